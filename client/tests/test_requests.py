@@ -1,0 +1,207 @@
+"""Retries, idempotency keys, errors and pages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+from fake_server import FakeServer, Reply, Request, ok, refuse
+from samples import JOB_PATH, file, job, page
+
+import tunewright_client as tw
+from tunewright_client import AsyncTunewright, Tunewright
+from tunewright_client._core.retry import backoff
+from tunewright_client._errors import parse_retry_after
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+def test_a_post_is_retried_with_the_same_key(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", JOBS, Reply(abort=True), refuse(503), ok(job("queued")))
+    made = client.jobs.create("base", "file-1", tuning={"rank": 16}, suffix="demo")
+    assert made.status == "queued"
+    sent = server.sent("POST", JOBS)
+    assert len(sent) == 3
+    assert len({request.headers["idempotency-key"] for request in sent}) == 1
+    assert sent[0].json == {
+        "model": "base",
+        "training_file": "file-1",
+        "tuning": {"rank": 16},
+        "suffix": "demo",
+    }
+    client.jobs.create("base", "file-1")
+    assert server.requests[-1].headers["idempotency-key"] != sent[0].headers["idempotency-key"]
+    client.jobs.create("base", "file-1", idempotency_key="mine")
+    assert server.requests[-1].headers["idempotency-key"] == "mine"
+
+
+def test_async_retries_alike(server: FakeServer) -> None:
+    server.on("POST", JOBS, Reply(abort=True), refuse(500), ok(job("queued")))
+
+    async def run() -> None:
+        async with AsyncTunewright(server.url) as client:
+            made = await client.jobs.create("base", "file-1")
+            assert isinstance(made, tw.AsyncJob)
+
+    asyncio.run(run())
+    sent = server.sent("POST", JOBS)
+    assert len(sent) == 3
+    assert len({request.headers["idempotency-key"] for request in sent}) == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_retried_until_max_retries(server: FakeServer, client: Tunewright, status: int) -> None:
+    server.on("GET", JOB_PATH, refuse(status))
+    with pytest.raises(tw.APIStatusError) as caught:
+        client.jobs.retrieve("ftjob-1")
+    assert caught.value.status_code == status
+    assert len(server.requests) == 3
+    with pytest.raises(tw.APIStatusError):
+        client.with_options(max_retries=0).jobs.retrieve("ftjob-1")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, tw.BadRequestError),
+        (401, tw.AuthenticationError),
+        (403, tw.PermissionDeniedError),
+        (404, tw.NotFoundError),
+        (409, tw.ConflictError),
+        (413, tw.PayloadTooLargeError),
+        (418, tw.APIStatusError),
+        (422, tw.UnprocessableEntityError),
+        (429, tw.RateLimitError),
+        (500, tw.ServerError),
+        (503, tw.ServiceUnavailableError),
+    ],
+)
+def test_status_errors(server: FakeServer, status: int, kind: type[tw.APIStatusError]) -> None:
+    server.on("GET", JOB_PATH, refuse(status, "it is so", "the_code", x_request_id="req-1", retry_after="7"))
+    with Tunewright(server.url, max_retries=0) as client, pytest.raises(tw.APIStatusError) as caught:
+        client.jobs.retrieve("ftjob-1")
+    error = caught.value
+    assert type(error) is kind
+    assert (error.message, error.type, error.param, error.code) == ("it is so", "t", "p", "the_code")
+    assert (error.status_code, error.request_id, error.retry_after) == (status, "req-1", 7.0)
+    assert len(server.requests) == 1
+    assert str(error) == f"it is so ({status}, the_code, request req-1)"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>bad gateway</html>", "<html>bad gateway</html>"),
+        (b'{"detail": "Not Found"}', "Not Found"),
+        (b'{"error": "plain"}', "plain"),
+        (b"[]", "[]"),
+        (b"", "Not Found"),
+    ],
+)
+def test_errors_of_others(server: FakeServer, client: Tunewright, body: bytes, message: str) -> None:
+    server.on("GET", JOB_PATH, Reply(404, body))
+    with pytest.raises(tw.NotFoundError) as caught:
+        client.jobs.retrieve("ftjob-1")
+    assert caught.value.message == message
+
+
+def test_retry_after_is_honoured(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", JOB_PATH, refuse(429, retry_after="0.3"), ok(job()))
+    started = time.monotonic()
+    client.jobs.retrieve("ftjob-1")
+    assert time.monotonic() - started >= 0.3
+
+
+def test_a_long_retry_after_is_left_to_the_caller(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", JOB_PATH, refuse(429, retry_after="3600"))
+    with pytest.raises(tw.RateLimitError) as caught:
+        client.jobs.retrieve("ftjob-1")
+    assert caught.value.retry_after == 3600
+    assert len(server.requests) == 1
+
+
+def test_retry_after_forms() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    assert parse_retry_after("2", now) == 2
+    assert parse_retry_after(" 1.5 ", now) == 1.5
+    assert parse_retry_after(format_datetime(now + timedelta(seconds=30), usegmt=True), now) == 30
+    assert parse_retry_after("Mon, 31 Dec 2029 23:00:00 GMT", now) == 0
+    for unreadable in (None, "", "soon", "nan", "inf"):
+        assert parse_retry_after(unreadable, now) is None
+
+
+def test_backoff_grows_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunewright_client._core.retry.BACKOFF_SECONDS", 0.5)
+    for attempt, full in enumerate((0.5, 1, 2, 4, 8, 8, 8)):
+        delays = {backoff(attempt) for _ in range(20)}
+        assert all(full / 2 <= delay <= full for delay in delays)
+        assert len(delays) > 1
+    assert backoff(10_000) <= 8
+
+
+def test_no_server() -> None:
+    fake = FakeServer()
+    fake.stop()
+    with Tunewright(fake.url) as client, pytest.raises(tw.APIConnectionError) as caught:
+        client.health()
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+
+
+def test_timeouts_are_retried_and_typed(server: FakeServer) -> None:
+    def slow(_: Request) -> Reply:
+        time.sleep(0.3)
+        return ok(job())
+
+    server.on("GET", JOB_PATH, slow)
+    with (
+        Tunewright(server.url, timeout=0.05, max_retries=1) as client,
+        pytest.raises(tw.APITimeoutError),
+    ):
+        client.jobs.retrieve("ftjob-1")
+    assert len(server.requests) == 2
+
+
+def test_an_answer_that_is_not_tunewrights(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", JOB_PATH, Reply(200, b"<html>hello</html>"))
+    with pytest.raises(tw.InvalidResponseError, match="base_url"):
+        client.jobs.retrieve("ftjob-1")
+
+
+def test_newer_servers(server: FakeServer, client: Tunewright) -> None:
+    server.on(
+        "GET", JOB_PATH, ok(job("hibernating", brand_new={"a": 1}, tuning={"type": "galore", "proj": 8}))
+    )
+    read = client.jobs.retrieve("ftjob-1")
+    assert read.status == "hibernating"
+    assert not read.is_final
+    assert read.model_extra == {"brand_new": {"a": 1}}
+    assert read.tuning is not None
+    assert read.tuning.model_extra == {"proj": 8}
+
+
+def test_pages_go_on_by_themselves(server: FakeServer, client: Tunewright) -> None:
+    pages = {None: page([file(1), file(2)], True), "file-2": page([file(3)], True), "file-3": page([])}
+    server.on("GET", "/v1/files", lambda request: ok(pages[request.query.get("after")]))
+    first = client.files.list(purpose="fine-tune", limit=2)
+    assert [item.id for item in first.data] == ["file-1", "file-2"]
+    assert len(server.requests) == 1
+    assert [item.id for item in first] == ["file-1", "file-2", "file-3"]
+    assert server.requests[-1].query == {"purpose": "fine-tune", "limit": "2", "after": "file-3"}
+
+    async def run() -> list[str]:
+        async with AsyncTunewright(server.url) as other:
+            whole = [item.id async for item in other.files.list()]
+            assert whole == [item.id async for item in await other.files.list()]
+            return whole
+
+    assert asyncio.run(run()) == ["file-1", "file-2", "file-3"]
+
+
+def test_a_cursor_that_does_not_move_ends_the_list(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", "/v1/files", ok(page([file(1)], True)))
+    assert len(list(client.files.list())) == 2

@@ -1,0 +1,142 @@
+"""Uploads, and every route: what goes over the wire and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+from fake_server import FakeServer, Reply, ok, refuse
+from samples import JOB_PATH, file, job, page
+
+import tunewright_client as tw
+from tunewright_client import AsyncTunewright, Tunewright
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+def test_uploads(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
+    path = tmp_path / "träin.jsonl"
+    path.write_bytes(b'{"a": 1}\n')
+    server.on("POST", "/v1/files", refuse(503), ok(file(1)))
+    assert client.files.upload(path).id == "file-1"
+    first, second = server.requests
+    assert first.body == second.body
+    assert first.headers["content-type"] == second.headers["content-type"]
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+    assert b'{"a": 1}\n' in first.body
+    assert b'name="purpose"\r\n\r\nfine-tune' in first.body
+
+    client.files.upload(b"123", purpose="eval", filename="x.jsonl")
+    assert b'filename="x.jsonl"' in server.requests[-1].body
+    assert b"\r\n\r\n123\r\n" in server.requests[-1].body
+    assert b"\r\n\r\neval\r\n" in server.requests[-1].body
+
+    with path.open("rb") as opened:
+        opened.read(4)
+        server.on("POST", "/v1/files", refuse(503), ok(file(2)))
+        client.files.upload(opened)
+    assert server.requests[-1].body.count(b'{"a": 1}\n') == 1
+    assert server.requests[-2].body.split(b"\r\n", 1)[1] == server.requests[-1].body.split(b"\r\n", 1)[1]
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    server.on("POST", "/v1/files", refuse(503), ok(file(3)))
+    client.files.upload(Pipe(b"piped"))
+    assert b"piped" in server.requests[-1].body
+
+    async def run() -> None:
+        async with AsyncTunewright(server.url) as other:
+            await other.files.upload(str(path))
+
+    asyncio.run(run())
+    assert b'{"a": 1}\n' in server.requests[-1].body
+
+
+def test_what_cannot_be_uploaded(client: Tunewright, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        client.files.upload(tmp_path / "none.jsonl")
+    with pytest.raises(TypeError, match="rb"):
+        client.files.upload(io.StringIO("text"))  # type: ignore[arg-type]
+
+
+def test_create_uploads_local_files(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "valid.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    server.on("POST", "/v1/files", ok(file(1)), ok(file(2)))
+    server.on("POST", JOBS, ok(job("queued")))
+    client.jobs.create(
+        "base",
+        tmp_path / "train.jsonl",
+        validation_file=tmp_path / "valid.jsonl",
+        tuning=tw.Tuning(type="lora", rank=8, new_setting=1),  # type: ignore[call-arg]
+        idempotency_key="k",
+    )
+    assert server.requests[-1].json == {
+        "model": "base",
+        "training_file": "file-1",
+        "validation_file": "file-2",
+        "tuning": {"type": "lora", "rank": 8, "new_setting": 1},
+    }
+    keys = [request.headers["idempotency-key"] for request in server.requests]
+    assert keys == ["k-training-file", "k-validation-file", "k"]
+
+
+def test_every_route(server: FakeServer, client: Tunewright) -> None:
+    model = {"id": "ft:base/7b:demo:1", "object": "model", "created": 1, "owned_by": "me", "root": "base/7b"}
+    adapter = {"id": "adapter-1", "object": "adapter", "model": model["id"], "rank": 8, "state": "loaded"}
+    gone = {"id": "x", "object": "file", "deleted": True}
+    name = "ft%3Abase%2F7b%3Ademo%3A1"
+    checkpoint = {"id": "ftckpt-1", "step_number": 5, "metrics": {"valid_loss": 0.5}}
+    for method, path, reply in (
+        ("GET", "/v1/files/file-1", ok(file(1))),
+        ("GET", "/v1/files/file-1/content", Reply(200, b"\x00\x01")),
+        ("DELETE", "/v1/files/file-1", ok(gone)),
+        ("POST", f"{JOB_PATH}/cancel", ok(job("cancelled"))),
+        ("POST", f"{JOB_PATH}/pause", ok(job("pausing"))),
+        ("POST", f"{JOB_PATH}/resume", ok(job("queued"))),
+        ("GET", f"{JOB_PATH}/checkpoints", ok(page([checkpoint]))),
+        ("GET", f"{JOB_PATH}/logs", Reply(200, "liné 1\n".encode(), {"content-type": "text/plain"})),
+        ("GET", JOBS, ok(page([job()]))),
+        ("GET", "/v1/adapters", ok({"object": "list", "data": [adapter]})),
+        ("GET", f"/v1/adapters/{name}", ok(adapter)),
+        ("POST", f"/v1/adapters/{name}/load", ok(adapter)),
+        ("POST", "/v1/adapters/adapter-1/unload", ok(adapter)),
+        ("GET", "/v1/models", ok({"object": "list", "data": [model]})),
+        ("GET", f"/v1/models/{name}", ok(model)),
+        ("DELETE", f"/v1/models/{name}", ok(gone)),
+        ("GET", "/health", ok({"status": "ok"})),
+    ):
+        server.on(method, path, reply)
+    assert client.files.retrieve("file-1").bytes == 3
+    assert client.files.content("file-1") == b"\x00\x01"
+    assert client.files.delete("file-1").deleted
+    [listed] = client.jobs.list(limit=5)
+    assert listed.cancel().is_final
+    assert listed.pause().status == tw.JobStatus.PAUSING
+    assert listed.resume().status == "queued"
+    assert [found.metrics.valid_loss for found in listed.checkpoints()] == [0.5]
+    assert listed.logs(tail=3) == "liné 1\n"
+    assert server.requests[-1].query == {"tail": "3"}
+    assert [found.rank for found in client.adapters.list()] == [8]
+    assert client.adapters.retrieve("ft:base/7b:demo:1").state == "loaded"
+    client.adapters.load("ft:base/7b:demo:1")
+    client.adapters.unload("adapter-1")
+    assert [found.id for found in client.models.list()] == [model["id"]]
+    assert client.models.retrieve("ft:base/7b:demo:1").model_extra == {"root": "base/7b"}
+    client.models.delete("ft:base/7b:demo:1")
+    assert client.health() == {"status": "ok"}
+    assert all(request.headers["authorization"] == "Bearer key-1" for request in server.requests)
+    assert all(
+        "idempotency-key" in request.headers for request in server.requests if request.method == "POST"
+    )
+    assert server.requests[0].headers["user-agent"] == f"tunewright-client/{tw.__version__}"
+
+
+def test_an_empty_id_is_refused_here(server: FakeServer, client: Tunewright) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        client.files.delete("")
+    assert server.requests == []

@@ -1,0 +1,235 @@
+"""Every route of the API: what to send and how to read the answer. Nothing is sent here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel
+
+from ..types import (
+    Adapter,
+    ChatCompletion,
+    Checkpoint,
+    Completion,
+    Deleted,
+    File,
+    JobEvent,
+    JobRecord,
+    Model,
+    Ready,
+    Tuning,
+)
+from .call import Call
+from .pages import PageData, list_call
+from .upload import FileInput, Upload
+
+M = TypeVar("M", bound=BaseModel)
+J = TypeVar("J", bound=JobRecord)
+MakeJob = Callable[[Any], J]  # parses a job and ties it to the client it came from
+
+JOBS = "/fine_tuning/jobs"
+EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
+
+
+def _as(model: type[M]) -> Callable[[httpx.Response], M]:
+    return lambda response: model.model_validate_json(response.content)
+
+
+def _path(*parts: str) -> str:
+    """A path of quoted parts; raises ValueError for an empty one, which would name the whole collection."""
+    if not all(parts):
+        raise ValueError("an id or name must not be empty")
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+# Files
+
+
+def upload_file(
+    file: FileInput, purpose: str, filename: str | None, idempotency_key: str | None = None
+) -> Call[File]:
+    """Raises FileNotFoundError and TypeError for what cannot be uploaded."""
+    upload = Upload.of(file, filename, {"purpose": purpose})
+    return Call("POST", "/files", _as(File), upload=upload, slow=True, idempotency_key=idempotency_key)
+
+
+def list_files(
+    purpose: str | None, after: str | None, limit: int | None, order: str | None
+) -> Call[PageData[File]]:
+    params = {"purpose": purpose, "after": after, "limit": limit, "order": order}
+    return list_call("/files", File.model_validate, params)
+
+
+def retrieve_file(file_id: str) -> Call[File]:
+    return Call("GET", _path("files", file_id), _as(File))
+
+
+def file_content(file_id: str) -> Call[bytes]:
+    path = _path("files", file_id) + "/content"
+    return Call("GET", path, lambda response: response.content, slow=True, headers={"accept": "*/*"})
+
+
+def delete_file(file_id: str) -> Call[Deleted]:
+    return Call("DELETE", _path("files", file_id), _as(Deleted))
+
+
+# Jobs
+
+
+def create_job(
+    make: MakeJob[J],
+    *,
+    model: str,
+    training_file: str,
+    validation_file: str | None,
+    tuning: Mapping[str, Any] | Tuning | None,
+    idempotency_key: str | None,
+    **fields: Any,
+) -> Call[J]:
+    """`fields` are sent as they are, without those that are None."""
+    if isinstance(tuning, Tuning):
+        tuning = tuning.model_dump(exclude_unset=True)
+    body = {
+        "model": model,
+        "training_file": training_file,
+        "validation_file": validation_file,
+        "tuning": tuning,
+        **fields,
+    }
+    body = {name: value for name, value in body.items() if value is not None}
+    return Call("POST", JOBS, _job(make), json=body, idempotency_key=idempotency_key)
+
+
+def list_jobs(make: MakeJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
+    return list_call(JOBS, make, {"after": after, "limit": limit})
+
+
+def retrieve_job(make: MakeJob[J], job_id: str) -> Call[J]:
+    return Call("GET", JOBS + _path(job_id), _job(make))
+
+
+def act_on_job(make: MakeJob[J], job_id: str, action: str) -> Call[J]:
+    """`action` is cancel, pause or resume."""
+    return Call("POST", f"{JOBS}{_path(job_id)}/{action}", _job(make))
+
+
+def list_events(job_id: str, after: str | None, limit: int | None) -> Call[PageData[JobEvent]]:
+    path = f"{JOBS}{_path(job_id)}/events"
+    return list_call(path, JobEvent.model_validate, {"after": after, "limit": limit})
+
+
+def stream_events(job_id: str, after: str | None) -> Call[None]:
+    headers = {**EVENT_STREAM, "last-event-id": after} if after else EVENT_STREAM
+    path = f"{JOBS}{_path(job_id)}/events"
+    params = {"stream": "true", "after": after}
+    return Call("GET", path, lambda _: None, params=params, headers=headers, stream=True)
+
+
+def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[PageData[Checkpoint]]:
+    path = f"{JOBS}{_path(job_id)}/checkpoints"
+    return list_call(path, Checkpoint.model_validate, {"after": after, "limit": limit})
+
+
+def job_logs(job_id: str, tail: int | None) -> Call[str]:
+    path = f"{JOBS}{_path(job_id)}/logs"
+    return Call(
+        "GET",
+        path,
+        lambda response: response.content.decode("utf-8", "replace"),
+        params={"tail": tail},
+        headers={"accept": "text/plain"},
+    )
+
+
+def _job(make: MakeJob[J]) -> Callable[[httpx.Response], J]:
+    return lambda response: make(response.json())
+
+
+# Adapters and models
+
+
+def list_adapters(after: str | None, limit: int | None) -> Call[PageData[Adapter]]:
+    return list_call("/adapters", Adapter.model_validate, {"after": after, "limit": limit})
+
+
+def retrieve_adapter(adapter: str) -> Call[Adapter]:
+    return Call("GET", _path("adapters", adapter), _as(Adapter))
+
+
+def act_on_adapter(adapter: str, action: str) -> Call[Adapter]:
+    """`action` is load or unload."""
+    return Call("POST", f"{_path('adapters', adapter)}/{action}", _as(Adapter), slow=True)
+
+
+def list_models() -> Call[PageData[Model]]:
+    return list_call("/models", Model.model_validate, {})
+
+
+def retrieve_model(name: str) -> Call[Model]:
+    return Call("GET", _path("models", name), _as(Model))
+
+
+def delete_model(name: str) -> Call[Deleted]:
+    return Call("DELETE", _path("models", name), _as(Deleted))
+
+
+def download_model(name: str) -> Call[None]:
+    return Call(
+        "GET",
+        _path("models", name) + "/download",
+        lambda _: None,
+        headers={"accept": "application/x-tar", "accept-encoding": "identity"},
+        stream=True,
+        first_byte=True,
+        slow=True,
+    )
+
+
+# Generations
+
+
+def chat(
+    model: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]
+) -> Call[ChatCompletion]:
+    body = {"model": model, "messages": [dict(message) for message in messages], **params}
+    return Call("POST", "/chat/completions", _as(ChatCompletion), json=body, slow=True)
+
+
+def complete(model: str, prompt: str | Sequence[Any], params: Mapping[str, Any]) -> Call[Completion]:
+    body = {"model": model, "prompt": prompt, **params}
+    return Call("POST", "/completions", _as(Completion), json=body, slow=True)
+
+
+def streamed(call: Call[Any]) -> Call[None]:
+    """The same generation, streamed."""
+    return Call(
+        call.method,
+        call.path,
+        lambda _: None,
+        json={**call.json, "stream": True},
+        headers=EVENT_STREAM,
+        stream=True,
+        first_byte=True,
+        slow=True,
+    )
+
+
+# The service
+
+
+def health() -> Call[dict[str, Any]]:
+    def parse(response: httpx.Response) -> dict[str, Any]:
+        body = response.json()
+        if not isinstance(body, dict):
+            raise ValueError("not an object")
+        return body
+
+    return Call("GET", "/health", parse, outside_v1=True)
+
+
+def ready() -> Call[Ready]:
+    """503 is an answer: the service says what it waits for."""
+    return Call("GET", "/ready", _as(Ready), outside_v1=True, accepted=frozenset({503}))

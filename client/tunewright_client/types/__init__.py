@@ -1,0 +1,50 @@
+"""What the server sends, as frozen pydantic models that keep fields they do not know."""
+
+from .generations import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatMessage,
+    ChunkChoice,
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    Usage,
+)
+from .jobs import (
+    Checkpoint,
+    JobErrorInfo,
+    JobEvent,
+    JobProgress,
+    JobRecord,
+    JobStatus,
+    Metrics,
+    Tuning,
+)
+from .resources import Adapter, Component, Deleted, File, Model, Ready
+
+__all__ = [
+    "Adapter",
+    "ChatChoice",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatMessage",
+    "Checkpoint",
+    "ChunkChoice",
+    "Completion",
+    "CompletionChoice",
+    "CompletionChunk",
+    "Component",
+    "Deleted",
+    "File",
+    "JobErrorInfo",
+    "JobEvent",
+    "JobProgress",
+    "JobRecord",
+    "JobStatus",
+    "Metrics",
+    "Model",
+    "Ready",
+    "Tuning",
+    "Usage",
+]

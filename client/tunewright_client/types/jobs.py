@@ -1,0 +1,152 @@
+"""Fine-tuning jobs, their events and checkpoints, as the server sends them. Times are Unix seconds."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from .base import Wire
+
+Auto = Literal["auto"]
+
+
+class JobStatus(StrEnum):
+    """The states of a job. A newer server may send others: those stay plain strings."""
+
+    VALIDATING_FILES = "validating_files"  # its files are being checked
+    QUEUED = "queued"  # waits for a device
+    RUNNING = "running"  # is training
+    PAUSING = "pausing"  # was asked to pause; writes a checkpoint
+    PAUSED = "paused"  # stands still until resumed
+    SUCCEEDED = "succeeded"  # final: has a model
+    FAILED = "failed"  # final: has an error
+    CANCELLED = "cancelled"  # final: somebody stopped it
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a job in this state changes no more."""
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Tuning(Wire):
+    """How a model is tuned: what was asked for and, in a job the server has planned, what "auto" became.
+
+    `alpha` scales the adapter, `warmup_ratio` is a share of all steps, `max_length` is in tokens and
+    `max_grad_norm` clips the gradient. Any further setting may be given by its name.
+    """
+
+    type: str | None = None
+    rank: int | Auto | None = None
+    alpha: float | Auto | None = None
+    dropout: float | Auto | None = None
+    target_modules: list[str] | str | None = None
+    use_rslora: bool | Auto | None = None
+    use_dora: bool | Auto | None = None
+    learning_rate: float | Auto | None = None
+    batch_size: int | Auto | None = None
+    gradient_accumulation_steps: int | Auto | None = None
+    n_epochs: float | Auto | None = None
+    max_length: int | Auto | None = None
+    warmup_ratio: float | Auto | None = None
+    lr_scheduler_type: str | None = None
+    max_grad_norm: float | Auto | None = None
+    optimizer: str | None = None
+
+
+class JobProgress(Wire):
+    """How far a running job is."""
+
+    step: int | None = None
+    total_steps: int | None = None
+    train_loss: float | None = None
+    eta_seconds: float | None = None
+
+
+class JobErrorInfo(Wire):
+    """Why a job failed."""
+
+    code: str | None = None
+    message: str | None = None
+    param: str | None = None
+
+
+class Metrics(Wire):
+    """What was measured at a step. Losses are in nats a token, accuracies shares, memory in bytes."""
+
+    step: int | None = None
+    total_steps: int | None = None
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    eta_seconds: float | None = None
+
+
+class JobRecord(Wire):
+    """A fine-tuning job as it was when it was read. The clients return it as `Job` or `AsyncJob`."""
+
+    id: str
+    object: str = "fine_tuning.job"
+    created_at: int = 0
+    finished_at: int | None = None
+    model: str = ""
+    fine_tuned_model: str | None = None
+    organization_id: str | None = None
+    status: Annotated[JobStatus | str, Field(union_mode="left_to_right")]
+    hyperparameters: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    tuning: Tuning | None = None
+    progress: JobProgress | None = None
+    training_file: str | None = None
+    validation_file: str | None = None
+    result_files: list[str] = Field(default_factory=list)
+    trained_tokens: int | None = None
+    error: JobErrorInfo | None = None
+    seed: int | None = None
+    suffix: str | None = None
+    metadata: dict[str, Any] | None = None
+    estimated_finish: int | None = None
+    integrations: list[Any] | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended: succeeded, failed or cancelled."""
+        return isinstance(self.status, JobStatus) and self.status.is_final
+
+
+class JobEvent(Wire):
+    """Something that happened to a job. `level` is info, warn or error; `type` is message or metrics."""
+
+    id: str
+    object: str = "fine_tuning.job.event"
+    created_at: int = 0
+    level: str = "info"
+    message: str = ""
+    type: str = "message"
+    data: dict[str, Any] | None = None
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """`data` of an event of type metrics, typed; None for other events or data of another shape."""
+        if self.type != "metrics" or self.data is None:
+            return None
+        try:
+            return Metrics.model_validate(self.data)
+        except ValidationError:
+            return None
+
+
+class Checkpoint(Wire):
+    """A model as it was at a step of its training, usable by its name `fine_tuned_model_checkpoint`."""
+
+    id: str
+    object: str = "fine_tuning.job.checkpoint"
+    created_at: int = 0
+    fine_tuning_job_id: str | None = None
+    fine_tuned_model_checkpoint: str | None = None
+    step_number: int = 0
+    metrics: Metrics = Field(default_factory=Metrics)

@@ -1,0 +1,89 @@
+"""Files, models, adapters and the service's own state, as the server sends them. Times are Unix seconds."""
+
+from typing import Any
+
+from pydantic import Field
+
+from .base import Wire
+
+
+class File(Wire):
+    """An uploaded file. `bytes` is its size."""
+
+    id: str
+    object: str = "file"
+    bytes: int = 0
+    created_at: int = 0
+    filename: str = ""
+    purpose: str = ""
+    status: str | None = None
+    expires_at: int | None = None
+
+
+class Deleted(Wire):
+    """The answer to a deletion."""
+
+    id: str
+    object: str = ""
+    deleted: bool = True
+
+
+class Model(Wire):
+    """A name that generations can ask for: a base, a fine-tuned model or an alias."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = ""
+
+
+class Adapter(Wire):
+    """A LoRA adapter and where it stands.
+
+    `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
+    failed); `error` says why it failed. `bytes` is its size and `sha256` the hash of its content.
+    """
+
+    id: str
+    object: str = "adapter"
+    created_at: int = 0
+    model: str = ""
+    base: str | None = None
+    job_id: str | None = None
+    method: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    target_modules: list[str] | str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    desired: str | None = None
+    state: str | None = None
+    error: str | dict[str, Any] | None = None
+
+
+class Component(Wire):
+    """One part of the service; `reason` says why it is not ready."""
+
+    ready: bool
+    state: str | None = None
+    reason: str | None = None
+
+
+class Ready(Wire):
+    """Whether the service can do its work, part by part."""
+
+    ready: bool
+    components: dict[str, Component] = Field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.ready
+
+    @property
+    def waiting_for(self) -> str:
+        """The parts that are not ready, with their reasons, in one line; empty when all are."""
+        parts = [
+            f"{name}: {component.reason or component.state or 'not ready'}"
+            for name, component in self.components.items()
+            if not component.ready
+        ]
+        return "; ".join(parts)

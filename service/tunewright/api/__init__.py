@@ -1,0 +1,1 @@
+"""The HTTP side: routers, wire schemas, errors, and the gateway that carries generations. Imports no torch."""

@@ -1,0 +1,79 @@
+"""`python -m tunewright.api --fd N`: the api's process, started by the supervisor on its listening socket.
+
+The socket outlives this process, so while the api restarts, clients wait in its backlog and are not refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import socket
+import sys
+import tempfile
+
+import litserve as ls
+import uvicorn
+from setproctitle import setproctitle
+
+from tunewright.api.app import build
+from tunewright.config import settings_in_child
+from tunewright.logs import configure_logging
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+
+_GRACE = 3
+"""Seconds for running requests when asked to stop."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="a listening socket's descriptor")
+    descriptor = parser.parse_args().fd
+    settings = settings_in_child()
+    setproctitle("tunewright: api")
+    configure_logging(settings.log_level)
+    tempfile.tempdir = str(DataFolder(settings.data_dir).tmp)  # uploads are spooled beside where they will lie
+    store = Store.open(settings.resolved_database_url)
+    server, _ = build(settings, store)
+    manager = _start_workers(server)
+    try:
+        uvicorn.Server(
+            uvicorn.Config(
+                server.app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=_GRACE,
+                timeout_keep_alive=75,
+                http="httptools",
+                loop="uvloop",
+                server_header=False,
+            )
+        ).run(sockets=[socket.socket(fileno=descriptor)])
+    finally:
+        server._shutdown_event.set()
+        server._transport.close()
+        for worker in server.inference_workers:
+            worker.kill()
+        manager.shutdown()
+    return 0
+
+
+def _start_workers(server: ls.LitServer) -> multiprocessing.managers.SyncManager:
+    """What `LitServer.run` does before it forks API servers that nobody would restart: we are the one API server.
+
+    As in litserve/utils.py, `wrap_litserve_start`.
+    """
+    server.app.response_queue_id = 0
+    for api in server.litapi_connector:
+        api.spec.response_queue_id = 0
+    manager = server._init_manager(1)
+    server.inference_workers = [
+        worker for api in server.litapi_connector for worker in server.launch_inference_worker(api)
+    ]
+    server._prepare_app_run(server.app)
+    server._start_worker_monitoring(manager, {})
+    return manager
+
+
+if __name__ == "__main__":
+    sys.exit(main())

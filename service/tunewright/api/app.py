@@ -1,0 +1,70 @@
+"""Puts the application together: LitServe's server with our routers, spec, middleware and errors on it."""
+
+from __future__ import annotations
+
+import litserve as ls
+import litserve.server as litserve_server
+from fastapi import FastAPI
+from starlette.formparsers import MultiPartParser
+from starlette.routing import Route
+
+from tunewright.api import errors, openapi
+from tunewright.api.context import ServiceContext
+from tunewright.api.gateway import Gateway
+from tunewright.api.generation import GenerationSpec
+from tunewright.api.middleware import Gatekeeper
+from tunewright.api.routes import adapters, files, health, jobs, models
+from tunewright.config import Settings, parse_size
+from tunewright.engine.worker import EngineAPI
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+
+_BODY_LIMIT = 32 * 2**20
+_FORM_OVERHEAD = 2**20
+_SPOOL = 2**20
+
+# LitServe 0.2.19 takes an installed `mcp` for an installed `fastmcp` and dies on it (vLLM brings mcp).
+litserve_server._MCP_AVAILABLE = False
+# It also keeps whole uploads in memory, to pickle them into workers. Ours go to disk.
+MultiPartParser.spool_max_size = _SPOOL
+
+
+def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpec]:
+    """The server (not started) and the spec through which control operations go."""
+    spec = GenerationSpec()
+    engine_api = EngineAPI()
+    engine_api.spec = spec
+    server = ls.LitServer(
+        engine_api,
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=1,
+        timeout=False,
+        restart_workers=True,
+        healthcheck_path="/litserve/health",
+        info_path="/litserve/info",
+    )
+    app: FastAPI = server.app
+    _remove_litserves_own(app)
+    app.user_middleware.clear()  # its gzip would hold back streams
+    for router in (health.router, files.router, jobs.router, models.router, adapters.router):
+        app.include_router(router)
+    app.add_middleware(
+        Gatekeeper,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        limits={None: _BODY_LIMIT, "/v1/files": parse_size(settings.max_upload) + _FORM_OVERHEAD},
+    )
+    errors.install_error_handlers(app)
+    openapi.describe(app)
+    spec.gateway = Gateway(store)
+    app.state.context = ServiceContext(settings, store, DataFolder(settings.data_dir), spec.control)
+    return server, spec
+
+
+def _remove_litserves_own(app: FastAPI) -> None:
+    """Its index, health and info pages; ours say more, and its health says nothing of vLLM."""
+    app.router.routes[:] = [
+        route
+        for route in app.router.routes
+        if not (isinstance(route, Route) and (route.path == "/" or route.path.startswith("/litserve/")))
+    ]

@@ -1,0 +1,32 @@
+"""What routes need of the service, handed to them by FastAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from tunewright.config import Settings
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+
+Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Has the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
+
+
+@dataclass(frozen=True)
+class ServiceContext:
+    settings: Settings
+    store: Store
+    data: DataFolder
+    control: Control
+
+
+def _context(request: Request) -> ServiceContext:
+    context: ServiceContext = request.app.state.context
+    return context
+
+
+Context = Annotated[ServiceContext, Depends(_context)]

@@ -1,0 +1,146 @@
+"""From a request to a job in the store: everything that can be refused at once is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from tunewright.api.context import ServiceContext
+from tunewright.api.schemas.jobs import CreateJob, Hyperparameters, Method, Supervised, Tuning
+from tunewright.data.templates import check_template
+from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature
+from tunewright.store.records import Job, TunedModel
+
+
+def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
+    """Raises InvalidRequest or NotFound, or gives the job that the same key made before."""
+    fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    earlier = context.store.jobs.by_idempotency_key(idempotency_key)
+    if earlier is None:
+        values = _checked(context, body)
+        earlier = context.store.jobs.create(
+            {**values, "idempotency_key": idempotency_key, "fingerprint": fingerprint}
+        )
+    if earlier.fingerprint != fingerprint:
+        raise InvalidRequest(
+            "This Idempotency-Key was used for another request; use a new key for a new job.",
+            code="idempotency_key_reused",
+        )
+    return earlier
+
+
+def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
+    if body.integrations:
+        raise UnsupportedFeature("Integrations are not offered; leave `integrations` out.", param="integrations")
+    for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
+        if id is not None:
+            _check_file(context, param, id)
+    if body.chat_template is not None and (why := check_template(body.chat_template)):
+        raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
+    base, parent = _model(context, body.model)
+    tuning = body.tuning or Tuning()
+    if tuning.type == "auto":
+        tuning = tuning.model_copy(update={"type": "full" if parent and parent.kind == "full" else "lora"})
+    _check_rank(context, tuning)
+    if parent is not None:
+        tuning = _on_top_of(parent, tuning)
+    return {
+        "model": body.model,
+        "base": base,
+        "parent_sha256": parent.sha256 if parent else None,
+        "training_file": body.training_file,
+        "validation_file": body.validation_file,
+        "suffix": body.suffix,
+        "seed": body.seed if body.seed is not None else secrets.randbelow(2**31),
+        "job_metadata": body.metadata,
+        "chat_template": body.chat_template or (parent.chat_template if parent else None),
+        "method": _method(body).model_dump(),
+        "tuning": tuning.model_dump(),
+    }
+
+
+def _method(body: CreateJob) -> Method:
+    """OpenAI moved the hyperparameters into `method`; both places are read, the new one wins."""
+    method = body.method or Method(supervised=Supervised(hyperparameters=body.hyperparameters or Hyperparameters()))
+    if body.method is not None and body.hyperparameters is not None:
+        older = body.hyperparameters.model_dump(exclude_unset=True)
+        newer = body.method.supervised.hyperparameters.model_dump(exclude_unset=True)
+        if {**older, **newer} != {**newer, **older}:
+            raise InvalidRequest(
+                "`hyperparameters` and `method.supervised.hyperparameters` disagree; give only the latter.",
+                param="hyperparameters",
+            )
+        method = Method(supervised=Supervised(hyperparameters=Hyperparameters(**(older | newer))))
+    return method
+
+
+def _check_file(context: ServiceContext, param: str, id: str) -> None:
+    record = context.store.files.get(id)
+    if record is None:
+        raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)
+    if record.purpose != "fine-tune":
+        raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)
+
+
+def _model(context: ServiceContext, name: str) -> tuple[str, TunedModel | None]:
+    """(base, the model to go on from)."""
+    bases = [base.name for base in context.settings.bases]
+    if name in bases:
+        return name, None
+    parent = context.store.models.get(name)
+    if parent is None:
+        raise NotFound(
+            f"No such model: {name!r}. Bases here: {', '.join(bases)}; finished models are listed by GET /v1/models.",
+            param="model",
+            code="model_not_found",
+        )
+    if parent.base not in bases:
+        raise InvalidRequest(f"{name} was tuned from {parent.base}, which is not among the bases here.", param="model")
+    return parent.base, parent
+
+
+def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
+    largest = context.settings.max_lora_rank
+    if tuning.type == "full":
+        given = [
+            key
+            for key in ("rank", "alpha", "dropout", "target_modules")
+            if getattr(tuning, key) not in ("auto", None)
+        ]
+        if given:
+            raise InvalidRequest(
+                f"tuning.{given[0]} is for adapters; type full trains all weights.", param=f"tuning.{given[0]}"
+            )
+    elif isinstance(tuning.rank, int) and tuning.rank > largest:
+        raise InvalidRequest(
+            f"The engine serves adapters up to rank {largest}, so one of rank {tuning.rank} could not be used. "
+            "Lower it, or start the service with a larger --max-lora-rank.",
+            param="tuning.rank",
+        )
+
+
+def _on_top_of(parent: TunedModel, tuning: Tuning) -> Tuning:
+    """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for."""
+    if parent.kind == "full":
+        if tuning.type != "full":
+            raise UnsupportedFeature(
+                f"{parent.name} is a fully fine-tuned model, and adapters on one cannot be served yet: use "
+                "tuning.type full.",
+                param="tuning.type",
+            )
+        return tuning
+    if tuning.type == "full":
+        raise UnsupportedFeature(
+            f"{parent.name} is an adapter; it can be trained on as lora or qlora, not as full.", param="tuning.type"
+        )
+    modules = parent.target_modules or []
+    fixed = {"rank": parent.rank, "alpha": parent.alpha, "target_modules": modules}
+    for key, value in fixed.items():
+        asked = getattr(tuning, key)
+        asked = sorted(asked) if isinstance(asked, list) else asked
+        if asked not in ("auto", "all-linear") and asked != value:
+            raise InvalidRequest(
+                f"{parent.name} has {key} {value}; going on from it cannot change that to {asked}.",
+                param=f"tuning.{key}",
+            )
+    return tuning.model_copy(update=fixed)

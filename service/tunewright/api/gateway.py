@@ -1,0 +1,232 @@
+"""Carries the bytes of a generation from vLLM to the client, in the api process and past LitServe's queue.
+
+vLLM echoes its internal model name; that fixed string is replaced in each server-sent event, never by parsing JSON.
+(Inside a JSON string the quotes around it would be escaped, so an answer's text cannot be touched.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tunewright.api.errors import error_response
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TunewrightError
+from tunewright.store.states import EngineState, Residency
+from tunewright.store.store import Store
+
+log = logging.getLogger("tunewright.api")
+
+_WAIT_FOR_LOADING = 30.0
+_RETRY_AFTER = 5.0
+_ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
+_TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
+_TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model's requests go."""
+
+    socket: str
+    internal_name: str
+    public_name: str
+    chat_template: str | None
+
+
+class Gateway:
+    """One connection pool for each engine's socket. Opened in the event loop that serves."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    async def find(self, name: str) -> Target:
+        """The target of model `name`; waits for an adapter that is being loaded.
+
+        Raises NotFound, InvalidRequest (it is not loaded and nobody asked for it), EngineUnavailable.
+        """
+        deadline = asyncio.get_running_loop().time() + _WAIT_FOR_LOADING
+        while True:
+            model, engine, held = await asyncio.to_thread(self._store.models.resolve, name)
+            if model is None and engine is None:
+                raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
+            if model is not None and model.kind == "full":
+                raise InvalidRequest(
+                    f"{name} is a fully fine-tuned model: download it with GET /v1/models/{name}/download. "
+                    "It is not served by this engine.",
+                    param="model",
+                    code="model_not_served",
+                )
+            if engine is None:
+                raise InvalidRequest(f"The base of {name} is not among those served here.", param="model")
+            if engine.state is not EngineState.READY or engine.socket is None or engine.info is None:
+                why = f": {engine.reason}" if engine.reason else ""
+                raise EngineUnavailable(
+                    f"The engine of {engine.name} is not ready ({engine.state.value}{why}).",
+                    retry_after=_RETRY_AFTER,
+                )
+            if model is None:
+                return Target(engine.socket, engine.info["internal_name"], name, None)
+            if held is not None and held.state is Residency.LOADED:
+                return Target(engine.socket, model.sha256, name, model.chat_template)
+            if model.desired != "loaded":
+                raise InvalidRequest(
+                    f"{name} is not loaded: load it with POST /v1/adapters/{model.id}/load.",
+                    param="model",
+                    code="model_not_loaded",
+                )
+            if held is not None and held.state is Residency.FAILED:
+                raise EngineUnavailable(f"{name} could not be loaded: {held.error}", retry_after=30)
+            if asyncio.get_running_loop().time() > deadline:
+                raise EngineUnavailable(f"{name} is still being loaded.", retry_after=_RETRY_AFTER)
+            await asyncio.sleep(0.1)
+
+    def session(self, socket: str) -> aiohttp.ClientSession:
+        session = self._sessions.get(socket)
+        if session is None:
+            session = self._sessions[socket] = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path=socket, limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+                auto_decompress=False,
+                read_bufsize=1 << 18,
+            )
+        return session
+
+
+class Relay(Response):
+    """A response that is vLLM's, streamed or not. The client's disconnect aborts the request in vLLM."""
+
+    def __init__(self, gateway: Gateway, upstream_path: str, body: dict[str, Any]) -> None:
+        self.background = None
+        self._gateway = gateway
+        self._path = upstream_path
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._answer(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, gone):
+            if not task.done():
+                task.cancel()  # cancelling the work closes its connection, and so vLLM aborts
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            for attempt in (1, 2):
+                target = await self._gateway.find(self._body["model"])
+                if await self._relay(target, send, may_retry=attempt == 1):
+                    return
+        except TunewrightError as error:
+            await error_response(error)(scope, receive, send)
+
+    async def _relay(self, target: Target, send: Send, *, may_retry: bool) -> bool:
+        """Ask vLLM and pass on its answer; False where the adapter was unloaded meanwhile: look again."""
+        body = {**self._body, "model": target.internal_name}
+        if target.chat_template is not None:
+            if self._path in _TAKES_TEMPLATE and "prompt" not in body:
+                body["chat_template"] = target.chat_template
+            elif self._path in _TAKES_NO_TEMPLATE:
+                raise InvalidRequest(
+                    f"{target.public_name} has a chat template of its own, which this route cannot take; use "
+                    "/v1/chat/completions.",
+                    param="model",
+                )
+        started = False
+        try:
+            session = self._gateway.session(target.socket)
+            async with session.post(f"http://engine{self._path}", json=body) as upstream:
+                if upstream.status >= 400:
+                    text = await upstream.read()
+                    if upstream.status == 404 and may_retry:
+                        return False
+                    raise _upstream_error(upstream.status, text, target)
+                streamed = upstream.content_type == "text/event-stream"
+                await send(_start(upstream.status, upstream.headers.get("Content-Type", "application/json")))
+                started = True
+                if streamed:
+                    await self._pass_events(upstream, target, send)
+                else:
+                    text = _renamed(await upstream.read(), target)
+                    await send({"type": "http.response.body", "body": text})
+                return True
+        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+            log.warning("engine at %s: %r", target.socket, error)
+            lost = EngineUnavailable("The engine was lost while answering.", retry_after=_RETRY_AFTER)
+            if not started:
+                raise lost from error
+            await send(_error_event(lost))
+            return True
+
+    async def _pass_events(self, upstream: aiohttp.ClientResponse, target: Target, send: Send) -> None:
+        """Whole events only, so that a name is never cut in two; an end without [DONE] is told as an error."""
+        waiting = b""
+        last = b""
+        async for chunk in upstream.content.iter_any():
+            waiting += chunk
+            cut = waiting.rfind(b"\n\n") + 2
+            if cut > 1:
+                whole, waiting = waiting[:cut], waiting[cut:]
+                last = whole[-32:]
+                await send(
+                    {"type": "http.response.body", "body": _renamed(whole, target), "more_body": True}
+                )
+        if self._path in _ENDED_BY_DONE and b"data: [DONE]" not in last:
+            await send(_error_event(EngineUnavailable("The engine was lost while answering.")))
+            return
+        await send({"type": "http.response.body", "body": waiting})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def _start(status: int, content_type: str) -> Message:
+    headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-cache")]
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _error_event(error: TunewrightError) -> Message:
+    event = b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+    return {"type": "http.response.body", "body": event}
+
+
+def _renamed(data: bytes, target: Target) -> bytes:
+    return data.replace(
+        b'"model":"' + target.internal_name.encode() + b'"', b'"model":' + json.dumps(target.public_name).encode()
+    )
+
+
+def _upstream_error(status: int, text: bytes, target: Target) -> TunewrightError:
+    """vLLM's error in OpenAI's form, under the public name."""
+    try:
+        body = json.loads(text)
+        error = body.get("error", body)
+        message = str(error.get("message") or error.get("detail") or error)
+        param = error.get("param")
+    except (ValueError, AttributeError):
+        message, param = text.decode(errors="replace")[:500] or f"HTTP {status}", None
+    message = message.replace(target.internal_name, target.public_name)
+    if status >= 500:
+        return EngineUnavailable(f"The engine failed: {message}", retry_after=_RETRY_AFTER)
+    if status == 404:
+        return NotFound(message, param="model", code="model_not_found")
+    return InvalidRequest(message, param=str(param) if param else None)

@@ -1,0 +1,74 @@
+"""Bodies that every part of the API shares."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
+
+
+class Wire(BaseModel):
+    """A response body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Body(BaseModel):
+    """A request body: what it does not know it refuses, so that a typo is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorDetail(Wire):
+    message: str = Field(description="What is wrong, where, and what to do.")
+    type: str = Field(description="Kind of error, e.g. `invalid_request_error`.")
+    param: str | None = Field(description="The parameter at fault.")
+    code: str | None = Field(description="Short code for programs.")
+
+
+class ErrorResponse(Wire):
+    """Every error, whatever its status."""
+
+    error: ErrorDetail
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "message": "No such model: 'ft:tiny::nope'.",
+                        "type": "invalid_request_error",
+                        "param": "model",
+                        "code": "model_not_found",
+                    }
+                }
+            ]
+        }
+    )
+
+
+class Page(Wire, Generic[Item]):
+    """A page of a list; ask for the next with `after` = `last_id` while `has_more`."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    has_more: bool
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+class Deleted(Wire):
+    id: str
+    object: str
+    deleted: bool = True
+
+
+def page_of(items: list[Any], more: bool) -> dict[str, Any]:
+    """The fields of a `Page`."""
+    return {
+        "data": items,
+        "has_more": more,
+        "first_id": items[0].id if items else None,
+        "last_id": items[-1].id if items else None,
+    }

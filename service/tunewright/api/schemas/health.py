@@ -1,0 +1,49 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from tunewright.api.schemas.common import Wire
+
+
+class Health(Wire):
+    status: Literal["ok"] = "ok"
+    version: str
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok", "version": "0.1.0"}]})
+
+
+class Component(Wire):
+    ready: bool
+    state: str
+    reason: str | None = None
+    model: str | None = None
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Ready(Wire):
+    """`ready` when every component is."""
+
+    ready: bool
+    components: dict[str, Component]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "ready": True,
+                    "components": {
+                        "api": {"ready": True, "state": "ready", "reason": None, "model": None},
+                        "scheduler": {"ready": True, "state": "ready", "reason": None, "model": None},
+                        "engine:tunewright-tiny": {
+                            "ready": True,
+                            "state": "ready",
+                            "reason": None,
+                            "model": "tunewright-tiny",
+                        },
+                    },
+                }
+            ]
+        }
+    )

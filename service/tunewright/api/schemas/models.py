@@ -1,0 +1,163 @@
+"""Models and adapters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from tunewright.api.schemas.common import Wire
+from tunewright.store.records import Engine, ResidencyRow, TunedModel
+from tunewright.store.states import EngineState, Residency
+
+_NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
+_SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+class ModelObject(Wire):
+    """OpenAI's model object, and what Tunewright knows beside it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tunewright"
+    kind: Literal["base", "adapter", "full"]
+    base: str | None = Field(description="The base it was tuned from.")
+    state: str = Field(description="ready, or why generation would fail: starting, backoff, unloaded, loading, ...")
+    max_model_len: int | None = Field(None, description="Longest prompt and answer together, in tokens.")
+    job_id: str | None = None
+    adapter_id: str | None = None
+    method: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": _NAME,
+                    "object": "model",
+                    "created": 1795337534,
+                    "owned_by": "tunewright",
+                    "kind": "adapter",
+                    "base": "tunewright-tiny",
+                    "state": "ready",
+                    "max_model_len": 1024,
+                    "job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "adapter_id": "adapter-Qw8rT2yU6iOp1aSd3fGh5jKl",
+                    "method": "lora",
+                    "sha256": _SHA,
+                    "bytes": 1212512,
+                }
+            ]
+        },
+    )
+
+    @classmethod
+    def of_engine(cls, engine: Engine) -> ModelObject:
+        return cls(
+            id=engine.name,
+            created=int(engine.started_at or 0),
+            kind="base",
+            base=None,
+            state=engine.state.value,
+            max_model_len=(engine.info or {}).get("max_model_len"),
+        )
+
+    @classmethod
+    def of(cls, model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> ModelObject:
+        return cls(
+            id=model.name,
+            created=int(model.created_at),
+            kind="adapter" if model.kind == "adapter" else "full",
+            base=model.base,
+            state=model_state(model, engine, held),
+            max_model_len=(engine.info or {}).get("max_model_len") if engine else None,
+            job_id=model.job_id,
+            adapter_id=model.id if model.kind == "adapter" else None,
+            method=model.method,
+            sha256=model.sha256,
+            bytes=model.bytes,
+        )
+
+
+class AdapterObject(Wire):
+    """A LoRA adapter in the registry, and what the engine holds of it."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    created_at: int
+    model: str = Field(description="The name to use in requests.")
+    base: str
+    job_id: str | None
+    checkpoint_step: int | None
+    method: str
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    bytes: int
+    sha256: str = Field(description="Of its weights and config; also its name inside vLLM.")
+    desired: Literal["loaded", "unloaded"]
+    state: Literal["loaded", "loading", "unloaded", "failed"]
+    error: str | None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "adapter-Qw8rT2yU6iOp1aSd3fGh5jKl",
+                    "object": "adapter",
+                    "created_at": 1795337534,
+                    "model": _NAME,
+                    "base": "tunewright-tiny",
+                    "job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "checkpoint_step": None,
+                    "method": "lora",
+                    "rank": 8,
+                    "alpha": 16.0,
+                    "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+                    "bytes": 1212512,
+                    "sha256": _SHA,
+                    "desired": "loaded",
+                    "state": "loaded",
+                    "error": None,
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> AdapterObject:
+        if held is not None:
+            state = held.state.value
+        else:
+            state = "loading" if model.desired == "loaded" else "unloaded"
+        return cls(
+            id=model.id,
+            created_at=int(model.created_at),
+            model=model.name,
+            base=model.base,
+            job_id=model.job_id,
+            checkpoint_step=model.checkpoint_step,
+            method=model.method,
+            rank=model.rank or 0,
+            alpha=model.alpha or 0.0,
+            target_modules=model.target_modules or [],
+            bytes=model.bytes,
+            sha256=model.sha256,
+            desired="loaded" if model.desired == "loaded" else "unloaded",
+            state=state,  # type: ignore[arg-type]
+            error=held.error if held else None,
+        )
+
+
+def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> str:
+    """ready, or the word for why not."""
+    if model.kind == "full":
+        return "stored"
+    if engine is None:
+        return "base_not_served"
+    if engine.state is not EngineState.READY:
+        return engine.state.value
+    if held is not None:
+        return "ready" if held.state is Residency.LOADED else held.state.value
+    return "loading" if model.desired == "loaded" else "unloaded"

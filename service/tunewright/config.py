@@ -1,0 +1,228 @@
+"""Owns the settings: the only module that reads the environment.
+
+`tunewright serve --option value` and `TUNEWRIGHT_OPTION=value` are the same thing. The supervisor hands the
+resolved settings to its children as one JSON variable, so that no child can read them differently.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
+EMBEDDED_BASE = "tunewright-tiny"
+_BASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)?\s*$", re.IGNORECASE)
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def embedded_base_path() -> Path:
+    """The folder of the base model that ships with the package."""
+    return Path(__file__).parent / "embedded" / "model"
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `512MiB`, `2GB` or a plain number. Raises ValueError on anything else."""
+    if isinstance(text, int):
+        return text
+    match = _SIZE.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write it like 512MiB, 2GiB or 1000000")
+    return int(float(match[1]) * _UNITS[(match[2] or "B").upper()])
+
+
+@dataclass(frozen=True)
+class Base:
+    """A named base model: the only things that are trained or served."""
+
+    name: str
+    source: str
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, or None where the source is a hub id."""
+        path = Path(self.source).expanduser()
+        return path.resolve() if path.exists() else None
+
+
+class Settings(BaseSettings):
+    """Options of `tunewright serve`. Each is also read from TUNEWRIGHT_<NAME>."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNEWRIGHT_", cli_kebab_case=True, cli_hide_none_type=True, cli_avoid_json=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Any but loopback needs an API key.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    data_dir: Path = Field(
+        Path("tunewright-data"), description="Folder of the database, files, jobs and adapters."
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the database. Default: SQLite in the data folder."
+    )
+    base: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A base model, NAME=PATH_OR_HUB_ID or just PATH_OR_HUB_ID; repeat for more (comma-separated"
+        f" in the variable). Default: the embedded base, {EMBEDDED_BASE}.",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to serve and train. auto: NVIDIA GPUs if there are any, else the CPU."
+    )
+    max_lora_rank: int = Field(
+        64, description="Largest adapter rank the engine serves; jobs above it are refused when submitted."
+    )
+    max_loras: int = Field(
+        4, ge=1, le=256, description="Adapters that can be mixed in one batch of the engine."
+    )
+    max_cpu_loras: int = Field(
+        64, ge=1, description="Adapters the engine keeps in host memory, ready to be used."
+    )
+    kv_cache_memory: str = Field(
+        "512MiB", description="KV cache of each engine on the CPU, e.g. 512MiB or 8GiB."
+    )
+    gpu_memory_utilization: float = Field(
+        0.45,
+        gt=0,
+        le=0.98,
+        description="Share of a GPU's memory for serving, over all engines on it; the rest is for training.",
+    )
+    tool_call_parser: str | None = Field(
+        None, description="vLLM's tool call parser for the bases. Default: chosen by the model's family."
+    )
+    trust_remote_code: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="Names of bases whose own Python code may run. Never by default."
+    )
+    vllm_arg: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="An argument handed to vLLM as it is, e.g. --vllm-arg=--max-model-len=8192; repeat for"
+        " more (separated by spaces in the variable).",
+    )
+    engine_start_timeout: float = Field(
+        900.0, gt=0, description="Seconds an engine may take to start before it is restarted."
+    )
+    max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much the service logs."
+    )
+
+    @field_validator("base", "trust_remote_code", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("vllm_arg", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("max_upload", "kv_cache_memory")
+    @classmethod
+    def _check_size(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _check_rank(cls, value: int) -> int:
+        served = (8, 16, 32, 64, 128, 256, 320, 512)
+        if value not in served:
+            raise ValueError(f"vLLM serves maximum ranks of {', '.join(map(str, served))}; got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.is_loopback and self.api_key is None:
+            raise ValueError(
+                f"listening on {self.host} needs an API key: set TUNEWRIGHT_API_KEY, or listen on 127.0.0.1"
+            )
+        if self.api_key is not None and not self.api_key.get_secret_value():
+            raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
+        names = [base.name for base in self.bases]
+        for name in names:
+            if not _BASE_NAME.match(name):
+                raise ValueError(f"{name!r} cannot name a base: letters, digits and . _ - / only")
+            if names.count(name) > 1:
+                raise ValueError(f"two bases are named {name!r}: give each its own name, --base NAME=PATH")
+        unknown = sorted(set(self.trust_remote_code) - set(names))
+        if unknown:
+            raise ValueError(f"trust_remote_code names {unknown[0]!r}, which is not a base ({', '.join(names)})")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def bases(self) -> list[Base]:
+        """The named bases; a source without a name is named by its last path component."""
+        if not self.base:
+            return [Base(name=EMBEDDED_BASE, source=str(embedded_base_path()))]
+        bases = []
+        for entry in self.base:
+            name, equals, source = entry.partition("=")
+            if not equals:
+                source = entry
+                name = Path(entry.rstrip("/")).name if Path(entry).expanduser().exists() else entry
+            bases.append(Base(name=name, source=source))
+        return bases
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'tunewright.db'}"
+
+    def handover(self) -> dict[str, str]:
+        """The variable by which a child process gets exactly these settings."""
+        values = self.model_dump(mode="json")
+        values["api_key"] = self.api_key.get_secret_value() if self.api_key else None
+        return {HANDOVER_VARIABLE: json.dumps(values)}
+
+
+def settings_in_child() -> Settings:
+    """The settings of the supervisor that started this process. Raises KeyError when run by hand."""
+    return Settings(**json.loads(os.environ[HANDOVER_VARIABLE]))
+
+
+def child_environment(extra: dict[str, str] | None = None, *, with_settings: Settings | None = None) -> dict[str, str]:
+    """The environment for a child: this one without the service's secrets, plus `extra`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
+    if with_settings is not None:
+        environment |= with_settings.handover()
+    return environment | (extra or {})
+
+
+def client_defaults() -> tuple[str, str | None]:
+    """Address and key that the command line uses to reach a running service."""
+    return (
+        os.environ.get("TUNEWRIGHT_BASE_URL", "http://127.0.0.1:8000"),
+        os.environ.get("TUNEWRIGHT_API_KEY"),
+    )
+
+
+__all__ = [
+    "EMBEDDED_BASE",
+    "Base",
+    "Settings",
+    "child_environment",
+    "client_defaults",
+    "embedded_base_path",
+    "parse_size",
+    "settings_in_child",
+]

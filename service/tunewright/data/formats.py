@@ -1,0 +1,206 @@
+"""The two formats of training data and their checks.
+
+Chat rows are OpenAI's (`messages`, optionally `tools`); text rows are `prompt` and `completion`. A file holds one of
+them. Every fault is told with its line, so that a user can go there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_MAX_FAULTS = 10
+
+
+class DataFormat(StrEnum):
+    CHAT = "chat"
+    """`{"messages": [...], "tools": [...]?}`"""
+    TEXT = "text"
+    """`{"prompt": "...", "completion": "..."}`"""
+
+
+class InvalidData(Exception):
+    """The file cannot be trained on; the message names the lines."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.message}"
+
+
+@dataclass
+class FileReport:
+    """What a check found."""
+
+    format: DataFormat
+    rows: int
+    characters: int
+    faults: list[Fault] = field(default_factory=list)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file that was checked, with their line numbers (from 1)."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, json.loads(line)
+
+
+def check_file(path: Path) -> FileReport:
+    """Read the whole file, line by line. Raises InvalidData with up to ten faults, or where nothing is usable."""
+    report: FileReport | None = None
+    faults: list[Fault] = []
+    rows = characters = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                rows += 1
+                characters += len(line)
+                try:
+                    found = _check_line(line)
+                    if report is None:
+                        report = FileReport(found, 0, 0)
+                    elif found is not report.format:
+                        raise _Fault(
+                            f"this row has the {found.value} format, the first one the {report.format.value} format; "
+                            "use one format in a file"
+                        )
+                except _Fault as fault:
+                    faults.append(Fault(number, str(fault)))
+                    if len(faults) >= _MAX_FAULTS:
+                        break
+    except OSError as error:
+        raise InvalidData(f"the file cannot be read: {error.strerror}") from error
+    if rows == 0:
+        raise InvalidData("the file is empty: it needs one JSON object per line")
+    if faults:
+        more = " (and maybe more)" if len(faults) >= _MAX_FAULTS else ""
+        raise InvalidData("; ".join(map(str, faults)) + more)
+    assert report is not None
+    report.rows, report.characters = rows, characters
+    return report
+
+
+class _Fault(Exception):
+    pass
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _Fault(f"{name} is not valid JSON")
+
+
+def _check_line(line: bytes) -> DataFormat:
+    try:
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise _Fault("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise _Fault(f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL") from None
+    except RecursionError:
+        raise _Fault("nested too deeply") from None
+    if not isinstance(row, dict):
+        raise _Fault(f"a row must be a JSON object, not {_kind(row)}")
+    if "messages" in row:
+        _check_chat(row)
+        return DataFormat.CHAT
+    if "prompt" in row or "completion" in row:
+        _check_text(row)
+        return DataFormat.TEXT
+    raise _Fault(f'needs "messages", or "prompt" and "completion"; has {_names(row)}')
+
+
+def _check_text(row: dict[str, Any]) -> None:
+    for key in ("prompt", "completion"):
+        if key not in row:
+            raise _Fault(f'"{key}" is missing')
+        if not isinstance(row[key], str):
+            raise _Fault(f'"{key}" must be a string, not {_kind(row[key])}')
+    if not row["completion"]:
+        raise _Fault('"completion" is empty: there is nothing to learn')
+    unknown = set(row) - {"prompt", "completion"}
+    if unknown:
+        raise _Fault(f"unknown field {_names(unknown)}")
+
+
+def _check_chat(row: dict[str, Any]) -> None:
+    unknown = set(row) - {"messages", "tools", "functions", "parallel_tool_calls"}
+    if unknown:
+        raise _Fault(f"unknown field {_names(unknown)}")
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise _Fault('"messages" must be a list with at least one message')
+    if "tools" in row and not isinstance(row["tools"], list):
+        raise _Fault('"tools" must be a list')
+    learnable = False
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise _Fault(f"{where} must be an object, not {_kind(message)}")
+        role = message.get("role")
+        if role not in ROLES:
+            raise _Fault(f"{where}.role must be one of {', '.join(ROLES)}; got {json.dumps(role)}")
+        calls = message.get("tool_calls")
+        if role == "assistant":
+            weight = message.get("weight", 1)
+            if weight not in (0, 1) or isinstance(weight, bool):
+                raise _Fault(f"{where}.weight must be 0 or 1")
+            learnable = learnable or weight == 1
+            if calls is not None:
+                _check_tool_calls(calls, where)
+        elif calls is not None:
+            raise _Fault(f"{where} has tool_calls, but only the assistant calls tools")
+        _check_content(message.get("content"), where, may_be_missing=role == "assistant" and bool(calls))
+    if not learnable:
+        raise _Fault("no assistant message to learn from (with weight 1)")
+
+
+def _check_content(content: object, where: str, *, may_be_missing: bool) -> None:
+    if isinstance(content, str):
+        return
+    if content is None:
+        if not may_be_missing:
+            raise _Fault(f"{where}.content is missing")
+        return
+    if isinstance(content, list):
+        for part in content:
+            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                raise _Fault(f"{where}.content may only have parts of type text")
+        return
+    raise _Fault(f"{where}.content must be a string, not {_kind(content)}")
+
+
+def _check_tool_calls(calls: object, where: str) -> None:
+    if not isinstance(calls, list) or not calls:
+        raise _Fault(f"{where}.tool_calls must be a list with at least one call")
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _Fault(f"{where}.tool_calls[{index}].function.name is missing")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                json.loads(arguments or "{}")
+            except ValueError:
+                raise _Fault(f"{where}.tool_calls[{index}].function.arguments is not valid JSON") from None
+        elif not isinstance(arguments, dict | None):
+            raise _Fault(f"{where}.tool_calls[{index}].function.arguments must be a JSON string")
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _names(names: Any) -> str:
+    return ", ".join(json.dumps(str(name)[:40]) for name in sorted(names, key=str)[:5]) or "nothing"

@@ -1,0 +1,78 @@
+"""EngineAPI, the LitServe worker process: adapter residency behind LitServe's queue.
+
+It imports no torch. Killed, it comes back and goes on from the store; generation with loaded adapters does not
+notice. Requests are control operations: `{"op": "load" | "unload", "model": name}`; answers are `{"state": ...}` or
+`{"error": message}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from typing import Any
+
+import litserve as ls
+from setproctitle import setproctitle
+
+from tunewright.config import settings_in_child
+from tunewright.engine.client import EngineError
+from tunewright.engine.residency import ResidencyManager
+from tunewright.logs import configure_logging
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+
+log = logging.getLogger("tunewright.engine")
+_INTERVAL = 0.5
+
+
+class EngineAPI(ls.LitAPI):  # type: ignore[misc]
+    """Pickled into the worker: everything is opened in `setup`."""
+
+    def __init__(self) -> None:
+        super().__init__(enable_async=True)
+
+    def setup(self, device: str) -> None:
+        settings = settings_in_child()
+        setproctitle("tunewright: engine worker")
+        configure_logging(settings.log_level)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
+        self._store = Store.open(settings.resolved_database_url)
+        self._manager = ResidencyManager(self._store, DataFolder(settings.data_dir))
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, daemon=True, name="residency").start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.create_task(self._keep_reconciled())
+        self._loop.run_forever()
+
+    async def _keep_reconciled(self) -> None:
+        while True:
+            try:
+                await self._manager.reconcile()
+            except Exception:
+                log.exception("reconciling failed; trying again")
+            await asyncio.sleep(_INTERVAL)
+
+    async def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        return request
+
+    async def predict(self, operation: dict[str, Any]) -> dict[str, Any]:
+        future = asyncio.run_coroutine_threadsafe(self._carry_out(operation), self._loop)
+        return await asyncio.wrap_future(future)
+
+    async def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+    async def _carry_out(self, operation: dict[str, Any]) -> dict[str, Any]:
+        model = await asyncio.to_thread(self._store.models.get, operation["model"])
+        if model is None:
+            return {"error": f"no model {operation['model']}"}
+        try:
+            if operation["op"] == "load":
+                return await self._manager.load(model)
+            return await self._manager.unload(model)
+        except EngineError as error:
+            return {"error": str(error)}

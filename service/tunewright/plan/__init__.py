@@ -1,0 +1,1 @@
+"""What "auto" becomes: defaults by method and by the size of the data. Pure functions, no torch."""

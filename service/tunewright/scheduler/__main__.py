@@ -1,0 +1,62 @@
+"""`python -m tunewright.scheduler`: the scheduler's process, started by the supervisor."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+
+from setproctitle import setproctitle
+
+from tunewright.config import settings_in_child
+from tunewright.logs import configure_logging
+from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.devices import find_devices
+from tunewright.scheduler.engines import EngineKeeper
+from tunewright.scheduler.jobs import JobRunner
+from tunewright.store.store import Store
+from tunewright.supervisor.process import inherited_lifeline
+
+log = logging.getLogger("tunewright.scheduler")
+
+_TICK = 0.2
+_TRAINER_GRACE, _ENGINE_GRACE = 8.0, 4.0
+"""Seconds to stop; together under the 15 s in which `tunewright serve` promises to end."""
+
+
+def main() -> int:
+    settings = settings_in_child()
+    setproctitle("tunewright: scheduler")
+    configure_logging(settings.log_level)
+    stopping = False
+
+    def ask_to_stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    store = Store.open(settings.resolved_database_url)
+    data = DataFolder(settings.data_dir)
+    devices = find_devices(settings)
+    lifeline = inherited_lifeline()
+    engines = EngineKeeper(settings, store, data, lifeline, devices)
+    jobs = JobRunner(settings, store, data, engines, lifeline, devices)
+    heartbeat = data.run / "scheduler.heartbeat"
+    while not stopping:
+        for part in (engines, jobs):
+            try:
+                part.tick()
+            except Exception:  # one bad row or a full disk must not end what keeps everything else running
+                log.exception("%s: a round failed; trying again", type(part).__name__)
+                time.sleep(1)
+        heartbeat.touch()
+        time.sleep(_TICK)
+    jobs.stop(_TRAINER_GRACE)
+    engines.stop(_ENGINE_GRACE)
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

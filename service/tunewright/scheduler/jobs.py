@@ -1,0 +1,271 @@
+"""From a submitted job to its product: validate, claim, launch, watch, publish."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from tunewright.config import Settings, child_environment
+from tunewright.data.formats import DataFormat, InvalidData, check_file
+from tunewright.plan.defaults import resolve
+from tunewright.registry.bases import BaseInfo
+from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.engines import EngineKeeper
+from tunewright.scheduler.publishing import publish_products
+from tunewright.scheduler.reports import take_in_events
+from tunewright.store.records import Job
+from tunewright.store.states import JobState
+from tunewright.store.store import Store
+from tunewright.supervisor.process import ProcessGroup
+from tunewright.trainer.folder import STOPPED_RESUMABLE, JobFolder, JobSpec
+
+log = logging.getLogger("tunewright.scheduler")
+
+MAX_ATTEMPTS = 3
+"""Starts of a trainer without a new step in between, after which the job fails."""
+
+
+class JobRunner:
+    """Moves jobs along. State lives in the store and in job folders; what is held here can be lost."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        data: DataFolder,
+        engines: EngineKeeper,
+        lifeline: int,
+        devices: list[str],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._data = data
+        self._engines = engines
+        self._lifeline = lifeline
+        self._devices = devices
+        self._groups: dict[str, ProcessGroup] = {}
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
+        self._validating: dict[str, Future[None]] = {}
+        self._publishing: dict[str, Future[None]] = {}
+
+    def tick(self) -> None:
+        self._validate_new()
+        for job in self._store.jobs.on_devices():
+            self._watch(job)
+        for device in reversed(self._devices):  # engines fill devices from the front
+            while (job_claimed := self._store.jobs.claim(device)) is not None:
+                self._launch(job_claimed)
+
+    def stop(self, grace: float) -> None:
+        """Trainers save a checkpoint and end; their jobs stay in the store and go on at the next start."""
+        groups = [group for group in self._groups.values() if group.is_alive()]
+        for group in groups:
+            group.terminate()
+        for group in groups:
+            group.wait(grace)
+        for job in self._store.jobs.on_devices():
+            group_or_none = self._groups.pop(job.id, None)
+            if group_or_none is not None:
+                group_or_none.end()
+            take_in_events(self._store, job, self._folder(job))
+            if self._folder(job).read_result() is None and job.state is JobState.RUNNING:
+                self._store.jobs.requeue(job.id, "The service stops; the job goes on when it starts again")
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # validating_files -> queued
+
+    def _validate_new(self) -> None:
+        for job in self._store.jobs.in_states(JobState.VALIDATING_FILES):
+            if job.id not in self._validating and self._engines.base(job.base) is not None:
+                self._validating[job.id] = self._threads.submit(self._validate, job)
+        for id, future in list(self._validating.items()):
+            if future.done():
+                del self._validating[id]
+                if (error := future.exception()) is not None:
+                    log.error("validating %s: %r", id, error)
+                    self._store.jobs.fail(id, code="internal_error", message=f"validation broke down: {error!r}")
+
+    def _validate(self, job: Job) -> None:
+        base = self._engines.base(job.base)
+        assert base is not None
+        param = "training_file"
+        try:
+            report = check_file(self._data.file(job.training_file))
+            self._check_template(job, base, report.format)
+            if job.validation_file is not None:
+                param = "validation_file"
+                self._check_template(job, base, check_file(self._data.file(job.validation_file)).format)
+        except InvalidData as error:
+            self._store.jobs.fail(job.id, code=f"invalid_{param}", message=str(error), param=param)
+            return
+        method = job.method.get(job.method.get("type", "supervised")) or {}
+        resolved = resolve(
+            tuning=job.tuning,
+            hyperparameters=method.get("hyperparameters") or {},
+            rows=report.rows,
+            context=base.context,
+            max_rank=self._settings.max_lora_rank,
+            device=self._devices[0].split(":")[0],
+        )
+        shown = resolved.as_dict()
+        self._store.jobs.mark_valid(
+            job.id, shown, f"Files validated ({report.rows} rows, {report.format.value}); moving job to queued state"
+        )
+
+    @staticmethod
+    def _check_template(job: Job, base: BaseInfo, format: DataFormat) -> None:
+        if format is DataFormat.CHAT and not (job.chat_template or base.chat_template):
+            raise InvalidData(
+                f"base {base.name} has no chat template, so it cannot train on chat data: give the job a "
+                "`chat_template`, or use prompt/completion rows"
+            )
+
+    # queued -> running
+
+    def _launch(self, job: Job) -> None:
+        """Start its trainer, on a folder that may hold an earlier run's checkpoints."""
+        base = self._engines.base(job.base)
+        if base is None:
+            self._store.jobs.requeue(job.id, f"Waiting for the base: {self._engines.why_not(job.base)}")
+            return
+        assert job.device is not None and job.resolved is not None
+        folder = self._folder(job)
+        parent = self._data.artifact(job.parent_sha256) if job.parent_sha256 else None
+        is_full = job.resolved["type"] == "full"
+        folder.write_spec(
+            JobSpec(
+                job_id=job.id,
+                base_name=base.name,
+                base_path=str(parent if parent and is_full else base.path),
+                trust_remote_code=base.name in self._settings.trust_remote_code,
+                parent_adapter=str(parent) if parent and not is_full else None,
+                training_file=str(self._data.file(job.training_file)),
+                validation_file=str(self._data.file(job.validation_file)) if job.validation_file else None,
+                chat_template=job.chat_template,
+                seed=job.seed,
+                device=job.device.split(":")[0],
+                tuning=job.resolved,
+            )
+        )
+        self._start_trainer(job, folder)
+
+    def _start_trainer(self, job: Job, folder: JobFolder) -> None:
+        assert job.device is not None
+        self._store.jobs.count_attempt(job.id)
+        extra = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if job.device.startswith("cuda:"):
+            extra["CUDA_VISIBLE_DEVICES"] = job.device.removeprefix("cuda:")
+        with folder.log_file.open("ab") as output:
+            self._groups[job.id] = ProcessGroup.start(
+                [sys.executable, "-m", "tunewright.trainer", str(folder.path)],
+                record_path=folder.process_file,
+                environment=child_environment(extra),
+                lifeline=self._lifeline,
+                output=output,
+                title=f"tunewright: lifeline of trainer {job.id}",
+            )
+        log.info("job %s trains on %s (pid %s)", job.id, job.device, self._groups[job.id].pid)
+
+    # running -> an end
+
+    def _watch(self, job: Job) -> None:
+        """Look at a job that holds a device: take in what its trainer wrote, and see whether it has ended."""
+        folder = self._folder(job)
+        group = self._groups.get(job.id)
+        if group is None and (group := ProcessGroup.adopt(folder.process_file)) is not None:
+            self._groups[job.id] = group
+        if job.state.is_final:
+            self._end(job)
+            return
+        alive = group is not None and group.is_alive()
+        take_in_events(self._store, job, folder)
+        if alive:
+            return
+        exit_code = group.exit_code if group is not None else None
+        if job.id in self._publishing:
+            self._finish_publishing(job)
+            return
+        if group is not None:
+            group.end()
+            del self._groups[job.id]
+        result = folder.read_result()
+        if result is None:
+            self._came_to_nothing(job, folder, exit_code)
+        elif result.status == "failed":
+            self._store.jobs.fail(
+                job.id, code=result.error_code or "training_failed", message=result.error_message or "unknown"
+            )
+        else:
+            base = self._engines.base(job.base)
+            if base is not None:
+                self._publishing[job.id] = self._threads.submit(
+                    publish_products, self._store, self._data, job, base, folder, result
+                )
+
+    def _finish_publishing(self, job: Job) -> None:
+        future = self._publishing[job.id]
+        if not future.done():
+            return
+        del self._publishing[job.id]
+        if (error := future.exception()) is not None:
+            log.error("publishing %s: %r", job.id, error)
+            self._store.jobs.fail(
+                job.id, code="internal_error", message=f"its product could not be published: {error}"
+            )
+
+    def _came_to_nothing(self, job: Job, folder: JobFolder, exit_code: int | None) -> None:
+        """The trainer ended without a result: it was stopped, or it crashed and is started again."""
+        if exit_code == STOPPED_RESUMABLE:
+            self._store.jobs.requeue(job.id, "Stopped with a checkpoint; waiting to go on")
+            return
+        current = self._store.jobs.get(job.id)
+        if current is None or current.state.is_final:
+            return
+        if current.attempt >= MAX_ATTEMPTS:
+            self._store.jobs.fail(
+                job.id,
+                code="trainer_crashed",
+                message=f"its trainer ended {current.attempt} times without a result, last with "
+                f"{_exit(exit_code)}: {_last_line(folder)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest)",
+            )
+            return
+        self._store.jobs.add_event(
+            job.id,
+            {
+                "level": "warn",
+                "type": "message",
+                "message": f"The trainer ended with {_exit(exit_code)}; starting it again from its last checkpoint",
+            },
+        )
+        self._start_trainer(job, folder)
+
+    def _end(self, job: Job) -> None:
+        """A job that is over lets go of its device, its process and what only a running job needs."""
+        group = self._groups.pop(job.id, None)
+        if group is not None:
+            group.end()
+        folder = self._folder(job)
+        take_in_events(self._store, job, folder)
+        for leftover in (folder.work, folder.checkpoints, folder.adapter, folder.model):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._store.jobs.release(job.id)
+
+    def _folder(self, job: Job) -> JobFolder:
+        return JobFolder(self._data.job(job.id))
+
+
+def _exit(code: Any) -> str:
+    if code is None:
+        return "an unknown exit code"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _last_line(folder: JobFolder) -> str:
+    try:
+        lines = folder.log_file.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:300] if lines else "its log is empty"

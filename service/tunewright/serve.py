@@ -1,0 +1,101 @@
+"""`tunewright serve`: checks the options, prepares the data folder, and hands over to the supervisor."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+from setproctitle import setproctitle
+
+from tunewright.config import Settings, child_environment
+from tunewright.logs import configure_logging
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.database import Database
+from tunewright.supervisor.supervisor import Service, Supervisor
+
+_API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
+
+
+def main(argv: list[str]) -> int:
+    """Runs until it is told to stop. Returns the exit code: 2 for wrong options, 1 where it cannot start."""
+    try:
+        settings = CliApp.run(Settings, cli_args=argv)
+    except (ValidationError, SettingsError) as error:
+        print(f"tunewright serve: {_explain(error)}", file=sys.stderr)
+        return 2
+    configure_logging(settings.log_level)
+    data = DataFolder(settings.data_dir)
+    try:
+        data.create()
+        lock = _lock(data)
+    except OSError as error:
+        print(f"tunewright serve: the data folder {data.path} cannot be used: {error.strerror}", file=sys.stderr)
+        return 1
+    if lock is None:
+        print(f"tunewright serve: another server uses the data folder {data.path}", file=sys.stderr)
+        return 1
+    try:
+        listener = _listen(settings)
+    except OSError as error:
+        print(f"tunewright serve: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    data.clear_unfinished()
+    database = Database(settings.resolved_database_url)
+    database.upgrade()
+    database.close()
+    setproctitle("tunewright: supervisor")
+    settings = settings.model_copy(update={"data_dir": data.path})
+    listener.set_inheritable(True)
+    services = [
+        Service(
+            "api",
+            [sys.executable, "-m", "tunewright.api", "--fd", str(listener.fileno())],
+            grace=_API_GRACE,
+            descriptors=(listener.fileno(),),
+        ),
+        Service("scheduler", [sys.executable, "-m", "tunewright.scheduler"], grace=_SCHEDULER_GRACE),
+    ]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"Tunewright on http://{host}:{listener.getsockname()[1]}/v1 (data in {data.path}); "
+        "GET /ready says when the engine is up, which takes 20 to 60 s",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        return Supervisor(services, child_environment(with_settings=settings), data.run).run()
+    finally:
+        os.close(lock)
+
+
+def _lock(data: DataFolder) -> int | None:
+    """The data folder's lock, held for as long as this process lives; None where another server has it."""
+    descriptor = os.open(data.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((settings.host, settings.port))
+    listener.listen(2048)
+    return listener
+
+
+def _explain(error: ValidationError | SettingsError) -> str:
+    """One line: which option, what is wrong."""
+    if isinstance(error, SettingsError):
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    option = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
+    return option + str(first["msg"]).removeprefix("Value error, ")

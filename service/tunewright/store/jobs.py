@@ -1,0 +1,256 @@
+"""Fine-tuning jobs: creation, the scheduler's claims, what trainers report, and how jobs end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from tunewright.errors import InvalidRequest
+from tunewright.ids import new_id
+from tunewright.store.database import Database
+from tunewright.store.paging import page
+from tunewright.store.records import Checkpoint, Job, JobEvent
+from tunewright.store.states import JobState
+from tunewright.store.tables import checkpoints, job_events, jobs
+
+Event = dict[str, Any]
+"""level, type, message, data, and created_at where it is not now."""
+
+
+class JobStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # what the API does
+
+    def create(self, values: dict[str, Any]) -> Job:
+        """Insert a job in `validating_files`.
+
+        With an idempotency key that was used before: the first job, or InvalidRequest where the body differs.
+        """
+        row = {"id": new_id("ftjob"), "created_at": time.time(), "state": JobState.VALIDATING_FILES, **values}
+        try:
+            with self._database.begin() as connection:
+                job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
+                _add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
+                return job
+        except IntegrityError:
+            existing = self.by_idempotency_key(values.get("idempotency_key"))
+            if existing is None:
+                raise
+            return existing
+
+    def by_idempotency_key(self, key: str | None) -> Job | None:
+        if key is None:
+            return None
+        with self._database.read() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
+        return Job(**row._mapping) if row else None
+
+    def get(self, id: str) -> Job | None:
+        with self._database.read() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
+        return Job(**row._mapping) if row else None
+
+    def list(
+        self, *, after: str | None, limit: int, metadata: dict[str, str] | None = None
+    ) -> tuple[Sequence[Job], bool]:
+        """A page of jobs, newest first, and whether there are more; `metadata` pairs must all match."""
+        query = select(jobs)
+        for key, value in (metadata or {}).items():
+            query = query.where(jobs.c.job_metadata[key].as_string() == value)
+        rows, more = page(self._database, query, jobs, after=after, limit=limit)
+        return [Job(**row._mapping) for row in rows], more
+
+    def events(
+        self, job_id: str, *, after: str | None, limit: int, ascending: bool = False
+    ) -> tuple[Sequence[JobEvent], bool]:
+        query = select(job_events).where(job_events.c.job_id == job_id)
+        rows, more = page(self._database, query, job_events, after=after, limit=limit, ascending=ascending)
+        return [JobEvent(**row._mapping) for row in rows], more
+
+    def checkpoints(self, job_id: str, *, after: str | None, limit: int) -> tuple[Sequence[Checkpoint], bool]:
+        query = select(checkpoints).where(checkpoints.c.job_id == job_id)
+        rows, more = page(self._database, query, checkpoints, after=after, limit=limit)
+        return [Checkpoint(**row._mapping) for row in rows], more
+
+    def cancel(self, id: str) -> Job | None:
+        """Cancel in any state; the scheduler ends a trainer that still runs. Raises InvalidRequest when final."""
+        job, moved = self._move(
+            id,
+            (s for s in JobState if not s.is_final),
+            JobState.CANCELLED,
+            _message("The job has been cancelled.", level="warn"),
+            finished_at=time.time(),
+        )
+        if job is not None and not moved:
+            raise InvalidRequest(
+                f"Job {id} has already ended ({job.state.value}). Only unfinished jobs can be cancelled.",
+                code="job_not_cancellable",
+            )
+        return job
+
+    def job_that_starts_from(self, sha256: str) -> str | None:
+        """A job that is not final and goes on from these weights."""
+        final = [state for state in JobState if state.is_final]
+        with self._database.read() as connection:
+            return connection.scalar(
+                select(jobs.c.id).where(jobs.c.parent_sha256 == sha256, jobs.c.state.not_in(final)).limit(1)
+            )
+
+    # what the scheduler does
+
+    def in_states(self, *states: JobState) -> Sequence[Job]:
+        """Oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.seq)).all()
+        return [Job(**row._mapping) for row in rows]
+
+    def on_devices(self) -> Sequence[Job]:
+        """Jobs that hold a device: running ones, and ended ones whose trainer has not been seen to end."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.device.is_not(None)).order_by(jobs.c.seq)).all()
+        return [Job(**row._mapping) for row in rows]
+
+    def mark_valid(self, id: str, resolved: dict[str, Any], summary: str) -> Job | None:
+        """Its data is good: queue it, with what every "auto" became."""
+        return self._move(
+            id, (JobState.VALIDATING_FILES,), JobState.QUEUED, _message(summary), resolved=resolved
+        )[0]
+
+    def claim(self, device: str) -> Job | None:
+        """Give `device` to the oldest queued job, in one statement; None where nothing waits or it is taken."""
+        waiting = (
+            select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.seq).limit(1).scalar_subquery()
+        )
+        holder = select(jobs.c.seq).where(jobs.c.device == device).exists()
+        with self._database.begin() as connection:
+            row = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == waiting, jobs.c.state == JobState.QUEUED, ~holder)
+                .values(
+                    state=JobState.RUNNING,
+                    device=device,
+                    started_at=func.coalesce(jobs.c.started_at, time.time()),
+                    attempt=0,
+                )
+                .returning(jobs)
+            ).one_or_none()
+            if row is None:
+                return None
+            _add_event(connection, row.id, _message(f"Fine-tuning job started on {device}"))
+        return Job(**row._mapping)
+
+    def count_attempt(self, id: str) -> int:
+        with self._database.begin() as connection:
+            return int(
+                connection.execute(
+                    update(jobs)
+                    .where(jobs.c.id == id)
+                    .values(attempt=jobs.c.attempt + 1)
+                    .returning(jobs.c.attempt)
+                ).scalar_one()
+            )
+
+    def release(self, id: str) -> None:
+        """Its trainer is gone: the device is free."""
+        with self._database.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == id).values(device=None))
+
+    def requeue(self, id: str, why: str) -> Job | None:
+        """Back to the queue, to go on from its last checkpoint."""
+        return self._move(id, (JobState.RUNNING,), JobState.QUEUED, _message(why), device=None)[0]
+
+    def take_in(
+        self,
+        id: str,
+        *,
+        offset: int,
+        new_offset: int,
+        events: Sequence[Event],
+        progress: dict[str, Any] | None,
+        last_step: int,
+        new_checkpoints: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Add what the trainer wrote between two offsets of its events file, exactly once."""
+        values: dict[str, Any] = {"events_offset": new_offset, "last_step": last_step}
+        if progress is not None:
+            values["progress"] = progress
+        with self._database.begin() as connection:
+            taken = connection.execute(
+                update(jobs).where(jobs.c.id == id, jobs.c.events_offset == offset).values(**values)
+            )
+            if not taken.rowcount:
+                return
+            for event in events:
+                _add_event(connection, id, event)
+            for checkpoint in new_checkpoints:
+                if not connection.scalar(
+                    select(checkpoints.c.seq).where(
+                        checkpoints.c.job_id == id, checkpoints.c.step == checkpoint["step"]
+                    )
+                ):
+                    connection.execute(insert(checkpoints).values(id=new_id("ftckpt"), job_id=id, **checkpoint))
+
+    def fail(self, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
+        return self._move(
+            id,
+            (s for s in JobState if not s.is_final),
+            JobState.FAILED,
+            _message(f"The job failed: {message}", level="error"),
+            error={"code": code, "message": message, "param": param},
+            finished_at=time.time(),
+        )[0]
+
+    def add_event(self, id: str, event: Event) -> None:
+        with self._database.begin() as connection:
+            _add_event(connection, id, event)
+
+    def _move(
+        self, id: str, sources: Iterable[JobState], target: JobState, event: Event, **values: Any
+    ) -> tuple[Job | None, bool]:
+        """Move the job if it is in one of `sources`: the job as it is then, and whether it was moved."""
+        with self._database.begin() as connection:
+            row = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == id, jobs.c.state.in_(list(sources)))
+                .values(state=target, **values)
+                .returning(jobs)
+            ).one_or_none()
+            moved = row is not None
+            if moved:
+                _add_event(connection, id, event)
+            else:
+                row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
+        return (Job(**row._mapping) if row else None), moved
+
+
+def succeed(connection: Connection, id: str, *, model: str, trained_tokens: int) -> bool:
+    """End the job well, in the transaction that lists its product; False where it was cancelled before."""
+    moved = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == id, jobs.c.state.in_([JobState.RUNNING, JobState.PAUSING]))
+        .values(
+            state=JobState.SUCCEEDED,
+            fine_tuned_model=model,
+            trained_tokens=trained_tokens,
+            finished_at=time.time(),
+        )
+    )
+    if moved.rowcount:
+        _add_event(connection, id, _message(f"New fine-tuned model created: {model}"))
+        _add_event(connection, id, _message("The job has successfully completed"))
+    return bool(moved.rowcount)
+
+
+def _message(text: str, *, level: str = "info") -> Event:
+    return {"level": level, "type": "message", "message": text, "data": None}
+
+
+def _add_event(connection: Connection, job_id: str, event: Event) -> None:
+    row = {"id": new_id("ftevent"), "job_id": job_id, "created_at": time.time(), "data": None, **event}
+    connection.execute(insert(job_events).values(**row))

@@ -1,0 +1,167 @@
+"""What jobs made (adapters and full models), which of them should be loaded, and which are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from tunewright.ids import new_id
+from tunewright.store.database import Database
+from tunewright.store.jobs import succeed
+from tunewright.store.paging import page
+from tunewright.store.records import Engine, ResidencyRow, TunedModel
+from tunewright.store.states import EngineState, Residency
+from tunewright.store.tables import engines, models, residency
+
+
+class ModelStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def publish(self, values: Sequence[dict[str, Any]], *, job_id: str, trained_tokens: int) -> bool:
+        """List a job's products and end the job, in one transaction; the first value is its final model.
+
+        False where the job was cancelled meanwhile; then nothing is listed.
+        """
+        with self._database.begin() as connection:
+            if not succeed(connection, job_id, model=values[0]["name"], trained_tokens=trained_tokens):
+                return False
+            for row in values:
+                prefix = "adapter" if row["kind"] == "adapter" else "model"
+                connection.execute(
+                    insert(models).values(id=new_id(prefix), created_at=time.time(), job_id=job_id, **row)
+                )
+        return True
+
+    def get(self, name_or_id: str) -> TunedModel | None:
+        query = select(models).where((models.c.name == name_or_id) | (models.c.id == name_or_id))
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return TunedModel(**row._mapping) if row else None
+
+    def by_sha256(self, sha256: str) -> TunedModel | None:
+        """Any of the models with these weights."""
+        with self._database.read() as connection:
+            row = connection.execute(select(models).where(models.c.sha256 == sha256).limit(1)).one_or_none()
+        return TunedModel(**row._mapping) if row else None
+
+    def list(
+        self, *, kind: str | None = None, after: str | None = None, limit: int = 10**6
+    ) -> tuple[Sequence[TunedModel], bool]:
+        query = select(models)
+        if kind:
+            query = query.where(models.c.kind == kind)
+        rows, more = page(self._database, query, models, after=after, limit=limit)
+        return [TunedModel(**row._mapping) for row in rows], more
+
+    def want(self, name_or_id: str, desired: str) -> None:
+        with self._database.begin() as connection:
+            connection.execute(
+                update(models)
+                .where((models.c.name == name_or_id) | (models.c.id == name_or_id))
+                .values(desired=desired)
+            )
+
+    def delete(self, name: str) -> bool:
+        with self._database.begin() as connection:
+            return bool(connection.execute(delete(models).where(models.c.name == name)).rowcount)
+
+    def wanted_adapters(self, base: str) -> dict[str, TunedModel]:
+        """Adapters of `base` that should be loaded, by hash (two names may share one)."""
+        query = select(models).where(
+            models.c.base == base, models.c.kind == "adapter", models.c.desired == "loaded"
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(models.c.seq)).all()
+        return {row.sha256: TunedModel(**row._mapping) for row in rows}
+
+    def resolve(self, name: str) -> tuple[TunedModel | None, Engine | None, ResidencyRow | None]:
+        """What a generation for model `name` needs to know, in one consistent view."""
+        with self._database.read() as connection:
+            model_row = connection.execute(select(models).where(models.c.name == name)).one_or_none()
+            model = TunedModel(**model_row._mapping) if model_row else None
+            engine_row = connection.execute(
+                select(engines).where(engines.c.name == (model.base if model else name))
+            ).one_or_none()
+            engine = Engine(**engine_row._mapping) if engine_row else None
+            held = None
+            if model is not None and engine is not None:
+                held = connection.execute(
+                    select(residency).where(
+                        residency.c.engine == engine.name,
+                        residency.c.run == engine.run,
+                        residency.c.sha256 == model.sha256,
+                    )
+                ).one_or_none()
+        return model, engine, ResidencyRow(**held._mapping) if held else None
+
+
+class EngineStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def declare(self, names: Sequence[str]) -> None:
+        """The engines there are; others are forgotten."""
+        with self._database.begin() as connection:
+            connection.execute(delete(engines).where(engines.c.name.not_in(names)))
+            known = set(connection.scalars(select(engines.c.name)))
+            for name in names:
+                if name not in known:
+                    connection.execute(insert(engines).values(name=name, state=EngineState.STOPPED, run=0))
+
+    def list(self) -> Sequence[Engine]:
+        with self._database.read() as connection:
+            rows = connection.execute(select(engines).order_by(engines.c.name)).all()
+        return [Engine(**row._mapping) for row in rows]
+
+    def get(self, name: str) -> Engine | None:
+        with self._database.read() as connection:
+            row = connection.execute(select(engines).where(engines.c.name == name)).one_or_none()
+        return Engine(**row._mapping) if row else None
+
+    def starting(self, name: str, socket: str, info: dict[str, Any]) -> Engine:
+        """A new run of the engine begins: what an earlier one held no longer counts."""
+        with self._database.begin() as connection:
+            row = connection.execute(
+                update(engines)
+                .where(engines.c.name == name)
+                .values(
+                    state=EngineState.STARTING,
+                    run=engines.c.run + 1,
+                    socket=socket,
+                    info=info,
+                    reason=None,
+                    started_at=time.time(),
+                    ready_at=None,
+                )
+                .returning(engines)
+            ).one()
+            connection.execute(delete(residency).where(residency.c.engine == name))
+        return Engine(**row._mapping)
+
+    def set_state(self, name: str, state: EngineState, **values: Any) -> None:
+        with self._database.begin() as connection:
+            connection.execute(update(engines).where(engines.c.name == name).values(state=state, **values))
+
+    def residents(self, engine: Engine) -> dict[str, ResidencyRow]:
+        """What this run of the engine is known to hold, by hash."""
+        query = select(residency).where(residency.c.engine == engine.name, residency.c.run == engine.run)
+        with self._database.read() as connection:
+            return {row.sha256: ResidencyRow(**row._mapping) for row in connection.execute(query)}
+
+    def set_residency(
+        self, engine: Engine, sha256: str, state: Residency | None, error: str | None = None
+    ) -> None:
+        """Note what became of an adapter in this run; None: it is not there."""
+        key = (residency.c.engine == engine.name) & (residency.c.run == engine.run) & (residency.c.sha256 == sha256)
+        with self._database.begin() as connection:
+            connection.execute(delete(residency).where(key))
+            if state is not None:
+                connection.execute(
+                    insert(residency).values(
+                        engine=engine.name, run=engine.run, sha256=sha256, state=state, error=error, at=time.time()
+                    )
+                )

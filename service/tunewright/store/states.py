@@ -1,0 +1,69 @@
+"""The states, each with one line of meaning, and the moves between them that the database allows."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Of a fine-tuning job, in OpenAI's words."""
+
+    VALIDATING_FILES = "validating_files"
+    """Its data has not been read yet."""
+    QUEUED = "queued"
+    """Waiting for a device."""
+    RUNNING = "running"
+    """A trainer has it, or will have it again after a crash."""
+    PAUSING = "pausing"
+    """Asked to pause; its trainer is saving a checkpoint."""
+    PAUSED = "paused"
+    """Stopped with a checkpoint, holding no device."""
+    SUCCEEDED = "succeeded"
+    """Its product is in the registry."""
+    FAILED = "failed"
+    """Its error says why."""
+    CANCELLED = "cancelled"
+    """Ended by its user."""
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+JOB_MOVES: dict[JobState, tuple[JobState, ...]] = {
+    JobState.VALIDATING_FILES: (JobState.QUEUED, JobState.FAILED, JobState.CANCELLED),
+    JobState.QUEUED: (JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED),
+    JobState.RUNNING: (
+        JobState.PAUSING,
+        JobState.QUEUED,
+        JobState.SUCCEEDED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+    ),
+    JobState.PAUSING: (JobState.PAUSED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED),
+    JobState.PAUSED: (JobState.QUEUED, JobState.CANCELLED),
+}
+
+
+class Residency(StrEnum):
+    """Of an adapter in one run of an engine."""
+
+    LOADING = "loading"
+    """The engine was asked to take it."""
+    LOADED = "loaded"
+    """The engine answers with it."""
+    FAILED = "failed"
+    """The engine refused it; the row's error says why."""
+
+
+class EngineState(StrEnum):
+    """Of a vLLM server."""
+
+    STOPPED = "stopped"
+    """No process, and none wanted now."""
+    STARTING = "starting"
+    """Its process runs and does not answer yet."""
+    READY = "ready"
+    """It answers."""
+    BACKOFF = "backoff"
+    """It died; the reason says of what, and it will be started again."""

@@ -1,0 +1,29 @@
+"""The store as one thing to hand around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from tunewright.store.database import Database
+from tunewright.store.files import FileStore
+from tunewright.store.jobs import JobStore
+from tunewright.store.models import EngineStore, ModelStore
+
+
+@dataclass(frozen=True)
+class Store:
+    database: Database
+    files: FileStore
+    jobs: JobStore
+    models: ModelStore
+    engines: EngineStore
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Opens, does not upgrade: the supervisor did that before any of its children started."""
+        database = Database(url)
+        return cls(database, FileStore(database), JobStore(database), ModelStore(database), EngineStore(database))
+
+    def close(self) -> None:
+        self.database.close()

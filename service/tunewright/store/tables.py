@@ -1,0 +1,140 @@
+"""The tables, as SQLAlchemy Core. `migrations/` builds them; a test holds the two alike."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+_Serial = BigInteger().with_variant(Integer, "sqlite")
+
+files = Table(
+    "files",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("state", String(32), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("model", Text, nullable=False),  # as asked for: a base or a fine-tuned model
+    Column("base", Text, nullable=False),
+    Column("parent_sha256", String(64)),  # the adapter it starts from
+    Column("training_file", String(64), nullable=False),
+    Column("validation_file", String(64)),
+    Column("suffix", String(64)),
+    Column("seed", BigInteger, nullable=False),
+    Column("job_metadata", JSON),
+    Column("chat_template", Text),
+    Column("method", JSON, nullable=False),  # OpenAI's `method`, as given, "auto" included
+    Column("tuning", JSON, nullable=False),  # `tuning` as given
+    Column("resolved", JSON),  # what every "auto" became
+    Column("fine_tuned_model", Text),
+    Column("trained_tokens", BigInteger),
+    Column("error", JSON),
+    Column("progress", JSON),
+    Column("idempotency_key", String(255), unique=True),
+    Column("fingerprint", String(64), nullable=False),
+    # the scheduler's own columns
+    Column("device", String(32)),  # held from the claim until its trainer is seen to be gone
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl taken in
+    Column("last_step", Integer, nullable=False, default=0),  # the newest step reported
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON),
+    Index("ix_job_events_job", "job_id", "seq"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("job_id", "step", name="uq_checkpoints_job_step"),
+)
+
+models = Table(
+    "models",  # what fine-tuning made: adapters and full models
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),  # adapter | full
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("base", Text, nullable=False),
+    Column("base_fingerprint", String(64), nullable=False),
+    Column("job_id", String(64)),
+    Column("checkpoint_step", Integer),
+    Column("method", String(16), nullable=False),
+    Column("rank", Integer),
+    Column("alpha", Float),
+    Column("target_modules", JSON),
+    Column("chat_template", Text),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("desired", String(16), nullable=False),  # loaded | unloaded
+)
+
+engines = Table(
+    "engines",
+    metadata,
+    Column("name", Text, primary_key=True),  # of the base it serves
+    Column("state", String(16), nullable=False),
+    Column("run", Integer, nullable=False, default=0),  # counts starts: what an earlier run held is gone
+    Column("socket", Text),
+    Column("reason", Text),
+    Column("started_at", Float),
+    Column("ready_at", Float),
+    Column("info", JSON),  # max_model_len, max_lora_rank, device...
+)
+
+residency = Table(
+    "residency",  # written by the engine worker alone
+    metadata,
+    Column("engine", Text, primary_key=True),
+    Column("run", Integer, primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("error", Text),
+    Column("at", Float, nullable=False),
+)

@@ -1,0 +1,1 @@
+"""Processes and their lifeline. Knows nothing of the rest of the service."""

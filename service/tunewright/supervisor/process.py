@@ -1,0 +1,211 @@
+"""One wrapper for child processes: a process group with a lifeline. Knows nothing of what runs inside.
+
+A group is led by a tiny watcher, `sh` blocked reading the lifeline: a pipe whose only write end the supervisor
+holds. When the supervisor dies, however it dies, the read returns and the watcher kills the whole group, and so
+vLLM's EngineCore too, which ignores its parent's death (vllm #55510). A parent-death signal would not do: it fires
+when the spawning thread ends and does not reach grandchildren.
+
+The watcher starts before the command, and its id is recorded before the command exists. So the group's id stays
+valid for as long as the watcher lives, and whoever reads the record after a crash can end the group or adopt it,
+and never meets a command that nobody knows of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Self
+
+LIFELINE_VARIABLE = "TUNEWRIGHT_LIFELINE_FD"
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process beyond doubt: ids are reused, an id with its start time (in clock ticks since boot) is not."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Raises ProcessLookupError when there is no such process."""
+        stat = _stat(pid)
+        if stat is None:
+            raise ProcessLookupError(pid)
+        return cls(pid, int(stat[19]))
+
+    def is_alive(self) -> bool:
+        """A zombie counts as dead."""
+        stat = _stat(self.pid)
+        return stat is not None and int(stat[19]) == self.started and stat[0] not in ("Z", "X")
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on (proc(5): field 3 is index 0, the start time index 19)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text[text.rindex(")") + 2 :].split()
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """What is written down of a group, enough to adopt or to end it from another process."""
+
+    watcher: ProcessId
+    command: ProcessId | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """The record at `path`, or None where there is none or it is torn."""
+        try:
+            values = json.loads(path.read_text())
+            command = values["command"]
+            return cls(ProcessId(**values["watcher"]), ProcessId(**command) if command else None)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self)))
+        os.replace(temporary, path)
+
+
+class ProcessGroup:
+    """A command and everything it starts, from start to the last kill."""
+
+    def __init__(self, record: GroupRecord, record_path: Path, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.record = record
+        self._record_path = record_path
+        self._child = child
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def start(
+        cls,
+        command: Sequence[str],
+        *,
+        record_path: Path,
+        environment: Mapping[str, str],
+        lifeline: int,
+        output: int | IO[bytes] | None = None,
+        descriptors: tuple[int, ...] = (),
+        title: str = "tunewright: lifeline",
+    ) -> Self:
+        """Start `command` in a group of its own. `output` takes stdout and stderr; None shares this process's."""
+        watcher = subprocess.Popen(
+            [title, "-c", "read -r _; kill -KILL 0"],
+            executable="/bin/sh",
+            stdin=lifeline,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+            process_group=0,
+        )
+        watcher_id = ProcessId.of(watcher.pid)
+        record_path.parent.mkdir(parents=True, exist_ok=True)
+        GroupRecord(watcher_id, None).write(record_path)
+        try:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output is not None else None,
+                env={**environment, LIFELINE_VARIABLE: str(lifeline)},
+                pass_fds=(lifeline, *descriptors),
+                process_group=watcher.pid,
+            )
+        except BaseException:
+            watcher.kill()
+            watcher.wait()
+            record_path.unlink(missing_ok=True)
+            raise
+        try:
+            command_id = ProcessId.of(child.pid)
+        except ProcessLookupError:  # gone already and reaped elsewhere; the exit code tells the rest
+            command_id = ProcessId(child.pid, -1)
+        record = GroupRecord(watcher_id, command_id)
+        record.write(record_path)
+        group = cls(record, record_path, child)
+        group._watcher = watcher
+        return group
+
+    @classmethod
+    def adopt(cls, record_path: Path) -> Self | None:
+        """The group on record, if its watcher still lives; its command may be dead by now."""
+        record = GroupRecord.read(record_path)
+        if record is None or not record.watcher.is_alive():
+            return None
+        return cls(record, record_path)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the command."""
+        return self.record.command.pid if self.record.command else None
+
+    def is_alive(self) -> bool:
+        """Whether the command runs."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return self.record.command is not None and self.record.command.is_alive()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the command: None while it runs, and where another process started it (only its parent learns it)."""
+        return self._child.poll() if self._child is not None else None
+
+    def terminate(self) -> None:
+        """Ask the command to stop (SIGTERM)."""
+        self._signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        self._signal(signal.SIGINT)
+
+    def _signal(self, number: int) -> None:
+        if self.is_alive() and self.pid is not None:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                pass  # it ended in between, which is what was asked
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the command has ended; False after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def end(self) -> None:
+        """Kill what is left of the group, its watcher included, and forget its record."""
+        if self.record.watcher.is_alive():
+            try:
+                os.killpg(self.record.watcher.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # the group is gone already
+        for child in (self._child, self._watcher):
+            if child is not None:
+                child.wait()
+        deadline = time.monotonic() + 5
+        while self.record.watcher.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._record_path.unlink(missing_ok=True)
+
+    def stop(self, grace: float) -> None:
+        """SIGTERM, `grace` seconds, then SIGKILL for the group."""
+        self.terminate()
+        self.wait(grace)
+        self.end()
+
+
+def inherited_lifeline() -> int:
+    """The lifeline's read end in a process that `ProcessGroup.start` started."""
+    return int(os.environ[LIFELINE_VARIABLE])

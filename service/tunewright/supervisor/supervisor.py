@@ -1,0 +1,129 @@
+"""`tunewright serve`: starts the api and the scheduler, restarts them with backoff, owns the lifeline.
+
+It knows commands, not what they do. When it ends, in whatever way, the lifeline closes and nothing is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunewright.supervisor.process import ProcessGroup
+
+log = logging.getLogger("tunewright.supervisor")
+
+_PR_SET_CHILD_SUBREAPER = 36
+_BACKOFF_FIRST, _BACKOFF_LAST, _STABLE_AFTER = 0.2, 30.0, 30.0
+
+
+@dataclass
+class Service:
+    """A command that should always run."""
+
+    name: str
+    command: list[str]
+    grace: float
+    """Seconds it is given to stop."""
+    group: ProcessGroup | None = None
+    backoff: float = _BACKOFF_FIRST
+    started_at: float = 0.0
+    start_at: float = 0.0
+    descriptors: tuple[int, ...] = ()
+    """What it inherits beside the lifeline: a listening socket, say."""
+
+
+class Supervisor:
+    """Keeps `services` running until it is told to stop; they are stopped in the order given."""
+
+    def __init__(self, services: list[Service], environment: Mapping[str, str], run_dir: Path) -> None:
+        self._services = services
+        self._environment = environment
+        self._run_dir = run_dir
+        self._stopping = False
+        self._lifeline, self._lifeline_write = os.pipe()  # neither end is inherited unless passed on
+
+    def run(self) -> int:
+        """Blocks until SIGINT or SIGTERM; returns the exit code."""
+        _become_subreaper()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._ask_to_stop)
+        try:
+            while not self._stopping:
+                for service in self._services:
+                    self._keep(service)
+                _reap_adopted({s.group.pid for s in self._services if s.group})
+                time.sleep(0.05)
+        finally:
+            self._stop_all()
+        return 0
+
+    def _ask_to_stop(self, number: int, frame: object) -> None:
+        if not self._stopping:
+            print("\nStopping: running jobs save a checkpoint, engines let go...", file=sys.stderr, flush=True)
+        self._stopping = True
+
+    def _keep(self, service: Service) -> None:
+        now = time.monotonic()
+        if service.group is not None:
+            if service.group.is_alive():
+                if now - service.started_at > _STABLE_AFTER:
+                    service.backoff = _BACKOFF_FIRST
+                return
+            log.warning(
+                "%s ended with code %s; starting it again in %.1f s",
+                service.name, service.group.exit_code, service.backoff,
+            )
+            service.group.end()
+            service.group = None
+            service.start_at = now + service.backoff
+            service.backoff = min(service.backoff * 2, _BACKOFF_LAST)
+        if now >= service.start_at:
+            service.group = ProcessGroup.start(
+                service.command,
+                record_path=self._run_dir / f"{service.name}.json",
+                environment=self._environment,
+                lifeline=self._lifeline,
+                descriptors=service.descriptors,
+                title=f"tunewright: lifeline of {service.name}",
+            )
+            service.started_at = now
+
+    def _stop_all(self) -> None:
+        groups = [(s, s.group) for s in self._services if s.group is not None]
+        for _, group in groups:
+            group.terminate()
+        for service, group in groups:
+            if not group.wait(service.grace):
+                log.warning("%s did not stop within %.0f s; killing it", service.name, service.grace)
+            group.end()
+        os.close(self._lifeline_write)
+
+
+def _become_subreaper() -> None:
+    """Orphans of the scheduler come to us, so that none stays a zombie where there is no init (containers)."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (OSError, AttributeError):  # not Linux: init reaps them
+        log.debug("no subreaper on this system")
+
+
+def _reap_adopted(own: set[int | None]) -> None:
+    """Collect exit codes of processes that we did not start ourselves."""
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if info is None or info.si_pid in own:
+            return  # ours: its Popen collects it
+        try:
+            os.waitpid(info.si_pid, os.WNOHANG)
+        except ChildProcessError:
+            return

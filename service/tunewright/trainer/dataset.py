@@ -1,0 +1,64 @@
+"""From a data file to examples, with what was truncated or left out counted, never silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from tunewright.data.formats import read_rows
+from tunewright.trainer.errors import TrainingFailed
+from tunewright.trainer.masking import IGNORED, Example, MaskingError, encode_chat, encode_text
+
+
+@dataclass(frozen=True)
+class TokenizedFile:
+    examples: list[Example]
+    truncated: int
+    """Rows cut at `max_length`."""
+    dropped: int
+    """Rows with nothing left to learn after the cut."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(example.input_ids) for example in self.examples)
+
+    def describe(self) -> str:
+        text = f"{len(self.examples)} rows, {self.tokens} tokens"
+        if self.truncated:
+            text += f", {self.truncated} truncated"
+        if self.dropped:
+            text += f", {self.dropped} left out (nothing to learn within the maximum length)"
+        return text
+
+
+def tokenize_file(
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, *, what: str = "training_file"
+) -> TokenizedFile:
+    """Raises TrainingFailed naming the line where a row cannot be encoded, or where no row is usable."""
+    examples = []
+    truncated = dropped = 0
+    for line, row in read_rows(path):
+        try:
+            if "messages" in row:
+                example = encode_chat(tokenizer, row)
+            else:
+                example = encode_text(tokenizer, row["prompt"], row["completion"])
+        except MaskingError as error:
+            raise TrainingFailed("invalid_chat_template", f"{what}, line {line}: {error}") from error
+        except Exception as error:  # templates raise what they like about what they do not support
+            raise TrainingFailed(f"invalid_{what}", f"line {line}: the chat template refused it: {error}") from error
+        if len(example.input_ids) > max_length:
+            truncated += 1
+            example = Example(example.input_ids[:max_length], example.labels[:max_length])
+        if all(label == IGNORED for label in example.labels[1:]):
+            dropped += 1
+            continue
+        examples.append(example)
+    if not examples:
+        raise TrainingFailed(
+            f"invalid_{what}",
+            f"no usable row: in all {dropped} rows the answer lies beyond the maximum length of {max_length} tokens",
+        )
+    return TokenizedFile(examples, truncated, dropped)

@@ -1,0 +1,134 @@
+"""The job folder: what the scheduler writes, what the trainer writes, and how each is made whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.atomic import write_atomically
+
+STOPPED_RESUMABLE = 75
+"""Exit code of a trainer that was asked to stop and saved a checkpoint (EX_TEMPFAIL)."""
+
+
+class JobSpec(BaseModel):
+    """`spec.json`: all a trainer is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    base_name: str
+    base_path: str
+    trust_remote_code: bool = False
+    parent_adapter: str | None = None
+    """A PEFT folder to go on from."""
+    training_file: str
+    validation_file: str | None = None
+    chat_template: str | None = None
+    """Takes the place of the model's own."""
+    seed: int
+    device: str
+    """`cpu` or `cuda`; which GPU is the environment's business."""
+    tuning: dict[str, Any]
+    """A `plan.defaults.Resolved`, as a dict."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints, beside those at the end of each epoch."""
+
+
+class JobResult(BaseModel):
+    """`result.json`, the last thing a trainer writes: without it, the run is not over."""
+
+    status: Literal["succeeded", "failed"]
+    trained_tokens: int = 0
+    metrics: dict[str, float] = {}
+    checkpoint_steps: list[int] = []
+    """Checkpoints at the end of epochs, whose adapters can be used."""
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class JobFolder:
+    """Paths and atomic writes. Any of it may be looked at while a trainer runs, or after it was killed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec_file = path / "spec.json"
+        self.events_file = path / "events.jsonl"
+        self.log_file = path / "trainer.log"
+        self.process_file = path / "process.json"
+        self.result_file = path / "result.json"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self.work = path / "work"
+
+    def write_spec(self, spec: JobSpec) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.spec_file, spec.model_dump_json(indent=2))
+
+    def read_spec(self) -> JobSpec:
+        return JobSpec.model_validate_json(self.spec_file.read_text())
+
+    def write_result(self, result: JobResult) -> None:
+        write_atomically(self.result_file, result.model_dump_json(indent=2))
+
+    def read_result(self) -> JobResult | None:
+        try:
+            return JobResult.model_validate_json(self.result_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def read_events(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Whole lines from byte `offset` on, and the offset behind them. A torn last line waits for its rest."""
+        try:
+            with self.events_file.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return [], offset
+        end = data.rfind(b"\n") + 1
+        events = []
+        for line in data[:end].splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue  # the half line of a killed trainer, closed by the next one's newline
+        return events, offset + end
+
+    def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:
+        """(step, folder), newest first. A folder appears under its name only when all of it is on disk."""
+        found = []
+        for path in self.checkpoints.glob("step-*"):
+            number = path.name.removeprefix("step-")
+            if number.isdigit() and (path / "complete.json").is_file():
+                found.append((int(number), path))
+        yield from sorted(found, reverse=True)
+
+
+class EventLog:
+    """Appends to `events.jsonl`. A line is written whole, with one write call, and flushed to the system."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._descriptor = os.open(folder.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.fstat(self._descriptor).st_size:
+            os.write(self._descriptor, b"\n")  # end what a killed trainer may have left half-written
+
+    def message(self, text: str, level: str = "info") -> None:
+        self._write({"type": "message", "level": level, "message": text})
+
+    def metrics(self, text: str, data: dict[str, Any]) -> None:
+        self._write({"type": "metrics", "level": "info", "message": text, "data": data})
+
+    def checkpoint(self, step: int, metrics: dict[str, float], usable: bool) -> None:
+        """A checkpoint is complete; `usable` where its adapter will be offered."""
+        self._write({"type": "checkpoint", "step": step, "metrics": metrics, "usable": usable})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        line = json.dumps({"created_at": time.time(), **event}, allow_nan=False) + "\n"
+        os.write(self._descriptor, line.encode())

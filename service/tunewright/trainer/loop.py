@@ -1,0 +1,244 @@
+"""The loop's ears and hands: metrics, checkpoints, stopping, and an exact held-out loss, around TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from tunewright.atomic import publish_folder
+from tunewright.trainer.errors import TrainingFailed
+from tunewright.trainer.folder import EventLog, JobFolder
+
+KEPT_EPOCHS = 3
+"""Checkpoints at the ends of epochs that stay usable, as in OpenAI's API."""
+KEPT_RECENT = 2
+"""Newest checkpoints kept to go on from: one may be torn by a crash."""
+
+
+class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose evaluation weighs every token alike.
+
+    The Trainer's own averages batch means, so rows in a short last batch would count for more.
+    """
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """`eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""
+        model = self._wrap_model(self.model, training=False)
+        was_training = model.training
+        model.eval()
+        loss = correct = count = 0.0
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in self.get_eval_dataloader():
+                outputs = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
+                loss -= float(outputs.log_probs.double().sum())
+                correct += float(outputs.is_top1.sum())
+                count += float(outputs.label_mask.sum())
+        model.train(was_training)
+        metrics = {"eval_loss": loss / count, "eval_mean_token_accuracy": correct / count}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Turns the Trainer's logs into metric events with OpenAI's keys, and refuses a loss that is not a number."""
+
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
+        self._clock = time.monotonic()
+        self._tokens_before: float | None = None
+        self._started_at_step: int | None = None
+        self._started = time.monotonic()
+        self._pending: dict[str, Any] | None = None
+        self.latest: dict[str, float] = {}
+        self.process = psutil.Process()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._started_at_step = state.global_step
+        self._started = self._clock = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self.flush()
+            self._pending = self._metrics(state, logs)
+        elif "eval_loss" in logs:
+            held_out = {
+                "valid_loss": logs["eval_loss"],
+                "valid_mean_token_accuracy": logs["eval_mean_token_accuracy"],
+            }
+            self.latest |= held_out
+            if self._pending is not None:
+                self._pending |= held_out
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the step that is complete: an evaluation after it was still to come."""
+        if self._pending is None:
+            return
+        data, self._pending = self._pending, None
+        text = f"Step {data['step']}/{data['total_steps']}: training loss={data['train_loss']:.4f}"
+        if "valid_loss" in data:
+            text += f", validation loss={data['valid_loss']:.4f}"
+        self._events.metrics(text, data)
+
+    def _metrics(self, state: TrainerState, logs: dict[str, Any]) -> dict[str, Any]:
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                "loss_not_finite",
+                f"the loss became {loss} at step {state.global_step}: lower the learning rate, or look for "
+                "broken rows in the data",
+            )
+        now = time.monotonic()
+        tokens = float(logs.get("num_tokens", 0.0))
+        before = self._tokens_before
+        rate = (tokens - before) / max(now - self._clock, 1e-6) if before is not None else None
+        self._tokens_before, self._clock = tokens, now
+        done = state.global_step - (self._started_at_step or 0)
+        eta = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        metrics: dict[str, Any] = {
+            "step": state.global_step,
+            "total_steps": state.max_steps,
+            "epoch": state.epoch,
+            "train_loss": loss,
+            "train_mean_token_accuracy": logs.get("mean_token_accuracy"),
+            "learning_rate": logs.get("learning_rate"),
+            "grad_norm": _finite(logs.get("grad_norm")),
+            "tokens_per_second": rate,
+            "memory_bytes": self._memory(),
+            "eta_seconds": eta,
+        }
+        self.latest |= {
+            "train_loss": loss,
+            "train_mean_token_accuracy": float(logs.get("mean_token_accuracy") or 0.0),
+        }
+        return metrics
+
+    def _memory(self) -> int:
+        """Peak bytes on the GPU, or resident bytes of this process on the CPU."""
+        if torch.cuda.is_available():
+            return int(torch.cuda.max_memory_allocated())
+        return int(self.process.memory_info().rss)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(float(value)) else None
+
+
+class Checkpointer(TrainerCallback):  # type: ignore[misc]
+    """Saves at the end of each epoch and now and then between, publishes whole folders only, keeps few of them."""
+
+    def __init__(self, folder: JobFolder, events: EventLog, reporter: Reporter, interval: float) -> None:
+        self._folder = folder
+        self._events = events
+        self._reporter = reporter
+        self._interval = interval
+        self._last_save = time.monotonic()
+        self._save_began = 0.0
+        self._stop = False
+        self.stopped = False
+        self.usable_steps: list[int] = [
+            step for step, path in folder.complete_checkpoints() if _manifest(path).get("usable")
+        ]
+
+    def ask_to_stop(self) -> None:
+        """Save after the step under way, then stop. Safe in a signal handler."""
+        self._stop = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if self._stop and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.stopped = True
+        elif time.monotonic() - self._last_save > self._interval:
+            control.should_save = True
+        self._save_began = time.monotonic()
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._save_began = time.monotonic()
+        control.should_save = True
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._reporter.flush()
+        step = state.global_step
+        saved = self._folder.work / f"checkpoint-{step}"
+        target = self._folder.checkpoints / f"step-{step}"
+        usable = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6 and not self.stopped
+        if target.exists() and not (target / "complete.json").is_file():
+            shutil.rmtree(target)
+        if not target.exists():
+            manifest = {
+                "step": step,
+                "usable": usable,
+                "files": {
+                    str(file.relative_to(saved)): sha256_of(file)
+                    for file in sorted(saved.rglob("*"))
+                    if file.is_file()
+                },
+            }
+            (saved / "complete.json").write_text(json.dumps(manifest, indent=1))
+            self._folder.checkpoints.mkdir(exist_ok=True)
+            publish_folder(saved, target)
+            self._events.checkpoint(step, dict(self._reporter.latest), usable)
+            if usable:
+                self.usable_steps.append(step)
+        self._prune()
+        now = time.monotonic()
+        self._interval = max(self._interval, 20 * (now - self._save_began))  # at most 5 % of the time goes here
+        self._last_save = now
+
+    def _prune(self) -> None:
+        self.usable_steps = sorted(set(self.usable_steps))[-KEPT_EPOCHS:]
+        recent = [step for step, _ in self._folder.complete_checkpoints()][:KEPT_RECENT]
+        for step, path in self._folder.complete_checkpoints():
+            if step not in recent and step not in self.usable_steps:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def latest_checkpoint(folder: JobFolder) -> Path | None:
+    """The newest checkpoint whose every file is as it was saved; a torn one is passed over for the one before."""
+    for _, path in folder.complete_checkpoints():
+        files = _manifest(path).get("files", {})
+        if files and all((path / name).is_file() and sha256_of(path / name) == digest for name, digest in files.items()):
+            return path
+    return None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / "complete.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Loads the base for a method: LoRA on the 16-bit base, QLoRA on its NF4 form, or the whole model."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tunewright.trainer.errors import TrainingFailed
+from tunewright.trainer.folder import JobSpec
+
+
+def load_tokenizer(spec: JobSpec) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with the template the job trains through."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
+    )
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+    if tokenizer.pad_token_id is None:
+        # Padding is masked out of attention and loss; which token it is does not matter.
+        tokenizer.pad_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.unk_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
+    """The model to train, adapter and all, on its device.
+
+    The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
+    in float32. QLoRA computes in bfloat16 on both. A fully fine-tuned model is trained in float32 on the CPU and in
+    bfloat16 with float32 master weights left to the optimizer's state on a GPU.
+    """
+    tuning = spec.tuning
+    on_gpu = spec.device != "cpu"
+    quantized = tuning["type"] == "qlora"
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16 if on_gpu or quantized else torch.float32,
+        "attn_implementation": _attention(on_gpu),
+        "trust_remote_code": spec.trust_remote_code,
+        "local_files_only": True,
+        "device_map": {"": 0 if on_gpu else "cpu"},
+    }
+    if quantized:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    config = AutoConfig.from_pretrained(
+        spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
+    )
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrainingFailed(
+            "unsupported_base", f"base {spec.base_name} is quantized already; train on its 16-bit form"
+        )
+    model = AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
+    model.config.use_cache = False
+    if tuning["type"] == "full":
+        return model  # type: ignore[no-any-return]
+    if quantized:
+        _keep_unpacked(model)
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=on_gpu, gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    if spec.parent_adapter is not None:
+        return PeftModel.from_pretrained(model, spec.parent_adapter, is_trainable=True)
+    try:
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=tuning["rank"],
+                lora_alpha=tuning["alpha"],
+                lora_dropout=tuning["dropout"],
+                target_modules=tuning["target_modules"],
+                use_rslora=tuning["use_rslora"],
+                bias="none",
+            ),
+        )
+    except ValueError as error:  # "Target modules {...} not found in the base model"
+        raise TrainingFailed("invalid_target_modules", str(error)) from error
+    if not isinstance(adapted, PeftModel):
+        raise TrainingFailed("unsupported_base", f"peft cannot adapt {type(model).__name__}")
+    return adapted
+
+
+def _keep_unpacked(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking weights on the CPU when an evaluation runs between training steps.
+
+    Its AVX512 inference kernel repacks a layer in place at the first forward in eval mode, which fails for widths
+    that 32 does not divide and is for inference only (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _attention(on_gpu: bool) -> str:
+    return "flash_attention_2" if on_gpu and importlib.util.find_spec("flash_attn") else "sdpa"
