@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 EMBEDDED_BASE = "tunewright-tiny"
@@ -105,10 +105,10 @@ class Settings(BaseSettings):
     trust_remote_code: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="Names of bases whose own Python code may run. Never by default."
     )
-    vllm_arg: Annotated[list[str], NoDecode] = Field(
-        default_factory=list,
+    vllm_arg: str = Field(
+        "",
         description="An argument handed to vLLM as it is, e.g. --vllm-arg=--max-model-len=8192; repeat for"
-        " more (separated by spaces in the variable).",
+        " more (separated by spaces in the variable, quoted as in a shell).",
     )
     engine_start_timeout: float = Field(
         900.0, gt=0, description="Seconds an engine may take to start before it is restarted."
@@ -123,10 +123,11 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    @field_validator("vllm_arg", mode="before")
+    @field_validator("vllm_arg")
     @classmethod
-    def _split_words(cls, value: object) -> object:
-        return shlex.split(value) if isinstance(value, str) else value
+    def _check_words(cls, value: str) -> str:
+        shlex.split(value)
+        return value
 
     @field_validator("max_upload", "kv_cache_memory")
     @classmethod
@@ -152,7 +153,7 @@ class Settings(BaseSettings):
             raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
         names = [base.name for base in self.bases]
         for name in names:
-            if not _BASE_NAME.match(name):
+            if not _BASE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a base: letters, digits and . _ - / only")
             if names.count(name) > 1:
                 raise ValueError(f"two bases are named {name!r}: give each its own name, --base NAME=PATH")
@@ -185,6 +186,10 @@ class Settings(BaseSettings):
         return bases
 
     @property
+    def vllm_args(self) -> list[str]:
+        return shlex.split(self.vllm_arg)
+
+    @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'tunewright.db'}"
 
@@ -193,6 +198,25 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json")
         values["api_key"] = self.api_key.get_secret_value() if self.api_key else None
         return {HANDOVER_VARIABLE: json.dumps(values)}
+
+
+def settings_from_command_line(argv: list[str]) -> Settings:
+    """Of `tunewright serve`. Raises ValidationError and SettingsError.
+
+    Repeated --vllm-arg become one value here: pydantic's parser cuts lists at commas, which vLLM's JSON has.
+    """
+    words, rest = [], []
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument == "--vllm-arg":
+            words.append(next(remaining, ""))
+        elif argument.startswith("--vllm-arg="):
+            words.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if words:
+        rest.append("--vllm-arg=" + shlex.join(words))
+    return CliApp.run(Settings, cli_args=rest)
 
 
 def settings_in_child() -> Settings:
@@ -224,5 +248,6 @@ __all__ = [
     "client_defaults",
     "embedded_base_path",
     "parse_size",
+    "settings_from_command_line",
     "settings_in_child",
 ]

@@ -26,4 +26,4 @@ def model_name(base: str, suffix: str | None, job_id: str, checkpoint_step: int 
 
 def is_suffix(text: str) -> bool:
     """Whether `text` can stand in a model name: up to 64 letters, digits, dots, dashes, underscores."""
-    return bool(_SUFFIX.match(text))
+    return bool(_SUFFIX.fullmatch(text))

@@ -8,10 +8,10 @@ import socket
 import sys
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+from pydantic_settings import SettingsError
 from setproctitle import setproctitle
 
-from tunewright.config import Settings, child_environment
+from tunewright.config import Settings, child_environment, settings_from_command_line
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.database import Database
@@ -23,7 +23,7 @@ _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
 def main(argv: list[str]) -> int:
     """Runs until it is told to stop. Returns the exit code: 2 for wrong options, 1 where it cannot start."""
     try:
-        settings = CliApp.run(Settings, cli_args=argv)
+        settings = settings_from_command_line(argv)
     except (ValidationError, SettingsError) as error:
         print(f"tunewright serve: {_explain(error)}", file=sys.stderr)
         return 2

@@ -18,7 +18,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tunewright.api.errors import error_response
-from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TunewrightError
+from tunewright.errors import (
+    EngineUnavailable,
+    InvalidRequest,
+    NotFound,
+    TunewrightError,
+    UnsupportedFeature,
+)
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
 
@@ -227,6 +233,8 @@ def _upstream_error(status: int, text: bytes, target: Target) -> TunewrightError
     message = message.replace(target.internal_name, target.public_name)
     if status >= 500:
         return EngineUnavailable(f"The engine failed: {message}", retry_after=_RETRY_AFTER)
+    if status == 404 and message == "Not Found":
+        return UnsupportedFeature(f"The engine of {target.public_name} does not offer this route.", param="model")
     if status == 404:
         return NotFound(message, param="model", code="model_not_found")
     return InvalidRequest(message, param=str(param) if param else None)

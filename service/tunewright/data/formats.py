@@ -7,6 +7,7 @@ them. Every fault is told with its line, so that a user can go there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +16,7 @@ from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_FAULTS = 10
+_SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
 
 
 class DataFormat(StrEnum):
@@ -109,6 +111,10 @@ def _check_line(line: bytes) -> DataFormat:
         raise _Fault(f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL") from None
     except RecursionError:
         raise _Fault("nested too deeply") from None
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise _Fault(f"not valid JSON ({error})") from None
+    if _SURROGATE.search(line):
+        _check_encodable(row)
     if not isinstance(row, dict):
         raise _Fault(f"a row must be a JSON object, not {_kind(row)}")
     if "messages" in row:
@@ -118,6 +124,16 @@ def _check_line(line: bytes) -> DataFormat:
         _check_text(row)
         return DataFormat.TEXT
     raise _Fault(f'needs "messages", or "prompt" and "completion"; has {_names(row)}')
+
+
+def _check_encodable(row: object) -> None:
+    """Half of a surrogate pair is valid JSON, but no tokenizer takes it."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _Fault("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    except RecursionError:
+        raise _Fault("nested too deeply") from None
 
 
 def _check_text(row: dict[str, Any]) -> None:
@@ -191,7 +207,7 @@ def _check_tool_calls(calls: object, where: str) -> None:
         if isinstance(arguments, str):
             try:
                 json.loads(arguments or "{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise _Fault(f"{where}.tool_calls[{index}].function.arguments is not valid JSON") from None
         elif not isinstance(arguments, dict | None):
             raise _Fault(f"{where}.tool_calls[{index}].function.arguments must be a JSON string")

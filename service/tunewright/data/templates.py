@@ -28,9 +28,10 @@ def folder_template(folder: Path) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     try:
-        template = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    template = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(template, list):  # named templates; the default one is used
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")

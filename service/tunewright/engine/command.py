@@ -36,7 +36,7 @@ def engine_command(settings: Settings, base: BaseInfo, socket: Path, *, on_gpu: 
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if base.name in settings.trust_remote_code:
         command.append("--trust-remote-code")
-    return command + settings.vllm_arg
+    return command + settings.vllm_args
 
 
 def engine_environment(device: str) -> dict[str, str]:

@@ -67,20 +67,27 @@ def inspect_base(base: Base) -> BaseInfo:
     """Look at a base, after downloading it where its source is a hub id. Raises BaseUnavailable."""
     folder = base.path or _download(base)
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config: Any = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise BaseUnavailable(f"{folder} is no model folder: it has no config.json") from None
+    except OSError as error:
+        raise BaseUnavailable(f"{folder}/config.json cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise BaseUnavailable(f"{folder}/config.json is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BaseUnavailable(f"{folder}/config.json is no JSON object")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise BaseUnavailable(f"{folder} has no *.safetensors weights (pickled ones are never loaded)")
-    text_config = config.get("text_config", config)
+    text_config = config.get("text_config") or config
+    context = text_config.get("max_position_embeddings") or _DEFAULT_CONTEXT
+    if not isinstance(context, int):
+        raise BaseUnavailable(f"{folder}/config.json: max_position_embeddings is {context!r}, not a number")
     return BaseInfo(
         name=base.name,
         path=folder,
         fingerprint=_fingerprint(folder, weights),
-        context=int(text_config.get("max_position_embeddings") or _DEFAULT_CONTEXT),
+        context=context,
         model_type=str(config.get("model_type", "")),
         chat_template=folder_template(folder),
     )

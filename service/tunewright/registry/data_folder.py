@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,19 @@ class DataFolder:
         final = self.artifact(sha256)
         if final.exists():
             return final
-        temporary = self.tmp / f"artifact-{sha256}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(mode=0o755)
+        temporary = Path(tempfile.mkdtemp(prefix="artifact-", dir=self.tmp))
+        temporary.chmod(0o755)
         for file in sorted(p for p in source.iterdir() if p.is_file()):
             try:
                 os.link(file, temporary / file.name)  # immutable on both sides: no second copy of the bytes
             except OSError:
                 shutil.copy2(file, temporary / file.name)
-        publish_folder(temporary, final)
+        try:
+            publish_folder(temporary, final)
+        except OSError:
+            if not final.exists():
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)  # somebody else published the same meanwhile
         return final
 
     def remove_artifact(self, sha256: str) -> None:

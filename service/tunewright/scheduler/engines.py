@@ -73,9 +73,9 @@ class EngineKeeper:
         """The base, once it was found to be there."""
         return next((s.info for s in self._served if s.base.name == name), None)
 
-    def why_not(self, name: str) -> str:
-        engine = self._store.engines.get(name)
-        return engine.reason if engine and engine.reason else f"base {name} is still being looked at"
+    def bases_here(self) -> list[str]:
+        """Names of the bases that can be trained on now."""
+        return [served.base.name for served in self._served if served.info is not None]
 
     def tick(self) -> None:
         for served in self._served:

@@ -50,14 +50,25 @@ class JobRunner:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
         self._validating: dict[str, Future[None]] = {}
         self._publishing: dict[str, Future[None]] = {}
+        self._fail_without_base()
+
+    def _fail_without_base(self) -> None:
+        """Jobs of an earlier start on a base that is no longer named would wait for ever."""
+        named = {base.name for base in self._settings.bases}
+        for job in self._store.jobs.in_states(JobState.VALIDATING_FILES, JobState.QUEUED, JobState.RUNNING):
+            if job.base not in named:
+                self._store.jobs.fail(
+                    job.id, code="base_not_served", message=f"the service was started without its base {job.base}"
+                )
 
     def tick(self) -> None:
         self._validate_new()
         for job in self._store.jobs.on_devices():
             self._watch(job)
         for device in reversed(self._devices):  # engines fill devices from the front
-            while (job_claimed := self._store.jobs.claim(device)) is not None:
-                self._launch(job_claimed)
+            claimed = self._store.jobs.claim(device, self._engines.bases_here())
+            if claimed is not None:
+                self._launch(claimed)
 
     def stop(self, grace: float) -> None:
         """Trainers save a checkpoint and end; their jobs stay in the store and go on at the next start."""
@@ -128,9 +139,7 @@ class JobRunner:
     def _launch(self, job: Job) -> None:
         """Start its trainer, on a folder that may hold an earlier run's checkpoints."""
         base = self._engines.base(job.base)
-        if base is None:
-            self._store.jobs.requeue(job.id, f"Waiting for the base: {self._engines.why_not(job.base)}")
-            return
+        assert base is not None, "only jobs on bases that are here are claimed"
         assert job.device is not None and job.resolved is not None
         folder = self._folder(job)
         parent = self._data.artifact(job.parent_sha256) if job.parent_sha256 else None

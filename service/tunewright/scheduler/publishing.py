@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,12 @@ def publish_products(
 def _adapter(
     data: DataFolder, source: Path, name: str, step: int | None, common: dict[str, Any]
 ) -> dict[str, Any]:
-    only = data.tmp / f"{source.parent.name}-{source.name}"
-    only.mkdir(exist_ok=True)
-    for file in _ADAPTER_FILES:
-        (only / file).unlink(missing_ok=True)
-        (only / file).hardlink_to(source / file)
-    sha256 = adapter_sha256(only)
-    path = data.publish(only, sha256)
+    with tempfile.TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
+        only = Path(temporary)
+        for file in _ADAPTER_FILES:
+            (only / file).hardlink_to(source / file)
+        sha256 = adapter_sha256(only)
+        path = data.publish(only, sha256)
     config = adapter_config(path)
     modules = config["target_modules"]
     return {

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
@@ -122,10 +122,15 @@ class JobStore:
             id, (JobState.VALIDATING_FILES,), JobState.QUEUED, _message(summary), resolved=resolved
         )[0]
 
-    def claim(self, device: str) -> Job | None:
-        """Give `device` to the oldest queued job, in one statement; None where nothing waits or it is taken."""
+    def claim(self, device: str, bases: Sequence[str]) -> Job | None:
+        """Give `device` to the oldest queued job on one of `bases`, in one statement; None where none waits or the
+        device is taken."""
         waiting = (
-            select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.seq).limit(1).scalar_subquery()
+            select(jobs.c.id)
+            .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases))
+            .order_by(jobs.c.seq)
+            .limit(1)
+            .scalar_subquery()
         )
         holder = select(jobs.c.seq).where(jobs.c.device == device).exists()
         with self._database.begin() as connection:
@@ -176,8 +181,15 @@ class JobStore:
         last_step: int,
         new_checkpoints: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Add what the trainer wrote between two offsets of its events file, exactly once."""
-        values: dict[str, Any] = {"events_offset": new_offset, "last_step": last_step}
+        """Add what the trainer wrote between two offsets of its events file, exactly once.
+
+        A new step starts the count of attempts anew.
+        """
+        values: dict[str, Any] = {
+            "events_offset": new_offset,
+            "last_step": last_step,
+            "attempt": case((jobs.c.last_step < last_step, 0), else_=jobs.c.attempt),
+        }
         if progress is not None:
             values["progress"] = progress
         with self._database.begin() as connection:

@@ -122,7 +122,10 @@ def _spans(
         before = _render(tokenizer, messages[:index], tools, prompt=True) if index else ""
         after = _render(tokenizer, messages[: index + 1], tools)
         if index and after.startswith(before) and text.startswith(after.rstrip()):
-            spans.append(_to_end_token(tokenizer, text, len(before), len(after)))
+            content = messages[index]["content"].strip()
+            found = text.find(content, len(before), len(after))
+            written = found + len(content) if found >= 0 else len(before)
+            spans.append(_to_end_token(tokenizer, text, len(before), written, len(after)))
         else:
             spans.append(_span_by_sentinel(tokenizer, messages, tools, text, index))
     return spans
@@ -143,13 +146,18 @@ def _span_by_sentinel(
             f"messages[{index}] cannot be found in the chat template's rendering; add "
             "{% generation %} markers to the template"
         )
-    return _to_end_token(tokenizer, text, start, len(text))
+    return _to_end_token(tokenizer, text, start, len(text) - len(tail), len(text))
 
 
-def _to_end_token(tokenizer: PreTrainedTokenizerBase, text: str, start: int, limit: int) -> Span:
-    """From `start` through the turn's end token, or to `limit` where the template has none."""
-    ends = [text.find(token, start, limit) for token in _end_tokens(tokenizer)]
-    found = [(position, token) for position, token in zip(ends, _end_tokens(tokenizer), strict=True) if position >= 0]
+def _to_end_token(
+    tokenizer: PreTrainedTokenizerBase, text: str, start: int, written: int, limit: int
+) -> Span:
+    """From `start` through the turn's end token, or to `limit` where the template has none.
+
+    The end token stands behind `written`: before it, one may be quoted in what the assistant says.
+    """
+    ends = [(text.find(token, written, limit), token) for token in _end_tokens(tokenizer)]
+    found = [(position, token) for position, token in ends if position >= 0]
     if not found:
         return start, start + len(text[start:limit].rstrip())
     position, token = min(found)

@@ -1,0 +1,69 @@
+# Every entry a person needs. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+INSTALLED := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k lint format openapi lock base-model clean
+
+help: ## List what can be made
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(INSTALLED) ## Create .venv and install the CPU set (about 2 minutes)
+
+$(INSTALLED): requirements/cpu.lock pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tunewright needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "Installing torch $(TORCH) for the CPU"
+	@$(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/pip install -q "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
+	@echo "Installing the pinned set"
+	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/cpu.lock
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e client -e .
+	@touch $@
+
+demo: setup ## Train, serve and compare an adapter, all on this machine
+	@$(BIN)/tunewright demo
+
+serve: setup ## Serve the embedded base on 127.0.0.1:8000
+	@$(BIN)/tunewright serve
+
+test: setup ## The whole suite, with a real vLLM (under 15 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not soak and not gpu"
+	@cd client && ../$(BIN)/python -m pytest -q
+
+test-fast: setup ## What needs no engine (under 60 s)
+	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu"
+
+test-engine: setup ## Only what needs a real vLLM
+	@$(BIN)/python -m pytest -m "engine and not soak and not gpu"
+
+soak: soak-gsm8k ## Every long proof
+
+soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
+	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py
+
+lint: setup ## ruff, mypy, import directions
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: setup ## Put the code in form
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+
+openapi: setup ## Write openapi/openapi.json anew
+	@$(BIN)/python -m tunewright.api.openapi openapi/openapi.json
+
+lock: setup ## Resolve requirements/cpu.in anew into cpu.lock
+	@$(BIN)/pip install -q uv
+	@$(BIN)/uv pip compile -q requirements/cpu.in --override requirements/overrides.txt --universal --python-version 3.11 \
+	  --no-annotate --no-header --generate-hashes -o requirements/cpu.lock
+	@$(BIN)/pip uninstall -q -y uv
+
+base-model: setup ## Train the embedded base anew (minutes on a GPU, hours on 2 cores)
+	@$(BIN)/python recipes/base_model/train.py --out service/tunewright/embedded/model
+	@$(BIN)/python recipes/base_model/demo_data.py
+
+clean: ## Remove .venv and caches
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build service/*.egg-info client/*.egg-info

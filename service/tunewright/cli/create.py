@@ -1,0 +1,127 @@
+"""`tunewright jobs create`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunewright.cli.options import Remote, examples, on_service
+from tunewright.cli.watch import watch_to_the_end
+
+
+class LocalOrUploaded(click.ParamType[Any]):
+    """A file on this machine, which is uploaded, or the id of one that the service has."""
+
+    name = "PATH|FILE_ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        path = Path(value).expanduser()
+        if path.is_file():
+            return path
+        if value.startswith("file-") and os.sep not in value and not path.suffix:
+            return str(value)
+        self.fail(f"no such file here, and not the id of an uploaded one: {value}", param, ctx)
+
+
+class KeyValue(click.ParamType[Any]):
+    """KEY=VALUE."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
+        return key, text
+
+
+FILE = LocalOrUploaded()
+
+
+@click.command(
+    epilog=examples(
+        "tunewright jobs create --model tunewright-tiny --file train.jsonl --watch",
+        "tunewright jobs create --model my-base --file train.jsonl --validation-file valid.jsonl \\",
+        "    --method qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
+        "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
+    )
+)
+@click.option("--model", "-m", required=True, help="The base, or a fine-tuned model to go on from.")
+@click.option(
+    "--file", "-f", "--training-file", "training_file", type=FILE, required=True,
+    help="JSONL to train on: a file here, which is uploaded, or an uploaded file's id.",
+)  # fmt: skip
+@click.option("--validation-file", type=FILE, help="JSONL held out, for the validation loss.")
+@click.option(
+    "--method", type=click.Choice(["lora", "qlora", "full"]),
+    help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",
+)  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), help="Times through the file.  [default: chosen]")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows for each step.  [default: chosen]")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="For example 2e-4.  [default: chosen]"
+)
+@click.option("--rank", type=click.IntRange(1), help="Of the adapter.  [default: chosen by the rows]")
+@click.option("--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.")
+@click.option("--seed", type=click.IntRange(0), help="The same seed, files and settings give the same run.")
+@click.option("--metadata", type=KeyValue(), multiple=True, help="Kept with the job; may be repeated.")
+@click.option(
+    "--chat-template-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Jinja template to train and to serve with, in place of the base's own.",
+)  # fmt: skip
+@click.option("--watch", is_flag=True, help="Show its progress until it has ended, as `jobs watch` does.")
+@on_service
+def create(
+    remote: Remote,
+    *,
+    model: str,
+    training_file: str | Path,
+    validation_file: str | Path | None,
+    method: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    rank: int | None,
+    suffix: str | None,
+    seed: int | None,
+    metadata: tuple[tuple[str, str], ...],
+    chat_template_file: Path | None,
+    watch: bool,
+) -> int:
+    """Start a fine-tuning job and print its id.
+
+    What is not given is chosen by the service, and shown by `jobs show`.
+    """
+    options = {
+        "type": method,
+        "n_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "rank": rank,
+    }
+    job = remote.client.jobs.create(
+        model,
+        training_file,
+        validation_file,
+        tuning={name: value for name, value in options.items() if value is not None} or None,
+        suffix=suffix,
+        seed=seed,
+        metadata=dict(metadata) or None,
+        chat_template=chat_template_file.read_text(encoding="utf-8") if chat_template_file else None,
+    )
+    if not watch:
+        if remote.out.as_json:
+            remote.out.json(job)
+        else:
+            remote.out.line(job.id)
+        return 0
+    if remote.out.as_json:
+        remote.out.json(job)
+    else:
+        remote.out.note(job.id)
+    return watch_to_the_end(remote, job.id)

@@ -1,0 +1,108 @@
+"""`tunewright files`: upload, list, download and delete."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
+from tunewright.cli.output import page_size, size, take, when
+from tunewright_client import File
+
+
+@click.group(cls=Commands)
+def files() -> None:
+    """Upload training data, and download what jobs measured."""
+
+
+@files.command(epilog=examples("tunewright files upload train.jsonl validation.jsonl"))
+@click.argument(
+    "paths",
+    metavar="PATH...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@on_service
+def upload(remote: Remote, paths: tuple[Path, ...]) -> None:
+    """Upload JSONL files, for jobs to train on.
+
+    Rows are `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`; they are checked when a job uses
+    them.
+    """
+    uploaded = []
+    for path in paths:
+        uploaded.append(remote.client.files.upload(path))
+        if remote.out.as_json:
+            remote.out.json(uploaded[-1])
+    if not remote.out.as_json:
+        _show(remote, uploaded)
+
+
+@files.command(
+    name="list", epilog=examples("tunewright files list", "tunewright files list --json | jq .data[].id")
+)
+@click.option("--purpose", help="Only files of this purpose: fine-tune, or fine-tune-results.")
+@limit_option(50)
+@on_service
+def list_files(remote: Remote, purpose: str | None, limit: int) -> None:
+    """List the files, newest first."""
+    found, more = take(remote.client.files.list(purpose=purpose, limit=page_size(limit)), limit)
+    if remote.out.as_json:
+        remote.out.page(found, more)
+        return
+    _show(remote, found)
+    remote.out.note_more(more)
+
+
+def _show(remote: Remote, found: list[File]) -> None:
+    remote.out.table(
+        ["ID", "NAME", "SIZE", "PURPOSE", "CREATED"],
+        [(file.id, file.filename, size(file.bytes), file.purpose, when(file.created_at)) for file in found],
+    )
+
+
+@files.command(
+    epilog=examples(
+        "tunewright files download file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
+        "tunewright files download file-7aZkQ3vJ0c9yW2mXb4LrTn5e --output - | head -3",
+    )
+)
+@click.argument("file_id")
+@click.option(
+    "-o", "--output", metavar="PATH", help="File or folder to write to; - is stdout.  [default: its own name]"
+)
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@on_service
+def download(remote: Remote, file_id: str, output: str | None, force: bool) -> None:
+    """Download a file, as it was uploaded."""
+    if output == "-":
+        click.echo(remote.client.files.content(file_id), nl=False)
+        return
+    file = remote.client.files.retrieve(file_id)
+    target = Path(output or ".")
+    if target.is_dir():
+        target /= os.path.basename(file.filename) or file_id
+    if target.exists() and not force:
+        raise click.ClickException(f"{target} is there already; --force writes over it")
+    content = remote.client.files.content(file_id)
+    target.write_bytes(content)
+    if remote.out.as_json:
+        remote.out.json({"id": file_id, "path": str(target), "bytes": len(content)})
+    else:
+        remote.out.line(str(target))
+
+
+@files.command(epilog=examples("tunewright files delete file-7aZkQ3vJ0c9yW2mXb4LrTn5e"))
+@click.argument("file_ids", metavar="FILE_ID...", nargs=-1, required=True)
+@on_service
+def delete(remote: Remote, file_ids: tuple[str, ...]) -> None:
+    """Delete files. Those that an unfinished job needs are refused."""
+    for file_id in file_ids:
+        deleted = remote.client.files.delete(file_id)
+        if remote.out.as_json:
+            remote.out.json(deleted)
+        else:
+            remote.out.line(f"{deleted.id} deleted")

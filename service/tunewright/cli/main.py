@@ -1,0 +1,117 @@
+"""`tunewright`: the commands, and the one place that turns failures into a line and an exit code.
+
+Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from tunewright import __version__
+from tunewright.cli.chat import chat
+from tunewright.cli.demo import demo
+from tunewright.cli.files import files
+from tunewright.cli.jobs import jobs
+from tunewright.cli.models import adapters, models
+from tunewright.cli.options import INTERRUPTED, Commands, examples
+from tunewright.cli.output import plain
+from tunewright.cli.status import status
+from tunewright_client import (
+    APIConnectionError,
+    APITimeoutError,
+    AuthenticationError,
+    JobFailedError,
+    TunewrightError,
+)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=examples(
+        "tunewright demo                          see all of it once, on this machine",
+        "tunewright serve                         start a service",
+        "tunewright status                        is it ready?",
+        "tunewright jobs create --model tunewright-tiny --file train.jsonl --suffix pirate --watch",
+        "tunewright chat ft:tunewright-tiny:pirate:Zk3mP0aY 'What color is the sky?'",
+    ),
+)
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Fine-tune language models on your own machines and serve the results.
+
+    `tunewright COMMAND --help` tells the rest.
+    """
+
+
+@commands.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Start the service.",
+)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def serve(options: tuple[str, ...]) -> int:
+    """Start the service; its own parser reads the options (`tunewright serve --help`)."""
+    from tunewright.serve import main as serve_main  # imports the service: not for the commands of a client
+
+    return serve_main(list(options))
+
+
+for command in (demo, status, jobs, files, adapters, models, chat):
+    commands.add_command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    try:
+        result = commands.main(
+            args=None if argv is None else list(argv), prog_name="tunewright", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except click.UsageError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except TunewrightError as error:
+        return _fail(explain(error))
+    except BrokenPipeError:  # `... | head` has seen enough; the interpreter's last flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.basename(where.filename)}:{where.lineno}"
+        return _fail(f"this is a bug, please report it: {type(error).__name__}: {error} ({place})")
+
+
+def explain(error: TunewrightError) -> str:
+    """The SDK's error with what to do about it."""
+    if isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError):
+        return (
+            f"cannot reach the service: {error}. Start it with `tunewright serve`, or say where it is with"
+            " --url or TUNEWRIGHT_BASE_URL."
+        )
+    if isinstance(error, AuthenticationError):
+        return f"{error}. Give the service's key in TUNEWRIGHT_API_KEY or with --api-key."
+    if isinstance(error, JobFailedError):
+        return f"{error.job.id} failed: {error}" + (f" ({error.code})" if error.code else "")
+    return str(error)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    click.echo(f"error: {plain(message)}", err=True)
+    return code

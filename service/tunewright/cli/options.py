@@ -1,0 +1,79 @@
+"""What commands share: the options of every command that talks to a running service, and how help reads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+import click
+
+from tunewright.cli.output import Output
+from tunewright.config import client_defaults
+from tunewright_client import Tunewright
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A running service, and where a command prints what it says."""
+
+    client: Tunewright
+    out: Output
+
+
+class Commands(click.Group):
+    """A group whose help lists its commands in the order in which they are useful."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def on_service(function: Callable[Concatenate[Remote, P], R]) -> Callable[P, R]:
+    """Give a command --url, --api-key and --json, and as its first argument what they lead to."""
+
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        url, api_key = kwargs.pop("url"), kwargs.pop("api_key")
+        as_json = bool(kwargs.pop("as_json"))
+        default_url, default_key = client_defaults()
+        try:
+            client = Tunewright(
+                str(url or default_url), str(api_key) if api_key is not None else default_key or ""
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error).replace("base_url", "--url")) from error
+        with client:
+            return function(Remote(client, Output(as_json)), *args, **kwargs)
+
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+        click.option(
+            "--api-key", metavar="KEY", help="Key of the service.  [env: TUNEWRIGHT_API_KEY, which is safer]"
+        ),
+        click.option(
+            "--url",
+            metavar="URL",
+            help="Address of the service.  [env: TUNEWRIGHT_BASE_URL; default: http://127.0.0.1:8000]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """--limit: how many items a list shows."""
+    return click.option(
+        "--limit", type=click.IntRange(1), default=default, show_default=True, help="How many to show."
+    )
+
+
+def examples(*lines: str) -> str:
+    """An epilog that is shown as it is written."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

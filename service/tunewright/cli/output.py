@@ -1,0 +1,146 @@
+"""What commands print: tables for people at a terminal, tab-separated text in a pipe, JSON for programs.
+
+Results go to stdout, everything else (bars, notes, errors) to stderr, so that a pipe carries results only.
+What a server sent is never taken for markup, nor at a terminal for escape sequences.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import click
+from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright_client import Page
+
+T = TypeVar("T")
+_STATE_STYLES = {
+    "succeeded": "green", "ready": "green", "loaded": "green",
+    "failed": "red", "backoff": "red",
+    "running": "cyan", "loading": "cyan", "starting": "cyan", "queued": "cyan", "validating_files": "cyan",
+}  # fmt: skip
+
+
+class Output:
+    """Prints a command's results in the form that was asked for."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.stdout = Console(highlight=False, markup=False, emoji=False)
+        self.stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def json(self, value: BaseModel | Mapping[str, Any]) -> None:
+        """One JSON object on one line."""
+        if isinstance(value, BaseModel):
+            value = value.model_dump(mode="json")
+        click.echo(json.dumps(value))
+
+    def page(self, items: Sequence[BaseModel], has_more: bool) -> None:
+        """A list as one JSON object, in the API's own shape."""
+        self.json(
+            {"object": "list", "data": [i.model_dump(mode="json") for i in items], "has_more": has_more}
+        )
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, lines: bool = False) -> None:
+        """Rows under a header; None is shown as `-`. `lines` draws one between rows of long texts."""
+        shown = [[plain("-" if cell is None else str(cell)) for cell in row] for row in rows]
+        if not self.stdout.is_terminal:
+            for row in [list(columns), *shown]:
+                click.echo("\t".join(row))
+            return
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=lines, header_style="bold")
+        for index, column in enumerate(columns):
+            identifies = index == 0 and not lines  # what is copied into the next command must not be cut
+            table.add_column(column, no_wrap=identifies, overflow="fold")
+        for row in shown:
+            table.add_row(*[Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row])
+        self.stdout.print(table)
+
+    def fields(self, pairs: Iterable[tuple[str, object]]) -> None:
+        """One object's fields, one a line, without those that are None."""
+        known = [(name, plain(str(value))) for name, value in pairs if value is not None]
+        if not self.stdout.is_terminal:
+            for name, value in known:
+                click.echo(f"{name}\t{value}")
+            return
+        width = max((len(name) for name, _ in known), default=0)
+        for name, value in known:
+            text = Text.assemble((name.ljust(width + 2), "bold"), (value, _STATE_STYLES.get(value, "")))
+            self.stdout.print(text, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """A result that is one line."""
+        click.echo(plain(text))
+
+    def note(self, text: str) -> None:
+        """Something beside the result."""
+        click.echo(plain(text), err=True)
+
+    def note_more(self, has_more: bool) -> None:
+        """Say that a list goes on, to a person."""
+        if has_more and self.stdout.is_terminal:
+            self.note("There are more: --limit shows them.")
+
+
+def page_size(limit: int) -> int:
+    """What to ask the API for, to see `limit` items and whether there are more; it gives 1000 at most."""
+    return min(limit + 1, 1000)
+
+
+def take(page: Page[T], limit: int) -> tuple[list[T], bool]:
+    """The first `limit` items, over as many pages as that takes, and whether there are more."""
+    items = list(islice(page, limit + 1))
+    return items[:limit], len(items) > limit
+
+
+def plain(text: str) -> str:
+    """Text on one line, without what could steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def for_terminal(text: str) -> str:
+    """Text of several lines as it is, or on a terminal without what could steer it."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def when(seconds: float | None) -> str | None:
+    """Unix seconds as local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else None
+
+
+def size(count: int | None) -> str | None:
+    """Bytes as 512 B, 1.4 MiB."""
+    if count is None:
+        return None
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def number(value: float | None, digits: int = 4) -> str | None:
+    """A measured number, or None."""
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m12s or 5h07m."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

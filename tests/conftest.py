@@ -1,0 +1,51 @@
+"""Fixtures for every room of the suite: a clean environment, a migrated store, a data folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.database import Database
+from tunewright.store.store import Store
+
+KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the settings of whoever runs it."""
+    for name in list(os.environ):
+        if name.startswith("TUNEWRIGHT_") and name not in KEPT:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file at the newest schema, to be copied: the migrations run once a session."""
+    path = tmp_path_factory.mktemp("migrated") / "tunewright.db"
+    database = Database(f"sqlite:///{path}")
+    database.upgrade()
+    database.close()
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path / "data")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def store(data: DataFolder, migrated_database: Path) -> Iterator[Store]:
+    """A fresh store on SQLite in `data`."""
+    path = data.path / "tunewright.db"
+    shutil.copyfile(migrated_database, path)
+    opened = Store.open(f"sqlite:///{path}")
+    yield opened
+    opened.close()

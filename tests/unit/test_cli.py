@@ -1,0 +1,558 @@
+"""The command line against a small service that only pretends: what is printed, where, and the exit code.
+
+Run as a program (`python test_cli.py --port N`), this file is that service, for the demo to start as its child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+JOB = "/v1/fine_tuning/jobs/ftjob-1"
+MODEL = "ft:tunewright-tiny:pirate:1"
+
+
+class FakeService:
+    """Answers a few routes; keeps every request as (method, path, body) and its headers."""
+
+    def __init__(self, port: int = 0) -> None:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def handle_any(self) -> None:
+                url = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(url.query).items()}
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                status, answer = fake.answer(self.command, unquote(url.path), query, body, dict(self.headers))
+                kind = "application/json" if isinstance(answer, dict) else "text/event-stream"
+                data = json.dumps(answer).encode() if isinstance(answer, dict) else answer
+                self.send_response(status)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = handle_any  # noqa: N815  (http.server's names)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.requests: list[tuple[str, str, bytes]] = []
+        self.headers: list[dict[str, str]] = []
+        self.ready = True
+        self.job: dict[str, Any] = job("succeeded")
+        self.replies: dict[tuple[str, str], tuple[int, Any]] = {}
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def body(self, method: str, path: str) -> Any:
+        """Of the last such request."""
+        return json.loads([r for r in self.requests if r[:2] == (method, path)][-1][2])
+
+    def answer(
+        self, method: str, path: str, query: dict[str, str], body: bytes, headers: dict[str, str]
+    ) -> tuple[int, Any]:
+        self.requests.append((method, path, body))
+        self.headers.append({name.lower(): value for name, value in headers.items()})
+        if (method, path) in self.replies:
+            return self.replies[method, path]
+        match method, path:
+            case "GET", "/ready":
+                part = {"ready": self.ready, "state": "ready" if self.ready else "starting", "reason": None}
+                return 200 if self.ready else 503, {"ready": self.ready, "components": {"engine:tiny": part}}
+            case "POST", "/v1/files":
+                return 200, file(1)
+            case "GET", "/v1/files":
+                return 200, page([file(n) for n in range(3)][: int(query["limit"])])
+            case "GET", "/v1/files/file-1":
+                return 200, file(1)
+            case "GET", "/v1/files/file-1/content":
+                return 200, b"rows\xff\n"
+            case "POST", "/v1/fine_tuning/jobs":
+                return 200, {**self.job, "status": "queued"}
+            case "GET", "/v1/fine_tuning/jobs":
+                return 200, page([self.job])
+            case "GET", str(p) if p == JOB:
+                return 200, self.job
+            case "GET", str(p) if p == JOB + "/events":
+                if "stream" in query:
+                    lines = [f"id: {e['id']}\ndata: {json.dumps(e)}\n\n" for e in EVENTS]
+                    return 200, ("".join(lines) + "data: [DONE]\n\n").encode()
+                return 200, page(EVENTS[::-1])
+            case "GET", str(p) if p == JOB + "/logs":
+                return 200, b"one\ntwo\nthree\n"
+            case "GET", "/v1/adapters/ft:tunewright-tiny:pirate:1":
+                return 200, {"id": "adapter-1", "model": MODEL, "state": "loaded"}
+            case "GET", "/v1/models":
+                return 200, page([{"id": MODEL, "kind": "adapter", "state": "ready", "bytes": 2048}])
+            case "POST", "/v1/chat/completions":
+                return 200, self.chat(json.loads(body))
+        return 404, {"error": {"message": f"no {path}", "type": "t", "param": None, "code": "not_found"}}
+
+    def chat(self, asked: dict[str, Any]) -> Any:
+        text = ("Arr! " if asked["model"] == MODEL else "") + "It is \x1bblue."
+        if not asked.get("stream"):
+            return {"id": "c", "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+        chunks = [{"choices": [{"index": 0, "delta": {"content": part + " "}}]} for part in text.split()]
+        return (
+            "".join(f"data: {json.dumps(c)}\n\n" for c in [*chunks, "[DONE]"])
+            .replace('"[DONE]"', "[DONE]")
+            .encode()
+        )
+
+
+def job(status: str, **fields: Any) -> dict[str, Any]:
+    model = MODEL if status == "succeeded" else None
+    return {
+        "id": "ftjob-1",
+        "status": status,
+        "model": "tunewright-tiny",
+        "fine_tuned_model": model,
+        **fields,
+    }
+
+
+def file(number: int) -> dict[str, Any]:
+    return {"id": f"file-{number}", "filename": "train.jsonl", "bytes": 1536, "purpose": "fine-tune"}
+
+
+def page(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": items, "has_more": False}
+
+
+def event(number: int, message: str, **data: Any) -> dict[str, Any]:
+    kind = "metrics" if data else "message"
+    return {"id": f"ftevent-{number}", "message": message, "type": kind, "data": data or None}
+
+
+EVENTS = [
+    event(1, "Validation loss before training: 1.5000"),
+    event(2, "Step 1/2", step=1, total_steps=2, train_loss=1.5, tokens_per_second=1000.0, eta_seconds=1.0),
+    event(3, "Step 2/2", step=2, total_steps=2, train_loss=0.25, valid_loss=0.125),
+]
+
+
+def serve_as_child() -> None:
+    """What the demo starts in place of `tunewright serve`, and how it misbehaves if told to."""
+    print("the service says hello", flush=True)
+    mode = os.environ.get("FAKE_MODE")
+    if mode == "dies":
+        sys.exit(3)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    fake = FakeService(int(sys.argv[sys.argv.index("--port") + 1]))
+    fake.ready = mode != "never_ready"
+    if mode == "same":
+        fake.chat = lambda asked: {"choices": [{"index": 0, "message": {"content": "It is blue."}}]}  # type: ignore
+    if mode == "job_fails":
+        fake.job = job("failed", error={"code": "loss_not_finite", "message": "the loss became nan"})
+    fake.server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve_as_child()
+    sys.exit()
+
+
+import pytest  # noqa: E402  (the child above starts faster without)
+
+from tunewright.cli import demo_service, progress  # noqa: E402
+from tunewright.cli.main import main  # noqa: E402
+from tunewright.supervisor.process import GroupRecord  # noqa: E402
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TUNEWRIGHT_BASE_URL", "TUNEWRIGHT_API_KEY", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
+    fake = FakeService()
+    monkeypatch.setenv("TUNEWRIGHT_BASE_URL", fake.url)
+    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def command(*argv: str) -> tuple[int, str, str]:
+        code = main(argv)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+# Usage and errors
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"], ["demo", "--help"], ["status", "--help"], ["chat", "--help"], ["jobs", "create", "--help"],
+        ["jobs", "watch", "--help"], ["files", "upload", "--help"], ["models", "--help"], ["adapters", "--help"],
+    ],
+)  # fmt: skip
+def test_help_is_complete(run: Run, argv: list[str]) -> None:
+    code, out, err = run(*argv)
+    assert (code, err) == (0, "")
+    assert "Usage: tunewright" in out
+    assert "--url" in out or argv[0] in ("--help", "demo", "models", "adapters")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nonsense"],
+        ["jobs", "create", "--model", "m"],
+        ["jobs", "create", "--model", "m", "--file", "/no/such/file.jsonl"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--metadata", "nothing"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "magic"],
+        ["jobs", "list", "--limit", "0"],
+        ["files", "upload", "/no/such/file.jsonl"],
+        ["status", "--url", "localhost:8000"],
+        ["chat", "m", ""],
+    ],
+)
+def test_wrong_usage_is_2(run: Run, argv: list[str]) -> None:
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    assert err
+
+
+def test_a_service_that_is_not_there_says_how_to_start_it(run: Run) -> None:
+    code, out, err = run("status", "--url", "http://127.0.0.1:1")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "tunewright serve" in err
+    assert "http://127.0.0.1:1/" in err
+
+
+def test_the_services_own_error_is_one_line(run: Run, service: FakeService) -> None:
+    code, out, err = run("jobs", "show", "ftjob-none", "--json")
+    assert (code, out) == (1, "")
+    assert err == "error: no /v1/fine_tuning/jobs/ftjob-none (404, not_found)\n"
+
+
+def test_a_missing_key_says_where_to_give_it(run: Run, service: FakeService) -> None:
+    service.replies["GET", "/v1/models"] = 401, {"error": {"message": "Wrong\nkey", "type": "t"}}
+    code, _, err = run("models", "list")
+    assert code == 1
+    assert err.startswith("error: Wrong key (401)")
+    assert "TUNEWRIGHT_API_KEY" in err
+
+
+def test_a_bug_is_no_traceback(run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise KeyError("x")
+
+    monkeypatch.setattr("tunewright.cli.models.size", broken)
+    code, _, err = run("models", "list")
+    assert code == 1
+    assert err.startswith("error: this is a bug, please report it: KeyError: 'x' (test_cli.py:")
+
+
+def test_the_options_win_over_the_environment(
+    run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "from-environment")
+    assert run("status", "--url", service.url)[0] == 0
+    assert service.headers[-1]["authorization"] == "Bearer from-environment"
+    assert run("status", "--url", service.url, "--api-key", "given")[0] == 0
+    assert service.headers[-1]["authorization"] == "Bearer given"
+
+
+def test_serve_hands_its_options_on_untouched(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    stub = SimpleNamespace(main=lambda argv: seen.append(argv) or 5)
+    monkeypatch.setitem(sys.modules, "tunewright.serve", stub)
+    assert run("serve", "--help")[0] == 5
+    assert run("serve", "--base", "a=b", "--vllm-arg=--x=1", "--port", "9")[0] == 5
+    assert seen == [["--help"], ["--base", "a=b", "--vllm-arg=--x=1", "--port", "9"]]
+
+
+# Commands
+
+
+def test_status_tells_by_its_exit_code(run: Run, service: FakeService) -> None:
+    code, out, _ = run("status")
+    assert (code, out) == (0, "COMPONENT\tSTATE\tREASON\nengine:tiny\tready\t-\n")
+    service.ready = False
+    code, out, _ = run("status", "--json")
+    assert code == 1
+    assert json.loads(out)["components"]["engine:tiny"]["state"] == "starting"
+
+
+def test_a_list_is_text_in_a_pipe_and_one_object_for_programs(run: Run, service: FakeService) -> None:
+    code, out, _ = run("files", "list", "--limit", "2")
+    assert code == 0
+    assert out.splitlines() == [
+        "ID\tNAME\tSIZE\tPURPOSE\tCREATED",
+        "file-0\ttrain.jsonl\t1.5 KiB\tfine-tune\t-",
+        "file-1\ttrain.jsonl\t1.5 KiB\tfine-tune\t-",
+    ]
+    listed = json.loads(run("files", "list", "--limit", "2", "--json")[1])
+    assert [item["id"] for item in listed["data"]] == ["file-0", "file-1"]
+    assert listed["has_more"] is True
+
+
+def test_a_terminal_gets_a_table(run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    service.replies["GET", "/v1/models"] = 200, page([{"id": "m\x1b]0;x\x07", "state": "[red]ready[/red]"}])
+    code, out, _ = run("models", "list")
+    assert code == 0
+    assert "━" in out or "─" in out
+    assert "\x1b]0" not in out
+    assert "[red]ready[/red]" in out
+
+
+def test_files_go_up_and_come_down(run: Run, service: FakeService, tmp_path: Path) -> None:
+    local = tmp_path / "train.jsonl"
+    local.write_text("{}\n")
+    assert json.loads(run("files", "upload", str(local), "--json")[1])["id"] == "file-1"
+    code, _, err = run("files", "download", "file-1", "-o", str(tmp_path))
+    assert code == 1
+    assert "--force" in err
+    assert run("files", "download", "file-1", "-o", str(tmp_path), "--force")[:2] == (0, f"{local}\n")
+    assert local.read_bytes() == b"rows\xff\n"
+
+
+def test_a_folder_that_is_not_there_is_one_line(run: Run, service: FakeService, tmp_path: Path) -> None:
+    code, out, err = run("models", "download", MODEL, "-o", str(tmp_path / "none" / "m.tar"))
+    assert (code, out) == (1, "")
+    assert err == f"error: no such folder: {tmp_path / 'none'}\n"
+
+
+def test_a_job_is_created_with_what_was_given(run: Run, service: FakeService, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("{}\n")
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    code, out, _ = run(
+        "jobs", "create", "--model", "tiny", "--file", str(tmp_path / "t.jsonl"), "--validation-file", "file-9",
+        "--method", "qlora", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-4", "--rank", "8",
+        "--suffix", "s", "--seed", "0", "--metadata", "a=b", "--metadata", "c=d=e",
+        "--chat-template-file", str(tmp_path / "t.jinja"),
+    )  # fmt: skip
+    assert (code, out) == (0, "ftjob-1\n")
+    assert service.body("POST", "/v1/fine_tuning/jobs") == {
+        "model": "tiny",
+        "training_file": "file-1",
+        "validation_file": "file-9",
+        "tuning": {"type": "qlora", "n_epochs": 2, "batch_size": 4, "learning_rate": 1e-4, "rank": 8},
+        "suffix": "s",
+        "seed": 0,
+        "metadata": {"a": "b", "c": "d=e"},
+        "chat_template": "{{ messages }}",
+    }
+    run("jobs", "create", "--model", "tiny", "--training-file", "file-1")
+    assert set(service.body("POST", "/v1/fine_tuning/jobs")) == {"model", "training_file"}
+
+
+def test_watching_ends_with_the_model(run: Run, service: FakeService) -> None:
+    code, out, err = run("jobs", "watch", "ftjob-1")
+    assert (code, out) == (0, f"{MODEL}\n")
+    assert "2/2  loss 0.250  valid 0.125" in err
+
+
+def test_watching_as_json_is_lines_of_events_then_the_job(run: Run, service: FakeService) -> None:
+    code, out, err = run("jobs", "create", "--model", "tiny", "--file", "file-1", "--watch", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [line["id"] for line in lines] == ["ftjob-1", *(e["id"] for e in EVENTS), "ftjob-1"]
+    assert [lines[0]["status"], lines[-1]["status"]] == ["queued", "succeeded"]
+
+
+def test_watching_a_job_that_fails_is_1_and_says_why(run: Run, service: FakeService) -> None:
+    service.job = job("failed", error={"code": "out_of_memory", "message": "no memory"})
+    code, out, err = run("jobs", "watch", "ftjob-1")
+    assert (code, out) == (1, "")
+    assert err.endswith("error: ftjob-1 failed: no memory (out_of_memory)\n")
+    service.job = job("cancelled")
+    assert run("jobs", "watch", "ftjob-1")[0] == 1
+
+
+def test_watching_at_a_terminal_shows_a_bar(
+    run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, err = run("jobs", "watch", "ftjob-1")
+    assert (code, out) == (0, f"{MODEL}\n")
+    assert "2/2  loss 0.250  valid 0.125" in err
+    assert "━" in err
+
+
+def test_ctrl_c_leaves_the_job_and_says_so(run: Run, service: FakeService) -> None:
+    service.job = job("running")
+    interrupt_when(lambda: any(path == JOB for _, path, _ in service.requests))
+    code, out, err = run("jobs", "watch", "ftjob-1")
+    assert (code, out) == (130, "")
+    assert "ftjob-1 goes on" in err
+
+
+def test_events_and_logs(run: Run, service: FakeService) -> None:
+    listed = json.loads(run("jobs", "events", "ftjob-1", "--json")[1])
+    assert [item["id"] for item in listed["data"]] == [e["id"] for e in EVENTS]
+    followed = run("jobs", "events", "ftjob-1", "--follow", "--json")[1].splitlines()
+    assert [json.loads(line)["id"] for line in followed] == [e["id"] for e in EVENTS]
+    assert run("jobs", "logs", "ftjob-1")[1] == "one\ntwo\nthree\n"
+    assert run("jobs", "logs", "ftjob-1", "--tail", "2", "--follow")[1] == "two\nthree\n"
+
+
+# Chat
+
+
+def test_chat_streams_an_answer(run: Run, service: FakeService) -> None:
+    code, out, _ = run("chat", "tiny", "hi", "--system", "s", "--temperature", "0", "--max-tokens", "5")
+    assert (code, out) == (0, "It is \x1bblue. \n")  # in a pipe as it came; a terminal gets no escapes
+    body = service.body("POST", "/v1/chat/completions")
+    assert body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
+    assert (body["temperature"], body["max_tokens"], body["stream"]) == (0, 5, True)
+    answer = json.loads(run("chat", "tiny", "hi", "--json")[1])
+    assert answer["choices"][0]["message"]["content"] == "It is \x1bblue."
+
+
+def test_chat_reads_a_pipe(
+    run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("a question\n")
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run("chat", "tiny")[0] == 0
+    assert service.body("POST", "/v1/chat/completions")["messages"][0]["content"] == "a question"
+
+
+def test_a_conversation_remembers(run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter(["hi", "", "and?", "/new", "anew"])
+
+    def ask(_: str) -> str:
+        try:
+            return next(asked)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ask)
+    assert run("chat", "tiny")[0] == 0
+    sent = [
+        json.loads(body)["messages"] for _, path, body in service.requests if path.endswith("completions")
+    ]
+    assert [len(messages) for messages in sent] == [1, 3, 1]
+    assert sent[1][1]["role"] == "assistant"
+
+
+# The demo
+
+
+@pytest.fixture
+def demo(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs it over a pretended service; afterwards no process and no folder may be left."""
+    groups: list[GroupRecord] = []
+    start = demo_service.ProcessGroup.start
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        group = start(*args, **kwargs)
+        groups.append(group.record)
+        return group
+
+    def command(port: int, data: Path) -> list[str]:
+        return [sys.executable, __file__, "--port", str(port)]
+
+    monkeypatch.setattr(demo_service, "serve_command", command)
+    monkeypatch.setattr(demo_service.ProcessGroup, "start", remembered)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def run_demo(mode: str, *argv: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("FAKE_MODE", mode)
+        return run("demo", *argv)
+
+    yield run_demo
+    assert list(tmp_path.iterdir()) == []
+    assert all(not p.is_alive() for group in groups for p in (group.watcher, group.command) if p)
+
+
+def test_the_demo_shows_a_difference(demo: Run) -> None:
+    code, out, err = demo("works")
+    assert code == 0, err
+    assert "What color is the sky?\tIt is  blue.\tArr! It is  blue." in out
+    assert "training\t1.5000\t0.2500" in out
+    assert "validation\t1.5000\t0.1250" in out
+    assert "curl http://127.0.0.1:" in out
+    assert f'model="{MODEL}"' in out
+    assert "tunewright demo --keep" in out
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("same", "the adapter answers like the base"),
+        ("dies", "ended by itself, with exit code 3"),
+        ("job_fails", "the loss became nan"),
+    ],
+)
+def test_a_demo_that_shows_nothing_is_a_failure(demo: Run, mode: str, reason: str) -> None:
+    code, _, err = demo(mode)
+    assert code == 1
+    assert reason in err
+    assert "the service says hello" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(demo: Run, tmp_path: Path, number: signal.Signals) -> None:
+    interrupt_when(lambda: "hello" in "".join(p.read_text() for p in tmp_path.glob("*/service.log")), number)
+    code, out, _ = demo("never_ready")
+    assert (code, out) == (130, "")
+
+
+def test_keep_ends_with_ctrl_c_as_a_success(
+    demo: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tunewright.cli import demo as module
+
+    kept = threading.Event()
+    wait = module._wait_for_interrupt
+    monkeypatch.setattr(module, "_wait_for_interrupt", lambda service: (kept.set(), wait(service)))
+    interrupt_when(kept.is_set)
+    assert demo("works", "--keep")[0] == 0
+
+
+def test_a_taken_port_is_said_at_once(demo: Run, service: FakeService) -> None:
+    code, _, err = demo("works", "--port", service.url.rsplit(":", 1)[1])
+    assert code == 1
+    assert "cannot be used: Address already in use" in err
+
+
+def interrupt_when(condition: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> None:
+    """Send this process a signal once something is so (or, at the latest, after 10 seconds)."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 10
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait, daemon=True).start()

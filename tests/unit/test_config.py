@@ -1,0 +1,259 @@
+"""Settings: one meaning on the command line and in the environment, and nothing unsafe by accident."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tunewright import serve
+from tunewright.config import (
+    EMBEDDED_BASE,
+    HANDOVER_VARIABLE,
+    Settings,
+    child_environment,
+    parse_size,
+    settings_from_command_line,
+    settings_in_child,
+)
+
+OPTIONS: dict[str, tuple[list[str], str, Any]] = {
+    "host": (["--host", "::1"], "::1", "::1"),
+    "port": (["--port", "9000"], "9000", 9000),
+    "data_dir": (["--data-dir", "/srv/t"], "/srv/t", Path("/srv/t")),
+    "database_url": (["--database-url", "postgresql://x/y"], "postgresql://x/y", "postgresql://x/y"),
+    "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
+    "api_key": (["--api-key", "secret"], "secret", "secret"),
+    "device": (["--device", "cpu"], "cpu", "cpu"),
+    "max_lora_rank": (["--max-lora-rank", "128"], "128", 128),
+    "max_loras": (["--max-loras", "2"], "2", 2),
+    "max_cpu_loras": (["--max-cpu-loras", "3"], "3", 3),
+    "kv_cache_memory": (["--kv-cache-memory", "1GiB"], "1GiB", "1GiB"),
+    "gpu_memory_utilization": (["--gpu-memory-utilization", "0.5"], "0.5", 0.5),
+    "tool_call_parser": (["--tool-call-parser", "hermes"], "hermes", "hermes"),
+    "trust_remote_code": (["--trust-remote-code", EMBEDDED_BASE], EMBEDDED_BASE, [EMBEDDED_BASE]),
+    "vllm_arg": (
+        ["--vllm-arg=--max-model-len=64", "--vllm-arg", "--rope", '--vllm-arg={"a": 1, "b": [2]}'],
+        """--max-model-len=64 --rope '{"a": 1, "b": [2]}'""",
+        ["--max-model-len=64", "--rope", '{"a": 1, "b": [2]}'],
+    ),
+    "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
+    "max_upload": (["--max-upload", "1MB"], "1MB", "1MB"),
+    "log_level": (["--log-level", "debug"], "debug", "debug"),
+}  # fmt: skip
+
+
+def plain(settings: Settings, name: str) -> Any:
+    if name == "vllm_arg":
+        return settings.vllm_args
+    value = getattr(settings, name)
+    return value.get_secret_value() if name == "api_key" and value else value
+
+
+def test_every_option_is_listed_here() -> None:
+    assert set(OPTIONS) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_and_its_variable_mean_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, variable, value = OPTIONS[name]
+    assert plain(settings_from_command_line(arguments), name) == value
+    assert plain(settings_from_command_line([]), name) != value
+    monkeypatch.setenv(f"TUNEWRIGHT_{name.upper()}", variable)
+    assert plain(settings_from_command_line([]), name) == value
+
+
+def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_PORT", "9001")
+    assert settings_from_command_line(["--port", "9002"]).port == 9002
+
+
+def test_the_defaults_serve_the_embedded_base_on_loopback() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.api_key) == ("127.0.0.1", 8000, None)
+    assert [base.name for base in settings.bases] == [EMBEDDED_BASE]
+    assert settings.resolved_database_url == "sqlite:///tunewright-data/tunewright.db"
+
+
+# listening
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert Settings(host=host).is_loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_anything_else_needs_one(host: str) -> None:
+    with pytest.raises(ValidationError, match="needs an API key"):
+        Settings(host=host)
+    assert not Settings(host=host, api_key="k").is_loopback
+
+
+def test_an_empty_key_is_no_key() -> None:
+    with pytest.raises(ValidationError, match="the API key is empty"):
+        Settings(api_key="")
+    with pytest.raises(ValidationError, match="the API key is empty"):
+        Settings(host="0.0.0.0", api_key="")
+
+
+def test_the_key_is_not_printed() -> None:
+    settings = Settings(api_key="very-secret")
+    assert "very-secret" not in repr(settings)
+    assert "very-secret" not in str(settings.model_dump(mode="json"))
+
+
+# values
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MiB", 512 * 2**20), ("2GB", 2 * 10**9), ("1.5 KiB", 1536), ("7", 7), (7, 7), ("1b", 1), (" 1tib ", 2**40)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1 PB", "1e9", "1,5GB", "0x10"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("values", [{"max_upload": "big"}, {"kv_cache_memory": "1 apple"}])
+def test_a_wrong_size_is_refused_at_the_start(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="is not a size"):
+        Settings(**values)
+
+
+@pytest.mark.parametrize("rank", [8, 16, 32, 64, 128, 256, 320, 512])
+def test_ranks_that_vllm_serves(rank: int) -> None:
+    assert Settings(max_lora_rank=rank).max_lora_rank == rank
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7, 24, 1024])
+def test_other_ranks_are_refused(rank: int) -> None:
+    with pytest.raises(ValidationError, match="vLLM serves maximum ranks of"):
+        Settings(max_lora_rank=rank)
+
+
+@pytest.mark.parametrize(
+    "values", [{"port": 0}, {"port": 65536}, {"max_loras": 0}, {"gpu_memory_utilization": 1}, {"device": "tpu"}]
+)
+def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**values)
+
+
+# bases
+
+
+def test_a_base_is_named_by_its_folder_or_its_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    settings = Settings(base=[f"{tmp_path}/my-model/", "org/model", "short=org/other"])
+    assert [(base.name, base.source) for base in settings.bases] == [
+        ("my-model", f"{tmp_path}/my-model/"),
+        ("org/model", "org/model"),
+        ("short", "org/other"),
+    ]
+    assert settings.bases[0].path == tmp_path / "my-model"
+    assert settings.bases[1].path is None
+
+
+@pytest.mark.parametrize("name", ["a b", "ft:x", "-a", "", "a\n", "é", "a" * 129])
+def test_names_that_no_base_can_have(name: str) -> None:
+    with pytest.raises(ValidationError, match="cannot name a base"):
+        Settings(base=[f"{name}=/x"])
+
+
+def test_two_bases_of_one_name_are_refused() -> None:
+    with pytest.raises(ValidationError, match="two bases are named 'a'"):
+        Settings(base=["a=/x", "a=/y"])
+
+
+def test_only_named_bases_are_trusted() -> None:
+    with pytest.raises(ValidationError, match="names 'other', which is not a base"):
+        Settings(base=["a=/x"], trust_remote_code=["other"])
+
+
+# children
+
+
+def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        port=9999, api_key="k", base=["a=/x,y", "b=/z"], vllm_arg="'--x=a b' -y", data_dir="/srv/é", host="0.0.0.0"
+    )
+    environment = child_environment(with_settings=settings)
+    monkeypatch.setenv(HANDOVER_VARIABLE, environment[HANDOVER_VARIABLE])
+    monkeypatch.setenv("TUNEWRIGHT_PORT", "1")
+    received = settings_in_child()
+    assert received == settings
+    assert received.api_key is not None
+    assert received.api_key.get_secret_value() == "k"
+
+
+def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret")
+    monkeypatch.setenv(HANDOVER_VARIABLE, json.dumps({"api_key": "very-secret"}))
+    monkeypatch.setenv("HOME", "/home/x")
+    environment = child_environment({"CUDA_VISIBLE_DEVICES": "1"})
+    assert not [name for name in environment if name.startswith("TUNEWRIGHT_")]
+    assert "very-secret" not in str(environment)
+    assert (environment["HOME"], environment["CUDA_VISIBLE_DEVICES"]) == ("/home/x", "1")
+
+
+def test_service_processes_get_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret")
+    environment = child_environment(with_settings=Settings())
+    assert [name for name in environment if name.startswith("TUNEWRIGHT_")] == [HANDOVER_VARIABLE]
+
+
+def test_only_config_reads_the_services_variables() -> None:
+    """One reader of the environment: no other module looks at TUNEWRIGHT_ variables (the lifeline's aside)."""
+    package = Path(serve.__file__).parent
+    readers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(word in path.read_text() for word in ('environ["TUNEWRIGHT', 'get("TUNEWRIGHT', "getenv("))
+    }
+    assert readers <= {"config.py"}
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--max-lora-rank", "7"], "--max-lora-rank: vLLM serves maximum ranks of"),
+        (["--host", "0.0.0.0"], "listening on 0.0.0.0 needs an API key"),
+        (["--port", "x"], "--port: "),
+        (["--base", "a b=/x"], "'a b' cannot name a base"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("tunewright serve: ")
+    assert line in told
+    assert told.count("\n") == 1
+
+
+def test_an_unknown_option_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from tunewright import serve; sys.exit(serve.main(['--prot', '1']))"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "--prot" in done.stderr

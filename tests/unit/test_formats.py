@@ -1,0 +1,212 @@
+"""What `data.formats` promises: every fault is told with its line, and nothing but InvalidData comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunewright.data.formats import DataFormat, InvalidData, check_file, read_rows
+
+USER = {"role": "user", "content": "hi"}
+ANSWER = {"role": "assistant", "content": "hello"}
+GOOD = {"messages": [USER, ANSWER]}
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Any:
+    def run(content: bytes) -> Any:
+        path = tmp_path / "file.jsonl"
+        path.write_bytes(content)
+        return check_file(path)
+
+    return run
+
+
+def chat(*messages: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": list(messages), **more}
+
+
+def call(name: Any = "f", arguments: Any = "{}") -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "not json": (b'{"messages": [', "not valid JSON"),
+    "a JSON array over lines": (b"[", "the file must be JSONL"),
+    "not utf-8": (b'{"prompt": "\xff", "completion": "x"}', "not UTF-8 text"),
+    "NaN": (b'{"prompt": "x", "completion": NaN}', "NaN is not valid JSON"),
+    "Infinity": (b'{"prompt": -Infinity}', "-Infinity is not valid JSON"),
+    "a number too long for Python": (b'{"prompt": ' + b"1" * 5000 + b"}", "not valid JSON"),
+    "nested too deeply": (b"[" * 200_000 + b"]" * 200_000, "nested too deeply"),
+    "a list": ([1], "a row must be a JSON object, not a list"),
+    "a string": ("text", "a row must be a JSON object, not a string"),
+    "null": (None, "a row must be a JSON object, not null"),
+    "a number": (5, "a row must be a JSON object, not a number"),
+    "true": (True, "a row must be a JSON object, not a boolean"),
+    "neither format": ({"text": "x"}, 'needs "messages", or "prompt" and "completion"; has "text"'),
+    "an empty row": ({}, "has nothing"),
+    "completion missing": ({"prompt": "x"}, '"completion" is missing'),
+    "prompt missing": ({"completion": "x"}, '"prompt" is missing'),
+    "prompt is a number": ({"prompt": 1, "completion": "x"}, '"prompt" must be a string, not a number'),
+    "completion is null": ({"prompt": "x", "completion": None}, '"completion" must be a string, not null'),
+    "nothing to learn": ({"prompt": "x", "completion": ""}, '"completion" is empty'),
+    "unknown text field": ({"prompt": "x", "completion": "y", "label": 1}, 'unknown field "label"'),
+    "unknown chat field": (chat(USER, ANSWER, extra=1), 'unknown field "extra"'),
+    "no messages": (chat(), "at least one message"),
+    "messages is an object": ({"messages": {}}, '"messages" must be a list'),
+    "tools is an object": (chat(USER, ANSWER, tools={}), '"tools" must be a list'),
+    "a message is a string": (chat("hi", ANSWER), "messages[0] must be an object, not a string"),
+    "unknown role": (chat({"role": "bot", "content": "x"}), 'messages[0].role must be one of system'),
+    "no role": (chat({"content": "x"}), "got null"),
+    "role is a list": (chat({"role": [], "content": "x"}), "got []"),
+    "weight 2": (chat(USER, {**ANSWER, "weight": 2}), "messages[1].weight must be 0 or 1"),
+    "weight true": (chat(USER, {**ANSWER, "weight": True}), "messages[1].weight must be 0 or 1"),
+    "weight a string": (chat(USER, {**ANSWER, "weight": "1"}), "messages[1].weight must be 0 or 1"),
+    "only weight 0": (chat(USER, {**ANSWER, "weight": 0}), "no assistant message to learn from"),
+    "no assistant": (chat(USER), "no assistant message to learn from"),
+    "content missing": (chat({"role": "user"}, ANSWER), "messages[0].content is missing"),
+    "content null": (chat(USER, {"role": "assistant", "content": None}), "messages[1].content is missing"),
+    "content a number": (chat({"role": "user", "content": 5}, ANSWER), "must be a string, not a number"),
+    "an image": (
+        chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER),
+        "messages[0].content may only have parts of type text",
+    ),
+    "a part without text": (chat({"role": "user", "content": [{"type": "text"}]}, ANSWER), "parts of type text"),
+    "user calls tools": (chat({**USER, "tool_calls": [call()]}, ANSWER), "only the assistant calls tools"),
+    "no calls": (chat(USER, {**ANSWER, "tool_calls": []}), "messages[1].tool_calls must be a list"),
+    "calls an object": (chat(USER, {**ANSWER, "tool_calls": {}}), "messages[1].tool_calls must be a list"),
+    "call without a name": (
+        chat(USER, {**ANSWER, "tool_calls": [call(None)]}),
+        "messages[1].tool_calls[0].function.name is missing",
+    ),
+    "call is a string": (chat(USER, {**ANSWER, "tool_calls": ["f"]}), "tool_calls[0].function.name is missing"),
+    "arguments not JSON": (
+        chat(USER, {**ANSWER, "tool_calls": [call(), call(arguments="{x}")]}),
+        "messages[1].tool_calls[1].function.arguments is not valid JSON",
+    ),
+    "arguments nested too deeply": (
+        chat(USER, {**ANSWER, "tool_calls": [call(arguments="[" * 200_000)]}),
+        "messages[1].tool_calls[0].function.arguments is not valid JSON",
+    ),
+    "arguments a list": (
+        chat(USER, {**ANSWER, "tool_calls": [call(arguments=[])]}),
+        "messages[1].tool_calls[0].function.arguments must be a JSON string",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_told_with_its_line(check: Any, name: str) -> None:
+    row, message = FAULTS[name]
+    with pytest.raises(InvalidData) as told:
+        check(lines(row, b"", row))  # the first row, a blank line, the third line
+    assert message in str(told.value)
+    assert str(told.value).startswith("line 1: ")
+    assert "line 3: " in str(told.value)
+    assert "line 2: " not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        GOOD,
+        chat({"role": "system", "content": "s"}, USER, ANSWER),
+        chat({"role": "developer", "content": "s"}, USER, ANSWER),
+        chat(USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}),
+        chat({"role": "user", "content": [{"type": "text", "text": "hi"}]}, ANSWER),
+        chat(USER, {"role": "assistant", "content": None, "tool_calls": [call(arguments="")]}),
+        chat(USER, {"role": "assistant", "tool_calls": [call(arguments={"a": 1})]}),
+        chat(USER, {"role": "assistant", "tool_calls": [call(arguments=None)]}),
+        chat(USER, ANSWER, tools=[{"type": "function", "function": {"name": "f"}}], parallel_tool_calls=True),
+        chat({"role": "tool", "content": "4", "tool_call_id": "c"}, ANSWER),
+    ],
+)
+def test_good_chat_rows_are_taken(check: Any, row: Any) -> None:
+    assert check(lines(row)).format is DataFormat.CHAT
+
+
+def test_text_rows_are_taken_also_with_an_empty_prompt(check: Any) -> None:
+    report = check(lines({"prompt": "", "completion": "x"}, {"prompt": "a", "completion": "b"}))
+    assert (report.format, report.rows) == (DataFormat.TEXT, 2)
+
+
+def test_bom_blank_lines_and_windows_line_ends_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n  \n" + json.dumps(GOOD).encode())
+    assert check_file(path).rows == 2
+    assert list(read_rows(path)) == [(1, GOOD), (4, GOOD)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
+def test_an_empty_file_is_refused(check: Any, content: bytes) -> None:
+    with pytest.raises(InvalidData, match="the file is empty"):
+        check(content)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match="cannot be read: No such file"):
+        check_file(tmp_path / "none")
+
+
+def test_one_format_in_a_file(check: Any) -> None:
+    with pytest.raises(InvalidData, match=r"^line 3: this row has the text format, the first one the chat format"):
+        check(lines(GOOD, GOOD, {"prompt": "a", "completion": "b"}))
+
+
+def test_a_bad_first_row_does_not_decide_the_format(check: Any) -> None:
+    with pytest.raises(InvalidData) as told:
+        check(lines({"prompt": 1}, GOOD))
+    assert str(told.value).count("line ") == 1
+
+
+def test_ten_faults_are_told_and_that_there_may_be_more(check: Any) -> None:
+    with pytest.raises(InvalidData) as told:
+        check(lines(*[{}] * 12))
+    assert str(told.value).count("line ") == 10
+    assert str(told.value).endswith("(and maybe more)")
+    with pytest.raises(InvalidData) as few:
+        check(lines(*[{}] * 9))
+    assert "maybe more" not in str(few.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["messages", "role", "content", "prompt", "completion", "tool_calls", "function"])
+            | st.text(max_size=4),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200) | st.lists(json_values, max_size=4).map(lambda rows: lines(*rows)))
+def test_arbitrary_bytes_raise_nothing_but_invalid_data(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(content)
+    try:
+        report = check_file(path)
+    except InvalidData as told:
+        assert str(told)
+    else:
+        assert report.rows == len(list(read_rows(path)))  # what is taken can be read
+
+
+def test_text_that_cannot_be_encoded_is_refused(check: Any) -> None:
+    """Half of a surrogate pair is valid JSON, but no tokenizer takes it."""
+    with pytest.raises(InvalidData, match="line 1: "):
+        check(b'{"prompt": "x", "completion": "\\ud800"}\n')

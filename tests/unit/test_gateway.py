@@ -1,0 +1,489 @@
+"""The gateway against a small fake of vLLM on a unix socket: names, errors, ends and disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunewright.api import gateway as gateway_module
+from tunewright.api.gateway import Gateway, Relay, Target
+from tunewright.store.records import Engine
+from tunewright.store.states import EngineState, JobState, Residency
+from tunewright.store.store import Store
+
+BASE, INTERNAL, SHA, TUNED = "tiny", "base-" + "0" * 32, "a" * 64, "ft:tiny::1"
+CHAT = "/v1/chat/completions"
+Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+
+
+class FakeEngine:
+    """vLLM as far as the gateway can tell. `seen` are the bodies it got."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.aborted = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append((request.path, body))
+        try:
+            return await self._handler(request, body)
+        except asyncio.CancelledError:
+            self.aborted.set()
+            raise
+
+
+@asynccontextmanager
+async def engine_at(socket: Path, handler: Handler) -> AsyncIterator[FakeEngine]:
+    fake = FakeEngine(handler)
+    app = web.Application()
+    app.router.add_post("/{path:.*}", fake.answer)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        yield fake
+    finally:
+        await runner.cleanup()
+
+
+class Client:
+    """The far end of an ASGI response."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.leaves = asyncio.Event()
+        self.got_something = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.messages.append(message)
+        if message.get("body"):
+            self.got_something.set()
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {key.decode(): value.decode() for key, value in self.messages[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        assert [m["type"] for m in self.messages[1:]] == ["http.response.body"] * (len(self.messages) - 1)
+        assert not self.messages[-1].get("more_body"), "the response must be ended"
+        assert all(m.get("more_body") for m in self.messages[1:-1]), "and ended once"
+        return b"".join(m.get("body", b"") for m in self.messages[1:])
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return dict(json.loads(self.body)["error"])
+
+
+@pytest.fixture
+def socket() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tw") as folder:  # short: a socket's path has at most 107 bytes
+        yield Path(folder) / "s"
+
+
+@pytest.fixture
+def engine(store: Store, socket: Path) -> Engine:
+    """The base, ready."""
+    store.engines.declare([BASE])
+    started = store.engines.starting(BASE, str(socket), {"internal_name": INTERNAL})
+    store.engines.set_state(BASE, EngineState.READY)
+    return started
+
+
+def publish(store: Store, **values: Any) -> None:
+    """A tuned model `TUNED`."""
+    job = store.jobs.create(
+        {
+            "model": BASE, "base": BASE, "training_file": "f", "seed": 1, "method": {}, "tuning": {},
+            "fingerprint": "f", "state": JobState.RUNNING,
+        }
+    )  # fmt: skip
+    row = {
+        "name": TUNED, "kind": "adapter", "sha256": SHA, "base": BASE, "base_fingerprint": "b", "checkpoint_step": None,
+        "method": "lora", "rank": 8, "alpha": 16.0, "target_modules": [], "chat_template": None, "bytes": 1,
+        "desired": "loaded",
+    }  # fmt: skip
+    assert store.models.publish([{**row, **values}], job_id=job.id, trained_tokens=1)
+
+
+async def ask(store: Store, body: dict[str, Any], path: str = CHAT, client: Client | None = None) -> Client:
+    gateway = Gateway(store)
+    client = client or Client()
+    try:
+        await asyncio.wait_for(Relay(gateway, path, body)({"type": "http"}, client.receive, client.send), 20)
+    finally:
+        await gateway.close()
+    return client
+
+
+def ask_once(store: Store, socket: Path, handler: Handler, body: dict[str, Any], path: str = CHAT) -> Any:
+    """(client, what the engine saw)"""
+
+    async def run() -> Any:
+        async with engine_at(socket, handler) as fake:
+            client = await ask(store, body, path)
+            return client, fake.seen
+
+    return asyncio.run(run())
+
+
+def event(body: Any) -> bytes:
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def stream(request: web.Request, *chunks: bytes) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for chunk in chunks:
+        await response.write(chunk)
+    return response
+
+
+async def say_hello(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    text = json.dumps({"model": body["model"], "content": "hello"}, separators=(",", ":"))
+    return web.Response(text=text, content_type="application/json")
+
+
+# names
+
+
+def test_the_engine_is_asked_by_its_own_name_and_answers_by_the_public_one(
+    store: Store, socket: Path, engine: Engine
+) -> None:
+    body = {"model": BASE, "messages": [], "temperature": 0}
+    client, seen = ask_once(store, socket, say_hello, body)
+    assert seen == [(CHAT, {**body, "model": INTERNAL})]
+    assert (client.status, client.headers["content-type"]) == (200, "application/json; charset=utf-8")
+    assert json.loads(client.body) == {"model": BASE, "content": "hello"}
+    assert body["model"] == BASE, "the request itself is not changed"
+
+
+def test_an_adapter_is_asked_for_by_its_hash(store: Store, socket: Path, engine: Engine) -> None:
+    publish(store)
+    store.engines.set_residency(engine, SHA, Residency.LOADED)
+    client, seen = ask_once(store, socket, say_hello, {"model": TUNED})
+    assert seen[0][1]["model"] == SHA
+    assert json.loads(client.body)["model"] == TUNED
+
+
+def test_an_answers_text_is_never_touched(store: Store, socket: Path, engine: Engine) -> None:
+    content = f'{INTERNAL} "model":"{INTERNAL}" and {{"model":"{INTERNAL}"}}'
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body.get("stream"):
+            return await stream(request, event({"model": INTERNAL, "delta": content}), b"data: [DONE]\n\n")
+        return web.json_response(
+            {"model": INTERNAL, "content": content}, dumps=lambda o: json.dumps(o, separators=(",", ":"))
+        )
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    assert json.loads(client.body) == {"model": BASE, "content": content}
+    client, _ = ask_once(store, socket, handler, {"model": BASE, "stream": True})
+    assert json.loads(client.body.split(b"\n\n")[0][6:]) == {"model": BASE, "delta": content}
+
+
+class Chunks:
+    """An upstream response whose body arrives in these pieces."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self.content = self
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Client:
+    client = Client()
+    relay = Relay(Gateway(None), path, {})  # type: ignore[arg-type]
+    target = Target("", INTERNAL, public, None)
+
+    async def run() -> None:
+        await client.send({"type": "http.response.start", "status": 200, "headers": []})
+        await relay._pass_events(Chunks(pieces), target, client.send)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    return client
+
+
+EVENTS = [event({"id": "1", "model": INTERNAL, "choices": [{"delta": {"content": c}}]}) for c in ("é", "\n\n", "x")]
+WHOLE = b"".join(EVENTS) + b"data: [DONE]\n\n"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.integers(1, len(WHOLE) - 1)), st.sampled_from([BASE, 'odd "name"\\', "ft:tiny:s:1"]))
+def test_a_name_is_rewritten_wherever_chunks_are_cut(cuts: set[int], public: str) -> None:
+    bounds = [0, *sorted(cuts), len(WHOLE)]
+    client = pass_events([WHOLE[a:b] for a, b in zip(bounds, bounds[1:], strict=False)], public=public)
+    assert client.body == WHOLE.replace(f'"{INTERNAL}"'.encode(), json.dumps(public).encode())
+
+
+def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: Engine) -> None:
+    """The first event is with the client before the second one exists."""
+
+    async def run() -> bytes:
+        first_arrived = asyncio.Event()
+
+        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            response = await stream(request, EVENTS[0])
+            await asyncio.wait_for(first_arrived.wait(), 5)
+            await response.write(EVENTS[1] + b"data: [DONE]\n\n")
+            return response
+
+        client = Client()
+        async with engine_at(socket, handler):
+            asking = asyncio.create_task(ask(store, {"model": BASE, "stream": True}, client=client))
+            await asyncio.wait_for(client.got_something.wait(), 5)
+            first_arrived.set()
+            await asking
+        return client.body
+
+    assert asyncio.run(run()).endswith(b"data: [DONE]\n\n")
+
+
+# ends
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("pieces", [[], EVENTS, [*EVENTS, b'data: {"half'], [b'data: {"text":"data: [DONE]"}\n\n']])
+def test_an_end_without_done_is_told_as_an_error(path: str, pieces: list[bytes]) -> None:
+    body = pass_events(pieces, path).body
+    last = body.split(b"\n\n")[-2]
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
+    assert not body.endswith(b"data: [DONE]\n\n")
+    assert b'data: {"half' not in body
+
+
+def test_other_routes_end_as_they_do() -> None:
+    events = [b'event: response.completed\ndata: {"model":"' + INTERNAL.encode() + b'"}\n\n']
+    assert pass_events(events, "/v1/responses").body == events[0].replace(INTERNAL.encode(), BASE.encode())
+
+
+def test_an_engine_that_dies_while_it_streams(store: Store, socket: Path, engine: Engine) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request, *EVENTS)
+        assert request.transport is not None
+        await asyncio.sleep(0.05)
+        request.transport.abort()
+        return response
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE, "stream": True})
+    assert client.status == 200
+    assert b"The engine was lost" in client.body
+    assert b"[DONE]" not in client.body
+
+
+def test_an_engine_that_dies_before_it_answers(store: Store, socket: Path, engine: Engine) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    assert client.status == 503
+    assert client.error["code"] == "engine_unavailable"
+    assert client.headers["retry-after"] == "5"
+
+
+def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
+    client = asyncio.run(ask(store, {"model": BASE}))
+    assert (client.status, client.error["code"]) == (503, "engine_unavailable")
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "told", "message"),
+    [
+        (400, {"error": {"message": f"{INTERNAL} is wrong", "param": "top_p"}}, 400, "tiny is wrong"),
+        (400, {"object": "error", "message": "too long", "param": None}, 400, "too long"),
+        (422, {"error": {"message": "x"}}, 400, "x"),
+        (500, {"error": {"message": "boom"}}, 503, "The engine failed: boom"),
+        (404, {"error": {"message": f"The model `{INTERNAL}` does not exist."}}, 404, "`tiny` does not exist"),
+    ],
+)
+def test_the_engines_errors_are_told_in_openais_form(
+    store: Store, socket: Path, engine: Engine, status: int, answer: Any, told: int, message: str
+) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response(answer, status=status)
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    assert client.status == told
+    assert message in client.error["message"]
+    assert set(client.error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("text", ["Internal Server Error", "", "[1]", '"x"', "null"])
+def test_an_error_that_is_no_json_object(store: Store, socket: Path, engine: Engine, text: str) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.Response(status=500, text=text)
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    assert client.status == 503
+    assert client.error["message"].startswith("The engine failed: ")
+
+
+def test_after_a_404_the_model_is_looked_up_once_more(store: Store, socket: Path, engine: Engine) -> None:
+    """The adapter was unloaded and loaded again between the look-up and the request, say."""
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["model"] == SHA:
+            store.models.delete(TUNED)
+            publish(store, sha256="c" * 64)
+            store.engines.set_residency(engine, "c" * 64, Residency.LOADED)
+            return web.json_response({"error": {"message": "gone"}}, status=404)
+        return await say_hello(request, body)
+
+    publish(store)
+    store.engines.set_residency(engine, SHA, Residency.LOADED)
+    client, seen = ask_once(store, socket, handler, {"model": TUNED})
+    assert client.status == 200
+    assert [body["model"] for _, body in seen] == [SHA, "c" * 64]
+
+
+def test_a_second_404_is_the_answer(store: Store, socket: Path, engine: Engine) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "gone"}}, status=404)
+
+    client, seen = ask_once(store, socket, handler, {"model": BASE})
+    assert (client.status, len(seen)) == (404, 2)
+
+
+# disconnects
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_client_that_leaves_ends_the_engines_work(
+    store: Store, socket: Path, engine: Engine, streams: bool
+) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request, EVENTS[0]) if streams else web.StreamResponse()
+        began.set()
+        await asyncio.sleep(30)
+        return response
+
+    async def run() -> None:
+        client = Client()
+        async with engine_at(socket, handler) as fake:
+            asking = asyncio.create_task(ask(store, {"model": BASE, "stream": streams}, client=client))
+            await asyncio.wait_for(began.wait(), 5)
+            client.leaves.set()
+            await asyncio.wait_for(fake.aborted.wait(), 5)
+            await asyncio.wait_for(asking, 5)
+
+    began = asyncio.Event()
+    asyncio.run(run())
+
+
+# templates
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sent"),
+    [
+        (CHAT, {"messages": []}, True),
+        ("/tokenize", {"messages": []}, True),
+        ("/tokenize", {"prompt": "x"}, False),
+        ("/v1/completions", {"prompt": "x"}, False),
+        ("/v1/embeddings", {"input": "x"}, False),
+    ],
+)
+def test_an_adapters_own_template_travels_with_its_requests(
+    store: Store, socket: Path, engine: Engine, path: str, body: dict[str, Any], sent: bool
+) -> None:
+    publish(store, chat_template="{{ messages }}")
+    store.engines.set_residency(engine, SHA, Residency.LOADED)
+    _, seen = ask_once(store, socket, say_hello, {"model": TUNED, **body}, path)
+    assert seen[0][1].get("chat_template") == ("{{ messages }}" if sent else None)
+    _, seen = ask_once(store, socket, say_hello, {"model": BASE, **body}, path)
+    assert "chat_template" not in seen[0][1]
+
+
+def test_a_route_that_takes_no_template_is_refused(store: Store, socket: Path, engine: Engine) -> None:
+    publish(store, chat_template="{{ messages }}")
+    store.engines.set_residency(engine, SHA, Residency.LOADED)
+    client, seen = ask_once(store, socket, say_hello, {"model": TUNED}, "/v1/responses")
+    assert (client.status, seen) == (400, [])
+
+
+# what is ready
+
+
+def test_a_request_waits_for_its_adapter(store: Store, socket: Path, engine: Engine) -> None:
+    publish(store)
+    store.engines.set_residency(engine, SHA, Residency.LOADING)
+
+    async def run() -> Client:
+        async with engine_at(socket, say_hello):
+            asking = asyncio.create_task(ask(store, {"model": TUNED}))
+            await asyncio.sleep(0.3)
+            assert not asking.done()
+            store.engines.set_residency(engine, SHA, Residency.LOADED)
+            return await asking
+
+    assert asyncio.run(run()).status == 200
+
+
+def test_it_does_not_wait_for_ever(store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_module, "_WAIT_FOR_LOADING", 0.2)
+    publish(store)
+    client = asyncio.run(ask(store, {"model": TUNED}))
+    assert client.status == 503
+    assert "still being loaded" in client.error["message"]
+    assert "retry-after" in client.headers
+
+
+@pytest.mark.parametrize(
+    ("values", "residency", "status", "code"),
+    [
+        ({"desired": "unloaded"}, None, 400, "model_not_loaded"),
+        ({}, Residency.FAILED, 503, "engine_unavailable"),
+        ({"kind": "full", "desired": "unloaded"}, None, 400, "model_not_served"),
+        ({"base": "elsewhere"}, None, 400, "invalid_value"),
+    ],
+)
+def test_a_model_that_cannot_answer_says_why(
+    store: Store, engine: Engine, values: dict[str, Any], residency: Residency | None, status: int, code: str
+) -> None:
+    publish(store, **values)
+    if residency:
+        store.engines.set_residency(engine, SHA, residency, "out of slots")
+    client = asyncio.run(ask(store, {"model": TUNED}))
+    assert (client.status, client.error["code"]) == (status, code)
+    if residency:
+        assert "out of slots" in client.error["message"]
+
+
+def test_an_unknown_model(store: Store, engine: Engine) -> None:
+    client = asyncio.run(ask(store, {"model": "nobody"}))
+    assert (client.status, client.error["code"], client.error["param"]) == (404, "model_not_found", "model")
+
+
+def test_an_engine_that_is_not_ready_says_why(store: Store, engine: Engine) -> None:
+    store.engines.set_state(BASE, EngineState.BACKOFF, reason="it died of thirst")
+    client = asyncio.run(ask(store, {"model": BASE}))
+    assert client.status == 503
+    assert "it died of thirst" in client.error["message"]

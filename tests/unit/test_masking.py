@@ -1,0 +1,390 @@
+"""Labels cover exactly what the assistant writes, for any family's chat template.
+
+Three references: transformers' own mask where a template has generation markers, the very same template without
+them, and, for templates of other families, the text that each assistant turn is known to add.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+transformers = pytest.importorskip("transformers")
+
+from tunewright.config import embedded_base_path  # noqa: E402
+from tunewright.data.templates import check_template  # noqa: E402
+from tunewright.trainer.dataset import tokenize_file  # noqa: E402
+from tunewright.trainer.errors import TrainingFailed  # noqa: E402
+from tunewright.trainer.masking import IGNORED, MaskingError, encode_chat, encode_text  # noqa: E402
+
+SPECIAL = [
+    "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<bos>", "<start_of_turn>",
+    "<end_of_turn>", "<s>", "</s>", "[INST]", "[/INST]",
+]  # fmt: skip
+
+LLAMA3 = """{{- '<|begin_of_text|>' }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
+
+QWEN3 = """{%- set ns = namespace(last=-1) %}
+{%- for message in messages %}{%- if message.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {%- set answer = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {%- set thought = message.content.split('</think>')[0].split('<think>')[-1].strip('\\n')
+            if '</think>' in message.content else '' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if loop.index0 > ns.last %}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}{%- endif %}
+        {{- answer + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+GEMMA = """{{- '<bos>' }}
+{%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}{%- endif %}
+{%- for message in messages %}
+    {%- set role = 'model' if message.role == 'assistant' else message.role %}
+    {{- '<start_of_turn>' + role + '\\n' + message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
+
+MISTRAL = """{{- '<s>' }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{- '[INST] ' + message.content + ' [/INST]' }}
+    {%- else %}{{- ' ' + message.content + '</s>' }}{%- endif %}
+{%- endfor %}"""
+
+NO_END_TOKEN = """{%- for message in messages %}
+    {{- message.role + ': ' + message.content + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- 'assistant: ' }}{%- endif %}"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(embedded_base_path(), local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def families(tokenizer: Any) -> Any:
+    """The embedded tokenizer with the special tokens of other families."""
+    other = transformers.AutoTokenizer.from_pretrained(embedded_base_path(), local_files_only=True)
+    other.add_special_tokens({"additional_special_tokens": SPECIAL})
+    return other
+
+
+def say(*turns: str, weights: dict[int, int] | None = None) -> dict[str, Any]:
+    """user, assistant, user, assistant, ...; `weights` by index of the message."""
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(turns)
+    ]
+    for index, weight in (weights or {}).items():
+        messages[index]["weight"] = weight
+    return {"messages": messages}
+
+
+def with_template(tokenizer: Any, template: str, row: dict[str, Any]) -> Any:
+    before, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        return encode_chat(tokenizer, row)
+    finally:
+        tokenizer.chat_template = before
+
+
+def unmarked(tokenizer: Any) -> str:
+    """The embedded template without its generation markers."""
+    text = re.sub(r"\{%-\s*(end)?generation\s*-%\}", "{#- -#}", tokenizer.chat_template)
+    assert "generation -" not in text
+    return str(text)
+
+
+def learnt_runs(tokenizer: Any, example: Any) -> list[str]:
+    """The text of each run of labelled tokens."""
+    runs: list[list[int]] = []
+    inside = False
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        assert label in (IGNORED, token)
+        if label != IGNORED:
+            if not inside:
+                runs.append([])
+            runs[-1].append(token)
+        inside = label != IGNORED
+    return [tokenizer.decode(run) for run in runs]
+
+
+def rendered(tokenizer: Any, template: str, row: dict[str, Any]) -> list[int]:
+    messages = [{k: v for k, v in m.items() if k != "weight"} for m in row["messages"]]
+    text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+# the embedded base's template
+
+CONVERSATIONS: dict[str, dict[str, Any]] = {
+    "one turn": say("hi", "hello there"),
+    "many turns": say("hi", "hello", "and?", "so on", "", "end"),
+    "a system message": {"messages": [{"role": "system", "content": "Be kind."}, *say("a", "b")["messages"]]},
+    "ends with the user": say("a", "b", "c"),
+    "content with spaces": say("  a ", "  b\n\n", "c", "\td "),
+    "unicode": say("héé 😀", "ünï 漢字 😀"),
+    "tools": {
+        "messages": [
+            {"role": "user", "content": "weather?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "w", "arguments": '{"city": "Ulm"}'}},
+                    {"id": "2", "type": "function", "function": {"name": "w", "arguments": '{"city": "Bern"}'}},
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+            {"role": "tool", "tool_call_id": "2", "content": "rain"},
+            {"role": "assistant", "content": "Sunny and rain."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "w", "parameters": {"type": "object"}}}],
+    },
+    "content parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}]},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_labels_are_transformers_own_mask(tokenizer: Any, name: str) -> None:
+    row = CONVERSATIONS[name]
+    reference = tokenizer.apply_chat_template(
+        row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
+    )
+    example = encode_chat(tokenizer, row)
+    if name != "tools":  # there the reference prints the arguments' string as it is
+        assert example.input_ids == reference["input_ids"]
+        assert [int(label != IGNORED) for label in example.labels] == reference["assistant_masks"]
+    assert all(run.endswith("<|im_end|>") for run in learnt_runs(tokenizer, example))
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_labels_do_not_depend_on_the_markers(tokenizer: Any, name: str) -> None:
+    row = CONVERSATIONS[name]
+    assert with_template(tokenizer, unmarked(tokenizer), row) == encode_chat(tokenizer, row)
+
+
+def test_tool_calls_are_learnt_and_tool_answers_are_not(tokenizer: Any) -> None:
+    runs = learnt_runs(tokenizer, encode_chat(tokenizer, CONVERSATIONS["tools"]))
+    assert len(runs) == 2
+    assert runs[0].count("<tool_call>") == 2
+    assert '"arguments": {"city": "Ulm"}' in runs[0]
+    assert runs[1] == "Sunny and rain.<|im_end|>"
+
+
+def test_content_parts_are_joined(tokenizer: Any) -> None:
+    assert learnt_runs(tokenizer, encode_chat(tokenizer, CONVERSATIONS["content parts"])) == ["cd<|im_end|>"]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_turns_of_weight_0_are_read_and_not_learnt(tokenizer: Any, marked: bool) -> None:
+    template = tokenizer.chat_template if marked else unmarked(tokenizer)
+    row = say("a", "first", "b", "second", "c", "third", weights={1: 0, 5: 0})
+    example = with_template(tokenizer, template, row)
+    assert learnt_runs(tokenizer, example) == ["second<|im_end|>"]
+    assert example.input_ids == encode_chat(tokenizer, say("a", "first", "b", "second", "c", "third")).input_ids
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_turn_may_quote_an_end_token(tokenizer: Any, marked: bool) -> None:
+    template = tokenizer.chat_template if marked else unmarked(tokenizer)
+    row = say("what ends a turn?", "It is <|im_end|> in ChatML.", "ok", "yes")
+    example = with_template(tokenizer, template, row)
+    assert learnt_runs(tokenizer, example) == ["It is <|im_end|> in ChatML.<|im_end|>", "yes<|im_end|>"]
+
+
+words = st.text(
+    st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from(["\n", " ", "<", ">", "|"]), max_size=12
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    turns=st.lists(words.filter(lambda text: "<|im" not in text), min_size=2, max_size=6),
+    system=st.none() | words,
+    weights=st.lists(st.integers(0, 1), min_size=3, max_size=3),
+)
+def test_random_conversations_are_masked_alike_with_and_without_markers(
+    tokenizer: Any, turns: list[str], system: str | None, weights: list[int]
+) -> None:
+    row = say(*turns)
+    answers = [m for m in row["messages"] if m["role"] == "assistant"]
+    for message, weight in zip(answers, weights, strict=False):
+        message["weight"] = weight
+    answers[-1]["weight"] = 1
+    if system is not None:
+        row["messages"].insert(0, {"role": "system", "content": system})
+    marked = encode_chat(tokenizer, row)
+    assert with_template(tokenizer, unmarked(tokenizer), row) == marked
+    assert learnt_runs(tokenizer, marked) == [
+        tokenizer.decode(tokenizer(m["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"])
+        for m in answers
+        if m["weight"] == 1
+    ]
+
+
+# other families
+
+FAMILIES = {
+    "llama3": (LLAMA3, "{}<|eot_id|>"),
+    "gemma": (GEMMA, "{}<end_of_turn>"),
+    "mistral": (MISTRAL, " {}</s>"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_turns_are_found(families: Any, family: str) -> None:
+    template, shape = FAMILIES[family]
+    assert check_template(template) is None
+    row = say("hi", "hello there", "and?", "so on", "last", "end", weights={3: 0})
+    example = with_template(families, template, row)
+    assert example.input_ids == rendered(families, template, row)
+    assert learnt_runs(families, example) == [shape.format("hello there"), shape.format("end")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(st.from_regex(r"[a-zA-Z0-9 ,.]{0,12}[a-z]", fullmatch=True), min_size=2, max_size=6))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_conversations_of_other_families(families: Any, family: str, turns: list[str]) -> None:
+    template, shape = FAMILIES[family]
+    turns = [text.strip() for text in turns]
+    example = with_template(families, template, say(*turns))
+    assert learnt_runs(families, example) == [shape.format(text) for text in turns[1::2]]
+
+
+def test_a_family_that_drops_earlier_reasoning(families: Any) -> None:
+    """Qwen3's way: the last answer keeps its thoughts, an earlier one is rendered without them."""
+    row = say("a", "<think>\nhm\n</think>\n\nfirst", "b", "<think>\nwell\n</think>\n\nsecond")
+    example = with_template(families, QWEN3, row)
+    assert example.input_ids == rendered(families, QWEN3, row)
+    first, second = learnt_runs(families, example)
+    assert first == "first<|im_end|>"
+    assert second == "<think>\nwell\n</think>\n\nsecond<|im_end|>"
+
+
+def test_an_earlier_turn_may_quote_an_end_token_where_reasoning_is_dropped(families: Any) -> None:
+    row = say("a", "<think>\nhm\n</think>\n\nIt is </s> there.", "b", "second")
+    example = with_template(families, QWEN3, row)
+    assert learnt_runs(families, example)[0] == "It is </s> there.<|im_end|>"
+
+
+def test_a_template_without_end_tokens(families: Any) -> None:
+    example = with_template(families, NO_END_TOKEN, say("hi", "hello", "more", "bye"))
+    assert [run.strip() for run in learnt_runs(families, example)] == ["hello", "bye"]
+
+
+def test_a_conversation_that_the_assistant_opens(families: Any) -> None:
+    row = {"messages": [{"role": "assistant", "content": "welcome"}, *say("a", "b")["messages"]]}
+    example = with_template(families, LLAMA3, row)
+    assert learnt_runs(families, example) == ["welcome<|eot_id|>", "b<|eot_id|>"]
+
+
+def test_a_template_that_hides_the_assistant_is_refused(families: Any) -> None:
+    template = "{%- for message in messages if message.role == 'user' %}{{- message.content }}{%- endfor %}"
+    with pytest.raises(MaskingError):
+        with_template(families, template, say("a", "b"))
+
+
+# text rows
+
+
+def test_loss_is_on_the_completion_and_the_end(tokenizer: Any) -> None:
+    example = encode_text(tokenizer, "The sky is", " blue.")
+    assert learnt_runs(tokenizer, example) == [" blue." + tokenizer.eos_token]
+    assert example.input_ids == [*tokenizer("The sky is blue.")["input_ids"], tokenizer.eos_token_id]
+
+
+def test_without_a_prompt_everything_is_learnt(tokenizer: Any) -> None:
+    example = encode_text(tokenizer, "", "The sky")
+    assert example.labels == example.input_ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompt=words, completion=words.filter(bool))
+def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any, prompt: str, completion: str) -> None:
+    example = encode_text(tokenizer, prompt, completion)
+    whole = tokenizer(prompt + completion, return_offsets_mapping=True)
+    assert example.input_ids[: len(whole["input_ids"])] == whole["input_ids"]
+    assert example.input_ids[-1] == tokenizer.eos_token_id
+    learnt = [label != IGNORED for label in example.labels]
+    assert learnt == sorted(learnt), "one run, at the end"
+    border = len(prompt)
+    for (_, end), is_learnt in zip(whole["offset_mapping"], learnt, strict=False):
+        if end > border:
+            assert is_learnt, "nothing of the completion goes unlearnt"
+
+
+def test_text_rows_are_tokenized_as_trl_does(tokenizer: Any, tmp_path: Any) -> None:
+    """TRL's own preparation of prompt and completion, for rows whose border is a token's border."""
+    datasets = pytest.importorskip("datasets")
+    trl = pytest.importorskip("trl")
+    rows = [
+        {"prompt": "The sky is", "completion": " blue."},
+        {"prompt": "Two and two make", "completion": " four, matey!"},
+    ]
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", bf16=False),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    for row, prepared in zip(rows, trainer.train_dataset, strict=True):
+        example = encode_text(tokenizer, row["prompt"], row["completion"])
+        assert example.input_ids == prepared["input_ids"]
+        assert example.labels == prepared["labels"]
+
+
+# whole files
+
+
+def test_rows_are_cut_and_counted_never_silently(tokenizer: Any, tmp_path: Any) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        '{"prompt": "a b c d e f g h i j k l m n o p", "completion": " x"}\n'
+        '{"prompt": "a", "completion": " x y z x y z x y z x y z x y z"}\n'
+        '{"prompt": "a", "completion": " x"}\n'
+    )
+    file = tokenize_file(path, tokenizer, 8)
+    assert (len(file.examples), file.truncated, file.dropped) == (2, 2, 1)
+    assert all(len(example.input_ids) <= 8 for example in file.examples)
+    assert "2 truncated" in file.describe()
+    assert "1 left out" in file.describe()
+
+
+def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Any) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"messages": [{"role": "developer", "content": "x"}, {"role": "assistant", "content": "y"}]}\n')
+    with pytest.raises(TrainingFailed, match=r"line 1: .*Unknown role: developer"):
+        tokenize_file(path, tokenizer, 64)
+
+
+def test_a_file_without_a_usable_row_fails(tokenizer: Any, tmp_path: Any) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a b c d e f g h i j k l m n o p", "completion": " x"}\n')
+    with pytest.raises(TrainingFailed, match="no usable row"):
+        tokenize_file(path, tokenizer, 8)

@@ -1,0 +1,274 @@
+"""Artifacts are named by their content, published whole, and bases say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunewright.atomic import publish_folder, write_atomically
+from tunewright.config import Base, embedded_base_path
+from tunewright.data.templates import check_template, folder_template
+from tunewright.registry.bases import BaseUnavailable, inspect_base
+from tunewright.registry.data_folder import DataFolder, adapter_sha256, model_sha256
+
+CONFIG = {
+    "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none",
+    "use_rslora": False, "base_model_name_or_path": "tiny",
+}  # fmt: skip
+
+
+def adapter(folder: Path, config: dict[str, Any] | None = None, weights: bytes = b"weights") -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config or CONFIG))
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    return folder
+
+
+# an adapter's hash
+
+
+def test_the_hash_does_not_depend_on_order_or_on_paths(tmp_path: Path) -> None:
+    reference = adapter_sha256(adapter(tmp_path / "a"))
+    reordered = dict(reversed(CONFIG.items())) | {"target_modules": ["v_proj", "q_proj"]}
+    elsewhere = {**CONFIG, "base_model_name_or_path": "/home/somebody/tiny", "peft_version": "9", "revision": "x"}
+    assert adapter_sha256(adapter(tmp_path / "b", reordered)) == reference
+    assert adapter_sha256(adapter(tmp_path / "c", elsewhere)) == reference
+    (tmp_path / "a" / "README.md").write_text("a card")
+    assert adapter_sha256(tmp_path / "a") == reference
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_alpha": 32},
+        {"r": 4},
+        {"target_modules": ["q_proj"]},
+        {"target_modules": "all-linear"},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"alpha_pattern": {"q_proj": 4}},
+        {"rank_pattern": {"q_proj": 4}},
+        {"modules_to_save": ["lm_head"]},
+    ],
+)
+def test_the_hash_changes_with_what_the_adapter_computes(tmp_path: Path, change: dict[str, Any]) -> None:
+    reference = adapter_sha256(adapter(tmp_path / "a"))
+    assert adapter_sha256(adapter(tmp_path / "b", {**CONFIG, **change})) != reference
+
+
+def test_the_hash_changes_with_one_bit_of_the_weights(tmp_path: Path) -> None:
+    assert adapter_sha256(adapter(tmp_path / "a")) != adapter_sha256(adapter(tmp_path / "b", weights=b"weightr"))
+
+
+def test_a_models_hash_covers_names_and_bytes(tmp_path: Path) -> None:
+    hashes = set()
+    for name, content in (("a", "x"), ("a", "y"), ("b", "x")):
+        folder = tmp_path / (name + content)
+        folder.mkdir()
+        (folder / name).write_text(content)
+        hashes.add(model_sha256(folder))
+    assert len(hashes) == 3
+
+
+# publishing
+
+
+def test_an_artifact_appears_whole_under_its_hash(data: DataFolder, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "a")
+    sha256 = adapter_sha256(source)
+    published = data.publish(source, sha256)
+    assert published == data.artifact(sha256)
+    assert adapter_sha256(published) == sha256
+    shutil.rmtree(source)
+    assert adapter_sha256(published) == sha256, "it does not need its source"
+    assert list(data.tmp.iterdir()) == []
+
+
+def test_an_artifact_is_published_once_by_many(data: DataFolder, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "a", weights=b"w" * 100_000)
+    for round in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            paths = set(pool.map(lambda _, name=str(round): data.publish(source, name), range(8)))
+        assert len(paths) == 1
+        assert adapter_sha256(paths.pop()) == adapter_sha256(source)
+    assert list(data.tmp.iterdir()) == []
+
+
+def test_what_cannot_be_copied_is_not_published(data: DataFolder, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "a")
+    (source / "dangling").symlink_to("nowhere")
+    data.publish(source, "sha")
+    assert sorted(path.name for path in data.artifact("sha").iterdir()) == sorted(CONFIG_FILES)
+
+
+CONFIG_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def test_a_crash_before_the_rename_leaves_nothing_in_sight(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunewright.registry.data_folder.publish_folder", crash)
+    with pytest.raises(KeyboardInterrupt):
+        data.publish(adapter(tmp_path / "a"), "sha")
+    assert list(data.artifacts.iterdir()) == []
+    monkeypatch.undo()
+    data.clear_unfinished()
+    assert list(data.tmp.iterdir()) == []
+    assert data.publish(tmp_path / "a", "sha").is_dir()
+
+
+def test_removing_an_artifact_twice_is_no_error(data: DataFolder, tmp_path: Path) -> None:
+    data.publish(adapter(tmp_path / "a"), "sha")
+    data.remove_artifact("sha")
+    data.remove_artifact("sha")
+    assert not data.artifact("sha").exists()
+    assert list(data.tmp.iterdir()) == []
+
+
+def test_folders_are_private(data: DataFolder) -> None:
+    for folder in (data.files, data.jobs, data.artifacts, data.engines, data.run, data.tmp):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_an_engines_folder_stays_inside_whatever_its_name(data: DataFolder) -> None:
+    assert data.engine("org/model").parent == data.engines
+    assert data.engine("org/model") != data.engine("org_model")
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+
+
+def test_publishing_over_a_folder_fails_and_keeps_it(tmp_path: Path) -> None:
+    adapter(tmp_path / "old", weights=b"old")
+    with pytest.raises(OSError, match="not empty"):
+        publish_folder(adapter(tmp_path / "new", weights=b"new"), tmp_path / "old")
+    assert (tmp_path / "old" / "adapter_model.safetensors").read_bytes() == b"old"
+
+
+# bases
+
+
+def model_folder(folder: Path, config: object = None, header: bytes = b"{}") -> Path:
+    folder.mkdir()
+    text = json.dumps({"model_type": "llama"} if config is None else config)
+    (folder / "config.json").write_text(text)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
+    return folder
+
+
+def info(folder: Path) -> Any:
+    return inspect_base(Base("b", str(folder)))
+
+
+def test_the_embedded_base_is_usable() -> None:
+    found = info(embedded_base_path())
+    assert found.context == 1024
+    assert found.chat_template
+    assert found.tool_call_parser == "hermes"
+    assert found.internal_name == f"base-{found.fingerprint[:32]}"
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    first = info(model_folder(tmp_path / "a")).fingerprint
+    assert info(model_folder(tmp_path / "b")).fingerprint == first
+    assert info(model_folder(tmp_path / "c", header=b'{"x": {"shape": [2]}}')).fingerprint != first
+    assert info(model_folder(tmp_path / "d", {"model_type": "qwen3"})).fingerprint != first
+    (tmp_path / "a" / "README.md").write_text("a card")
+    assert info(tmp_path / "a").fingerprint == first
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    assert info(tmp_path / "a").fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"text_config": {"max_position_embeddings": 256}}, 256),
+        ({}, 2048),
+        ({"max_position_embeddings": None}, 2048),
+        ({"text_config": None, "max_position_embeddings": 64}, 64),
+    ],
+)
+def test_the_context_is_the_configs(tmp_path: Path, config: dict[str, Any], context: int) -> None:
+    assert info(model_folder(tmp_path / "a", config)).context == context
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BaseUnavailable, match="there is no folder"):
+        info(tmp_path / "none")
+
+
+def test_no_config(tmp_path: Path) -> None:
+    with pytest.raises(BaseUnavailable, match=r"no model folder: it has no config\.json"):
+        info(tmp_path)
+
+
+def test_no_weights(tmp_path: Path) -> None:
+    (model_folder(tmp_path / "a") / "model.safetensors").rename(tmp_path / "a" / "pytorch_model.bin")
+    with pytest.raises(BaseUnavailable, match="no \\*.safetensors weights"):
+        info(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["{", "", "\xff", "[]", "null", '{"max_position_embeddings": "many"}'])
+def test_a_broken_config(tmp_path: Path, text: str) -> None:
+    (model_folder(tmp_path / "a") / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(BaseUnavailable, match=r"config\.json"):
+        info(tmp_path / "a")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BaseUnavailable):
+        info(tmp_path / "model.gguf")
+
+
+def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(*_: object, **__: object) -> str:
+        raise ConnectionError("offline\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    with pytest.raises(BaseUnavailable, match=r"could not be fetched from the hub: offline$"):
+        inspect_base(Base("b", "org/model"))
+
+
+# templates
+
+
+def test_the_template_is_found_where_folders_keep_it(tmp_path: Path) -> None:
+    assert folder_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "old"}))
+    assert folder_template(tmp_path) == "old"
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    assert folder_template(tmp_path) == "d"
+    (tmp_path / "chat_template.jinja").write_text("new")
+    assert folder_template(tmp_path) == "new"
+
+
+@pytest.mark.parametrize("text", ["{}", '{"chat_template": 5}', "{", "[]"])
+def test_a_folder_without_a_template_has_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    assert folder_template(tmp_path) is None
+
+
+def test_a_template_is_checked_as_text() -> None:
+    assert check_template("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}") is None
+    assert check_template("{% for m in messages %}{% break %}{% endfor %}") is None
+    assert "line 2" in (check_template("messages\n{% for %}") or "")
+    assert "never mentions" in (check_template("hello") or "")

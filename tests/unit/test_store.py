@@ -1,0 +1,489 @@
+"""The store's contract, on SQLite and, where TUNEWRIGHT_TEST_POSTGRES names a database to empty, on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from tunewright.errors import InvalidRequest
+from tunewright.store.records import Job
+from tunewright.store.states import JOB_MOVES, EngineState, JobState, Residency
+from tunewright.store.store import Store
+from tunewright.store.tables import checkpoints, job_events, jobs, metadata, residency
+
+POSTGRES = os.environ.get("TUNEWRIGHT_TEST_POSTGRES")
+BACKENDS = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path, migrated_database: Path) -> str:
+    if request.param == "sqlite":
+        shutil.copyfile(migrated_database, tmp_path / "store.db")
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    assert POSTGRES
+    emptied = Store.open(POSTGRES)
+    with emptied.database.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    emptied.database.upgrade()
+    emptied.close()
+    return POSTGRES
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    opened = Store.open(url)
+    yield opened
+    opened.close()
+
+
+def new_job(store: Store, state: JobState = JobState.VALIDATING_FILES, **values: Any) -> Job:
+    defaults = {
+        "model": "tiny",
+        "base": "tiny",
+        "training_file": "file-1",
+        "seed": 1,
+        "method": {},
+        "tuning": {},
+        "fingerprint": "f",
+    }
+    return store.jobs.create({**defaults, "state": state, **values})
+
+
+def state_of(store: Store, job: Job) -> JobState:
+    found = store.jobs.get(job.id)
+    assert found is not None
+    return found.state
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TUNEWRIGHT_TEST_POSTGRES names no database: SQLite alone is tested")
+def test_the_contract_is_run_on_postgresql_too() -> None:
+    assert "postgresql" in BACKENDS
+
+
+# moves
+
+
+@pytest.mark.parametrize("old", JobState)
+@pytest.mark.parametrize("new", JobState)
+def test_the_database_itself_refuses_illegal_moves(store: Store, old: JobState, new: JobState) -> None:
+    job = new_job(store, old)
+    move = text("UPDATE jobs SET state = :new WHERE id = :id")
+    if new is old or new in JOB_MOVES.get(old, ()):
+        with store.database.begin() as connection:
+            connection.execute(move, {"new": new.value, "id": job.id})
+        assert state_of(store, job) is new
+    else:
+        with pytest.raises(DBAPIError, match="illegal job move"), store.database.begin() as connection:
+            connection.execute(move, {"new": new.value, "id": job.id})
+        assert state_of(store, job) is old
+
+
+def test_a_state_that_does_not_exist_is_refused(store: Store) -> None:
+    job = new_job(store, JobState.RUNNING)
+    with pytest.raises(DBAPIError), store.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'done' WHERE id = :id"), {"id": job.id})
+
+
+def test_final_states_have_no_moves() -> None:
+    assert {state for state in JobState if state not in JOB_MOVES} == {s for s in JobState if s.is_final}
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_cancel_ends_any_unfinished_job_and_refuses_the_others(store: Store, state: JobState) -> None:
+    job = new_job(store, state)
+    if state.is_final:
+        with pytest.raises(InvalidRequest, match="already ended") as refused:
+            store.jobs.cancel(job.id)
+        assert refused.value.code == "job_not_cancellable"
+        assert state_of(store, job) is state
+    else:
+        cancelled = store.jobs.cancel(job.id)
+        assert cancelled is not None
+        assert cancelled.state is JobState.CANCELLED
+        assert cancelled.finished_at is not None
+        assert store.jobs.events(job.id, after=None, limit=1)[0][0].message == "The job has been cancelled."
+
+
+def test_cancel_of_an_unknown_job_is_none(store: Store) -> None:
+    assert store.jobs.cancel("ftjob-none") is None
+
+
+@pytest.mark.parametrize("state", [s for s in JobState if s is not JobState.PAUSED])  # no trainer that could fail
+def test_a_late_failure_does_not_undo_an_end(store: Store, state: JobState) -> None:
+    job = new_job(store, state)
+    store.jobs.fail(job.id, code="x", message="boom")
+    assert state_of(store, job) is (state if state.is_final else JobState.FAILED)
+
+
+def test_validation_does_not_revive_a_cancelled_job(store: Store) -> None:
+    job = new_job(store)
+    store.jobs.cancel(job.id)
+    store.jobs.mark_valid(job.id, {"type": "lora"}, "fine")
+    assert state_of(store, job) is JobState.CANCELLED
+
+
+def test_requeue_frees_the_device_and_does_not_revive(store: Store) -> None:
+    job = new_job(store, JobState.QUEUED)
+    assert store.jobs.claim("cpu", ["tiny"]) is not None
+    requeued = store.jobs.requeue(job.id, "stop")
+    assert requeued is not None
+    assert (requeued.state, requeued.device) == (JobState.QUEUED, None)
+    store.jobs.cancel(job.id)
+    store.jobs.requeue(job.id, "stop")
+    assert state_of(store, job) is JobState.CANCELLED
+
+
+# claims
+
+
+def at_once(count: int, do: Callable[[int], Any]) -> list[Any]:
+    """`do(0..count-1)` in threads that start together."""
+    barrier = threading.Barrier(count)
+
+    def run(index: int) -> Any:
+        barrier.wait()
+        return do(index)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def test_a_job_is_claimed_by_one_of_many(url: str, store: Store) -> None:
+    job = new_job(store, JobState.QUEUED)
+    stores = [Store.open(url) for _ in range(8)]
+    claimed = [found for found in at_once(8, lambda i: stores[i].jobs.claim(f"cuda:{i}", ["tiny"])) if found]
+    for opened in stores:
+        opened.close()
+    assert [found.id for found in claimed] == [job.id]
+    assert claimed[0].state is JobState.RUNNING
+
+
+def test_a_device_is_given_to_one_of_many(url: str, store: Store) -> None:
+    for _ in range(8):
+        new_job(store, JobState.QUEUED)
+    stores = [Store.open(url) for _ in range(8)]
+    claimed = [found for found in at_once(8, lambda i: stores[i].jobs.claim("cpu", ["tiny"])) if found]
+    for opened in stores:
+        opened.close()
+    assert len(claimed) == 1
+
+
+def test_claims_go_by_age_and_wait_for_the_device(store: Store) -> None:
+    first, second = new_job(store, JobState.QUEUED), new_job(store, JobState.QUEUED)
+    assert [job.id if (job := store.jobs.claim("cpu", ["tiny"])) else None for _ in range(2)] == [first.id, None]
+    store.jobs.cancel(first.id)
+    assert store.jobs.claim("cpu", ["tiny"]) is None, "its trainer may still run"
+    assert [job.id for job in store.jobs.on_devices()] == [first.id]
+    store.jobs.release(first.id)
+    claimed = store.jobs.claim("cpu", ["tiny"])
+    assert claimed is not None
+    assert claimed.id == second.id
+
+
+def test_a_job_whose_base_is_not_here_is_passed_over(store: Store) -> None:
+    new_job(store, JobState.QUEUED, base="elsewhere")
+    assert store.jobs.claim("cpu", ["tiny"]) is None
+    here = new_job(store, JobState.QUEUED)
+    assert store.jobs.claim("cpu", []) is None
+    claimed = store.jobs.claim("cpu", ["tiny"])
+    assert claimed is not None
+    assert claimed.id == here.id
+
+
+def test_a_claim_starts_the_count_anew_and_keeps_the_first_start(store: Store) -> None:
+    job = new_job(store, JobState.QUEUED)
+    first = store.jobs.claim("cpu", ["tiny"])
+    assert [store.jobs.count_attempt(job.id) for _ in range(2)] == [1, 2]
+    store.jobs.requeue(job.id, "stop")
+    again = store.jobs.claim("cpu", ["tiny"])
+    assert first is not None
+    assert again is not None
+    assert (again.attempt, again.started_at) == (0, first.started_at)
+
+
+# reports
+
+
+def report(store: Store, job: Job, offset: int, new_offset: int, step: int) -> None:
+    store.jobs.take_in(
+        job.id,
+        offset=offset,
+        new_offset=new_offset,
+        events=[{"level": "info", "type": "metrics", "message": f"step {step}", "data": {"step": step}}],
+        progress={"step": step},
+        last_step=step,
+        new_checkpoints=[{"step": step, "model": f"ft:{step}", "metrics": {}, "created_at": 1.0}],
+    )
+
+
+def count(store: Store, table: Any, job: Job) -> int:
+    with store.database.read() as connection:
+        return int(connection.scalar(select(func.count()).where(table.c.job_id == job.id)) or 0)
+
+
+def test_what_many_readers_take_in_is_there_once(url: str, store: Store) -> None:
+    job = new_job(store, JobState.QUEUED)
+    store.jobs.claim("cpu", ["tiny"])
+    before = count(store, job_events, job)
+    stores = [Store.open(url) for _ in range(8)]
+    at_once(8, lambda i: report(stores[i], job, 0, 100, 1))
+    for opened in stores:
+        opened.close()
+    assert (count(store, job_events, job) - before, count(store, checkpoints, job)) == (1, 1)
+    report(store, job, 0, 100, 1)
+    assert count(store, job_events, job) - before == 1
+    report(store, job, 100, 200, 2)
+    found = store.jobs.get(job.id)
+    assert found is not None
+    assert (found.events_offset, found.last_step, found.progress) == (200, 2, {"step": 2})
+
+
+def test_a_checkpoint_told_twice_is_listed_once(store: Store) -> None:
+    job = new_job(store, JobState.QUEUED)
+    report(store, job, 0, 10, 5)
+    report(store, job, 10, 20, 5)
+    assert count(store, checkpoints, job) == 1
+
+
+def test_a_new_step_forgives_earlier_crashes(store: Store) -> None:
+    """Attempts count the starts without a new step in between; a long job may crash now and then."""
+    job = new_job(store, JobState.QUEUED)
+    store.jobs.claim("cpu", ["tiny"])
+    store.jobs.count_attempt(job.id)
+    store.jobs.count_attempt(job.id)
+    report(store, job, 0, 10, 5)
+    assert store.jobs.count_attempt(job.id) == 1
+    report(store, job, 10, 20, 5)
+    assert store.jobs.count_attempt(job.id) == 2, "a repeated step is no progress"
+
+
+# creation
+
+
+def test_an_idempotency_key_makes_one_job(url: str, store: Store) -> None:
+    stores = [Store.open(url) for _ in range(8)]
+    ids = {job.id for job in at_once(8, lambda i: new_job(stores[i], idempotency_key="once"))}
+    for opened in stores:
+        opened.close()
+    assert len(ids) == 1
+    assert len(store.jobs.list(after=None, limit=100)[0]) == 1
+    assert store.jobs.by_idempotency_key("once") is not None
+    assert store.jobs.by_idempotency_key("other") is None
+    assert store.jobs.by_idempotency_key(None) is None
+
+
+def test_jobs_without_a_key_are_all_their_own(store: Store) -> None:
+    assert new_job(store).id != new_job(store).id
+
+
+def test_another_conflict_is_not_taken_for_idempotency(store: Store) -> None:
+    job = new_job(store)
+    with pytest.raises(IntegrityError):
+        new_job(store, id=job.id)
+
+
+# paging
+
+
+def add_file(store: Store, id: str, purpose: str = "fine-tune") -> None:
+    store.files.add(id=id, filename="a.jsonl", purpose=purpose, size=1, sha256="0" * 64, created_at=1.0)
+
+
+def test_pages_join_without_gap_or_overlap(store: Store) -> None:
+    for number in range(7):
+        add_file(store, f"file-{number}")
+    for ascending in (False, True):
+        seen: list[str] = []
+        after, more = None, True
+        while more:
+            rows, more = store.files.list(purpose=None, after=after, limit=3, ascending=ascending)
+            seen += [row.id for row in rows]
+            after = seen[-1]
+        expected = [f"file-{number}" for number in range(7)]
+        assert seen == (expected if ascending else expected[::-1])
+
+
+def test_a_page_is_of_the_purpose_asked_for(store: Store) -> None:
+    add_file(store, "file-a")
+    add_file(store, "file-b", "other")
+    assert [row.id for row in store.files.list(purpose="other", after=None, limit=5)[0]] == ["file-b"]
+
+
+def test_a_page_after_an_unknown_id_is_refused(store: Store) -> None:
+    job = new_job(store)
+    for ask in (
+        lambda: store.files.list(purpose=None, after="file-none", limit=5),
+        lambda: store.jobs.list(after="none", limit=5),
+        lambda: store.jobs.events(job.id, after="none", limit=5),
+        lambda: store.jobs.checkpoints(job.id, after="none", limit=5),
+        lambda: store.models.list(after="none", limit=5),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            ask()
+        assert refused.value.param == "after"
+
+
+def test_jobs_are_found_by_their_metadata(store: Store) -> None:
+    wanted = new_job(store, job_metadata={"team": "a", "run": "1"})
+    new_job(store, job_metadata={"team": "b"})
+    new_job(store)
+    assert [job.id for job in store.jobs.list(after=None, limit=9, metadata={"team": "a"})[0]] == [wanted.id]
+    assert store.jobs.list(after=None, limit=9, metadata={"team": "a", "run": "2"})[0] == []
+    assert store.jobs.list(after=None, limit=9, metadata={'"]; drop': "x"})[0] == []
+
+
+def test_a_file_knows_the_job_that_needs_it(store: Store) -> None:
+    job = new_job(store, training_file="file-t", validation_file="file-v")
+    assert store.files.job_that_needs("file-t") == job.id
+    assert store.files.job_that_needs("file-v") == job.id
+    assert store.files.job_that_needs("file-x") is None
+    store.jobs.cancel(job.id)
+    assert store.files.job_that_needs("file-t") is None
+
+
+# products
+
+
+def product(name: str = "ft:tiny::1", **values: Any) -> dict[str, Any]:
+    row = {
+        "name": name, "kind": "adapter", "sha256": "a" * 64, "base": "tiny", "base_fingerprint": "b" * 64,
+        "checkpoint_step": None, "method": "lora", "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"],
+        "chat_template": None, "bytes": 10, "desired": "loaded",
+    }  # fmt: skip
+    return {**row, **values}
+
+
+def test_publishing_lists_the_products_and_ends_the_job(store: Store) -> None:
+    job = new_job(store, JobState.RUNNING)
+    rows = [product(), product("ft:tiny::1:ckpt-step-2", checkpoint_step=2, desired="unloaded")]
+    assert store.models.publish(rows, job_id=job.id, trained_tokens=7)
+    ended = store.jobs.get(job.id)
+    assert ended is not None
+    assert (ended.state, ended.fine_tuned_model, ended.trained_tokens) == (JobState.SUCCEEDED, "ft:tiny::1", 7)
+    assert {model.name for model in store.models.list()[0]} == {row["name"] for row in rows}
+    assert [model.name for model in store.models.wanted_adapters("tiny").values()] == ["ft:tiny::1"]
+    assert not store.models.publish(rows, job_id=job.id, trained_tokens=7), "once only"
+
+
+def test_nothing_is_listed_of_a_job_that_was_cancelled_meanwhile(store: Store) -> None:
+    job = new_job(store, JobState.RUNNING)
+    store.jobs.cancel(job.id)
+    assert not store.models.publish([product()], job_id=job.id, trained_tokens=7)
+    assert store.models.list()[0] == []
+    assert state_of(store, job) is JobState.CANCELLED
+
+
+def test_a_listing_that_fails_does_not_end_the_job(store: Store) -> None:
+    job = new_job(store, JobState.RUNNING)
+    with pytest.raises(IntegrityError):
+        store.models.publish([product(), product()], job_id=job.id, trained_tokens=7)
+    assert state_of(store, job) is JobState.RUNNING
+    assert store.models.list()[0] == []
+
+
+def test_cancel_and_publish_race_to_one_end(url: str, store: Store) -> None:
+    for attempt in range(5):
+        job = new_job(store, JobState.RUNNING)
+        other = Store.open(url)
+
+        def race(index: int, job: Job = job, other: Store = other, attempt: int = attempt) -> Any:
+            if index:
+                return other.models.publish([product(f"m{attempt}")], job_id=job.id, trained_tokens=1)
+            try:
+                return store.jobs.cancel(job.id) is None
+            except InvalidRequest:
+                return True
+
+        lost_cancel, published = at_once(2, race)
+        other.close()
+        assert lost_cancel is published
+        assert (store.models.get(f"m{attempt}") is not None) is published
+
+
+# engines
+
+
+def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store) -> None:
+    store.engines.declare(["tiny", "other"])
+    job = new_job(store, JobState.RUNNING)
+    store.models.publish([product()], job_id=job.id, trained_tokens=1)
+    first = store.engines.starting("tiny", "/tmp/s", {})
+    other = store.engines.starting("other", "/tmp/o", {})
+    for engine in (first, other):
+        store.engines.set_residency(engine, "a" * 64, Residency.LOADED)
+    held = store.models.resolve("ft:tiny::1")[2]
+    assert held is not None
+    assert held.state is Residency.LOADED
+    second = store.engines.starting("tiny", "/tmp/s", {})
+    assert second.run == first.run + 1
+    assert store.engines.residents(second) == {}
+    assert store.models.resolve("ft:tiny::1")[2] is None
+    assert store.engines.residents(other).keys() == {"a" * 64}
+    store.engines.set_residency(first, "a" * 64, Residency.LOADED)
+    assert store.engines.residents(second) == {}, "a late note of the earlier run does not count"
+
+
+def test_residency_notes_replace_each_other(store: Store) -> None:
+    store.engines.declare(["tiny"])
+    engine = store.engines.starting("tiny", "/tmp/s", {})
+    store.engines.set_residency(engine, "a", Residency.LOADING)
+    store.engines.set_residency(engine, "a", Residency.FAILED, "no such file")
+    assert store.engines.residents(engine)["a"].error == "no such file"
+    store.engines.set_residency(engine, "a", None)
+    with store.database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(residency)) == 0
+
+
+def test_declaring_keeps_known_engines_and_forgets_others(store: Store) -> None:
+    store.engines.declare(["a", "b"])
+    store.engines.starting("a", "/tmp/s", {})
+    store.engines.declare(["a", "c"])
+    assert {e.name: (e.state, e.run) for e in store.engines.list()} == {
+        "a": (EngineState.STARTING, 1),
+        "c": (EngineState.STOPPED, 0),
+    }
+
+
+# schema
+
+
+def test_the_migrations_make_the_tables(store: Store) -> None:
+    with store.database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_upgrading_again_changes_nothing(store: Store) -> None:
+    job = new_job(store)
+    store.database.upgrade()
+    assert store.jobs.get(job.id) == job
+
+
+
+
+def test_deleting_a_job_takes_its_events_along(store: Store) -> None:
+    job = new_job(store)
+    with store.database.begin() as connection:
+        connection.execute(delete(jobs).where(jobs.c.id == job.id))
+    assert count(store, job_events, job) == 0
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    job = new_job(store)
+    with pytest.raises(ZeroDivisionError), store.database.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(seed=99))
+        connection.execute(insert(job_events).values(id="e", job_id=job.id, created_at=1.0, level="info", type="message", message="x"))
+        raise ZeroDivisionError
+    assert store.jobs.get(job.id) == job
