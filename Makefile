@@ -14,7 +14,7 @@ help: ## List what can be made
 
 setup: $(INSTALLED) ## Create .venv and install the CPU set (about 2 minutes)
 
-$(INSTALLED): requirements/cpu.lock pyproject.toml client/pyproject.toml
+$(INSTALLED): requirements/cpu.lock requirements/openai-2.txt pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tunewright needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "Installing torch $(TORCH) for the CPU"
@@ -23,6 +23,9 @@ $(INSTALLED): requirements/cpu.lock pyproject.toml client/pyproject.toml
 	@echo "Installing the pinned set"
 	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/cpu.lock
 	@$(BIN)/pip install -q --no-deps --no-build-isolation -e client -e .
+	@$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/openai-2 -r requirements/openai-2.txt
+	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null \
+	  || echo "vLLM for the CPU needs libnuma: install it (Debian: apt-get install libnuma1)"
 	@touch $@
 
 demo: setup ## Train, serve and compare an adapter, all on this machine

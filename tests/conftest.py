@@ -6,11 +6,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rows import JOB, PRODUCT, Publish
+from tunewright.ids import result_file_id
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.database import Database
+from tunewright.store.records import Job
+from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
 KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
@@ -49,3 +54,27 @@ def store(data: DataFolder, migrated_database: Path) -> Iterator[Store]:
     opened = Store.open(f"sqlite:///{path}")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def publish_model(store: Store) -> Publish:
+    """Lists products of a job, as the scheduler does: the first row is the job's model, checkpoints follow."""
+
+    def publish(*changes: dict[str, Any], job: Job | None = None) -> bool:
+        job = job or store.jobs.create({**JOB, "state": JobState.RUNNING})
+        rows = [{**PRODUCT, **change} for change in changes]
+        return store.models.publish(
+            rows,
+            job_id=job.id,
+            trained_tokens=7,
+            checkpoint_metrics={row["checkpoint_step"]: {"train_loss": 1.0} for row in rows},
+            result_file={
+                "id": result_file_id(job.id),
+                "filename": "step_metrics.csv",
+                "purpose": "fine-tune-results",
+                "bytes": 5,
+                "sha256": "0" * 64,
+            },
+        )
+
+    return publish

@@ -121,7 +121,9 @@ class Settings(BaseSettings):
     @field_validator("base", "trust_remote_code", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("vllm_arg")
     @classmethod
@@ -159,7 +161,9 @@ class Settings(BaseSettings):
                 raise ValueError(f"two bases are named {name!r}: give each its own name, --base NAME=PATH")
         unknown = sorted(set(self.trust_remote_code) - set(names))
         if unknown:
-            raise ValueError(f"trust_remote_code names {unknown[0]!r}, which is not a base ({', '.join(names)})")
+            raise ValueError(
+                f"trust_remote_code names {unknown[0]!r}, which is not a base ({', '.join(names)})"
+            )
         return self
 
     @property
@@ -224,12 +228,22 @@ def settings_in_child() -> Settings:
     return Settings(**json.loads(os.environ[HANDOVER_VARIABLE]))
 
 
-def child_environment(extra: dict[str, str] | None = None, *, with_settings: Settings | None = None) -> dict[str, str]:
+def child_environment(
+    extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
+) -> dict[str, str]:
     """The environment for a child: this one without the service's secrets, plus `extra`."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
     return environment | (extra or {})
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES allows (none where it is empty or -1), or None where it is not set."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return None
+    return [entry.strip() for entry in allowed.split(",") if entry.strip() and entry.strip() != "-1"]
 
 
 def client_defaults() -> tuple[str, str | None]:
@@ -250,4 +264,5 @@ __all__ = [
     "parse_size",
     "settings_from_command_line",
     "settings_in_child",
+    "visible_gpus",
 ]

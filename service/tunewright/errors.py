@@ -39,9 +39,7 @@ class TunewrightError(Exception):
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidRequest(TunewrightError):

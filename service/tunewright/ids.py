@@ -27,3 +27,8 @@ def model_name(base: str, suffix: str | None, job_id: str, checkpoint_step: int 
 def is_suffix(text: str) -> bool:
     """Whether `text` can stand in a model name: up to 64 letters, digits, dots, dashes, underscores."""
     return bool(_SUFFIX.fullmatch(text))
+
+
+def result_file_id(job_id: str) -> str:
+    """The file of a finished job's metrics."""
+    return "file-" + job_id.removeprefix("ftjob-")

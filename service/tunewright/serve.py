@@ -14,6 +14,7 @@ from setproctitle import setproctitle
 from tunewright.config import Settings, child_environment, settings_from_command_line
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.devices import find_devices
 from tunewright.store.database import Database
 from tunewright.supervisor.supervisor import Service, Supervisor
 
@@ -28,12 +29,19 @@ def main(argv: list[str]) -> int:
         print(f"tunewright serve: {_explain(error)}", file=sys.stderr)
         return 2
     configure_logging(settings.log_level)
+    try:
+        find_devices(settings)
+    except RuntimeError as error:
+        print(f"tunewright serve: {error}", file=sys.stderr)
+        return 1
     data = DataFolder(settings.data_dir)
     try:
         data.create()
         lock = _lock(data)
     except OSError as error:
-        print(f"tunewright serve: the data folder {data.path} cannot be used: {error.strerror}", file=sys.stderr)
+        print(
+            f"tunewright serve: the data folder {data.path} cannot be used: {error.strerror}", file=sys.stderr
+        )
         return 1
     if lock is None:
         print(f"tunewright serve: another server uses the data folder {data.path}", file=sys.stderr)
@@ -41,7 +49,10 @@ def main(argv: list[str]) -> int:
     try:
         listener = _listen(settings)
     except OSError as error:
-        print(f"tunewright serve: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        print(
+            f"tunewright serve: cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            file=sys.stderr,
+        )
         return 1
     data.clear_unfinished()
     database = Database(settings.resolved_database_url)

@@ -114,7 +114,15 @@ def test_the_key_is_not_printed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512MiB", 512 * 2**20), ("2GB", 2 * 10**9), ("1.5 KiB", 1536), ("7", 7), (7, 7), ("1b", 1), (" 1tib ", 2**40)],
+    [
+        ("512MiB", 512 * 2**20),
+        ("2GB", 2 * 10**9),
+        ("1.5 KiB", 1536),
+        ("7", 7),
+        (7, 7),
+        ("1b", 1),
+        (" 1tib ", 2**40),
+    ],
 )
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
@@ -144,7 +152,8 @@ def test_other_ranks_are_refused(rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"port": 0}, {"port": 65536}, {"max_loras": 0}, {"gpu_memory_utilization": 1}, {"device": "tpu"}]
+    "values",
+    [{"port": 0}, {"port": 65536}, {"max_loras": 0}, {"gpu_memory_utilization": 1}, {"device": "tpu"}],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -187,7 +196,12 @@ def test_only_named_bases_are_trusted() -> None:
 
 def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
-        port=9999, api_key="k", base=["a=/x,y", "b=/z"], vllm_arg="'--x=a b' -y", data_dir="/srv/é", host="0.0.0.0"
+        port=9999,
+        api_key="k",
+        base=["a=/x,y", "b=/z"],
+        vllm_arg="'--x=a b' -y",
+        data_dir="/srv/é",
+        host="0.0.0.0",
     )
     environment = child_environment(with_settings=settings)
     monkeypatch.setenv(HANDOVER_VARIABLE, environment[HANDOVER_VARIABLE])
@@ -249,7 +263,11 @@ def test_wrong_options_are_told_in_one_line(
 
 def test_an_unknown_option_is_refused() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from tunewright import serve; sys.exit(serve.main(['--prot', '1']))"],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from tunewright import serve; sys.exit(serve.main(['--prot', '1']))",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

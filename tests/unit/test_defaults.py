@@ -86,7 +86,9 @@ def test_zero_is_a_given_value() -> None:
 
 
 def test_auto_and_none_mean_choose() -> None:
-    auto = dict.fromkeys(("rank", "alpha", "learning_rate", "n_epochs", "batch_size", "target_modules"), "auto")
+    auto = dict.fromkeys(
+        ("rank", "alpha", "learning_rate", "n_epochs", "batch_size", "target_modules"), "auto"
+    )
     assert resolved(tuning=auto) == resolved() == resolved(tuning=dict.fromkeys(auto))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,10 +16,11 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rows import Publish
 from tunewright.api import gateway as gateway_module
 from tunewright.api.gateway import Gateway, Relay, Target
 from tunewright.store.records import Engine
-from tunewright.store.states import EngineState, JobState, Residency
+from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
 
 BASE, INTERNAL, SHA, TUNED = "tiny", "base-" + "0" * 32, "a" * 64, "ft:tiny::1"
@@ -110,22 +112,6 @@ def engine(store: Store, socket: Path) -> Engine:
     return started
 
 
-def publish(store: Store, **values: Any) -> None:
-    """A tuned model `TUNED`."""
-    job = store.jobs.create(
-        {
-            "model": BASE, "base": BASE, "training_file": "f", "seed": 1, "method": {}, "tuning": {},
-            "fingerprint": "f", "state": JobState.RUNNING,
-        }
-    )  # fmt: skip
-    row = {
-        "name": TUNED, "kind": "adapter", "sha256": SHA, "base": BASE, "base_fingerprint": "b", "checkpoint_step": None,
-        "method": "lora", "rank": 8, "alpha": 16.0, "target_modules": [], "chat_template": None, "bytes": 1,
-        "desired": "loaded",
-    }  # fmt: skip
-    assert store.models.publish([{**row, **values}], job_id=job.id, trained_tokens=1)
-
-
 async def ask(store: Store, body: dict[str, Any], path: str = CHAT, client: Client | None = None) -> Client:
     gateway = Gateway(store)
     client = client or Client()
@@ -178,8 +164,10 @@ def test_the_engine_is_asked_by_its_own_name_and_answers_by_the_public_one(
     assert body["model"] == BASE, "the request itself is not changed"
 
 
-def test_an_adapter_is_asked_for_by_its_hash(store: Store, socket: Path, engine: Engine) -> None:
-    publish(store)
+def test_an_adapter_is_asked_for_by_its_hash(
+    store: Store, socket: Path, engine: Engine, publish_model: Publish
+) -> None:
+    publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
     client, seen = ask_once(store, socket, say_hello, {"model": TUNED})
     assert seen[0][1]["model"] == SHA
@@ -227,7 +215,9 @@ def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Cl
     return client
 
 
-EVENTS = [event({"id": "1", "model": INTERNAL, "choices": [{"delta": {"content": c}}]}) for c in ("é", "\n\n", "x")]
+EVENTS = [
+    event({"id": "1", "model": INTERNAL, "choices": [{"delta": {"content": c}}]}) for c in ("é", "\n\n", "x")
+]
 WHOLE = b"".join(EVENTS) + b"data: [DONE]\n\n"
 
 
@@ -235,7 +225,7 @@ WHOLE = b"".join(EVENTS) + b"data: [DONE]\n\n"
 @given(st.sets(st.integers(1, len(WHOLE) - 1)), st.sampled_from([BASE, 'odd "name"\\', "ft:tiny:s:1"]))
 def test_a_name_is_rewritten_wherever_chunks_are_cut(cuts: set[int], public: str) -> None:
     bounds = [0, *sorted(cuts), len(WHOLE)]
-    client = pass_events([WHOLE[a:b] for a, b in zip(bounds, bounds[1:], strict=False)], public=public)
+    client = pass_events([WHOLE[a:b] for a, b in itertools.pairwise(bounds)], public=public)
     assert client.body == WHOLE.replace(f'"{INTERNAL}"'.encode(), json.dumps(public).encode())
 
 
@@ -266,7 +256,9 @@ def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: E
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
-@pytest.mark.parametrize("pieces", [[], EVENTS, [*EVENTS, b'data: {"half'], [b'data: {"text":"data: [DONE]"}\n\n']])
+@pytest.mark.parametrize(
+    "pieces", [[], EVENTS, [*EVENTS, b'data: {"half'], [b'data: {"text":"data: [DONE]"}\n\n']]
+)
 def test_an_end_without_done_is_told_as_an_error(path: str, pieces: list[bytes]) -> None:
     body = pass_events(pieces, path).body
     last = body.split(b"\n\n")[-2]
@@ -321,7 +313,12 @@ def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
         (400, {"object": "error", "message": "too long", "param": None}, 400, "too long"),
         (422, {"error": {"message": "x"}}, 400, "x"),
         (500, {"error": {"message": "boom"}}, 503, "The engine failed: boom"),
-        (404, {"error": {"message": f"The model `{INTERNAL}` does not exist."}}, 404, "`tiny` does not exist"),
+        (
+            404,
+            {"error": {"message": f"The model `{INTERNAL}` does not exist."}},
+            404,
+            "`tiny` does not exist",
+        ),
     ],
 )
 def test_the_engines_errors_are_told_in_openais_form(
@@ -346,18 +343,20 @@ def test_an_error_that_is_no_json_object(store: Store, socket: Path, engine: Eng
     assert client.error["message"].startswith("The engine failed: ")
 
 
-def test_after_a_404_the_model_is_looked_up_once_more(store: Store, socket: Path, engine: Engine) -> None:
+def test_after_a_404_the_model_is_looked_up_once_more(
+    store: Store, socket: Path, engine: Engine, publish_model: Publish
+) -> None:
     """The adapter was unloaded and loaded again between the look-up and the request, say."""
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if body["model"] == SHA:
             store.models.delete(TUNED)
-            publish(store, sha256="c" * 64)
+            publish_model({"sha256": "c" * 64})
             store.engines.set_residency(engine, "c" * 64, Residency.LOADED)
             return web.json_response({"error": {"message": "gone"}}, status=404)
         return await say_hello(request, body)
 
-    publish(store)
+    publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
     client, seen = ask_once(store, socket, handler, {"model": TUNED})
     assert client.status == 200
@@ -412,9 +411,15 @@ def test_a_client_that_leaves_ends_the_engines_work(
     ],
 )
 def test_an_adapters_own_template_travels_with_its_requests(
-    store: Store, socket: Path, engine: Engine, path: str, body: dict[str, Any], sent: bool
+    store: Store,
+    socket: Path,
+    engine: Engine,
+    publish_model: Publish,
+    path: str,
+    body: dict[str, Any],
+    sent: bool,
 ) -> None:
-    publish(store, chat_template="{{ messages }}")
+    publish_model({"chat_template": "{{ messages }}"})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
     _, seen = ask_once(store, socket, say_hello, {"model": TUNED, **body}, path)
     assert seen[0][1].get("chat_template") == ("{{ messages }}" if sent else None)
@@ -422,8 +427,10 @@ def test_an_adapters_own_template_travels_with_its_requests(
     assert "chat_template" not in seen[0][1]
 
 
-def test_a_route_that_takes_no_template_is_refused(store: Store, socket: Path, engine: Engine) -> None:
-    publish(store, chat_template="{{ messages }}")
+def test_a_route_that_takes_no_template_is_refused(
+    store: Store, socket: Path, engine: Engine, publish_model: Publish
+) -> None:
+    publish_model({"chat_template": "{{ messages }}"})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
     client, seen = ask_once(store, socket, say_hello, {"model": TUNED}, "/v1/responses")
     assert (client.status, seen) == (400, [])
@@ -432,8 +439,10 @@ def test_a_route_that_takes_no_template_is_refused(store: Store, socket: Path, e
 # what is ready
 
 
-def test_a_request_waits_for_its_adapter(store: Store, socket: Path, engine: Engine) -> None:
-    publish(store)
+def test_a_request_waits_for_its_adapter(
+    store: Store, socket: Path, engine: Engine, publish_model: Publish
+) -> None:
+    publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADING)
 
     async def run() -> Client:
@@ -447,9 +456,11 @@ def test_a_request_waits_for_its_adapter(store: Store, socket: Path, engine: Eng
     assert asyncio.run(run()).status == 200
 
 
-def test_it_does_not_wait_for_ever(store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_wait_for_ever(
+    store: Store, engine: Engine, publish_model: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gateway_module, "_WAIT_FOR_LOADING", 0.2)
-    publish(store)
+    publish_model({})
     client = asyncio.run(ask(store, {"model": TUNED}))
     assert client.status == 503
     assert "still being loaded" in client.error["message"]
@@ -466,9 +477,15 @@ def test_it_does_not_wait_for_ever(store: Store, engine: Engine, monkeypatch: py
     ],
 )
 def test_a_model_that_cannot_answer_says_why(
-    store: Store, engine: Engine, values: dict[str, Any], residency: Residency | None, status: int, code: str
+    store: Store,
+    engine: Engine,
+    publish_model: Publish,
+    values: dict[str, Any],
+    residency: Residency | None,
+    status: int,
+    code: str,
 ) -> None:
-    publish(store, **values)
+    publish_model(values)
     if residency:
         store.engines.set_residency(engine, SHA, residency, "out of slots")
     client = asyncio.run(ask(store, {"model": TUNED}))

@@ -142,8 +142,16 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
                 "role": "assistant",
                 "content": None,
                 "tool_calls": [
-                    {"id": "1", "type": "function", "function": {"name": "w", "arguments": '{"city": "Ulm"}'}},
-                    {"id": "2", "type": "function", "function": {"name": "w", "arguments": '{"city": "Bern"}'}},
+                    {
+                        "id": "1",
+                        "type": "function",
+                        "function": {"name": "w", "arguments": '{"city": "Ulm"}'},
+                    },
+                    {
+                        "id": "2",
+                        "type": "function",
+                        "function": {"name": "w", "arguments": '{"city": "Bern"}'},
+                    },
                 ],
             },
             {"role": "tool", "tool_call_id": "1", "content": "sunny"},
@@ -198,7 +206,9 @@ def test_turns_of_weight_0_are_read_and_not_learnt(tokenizer: Any, marked: bool)
     row = say("a", "first", "b", "second", "c", "third", weights={1: 0, 5: 0})
     example = with_template(tokenizer, template, row)
     assert learnt_runs(tokenizer, example) == ["second<|im_end|>"]
-    assert example.input_ids == encode_chat(tokenizer, say("a", "first", "b", "second", "c", "third")).input_ids
+    assert (
+        example.input_ids == encode_chat(tokenizer, say("a", "first", "b", "second", "c", "third")).input_ids
+    )
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -210,7 +220,8 @@ def test_a_turn_may_quote_an_end_token(tokenizer: Any, marked: bool) -> None:
 
 
 words = st.text(
-    st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from(["\n", " ", "<", ">", "|"]), max_size=12
+    st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from(["\n", " ", "<", ">", "|"]),
+    max_size=12,
 )
 
 
@@ -317,7 +328,9 @@ def test_without_a_prompt_everything_is_learnt(tokenizer: Any) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(prompt=words, completion=words.filter(bool))
-def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any, prompt: str, completion: str) -> None:
+def test_a_token_over_the_border_belongs_to_the_completion(
+    tokenizer: Any, prompt: str, completion: str
+) -> None:
     example = encode_text(tokenizer, prompt, completion)
     whole = tokenizer(prompt + completion, return_offsets_mapping=True)
     assert example.input_ids[: len(whole["input_ids"])] == whole["input_ids"]
@@ -378,7 +391,9 @@ def test_rows_are_cut_and_counted_never_silently(tokenizer: Any, tmp_path: Any) 
 
 def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Any) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text('{"messages": [{"role": "developer", "content": "x"}, {"role": "assistant", "content": "y"}]}\n')
+    path.write_text(
+        '{"messages": [{"role": "developer", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
+    )
     with pytest.raises(TrainingFailed, match=r"line 1: .*Unknown role: developer"):
         tokenize_file(path, tokenizer, 64)
 

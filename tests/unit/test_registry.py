@@ -36,7 +36,12 @@ def adapter(folder: Path, config: dict[str, Any] | None = None, weights: bytes =
 def test_the_hash_does_not_depend_on_order_or_on_paths(tmp_path: Path) -> None:
     reference = adapter_sha256(adapter(tmp_path / "a"))
     reordered = dict(reversed(CONFIG.items())) | {"target_modules": ["v_proj", "q_proj"]}
-    elsewhere = {**CONFIG, "base_model_name_or_path": "/home/somebody/tiny", "peft_version": "9", "revision": "x"}
+    elsewhere = {
+        **CONFIG,
+        "base_model_name_or_path": "/home/somebody/tiny",
+        "peft_version": "9",
+        "revision": "x",
+    }
     assert adapter_sha256(adapter(tmp_path / "b", reordered)) == reference
     assert adapter_sha256(adapter(tmp_path / "c", elsewhere)) == reference
     (tmp_path / "a" / "README.md").write_text("a card")
@@ -64,7 +69,9 @@ def test_the_hash_changes_with_what_the_adapter_computes(tmp_path: Path, change:
 
 
 def test_the_hash_changes_with_one_bit_of_the_weights(tmp_path: Path) -> None:
-    assert adapter_sha256(adapter(tmp_path / "a")) != adapter_sha256(adapter(tmp_path / "b", weights=b"weightr"))
+    assert adapter_sha256(adapter(tmp_path / "a")) != adapter_sha256(
+        adapter(tmp_path / "b", weights=b"weightr")
+    )
 
 
 def test_a_models_hash_covers_names_and_bytes(tmp_path: Path) -> None:
@@ -220,7 +227,7 @@ def test_no_config(tmp_path: Path) -> None:
 
 def test_no_weights(tmp_path: Path) -> None:
     (model_folder(tmp_path / "a") / "model.safetensors").rename(tmp_path / "a" / "pytorch_model.bin")
-    with pytest.raises(BaseUnavailable, match="no \\*.safetensors weights"):
+    with pytest.raises(BaseUnavailable, match=r"no \*\.safetensors weights"):
         info(tmp_path / "a")
 
 
@@ -268,7 +275,12 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path, text: str) -> None
 
 
 def test_a_template_is_checked_as_text() -> None:
-    assert check_template("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}") is None
+    assert (
+        check_template(
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        )
+        is None
+    )
     assert check_template("{% for m in messages %}{% break %}{% endfor %}") is None
     assert "line 2" in (check_template("messages\n{% for %}") or "")
     assert "never mentions" in (check_template("hello") or "")

@@ -140,18 +140,6 @@ def test_a_repeated_step_does_not_set_the_progress_back(store: Store, job: Job, 
     assert job.progress["step"] == 5
 
 
-def test_usable_checkpoints_of_adapters_are_listed(store: Store, job: Job, folder: JobFolder) -> None:
-    log = EventLog(folder)
-    log.checkpoint(3, {"train_loss": 1.5}, usable=False)
-    log.checkpoint(4, {"train_loss": 1.0}, usable=True)
-    log.checkpoint(4, {"train_loss": 0.9}, usable=True)
-    job = take_in(store, job, folder)
-    listed = store.jobs.checkpoints(job.id, after=None, limit=9)[0]
-    assert [(c.step, c.metrics) for c in listed] == [(4, {"train_loss": 1.0})]
-    assert listed[0].model == f"ft:tiny:s:{job.id.removeprefix('ftjob-')[:8]}:ckpt-step-4"
-    assert not any("checkpoint" in message for message in messages(store, job))
-
-
 def test_an_event_keeps_the_time_it_was_written(store: Store, job: Job, folder: JobFolder) -> None:
     line = {"type": "message", "level": "info", "message": "old", "created_at": 12.0}
     folder.events_file.write_text(json.dumps(line) + "\n")

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from rows import JOB, PRODUCT, Publish
 from tunewright.errors import InvalidRequest
+from tunewright.ids import result_file_id
 from tunewright.store.records import Job
 from tunewright.store.states import JOB_MOVES, EngineState, JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import checkpoints, job_events, jobs, metadata, residency
+from tunewright.store.tables import job_events, jobs, metadata, residency
 
 POSTGRES = os.environ.get("TUNEWRIGHT_TEST_POSTGRES")
 BACKENDS = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
@@ -49,16 +51,7 @@ def store(url: str) -> Iterator[Store]:
 
 
 def new_job(store: Store, state: JobState = JobState.VALIDATING_FILES, **values: Any) -> Job:
-    defaults = {
-        "model": "tiny",
-        "base": "tiny",
-        "training_file": "file-1",
-        "seed": 1,
-        "method": {},
-        "tuning": {},
-        "fingerprint": "f",
-    }
-    return store.jobs.create({**defaults, "state": state, **values})
+    return store.jobs.create({**JOB, "state": state, **values})
 
 
 def state_of(store: Store, job: Job) -> JobState:
@@ -120,7 +113,9 @@ def test_cancel_of_an_unknown_job_is_none(store: Store) -> None:
     assert store.jobs.cancel("ftjob-none") is None
 
 
-@pytest.mark.parametrize("state", [s for s in JobState if s is not JobState.PAUSED])  # no trainer that could fail
+@pytest.mark.parametrize(
+    "state", [s for s in JobState if s is not JobState.PAUSED]
+)  # no trainer that could fail
 def test_a_late_failure_does_not_undo_an_end(store: Store, state: JobState) -> None:
     job = new_job(store, state)
     store.jobs.fail(job.id, code="x", message="boom")
@@ -182,7 +177,10 @@ def test_a_device_is_given_to_one_of_many(url: str, store: Store) -> None:
 
 def test_claims_go_by_age_and_wait_for_the_device(store: Store) -> None:
     first, second = new_job(store, JobState.QUEUED), new_job(store, JobState.QUEUED)
-    assert [job.id if (job := store.jobs.claim("cpu", ["tiny"])) else None for _ in range(2)] == [first.id, None]
+    assert [job.id if (job := store.jobs.claim("cpu", ["tiny"])) else None for _ in range(2)] == [
+        first.id,
+        None,
+    ]
     store.jobs.cancel(first.id)
     assert store.jobs.claim("cpu", ["tiny"]) is None, "its trainer may still run"
     assert [job.id for job in store.jobs.on_devices()] == [first.id]
@@ -224,7 +222,6 @@ def report(store: Store, job: Job, offset: int, new_offset: int, step: int) -> N
         events=[{"level": "info", "type": "metrics", "message": f"step {step}", "data": {"step": step}}],
         progress={"step": step},
         last_step=step,
-        new_checkpoints=[{"step": step, "model": f"ft:{step}", "metrics": {}, "created_at": 1.0}],
     )
 
 
@@ -241,20 +238,13 @@ def test_what_many_readers_take_in_is_there_once(url: str, store: Store) -> None
     at_once(8, lambda i: report(stores[i], job, 0, 100, 1))
     for opened in stores:
         opened.close()
-    assert (count(store, job_events, job) - before, count(store, checkpoints, job)) == (1, 1)
+    assert count(store, job_events, job) - before == 1
     report(store, job, 0, 100, 1)
     assert count(store, job_events, job) - before == 1
     report(store, job, 100, 200, 2)
     found = store.jobs.get(job.id)
     assert found is not None
     assert (found.events_offset, found.last_step, found.progress) == (200, 2, {"step": 2})
-
-
-def test_a_checkpoint_told_twice_is_listed_once(store: Store) -> None:
-    job = new_job(store, JobState.QUEUED)
-    report(store, job, 0, 10, 5)
-    report(store, job, 10, 20, 5)
-    assert count(store, checkpoints, job) == 1
 
 
 def test_a_new_step_forgives_earlier_crashes(store: Store) -> None:
@@ -292,6 +282,20 @@ def test_another_conflict_is_not_taken_for_idempotency(store: Store) -> None:
     job = new_job(store)
     with pytest.raises(IntegrityError):
         new_job(store, id=job.id)
+
+
+def test_a_recent_twin_is_recognised(store: Store) -> None:
+    """The same request again without a key within seconds is a retry."""
+    job = new_job(store, fingerprint="same")
+    twin = store.jobs.recent_twin("same", 5.0)
+    assert twin is not None
+    assert twin.id == job.id
+    assert store.jobs.recent_twin("other", 5.0) is None
+    assert store.jobs.recent_twin("same", -1.0) is None, "it was long ago"
+    store.jobs.cancel(job.id)
+    assert store.jobs.recent_twin("same", 5.0) is None, "it was ended on purpose"
+    new_job(store, fingerprint="keyed", idempotency_key="k")
+    assert store.jobs.recent_twin("keyed", 5.0) is None
 
 
 # paging
@@ -355,70 +359,69 @@ def test_a_file_knows_the_job_that_needs_it(store: Store) -> None:
 
 # products
 
-
-def product(name: str = "ft:tiny::1", **values: Any) -> dict[str, Any]:
-    row = {
-        "name": name, "kind": "adapter", "sha256": "a" * 64, "base": "tiny", "base_fingerprint": "b" * 64,
-        "checkpoint_step": None, "method": "lora", "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"],
-        "chat_template": None, "bytes": 10, "desired": "loaded",
-    }  # fmt: skip
-    return {**row, **values}
+NAME = PRODUCT["name"]
 
 
-def test_publishing_lists_the_products_and_ends_the_job(store: Store) -> None:
+def test_publishing_lists_the_products_and_ends_the_job(store: Store, publish_model: Publish) -> None:
     job = new_job(store, JobState.RUNNING)
-    rows = [product(), product("ft:tiny::1:ckpt-step-2", checkpoint_step=2, desired="unloaded")]
-    assert store.models.publish(rows, job_id=job.id, trained_tokens=7)
+    rows: list[dict[str, Any]] = [{}, {"name": "ckpt", "checkpoint_step": 2, "desired": "unloaded"}]
+    assert publish_model(*rows, job=job)
     ended = store.jobs.get(job.id)
     assert ended is not None
-    assert (ended.state, ended.fine_tuned_model, ended.trained_tokens) == (JobState.SUCCEEDED, "ft:tiny::1", 7)
-    assert {model.name for model in store.models.list()[0]} == {row["name"] for row in rows}
-    assert [model.name for model in store.models.wanted_adapters("tiny").values()] == ["ft:tiny::1"]
-    assert not store.models.publish(rows, job_id=job.id, trained_tokens=7), "once only"
+    assert (ended.state, ended.fine_tuned_model, ended.trained_tokens) == (JobState.SUCCEEDED, NAME, 7)
+    assert {model.name for model in store.models.list()[0]} == {NAME, "ckpt"}
+    assert [model.name for model in store.models.wanted_adapters("tiny").values()] == [NAME]
+    listed = store.jobs.checkpoints(job.id, after=None, limit=9)[0]
+    assert [(c.step, c.model, c.metrics) for c in listed] == [(2, "ckpt", {"train_loss": 1.0})]
+    assert store.files.get(result_file_id(job.id)) is not None
+    assert not publish_model(*rows, job=job), "once only"
 
 
-def test_nothing_is_listed_of_a_job_that_was_cancelled_meanwhile(store: Store) -> None:
+def test_nothing_is_listed_of_a_job_that_was_cancelled_meanwhile(
+    store: Store, publish_model: Publish
+) -> None:
     job = new_job(store, JobState.RUNNING)
     store.jobs.cancel(job.id)
-    assert not store.models.publish([product()], job_id=job.id, trained_tokens=7)
+    assert not publish_model({}, job=job)
     assert store.models.list()[0] == []
+    assert store.files.get(result_file_id(job.id)) is None
     assert state_of(store, job) is JobState.CANCELLED
 
 
-def test_a_listing_that_fails_does_not_end_the_job(store: Store) -> None:
+def test_a_listing_that_fails_does_not_end_the_job(store: Store, publish_model: Publish) -> None:
     job = new_job(store, JobState.RUNNING)
     with pytest.raises(IntegrityError):
-        store.models.publish([product(), product()], job_id=job.id, trained_tokens=7)
+        publish_model({}, {}, job=job)
     assert state_of(store, job) is JobState.RUNNING
     assert store.models.list()[0] == []
 
 
-def test_cancel_and_publish_race_to_one_end(url: str, store: Store) -> None:
+def test_cancel_and_publish_race_to_one_end(url: str, store: Store, publish_model: Publish) -> None:
+    other = Store.open(url)
     for attempt in range(5):
-        job = new_job(store, JobState.RUNNING)
-        other = Store.open(url)
+        job, name = new_job(store, JobState.RUNNING), f"m{attempt}"
 
-        def race(index: int, job: Job = job, other: Store = other, attempt: int = attempt) -> Any:
+        def race(index: int, job: Job = job, name: str = name) -> bool:
             if index:
-                return other.models.publish([product(f"m{attempt}")], job_id=job.id, trained_tokens=1)
+                return publish_model({"name": name}, job=job)
             try:
-                return store.jobs.cancel(job.id) is None
+                other.jobs.cancel(job.id)
             except InvalidRequest:
-                return True
+                return False
+            return True
 
-        lost_cancel, published = at_once(2, race)
-        other.close()
-        assert lost_cancel is published
-        assert (store.models.get(f"m{attempt}") is not None) is published
+        cancelled, published = at_once(2, race)
+        assert cancelled is not published
+        assert (store.models.get(name) is not None) is published
+    other.close()
 
 
 # engines
 
 
-def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store) -> None:
+def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: Publish) -> None:
     store.engines.declare(["tiny", "other"])
-    job = new_job(store, JobState.RUNNING)
-    store.models.publish([product()], job_id=job.id, trained_tokens=1)
+    publish_model({})
     first = store.engines.starting("tiny", "/tmp/s", {})
     other = store.engines.starting("other", "/tmp/o", {})
     for engine in (first, other):
@@ -471,8 +474,6 @@ def test_upgrading_again_changes_nothing(store: Store) -> None:
     assert store.jobs.get(job.id) == job
 
 
-
-
 def test_deleting_a_job_takes_its_events_along(store: Store) -> None:
     job = new_job(store)
     with store.database.begin() as connection:
@@ -482,8 +483,12 @@ def test_deleting_a_job_takes_its_events_along(store: Store) -> None:
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     job = new_job(store)
-    with pytest.raises(ZeroDivisionError), store.database.begin() as connection:
-        connection.execute(update(jobs).where(jobs.c.id == job.id).values(seed=99))
-        connection.execute(insert(job_events).values(id="e", job_id=job.id, created_at=1.0, level="info", type="message", message="x"))
-        raise ZeroDivisionError
+
+    def half() -> None:
+        with store.database.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(seed=99))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
     assert store.jobs.get(job.id) == job

@@ -32,7 +32,9 @@ def main() -> int:
     settings = settings_in_child()
     setproctitle("tunewright: api")
     configure_logging(settings.log_level)
-    tempfile.tempdir = str(DataFolder(settings.data_dir).tmp)  # uploads are spooled beside where they will lie
+    tempfile.tempdir = str(
+        DataFolder(settings.data_dir).tmp
+    )  # uploads are spooled beside where they will lie
     store = Store.open(settings.resolved_database_url)
     server, _ = build(settings, store)
     manager = _start_workers(server)
@@ -66,7 +68,7 @@ def _start_workers(server: ls.LitServer) -> multiprocessing.managers.SyncManager
     server.app.response_queue_id = 0
     for api in server.litapi_connector:
         api.spec.response_queue_id = 0
-    manager = server._init_manager(1)
+    manager: multiprocessing.managers.SyncManager = server._init_manager(1)
     server.inference_workers = [
         worker for api in server.litapi_connector for worker in server.launch_inference_worker(api)
     ]

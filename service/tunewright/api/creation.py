@@ -9,12 +9,20 @@ from tunewright.api.context import ServiceContext
 from tunewright.api.schemas.jobs import CreateJob, Hyperparameters, Method, Supervised, Tuning
 from tunewright.data.templates import check_template
 from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature
+from tunewright.registry.data_folder import adapter_config
 from tunewright.store.records import Job, TunedModel
+
+_TWIN_SECONDS = 5.0
+"""An identical request without an Idempotency-Key this soon is a retry: OpenAI's client repeats POSTs without one."""
 
 
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
     """Raises InvalidRequest or NotFound, or gives the job that the same key made before."""
     fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    if idempotency_key is None:
+        twin = context.store.jobs.recent_twin(fingerprint, _TWIN_SECONDS)
+        if twin is not None:
+            return twin
     earlier = context.store.jobs.by_idempotency_key(idempotency_key)
     if earlier is None:
         values = _checked(context, body)
@@ -31,7 +39,9 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
 
 def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
     if body.integrations:
-        raise UnsupportedFeature("Integrations are not offered; leave `integrations` out.", param="integrations")
+        raise UnsupportedFeature(
+            "Integrations are not offered; leave `integrations` out.", param="integrations"
+        )
     for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
         if id is not None:
             _check_file(context, param, id)
@@ -41,9 +51,9 @@ def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
     tuning = body.tuning or Tuning()
     if tuning.type == "auto":
         tuning = tuning.model_copy(update={"type": "full" if parent and parent.kind == "full" else "lora"})
-    _check_rank(context, tuning)
     if parent is not None:
-        tuning = _on_top_of(parent, tuning)
+        tuning = _on_top_of(context, parent, tuning)
+    _check_rank(context, tuning)
     return {
         "model": body.model,
         "base": base,
@@ -61,7 +71,9 @@ def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
 
 def _method(body: CreateJob) -> Method:
     """OpenAI moved the hyperparameters into `method`; both places are read, the new one wins."""
-    method = body.method or Method(supervised=Supervised(hyperparameters=body.hyperparameters or Hyperparameters()))
+    method = body.method or Method(
+        supervised=Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
+    )
     if body.method is not None and body.hyperparameters is not None:
         older = body.hyperparameters.model_dump(exclude_unset=True)
         newer = body.method.supervised.hyperparameters.model_dump(exclude_unset=True)
@@ -95,7 +107,9 @@ def _model(context: ServiceContext, name: str) -> tuple[str, TunedModel | None]:
             code="model_not_found",
         )
     if parent.base not in bases:
-        raise InvalidRequest(f"{name} was tuned from {parent.base}, which is not among the bases here.", param="model")
+        raise InvalidRequest(
+            f"{name} was tuned from {parent.base}, which is not among the bases here.", param="model"
+        )
     return parent.base, parent
 
 
@@ -109,7 +123,8 @@ def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
         ]
         if given:
             raise InvalidRequest(
-                f"tuning.{given[0]} is for adapters; type full trains all weights.", param=f"tuning.{given[0]}"
+                f"tuning.{given[0]} is for adapters; type full trains all weights.",
+                param=f"tuning.{given[0]}",
             )
     elif isinstance(tuning.rank, int) and tuning.rank > largest:
         raise InvalidRequest(
@@ -119,7 +134,7 @@ def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
         )
 
 
-def _on_top_of(parent: TunedModel, tuning: Tuning) -> Tuning:
+def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> Tuning:
     """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for."""
     if parent.kind == "full":
         if tuning.type != "full":
@@ -131,12 +146,19 @@ def _on_top_of(parent: TunedModel, tuning: Tuning) -> Tuning:
         return tuning
     if tuning.type == "full":
         raise UnsupportedFeature(
-            f"{parent.name} is an adapter; it can be trained on as lora or qlora, not as full.", param="tuning.type"
+            f"{parent.name} is an adapter; it can be trained on as lora or qlora, not as full.",
+            param="tuning.type",
         )
-    modules = parent.target_modules or []
-    fixed = {"rank": parent.rank, "alpha": parent.alpha, "target_modules": modules}
-    for key, value in fixed.items():
-        asked = getattr(tuning, key)
+    config = adapter_config(context.data.artifact(parent.sha256))
+    fixed = {
+        "rank": parent.rank,
+        "alpha": parent.alpha,
+        "target_modules": parent.target_modules,
+        "dropout": config["lora_dropout"],
+        "use_rslora": config.get("use_rslora", False),
+    }
+    for key in tuning.model_fields_set & fixed.keys():
+        asked, value = getattr(tuning, key), fixed[key]
         asked = sorted(asked) if isinstance(asked, list) else asked
         if asked not in ("auto", "all-linear") and asked != value:
             raise InvalidRequest(

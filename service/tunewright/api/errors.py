@@ -30,7 +30,8 @@ _MEANINGS = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: the errors it gives, 401 always among them."""
     return {
-        status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in sorted({401, *statuses})
+        status: {"model": ErrorResponse, "description": _MEANINGS[status]}
+        for status in sorted({401, *statuses})
     }
 
 
@@ -55,10 +56,14 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return error_response(NotFound(f"There is no {request.method} {request.url.path} here.", code="unknown_url"))
+            return error_response(
+                NotFound(f"There is no {request.method} {request.url.path} here.", code="unknown_url")
+            )
         if error.status_code == 405:
             response = error_response(
-                InvalidRequest(f"{request.url.path} does not take {request.method}.", code="method_not_allowed")
+                InvalidRequest(
+                    f"{request.url.path} does not take {request.method}.", code="method_not_allowed"
+                )
             )
             response.status_code = 405
             response.headers.update(error.headers or {})
@@ -69,7 +74,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_fault(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s broke down", request.method, request.url.path, exc_info=error)
-        return error_response(Internal("The service hit a fault of its own; its log has the details."))
+        response = error_response(Internal("The service hit a fault of its own; its log has the details."))
+        response.headers["x-request-id"] = request.state.request_id  # this answer goes past the Gatekeeper
+        return response
 
     app.add_exception_handler(TunewrightError, on_domain_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
@@ -85,7 +92,9 @@ def _of_validation(error: RequestValidationError) -> InvalidRequest:
     faults = error.errors()
     for fault in faults:
         if fault["type"] == "json_invalid":
-            return InvalidRequest(f"The body is not valid JSON: {fault['ctx']['error']}.", code="invalid_json")
+            return InvalidRequest(
+                f"The body is not valid JSON: {fault['ctx']['error']}.", code="invalid_json"
+            )
     named = [(_param(fault["loc"]), fault) for fault in faults]
     param, fault = named[0]
     alternatives = [_sentence(f) for p, f in named if p == param]

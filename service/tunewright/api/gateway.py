@@ -189,10 +189,8 @@ class Relay(Response):
             if cut > 1:
                 whole, waiting = waiting[:cut], waiting[cut:]
                 last = whole[-32:]
-                await send(
-                    {"type": "http.response.body", "body": _renamed(whole, target), "more_body": True}
-                )
-        if self._path in _ENDED_BY_DONE and b"data: [DONE]" not in last:
+                await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
+        if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             await send(_error_event(EngineUnavailable("The engine was lost while answering.")))
             return
         await send({"type": "http.response.body", "body": waiting})
@@ -217,7 +215,8 @@ def _error_event(error: TunewrightError) -> Message:
 
 def _renamed(data: bytes, target: Target) -> bytes:
     return data.replace(
-        b'"model":"' + target.internal_name.encode() + b'"', b'"model":' + json.dumps(target.public_name).encode()
+        b'"model":"' + target.internal_name.encode() + b'"',
+        b'"model":' + json.dumps(target.public_name).encode(),
     )
 
 
@@ -234,7 +233,9 @@ def _upstream_error(status: int, text: bytes, target: Target) -> TunewrightError
     if status >= 500:
         return EngineUnavailable(f"The engine failed: {message}", retry_after=_RETRY_AFTER)
     if status == 404 and message == "Not Found":
-        return UnsupportedFeature(f"The engine of {target.public_name} does not offer this route.", param="model")
+        return UnsupportedFeature(
+            f"The engine of {target.public_name} does not offer this route.", param="model"
+        )
     if status == 404:
         return NotFound(message, param="model", code="model_not_found")
     return InvalidRequest(message, param=str(param) if param else None)

@@ -12,8 +12,8 @@ import time
 import uuid
 from typing import Any
 
-from litserve.specs.base import LitSpec
 from fastapi import Request
+from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.responses import Response
 
@@ -110,7 +110,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest("Name a model: `model` is missing or not a string.", param="model")
     if "chat_template" in body:
         raise UnsupportedFeature(
-            "A request cannot bring a chat template; train with one and its model uses it.", param="chat_template"
+            "A request cannot bring a chat template; train with one and its model uses it.",
+            param="chat_template",
         )
     return body
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -53,7 +57,13 @@ _GENERATION: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "Create a response",
         "OpenAI's responses, as far as vLLM offers them.",
         {"model": "tunewright-tiny", "input": "What color is the sky?"},
-        {"id": "resp_1", "object": "response", "model": "tunewright-tiny", "status": "completed", "output": []},
+        {
+            "id": "resp_1",
+            "object": "response",
+            "model": "tunewright-tiny",
+            "status": "completed",
+            "output": [],
+        },
     ),
     "/v1/embeddings": (
         "Embed texts",
@@ -94,14 +104,17 @@ def describe(app: FastAPI) -> None:
 
 
 def _operation(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    required = ["model"] + [key for key in ("messages", "prompt", "input", "tokens") if key in request][:1]
+    required = ["model", *[key for key in ("messages", "prompt", "input", "tokens") if key in request][:1]]
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
     ok: dict[str, Any] = {
         "description": "vLLM's answer.",
         "content": {"application/json": {"schema": {"type": "object"}, "example": answer}},
     }
     if "temperature" in request or "max_tokens" in request:
-        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": "data: {...}\n\ndata: [DONE]\n\n"}
+        ok["content"]["text/event-stream"] = {
+            "schema": {"type": "string"},
+            "example": "data: {...}\n\ndata: [DONE]\n\n",
+        }
     return {
         "requestBody": {
             "required": True,
@@ -145,4 +158,33 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for status, response in operation["responses"].items():
+                if status >= "400":  # FastAPI takes errors to be of the route's own media type
+                    response["content"] = {"application/json": next(iter(response["content"].values()))}
     return document
+
+
+def document_text() -> str:
+    """The document as it is committed."""
+    from tunewright.api.app import build  # which imports this module
+    from tunewright.config import Settings
+    from tunewright.store.store import Store
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open("sqlite://")
+        server, _ = build(Settings.model_construct(data_dir=Path(folder)), store)
+        store.close()
+    return json.dumps(server.app.openapi(), indent=2, sort_keys=True) + "\n"
+
+
+def main() -> int:
+    """`python -m tunewright.api.openapi PATH` writes the document."""
+    if len(sys.argv) != 2:
+        print("usage: python -m tunewright.api.openapi PATH", file=sys.stderr)
+        return 2
+    Path(sys.argv[1]).write_text(document_text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,8 +15,6 @@ import click
 from tunewright.cli.output import Output, number
 from tunewright_client import JobEvent
 
-_HELD_OUT_BEFORE = re.compile(r"Validation loss before training: ([0-9.]+)")
-
 
 @dataclass
 class Losses:
@@ -28,14 +26,11 @@ class Losses:
     valid_after: float | None = None
 
     def take(self, event: JobEvent) -> None:
-        """Events come oldest first. The loss before the first step comes as a message."""
-        before = _HELD_OUT_BEFORE.match(event.message)
-        valid = float(before[1]) if before else None
-        if (metrics := event.metrics) is not None:
-            valid = metrics.valid_loss
-            if metrics.train_loss is not None:
-                self.first_train = metrics.train_loss if self.first_train is None else self.first_train
-                self.last_train = metrics.train_loss
+        """Events come oldest first. The held-out loss before the first step comes in a message's data."""
+        valid = (event.data or {}).get("valid_loss")
+        if (metrics := event.metrics) is not None and metrics.train_loss is not None:
+            self.first_train = metrics.train_loss if self.first_train is None else self.first_train
+            self.last_train = metrics.train_loss
         if valid is not None:
             self.valid_before = valid if self.valid_before is None else self.valid_before
             self.valid_after = valid

@@ -108,7 +108,9 @@ def _check_line(line: bytes) -> DataFormat:
     except UnicodeDecodeError:
         raise _Fault("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise _Fault(f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL") from None
+        raise _Fault(
+            f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL"
+        ) from None
     except RecursionError:
         raise _Fault("nested too deeply") from None
     except ValueError as error:  # an integer of more digits than Python reads
@@ -150,7 +152,7 @@ def _check_text(row: dict[str, Any]) -> None:
 
 
 def _check_chat(row: dict[str, Any]) -> None:
-    unknown = set(row) - {"messages", "tools", "functions", "parallel_tool_calls"}
+    unknown = set(row) - {"messages", "tools", "parallel_tool_calls"}
     if unknown:
         raise _Fault(f"unknown field {_names(unknown)}")
     messages = row["messages"]
@@ -190,7 +192,9 @@ def _check_content(content: object, where: str, *, may_be_missing: bool) -> None
         return
     if isinstance(content, list):
         for part in content:
-            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            if not (
+                isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            ):
                 raise _Fault(f"{where}.content may only have parts of type text")
         return
     raise _Fault(f"{where}.content must be a string, not {_kind(content)}")

@@ -15,7 +15,9 @@ class EngineError(Exception):
 def probe(socket: Path, timeout: float = 2.0) -> dict[str, Any] | None:
     """vLLM's model list if it answers and says that it is healthy, else None."""
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=timeout) as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=timeout
+        ) as client:
             if client.get("/health").status_code != 200:
                 return None
             return dict(client.get("/v1/models").raise_for_status().json())

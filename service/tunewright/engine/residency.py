@@ -84,6 +84,8 @@ class ResidencyManager:
                 return
             await self._note(engine, model.sha256, Residency.LOADING)
             try:
+                if (engine.info or {}).get("fingerprint") != model.base_fingerprint:
+                    raise EngineError(f"it was trained on another model that was named {model.base} then")
                 folder = self._data.artifact(model.sha256)
                 await asyncio.to_thread(_check_artifact, folder, model.sha256)
                 await self._client(engine).load(model.sha256, folder)
@@ -114,7 +116,9 @@ class ResidencyManager:
             raise EngineError(f"the engine of {name} is not ready ({engine.state.value}{why})")
         return engine
 
-    async def _note(self, engine: Engine, sha256: str, state: Residency | None, error: str | None = None) -> None:
+    async def _note(
+        self, engine: Engine, sha256: str, state: Residency | None, error: str | None = None
+    ) -> None:
         await asyncio.to_thread(self._store.engines.set_residency, engine, sha256, state, error)
 
     def _client(self, engine: Engine) -> EngineClient:

@@ -54,7 +54,13 @@ def rank_for(rows: int, max_rank: int) -> int:
 
 
 def resolve(
-    *, tuning: dict[str, Any], hyperparameters: dict[str, Any], rows: int, context: int, max_rank: int, device: str
+    *,
+    tuning: dict[str, Any],
+    hyperparameters: dict[str, Any],
+    rows: int,
+    context: int,
+    max_rank: int,
+    device: str,
 ) -> Resolved:
     """Options of a run over `rows` rows on a model with `context` tokens.
 

@@ -13,23 +13,19 @@ from tunewright.data.templates import folder_template
 
 _DEFAULT_CONTEXT = 2048
 _TOOL_PARSERS = (
-    # (model_type begins with, vLLM's tool call parser); the first match counts
-    ("qwen3_next", "qwen3_xml"),
-    ("qwen3", "hermes"),
-    ("qwen2", "hermes"),
-    ("llama4", "llama4_pythonic"),
-    ("llama", "llama3_json"),
-    ("mistral", "mistral"),
-    ("mixtral", "mistral"),
-    ("granite", "granite"),
-    ("phi4", "phi4_mini_json"),
-    ("deepseek_v3", "deepseek_v3"),
-    ("internlm", "internlm"),
-    ("jamba", "jamba"),
-    ("glm4_moe", "glm45"),
-    ("gemma4", "gemma4"),
-    ("olmo3", "olmo3"),
-    ("gpt_oss", "openai"),
+    # (model_type begins with, what the template or a token must have, vLLM's parser); the first match counts.
+    # Some parsers refuse to start without their token, so a family's name alone does not choose one.
+    ("qwen3_next", "<tool_call>", "qwen3_xml"),
+    ("", "<tool_call>", "hermes"),
+    ("llama4", "<|python_start|>", "llama4_pythonic"),
+    ("llama", "<|python_tag|>", "llama3_json"),
+    ("mistral", "[TOOL_CALLS]", "mistral"),
+    ("mixtral", "[TOOL_CALLS]", "mistral"),
+    ("granite", "<|tool_call|>", "granite"),
+    ("phi4", "<|tool_call|>", "phi4_mini_json"),
+    ("phi3", "<|tool_call|>", "phi4_mini_json"),
+    ("deepseek_v3", "<｜tool▁calls▁begin｜>", "deepseek_v3"),
+    ("gpt_oss", "<|channel|>", "openai"),
 )
 
 
@@ -49,18 +45,13 @@ class BaseInfo:
     """Longest sequence in tokens."""
     model_type: str
     chat_template: str | None
+    tool_call_parser: str | None
+    """vLLM's parser for its tool calls, or None where there is none that we know."""
 
     @property
     def internal_name(self) -> str:
         """What vLLM calls it."""
         return f"base-{self.fingerprint[:32]}"
-
-    @property
-    def tool_call_parser(self) -> str | None:
-        """vLLM's parser for the family, or None where there is none that we know."""
-        if self.chat_template and "<tool_call>" in self.chat_template:
-            return "hermes"
-        return next((parser for start, parser in _TOOL_PARSERS if self.model_type.startswith(start)), None)
 
 
 def inspect_base(base: Base) -> BaseInfo:
@@ -83,13 +74,33 @@ def inspect_base(base: Base) -> BaseInfo:
     context = text_config.get("max_position_embeddings") or _DEFAULT_CONTEXT
     if not isinstance(context, int):
         raise BaseUnavailable(f"{folder}/config.json: max_position_embeddings is {context!r}, not a number")
+    template = folder_template(folder)
+    model_type = str(config.get("model_type", ""))
     return BaseInfo(
         name=base.name,
         path=folder,
         fingerprint=_fingerprint(folder, weights),
         context=context,
-        model_type=str(config.get("model_type", "")),
-        chat_template=folder_template(folder),
+        model_type=model_type,
+        chat_template=template,
+        tool_call_parser=_tool_call_parser(folder, model_type, template),
+    )
+
+
+def _tool_call_parser(folder: Path, model_type: str, template: str | None) -> str | None:
+    if template is None:
+        return None  # no chat, no tools
+    try:
+        tokens = [token["content"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]]
+    except (OSError, ValueError, KeyError):
+        tokens = []
+    return next(
+        (
+            parser
+            for start, marker, parser in _TOOL_PARSERS
+            if model_type.startswith(start) and (marker in template or marker in tokens)
+        ),
+        None,
     )
 
 

@@ -1,12 +1,12 @@
 """The data folder: where everything lies, and how things come to lie there whole.
 
-    tunewright.db                the store
-    files/<id>                   uploads
-    jobs/<id>/                   job folders
-    artifacts/<sha256>/          adapters and full models, immutable
-    engines/<base>/              logs and process records of the engines
-    run/                         process records, lock
-    tmp/                         what is not finished; emptied at start
+tunewright.db                the store
+files/<id>                   uploads
+jobs/<id>/                   job folders
+artifacts/<sha256>/          adapters and full models, immutable
+engines/<base>/              logs and process records of the engines
+run/                         process records, lock
+tmp/                         what is not finished; emptied at start
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DataFolder:
 
     def create(self) -> None:
         """Make the folders, readable by their owner alone. Raises OSError."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.files, self.jobs, self.artifacts, self.engines, self.run, self.tmp):
             folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -61,7 +61,8 @@ class EngineKeeper:
         for _, device in placed:
             on_device[device] = on_device.get(device, 0) + 1
         self._served = [
-            _Served(base, device, settings.gpu_memory_utilization / on_device[device]) for base, device in placed
+            _Served(base, device, settings.gpu_memory_utilization / on_device[device])
+            for base, device in placed
         ]
         sockets = socket_folder(data.path)
         for index, served in enumerate(self._served):
@@ -108,7 +109,12 @@ class EngineKeeper:
             record = self._record(served)
             group = ProcessGroup.adopt(record)
             row = self._store.engines.get(served.base.name)
-            if group is not None and group.is_alive() and row is not None and row.socket == str(served.socket):
+            if (
+                group is not None
+                and group.is_alive()
+                and row is not None
+                and row.socket == str(served.socket)
+            ):
                 served.group = group
                 served.state = row.state if row.state is EngineState.READY else EngineState.STARTING
                 served.started_at = time.monotonic()
@@ -126,11 +132,11 @@ class EngineKeeper:
             return
         if not served.inspection.done():
             return
+        inspection, served.inspection = served.inspection, None
         try:
-            served.info = served.inspection.result()
+            served.info = inspection.result()
         except (BaseUnavailable, OSError) as error:
             self._back_off(served, str(error))
-        served.inspection = None
 
     def _start(self, served: _Served, info: BaseInfo) -> None:
         name = served.base.name
@@ -231,7 +237,9 @@ class EngineKeeper:
         return f"it ended: {last_error(log_file)} (see {log_file})"
 
 
-_ERROR_LINE = re.compile(r"^(?:\([^)]*\)\s*)?(?:ERROR .*\] )?(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$")
+_ERROR_LINE = re.compile(
+    r"^(?:\([^)]*\)\s*)?(?:ERROR .*\] )?(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$"
+)
 _USELESS = ("Engine core initialization failed", "See root cause above")
 
 
@@ -240,8 +248,12 @@ def last_error(log_file: Path) -> str:
     try:
         with log_file.open("rb") as file:
             file.seek(max(0, log_file.stat().st_size - 65536))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()
+            ]
     except OSError:
         return "no log"
-    errors = [m["text"] for m in map(_ERROR_LINE.match, lines) if m and not any(u in m["text"] for u in _USELESS)]
+    errors = [
+        m["text"] for m in map(_ERROR_LINE.match, lines) if m and not any(u in m["text"] for u in _USELESS)
+    ]
     return (errors or lines or ["no log"])[-1][:500]

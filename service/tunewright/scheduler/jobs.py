@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -58,13 +59,17 @@ class JobRunner:
         for job in self._store.jobs.in_states(JobState.VALIDATING_FILES, JobState.QUEUED, JobState.RUNNING):
             if job.base not in named:
                 self._store.jobs.fail(
-                    job.id, code="base_not_served", message=f"the service was started without its base {job.base}"
+                    job.id,
+                    code="base_not_served",
+                    message=f"the service was started without its base {job.base}",
                 )
 
     def tick(self) -> None:
         self._validate_new()
         for job in self._store.jobs.on_devices():
             self._watch(job)
+        if not self._store.jobs.in_states(JobState.QUEUED):
+            return
         for device in reversed(self._devices):  # engines fill devices from the front
             claimed = self._store.jobs.claim(device, self._engines.bases_here())
             if claimed is not None:
@@ -75,8 +80,9 @@ class JobRunner:
         groups = [group for group in self._groups.values() if group.is_alive()]
         for group in groups:
             group.terminate()
+        deadline = time.monotonic() + grace
         for group in groups:
-            group.wait(grace)
+            group.wait(max(0.0, deadline - time.monotonic()))
         for job in self._store.jobs.on_devices():
             group_or_none = self._groups.pop(job.id, None)
             if group_or_none is not None:
@@ -97,7 +103,9 @@ class JobRunner:
                 del self._validating[id]
                 if (error := future.exception()) is not None:
                     log.error("validating %s: %r", id, error)
-                    self._store.jobs.fail(id, code="internal_error", message=f"validation broke down: {error!r}")
+                    self._store.jobs.fail(
+                        id, code="internal_error", message=f"validation broke down: {error!r}"
+                    )
 
     def _validate(self, job: Job) -> None:
         base = self._engines.base(job.base)
@@ -123,7 +131,9 @@ class JobRunner:
         )
         shown = resolved.as_dict()
         self._store.jobs.mark_valid(
-            job.id, shown, f"Files validated ({report.rows} rows, {report.format.value}); moving job to queued state"
+            job.id,
+            shown,
+            f"Files validated ({report.rows} rows, {report.format.value}); moving job to queued state",
         )
 
     @staticmethod
@@ -164,7 +174,7 @@ class JobRunner:
     def _start_trainer(self, job: Job, folder: JobFolder) -> None:
         assert job.device is not None
         self._store.jobs.count_attempt(job.id)
-        extra = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        extra: dict[str, str] = {}
         if job.device.startswith("cuda:"):
             extra["CUDA_VISIBLE_DEVICES"] = job.device.removeprefix("cuda:")
         with folder.log_file.open("ab") as output:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tunewright.ids import model_name
+from tunewright.ids import model_name, result_file_id
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import (
     DataFolder,
@@ -49,13 +52,49 @@ def publish_products(
         ]  # fmt: skip
     else:
         products = [_adapter(data, folder.adapter, name, None, common)]
-        for step in result.checkpoint_steps:
+        for step in sorted(result.checkpoints):
             path = folder.checkpoints / f"step-{step}"
             if (path / "complete.json").is_file():
                 products.append(
                     _adapter(data, path, model_name(job.base, job.suffix, job.id, step), step, common)
                 )
-    store.models.publish(products, job_id=job.id, trained_tokens=result.trained_tokens)
+    store.models.publish(
+        products,
+        job_id=job.id,
+        trained_tokens=result.trained_tokens,
+        checkpoint_metrics=result.checkpoints,
+        result_file=_metrics_file(store, data, job),
+    )
+
+
+_COLUMNS = (
+    "step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy", "learning_rate",
+    "grad_norm", "tokens_per_second",
+)  # fmt: skip
+
+
+def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
+    """OpenAI's result file: the metrics of every step, as CSV. Written under its name; returns its row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    after, more = None, True
+    while more:
+        events, more = store.jobs.events(job.id, after=after, limit=1000, ascending=True)
+        writer.writerows(event.data for event in events if event.type == "metrics" and event.data)
+        after = events[-1].id if events else None
+    content = text.getvalue().encode()
+    id = result_file_id(job.id)
+    temporary = data.tmp / id
+    temporary.write_bytes(content)
+    data.keep_file(temporary, id)
+    return {
+        "id": id,
+        "filename": "step_metrics.csv",
+        "purpose": "fine-tune-results",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def _adapter(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunewright.ids import model_name
 from tunewright.store.records import Job
 from tunewright.store.store import Store
 from tunewright.trainer.folder import JobFolder
@@ -16,21 +15,8 @@ def take_in_events(store: Store, job: Job, folder: JobFolder) -> None:
     if offset == job.events_offset:
         return
     events: list[dict[str, Any]] = []
-    checkpoints: list[dict[str, Any]] = []
     last_step, progress = job.last_step, None
-    is_adapter = bool(job.resolved and job.resolved["type"] != "full")
     for line in lines:
-        if line["type"] == "checkpoint":
-            if line["usable"] and is_adapter:
-                checkpoints.append(
-                    {
-                        "step": line["step"],
-                        "model": model_name(job.base, job.suffix, job.id, line["step"]),
-                        "metrics": line["metrics"],
-                        "created_at": line["created_at"],
-                    }
-                )
-            continue
         if line["type"] == "metrics":
             data = line["data"]
             if data["step"] <= last_step:
@@ -44,5 +30,4 @@ def take_in_events(store: Store, job: Job, folder: JobFolder) -> None:
         events=events,
         progress=progress,
         last_step=last_step,
-        new_checkpoints=checkpoints,
     )

@@ -17,12 +17,19 @@ class FileStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, *, id: str, filename: str, purpose: str, size: int, sha256: str, created_at: float) -> FileRecord:
+    def add(
+        self, *, id: str, filename: str, purpose: str, size: int, sha256: str, created_at: float
+    ) -> FileRecord:
         with self._database.begin() as connection:
             row = connection.execute(
                 insert(files)
                 .values(
-                    id=id, filename=filename, purpose=purpose, bytes=size, sha256=sha256, created_at=created_at
+                    id=id,
+                    filename=filename,
+                    purpose=purpose,
+                    bytes=size,
+                    sha256=sha256,
+                    created_at=created_at,
                 )
                 .returning(files)
             ).one()

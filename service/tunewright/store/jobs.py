@@ -51,6 +51,20 @@ class JobStore:
             row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
         return Job(**row._mapping) if row else None
 
+    def recent_twin(self, fingerprint: str, seconds: float) -> Job | None:
+        """A job made from the same request within the last `seconds`, without a key, that was not ended since."""
+        query = (
+            select(jobs)
+            .where(jobs.c.fingerprint == fingerprint, jobs.c.idempotency_key.is_(None))
+            .where(jobs.c.created_at > time.time() - seconds)
+            .where(jobs.c.state.not_in([JobState.CANCELLED, JobState.FAILED]))
+            .order_by(jobs.c.seq.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return Job(**row._mapping) if row else None
+
     def get(self, id: str) -> Job | None:
         with self._database.read() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
@@ -113,7 +127,9 @@ class JobStore:
     def on_devices(self) -> Sequence[Job]:
         """Jobs that hold a device: running ones, and ended ones whose trainer has not been seen to end."""
         with self._database.read() as connection:
-            rows = connection.execute(select(jobs).where(jobs.c.device.is_not(None)).order_by(jobs.c.seq)).all()
+            rows = connection.execute(
+                select(jobs).where(jobs.c.device.is_not(None)).order_by(jobs.c.seq)
+            ).all()
         return [Job(**row._mapping) for row in rows]
 
     def mark_valid(self, id: str, resolved: dict[str, Any], summary: str) -> Job | None:
@@ -179,7 +195,6 @@ class JobStore:
         events: Sequence[Event],
         progress: dict[str, Any] | None,
         last_step: int,
-        new_checkpoints: Sequence[dict[str, Any]] = (),
     ) -> None:
         """Add what the trainer wrote between two offsets of its events file, exactly once.
 
@@ -200,13 +215,6 @@ class JobStore:
                 return
             for event in events:
                 _add_event(connection, id, event)
-            for checkpoint in new_checkpoints:
-                if not connection.scalar(
-                    select(checkpoints.c.seq).where(
-                        checkpoints.c.job_id == id, checkpoints.c.step == checkpoint["step"]
-                    )
-                ):
-                    connection.execute(insert(checkpoints).values(id=new_id("ftckpt"), job_id=id, **checkpoint))
 
     def fail(self, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
         return self._move(

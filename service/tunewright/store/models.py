@@ -14,16 +14,25 @@ from tunewright.store.jobs import succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import EngineState, Residency
-from tunewright.store.tables import engines, models, residency
+from tunewright.store.tables import checkpoints, engines, files, models, residency
 
 
 class ModelStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def publish(self, values: Sequence[dict[str, Any]], *, job_id: str, trained_tokens: int) -> bool:
+    def publish(
+        self,
+        values: Sequence[dict[str, Any]],
+        *,
+        job_id: str,
+        trained_tokens: int,
+        checkpoint_metrics: dict[int, dict[str, float]],
+        result_file: dict[str, Any],
+    ) -> bool:
         """List a job's products and end the job, in one transaction; the first value is its final model.
 
+        `checkpoint_metrics` are by step, for the values that are checkpoints; `result_file` is a row of `files`.
         False where the job was cancelled meanwhile; then nothing is listed.
         """
         with self._database.begin() as connection:
@@ -34,6 +43,19 @@ class ModelStore:
                 connection.execute(
                     insert(models).values(id=new_id(prefix), created_at=time.time(), job_id=job_id, **row)
                 )
+                step = row["checkpoint_step"]
+                if step is not None:
+                    connection.execute(
+                        insert(checkpoints).values(
+                            id=new_id("ftckpt"),
+                            job_id=job_id,
+                            step=step,
+                            model=row["name"],
+                            metrics=checkpoint_metrics[step],
+                            created_at=time.time(),
+                        )
+                    )
+            connection.execute(insert(files).values(created_at=time.time(), **result_file))
         return True
 
     def get(self, name_or_id: str) -> TunedModel | None:
@@ -156,12 +178,21 @@ class EngineStore:
         self, engine: Engine, sha256: str, state: Residency | None, error: str | None = None
     ) -> None:
         """Note what became of an adapter in this run; None: it is not there."""
-        key = (residency.c.engine == engine.name) & (residency.c.run == engine.run) & (residency.c.sha256 == sha256)
+        key = (
+            (residency.c.engine == engine.name)
+            & (residency.c.run == engine.run)
+            & (residency.c.sha256 == sha256)
+        )
         with self._database.begin() as connection:
             connection.execute(delete(residency).where(key))
             if state is not None:
                 connection.execute(
                     insert(residency).values(
-                        engine=engine.name, run=engine.run, sha256=sha256, state=state, error=error, at=time.time()
+                        engine=engine.name,
+                        run=engine.run,
+                        sha256=sha256,
+                        state=state,
+                        error=error,
+                        at=time.time(),
                     )
                 )

@@ -12,7 +12,13 @@ from tunewright.store.database import Database
 
 
 def page(
-    database: Database, query: Select[Any], table: Table, *, after: str | None, limit: int, ascending: bool = False
+    database: Database,
+    query: Select[Any],
+    table: Table,
+    *,
+    after: str | None,
+    limit: int,
+    ascending: bool = False,
 ) -> tuple[Sequence[Row[Any]], bool]:
     """Rows of `query` over `table` (which has `id` and `seq`), newest first unless `ascending`.
 

@@ -23,7 +23,9 @@ class Store:
     def open(cls, url: str) -> Self:
         """Opens, does not upgrade: the supervisor did that before any of its children started."""
         database = Database(url)
-        return cls(database, FileStore(database), JobStore(database), ModelStore(database), EngineStore(database))
+        return cls(
+            database, FileStore(database), JobStore(database), ModelStore(database), EngineStore(database)
+        )
 
     def close(self) -> None:
         self.database.close()

@@ -45,6 +45,11 @@ class ProcessId:
         stat = _stat(self.pid)
         return stat is not None and int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
+    def holds_its_id(self) -> bool:
+        """Alive or a zombie: the id cannot be another process's."""
+        stat = _stat(self.pid)
+        return stat is not None and int(stat[19]) == self.started
+
 
 def _stat(pid: int) -> list[str] | None:
     """Fields of /proc/PID/stat from the state on (proc(5): field 3 is index 0, the start time index 19)."""
@@ -81,7 +86,9 @@ class GroupRecord:
 class ProcessGroup:
     """A command and everything it starts, from start to the last kill."""
 
-    def __init__(self, record: GroupRecord, record_path: Path, child: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(
+        self, record: GroupRecord, record_path: Path, child: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.record = record
         self._record_path = record_path
         self._child = child
@@ -139,11 +146,12 @@ class ProcessGroup:
 
     @classmethod
     def adopt(cls, record_path: Path) -> Self | None:
-        """The group on record, if its watcher still lives; its command may be dead by now."""
+        """The group on record, if its watcher or its command still lives."""
         record = GroupRecord.read(record_path)
-        if record is None or not record.watcher.is_alive():
+        if record is None:
             return None
-        return cls(record, record_path)
+        group = cls(record, record_path)
+        return group if record.watcher.is_alive() or group.is_alive() else None
 
     @property
     def pid(self) -> int | None:
@@ -186,7 +194,8 @@ class ProcessGroup:
 
     def end(self) -> None:
         """Kill what is left of the group, its watcher included, and forget its record."""
-        if self.record.watcher.is_alive():
+        # A group's id is not reused while it has a member: the command, where the watcher was killed alone.
+        if self.record.watcher.holds_its_id() or self.is_alive():
             try:
                 os.killpg(self.record.watcher.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -195,7 +204,7 @@ class ProcessGroup:
             if child is not None:
                 child.wait()
         deadline = time.monotonic() + 5
-        while self.record.watcher.is_alive() and time.monotonic() < deadline:
+        while (self.record.watcher.is_alive() or self.is_alive()) and time.monotonic() < deadline:
             time.sleep(0.01)
         self._record_path.unlink(missing_ok=True)
 

@@ -66,7 +66,9 @@ class Supervisor:
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if not self._stopping:
-            print("\nStopping: running jobs save a checkpoint, engines let go...", file=sys.stderr, flush=True)
+            print(
+                "\nStopping: running jobs save a checkpoint, engines let go...", file=sys.stderr, flush=True
+            )
         self._stopping = True
 
     def _keep(self, service: Service) -> None:
@@ -78,7 +80,9 @@ class Supervisor:
                 return
             log.warning(
                 "%s ended with code %s; starting it again in %.1f s",
-                service.name, service.group.exit_code, service.backoff,
+                service.name,
+                service.group.exit_code,
+                service.backoff,
             )
             service.group.end()
             service.group = None
@@ -99,8 +103,9 @@ class Supervisor:
         groups = [(s, s.group) for s in self._services if s.group is not None]
         for _, group in groups:
             group.terminate()
+        asked = time.monotonic()
         for service, group in groups:
-            if not group.wait(service.grace):
+            if not group.wait(max(0.0, asked + service.grace - time.monotonic())):
                 log.warning("%s did not stop within %.0f s; killing it", service.name, service.grace)
             group.end()
         os.close(self._lifeline_write)

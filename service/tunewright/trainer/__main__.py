@@ -36,6 +36,7 @@ def main() -> int:
     if folder.read_result() is not None:
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder: nothing is to be looked up
     from tunewright.trainer.run import run_job  # imports torch: only now that the job is ours
 
     return run_job(folder, spec)

@@ -48,7 +48,9 @@ def tokenize_file(
         except MaskingError as error:
             raise TrainingFailed("invalid_chat_template", f"{what}, line {line}: {error}") from error
         except Exception as error:  # templates raise what they like about what they do not support
-            raise TrainingFailed(f"invalid_{what}", f"line {line}: the chat template refused it: {error}") from error
+            raise TrainingFailed(
+                f"invalid_{what}", f"line {line}: the chat template refused it: {error}"
+            ) from error
         if len(example.input_ids) > max_length:
             truncated += 1
             example = Example(example.input_ids[:max_length], example.labels[:max_length])

@@ -47,8 +47,8 @@ class JobResult(BaseModel):
     status: Literal["succeeded", "failed"]
     trained_tokens: int = 0
     metrics: dict[str, float] = {}
-    checkpoint_steps: list[int] = []
-    """Checkpoints at the end of epochs, whose adapters can be used."""
+    checkpoints: dict[int, dict[str, float]] = {}
+    """Step and metrics of the checkpoints at the ends of the last epochs, whose adapters can be used."""
     error_code: str | None = None
     error_message: str | None = None
 
@@ -119,15 +119,11 @@ class EventLog:
         if os.fstat(self._descriptor).st_size:
             os.write(self._descriptor, b"\n")  # end what a killed trainer may have left half-written
 
-    def message(self, text: str, level: str = "info") -> None:
-        self._write({"type": "message", "level": level, "message": text})
+    def message(self, text: str, level: str = "info", data: dict[str, Any] | None = None) -> None:
+        self._write({"type": "message", "level": level, "message": text, "data": data})
 
     def metrics(self, text: str, data: dict[str, Any]) -> None:
         self._write({"type": "metrics", "level": "info", "message": text, "data": data})
-
-    def checkpoint(self, step: int, metrics: dict[str, float], usable: bool) -> None:
-        """A checkpoint is complete; `usable` where its adapter will be offered."""
-        self._write({"type": "checkpoint", "step": step, "metrics": metrics, "usable": usable})
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps({"created_at": time.time(), **event}, allow_nan=False) + "\n"

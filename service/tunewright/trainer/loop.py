@@ -46,7 +46,9 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
         model.train(was_training)
         metrics = {"eval_loss": loss / count, "eval_mean_token_accuracy": correct / count}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
 
@@ -150,9 +152,8 @@ def _finite(value: Any) -> float | None:
 class Checkpointer(TrainerCallback):  # type: ignore[misc]
     """Saves at the end of each epoch and now and then between, publishes whole folders only, keeps few of them."""
 
-    def __init__(self, folder: JobFolder, events: EventLog, reporter: Reporter, interval: float) -> None:
+    def __init__(self, folder: JobFolder, reporter: Reporter, interval: float) -> None:
         self._folder = folder
-        self._events = events
         self._reporter = reporter
         self._interval = interval
         self._last_save = time.monotonic()
@@ -198,6 +199,7 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
             manifest = {
                 "step": step,
                 "usable": usable,
+                "metrics": dict(self._reporter.latest),
                 "files": {
                     str(file.relative_to(saved)): sha256_of(file)
                     for file in sorted(saved.rglob("*"))
@@ -207,13 +209,22 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
             (saved / "complete.json").write_text(json.dumps(manifest, indent=1))
             self._folder.checkpoints.mkdir(exist_ok=True)
             publish_folder(saved, target)
-            self._events.checkpoint(step, dict(self._reporter.latest), usable)
             if usable:
                 self.usable_steps.append(step)
         self._prune()
         now = time.monotonic()
-        self._interval = max(self._interval, 20 * (now - self._save_began))  # at most 5 % of the time goes here
+        self._interval = max(
+            self._interval, 20 * (now - self._save_began)
+        )  # at most 5 % of the time goes here
         self._last_save = now
+
+    def usable(self) -> dict[int, dict[str, float]]:
+        """Step and metrics of the checkpoints that stay usable."""
+        return {
+            step: _manifest(path).get("metrics", {})
+            for step, path in self._folder.complete_checkpoints()
+            if step in self.usable_steps
+        }
 
     def _prune(self) -> None:
         self.usable_steps = sorted(set(self.usable_steps))[-KEPT_EPOCHS:]
@@ -227,7 +238,9 @@ def latest_checkpoint(folder: JobFolder) -> Path | None:
     """The newest checkpoint whose every file is as it was saved; a torn one is passed over for the one before."""
     for _, path in folder.complete_checkpoints():
         files = _manifest(path).get("files", {})
-        if files and all((path / name).is_file() and sha256_of(path / name) == digest for name, digest in files.items()):
+        if files and all(
+            (path / name).is_file() and sha256_of(path / name) == digest for name, digest in files.items()
+        ):
             return path
     return None
 

@@ -166,7 +166,15 @@ def _to_end_token(
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Special tokens that close a turn: the end-of-sequence token and the usual end-of-turn ones."""
-    usual = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>", "<|END_OF_TURN_TOKEN|>")
+    usual = (
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<end_of_turn>",
+        "<|end|>",
+        "</s>",
+        "<|endoftext|>",
+        "<|END_OF_TURN_TOKEN|>",
+    )
     vocabulary = tokenizer.get_vocab()
     tokens = [token for token in usual if token in vocabulary]
     if isinstance(tokenizer.eos_token, str) and tokenizer.eos_token not in tokens:
@@ -174,7 +182,9 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return tokens
 
 
-def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]) -> tuple[list[int], list[int]]:
+def _tokens_of(
+    tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]
+) -> tuple[list[int], list[int]]:
     """Tokens of `text` (which has its special tokens already) and whether each lies in a span."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     mask = [

@@ -31,21 +31,21 @@ def load_tokenizer(spec: JobSpec) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Padding is masked out of attention and loss; which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.unk_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
     """The model to train, adapter and all, on its device.
 
     The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
-    in float32. QLoRA computes in bfloat16 on both. A fully fine-tuned model is trained in float32 on the CPU and in
-    bfloat16 with float32 master weights left to the optimizer's state on a GPU.
+    in float32. QLoRA computes in bfloat16 on both. Full fine-tuning keeps float32 weights, on a GPU under bfloat16
+    autocast: steps of 2e-5 would round away in bfloat16 weights.
     """
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
     quantized = tuning["type"] == "qlora"
     options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if on_gpu or quantized else torch.float32,
+        "dtype": torch.bfloat16 if quantized or (on_gpu and tuning["type"] == "lora") else torch.float32,
         "attn_implementation": _attention(on_gpu),
         "trust_remote_code": spec.trust_remote_code,
         "local_files_only": True,
@@ -68,12 +68,21 @@ def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
     model = AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
     model.config.use_cache = False
     if tuning["type"] == "full":
-        return model  # type: ignore[no-any-return]
+        return model
     if quantized:
         _keep_unpacked(model)
         model = prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=on_gpu, gradient_checkpointing_kwargs={"use_reentrant": False}
         )
+    adapted = _adapted(model, spec)
+    for config in adapted.peft_config.values():
+        config.base_model_name_or_path = spec.base_name  # not this machine's path
+    return adapted
+
+
+def _adapted(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
+    """With the adapter to go on from, or a new one."""
+    tuning = spec.tuning
     if spec.parent_adapter is not None:
         return PeftModel.from_pretrained(model, spec.parent_adapter, is_trainable=True)
     try:

@@ -84,11 +84,13 @@ def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | No
         if held_out is not None:
             events.message(f"Validation data: {held_out.describe()}")
     else:
-        events.message(f"Going on from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn")
+        events.message(
+            f"Going on from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn"
+        )
 
     model = load_model(spec)
     reporter = Reporter(events)
-    checkpointer = Checkpointer(folder, events, reporter, spec.checkpoint_seconds)
+    checkpointer = Checkpointer(folder, reporter, spec.checkpoint_seconds)
     signal.signal(signal.SIGTERM, lambda *_: checkpointer.ask_to_stop())
     shutil.rmtree(folder.work, ignore_errors=True)
     trainer = HeldOutTrainer(
@@ -102,7 +104,14 @@ def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | No
     )
     if held_out is not None and resume_from is None:
         before = trainer.evaluate()
-        events.message(f"Validation loss before training: {before['eval_loss']:.4f}")
+        events.message(
+            f"Validation loss before training: {before['eval_loss']:.4f}",
+            data={
+                "step": 0,
+                "valid_loss": before["eval_loss"],
+                "valid_mean_token_accuracy": before["eval_mean_token_accuracy"],
+            },
+        )
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     reporter.flush()
     if checkpointer.stopped:
@@ -113,14 +122,16 @@ def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | No
         status="succeeded",
         trained_tokens=training.tokens * tuning["n_epochs"],
         metrics=reporter.latest,
-        checkpoint_steps=checkpointer.usable_steps,
+        checkpoints=checkpointer.usable(),
     )
 
 
 def _arguments(spec: JobSpec, folder: JobFolder, rows: int, evaluates: bool) -> SFTConfig:
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
-    steps = math.ceil(math.ceil(rows / tuning["per_device_batch_size"]) / tuning["gradient_accumulation_steps"])
+    steps = math.ceil(
+        math.ceil(rows / tuning["per_device_batch_size"]) / tuning["gradient_accumulation_steps"]
+    )
     total = steps * tuning["n_epochs"]
     return SFTConfig(
         output_dir=str(folder.work),
@@ -168,9 +179,6 @@ def _save_product(
     for stale in (temporary, final):
         shutil.rmtree(stale, ignore_errors=True)
     if is_adapter:
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = spec.base_name  # not this machine's path
-            config.inference_mode = True
         model.save_pretrained(temporary, safe_serialization=True)
     else:
         model.config.use_cache = True

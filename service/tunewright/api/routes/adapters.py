@@ -51,7 +51,9 @@ async def _have(context: ServiceContext, adapter: str, operation: str) -> Adapte
     answer = await context.control({"op": operation, "model": model.name})
     if "error" in answer:
         raise EngineUnavailable(
-            f"{model.name} could not be {operation}ed: {answer['error']}", code=f"{operation}_failed", retry_after=5
+            f"{model.name} could not be {operation}ed: {answer['error']}",
+            code=f"{operation}_failed",
+            retry_after=5,
         )
     return await asyncio.to_thread(_show, context, model.name)
 

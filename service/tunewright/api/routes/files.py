@@ -58,7 +58,12 @@ def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str
     finally:
         temporary.unlink(missing_ok=True)
     return context.store.files.add(
-        id=id, filename=filename, purpose=purpose, size=size, sha256=digest.hexdigest(), created_at=time.time()
+        id=id,
+        filename=filename,
+        purpose=purpose,
+        size=size,
+        sha256=digest.hexdigest(),
+        created_at=time.time(),
     )
 
 
@@ -118,5 +123,3 @@ def _get(context: ServiceContext, id: str) -> FileRecord:
     if record is None:
         raise NotFound(f"No such file: {id!r}.", param="file_id", code="file_not_found")
     return record
-
-

@@ -72,7 +72,11 @@ def cancel(context: Context, job_id: str) -> JobObject:
         200: {
             "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
             "job has ended (`data: [DONE]`).",
-            "content": {"text/event-stream": {"example": 'id: ftevent-1\ndata: {"type": "message"}\n\ndata: [DONE]\n\n'}},
+            "content": {
+                "text/event-stream": {
+                    "example": 'id: ftevent-1\ndata: {"type": "message"}\n\ndata: [DONE]\n\n'
+                }
+            },
         },
         **responses(400, 404),
     },
@@ -82,13 +86,21 @@ async def events(
     job_id: str,
     after: After = None,
     limit: Limit = 20,
-    stream: Annotated[bool, Query(description="Server-sent events from `after` on, or from the beginning.")] = False,
-    last_event_id: Annotated[str | None, Header(description="As browsers send it when they reconnect.")] = None,
+    stream: Annotated[
+        bool, Query(description="Server-sent events from `after` on, or from the beginning.")
+    ] = False,
+    last_event_id: Annotated[
+        str | None, Header(description="As browsers send it when they reconnect.")
+    ] = None,
 ) -> Response | Page[EventObject]:
     await asyncio.to_thread(_get, context, job_id)
     if stream:
+        after = after or last_event_id
+        await asyncio.to_thread(
+            context.store.jobs.events, job_id, after=after, limit=1
+        )  # refused before it begins
         return StreamingResponse(
-            _event_stream(context, job_id, after or last_event_id),
+            _event_stream(context, job_id, after),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache"},
         )
@@ -119,7 +131,9 @@ async def _event_stream(context: ServiceContext, job_id: str, after: str | None)
 
 
 @router.get("/{job_id}/checkpoints", summary="List a job's checkpoints", responses=responses(400, 404))
-def checkpoints(context: Context, job_id: str, after: After = None, limit: Limit = 10) -> Page[CheckpointObject]:
+def checkpoints(
+    context: Context, job_id: str, after: After = None, limit: Limit = 10
+) -> Page[CheckpointObject]:
     """Adapters at the ends of epochs, newest first."""
     _get(context, job_id)
     found, more = context.store.jobs.checkpoints(job_id, after=after, limit=limit)

@@ -39,7 +39,9 @@ def list_models(context: Context) -> Page[ModelObject]:
     responses={
         200: {
             "description": "A tar of its folder: PEFT's for an adapter, transformers' for a full model.",
-            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
+            "content": {
+                "application/x-tar": {"schema": {"type": "string", "format": "binary"}, "example": ""}
+            },
         },
         **responses(400, 404),
     },
@@ -72,7 +74,9 @@ async def delete(context: Context, model: str) -> Deleted:
     tuned = await asyncio.to_thread(_tuned, context, model)
     user = await asyncio.to_thread(context.store.jobs.job_that_starts_from, tuned.sha256)
     if user is not None:
-        raise InvalidRequest(f"{model} is what job {user} starts from: wait for it, or cancel it.", code="model_in_use")
+        raise InvalidRequest(
+            f"{model} is what job {user} starts from: wait for it, or cancel it.", code="model_in_use"
+        )
     if tuned.kind == "adapter":
         await context.control({"op": "unload", "model": tuned.name})
     await asyncio.to_thread(_remove, context, tuned)
@@ -90,7 +94,9 @@ def _tuned(context: ServiceContext, name: str) -> TunedModel:
     if tuned is not None:
         return tuned
     if context.store.engines.get(name) is not None:
-        raise InvalidRequest(f"{name} is a base: it can be neither deleted nor downloaded here.", param="model")
+        raise InvalidRequest(
+            f"{name} is a base: it can be neither deleted nor downloaded here.", param="model"
+        )
     raise _not_found(name)
 
 

@@ -62,6 +62,11 @@ class Deleted(Wire):
     id: str
     object: str
     deleted: bool = True
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"id": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e", "object": "file", "deleted": True}]
+        }
+    )
 
 
 def page_of(items: list[Any], more: bool) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class FileObject(Wire):
     bytes: int
     created_at: int = Field(description="Unix seconds.")
     filename: str
-    purpose: str = Field(description="`fine-tune` for uploads, `fine-tune-results` for a job's metrics (CSV).")
+    purpose: str = Field(
+        description="`fine-tune` for uploads, `fine-tune-results` for a job's metrics (CSV)."
+    )
     status: Literal["processed"] = "processed"
     sha256: str
     model_config = ConfigDict(

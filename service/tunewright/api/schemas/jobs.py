@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
 from tunewright.api.schemas.common import Body, Wire
-from tunewright.ids import is_suffix
+from tunewright.ids import is_suffix, result_file_id
 from tunewright.store.records import Checkpoint, Job, JobEvent
 from tunewright.store.states import JobState
 
 Auto = Literal["auto"]
-Rate = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
 class Hyperparameters(Body):
     """OpenAI's own. `auto` takes Tunewright's defaults for the method."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=1000)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field("auto", description="Rows per optimizer step.")
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1e4)] = Field(
+    n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
+    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto", description="Rows per optimizer step."
+    )
+    learning_rate_multiplier: Auto | Annotated[float, Field(strict=True, gt=0, le=1e4)] = Field(
         "auto", description="Times the method's default learning rate."
     )
 
@@ -42,23 +45,27 @@ class Tuning(Body):
     type: Literal["auto", "lora", "qlora", "full"] = Field(
         "auto", description="auto: lora. qlora: on the NF4 form of the base. full: all weights."
     )
-    rank: Auto | Annotated[int, Field(ge=1, le=512)] = "auto"
-    alpha: Auto | Annotated[float, Field(gt=0, le=4096)] = Field("auto", description="Twice the rank by default.")
-    dropout: Auto | Annotated[float, Field(ge=0, lt=1)] = "auto"
+    rank: Auto | Annotated[int, Field(strict=True, ge=1, le=512)] = "auto"
+    alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=4096)] = Field(
+        "auto", description="Twice the rank by default."
+    )
+    dropout: Auto | Annotated[float, Field(strict=True, ge=0, lt=1)] = "auto"
     target_modules: Auto | Literal["all-linear"] | list[str] = Field(
         "auto", description="Names of the modules to adapt; all-linear by default."
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023).")
     learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=1000)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field("auto", description="Rows per optimizer step.")
-    max_length: Auto | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+    n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
+    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto", description="Rows per optimizer step."
+    )
+    max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
         "auto", description="Longer rows are cut, in tokens; 2048 or the model's context."
     )
-    warmup_ratio: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
+    warmup_ratio: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
     lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
-    max_grad_norm: Auto | Annotated[float, Field(gt=0, le=1000)] = "auto"
-    weight_decay: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
+    max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
+    weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
 
     @field_validator("target_modules")
     @classmethod
@@ -76,8 +83,10 @@ class CreateJob(Body):
     validation_file: str | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
-    suffix: str | None = Field(None, description="Goes into the model's name: letters, digits, . _ -, up to 64.")
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    suffix: str | None = Field(
+        None, description="Goes into the model's name: letters, digits, . _ -, up to 64."
+    )
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the job.")
     integrations: list[Any] | None = Field(None, description="Not offered; must be empty.")
     tuning: Tuning | None = None
@@ -151,8 +160,10 @@ class JobObject(Wire):
     seed: int
     suffix: str | None
     metadata: dict[str, str] | None
-    integrations: list[Any] = []
-    tuning: dict[str, Any] = Field(description="As asked for until the files are validated, then what became of it.")
+    integrations: list[Any] = Field(default_factory=list)
+    tuning: dict[str, Any] = Field(
+        description="As asked for until the files are validated, then what became of it."
+    )
     progress: Progress | None
     model_config = ConfigDict(
         json_schema_extra={
@@ -224,14 +235,7 @@ class JobObject(Wire):
         )
 
 
-def result_file_id(job_id: str) -> str:
-    """The file of a finished job's metrics."""
-    return "file-" + job_id.removeprefix("ftjob-")
-
-
 def _now_plus(seconds: float | None) -> int:
-    import time
-
     return int(time.time() + (seconds or 0))
 
 
@@ -269,8 +273,8 @@ class EventObject(Wire):
         return cls(
             id=event.id,
             created_at=int(event.created_at),
-            level=event.level,  # type: ignore[arg-type]
-            type=event.type,  # type: ignore[arg-type]
+            level=event.level,
+            type=event.type,
             message=event.message,
             data=event.data,
         )

@@ -23,7 +23,9 @@ class ModelObject(Wire):
     owned_by: str = "tunewright"
     kind: Literal["base", "adapter", "full"]
     base: str | None = Field(description="The base it was tuned from.")
-    state: str = Field(description="ready, or why generation would fail: starting, backoff, unloaded, loading, ...")
+    state: str = Field(
+        description="ready, or why generation would fail: starting, backoff, unloaded, loading, ..."
+    )
     max_model_len: int | None = Field(None, description="Longest prompt and answer together, in tokens.")
     job_id: str | None = None
     adapter_id: str | None = None
@@ -114,7 +116,15 @@ class AdapterObject(Wire):
                     "method": "lora",
                     "rank": 8,
                     "alpha": 16.0,
-                    "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+                    "target_modules": [
+                        "down_proj",
+                        "gate_proj",
+                        "k_proj",
+                        "o_proj",
+                        "q_proj",
+                        "up_proj",
+                        "v_proj",
+                    ],
                     "bytes": 1212512,
                     "sha256": _SHA,
                     "desired": "loaded",
@@ -127,10 +137,8 @@ class AdapterObject(Wire):
 
     @classmethod
     def of(cls, model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> AdapterObject:
-        if held is not None:
-            state = held.state.value
-        else:
-            state = "loading" if model.desired == "loaded" else "unloaded"
+        unheld = "loading" if model.desired == "loaded" else "unloaded"
+        state = held.state.value if held is not None else unheld
         return cls(
             id=model.id,
             created_at=int(model.created_at),
@@ -145,7 +153,7 @@ class AdapterObject(Wire):
             bytes=model.bytes,
             sha256=model.sha256,
             desired="loaded" if model.desired == "loaded" else "unloaded",
-            state=state,  # type: ignore[arg-type]
+            state=state,
             error=held.error if held else None,
         )
 

@@ -1,0 +1,154 @@
+"""Starting, stopping and starting again, with a service of its own; and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from tunewright.config import EMBEDDED_BASE
+from tunewright_client import Tunewright
+
+from .conftest import DEMO, FAST, Service, free_port, processes_of, start_service, wait_ready, wait_until
+
+CHAT = [{"role": "user", "content": "What color is the sky?"}]
+
+
+def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path) -> None:
+    """Health at once, 503 until ready; SIGTERM in training saves; the job goes on, its adapter is loaded again."""
+    service = start_service(tmp_path / "data")
+    try:
+        _health_answers_at_once(service)
+        with service.client() as client:
+            _check_unready(client, service)
+            job = client.jobs.create(
+                model=EMBEDDED_BASE, training_file=DEMO / "train.jsonl", tuning=FAST, suffix="again"
+            )
+            wait_ready(service)
+            wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 3, 90, "steps")
+        took = service.stop()
+        assert took < 15, f"stopping took {took:.1f} s"
+        assert processes_of(service) == []
+
+        service = start_service(tmp_path / "data", port=int(service.url.rsplit(":", 1)[1]))
+        with service.client() as client:
+            job = client.jobs.wait(job.id, timeout=240)
+            steps = [e.data["step"] for e in client.jobs.stream_events(job.id) if e.type == "metrics"]
+            assert steps == list(range(1, 31)), "no step is told twice, none is missing"
+            assert any("Going on from" in e.message for e in client.jobs.stream_events(job.id))
+            wait_ready(service)
+            model = job.fine_tuned_model or ""
+            assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")
+        service.stop()
+
+        service = start_service(tmp_path / "data", port=int(service.url.rsplit(":", 1)[1]))
+        wait_ready(service)
+        with service.client() as client:
+            assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")
+            supervisor = service.process
+            supervisor.kill()
+            supervisor.wait()
+        wait_until(lambda: processes_of(service) == [], 10, "nothing outlives the supervisor")
+    finally:
+        if service.process.poll() is None:
+            service.stop()
+
+
+def _health_answers_at_once(service: Service) -> None:
+    began = time.monotonic()
+    wait_until(lambda: _status(service, "/health") == 200, 20, "/health")
+    assert time.monotonic() - began < 15
+
+
+def _status(service: Service, path: str) -> int:
+    try:
+        return httpx.get(service.url + path, timeout=20).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def _check_unready(client: Tunewright, service: Service) -> None:
+    answer = httpx.get(service.url + "/ready")
+    assert answer.status_code == 503
+    components = answer.json()["components"]
+    assert components.keys() == {"api", "scheduler", f"engine:{EMBEDDED_BASE}"}
+    assert components[f"engine:{EMBEDDED_BASE}"]["model"] == EMBEDDED_BASE
+    refused = httpx.post(
+        service.url + "/v1/chat/completions", json={"model": EMBEDDED_BASE, "messages": CHAT}
+    )
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+
+
+def test_a_bad_base_says_why_and_leaves_the_rest_working(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    service = start_service(
+        tmp_path / "data", "--base", f"broken={broken}", "--base", "missing=/nowhere/at/all"
+    )
+    try:
+        wait_until(lambda: _status(service, "/ready") == 503, 20)
+
+        def reasons() -> dict[str, str | None]:
+            components = httpx.get(service.url + "/ready").json()["components"]
+            return {name: c["reason"] for name, c in components.items() if name.startswith("engine:")}
+
+        wait_until(lambda: all(reasons().values()), 20, "both reasons")
+        assert "safetensors" in (reasons()["engine:broken"] or "")
+        assert "/nowhere/at/all" in (reasons()["engine:missing"] or "")
+        assert httpx.get(service.url + "/v1/models").status_code == 200
+    finally:
+        service.stop()
+
+
+def test_the_demo_shows_a_difference_and_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tunewright", "demo", "--port", str(free_port())],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for question in json.loads((DEMO / "questions.json").read_text()):
+        assert question in done.stdout
+    for promised in ("matey!", f"ft:{EMBEDDED_BASE}:pirate:", "curl", "OpenAI(", "loss"):
+        assert promised in done.stdout, promised
+    assert _with_environment(f"TMPDIR={tmp_path}") == []
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunewright", "demo", "--port", str(free_port())],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(
+        lambda: any(b"vllm" in line for line in _with_environment(f"TMPDIR={tmp_path}")), 60, "vLLM starts"
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(25) == 130
+    wait_until(lambda: _with_environment(f"TMPDIR={tmp_path}") == [], 5, "no process is left")
+
+
+def _with_environment(variable: str) -> list[bytes]:
+    """Command lines of the processes that have `variable` in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_bytes())
+            except OSError:
+                continue
+    return [line for line in found if line]

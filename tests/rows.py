@@ -1,0 +1,18 @@
+"""The least that rows of the store need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+JOB: dict[str, Any] = {
+    "model": "tiny", "base": "tiny", "training_file": "file-1", "seed": 1, "method": {}, "tuning": {},
+    "fingerprint": "f",
+}  # fmt: skip
+PRODUCT: dict[str, Any] = {
+    "name": "ft:tiny::1", "kind": "adapter", "sha256": "a" * 64, "base": "tiny", "base_fingerprint": "b" * 64,
+    "checkpoint_step": None, "method": "lora", "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"],
+    "chat_template": None, "bytes": 10, "desired": "loaded",
+}  # fmt: skip
+Publish = Callable[..., bool]
+"""The fixture `publish_model`: rows that change `PRODUCT`, and the job they are of."""
