@@ -99,7 +99,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: Tunewright, pirate: Jo
     model = pirate.fine_tuned_model or ""
     whole = client.chat.create(model=model, messages=CHAT, temperature=0, logprobs=True, top_logprobs=2)
     assert whole.model == model
-    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
+    assert len(whole.choices[0].logprobs["content"]) == whole.usage.completion_tokens
     with client.chat.create(model=model, messages=CHAT, temperature=0, stream=True) as stream:
         chunks = list(stream)
     assert "".join(chunk.text for chunk in chunks) == whole.text
@@ -109,8 +109,8 @@ def test_a_stream_says_what_the_whole_answer_says(client: Tunewright, pirate: Jo
 def test_structured_output_follows_its_schema(client: Tunewright) -> None:
     schema = {
         "type": "object",
-        "properties": {"color": {"type": "string", "enum": ["red", "blue"]}, "sure": {"type": "boolean"}},
-        "required": ["color", "sure"],
+        "properties": {"color": {"type": "string", "enum": ["red", "blue"]}},
+        "required": ["color"],
     }
     answer = client.chat.create(
         model=EMBEDDED_BASE,
@@ -119,9 +119,7 @@ def test_structured_output_follows_its_schema(client: Tunewright) -> None:
         max_tokens=60,
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
     )
-    value = json.loads(answer.text)
-    assert value["color"] in ("red", "blue")
-    assert isinstance(value["sure"], bool)
+    assert json.loads(answer.text)["color"] in ("red", "blue")
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_color"}}])
@@ -130,8 +128,8 @@ def test_tools_are_called_through_the_family_s_parser(client: Tunewright, choice
         model=EMBEDDED_BASE, messages=CHAT, temperature=0, max_tokens=100, tools=[TOOL], tool_choice=choice
     )
     (call,) = answer.choices[0].message.tool_calls
-    assert call.function.name == "get_color"
-    assert json.loads(call.function.arguments)["thing"] in ("sky", "grass")
+    assert call["function"]["name"] == "get_color"
+    assert json.loads(call["function"]["arguments"])["thing"] in ("sky", "grass")
 
 
 def test_the_client_s_disconnect_aborts_the_request_in_vllm(service: Service) -> None:
@@ -141,18 +139,15 @@ def test_the_client_s_disconnect_aborts_the_request_in_vllm(service: Service) ->
         "ignore_eos": True, "stream": True, "n": 8,
     }  # fmt: skip
     engine = httpx.Client(transport=httpx.HTTPTransport(uds=_socket(service)), base_url="http://engine")
-    began = time.monotonic()
+    before = _metric(engine, "vllm:generation_tokens_total")
     with httpx.stream("POST", f"{service.url}/v1/completions", json=body, timeout=60) as response:
-        lines = response.iter_lines()
-        while time.monotonic() - began < 20 and not next(lines).startswith("data:"):
-            pass
-        wait_until(lambda: _running(engine) > 0, 10, "the engine works on it")
+        assert next(response.iter_lines()).startswith("data:")
+        assert _metric(engine, "vllm:num_requests_running") > 0
     left = time.monotonic()
-    wait_until(lambda: _running(engine) == 0, 5, "the engine has let go of it")
-    print(f"aborted after {time.monotonic() - left:.2f} s")
-    ended = [line for line in engine.get("/metrics").text.splitlines() if "request_success_total" in line]
-    aborted = [line for line in ended if 'finished_reason="abort"' in line and EMBEDDED_BASE not in line]
-    assert any(float(line.rsplit(" ", 1)[1]) >= 1 for line in aborted), ended
+    wait_until(lambda: _metric(engine, "vllm:num_requests_running") == 0, 5, "the engine has let go of it")
+    made = _metric(engine, "vllm:generation_tokens_total") - before
+    print(f"idle {time.monotonic() - left:.2f} s after the disconnect, {made:.0f} of 8000 tokens made")
+    assert made < 4000
 
 
 def _socket(service: Service) -> str:
@@ -166,11 +161,9 @@ def _socket(service: Service) -> str:
     return engine.socket
 
 
-def _running(engine: httpx.Client) -> float:
+def _metric(engine: httpx.Client, name: str) -> float:
     lines = engine.get("/metrics").text.splitlines()
-    return sum(
-        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_requests_running")
-    )
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
 
 
 def test_only_the_allowlist_of_vllm_is_reachable(service: Service) -> None:

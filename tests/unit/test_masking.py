@@ -6,6 +6,7 @@ them, and, for templates of other families, the text that each assistant turn is
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -306,6 +307,14 @@ def test_a_conversation_that_the_assistant_opens(families: Any) -> None:
     assert learnt_runs(families, example) == ["welcome<|eot_id|>", "b<|eot_id|>"]
 
 
+def test_templates_do_not_see_weights(families: Any) -> None:
+    template = NO_END_TOKEN.replace(
+        "{{- message.role", "{{- raise_exception('weight') if message.weight is defined }}{{- message.role"
+    )
+    assert template != NO_END_TOKEN
+    with_template(families, template, say("a", "b", weights={1: 1}))
+
+
 def test_a_template_that_hides_the_assistant_is_refused(families: Any) -> None:
     template = "{%- for message in messages if message.role == 'user' %}{{- message.content }}{%- endfor %}"
     with pytest.raises(MaskingError):
@@ -326,21 +335,38 @@ def test_without_a_prompt_everything_is_learnt(tokenizer: Any) -> None:
     assert example.labels == example.input_ids
 
 
+def test_a_word_cut_in_two_leaves_the_prompt_as_a_request_has_it(tokenizer: Any) -> None:
+    prompt = tokenizer("The sky is blu")["input_ids"]
+    assert len(prompt) > len(tokenizer("The sky is blue")["input_ids"]), "the whole text tokenizes otherwise"
+    example = encode_text(tokenizer, "The sky is blu", "e and wide.")
+    assert example.input_ids[: len(prompt)] == prompt
+    assert learnt_runs(tokenizer, example) == ["e and wide." + tokenizer.eos_token]
+
+
 @settings(max_examples=150, deadline=None)
 @given(prompt=words, completion=words.filter(bool))
-def test_a_token_over_the_border_belongs_to_the_completion(
+def test_the_prompt_is_what_a_request_sends_and_the_rest_is_learnt(
     tokenizer: Any, prompt: str, completion: str
 ) -> None:
     example = encode_text(tokenizer, prompt, completion)
-    whole = tokenizer(prompt + completion, return_offsets_mapping=True)
-    assert example.input_ids[: len(whole["input_ids"])] == whole["input_ids"]
-    assert example.input_ids[-1] == tokenizer.eos_token_id
-    learnt = [label != IGNORED for label in example.labels]
-    assert learnt == sorted(learnt), "one run, at the end"
-    border = len(prompt)
-    for (_, end), is_learnt in zip(whole["offset_mapping"], learnt, strict=False):
-        if end > border:
-            assert is_learnt, "nothing of the completion goes unlearnt"
+    sent = list(tokenizer(prompt)["input_ids"]) if prompt else []
+    assert example.input_ids[: len(sent)] == sent
+    assert example.labels == [IGNORED] * len(sent) + example.input_ids[len(sent) :]
+    assert tokenizer.decode(example.input_ids) == prompt + completion + tokenizer.eos_token
+
+
+def test_a_prompt_that_ends_with_a_space_is_learnt_as_it_is_asked(tokenizer: Any) -> None:
+    """A template without markers whose generation prompt ends with a space: ` Arr` would be one token."""
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A: {{ m.content }}{{ eos_token }}\n"
+        "{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    )
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr, matey"}]
+    asked = copied.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    example = encode_chat(copied, {"messages": messages})
+    assert example.input_ids[: len(asked)] == asked
+    assert learnt_runs(copied, example) == ["Arr, matey" + tokenizer.eos_token]
 
 
 def test_text_rows_are_tokenized_as_trl_does(tokenizer: Any, tmp_path: Any) -> None:

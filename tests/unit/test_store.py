@@ -431,6 +431,8 @@ def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: P
     assert held.state is Residency.LOADED
     second = store.engines.starting("tiny", "/tmp/s", {})
     assert second.run == first.run + 1
+    with store.database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(residency)) == 1, "only the other engine's"
     assert store.engines.residents(second) == {}
     assert store.models.resolve("ft:tiny::1")[2] is None
     assert store.engines.residents(other).keys() == {"a" * 64}
@@ -479,6 +481,25 @@ def test_deleting_a_job_takes_its_events_along(store: Store) -> None:
     with store.database.begin() as connection:
         connection.execute(delete(jobs).where(jobs.c.id == job.id))
     assert count(store, job_events, job) == 0
+
+
+def test_transactions_that_read_before_they_write_do_not_fail(url: str, store: Store) -> None:
+    """SQLite refuses to make a writer of a transaction that began as a reader when another wrote meanwhile."""
+    job = new_job(store, seed=0)
+    stores = [Store.open(url) for _ in range(4)]
+
+    def add_one(index: int) -> None:
+        for _ in range(5):
+            with stores[index].database.begin() as connection:
+                seed = connection.scalar(select(jobs.c.seed).where(jobs.c.id == job.id).with_for_update())
+                connection.execute(update(jobs).where(jobs.c.id == job.id).values(seed=seed + 1))
+
+    at_once(4, add_one)
+    for opened in stores:
+        opened.close()
+    found = store.jobs.get(job.id)
+    assert found is not None
+    assert found.seed == 20
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:

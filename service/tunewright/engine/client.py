@@ -12,11 +12,17 @@ class EngineError(Exception):
     """vLLM refused, or does not answer; the message is its own."""
 
 
-def probe(socket: Path, timeout: float = 2.0) -> dict[str, Any] | None:
-    """vLLM's model list if it answers and says that it is healthy, else None."""
+def probe(socket: Path, timeout: float = 10.0) -> dict[str, Any] | None:
+    """vLLM's model list if it answers and says that it is healthy, else None.
+
+    (`verify=False`: a unix socket has no TLS, and loading certificates for every look would cost the most.)
+    """
     try:
         with httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=timeout
+            transport=httpx.HTTPTransport(uds=str(socket), verify=False),
+            base_url="http://engine",
+            timeout=timeout,
+            trust_env=False,
         ) as client:
             if client.get("/health").status_code != 200:
                 return None
@@ -31,7 +37,10 @@ class EngineClient:
     def __init__(self, socket: str) -> None:
         self.socket = socket
         self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=socket), base_url="http://engine", timeout=120.0
+            transport=httpx.AsyncHTTPTransport(uds=socket, verify=False),
+            base_url="http://engine",
+            timeout=120.0,
+            trust_env=False,
         )
 
     async def __aenter__(self) -> Self:

@@ -91,7 +91,9 @@ def _tool_call_parser(folder: Path, model_type: str, template: str | None) -> st
     if template is None:
         return None  # no chat, no tools
     try:
-        tokens = [token["content"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]]
+        tokens = [
+            token["content"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        ]
     except (OSError, ValueError, KeyError):
         tokens = []
     return next(

@@ -22,8 +22,9 @@ from tunewright.supervisor.process import ProcessGroup
 log = logging.getLogger("tunewright.scheduler")
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 2.0, 120.0
-_PROBE_EVERY = 0.5
-_PROBES_FAILED_UNTIL_DEAD = 6
+_PROBE_STARTING, _PROBE_READY = 0.5, 2.0
+"""Seconds between looks at an engine."""
+_PROBES_FAILED_UNTIL_DEAD = 5
 _STABLE_AFTER = 120.0
 
 
@@ -181,7 +182,8 @@ class EngineKeeper:
         """Ask a running engine how it is; one question at a time."""
         now = time.monotonic()
         if served.probe is None:
-            if now - served.probed_at >= _PROBE_EVERY:
+            every = _PROBE_READY if served.state is EngineState.READY else _PROBE_STARTING
+            if now - served.probed_at >= every:
                 served.probed_at = now
                 served.probe = self._threads.submit(probe, served.socket)
             return

@@ -35,18 +35,18 @@ class Example:
 def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:
     """Prompt, completion and the end-of-sequence token; loss on the last two.
 
-    Tokenized together, as the model would meet the text; a token that spans the border counts as completion.
+    The prompt's tokens are those that a request with this prompt has. Where the whole text would tokenize to others
+    (a word cut in two at the border), the completion is tokenized apart.
     """
+    before = list(tokenizer(prompt)["input_ids"]) if prompt else []
+    if before and before[-1] == tokenizer.eos_token_id:  # tokenizers that end every text (T5's way)
+        before.pop()
     ids = list(tokenizer(prompt + completion)["input_ids"])
-    alone = list(tokenizer(prompt)["input_ids"]) if prompt else []
-    if alone and alone[-1] == tokenizer.eos_token_id:  # tokenizers that end every text (T5's way)
-        alone.pop()
+    if ids[: len(before)] != before:
+        ids = before + list(tokenizer(completion, add_special_tokens=False)["input_ids"])
     if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
         ids.append(tokenizer.eos_token_id)
-    shared = 0
-    while shared < min(len(alone), len(ids)) and alone[shared] == ids[shared]:
-        shared += 1
-    return Example(ids, [IGNORED] * shared + ids[shared:])
+    return Example(ids, [IGNORED] * len(before) + ids[len(before) :])
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, row: Row) -> Example:
@@ -185,10 +185,20 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _tokens_of(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]
 ) -> tuple[list[int], list[int]]:
-    """Tokens of `text` (which has its special tokens already) and whether each lies in a span."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [
-        int(any(start < span_end and end > span_start for span_start, span_end in spans))
-        for start, end in encoded["offset_mapping"]
-    ]
-    return list(encoded["input_ids"]), mask
+    """Tokens of `text` (which has its special tokens already) and whether each lies in a span.
+
+    What stands before a span is tokenized as a request's prompt would be: where a token would reach over a span's
+    start (a template that ends its prompt with a space, say), the text is cut there first.
+    """
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    cuts = [s for s, _ in spans if any(start < s < end for start, end in whole["offset_mapping"])]
+    ids: list[int] = []
+    mask: list[int] = []
+    for begin, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        piece = whole if not cuts else tokenizer(text[begin:stop], add_special_tokens=False, return_offsets_mapping=True)
+        ids += piece["input_ids"]
+        mask += [
+            int(any(begin + start < span_end and begin + end > span_start for span_start, span_end in spans))
+            for start, end in piece["offset_mapping"]
+        ]
+    return ids, mask
