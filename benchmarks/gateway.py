@@ -37,7 +37,9 @@ async def load(session: aiohttp.ClientSession, url: str, model: str, streams: in
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--socket", required=True, help="the engine's unix socket")
     parser.add_argument("--model", default="tunewright-tiny")

@@ -134,12 +134,12 @@ def page(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def event(number: int, message: str, **data: Any) -> dict[str, Any]:
-    kind = "metrics" if data else "message"
+    kind = "metrics" if "total_steps" in data else "message"
     return {"id": f"ftevent-{number}", "message": message, "type": kind, "data": data or None}
 
 
 EVENTS = [
-    event(1, "Validation loss before training: 1.5000"),
+    event(1, "Validation loss before training: 1.5000", step=0, valid_loss=1.5),
     event(2, "Step 1/2", step=1, total_steps=2, train_loss=1.5, tokens_per_second=1000.0, eta_seconds=1.0),
     event(3, "Step 2/2", step=2, total_steps=2, train_loss=0.25, valid_loss=0.125),
 ]

@@ -363,7 +363,9 @@ def test_a_prompt_that_ends_with_a_space_is_learnt_as_it_is_asked(tokenizer: Any
         "{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
     )
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr, matey"}]
-    asked = copied.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    asked = copied.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
     example = encode_chat(copied, {"messages": messages})
     assert example.input_ids[: len(asked)] == asked
     assert learnt_runs(copied, example) == ["Arr, matey" + tokenizer.eos_token]

@@ -75,7 +75,7 @@ def resolve(
     multiplier = given(hyperparameters, "learning_rate_multiplier", 1.0)
     learning_rate = given(tuning, "learning_rate", LEARNING_RATES[method] * multiplier)
     epochs = given(tuning, "n_epochs", given(hyperparameters, "n_epochs", EPOCHS))
-    batch = given(tuning, "batch_size", given(hyperparameters, "batch_size", min(EFFECTIVE_BATCH, rows)))
+    batch = given(tuning, "batch_size", given(hyperparameters, "batch_size", batch_for(rows)))
     per_device, accumulation = split_batch(batch, 8 if device == "cpu" else 4)
     adapter = method != "full"
     rank = given(tuning, "rank", rank_for(rows, max_rank)) if adapter else None

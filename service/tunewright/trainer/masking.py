@@ -192,10 +192,17 @@ def _tokens_of(
     """
     whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     cuts = [s for s, _ in spans if any(start < s < end for start, end in whole["offset_mapping"])]
+    pieces = (
+        [whole]
+        if not cuts
+        else [
+            tokenizer(text[begin:stop], add_special_tokens=False, return_offsets_mapping=True)
+            for begin, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)
+        ]
+    )
     ids: list[int] = []
     mask: list[int] = []
-    for begin, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        piece = whole if not cuts else tokenizer(text[begin:stop], add_special_tokens=False, return_offsets_mapping=True)
+    for begin, piece in zip([0, *cuts], pieces, strict=True):
         ids += piece["input_ids"]
         mask += [
             int(any(begin + start < span_end and begin + end > span_start for span_start, span_end in spans))

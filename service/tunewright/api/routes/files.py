@@ -14,7 +14,7 @@ from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
 from tunewright.api.schemas.common import Deleted, Page, page_of
 from tunewright.api.schemas.files import FileObject
-from tunewright.errors import InvalidRequest, NotFound
+from tunewright.errors import Internal, InvalidRequest, NotFound
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
 
@@ -52,8 +52,8 @@ def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str
             raise InvalidRequest("The file is empty.", param="file")
         context.data.keep_file(temporary, id)
     except OSError as error:
-        raise InvalidRequest(
-            f"The file could not be stored: {error.strerror}.", param="file", code="storage_failed"
+        raise Internal(
+            f"The file could not be stored: {error.strerror}. Nothing of it is kept.", code="storage_failed"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
