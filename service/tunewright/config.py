@@ -100,7 +100,8 @@ class Settings(BaseSettings):
         description="Share of a GPU's memory for serving, over all engines on it; the rest is for training.",
     )
     tool_call_parser: str | None = Field(
-        None, description="vLLM's tool call parser for the bases. Default: chosen by the model's family."
+        None,
+        description="vLLM's tool call parser for the bases. Default: what a base's template and tokens call for.",
     )
     trust_remote_code: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="Names of bases whose own Python code may run. Never by default."

@@ -54,6 +54,7 @@ class Service:
 
 def start_service(data_dir: Path, *arguments: str, port: int | None = None) -> Service:
     port = port or free_port()
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"
     command = [sys.executable, "-m", "tunewright", "serve", "--port", str(port), "--data-dir", str(data_dir)]
     with log.open("ab") as output:

@@ -197,6 +197,29 @@ def test_jobs_queue_and_are_cancelled_in_every_state(
     assert not (folder / "checkpoints").exists(), "a cancelled job keeps no checkpoints"
 
 
+def test_a_paused_job_frees_its_device_and_goes_on_where_it_stopped(
+    client: Tunewright, small_file: str
+) -> None:
+    """32 rows, 4 steps an epoch: every step is told once, over the pause."""
+    tuning = {"n_epochs": 25, "batch_size": 8, "rank": 8}
+    job = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, suffix="paused", tuning=tuning)
+    wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 5, 60, "steps")
+    assert client.jobs.pause(job.id).status in ("pausing", "paused")
+    wait_until(lambda: client.jobs.retrieve(job.id).status == "paused", 30, "it is paused")
+    assert not _trainers(job.id)
+    assert client.jobs.pause(job.id).status == "paused", "asking again changes nothing"
+    other = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, tuning={"n_epochs": 1})
+    assert client.jobs.wait(other.id, timeout=120).status == "succeeded", "the device is free"
+    assert client.jobs.retrieve(job.id).status == "paused"
+    assert client.jobs.resume(job.id).status == "queued"
+    assert client.jobs.wait(job.id, timeout=240).status == "succeeded"
+    steps = [e.data["step"] for e in client.jobs.stream_events(job.id) if e.type == "metrics"]
+    assert steps == list(range(1, 101))
+    for refused in (client.jobs.pause, client.jobs.resume):
+        with pytest.raises(BadRequestError):
+            refused(job.id)
+
+
 def _trainers(job_id: str) -> bytes:
     return subprocess.run(["pgrep", "-f", f"tunewright: trainer {job_id}"], capture_output=True).stdout
 

@@ -22,7 +22,10 @@ CHAT = [{"role": "user", "content": "What color is the sky?"}]
 
 def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path) -> None:
     """Health at once, 503 until ready; SIGTERM in training saves; the job goes on, its adapter is loaded again."""
-    service = start_service(tmp_path / "data")
+    service = start_service(
+        tmp_path / "a folder" / ("deep" * 25) / "data"
+    )  # longer than a socket's path may be
+    data = service.data_dir
     try:
         _health_answers_at_once(service)
         with service.client() as client:
@@ -30,13 +33,12 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
             job = client.jobs.create(
                 model=EMBEDDED_BASE, training_file=DEMO / "train.jsonl", tuning=FAST, suffix="again"
             )
-            wait_ready(service)
-            wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 3, 90, "steps")
+            wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 3, 120, "steps")
         took = service.stop()
         assert took < 15, f"stopping took {took:.1f} s"
         assert processes_of(service) == []
 
-        service = start_service(tmp_path / "data", port=int(service.url.rsplit(":", 1)[1]))
+        service = start_service(data, port=int(service.url.rsplit(":", 1)[1]))
         with service.client() as client:
             job = client.jobs.wait(job.id, timeout=240)
             steps = [e.data["step"] for e in client.jobs.stream_events(job.id) if e.type == "metrics"]
@@ -47,7 +49,7 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
             assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")
         service.stop()
 
-        service = start_service(tmp_path / "data", port=int(service.url.rsplit(":", 1)[1]))
+        service = start_service(data, port=int(service.url.rsplit(":", 1)[1]))
         wait_ready(service)
         with service.client() as client:
             assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")
@@ -120,7 +122,7 @@ def test_the_demo_shows_a_difference_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for question in json.loads((DEMO / "questions.json").read_text()):
         assert question in done.stdout
-    for promised in ("matey!", f"ft:{EMBEDDED_BASE}:pirate:", "curl", "OpenAI(", "loss"):
+    for promised in ("matey!", f"ft:{EMBEDDED_BASE}:pirate:", "curl", "OpenAI(", "LOSS"):
         assert promised in done.stdout, promised
     assert _with_environment(f"TMPDIR={tmp_path}") == []
 

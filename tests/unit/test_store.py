@@ -109,6 +109,54 @@ def test_cancel_ends_any_unfinished_job_and_refuses_the_others(store: Store, sta
         assert store.jobs.events(job.id, after=None, limit=1)[0][0].message == "The job has been cancelled."
 
 
+@pytest.mark.parametrize(
+    ("state", "paused"),
+    [
+        (JobState.QUEUED, JobState.PAUSED),
+        (JobState.RUNNING, JobState.PAUSING),
+        (JobState.PAUSING, JobState.PAUSING),
+        (JobState.PAUSED, JobState.PAUSED),
+        (JobState.VALIDATING_FILES, None),
+        (JobState.SUCCEEDED, None),
+        (JobState.FAILED, None),
+        (JobState.CANCELLED, None),
+    ],
+)
+def test_pause_holds_what_waits_or_runs(store: Store, state: JobState, paused: JobState | None) -> None:
+    job = new_job(store, state)
+    if paused is None:
+        with pytest.raises(InvalidRequest) as refused:
+            store.jobs.pause(job.id)
+        assert refused.value.code == "job_not_pausable"
+        assert state_of(store, job) is state
+    else:
+        store.jobs.pause(job.id)
+        assert state_of(store, job) is paused
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_only_a_paused_job_is_resumed(store: Store, state: JobState) -> None:
+    job = new_job(store, state)
+    if state is JobState.PAUSED:
+        store.jobs.resume(job.id)
+        assert state_of(store, job) is JobState.QUEUED
+    else:
+        with pytest.raises(InvalidRequest) as refused:
+            store.jobs.resume(job.id)
+        assert refused.value.code == "job_not_resumable"
+        assert state_of(store, job) is state
+
+
+def test_a_paused_job_frees_its_device(store: Store) -> None:
+    job = new_job(store, JobState.QUEUED)
+    store.jobs.claim("cpu", [job.base])
+    store.jobs.pause(job.id)
+    assert store.jobs.on_devices(), "its trainer is still saving"
+    store.jobs.paused(job.id)
+    assert state_of(store, job) is JobState.PAUSED
+    assert not store.jobs.on_devices()
+
+
 def test_cancel_of_an_unknown_job_is_none(store: Store) -> None:
     assert store.jobs.cancel("ftjob-none") is None
 

@@ -17,6 +17,7 @@ from setproctitle import setproctitle
 
 from tunewright.api.app import build
 from tunewright.config import settings_in_child
+from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.store import Store
@@ -32,12 +33,13 @@ def main() -> int:
     settings = settings_in_child()
     setproctitle("tunewright: api")
     configure_logging(settings.log_level)
+    store = Store.open(settings.resolved_database_url)
+    server, _ = build(settings, store)
+    tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
+    manager = _start_workers(server)
     tempfile.tempdir = str(
         DataFolder(settings.data_dir).tmp
     )  # uploads are spooled beside where they will lie
-    store = Store.open(settings.resolved_database_url)
-    server, _ = build(settings, store)
-    manager = _start_workers(server)
     try:
         uvicorn.Server(
             uvicorn.Config(

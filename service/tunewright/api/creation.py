@@ -120,7 +120,7 @@ def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
             key
             for key in ("rank", "alpha", "dropout", "target_modules")
             if getattr(tuning, key) not in ("auto", None)
-        ]
+        ] + ["use_rslora"] * tuning.use_rslora
         if given:
             raise InvalidRequest(
                 f"tuning.{given[0]} is for adapters; type full trains all weights.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import click
 
@@ -10,7 +11,7 @@ from tunewright.cli.create import create
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import for_terminal, number, page_size, take, when
 from tunewright.cli.watch import watch
-from tunewright_client import JobEvent
+from tunewright_client import Job, JobEvent
 
 FOLLOW_SECONDS = 1.0
 
@@ -116,17 +117,37 @@ def logs(remote: Remote, job_id: str, tail: int | None, follow: bool) -> None:
         time.sleep(FOLLOW_SECONDS)
 
 
+def _on_each(remote: Remote, job_ids: tuple[str, ...], action: Callable[[str], Job]) -> None:
+    for job_id in job_ids:
+        job = action(job_id)
+        if remote.out.as_json:
+            remote.out.json(job)
+        else:
+            remote.out.line(f"{job.id} {job.status}")
+
+
 @jobs.command(epilog=examples("tunewright jobs cancel ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d"))
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @on_service
 def cancel(remote: Remote, job_ids: tuple[str, ...]) -> None:
     """Stop jobs for good."""
-    for job_id in job_ids:
-        job = remote.client.jobs.cancel(job_id)
-        if remote.out.as_json:
-            remote.out.json(job)
-        else:
-            remote.out.line(f"{job.id} {job.status}")
+    _on_each(remote, job_ids, remote.client.jobs.cancel)
+
+
+@jobs.command(epilog=examples("tunewright jobs pause ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d"))
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@on_service
+def pause(remote: Remote, job_ids: tuple[str, ...]) -> None:
+    """Hold jobs: running ones save a checkpoint and free their device."""
+    _on_each(remote, job_ids, remote.client.jobs.pause)
+
+
+@jobs.command(epilog=examples("tunewright jobs resume ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d"))
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@on_service
+def resume(remote: Remote, job_ids: tuple[str, ...]) -> None:
+    """Let paused jobs go on from where they stopped."""
+    _on_each(remote, job_ids, remote.client.jobs.resume)
 
 
 @jobs.command(

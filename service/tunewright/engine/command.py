@@ -58,13 +58,19 @@ def engine_environment(device: str) -> dict[str, str]:
     return environment
 
 
+def short_temporary_folder() -> Path:
+    """The system's folder for temporary files, or /tmp where a socket's path in it would be too long."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= 50 else Path("/tmp")
+
+
 def socket_folder(data_dir: Path) -> Path:
     """A private folder for this data folder's sockets. Short, since a socket's path has at most 107 bytes.
 
     Raises PermissionError where somebody else made it first.
     """
     tag = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}-{tag}"
+    folder = short_temporary_folder() / f"tunewright-{os.getuid()}-{tag}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:

@@ -88,7 +88,11 @@ class JobRunner:
             if group_or_none is not None:
                 group_or_none.end()
             take_in_events(self._store, job, self._folder(job))
-            if self._folder(job).read_result() is None and job.state is JobState.RUNNING:
+            if self._folder(job).read_result() is not None:
+                continue
+            if job.state is JobState.PAUSING:
+                self._store.jobs.paused(job.id)
+            elif job.state is JobState.RUNNING:
                 self._store.jobs.requeue(job.id, "The service stops; the job goes on when it starts again")
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -110,6 +114,15 @@ class JobRunner:
     def _validate(self, job: Job) -> None:
         base = self._engines.base(job.base)
         assert base is not None
+        parent = self._store.models.by_sha256(job.parent_sha256) if job.parent_sha256 else None
+        if parent is not None and parent.base_fingerprint != base.fingerprint:
+            self._store.jobs.fail(
+                job.id,
+                code="base_changed",
+                message=f"{job.model} was trained on another model that was named {job.base} then",
+                param="model",
+            )
+            return
         param = "training_file"
         try:
             report = check_file(self._data.file(job.training_file))
@@ -201,7 +214,9 @@ class JobRunner:
             return
         alive = group is not None and group.is_alive()
         take_in_events(self._store, job, folder)
-        if alive:
+        if group is not None and alive:
+            if job.state is JobState.PAUSING:
+                group.terminate()  # it saves after the step under way; asking again does no harm
             return
         exit_code = group.exit_code if group is not None else None
         if job.id in self._publishing:
@@ -237,6 +252,9 @@ class JobRunner:
 
     def _came_to_nothing(self, job: Job, folder: JobFolder, exit_code: int | None) -> None:
         """The trainer ended without a result: it was stopped, or it crashed and is started again."""
+        if job.state is JobState.PAUSING:
+            self._store.jobs.paused(job.id)
+            return
         if exit_code == STOPPED_RESUMABLE:
             self._store.jobs.requeue(job.id, "Stopped with a checkpoint; waiting to go on")
             return

@@ -108,6 +108,40 @@ class JobStore:
             )
         return job
 
+    def pause(self, id: str) -> Job | None:
+        """Hold a queued job, or have a running one save and stop; a job that is paused already stays so.
+
+        Raises InvalidRequest in other states.
+        """
+        job, moved = self._move(id, (JobState.QUEUED,), JobState.PAUSED, _message("The job has been paused"))
+        if not moved:
+            job, moved = self._move(
+                id, (JobState.RUNNING,), JobState.PAUSING, _message("Pausing: a checkpoint is being saved")
+            )
+        if job is not None and job.state not in (JobState.PAUSING, JobState.PAUSED):
+            raise InvalidRequest(
+                f"Job {id} is {job.state.value}. Only queued and running jobs can be paused.",
+                code="job_not_pausable",
+            )
+        return job
+
+    def resume(self, id: str) -> Job | None:
+        """Queue a paused job again. Raises InvalidRequest in other states."""
+        job, moved = self._move(
+            id,
+            (JobState.PAUSED,),
+            JobState.QUEUED,
+            _message("The job has been resumed; waiting for a device"),
+        )
+        if job is not None and not moved:
+            hint = (
+                "Wait until it is paused."
+                if job.state is JobState.PAUSING
+                else "Only paused jobs can be resumed."
+            )
+            raise InvalidRequest(f"Job {id} is {job.state.value}. {hint}", code="job_not_resumable")
+        return job
+
     def job_that_starts_from(self, sha256: str) -> str | None:
         """A job that is not final and goes on from these weights."""
         final = [state for state in JobState if state.is_final]
@@ -185,6 +219,12 @@ class JobStore:
     def requeue(self, id: str, why: str) -> Job | None:
         """Back to the queue, to go on from its last checkpoint."""
         return self._move(id, (JobState.RUNNING,), JobState.QUEUED, _message(why), device=None)[0]
+
+    def paused(self, id: str) -> Job | None:
+        """Its trainer is gone and its device free."""
+        return self._move(
+            id, (JobState.PAUSING,), JobState.PAUSED, _message("The job has been paused"), device=None
+        )[0]
 
     def take_in(
         self,

@@ -88,7 +88,9 @@ class ModelStore:
             )
 
     def delete(self, name: str) -> bool:
+        """Unlist a model, and the checkpoint that it is."""
         with self._database.begin() as connection:
+            connection.execute(delete(checkpoints).where(checkpoints.c.model == name))
             return bool(connection.execute(delete(models).where(models.c.name == name)).rowcount)
 
     def wanted_adapters(self, base: str) -> dict[str, TunedModel]:

@@ -1,7 +1,7 @@
 """`python -m tunewright.trainer JOB_DIR`: runs or resumes the job in a folder, then exits.
 
-Exit codes: 0 the job is over and result.json says how; 75 asked to stop, a checkpoint is saved; else it crashed and
-may be started again.
+Exit codes: 0 the job is over and result.json says how; 75 asked to stop, a checkpoint is saved; 2 the folder has no
+spec; 3 another trainer has it; else it crashed and may be started again.
 """
 
 from __future__ import annotations

@@ -64,6 +64,22 @@ def cancel(context: Context, job_id: str) -> JobObject:
     return JobObject.of(job)
 
 
+@router.post("/{job_id}/pause", summary="Pause a job", responses=responses(400, 404))
+def pause(context: Context, job_id: str) -> JobObject:
+    """A running job saves a checkpoint after the step under way, and then frees its device."""
+    job = context.store.jobs.pause(_get(context, job_id).id)
+    assert job is not None
+    return JobObject.of(job)
+
+
+@router.post("/{job_id}/resume", summary="Resume a paused job", responses=responses(400, 404))
+def resume(context: Context, job_id: str) -> JobObject:
+    """It queues for a device and goes on from its checkpoint."""
+    job = context.store.jobs.resume(_get(context, job_id).id)
+    assert job is not None
+    return JobObject.of(job)
+
+
 @router.get(
     "/{job_id}/events",
     summary="List or stream a job's events",
