@@ -210,7 +210,10 @@ class JobRunner:
         if group is None and (group := ProcessGroup.adopt(folder.process_file)) is not None:
             self._groups[job.id] = group
         if job.state.is_final:
-            self._end(job)
+            publishing = self._publishing.get(job.id)
+            if publishing is None or publishing.done():
+                self._publishing.pop(job.id, None)
+                self._end(job)
             return
         alive = group is not None and group.is_alive()
         take_in_events(self._store, job, folder)

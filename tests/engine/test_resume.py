@@ -1,0 +1,123 @@
+"""A trainer that is killed goes on where its last checkpoint was, and ends as if nothing had happened.
+
+No service: the trainer is run by hand on a job folder, which is all it knows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunewright.config import embedded_base_path
+from tunewright.plan.defaults import resolve
+from tunewright.registry.data_folder import adapter_sha256
+from tunewright.trainer.folder import STOPPED_RESUMABLE, JobFolder, JobSpec
+
+from .conftest import DEMO, wait_until
+
+EPOCHS, STEPS = 3, 12
+"""48 rows, 12 at a time: 4 steps an epoch."""
+
+
+def job_folder(path: Path) -> JobFolder:
+    rows = (DEMO / "train.jsonl").open().readlines()[:48]
+    data = path.parent / "rows.jsonl"
+    data.write_text("".join(rows))
+    tuning = {"type": "lora", "n_epochs": EPOCHS, "batch_size": 12, "learning_rate": 3e-3, "dropout": 0.1}
+    folder = JobFolder(path)
+    folder.write_spec(
+        JobSpec(
+            job_id="ftjob-resume",
+            base_name="tiny",
+            base_path=str(embedded_base_path()),
+            training_file=str(data),
+            validation_file=str(data),
+            seed=5,
+            device="cpu",
+            tuning=resolve(
+                tuning=tuning, hyperparameters={}, rows=48, context=1024, max_rank=64, device="cpu"
+            ).as_dict(),
+        )
+    )
+    return folder
+
+
+def start(folder: JobFolder) -> subprocess.Popen[bytes]:
+    with folder.log_file.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tunewright.trainer", str(folder.path)], stdout=log, stderr=log
+        )
+
+
+def losses(folder: JobFolder) -> dict[int, Any]:
+    """What each step told last: a resumed trainer tells steps since its checkpoint again."""
+    told = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
+    return {
+        d["step"]: (d["train_loss"], d.get("valid_loss"), d["learning_rate"], d["grad_norm"]) for d in told
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
+    folder = job_folder(tmp_path_factory.mktemp("undisturbed") / "job")
+    assert start(folder).wait(180) == 0, folder.log_file.read_text()[-2000:]
+    result = folder.read_result()
+    assert result is not None
+    assert result.status == "succeeded"
+    assert sorted(result.checkpoints) == [4, 8, 12]
+    assert sorted(losses(folder)) == list(range(1, STEPS + 1))
+    return folder
+
+
+def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp_path: Path) -> None:
+    folder = job_folder(tmp_path / "job")
+    process = start(folder)
+    wait_until(lambda: 10 in losses(folder), 120, "steps behind the second epoch")
+    process.kill()
+    process.wait()
+    assert folder.read_result() is None
+    assert not folder.adapter.exists()
+    checkpoints = dict(folder.complete_checkpoints())
+    assert 8 in checkpoints
+    weights = checkpoints[8] / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])  # torn: it is passed over for the one before
+    shutil.rmtree(folder.work, ignore_errors=True)
+
+    assert start(folder).wait(180) == 0
+    messages = [e["message"] for e in folder.read_events(0)[0] if e["type"] == "message"]
+    assert "Going on from the checkpoint at step 4" in messages
+    assert losses(folder) == losses(undisturbed)
+    assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter), "bit for bit"
+
+
+def test_sigterm_saves_and_the_rest_follows(undisturbed: JobFolder, tmp_path: Path) -> None:
+    folder = job_folder(tmp_path / "job")
+    process = start(folder)
+    wait_until(lambda: 2 in losses(folder), 120, "two steps")
+    process.terminate()
+    assert process.wait(60) == STOPPED_RESUMABLE
+    assert start(folder).wait(180) == 0
+    told = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
+    assert told == list(range(1, STEPS + 1)), "nothing is done twice"
+    assert losses(folder) == losses(undisturbed)
+    assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter)
+
+
+def test_two_trainers_never_share_a_job(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path / "job")
+    first = start(folder)
+    try:
+        wait_until(lambda: folder.events_file.exists(), 60, "the first one works")
+        second = start(folder)
+        assert second.wait(60) == 3
+        assert "another trainer has this job" in folder.log_file.read_text()
+    finally:
+        first.kill()
+        first.wait()
+    assert json.loads(folder.spec_file.read_text())["job_id"] == "ftjob-resume"
