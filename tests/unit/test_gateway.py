@@ -286,6 +286,23 @@ def test_an_engine_that_dies_while_it_streams(store: Store, socket: Path, engine
     assert b"[DONE]" not in client.body
 
 
+def test_an_engine_that_dies_in_a_whole_answer(store: Store, socket: Path, engine: Engine) -> None:
+    """What is not streamed has not begun for the client: it gets the error's own status, to try again."""
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"id": "half')
+        assert request.transport is not None
+        await asyncio.sleep(0.05)
+        request.transport.abort()
+        return response
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    assert client.status == 503
+    assert client.error["code"] == "engine_unavailable"
+
+
 def test_an_engine_that_dies_before_it_answers(store: Store, socket: Path, engine: Engine) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         assert request.transport is not None

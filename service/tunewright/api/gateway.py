@@ -162,13 +162,14 @@ class Relay(Response):
                     if upstream.status == 404 and may_retry:
                         return False
                     raise _upstream_error(upstream.status, text, target)
-                streamed = upstream.content_type == "text/event-stream"
-                await send(_start(upstream.status, upstream.headers.get("Content-Type", "application/json")))
-                started = True
-                if streamed:
+                start = _start(upstream.status, upstream.headers.get("Content-Type", "application/json"))
+                if upstream.content_type == "text/event-stream":
+                    await send(start)
+                    started = True
                     await self._pass_events(upstream, target, send)
                 else:
-                    text = _renamed(await upstream.read(), target)
+                    text = _renamed(await upstream.read(), target)  # whole, or an error with its own status
+                    await send(start)
                     await send({"type": "http.response.body", "body": text})
                 return True
         except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
