@@ -141,7 +141,7 @@ def test_a_base_without_a_template(
         model=job.fine_tuned_model or "", prompt="7 and one is", temperature=0, max_tokens=12
     )
     assert answer.text.rstrip().endswith("indeed")
-    with pytest.raises(BadRequestError):
+    with pytest.raises(BadRequestError, match="no chat template"):
         ask(job.fine_tuned_model or "", "no template, no chat")
 
     template = (

@@ -444,6 +444,19 @@ def test_an_adapters_own_template_travels_with_its_requests(
     assert "chat_template" not in seen[0][1]
 
 
+def test_a_base_without_a_template_says_that_it_cannot_chat(
+    store: Store, socket: Path, engine: Engine
+) -> None:
+    info = {**(engine.info or {}), "has_chat_template": False}
+    store.engines.set_state(engine.name, EngineState.READY, info=info)
+    client, seen = ask_once(store, socket, say_hello, {"model": BASE})
+    assert (client.status, client.error["code"]) == (400, "no_chat_template")
+    assert "/v1/completions" in client.error["message"]
+    assert seen == []
+    client, _ = ask_once(store, socket, say_hello, {"model": BASE, "prompt": "x"}, "/v1/completions")
+    assert client.status == 200
+
+
 def test_a_route_that_takes_no_template_is_refused(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:

@@ -34,6 +34,7 @@ _WAIT_FOR_LOADING = 30.0
 _RETRY_AFTER = 5.0
 _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
+_CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
 
 
@@ -45,6 +46,8 @@ class Target:
     internal_name: str
     public_name: str
     chat_template: str | None
+    """The adapter's own."""
+    base_has_template: bool = True
 
 
 class Gateway:
@@ -83,10 +86,11 @@ class Gateway:
                     f"The engine of {engine.name} is not ready ({engine.state.value}{why}).",
                     retry_after=_RETRY_AFTER,
                 )
+            base_has_template = engine.info.get("has_chat_template", True)
             if model is None:
-                return Target(engine.socket, engine.info["internal_name"], name, None)
+                return Target(engine.socket, engine.info["internal_name"], name, None, base_has_template)
             if held is not None and held.state is Residency.LOADED:
-                return Target(engine.socket, model.sha256, name, model.chat_template)
+                return Target(engine.socket, model.sha256, name, model.chat_template, base_has_template)
             if model.desired != "loaded":
                 raise InvalidRequest(
                     f"{name} is not loaded: load it with POST /v1/adapters/{model.id}/load.",
@@ -153,6 +157,13 @@ class Relay(Response):
                     "/v1/chat/completions.",
                     param="model",
                 )
+        elif not target.base_has_template and self._path in _CHATS:
+            raise InvalidRequest(
+                f"{target.public_name} has no chat template: use /v1/completions, or fine-tune it with a "
+                "`chat_template`.",
+                param="model",
+                code="no_chat_template",
+            )
         started = False
         try:
             session = self._gateway.session(target.socket)

@@ -153,6 +153,7 @@ class EngineKeeper:
                 "device": served.device,
                 "internal_name": info.internal_name,
                 "fingerprint": info.fingerprint,
+                "has_chat_template": info.chat_template is not None,
                 "max_model_len": info.context,
                 "max_lora_rank": self._settings.max_lora_rank,
             },
