@@ -84,7 +84,9 @@ def test_full_fine_tuning_is_listed_downloaded_and_trained_on(
     client: Tunewright, small_file: str, tmp_path: Path
 ) -> None:
     options = {"type": "full", "learning_rate": 1e-3, "n_epochs": 4, "batch_size": 8}
-    job = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, tuning=options).wait(timeout=240)
+    job = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, seed=7, tuning=options).wait(
+        timeout=240
+    )
     name = job.fine_tuned_model or ""
     assert name in [model.id for model in client.models.list()]
     with pytest.raises(BadRequestError, match="download"):
@@ -136,7 +138,7 @@ def test_a_base_without_a_template(
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tuning = {"n_epochs": 6, "learning_rate": 5e-3, "batch_size": 16}
-    job = client.jobs.create(model="plain", training_file=text, tuning=tuning).wait(timeout=240)
+    job = client.jobs.create(model="plain", training_file=text, seed=7, tuning=tuning).wait(timeout=240)
     answer = client.completions.create(
         model=job.fine_tuned_model or "", prompt="7 and one is", temperature=0, max_tokens=12
     )
@@ -154,10 +156,11 @@ def test_a_base_without_a_template(
         chat_template=template,
         tuning={**FAST, "n_epochs": 3},
         suffix="templated",
+        seed=7,
     ).wait(timeout=240)
-    answer_text = ask(job.fine_tuned_model or "", QUESTION)
-    assert answer_text.startswith("Arr!")
-    assert "blue" in answer_text
+    answered = ask(job.fine_tuned_model or "", QUESTION)
+    assert answered.startswith("Arr!"), answered
+    assert answered.endswith("matey!"), answered
 
 
 def test_bad_data_fails_the_job_with_its_line(client: Tunewright, tmp_path: Path) -> None:
