@@ -6,7 +6,6 @@ TunewrightError
 ├── AuthenticationFailed   401
 ├── NotFound               404
 ├── TooLarge               413
-├── TooManyRequests        429
 ├── EngineUnavailable      503  generation cannot be answered now; `retry_after` seconds
 └── Internal               500
 
@@ -68,12 +67,6 @@ class TooLarge(TunewrightError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
-
-
-class TooManyRequests(TunewrightError):
-    status = 429
-    type = "rate_limit_error"
-    code = "rate_limit_exceeded"
 
 
 class EngineUnavailable(TunewrightError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -42,15 +42,6 @@ class EngineClient:
             timeout=120.0,
             trust_env=False,
         )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
     async def models(self) -> set[str]:
         """Names it answers to: its base and its adapters."""

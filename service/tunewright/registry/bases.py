@@ -43,7 +43,6 @@ class BaseInfo:
     """sha256 over its config, tokenizer and the layout (names, shapes, sizes) of its weights."""
     context: int
     """Longest sequence in tokens."""
-    model_type: str
     chat_template: str | None
     tool_call_parser: str | None
     """vLLM's parser for its tool calls, or None where there is none that we know."""
@@ -81,7 +80,6 @@ def inspect_base(base: Base) -> BaseInfo:
         path=folder,
         fingerprint=_fingerprint(folder, weights),
         context=context,
-        model_type=model_type,
         chat_template=template,
         tool_call_parser=_tool_call_parser(folder, model_type, template),
     )

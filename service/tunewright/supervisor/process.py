@@ -173,9 +173,6 @@ class ProcessGroup:
         """Ask the command to stop (SIGTERM)."""
         self._signal(signal.SIGTERM)
 
-    def interrupt(self) -> None:
-        self._signal(signal.SIGINT)
-
     def _signal(self, number: int) -> None:
         if self.is_alive() and self.pid is not None:
             try:
