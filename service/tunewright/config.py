@@ -114,6 +114,11 @@ class Settings(BaseSettings):
     engine_start_timeout: float = Field(
         900.0, gt=0, description="Seconds an engine may take to start before it is restarted."
     )
+    step_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
+    )
     max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the service logs."

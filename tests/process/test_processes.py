@@ -188,7 +188,7 @@ def test_a_dead_group_is_not_adopted(start: Start, tmp_path: Path) -> None:
 
 def test_another_process_with_the_same_id_is_not_adopted(tmp_path: Path) -> None:
     me = ProcessId.of(os.getpid())
-    GroupRecord(ProcessId(me.pid, me.started - 1), None).write(tmp_path / "r.json")
+    GroupRecord(me.pid, ProcessId(me.pid, me.started - 1), None).write(tmp_path / "r.json")
     assert ProcessGroup.adopt(tmp_path / "r.json") is None
 
 
@@ -245,6 +245,23 @@ def test_killing_the_holder_of_the_lifeline_kills_everything(tmp_path: Path) -> 
     holder.kill()
     holder.wait()
     assert until(lambda: all(map(is_dead, [*processes, record.watcher])), 3)
+
+
+def test_a_group_whose_watcher_was_killed_gets_a_new_one(
+    start: Start, lifeline: tuple[int, int], tmp_path: Path
+) -> None:
+    group = start(STUBBORN.format(pids=tmp_path / "pids"))
+    processes = [ProcessId.of(written(tmp_path / name)) for name in ("pids", "pids.child")]
+    first = group.record.watcher
+    group.keep_watched(lifeline[0])
+    assert group.record.watcher == first, "one that lives is enough"
+    os.kill(first.pid, signal.SIGKILL)
+    assert until(lambda: is_dead(first))
+    group.keep_watched(lifeline[0])
+    assert GroupRecord.read(tmp_path / "one.json") == group.record
+    assert group.record.watcher.is_alive()
+    os.close(lifeline[1])
+    assert until(lambda: all(map(is_dead, processes)), 3)
 
 
 # the supervisor
@@ -321,6 +338,21 @@ def test_killing_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     supervisor = supervise(tmp_path, ("deaf", STUBBORN.format(pids=pids), 1))
     processes = [ProcessId.of(written(path)) for path in (pids, tmp_path / "pids.child")]
+    supervisor.kill()
+    supervisor.communicate()
+    assert until(lambda: all(map(is_dead, processes)), 3)
+
+
+def test_nothing_is_left_either_where_a_watcher_was_killed_before(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    supervisor = supervise(tmp_path, ("deaf", STUBBORN.format(pids=pids), 1))
+    processes = [ProcessId.of(written(path)) for path in (pids, tmp_path / "pids.child")]
+    record = GroupRecord.read(tmp_path / "run" / "deaf.json")
+    assert record is not None
+    os.kill(record.watcher.pid, signal.SIGKILL)
+    assert until(
+        lambda: (r := GroupRecord.read(tmp_path / "run" / "deaf.json")) and r.watcher != record.watcher
+    )
     supervisor.kill()
     supervisor.communicate()
     assert until(lambda: all(map(is_dead, processes)), 3)

@@ -54,6 +54,12 @@ def new_job(store: Store, state: JobState = JobState.VALIDATING_FILES, **values:
     return store.jobs.create({**JOB, "state": state, **values})
 
 
+def offset_of(store: Store, job: Job) -> int:
+    found = store.jobs.get(job.id)
+    assert found is not None
+    return found.events_offset
+
+
 def state_of(store: Store, job: Job) -> JobState:
     found = store.jobs.get(job.id)
     assert found is not None
@@ -161,13 +167,13 @@ def test_cancel_of_an_unknown_job_is_none(store: Store) -> None:
     assert store.jobs.cancel("ftjob-none") is None
 
 
-@pytest.mark.parametrize(
-    "state", [s for s in JobState if s is not JobState.PAUSED]
-)  # no trainer that could fail
+@pytest.mark.parametrize("state", JobState)
 def test_a_late_failure_does_not_undo_an_end(store: Store, state: JobState) -> None:
+    """A paused job has no trainer that could fail, so it stays paused."""
     job = new_job(store, state)
     store.jobs.fail(job.id, code="x", message="boom")
-    assert state_of(store, job) is (state if state.is_final else JobState.FAILED)
+    kept = state.is_final or state is JobState.PAUSED
+    assert state_of(store, job) is (state if kept else JobState.FAILED)
 
 
 def test_validation_does_not_revive_a_cancelled_job(store: Store) -> None:
@@ -317,9 +323,8 @@ def test_an_idempotency_key_makes_one_job(url: str, store: Store) -> None:
         opened.close()
     assert len(ids) == 1
     assert len(store.jobs.list(after=None, limit=100)[0]) == 1
-    assert store.jobs.by_idempotency_key("once") is not None
-    assert store.jobs.by_idempotency_key("other") is None
-    assert store.jobs.by_idempotency_key(None) is None
+    assert store.jobs.earlier("once", "f", 5.0) is not None
+    assert store.jobs.earlier("other", "f", 5.0) is None
 
 
 def test_jobs_without_a_key_are_all_their_own(store: Store) -> None:
@@ -335,15 +340,34 @@ def test_another_conflict_is_not_taken_for_idempotency(store: Store) -> None:
 def test_a_recent_twin_is_recognised(store: Store) -> None:
     """The same request again without a key within seconds is a retry."""
     job = new_job(store, fingerprint="same")
-    twin = store.jobs.recent_twin("same", 5.0)
+    twin = store.jobs.earlier(None, "same", 5.0)
     assert twin is not None
     assert twin.id == job.id
-    assert store.jobs.recent_twin("other", 5.0) is None
-    assert store.jobs.recent_twin("same", -1.0) is None, "it was long ago"
+    assert store.jobs.earlier(None, "other", 5.0) is None
+    assert store.jobs.earlier(None, "same", -1.0) is None, "it was long ago"
     store.jobs.cancel(job.id)
-    assert store.jobs.recent_twin("same", 5.0) is None, "it was ended on purpose"
+    assert store.jobs.earlier(None, "same", 5.0) is None, "it was ended on purpose"
     new_job(store, fingerprint="keyed", idempotency_key="k")
-    assert store.jobs.recent_twin("keyed", 5.0) is None
+    assert store.jobs.earlier(None, "keyed", 5.0) is None
+
+
+def test_identical_requests_at_the_same_moment_make_one_job(url: str, store: Store) -> None:
+    stores = [Store.open(url) for _ in range(8)]
+    values = {**JOB, "fingerprint": "same"}
+    ids = {job.id for job in at_once(8, lambda i: stores[i].jobs.create(values, twin_seconds=5.0))}
+    for opened in stores:
+        opened.close()
+    assert len(ids) == 1
+
+
+def test_events_lost_with_the_power_are_not_skipped(store: Store) -> None:
+    """The file is shorter than what was taken in: what is appended next is read from its end on."""
+    job = new_job(store, JobState.RUNNING)
+    report(store, job, 0, 100, 3)
+    store.jobs.rewind_events(job.id, 400)
+    assert offset_of(store, job) == 100, "nothing was lost"
+    store.jobs.rewind_events(job.id, 60)
+    assert offset_of(store, job) == 60
 
 
 # paging

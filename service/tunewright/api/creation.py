@@ -19,16 +19,12 @@ _TWIN_SECONDS = 5.0
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
     """Raises InvalidRequest or NotFound, or gives the job that the same key made before."""
     fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
-    if idempotency_key is None:
-        twin = context.store.jobs.recent_twin(fingerprint, _TWIN_SECONDS)
-        if twin is not None:
-            return twin
-    earlier = context.store.jobs.by_idempotency_key(idempotency_key)
+    jobs = context.store.jobs
+    earlier = jobs.earlier(idempotency_key, fingerprint, _TWIN_SECONDS)
     if earlier is None:
         values = _checked(context, body)
-        earlier = context.store.jobs.create(
-            {**values, "idempotency_key": idempotency_key, "fingerprint": fingerprint}
-        )
+        values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
+        earlier = jobs.create(values, twin_seconds=_TWIN_SECONDS)
     if earlier.fingerprint != fingerprint:
         raise InvalidRequest(
             "This Idempotency-Key was used for another request; use a new key for a new job.",

@@ -89,6 +89,7 @@ class EngineKeeper:
             elif not served.group.is_alive():
                 self._died(served, self._last_words(served))
             else:
+                served.group.keep_watched(self._lifeline, _title(served))
                 self._look(served)
 
     def stop(self, grace: float) -> None:
@@ -172,7 +173,7 @@ class EngineKeeper:
                 environment=child_environment(engine_environment(served.device)),
                 lifeline=self._lifeline,
                 output=output,
-                title=f"tunewright: lifeline of engine {name}",
+                title=_title(served),
             )
         served.state = EngineState.STARTING
         served.started_at = time.monotonic()
@@ -238,6 +239,10 @@ class EngineKeeper:
         """vLLM's own reason, picked out of its log."""
         log_file = self._data.engine(served.base.name) / "engine.log"
         return f"it ended: {last_error(log_file)} (see {log_file})"
+
+
+def _title(served: _Served) -> str:
+    return f"tunewright: lifeline of engine {served.base.name}"
 
 
 _ERROR_LINE = re.compile(

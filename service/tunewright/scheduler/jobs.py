@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+
+from sqlalchemy.exc import DatabaseError
 
 from tunewright.config import Settings, child_environment
 from tunewright.data.formats import DataFormat, InvalidData, check_file
@@ -26,7 +28,10 @@ from tunewright.trainer.folder import STOPPED_RESUMABLE, JobFolder, JobSpec
 log = logging.getLogger("tunewright.scheduler")
 
 MAX_ATTEMPTS = 3
-"""Starts of a trainer without a new step in between, after which the job fails."""
+"""Starts of a trainer that end before our eyes without a new step in between, after which the job fails."""
+_PUBLISH_AGAIN_AFTER = 10.0
+_LAST_WORDS = 2.0
+"""Seconds for a trainer that hangs to write down where."""
 
 
 class JobRunner:
@@ -51,13 +56,15 @@ class JobRunner:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
         self._validating: dict[str, Future[None]] = {}
         self._publishing: dict[str, Future[None]] = {}
+        self._publish_at: dict[str, float] = {}
+        self._beats: dict[str, tuple[float, float]] = {}
         self._fail_without_base()
 
     def _fail_without_base(self) -> None:
         """Jobs of an earlier start on a base that is no longer named would wait for ever."""
         named = {base.name for base in self._settings.bases}
-        for job in self._store.jobs.in_states(JobState.VALIDATING_FILES, JobState.QUEUED, JobState.RUNNING):
-            if job.base not in named:
+        for job in self._store.jobs.in_states(*(state for state in JobState if not state.is_final)):
+            if job.base not in named and job.state is not JobState.PAUSED:
                 self._store.jobs.fail(
                     job.id,
                     code="base_not_served",
@@ -184,9 +191,12 @@ class JobRunner:
         )
         self._start_trainer(job, folder)
 
-    def _start_trainer(self, job: Job, folder: JobFolder) -> None:
+    def _start_trainer(self, job: Job, folder: JobFolder, *, counts: bool = True) -> None:
         assert job.device is not None
-        self._store.jobs.count_attempt(job.id)
+        if counts:
+            self._store.jobs.count_attempt(job.id)
+        self._store.jobs.rewind_events(job.id, folder.events_size())
+        folder.beat()
         extra: dict[str, str] = {}
         if job.device.startswith("cuda:"):
             extra["CUDA_VISIBLE_DEVICES"] = job.device.removeprefix("cuda:")
@@ -197,7 +207,7 @@ class JobRunner:
                 environment=child_environment(extra),
                 lifeline=self._lifeline,
                 output=output,
-                title=f"tunewright: lifeline of trainer {job.id}",
+                title=_title(job),
             )
         log.info("job %s trains on %s (pid %s)", job.id, job.device, self._groups[job.id].pid)
 
@@ -217,76 +227,109 @@ class JobRunner:
             return
         alive = group is not None and group.is_alive()
         take_in_events(self._store, job, folder)
+        hung = False
         if group is not None and alive:
+            group.keep_watched(self._lifeline, _title(job))
             if job.state is JobState.PAUSING:
                 group.terminate()  # it saves after the step under way; asking again does no harm
-            return
-        exit_code = group.exit_code if group is not None else None
+            hung = self._hangs(job, folder)
+            if not hung:
+                return
+            group.send(signal.SIGABRT)
+            group.wait(_LAST_WORDS)
         if job.id in self._publishing:
             self._finish_publishing(job)
             return
+        how = None
         if group is not None:
+            how = f"no sign of progress for {self._settings.step_timeout:.0f} s" if hung else _exit(group)
+            stopped = group.exit_code == STOPPED_RESUMABLE
             group.end()
             del self._groups[job.id]
+            if stopped and job.state is JobState.RUNNING:
+                self._store.jobs.requeue(job.id, "Stopped with a checkpoint; waiting to go on")
+                return
         result = folder.read_result()
         if result is None:
-            self._came_to_nothing(job, folder, exit_code)
+            self._came_to_nothing(job, folder, how, "trainer_hung" if hung else "trainer_crashed")
         elif result.status == "failed":
             self._store.jobs.fail(
                 job.id, code=result.error_code or "training_failed", message=result.error_message or "unknown"
             )
-        else:
+        elif time.monotonic() >= self._publish_at.get(job.id, 0.0):
             base = self._engines.base(job.base)
             if base is not None:
                 self._publishing[job.id] = self._threads.submit(
                     publish_products, self._store, self._data, job, base, folder, result
                 )
 
+    def _hangs(self, job: Job, folder: JobFolder) -> bool:
+        """Whether its trainer gave no sign of progress for too long, by our clock: the system's may be set."""
+        beat, now = folder.last_beat(), time.monotonic()
+        last, seen_at = self._beats.get(job.id, (None, now))
+        if beat != last:
+            self._beats[job.id] = (beat, now)
+            return False
+        return now - seen_at > self._settings.step_timeout
+
     def _finish_publishing(self, job: Job) -> None:
         future = self._publishing[job.id]
         if not future.done():
             return
         del self._publishing[job.id]
-        if (error := future.exception()) is not None:
-            log.error("publishing %s: %r", job.id, error)
-            self._store.jobs.fail(
-                job.id, code="internal_error", message=f"its product could not be published: {error}"
-            )
+        error = future.exception()
+        if error is None:
+            return
+        log.error("publishing %s: %r", job.id, error)
+        if isinstance(
+            error, OSError | DatabaseError
+        ):  # a full disk, say: what was trained is not thrown away
+            if job.id not in self._publish_at:
+                self._warn(job, f"Its product could not be published yet: {error}; trying again")
+            self._publish_at[job.id] = time.monotonic() + _PUBLISH_AGAIN_AFTER
+            return
+        self._store.jobs.fail(
+            job.id, code="internal_error", message=f"its product could not be published: {error}"
+        )
 
-    def _came_to_nothing(self, job: Job, folder: JobFolder, exit_code: int | None) -> None:
-        """The trainer ended without a result: it was stopped, or it crashed and is started again."""
+    def _came_to_nothing(self, job: Job, folder: JobFolder, how: str | None, code: str) -> None:
+        """The trainer ended without a result: start it again, unless it does so time after time.
+
+        `how` it ended is None where nobody saw it: the service was gone too, and that is no fault of the job.
+        """
         if job.state is JobState.PAUSING:
             self._store.jobs.paused(job.id)
             return
-        if exit_code == STOPPED_RESUMABLE:
-            self._store.jobs.requeue(job.id, "Stopped with a checkpoint; waiting to go on")
-            return
         current = self._store.jobs.get(job.id)
-        if current is None or current.state.is_final:
+        if current is None or current.state is not JobState.RUNNING:
+            return
+        if job.device not in self._devices:
+            self._store.jobs.requeue(job.id, f"The device {job.device} is gone; waiting for another")
+            return
+        if how is None:
+            self._start_trainer(job, folder, counts=False)
             return
         if current.attempt >= MAX_ATTEMPTS:
             self._store.jobs.fail(
                 job.id,
-                code="trainer_crashed",
-                message=f"its trainer ended {current.attempt} times without a result, last with "
-                f"{_exit(exit_code)}: {_last_line(folder)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest)",
+                code=code,
+                message=f"its trainer ended {current.attempt} times without a new step, last with "
+                f"{how}: {_last_line(folder)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest)",
             )
             return
-        self._store.jobs.add_event(
-            job.id,
-            {
-                "level": "warn",
-                "type": "message",
-                "message": f"The trainer ended with {_exit(exit_code)}; starting it again from its last checkpoint",
-            },
-        )
+        self._warn(job, f"The trainer ended with {how}; starting it again from its last checkpoint")
         self._start_trainer(job, folder)
+
+    def _warn(self, job: Job, text: str) -> None:
+        self._store.jobs.add_event(job.id, {"level": "warn", "type": "message", "message": text})
 
     def _end(self, job: Job) -> None:
         """A job that is over lets go of its device, its process and what only a running job needs."""
         group = self._groups.pop(job.id, None)
         if group is not None:
             group.end()
+        for kept in (self._beats, self._publish_at):
+            kept.pop(job.id, None)
         folder = self._folder(job)
         take_in_events(self._store, job, folder)
         for leftover in (folder.work, folder.checkpoints, folder.adapter, folder.model):
@@ -297,7 +340,12 @@ class JobRunner:
         return JobFolder(self._data.job(job.id))
 
 
-def _exit(code: Any) -> str:
+def _title(job: Job) -> str:
+    return f"tunewright: lifeline of trainer {job.id}"
+
+
+def _exit(group: ProcessGroup) -> str:
+    code = group.exit_code
     if code is None:
         return "an unknown exit code"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

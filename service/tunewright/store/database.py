@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 
 
@@ -29,9 +29,14 @@ class Database:
             event.listen(self._engine, "begin", _begin_sqlite)
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        """A transaction that writes (on SQLite it takes the write lock at once, so it never fails half-way)."""
+    def begin(self, *, alone: str | None = None) -> Iterator[Connection]:
+        """A transaction that writes (on SQLite it takes the write lock at once, so it never fails half-way).
+
+        Those with the same `alone` run one after another, so that what one looked up cannot change before it writes.
+        """
         with self._engine.begin() as connection:
+            if alone is not None and not self.is_sqlite:
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(alone))))
             yield connection
 
     @contextmanager

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, case, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
 from tunewright.ids import new_id
 from tunewright.store.database import Database
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent
-from tunewright.store.states import JobState
+from tunewright.store.states import JOB_MOVES, JobState
 from tunewright.store.tables import checkpoints, job_events, jobs
 
 Event = dict[str, Any]
@@ -27,43 +26,25 @@ class JobStore:
 
     # what the API does
 
-    def create(self, values: dict[str, Any]) -> Job:
-        """Insert a job in `validating_files`.
+    def create(self, values: dict[str, Any], *, twin_seconds: float = 0.0) -> Job:
+        """Insert a job in `validating_files`, or give the one that an earlier try of the same request made.
 
-        With an idempotency key that was used before: the first job, or InvalidRequest where the body differs.
+        Looked up and inserted in one transaction, so that retries at the same moment make one job too.
         """
         row = {"id": new_id("ftjob"), "created_at": time.time(), "state": JobState.VALIDATING_FILES, **values}
-        try:
-            with self._database.begin() as connection:
-                job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
-                _add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
-                return job
-        except IntegrityError:
-            existing = self.by_idempotency_key(values.get("idempotency_key"))
-            if existing is None:
-                raise
-            return existing
+        with self._database.begin(alone="create a job") as connection:
+            earlier = _earlier(connection, row.get("idempotency_key"), row["fingerprint"], twin_seconds)
+            if earlier is not None:
+                return earlier
+            job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
+            _add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
+        return job
 
-    def by_idempotency_key(self, key: str | None) -> Job | None:
-        if key is None:
-            return None
+    def earlier(self, idempotency_key: str | None, fingerprint: str, twin_seconds: float) -> Job | None:
+        """The job that this request made before: by its key, or, without one, if it was made from the same request
+        within the last `twin_seconds` and was not ended since."""
         with self._database.read() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
-        return Job(**row._mapping) if row else None
-
-    def recent_twin(self, fingerprint: str, seconds: float) -> Job | None:
-        """A job made from the same request within the last `seconds`, without a key, that was not ended since."""
-        query = (
-            select(jobs)
-            .where(jobs.c.fingerprint == fingerprint, jobs.c.idempotency_key.is_(None))
-            .where(jobs.c.created_at > time.time() - seconds)
-            .where(jobs.c.state.not_in([JobState.CANCELLED, JobState.FAILED]))
-            .order_by(jobs.c.seq.desc())
-            .limit(1)
-        )
-        with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return Job(**row._mapping) if row else None
+            return _earlier(connection, idempotency_key, fingerprint, twin_seconds)
 
     def get(self, id: str) -> Job | None:
         with self._database.read() as connection:
@@ -226,6 +207,14 @@ class JobStore:
             id, (JobState.PAUSING,), JobState.PAUSED, _message("The job has been paused"), device=None
         )[0]
 
+    def rewind_events(self, id: str, size: int) -> None:
+        """No trainer runs and its events file has `size` bytes: fewer than were taken in, where power was lost before
+        the system wrote them. What is appended next counts again."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(jobs).where(jobs.c.id == id, jobs.c.events_offset > size).values(events_offset=size)
+            )
+
     def take_in(
         self,
         id: str,
@@ -259,7 +248,7 @@ class JobStore:
     def fail(self, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
         return self._move(
             id,
-            (s for s in JobState if not s.is_final),
+            (source for source, targets in JOB_MOVES.items() if JobState.FAILED in targets),
             JobState.FAILED,
             _message(f"The job failed: {message}", level="error"),
             error={"code": code, "message": message, "param": param},
@@ -287,6 +276,24 @@ class JobStore:
             else:
                 row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
         return (Job(**row._mapping) if row else None), moved
+
+
+def _earlier(
+    connection: Connection, idempotency_key: str | None, fingerprint: str, twin_seconds: float
+) -> Job | None:
+    if idempotency_key is not None:
+        query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
+    else:
+        query = (
+            select(jobs)
+            .where(jobs.c.fingerprint == fingerprint, jobs.c.idempotency_key.is_(None))
+            .where(jobs.c.created_at > time.time() - twin_seconds)
+            .where(jobs.c.state.not_in([JobState.CANCELLED, JobState.FAILED]))
+            .order_by(jobs.c.seq.desc())
+            .limit(1)
+        )
+    row = connection.execute(query).one_or_none()
+    return Job(**row._mapping) if row else None
 
 
 def succeed(connection: Connection, id: str, *, model: str, trained_tokens: int) -> bool:

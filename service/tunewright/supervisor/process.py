@@ -18,7 +18,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Self
 
@@ -64,6 +64,8 @@ def _stat(pid: int) -> list[str] | None:
 class GroupRecord:
     """What is written down of a group, enough to adopt or to end it from another process."""
 
+    group: int
+    """The process group's id: its first watcher's."""
     watcher: ProcessId
     command: ProcessId | None
 
@@ -73,7 +75,9 @@ class GroupRecord:
         try:
             values = json.loads(path.read_text())
             command = values["command"]
-            return cls(ProcessId(**values["watcher"]), ProcessId(**command) if command else None)
+            return cls(
+                values["group"], ProcessId(**values["watcher"]), ProcessId(**command) if command else None
+            )
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -107,18 +111,10 @@ class ProcessGroup:
         title: str = "tunewright: lifeline",
     ) -> Self:
         """Start `command` in a group of its own. `output` takes stdout and stderr; None shares this process's."""
-        watcher = subprocess.Popen(
-            [title, "-c", "read -r _; kill -KILL 0"],
-            executable="/bin/sh",
-            stdin=lifeline,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-            process_group=0,
-        )
+        watcher = _watch(lifeline, title, group=0)
         watcher_id = ProcessId.of(watcher.pid)
         record_path.parent.mkdir(parents=True, exist_ok=True)
-        GroupRecord(watcher_id, None).write(record_path)
+        GroupRecord(watcher.pid, watcher_id, None).write(record_path)
         try:
             child = subprocess.Popen(
                 list(command),
@@ -138,7 +134,7 @@ class ProcessGroup:
             command_id = ProcessId.of(child.pid)
         except ProcessLookupError:  # gone already and reaped elsewhere; the exit code tells the rest
             command_id = ProcessId(child.pid, -1)
-        record = GroupRecord(watcher_id, command_id)
+        record = GroupRecord(watcher.pid, watcher_id, command_id)
         record.write(record_path)
         group = cls(record, record_path, child)
         group._watcher = watcher
@@ -169,11 +165,25 @@ class ProcessGroup:
         """Of the command: None while it runs, and where another process started it (only its parent learns it)."""
         return self._child.poll() if self._child is not None else None
 
+    def keep_watched(self, lifeline: int, title: str = "tunewright: lifeline") -> None:
+        """Give a group whose watcher was killed alone a new one, or the command would outlive the lifeline."""
+        if self.record.watcher.is_alive() or not self.is_alive():
+            return
+        if self._watcher is not None:
+            self._watcher.wait()
+        try:
+            self._watcher = _watch(lifeline, title, group=self.record.group)
+        except PermissionError:  # the command ended in between, and its group with it
+            return
+        self.record = replace(self.record, watcher=ProcessId.of(self._watcher.pid))
+        self.record.write(self._record_path)
+
     def terminate(self) -> None:
         """Ask the command to stop (SIGTERM)."""
-        self._signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
 
-    def _signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
+        """Send a signal to the command, if it still runs."""
         if self.is_alive() and self.pid is not None:
             try:
                 os.kill(self.pid, number)
@@ -191,10 +201,11 @@ class ProcessGroup:
 
     def end(self) -> None:
         """Kill what is left of the group, its watcher included, and forget its record."""
-        # A group's id is not reused while it has a member: the command, where the watcher was killed alone.
-        if self.record.watcher.holds_its_id() or self.is_alive():
+        # A group's id is not reused while it has a member: what the command left, where both were killed alone.
+        leader = _stat(self.record.group)
+        if leader is None or self.record.watcher.holds_its_id() or self.is_alive():
             try:
-                os.killpg(self.record.watcher.pid, signal.SIGKILL)
+                os.killpg(self.record.group, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # the group is gone already
         for child in (self._child, self._watcher):
@@ -210,6 +221,19 @@ class ProcessGroup:
         self.terminate()
         self.wait(grace)
         self.end()
+
+
+def _watch(lifeline: int, title: str, *, group: int) -> subprocess.Popen[bytes]:
+    """A watcher in process group `group`; 0: as the leader of a new one."""
+    return subprocess.Popen(
+        [title, "-c", "read -r _; kill -KILL 0"],
+        executable="/bin/sh",
+        stdin=lifeline,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        process_group=group,
+    )
 
 
 def inherited_lifeline() -> int:

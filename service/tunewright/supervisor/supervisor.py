@@ -75,6 +75,7 @@ class Supervisor:
         now = time.monotonic()
         if service.group is not None:
             if service.group.is_alive():
+                service.group.keep_watched(self._lifeline, _title(service))
                 if now - service.started_at > _STABLE_AFTER:
                     service.backoff = _BACKOFF_FIRST
                 return
@@ -95,7 +96,7 @@ class Supervisor:
                 environment=self._environment,
                 lifeline=self._lifeline,
                 descriptors=service.descriptors,
-                title=f"tunewright: lifeline of {service.name}",
+                title=_title(service),
             )
             service.started_at = now
 
@@ -109,6 +110,10 @@ class Supervisor:
                 log.warning("%s did not stop within %.0f s; killing it", service.name, service.grace)
             group.end()
         os.close(self._lifeline_write)
+
+
+def _title(service: Service) -> str:
+    return f"tunewright: lifeline of {service.name}"
 
 
 def _become_subreaper() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,18 @@ class TokenizedFile:
 
 
 def tokenize_file(
-    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, *, what: str = "training_file"
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    what: str = "training_file",
+    on_row: Callable[[], None] = lambda: None,
 ) -> TokenizedFile:
     """Raises TrainingFailed naming the line where a row cannot be encoded, or where no row is usable."""
     examples = []
     truncated = dropped = 0
     for line, row in read_rows(path):
+        on_row()
         try:
             if "messages" in row:
                 example = encode_chat(tokenizer, row)

@@ -62,6 +62,7 @@ class JobFolder:
         self.events_file = path / "events.jsonl"
         self.log_file = path / "trainer.log"
         self.process_file = path / "process.json"
+        self.heartbeat_file = path / "heartbeat"
         self.result_file = path / "result.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
@@ -83,6 +84,24 @@ class JobFolder:
             return JobResult.model_validate_json(self.result_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
+
+    def beat(self) -> None:
+        """The trainer gets on: called at every step, and within long ones."""
+        self.heartbeat_file.touch()
+
+    def last_beat(self) -> float:
+        """When it did, in Unix seconds; 0.0 for never."""
+        try:
+            return self.heartbeat_file.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def events_size(self) -> int:
+        """Bytes of the events file."""
+        try:
+            return self.events_file.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def read_events(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Whole lines from byte `offset` on, and the offset behind them. A torn last line waits for its rest."""

@@ -39,6 +39,7 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
         loss = correct = count = 0.0
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in self.get_eval_dataloader():
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
                 outputs = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
                 loss -= float(outputs.log_probs.double().sum())
                 correct += float(outputs.is_top1.sum())
@@ -50,6 +51,23 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+
+class Heartbeat(TrainerCallback):  # type: ignore[misc]
+    """Tells whoever watches that the trainer gets on; without it for long, the trainer is taken to hang."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder = folder
+        self._last = -math.inf
+
+    def beat(self, *_: Any, **__: Any) -> None:
+        """Once a second at most, so it may be called for every row."""
+        now = time.monotonic()
+        if now - self._last >= 1.0:
+            self._last = now
+            self._folder.beat()
+
+    on_step_begin = on_substep_end = on_step_end = on_prediction_step = on_save = beat
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import math
 import os
@@ -29,7 +30,7 @@ from tunewright.trainer.folder import (
     JobResult,
     JobSpec,
 )
-from tunewright.trainer.loop import Checkpointer, HeldOutTrainer, Reporter, latest_checkpoint
+from tunewright.trainer.loop import Checkpointer, Heartbeat, HeldOutTrainer, Reporter, latest_checkpoint
 from tunewright.trainer.model import load_model, load_tokenizer
 
 log = logging.getLogger("tunewright.trainer")
@@ -37,6 +38,7 @@ log = logging.getLogger("tunewright.trainer")
 
 def run_job(folder: JobFolder, spec: JobSpec) -> int:
     """Train, and leave `result.json` behind; returns the exit code."""
+    faulthandler.enable()  # SIGABRT, sent to a trainer that hangs, leaves its stack in the log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_info()
     transformers.logging.disable_progress_bar()
@@ -72,11 +74,16 @@ def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | No
     tuning = spec.tuning
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
-    training = tokenize_file(Path(spec.training_file), tokenizer, tuning["max_length"])
+    heartbeat = Heartbeat(folder)
+    training = tokenize_file(Path(spec.training_file), tokenizer, tuning["max_length"], on_row=heartbeat.beat)
     held_out = None
     if spec.validation_file:
         held_out = tokenize_file(
-            Path(spec.validation_file), tokenizer, tuning["max_length"], what="validation_file"
+            Path(spec.validation_file),
+            tokenizer,
+            tuning["max_length"],
+            what="validation_file",
+            on_row=heartbeat.beat,
         )
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
@@ -100,7 +107,7 @@ def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | No
         eval_dataset=_dataset(held_out) if held_out else None,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[reporter, checkpointer],
+        callbacks=[reporter, checkpointer, heartbeat],
     )
     if held_out is not None and resume_from is None:
         before = trainer.evaluate()

@@ -16,7 +16,7 @@ from tunewright.api.creation import create_job
 from tunewright.api.errors import responses
 from tunewright.api.schemas.common import Page, page_of
 from tunewright.api.schemas.jobs import CheckpointObject, CreateJob, EventObject, JobObject
-from tunewright.errors import NotFound
+from tunewright.errors import InvalidRequest, NotFound
 from tunewright.store.records import Job
 from tunewright.trainer.folder import JobFolder
 
@@ -75,7 +75,13 @@ def pause(context: Context, job_id: str) -> JobObject:
 @router.post("/{job_id}/resume", summary="Resume a paused job", responses=responses(400, 404))
 def resume(context: Context, job_id: str) -> JobObject:
     """It queues for a device and goes on from its checkpoint."""
-    job = context.store.jobs.resume(_get(context, job_id).id)
+    paused = _get(context, job_id)
+    if paused.base not in [base.name for base in context.settings.bases]:
+        raise InvalidRequest(
+            f"The service was started without {paused.base}, the base of {job_id}: it would wait for ever.",
+            code="base_not_served",
+        )
+    job = context.store.jobs.resume(paused.id)
     assert job is not None
     return JobObject.of(job)
 
