@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rows import JOB
 
+from rows import JOB
 from tunewright.config import Settings, embedded_base_path
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import inspect_base
@@ -23,7 +23,6 @@ from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 from tunewright.trainer.folder import JobFolder
-
 
 BASE = "tunewright-tiny"
 RESOLVED = resolve(
@@ -203,7 +202,7 @@ def test_deaths_that_nobody_saw_are_no_fault_of_the_job(
     """The whole machine went down time after time, before a step was done."""
     trainer(f"if [ $run -gt {MAX_ATTEMPTS + 2} ]; then {step(1)}; {SUCCEED}; else sleep 60; fi")
     for number in range(1, MAX_ATTEMPTS + 3):
-        scheduler.until(lambda number=number: runs(scheduler, job) == number)  # type: ignore[misc]
+        scheduler.until(lambda count=number, now=scheduler: runs(now, job) == count)
         group = scheduler.runner._groups[job.id]
         os.killpg(group.record.group, signal.SIGKILL)
         for child in (group._child, group._watcher):
