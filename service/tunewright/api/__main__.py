@@ -6,10 +6,15 @@ The socket outlives this process, so while the api restarts, clients wait in its
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.managers
 import socket
 import sys
 import tempfile
+import threading
 
 import litserve as ls
 import uvicorn
@@ -21,6 +26,8 @@ from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.store import Store
+
+log = logging.getLogger("tunewright.api")
 
 _GRACE = 3
 """Seconds for running requests when asked to stop."""
@@ -34,32 +41,45 @@ def main() -> int:
     setproctitle("tunewright: api")
     configure_logging(settings.log_level)
     store = Store.open(settings.resolved_database_url)
-    server, _ = build(settings, store)
+    server, spec = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
     manager = _start_workers(server)
     tempfile.tempdir = str(
         DataFolder(settings.data_dir).tmp
     )  # uploads are spooled beside where they will lie
+    spec.worker = lambda: server.inference_workers[0].pid
+    web = uvicorn.Server(
+        uvicorn.Config(
+            server.app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE,
+            timeout_keep_alive=75,
+            http="httptools",
+            loop="uvloop",
+            server_header=False,
+        )
+    )
+    threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
     try:
-        uvicorn.Server(
-            uvicorn.Config(
-                server.app,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=_GRACE,
-                timeout_keep_alive=75,
-                http="httptools",
-                loop="uvloop",
-                server_header=False,
-            )
-        ).run(sockets=[socket.socket(fileno=descriptor)])
+        web.run(sockets=[socket.socket(fileno=descriptor)])
     finally:
-        server._shutdown_event.set()
+        with contextlib.suppress(OSError, EOFError):  # where the manager was killed
+            server._shutdown_event.set()
         server._transport.close()
         for worker in server.inference_workers:
             worker.kill()
         manager.shutdown()
     return 0
+
+
+def _end_with(manager: multiprocessing.managers.SyncManager, web: uvicorn.Server) -> None:
+    """LitServe's queues live in a process of their own. Without it nothing can be loaded any more, and nobody would
+    restart it: end, so that the supervisor starts all of it anew."""
+    multiprocessing.connection.wait([manager._process.sentinel])  # type: ignore[attr-defined]
+    if not web.should_exit:
+        log.error("the process of LitServe's queues is gone; the api starts again")
+        web.should_exit = True
 
 
 def _start_workers(server: ls.LitServer) -> multiprocessing.managers.SyncManager:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
@@ -40,6 +41,8 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         super().__init__()
         self.api_path = "/v1/chat/completions"  # LitServe keys its queue by it
         self.gateway: Gateway | None = None
+        self.worker: Callable[[], int | None] = lambda: None
+        """Process id of the worker that takes operations off the queue now."""
         for path, upstream in ROUTES.items():
             self.add_endpoint(path, self._endpoint(path, upstream), ["POST"])
 
@@ -53,6 +56,7 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
             "response_buffer": None,
             "request_queue": None,
             "response_queue_id": self.response_queue_id,
+            "worker": None,
         }
 
     def _endpoint(self, path: str, upstream: str) -> Any:
@@ -65,17 +69,28 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         return endpoint
 
     async def control(self, operation: dict[str, Any]) -> dict[str, Any]:
-        """Have the worker carry out `operation`. Raises EngineUnavailable where it does not answer in time."""
+        """Have the worker carry out `operation`. Raises EngineUnavailable where it does not answer in time.
+
+        Operations may be repeated: one that a killed worker took with it is put on the queue again for the next.
+        """
         uid = str(uuid.uuid4())
         item = ResponseBufferItem(event=asyncio.Event())
         self.response_buffer[uid] = item
+        deadline = asyncio.get_running_loop().time() + _CONTROL_TIMEOUT
         try:
-            await asyncio.to_thread(
-                self.request_queue.put, (self.response_queue_id, uid, time.monotonic(), operation)
-            )
-            await _wait(item, _CONTROL_TIMEOUT)
-        except TimeoutError:
-            raise EngineUnavailable("The engine worker did not answer in time.", retry_after=10) from None
+            while item.response is None:
+                worker = self.worker()
+                await asyncio.to_thread(
+                    self.request_queue.put, (self.response_queue_id, uid, time.monotonic(), operation)
+                )
+                while item.response is None and self.worker() == worker:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise EngineUnavailable("The engine worker did not answer in time.", retry_after=10)
+                    await _look(item)
+        except (OSError, EOFError) as error:  # the queue's own process was killed; this one ends for it soon
+            raise EngineUnavailable(
+                "The control queue was lost; it is being restarted.", retry_after=3
+            ) from error
         finally:
             self.response_buffer.pop(uid, None)
         answer, status = item.response
@@ -84,16 +99,12 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         return answer
 
 
-async def _wait(item: ResponseBufferItem, timeout: float) -> None:
+async def _look(item: ResponseBufferItem) -> None:
     """LitServe's monitor sets the event from another thread, which does not wake the loop: look now and then."""
-    deadline = asyncio.get_running_loop().time() + timeout
-    while item.response is None:
-        if asyncio.get_running_loop().time() > deadline:
-            raise TimeoutError
-        try:
-            await asyncio.wait_for(item.event.wait(), 0.5)
-        except TimeoutError:
-            continue
+    try:
+        await asyncio.wait_for(item.event.wait(), 0.5)
+    except TimeoutError:
+        pass
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
