@@ -58,7 +58,7 @@ def test_timeouts(server: FakeServer) -> None:
         client.close()
         assert not http.is_closed
     assert seen[0] == {"connect": 5, "read": 60, "write": 60, "pool": 60}
-    assert seen[1] == {"connect": 5, "read": 600, "write": 600, "pool": 600}
+    assert seen[1] == {"connect": 5, "read": 660, "write": 660, "pool": 660}
     assert seen[2] == {"connect": 3, "read": 3, "write": 3, "pool": 3}
 
 

@@ -117,6 +117,29 @@ def test_retry_after_is_honoured(server: FakeServer, client: Tunewright) -> None
     assert time.monotonic() - started >= 0.3
 
 
+def test_the_server_may_say_whether_to_try_again(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", JOB_PATH, refuse(504, code="request_timeout", x_should_retry="false"), ok(job()))
+    with pytest.raises(tw.ServerError) as caught:
+        client.jobs.retrieve("ftjob-1")
+    assert (caught.value.status_code, caught.value.should_retry) == (504, False)
+    assert len(server.requests) == 1
+    server.on("GET", JOB_PATH, refuse(400, x_should_retry="true"), ok(job()))
+    assert client.jobs.retrieve("ftjob-1").id == "ftjob-1"
+    server.on("GET", JOB_PATH, refuse(503, x_should_retry="perhaps"), ok(job()))
+    assert client.jobs.retrieve("ftjob-1").id == "ftjob-1"
+
+
+def test_a_full_queue_is_waited_for(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", JOBS, refuse(429, code="too_many_jobs", retry_after="0.3"), ok(job("queued")))
+    started = time.monotonic()
+    assert client.jobs.create("base", "file-1").status == "queued"
+    assert time.monotonic() - started >= 0.3
+    server.on("POST", JOBS, refuse(429, code="too_many_jobs", retry_after="0"))
+    with pytest.raises(tw.RateLimitError) as caught:
+        client.jobs.create("base", "file-1")
+    assert caught.value.code == "too_many_jobs"
+
+
 def test_a_long_retry_after_is_left_to_the_caller(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, refuse(429, retry_after="3600"))
     with pytest.raises(tw.RateLimitError) as caught:

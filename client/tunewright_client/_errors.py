@@ -54,7 +54,8 @@ class APIStatusError(TunewrightError):
     """The server answered with an error.
 
     Attributes: `status_code` (HTTP), `message`, `type`, `param` and `code` (from the body's `error`),
-    `request_id` (header `x-request-id`, quote it in a report), `retry_after` (seconds, or None).
+    `request_id` (header `x-request-id`, quote it in a report), `retry_after` (seconds, or None) and
+    `should_retry` (what the server says of trying again, header `x-should-retry`; None where it does not).
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class APIStatusError(TunewrightError):
         code: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        should_retry: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -76,6 +78,7 @@ class APIStatusError(TunewrightError):
         self.code = code
         self.request_id = request_id
         self.retry_after = retry_after
+        self.should_retry = should_retry
 
     def __str__(self) -> str:
         notes = [str(self.status_code)]
@@ -182,6 +185,7 @@ _STATUS_BY_NAME = {
     "not_found": 404,
     "too_large": 413,
     "rate_limit_exceeded": 429,
+    "request_timeout": 504,
     "engine_unavailable": 503,
     "invalid_request_error": 400,
     "badrequesterror": 400,
@@ -224,6 +228,7 @@ def status_error(response: httpx.Response) -> APIStatusError:
         error,
         request_id=response.headers.get("x-request-id"),
         retry_after=parse_retry_after(response.headers.get("retry-after")),
+        should_retry={"true": True, "false": False}.get(response.headers.get("x-should-retry", "")),
     )
 
 
@@ -258,7 +263,12 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
 
 
 def _build(
-    status: int, error: object, *, request_id: str | None, retry_after: float | None
+    status: int,
+    error: object,
+    *,
+    request_id: str | None,
+    retry_after: float | None,
+    should_retry: bool | None = None,
 ) -> APIStatusError:
     kind = _BY_STATUS.get(status, ServerError if status >= 500 else APIStatusError)
     fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
@@ -274,4 +284,5 @@ def _build(
         code=text("code"),
         request_id=request_id,
         retry_after=retry_after,
+        should_retry=should_retry,
     )

@@ -120,6 +120,53 @@ class Settings(BaseSettings):
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
     )
     max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
+    max_uploads: int = Field(8, ge=1, description="Files that can be uploaded at the same time.")
+    max_requests: int = Field(
+        1024, ge=1, description="Generations in flight for each engine; more are refused with 429."
+    )
+    max_queued_jobs: int = Field(
+        1000, ge=1, description="Jobs that may wait, queued, paused or validating; more are refused with 429."
+    )
+    request_timeout: float = Field(
+        600.0, gt=0, description="Seconds a generation may take, from its request to its last byte."
+    )
+    slow_reader_timeout: float = Field(
+        60.0, gt=0, description="Seconds in which a client must take some of its answer, else it is cut off."
+    )
+    keep_files_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after which uploads and result files are removed that no unfinished job needs."
+        " Default: never.",
+    )
+    max_files_size: str | None = Field(
+        None,
+        description="Size of all files above which the oldest are removed that no unfinished job needs."
+        " Default: none.",
+    )
+    keep_checkpoints_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after which epochs' checkpoints are removed that are not loaded and that no unfinished job"
+        " starts from. Default: never.",
+    )
+    max_checkpoints_size: str | None = Field(
+        None, description="Size of all checkpoints above which the oldest such ones are removed. Default: none."
+    )
+    keep_unused_artifacts_days: float = Field(
+        1.0,
+        gt=0,
+        description="Days after which artifacts are removed that no model has and no unfinished job starts from.",
+    )
+    max_unused_artifacts_size: str | None = Field(
+        None, description="Size of all such artifacts above which the oldest are removed. Default: none."
+    )
+    keep_job_folders_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after the end of a job in which its folder (the trainer's log, spec.json, events.jsonl) is"
+        " kept; the job, its events and its products stay listed. Default: for ever.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the service logs."
     )
@@ -137,10 +184,13 @@ class Settings(BaseSettings):
         shlex.split(value)
         return value
 
-    @field_validator("max_upload", "kv_cache_memory")
+    @field_validator(
+        "max_upload", "kv_cache_memory", "max_files_size", "max_checkpoints_size", "max_unused_artifacts_size"
+    )
     @classmethod
-    def _check_size(cls, value: str) -> str:
-        parse_size(value)
+    def _check_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
         return value
 
     @field_validator("max_lora_rank")
@@ -201,7 +251,7 @@ class Settings(BaseSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.data_dir / 'tunewright.db'}"
+        return self.database_url or database_url_in(self.data_dir)
 
     def handover(self) -> dict[str, str]:
         """The variable by which a child process gets exactly these settings."""
@@ -252,6 +302,20 @@ def visible_gpus() -> list[str] | None:
     return [entry.strip() for entry in allowed.split(",") if entry.strip() and entry.strip() != "-1"]
 
 
+def database_url_in(data_dir: Path) -> str:
+    """Of the database that lies in a data folder."""
+    return f"sqlite:///{data_dir / 'tunewright.db'}"
+
+
+def data_defaults() -> tuple[Path, str | None]:
+    """Data folder and database URL that `serve` would use without options."""
+    fields = Settings.model_fields
+    return (
+        Path(os.environ.get("TUNEWRIGHT_DATA_DIR") or fields["data_dir"].default),
+        os.environ.get("TUNEWRIGHT_DATABASE_URL") or None,
+    )
+
+
 def client_defaults() -> tuple[str, str | None]:
     """Address and key that the command line uses to reach a running service."""
     return (
@@ -266,6 +330,8 @@ __all__ = [
     "Settings",
     "child_environment",
     "client_defaults",
+    "data_defaults",
+    "database_url_in",
     "embedded_base_path",
     "parse_size",
     "settings_from_command_line",

@@ -2,11 +2,16 @@
 
 TunewrightError
 ├── InvalidRequest         400  the request is wrong: says which parameter and what to do
-│   └── UnsupportedFeature 400  right in OpenAI's API, not offered here
+│   ├── UnsupportedFeature 400  right in OpenAI's API, not offered here
+│   └── InvalidAdapter     400  its files are faulty, do not fit the base, or cannot be served
 ├── AuthenticationFailed   401
 ├── NotFound               404
+├── BodyStalled            408  the request's body stopped coming
 ├── TooLarge               413
+├── TooManyRequests        429  a limit of the service is reached; `retry_after` seconds
 ├── EngineUnavailable      503  generation cannot be answered now; `retry_after` seconds
+├── RequestTimeout         504  a generation took too long; clients must not try again by themselves
+├── StorageFull            507  the disk is full: nothing of it was kept, reading goes on
 └── Internal               500
 
 A permanent conflict (cancelling a finished job, say) is InvalidRequest: OpenAI's client retries 409 by itself.
@@ -21,6 +26,7 @@ class TunewrightError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -34,7 +40,8 @@ class TunewrightError(Exception):
         self.message = message
         self.param = param
         self.code = code if code is not None else type(self).code
-        self.retry_after = retry_after
+        if retry_after is not None:
+            self.retry_after = retry_after
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object."""
@@ -51,6 +58,10 @@ class UnsupportedFeature(InvalidRequest):
     code = "unsupported"
 
 
+class InvalidAdapter(InvalidRequest):
+    code = "adapter_invalid"
+
+
 class AuthenticationFailed(TunewrightError):
     status = 401
     type = "authentication_error"
@@ -63,16 +74,42 @@ class NotFound(TunewrightError):
     code = "not_found"
 
 
+class BodyStalled(TunewrightError):
+    status = 408
+    type = "invalid_request_error"
+    code = "body_stalled"
+
+
 class TooLarge(TunewrightError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
 
 
+class TooManyRequests(TunewrightError):
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_requests"
+    retry_after = 1.0
+
+
 class EngineUnavailable(TunewrightError):
     status = 503
     type = "server_error"
     code = "engine_unavailable"
+    retry_after = 5.0
+
+
+class RequestTimeout(TunewrightError):
+    status = 504
+    type = "server_error"
+    code = "request_timeout"
+
+
+class StorageFull(TunewrightError):
+    status = 507
+    type = "server_error"
+    code = "storage_full"
 
 
 class Internal(TunewrightError):

@@ -45,6 +45,18 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     ),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "max_upload": (["--max-upload", "1MB"], "1MB", "1MB"),
+    "max_uploads": (["--max-uploads", "3"], "3", 3),
+    "max_requests": (["--max-requests", "64"], "64", 64),
+    "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),
+    "request_timeout": (["--request-timeout", "60.5"], "60.5", 60.5),
+    "slow_reader_timeout": (["--slow-reader-timeout", "5"], "5", 5.0),
+    "keep_files_days": (["--keep-files-days", "30"], "30", 30.0),
+    "max_files_size": (["--max-files-size", "1GB"], "1GB", "1GB"),
+    "keep_checkpoints_days": (["--keep-checkpoints-days", "0.5"], "0.5", 0.5),
+    "max_checkpoints_size": (["--max-checkpoints-size", "2GiB"], "2GiB", "2GiB"),
+    "keep_unused_artifacts_days": (["--keep-unused-artifacts-days", "7"], "7", 7.0),
+    "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", "1MiB"),
+    "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
 

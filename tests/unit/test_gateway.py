@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_engine import Client, Handler, engine_at, say_hello, stream
 from rows import Publish
 from tunewright.api import gateway as gateway_module
 from tunewright.api.gateway import Gateway, Relay, Target
@@ -25,91 +24,6 @@ from tunewright.store.store import Store
 
 BASE, INTERNAL, SHA, TUNED = "tiny", "base-" + "0" * 32, "a" * 64, "ft:tiny::1"
 CHAT = "/v1/chat/completions"
-Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
-
-
-class FakeEngine:
-    """vLLM as far as the gateway can tell. `seen` are the bodies it got."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-        self.aborted = asyncio.Event()
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.seen.append((request.path, body))
-        try:
-            return await self._handler(request, body)
-        except asyncio.CancelledError:
-            self.aborted.set()
-            raise
-
-
-@asynccontextmanager
-async def engine_at(socket: Path, handler: Handler) -> AsyncIterator[FakeEngine]:
-    fake = FakeEngine(handler)
-    app = web.Application()
-    app.router.add_post("/{path:.*}", fake.answer)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, str(socket)).start()
-    try:
-        yield fake
-    finally:
-        await runner.cleanup()
-
-
-class Client:
-    """The far end of an ASGI response."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.leaves = asyncio.Event()
-        self.got_something = asyncio.Event()
-
-    async def receive(self) -> dict[str, Any]:
-        await self.leaves.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        self.messages.append(message)
-        if message.get("body"):
-            self.got_something.set()
-
-    @property
-    def status(self) -> int:
-        return int(self.messages[0]["status"])
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {key.decode(): value.decode() for key, value in self.messages[0]["headers"]}
-
-    @property
-    def body(self) -> bytes:
-        assert [m["type"] for m in self.messages[1:]] == ["http.response.body"] * (len(self.messages) - 1)
-        assert not self.messages[-1].get("more_body"), "the response must be ended"
-        assert all(m.get("more_body") for m in self.messages[1:-1]), "and ended once"
-        return b"".join(m.get("body", b"") for m in self.messages[1:])
-
-    @property
-    def error(self) -> dict[str, Any]:
-        return dict(json.loads(self.body)["error"])
-
-
-@pytest.fixture
-def socket() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tw") as folder:  # short: a socket's path has at most 107 bytes
-        yield Path(folder) / "s"
-
-
-@pytest.fixture
-def engine(store: Store, socket: Path) -> Engine:
-    """The base, ready."""
-    store.engines.declare([BASE])
-    started = store.engines.starting(BASE, str(socket), {"internal_name": INTERNAL})
-    store.engines.set_state(BASE, EngineState.READY)
-    return started
 
 
 async def ask(store: Store, body: dict[str, Any], path: str = CHAT, client: Client | None = None) -> Client:
@@ -135,19 +49,6 @@ def ask_once(store: Store, socket: Path, handler: Handler, body: dict[str, Any],
 
 def event(body: Any) -> bytes:
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def stream(request: web.Request, *chunks: bytes) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    await response.prepare(request)
-    for chunk in chunks:
-        await response.write(chunk)
-    return response
-
-
-async def say_hello(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    text = json.dumps({"model": body["model"], "content": "hello"}, separators=(",", ":"))
-    return web.Response(text=text, content_type="application/json")
 
 
 # names
@@ -367,7 +268,7 @@ def test_after_a_404_the_model_is_looked_up_once_more(
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if body["model"] == SHA:
-            store.models.delete(TUNED)
+            store.models.delete(store.models.get(TUNED))
             publish_model({"sha256": "c" * 64})
             store.engines.set_residency(engine, "c" * 64, Residency.LOADED)
             return web.json_response({"error": {"message": "gone"}}, status=404)

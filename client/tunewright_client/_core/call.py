@@ -19,7 +19,10 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_RETRIES = 2
 CONNECT_SECONDS = 5.0
 CONTROL_SECONDS = 60.0  # what the service answers from its own state
-SLOW_SECONDS = 600.0  # generations, uploads and downloads: the time to the next byte, not in all
+SLOW_SECONDS = (
+    660.0  # generations, uploads and downloads: the time to the next byte, not in all; more than the
+)
+# service gives a generation (600), so that its own error comes first, which is not to be retried
 LOOPBACK = (
     "all://localhost",
     "all://127.0.0.1",

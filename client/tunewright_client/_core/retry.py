@@ -14,8 +14,11 @@ RETRY_AFTER_MAX_SECONDS = 60.0  # a server that asks for more is not waited for:
 
 
 def is_retryable(error: TunewrightError) -> bool:
-    """Connection errors, 408, 429 and 5xx; not a request that could not even be written."""
+    """Connection errors, 408, 429 and 5xx, unless the server says otherwise; not a request that could not be
+    written at all."""
     if isinstance(error, APIStatusError):
+        if error.should_retry is not None:
+            return error.should_retry
         return error.status_code in (408, 429) or error.status_code >= 500
     if isinstance(error, APIConnectionError):
         cause = error.__cause__
@@ -29,7 +32,7 @@ def is_outage(error: TunewrightError) -> bool:
     """Failures that a server's restart explains, or that ask for patience: worth waiting for longer than a
     few retries. A 500 is not among them: it may come for ever."""
     if isinstance(error, APIStatusError):
-        return error.status_code in (408, 429, 502, 503, 504)
+        return error.status_code in (408, 429, 502, 503, 504) and error.should_retry is not False
     return is_retryable(error)
 
 

@@ -27,7 +27,7 @@ class Tunewright:
       http://127.0.0.1:8000
     - api_key: else TUNEWRIGHT_API_KEY, else none is sent
     - timeout: seconds for each part of a request (connecting, writing, the next bytes to read), or an
-      httpx.Timeout. None, the default: 5 to connect, 60 for control requests, 600 for generations and files
+      httpx.Timeout. None, the default: 5 to connect, 60 for control requests, 660 for generations and files
     - max_retries: how often a request is tried again after a connection error, 408, 429 or 5xx
     - http_client: an httpx.Client of your own (proxies, certificates); it is not closed with this one
 

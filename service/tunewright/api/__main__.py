@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.managers
+import resource
 import socket
 import sys
 import tempfile
@@ -18,10 +20,12 @@ import threading
 
 import litserve as ls
 import uvicorn
+from fastapi import FastAPI
 from setproctitle import setproctitle
 
 from tunewright.api.app import build
-from tunewright.config import settings_in_child
+from tunewright.api.connection import Connection
+from tunewright.config import Settings, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
@@ -29,6 +33,7 @@ from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.api")
 
+_DESCRIPTORS = 65_536
 _GRACE = 3
 """Seconds for running requests when asked to stop."""
 
@@ -40,26 +45,15 @@ def main() -> int:
     settings = settings_in_child()
     setproctitle("tunewright: api")
     configure_logging(settings.log_level)
+    _allow_many_connections()
     store = Store.open(settings.resolved_database_url)
-    server, spec = build(settings, store)
+    server, _ = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
     manager = _start_workers(server)
     tempfile.tempdir = str(
         DataFolder(settings.data_dir).tmp
     )  # uploads are spooled beside where they will lie
-    spec.worker = lambda: server.inference_workers[0].pid
-    web = uvicorn.Server(
-        uvicorn.Config(
-            server.app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=_GRACE,
-            timeout_keep_alive=75,
-            http="httptools",
-            loop="uvloop",
-            server_header=False,
-        )
-    )
+    web = web_server(server.app, settings)
     threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
@@ -73,6 +67,23 @@ def main() -> int:
     return 0
 
 
+def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE,
+            timeout_keep_alive=75,
+            http=functools.partial(  # type: ignore[arg-type]
+                Connection, slow_reader_timeout=settings.slow_reader_timeout
+            ),
+            loop="uvloop",
+            server_header=False,
+        )
+    )
+
+
 def _end_with(manager: multiprocessing.managers.SyncManager, web: uvicorn.Server) -> None:
     """LitServe's queues live in a process of their own. Without it nothing can be loaded any more, and nobody would
     restart it: end, so that the supervisor starts all of it anew."""
@@ -80,6 +91,14 @@ def _end_with(manager: multiprocessing.managers.SyncManager, web: uvicorn.Server
     if not web.should_exit:
         log.error("the process of LitServe's queues is gone; the api starts again")
         web.should_exit = True
+
+
+def _allow_many_connections() -> None:
+    """A generation takes two descriptors, and many systems start processes with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _start_workers(server: ls.LitServer) -> multiprocessing.managers.SyncManager:

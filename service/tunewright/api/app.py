@@ -44,8 +44,10 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         healthcheck_path="/litserve/health",
         info_path="/litserve/info",
     )
+    server.monitor_internal = 0.25  # seconds between looks at the worker, to restart a dead one
     app: FastAPI = server.app
     _remove_litserves_own(app)
+    app.router.redirect_slashes = False  # to the Host that a request claims
     app.user_middleware.clear()  # its gzip would hold back streams
     for router in (health.router, files.router, jobs.router, models.router, adapters.router):
         app.include_router(router)
@@ -53,10 +55,13 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         Gatekeeper,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         limits={None: _BODY_LIMIT, "/v1/files": parse_size(settings.max_upload) + _FORM_OVERHEAD},
+        max_uploads=settings.max_uploads,
     )
     errors.install_error_handlers(app)
     openapi.describe(app)
-    spec.gateway = Gateway(store)
+    spec.gateway = Gateway(
+        store, max_requests=settings.max_requests, request_timeout=settings.request_timeout
+    )
     app.state.context = ServiceContext(settings, store, DataFolder(settings.data_dir), spec.control)
     return server, spec
 

@@ -46,6 +46,8 @@ class BaseInfo:
     chat_template: str | None
     tool_call_parser: str | None
     """vLLM's parser for its tool calls, or None where there is none that we know."""
+    vocab_size: int | None = None
+    """Rows of its embedding, which may be more or fewer than its tokenizer knows tokens."""
 
     @property
     def internal_name(self) -> str:
@@ -73,6 +75,7 @@ def inspect_base(base: Base) -> BaseInfo:
     context = text_config.get("max_position_embeddings") or _DEFAULT_CONTEXT
     if not isinstance(context, int):
         raise BaseUnavailable(f"{folder}/config.json: max_position_embeddings is {context!r}, not a number")
+    vocabulary = text_config.get("vocab_size")
     template = folder_template(folder)
     model_type = str(config.get("model_type", ""))
     return BaseInfo(
@@ -82,6 +85,7 @@ def inspect_base(base: Base) -> BaseInfo:
         context=context,
         chat_template=template,
         tool_call_parser=_tool_call_parser(folder, model_type, template),
+        vocab_size=vocabulary if isinstance(vocabulary, int) else None,
     )
 
 

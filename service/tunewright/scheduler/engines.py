@@ -156,6 +156,7 @@ class EngineKeeper:
                 "fingerprint": info.fingerprint,
                 "has_chat_template": info.chat_template is not None,
                 "max_model_len": info.context,
+                "vocab_size": info.vocab_size,
                 "max_lora_rank": self._settings.max_lora_rank,
             },
         )

@@ -1,0 +1,141 @@
+"""What the body of a generation must be before vLLM sees it: JSON that can be passed on, and tokens that exist.
+
+Everything else is vLLM's business, which answers with an error of its own. What could end vLLM is refused here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tunewright.errors import InvalidRequest, TooLarge, UnsupportedFeature
+
+_MOST_LEVELS = 128
+"""vLLM takes JSON schemas of up to 64 levels, and wraps them in a few."""
+_LONGEST_NAME = 512
+_MOST_VALUES = 2**20
+"""Reading and writing them takes half a second at most, in which nobody else is answered."""
+_TOKEN_LISTS = ("prompt", "input", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not valid JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False).encode
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a request, with a model's name in it. Of a key that comes twice the last value counts.
+
+    Raises InvalidRequest for what is no UTF-8, no JSON, no object, nested too deeply or names no model, TooLarge for
+    too many values, and UnsupportedFeature where it brings a chat template.
+    """
+    if raw.count(b",") > _MOST_VALUES:  # commas in texts count too: there are none in images
+        raise TooLarge(f"The body has more than {_MOST_VALUES} values: send less at once.")
+    try:
+        body = _decode(raw.decode())
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # also UnicodeDecodeError, and integers of more than 4300 digits
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    # Counting brackets is cheap; only where there are enough of them is it worth while to look how deep they go.
+    if raw.count(b"[") + raw.count(b"{") > _MOST_LEVELS and _is_deep(body):
+        raise _too_deep()
+    _check_model(body.get("model"))
+    given = body.get("chat_template_kwargs")
+    if "chat_template" in body or (isinstance(given, dict) and "chat_template" in given):
+        raise UnsupportedFeature(
+            "A request cannot bring a chat template; train with one and its model uses it.",
+            param="chat_template",
+        )
+    return body
+
+
+def write_body(body: dict[str, Any]) -> bytes:
+    """The JSON for vLLM. Raises InvalidRequest for a number that was too large to be read as a finite one (1e999)."""
+    try:
+        return _encode(body).encode()
+    except ValueError:
+        raise InvalidRequest("A number in the body is too large.", code="invalid_json") from None
+
+
+def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
+    """Raises InvalidRequest for ids outside the model's `vocabulary` (its number of tokens).
+
+    vLLM compares some of them with its tokenizer's vocabulary, which may be the larger one, and in older versions some
+    not at all; as an index into a tensor such an id ends the engine.
+    """
+    for key in _TOKEN_LISTS:
+        _check_ids(key, body.get(key), vocabulary)
+    bias = body.get("logit_bias")
+    if isinstance(bias, dict):
+        _check_ids("logit_bias", _integers(bias), vocabulary)
+    transfer = body.get("kv_transfer_params")
+    if isinstance(transfer, dict):
+        _check_ids("kv_transfer_params", transfer.get("prompt_token_ids"), vocabulary)
+
+
+def _check_ids(param: str, ids: Any, vocabulary: int) -> None:
+    """`ids` may be anything: a list of ids, of lists of ids, of texts..."""
+    if not isinstance(ids, list) or not ids:
+        return
+    try:
+        if min(ids) >= 0 and max(ids) < vocabulary:
+            return
+    except TypeError:  # not all of them are numbers
+        pass
+    for id in ids:
+        if isinstance(id, list):
+            _check_ids(param, id, vocabulary)
+        elif isinstance(id, int) and not 0 <= id < vocabulary:
+            raise InvalidRequest(
+                f"`{param}` has the token id {str(id)[:24]}, which is outside the model's vocabulary: "
+                f"0 to {vocabulary - 1}.",
+                param=param,
+                code="token_out_of_vocabulary",
+            )
+
+
+def _integers(keys: Iterable[str]) -> list[int]:
+    """Of JSON's keys, which are strings, those that are read as integers; vLLM names the others."""
+    found = []
+    for key in keys:
+        with contextlib.suppress(ValueError):
+            found.append(int(key))
+    return found
+
+
+def _check_model(name: Any) -> None:
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest("Name a model: `model` is missing or not a string.", param="model")
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise InvalidRequest(
+            f"`model` names no model: names have at most {_LONGEST_NAME} printable characters.", param="model"
+        )
+
+
+def _is_deep(body: dict[str, Any]) -> bool:
+    level: list[Any] = [body]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(
+        f"The body is nested too deeply: objects and lists may lie in each other up to {_MOST_LEVELS} levels.",
+        code="invalid_json",
+    )

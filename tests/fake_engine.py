@@ -1,0 +1,97 @@
+"""vLLM as far as the gateway can tell, on a unix socket, and the far end of an ASGI response."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+
+
+class FakeEngine:
+    """`seen` are the bodies it got."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.aborted = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append((request.path, body))
+        try:
+            return await self._handler(request, body)
+        except asyncio.CancelledError:
+            self.aborted.set()
+            raise
+
+
+@asynccontextmanager
+async def engine_at(socket: Path, handler: Handler) -> AsyncIterator[FakeEngine]:
+    fake = FakeEngine(handler)
+    app = web.Application(client_max_size=64 * 2**20)
+    app.router.add_post("/{path:.*}", fake.answer)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        yield fake
+    finally:
+        await runner.cleanup()
+
+
+async def stream(request: web.Request, *chunks: bytes) -> web.StreamResponse:
+    """Begins a stream of server-sent events."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for chunk in chunks:
+        await response.write(chunk)
+    return response
+
+
+async def say_hello(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    text = json.dumps({"model": body["model"], "content": "hello"}, separators=(",", ":"))
+    return web.Response(text=text, content_type="application/json")
+
+
+class Client:
+    """The far end of an ASGI response."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.leaves = asyncio.Event()
+        self.got_something = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.messages.append(message)
+        if message.get("body"):
+            self.got_something.set()
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {key.decode(): value.decode() for key, value in self.messages[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        assert [m["type"] for m in self.messages[1:]] == ["http.response.body"] * (len(self.messages) - 1)
+        assert not self.messages[-1].get("more_body"), "the response must be ended"
+        assert all(m.get("more_body") for m in self.messages[1:-1]), "and ended once"
+        return b"".join(m.get("body", b"") for m in self.messages[1:])
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return dict(json.loads(self.body)["error"])

@@ -1,0 +1,32 @@
+"""An engine that is ready, as far as the store knows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rows import JOB
+from tunewright.store.records import Engine
+from tunewright.store.states import EngineState
+from tunewright.store.store import Store
+
+INTERNAL = "base-" + "0" * 32
+"""What the engine calls its base."""
+
+
+@pytest.fixture
+def socket() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tw") as folder:  # short: a socket's path has at most 107 bytes
+        yield Path(folder) / "s"
+
+
+@pytest.fixture
+def engine(store: Store, socket: Path) -> Engine:
+    """The base, ready."""
+    store.engines.declare([JOB["base"]])
+    started = store.engines.starting(JOB["base"], str(socket), {"internal_name": INTERNAL})
+    store.engines.set_state(JOB["base"], EngineState.READY)
+    return started
