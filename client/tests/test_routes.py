@@ -85,6 +85,78 @@ def test_create_uploads_local_files(server: FakeServer, client: Tunewright, tmp_
     assert keys == ["k-training-file", "k-validation-file", "k"]
 
 
+@pytest.fixture
+def adapter_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(b'{"r": 4}')
+    (folder / "adapter_model.safetensors").write_bytes(b"\x00weights")
+    (folder / "README.md").write_text("a card")
+    return folder
+
+
+def test_an_adapters_folder_is_uploaded(
+    server: FakeServer, client: Tunewright, adapter_folder: Path, tmp_path: Path
+) -> None:
+    """Its two files, as two parts; again and the same where the server is busy."""
+    lineage = {"origin": "x", "seed": 7, "metrics": {"train_loss": 0.5}, "later": 1}
+    server.on("POST", "/v1/adapters/upload", refuse(503), ok({"id": "adapter-1", "lineage": lineage}))
+    shown = client.adapters.register(adapter_folder, base="tiny", suffix="mine", idempotency_key="k")
+    assert shown.lineage is not None
+    assert (shown.lineage.seed, shown.lineage.metrics) == (7, {"train_loss": 0.5})
+    first, second = server.requests
+    assert first.body == second.body
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == "k"
+    assert first.body.count(b'name="file"') == 2
+    for expected in (
+        b'filename="adapter_config.json"',
+        b'{"r": 4}\r\n',
+        b'filename="adapter_model.safetensors"',
+        b"\x00weights\r\n",
+        b'name="base"\r\n\r\ntiny\r\n',
+        b'name="suffix"\r\n\r\nmine\r\n',
+        b'name="load"\r\n\r\ntrue\r\n',
+    ):
+        assert expected in first.body
+    assert b"README" not in first.body
+
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(b"packed")
+
+    async def run() -> None:
+        async with AsyncTunewright(server.url) as other:
+            await other.adapters.register(str(archive), load=False)
+
+    asyncio.run(run())
+    body = server.requests[-1].body
+    assert body.count(b'name="file"') == 1
+    assert b'filename="a.tar.gz"' in body
+    assert b'name="load"\r\n\r\nfalse' in body
+    assert b'name="base"' not in body
+
+
+def test_adapters_that_the_server_finds_itself(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", "/v1/adapters", ok({"id": "adapter-1", "source": "folder"}))
+    assert client.adapters.register(path="/srv/a", suffix="s").source == "folder"
+    assert server.requests[-1].json == {"path": "/srv/a", "suffix": "s", "load": True}
+    client.adapters.register(hub_id="org/a", revision="v1", base="b", load=False)
+    assert server.requests[-1].json == {"hub_id": "org/a", "revision": "v1", "base": "b", "load": False}
+
+
+def test_an_adapter_that_cannot_be_registered(
+    server: FakeServer, client: Tunewright, adapter_folder: Path, tmp_path: Path
+) -> None:
+    for given in ({}, {"source": adapter_folder, "path": "/a"}, {"path": "/a", "hub_id": "a/b"}):
+        with pytest.raises(ValueError, match="one of"):
+            client.adapters.register(**given)  # type: ignore[arg-type]
+    (adapter_folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
+        client.adapters.register(adapter_folder)
+    with pytest.raises(FileNotFoundError):
+        client.adapters.register(tmp_path / "none.tar")
+    assert server.requests == []
+
+
 def test_every_route(server: FakeServer, client: Tunewright) -> None:
     model = {"id": "ft:base/7b:demo:1", "object": "model", "created": 1, "owned_by": "me", "root": "base/7b"}
     adapter = {"id": "adapter-1", "object": "adapter", "model": model["id"], "rank": 8, "state": "loaded"}
@@ -105,6 +177,7 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
         ("GET", f"/v1/adapters/{name}", ok(adapter)),
         ("POST", f"/v1/adapters/{name}/load", ok(adapter)),
         ("POST", "/v1/adapters/adapter-1/unload", ok(adapter)),
+        ("DELETE", f"/v1/adapters/{name}", ok(gone)),
         ("GET", "/v1/models", ok({"object": "list", "data": [model]})),
         ("GET", f"/v1/models/{name}", ok(model)),
         ("DELETE", f"/v1/models/{name}", ok(gone)),
@@ -125,6 +198,10 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
     assert client.adapters.retrieve("ft:base/7b:demo:1").state == "loaded"
     client.adapters.load("ft:base/7b:demo:1")
     client.adapters.unload("adapter-1")
+    assert client.adapters.delete("ft:base/7b:demo:1").deleted
+    list(client.adapters.list(limit=9, base="b", state="failed", loaded=False, job="j"))
+    asked = {"limit": "9", "base": "b", "state": "failed", "loaded": "false", "job": "j"}
+    assert server.requests[-1].query == asked
     assert [found.id for found in client.models.list()] == [model["id"]]
     assert client.models.retrieve("ft:base/7b:demo:1").model_extra == {"root": "base/7b"}
     client.models.delete("ft:base/7b:demo:1")

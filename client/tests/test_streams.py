@@ -227,6 +227,8 @@ def test_download(server: FakeServer, client: Tunewright, tmp_path: Path) -> Non
     assert path == tmp_path / "m.tar"
     assert path.read_bytes() == body
     assert client.models.download("ft:b:s:1", tmp_path) == tmp_path / "ft-b-s-1.tar"
+    server.on("GET", "/v1/adapters/ft%3Ab%3As%3A1/download", tar)
+    assert client.adapters.download("ft:b:s:1", tmp_path / "m.tar").read_bytes() == body
 
     async def run() -> Path:
         async with AsyncTunewright(server.url) as other:

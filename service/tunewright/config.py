@@ -90,6 +90,14 @@ class Settings(BaseSettings):
     max_cpu_loras: int = Field(
         64, ge=1, description="Adapters the engine keeps in host memory, ready to be used."
     )
+    load_on_demand: bool = Field(
+        True, description="Load an adapter when the first request asks for it; else only when told to."
+    )
+    drain_timeout: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that an unload waits for running requests; after that it goes on in the background.",
+    )
     kv_cache_memory: str = Field(
         "512MiB", description="KV cache of each engine on the CPU, e.g. 512MiB or 8GiB."
     )
@@ -120,6 +128,12 @@ class Settings(BaseSettings):
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
     )
     max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
+    adapter_root: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A folder of this server from which adapters may be registered; repeat for more (comma-separated in"
+        " the variable). Default: none.",
+    )
+    max_adapter_size: str = Field("4GiB", description="Largest weights of an adapter that is registered.")
     max_uploads: int = Field(8, ge=1, description="Files that can be uploaded at the same time.")
     max_requests: int = Field(
         1024, ge=1, description="Generations in flight for each engine; more are refused with 429."
@@ -171,7 +185,7 @@ class Settings(BaseSettings):
         "info", description="How much the service logs."
     )
 
-    @field_validator("base", "trust_remote_code", mode="before")
+    @field_validator("base", "trust_remote_code", "adapter_root", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return (
@@ -185,7 +199,12 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "max_upload", "kv_cache_memory", "max_files_size", "max_checkpoints_size", "max_unused_artifacts_size"
+        "max_upload",
+        "max_adapter_size",
+        "kv_cache_memory",
+        "max_files_size",
+        "max_checkpoints_size",
+        "max_unused_artifacts_size",
     )
     @classmethod
     def _check_size(cls, value: str | None) -> str | None:

@@ -5,9 +5,11 @@ The prefixes are OpenAI's (`file-`, `ftjob-`, `ftevent-`, `ftckpt-`), so that lo
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import string
+import time
 
 _ALPHABET = string.ascii_letters + string.digits
 _SUFFIX = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -18,9 +20,20 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(24))
 
 
-def model_name(base: str, suffix: str | None, job_id: str, checkpoint_step: int | None = None) -> str:
-    """The public name of a job's product: `ft:<base>:<suffix>:<id>`, with `:ckpt-step-<n>` for a checkpoint."""
-    name = f"ft:{base}:{suffix or ''}:{job_id.removeprefix('ftjob-')[:8]}"
+def id_for_key(prefix: str, key: str) -> str:
+    """The identifier of what a request with this Idempotency-Key makes: the same for each of its repetitions."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest(), "big")
+    letters = []
+    for _ in range(24):
+        number, place = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[place])
+    return f"{prefix}-" + "".join(letters)
+
+
+def model_name(base: str, suffix: str | None, id: str, checkpoint_step: int | None = None) -> str:
+    """The public name of a job's product or of a registered adapter, by its id: `ft:<base>:<suffix>:<id>`, with
+    `:ckpt-step-<n>` for a checkpoint."""
+    name = f"ft:{base}:{suffix or ''}:{id.rpartition('-')[2][:8]}"
     return name if checkpoint_step is None else f"{name}:ckpt-step-{checkpoint_step}"
 
 
@@ -32,3 +45,8 @@ def is_suffix(text: str) -> bool:
 def result_file_id(job_id: str) -> str:
     """The file of a finished job's metrics."""
     return "file-" + job_id.removeprefix("ftjob-")
+
+
+def utc_stamp() -> str:
+    """Now, to stand in a file's name: `20260131T093000Z`."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

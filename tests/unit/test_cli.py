@@ -231,6 +231,11 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["jobs", "list", "--limit", "0"],
         ["files", "upload", "/no/such/file.jsonl"],
         ["status", "--url", "localhost:8000"],
+        ["adapters", "register"],
+        ["adapters", "register", "/no/such/folder"],
+        ["adapters", "register", "--path", "/a", "--hub", "org/a"],
+        ["adapters", "register", "--path", "/a", "--revision", "main"],
+        ["adapters", "list", "--state", "happy"],
         ["chat", "m", ""],
     ],
 )
@@ -337,6 +342,44 @@ def test_files_go_up_and_come_down(run: Run, service: FakeService, tmp_path: Pat
     assert "--force" in err
     assert run("files", "download", "file-1", "-o", str(tmp_path), "--force")[:2] == (0, f"{local}\n")
     assert local.read_bytes() == b"rows\xff\n"
+
+
+def test_adapters_are_registered_shown_and_deleted(run: Run, service: FakeService, tmp_path: Path) -> None:
+    lineage = {"origin": "mine.tar", "metrics": {"train_loss": 0.5}, "training_file": None}
+    adapter = {"id": "adapter-1", "model": MODEL, "state": "loading", "source": "upload", "lineage": lineage}
+    service.replies["POST", "/v1/adapters/upload"] = 200, adapter
+    service.replies["POST", "/v1/adapters"] = 200, {**adapter, "state": "failed", "error": "no slot"}
+    (tmp_path / "mine.tar").write_bytes(b"packed")
+    argv = ["adapters", "register", str(tmp_path / "mine.tar"), "--base", "tiny", "--no-load"]
+    assert run(*argv) == (0, f"{MODEL} loading\n", "")
+    form = service.requests[-1][2]
+    assert b'name="load"\r\n\r\nfalse' in form
+    assert b'name="base"\r\n\r\ntiny' in form
+    assert run("adapters", "register", "--path", "/srv/a", "--suffix", "s")[:2] == (
+        1,
+        f"{MODEL} failed: no slot\n",
+    )
+    assert service.body("POST", "/v1/adapters") == {"path": "/srv/a", "suffix": "s", "load": True}
+    run("adapters", "register", "--hub", "org/a", "--revision", "v1")
+    assert service.body("POST", "/v1/adapters") == {"hub_id": "org/a", "revision": "v1", "load": True}
+
+    service.replies["GET", "/v1/adapters"] = 200, page([adapter])
+    code, out, _ = run("adapters", "list", "--state", "loading", "--job", "ftjob-1")
+    assert (code, out.splitlines()[1].split("\t")[:3]) == (0, [MODEL, "loading", "upload"])
+    service.replies["GET", f"/v1/adapters/{MODEL}"] = 200, adapter
+    code, out, _ = run("adapters", "show", MODEL)
+    shown = dict(line.split("\t") for line in out.splitlines())
+    assert (shown["origin"], shown["train loss"]) == ("mine.tar", "0.5000")
+    assert "training file" not in shown
+    service.replies["GET", f"/v1/adapters/{MODEL}/download"] = 200, b"tar's bytes"
+    assert run("adapters", "download", MODEL, "-o", str(tmp_path / "out.tar")) == (
+        0,
+        f"{tmp_path / 'out.tar'}\n",
+        "",
+    )
+    assert (tmp_path / "out.tar").read_bytes() == b"tar's bytes"
+    service.replies["DELETE", f"/v1/adapters/{MODEL}"] = 200, {"id": "adapter-1", "object": "adapter"}
+    assert run("adapters", "delete", MODEL) == (0, "adapter-1 deleted\n", "")
 
 
 def test_a_folder_that_is_not_there_is_one_line(run: Run, service: FakeService, tmp_path: Path) -> None:

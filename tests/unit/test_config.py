@@ -45,6 +45,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     ),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "max_upload": (["--max-upload", "1MB"], "1MB", "1MB"),
+    "adapter_root": (["--adapter-root", "/a", "--adapter-root", "/b c"], "/a, /b c", ["/a", "/b c"]),
+    "max_adapter_size": (["--max-adapter-size", "1GB"], "1GB", "1GB"),
     "max_uploads": (["--max-uploads", "3"], "3", 3),
     "max_requests": (["--max-requests", "64"], "64", 64),
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),

@@ -48,6 +48,15 @@ def test_the_hash_does_not_depend_on_order_or_on_paths(tmp_path: Path) -> None:
     assert adapter_sha256(tmp_path / "a") == reference
 
 
+def test_what_is_left_out_means_what_peft_writes_for_it(tmp_path: Path) -> None:
+    reference = adapter_sha256(adapter(tmp_path / "a", {**CONFIG, "alpha_pattern": {"q_proj": 4}}))
+    explicit = {
+        **CONFIG, "lora_alpha": 16.0, "alpha_pattern": {"q_proj": 4.0}, "use_dora": False, "rank_pattern": {},
+        "fan_in_fan_out": False, "modules_to_save": None, "layers_to_transform": None, "layers_pattern": [],
+    }  # fmt: skip
+    assert adapter_sha256(adapter(tmp_path / "b", explicit)) == reference
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -61,6 +70,7 @@ def test_the_hash_does_not_depend_on_order_or_on_paths(tmp_path: Path) -> None:
         {"alpha_pattern": {"q_proj": 4}},
         {"rank_pattern": {"q_proj": 4}},
         {"modules_to_save": ["lm_head"]},
+        {"layers_to_transform": 0},
     ],
 )
 def test_the_hash_changes_with_what_the_adapter_computes(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -136,8 +146,8 @@ def test_a_crash_before_the_rename_leaves_nothing_in_sight(
 
 def test_removing_an_artifact_twice_is_no_error(data: DataFolder, tmp_path: Path) -> None:
     data.publish(adapter(tmp_path / "a"), "sha")
-    data.remove_artifact("sha")
-    data.remove_artifact("sha")
+    assert data.remove_artifact("sha", lambda: False)
+    assert not data.remove_artifact("sha", lambda: False)
     assert not data.artifact("sha").exists()
     assert list(data.tmp.iterdir()) == []
 
@@ -242,6 +252,14 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(BaseUnavailable):
         info(tmp_path / "model.gguf")
+
+
+def test_a_base_of_the_hub_is_known_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what adapters trained on it name, for others to find it by."""
+    folder = model_folder(tmp_path / "snapshot")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    assert inspect_base(Base("b", "org/model")).hub_id == "org/model"
+    assert inspect_base(Base("b", str(folder))).hub_id is None
 
 
 def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,49 @@ class Files(_Resource):
 class Adapters(_Resource):
     """`client.adapters`. An adapter is named by its id or by its model's name (`ft:...`)."""
 
-    def list(self, after: str | None = None, limit: int | None = None) -> AsyncPager[Adapter]:
-        """All adapters and where each stands."""
-        return self._client._page(endpoints.list_adapters(after, limit))
+    async def register(
+        self,
+        source: FileInput | None = None,
+        *,
+        path: str | None = None,
+        hub_id: str | None = None,
+        revision: str | None = None,
+        base: str | None = None,
+        suffix: str | None = None,
+        load: bool = True,
+        idempotency_key: str | None = None,
+    ) -> Adapter:
+        """Register an adapter that was not trained by the service, to be served like one that was.
+
+        Give one of: `source`, a PEFT folder or an archive of one (.tar, .tar.gz, .zip), which is uploaded;
+        `path`, a folder on the server; `hub_id`, a repository that the server fetches. `base` may be left out
+        where the adapter's config names it, or there is one base only.
+
+        Raises ValueError, FileNotFoundError, and BadRequestError with what is wrong with the adapter.
+        """
+        if sum(way is not None for way in (source, path, hub_id)) != 1:
+            raise ValueError("give one of source, path and hub_id")
+        if source is not None:
+            call = endpoints.upload_adapter(source, base, suffix, load, idempotency_key)
+        else:
+            fields = {"path": path, "hub_id": hub_id, "revision": revision, "base": base, "suffix": suffix}
+            call = endpoints.register_adapter(load, idempotency_key, **fields)
+        return await self._client._fetch(call)
+
+    def list(
+        self,
+        after: str | None = None,
+        limit: int | None = None,
+        *,
+        base: str | None = None,
+        state: str | None = None,
+        loaded: bool | None = None,
+        job: str | None = None,
+    ) -> AsyncPager[Adapter]:
+        """Adapters and where each stands, newest first: all, or those of a base, of a job, in a state, loaded
+        or not."""
+        filters = {"base": base, "state": state, "loaded": loaded, "job": job}
+        return self._client._page(endpoints.list_adapters(after, limit, **filters))
 
     async def retrieve(self, adapter: str) -> Adapter:
         """One adapter. Raises NotFoundError."""
@@ -82,6 +122,15 @@ class Adapters(_Resource):
     async def unload(self, adapter: str) -> Adapter:
         """Ask for an adapter to be unloaded."""
         return await self._client._fetch(endpoints.act_on_adapter(adapter, "unload"))
+
+    async def delete(self, adapter: str) -> Deleted:
+        """Unload and delete an adapter. Raises BadRequestError while an unfinished job starts from it."""
+        return await self._client._fetch(endpoints.delete_adapter(adapter))
+
+    async def download(self, adapter: str, path: str | os.PathLike[str]) -> Path:
+        """Download an adapter's PEFT folder as a tar file; otherwise like `client.models.download`."""
+        call = endpoints.download_adapter(adapter)
+        return await self._client._run(streams.download(self._client._context, call, adapter, path))
 
 
 class Models(_Resource):

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from .._version import __version__
-from .upload import Upload
+from .upload import FilePart, Upload
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class Prepared:
     params: Mapping[str, Any] | None
     json: Any
     data: Mapping[str, str] | None
-    files: Mapping[str, Any] | None
+    files: list[FilePart] | None
     timeout: httpx.Timeout
 
     def arguments(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Call(Generic[T]):
         params = {name: value for name, value in self.params.items() if value is not None}
         url = f"{context.root}{'' if self.outside_v1 else '/v1'}{self.path}"
 
-        def request(files: Mapping[str, Any] | None) -> Prepared:
+        def request(files: list[FilePart] | None) -> Prepared:
             return Prepared(
                 method=self.method,
                 url=url,
@@ -161,8 +161,8 @@ class Call(Generic[T]):
             return
         # One boundary for all attempts: a retried upload is the same request byte for byte.
         headers["content-type"] = f"multipart/form-data; boundary=tunewright-{self.upload.boundary}"
-        with self.upload.opened() as content:
-            yield request({"file": (self.upload.filename, content, "application/octet-stream")})
+        with self.upload.opened() as files:
+            yield request(files)
 
 
 def as_timeout(timeout: float | httpx.Timeout | None) -> httpx.Timeout | None:

@@ -151,8 +151,34 @@ def _job(make: MakeJob[J]) -> Callable[[httpx.Response], J]:
 # Adapters and models
 
 
-def list_adapters(after: str | None, limit: int | None) -> Call[PageData[Adapter]]:
-    return list_call("/adapters", Adapter.model_validate, {"after": after, "limit": limit})
+def upload_adapter(
+    source: FileInput, base: str | None, suffix: str | None, load: bool, idempotency_key: str | None
+) -> Call[Adapter]:
+    """Raises FileNotFoundError and TypeError for what cannot be uploaded."""
+    fields = {"base": base, "suffix": suffix, "load": "true" if load else "false"}
+    upload = Upload.of_adapter(source, {name: value for name, value in fields.items() if value is not None})
+    return Call(
+        "POST", "/adapters/upload", _as(Adapter), upload=upload, slow=True, idempotency_key=idempotency_key
+    )
+
+
+def register_adapter(load: bool, idempotency_key: str | None, **fields: str | None) -> Call[Adapter]:
+    """`fields` are sent as they are, without those that are None."""
+    body = {name: value for name, value in fields.items() if value is not None}
+    return Call(
+        "POST",
+        "/adapters",
+        _as(Adapter),
+        json={**body, "load": load},
+        slow=True,
+        idempotency_key=idempotency_key,
+    )
+
+
+def list_adapters(
+    after: str | None, limit: int | None, **filters: str | bool | None
+) -> Call[PageData[Adapter]]:
+    return list_call("/adapters", Adapter.model_validate, {**filters, "after": after, "limit": limit})
 
 
 def retrieve_adapter(adapter: str) -> Call[Adapter]:
@@ -162,6 +188,14 @@ def retrieve_adapter(adapter: str) -> Call[Adapter]:
 def act_on_adapter(adapter: str, action: str) -> Call[Adapter]:
     """`action` is load or unload."""
     return Call("POST", f"{_path('adapters', adapter)}/{action}", _as(Adapter), slow=True)
+
+
+def delete_adapter(adapter: str) -> Call[Deleted]:
+    return Call("DELETE", _path("adapters", adapter), _as(Deleted), slow=True)
+
+
+def download_adapter(adapter: str) -> Call[None]:
+    return _download(_path("adapters", adapter))
 
 
 def list_models() -> Call[PageData[Model]]:
@@ -177,9 +211,13 @@ def delete_model(name: str) -> Call[Deleted]:
 
 
 def download_model(name: str) -> Call[None]:
+    return _download(_path("models", name))
+
+
+def _download(path: str) -> Call[None]:
     return Call(
         "GET",
-        _path("models", name) + "/download",
+        path + "/download",
         lambda _: None,
         headers={"accept": "application/x-tar", "accept-encoding": "identity"},
         stream=True,

@@ -21,7 +21,7 @@ from .jobs import (
     Metrics,
     Tuning,
 )
-from .resources import Adapter, Component, Deleted, File, Model, Ready
+from .resources import Adapter, Component, Deleted, File, Lineage, Model, Ready
 
 __all__ = [
     "Adapter",
@@ -42,6 +42,7 @@ __all__ = [
     "JobProgress",
     "JobRecord",
     "JobStatus",
+    "Lineage",
     "Metrics",
     "Model",
     "Ready",

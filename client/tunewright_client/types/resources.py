@@ -37,11 +37,32 @@ class Model(Wire):
     owned_by: str = ""
 
 
+class Lineage(Wire):
+    """What an adapter was made from; None where it does not apply or is not known.
+
+    `origin` and `revision` say where one that was not trained by the service came from; `metrics` are the
+    last losses of its training.
+    """
+
+    base_fingerprint: str | None = None
+    parent_sha256: str | None = None
+    training_file: str | None = None
+    training_sha256: str | None = None
+    validation_file: str | None = None
+    validation_sha256: str | None = None
+    seed: int | None = None
+    metrics: dict[str, float] | None = None
+    origin: str | None = None
+    revision: str | None = None
+    created_by: str | None = None
+
+
 class Adapter(Wire):
     """A LoRA adapter and where it stands.
 
     `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
-    failed); `error` says why it failed. `bytes` is its size and `sha256` the hash of its content.
+    failed); `error` says why it failed. `bytes` is its size and `sha256` the hash of its content. `source` is
+    where it came from: job, upload, folder or hub.
     """
 
     id: str
@@ -56,6 +77,8 @@ class Adapter(Wire):
     target_modules: list[str] | str | None = None
     bytes: int | None = None
     sha256: str | None = None
+    source: str | None = None
+    lineage: Lineage | None = None
     desired: str | None = None
     state: str | None = None
     error: str | dict[str, Any] | None = None

@@ -13,6 +13,7 @@ from tunewright.api.context import ServiceContext
 from tunewright.api.gateway import Gateway
 from tunewright.api.generation import GenerationSpec
 from tunewright.api.middleware import Gatekeeper
+from tunewright.api.routing import Router
 from tunewright.api.routes import adapters, files, health, jobs, models
 from tunewright.config import Settings, parse_size
 from tunewright.engine.worker import EngineAPI
@@ -51,18 +52,25 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # its gzip would hold back streams
     for router in (health.router, files.router, jobs.router, models.router, adapters.router):
         app.include_router(router)
+    upload = parse_size(settings.max_upload) + _FORM_OVERHEAD
     app.add_middleware(
         Gatekeeper,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        limits={None: _BODY_LIMIT, "/v1/files": parse_size(settings.max_upload) + _FORM_OVERHEAD},
+        limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
         max_uploads=settings.max_uploads,
     )
     errors.install_error_handlers(app)
     openapi.describe(app)
-    spec.gateway = Gateway(
-        store, max_requests=settings.max_requests, request_timeout=settings.request_timeout
+    data = DataFolder(settings.data_dir)
+    names = Router(
+        store,
+        data.leases,
+        spec.control,
+        max_requests=settings.max_requests,
+        load_on_demand=settings.load_on_demand,
     )
-    app.state.context = ServiceContext(settings, store, DataFolder(settings.data_dir), spec.control)
+    spec.gateway = Gateway(names, request_timeout=settings.request_timeout)
+    app.state.context = ServiceContext(settings, store, data, spec.control)
     return server, spec
 
 

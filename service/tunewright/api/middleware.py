@@ -30,7 +30,7 @@ _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
 """Seconds without a byte of a body that has not ended."""
-_UPLOADS = ("POST", "/v1/files")
+_UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
 
 
 class _Refused(Exception):
@@ -88,7 +88,7 @@ class Gatekeeper:
 
     async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Only so many uploads at once: each may fill the disk up to its limit."""
-        if (scope["method"], scope["path"]) != _UPLOADS:
+        if (scope["method"], scope["path"]) not in _UPLOADS:
             await self._limited(scope, headers, receive, send)
             return
         if self._uploads >= self._max_uploads:

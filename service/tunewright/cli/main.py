@@ -14,11 +14,13 @@ from collections.abc import Sequence
 import click
 
 from tunewright import __version__
+from tunewright.cli.adapters import adapters
+from tunewright.cli.backup import backup, restore
 from tunewright.cli.chat import chat
 from tunewright.cli.demo import demo
 from tunewright.cli.files import files
 from tunewright.cli.jobs import jobs
-from tunewright.cli.models import adapters, models
+from tunewright.cli.models import models
 from tunewright.cli.options import INTERRUPTED, Commands, examples
 from tunewright.cli.output import plain
 from tunewright.cli.status import status
@@ -63,7 +65,7 @@ def serve(options: tuple[str, ...]) -> int:
     return serve_main(list(options))
 
 
-for command in (demo, status, jobs, files, adapters, models, chat):
+for command in (demo, status, jobs, files, adapters, models, chat, backup, restore):
     commands.add_command(command)
 
 

@@ -48,6 +48,8 @@ class BaseInfo:
     """vLLM's parser for its tool calls, or None where there is none that we know."""
     vocab_size: int | None = None
     """Rows of its embedding, which may be more or fewer than its tokenizer knows tokens."""
+    hub_id: str | None = None
+    """Where it came from a hub."""
 
     @property
     def internal_name(self) -> str:
@@ -86,6 +88,7 @@ def inspect_base(base: Base) -> BaseInfo:
         chat_template=template,
         tool_call_parser=_tool_call_parser(folder, model_type, template),
         vocab_size=vocabulary if isinstance(vocabulary, int) else None,
+        hub_id=None if base.path else base.source,
     )
 
 

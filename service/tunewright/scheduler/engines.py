@@ -154,10 +154,12 @@ class EngineKeeper:
                 "device": served.device,
                 "internal_name": info.internal_name,
                 "fingerprint": info.fingerprint,
+                "path": str(info.path),
                 "has_chat_template": info.chat_template is not None,
                 "max_model_len": info.context,
                 "vocab_size": info.vocab_size,
                 "max_lora_rank": self._settings.max_lora_rank,
+                "max_adapters": max(self._settings.max_cpu_loras, self._settings.max_loras),
             },
         )
         command = engine_command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import sys
 import time
@@ -13,23 +12,24 @@ from sqlalchemy.exc import DatabaseError
 
 from tunewright.config import Settings, child_environment
 from tunewright.data.formats import DataFormat, InvalidData, check_file
+from tunewright.errors import InvalidAdapter, StorageFull
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.publishing import publish_products
-from tunewright.scheduler.reports import take_in_events
+from tunewright.scheduler.reports import exit_words, hint, last_line, take_in_events
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
-from tunewright.trainer.folder import STOPPED_RESUMABLE, JobFolder, JobSpec
+from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder, JobSpec
 
 log = logging.getLogger("tunewright.scheduler")
 
 MAX_ATTEMPTS = 3
 """Starts of a trainer that end before our eyes without a new step in between, after which the job fails."""
-_PUBLISH_AGAIN_AFTER = 10.0
+_PUBLISH_AGAIN_AFTER = _VALIDATE_AGAIN_AFTER = 10.0
 _LAST_WORDS = 2.0
 """Seconds for a trainer that hangs to write down where."""
 
@@ -55,6 +55,7 @@ class JobRunner:
         self._groups: dict[str, ProcessGroup] = {}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
         self._validating: dict[str, Future[None]] = {}
+        self._validate_at: dict[str, float] = {}
         self._publishing: dict[str, Future[None]] = {}
         self._publish_at: dict[str, float] = {}
         self._beats: dict[str, tuple[float, float]] = {}
@@ -73,8 +74,17 @@ class JobRunner:
 
     def tick(self) -> None:
         self._validate_new()
+        failed: Exception | None = None
         for job in self._store.jobs.on_devices():
-            self._watch(job)
+            try:
+                self._watch(job)
+            except (
+                OSError,
+                StorageFull,
+            ) as error:  # a full disk: its next round is tried, and the others go on
+                failed = error
+        if failed is not None:
+            raise failed
         if not self._store.jobs.in_states(JobState.QUEUED):
             return
         for device in reversed(self._devices):  # engines fill devices from the front
@@ -107,13 +117,18 @@ class JobRunner:
 
     def _validate_new(self) -> None:
         for job in self._store.jobs.in_states(JobState.VALIDATING_FILES):
-            if job.id not in self._validating and self._engines.base(job.base) is not None:
+            may_begin = time.monotonic() >= self._validate_at.get(job.id, 0.0)
+            if may_begin and job.id not in self._validating and self._engines.base(job.base) is not None:
                 self._validating[job.id] = self._threads.submit(self._validate, job)
         for id, future in list(self._validating.items()):
             if future.done():
                 del self._validating[id]
+                self._validate_at.pop(id, None)
                 if (error := future.exception()) is not None:
                     log.error("validating %s: %r", id, error)
+                    if isinstance(error, StorageFull):  # nothing is wrong with the job
+                        self._validate_at[id] = time.monotonic() + _VALIDATE_AGAIN_AFTER
+                        continue
                     self._store.jobs.fail(
                         id, code="internal_error", message=f"validation broke down: {error!r}"
                     )
@@ -178,6 +193,7 @@ class JobRunner:
             JobSpec(
                 job_id=job.id,
                 base_name=base.name,
+                base_hub_id=base.hub_id,
                 base_path=str(parent if parent and is_full else base.path),
                 trust_remote_code=base.name in self._settings.trust_remote_code,
                 parent_adapter=str(parent) if parent and not is_full else None,
@@ -242,7 +258,12 @@ class JobRunner:
             return
         how = None
         if group is not None:
-            how = f"no sign of progress for {self._settings.step_timeout:.0f} s" if hung else _exit(group)
+            how = exit_words(group.exit_code)
+            if hung:
+                how = f"no sign of progress for {self._settings.step_timeout:.0f} s"
+            if group.exit_code == DISK_FULL:
+                self._fail_for_want_of_space(job, folder)
+                return
             stopped = group.exit_code == STOPPED_RESUMABLE
             group.end()
             del self._groups[job.id]
@@ -281,15 +302,24 @@ class JobRunner:
         if error is None:
             return
         log.error("publishing %s: %r", job.id, error)
-        if isinstance(
-            error, OSError | DatabaseError
-        ):  # a full disk, say: what was trained is not thrown away
-            if job.id not in self._publish_at:
-                self._warn(job, f"Its product could not be published yet: {error}; trying again")
+        # A full disk, say: what was trained is not thrown away.
+        if isinstance(error, OSError | DatabaseError | StorageFull):
+            is_first = job.id not in self._publish_at
             self._publish_at[job.id] = time.monotonic() + _PUBLISH_AGAIN_AFTER
+            if is_first:
+                self._warn(job, f"Its product could not be published yet: {error}; trying again")
             return
+        code = "adapter_invalid" if isinstance(error, InvalidAdapter) else "internal_error"
+        self._store.jobs.fail(job.id, code=code, message=f"its product could not be published: {error}")
+
+    def _fail_for_want_of_space(self, job: Job, folder: JobFolder) -> None:
+        """First make room: where the database is on the same disk, not even this could be written down."""
+        folder.remove_products()
         self._store.jobs.fail(
-            job.id, code="internal_error", message=f"its product could not be published: {error}"
+            job.id,
+            code="disk_full",
+            message=f"the disk is full: the trainer could not write to {folder.path}. Free some space there, and "
+            "create the job again.",
         )
 
     def _came_to_nothing(self, job: Job, folder: JobFolder, how: str | None, code: str) -> None:
@@ -306,6 +336,10 @@ class JobRunner:
         if job.device not in self._devices:
             self._store.jobs.requeue(job.id, f"The device {job.device} is gone; waiting for another")
             return
+        if not folder.spec_file.exists():  # there was no room for it
+            if self._engines.base(job.base) is not None:
+                self._launch(job)
+            return
         if how is None:
             self._start_trainer(job, folder, counts=False)
             return
@@ -314,7 +348,7 @@ class JobRunner:
                 job.id,
                 code=code,
                 message=f"its trainer ended {current.attempt} times without a new step, last with "
-                f"{how}: {_last_line(folder)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest)",
+                f"{how}: {last_line(folder)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest){hint(how)}",
             )
             return
         self._warn(job, f"The trainer ended with {how}; starting it again from its last checkpoint")
@@ -332,8 +366,7 @@ class JobRunner:
             kept.pop(job.id, None)
         folder = self._folder(job)
         take_in_events(self._store, job, folder)
-        for leftover in (folder.work, folder.checkpoints, folder.adapter, folder.model):
-            shutil.rmtree(leftover, ignore_errors=True)
+        folder.remove_products()
         self._store.jobs.release(job.id)
 
     def _folder(self, job: Job) -> JobFolder:
@@ -342,18 +375,3 @@ class JobRunner:
 
 def _title(job: Job) -> str:
     return f"tunewright: lifeline of trainer {job.id}"
-
-
-def _exit(group: ProcessGroup) -> str:
-    code = group.exit_code
-    if code is None:
-        return "an unknown exit code"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _last_line(folder: JobFolder) -> str:
-    try:
-        lines = folder.log_file.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1][:300] if lines else "its log is empty"

@@ -6,10 +6,13 @@ import csv
 import hashlib
 import io
 import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tunewright.ids import model_name, result_file_id
+from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, check_numbers
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import (
     DataFolder,
@@ -18,11 +21,9 @@ from tunewright.registry.data_folder import (
     folder_size,
     model_sha256,
 )
-from tunewright.store.records import Job
+from tunewright.store.records import Job, Lineage
 from tunewright.store.store import Store
 from tunewright.trainer.folder import JobFolder, JobResult
-
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def publish_products(
@@ -30,7 +31,8 @@ def publish_products(
 ) -> None:
     """The final adapter (to be loaded) and its epochs' checkpoints (to be loaded when asked for), or the full model.
 
-    Safe to repeat after a crash: artifacts are named by their content, and the listing is one transaction.
+    Safe to repeat after a crash: artifacts are named by their content, and the listing is one transaction. Raises
+    InvalidAdapter where a weight is NaN or infinite: then nothing is listed.
     """
     assert job.resolved is not None
     common = {
@@ -40,30 +42,53 @@ def publish_products(
         "chat_template": job.chat_template,
     }
     name = model_name(job.base, job.suffix, job.id)
-    if job.resolved["type"] == "full":
-        sha256 = model_sha256(folder.model)
-        path = data.publish(folder.model, sha256)
-        products = [
-            {
-                **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path),
-                "desired": "unloaded", "checkpoint_step": None, "rank": None, "alpha": None,
-                "target_modules": None,
-            }
-        ]  # fmt: skip
-    else:
-        products = [_adapter(data, folder.adapter, name, None, common)]
-        for step in sorted(result.checkpoints):
-            path = folder.checkpoints / f"step-{step}"
-            if (path / "complete.json").is_file():
-                products.append(
-                    _adapter(data, path, model_name(job.base, job.suffix, job.id, step), step, common)
-                )
-    store.models.publish(
-        products,
-        job_id=job.id,
-        trained_tokens=result.trained_tokens,
-        checkpoint_metrics=result.checkpoints,
-        result_file=_metrics_file(store, data, job),
+    lineage = _lineage(store, job, result.metrics)
+    with ExitStack() as kept:
+        if job.resolved["type"] == "full":
+            sha256 = model_sha256(folder.model)
+            kept.enter_context(data.keeping(sha256))
+            path = data.publish(folder.model, sha256)
+            products = [
+                {
+                    **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path),
+                    "desired": "unloaded", "checkpoint_step": None, "rank": None, "alpha": None,
+                    "target_modules": None, "lineage": asdict(lineage),
+                }
+            ]  # fmt: skip
+        else:
+            products = [
+                _adapter(data, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)})
+            ]
+            for step in sorted(result.checkpoints):
+                path = folder.checkpoints / f"step-{step}"
+                if (path / "complete.json").is_file():
+                    checkpoint = model_name(job.base, job.suffix, job.id, step)
+                    made_from = asdict(replace(lineage, metrics=result.checkpoints[step]))
+                    products.append(
+                        _adapter(data, kept, path, checkpoint, step, {**common, "lineage": made_from})
+                    )
+        kept.enter_context(data.keeping(result_file_id(job.id)))
+        store.models.publish(
+            products,
+            job_id=job.id,
+            trained_tokens=result.trained_tokens,
+            checkpoint_metrics=result.checkpoints,
+            result_file=_metrics_file(store, data, job),
+        )
+
+
+def _lineage(store: Store, job: Job, metrics: dict[str, float]) -> Lineage:
+    training, validation = (
+        store.files.get(id) if id is not None else None for id in (job.training_file, job.validation_file)
+    )
+    return Lineage(
+        parent_sha256=job.parent_sha256,
+        training_file=job.training_file,
+        training_sha256=training.sha256 if training else None,
+        validation_file=job.validation_file,
+        validation_sha256=validation.sha256 if validation else None,
+        seed=job.seed,
+        metrics=metrics or None,
     )
 
 
@@ -98,13 +123,15 @@ def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
 
 
 def _adapter(
-    data: DataFolder, source: Path, name: str, step: int | None, common: dict[str, Any]
+    data: DataFolder, kept: ExitStack, source: Path, name: str, step: int | None, common: dict[str, Any]
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
         only = Path(temporary)
-        for file in _ADAPTER_FILES:
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
             (only / file).hardlink_to(source / file)
+        check_numbers(only / WEIGHTS_FILE)
         sha256 = adapter_sha256(only)
+        kept.enter_context(data.keeping(sha256))
         path = data.publish(only, sha256)
     config = adapter_config(path)
     modules = config["target_modules"]

@@ -6,15 +6,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, union, update
 
 from tunewright.ids import new_id
+from tunewright.store.alias_rows import needed_by_aliases, refuse_aliased, take_out
 from tunewright.store.database import Database
+from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_weights
 from tunewright.store.jobs import succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, Residency
-from tunewright.store.tables import checkpoints, engines, files, models, residency
+from tunewright.store.states import EngineState, ModelState, Residency
+from tunewright.store.tables import checkpoints, engines, files, jobs, models, residency
 
 
 class ModelStore:
@@ -58,6 +60,15 @@ class ModelStore:
             connection.execute(insert(files).values(created_at=time.time(), **result_file))
         return True
 
+    def register(self, values: dict[str, Any]) -> TunedModel:
+        """List an adapter that was not trained here, or give the one that has its `id`."""
+        with self._database.begin(alone="register an adapter") as connection:
+            row = connection.execute(select(models).where(models.c.id == values["id"])).one_or_none()
+            if row is None:
+                values = {"created_at": time.time(), **values}
+                row = connection.execute(insert(models).values(**values).returning(models)).one()
+        return TunedModel(**row._mapping)
+
     def get(self, name_or_id: str) -> TunedModel | None:
         query = select(models).where((models.c.name == name_or_id) | (models.c.id == name_or_id))
         with self._database.read() as connection:
@@ -87,16 +98,68 @@ class ModelStore:
                 .values(desired=desired)
             )
 
-    def delete(self, name: str) -> bool:
-        """Unlist a model, and the checkpoint that it is."""
+    def want_weights(self, sha256: str, desired: str) -> None:
+        """Of every model with these weights."""
         with self._database.begin() as connection:
-            connection.execute(delete(checkpoints).where(checkpoints.c.model == name))
-            return bool(connection.execute(delete(models).where(models.c.name == name)).rowcount)
+            connection.execute(update(models).where(models.c.sha256 == sha256).values(desired=desired))
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """A pinned adapter is wanted loaded and never evicted."""
+        values = {"pinned": pinned} | ({"desired": "loaded"} if pinned else {})
+        with self._database.begin() as connection:
+            connection.execute(update(models).where(models.c.name == name).values(**values))
+
+    def pinned(self, base: str) -> set[str]:
+        """Hashes of the pinned adapters of `base`."""
+        with self._database.read() as connection:
+            return set(
+                connection.scalars(select(models.c.sha256).where(models.c.base == base, models.c.pinned))
+            )
+
+    def refuse_needed(self, model: TunedModel, *, force: bool = False) -> None:
+        """Raises InvalidRequest where an unfinished job starts from it or, without `force`, an alias has it."""
+        with self._database.read() as connection:
+            _refuse_needed(connection, model, force)
+
+    def delete(self, model: TunedModel, *, force: bool = False, who: str | None = None) -> bool:
+        """Unlist a model, and the checkpoint that it is; False where it is not listed.
+
+        With `force` it is first taken out of its aliases, by `who`. Raises as `refuse_needed`.
+        """
+        with self._database.begin(alone=INPUTS) as connection:
+            _refuse_needed(connection, model, force)
+            take_out(connection, model.name, who)
+            return _unlist(connection, models.c.id == model.id)
+
+    def idle_checkpoints(self) -> Sequence[TunedModel]:
+        """Checkpoints that are neither loaded nor wanted loaded nor pinned, and that no unfinished job and no alias
+        needs."""
+        with self._database.read() as connection:
+            query = select(models).where(_is_idle_checkpoint(connection)).order_by(models.c.seq)
+            return [TunedModel(**row._mapping) for row in connection.execute(query)]
+
+    def delete_idle_checkpoint(self, id: str) -> bool:
+        """Unlist a checkpoint if it is still idle; False where it is not."""
+        with self._database.begin(alone=INPUTS) as connection:
+            return _unlist(connection, models.c.id == id, _is_idle_checkpoint(connection))
+
+    def weights_in_use(self, sha256: str | None = None) -> set[str]:
+        """Hashes of the artifacts that a model has or an unfinished job starts from: all, or the one asked about."""
+        listed = select(models.c.sha256)
+        started_from = select(jobs.c.parent_sha256).where(jobs.c.parent_sha256.is_not(None), UNFINISHED)
+        if sha256 is not None:
+            listed = listed.where(models.c.sha256 == sha256)
+            started_from = started_from.where(jobs.c.parent_sha256 == sha256)
+        with self._database.read() as connection:
+            return set(connection.scalars(union(listed, started_from)))
 
     def wanted_adapters(self, base: str) -> dict[str, TunedModel]:
         """Adapters of `base` that should be loaded, by hash (two names may share one)."""
         query = select(models).where(
-            models.c.base == base, models.c.kind == "adapter", models.c.desired == "loaded"
+            models.c.base == base,
+            models.c.kind == "adapter",
+            models.c.desired == "loaded",
+            models.c.state == ModelState.READY,
         )
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(models.c.seq)).all()
@@ -121,6 +184,33 @@ class ModelStore:
                     )
                 ).one_or_none()
         return model, engine, ResidencyRow(**held._mapping) if held else None
+
+
+def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> None:
+    refuse_needed_weights(connection, model.name, model.sha256)
+    if not force:
+        refuse_aliased(connection, model.name)
+
+
+def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
+    return (
+        models.c.checkpoint_step.is_not(None)
+        & (models.c.desired == "unloaded")
+        & ~models.c.pinned
+        & models.c.name.not_in(needed_by_aliases(connection))
+        & ~exists().where(jobs.c.parent_sha256 == models.c.sha256, UNFINISHED)
+        & ~exists().where(
+            residency.c.sha256 == models.c.sha256,
+            residency.c.engine == engines.c.name,
+            residency.c.run == engines.c.run,
+        )
+    )
+
+
+def _unlist(connection: Connection, *which: ColumnElement[bool]) -> bool:
+    name = connection.scalar(delete(models).where(*which).returning(models.c.name))
+    connection.execute(delete(checkpoints).where(checkpoints.c.model == name))
+    return name is not None
 
 
 class EngineStore:
@@ -177,7 +267,13 @@ class EngineStore:
             return {row.sha256: ResidencyRow(**row._mapping) for row in connection.execute(query)}
 
     def set_residency(
-        self, engine: Engine, sha256: str, state: Residency | None, error: str | None = None
+        self,
+        engine: Engine,
+        sha256: str,
+        state: Residency | None,
+        *,
+        error: str | None = None,
+        number: int | None = None,
     ) -> None:
         """Note what became of an adapter in this run; None: it is not there."""
         key = (
@@ -196,5 +292,6 @@ class EngineStore:
                         state=state,
                         error=error,
                         at=time.time(),
+                        number=number,
                     )
                 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.store.states import EngineState, JobState, Residency
+from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
+from tunewright.store.states import EngineState, JobState, ModelState, Residency, Source
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,28 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Lineage:
+    """What a model was made from; None where it does not apply or is not known. Files are named by id and content."""
+
+    parent_sha256: str | None = None
+    """Weights that its training went on from."""
+    training_file: str | None = None
+    training_sha256: str | None = None
+    validation_file: str | None = None
+    validation_sha256: str | None = None
+    seed: int | None = None
+    metrics: dict[str, float] | None = None
+    """The last losses and accuracies of its training."""
+    origin: str | None = None
+    """Of a registered adapter: the file's name, the folder, or the hub's id."""
+    revision: str | None = None
+    """The hub's commit."""
+    created_by: str | None = None
+
+
+@dataclass(frozen=True)
 class TunedModel:
-    """An adapter or a full model that a job made; its weights are the artifact `sha256`."""
+    """An adapter or a full model, made by a job or registered; its weights are the artifact `sha256`."""
 
     seq: int
     id: str
@@ -98,6 +119,18 @@ class TunedModel:
     bytes: int
     created_at: float
     desired: str
+    source: Source
+    lineage: Lineage | None
+    state: ModelState
+    parity: dict[str, Any] | None
+    pinned: bool
+    last_used_at: float | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", Source(self.source))
+        object.__setattr__(self, "state", ModelState(self.state))
+        if isinstance(self.lineage, dict):
+            object.__setattr__(self, "lineage", Lineage(**self.lineage))
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,62 @@ class ResidencyRow:
     state: Residency
     error: str | None
     at: float
+    number: int | None
+    """Of a loaded adapter in the memory of vLLM's workers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", Residency(self.state))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model, with the engine of its base (None where that is not served), and what the engine holds of it."""
+
+    model: TunedModel
+    engine: Engine | None
+    held: ResidencyRow | None
+
+    @property
+    def state(self) -> str:
+        """Of an adapter: loaded, loading, unloaded or failed in its engine; or why it is held back from it."""
+        if self.model.state is not ModelState.READY:
+            return self.model.state.value
+        if self.held is not None:
+            return self.held.state.value
+        return "loading" if self.model.desired == "loaded" else "unloaded"
+
+
+@dataclass(frozen=True)
+class AliasVersion:
+    """What an alias was from one change to the next; without targets where the change was its deletion."""
+
+    seq: int
+    alias: str
+    version: int
+    targets: tuple[AliasTarget, ...]
+    shadow: AliasShadow | None
+    guard: AliasGuard | None
+    at: float
+    who: str | None
+    why: str
+    rolled_back_to: int | None
+    """The version that it repeats, where it is a rollback."""
+
+
+@dataclass(frozen=True)
+class ShadowAnswer:
+    """What a shadow target answered to the copy of a request."""
+
+    seq: int
+    id: str
+    alias: str
+    model: str
+    answered_by: str
+    """The model that answered the request itself."""
+    path: str
+    at: float
+    seconds: float
+    status: int
+    request: Any
+    """The body; a text, its beginning, where it is long."""
+    answer: Any

@@ -45,6 +45,30 @@ JOB_MOVES: dict[JobState, tuple[JobState, ...]] = {
 }
 
 
+class Source(StrEnum):
+    """Where a model came from."""
+
+    JOB = "job"
+    """Trained here."""
+    UPLOAD = "upload"
+    """Sent with a request."""
+    FOLDER = "folder"
+    """Read from a folder of the server."""
+    HUB = "hub"
+    """Fetched from a hub."""
+
+
+class ModelState(StrEnum):
+    """Of a model in the registry."""
+
+    READY = "ready"
+    """It may be served."""
+    CHECKING = "checking"
+    """It is held back until it has been checked."""
+    QUARANTINED = "quarantined"
+    """It failed a check: it is kept, and never served."""
+
+
 class Residency(StrEnum):
     """Of an adapter in one run of an engine."""
 
@@ -52,6 +76,8 @@ class Residency(StrEnum):
     """The engine was asked to take it."""
     LOADED = "loaded"
     """The engine answers with it."""
+    DRAINING = "draining"
+    """No request is sent to it any more; the engine lets go of it after the last one."""
     FAILED = "failed"
     """The engine refused it; the row's error says why."""
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from tunewright.store.aliases import AliasStore
 from tunewright.store.database import Database
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
+from tunewright.store.listings import Listings
 from tunewright.store.models import EngineStore, ModelStore
+from tunewright.store.shadow_answers import ShadowAnswerStore
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,23 @@ class Store:
     jobs: JobStore
     models: ModelStore
     engines: EngineStore
+    listings: Listings
+    aliases: AliasStore
+    shadow_answers: ShadowAnswerStore
 
     @classmethod
     def open(cls, url: str) -> Self:
         """Opens, does not upgrade: the supervisor did that before any of its children started."""
         database = Database(url)
         return cls(
-            database, FileStore(database), JobStore(database), ModelStore(database), EngineStore(database)
+            database,
+            FileStore(database),
+            JobStore(database),
+            ModelStore(database),
+            EngineStore(database),
+            Listings(database),
+            AliasStore(database),
+            ShadowAnswerStore(database),
         )
 
     def close(self) -> None:

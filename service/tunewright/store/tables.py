@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData()
@@ -94,7 +96,7 @@ checkpoints = Table(
 )
 
 models = Table(
-    "models",  # what fine-tuning made: adapters and full models
+    "models",  # adapters, and full models: made by jobs, or registered
     metadata,
     Column("seq", _Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
@@ -113,6 +115,12 @@ models = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("desired", String(16), nullable=False),  # loaded | unloaded
+    Column("source", String(16), nullable=False, server_default="job"),
+    Column("lineage", JSON),
+    Column("state", String(16), nullable=False, server_default="ready"),
+    Column("parity", JSON),
+    Column("pinned", Boolean, nullable=False, server_default=false()),
+    Column("last_used_at", Float),
 )
 
 engines = Table(
@@ -137,4 +145,50 @@ residency = Table(
     Column("state", String(16), nullable=False),
     Column("error", Text),
     Column("at", Float, nullable=False),
+    Column("number", Integer),  # vLLM's own, in its workers' memory
+)
+
+aliases = Table(
+    "aliases",  # stable names for models, as they are now
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("targets", JSON, nullable=False),  # [{"model", "weight"}]
+    Column("shadow", JSON),
+    Column("guard", JSON),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+alias_versions = Table(
+    "alias_versions",  # what they were, who changed them and why
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("alias", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("targets", JSON, nullable=False),
+    Column("shadow", JSON),
+    Column("guard", JSON),
+    Column("at", Float, nullable=False),
+    Column("who", Text),
+    Column("why", Text, nullable=False),
+    Column("rolled_back_to", Integer),  # the version that it repeats
+    UniqueConstraint("alias", "version", name="uq_alias_versions"),
+)
+
+shadow_answers = Table(
+    "shadow_answers",  # what shadow targets answered to copies of the traffic
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("alias", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("answered_by", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("answer", JSON),
+    Index("ix_shadow_answers_alias", "alias", "seq"),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,10 @@ STOPPED_RESUMABLE = 75
 """Exit code of a trainer that was asked to stop and saved a checkpoint (EX_TEMPFAIL)."""
 
 
+DISK_FULL = 74
+"""Exit code of a trainer that could not even write its result (EX_IOERR)."""
+
+
 class JobSpec(BaseModel):
     """`spec.json`: all a trainer is told."""
 
@@ -24,6 +30,7 @@ class JobSpec(BaseModel):
 
     job_id: str
     base_name: str
+    base_hub_id: str | None = None
     base_path: str
     trust_remote_code: bool = False
     parent_adapter: str | None = None
@@ -120,6 +127,18 @@ class JobFolder:
                 continue  # the half line of a killed trainer, closed by the next one's newline
         return events, offset + end
 
+    def unfinished(self, product: Path) -> Path:
+        """Where a product lies until it is complete."""
+        return self.path / f".{product.name}.tmp"
+
+    def remove_products(self) -> None:
+        """Whole ones and half ones, checkpoints too."""
+        for product in (self.adapter, self.model):
+            shutil.rmtree(self.unfinished(product), ignore_errors=True)
+            shutil.rmtree(product, ignore_errors=True)
+        for folder in (self.work, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:
         """(step, folder), newest first. A folder appears under its name only when all of it is on disk."""
         found = []
@@ -145,5 +164,8 @@ class EventLog:
         self._write({"type": "metrics", "level": "info", "message": text, "data": data})
 
     def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps({"created_at": time.time(), **event}, allow_nan=False) + "\n"
-        os.write(self._descriptor, line.encode())
+        line = (json.dumps({"created_at": time.time(), **event}, allow_nan=False) + "\n").encode()
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC)
+            )  # as much was written as there was room for

@@ -76,7 +76,8 @@ def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
         )
     adapted = _adapted(model, spec)
     for config in adapted.peft_config.values():
-        config.base_model_name_or_path = spec.base_name  # not this machine's path
+        # What others can find it by: never this machine's path.
+        config.base_model_name_or_path = spec.base_hub_id or spec.base_name
     return adapted
 
 

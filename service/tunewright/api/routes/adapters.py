@@ -1,31 +1,94 @@
-"""`/v1/adapters`: what the engine holds, and loading and unloading by hand."""
+"""`/v1/adapters`: those that jobs made and those that are brought here; what the engine holds of them."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, File, Form, Header, Query, UploadFile
+from fastapi.responses import StreamingResponse
 
+from tunewright.api.artifacts import TAR, remove, tar_of
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
-from tunewright.api.schemas.common import Page, page_of
-from tunewright.api.schemas.models import AdapterObject
+from tunewright.api.registration import Registration, register_folder, register_from_hub, register_upload
+from tunewright.api.schemas.adapters import BASE, LOAD, RegisterAdapter, Suffix
+from tunewright.api.schemas.common import After, Deleted, Page, Text, page_of
+from tunewright.api.schemas.models import AdapterObject, AdapterState
 from tunewright.errors import EngineUnavailable, NotFound
-from tunewright.store.records import TunedModel
+from tunewright.store.listings import AdapterFilter
+from tunewright.store.records import Listed, TunedModel
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
+
+IdempotencyKey = Annotated[
+    str | None, Header(max_length=255, description="The same key gives the same adapter.")
+]
+
+
+@router.post("", summary="Register an adapter", responses=responses(400, 413, 503, 507))
+def register(
+    context: Context, body: RegisterAdapter, idempotency_key: IdempotencyKey = None
+) -> AdapterObject:
+    """One that was not trained here, from a folder of the server or from a hub; checked against its base first."""
+    asked = Registration(body.base, body.suffix, body.load, idempotency_key)
+    if body.path is not None:
+        model = register_folder(context, body.path, asked)
+    else:
+        assert body.hub_id is not None
+        model = register_from_hub(context, body.hub_id, body.revision, asked)
+    return _show(context, model.name)
+
+
+@router.post("/upload", summary="Upload an adapter", responses=responses(400, 413, 429, 503, 507))
+def upload(
+    context: Context,
+    file: Annotated[
+        list[UploadFile],
+        File(
+            max_length=2,
+            description="A .tar, .tar.gz or .zip of a PEFT folder; or its two files, adapter_config.json and "
+            "adapter_model.safetensors, as two parts of this name.",
+        ),
+    ],
+    base: Annotated[Text | None, Form(max_length=128, description=BASE)] = None,
+    suffix: Annotated[Suffix | None, Form()] = None,
+    load: Annotated[bool, Form(description=LOAD)] = True,
+    idempotency_key: IdempotencyKey = None,
+) -> AdapterObject:
+    """Register an adapter that was not trained here; checked against its base first."""
+    model = register_upload(context, file, Registration(base, suffix, load, idempotency_key))
+    return _show(context, model.name)
 
 
 @router.get("", summary="List adapters", responses=responses(400))
 def list_adapters(
     context: Context,
-    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    base: Annotated[Text | None, Query(description="Only adapters of this base.")] = None,
+    job: Annotated[Text | None, Query(description="Only what this job made.")] = None,
+    state: Annotated[AdapterState | None, Query(description="Only adapters in this state.")] = None,
+    loaded: Annotated[bool | None, Query(description="Only adapters that are loaded, or are not.")] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Page[AdapterObject]:
     """Newest first, checkpoints among them."""
-    models, more = context.store.models.list(kind="adapter", after=after, limit=limit)
-    return Page(**page_of([_show(context, model.name) for model in models], more))
+    wanted = AdapterFilter(base=base, job_id=job, state=state, loaded=loaded)
+    found, more = context.store.listings.adapters(wanted, after=after, limit=limit)
+    return Page(**page_of([AdapterObject.of(listed) for listed in found], more))
+
+
+@router.get(
+    "/{adapter:path}/download",
+    summary="Download an adapter",
+    response_class=StreamingResponse,
+    responses={**TAR, **responses(404)},
+)
+def download(context: Context, adapter: str) -> StreamingResponse:
+    """`tar xf` it, and `peft.PeftModel.from_pretrained` loads the folder as it is."""
+    try:
+        return tar_of(context, _get(context, adapter))
+    except FileNotFoundError as error:
+        raise _not_found(adapter) from error
 
 
 @router.post("/{adapter:path}/load", summary="Load an adapter", responses=responses(404, 503))
@@ -46,6 +109,14 @@ def retrieve(context: Context, adapter: str) -> AdapterObject:
     return _show(context, _get(context, adapter).name)
 
 
+@router.delete("/{adapter:path}", summary="Delete an adapter", responses=responses(400, 404, 503, 507))
+async def delete(context: Context, adapter: str) -> Deleted:
+    """Unloads it first. Its weights go with the last of their names. Not while an unfinished job starts from it."""
+    model = await asyncio.to_thread(_get, context, adapter)
+    await remove(context, model)
+    return Deleted(id=model.id, object="adapter")
+
+
 async def _have(context: ServiceContext, adapter: str, operation: str) -> AdapterObject:
     model = await asyncio.to_thread(_get, context, adapter)
     answer = await context.control({"op": operation, "model": model.name})
@@ -61,12 +132,16 @@ async def _have(context: ServiceContext, adapter: str, operation: str) -> Adapte
 def _show(context: ServiceContext, name: str) -> AdapterObject:
     model, engine, held = context.store.models.resolve(name)
     if model is None:
-        raise NotFound(f"No such adapter: {name!r}.", param="adapter", code="adapter_not_found")
-    return AdapterObject.of(model, engine, held)
+        raise _not_found(name)
+    return AdapterObject.of(Listed(model, engine, held))
 
 
 def _get(context: ServiceContext, adapter: str) -> TunedModel:
     model = context.store.models.get(adapter)
     if model is None or model.kind != "adapter":
-        raise NotFound(f"No such adapter: {adapter!r}.", param="adapter", code="adapter_not_found")
+        raise _not_found(adapter)
     return model
+
+
+def _not_found(adapter: str) -> NotFound:
+    return NotFound(f"No such adapter: {adapter!r}.", param="adapter", code="adapter_not_found")

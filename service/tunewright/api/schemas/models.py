@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import ConfigDict, Field
 
+from tunewright.api.schemas.adapters import LINEAGE_EXAMPLE, LineageObject
 from tunewright.api.schemas.common import Wire
-from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, Residency
+from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
+from tunewright.store.states import EngineState, ModelState, Residency, Source
 
+AdapterState = Literal["loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined"]
 _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
@@ -67,13 +69,14 @@ class ModelObject(Wire):
         )
 
     @classmethod
-    def of(cls, model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> ModelObject:
+    def of(cls, listed: Listed) -> ModelObject:
+        model, engine = listed.model, listed.engine
         return cls(
             id=model.name,
             created=int(model.created_at),
             kind="adapter" if model.kind == "adapter" else "full",
             base=model.base,
-            state=model_state(model, engine, held),
+            state=model_state(model, engine, listed.held),
             max_model_len=(engine.info or {}).get("max_model_len") if engine else None,
             job_id=model.job_id,
             adapter_id=model.id if model.kind == "adapter" else None,
@@ -99,8 +102,10 @@ class AdapterObject(Wire):
     target_modules: list[str]
     bytes: int
     sha256: str = Field(description="Of its weights and config; also its name inside vLLM.")
+    source: Source = Field(description="Where it came from.")
+    lineage: LineageObject
     desired: Literal["loaded", "unloaded"]
-    state: Literal["loaded", "loading", "unloaded", "failed"]
+    state: AdapterState
     error: str | None
     model_config = ConfigDict(
         json_schema_extra={
@@ -127,6 +132,8 @@ class AdapterObject(Wire):
                     ],
                     "bytes": 1212512,
                     "sha256": _SHA,
+                    "source": "job",
+                    "lineage": LINEAGE_EXAMPLE,
                     "desired": "loaded",
                     "state": "loaded",
                     "error": None,
@@ -136,9 +143,8 @@ class AdapterObject(Wire):
     )
 
     @classmethod
-    def of(cls, model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> AdapterObject:
-        unheld = "loading" if model.desired == "loaded" else "unloaded"
-        state = held.state.value if held is not None else unheld
+    def of(cls, listed: Listed) -> AdapterObject:
+        model, held = listed.model, listed.held
         return cls(
             id=model.id,
             created_at=int(model.created_at),
@@ -152,8 +158,10 @@ class AdapterObject(Wire):
             target_modules=model.target_modules or [],
             bytes=model.bytes,
             sha256=model.sha256,
+            source=model.source,
+            lineage=LineageObject.of(model),
             desired="loaded" if model.desired == "loaded" else "unloaded",
-            state=state,
+            state=cast(AdapterState, listed.state),
             error=held.error if held else None,
         )
 
@@ -162,6 +170,8 @@ def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | N
     """ready, or the word for why not."""
     if model.kind == "full":
         return "stored"
+    if model.state is not ModelState.READY:
+        return model.state.value
     if engine is None:
         return "base_not_served"
     if engine.state is not EngineState.READY:

@@ -1,0 +1,71 @@
+"""What is done with a model's artifact, whichever route asks: it is downloaded, or removed with its model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tarfile
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from tunewright.api.context import ServiceContext
+from tunewright.store.records import TunedModel
+
+TAR: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A tar of its folder: PEFT's for an adapter, transformers' for a full model.",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
+    }
+}
+"""Of a route's `responses`, where it answers with `tar_of`."""
+
+
+def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
+    """The model's folder. Raises FileNotFoundError where it was removed meanwhile."""
+    files = _open(context.data.artifact(model.sha256))
+    name = model.name.replace(":", "-").replace("/", "-")
+    return StreamingResponse(
+        _tar(files, name),
+        media_type="application/x-tar",
+        headers={"Content-Disposition": f'attachment; filename="{name}.tar"'},
+    )
+
+
+async def remove(context: ServiceContext, model: TunedModel) -> None:
+    """Unload a model, unlist it, and remove its weights unless another model has them.
+
+    Raises InvalidRequest where an unfinished job starts from it.
+    """
+    await asyncio.to_thread(context.store.models.refuse_needed, model)
+    if model.kind == "adapter":
+        await context.control({"op": "unload", "model": model.name})
+    await asyncio.to_thread(_unlist, context, model)
+
+
+def _unlist(context: ServiceContext, model: TunedModel) -> None:
+    models = context.store.models
+    models.delete(model)
+    context.data.remove_artifact(model.sha256, lambda: models.weights_in_use(model.sha256))
+
+
+def _open(folder: Path) -> list[BufferedReader]:
+    """All of its files: what is open comes whole where the model is deleted meanwhile."""
+    return [path.open("rb") for path in sorted(folder.iterdir())]
+
+
+def _tar(files: list[BufferedReader], name: str) -> Iterator[bytes]:
+    """A tar of the files, block by block: never the whole in memory."""
+    for file in files:
+        info = tarfile.TarInfo(f"{name}/{Path(file.name).name}")
+        status = os.fstat(file.fileno())
+        info.size, info.mtime, info.mode = status.st_size, int(status.st_mtime), 0o644
+        yield info.tobuf(tarfile.PAX_FORMAT)
+        with file:
+            while block := file.read(1 << 20):
+                yield block
+        yield b"\0" * (-info.size % tarfile.BLOCKSIZE)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)

@@ -1,0 +1,213 @@
+"""Unpacks an uploaded archive of a PEFT folder: its two files, and nothing else, wherever the archive points.
+
+Nothing in an archive is believed: names, sizes and kinds are checked while it is read, and what comes out is counted.
+Only two names are ever written, in a folder of ours.
+"""
+
+from __future__ import annotations
+
+import gzip
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from tunewright.errors import InvalidAdapter, TooLarge
+from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, pickled
+from tunewright.registry.adapter_config import LARGEST_CONFIG
+
+MOST_MEMBERS = 64
+"""A PEFT folder with a tokenizer and a trainer's state has about twenty."""
+_LARGEST_HEADERS = 32 * 2**10
+"""Bytes of a tar between the contents of two members."""
+_LARGEST_READ = 2**20
+"""Bytes that the zip library may want at once: its table of contents, above all."""
+_BLOCK = 2**16
+_BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError, ValueError,
+    IndexError, NotImplementedError, RecursionError, OverflowError,
+)  # fmt: skip
+"""What the libraries raise at archives that are cut off, damaged, or made to confuse them."""
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_Member = tuple[str, Callable[[], BinaryIO] | None]
+"""A member's name in the archive and how to open its content; None for a folder."""
+
+
+def unpack(archive: BinaryIO, into: Path, largest: int) -> None:
+    """Write the archive's `adapter_config.json` and `adapter_model.safetensors` to `into`.
+
+    They are at its top or together in one folder; other files are passed over. `largest` is how many bytes may come out
+    of it. Raises InvalidAdapter, TooLarge, and OSError where the disk is full.
+    """
+    archive.seek(0)
+    start = archive.read(512)
+    archive.seek(0)
+    try:
+        if start.startswith(b"PK\x03\x04"):
+            members = _zip(archive)
+        elif start.startswith(b"\x1f\x8b"):
+            members = _tar(cast(BinaryIO, gzip.GzipFile(fileobj=archive, mode="rb")), largest)
+        elif _is_tar(start):
+            members = _tar(archive, largest)
+        else:
+            raise InvalidAdapter(
+                "The file is neither .tar, .tar.gz nor .zip: pack the adapter's folder as one of these, or send its "
+                f"two files, {CONFIG_FILE} and {WEIGHTS_FILE}.",
+                code="archive_refused",
+            )
+        _take(members, into, largest)
+    except _BROKEN as error:
+        raise InvalidAdapter(
+            f"The archive is broken: {error or type(error).__name__}. Pack it anew, and send all of it.",
+            code="archive_refused",
+        ) from error
+
+
+def _take(members: Iterator[_Member], into: Path, largest: int) -> None:
+    seen: set[str] = set()
+    folders: set[PurePosixPath] = set()
+    pickles = []
+    for name, opened in members:
+        path = _safe(name)
+        if str(path) in seen:
+            raise _refused(f"{name[:200]!r} is in it twice")
+        seen.add(str(path))
+        if len(seen) > MOST_MEMBERS:
+            raise _refused(f"it has more than {MOST_MEMBERS} members")
+        if opened is None:
+            continue
+        if path.name.startswith("adapter_model") and path.suffix in _PICKLED:
+            pickles.append(path.name)
+        if path.name in (CONFIG_FILE, WEIGHTS_FILE) and len(path.parts) <= 2:
+            folders.add(path.parent)
+            if len(folders) > 1:
+                raise _refused(
+                    f"adapters are in several folders ({', '.join(sorted(map(str, folders)))[:200]})"
+                )
+            _write(opened(), into / path.name, LARGEST_CONFIG if path.name == CONFIG_FILE else largest)
+    if pickles and not (into / WEIGHTS_FILE).exists():
+        raise pickled(f"The archive's weights, {pickles[0]}, are pickled")
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (into / file).exists():
+            raise InvalidAdapter(f"The archive has no {file}, neither at its top nor in one folder.")
+
+
+def _write(content: BinaryIO, target: Path, largest: int) -> None:
+    size = 0
+    with content, target.open("xb") as file:
+        while block := content.read(_BLOCK):
+            size += len(block)
+            if size > largest:
+                raise _too_large(target.name, largest)
+            file.write(block)
+
+
+def _too_large(what: str, largest: int) -> TooLarge:
+    return TooLarge(
+        f"{what} has more than {largest} bytes, the limit"
+        + (" (--max-adapter-size)." if largest != LARGEST_CONFIG else ".")
+    )
+
+
+def _safe(name: str) -> PurePosixPath:
+    """A member's name, if it stays in its folder, on any system."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name[1:2] == ":":
+        raise _refused(f"{name[:200]!r} leads out of its folder")
+    return path
+
+
+def _refused(why: str) -> InvalidAdapter:
+    return InvalidAdapter(
+        f"The archive is refused: {why}. Pack the adapter's folder anew, with its files only.",
+        code="archive_refused",
+    )
+
+
+def _is_tar(start: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _tar(source: BinaryIO, largest: int) -> Iterator[_Member]:
+    """The members of a tar, in one pass; what is not opened is read and passed over. `largest`: bytes of all of it."""
+    meter = _Meter(source)
+    with tarfile.open(fileobj=cast(BinaryIO, meter), mode="r|") as archive:
+        for member in archive:
+            if member.issparse() or not (member.isreg() or member.isdir()):
+                raise _refused(f"{member.name[:200]!r} is a link, a device or a sparse file")
+            end = member.offset_data + (0 if member.isdir() else member.size)
+            if end > largest + MOST_MEMBERS * _LARGEST_HEADERS:
+                raise _too_large("The archive, unpacked,", largest)
+            meter.allowed = end + _LARGEST_HEADERS
+            yield member.name, None if member.isdir() else partial(_content, archive, member)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    return cast(BinaryIO, archive.extractfile(member))
+
+
+class _Meter:
+    """A tar's bytes, up to where they are `allowed` for now: the library reads headers of any size into memory."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._position = 0
+        self.allowed = _LARGEST_HEADERS
+
+    def read(self, size: int) -> bytes:
+        block = self._source.read(size)
+        self._position += len(block)
+        if self._position > self.allowed:
+            raise _refused(f"the headers of a member have more than {_LARGEST_HEADERS} bytes")
+        return block
+
+
+def _zip(source: BinaryIO) -> Iterator[_Member]:
+    """The members of a zip, as its table of contents has them."""
+    with zipfile.ZipFile(cast(BinaryIO, _Bounded(source))) as archive:
+        for member in archive.infolist():
+            name = member.filename[:200]
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refused(f"{name!r} is a link or a device")
+            if member.flag_bits & 1:
+                raise _refused(f"{name!r} is encrypted")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise _refused(f"{name!r} is packed by another method than deflate")
+            yield member.filename, None if member.filename.endswith("/") else partial(_open, archive, member)
+
+
+def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
+    return cast(BinaryIO, archive.open(member))
+
+
+class _Bounded:
+    """A file of which nothing large is read at once: the library takes a table of contents of any size into memory."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._size = source.seek(0, 2)
+        self.tell = source.tell
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        position = offset + {0: 0, 1: self._source.tell(), 2: self._size}[whence]
+        if not 0 <= position <= self._size:
+            raise zipfile.BadZipFile("it points beyond its end")
+        return self._source.seek(position)
+
+    def read(self, size: int = -1) -> bytes:
+        size = self._size - self._source.tell() if size < 0 else size
+        if size > _LARGEST_READ:
+            raise _refused(f"its table of contents has more than {_LARGEST_READ} bytes")
+        return self._source.read(size)

@@ -1,0 +1,262 @@
+"""Whether an adapter fits a base and can be served, before any engine hears of it: by names, shapes and numbers.
+
+vLLM looks at less: it takes a module that its model has not for one that is not adapted, copies smaller matrices into
+the corner of larger ones, and dies of some that are too large. Here each of these is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tunewright.errors import InvalidAdapter
+from tunewright.registry.adapter_config import AdapterConfig, parse_adapter_config
+from tunewright.registry.base_modules import BaseModules
+from tunewright.registry.safetensors_file import (
+    BadTensors,
+    Tensor,
+    read_finite,
+    read_tensors,
+    write_tensors,
+)
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_NAME = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight"
+    r"|base_model\.model\.(?P<embedding>.+)\.(?P<side>lora_embedding_A|lora_embedding_B)"
+)
+_UNTRAINED = re.compile(
+    r"base_model\.model\.(?P<module>(?:.+\.)?(?:embed_tokens|lm_head))\.base_layer\.weight"
+)
+"""The base's own embeddings, which peft saves along where they are adapted; vLLM passes over them."""
+_PICKLES = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04")
+"""How pickled weights begin: pickle's own files, and PyTorch's zip archives of them."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The tensors of one module: [rank, in] and [out, rank]; for an embedding [rank, vocabulary] and [width, rank]."""
+
+    module: str
+    a: Tensor
+    b: Tensor
+    is_embedding: bool
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def adapts(self) -> tuple[int, ...]:
+        """The shape of the weight that it fits, as the base has it."""
+        outer, inner = self.b.shape[0], self.a.shape[1]
+        return (inner, outer) if self.is_embedding else (outer, inner)
+
+
+@dataclass(frozen=True)
+class CheckedAdapter:
+    """An adapter that fits: its config, and its weights in the order of their file."""
+
+    config: AdapterConfig
+    tensors: list[Tensor]
+    modules: list[str]
+    """Full names, sorted."""
+
+    @property
+    def targets(self) -> list[str]:
+        """The last parts of its modules' names."""
+        return sorted({module.rpartition(".")[2] for module in self.modules})
+
+    def write(self, weights: BinaryIO, folder: Path) -> None:
+        """Write the PEFT folder, in the one form that these weights and this meaning have.
+
+        Raises InvalidAdapter where a number is NaN or infinite, and OSError.
+        """
+        config = json.dumps(self.config.as_peft(self.modules), indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        try:
+            with (folder / WEIGHTS_FILE).open("wb") as target:
+                write_tensors(target, weights, self.tensors)
+        except BadTensors as error:
+            raise _faulty(error) from error
+
+
+def check_adapter(config: bytes, weights: BinaryIO, base: BaseModules, max_rank: int) -> CheckedAdapter:
+    """Everything but the numbers themselves, which `CheckedAdapter.write` looks at. Raises InvalidAdapter."""
+    parsed = parse_adapter_config(config)
+    tensors = _read(weights)
+    pairs = _pairs(tensors, base)
+    for pair in pairs:
+        _check_rank(pair, parsed, max_rank)
+        _check_scaling(pair, parsed)
+        _check_fit(pair, base)
+    modules = sorted(pair.module for pair in pairs)
+    _check_complete(modules, parsed, base)
+    return CheckedAdapter(parsed, tensors, modules)
+
+
+def check_numbers(path: Path) -> None:
+    """Of weights that training made: the file is whole and no number is NaN or infinite. Raises InvalidAdapter."""
+    with path.open("rb") as weights:
+        try:
+            for tensor in read_tensors(weights):
+                for _ in read_finite(weights, tensor):
+                    pass
+        except BadTensors as error:
+            raise _faulty(error) from error
+
+
+def _read(weights: BinaryIO) -> list[Tensor]:
+    try:
+        return read_tensors(weights)
+    except BadTensors as error:
+        weights.seek(0)
+        if _PICKLES.match(weights.read(4)):  # a sound file may begin like this too: its header's length
+            raise pickled(f"{WEIGHTS_FILE} has pickled weights in it") from error
+        raise _faulty(error) from error
+
+
+def pickled(what: str) -> InvalidAdapter:
+    """The refusal of weights that would run code when they are read."""
+    return InvalidAdapter(
+        f"{what}: reading those runs whatever code is in them, so they are never opened. Save the adapter as "
+        "safetensors: `model.save_pretrained(folder)` in peft does.",
+        code="pickled_weights",
+    )
+
+
+def _faulty(error: BadTensors) -> InvalidAdapter:
+    return InvalidAdapter(f"{WEIGHTS_FILE} cannot be used: {error}.")
+
+
+def _pairs(tensors: Iterable[Tensor], base: BaseModules) -> list[_Pair]:
+    found: dict[tuple[str, bool], dict[str, Tensor]] = {}
+    for tensor in tensors:
+        if untrained := _UNTRAINED.fullmatch(tensor.name):
+            _check_untrained(tensor, untrained["module"], base)
+            continue
+        match = _NAME.fullmatch(tensor.name)
+        if match is None:
+            raise _unknown(tensor.name)
+        if len(tensor.shape) != 2 or 0 in tensor.shape:
+            raise InvalidAdapter(
+                f"{tensor.name} has shape {list(tensor.shape)}, which is no matrix: where the adapter was trained over "
+                "several devices, gather its weights before saving."
+            )
+        module = match["module"] or match["embedding"]
+        part = (match["part"] or match["side"])[-1]
+        found.setdefault((module, match["embedding"] is not None), {})[part] = tensor
+    if not found:
+        raise InvalidAdapter(f"{WEIGHTS_FILE} has no LoRA weights in it: save the trained adapter again.")
+    return [_pair(module, parts, is_embedding) for (module, is_embedding), parts in found.items()]
+
+
+def _pair(module: str, parts: dict[str, Tensor], is_embedding: bool) -> _Pair:
+    if len(parts) != 2:
+        (there,) = parts
+        missing = {"A": "B", "B": "A"}[there]
+        raise InvalidAdapter(f"{module} has lora_{there} but no lora_{missing}: the adapter is incomplete.")
+    pair = _Pair(module, parts["A"], parts["B"], is_embedding)
+    if pair.a.shape[0] != pair.b.shape[1]:
+        raise InvalidAdapter(
+            f"{module} has lora_A of rank {pair.a.shape[0]} {list(pair.a.shape)} and lora_B of rank "
+            f"{pair.b.shape[1]} {list(pair.b.shape)}; they must be [rank, in] and [out, rank]."
+        )
+    return pair
+
+
+def _unknown(name: str) -> InvalidAdapter:
+    if "lora_magnitude_vector" in name:
+        return InvalidAdapter(
+            f"{name} is of DoRA, which vLLM does not serve; merge the adapter into its base.",
+            code="adapter_unsupported",
+        )
+    if re.search(r"\.lora_[AB]\.[^.]+\.weight$", name):
+        return InvalidAdapter(
+            f"{name} has the adapter's own name in it, as in a model's `state_dict()`: save the adapter with peft's "
+            "`model.save_pretrained(folder)`."
+        )
+    if name.endswith((".weight", ".bias")) and ".lora_" not in name:
+        return InvalidAdapter(
+            f"{name} is a whole weight beside the LoRA weights (a resized vocabulary, or modules_to_save), which vLLM "
+            "does not serve; merge the adapter into its base.",
+            code="adapter_unsupported",
+        )
+    return InvalidAdapter(
+        f"{name} is no LoRA weight that is known here: names are base_model.model.<module>.lora_A.weight and "
+        "...lora_B.weight, as peft's `save_pretrained` writes them.",
+        code="adapter_unsupported",
+    )
+
+
+def _check_untrained(tensor: Tensor, module: str, base: BaseModules) -> None:
+    shapes = base.shapes_of(module)
+    if shapes and tensor.shape not in shapes:
+        raise InvalidAdapter(
+            f"{tensor.name} has shape {list(tensor.shape)}, and {base.name} has {_either(shapes)} there: the adapter "
+            "was trained on another vocabulary.",
+            code="adapter_does_not_fit",
+        )
+
+
+def _check_rank(pair: _Pair, config: AdapterConfig, max_rank: int) -> None:
+    wanted = config.rank_of(pair.module)
+    if pair.rank != wanted:
+        raise InvalidAdapter(
+            f"{pair.module} has rank {pair.rank} in its weights and {wanted} in adapter_config.json: the two files are "
+            "not of the same adapter."
+        )
+    if pair.rank > max_rank:
+        raise InvalidAdapter(
+            f"The engine serves adapters up to rank {max_rank}, and {pair.module} has rank {pair.rank}: start the "
+            "service with a larger --max-lora-rank.",
+            code="adapter_unsupported",
+        )
+
+
+def _check_scaling(pair: _Pair, config: AdapterConfig) -> None:
+    """Versions of vLLM that read no patterns scale every module alike."""
+    scaling = config.scaling_of(pair.module)
+    if abs(scaling - config.scaling) > 1e-6 * config.scaling:
+        raise InvalidAdapter(
+            f"{pair.module} is scaled by {scaling:g} and others by {config.scaling:g} (alpha_pattern, rank_pattern), "
+            f"which not every vLLM does. Multiply its lora_B by {scaling / config.scaling:g} and give it alpha "
+            f"{config.alpha_for_scaling(pair.module):g} in alpha_pattern: that is the same adapter.",
+            param="adapter_config.alpha_pattern",
+            code="adapter_unsupported",
+        )
+
+
+def _check_fit(pair: _Pair, base: BaseModules) -> None:
+    shapes = base.shapes_of(pair.module)
+    if shapes is None:
+        raise InvalidAdapter(
+            f"{base.name} has no module {pair.module} ({base.describe()}): the adapter was trained on another base.",
+            code="adapter_does_not_fit",
+        )
+    if shapes and pair.adapts not in shapes:
+        raise InvalidAdapter(
+            f"{pair.module} has lora_A {list(pair.a.shape)} and lora_B {list(pair.b.shape)}, for a weight of shape "
+            f"{list(pair.adapts)}; in {base.name} it has {_either(shapes)}: the adapter was trained on another base.",
+            code="adapter_does_not_fit",
+        )
+
+
+def _check_complete(modules: list[str], config: AdapterConfig, base: BaseModules) -> None:
+    """All modules that the config names are there, in the layers from the first to the last that it has."""
+    if config.targets is None:
+        return
+    missing = base.between(modules, config.targets) - set(modules)
+    if missing:
+        raise InvalidAdapter(
+            f"{min(missing)} is among the target_modules of adapter_config.json, and {WEIGHTS_FILE} has no weights for "
+            f"it ({len(missing)} such modules): the adapter is incomplete; save it again."
+        )
+
+
+def _either(shapes: Iterable[tuple[int, ...]]) -> str:
+    return " or ".join(str(list(shape)) for shape in sorted(shapes))

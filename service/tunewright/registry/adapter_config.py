@@ -1,0 +1,234 @@
+"""An adapter's `adapter_config.json`: what of PEFT's LoRA can be served, and the form in which it is kept.
+
+What vLLM accepts is in its lora/peft_helper.py. Its older versions pass over what they do not know (patterns, the ways
+to initialize that change the base), and then answer wrongly: here all of that is refused, whatever the version.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from tunewright.errors import InvalidAdapter
+
+T = TypeVar("T")
+
+LARGEST_CONFIG = 2**20
+"""Bytes."""
+_OFF: dict[str, str] = {
+    "use_dora": "vLLM serves no DoRA",
+    "modules_to_save": "vLLM serves no modules beside the LoRA weights",
+    "lora_bias": "vLLM serves no LoRA bias",
+    "trainable_token_indices": "vLLM serves no trained tokens",
+    "target_parameters": "adapters on parameters (of experts, say) cannot be checked against the base",
+    "alora_invocation_tokens": "vLLM serves no activated LoRA",
+    "layer_replication": "vLLM repeats no layers",
+    "use_qalora": "vLLM serves no QALoRA",
+    "use_bdlora": "vLLM serves no block-diagonal LoRA",
+    "arrow_config": "vLLM does no Arrow routing",
+    "kasa_config": "vLLM serves no KaSA",
+    "monteclora_config": "vLLM serves no Monteclora",
+    "megatron_config": "vLLM serves no adapters on Megatron's layers",
+}
+"""Fields that must be off, and why."""
+_MERGE = "merge the adapter into its base (peft's `merge_and_unload`), or train one without it"
+_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+"""Ways to initialize that change the adapter's own weights only, as in vLLM."""
+_PATTERN = re.compile(r"^[\w.^$\\-]{1,256}$")
+"""A name, as far as regular expressions go: what is repeated or nested in one could take for ever to match."""
+_MOST_PATTERNS = 2000
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What of the file says what the adapter computes: W x + scaling * B A x, in each of its modules."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of all its modules; None where the file says it in another way."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    base_hint: str | None = None
+    """What the base was called where the adapter was trained."""
+
+    def rank_of(self, module: str) -> int:
+        return _match(self.rank_pattern, module, self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """PEFT's factor for what the adapter adds in `module`."""
+        return self._scaling(self.rank_of(module), _match(self.alpha_pattern, module, self.alpha))
+
+    @property
+    def scaling(self) -> float:
+        """The factor where no pattern says otherwise."""
+        return self._scaling(self.rank, self.alpha)
+
+    def alpha_for_scaling(self, module: str) -> float:
+        """The alpha with which `module` would have the adapter's own scaling."""
+        rank = self.rank_of(module)
+        return self.scaling * (math.sqrt(rank) if self.use_rslora else rank)
+
+    def _scaling(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def as_peft(self, modules: list[str]) -> dict[str, Any]:
+        """The config as PEFT's LoraConfig takes it, for an adapter of these modules. Of the file it keeps what it
+        knows: nothing else reaches PEFT or vLLM."""
+        return {
+            "alpha_pattern": self.alpha_pattern,
+            "base_model_name_or_path": self.base_hint,
+            "bias": "none",
+            "fan_in_fan_out": self.fan_in_fan_out,
+            "inference_mode": True,
+            "init_lora_weights": True,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "modules_to_save": None,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "rank_pattern": self.rank_pattern,
+            "target_modules": sorted(self.targets if self.targets is not None else modules),
+            "task_type": "CAUSAL_LM",
+            "use_dora": False,
+            "use_rslora": self.use_rslora,
+        }
+
+
+def parse_adapter_config(text: bytes) -> AdapterConfig:
+    """Raises InvalidAdapter, naming the field, for what is faulty or cannot be served."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"adapter_config.json is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise InvalidAdapter("adapter_config.json is no JSON object.")
+    _check_kind(config)
+    targets = config.get("target_modules")
+    parted = any(config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+    parted = parted or config.get("layers_to_transform") == 0
+    hint = config.get("base_model_name_or_path")
+    return AdapterConfig(
+        rank=_rank(config.get("r"), "r"),
+        alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
+        dropout=_dropout(config.get("lora_dropout")),
+        use_rslora=_flag(config, "use_rslora"),
+        fan_in_fan_out=_flag(config, "fan_in_fan_out"),
+        targets=None if isinstance(targets, str) or parted else _names(targets),
+        rank_pattern={
+            key: _rank(v, f"rank_pattern.{key}") for key, v in _pattern(config, "rank_pattern").items()
+        },
+        alpha_pattern={
+            key: _alpha(v, f"alpha_pattern.{key}") for key, v in _pattern(config, "alpha_pattern").items()
+        },
+        base_hint=hint if isinstance(hint, str) and hint else None,
+    )
+
+
+def _check_kind(config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise _refused("peft_type", f"{kind!r}: only LORA adapters are served", "train one with LoRA")
+    task = config.get("task_type")
+    if task not in ("CAUSAL_LM", None):
+        raise _refused("task_type", f"{task!r}, not CAUSAL_LM", "only adapters that generate text are served")
+    for name, why in _OFF.items():
+        if config.get(name):
+            raise _refused(name, f"{_shown(config[name])}: {why}", _MERGE)
+    if config.get("bias", "none") != "none":
+        raise _refused("bias", f"{config['bias']!r}: vLLM serves no trained biases", _MERGE)
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
+        raise _refused(
+            "init_lora_weights",
+            f"{init!r}: it changed the base's own weights, which are not in the adapter",
+            "convert it with PEFT's `path_initial_model_for_weight_conversion`",
+        )
+
+
+def _refused(name: str, what: str, advice: str) -> InvalidAdapter:
+    return InvalidAdapter(
+        f"adapter_config.json has {name} {what}; {advice}.",
+        param=f"adapter_config.{name}",
+        code="adapter_unsupported",
+    )
+
+
+def _faulty(name: str, value: Any, wanted: str) -> InvalidAdapter:
+    return InvalidAdapter(
+        f"adapter_config.json has {name} {_shown(value)}; it must be {wanted}.",
+        param=f"adapter_config.{name}",
+    )
+
+
+def _rank(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value < 2**16:
+        raise _faulty(name, value, "a positive whole number")
+    return value
+
+
+def _alpha(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e30:
+        raise _faulty(name, value, "a positive, finite number")
+    return float(value)
+
+
+def _dropout(value: Any) -> float:
+    if value is None:
+        return 0.0
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise _faulty("lora_dropout", value, "a number from 0 to less than 1")
+    return float(value)
+
+
+def _flag(config: dict[str, Any], name: str) -> bool:
+    value = config.get(name)
+    if value not in (True, False, None):
+        raise _faulty(name, value, "true or false")
+    return bool(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        raise _faulty("target_modules", value, "the names of modules")
+    return tuple(sorted(set(value)))
+
+
+def _pattern(config: dict[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name) or {}
+    if not isinstance(value, dict) or len(value) > _MOST_PATTERNS:
+        raise _faulty(name, value, f"an object of at most {_MOST_PATTERNS} names")
+    for key in value:
+        try:
+            if not _PATTERN.match(key):
+                raise re.error("it repeats or groups")
+            re.compile(key)
+        except re.error as error:
+            raise InvalidAdapter(
+                f"adapter_config.json has {key[:200]!r} in {name}, which is not taken ({error}): write the modules' "
+                "names out.",
+                param=f"adapter_config.{name}",
+            ) from error
+    return value
+
+
+def _match(pattern: dict[str, T], module: str, otherwise: T) -> T:
+    """PEFT's rule (`get_pattern_key`), which is vLLM's: the first key that is the name's end, from a dot on."""
+    return next((value for key, value in pattern.items() if _compiled(key).match(module)), otherwise)
+
+
+@lru_cache(maxsize=2 * _MOST_PATTERNS)
+def _compiled(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:100] + "..."

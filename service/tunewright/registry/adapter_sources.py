@@ -1,0 +1,147 @@
+"""Where the two files of an adapter are found: a folder on the server, or a hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, UnsupportedFeature
+from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, pickled
+from tunewright.registry.adapter_config import LARGEST_CONFIG
+
+_HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}$", re.ASCII)
+_PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.ckpt")
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """The config's text, and the weights, open to be read from anywhere in them."""
+
+    config: bytes
+    weights: BinaryIO
+
+
+@contextmanager
+def open_folder(folder: Path, largest: int, roots: Sequence[Path] | None = None) -> Iterator[AdapterFiles]:
+    """A PEFT folder's files. With `roots`, what is opened lies in one of them, whatever links lead there.
+
+    Raises InvalidAdapter where they are not there, TooLarge above `largest` bytes, and OSError.
+    """
+    with ExitStack() as opened:
+        config, weights = (
+            opened.enter_context(_open(folder / name, roots)) for name in (CONFIG_FILE, WEIGHTS_FILE)
+        )
+        if os.fstat(weights.fileno()).st_size > largest:
+            raise TooLarge(f"{WEIGHTS_FILE} has more than {largest} bytes, the limit (--max-adapter-size).")
+        text = config.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise TooLarge(f"{CONFIG_FILE} has more than {LARGEST_CONFIG} bytes.")
+        yield AdapterFiles(text, weights)
+
+
+def folder_on_server(path: str, roots: Sequence[Path]) -> Path:
+    """The folder at `path`, with every link resolved. Raises InvalidRequest where it is in none of `roots`."""
+    if not roots:
+        raise UnsupportedFeature(
+            "Adapters are taken from no folder of this server: start it with --adapter-root FOLDER, or upload the "
+            "adapter.",
+            param="path",
+        )
+    folder = Path(os.path.realpath(path))
+    if not os.path.isabs(path) or not _is_in(folder, roots):
+        raise InvalidRequest(
+            f"{path} is in no folder that adapters are taken from: give a full path in one that --adapter-root names.",
+            param="path",
+        )
+    if not os.path.isdir(folder):
+        raise InvalidRequest(f"{path} is no folder on the server.", param="path")
+    return folder
+
+
+def _is_in(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def _unblocked(path: str, flags: int) -> int:
+    """Opens a pipe, too, without waiting for whoever writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
+    try:
+        file = open(path, "rb", opener=_unblocked)  # noqa: SIM115 (the caller's stack closes it)
+    except (FileNotFoundError, NotADirectoryError):
+        found = next((name for name in _PICKLED if (path.parent / name).exists()), None)
+        if path.name == WEIGHTS_FILE and found:
+            raise pickled(f"{found}, which is there in the place of {WEIGHTS_FILE}, is pickled") from None
+        raise InvalidAdapter(
+            f"There is no {path.name}: it is no folder of an adapter that peft saved."
+        ) from None
+    except OSError as error:
+        raise InvalidAdapter(f"{path.name} cannot be read: {error.strerror}.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InvalidAdapter(f"{path.name} is no plain file.")
+        real = Path(
+            os.readlink(f"/proc/self/fd/{file.fileno()}")
+        )  # what was opened, not what has its name now
+        if roots is not None and not _is_in(real, roots):
+            raise InvalidAdapter(
+                f"{path.name} is a link that leads out of the folders that --adapter-root names."
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
+    """The folder of the hub's cache that has the adapter's two files; its name is the commit.
+
+    Raises InvalidRequest with the hub's reason, or where it takes more than `timeout` seconds.
+    """
+    if not _HUB_ID.match(hub_id) or ".." in hub_id:
+        raise InvalidRequest(
+            f"{hub_id[:200]!r} is no id on the hub; they look like org/name.", param="hub_id"
+        )
+    done: Future[str] = Future()
+
+    def fetch() -> None:
+        try:
+            from huggingface_hub import snapshot_download
+
+            done.set_result(
+                snapshot_download(
+                    hub_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], etag_timeout=10
+                )
+            )
+        except BaseException as error:
+            done.set_exception(error)
+
+    # A thread of its own, which nobody waits for: the library's own timeouts do not cover all that it does.
+    threading.Thread(target=fetch, name=f"fetch {hub_id}", daemon=True).start()
+    try:
+        return Path(done.result(timeout))
+    except TimeoutError as error:
+        raise _failed(hub_id, f"it took more than {timeout:.0f} s; what has come so far is kept") from error
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds: no network, no such repository, gated, offline
+        raise _failed(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+
+
+def _failed(hub_id: str, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{hub_id} could not be fetched from the hub: {why.rstrip('.')}. Where this server cannot reach the hub, "
+        "download the adapter elsewhere and upload it.",
+        param="hub_id",
+        code="hub_failed",
+    )

@@ -1,0 +1,164 @@
+"""Safetensors files, read as bytes: where each tensor lies, and whether its numbers are finite. No torch, no numpy.
+
+A file is the header's length (8 bytes, little endian), the header (JSON: name -> dtype, shape, offsets), and the
+tensors without gaps between them (https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LARGEST_HEADER = 32 * 2**20
+"""Bytes. An adapter of 50,000 tensors has 8 MB; parsing one as large as the format allows would take gigabytes."""
+FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
+"""Bytes of a number, in the order in which the safetensors library writes them."""
+_EXPONENT = {"F32": (4, 0x7F800000, 0x00800000), "BF16": (2, 0x7F80, 0x0080), "F16": (2, 0x7C00, 0x0400)}
+"""(Bytes, the exponent's bits, the lowest of them.) A number is NaN or infinite where all of the bits are set."""
+_BLOCK = 1 << 20
+
+
+class BadTensors(Exception):
+    """The file is no safetensors file, or a faulty one; the message says where."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`start` and `end` are bytes from the beginning of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header as it stands, without its metadata, and where the tensors begin. Raises BadTensors."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise BadTensors(f"it is cut off, or no safetensors file: {size} bytes, with a header of {length}")
+    if length > LARGEST_HEADER:
+        raise BadTensors(f"its header has {length} bytes; {LARGEST_HEADER} are the most")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadTensors(f"its header cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise BadTensors("its header is no JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def read_tensors(file: BinaryIO) -> list[Tensor]:
+    """The tensors of a file, in the order in which they lie. They fill it: no gaps, no overlaps, no rest.
+
+    Raises BadTensors, also for numbers other than F32, BF16 and F16.
+    """
+    header, start = read_header(file)
+    tensors = sorted(
+        (_tensor(name, entry, start) for name, entry in header.items()), key=lambda t: (t.start, t.end)
+    )
+    at = start
+    for tensor in tensors:
+        if tensor.start != at:
+            raise BadTensors(f"{tensor.name} begins at byte {tensor.start}, where byte {at} was to be")
+        at = tensor.end
+    size = file.seek(0, 2)
+    if at != size:
+        what = "cut off" if at > size else "followed by what is no tensor"
+        raise BadTensors(f"it is {what}: its tensors end at byte {at}, the file at byte {size}")
+    return tensors
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every tensor in a model folder's `*.safetensors`. Raises BadTensors and OSError."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header, _ = read_header(file)
+        try:
+            shapes |= {name: (str(e["dtype"]), tuple(e["shape"])) for name, e in header.items()}
+        except (TypeError, KeyError) as error:
+            raise BadTensors(f"the header of {path} is faulty: {error!r}") from error
+    return shapes
+
+
+def read_finite(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
+    """The tensor's bytes, block by block. Raises BadTensors at a NaN or an infinity, or where the file ends."""
+    file.seek(tensor.start)
+    left = tensor.end - tensor.start
+    while left:
+        block = file.read(min(_BLOCK, left))
+        if not block:
+            raise BadTensors(f"it is cut off within {tensor.name}")
+        left -= len(block)
+        if not _is_finite(block, tensor.dtype):
+            raise BadTensors(f"{tensor.name} has numbers that are NaN or infinite")
+        yield block
+
+
+def write_tensors(target: BinaryIO, source: BinaryIO, tensors: Iterable[Tensor]) -> None:
+    """Write a file of these tensors of `source`, byte for byte as the safetensors library and peft would: the same
+    tensors make the same file, whatever order and metadata the source had. Raises as `read_finite`."""
+    order = list(FLOATS)
+    arranged = sorted(tensors, key=lambda t: (order.index(t.dtype), t.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in arranged:
+        end = at + tensor.end - tensor.start
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    target.write(len(text).to_bytes(8, "little") + text)
+    for tensor in arranged:
+        for block in read_finite(source, tensor):
+            target.write(block)
+
+
+def _tensor(name: str, entry: Any, start: int) -> Tensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise BadTensors(f"its header describes {name} wrongly: {str(entry)[:200]}")
+    if dtype not in FLOATS:
+        raise BadTensors(f"{name} has numbers of type {dtype}: save it as F32, BF16 or F16")
+    if end - begin != math.prod(shape) * FLOATS[dtype]:
+        raise BadTensors(f"{name} has {end - begin} bytes, which are not {shape} numbers of type {dtype}")
+    return Tensor(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def _is_finite(block: bytes, dtype: str) -> bool:
+    """Whether no number has all bits of its exponent set.
+
+    The block is taken as one integer with the numbers as digits: adding the exponent's lowest bit carries into a
+    digit's sign bit where all of the exponent's bits are set, and only there.
+    """
+    width, exponent, lowest = _EXPONENT[dtype]
+    count = len(block) // width
+    digits = int.from_bytes(block, "little") & _repeated(exponent, width, count)
+    carried = digits + _repeated(lowest, width, count)
+    return not carried & _repeated(exponent + lowest, width, count)
+
+
+@lru_cache(maxsize=12)
+def _repeated(digit: int, width: int, count: int) -> int:
+    return int.from_bytes(digit.to_bytes(width, "little") * count, "little")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found

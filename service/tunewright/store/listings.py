@@ -1,0 +1,95 @@
+"""Models as lists show them: each with its engine and what that holds of it. One query for a page, however long."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, case, select
+
+from tunewright.store.database import Database
+from tunewright.store.paging import page
+from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
+from tunewright.store.states import ModelState, Residency
+from tunewright.store.tables import engines, models, residency
+
+
+@dataclass(frozen=True)
+class AdapterFilter:
+    """What a list of adapters is narrowed to; None: to nothing."""
+
+    base: str | None = None
+    job_id: str | None = None
+    state: str | None = None
+    """As `Listed.state` has it."""
+    loaded: bool | None = None
+
+
+class Listings:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def models(self) -> Sequence[Listed]:
+        """All models, newest first; of the checkpoints those that are wanted loaded."""
+        shown = models.c.checkpoint_step.is_(None) | (models.c.desired == "loaded")
+        with self._database.read() as connection:
+            rows = connection.execute(_joined().where(shown).order_by(models.c.seq.desc())).all()
+        return [_listed(row) for row in rows]
+
+    def named(self, names: Collection[str]) -> dict[str, Listed]:
+        """Models of these names; those that there are."""
+        with self._database.read() as connection:
+            rows = connection.execute(_joined().where(models.c.name.in_(names))).all()
+        return {listed.model.name: listed for listed in map(_listed, rows)}
+
+    def adapters(
+        self, wanted: AdapterFilter, *, after: str | None, limit: int
+    ) -> tuple[Sequence[Listed], bool]:
+        """A page of adapters, newest first, checkpoints among them, and whether there are more."""
+        query = _joined().where(models.c.kind == "adapter")
+        if wanted.base is not None:
+            query = query.where(models.c.base == wanted.base)
+        if wanted.job_id is not None:
+            query = query.where(models.c.job_id == wanted.job_id)
+        if wanted.state is not None:
+            query = query.where(_state() == wanted.state)
+        if wanted.loaded is not None:
+            is_loaded = _state() == Residency.LOADED
+            query = query.where(is_loaded if wanted.loaded else ~is_loaded)
+        rows, more = page(self._database, query, models, after=after, limit=limit)
+        return [_listed(row) for row in rows], more
+
+
+def _joined() -> Select[Any]:
+    held = and_(
+        residency.c.engine == engines.c.name,
+        residency.c.run == engines.c.run,
+        residency.c.sha256 == models.c.sha256,
+    )
+    source = models.outerjoin(engines, engines.c.name == models.c.base).outerjoin(residency, held)
+    columns = [c.label(f"{table.name}_{c.name}") for table in (models, engines, residency) for c in table.c]
+    return select(*columns).select_from(source)
+
+
+def _state() -> ColumnElement[str]:
+    """`Listed.state`, as the database says it."""
+    unheld = case((models.c.desired == "loaded", "loading"), else_="unloaded")
+    return case(
+        (models.c.state != ModelState.READY, models.c.state),
+        (residency.c.state.is_not(None), residency.c.state),
+        else_=unheld,
+    )
+
+
+def _listed(row: Row[Any]) -> Listed:
+    values = row._mapping
+
+    def of(table: Table) -> dict[str, Any]:
+        return {column.name: values[f"{table.name}_{column.name}"] for column in table.c}
+
+    return Listed(
+        TunedModel(**of(models)),
+        Engine(**of(engines)) if values["engines_name"] is not None else None,
+        ResidencyRow(**of(residency)) if values["residency_sha256"] is not None else None,
+    )

@@ -1,0 +1,83 @@
+"""A finished job's products are listed with what they were made from; broken ones are not listed at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import lora_tensors, write_adapter, zeros
+from rows import FILE, JOB
+from tunewright.errors import InvalidAdapter
+from tunewright.registry.bases import BaseInfo
+from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.publishing import publish_products
+from tunewright.store.records import Job, Lineage
+from tunewright.store.states import JobState, Source
+from tunewright.store.store import Store
+from tunewright.trainer.folder import JobFolder, JobResult
+
+BASE = BaseInfo("tiny", Path("/m"), "f" * 64, 64, None, None)
+BROKEN = lora_tensors() | {"base_model.model.x.lora_A.weight": zeros(4, 4, value=math.nan)}
+
+
+def job(store: Store, type: str = "lora") -> Job:
+    return store.jobs.create(
+        {**JOB, "state": JobState.RUNNING, "resolved": {"type": type}, "seed": 7, "parent_sha256": None}
+    )
+
+
+def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
+    """Its folder, with an adapter of its own for the end (step 0) and for each of `steps`."""
+    folder = JobFolder(data.job(job.id))
+    for step in (0, *steps):
+        path = folder.checkpoints / f"step-{step}" if step else folder.adapter
+        write_adapter(path, None, BROKEN if step in broken else lora_tensors(value=step + 1.0))
+        (path / "complete.json").write_text("{}")
+    return folder
+
+
+def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder) -> None:
+    made = job(store)
+    metrics = {1: {"train_loss": 2.0}, 2: {"train_loss": 1.0, "valid_loss": 1.5}}
+    result = JobResult(status="succeeded", metrics={"train_loss": 0.5}, checkpoints=metrics)
+    publish_products(store, data, made, BASE, trained(data, made, 1, 2), result)
+    listed = {model.checkpoint_step: model for model in store.models.list()[0]}
+    assert {step: model.desired for step, model in listed.items()} == {
+        None: "loaded",
+        1: "unloaded",
+        2: "unloaded",
+    }
+    common: dict[str, Any] = {"training_file": FILE["id"], "training_sha256": FILE["sha256"], "seed": 7}
+    assert listed[None].lineage == Lineage(**common, metrics={"train_loss": 0.5})
+    assert listed[1].lineage == Lineage(**common, metrics=metrics[1])
+    assert listed[2].lineage == Lineage(**common, metrics=metrics[2])
+    assert {model.source for model in listed.values()} == {Source.JOB}
+    assert listed[None].base_fingerprint == BASE.fingerprint
+
+
+def test_a_full_model_tells_it_too(store: Store, data: DataFolder) -> None:
+    made = job(store, "full")
+    folder = JobFolder(data.job(made.id))
+    folder.model.mkdir(parents=True)
+    (folder.model / "config.json").write_text(json.dumps({}))
+    publish_products(store, data, made, BASE, folder, JobResult(status="succeeded"))
+    (model,) = store.models.list()[0]
+    assert model.lineage is not None
+    assert (model.lineage.seed, model.lineage.metrics) == (7, None)
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_a_number_that_is_none_is_not_listed(store: Store, data: DataFolder, broken: int) -> None:
+    made = job(store)
+    result = JobResult(status="succeeded", checkpoints={1: {}, 2: {}})
+    with pytest.raises(InvalidAdapter, match=r"x\.lora_A\.weight has numbers that are NaN"):
+        publish_products(store, data, made, BASE, trained(data, made, 1, 2, broken=(broken,)), result)
+    assert store.models.list()[0] == []
+    ended = store.jobs.get(made.id)
+    assert ended is not None
+    assert ended.state is JobState.RUNNING, "the scheduler says how it ends"
+    assert list(data.tmp.iterdir()) == []
