@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from rows import JOB, PRODUCT, Publish
+from rows import BACKENDS, FILE, JOB, POSTGRES, PRODUCT, Publish
 from tunewright.ids import result_file_id
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.database import Database
@@ -54,10 +55,36 @@ def data(tmp_path: Path) -> DataFolder:
 
 @pytest.fixture
 def store(data: DataFolder, migrated_database: Path) -> Iterator[Store]:
-    """A fresh store on SQLite in `data`."""
+    """A fresh store on SQLite in `data`, with a file that jobs can name."""
     path = data.path / "tunewright.db"
     shutil.copyfile(migrated_database, path)
     opened = Store.open(f"sqlite:///{path}")
+    opened.files.add(**FILE)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path, migrated_database: Path) -> str:
+    """Of a fresh database: SQLite and, where TUNEWRIGHT_TEST_POSTGRES names one to empty, PostgreSQL."""
+    if request.param == "sqlite":
+        shutil.copyfile(migrated_database, tmp_path / "store.db")
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    assert POSTGRES
+    emptied = Store.open(POSTGRES)
+    with emptied.database.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    emptied.database.upgrade()
+    emptied.close()
+    return POSTGRES
+
+
+@pytest.fixture
+def store_on_each(url: str) -> Iterator[Store]:
+    """A fresh store on each database, with a file that jobs can name."""
+    opened = Store.open(url)
+    opened.files.add(**FILE)
     yield opened
     opened.close()
 

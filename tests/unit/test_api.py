@@ -6,6 +6,7 @@ import hmac
 import io
 import json
 import tarfile
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from rows import JOB, Publish
-from tunewright.api import middleware
+from rows import FILE, JOB, Publish
+from tunewright.api import artifacts, creation, middleware
 from tunewright.api.app import build
 from tunewright.api.context import ServiceContext
-from tunewright.api.gateway import Gateway
+from fake_engine import gateway_for
 from tunewright.api.routes import jobs as job_routes
 from tunewright.config import Settings
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.retention import Retention
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
 from tunewright.trainer.folder import JobFolder
@@ -68,7 +70,7 @@ def make(built: dict[str, Any], store: Store, data: DataFolder, worker: Worker) 
         if str(options) not in built:
             built[str(options)] = build(settings, store)
         server, spec = built[str(options)]
-        spec.gateway = Gateway(store)
+        spec.gateway = gateway_for(store)
         server.app.state.context = ServiceContext(settings, store, data, worker.control)
         return TestClient(server.app, raise_server_exceptions=False)
 
@@ -163,10 +165,10 @@ def test_files_are_paged(api: TestClient) -> None:
     assert (page["object"], page["has_more"]) == ("list", True)
     assert (page["first_id"], page["last_id"]) == (ids[4], ids[3])
     rest = api.get("/v1/files", params={"limit": 9, "after": ids[3]}).json()
-    assert [file["id"] for file in rest["data"]] == ids[2::-1]
+    assert [file["id"] for file in rest["data"]] == [*ids[2::-1], FILE["id"]]
     assert rest["has_more"] is False
     oldest = api.get("/v1/files", params={"order": "asc", "limit": 1}).json()
-    assert oldest["data"][0]["id"] == ids[0]
+    assert oldest["data"][0]["id"] == FILE["id"]
     assert error(api.get("/v1/files", params={"after": "file-none"}), 400)["param"] == "after"
     assert error(api.get("/v1/files", params={"limit": 0}), 400)["param"] == "limit"
     assert error(api.get("/v1/files", params={"order": "up"}), 400)["param"] == "order"
@@ -190,6 +192,41 @@ def test_a_file_that_a_job_needs_stays(api: TestClient) -> None:
     assert error(api.delete(f"/v1/files/{job['training_file']}"), 400)["code"] == "file_in_use"
     api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
     assert api.delete(f"/v1/files/{job['training_file']}").status_code == 200
+
+
+def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
+    api: TestClient, store: Store, data: DataFolder
+) -> None:
+    job = create(api)
+    api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+    Retention(Settings(keep_files_days=1), store, data, lambda: time.time() + 99_999).round()
+    told = error(api.get(f"/v1/files/{job['training_file']}/content"), 404)
+    assert told["code"] == "file_not_found"
+    assert "deleted" in told["message"]
+    shown = api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+    assert shown["training_file"] == job["training_file"]
+
+
+def test_a_file_whose_bytes_go_this_moment_is_a_404(api: TestClient, data: DataFolder) -> None:
+    id = upload(api)
+    data.file(id).unlink()
+    assert error(api.get(f"/v1/files/{id}/content"), 404)["code"] == "file_not_found"
+
+
+def test_a_file_that_goes_while_its_job_is_checked_is_refused(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = job_body(api)
+    real = creation._model
+
+    def slow(*arguments: Any) -> Any:
+        store.files.delete(body["training_file"])
+        return real(*arguments)
+
+    monkeypatch.setattr(creation, "_model", slow)
+    told = error(api.post("/v1/fine_tuning/jobs", json=body), 400)
+    assert told["param"] == "training_file"
+    assert body["training_file"] in told["message"]
 
 
 @pytest.mark.parametrize(
@@ -216,10 +253,11 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr("os.fsync", full)
     answer = api.post("/v1/files", files={"file": ("a", ROW)}, data={"purpose": "fine-tune"})
-    assert answer.status_code >= 400
-    assert "No space left" in answer.json()["error"]["message"]
+    told = error(answer, 507)
+    assert (told["code"], told["type"]) == ("storage_full", "server_error")
+    assert "Nothing of it is kept" in told["message"]
     assert list(data.tmp.iterdir()) == list(data.files.iterdir()) == []
-    assert api.get("/v1/files").json()["data"] == []
+    assert [file["id"] for file in api.get("/v1/files").json()["data"]] == [FILE["id"]]
 
 
 # bodies that are too large
@@ -450,6 +488,7 @@ def test_a_repeated_key_counts_also_when_the_world_has_changed(api: TestClient, 
     """A retry gets its job even where the same request would be refused by now."""
     body, key = job_body(api), {"Idempotency-Key": "k1"}
     first = api.post("/v1/fine_tuning/jobs", json=body, headers=key).json()
+    store.jobs.cancel(first["id"])
     store.files.delete(body["training_file"])
     assert api.post("/v1/fine_tuning/jobs", json=body, headers=key).json()["id"] == first["id"]
 
@@ -592,6 +631,20 @@ def test_checkpoints_are_listed(api: TestClient, store: Store, publish_model: Pu
     assert page["data"][0]["metrics"] == {"step": 2.0, "train_loss": 1.0}
 
 
+def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: DataFolder) -> None:
+    id = create(api)["id"]
+    api.post(f"/v1/fine_tuning/jobs/{id}/cancel")
+    folder = JobFolder(data.job(id))
+    folder.path.mkdir()
+    folder.log_file.write_text("one\n")
+    assert data.remove_job(id)
+    assert api.get(f"/v1/fine_tuning/jobs/{id}/logs").text == ""
+    path = f"/v1/fine_tuning/jobs/{id}/events"
+    assert len(api.get(path).json()["data"]) == 2
+    events, done = streamed(api, path + "?stream=true")
+    assert (len(events), done) == (2, True)
+
+
 def test_the_log_is_text(api: TestClient, data: DataFolder) -> None:
     id = create(api)["id"]
     assert api.get(f"/v1/fine_tuning/jobs/{id}/logs").text == ""
@@ -644,7 +697,7 @@ def test_a_models_state_says_why_it_would_not_answer(
     started = store.engines.starting(BASE, "/tmp/s", {"max_model_len": 77})
     store.engines.set_state(BASE, engine)
     if residency:
-        store.engines.set_residency(started, "a" * 64, residency, "why")
+        store.engines.set_residency(started, "a" * 64, residency, error="why")
     shown = api.get(f"/v1/models/{name}").json()
     assert (shown["state"], shown["max_model_len"]) == (state, 77)
 
@@ -700,6 +753,31 @@ def test_a_download_is_a_tar_of_the_folder(api: TestClient, publish: Made) -> No
     assert read == {"adapter_config.json": CONFIG.encode(), "adapter_model.safetensors": WEIGHTS}
     assert error(api.get(f"/v1/models/{BASE}/download"), 400)["param"] == "model"
     error(api.get("/v1/models/none/download"), 404)
+
+
+def test_a_download_comes_whole_where_its_model_is_deleted_meanwhile(
+    publish: Made, data: DataFolder, store: Store
+) -> None:
+    publish()
+    folder = data.artifact("a" * 64)
+    tar = artifacts._tar(artifacts._open(folder), "m")
+    first = next(tar)
+    assert data.remove_artifact("a" * 64, lambda: False)
+    with tarfile.open(fileobj=io.BytesIO(first + b"".join(tar))) as read:
+        assert [member.name for member in read.getmembers()] == [
+            "m/adapter_config.json",
+            "m/adapter_model.safetensors",
+        ]
+
+
+def test_a_model_whose_files_go_this_moment_is_not_there(
+    api: TestClient, publish: Made, data: DataFolder
+) -> None:
+    name = publish()
+    data.remove_artifact("a" * 64, lambda: False)
+    assert error(api.get(f"/v1/models/{name}/download"), 404)["code"] == "model_not_found"
+    told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
+    assert (told["code"], told["param"]) == ("model_not_found", "model")
 
 
 def test_deleting_a_model_unloads_it_and_removes_its_files(

@@ -14,10 +14,13 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_engine import Client, Handler, engine_at, say_hello, stream
+from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import Publish
-from tunewright.api import gateway as gateway_module
-from tunewright.api.gateway import Gateway, Relay, Target
+from tunewright.api import routing
+from tunewright.api.gateway import Gateway, Relay
+from tunewright.api.routing import Target
+from tunewright.engine.leases import Drain
+from tunewright.registry.data_folder import DataFolder
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
@@ -26,8 +29,10 @@ BASE, INTERNAL, SHA, TUNED = "tiny", "base-" + "0" * 32, "a" * 64, "ft:tiny::1"
 CHAT = "/v1/chat/completions"
 
 
-async def ask(store: Store, body: dict[str, Any], path: str = CHAT, client: Client | None = None) -> Client:
-    gateway = Gateway(store)
+async def ask(
+    store: Store, body: dict[str, Any], path: str = CHAT, client: Client | None = None, **options: Any
+) -> Client:
+    gateway = gateway_for(store, **options)
     client = client or Client()
     try:
         await asyncio.wait_for(Relay(gateway, path, body)({"type": "http"}, client.receive, client.send), 20)
@@ -234,8 +239,8 @@ def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
         (
             404,
             {"error": {"message": f"The model `{INTERNAL}` does not exist."}},
-            404,
-            "`tiny` does not exist",
+            503,
+            "The engine does not know tiny now",
         ),
     ],
 )
@@ -370,38 +375,118 @@ def test_a_route_that_takes_no_template_is_refused(
 # what is ready
 
 
-def test_a_request_waits_for_its_adapter(
+async def never(operation: dict[str, Any]) -> dict[str, Any]:
+    return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+def test_requests_for_an_adapter_that_is_not_there_load_it_once(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
-    publish_model({})
-    store.engines.set_residency(engine, SHA, Residency.LOADING)
+    publish_model({"desired": "unloaded"})
+    asked: list[dict[str, Any]] = []
 
-    async def run() -> Client:
+    async def load(operation: dict[str, Any]) -> dict[str, Any]:
+        asked.append(operation)
+        await asyncio.sleep(0.2)
+        store.engines.set_residency(engine, SHA, Residency.LOADED)
+        return {"state": "loaded"}
+
+    async def run() -> list[Client]:
+        gateway = gateway_for(store, load=load)
+        clients = [Client() for _ in range(20)]
         async with engine_at(socket, say_hello):
-            asking = asyncio.create_task(ask(store, {"model": TUNED}))
-            await asyncio.sleep(0.3)
-            assert not asking.done()
-            store.engines.set_residency(engine, SHA, Residency.LOADED)
-            return await asking
+            relays = (Relay(gateway, CHAT, {"model": TUNED}) for _ in clients)
+            await asyncio.gather(
+                *(r({"type": "http"}, c.receive, c.send) for r, c in zip(relays, clients, strict=True))
+            )
+        await gateway.close()
+        return clients
 
-    assert asyncio.run(run()).status == 200
+    assert [client.status for client in asyncio.run(run())] == [200] * 20
+    assert asked == [{"op": "load", "model": TUNED}]
+
+
+def test_a_load_that_fails_is_told(store: Store, engine: Engine, publish_model: Publish) -> None:
+    publish_model({"desired": "unloaded"})
+    client = asyncio.run(ask(store, {"model": TUNED}))
+    assert (client.status, client.error["code"]) == (503, "load_failed")
+    assert "nothing loads here" in client.error["message"]
 
 
 def test_it_does_not_wait_for_ever(
     store: Store, engine: Engine, publish_model: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_module, "_WAIT_FOR_LOADING", 0.2)
+    monkeypatch.setattr(routing, "_WAIT_FOR_LOADING", 0.2)
     publish_model({})
-    client = asyncio.run(ask(store, {"model": TUNED}))
+    client = asyncio.run(ask(store, {"model": TUNED}, load=never))
     assert client.status == 503
     assert "still being loaded" in client.error["message"]
     assert "retry-after" in client.headers
 
 
+def test_a_request_holds_its_adapter_until_it_ends(
+    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: DataFolder
+) -> None:
+    publish_model({})
+    store.engines.set_residency(engine, SHA, Residency.LOADED)
+
+    async def unused() -> bool:
+        found = await Drain(data.leases).wait_unused(BASE, SHA, 0)
+        if found is None:
+            return False
+        with found:
+            return True
+
+    async def run() -> None:
+        go_on = asyncio.Event()
+
+        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            response = await stream(request, event({"model": SHA}))
+            await go_on.wait()
+            await response.write(b"data: [DONE]\n\n")
+            return response
+
+        async with engine_at(socket, handler):
+            client = Client()
+            asking = asyncio.create_task(ask(store, {"model": TUNED, "stream": True}, client=client))
+            await client.got_something.wait()
+            assert not await unused()
+            go_on.set()
+            await asking
+        assert await unused()
+        assert client.headers["x-tunewright-model"] == TUNED
+
+    asyncio.run(run())
+
+
+def test_an_adapter_that_is_drained_is_waited_for(
+    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: DataFolder
+) -> None:
+    """Its row still says loaded, but the worker has begun to let go of it: nobody is admitted."""
+    publish_model({})
+    store.engines.set_residency(engine, SHA, Residency.LOADED)
+
+    async def load(operation: dict[str, Any]) -> dict[str, Any]:
+        return {"state": "loaded"}
+
+    async def run() -> None:
+        async with engine_at(socket, say_hello) as fake:
+            found = await Drain(data.leases).wait_unused(BASE, SHA, 0)
+            assert found is not None
+            with found:
+                asking = asyncio.create_task(ask(store, {"model": TUNED}, load=load))
+                await asyncio.sleep(0.3)
+                assert (asking.done(), fake.seen) == (False, [])
+            assert (await asking).status == 200
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("values", "residency", "status", "code"),
     [
-        ({"desired": "unloaded"}, None, 400, "model_not_loaded"),
+        ({"state": "quarantined"}, None, 400, "model_quarantined"),
+        ({"state": "checking"}, None, 503, "engine_unavailable"),
         ({}, Residency.FAILED, 503, "engine_unavailable"),
         ({"kind": "full", "desired": "unloaded"}, None, 400, "model_not_served"),
         ({"base": "elsewhere"}, None, 400, "invalid_value"),
@@ -418,11 +503,19 @@ def test_a_model_that_cannot_answer_says_why(
 ) -> None:
     publish_model(values)
     if residency:
-        store.engines.set_residency(engine, SHA, residency, "out of slots")
+        store.engines.set_residency(engine, SHA, residency, error="out of slots")
     client = asyncio.run(ask(store, {"model": TUNED}))
     assert (client.status, client.error["code"]) == (status, code)
     if residency:
         assert "out of slots" in client.error["message"]
+
+
+def test_an_unloaded_adapter_is_left_alone_where_loading_on_demand_is_off(
+    store: Store, engine: Engine, publish_model: Publish
+) -> None:
+    publish_model({"desired": "unloaded"})
+    client = asyncio.run(ask(store, {"model": TUNED}, load_on_demand=False))
+    assert (client.status, client.error["code"]) == (400, "model_not_loaded")
 
 
 def test_an_unknown_model(store: Store, engine: Engine) -> None:

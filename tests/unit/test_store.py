@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,38 +13,18 @@ from alembic.migration import MigrationContext
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from rows import JOB, PRODUCT, Publish
-from tunewright.errors import InvalidRequest
+from rows import BACKENDS, JOB, POSTGRES, PRODUCT, Publish
+from tunewright.errors import InvalidRequest, NotFound
 from tunewright.ids import result_file_id
 from tunewright.store.records import Job
 from tunewright.store.states import JOB_MOVES, EngineState, JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import job_events, jobs, metadata, residency
-
-POSTGRES = os.environ.get("TUNEWRIGHT_TEST_POSTGRES")
-BACKENDS = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
-
-
-@pytest.fixture(params=BACKENDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path, migrated_database: Path) -> str:
-    if request.param == "sqlite":
-        shutil.copyfile(migrated_database, tmp_path / "store.db")
-        return f"sqlite:///{tmp_path / 'store.db'}"
-    assert POSTGRES
-    emptied = Store.open(POSTGRES)
-    with emptied.database.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    emptied.database.upgrade()
-    emptied.close()
-    return POSTGRES
+from tunewright.store.tables import job_events, jobs, metadata, models, residency
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = Store.open(url)
-    yield opened
-    opened.close()
+def store(store_on_each: Store) -> Store:
+    return store_on_each
 
 
 def new_job(store: Store, state: JobState = JobState.VALIDATING_FILES, **values: Any) -> Job:
@@ -373,21 +350,21 @@ def test_events_lost_with_the_power_are_not_skipped(store: Store) -> None:
 # paging
 
 
-def add_file(store: Store, id: str, purpose: str = "fine-tune") -> None:
+def add_file(store: Store, id: str, purpose: str = "paged") -> None:
     store.files.add(id=id, filename="a.jsonl", purpose=purpose, size=1, sha256="0" * 64, created_at=1.0)
 
 
 def test_pages_join_without_gap_or_overlap(store: Store) -> None:
     for number in range(7):
-        add_file(store, f"file-{number}")
+        add_file(store, f"file-p{number}")
     for ascending in (False, True):
         seen: list[str] = []
         after, more = None, True
         while more:
-            rows, more = store.files.list(purpose=None, after=after, limit=3, ascending=ascending)
+            rows, more = store.files.list(purpose="paged", after=after, limit=3, ascending=ascending)
             seen += [row.id for row in rows]
             after = seen[-1]
-        expected = [f"file-{number}" for number in range(7)]
+        expected = [f"file-p{number}" for number in range(7)]
         assert seen == (expected if ascending else expected[::-1])
 
 
@@ -420,13 +397,80 @@ def test_jobs_are_found_by_their_metadata(store: Store) -> None:
     assert store.jobs.list(after=None, limit=9, metadata={'"]; drop': "x"})[0] == []
 
 
-def test_a_file_knows_the_job_that_needs_it(store: Store) -> None:
-    job = new_job(store, training_file="file-t", validation_file="file-v")
-    assert store.files.job_that_needs("file-t") == job.id
-    assert store.files.job_that_needs("file-v") == job.id
-    assert store.files.job_that_needs("file-x") is None
+@pytest.mark.parametrize("missing", ["file-t", "file-v"])
+def test_there_is_no_job_without_its_files(store: Store, missing: str) -> None:
+    for id in {"file-t", "file-v"} - {missing}:
+        add_file(store, id)
+    with pytest.raises(InvalidRequest, match=f"No such file: '{missing}'") as refused:
+        new_job(store, training_file="file-t", validation_file="file-v")
+    assert refused.value.param == ("training_file" if missing == "file-t" else "validation_file")
+    assert store.jobs.list(after=None, limit=9)[0] == []
+
+
+def test_a_retry_gets_its_job_also_when_its_file_is_gone(store: Store) -> None:
+    job = new_job(store, idempotency_key="k")
     store.jobs.cancel(job.id)
-    assert store.files.job_that_needs("file-t") is None
+    assert store.files.delete(job.training_file)
+    assert new_job(store, idempotency_key="k").id == job.id
+
+
+@pytest.mark.parametrize("needed", ["file-t", "file-v"])
+@pytest.mark.parametrize("state", JobState)
+def test_a_file_that_an_unfinished_job_needs_is_not_deleted(
+    store: Store, needed: str, state: JobState
+) -> None:
+    for id in ("file-t", "file-v"):
+        add_file(store, id)
+    job = new_job(store, state, training_file="file-t", validation_file="file-v")
+    if state.is_final:
+        assert store.files.delete(needed)
+        assert not store.files.delete(needed), "it is gone"
+    else:
+        with pytest.raises(InvalidRequest, match=job.id) as refused:
+            store.files.delete(needed)
+        assert refused.value.code == "file_in_use"
+        assert store.files.get(needed) is not None
+
+
+def test_there_is_no_job_on_top_of_what_is_not_listed(store: Store, publish_model: Publish) -> None:
+    with pytest.raises(NotFound) as refused:
+        new_job(store, parent_sha256="a" * 64)
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+    publish_model({})
+    new_job(store, parent_sha256="a" * 64)
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_model_that_an_unfinished_job_starts_from_is_not_deleted(
+    store: Store, publish_model: Publish, state: JobState
+) -> None:
+    publish_model({})
+    model = store.models.get(NAME)
+    assert model is not None
+    job = new_job(store, state, parent_sha256=model.sha256)
+    if state.is_final:
+        assert store.models.delete(model)
+        assert not store.models.delete(model), "it is gone"
+    else:
+        for attempt in (store.models.refuse_needed, store.models.delete):
+            with pytest.raises(InvalidRequest, match=job.id) as refused:
+                attempt(model)
+            assert refused.value.code == "model_in_use"
+        assert store.models.get(NAME) == model
+
+
+def test_weights_are_in_use_while_something_points_at_them(store: Store, publish_model: Publish) -> None:
+    publish_model({}, {"name": "twin", "checkpoint_step": 1}, {"name": "other", "sha256": "c" * 64})
+    job = new_job(store, parent_sha256="c" * 64)
+    with store.database.begin() as connection:
+        connection.execute(delete(models).where(models.c.name.in_([NAME, "other"])))
+    assert store.models.weights_in_use() == {"a" * 64, "c" * 64}, "the twin's, and the job's"
+    assert store.models.weights_in_use("a" * 64) == {"a" * 64}
+    assert store.models.weights_in_use("c" * 64) == {"c" * 64}
+    assert store.models.weights_in_use("d" * 64) == set()
+    store.jobs.cancel(job.id)
+    assert store.models.weights_in_use() == {"a" * 64}
+    assert store.models.weights_in_use("c" * 64) == set()
 
 
 # products
@@ -516,7 +560,7 @@ def test_residency_notes_replace_each_other(store: Store) -> None:
     store.engines.declare(["tiny"])
     engine = store.engines.starting("tiny", "/tmp/s", {})
     store.engines.set_residency(engine, "a", Residency.LOADING)
-    store.engines.set_residency(engine, "a", Residency.FAILED, "no such file")
+    store.engines.set_residency(engine, "a", Residency.FAILED, error="no such file")
     assert store.engines.residents(engine)["a"].error == "no such file"
     store.engines.set_residency(engine, "a", None)
     with store.database.read() as connection:

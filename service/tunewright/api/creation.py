@@ -8,21 +8,24 @@ import secrets
 from tunewright.api.context import ServiceContext
 from tunewright.api.schemas.jobs import CreateJob, Hyperparameters, Method, Supervised, Tuning
 from tunewright.data.templates import check_template
-from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature
+from tunewright.errors import InvalidRequest, NotFound, TooManyRequests, UnsupportedFeature
 from tunewright.registry.data_folder import adapter_config
 from tunewright.store.records import Job, TunedModel
 
 _TWIN_SECONDS = 5.0
 """An identical request without an Idempotency-Key this soon is a retry: OpenAI's client repeats POSTs without one."""
 
+_QUEUE_MOVES = 30.0
+
 
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
-    """Raises InvalidRequest or NotFound, or gives the job that the same key made before."""
+    """Raises InvalidRequest, NotFound or TooManyRequests, or gives the job that the same key made before."""
     fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
     jobs = context.store.jobs
     earlier = jobs.earlier(idempotency_key, fingerprint, _TWIN_SECONDS)
     if earlier is None:
         values = _checked(context, body)
+        _check_queue(context)
         values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
         earlier = jobs.create(values, twin_seconds=_TWIN_SECONDS)
     if earlier.fingerprint != fingerprint:
@@ -33,11 +36,18 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
     return earlier
 
 
-def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
-    if body.integrations:
-        raise UnsupportedFeature(
-            "Integrations are not offered; leave `integrations` out.", param="integrations"
+def _check_queue(context: ServiceContext) -> None:
+    most = context.settings.max_queued_jobs
+    if context.store.jobs.count_waiting() >= most:
+        raise TooManyRequests(
+            f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "
+            "or cancel some.",
+            code="too_many_jobs",
+            retry_after=_QUEUE_MOVES,
         )
+
+
+def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
     for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
         if id is not None:
             _check_file(context, param, id)
@@ -131,7 +141,8 @@ def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
 
 
 def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> Tuning:
-    """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for."""
+    """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for,
+    and NotFound where the parent was deleted meanwhile."""
     if parent.kind == "full":
         if tuning.type != "full":
             raise UnsupportedFeature(
@@ -145,7 +156,12 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
             f"{parent.name} is an adapter; it can be trained on as lora or qlora, not as full.",
             param="tuning.type",
         )
-    config = adapter_config(context.data.artifact(parent.sha256))
+    try:
+        config = adapter_config(context.data.artifact(parent.sha256))
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"
+        ) from error
     fixed = {
         "rank": parent.rank,
         "alpha": parent.alpha,

@@ -15,6 +15,7 @@ from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.devices import find_devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
+from tunewright.scheduler.retention import Retention
 from tunewright.store.store import Store
 from tunewright.supervisor.process import inherited_lifeline
 
@@ -42,9 +43,10 @@ def main() -> int:
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, data, lifeline, devices)
     jobs = JobRunner(settings, store, data, engines, lifeline, devices)
+    retention = Retention(settings, store, data)
     heartbeat = data.run / "scheduler.heartbeat"
     while not stopping:
-        for part in (engines, jobs):
+        for part in (engines, jobs, retention):
             try:
                 part.tick()
             except Exception:  # one bad row or a full disk must not end what keeps everything else running
@@ -52,6 +54,7 @@ def main() -> int:
                 time.sleep(1)
         heartbeat.touch()
         time.sleep(_TICK)
+    retention.stop()
     jobs.stop(_TRAINER_GRACE)
     engines.stop(_ENGINE_GRACE)
     store.close()

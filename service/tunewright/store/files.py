@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import case, delete, func, insert, select, union_all
 
 from tunewright.store.database import Database
+from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_file
 from tunewright.store.paging import page
 from tunewright.store.records import FileRecord
-from tunewright.store.states import JobState
 from tunewright.store.tables import files, jobs
 
 
@@ -51,16 +51,35 @@ class FileStore:
         return [FileRecord(**row._mapping) for row in rows], more
 
     def delete(self, id: str) -> bool:
-        with self._database.begin() as connection:
+        """Unlist a file; False where there is none. Raises InvalidRequest where an unfinished job needs it."""
+        with self._database.begin(alone=INPUTS) as connection:
+            refuse_needed_file(connection, id)
             return bool(connection.execute(delete(files).where(files.c.id == id)).rowcount)
 
-    def job_that_needs(self, id: str) -> str | None:
-        """A job that is not final and reads this file."""
-        final = [state for state in JobState if state.is_final]
-        with self._database.read() as connection:
-            return connection.scalar(
-                select(jobs.c.id)
-                .where(or_(jobs.c.training_file == id, jobs.c.validation_file == id))
-                .where(jobs.c.state.not_in(final))
-                .limit(1)
+    def last_used(self) -> Sequence[tuple[FileRecord, float | None]]:
+        """Every file, and when it was last of use: made, or the end of the last job that read it; None where an
+        unfinished job needs it."""
+        read_by = [
+            select(column.label("file"), jobs.c.finished_at, case((UNFINISHED, 1), else_=0).label("needed"))
+            for column in (jobs.c.training_file, jobs.c.validation_file)
+        ]
+        uses = union_all(*read_by).subquery()
+        query = (
+            select(
+                files,
+                func.max(uses.c.finished_at).label("read_until"),
+                func.max(uses.c.needed).label("needed"),
             )
+            .outerjoin(uses, uses.c.file == files.c.id)
+            .group_by(*files.c)
+            .order_by(files.c.seq)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        found = []
+        for row in rows:
+            values = dict(row._mapping)
+            read_until, needed = values.pop("read_until"), values.pop("needed")
+            record = FileRecord(**values)
+            found.append((record, None if needed else max(record.created_at, read_until or 0.0)))
+        return found

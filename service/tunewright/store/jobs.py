@@ -11,6 +11,7 @@ from sqlalchemy import Connection, case, func, insert, select, update
 from tunewright.errors import InvalidRequest
 from tunewright.ids import new_id
 from tunewright.store.database import Database
+from tunewright.store.inputs import INPUTS, UNFINISHED, require_inputs
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent
 from tunewright.store.states import JOB_MOVES, JobState
@@ -29,13 +30,15 @@ class JobStore:
     def create(self, values: dict[str, Any], *, twin_seconds: float = 0.0) -> Job:
         """Insert a job in `validating_files`, or give the one that an earlier try of the same request made.
 
-        Looked up and inserted in one transaction, so that retries at the same moment make one job too.
+        Looked up and inserted in one transaction, so that retries at the same moment make one job too. Raises
+        InvalidRequest or NotFound where a file or the model it starts from is not there.
         """
         row = {"id": new_id("ftjob"), "created_at": time.time(), "state": JobState.VALIDATING_FILES, **values}
-        with self._database.begin(alone="create a job") as connection:
+        with self._database.begin(alone=INPUTS) as connection:
             earlier = _earlier(connection, row.get("idempotency_key"), row["fingerprint"], twin_seconds)
             if earlier is not None:
                 return earlier
+            require_inputs(connection, row)
             job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
             _add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
         return job
@@ -45,6 +48,12 @@ class JobStore:
         within the last `twin_seconds` and was not ended since."""
         with self._database.read() as connection:
             return _earlier(connection, idempotency_key, fingerprint, twin_seconds)
+
+    def count_waiting(self) -> int:
+        """Jobs that are neither over nor on a device."""
+        waiting = (JobState.VALIDATING_FILES, JobState.QUEUED, JobState.PAUSED)
+        with self._database.read() as connection:
+            return connection.scalar(select(func.count()).where(jobs.c.state.in_(waiting))) or 0
 
     def get(self, id: str) -> Job | None:
         with self._database.read() as connection:
@@ -123,14 +132,6 @@ class JobStore:
             raise InvalidRequest(f"Job {id} is {job.state.value}. {hint}", code="job_not_resumable")
         return job
 
-    def job_that_starts_from(self, sha256: str) -> str | None:
-        """A job that is not final and goes on from these weights."""
-        final = [state for state in JobState if state.is_final]
-        with self._database.read() as connection:
-            return connection.scalar(
-                select(jobs.c.id).where(jobs.c.parent_sha256 == sha256, jobs.c.state.not_in(final)).limit(1)
-            )
-
     # what the scheduler does
 
     def in_states(self, *states: JobState) -> Sequence[Job]:
@@ -146,6 +147,17 @@ class JobStore:
                 select(jobs).where(jobs.c.device.is_not(None)).order_by(jobs.c.seq)
             ).all()
         return [Job(**row._mapping) for row in rows]
+
+    def over_since(self) -> dict[str, float | None]:
+        """Every job, and when it ended; None while it is not over or its trainer may still write."""
+        query = select(
+            jobs.c.id, func.coalesce(jobs.c.finished_at, jobs.c.created_at), UNFINISHED, jobs.c.device
+        )
+        with self._database.read() as connection:
+            return {
+                id: None if unfinished or device is not None else ended
+                for id, ended, unfinished, device in connection.execute(query)
+            }
 
     def mark_valid(self, id: str, resolved: dict[str, Any], summary: str) -> Job | None:
         """Its data is good: queue it, with what every "auto" became."""

@@ -14,20 +14,19 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.creation import create_job
 from tunewright.api.errors import responses
-from tunewright.api.schemas.common import Page, page_of
-from tunewright.api.schemas.jobs import CheckpointObject, CreateJob, EventObject, JobObject
+from tunewright.api.schemas.common import After, Page, page_of
+from tunewright.api.schemas.jobs import MOST_METADATA, CheckpointObject, CreateJob, EventObject, JobObject
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.store.records import Job
 from tunewright.trainer.folder import JobFolder
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
-After = Annotated[str | None, Query(description="The last id of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 _EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
 
 
-@router.post("", summary="Create a fine-tuning job", responses=responses(400, 404))
+@router.post("", summary="Create a fine-tuning job", responses=responses(400, 404, 429, 507))
 def create(
     context: Context,
     body: CreateJob,
@@ -47,6 +46,10 @@ def list_jobs(context: Context, request: Request, after: After = None, limit: Li
         for key, value in request.query_params.items()
         if key.startswith("metadata[") and key.endswith("]")
     }
+    if len(wanted) > MOST_METADATA:
+        raise InvalidRequest(f"A job has at most {MOST_METADATA} pairs of metadata.", param="metadata")
+    if any("\0" in text for pair in wanted.items() for text in pair):
+        raise InvalidRequest("No metadata has the character U+0000.", param="metadata")
     jobs, more = context.store.jobs.list(after=after, limit=limit, metadata=wanted)
     return Page(**page_of([JobObject.of(job) for job in jobs], more))
 
@@ -56,7 +59,7 @@ def retrieve(context: Context, job_id: str) -> JobObject:
     return JobObject.of(_get(context, job_id))
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a job", responses=responses(400, 404))
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=responses(400, 404, 507))
 def cancel(context: Context, job_id: str) -> JobObject:
     """In any state but the final ones. A trainer that runs is ended within seconds."""
     job = context.store.jobs.cancel(_get(context, job_id).id)
@@ -64,7 +67,7 @@ def cancel(context: Context, job_id: str) -> JobObject:
     return JobObject.of(job)
 
 
-@router.post("/{job_id}/pause", summary="Pause a job", responses=responses(400, 404))
+@router.post("/{job_id}/pause", summary="Pause a job", responses=responses(400, 404, 507))
 def pause(context: Context, job_id: str) -> JobObject:
     """A running job saves a checkpoint after the step under way, and then frees its device."""
     job = context.store.jobs.pause(_get(context, job_id).id)
@@ -72,7 +75,7 @@ def pause(context: Context, job_id: str) -> JobObject:
     return JobObject.of(job)
 
 
-@router.post("/{job_id}/resume", summary="Resume a paused job", responses=responses(400, 404))
+@router.post("/{job_id}/resume", summary="Resume a paused job", responses=responses(400, 404, 507))
 def resume(context: Context, job_id: str) -> JobObject:
     """It queues for a device and goes on from its checkpoint."""
     paused = _get(context, job_id)
@@ -168,7 +171,7 @@ def checkpoints(
     response_class=PlainTextResponse,
     responses={
         200: {"description": "Text.", "content": {"text/plain": {"example": "INFO Training 24 steps\n"}}},
-        **responses(404),
+        **responses(400, 404),
     },
 )
 def logs(
@@ -176,7 +179,10 @@ def logs(
     job_id: str,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
 ) -> PlainTextResponse:
-    """What the training process printed, all attempts one after another; empty before it starts."""
+    """What the training process printed, all attempts one after another.
+
+    Empty before it starts, and once the folder of an ended job was removed (`--keep-job-folders-days`).
+    """
     job = _get(context, job_id)
     try:
         text = JobFolder(context.data.job(job.id)).log_file.read_text(errors="replace")

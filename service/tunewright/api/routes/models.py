@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
@@ -10,9 +11,10 @@ from fastapi.responses import StreamingResponse
 from tunewright.api.artifacts import TAR, remove, tar_of
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
-from tunewright.api.schemas.common import Deleted, Page
+from tunewright.api.schemas.common import Deleted, Force, Page, User
 from tunewright.api.schemas.models import ModelObject
 from tunewright.errors import InvalidRequest, NotFound
+from tunewright.registry.aliases import Alias
 from tunewright.store.records import Listed, TunedModel
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
@@ -20,10 +22,11 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("", summary="List models", responses=responses())
 def list_models(context: Context) -> Page[ModelObject]:
-    """The bases, then tuned models, newest first. Checkpoints are listed while they are loaded."""
+    """The bases, aliases, then tuned models, newest first. Checkpoints are listed while they are loaded."""
     bases = [ModelObject.of_engine(engine) for engine in context.store.engines.list()]
+    aliases = _aliases(context, context.store.aliases.list()[0])
     tuned = [ModelObject.of(listed) for listed in context.store.listings.models()]
-    return Page(data=bases + tuned, has_more=False)
+    return Page(data=bases + aliases + tuned, has_more=False)
 
 
 @router.get(
@@ -43,6 +46,9 @@ def download(context: Context, model: str) -> StreamingResponse:
 
 @router.get("/{model:path}", summary="Retrieve a model", responses=responses(404))
 def retrieve(context: Context, model: str) -> ModelObject:
+    alias = context.store.aliases.get(model)
+    if alias is not None:
+        return _aliases(context, [alias])[0]
     tuned, engine, held = context.store.models.resolve(model)
     if tuned is not None:
         return ModelObject.of(Listed(tuned, engine, held))
@@ -52,17 +58,31 @@ def retrieve(context: Context, model: str) -> ModelObject:
 
 
 @router.delete("/{model:path}", summary="Delete a tuned model", responses=responses(400, 404, 503, 507))
-async def delete(context: Context, model: str) -> Deleted:
-    """Unloads it first. Bases cannot be deleted, nor what an unfinished job starts from."""
+async def delete(context: Context, model: str, force: Force = False, user: User = None) -> Deleted:
+    """Unloads it first. Bases cannot be deleted, nor what an unfinished job starts from or an alias has."""
     tuned = await asyncio.to_thread(_tuned, context, model)
-    await remove(context, tuned)
+    await remove(context, tuned, force=force, who=user)
     return Deleted(id=tuned.name, object="model")
+
+
+def _aliases(context: ServiceContext, aliases: Sequence[Alias]) -> list[ModelObject]:
+    names = {target.model for alias in aliases for target in alias.targets}
+    if not names:
+        return []
+    models = {engine.name: ModelObject.of_engine(engine) for engine in context.store.engines.list()}
+    models |= {name: ModelObject.of(listed) for name, listed in context.store.listings.named(names).items()}
+    return [ModelObject.of_alias(alias, models) for alias in aliases]
 
 
 def _tuned(context: ServiceContext, name: str) -> TunedModel:
     tuned = context.store.models.get(name)
     if tuned is not None:
         return tuned
+    if context.store.aliases.get(name) is not None:
+        raise InvalidRequest(
+            f"{name} is an alias: DELETE /v1/aliases/{name} deletes it, and its targets are downloaded by their names.",
+            param="model",
+        )
     if context.store.engines.get(name) is not None:
         raise InvalidRequest(
             f"{name} is a base: it can be neither deleted nor downloaded here.", param="model"

@@ -1,0 +1,52 @@
+"""What jobs are made from: files, and weights to go on from. They are there when a job is created, and stay until it
+has ended. And models that aliases have.
+
+Who creates a job, or removes what one may need, looks and writes in one transaction, which runs `alone=INPUTS`: a job
+finds its inputs or is refused, and an input that an unfinished job needs is kept. Aliases and models likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, or_, select
+
+from tunewright.errors import InvalidRequest, NotFound
+from tunewright.store.states import JobState
+from tunewright.store.tables import files, jobs, models
+
+INPUTS = "inputs of jobs"
+UNFINISHED = jobs.c.state.not_in([state for state in JobState if state.is_final])
+
+
+def require_inputs(connection: Connection, job: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest or NotFound where what a new job's row names is not there: it was removed just now."""
+    for param in ("training_file", "validation_file"):
+        id = job.get(param)
+        if id is not None and connection.scalar(select(files.c.id).where(files.c.id == id)) is None:
+            raise InvalidRequest(f"No such file: {id!r}. It was removed; upload it again.", param=param)
+    parent = job.get("parent_sha256")
+    if parent is not None and connection.scalar(select(models.c.id).where(models.c.sha256 == parent)) is None:
+        raise NotFound(
+            f"No such model: {job['model']!r}. It was deleted.", param="model", code="model_not_found"
+        )
+
+
+def refuse_needed_file(connection: Connection, id: str) -> None:
+    """Raises InvalidRequest where an unfinished job reads the file."""
+    reads = or_(jobs.c.training_file == id, jobs.c.validation_file == id)
+    job = connection.scalar(select(jobs.c.id).where(reads, UNFINISHED).limit(1))
+    if job is not None:
+        raise InvalidRequest(
+            f"File {id} is needed by job {job}: wait for it to end, or cancel it.", code="file_in_use"
+        )
+
+
+def refuse_needed_weights(connection: Connection, model: str, sha256: str) -> None:
+    """Raises InvalidRequest where an unfinished job goes on from the weights of `model`."""
+    job = connection.scalar(select(jobs.c.id).where(jobs.c.parent_sha256 == sha256, UNFINISHED).limit(1))
+    if job is not None:
+        raise InvalidRequest(
+            f"{model} is what job {job} starts from: wait for it, or cancel it.", code="model_in_use"
+        )

@@ -1,0 +1,233 @@
+"""Between its publication and its listing no artifact is removed, by no process; and a killed holder holds nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import safetensors, zeros
+from rows import JOB
+from tunewright.api.artifacts import remove
+from tunewright.api.context import ServiceContext
+from tunewright.config import Settings
+from tunewright.registry.bases import BaseInfo
+from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.scheduler.publishing import publish_products
+from tunewright.store.states import JobState
+from tunewright.store.store import Store
+from tunewright.trainer.folder import JobFolder, JobResult
+
+SHA = "a" * 64
+BASE = BaseInfo("tiny", Path(), "b" * 64, 64, None, None)
+
+
+@contextmanager
+def process(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python of its own, past its first line of output; killed at the end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline() == "ready\n"
+            yield started
+        finally:
+            started.kill()
+
+
+def weights(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}')
+    (folder / "adapter_model.safetensors").write_bytes(safetensors({"t": zeros(1)}))
+    return folder
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+KEEP = """
+import sys, time
+from pathlib import Path
+from tunewright.registry.data_folder import DataFolder
+with DataFolder(Path(sys.argv[1])).keeping(sys.argv[2]):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+REMOVE = """
+import sys, time
+from pathlib import Path
+from tunewright.registry.data_folder import DataFolder
+def asked():
+    print("ready", flush=True)
+    time.sleep(60)
+DataFolder(Path(sys.argv[1])).remove_artifact(sys.argv[2], asked)
+"""
+
+
+def test_what_another_process_keeps_is_removed_when_that_is_killed(
+    data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    data.publish(weights(tmp_path / "a"), SHA)
+    with process(KEEP, data.path, SHA) as keeper:
+        removing = pool.submit(data.remove_artifact, SHA, lambda: False)
+        time.sleep(0.3)
+        assert not removing.done()
+        assert data.artifact(SHA).is_dir()
+        keeper.send_signal(signal.SIGKILL)
+        assert removing.result(timeout=20) is True
+    assert not data.artifact(SHA).exists()
+
+
+def test_a_killed_remover_leaves_the_artifact_and_no_lock(
+    data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    def keep() -> bool:
+        with data.keeping(SHA):
+            return data.publish(tmp_path / "a", SHA).is_dir()
+
+    data.publish(weights(tmp_path / "a"), SHA)
+    with process(REMOVE, data.path, SHA) as remover:
+        keeping = pool.submit(keep)
+        time.sleep(0.3)
+        assert not keeping.done(), "what is being removed is not published again meanwhile"
+        remover.send_signal(signal.SIGKILL)
+        assert keeping.result(timeout=20)
+    assert data.artifact(SHA).is_dir()
+
+
+def test_many_keep_at_once_and_others_do_not_wait(data: DataFolder, tmp_path: Path) -> None:
+    data.publish(weights(tmp_path / "a"), "b" * 64)
+    with data.keeping(SHA), data.keeping(SHA), data.keeping("c" * 64):
+        assert data.remove_artifact("b" * 64, lambda: False)
+
+
+def test_a_child_that_inherited_a_lock_does_not_keep_it(data: DataFolder, pool: ThreadPoolExecutor) -> None:
+    """LitServe forks workers; a descriptor that one of them got along must not hold up removals for ever."""
+    data.artifact(SHA).mkdir()
+    with data.keeping(SHA):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        assert pool.submit(data.remove_artifact, SHA, lambda: False).result(timeout=20)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_what_is_used_stays(data: DataFolder, tmp_path: Path) -> None:
+    data.publish(weights(tmp_path / "a"), SHA)
+    assert not data.remove_artifact(SHA, lambda: {SHA})
+    assert data.artifact(SHA).is_dir()
+
+
+def test_a_publication_and_a_removal_do_not_cross(
+    store: Store, data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler finds the artifact there and is about to list it, when the API deletes the model that had it."""
+    folder = weights(tmp_path / "product")
+    sha256 = adapter_sha256(folder)
+    first = publish(store, data, folder, "first")
+    at_listing, go = threading.Event(), threading.Event()
+    real = store.models.publish
+
+    def slow(*arguments: Any, **values: Any) -> bool:
+        at_listing.set()
+        assert go.wait(20)
+        return real(*arguments, **values)
+
+    monkeypatch.setattr(type(store.models), "publish", lambda _, *a, **k: slow(*a, **k))
+    publishing = pool.submit(publish, store, data, folder, "second")
+    assert at_listing.wait(20)
+    deleting = pool.submit(delete, store, data, first)
+    time.sleep(0.2)
+    assert data.artifact(sha256).is_dir()
+    go.set()
+    second = publishing.result(timeout=20)
+    deleting.result(timeout=20)
+    assert store.models.get(first) is None
+    assert store.models.get(second) is not None
+    assert data.artifact(sha256).is_dir()
+
+
+HAMMER = """
+import sys
+from pathlib import Path
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+data, store = DataFolder(Path(sys.argv[1])), Store.open(sys.argv[2])
+print("ready", flush=True)
+while True:
+    data.remove_artifact(sys.argv[3], lambda: store.models.weights_in_use(sys.argv[3]))
+"""
+
+
+def test_what_is_listed_has_its_files_whoever_removes(
+    store: Store, data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Two publishers list and delete the same weights over and over, as two processes remove what is not used."""
+    folder = weights(tmp_path / "product")
+    sha256, url = adapter_sha256(folder), store.database.url
+    rounds = 20
+
+    def go_on(index: int) -> int:
+        whole = 0
+        for number in range(rounds):
+            name = publish(store, data, folder, f"{index}-{number}")
+            time.sleep(0.001)
+            whole += adapter_sha256(data.artifact(sha256)) == sha256
+            delete(store, data, name)
+        return whole
+
+    with process(HAMMER, data.path, url, sha256), process(HAMMER, data.path, url, sha256):
+        publishers = [pool.submit(go_on, index) for index in range(2)]
+        assert [publisher.result() for publisher in publishers] == [rounds, rounds]
+    assert store.models.list()[0] == []
+    assert list(data.artifacts.iterdir()) == []
+
+
+def publish(store: Store, data: DataFolder, folder: Path, name: str) -> str:
+    """As the scheduler does, of a trainer's product: the model's name."""
+    job = store.jobs.create(
+        {**JOB, "state": JobState.RUNNING, "resolved": {"type": "lora"}, "fingerprint": name}
+    )
+    run = JobFolder(data.job(job.id))
+    run.adapter.mkdir(parents=True)
+    for file in folder.iterdir():
+        os.link(file, run.adapter / file.name)
+    publish_products(store, data, job, BASE, run, JobResult(status="succeeded"))
+    ended = store.jobs.get(job.id)
+    assert ended is not None
+    assert ended.fine_tuned_model is not None
+    return ended.fine_tuned_model
+
+
+def delete(store: Store, data: DataFolder, name: str) -> None:
+    """As the route does."""
+    model = store.models.get(name)
+    assert model is not None
+    asyncio.run(remove(ServiceContext(Settings(), store, data, control), model))
+
+
+async def control(operation: dict[str, Any]) -> dict[str, Any]:
+    return {"state": "unloaded"}
