@@ -11,6 +11,10 @@ from typing import Any
 
 from aiohttp import web
 
+from tunewright.api.gateway import Gateway
+from tunewright.api.routing import Load, Router
+from tunewright.store.store import Store
+
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
@@ -58,6 +62,19 @@ async def stream(request: web.Request, *chunks: bytes) -> web.StreamResponse:
 async def say_hello(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     text = json.dumps({"model": body["model"], "content": "hello"}, separators=(",", ":"))
     return web.Response(text=text, content_type="application/json")
+
+
+def gateway_for(
+    store: Store, *, request_timeout: float = 600.0, load: Load | None = None, **limits: Any
+) -> Gateway:
+    """The gateway on this store. Where a request asks for an adapter to be loaded, `load` is called."""
+
+    async def refuse(operation: dict[str, Any]) -> dict[str, Any]:
+        return {"error": "nothing loads here"}
+
+    folder = Path(store.database.url.removeprefix("sqlite:///")).parent / "run" / "leases"
+    router = Router(store, folder, load or refuse, **limits)
+    return Gateway(router, store.aliases, store.shadow_answers, request_timeout=request_timeout)
 
 
 class Client:

@@ -52,13 +52,20 @@ class Service:
         return time.monotonic() - began
 
 
-def start_service(data_dir: Path, *arguments: str, port: int | None = None) -> Service:
+def start_service(
+    data_dir: Path, *arguments: str, port: int | None = None, environment: dict[str, str] | None = None
+) -> Service:
     port = port or free_port()
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"
     command = [sys.executable, "-m", "tunewright", "serve", "--port", str(port), "--data-dir", str(data_dir)]
     with log.open("ab") as output:
-        process = subprocess.Popen([*command, *arguments], stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
     return Service(f"http://127.0.0.1:{port}", data_dir, process, log, list(arguments))
 
 

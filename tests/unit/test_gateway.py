@@ -110,7 +110,7 @@ class Chunks:
 
 def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Client:
     client = Client()
-    relay = Relay(Gateway(None), path, {})  # type: ignore[arg-type]
+    relay = Relay(Gateway(None, None, None), path, {})  # type: ignore[arg-type]
     target = Target("", INTERNAL, public, None)
 
     async def run() -> None:
@@ -165,12 +165,17 @@ def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: E
 @pytest.mark.parametrize(
     "pieces", [[], EVENTS, [*EVENTS, b'data: {"half'], [b'data: {"text":"data: [DONE]"}\n\n']]
 )
-def test_an_end_without_done_is_told_as_an_error(path: str, pieces: list[bytes]) -> None:
-    body = pass_events(pieces, path).body
-    last = body.split(b"\n\n")[-2]
+def test_an_end_without_done_is_told_as_an_error(
+    store: Store, socket: Path, engine: Engine, path: str, pieces: list[bytes]
+) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await stream(request, *pieces)
+
+    client, _ = ask_once(store, socket, handler, {"model": BASE, "stream": True}, path)
+    last = client.body.split(b"\n\n")[-2]
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
-    assert not body.endswith(b"data: [DONE]\n\n")
-    assert b'data: {"half' not in body
+    assert not client.body.endswith(b"data: [DONE]\n\n")
+    assert b'data: {"half' not in client.body
 
 
 def test_other_routes_end_as_they_do() -> None:

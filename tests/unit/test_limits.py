@@ -23,7 +23,7 @@ import pytest
 from aiohttp import web
 from starlette.testclient import TestClient
 
-from fake_engine import Client, Handler, engine_at, say_hello, stream
+from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import FILE, JOB, Publish
 from tunewright.api import bodies, connection, middleware
 from tunewright.api.__main__ import web_server
@@ -51,7 +51,7 @@ def relay(gateway: Gateway, client: Client, **body: Any) -> asyncio.Task[None]:
 @asynccontextmanager
 async def gateway_to(store: Store, socket: Path, handler: Handler, **limits: Any) -> AsyncIterator[Any]:
     """(gateway, fake engine)"""
-    gateway = Gateway(store, **limits)
+    gateway = gateway_for(store, **limits)
     try:
         async with engine_at(socket, handler) as fake:
             yield gateway, fake
@@ -100,16 +100,23 @@ def test_who_waits_for_an_adapter_counts(
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADING)
 
+    loaded = asyncio.Event()
+
+    async def load(operation: dict[str, Any]) -> dict[str, Any]:
+        await loaded.wait()
+        return {"state": "loaded"}
+
     async def run() -> None:
-        async with gateway_to(store, socket, say_hello, max_requests=1) as (gateway, _):
+        async with gateway_to(store, socket, say_hello, max_requests=1, load=load) as (gateway, _):
             waits, refused = Client(), Client()
             waiting = relay(gateway, waits, model=TUNED)
-            await until(lambda: gateway.in_flight[BASE] == 1)
+            await until(lambda: gateway.router.in_flight[BASE] == 1)
             await relay(gateway, refused)
             assert refused.status == 429
             store.engines.set_residency(engine, SHA, Residency.LOADED)
+            loaded.set()
             await waiting
-            assert (waits.status, gateway.in_flight[BASE]) == (200, 0)
+            assert (waits.status, gateway.router.in_flight[BASE]) == (200, 0)
 
     asyncio.run(run())
 
@@ -169,7 +176,7 @@ def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine:
                     await asyncio.sleep(chance.random() * 0.1)
                     client.leaves.set() if what == "leave" else task.cancel()
                 await asyncio.wait([task])
-                assert 0 <= gateway.in_flight[BASE] <= most
+                assert 0 <= gateway.router.in_flight[BASE] <= most
                 return client.status if client.messages else 0
 
             async def until_admitted(what: str) -> tuple[str, int]:
@@ -184,10 +191,10 @@ def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine:
             assert {answer for answer in answers if answer[0] in kinds} == {
                 ("fine", 200), ("stream", 200), ("wrong", 400), ("gone", 404), ("error", 503), ("lost", 503),
             }  # fmt: skip
-            assert gateway.in_flight[BASE] == 0
+            assert gateway.router.in_flight[BASE] == 0
             gateway.request_timeout = 0.6
             assert set(await asyncio.gather(*(once("hang") for _ in range(2 * most)))) == {429, 504}
-            assert gateway.in_flight == {BASE: 0}
+            assert gateway.router.in_flight == {BASE: 0}
             await until(lambda: at_once == 0)
 
     asyncio.run(run())
@@ -235,9 +242,12 @@ def test_the_wait_for_an_adapter_is_part_of_it(store: Store, engine: Engine, pub
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADING)
 
+    async def never(operation: dict[str, Any]) -> dict[str, Any]:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
     async def run() -> int:
         client = Client()
-        await relay(Gateway(store, request_timeout=0.2), client, model=TUNED)
+        await relay(gateway_for(store, request_timeout=0.2, load=never), client, model=TUNED)
         return client.status
 
     assert asyncio.run(run()) == 504
@@ -411,13 +421,19 @@ def with_model(name: str) -> bytes:
         (b'{"model":"tiny","temperature":-Infinity}', "invalid_json"),
         (b'{"model":"tiny","n":' + b"9" * 5000 + b"}", "invalid_json"),
         (b'{"model":"tiny","prompt":"\x00"}', "invalid_json"),
+        (b'{"model":"tiny","top_k":18446744073709551616}', "invalid_json"),
+        (b'{"model":"tiny","a":[{"b":-9223372036854775809}]}', "invalid_json"),
+        (b'{"model":"tiny","stop":["\\ud800"]}', "invalid_json"),
+        (b'{"model":"tiny","\\uDFFF":1}', "invalid_json"),
+        (b'{"model":"tiny","stop":["\\udc00\\ud800"]}', "invalid_json"),
+        (b'{"model":"tiny","structured_outputs":5}', "invalid_value"),
         (b"{}", "invalid_value"),
         (b'{"model":true}', "invalid_value"),
         (b'{"model":null}', "invalid_value"),
         (b'{"model":""}', "invalid_value"),
         (with_model("a\nb"), "invalid_value"),
         (with_model("a\0b"), "invalid_value"),
-        (with_model("\ud800"), "invalid_value"),
+        (with_model("\ud800"), "invalid_json"),
         (with_model("x" * 2**20), "invalid_value"),
         (b'{"model":"tiny","chat_template":null}', "unsupported"),
         (b'{"model":"tiny","chat_template_kwargs":{"chat_template":"x"}}', "unsupported"),
@@ -436,9 +452,15 @@ def test_a_body_that_cannot_be_passed_on_is_refused(raw: bytes, code: str) -> No
 @pytest.mark.parametrize(
     "body",
     [
-        {"prompt": "half a pair \ud800", "\udfff": 1},
-        {"prompt": "\0 \u2028 \U0001f600"},
-        {"prompt": 10**400, "n": -1, "max_tokens": 1.5, "stream": "perhaps"},
+        {"prompt": "\0 \u2028 \U0001f600 \\ud800"},
+        {
+            "prompt": 2**64 - 1,
+            "n": -(2**63),
+            "max_tokens": 1.5,
+            "stream": "perhaps",
+            "structured_outputs": None,
+        },
+        {"prompt": "9" * 5000, "temperature": 0.1234567890123456789},
         {"x": json.loads(nested(127))["x"]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}] * 500},
         {"chat_template_kwargs": {"enable_thinking": False}},
@@ -533,13 +555,29 @@ def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine)
     async def run() -> Client:
         async with gateway_to(store, socket, handler) as (gateway, _):
             client = Client()
-            await relay(gateway, client, prompt="\ud800" * 10**6)
+            await relay(gateway, client, prompt="\ud800" * 10**6)  # as if it were not refused before
             return client
 
     client = asyncio.run(run())
     assert client.status == 400
     assert client.error["message"].startswith("wrong: \ud800")
     assert len(client.error["message"]) < 3000
+
+
+@pytest.mark.parametrize(("key", "status"), [("response_format", 400), ("tools", 400), ("seed", 503)])
+def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
+    store: Store, socket: Path, engine: Engine, key: str, status: int
+) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "Internal server error"}}, status=500)
+
+    async def run() -> Client:
+        async with gateway_to(store, socket, handler) as (gateway, _):
+            client = Client()
+            await relay(gateway, client, **{key: {}})
+            return client
+
+    assert asyncio.run(run()).status == status
 
 
 def test_every_error_that_asks_for_patience_says_for_how_long() -> None:
@@ -595,9 +633,6 @@ class Server:
         """A connection on which this was asked, with little room for the answer."""
         connection = sockets.socket()
         connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 65536)
-        connection.setsockopt(
-            sockets.IPPROTO_TCP, sockets.TCP_MAXSEG, 1400
-        )  # acknowledge little, as far away
         connection.settimeout(20)
         connection.connect(self.address)
         raw = json.dumps({"model": BASE, **body}).encode()

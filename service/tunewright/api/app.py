@@ -13,8 +13,8 @@ from tunewright.api.context import ServiceContext
 from tunewright.api.gateway import Gateway
 from tunewright.api.generation import GenerationSpec
 from tunewright.api.middleware import Gatekeeper
+from tunewright.api.routes import adapters, aliases, files, health, jobs, models
 from tunewright.api.routing import Router
-from tunewright.api.routes import adapters, files, health, jobs, models
 from tunewright.config import Settings, parse_size
 from tunewright.engine.worker import EngineAPI
 from tunewright.registry.data_folder import DataFolder
@@ -50,7 +50,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     _remove_litserves_own(app)
     app.router.redirect_slashes = False  # to the Host that a request claims
     app.user_middleware.clear()  # its gzip would hold back streams
-    for router in (health.router, files.router, jobs.router, models.router, adapters.router):
+    for router in (health.router, files.router, jobs.router, models.router, adapters.router, aliases.router):
         app.include_router(router)
     upload = parse_size(settings.max_upload) + _FORM_OVERHEAD
     app.add_middleware(
@@ -69,7 +69,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         max_requests=settings.max_requests,
         load_on_demand=settings.load_on_demand,
     )
-    spec.gateway = Gateway(names, request_timeout=settings.request_timeout)
+    spec.gateway = Gateway(names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout)
     app.state.context = ServiceContext(settings, store, data, spec.control)
     return server, spec
 

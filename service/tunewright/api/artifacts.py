@@ -13,6 +13,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from tunewright.api.context import ServiceContext
+from tunewright.errors import EngineUnavailable
 from tunewright.store.records import TunedModel
 
 TAR: dict[int | str, dict[str, Any]] = {
@@ -35,20 +36,32 @@ def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
     )
 
 
-async def remove(context: ServiceContext, model: TunedModel) -> None:
-    """Unload a model, unlist it, and remove its weights unless another model has them.
+async def remove(
+    context: ServiceContext, model: TunedModel, *, force: bool = False, who: str | None = None
+) -> None:
+    """Unload a model after its last request, unlist it, and remove its weights unless another model has them.
 
-    Raises InvalidRequest where an unfinished job starts from it.
+    With `force` it is first taken out of its aliases, by `who`. Raises InvalidRequest where an unfinished job starts
+    from it or, without `force`, an alias has it; EngineUnavailable where its requests do not end soon.
     """
-    await asyncio.to_thread(context.store.models.refuse_needed, model)
+    await asyncio.to_thread(context.store.models.refuse_needed, model, force=force)
+    if force:
+        await asyncio.to_thread(context.store.aliases.take_out, model.name, who=who)
     if model.kind == "adapter":
-        await context.control({"op": "unload", "model": model.name})
-    await asyncio.to_thread(_unlist, context, model)
+        wait = context.settings.drain_timeout
+        answer = await context.control({"op": "unload", "model": model.name, "wait": wait})
+        if answer.get("state") == "draining":
+            raise EngineUnavailable(
+                f"{model.name} takes no new requests, but some still run after {wait:g} s (--drain-timeout): delete it "
+                "again when they have ended.",
+                code="model_draining",
+            )
+    await asyncio.to_thread(_unlist, context, model, force, who)
 
 
-def _unlist(context: ServiceContext, model: TunedModel) -> None:
+def _unlist(context: ServiceContext, model: TunedModel, force: bool, who: str | None) -> None:
     models = context.store.models
-    models.delete(model)
+    models.delete(model, force=force, who=who)
     context.data.remove_artifact(model.sha256, lambda: models.weights_in_use(model.sha256))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,11 +21,26 @@ _MOST_VALUES = 2**20
 _TOKEN_LISTS = ("prompt", "input", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 
 
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+_DIGITS_AS_ZEROS = bytes(48 if chr(byte).isdecimal() else 32 for byte in range(128)) + b" " * 128
+_LONG_NUMBER = b"0" * 19
+
+
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not valid JSON")
 
 
+def _integer(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**64:  # what vLLM hands on between its processes
+        raise ValueError(f"the integer {digits[:24]}... does not fit into 64 bits")
+    return value
+
+
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
+_decode_long_numbers = json.JSONDecoder(
+    parse_constant=_refuse, parse_int=_integer
+).decode  # many times slower
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False).encode
 
 
@@ -37,17 +53,22 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     if raw.count(b",") > _MOST_VALUES:  # commas in texts count too: there are none in images
         raise TooLarge(f"The body has more than {_MOST_VALUES} values: send less at once.")
     try:
-        body = _decode(raw.decode())
+        has_long_numbers = _LONG_NUMBER in raw.translate(_DIGITS_AS_ZEROS)
+        body = (_decode_long_numbers if has_long_numbers else _decode)(raw.decode())
     except RecursionError:
         raise _too_deep() from None
-    except ValueError as error:  # also UnicodeDecodeError, and integers of more than 4300 digits
+    except ValueError as error:  # also UnicodeDecodeError, and Python's for integers of more than 4300 digits
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
     # Counting brackets is cheap; only where there are enough of them is it worth while to look how deep they go.
     if raw.count(b"[") + raw.count(b"{") > _MOST_LEVELS and _is_deep(body):
         raise _too_deep()
+    if _HALF_PAIR.search(raw):
+        _check_characters(body)
     _check_model(body.get("model"))
+    if not isinstance(body.get("structured_outputs", {}), dict | None):  # on which vLLM breaks down
+        raise InvalidRequest("`structured_outputs` must be an object.", param="structured_outputs")
     given = body.get("chat_template_kwargs")
     if "chat_template" in body or (isinstance(given, dict) and "chat_template" in given):
         raise UnsupportedFeature(
@@ -109,6 +130,18 @@ def _integers(keys: Iterable[str]) -> list[int]:
         with contextlib.suppress(ValueError):
             found.append(int(key))
     return found
+
+
+def _check_characters(body: dict[str, Any]) -> None:
+    """Half of a surrogate pair is valid JSON and no text: it cannot be written as UTF-8, and breaks vLLM."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise InvalidRequest(
+            f"A text in the body has {half}, which is half of a character: send both halves, or neither.",
+            code="invalid_json",
+        ) from None
 
 
 def _check_model(name: Any) -> None:

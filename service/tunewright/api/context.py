@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from tunewright.config import Settings
+from tunewright.errors import NotFound
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.store import Store
 
@@ -25,6 +26,8 @@ class ServiceContext:
 
 
 def _context(request: Request) -> ServiceContext:
+    if "\0" in request.scope["path"]:  # PostgreSQL does not even compare with it
+        raise NotFound("Nothing here has the character U+0000 in its name.")
     context: ServiceContext = request.app.state.context
     return context
 

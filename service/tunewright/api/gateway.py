@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import Counter
+import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from starlette.responses import Response
@@ -20,123 +20,54 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tunewright.api.bodies import check_tokens, write_body
 from tunewright.api.errors import error_response
+from tunewright.api.guard import Guard
+from tunewright.api.routing import Router, Target
+from tunewright.api.shadow import Shadow
 from tunewright.errors import (
     EngineUnavailable,
     InvalidRequest,
     NotFound,
     RequestTimeout,
-    TooManyRequests,
     TunewrightError,
     UnsupportedFeature,
 )
-from tunewright.store.states import EngineState, Residency
-from tunewright.store.store import Store
+from tunewright.registry.aliases import Alias
+from tunewright.store.aliases import AliasStore
+from tunewright.store.shadow_answers import ShadowAnswerStore
 
 log = logging.getLogger("tunewright.api")
 
-_WAIT_FOR_LOADING = 30.0
 _LONGEST_MESSAGE = 2000
 _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
 _JSON = {"Content-Type": "application/json"}
+_GRAMMAR_FAILED = "Internal server error"
+"""All that vLLM says where it ends a request with an error, and a faulty grammar is what makes it do so."""
+_GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
 _LOST = "The engine was lost while answering: try again."
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a model's requests go."""
-
-    socket: str
-    internal_name: str
-    public_name: str
-    chat_template: str | None
-    """The adapter's own."""
-    base_has_template: bool = True
-    vocabulary: int | None = None
-    """Number of tokens, where the base's config has it."""
 
 
 class Gateway:
     """One connection pool for each engine's socket. Opened in the event loop that serves.
 
-    `max_requests`: generations in flight for each engine. `request_timeout`: seconds that one may take.
+    `request_timeout`: seconds that a generation may take.
     """
 
-    def __init__(self, store: Store, *, max_requests: int = 1024, request_timeout: float = 600.0) -> None:
-        self._store = store
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._max_requests = max_requests
+    def __init__(
+        self, router: Router, aliases: AliasStore, answers: ShadowAnswerStore, *, request_timeout: float = 600.0
+    ) -> None:
+        self.router = router
+        self.guard = Guard(aliases)
+        self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
         self.request_timeout = request_timeout
-        self.in_flight: Counter[str] = Counter()
-        """Generations by the engine's name, those that wait for their adapter among them."""
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def close(self) -> None:
+        await self.shadow.close()
         for session in self._sessions.values():
             await session.close()
-
-    async def find(self, name: str, held: ExitStack) -> Target:
-        """The target of model `name`; waits for an adapter that is being loaded.
-
-        The request counts as in flight until `held` is closed. Raises NotFound, InvalidRequest (it is not loaded and
-        nobody asked for it), EngineUnavailable, TooManyRequests.
-        """
-        deadline = asyncio.get_running_loop().time() + _WAIT_FOR_LOADING
-        entered = False
-        while True:
-            model, engine, residency = await asyncio.to_thread(self._store.models.resolve, name)
-            if model is None and engine is None:
-                raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
-            if model is not None and model.kind == "full":
-                raise InvalidRequest(
-                    f"{name} is a fully fine-tuned model: download it with GET /v1/models/{name}/download. "
-                    "It is not served by this engine.",
-                    param="model",
-                    code="model_not_served",
-                )
-            if engine is None:
-                raise InvalidRequest(f"The base of {name} is not among those served here.", param="model")
-            if engine.state is not EngineState.READY or engine.socket is None or engine.info is None:
-                why = f": {engine.reason}" if engine.reason else ""
-                raise EngineUnavailable(
-                    f"The engine of {engine.name} is not ready ({engine.state.value}{why}): try again later."
-                )
-            if not entered:
-                self._enter(engine.name, held)
-                entered = True
-            if model is None or (residency is not None and residency.state is Residency.LOADED):
-                return Target(
-                    engine.socket,
-                    model.sha256 if model else engine.info["internal_name"],
-                    name,
-                    model.chat_template if model else None,
-                    engine.info.get("has_chat_template", True),
-                    engine.info.get("vocab_size"),
-                )
-            if model.desired != "loaded":
-                raise InvalidRequest(
-                    f"{name} is not loaded: load it with POST /v1/adapters/{model.id}/load.",
-                    param="model",
-                    code="model_not_loaded",
-                )
-            if residency is not None and residency.state is Residency.FAILED:
-                raise EngineUnavailable(f"{name} could not be loaded: {residency.error}", retry_after=30)
-            if asyncio.get_running_loop().time() > deadline:
-                raise EngineUnavailable(f"{name} is still being loaded: try again.")
-            await asyncio.sleep(0.1)
-
-    def _enter(self, engine: str, held: ExitStack) -> None:
-        if self.in_flight[engine] >= self._max_requests:
-            raise TooManyRequests(
-                f"{engine} has {self._max_requests} requests in flight, which is the limit (--max-requests): try again "
-                "when some have ended."
-            )
-        self.in_flight[engine] += 1
-        held.callback(self._leave, engine)
-
-    def _leave(self, engine: str) -> None:
-        self.in_flight[engine] -= 1
 
     def session(self, socket: str) -> aiohttp.ClientSession:
         session = self._sessions.get(socket)
@@ -150,15 +81,34 @@ class Gateway:
         return session
 
 
-class Relay(Response):
-    """A response that is vLLM's, streamed or not. The client's disconnect aborts the request in vLLM."""
+    async def ask(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """The status and the whole answer of a model, to a request that is not streamed. Raises TunewrightError."""
+        with ExitStack() as held:
+            target = await self.router.find(model, held)
+            data = _upstream_body(path, body, target)
+            try:
+                async with self.session(target.socket).post(_url(path), data=data, headers=_JSON) as upstream:
+                    return upstream.status, _renamed(await upstream.read(), target)
+            except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+                raise EngineUnavailable(_LOST) from error
 
-    def __init__(self, gateway: Gateway, upstream_path: str, body: dict[str, Any]) -> None:
+
+class Relay(Response):
+    """A response that is vLLM's, streamed or not. The client's disconnect aborts the request in vLLM.
+
+    `sticky`: requests with the same key get the same target of an alias.
+    """
+
+    def __init__(
+        self, gateway: Gateway, upstream_path: str, body: dict[str, Any], sticky: str | None = None
+    ) -> None:
         self.background = None
         self._gateway = gateway
         self._path = upstream_path
         self._body = body
-        self._started = self._ended = False  # the answer, towards the client
+        self._sticky = sticky
+        self._started_at: float | None = None  # the answer, towards the client
+        self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._answer(scope, receive, send))
@@ -173,64 +123,62 @@ class Relay(Response):
                     await task
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error: TunewrightError
+        error: TunewrightError | None = None
         limit = self._gateway.request_timeout
+        began = time.monotonic()
+        model, alias = "", None
         try:
             async with asyncio.timeout(limit):
-                for attempt in (1, 2):
-                    with ExitStack() as held:
-                        target = await self._gateway.find(self._body["model"], held)
-                        if await self._relay(target, send, may_retry=attempt == 1):
-                            return
+                model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
+                if alias is not None:
+                    self._gateway.shadow.copy(alias, model, self._path, self._body)
+                await self._ask(model, alias, send)
         except TimeoutError:
             error = RequestTimeout(
                 f"The generation took longer than {limit:g} s (--request-timeout) and was ended: ask for fewer tokens."
             )
         except TunewrightError as raised:
             error = raised
-        if not self._started:
+        if alias is not None:
+            seconds = (self._started_at or time.monotonic()) - began
+            self._gateway.guard.observe(alias, model, ok=error is None or error.status < 500, seconds=seconds)
+        if error is None:
+            return
+        if not self._started_at:
             await error_response(error)(scope, receive, send)
         elif not self._ended:
             await send(_error_event(error))
 
-    async def _relay(self, target: Target, send: Send, *, may_retry: bool) -> bool:
-        """Ask vLLM and pass on its answer; False where the adapter was unloaded meanwhile: look again."""
-        body = {**self._body, "model": target.internal_name}
-        if target.chat_template is not None:
-            if self._path in _TAKES_TEMPLATE and "prompt" not in body:
-                body["chat_template"] = target.chat_template
-            elif self._path in _TAKES_NO_TEMPLATE:
-                raise InvalidRequest(
-                    f"{target.public_name} has a chat template of its own, which this route cannot take; use "
-                    "/v1/chat/completions.",
-                    param="model",
-                )
-        elif not target.base_has_template and self._path in _CHATS:
-            raise InvalidRequest(
-                f"{target.public_name} has no chat template: use /v1/completions, or fine-tune it with a "
-                "`chat_template`.",
-                param="model",
-                code="no_chat_template",
-            )
-        if target.vocabulary is not None:
-            check_tokens(body, target.vocabulary)
-        data = write_body(body)
+    async def _ask(self, model: str, alias: Alias | None, send: Send) -> None:
+        for attempt in (1, 2):
+            with ExitStack() as held:
+                target = await self._gateway.router.find(model, held)
+                if await self._relay(target, alias, send, may_retry=attempt == 1):
+                    return
+
+    async def _relay(self, target: Target, alias: Alias | None, send: Send, *, may_retry: bool) -> bool:
+        """Ask vLLM and pass on its answer; False where the engine does not know the adapter (any more): look again."""
+        data = _upstream_body(self._path, self._body, target)
         try:
             session = self._gateway.session(target.socket)
-            async with session.post(f"http://engine{self._path}", data=data, headers=_JSON) as upstream:
+            async with session.post(_url(self._path), data=data, headers=_JSON) as upstream:
                 if upstream.status >= 400:
                     text = await upstream.read()
                     if upstream.status == 404 and may_retry:
                         return False
-                    raise _upstream_error(upstream.status, text, target)
-                start = _start(upstream.status, upstream.headers.get("Content-Type", "application/json"))
+                    if upstream.status == 404 and target.internal_name.encode() in text:
+                        raise EngineUnavailable(
+                            f"The engine does not know {target.public_name} now: try again."
+                        )
+                    raise _upstream_error(upstream.status, text, target, self._body)
+                start = _start(upstream, target, alias)
                 if upstream.content_type == "text/event-stream":
-                    self._started = True
+                    self._started_at = time.monotonic()
                     await send(start)
                     await self._pass_events(upstream, target, send)
                 else:
                     text = _renamed(await upstream.read(), target)  # whole, or an error with its own status
-                    self._started = self._ended = True
+                    self._started_at, self._ended = time.monotonic(), True
                     await send(start)
                     await send({"type": "http.response.body", "body": text})
                 return True
@@ -249,10 +197,9 @@ class Relay(Response):
                 whole, waiting = waiting[:cut], waiting[cut:]
                 last = whole[-32:]
                 await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
-        self._ended = True
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
-            await send(_error_event(EngineUnavailable(_LOST)))
-            return
+            raise EngineUnavailable(_LOST)
+        self._ended = True
         await send({"type": "http.response.body", "body": waiting})
 
 
@@ -263,9 +210,47 @@ async def _disconnected(receive: Receive) -> None:
             return
 
 
-def _start(status: int, content_type: str) -> Message:
-    headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-cache")]
-    return {"type": "http.response.start", "status": status, "headers": headers}
+def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
+    """The request as vLLM gets it. Raises InvalidRequest."""
+    body = {**body, "model": target.internal_name}
+    if target.chat_template is not None:
+        if path in _TAKES_TEMPLATE and "prompt" not in body:
+            body["chat_template"] = target.chat_template
+        elif path in _TAKES_NO_TEMPLATE:
+            raise InvalidRequest(
+                f"{target.public_name} has a chat template of its own, which this route cannot take; use "
+                "/v1/chat/completions.",
+                param="model",
+            )
+    elif not target.base_has_template and path in _CHATS:
+        raise InvalidRequest(
+            f"{target.public_name} has no chat template: use /v1/completions, or fine-tune it with a "
+            "`chat_template`.",
+            param="model",
+            code="no_chat_template",
+        )
+    if target.vocabulary is not None:
+        check_tokens(body, target.vocabulary)
+    return write_body(body)
+
+
+def _url(path: str) -> str:
+    return f"http://engine{path}"
+
+
+def _start(upstream: aiohttp.ClientResponse, target: Target, alias: Alias | None) -> Message:
+    headers = [
+        (b"content-type", upstream.headers.get("Content-Type", "application/json").encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-tunewright-model", _header(target.public_name)),
+    ]
+    if alias is not None:
+        headers.append((b"x-tunewright-alias", _header(f"{alias.name}@{alias.version}")))
+    return {"type": "http.response.start", "status": upstream.status, "headers": headers}
+
+
+def _header(value: str) -> bytes:
+    return quote(value, safe=":/@. ").encode()
 
 
 def _error_event(error: TunewrightError) -> Message:
@@ -280,18 +265,22 @@ def _renamed(data: bytes, target: Target) -> bytes:
     )
 
 
-def _upstream_error(status: int, text: bytes, target: Target) -> TunewrightError:
+def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, Any]) -> TunewrightError:
     """vLLM's error in OpenAI's form, under the public name."""
     try:
         body = json.loads(text)
         error = body.get("error", body)
-        message = str(error.get("message") or error.get("detail") or error)
+        message = str(error.get("message") or error.get("detail") or f"HTTP {status}")
         param = error.get("param")
     except (ValueError, AttributeError):
         message, param = text.decode(errors="replace")[:500] or f"HTTP {status}", None
     message = message.replace(target.internal_name, target.public_name)
     if len(message) > _LONGEST_MESSAGE:  # it may quote the whole body
         message = message[:_LONGEST_MESSAGE] + "..."
+    if message == _GRAMMAR_FAILED and not asked.keys().isdisjoint(_GRAMMARS):
+        return InvalidRequest(
+            f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
+        )
     if status == 501:
         return UnsupportedFeature(f"The engine does not offer this: {message}")
     if status >= 500:
@@ -300,6 +289,8 @@ def _upstream_error(status: int, text: bytes, target: Target) -> TunewrightError
         return UnsupportedFeature(
             f"The engine of {target.public_name} does not offer this route.", param="model"
         )
-    if status == 404:
+    if status == 404 and target.public_name in message:
         return NotFound(message, param="model", code="model_not_found")
+    if status == 404:
+        return NotFound(message)
     return InvalidRequest(message, param=str(param) if param else None)

@@ -60,7 +60,9 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         async def endpoint(request: Request) -> Response:
             body = parse_body(await request.body())
             assert self.gateway is not None, "the gateway is opened before the first request"
-            return Relay(self.gateway, upstream, body)
+            user = body.get("user")
+            sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
+            return Relay(self.gateway, upstream, body, sticky)
 
         endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
         return endpoint

@@ -135,8 +135,11 @@ def _operation(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any
             "400": {"description": "The request is wrong, or the adapter is not loaded.", **error},
             "401": {"description": "The API key is missing or wrong.", **error},
             "404": {"description": "There is no such model.", **error},
+            "408": {"description": "The body stopped coming.", **error},
             "413": {"description": "The body is too large.", **error},
+            "429": {"description": "Too many requests are in flight; see Retry-After.", **error},
             "503": {"description": "The engine is not ready; see Retry-After.", **error},
+            "504": {"description": "It took too long; not to be tried again.", **error},
         },
     }
 

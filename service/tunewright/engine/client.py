@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,49 @@ class EngineClient:
         response = await self._request("GET", "/v1/models")
         return {entry["id"] for entry in response.json()["data"]}
 
-    async def load(self, name: str, folder: Path) -> None:
-        """Load a PEFT folder under `name`; an adapter that is there already is no error."""
+    async def held(self) -> set[int]:
+        """Numbers of the adapters in the engine's memory: what its workers hold, not what its server lists.
+
+        (vLLM forgets only the name when it unloads: its workers keep the weights until others push them out.)
+        """
+        response = await self._request("POST", "/collective_rpc", {"method": "list_loras"})
+        answers = response.json()["results"]
+        return set.intersection(*({int(n) for n in re.findall(r"\d+", str(answer))} for answer in answers))
+
+    async def load(self, name: str, folder: Path) -> int | None:
+        """Load a PEFT folder under `name`. Returns its number in the engine's memory; None where it was there already.
+
+        One load at a time: the number is the one that came.
+        """
         if name in await self.models():
-            return
+            return None
+        before = await self.held()
         await self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if name not in await self.models():  # it once answered 200 for a missing path (vllm #18372)
             raise EngineError(f"vLLM said that it loaded {name}, but does not list it")
+        came = await self.held() - before
+        if len(came) != 1:
+            raise EngineError(f"vLLM said that it loaded {name}, but its workers hold {sorted(came)} more")
+        return came.pop()
 
-    async def unload(self, name: str) -> None:
-        """Forget `name`; an adapter that is not there is no error."""
-        if name not in await self.models():
-            return
-        await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+    async def unload(self, name: str, number: int | None) -> None:
+        """Forget `name` and free its memory; an adapter that is not there is no error.
+
+        Raises EngineError where the engine was asked and still has it.
+        """
+        if name in await self.models():
+            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        if number is not None:
+            await self.remove(number)
         if name in await self.models():
             raise EngineError(f"vLLM said that it unloaded {name}, but still lists it")
+
+    async def remove(self, number: int) -> None:
+        """Free the memory of an adapter by its number. Raises EngineError where the workers still hold it."""
+        if number in await self.held():
+            await self._request("POST", "/collective_rpc", {"method": "remove_lora", "args": [number]})
+            if number in await self.held():
+                raise EngineError(f"vLLM said that it removed adapter {number}, but its workers still hold it")
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:
@@ -70,11 +99,12 @@ class EngineClient:
         except httpx.HTTPError as error:
             raise EngineError(f"the engine does not answer: {type(error).__name__} {error}") from error
         if response.status_code >= 400:
-            raise EngineError(_message(response))
+            raise EngineError(message_of(response))
         return response
 
 
-def _message(response: httpx.Response) -> str:
+def message_of(response: httpx.Response) -> str:
+    """vLLM's own words for an error."""
     try:
         body = response.json()
         error = body.get("error", body)

@@ -1,8 +1,11 @@
 """Which adapters each engine holds. One writer: this code, in the LitServe worker.
 
-The store says which adapters should be loaded; `Residency` makes it so, now when asked and by itself every half
+The store says which adapters should be loaded; `ResidencyManager` makes it so, now when asked and by itself every half
 second, and notes what is there for the gateway to read. An adapter's name inside vLLM is its content hash, never
 reused, so that a new version under an old public name can never meet the old one's cached prefix (vllm #42125).
+
+An engine lets go of an adapter only after its last request (`engine.leases`), and is asked whether it did: its server
+forgets names, its workers keep weights, and both count.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.engine.client import EngineClient, EngineError
+from tunewright.engine.leases import Drain
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import EngineState, Residency
@@ -23,17 +27,24 @@ from tunewright.store.store import Store
 log = logging.getLogger("tunewright.engine")
 
 _RETRY_FAILED_AFTER = 30.0
+_DRAIN_SLICE = 0.25
+"""Seconds after which a drain looks whether the adapter is wanted again."""
 
 
 class ResidencyManager:
-    """Owns load and unload. A lock for each adapter of each engine: many waiters, one load."""
+    """Owns load and unload. A lock for each adapter of each engine (many waiters, one load), and one for each engine's
+    memory, so that what came and went with an operation can be told."""
 
     def __init__(self, store: Store, data: DataFolder) -> None:
         self._store = store
         self._data = data
+        self._drain = Drain(data.leases)
         self._clients: dict[str, EngineClient] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._memory: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._failed_at: dict[tuple[str, int, str], float] = {}
+        self._swept: set[tuple[str, int]] = set()
+        self._letting_go: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def load(self, model: TunedModel) -> dict[str, Any]:
         """Want the adapter loaded, and load it now. Raises EngineError with vLLM's reason."""
@@ -43,14 +54,21 @@ class ResidencyManager:
         await self._ensure_loaded(engine, model)
         return {"state": "loaded"}
 
-    async def unload(self, model: TunedModel) -> dict[str, Any]:
-        """Want the adapter unloaded, and let go of it unless another model has the same weights."""
+    async def unload(self, model: TunedModel, wait: float) -> dict[str, Any]:
+        """Want the adapter unloaded, and let go of it after its last request, unless another model has its weights.
+
+        After `wait` seconds the answer is `draining`: it goes on without being waited for.
+        """
         await asyncio.to_thread(self._store.models.want, model.name, "unloaded")
         engine = await asyncio.to_thread(self._store.engines.get, model.base)
         if engine is not None and engine.state is EngineState.READY:
             wanted = await asyncio.to_thread(self._store.models.wanted_adapters, model.base)
             if model.sha256 not in wanted:
-                await self._ensure_unloaded(engine, model.sha256)
+                letting_go = self._let_go(engine, model.sha256)
+                done, _ = await asyncio.wait({letting_go}, timeout=wait)
+                if not done:
+                    return {"state": "draining"}
+                letting_go.result()
         return {"state": "unloaded"}
 
     async def reconcile(self) -> None:
@@ -63,6 +81,8 @@ class ResidencyManager:
                     log.warning("engine %s: %s", engine.name, error)
 
     async def _reconcile_engine(self, engine: Engine) -> None:
+        if (engine.name, engine.run) not in self._swept:
+            await self._sweep(engine)
         wanted = await asyncio.to_thread(self._store.models.wanted_adapters, engine.name)
         noted = await asyncio.to_thread(self._store.engines.residents, engine)
         now = asyncio.get_running_loop().time()
@@ -74,11 +94,27 @@ class ResidencyManager:
                 with contextlib.suppress(EngineError):  # noted in the store; tried again later
                     await self._ensure_loaded(engine, model)
         for sha256 in noted.keys() - wanted.keys():
-            await self._ensure_unloaded(engine, sha256)
+            self._let_go(engine, sha256)
+
+    async def _sweep(self, engine: Engine) -> None:
+        """A worker before us may have been killed at anything: the engine forgets what is not noted as loaded."""
+        async with self._memory[engine.name]:
+            noted = await asyncio.to_thread(self._store.engines.residents, engine)
+            whole = {s: row for s, row in noted.items() if row.state in (Residency.LOADED, Residency.DRAINING)}
+            client = self._client(engine)
+            names = await client.models() - {(engine.info or {}).get("internal_name")}
+            for name in names - whole.keys():
+                await client.unload(name, None)
+            for number in await client.held() - {row.number for row in whole.values()}:
+                await client.remove(number)
+            for sha256 in noted.keys() - whole.keys():
+                await self._note(engine, sha256, None)
+            for sha256 in whole.keys() - names:
+                await self._note(engine, sha256, None)
+        self._swept.add((engine.name, engine.run))
 
     async def _ensure_loaded(self, engine: Engine, model: TunedModel) -> None:
-        key = (engine.name, model.sha256)
-        async with self._locks[key]:
+        async with self._locks[(engine.name, model.sha256)]:
             noted = await asyncio.to_thread(self._store.engines.residents, engine)
             if model.sha256 in noted and noted[model.sha256].state is Residency.LOADED:
                 return
@@ -88,24 +124,78 @@ class ResidencyManager:
                     raise EngineError(f"it was trained on another model that was named {model.base} then")
                 folder = self._data.artifact(model.sha256)
                 await asyncio.to_thread(_check_artifact, folder, model.sha256)
-                await self._client(engine).load(model.sha256, folder)
+                async with self._memory[engine.name]:
+                    await self._make_room(engine)
+                    number = await self._client(engine).load(model.sha256, folder)
             except EngineError as error:
                 self._failed_at[(engine.name, engine.run, model.sha256)] = asyncio.get_running_loop().time()
-                await self._note(engine, model.sha256, Residency.FAILED, str(error))
+                await self._note(engine, model.sha256, Residency.FAILED, error=str(error))
                 log.error("engine %s could not load %s: %s", engine.name, model.name, error)
                 raise
-            await self._note(engine, model.sha256, Residency.LOADED)
+            self._drain.touch(engine.name, model.sha256)
+            await self._note(engine, model.sha256, Residency.LOADED, number=number)
             log.info("engine %s loaded %s", engine.name, model.name)
 
+    async def _make_room(self, engine: Engine) -> None:
+        """Evict the least recently used adapter where the engine's slots are full: never a pinned or a busy one."""
+        noted = await asyncio.to_thread(self._store.engines.residents, engine)
+        there = [sha256 for sha256, row in noted.items() if row.state is Residency.LOADED]
+        room = int((engine.info or {}).get("max_adapters", 0))
+        if len(there) < room:
+            return
+        pinned = await asyncio.to_thread(self._store.models.pinned, engine.name)
+        for sha256 in sorted(there, key=lambda one: self._drain.last_used(engine.name, one)):
+            lock = self._locks[(engine.name, sha256)]
+            if sha256 in pinned or lock.locked():
+                continue
+            async with lock:
+                unused = await self._drain.wait_unused(engine.name, sha256, 0)
+                if unused is None:
+                    continue
+                with unused:
+                    await asyncio.to_thread(self._store.models.want_weights, sha256, "unloaded")
+                    await self._note(engine, sha256, None)
+                    await self._client(engine).unload(sha256, noted[sha256].number)
+            log.info("engine %s evicted %s, the least recently used", engine.name, sha256)
+            return
+        raise EngineError(
+            f"all {len(there)} adapters that the engine has room for are pinned or in use (--max-cpu-loras)"
+        )
+
+    def _let_go(self, engine: Engine, sha256: str) -> asyncio.Task[None]:
+        """Unload it in the background, once however often it is asked for."""
+        key = (engine.name, sha256)
+        task = self._letting_go.get(key)
+        if task is None or task.done():
+            task = self._letting_go[key] = asyncio.create_task(self._ensure_unloaded(engine, sha256))
+            task.add_done_callback(lambda done: _log_failure(done, engine.name, sha256))
+        return task
+
     async def _ensure_unloaded(self, engine: Engine, sha256: str) -> None:
-        """First the gateway stops sending it requests, then the engine lets go."""
+        """First the gateway stops sending it requests, then the last one ends, then the engine lets go."""
         async with self._locks[(engine.name, sha256)]:
-            wanted = await asyncio.to_thread(self._store.models.wanted_adapters, engine.name)
-            if sha256 in wanted:
-                return  # wanted again meanwhile
-            await self._note(engine, sha256, None)
-            await self._client(engine).unload(sha256)
+            row = (await asyncio.to_thread(self._store.engines.residents, engine)).get(sha256)
+            if row is None or await self._is_wanted(engine, sha256):
+                return
+            if row.state is Residency.FAILED:
+                await self._note(engine, sha256, None)
+                return
+            await self._note(engine, sha256, Residency.DRAINING, number=row.number)
+            while (unused := await self._drain.wait_unused(engine.name, sha256, _DRAIN_SLICE)) is None:
+                current = await asyncio.to_thread(self._store.engines.get, engine.name)
+                if current is None or (current.run, current.state) != (engine.run, EngineState.READY):
+                    return  # the engine is gone, and all that it held
+                if await self._is_wanted(engine, sha256):
+                    await self._note(engine, sha256, Residency.LOADED, number=row.number)
+                    return
+            with unused:
+                async with self._memory[engine.name]:
+                    await self._client(engine).unload(sha256, row.number)
+                await self._note(engine, sha256, None)
             log.info("engine %s unloaded %s", engine.name, sha256)
+
+    async def _is_wanted(self, engine: Engine, sha256: str) -> bool:
+        return sha256 in await asyncio.to_thread(self._store.models.wanted_adapters, engine.name)
 
     async def _ready_engine(self, name: str) -> Engine:
         engine = await asyncio.to_thread(self._store.engines.get, name)
@@ -117,9 +207,17 @@ class ResidencyManager:
         return engine
 
     async def _note(
-        self, engine: Engine, sha256: str, state: Residency | None, error: str | None = None
+        self,
+        engine: Engine,
+        sha256: str,
+        state: Residency | None,
+        *,
+        error: str | None = None,
+        number: int | None = None,
     ) -> None:
-        await asyncio.to_thread(self._store.engines.set_residency, engine, sha256, state, error)
+        await asyncio.to_thread(
+            self._store.engines.set_residency, engine, sha256, state, error=error, number=number
+        )
 
     def _client(self, engine: Engine) -> EngineClient:
         assert engine.socket is not None, "a ready engine has a socket"
@@ -127,6 +225,11 @@ class ResidencyManager:
         if client is None:
             client = self._clients[engine.socket] = EngineClient(engine.socket)
         return client
+
+
+def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("engine %s could not unload %s: %s", engine, sha256, error)
 
 
 def _check_artifact(folder: Path, sha256: str) -> None:

@@ -1,8 +1,8 @@
 """EngineAPI, the LitServe worker process: adapter residency behind LitServe's queue.
 
 It imports no torch. Killed, it comes back and goes on from the store; generation with loaded adapters does not
-notice. Requests are control operations: `{"op": "load" | "unload", "model": name}`; answers are `{"state": ...}` or
-`{"error": message}`.
+notice. Requests are control operations: `{"id": unique, "op": "load" | "unload", "model": name}`; answers are
+`{"state": ...}` or `{"error": message}`. One that comes again under its id is not done again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import asyncio
 import logging
 import signal
 import threading
+from collections import OrderedDict
+from concurrent.futures import Future
 from typing import Any
 
 import litserve as ls
@@ -25,6 +27,8 @@ from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.engine")
 _INTERVAL = 0.5
+_REMEMBERED = 10_000
+"""Operations of which it is known that they were taken."""
 
 
 class EngineAPI(ls.LitAPI):  # type: ignore[misc]
@@ -40,6 +44,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
         self._store = Store.open(settings.resolved_database_url)
         self._manager = ResidencyManager(self._store, DataFolder(settings.data_dir))
+        self._answers: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, daemon=True, name="residency").start()
 
@@ -60,8 +65,13 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         return request
 
     async def predict(self, operation: dict[str, Any]) -> dict[str, Any]:
-        future = asyncio.run_coroutine_threadsafe(self._carry_out(operation), self._loop)
-        return await asyncio.wrap_future(future)
+        answer = self._answers.get(operation["id"])
+        if answer is None:
+            answer = asyncio.run_coroutine_threadsafe(self._carry_out(operation), self._loop)
+            self._answers[operation["id"]] = answer
+            if len(self._answers) > _REMEMBERED:
+                self._answers.popitem(last=False)
+        return await asyncio.wrap_future(answer)
 
     async def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
         return output
@@ -73,6 +83,6 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         try:
             if operation["op"] == "load":
                 return await self._manager.load(model)
-            return await self._manager.unload(model)
+            return await self._manager.unload(model, operation.get("wait", 0.0))
         except EngineError as error:
             return {"error": str(error)}

@@ -13,7 +13,7 @@ from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
 from tunewright.api.registration import Registration, register_folder, register_from_hub, register_upload
 from tunewright.api.schemas.adapters import BASE, LOAD, RegisterAdapter, Suffix
-from tunewright.api.schemas.common import After, Deleted, Page, Text, page_of
+from tunewright.api.schemas.common import After, Deleted, Force, Page, Text, User, page_of
 from tunewright.api.schemas.models import AdapterObject, AdapterState
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.store.listings import AdapterFilter
@@ -110,10 +110,11 @@ def retrieve(context: Context, adapter: str) -> AdapterObject:
 
 
 @router.delete("/{adapter:path}", summary="Delete an adapter", responses=responses(400, 404, 503, 507))
-async def delete(context: Context, adapter: str) -> Deleted:
-    """Unloads it first. Its weights go with the last of their names. Not while an unfinished job starts from it."""
+async def delete(context: Context, adapter: str, force: Force = False, user: User = None) -> Deleted:
+    """Unloads it first. Its weights go with the last of their names. Not while an unfinished job starts from it or an alias
+    has it."""
     model = await asyncio.to_thread(_get, context, adapter)
-    await remove(context, model)
+    await remove(context, model, force=force, who=user)
     return Deleted(id=model.id, object="adapter")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Header, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 Item = TypeVar("Item")
 
@@ -19,6 +21,48 @@ class Body(BaseModel):
     """A request body: what it does not know it refuses, so that a typo is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        for text in _texts(value):
+            _storable(text)
+        return value
+
+
+def _storable(text: str) -> str:
+    """Raises ValueError for JSON's two kinds of text that no file or database takes."""
+    if "\0" in text:
+        raise ValueError("the character U+0000 cannot be stored; leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    return text
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The strings of a field: itself, or what it has in a list or an object."""
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    for item in items if isinstance(items, list) else [items]:
+        if isinstance(item, str):
+            yield item
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+After = Annotated[Text | None, Query(description="The last id of the page before.")]
+Force = Annotated[
+    bool,
+    Query(
+        description="Also where aliases have it: take it out of them; one that has no other target is deleted."
+    ),
+]
+User = Annotated[
+    Text | None,
+    Header(
+        alias="X-Tunewright-User", max_length=128, description="Who does it, for the history. Not checked."
+    ),
+]
 
 
 class ErrorDetail(Wire):

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from tunewright.api.schemas.common import Body, Wire
+from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
 from tunewright.store.records import Checkpoint, Job, JobEvent
 from tunewright.store.states import JobState
 
+MOST_METADATA = 16
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
@@ -50,7 +52,7 @@ class Tuning(Body):
         "auto", description="Twice the rank by default."
     )
     dropout: Auto | Annotated[float, Field(strict=True, ge=0, lt=1)] = "auto"
-    target_modules: Auto | Literal["all-linear"] | list[str] = Field(
+    target_modules: Auto | Literal["all-linear"] | Annotated[list[str], Field(max_length=512)] = Field(
         "auto", description="Names of the modules to adapt; all-linear by default."
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023).")
@@ -60,7 +62,10 @@ class Tuning(Body):
         "auto", description="Rows per optimizer step."
     )
     max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
-        "auto", description="Longer rows are cut, in tokens; 2048 or the model's context."
+        "auto", description="Of a row, in tokens; 2048 or the model's context."
+    )
+    truncation: Literal["truncate", "refuse"] = Field(
+        "truncate", description="Cut rows that are longer than `max_length`, or fail the job and name them."
     )
     warmup_ratio: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
     lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
@@ -78,9 +83,11 @@ class Tuning(Body):
 class CreateJob(Body):
     """OpenAI's request, with `tuning` and `chat_template` beside it."""
 
-    model: str = Field(description="A named base, or a finished adapter or model (`ft:...`) to go on from.")
-    training_file: str = Field(description="Id of an uploaded file.")
-    validation_file: str | None = None
+    model: str = Field(
+        max_length=512, description="A named base, or a finished adapter or model (`ft:...`) to go on from."
+    )
+    training_file: str = Field(max_length=64, description="Id of an uploaded file.")
+    validation_file: Annotated[str, Field(max_length=64)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
     suffix: str | None = Field(
@@ -88,7 +95,9 @@ class CreateJob(Body):
     )
     seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the job.")
-    integrations: list[Any] | None = Field(None, description="Not offered; must be empty.")
+    integrations: list[Any] | None = Field(
+        None, description="Not offered; must be empty.", json_schema_extra={"maxItems": 0}
+    )
     tuning: Tuning | None = None
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         None, description="Jinja template to train through, which then also serves the result."
@@ -108,6 +117,15 @@ class CreateJob(Body):
         }
     )
 
+    @field_validator("integrations")
+    @classmethod
+    def _refuse_integrations(cls, value: list[Any] | None) -> list[Any] | None:
+        if value:
+            raise UnsupportedFeature(
+                "Integrations are not offered; leave `integrations` out.", param="integrations"
+            )
+        return value
+
     @field_validator("suffix")
     @classmethod
     def _check_suffix(cls, value: str | None) -> str | None:
@@ -118,7 +136,8 @@ class CreateJob(Body):
     @field_validator("metadata")
     @classmethod
     def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        if value and (len(value) > 16 or any(len(k) > 64 or len(v) > 512 for k, v in value.items())):
+        pairs = (value or {}).items()
+        if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
             raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
         return value
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from pydantic import ConfigDict, Field
 
 from tunewright.api.schemas.adapters import LINEAGE_EXAMPLE, LineageObject
+from tunewright.api.schemas.aliases import TargetObject
 from tunewright.api.schemas.common import Wire
+from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
 from tunewright.store.states import EngineState, ModelState, Residency, Source
 
@@ -23,7 +26,7 @@ class ModelObject(Wire):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "tunewright"
-    kind: Literal["base", "adapter", "full"]
+    kind: Literal["base", "adapter", "full", "alias"]
     base: str | None = Field(description="The base it was tuned from.")
     state: str = Field(
         description="ready, or why generation would fail: starting, backoff, unloaded, loading, ..."
@@ -34,6 +37,9 @@ class ModelObject(Wire):
     method: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    targets: list[TargetObject] | None = Field(
+        None, description="Of an alias: the models that answer for it."
+    )
     model_config = ConfigDict(
         protected_namespaces=(),
         json_schema_extra={
@@ -66,6 +72,23 @@ class ModelObject(Wire):
             base=None,
             state=engine.state.value,
             max_model_len=(engine.info or {}).get("max_model_len"),
+        )
+
+    @classmethod
+    def of_alias(cls, alias: Alias, models: Mapping[str, ModelObject]) -> ModelObject:
+        """`models`: those among its targets that there are, by name. It is as ready as the least ready of them."""
+        targets = [models.get(target.model) for target in alias.targets]
+        states = [model.state if model else "base_not_served" for model in targets]
+        lengths = [model.max_model_len for model in targets if model and model.max_model_len]
+        return cls(
+            id=alias.name,
+            created=int(alias.created_at),
+            owned_by="alias",
+            kind="alias",
+            base=None,
+            state=next((state for state in states if state != "ready"), "ready"),
+            max_model_len=min(lengths, default=None),
+            targets=[TargetObject(model=target.model, weight=target.weight) for target in alias.targets],
         )
 
     @classmethod

@@ -1,0 +1,200 @@
+"""From a model's name to the engine that answers for it: aliases, limits, leases, loading on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.engine.leases import Leases
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests
+from tunewright.registry.aliases import Alias, pick
+from tunewright.store.records import Engine, TunedModel
+from tunewright.store.states import EngineState, ModelState, Residency
+from tunewright.store.store import Store
+
+_WAIT_FOR_LOADING = 30.0
+_LOOK_AGAIN = 0.05
+_REMEMBERED = 10_000
+
+Load = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Has the engine worker carry out `{"op": "load", "model": name}`; the answer has an `error` where it could not."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a request goes."""
+
+    socket: str
+    internal_name: str
+    public_name: str
+    """The model that answers: a base, or one version of an adapter; never an alias."""
+    chat_template: str | None
+    """The adapter's own."""
+    base_has_template: bool = True
+    vocabulary: int | None = None
+    """Number of tokens, where the base's config has it."""
+
+
+class Router:
+    """Lives in one event loop.
+
+    `leases`: the folder that the engine worker watches. `max_requests`: generations in flight for each engine.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        leases: Path,
+        load: Load,
+        *,
+        max_requests: int = 1024,
+        load_on_demand: bool = True,
+    ) -> None:
+        self._store = store
+        self._leases = Leases(leases)
+        self._load = load
+        self._max_requests = max_requests
+        self._load_on_demand = load_on_demand
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._adapters: dict[str, tuple[str, str]] = {}
+        self.in_flight: Counter[str] = Counter()
+        """Generations by the engine's name, those that wait for their adapter among them."""
+
+    async def choose(self, name: str, sticky: str | None) -> tuple[str, Alias | None]:
+        """The model that answers a request to `name`, and the alias that `name` is, if it is one.
+
+        `sticky`: requests with the same key get the same target of an alias.
+        """
+        if name in self._adapters:
+            return name, None
+        alias = await asyncio.to_thread(self._store.aliases.get, name)
+        return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
+
+    async def find(self, name: str, held: ExitStack) -> Target:
+        """Where requests to model `name` go; loads an adapter that is not there.
+
+        The request counts as in flight, and what it uses stays loaded, until `held` is closed. Raises NotFound,
+        InvalidRequest, EngineUnavailable, TooManyRequests.
+        """
+        deadline = asyncio.get_running_loop().time() + _WAIT_FOR_LOADING
+        entered = known_before = False
+        while True:
+            with ExitStack() as lease:
+                leased = self._lease(name, lease)
+                model, engine, residency = await asyncio.to_thread(self._store.models.resolve, name)
+                engine = self._servable(name, model, engine)
+                if not entered:
+                    self._enter(engine.name, held)
+                    entered = True
+                if model is None:
+                    return _target(engine, None)
+                self._remember(name, engine.name, model.sha256)
+                is_loaded = residency is not None and residency.state is Residency.LOADED
+                if is_loaded and leased == (engine.name, model.sha256):
+                    held.push(lease.pop_all())
+                    return _target(engine, model)
+            if is_loaded and not known_before:
+                known_before = True  # now its lease can be asked for
+                continue
+            if residency is not None and residency.state is Residency.FAILED:
+                raise EngineUnavailable(f"{name} could not be loaded: {residency.error}", retry_after=30)
+            if asyncio.get_running_loop().time() > deadline:
+                raise EngineUnavailable(f"{name} is still being loaded: try again.")
+            await self._have_loaded(model)
+
+    def _lease(self, name: str, lease: ExitStack) -> tuple[str, str] | None:
+        """Before the store is read, so that what it says then cannot end while the request runs."""
+        adapter = self._adapters.get(name)
+        if adapter is None or not self._leases.take(*adapter):
+            return None
+        lease.callback(self._leases.give_back, *adapter)
+        return adapter
+
+    def _remember(self, name: str, engine: str, sha256: str) -> None:
+        """A name's weights never change; but it may be deleted and used again."""
+        self._adapters[name] = (engine, sha256)
+        if len(self._adapters) > _REMEMBERED:
+            del self._adapters[next(iter(self._adapters))]
+
+    async def _have_loaded(self, model: TunedModel) -> None:
+        """Wait for one load, however many requests ask for it."""
+        if model.desired != "loaded" and not self._load_on_demand:
+            raise InvalidRequest(
+                f"{model.name} is not loaded: load it with POST /v1/adapters/{model.id}/load.",
+                param="model",
+                code="model_not_loaded",
+            )
+        task = self._loading.get(model.name)
+        if task is None:
+            task = self._loading[model.name] = asyncio.create_task(self._ask_to_load(model.name))
+            task.add_done_callback(lambda _: self._loading.pop(model.name, None))
+        done, _ = await asyncio.wait({task}, timeout=_WAIT_FOR_LOADING)
+        if done:
+            task.result()
+            await asyncio.sleep(_LOOK_AGAIN if model.desired == "loaded" else 0)
+
+    async def _ask_to_load(self, name: str) -> None:
+        answer = await self._load({"op": "load", "model": name})
+        if "error" in answer:
+            raise EngineUnavailable(
+                f"{name} could not be loaded: {answer['error']}", code="load_failed", retry_after=5
+            )
+
+    def _servable(self, name: str, model: TunedModel | None, engine: Engine | None) -> Engine:
+        """The engine, if it can be asked for this model now."""
+        if model is None and engine is None:
+            raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
+        if model is not None and model.kind == "full":
+            raise InvalidRequest(
+                f"{name} is a fully fine-tuned model: download it with GET /v1/models/{name}/download. "
+                "It is not served by this engine.",
+                param="model",
+                code="model_not_served",
+            )
+        if model is not None and model.state is ModelState.QUARANTINED:
+            raise InvalidRequest(
+                f"{name} is quarantined: it does not do in the engine what it was trained to do. "
+                f"GET /v1/adapters/{model.id} has the numbers.",
+                param="model",
+                code="model_quarantined",
+            )
+        if model is not None and model.state is ModelState.CHECKING:
+            raise EngineUnavailable(f"{name} is being checked: try again.")
+        if engine is None:
+            raise InvalidRequest(f"The base of {name} is not among those served here.", param="model")
+        if engine.state is not EngineState.READY or engine.socket is None or engine.info is None:
+            why = f": {engine.reason}" if engine.reason else ""
+            raise EngineUnavailable(
+                f"The engine of {engine.name} is not ready ({engine.state.value}{why}): try again later."
+            )
+        return engine
+
+    def _enter(self, engine: str, held: ExitStack) -> None:
+        if self.in_flight[engine] >= self._max_requests:
+            raise TooManyRequests(
+                f"{engine} has {self._max_requests} requests in flight, which is the limit (--max-requests): try again "
+                "when some have ended."
+            )
+        self.in_flight[engine] += 1
+        held.callback(self._leave, engine)
+
+    def _leave(self, engine: str) -> None:
+        self.in_flight[engine] -= 1
+
+
+def _target(engine: Engine, model: TunedModel | None) -> Target:
+    assert engine.socket is not None and engine.info is not None, "only servable engines come here"
+    return Target(
+        engine.socket,
+        model.sha256 if model else engine.info["internal_name"],
+        model.name if model else engine.name,
+        model.chat_template if model else None,
+        engine.info.get("has_chat_template", True),
+        engine.info.get("vocab_size"),
+    )

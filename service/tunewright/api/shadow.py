@@ -1,0 +1,146 @@
+"""Sends copies of an alias's requests to its shadow target and records the answers. Nobody waits for them.
+
+What goes wrong here is noted and stays here: no fault of a shadow reaches the request that was copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tunewright.errors import Internal, RequestTimeout, TunewrightError
+from tunewright.registry.aliases import Alias
+from tunewright.store.shadow_answers import ShadowAnswerStore
+
+log = logging.getLogger("tunewright.api")
+
+LONGEST = 2**16
+"""Characters of JSON that are kept of a request and of an answer."""
+_TELL_AGAIN_AFTER = 60.0
+
+Ask = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
+"""Has a model (its name) answer the body of a request to a path, whole: the answer's status and bytes."""
+
+
+class Shadow:
+    """Lives in one event loop. `at_once`: copies in flight, of all aliases together; more are dropped.
+
+    `timeout`: seconds that one may take. `chance`: in [0, 1), evenly.
+    """
+
+    def __init__(
+        self,
+        answers: ShadowAnswerStore,
+        ask: Ask,
+        *,
+        at_once: int = 16,
+        timeout: float = 600.0,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._answers = answers
+        self._ask = ask
+        self._at_once = at_once
+        self._timeout = timeout
+        self._chance = chance
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told_at = -_TELL_AGAIN_AFTER
+        self.dropped: Counter[str] = Counter()
+        """Copies that were not sent for being too many, by alias."""
+
+    def copy(self, alias: Alias, answered_by: str, path: str, body: dict[str, Any]) -> None:
+        """Send a copy of the request to the alias's shadow, for its share of the requests. `body` is not changed."""
+        if alias.shadow is None or self._chance() >= alias.shadow.share:
+            return
+        if len(self._tasks) >= self._at_once:
+            self._drop(alias.name)
+            return
+        request = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
+        task = asyncio.get_running_loop().create_task(
+            self._send(alias.name, alias.shadow.model, answered_by, path, request)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait for the copies that are under way."""
+        await asyncio.gather(*self._tasks)
+
+    async def close(self) -> None:
+        """Give up the copies that are under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _drop(self, alias: str) -> None:
+        self.dropped[alias] += 1
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_AGAIN_AFTER:
+            self._told_at = now
+            log.warning(
+                "shadow: %d copies are in flight, which is the limit; %d of %s were dropped until now",
+                self._at_once, self.dropped[alias], alias,
+            )  # fmt: skip
+
+    async def _send(
+        self, alias: str, model: str, answered_by: str, path: str, request: dict[str, Any]
+    ) -> None:
+        at, began = time.time(), time.monotonic()
+        status, answer = await self._answer(model, path, request)
+        seconds = time.monotonic() - began
+
+        def record() -> None:
+            self._answers.add(
+                alias=alias,
+                model=model,
+                answered_by=answered_by,
+                path=path,
+                at=at,
+                seconds=seconds,
+                status=status,
+                request=_cut(request),
+                answer=_cut(_parsed(answer)),
+            )
+
+        try:
+            await asyncio.to_thread(record)
+        except Exception as error:  # a full disk, say
+            log.error("shadow: an answer of %s for %s could not be recorded: %s", model, alias, error)
+
+    async def _answer(self, model: str, path: str, request: dict[str, Any]) -> tuple[int, bytes]:
+        failed: TunewrightError
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._ask(model, path, request)
+        except TunewrightError as error:
+            failed = error
+        except TimeoutError:
+            failed = RequestTimeout(f"The shadow took longer than {self._timeout:g} s.")
+        except Exception:
+            log.exception("shadow: %s broke down at a copy of a request", model)
+            failed = Internal("The service hit a fault of its own; its log has the details.")
+        return failed.status, json.dumps(failed.body()).encode()
+
+
+def _parsed(answer: bytes) -> Any:
+    """JSON's value, or the text that it is."""
+    text = answer.decode(errors="replace")
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not valid JSON")
+
+
+def _cut(value: Any) -> Any:
+    """As it is, or the beginning of its text, which is JSON but for a text, where that is too long."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return value if len(text) <= LONGEST else text[:LONGEST]

@@ -1,0 +1,181 @@
+"""The rows of aliases and of their versions, in somebody's transaction."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+
+from tunewright.errors import InvalidRequest
+from tunewright.registry.aliases import Alias, AliasGuard, AliasShadow, AliasTarget
+from tunewright.store.records import AliasVersion
+from tunewright.store.tables import alias_versions, aliases, shadow_answers
+
+
+class Content(NamedTuple):
+    """What a version says; the targets in the order of their names."""
+
+    targets: tuple[AliasTarget, ...]
+    shadow: AliasShadow | None = None
+    guard: AliasGuard | None = None
+
+    @property
+    def models(self) -> set[str]:
+        shadow = {self.shadow.model} if self.shadow else set()
+        return {target.model for target in self.targets} | shadow
+
+
+def content_of(of: Alias | AliasVersion) -> Content:
+    return Content(of.targets, of.shadow, of.guard)
+
+
+# what is there
+
+
+def get(connection: Connection, name: str) -> Alias | None:
+    row = connection.execute(select(aliases).where(aliases.c.name == name)).one_or_none()
+    return parse_alias(row) if row else None
+
+
+def all_aliases(connection: Connection) -> list[Alias]:
+    return [parse_alias(row) for row in connection.execute(select(aliases).order_by(aliases.c.name))]
+
+
+def using(connection: Connection, model: str) -> list[Alias]:
+    """Aliases that have the model as a target or as their shadow."""
+    return [alias for alias in all_aliases(connection) if model in content_of(alias).models]
+
+
+def refuse_aliased(connection: Connection, model: str) -> None:
+    """Raises InvalidRequest where an alias has the model as a target or as its shadow."""
+    names = ", ".join(alias.name for alias in using(connection, model))
+    if names:
+        raise InvalidRequest(
+            f"{model} is in use by aliases: {names}. Give them another model first, or delete it with force=true.",
+            code="model_in_use",
+        )
+
+
+def take_out(connection: Connection, model: str, who: str | None) -> None:
+    """Out of its aliases; one whose only target it is is removed."""
+    for alias in using(connection, model):
+        targets = tuple(target for target in alias.targets if target.model != model)
+        if not targets:
+            remove(connection, alias.name, who, f"its only target was deleted: {model}")
+            continue
+        shadow = None if alias.shadow and alias.shadow.model == model else alias.shadow
+        content = Content(targets, shadow, alias.guard)
+        write(connection, alias.name, content, who, f"a model was deleted: {model}")
+
+
+def needed_by_aliases(connection: Connection) -> set[str]:
+    """Models that aliases have now, and those that a rollback would bring back."""
+    found: set[str] = set()
+    for alias in all_aliases(connection):
+        found |= content_of(alias).models
+        if earlier := before(connection, alias.name, alias.version):
+            found |= content_of(earlier).models
+    return found
+
+
+# versions
+
+
+def before(connection: Connection, name: str, version: int) -> AliasVersion | None:
+    """What a rollback from `version` goes to; from one that is a rollback itself, the one before what that repeats."""
+    while (repeated := version_of(connection, name, version).rolled_back_to) is not None:
+        version = repeated
+    earlier = versions(name).where(alias_versions.c.version < version).limit(2)
+    found = [parse_version(row) for row in connection.execute(earlier)]
+    return next((row for row in found if row.targets), None)  # after a deletion comes no other deletion
+
+
+def version_of(connection: Connection, name: str, version: int) -> AliasVersion:
+    return parse_version(connection.execute(versions(name).where(alias_versions.c.version == version)).one())
+
+
+def versions(name: str) -> Select[Any]:
+    """Newest first."""
+    return (
+        select(alias_versions).where(alias_versions.c.alias == name).order_by(alias_versions.c.version.desc())
+    )
+
+
+def write(
+    connection: Connection,
+    name: str,
+    content: Content,
+    who: str | None,
+    why: str,
+    *,
+    rolled_back_to: int | None = None,
+) -> Alias:
+    """The next version: a row of the history, and what the alias is now."""
+    version, now = _log(connection, name, content, who, why, rolled_back_to)
+    values = {"version": version, "updated_at": now, **_columns(content)}
+    changed = update(aliases).where(aliases.c.name == name).values(**values).returning(aliases)
+    row = connection.execute(changed).one_or_none()
+    if row is None:
+        row = connection.execute(
+            insert(aliases).values(name=name, created_at=now, **values).returning(aliases)
+        ).one()
+    return parse_alias(row)
+
+
+def remove(connection: Connection, name: str, who: str | None, why: str) -> None:
+    _log(connection, name, Content(()), who, why, None)
+    connection.execute(delete(aliases).where(aliases.c.name == name))
+    connection.execute(delete(shadow_answers).where(shadow_answers.c.alias == name))
+
+
+def _log(
+    connection: Connection,
+    name: str,
+    content: Content,
+    who: str | None,
+    why: str,
+    rolled_back_to: int | None,
+) -> tuple[int, float]:
+    newest = select(func.max(alias_versions.c.version)).where(alias_versions.c.alias == name)
+    version, now = (connection.scalar(newest) or 0) + 1, time.time()
+    connection.execute(
+        insert(alias_versions).values(
+            alias=name,
+            version=version,
+            at=now,
+            who=who,
+            why=why,
+            rolled_back_to=rolled_back_to,
+            **_columns(content),
+        )
+    )
+    return version, now
+
+
+# rows
+
+
+def _columns(content: Content) -> dict[str, Any]:
+    return {
+        "targets": [asdict(target) for target in content.targets],
+        "shadow": asdict(content.shadow) if content.shadow else None,
+        "guard": asdict(content.guard) if content.guard else None,
+    }
+
+
+def _parsed(row: Row[Any]) -> dict[str, Any]:
+    values = dict(row._mapping)
+    values["targets"] = tuple(AliasTarget(**target) for target in values["targets"])
+    values["shadow"] = AliasShadow(**values["shadow"]) if values["shadow"] else None
+    values["guard"] = AliasGuard(**values["guard"]) if values["guard"] else None
+    return values
+
+
+def parse_alias(row: Row[Any]) -> Alias:
+    return Alias(**_parsed(row))
+
+
+def parse_version(row: Row[Any]) -> AliasVersion:
+    return AliasVersion(**_parsed(row))

@@ -1,0 +1,310 @@
+"""Aliases, and every version of them.
+
+Each change is a new version, in the transaction that makes it; versions are numbered without gaps, also over a
+deletion. Whoever changes an alias or removes a model does so `alone=INPUTS`: a model that is put as a target is there,
+and stays unless it is taken out of its aliases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, select
+
+from tunewright.errors import InvalidRequest, NotFound
+from tunewright.registry.aliases import (
+    MOST_TARGETS,
+    Alias,
+    AliasGuard,
+    AliasShadow,
+    AliasTarget,
+    is_alias_name,
+)
+from tunewright.store.alias_rows import (
+    Content,
+    before,
+    content_of,
+    get,
+    parse_alias,
+    parse_version,
+    remove,
+    take_out,
+    using,
+    version_of,
+    versions,
+    write,
+)
+from tunewright.store.database import Database
+from tunewright.store.inputs import INPUTS
+from tunewright.store.records import AliasVersion
+from tunewright.store.states import ModelState
+from tunewright.store.tables import alias_versions, aliases, engines, models
+
+
+class AliasStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(
+        self,
+        name: str,
+        targets: Sequence[AliasTarget],
+        shadow: AliasShadow | None = None,
+        guard: AliasGuard | None = None,
+        *,
+        who: str | None = None,
+        why: str = "set",
+        expected_version: int | None = None,
+    ) -> Alias:
+        """Make the alias what is given, for every request that is routed from now on. What it is already makes no new
+        version.
+
+        `expected_version`: the one that is replaced; 0: there is none. Raises InvalidRequest where that is not so, the
+        name cannot be an alias's, or a model cannot be served.
+        """
+        content = Content(_ordered(targets), shadow, guard)
+        with self._database.begin(alone=INPUTS) as connection:
+            current = _accepted(connection, name, content, expected_version)
+            if current is not None and content_of(current) == content:
+                return current
+            return write(connection, name, content, who, why)
+
+    def check(
+        self,
+        name: str,
+        targets: Sequence[AliasTarget],
+        shadow: AliasShadow | None = None,
+        guard: AliasGuard | None = None,
+        *,
+        expected_version: int | None = None,
+    ) -> None:
+        """Raises what `put` would raise now."""
+        with self._database.read() as connection:
+            _accepted(connection, name, Content(_ordered(targets), shadow, guard), expected_version)
+
+    def get(self, name: str) -> Alias | None:
+        with self._database.read() as connection:
+            return get(connection, name)
+
+    def list(self, *, after: str | None = None, limit: int = 10**6) -> tuple[Sequence[Alias], bool]:
+        """A page of aliases by name, those after `after`, and whether there are more."""
+        query = select(aliases).order_by(aliases.c.name).limit(limit + 1)
+        if after is not None:
+            query = query.where(aliases.c.name > after)
+        with self._database.read() as connection:
+            found = [parse_alias(row) for row in connection.execute(query)]
+        return found[:limit], len(found) > limit
+
+    def history(
+        self, name: str, *, after: int | None = None, limit: int = 10**6
+    ) -> tuple[Sequence[AliasVersion], bool]:
+        """A page of versions, newest first, those before `after`, and whether there are more. It outlives the alias."""
+        query = versions(name).limit(limit + 1)
+        if after is not None:
+            query = query.where(alias_versions.c.version < after)
+        with self._database.read() as connection:
+            found = [parse_version(row) for row in connection.execute(query)]
+        return found[:limit], len(found) > limit
+
+    def plan_rollback(
+        self, name: str, to_version: int | None = None, *, expected_version: int | None = None
+    ) -> tuple[Alias, AliasVersion]:
+        """The alias, and the version that `rollback` would go to now. Raises what that would raise."""
+        with self._database.read() as connection:
+            current, earlier = _planned(connection, name, to_version, expected_version)
+            _restorable(connection, earlier)
+        return current, earlier
+
+    def rollback(
+        self,
+        name: str,
+        to_version: int | None = None,
+        *,
+        who: str | None = None,
+        because: str | None = None,
+        expected_version: int | None = None,
+    ) -> Alias:
+        """Make the alias what it was in `to_version`, or else before the current one, as a new version.
+
+        Where the current version is a rollback itself, the one before what it went back to is meant: what was rolled
+        back from does not come back. Repeated with the same `expected_version` it is not done again. Raises NotFound,
+        and InvalidRequest where there is no such version, or a target of it cannot be served now; without its shadow
+        it goes.
+        """
+        with self._database.begin(alone=INPUTS) as connection:
+            current, earlier = _planned(connection, name, to_version, expected_version)
+            if content_of(earlier) == content_of(current):
+                return current
+            content = _restorable(connection, earlier)
+            why = f"rollback to version {earlier.version}" + (f": {because}" if because else "")
+            return write(connection, name, content, who, why, rolled_back_to=earlier.version)
+
+    def delete(self, name: str, *, who: str | None = None) -> bool:
+        """Its history stays, its shadows' answers go. False where there is none."""
+        with self._database.begin(alone=INPUTS) as connection:
+            if get(connection, name) is None:
+                return False
+            remove(connection, name, who, "deleted")
+        return True
+
+    def before(self, name: str, version: int) -> AliasVersion | None:
+        """The version that a rollback from `version`, which there must be, goes to."""
+        with self._database.read() as connection:
+            return before(connection, name, version)
+
+    def version(self, name: str, version: int) -> AliasVersion:
+        """One that there must be."""
+        with self._database.read() as connection:
+            return version_of(connection, name, version)
+
+    def using(self, model: str) -> Sequence[str]:
+        """Names of the aliases that have the model as a target or as their shadow."""
+        with self._database.read() as connection:
+            return [alias.name for alias in using(connection, model)]
+
+    def take_out(self, model: str, *, who: str | None = None) -> None:
+        """Take the model out of its aliases; one whose only target it is is deleted."""
+        with self._database.begin(alone=INPUTS) as connection:
+            take_out(connection, model, who)
+
+
+def _ordered(targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
+    return tuple(sorted(targets, key=lambda target: target.model))
+
+
+# what is refused
+
+
+def _accepted(
+    connection: Connection, name: str, content: Content, expected_version: int | None
+) -> Alias | None:
+    """The alias as it is now, if it may become `content`."""
+    current = get(connection, name)
+    is_repeated = current is not None and content_of(current) == content
+    if not is_repeated:
+        _expect(name, current, expected_version)
+    _refuse_name(connection, name)
+    _refuse_numbers(content)
+    for target in content.targets:
+        _refuse_unservable(connection, target.model, "targets")
+    if content.shadow is not None:
+        _refuse_unservable(connection, content.shadow.model, "shadow")
+    return current
+
+
+def _expect(name: str, current: Alias | None, expected: int | None) -> None:
+    version = current.version if current else 0
+    if expected is not None and expected != version:
+        found = f"is at version {version}" if version else "does not exist"
+        raise InvalidRequest(
+            f"{name} {found}, and version {expected} was expected: look at what it is now, and decide anew.",
+            param="expected_version",
+            code="alias_version_conflict",
+        )
+
+
+def _refuse_name(connection: Connection, name: str) -> None:
+    if not is_alias_name(name):
+        raise InvalidRequest(
+            f"{name!r} cannot name an alias: up to 128 letters, digits and . _ - : / (letters or digits first, also "
+            "after a slash), not beginning with ft: and not ending in /history, /rollback, /shadow or /download.",
+            param="name",
+        )
+    taken = select(models.c.name).where(models.c.name == name)
+    if _is_base(connection, name) or connection.scalar(taken) is not None:
+        raise InvalidRequest(f"{name} is a model's own name: give the alias another.", param="name")
+
+
+def _refuse_numbers(content: Content) -> None:
+    """Of targets, of weights, and of how often each model comes."""
+    names = [target.model for target in content.targets]
+    if not 1 <= len(names) <= MOST_TARGETS:
+        raise InvalidRequest(f"An alias has 1 to {MOST_TARGETS} targets; got {len(names)}.", param="targets")
+    for target in content.targets:
+        if names.count(target.model) > 1:
+            raise InvalidRequest(
+                f"{target.model} is there twice: give it once, with one weight.", param="targets"
+            )
+        if not (math.isfinite(target.weight) and target.weight > 0):
+            raise InvalidRequest(
+                f"The weight of {target.model} is {target.weight}: it must be a number above 0.",
+                param="targets",
+            )
+    shadow = content.shadow
+    if shadow is not None and shadow.model in names:
+        raise InvalidRequest(f"{shadow.model} is a target: its shadow must be another model.", param="shadow")
+    if shadow is not None and not 0 < shadow.share <= 1:
+        raise InvalidRequest(
+            f"The shadow's share is {shadow.share}: it must be above 0, and 1 at most.", param="shadow"
+        )
+
+
+def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
+    query = select(models.c.kind, models.c.state, models.c.base).where(models.c.name == name)
+    model = connection.execute(query).one_or_none()
+    if model is None and not _is_base(connection, name):
+        if get(connection, name) is not None:
+            raise InvalidRequest(f"{name} is an alias itself: name models.", param=param)
+        raise InvalidRequest(f"No such model: {name!r}.", param=param)
+    if model is None:
+        return
+    if model.kind != "adapter":
+        raise InvalidRequest(
+            f"{name} is a fully fine-tuned model: it is not served by this engine.",
+            param=param,
+            code="model_not_served",
+        )
+    if model.state != ModelState.READY:
+        why = "it failed a check" if model.state == ModelState.QUARANTINED else "wait until it is checked"
+        raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
+    if not _is_base(connection, model.base):
+        raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)
+
+
+def _is_base(connection: Connection, name: str) -> bool:
+    return connection.scalar(select(engines.c.name).where(engines.c.name == name)) is not None
+
+
+# versions
+
+
+def _restorable(connection: Connection, earlier: AliasVersion) -> Content:
+    """What it was, without a shadow that cannot be served any more. Raises InvalidRequest for such a target."""
+    content = content_of(earlier)
+    for target in content.targets:
+        _refuse_unservable(connection, target.model, "version")
+    try:
+        if content.shadow is not None:
+            _refuse_unservable(connection, content.shadow.model, "version")
+    except InvalidRequest:
+        return content._replace(shadow=None)
+    return content
+
+
+def _planned(
+    connection: Connection, name: str, to_version: int | None, expected_version: int | None
+) -> tuple[Alias, AliasVersion]:
+    current = get(connection, name)
+    if current is None:
+        raise NotFound(f"No such alias: {name!r}.", param="name", code="alias_not_found")
+    if expected_version == current.version - 1:
+        now = version_of(connection, name, current.version)
+        if now.rolled_back_to is not None and to_version in (None, now.rolled_back_to):
+            return current, now  # this very request, repeated
+    _expect(name, current, expected_version)
+    if to_version is None:
+        earlier = before(connection, name, current.version)
+        if earlier is None:
+            raise InvalidRequest(f"{name} has no earlier version to go back to.", param="version")
+        return current, earlier
+    row = connection.execute(versions(name).where(alias_versions.c.version == to_version)).one_or_none()
+    if row is None:
+        raise InvalidRequest(
+            f"{name} has no version {to_version}: it is at {current.version}.", param="version"
+        )
+    if not row.targets:
+        raise InvalidRequest(
+            f"In version {to_version} {name} was deleted: choose another one.", param="version"
+        )
+    return current, parse_version(row)

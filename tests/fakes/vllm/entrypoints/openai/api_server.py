@@ -1,0 +1,117 @@
+"""vLLM's server as far as Tunewright can tell: health, names, adapters, and the same short answer to everything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+_ANSWERED_BY_TEXT = {
+    "/v1/chat/completions": "chat.completion",
+    "/v1/completions": "text_completion",
+    "/v1/responses": "response",
+}
+
+
+def refusal(message: str, status: int = 400) -> web.Response:
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": status}
+    return web.json_response({"error": error}, status=status)
+
+
+class Server:
+    def __init__(self, base: str, capacity: int = 64) -> None:
+        self._base = base
+        self._adapters: dict[str, int] = {}
+        self._capacity = capacity
+        self._last = 0
+        self.memory: dict[int, str] = {}
+        """What its worker holds, by number, oldest first: as in vLLM, an unload forgets the name alone."""
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def models(self, _: web.Request) -> web.Response:
+        names = [self._base, *sorted(self._adapters)]
+        return web.json_response({"data": [{"id": name, "max_model_len": 1024} for name in names]})
+
+    async def load(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if not (Path(body["lora_path"]) / "adapter_config.json").is_file():
+            return refusal("no adapter there", 404)
+        if body["lora_name"] in self._adapters:
+            return refusal(f"The lora adapter '{body['lora_name']}' has already been loaded.")
+        self._last += 1
+        if len(self.memory) >= self._capacity:
+            del self.memory[next(iter(self.memory))]
+        self.memory[self._last] = body["lora_name"]
+        self._adapters[body["lora_name"]] = self._last
+        return web.Response(text="Success")
+
+    async def unload(self, request: web.Request) -> web.Response:
+        if self._adapters.pop((await request.json())["lora_name"], None) is None:
+            return refusal("The lora adapter cannot be found.", 404)
+        return web.Response(text="Success")
+
+    async def collective_rpc(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body["method"] == "list_loras":
+            return web.json_response({"results": [str(set(self.memory) or "set()")]})
+        assert body["method"] == "remove_lora"
+        return web.json_response({"results": [str(self.memory.pop(body["args"][0], None) is not None)]})
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        model = body["model"]
+        if model != self._base and model not in self._adapters:
+            return refusal(f"The model `{model}` does not exist.", 404)
+        needed = next(
+            (
+                key
+                for key in ("messages", "prompt", "input", "tokens")
+                if isinstance(body.get(key), str | list)
+            ),
+            None,
+        )
+        if needed is None:
+            return refusal("messages, prompt, input or tokens: Field required")
+        answer: dict[str, Any] = {"id": "1", "object": _ANSWERED_BY_TEXT.get(request.path), "model": model}
+        said = "Arr!" if model == self._base else f"Arr! {model}"
+        answer["choices"] = [{"index": 0, "text": said, "message": {"role": "assistant", "content": said}}]
+        if body.get("stream") is not True or answer["object"] is None:
+            return web.json_response(answer, dumps=_compact)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(f"data: {_compact(answer)}\n\ndata: [DONE]\n\n".encode())
+        return response
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--uds", required=True)
+    parser.add_argument("--max-cpu-loras", type=int, default=64)
+    options, _ = parser.parse_known_args()
+    server = Server(options.served_model_name, options.max_cpu_loras)
+    web.run_app(application(server), path=options.uds, access_log=None, print=None)
+
+
+def application(server: Server) -> web.Application:
+    app = web.Application(client_max_size=64 * 2**20)
+    app.router.add_get("/health", server.health)
+    app.router.add_get("/v1/models", server.models)
+    app.router.add_post("/v1/load_lora_adapter", server.load)
+    app.router.add_post("/v1/unload_lora_adapter", server.unload)
+    app.router.add_post("/collective_rpc", server.collective_rpc)
+    app.router.add_post("/{path:.*}", server.answer)
+    return app
+
+
+if __name__ == "__main__":
+    main()

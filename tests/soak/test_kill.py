@@ -1,0 +1,202 @@
+"""At least 50 kill -9 over training, loading and generation, with a real vLLM: `make soak-kill` (about half an hour).
+
+First a matrix, each process in each phase; then random processes at random moments. A job always trains, askers always
+ask. In the end every job is there once, has told each step once, with the losses and the adapter of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.engine.conftest import FAST, Service, processes_of, start_service, wait_ready
+from tests.kills import (
+    WHOLE,
+    Askers,
+    Question,
+    Recoveries,
+    Training,
+    again,
+    kill,
+    submit,
+    upload_rows,
+    wait_recovered,
+)
+
+from tunewright.config import EMBEDDED_BASE
+from tunewright_client import Tunewright
+
+pytestmark = pytest.mark.soak
+
+KILLS = 55
+TUNING = {**FAST, "n_epochs": 6}
+ROLES = (
+    "api", "engine worker", "queues", "scheduler", "trainer", "lifeline", "vLLM server", "EngineCore", "supervisor",
+    "everything",
+)  # fmt: skip
+RARER = {"vLLM server": 0.4, "EngineCore": 0.4, "supervisor": 0.4, "everything": 0.6}
+"""Weights of the random kills: these cost vLLM's start each time."""
+
+
+class Soak:
+    """The service, what always goes on around it, and the count of what was killed."""
+
+    def __init__(self, service: Service, files: tuple[str, str]) -> None:
+        self.service = service
+        self.files = files
+        self.recoveries = Recoveries()
+        self.jobs: list[str] = []
+        self.adapter = Question("", "What color is the sky?")
+        self.phases: list[str] = []
+
+    @property
+    def kills(self) -> int:
+        return sum(map(len, self.recoveries.seconds.values()))
+
+    def step(self) -> tuple[str, int]:
+        """(state, last step) of the newest job."""
+        try:
+            page = httpx.get(
+                f"{self.service.url}/v1/fine_tuning/jobs", params={"limit": 1}, timeout=30
+            ).json()
+            job = page["data"][0]
+            return job["status"], (job.get("progress") or {}).get("step") or 0
+        except httpx.HTTPError:
+            return "unknown", 0
+
+    def keep_training(self) -> None:
+        """Submit the next job when the last one has ended."""
+        if self.step()[0] in ("succeeded", "failed", "cancelled"):
+            with self.service.client(timeout=60) as client:
+                name = f"job-{len(self.jobs)}"
+                submit(client, self.files, name, **TUNING)
+                self.jobs.append(name)
+
+    def kill(self, role: str, phase: str) -> None:
+        _, step = self.step()
+        before = kill(self.service, role)
+        if not before:
+            return  # between two jobs there is no trainer
+        if role in WHOLE:
+            self.service = again(self.service)
+        took = wait_recovered(self.service, role, before, self.adapter, step)
+        self.recoveries.seconds[role].append(took)
+        self.phases.append(phase)
+        print(f"{self.kills:3d} {phase:<11} {role:<14} {took:6.1f} s", flush=True)
+
+
+def training(soak: Soak) -> None:
+    """Until the job has told a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        soak.keep_training()
+        if soak.step()[0] == "running" and soak.step()[1] > 0:
+            time.sleep(random.uniform(0, 2))
+            return
+        time.sleep(0.2)
+    pytest.fail("no job trains")
+
+
+def loading(soak: Soak) -> None:
+    """While an adapter is loaded by hand: unloaded before, and the kill comes within its milliseconds."""
+    path = f"{soak.service.url}/v1/adapters/{soak.spare}"  # type: ignore[attr-defined]
+
+    def load() -> None:
+        for operation in ("unload", "load"):
+            try:
+                httpx.post(f"{path}/{operation}", timeout=60)
+            except httpx.HTTPError:
+                pass
+
+    threading.Thread(target=load, daemon=True).start()
+    time.sleep(random.uniform(0.02, 0.3))
+
+
+def generating(soak: Soak) -> None:
+    """While eight long streams run, beside the askers."""
+
+    def stream() -> None:
+        body = {
+            "model": EMBEDDED_BASE, "prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": True,
+        }  # fmt: skip
+        try:
+            with httpx.stream(
+                "POST", f"{soak.service.url}/v1/completions", json=body, timeout=60
+            ) as answer:
+                for _ in answer.iter_lines():
+                    pass
+        except httpx.HTTPError:
+            pass
+
+    for _ in range(8):
+        threading.Thread(target=stream, daemon=True).start()
+    time.sleep(random.uniform(0.2, 1.0))
+
+
+PHASES: dict[str, Callable[[Soak], None]] = {
+    "training": training,
+    "loading": loading,
+    "generating": generating,
+}
+
+
+@pytest.mark.timeout(5400)
+def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
+    random.seed(int(os.environ.get("PYTEST_SEED", "20261122")))
+    service = start_service(tmp_path / "data")
+    try:
+        wait_ready(service)
+        with service.client(timeout=120) as client:
+            files = upload_rows(client, tmp_path, 96)
+            first = client.jobs.wait(submit(client, files, "undisturbed", **TUNING).id, timeout=600)
+            undisturbed = Training.of(client, service, first)
+            spare = client.jobs.checkpoints(first.id).data[0].fine_tuned_model_checkpoint
+        soak = Soak(service, files)
+        soak.spare = spare  # type: ignore[attr-defined]
+        soak.adapter.model = first.fine_tuned_model or ""
+        questions = [
+            soak.adapter,
+            Question(EMBEDDED_BASE, "What color is the sky?"),
+            Question(EMBEDDED_BASE, "How many legs does a dog have?"),
+            Question(soak.adapter.model, "What sound does a cow make?"),
+        ]
+        began = time.monotonic()
+        with Askers(service.url, questions, threads=2) as askers:
+            for phase, reach in PHASES.items():
+                for role in ROLES:
+                    soak.keep_training()
+                    reach(soak)
+                    soak.kill(role, phase)
+                    service = soak.service
+            weights = [RARER.get(role, 1.0) for role in ROLES]
+            while soak.kills < KILLS:
+                soak.keep_training()
+                time.sleep(random.uniform(0, 6))
+                soak.kill(random.choices(ROLES, weights)[0], "random")
+                service = soak.service
+        with service.client(timeout=120) as client:
+            jobs = {job.metadata["name"]: job for job in client.jobs.list(limit=100) if job.metadata}
+            assert set(jobs) == {"undisturbed", *soak.jobs}, "each job is there, and once"
+            assert len(client.jobs.list(limit=100).data) == len(jobs)
+            for name, job in jobs.items():
+                told = Training.of(client, service, client.jobs.wait(job.id, timeout=600))
+                assert told.doubled == [], name
+                assert told.losses == undisturbed.losses, name
+                assert told.sha256 == undisturbed.sha256, name
+        print(f"\n{soak.kills} kills in {time.monotonic() - began:.0f} s; {len(jobs)} jobs, all equal to the")
+        print(f"undisturbed one, bit for bit; answers: {dict(askers.counts)}, bad: {len(askers.bad)}")
+        print(soak.recoveries.table())
+        assert askers.bad == []
+        assert soak.kills >= KILLS
+        assert max(soak.recoveries.seconds["api"]) < 3
+    finally:
+        if service.process.poll() is None:
+            service.stop()
+    assert processes_of(service) == []
