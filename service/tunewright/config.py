@@ -165,7 +165,8 @@ class Settings(BaseSettings):
         " starts from. Default: never.",
     )
     max_checkpoints_size: str | None = Field(
-        None, description="Size of all checkpoints above which the oldest such ones are removed. Default: none."
+        None,
+        description="Size of all checkpoints above which the oldest such ones are removed. Default: none.",
     )
     keep_unused_artifacts_days: float = Field(
         1.0,
