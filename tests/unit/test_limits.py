@@ -383,7 +383,8 @@ def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def run() -> None:
         gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 2)
-        running = [asyncio.create_task(post(gatekeeper, "/v1/files", b"x")) for _ in range(2)]
+        paths = ("/v1/files", "/v1/adapters/upload")
+        running = [asyncio.create_task(post(gatekeeper, path, b"x")) for path in paths]
         await asyncio.sleep(0.1)
         refused = await post(gatekeeper, "/v1/files", b"x")
         assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
