@@ -177,6 +177,8 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
         ("GET", f"/v1/adapters/{name}", ok(adapter)),
         ("POST", f"/v1/adapters/{name}/load", ok(adapter)),
         ("POST", "/v1/adapters/adapter-1/unload", ok(adapter)),
+        ("POST", "/v1/adapters/adapter-1/pin", ok({**adapter, "pinned": True})),
+        ("POST", "/v1/adapters/adapter-1/unpin", ok(adapter)),
         ("DELETE", f"/v1/adapters/{name}", ok(gone)),
         ("GET", "/v1/models", ok({"object": "list", "data": [model]})),
         ("GET", f"/v1/models/{name}", ok(model)),
@@ -198,6 +200,8 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
     assert client.adapters.retrieve("ft:base/7b:demo:1").state == "loaded"
     client.adapters.load("ft:base/7b:demo:1")
     client.adapters.unload("adapter-1")
+    assert client.adapters.pin("adapter-1").pinned
+    assert not client.adapters.unpin("adapter-1").pinned
     assert client.adapters.delete("ft:base/7b:demo:1").deleted
     list(client.adapters.list(limit=9, base="b", state="failed", loaded=False, job="j"))
     asked = {"limit": "9", "base": "b", "state": "failed", "loaded": "false", "job": "j"}

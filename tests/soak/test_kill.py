@@ -10,12 +10,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.engine.conftest import FAST, Service, processes_of, start_service, wait_ready
 from tests.kills import (
     WHOLE,
@@ -29,9 +29,7 @@ from tests.kills import (
     upload_rows,
     wait_recovered,
 )
-
 from tunewright.config import EMBEDDED_BASE
-from tunewright_client import Tunewright
 
 pytestmark = pytest.mark.soak
 
@@ -127,9 +125,7 @@ def generating(soak: Soak) -> None:
             "model": EMBEDDED_BASE, "prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": True,
         }  # fmt: skip
         try:
-            with httpx.stream(
-                "POST", f"{soak.service.url}/v1/completions", json=body, timeout=60
-            ) as answer:
+            with httpx.stream("POST", f"{soak.service.url}/v1/completions", json=body, timeout=60) as answer:
                 for _ in answer.iter_lines():
                     pass
         except httpx.HTTPError:

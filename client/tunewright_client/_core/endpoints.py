@@ -186,7 +186,7 @@ def retrieve_adapter(adapter: str) -> Call[Adapter]:
 
 
 def act_on_adapter(adapter: str, action: str) -> Call[Adapter]:
-    """`action` is load or unload."""
+    """`action` is load, unload, pin or unpin."""
     return Call("POST", f"{_path('adapters', adapter)}/{action}", _as(Adapter), slow=True)
 
 

@@ -120,8 +120,16 @@ class Adapters(_Resource):
         return self._client._fetch(endpoints.act_on_adapter(adapter, "load"))
 
     def unload(self, adapter: str) -> Adapter:
-        """Ask for an adapter to be unloaded."""
+        """Unload an adapter after its last request, and unpin it. Where `state` is `draining`, some still run."""
         return self._client._fetch(endpoints.act_on_adapter(adapter, "unload"))
+
+    def pin(self, adapter: str) -> Adapter:
+        """Load an adapter, and never have it evicted for another."""
+        return self._client._fetch(endpoints.act_on_adapter(adapter, "pin"))
+
+    def unpin(self, adapter: str) -> Adapter:
+        """Let an adapter be evicted again when it is the least recently used."""
+        return self._client._fetch(endpoints.act_on_adapter(adapter, "unpin"))
 
     def delete(self, adapter: str) -> Deleted:
         """Unload and delete an adapter. Raises BadRequestError while an unfinished job starts from it."""

@@ -31,8 +31,8 @@ class JobStatus(StrEnum):
 class Tuning(Wire):
     """How a model is tuned: what was asked for and, in a job the server has planned, what "auto" became.
 
-    `alpha` scales the adapter, `warmup_ratio` is a share of all steps, `max_length` is in tokens and
-    `max_grad_norm` clips the gradient. Any further setting may be given by its name.
+    `alpha` scales the adapter, `warmup_ratio` is a share of all steps, `max_length` is in tokens,
+    `truncation` is truncate or refuse (what becomes of longer rows) and `max_grad_norm` clips the gradient. Any further setting may be given by its name.
     """
 
     type: str | None = None
@@ -47,6 +47,7 @@ class Tuning(Wire):
     gradient_accumulation_steps: int | Auto | None = None
     n_epochs: float | Auto | None = None
     max_length: int | Auto | None = None
+    truncation: str | None = None
     warmup_ratio: float | Auto | None = None
     lr_scheduler_type: str | None = None
     max_grad_norm: float | Auto | None = None

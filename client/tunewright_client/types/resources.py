@@ -80,6 +80,7 @@ class Adapter(Wire):
     source: str | None = None
     lineage: Lineage | None = None
     desired: str | None = None
+    pinned: bool = False
     state: str | None = None
     error: str | dict[str, Any] | None = None
 

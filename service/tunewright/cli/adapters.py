@@ -148,6 +148,22 @@ def unload(remote: Remote, names: tuple[str, ...]) -> int:
     return max(_report(remote, remote.client.adapters.unload(name)) for name in names)
 
 
+@adapters.command(epilog=examples(f"tunewright adapters pin {_NAME}"))
+@click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
+@on_service
+def pin(remote: Remote, names: tuple[str, ...]) -> int:
+    """Load adapters and never evict them for others."""
+    return max(_report(remote, remote.client.adapters.pin(name)) for name in names)
+
+
+@adapters.command(epilog=examples(f"tunewright adapters unpin {_NAME}"))
+@click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
+@on_service
+def unpin(remote: Remote, names: tuple[str, ...]) -> int:
+    """Let adapters be evicted again."""
+    return max(_report(remote, remote.client.adapters.unpin(name)) for name in names)
+
+
 @adapters.command(
     epilog=examples(
         f"tunewright adapters download {_NAME}",

@@ -99,8 +99,28 @@ async def load(context: Context, adapter: str) -> AdapterObject:
 
 @router.post("/{adapter:path}/unload", summary="Unload an adapter", responses=responses(404, 503))
 async def unload(context: Context, adapter: str) -> AdapterObject:
-    """Requests that run with it finish; new ones are refused until it is loaded again."""
+    """After its last request, for which this waits up to `--drain-timeout`; then the answer's state is `draining`, and
+    it goes on. Unpins it. The next request for it loads it again, where loading on demand is on."""
+    model = await asyncio.to_thread(_get, context, adapter)
+    await asyncio.to_thread(context.store.models.pin, model.name, False)
     return await _have(context, adapter, "unload")
+
+
+@router.post("/{adapter:path}/pin", summary="Pin an adapter", responses=responses(404, 503))
+async def pin(context: Context, adapter: str) -> AdapterObject:
+    """Load it, and never evict it for another."""
+    model = await asyncio.to_thread(_get, context, adapter)
+    shown = await _have(context, adapter, "load")
+    await asyncio.to_thread(context.store.models.pin, model.name, True)
+    return shown.model_copy(update={"pinned": True})
+
+
+@router.post("/{adapter:path}/unpin", summary="Unpin an adapter", responses=responses(404))
+async def unpin(context: Context, adapter: str) -> AdapterObject:
+    """It stays loaded until it is the least recently used and room is needed."""
+    model = await asyncio.to_thread(_get, context, adapter)
+    await asyncio.to_thread(context.store.models.pin, model.name, False)
+    return await asyncio.to_thread(_show, context, model.name)
 
 
 @router.get("/{adapter:path}", summary="Retrieve an adapter", responses=responses(404))
@@ -111,8 +131,8 @@ def retrieve(context: Context, adapter: str) -> AdapterObject:
 
 @router.delete("/{adapter:path}", summary="Delete an adapter", responses=responses(400, 404, 503, 507))
 async def delete(context: Context, adapter: str, force: Force = False, user: User = None) -> Deleted:
-    """Unloads it first. Its weights go with the last of their names. Not while an unfinished job starts from it or an alias
-    has it."""
+    """Unloads it first. Its weights go with the last of their names. Not while an unfinished job starts from it or
+    an alias has it."""
     model = await asyncio.to_thread(_get, context, adapter)
     await remove(context, model, force=force, who=user)
     return Deleted(id=model.id, object="adapter")
@@ -120,7 +140,8 @@ async def delete(context: Context, adapter: str, force: Force = False, user: Use
 
 async def _have(context: ServiceContext, adapter: str, operation: str) -> AdapterObject:
     model = await asyncio.to_thread(_get, context, adapter)
-    answer = await context.control({"op": operation, "model": model.name})
+    wait = context.settings.drain_timeout
+    answer = await context.control({"op": operation, "model": model.name, "wait": wait})
     if "error" in answer:
         raise EngineUnavailable(
             f"{model.name} could not be {operation}ed: {answer['error']}",

@@ -128,6 +128,7 @@ class AdapterObject(Wire):
     source: Source = Field(description="Where it came from.")
     lineage: LineageObject
     desired: Literal["loaded", "unloaded"]
+    pinned: bool = Field(description="Never evicted for another.")
     state: AdapterState
     error: str | None
     model_config = ConfigDict(
@@ -158,6 +159,7 @@ class AdapterObject(Wire):
                     "source": "job",
                     "lineage": LINEAGE_EXAMPLE,
                     "desired": "loaded",
+                    "pinned": False,
                     "state": "loaded",
                     "error": None,
                 }
@@ -183,6 +185,7 @@ class AdapterObject(Wire):
             sha256=model.sha256,
             source=model.source,
             lineage=LineageObject.of(model),
+            pinned=model.pinned,
             desired="loaded" if model.desired == "loaded" else "unloaded",
             state=cast(AdapterState, listed.state),
             error=held.error if held else None,

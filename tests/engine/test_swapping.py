@@ -1,0 +1,34 @@
+"""Half a minute of flips, loads and unloads under load, with a real vLLM. `make soak-swap` does it at length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.swaps import Swapper, in_engine, learn_answers, table, train
+from tunewright.config import EMBEDDED_BASE
+from tunewright_client import Tunewright
+
+from .conftest import Service, wait_until
+
+
+@pytest.mark.timeout(400)
+def test_flips_and_unloads_under_load_fail_no_request_and_mix_no_answers(
+    service: Service, client: Tunewright, tmp_path: Path
+) -> None:
+    names = train(client, tmp_path, ("Alpha", "Bravo"))
+    models = [EMBEDDED_BASE, *names]
+    expected = learn_answers(service, models)
+    seen = Swapper(service, models, expected).run(streams=8, seconds=30, flip_every=0.7, cycle_every=2.0)
+    print(f"{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers\n{table(seen)}")
+    assert seen.faults == []
+    assert set(seen.answers) == set(models)
+    assert seen.flips > 10
+    assert seen.cycles > 3
+    for adapter in client.adapters.list(limit=100):
+        if adapter.state == "loaded":
+            client.adapters.unload(adapter.model)
+    wait_until(lambda: in_engine(service) == (set(), set()), 30, "the engine holds nothing any more")
+    for name in names:
+        client.adapters.load(name)
