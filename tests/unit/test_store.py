@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from races import at_once
 from rows import BACKENDS, JOB, POSTGRES, PRODUCT, Publish
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.ids import result_file_id
@@ -172,18 +170,6 @@ def test_requeue_frees_the_device_and_does_not_revive(store: Store) -> None:
 
 
 # claims
-
-
-def at_once(count: int, do: Callable[[int], Any]) -> list[Any]:
-    """`do(0..count-1)` in threads that start together."""
-    barrier = threading.Barrier(count)
-
-    def run(index: int) -> Any:
-        barrier.wait()
-        return do(index)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 def test_a_job_is_claimed_by_one_of_many(url: str, store: Store) -> None:
