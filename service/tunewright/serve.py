@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import sys
@@ -11,12 +10,16 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from setproctitle import setproctitle
 
+from tunewright.backup.errors import BackupError
+from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, service_lock
+from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.config import Settings, child_environment, settings_from_command_line
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.devices import find_devices
-from tunewright.store.database import Database
-from tunewright.supervisor.supervisor import Service, Supervisor
+from tunewright.store.database import Database, known_revisions
+from tunewright.store.sqlite_file import DatabaseUnusable
+from tunewright.supervisor.supervisor import Reload, Service, Supervisor
 
 _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
 
@@ -36,8 +39,7 @@ def main(argv: list[str]) -> int:
         return 1
     data = DataFolder(settings.data_dir)
     try:
-        data.create()
-        lock = _lock(data)
+        lock = hold(service_lock(data))
     except OSError as error:
         print(
             f"tunewright serve: the data folder {data.path} cannot be used: {error.strerror}", file=sys.stderr
@@ -54,12 +56,41 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    data.clear_unfinished()
-    database = Database(settings.resolved_database_url)
-    database.upgrade()
-    database.close()
-    setproctitle("tunewright: supervisor")
     settings = settings.model_copy(update={"data_dir": data.path})
+    try:
+        _prepare(settings, data)
+        return _run(settings, data, listener)
+    except (BackupError, DatabaseUnusable) as error:
+        print(f"tunewright serve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        os.close(lock)
+
+
+def _prepare(settings: Settings, data: DataFolder) -> None:
+    """What must be done while none of the service's processes runs: at the start, and to take in a restored backup.
+
+    The database comes first: where it is refused, nothing was touched. Raises BackupError and DatabaseUnusable.
+    """
+    try:
+        finish_restore(data)
+        database = Database(settings.resolved_database_url)
+        try:
+            database.upgrade(data.path / "backups")
+        finally:
+            database.close()
+        data.create()
+        data.clear_unfinished()
+        with held(archive_lock(data)) as ours:
+            if ours:
+                clear_abandoned(data)
+        ServiceRecord(known_revisions()[0], str(database)).write(data)
+    except OSError as error:
+        raise BackupError(f"the data folder {data.path} cannot be used: {error}") from error
+
+
+def _run(settings: Settings, data: DataFolder, listener: socket.socket) -> int:
+    setproctitle("tunewright: supervisor")
     listener.set_inheritable(True)
     services = [
         Service(
@@ -77,21 +108,8 @@ def main(argv: list[str]) -> int:
         file=sys.stderr,
         flush=True,
     )
-    try:
-        return Supervisor(services, child_environment(with_settings=settings), data.run).run()
-    finally:
-        os.close(lock)
-
-
-def _lock(data: DataFolder) -> int | None:
-    """The data folder's lock, held for as long as this process lives; None where another server has it."""
-    descriptor = os.open(data.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    reload = Reload(lambda: is_restore_pending(data), lambda: _prepare(settings, data))
+    return Supervisor(services, child_environment(with_settings=settings), data.run, reload).run()
 
 
 def _listen(settings: Settings) -> socket.socket:

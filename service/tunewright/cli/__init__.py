@@ -1,1 +1,2 @@
-"""The command line. Reaches a running service through the SDK only, as any other program would."""
+"""The command line. Reaches a running service through the SDK only, as any other program would; `backup` and `restore`
+work on its data folder."""

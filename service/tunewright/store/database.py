@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
+import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +13,52 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from tunewright.atomic import sync_folder
+from tunewright.errors import StorageFull
+from tunewright.ids import utc_stamp
+from tunewright.store.sqlite_file import (
+    DatabaseUnusable,
+    check,
+    reading,
+    snapshot,
+    sqlite_path,
+)
+from tunewright.store.tables import metadata
+
+log = logging.getLogger("tunewright.store")
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def known_revisions() -> list[str]:
+    """Of the tables, as far as this version of the service knows: newest first."""
+    scripts = ScriptDirectory.from_config(_alembic())
+    return [script.revision for script in scripts.walk_revisions()]
 
 
 class Database:
     """A pool of connections. `begin()` is the only way in: one transaction, committed or rolled back whole."""
 
     def __init__(self, url: str) -> None:
+        """Raises DatabaseUnusable where the URL or its driver is not what SQLAlchemy knows."""
         self.url = url
+        sqlite_path(url)
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite)
+        try:
+            self._engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite)
+        except (SQLAlchemyError, ImportError) as error:
+            raise DatabaseUnusable(
+                f"the database {self} cannot be used: {_first_line(error)}. Is its driver installed?"
+            ) from error
         if self.is_sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -33,11 +68,19 @@ class Database:
         """A transaction that writes (on SQLite it takes the write lock at once, so it never fails half-way).
 
         Those with the same `alone` run one after another, so that what one looked up cannot change before it writes.
+        Raises StorageFull where the disk of the database is full; then nothing of it is written.
         """
-        with self._engine.begin() as connection:
-            if alone is not None and not self.is_sqlite:
-                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(alone))))
-            yield connection
+        try:
+            with self._engine.begin() as connection:
+                if alone is not None and not self.is_sqlite:
+                    connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(alone))))
+                yield connection
+        except OperationalError as error:
+            if _is_full(error.orig):
+                raise StorageFull(
+                    "The disk of the database is full, so nothing was changed. Free some space and try again."
+                ) from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -45,16 +88,114 @@ class Database:
         with self._engine.connect().execution_options(read_only=True) as connection:
             yield connection
 
-    def upgrade(self) -> None:
-        """Bring the tables to this version of the service. Safe to call again."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+    def revision(self) -> str | None:
+        """Of its tables; None where there are none yet. Looks only, and at a SQLite file that nobody else has open.
+
+        Raises DatabaseUnusable where it is damaged, newer than this service, or not one of Tunewright.
+        """
+        path = sqlite_path(self.url)
+        if path is not None:
+            if not path.exists():
+                return None
+            check(path)
+            with reading(path, alone=True) as connection:
+                return self._known(connection)
+        try:
+            with self._engine.connect() as connection:
+                return self._known(connection)
+        except (SQLAlchemyError, ImportError) as error:
+            raise DatabaseUnusable(f"the database {self} cannot be reached: {_first_line(error)}") from error
+
+    def _known(self, connection: Connection) -> str | None:
+        tables = set(inspect(connection).get_table_names())
+        found = MigrationContext.configure(connection).get_current_revision()
+        if not self.is_sqlite:
+            tables &= metadata.tables.keys()  # others may have theirs beside ours
+        if found is None and tables:
+            raise DatabaseUnusable(
+                f"the database {self} is not one of Tunewright: it has tables ({', '.join(sorted(tables)[:3])}) and "
+                "no revision. Give another one with --database-url or --data-dir"
+            )
+        known = known_revisions()
+        if found is not None and found not in known:
+            raise DatabaseUnusable(
+                f"the database {self} was made by a newer Tunewright: it is at revision {found}, and this version "
+                f"knows {known[0]} at most. Nothing was changed. Start the newer version, or restore a backup that "
+                "this one made (tunewright restore ARCHIVE --replace)"
+            )
+        return found
+
+    def upgrade(self, backups: Path | None = None) -> None:
+        """Bring the tables to this version of the service. Safe to call again; nobody else may have it open.
+
+        Before a SQLite database with tables is changed, a copy goes to the folder `backups`, where one is given.
+        Raises DatabaseUnusable, as `revision` does and where the upgrade fails: then nothing was changed.
+        """
+        found, newest = self.revision(), known_revisions()[0]
+        if found == newest:
+            return
+        copy = self._copy(found, newest, backups) if found is not None and backups is not None else None
+        config = _alembic()
+        try:
+            with self._engine.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except Exception as error:  # whatever a migration may raise
+            raise DatabaseUnusable(
+                f"the database {self} could not be upgraded from revision {found} to {newest}: {_first_line(error)}. "
+                "It is as it was" + (f", and its copy is {copy}" if copy else "")
+            ) from error
+        if found is not None:
+            log.info("the database %s was upgraded from revision %s to %s", self, found, newest)
+
+    def _copy(self, found: str, newest: str, backups: Path) -> Path | None:
+        path = sqlite_path(self.url)
+        if path is None:
+            log.warning(
+                "upgrading the database %s from revision %s to %s without a copy: backups of PostgreSQL (pg_dump) are "
+                "the operator's business", self, found, newest,
+            )  # fmt: skip
+            return None
+        backups.mkdir(mode=0o700, exist_ok=True)
+        temporary = backups / ".copy.tmp"
+        temporary.unlink(missing_ok=True)
+        snapshot(path, temporary)
+        earlier = sorted(backups.glob(f"tunewright-{found}-*.db"))
+        if earlier and filecmp.cmp(earlier[-1], temporary, shallow=False):  # an upgrade that is tried again
+            temporary.unlink()
+            return earlier[-1]
+        final = backups / f"tunewright-{found}-{utc_stamp()}.db"
+        os.replace(temporary, final)
+        sync_folder(backups)
+        log.info("before its upgrade, the database was copied to %s", final)
+        return final
+
+    def __str__(self) -> str:
+        """What it is called in messages: its file, or its URL without the password."""
+        path = sqlite_path(self.url)
+        return str(path) if path else make_url(self.url).render_as_string(hide_password=True)
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    """What the driver says, without SQLAlchemy's statement and links."""
+    return (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is_full(error: BaseException | None) -> bool:
+    if isinstance(error, sqlite3.Error):
+        # SHMSIZE: the index of the write-ahead log could not grow
+        code = getattr(error, "sqlite_errorcode", None)
+        return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+    return getattr(error, "sqlstate", None) == "53100"  # PostgreSQL's disk_full
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,28 @@ class Service:
     """What it inherits beside the lifeline: a listening socket, say."""
 
 
+@dataclass(frozen=True)
+class Reload:
+    """What has to be done, now and then, while none of the services runs."""
+
+    is_wanted: Callable[[], bool]
+    """Asked many times a second."""
+    carry_out: Callable[[], None]
+    """Afterwards it is not wanted any more. What it raises ends the supervisor."""
+
+
 class Supervisor:
     """Keeps `services` running until it is told to stop; they are stopped in the order given."""
 
-    def __init__(self, services: list[Service], environment: Mapping[str, str], run_dir: Path) -> None:
+    def __init__(
+        self,
+        services: list[Service],
+        environment: Mapping[str, str],
+        run_dir: Path,
+        reload: Reload | None = None,
+    ) -> None:
         self._services = services
+        self._reload = reload
         self._environment = environment
         self._run_dir = run_dir
         self._stopping = False
@@ -56,6 +73,11 @@ class Supervisor:
             signal.signal(number, self._ask_to_stop)
         try:
             while not self._stopping:
+                if self._reload is not None and self._reload.is_wanted():
+                    log.info("stopping all services for a while")
+                    self._stop_services()
+                    self._reload.carry_out()
+                    continue
                 for service in self._services:
                     self._keep(service)
                 _reap_adopted({s.group.pid for s in self._services if s.group})
@@ -101,6 +123,10 @@ class Supervisor:
             service.started_at = now
 
     def _stop_all(self) -> None:
+        self._stop_services()
+        os.close(self._lifeline_write)
+
+    def _stop_services(self) -> None:
         groups = [(s, s.group) for s in self._services if s.group is not None]
         for _, group in groups:
             group.terminate()
@@ -109,7 +135,7 @@ class Supervisor:
             if not group.wait(max(0.0, asked + service.grace - time.monotonic())):
                 log.warning("%s did not stop within %.0f s; killing it", service.name, service.grace)
             group.end()
-        os.close(self._lifeline_write)
+            service.group, service.start_at, service.backoff = None, 0.0, _BACKOFF_FIRST
 
 
 def _title(service: Service) -> str:

@@ -1,0 +1,276 @@
+"""`tunewright backup`: one archive of the database and of what it refers to, also while the service works.
+
+The database is copied as a snapshot. What it refers to is there by then, since bytes come before rows, and does not
+change, but it may be deleted at any time. So it is gathered by hard links in a folder of its own, just before the
+snapshot and again just after it, and copied from there at leisure. What both miss was deleted in between or is lost:
+then a new snapshot is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunewright import __version__
+from tunewright.atomic import sync_folder
+from tunewright.backup.archive import DATABASE, ArchiveWriter, Manifest, Opened
+from tunewright.backup.errors import BackupError
+from tunewright.backup.locks import archive_lock, held
+from tunewright.backup.swap import is_restore_pending
+from tunewright.ids import utc_stamp
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.database import Database
+from tunewright.store.references import References, is_over, references
+from tunewright.store.sqlite_file import snapshot, sqlite_path
+from tunewright.trainer.folder import JobFolder
+
+ATTEMPTS = 3
+
+Report = Callable[[str, int, int], None]
+"""Told what is done now, and how many bytes of how many are."""
+
+
+@dataclass
+class Backup:
+    """What was made."""
+
+    path: Path
+    bytes: int
+    manifest: Manifest
+    left_out: list[str]
+    """Checkpoints that vanished or were torn: older ones, which a running trainer removes."""
+    changed: list[str]
+    """Files whose bytes are no longer those that were uploaded."""
+
+
+def default_name() -> str:
+    return f"tunewright-backup-{utc_stamp()}.tar"
+
+
+def make_backup(data: DataFolder, database_url: str, archive: Path, report: Report) -> Backup:
+    """Write `archive`, which must not be there and appears only when it is whole and on disk.
+
+    Raises BackupError, DatabaseUnusable and OSError; then nothing is left of it.
+    """
+    database = sqlite_path(database_url)
+    if database is None:
+        raise BackupError(
+            f"the database {Database(database_url)} is not SQLite: dump it with its own means (pg_dump), and copy the "
+            f"folders files, jobs and artifacts of {data.path} after that. See docs/how-to/back-up-and-restore.md"
+        )
+    if not database.is_file():
+        raise BackupError(f"there is no database {database}: is --data-dir right?")
+    if archive.exists():
+        raise BackupError(f"{archive} is there already: give another name, or remove it")
+    with ExitStack() as stack:
+        ours = stack.enter_context(held(archive_lock(data), shared=True))
+        if not ours or is_restore_pending(data):
+            raise BackupError(f"a restore into {data.path} is under way: try again when it is done")
+        temporary = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix=".tunewright-backup-", dir=archive.parent))
+        )
+        for number in range(1, ATTEMPTS + 1):
+            try:
+                backup = _attempt(
+                    data, database, temporary / f"{number}.tar", report, is_last=number == ATTEMPTS
+                )
+                break
+            except _Gone as gone:
+                if number == ATTEMPTS:
+                    raise BackupError(
+                        f"{gone}, and so {ATTEMPTS} times. Where it was not deleted just now, it is lost: put it back "
+                        "from an earlier backup, or delete its entry (tunewright files delete, or models delete)"
+                    ) from gone
+        if archive.exists():
+            raise BackupError(f"{archive} was made by somebody else meanwhile: give another name")
+        os.replace(backup.path, archive)
+        sync_folder(archive.parent)
+    backup.path = archive
+    return backup
+
+
+class _Gone(Exception):
+    """What the snapshot refers to is no longer there, or no longer as it was then."""
+
+
+def _attempt(data: DataFolder, database: Path, archive: Path, report: Report, *, is_last: bool) -> Backup:
+    """Raises _Gone."""
+    data.tmp.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="backup-", dir=data.tmp, ignore_cleanup_errors=True) as folder:
+        gathered = Path(folder)
+        report("copying the database", 0, 0)
+        gatherer = _Gatherer(data, database, gathered, is_last=is_last)
+        gatherer.gather_ahead(references(database))
+        created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        snapshot(database, gathered / DATABASE)
+        revision = Database(f"sqlite:///{gathered / DATABASE}").revision()
+        if revision is None:
+            raise BackupError(f"the database {database} is empty: there is nothing to back up yet")
+        refers_to = references(gathered / DATABASE)
+        gatherer.gather(refers_to)
+        with archive.open("xb") as target:
+            os.fchmod(target.fileno(), 0o600)
+            writer = ArchiveWriter(target)
+            try:
+                _copy(gathered, writer, report)
+            except (
+                FileNotFoundError
+            ) as error:  # a service that starts empties the folder of unfinished things
+                raise _Gone(f"{error.filename} was removed") from error
+            manifest = writer.finish(
+                version=__version__, revision=revision, created_at=created_at, counts=gatherer.counts
+            )
+            target.flush()
+            os.fsync(target.fileno())
+    changed = [
+        file.id for file in refers_to.files if manifest.members[f"files/{file.id}"].sha256 != file.sha256
+    ]
+    return Backup(archive, archive.stat().st_size, manifest, gatherer.left_out, changed)
+
+
+def _copy(gathered: Path, writer: ArchiveWriter, report: Report) -> None:
+    names = sorted(_names(gathered))
+    total = sum((gathered / name).stat().st_size for name in names)
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        report("copying", done, max(done, total))
+
+    for name in names:
+        with (gathered / name).open("rb") as file:
+            writer.add(Opened.of(file, name), on_bytes)
+
+
+class _Gatherer:
+    """Links what a snapshot refers to into a folder, under its names in the archive."""
+
+    def __init__(self, data: DataFolder, database: Path, folder: Path, *, is_last: bool) -> None:
+        self._data = data
+        self._database = database
+        self._folder = folder
+        self._is_last = is_last
+        self.counts = {"files": 0, "artifacts": 0, "jobs": 0, "checkpoints": 0}
+        self.left_out: list[str] = []
+
+    def gather_ahead(self, refers_to: References) -> None:
+        """What does not change. Some of it may be gone by the time of the snapshot."""
+        for file in refers_to.files:
+            _take(self._data.file(file.id), self._folder / "files" / file.id)
+        for sha256 in refers_to.artifacts:
+            _take_folder(self._data.artifact(sha256), self._folder / "artifacts" / sha256)
+
+    def gather(self, refers_to: References) -> None:
+        """What is removed soonest comes first. Raises _Gone."""
+        for id in refers_to.unfinished:
+            self._unfinished_job(id)
+        for file in refers_to.files:
+            if not _take(self._data.file(file.id), self._folder / "files" / file.id):
+                raise _Gone(f"the file {file.id} is listed, and {self._data.file(file.id)} is not there")
+        for sha256 in refers_to.artifacts:
+            if not _take_folder(self._data.artifact(sha256), self._folder / "artifacts" / sha256):
+                raise _Gone(f"a model is listed, and its weights {self._data.artifact(sha256)} are not there")
+        for id in refers_to.finished:  # their folders may be gone: what the service needs is in the database
+            source, target = JobFolder(self._data.job(id)), JobFolder(self._folder / "jobs" / id)
+            self._records(source, target)
+            _take(source.result_file, target.result_file)
+        self._keep_only("files", {file.id for file in refers_to.files})
+        self._keep_only("artifacts", refers_to.artifacts.keys())
+        self.counts["files"] = len(refers_to.files)
+        self.counts["artifacts"] = len(refers_to.artifacts)
+        self.counts["jobs"] = len(refers_to.unfinished) + len(refers_to.finished)
+
+    def _unfinished_job(self, id: str) -> None:
+        """A trainer may be at work in its folder, and the scheduler empties it when the job has ended."""
+        source, target = JobFolder(self._data.job(id)), JobFolder(self._folder / "jobs" / id)
+        if _take(source.result_file, target.result_file):  # written after the product, so that is whole
+            _take_folder(source.adapter, target.adapter)
+            _take_folder(source.model, target.model)
+        for step, path in source.complete_checkpoints():
+            if _take_checkpoint(path, target.checkpoints / path.name):
+                self.counts["checkpoints"] += 1
+            else:
+                self.left_out.append(f"step {step} of {id}")
+        self._records(source, target)
+        if is_over(self._database, id):  # so its folder is being emptied
+            if not self._is_last:
+                raise _Gone(f"job {id} has ended since")
+            target.result_file.unlink(missing_ok=True)  # without its product; the job will train again
+            for product in (target.adapter, target.model):
+                shutil.rmtree(product, ignore_errors=True)
+
+    def _keep_only(self, kind: str, names: Set[str]) -> None:
+        """What was gathered ahead, and deleted before the snapshot, is not in it."""
+        folder = self._folder / kind
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @staticmethod
+    def _records(source: JobFolder, target: JobFolder) -> None:
+        _take(source.spec_file, target.spec_file)
+        _take(source.events_file, target.events_file)
+        _take(source.log_file, target.log_file)
+
+
+def _take(source: Path, target: Path) -> bool:
+    """Whether it was there, now or when it was taken before. It may still grow there, but not vanish."""
+    if target.exists():
+        return True
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a filesystem without links, or another one
+        try:
+            shutil.copy2(source, target)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _take_folder(source: Path, target: Path) -> bool:
+    """Whether it was there with something in it, all of it until the end; or was taken before."""
+    if target.is_dir():
+        return True
+    try:
+        names = list(_names(source))
+    except FileNotFoundError:
+        return False
+    if names and all(_take(source / name, target / name) for name in names):
+        return True
+    shutil.rmtree(target, ignore_errors=True)
+    return False
+
+
+def _take_checkpoint(source: Path, target: Path) -> bool:
+    """Whether it is whole: one that is being removed may have its manifest still, but not all that this names."""
+    if not _take_folder(source, target):
+        return False
+    try:
+        files = json.loads((target / "complete.json").read_bytes())["files"]
+        if all((target / name).is_file() for name in files):
+            return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(target, ignore_errors=True)
+    return False
+
+
+def _names(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Of the plain files in it and below. Raises FileNotFoundError."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _names(folder / entry.name, f"{prefix}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield prefix + entry.name

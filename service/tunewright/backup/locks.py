@@ -1,0 +1,75 @@
+"""Who may touch the data folder: the service's own lock, and the one of backups and restores."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from tunewright.atomic import write_atomically
+from tunewright.registry.data_folder import DataFolder
+
+
+def hold(path: Path, *, shared: bool = False) -> int | None:
+    """A lock that ends when its descriptor is closed, or its process ends; None where another holds it.
+
+    Makes the data folder of the lock where it is not there, readable by its owner alone. Raises OSError.
+    """
+    path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def held(path: Path, *, shared: bool = False) -> Iterator[bool]:
+    """The same for a block; whether it was had."""
+    descriptor = hold(path, shared=shared)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def service_lock(data: DataFolder) -> Path:
+    """Held by the service for as long as it runs: whoever holds it may move what lies in the folder."""
+    return data.run / "lock"
+
+
+def archive_lock(data: DataFolder) -> Path:
+    """Held by the command line: shared by backups, alone by a restore."""
+    return data.run / "archive.lock"
+
+
+@dataclass(frozen=True)
+class ServiceRecord:
+    """What the service that holds the lock is, for who would put other data under it."""
+
+    revision: str
+    """Of the database that it works with."""
+    database: str
+    """Its file, or a URL without the password."""
+
+    def write(self, data: DataFolder) -> None:
+        write_atomically(data.run / "service.json", json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, data: DataFolder) -> Self | None:
+        try:
+            return cls(**json.loads((data.run / "service.json").read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None

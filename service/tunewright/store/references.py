@@ -1,0 +1,64 @@
+"""What a SQLite database refers to in the data folder. Reads only columns that every revision has had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from tunewright.store.sqlite_file import reading
+from tunewright.store.states import JobState
+from tunewright.store.tables import files, jobs, models
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    id: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class References:
+    """In one state of the database; oldest first."""
+
+    files: list[ListedFile]
+    artifacts: dict[str, int]
+    """Bytes by hash, of what models have and of what unfinished jobs start from."""
+    unfinished: list[str]
+    """Ids of jobs that are not over: their folders are needed to go on."""
+    finished: list[str]
+
+
+def references(path: Path) -> References:
+    """Of the database file at `path`. Raises DatabaseUnusable."""
+    with reading(path) as connection:
+        artifacts = {
+            sha256: int(size)
+            for sha256, size in connection.execute(
+                select(models.c.sha256, func.max(models.c.bytes))
+                .group_by(models.c.sha256)
+                .order_by(func.min(models.c.seq))
+            )
+        }
+        started_from = select(jobs.c.parent_sha256).where(jobs.c.parent_sha256.is_not(None), ~_IS_OVER)
+        for sha256 in connection.scalars(started_from):
+            artifacts.setdefault(sha256, 0)
+        listed = select(files.c.id, files.c.bytes, files.c.sha256).order_by(files.c.seq)
+        return References(
+            files=[ListedFile(*row) for row in connection.execute(listed)],
+            artifacts=artifacts,
+            unfinished=list(connection.scalars(select(jobs.c.id).where(~_IS_OVER).order_by(jobs.c.seq))),
+            finished=list(connection.scalars(select(jobs.c.id).where(_IS_OVER).order_by(jobs.c.seq))),
+        )
+
+
+def is_over(path: Path, job_id: str) -> bool:
+    """Whether the job has ended (or is unknown) in the database file at `path`, which others may write to."""
+    with reading(path) as connection:
+        still = connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id, ~_IS_OVER))
+    return still is None
+
+
+_IS_OVER = jobs.c.state.in_([state for state in JobState if state.is_final])
