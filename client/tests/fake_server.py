@@ -137,7 +137,7 @@ class FakeServer:
                 else:
                     self.wfile.write(b"0\r\n\r\n")
 
-            do_GET = do_POST = do_DELETE = handle_any
+            do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
             def _read(self) -> Request:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))

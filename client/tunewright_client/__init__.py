@@ -1,7 +1,8 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
-`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, adapters, models, chat and
-completions. What the server sends is in `tunewright_client.types`, of which the common ones are here too.
+`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, adapters, models,
+aliases, chat and completions. What the server sends is in `tunewright_client.types`, of which the common
+ones are here too.
 """
 
 from ._async.client import AsyncTunewright
@@ -37,6 +38,11 @@ from ._sync.pages import Page
 from ._version import __version__
 from .types import (
     Adapter,
+    Alias,
+    AliasGuard,
+    AliasShadow,
+    AliasTarget,
+    AliasVersion,
     ChatCompletion,
     ChatCompletionChunk,
     Checkpoint,
@@ -49,6 +55,7 @@ from .types import (
     Metrics,
     Model,
     Ready,
+    ShadowAnswer,
     Tuning,
 )
 
@@ -57,6 +64,11 @@ __all__ = [
     "APIStatusError",
     "APITimeoutError",
     "Adapter",
+    "Alias",
+    "AliasGuard",
+    "AliasShadow",
+    "AliasTarget",
+    "AliasVersion",
     "AsyncJob",
     "AsyncPage",
     "AsyncPager",
@@ -89,6 +101,7 @@ __all__ = [
     "Ready",
     "ServerError",
     "ServiceUnavailableError",
+    "ShadowAnswer",
     "Stream",
     "StreamInterruptedError",
     "Tunewright",

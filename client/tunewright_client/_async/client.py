@@ -12,6 +12,7 @@ from .._core.call import DEFAULT_MAX_RETRIES, LOOPBACK, Call, Context
 from .._core.flow import Flow, fetch
 from .._core.pages import PageData
 from ..types import Ready
+from .aliases import Aliases
 from .driver import AsyncDriver, AsyncStream
 from .jobs import AsyncJobs
 from .pages import AsyncPager
@@ -47,6 +48,7 @@ class AsyncTunewright:
         self.jobs = AsyncJobs(self)
         self.adapters = Adapters(self)
         self.models = Models(self)
+        self.aliases = Aliases(self)
         self.chat = Chat(self)
         self.completions = Completions(self)
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from ..types import (
     Adapter,
+    Alias,
+    AliasVersion,
     ChatCompletion,
     Checkpoint,
     Completion,
@@ -20,6 +22,7 @@ from ..types import (
     JobRecord,
     Model,
     Ready,
+    ShadowAnswer,
     Tuning,
 )
 from .call import Call
@@ -190,8 +193,8 @@ def act_on_adapter(adapter: str, action: str) -> Call[Adapter]:
     return Call("POST", f"{_path('adapters', adapter)}/{action}", _as(Adapter), slow=True)
 
 
-def delete_adapter(adapter: str) -> Call[Deleted]:
-    return Call("DELETE", _path("adapters", adapter), _as(Deleted), slow=True)
+def delete_adapter(adapter: str, force: bool) -> Call[Deleted]:
+    return Call("DELETE", _path("adapters", adapter), _as(Deleted), params=_forced(force), slow=True)
 
 
 def download_adapter(adapter: str) -> Call[None]:
@@ -206,8 +209,12 @@ def retrieve_model(name: str) -> Call[Model]:
     return Call("GET", _path("models", name), _as(Model))
 
 
-def delete_model(name: str) -> Call[Deleted]:
-    return Call("DELETE", _path("models", name), _as(Deleted))
+def delete_model(name: str, force: bool) -> Call[Deleted]:
+    return Call("DELETE", _path("models", name), _as(Deleted), params=_forced(force), slow=True)
+
+
+def _forced(force: bool) -> dict[str, str | None]:
+    return {"force": "true" if force else None}
 
 
 def download_model(name: str) -> Call[None]:
@@ -224,6 +231,45 @@ def _download(path: str) -> Call[None]:
         first_byte=True,
         slow=True,
     )
+
+
+# Aliases
+
+
+def set_alias(name: str, body: Mapping[str, Any], user: str | None) -> Call[Alias]:
+    """Takes as long as loading its targets does."""
+    return Call("PUT", _path("aliases", name), _as(Alias), json=body, headers=_by(user), slow=True)
+
+
+def list_aliases(after: str | None, limit: int | None) -> Call[PageData[Alias]]:
+    return list_call("/aliases", Alias.model_validate, {"after": after, "limit": limit})
+
+
+def retrieve_alias(name: str) -> Call[Alias]:
+    return Call("GET", _path("aliases", name), _as(Alias))
+
+
+def alias_history(name: str, after: int | None, limit: int | None) -> Call[PageData[AliasVersion]]:
+    path = _path("aliases", name) + "/history"
+    return list_call(path, AliasVersion.model_validate, {"after": after, "limit": limit})
+
+
+def roll_back_alias(name: str, body: Mapping[str, Any], user: str | None) -> Call[Alias]:
+    path = _path("aliases", name) + "/rollback"
+    return Call("POST", path, _as(Alias), json=body, headers=_by(user), slow=True)
+
+
+def delete_alias(name: str, user: str | None) -> Call[Deleted]:
+    return Call("DELETE", _path("aliases", name), _as(Deleted), headers=_by(user))
+
+
+def shadow_answers(name: str, after: str | None, limit: int | None) -> Call[PageData[ShadowAnswer]]:
+    path = _path("aliases", name) + "/shadow"
+    return list_call(path, ShadowAnswer.model_validate, {"after": after, "limit": limit})
+
+
+def _by(user: str | None) -> dict[str, str]:
+    return {"x-tunewright-user": user} if user else {}
 
 
 # Generations

@@ -12,6 +12,7 @@ from .._core.call import DEFAULT_MAX_RETRIES, LOOPBACK, Call, Context
 from .._core.flow import Flow, fetch
 from .._core.pages import PageData
 from ..types import Ready
+from .aliases import Aliases
 from .driver import Driver, Stream
 from .jobs import Jobs
 from .pages import Page
@@ -52,6 +53,7 @@ class Tunewright:
         self.jobs = Jobs(self)
         self.adapters = Adapters(self)
         self.models = Models(self)
+        self.aliases = Aliases(self)
         self.chat = Chat(self)
         self.completions = Completions(self)
 

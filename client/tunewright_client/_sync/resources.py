@@ -131,9 +131,12 @@ class Adapters(_Resource):
         """Let an adapter be evicted again when it is the least recently used."""
         return self._client._fetch(endpoints.act_on_adapter(adapter, "unpin"))
 
-    def delete(self, adapter: str) -> Deleted:
-        """Unload and delete an adapter. Raises BadRequestError while an unfinished job starts from it."""
-        return self._client._fetch(endpoints.delete_adapter(adapter))
+    def delete(self, adapter: str, *, force: bool = False) -> Deleted:
+        """Unload and delete an adapter; with `force` it is first taken out of the aliases that have it.
+
+        Raises BadRequestError while an unfinished job starts from it or, without `force`, an alias has it.
+        """
+        return self._client._fetch(endpoints.delete_adapter(adapter, force))
 
     def download(self, adapter: str, path: str | os.PathLike[str]) -> Path:
         """Download an adapter's PEFT folder as a tar file; otherwise like `client.models.download`."""
@@ -152,9 +155,9 @@ class Models(_Resource):
         """One model. Raises NotFoundError."""
         return self._client._fetch(endpoints.retrieve_model(name))
 
-    def delete(self, name: str) -> Deleted:
-        """Delete a fine-tuned model."""
-        return self._client._fetch(endpoints.delete_model(name))
+    def delete(self, name: str, *, force: bool = False) -> Deleted:
+        """Delete a fine-tuned model. `force` and errors are those of `client.adapters.delete`."""
+        return self._client._fetch(endpoints.delete_model(name, force))
 
     def download(self, name: str, path: str | os.PathLike[str]) -> Path:
         """Download a model as a tar file to `path` (a folder gets `<name>.tar`), and return where it is.

@@ -1,5 +1,6 @@
 """What the server sends, as frozen pydantic models that keep fields they do not know."""
 
+from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
 from .generations import (
     ChatChoice,
     ChatCompletion,
@@ -25,6 +26,11 @@ from .resources import Adapter, Component, Deleted, File, Lineage, Model, Ready
 
 __all__ = [
     "Adapter",
+    "Alias",
+    "AliasGuard",
+    "AliasShadow",
+    "AliasTarget",
+    "AliasVersion",
     "ChatChoice",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -46,6 +52,7 @@ __all__ = [
     "Metrics",
     "Model",
     "Ready",
+    "ShadowAnswer",
     "Tuning",
     "Usage",
 ]

@@ -1,0 +1,63 @@
+"""Aliases: what targets, shadows and guards may be given as, and the flow of a rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..types import Alias, AliasGuard, AliasShadow, AliasTarget
+from . import endpoints
+from .call import Context
+from .flow import Flow, fetch
+
+Targets = str | Mapping[str, float] | Sequence[str | AliasTarget | Mapping[str, Any]]
+ShadowInput = str | AliasShadow | Mapping[str, Any]
+GuardInput = AliasGuard | Mapping[str, Any]
+
+
+def alias_body(
+    targets: Targets,
+    shadow: ShadowInput | None,
+    guard: GuardInput | None,
+    expected_version: int | None,
+    wait: bool,
+) -> dict[str, Any]:
+    """The body that sets an alias."""
+    if isinstance(targets, str):
+        targets = [targets]
+    elif isinstance(targets, Mapping):
+        targets = [{"model": model, "weight": weight} for model, weight in targets.items()]
+    body = {
+        "targets": [_object(target) for target in targets],
+        "shadow": None if shadow is None else _object(shadow),
+        "guard": None if guard is None else _object(guard),
+        "expected_version": expected_version,
+        "wait": wait,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def roll_back(
+    context: Context,
+    name: str,
+    version: int | None,
+    expected_version: int | None,
+    wait: bool,
+    user: str | None,
+) -> Flow[Alias]:
+    """Roll back from the version that the alias has now: asked again, after an answer that was lost, the
+    server does not go back by one more."""
+    if expected_version is None:
+        expected_version = (yield from fetch(context, endpoints.retrieve_alias(name))).version
+    body = {"expected_version": expected_version, "wait": wait}
+    if version is not None:
+        body["version"] = version
+    return (yield from fetch(context, endpoints.roll_back_alias(name, body, user)))
+
+
+def _object(value: str | AliasTarget | AliasShadow | AliasGuard | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"model": value}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.model_dump(exclude_unset=True)
