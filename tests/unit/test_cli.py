@@ -45,7 +45,7 @@ class FakeService:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_DELETE = handle_any  # noqa: N815  (http.server's names)
+            do_GET = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815  (http.server's names)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -210,7 +210,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     "argv",
     [
         ["--help"], ["demo", "--help"], ["status", "--help"], ["chat", "--help"], ["jobs", "create", "--help"],
-        ["jobs", "watch", "--help"], ["files", "upload", "--help"], ["models", "--help"], ["adapters", "--help"],
+        ["jobs", "watch", "--help"], ["files", "upload", "--help"], ["models", "--help"], ["aliases", "set", "--help"], ["adapters", "--help"],
     ],
 )  # fmt: skip
 def test_help_is_complete(run: Run, argv: list[str]) -> None:
@@ -229,6 +229,8 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["jobs", "create", "--model", "m", "--file", "file-1", "--metadata", "nothing"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "magic"],
         ["jobs", "list", "--limit", "0"],
+        ["aliases", "set", "support-bot"],
+        ["aliases", "set", "support-bot", "m=many"],
         ["files", "upload", "/no/such/file.jsonl"],
         ["status", "--url", "localhost:8000"],
         ["adapters", "register"],
@@ -464,6 +466,103 @@ def test_events_and_logs(run: Run, service: FakeService) -> None:
 
 
 # Chat
+
+
+ALIAS: dict[str, Any] = {
+    "id": "support-bot",
+    "version": 2,
+    "targets": [{"model": "old", "weight": 9.0}, {"model": "new", "weight": 1.0}],
+    "shadow": {"model": "next", "share": 0.25},
+    "guard": {"max_error_rate": 0.05, "max_p99_seconds": None, "window_seconds": 600.0, "min_requests": 20},
+    "updated_at": 0,
+}
+
+
+def test_an_alias_is_set_with_what_was_given(run: Run, service: FakeService) -> None:
+    service.replies["PUT", "/v1/aliases/support-bot"] = 200, ALIAS
+    code, out, _ = run("aliases", "set", "support-bot", "old=9", "new", "--user", "ann")
+    assert (code, out) == (0, "support-bot version 2: old=9 new\n")
+    sent = {"targets": [{"model": "old", "weight": 9.0}, {"model": "new", "weight": 1.0}], "wait": True}
+    assert service.body("PUT", "/v1/aliases/support-bot") == sent
+    assert service.headers[-1]["x-tunewright-user"] == "ann"
+    options = (
+        "--shadow", "next=0.25", "--max-error-rate", "0.05", "--max-p99", "2", "--window", "60",
+        "--min-requests", "9", "--expected-version", "0", "--no-wait",
+    )  # fmt: skip
+    assert json.loads(run("aliases", "set", "support-bot", "a:b=c=2", *options, "--json")[1])["version"] == 2
+    assert service.body("PUT", "/v1/aliases/support-bot") == {
+        "targets": [{"model": "a:b=c", "weight": 2.0}],
+        "shadow": {"model": "next", "share": 0.25},
+        "guard": {"max_error_rate": 0.05, "max_p99_seconds": 2.0, "window_seconds": 60.0, "min_requests": 9},
+        "expected_version": 0,
+        "wait": False,
+    }
+
+
+def test_aliases_are_shown(run: Run, service: FakeService) -> None:
+    service.replies["GET", "/v1/aliases"] = (
+        200,
+        page([ALIAS, {"id": "z", "version": 1, "targets": [{"model": "m"}]}]),
+    )
+    assert run("aliases", "list")[1].splitlines() == [
+        "ALIAS\tVERSION\tTARGETS\tSHADOW\tGUARD\tUPDATED",
+        "support-bot\t2\told=9 new\tnext=0.25\terrors 0.05, window 600 s, requests 20\t-",
+        "z\t1\tm\t-\t-\t-",
+    ]
+    service.replies["GET", "/v1/aliases/support-bot"] = 200, ALIAS
+    assert "target\told=9\ntarget\tnew\nshadow\tnext=0.25" in run("aliases", "show", "support-bot")[1]
+
+
+def test_an_alias_is_rolled_back_and_says_why(run: Run, service: FakeService) -> None:
+    path = "/v1/aliases/support-bot"
+    service.replies["GET", path] = 200, ALIAS
+    service.replies["POST", path + "/rollback"] = 200, {**ALIAS, "version": 3, "targets": [{"model": "old"}]}
+    assert run("aliases", "rollback", "support-bot")[1] == "support-bot version 3: old\n"
+    assert service.body("POST", path + "/rollback") == {"expected_version": 2, "wait": True}
+    run("aliases", "rollback", "support-bot", "--to", "1", "--no-wait")
+    assert service.body("POST", path + "/rollback") == {"version": 1, "expected_version": 2, "wait": False}
+    versions = [
+        {"id": "4", "version": 4, "targets": [], "who": "ann", "why": "deleted"},
+        {"id": "3", "version": 3, "targets": [{"model": "old"}], "why": "rollback to version 1"},
+    ]
+    service.replies["GET", path + "/history"] = 200, page(versions)
+    assert run("aliases", "history", "support-bot")[1].splitlines()[1:] == [
+        "4\t-\tann\t-\t-\tdeleted",
+        "3\t-\t-\told\t-\trollback to version 1",
+    ]
+    service.replies["DELETE", path] = 200, {"id": "support-bot", "deleted": True}
+    assert run("aliases", "delete", "support-bot")[1] == "support-bot deleted\n"
+
+
+def test_what_a_shadow_answered_is_listed(run: Run, service: FakeService) -> None:
+    answer = {"id": "shadow-1", "status": 200, "seconds": 0.5, "model": "next", "answered_by": "old"}
+    service.replies["GET", "/v1/aliases/support-bot/shadow"] = (
+        200,
+        page([{**answer, "answer": {"text": "x" * 99}}]),
+    )
+    out = run("aliases", "shadow", "support-bot", "--limit", "200")[1]
+    assert out.splitlines()[1].startswith('-\t200\t0.50 s\tnext\told\t{"text": "xxx')
+    assert out.endswith("...\n")
+    assert (
+        len(json.loads(run("aliases", "shadow", "support-bot", "--json")[1])["data"][0]["answer"]["text"])
+        == 99
+    )
+
+
+@pytest.mark.parametrize("group", ["models", "adapters"])
+def test_a_model_is_deleted_by_force_only_if_asked(run: Run, service: FakeService, group: str) -> None:
+    asked: list[dict[str, str]] = []
+    answer = service.answer
+
+    def noted(method: str, path: str, query: dict[str, str], *rest: Any) -> tuple[int, Any]:
+        asked.append(query)
+        return answer(method, path, query, *rest)
+
+    service.answer = noted  # type: ignore[method-assign]
+    service.replies["DELETE", f"/v1/{group}/m"] = 200, {"id": "m", "deleted": True}
+    assert run(group, "delete", "m")[1] == "m deleted\n"
+    assert run(group, "delete", "m", "--force")[1] == "m deleted\n"
+    assert asked == [{}, {"force": "true"}]
 
 
 def test_chat_streams_an_answer(run: Run, service: FakeService) -> None:

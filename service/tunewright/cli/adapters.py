@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
-from tunewright.cli.output import number, page_size, size, take, when
+from tunewright.cli.options import Commands, Remote, examples, force_option, limit_option, on_service
+from tunewright.cli.output import number, page_size, size, when
 from tunewright_client import Adapter
 
 _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
@@ -74,15 +74,12 @@ def register(
 def list_adapters(remote: Remote, base: str | None, job: str | None, state: str | None, limit: int) -> None:
     """List the adapters, checkpoints among them, newest first."""
     pages = remote.client.adapters.list(limit=page_size(limit), base=base, job=job, state=state)
-    found, more = take(pages, limit)
-    if remote.out.as_json:
-        remote.out.page(found, more)
-        return
-    remote.out.table(
+    remote.out.listing(
+        pages,
+        limit,
         ["MODEL", "STATE", "SOURCE", "RANK", "SIZE", "CREATED", "ERROR"],
-        [(a.model, a.state, a.source, a.rank, size(a.bytes), when(a.created_at), a.error) for a in found],
+        lambda a: (a.model, a.state, a.source, a.rank, size(a.bytes), when(a.created_at), a.error),
     )
-    remote.out.note_more(more)
 
 
 @adapters.command(epilog=examples(f"tunewright adapters show {_NAME}"))
@@ -186,11 +183,12 @@ def download(remote: Remote, name: str, output: str) -> None:
 
 @adapters.command(epilog=examples(f"tunewright adapters delete {_NAME}"))
 @click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
+@force_option
 @on_service
-def delete(remote: Remote, names: tuple[str, ...]) -> None:
+def delete(remote: Remote, names: tuple[str, ...], force: bool) -> None:
     """Unload and delete adapters. Those that an unfinished job starts from are refused."""
     for name in names:
-        deleted = remote.client.adapters.delete(name)
+        deleted = remote.client.adapters.delete(name, force=force)
         if remote.out.as_json:
             remote.out.json(deleted)
         else:

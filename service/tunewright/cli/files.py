@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
-from tunewright.cli.output import page_size, size, take, when
+from tunewright.cli.output import page_size, size, when
 from tunewright_client import File
 
 
@@ -38,7 +38,7 @@ def upload(remote: Remote, paths: tuple[Path, ...]) -> None:
         if remote.out.as_json:
             remote.out.json(uploaded[-1])
     if not remote.out.as_json:
-        _show(remote, uploaded)
+        remote.out.table(_COLUMNS, map(_row, uploaded))
 
 
 @files.command(
@@ -49,19 +49,16 @@ def upload(remote: Remote, paths: tuple[Path, ...]) -> None:
 @on_service
 def list_files(remote: Remote, purpose: str | None, limit: int) -> None:
     """List the files, newest first."""
-    found, more = take(remote.client.files.list(purpose=purpose, limit=page_size(limit)), limit)
-    if remote.out.as_json:
-        remote.out.page(found, more)
-        return
-    _show(remote, found)
-    remote.out.note_more(more)
-
-
-def _show(remote: Remote, found: list[File]) -> None:
-    remote.out.table(
-        ["ID", "NAME", "SIZE", "PURPOSE", "CREATED"],
-        [(file.id, file.filename, size(file.bytes), file.purpose, when(file.created_at)) for file in found],
+    remote.out.listing(
+        remote.client.files.list(purpose=purpose, limit=page_size(limit)), limit, _COLUMNS, _row
     )
+
+
+_COLUMNS = ["ID", "NAME", "SIZE", "PURPOSE", "CREATED"]
+
+
+def _row(file: File) -> tuple[object, ...]:
+    return file.id, file.filename, size(file.bytes), file.purpose, when(file.created_at)
 
 
 @files.command(

@@ -9,7 +9,7 @@ import click
 
 from tunewright.cli.create import create
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
-from tunewright.cli.output import for_terminal, number, page_size, take, when
+from tunewright.cli.output import for_terminal, number, page_size, when
 from tunewright.cli.watch import watch
 from tunewright_client import Job, JobEvent
 
@@ -30,18 +30,19 @@ jobs.add_command(watch)
 @on_service
 def list_jobs(remote: Remote, limit: int) -> None:
     """List the jobs, newest first."""
-    found, more = take(remote.client.jobs.list(limit=page_size(limit)), limit)
-    if remote.out.as_json:
-        remote.out.page(found, more)
-        return
-    rows = []
-    for job in found:
+
+    def row(job: Job) -> tuple[object, ...]:
         now = job.progress
         step = f"{now.step}/{now.total_steps}" if now and now.step is not None and now.total_steps else None
         loss = number(now.train_loss) if now else None
-        rows.append((job.id, job.status, step, loss, job.model, job.fine_tuned_model, when(job.created_at)))
-    remote.out.table(["ID", "STATUS", "STEP", "LOSS", "MODEL", "RESULT", "CREATED"], rows)
-    remote.out.note_more(more)
+        return job.id, job.status, step, loss, job.model, job.fine_tuned_model, when(job.created_at)
+
+    remote.out.listing(
+        remote.client.jobs.list(limit=page_size(limit)),
+        limit,
+        ["ID", "STATUS", "STEP", "LOSS", "MODEL", "RESULT", "CREATED"],
+        row,
+    )
 
 
 @jobs.command(epilog=examples("tunewright jobs show ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d"))
@@ -170,13 +171,8 @@ def events(remote: Remote, job_id: str, limit: int, follow: bool) -> None:
                 else:
                     remote.out.line("  ".join(str(cell) for cell in _row(event)))
         return
-    found, more = take(remote.client.jobs.events(job_id, limit=page_size(limit)), limit)
-    found.reverse()
-    if remote.out.as_json:
-        remote.out.page(found, more)
-    else:
-        remote.out.table(["TIME", "LEVEL", "MESSAGE"], [_row(event) for event in found])
-        remote.out.note_more(more)
+    found = remote.client.jobs.events(job_id, limit=page_size(limit))
+    remote.out.listing(found, limit, ["TIME", "LEVEL", "MESSAGE"], _row, oldest_first=True)
 
 
 def _row(event: JobEvent) -> tuple[str | None, str, str]:
@@ -189,21 +185,15 @@ def _row(event: JobEvent) -> tuple[str | None, str, str]:
 @on_service
 def checkpoints(remote: Remote, job_id: str, limit: int) -> None:
     """List a job's checkpoints, newest first: each is a model of its own that can be loaded."""
-    found, more = take(remote.client.jobs.checkpoints(job_id, limit=page_size(limit)), limit)
-    if remote.out.as_json:
-        remote.out.page(found, more)
-        return
-    remote.out.table(
+    remote.out.listing(
+        remote.client.jobs.checkpoints(job_id, limit=page_size(limit)),
+        limit,
         ["MODEL", "STEP", "LOSS", "VALID LOSS", "CREATED"],
-        [
-            (
-                checkpoint.fine_tuned_model_checkpoint,
-                checkpoint.step_number,
-                number(checkpoint.metrics.train_loss),
-                number(checkpoint.metrics.valid_loss),
-                when(checkpoint.created_at),
-            )
-            for checkpoint in found
-        ],
+        lambda checkpoint: (
+            checkpoint.fine_tuned_model_checkpoint,
+            checkpoint.step_number,
+            number(checkpoint.metrics.train_loss),
+            number(checkpoint.metrics.valid_loss),
+            when(checkpoint.created_at),
+        ),
     )
-    remote.out.note_more(more)

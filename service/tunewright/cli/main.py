@@ -15,6 +15,7 @@ import click
 
 from tunewright import __version__
 from tunewright.cli.adapters import adapters
+from tunewright.cli.aliases import aliases
 from tunewright.cli.backup import backup, restore
 from tunewright.cli.chat import chat
 from tunewright.cli.demo import demo
@@ -65,7 +66,7 @@ def serve(options: tuple[str, ...]) -> int:
     return serve_main(list(options))
 
 
-for command in (demo, status, jobs, files, adapters, models, chat, backup, restore):
+for command in (demo, status, jobs, files, adapters, models, aliases, chat, backup, restore):
     commands.add_command(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tunewright.cli.options import Commands, Remote, examples, on_service
+from tunewright.cli.options import Commands, Remote, examples, force_option, on_service
 from tunewright.cli.output import size
 
 _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
@@ -36,11 +36,12 @@ def list_models(remote: Remote) -> None:
 
 @models.command(epilog=examples(f"tunewright models delete {_NAME}"))
 @click.argument("names", metavar="MODEL...", nargs=-1, required=True)
+@force_option
 @on_service
-def delete(remote: Remote, names: tuple[str, ...]) -> None:
+def delete(remote: Remote, names: tuple[str, ...], force: bool) -> None:
     """Delete tuned models. Adapters are unloaded first; bases cannot be deleted."""
     for name in names:
-        deleted = remote.client.models.delete(name)
+        deleted = remote.client.models.delete(name, force=force)
         if remote.out.as_json:
             remote.out.json(deleted)
         else:

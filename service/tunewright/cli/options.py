@@ -74,6 +74,15 @@ def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     )
 
 
+def force_option(function: Callable[P, R]) -> Callable[P, R]:
+    """--force, of commands that delete models."""
+    return click.option(
+        "--force",
+        is_flag=True,
+        help="Also those that aliases have: they are taken out of them; an alias with no other target is deleted.",
+    )(function)
+
+
 def examples(*lines: str) -> str:
     """An epilog that is shown as it is written."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from tunewright_client import Page
 
-T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 _STATE_STYLES = {
     "succeeded": "green", "ready": "green", "loaded": "green",
     "failed": "red", "backoff": "red",
@@ -85,21 +85,35 @@ class Output:
         """Something beside the result."""
         click.echo(plain(text), err=True)
 
-    def note_more(self, has_more: bool) -> None:
-        """Say that a list goes on, to a person."""
-        if has_more and self.stdout.is_terminal:
+    def listing(
+        self,
+        items: Page[M],
+        limit: int,
+        columns: Sequence[str],
+        row: Callable[[M], Sequence[object]],
+        *,
+        oldest_first: bool = False,
+    ) -> None:
+        """The first `limit` items, over as many pages as that takes, and to a person whether there are more.
+
+        `oldest_first`: of a list that comes newest first.
+        """
+        found = list(islice(items, limit + 1))
+        more = len(found) > limit
+        found = found[:limit]
+        if oldest_first:
+            found.reverse()
+        if self.as_json:
+            self.page(found, more)
+            return
+        self.table(columns, map(row, found))
+        if more and self.stdout.is_terminal:
             self.note("There are more: --limit shows them.")
 
 
-def page_size(limit: int) -> int:
-    """What to ask the API for, to see `limit` items and whether there are more; it gives 1000 at most."""
-    return min(limit + 1, 1000)
-
-
-def take(page: Page[T], limit: int) -> tuple[list[T], bool]:
-    """The first `limit` items, over as many pages as that takes, and whether there are more."""
-    items = list(islice(page, limit + 1))
-    return items[:limit], len(items) > limit
+def page_size(limit: int, most: int = 1000) -> int:
+    """What to ask the API for, to see `limit` items and whether there are more; it gives `most` at most."""
+    return min(limit + 1, most)
 
 
 def plain(text: str) -> str:
