@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a write failed for want of space, on the disk or in the user's quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """All of it or nothing, also after power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # half a file, most likely on a full disk
+        raise
     sync_folder(path.parent)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from rows import JOB
 from tunewright.config import Settings, embedded_base_path
+from tunewright.errors import StorageFull
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.data_folder import DataFolder
@@ -22,7 +23,7 @@ from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder
+from tunewright.trainer.folder import DISK_FULL, JobFolder
 
 BASE = "tunewright-tiny"
 RESOLVED = resolve(
@@ -111,7 +112,9 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Publishing, reduced to its transaction."""
     seen: list[str] = []
 
-    def publish(store: Store, data: DataFolder, job: Job, base: Any, folder: JobFolder, result: Any) -> None:
+    def publish(
+        store: Store, data: DataFolder, job: Job, base: Any, folder: JobFolder, result: Any, **_: Any
+    ) -> None:
         seen.append(job.id)
         with store.database.begin() as connection:
             scheduler_succeed(connection, job.id, model="ft:x", trained_tokens=result.trained_tokens)
@@ -258,17 +261,99 @@ def test_what_was_trained_waits_for_a_full_disk(
     trainer(SUCCEED)
     publish, calls = scheduler_jobs.publish_products, []
 
-    def full_at_first(*arguments: Any) -> None:
+    def full_at_first(*arguments: Any, **options: Any) -> None:
         calls.append(1)
         if len(calls) == 1:
             raise OSError(28, "No space left on device")
-        publish(*arguments)
+        publish(*arguments, **options)
 
     monkeypatch.setattr(scheduler_jobs, "publish_products", full_at_first)
     monkeypatch.setattr(scheduler_jobs, "_PUBLISH_AGAIN_AFTER", 0.3)
     scheduler.until(lambda: scheduler.job(job.id).state is JobState.SUCCEEDED)
     assert len(calls) == 2
     assert any("No space left on device" in text for text in scheduler.messages(job.id))
+
+
+def test_a_trainer_without_room_for_its_result_fails_its_job_with_that_reason(
+    scheduler: Scheduler, job: Job, trainer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it left is removed first: it may be what the database lacks, which then refuses to note the failure."""
+    trainer(f"{step(1)}; mkdir -p $folder/checkpoints/step-1 $folder/work; exit {DISK_FULL}")
+    fail, refused = scheduler.store.jobs.fail, []
+
+    def full_while_it_lies_there(id: str, **why: Any) -> Any:
+        if folder_of(scheduler, job).checkpoints.exists() or not refused:
+            refused.append(1)
+            raise StorageFull("full")
+        return fail(id, **why)
+
+    monkeypatch.setattr(scheduler.store.jobs, "fail", full_while_it_lies_there)
+    with pytest.raises(StorageFull):
+        scheduler.until(lambda: scheduler.job(job.id).state.is_final)
+    scheduler.until(lambda: scheduler.job(job.id).device is None)
+    assert len(refused) == 1
+    error = scheduler.job(job.id).error
+    assert error is not None
+    assert error["code"] == "disk_full"
+    assert f"could not write to {folder_of(scheduler, job).path}. Free some space there" in error["message"]
+    assert (runs(scheduler, job), scheduler.steps(job.id)) == (1, [1])
+
+
+def test_a_job_is_not_lost_for_want_of_room(
+    scheduler: Scheduler,
+    job: Job,
+    trainer: Callable[[str], None],
+    published: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither while it is validated, nor when its trainer is to start, nor when what that told is taken in."""
+    trainer(f"{step(1)}; {SUCCEED}")
+    monkeypatch.setattr(scheduler_jobs, "_VALIDATE_AGAIN_AFTER", 0.1)
+    full_once(monkeypatch, scheduler.store.jobs, "mark_valid", StorageFull("full"))
+    full_once(monkeypatch, scheduler.store.jobs, "take_in", StorageFull("full"))
+    full_once(monkeypatch, JobFolder, "write_spec", OSError(28, "No space left on device"))
+    new = scheduler.store.jobs.create(
+        {**JOB, "base": BASE, "model": BASE, "training_file": "file-1", "seed": 2}
+    )
+    raised = []
+    deadline = time.monotonic() + 20
+    while not (scheduler.job(new.id).state is scheduler.job(job.id).state is JobState.SUCCEEDED):
+        assert time.monotonic() < deadline
+        try:
+            scheduler.runner.tick()
+        except (OSError, StorageFull) as error:
+            raised.append(str(error))
+        time.sleep(0.02)
+    assert sorted(raised) == ["[Errno 28] No space left on device", "full"]
+    assert scheduler.steps(job.id) == scheduler.steps(new.id) == [1]
+    assert runs(scheduler, job) == runs(scheduler, new) == 1
+
+
+def full_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception) -> None:
+    """The first call of a method finds the disk full."""
+    method, calls = getattr(owner, name), []
+
+    def full_at_first(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return method(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, full_at_first)
+
+
+def test_trainers_that_are_killed_time_after_time_may_lack_memory(
+    scheduler: Scheduler, job: Job, trainer: Callable[[str], None]
+) -> None:
+    trainer("kill -9 $$")
+    scheduler.until(lambda: scheduler.job(job.id).state.is_final)
+    error = scheduler.job(job.id).error
+    assert error is not None
+    assert error["code"] == "trainer_crashed"
+    assert error["message"].startswith("its trainer ended 3 times without a new step, last with signal 9: ")
+    assert error["message"].endswith(
+        "when the machine's memory runs out: lower batch_size or max_length, or use type qlora"
+    )
 
 
 def test_a_job_whose_device_is_gone_waits_for_another(

@@ -413,8 +413,25 @@ def test_rows_are_cut_and_counted_never_silently(tokenizer: Any, tmp_path: Any) 
     file = tokenize_file(path, tokenizer, 8)
     assert (len(file.examples), file.truncated, file.dropped) == (2, 2, 1)
     assert all(len(example.input_ids) <= 8 for example in file.examples)
-    assert "2 truncated" in file.describe()
-    assert "1 left out" in file.describe()
+    assert ", 2 truncated to 8 tokens, 1 left out" in file.describe()
+
+
+def test_long_rows_are_refused_by_line_where_that_is_asked_for(tokenizer: Any, tmp_path: Any) -> None:
+    path = tmp_path / "data.jsonl"
+    long = '{"prompt": "a b c d e f g h i", "completion": " x"}\n'
+    path.write_text('{"prompt": "a", "completion": " x"}\n' + long)
+    tokens = len(encode_text(tokenizer, "a b c d e f g h i", " x").input_ids)
+    with pytest.raises(TrainingFailed) as told:
+        tokenize_file(path, tokenizer, 8, truncation="refuse", what="validation_file")
+    assert told.value.code == "row_too_long"
+    assert str(told.value) == (
+        f"validation_file: line 2 has {tokens} tokens; the maximum is 8. Shorten them, raise tuning.max_length (up to "
+        "the base's context), or have them cut with tuning.truncation truncate"
+    )
+    path.write_text(long * 12)
+    with pytest.raises(TrainingFailed, match=f"line 10 has {tokens} tokens and 2 more lines are too long; "):
+        tokenize_file(path, tokenizer, 8, truncation="refuse")
+    assert tokenize_file(path, tokenizer, tokens, truncation="refuse").truncated == 0
 
 
 def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Any) -> None:

@@ -32,6 +32,8 @@ class Resolved:
     per_device_batch_size: int
     gradient_accumulation_steps: int
     max_length: int
+    truncation: str
+    """What becomes of longer rows: "truncate" or "refuse"."""
     warmup_ratio: float
     lr_scheduler_type: str
     max_grad_norm: float
@@ -87,6 +89,7 @@ def resolve(
         per_device_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         max_length=min(given(tuning, "max_length", MAX_LENGTH), context),
+        truncation=given(tuning, "truncation", "truncate"),
         warmup_ratio=given(tuning, "warmup_ratio", WARMUP_RATIO),
         lr_scheduler_type=given(tuning, "lr_scheduler_type", "cosine"),
         max_grad_norm=given(tuning, "max_grad_norm", MAX_GRAD_NORM),

@@ -1,7 +1,9 @@
-"""Takes what trainers report into the store, each line exactly once and each step once."""
+"""Takes what trainers report into the store, each line exactly once and each step once, and tells how they ended."""
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
 from typing import Any
 
 from tunewright.store.records import Job
@@ -31,3 +33,29 @@ def take_in_events(store: Store, job: Job, folder: JobFolder) -> None:
         progress=progress,
         last_step=last_step,
     )
+
+
+def exit_words(code: int | None) -> str:
+    """How a process ended."""
+    if code is None:
+        return "an unknown exit code"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def hint(how: str) -> str:
+    """What may be done about a trainer that ended so; begins a sentence of its own, or is empty."""
+    if how != exit_words(-signal.SIGKILL):
+        return ""
+    return (
+        ". That signal mostly comes from the system, when the machine's memory runs out: lower batch_size or "
+        "max_length, or use type qlora"
+    )
+
+
+def last_line(log_file: Path) -> str:
+    """Of a child process's log."""
+    try:
+        lines = log_file.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:300] if lines else "its log is empty"

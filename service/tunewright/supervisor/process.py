@@ -83,8 +83,12 @@ class GroupRecord:
 
     def write(self, path: Path) -> None:
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self)))
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(asdict(self)))
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class ProcessGroup:
@@ -112,10 +116,11 @@ class ProcessGroup:
     ) -> Self:
         """Start `command` in a group of its own. `output` takes stdout and stderr; None shares this process's."""
         watcher = _watch(lifeline, title, group=0)
-        watcher_id = ProcessId.of(watcher.pid)
-        record_path.parent.mkdir(parents=True, exist_ok=True)
-        GroupRecord(watcher.pid, watcher_id, None).write(record_path)
+        child = None
         try:
+            watcher_id = ProcessId.of(watcher.pid)
+            record_path.parent.mkdir(parents=True, exist_ok=True)
+            GroupRecord(watcher.pid, watcher_id, None).write(record_path)
             child = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
@@ -125,17 +130,19 @@ class ProcessGroup:
                 pass_fds=(lifeline, *descriptors),
                 process_group=watcher.pid,
             )
-        except BaseException:
-            watcher.kill()
-            watcher.wait()
+            try:
+                command_id = ProcessId.of(child.pid)
+            except ProcessLookupError:  # gone already and reaped elsewhere; the exit code tells the rest
+                command_id = ProcessId(child.pid, -1)
+            record = GroupRecord(watcher.pid, watcher_id, command_id)
+            record.write(record_path)
+        except BaseException:  # no such command, or no room for the record: then nothing may run unknown
+            os.killpg(watcher.pid, signal.SIGKILL)
+            for process in (watcher, child):
+                if process is not None:
+                    process.wait()
             record_path.unlink(missing_ok=True)
             raise
-        try:
-            command_id = ProcessId.of(child.pid)
-        except ProcessLookupError:  # gone already and reaped elsewhere; the exit code tells the rest
-            command_id = ProcessId(child.pid, -1)
-        record = GroupRecord(watcher.pid, watcher_id, command_id)
-        record.write(record_path)
         group = cls(record, record_path, child)
         group._watcher = watcher
         return group

@@ -1,7 +1,8 @@
 """`python -m tunewright.trainer JOB_DIR`: runs or resumes the job in a folder, then exits.
 
 Exit codes: 0 the job is over and result.json says how; 75 asked to stop, a checkpoint is saved; 2 the folder has no
-spec; 3 another trainer has it; else it crashed and may be started again.
+spec; 3 another trainer has it; 74 the disk is full, so that there is no result.json; else it crashed and may be
+started again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from tunewright.trainer.folder import JobFolder
+from tunewright.trainer.folder import DISK_FULL, JobFolder
 
 
 def main() -> int:
@@ -39,7 +40,12 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder: nothing is to be looked up
     from tunewright.trainer.run import run_job  # imports torch: only now that the job is ours
 
-    return run_job(folder, spec)
+    code = run_job(folder, spec)
+    if code == DISK_FULL:
+        os._exit(
+            code
+        )  # what is left to print would not fit either, and Python would exit with a code of its own
+    return code
 
 
 if __name__ == "__main__":

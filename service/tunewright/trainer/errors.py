@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tunewright.atomic import is_disk_full
+
+_FULL_BELOW = 2**20
+"""Bytes. What torch had half written, and leaves, takes up the rest."""
+
 
 class TrainingFailed(Exception):
     """The job cannot succeed: `code` and the message become the job's error."""
@@ -13,3 +24,49 @@ class TrainingFailed(Exception):
 
 class TrainingStopped(Exception):
     """Asked to stop; a checkpoint is saved and a later run goes on from it."""
+
+
+def explain(error: Exception, folder: Path) -> TrainingFailed | None:
+    """What a job's error says of it; None for a fault that nobody foresaw, after which the trainer is started again."""
+    if isinstance(error, TrainingFailed):
+        return error
+    if _is_out_of_memory(error):
+        return TrainingFailed(
+            "out_of_memory",
+            f"the device ran out of memory: {_first_line(error)} Lower batch_size or max_length, or use type qlora.",
+        )
+    causes = list(_causes(error))
+    if any(is_disk_full(cause) or _tells_disk_full(cause, folder) for cause in causes):
+        return TrainingFailed(
+            "disk_full",
+            f"the disk is full: the trainer could not write to {folder} ({_first_line(error)}). Free some space there, "
+            "and create the job again.",
+        )
+    if any(isinstance(cause, OSError) for cause in causes):
+        return TrainingFailed("io_error", f"the trainer could not read or write: {error}")
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch tells of a GPU by a class and of the CPU by a text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _tells_disk_full(error: BaseException, folder: Path) -> bool:
+    """safetensors and torch do not raise OSError: one quotes it, the other says that what it wrote came out shorter."""
+    text = str(error)
+    if "No space left on device" in text or "Disk quota exceeded" in text:
+        return True
+    return "inline_container.cc" in text and shutil.disk_usage(folder).free < _FULL_BELOW
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tunewright.atomic import publish_folder
+from tunewright.atomic import is_disk_full, publish_folder
 from tunewright.trainer.dataset import TokenizedFile, tokenize_file
-from tunewright.trainer.errors import TrainingFailed
+from tunewright.trainer.errors import explain
 from tunewright.trainer.folder import (
+    DISK_FULL,
     STOPPED_RESUMABLE,
     EventLog,
     JobFolder,
@@ -42,30 +42,24 @@ def run_job(folder: JobFolder, spec: JobSpec) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_info()
     transformers.logging.disable_progress_bar()
-    events = EventLog(folder)
     try:
-        result = _train(folder, spec, events)
-    except TrainingFailed as error:
-        log.error("%s: %s", error.code, error)
-        result = JobResult(status="failed", error_code=error.code, error_message=str(error))
-    except torch.OutOfMemoryError as error:
-        log.error("%s", traceback.format_exc())
-        result = JobResult(
-            status="failed",
-            error_code="out_of_memory",
-            error_message=f"the device ran out of memory: {str(error).splitlines()[0]} Lower batch_size or "
-            "max_length, or use type qlora.",
-        )
-    except OSError as error:
-        log.error("%s", traceback.format_exc())
-        result = JobResult(
-            status="failed",
-            error_code="disk_full" if error.errno in (28, 122) else "io_error",
-            error_message=f"the trainer could not read or write: {error}",
-        )
+        result = _train(folder, spec, EventLog(folder))
+    except Exception as error:
+        failure = explain(error, folder.path)
+        if failure is None:
+            raise
+        log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
+        result = JobResult(status="failed", error_code=failure.code, error_message=str(failure))
     if result is None:
         return STOPPED_RESUMABLE
-    folder.write_result(result)
+    if result.error_code == "disk_full":
+        folder.remove_products()  # they are of no use any more, and the result may fit where they were
+    try:
+        folder.write_result(result)
+    except OSError as error:
+        if is_disk_full(error):
+            return DISK_FULL
+        raise
     return 0
 
 
@@ -75,13 +69,20 @@ def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | No
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
     heartbeat = Heartbeat(folder)
-    training = tokenize_file(Path(spec.training_file), tokenizer, tuning["max_length"], on_row=heartbeat.beat)
+    training = tokenize_file(
+        Path(spec.training_file),
+        tokenizer,
+        tuning["max_length"],
+        truncation=tuning["truncation"],
+        on_row=heartbeat.beat,
+    )
     held_out = None
     if spec.validation_file:
         held_out = tokenize_file(
             Path(spec.validation_file),
             tokenizer,
             tuning["max_length"],
+            truncation=tuning["truncation"],
             what="validation_file",
             on_row=heartbeat.beat,
         )
@@ -182,7 +183,7 @@ def _save_product(
     model = trainer.accelerator.unwrap_model(trainer.model)
     is_adapter = isinstance(model, PeftModel)
     final = folder.adapter if is_adapter else folder.model
-    temporary = folder.path / f".{final.name}.tmp"
+    temporary = folder.unfinished(final)
     for stale in (temporary, final):
         shutil.rmtree(stale, ignore_errors=True)
     if is_adapter:

@@ -1,0 +1,165 @@
+"""Schemathesis over every operation of a running service: each answer must be as the OpenAPI document says.
+
+Generated ids name nothing, so half of the requests are aimed at what the service has.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import Case
+
+TIMEOUT = 60.0
+_KEPT = 3
+"""Models, say, that are left for other requests."""
+_ROOT = Path(__file__).resolve().parents[1]
+_GENERATIONS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/tokenize")
+_CONFIG = {
+    "checks": {
+        "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "503"]},
+        # a file, a job or a model that a valid request names must also exist
+        "positive_data_acceptance": {"enabled": False},
+    }
+}
+
+
+def api() -> Any:
+    """The committed document, which a test of its own holds to the application's."""
+    return schemathesis.openapi.from_path(
+        _ROOT / "openapi" / "openapi.json", config=schemathesis.Config.from_dict(_CONFIG)
+    )
+
+
+def examples(number: int) -> settings:
+    """The same ones every time."""
+    return settings(
+        max_examples=number,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+class Fuzzer:
+    """Sends cases to `url` and keeps count. `jobs_on` is a base on which jobs may be created and never train."""
+
+    def __init__(self, url: str, *, jobs_on: str | None = None) -> None:
+        self._url = url
+        self._jobs_on = jobs_on
+        self._session = requests.Session()
+        self._known: dict[str, list[str]] = {}
+        self._stale_after = 0
+        self._requests = 0
+        self._statuses: dict[str, Counter[int]] = {}
+        self._slowest: list[tuple[float, str]] = []
+
+    def send(self, case: Case) -> None:
+        """Raises AssertionError where an answer does not come, or is not as documented."""
+        label = case.operation.label
+        self._aim(case)
+        response = case.call(base_url=self._url, session=self._session, timeout=TIMEOUT)
+        self._count(label, response.status_code, response.elapsed)
+        case.validate_response(response)
+        assert response.headers.get("x-request-id"), "every answer has an id"
+        if response.status_code in (429, 503):
+            assert response.headers.get("retry-after"), f"{response.status_code} says when to try again"
+        if response.status_code >= 400 and label != "GET /ready" and case.method != "HEAD":
+            error = response.json()["error"]
+            assert error["message"], "an error says what is wrong"
+            assert set(error) == {"message", "type", "param", "code"}
+
+    def wander(self, number: int) -> None:
+        """`number` chains of requests, each about what an answer before named: made, read, deleted, read."""
+        fuzzer = self
+
+        class Journeys(api().as_state_machine()):  # type: ignore[misc]
+            def get_call_kwargs(self, case: Case) -> dict[str, Any]:
+                return {"base_url": fuzzer._url, "session": fuzzer._session, "timeout": TIMEOUT}
+
+            def after_call(self, response: Any, case: Case) -> None:
+                fuzzer._count(case.operation.label, response.status_code, response.elapsed)
+
+        Journeys.run(settings=settings(examples(number), stateful_step_count=8))
+
+    def report(self) -> str:
+        statuses: Counter[int] = sum(self._statuses.values(), Counter())
+        lines = [f"{len(self._statuses)} operations, {self._requests} requests"]
+        lines += [f"  {status}: {count}" for status, count in sorted(statuses.items())]
+        lines += [f"  slowest: {seconds:.2f} s {what}" for seconds, what in self._slowest]
+        return "\n".join(lines)
+
+    def _count(self, label: str, status: int, took: float) -> None:
+        self._requests += 1
+        self._statuses.setdefault(label, Counter())[status] += 1
+        self._slowest = sorted([*self._slowest, (took, f"{label} {status}")], reverse=True)[:5]
+
+    def _aim(self, case: Case) -> None:
+        """Put something that exists where a name belongs, in half of the requests; which half is told by the case."""
+        if self._requests >= self._stale_after:
+            self._look()
+        chance = random.Random(zlib.crc32(repr(case).encode(errors="surrogatepass")))
+        for name in case.path_parameters:
+            known = self._known.get(name, [])
+            if chance.random() < 0.5 and len(known) > (_KEPT if case.method == "DELETE" else 0):
+                case.path_parameters[name] = chance.choice(known)
+        if case.query.get("stream") in (True, "true", ["true"]) and case.path.endswith("/events"):
+            case.path_parameters["job_id"] = chance.choice(self._known["ended_job_id"] or ["ftjob-none"])
+        if "after" in case.query and chance.random() < 0.3:
+            case.query["after"] = chance.choice(sum(self._known.values(), ["file-none"]))
+        if isinstance(case.body, dict) and case.meta and case.meta.generation.mode.is_positive:
+            self._aim_body(case, chance)  # a wrong body must stay wrong
+
+    def _aim_body(self, case: Case, chance: random.Random) -> None:
+        body = case.body
+        assert isinstance(body, dict)
+        if case.path == "/v1/files" and "purpose" in body and chance.random() < 0.5:
+            body["purpose"] = "fine-tune"
+        elif case.path == "/v1/fine_tuning/jobs" and "model" in body and self._jobs_on:
+            if chance.random() < 0.5:
+                body["model"] = self._jobs_on
+            if chance.random() < 0.7 and "training_file" in body and self._known["file_id"]:
+                body["training_file"] = chance.choice(self._known["file_id"])
+        elif case.path == "/v1/aliases/{name}":
+            for target in body.get("targets") or []:
+                if chance.random() < 0.8:
+                    target["model"] = chance.choice(self._known["model"])
+            body["wait"] = chance.random() < 0.5
+        elif case.path in _GENERATIONS and "model" in body and chance.random() < 0.7:
+            body["model"] = chance.choice(self._known["model"])
+            if case.path in _GENERATIONS[:2] and chance.random() < 0.9:
+                body["max_tokens"] = 4
+
+    def _look(self) -> None:
+        """Learn what there is, and make something new, since requests also delete."""
+        self._stale_after = self._requests + 20
+        self._session.post(
+            f"{self._url}/v1/files",
+            files={"file": ("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n')},
+            data={"purpose": "fine-tune"},
+            timeout=TIMEOUT,
+        ).raise_for_status()
+        jobs = self._list("/v1/fine_tuning/jobs?limit=1000")
+        jobs = jobs[:10] + jobs[-10:]
+        final = ("succeeded", "failed", "cancelled")
+        self._known = {
+            "file_id": [file["id"] for file in self._list("/v1/files?limit=20")],
+            "job_id": [job["id"] for job in jobs],
+            "ended_job_id": [job["id"] for job in jobs if job["status"] in final],
+            "model": [model["id"] for model in self._list("/v1/models")],
+            "adapter": [adapter["id"] for adapter in self._list("/v1/adapters")],
+            "name": [alias["id"] for alias in self._list("/v1/aliases")],
+        }
+
+    def _list(self, path: str) -> list[dict[str, Any]]:
+        answer = self._session.get(self._url + path, timeout=TIMEOUT)
+        answer.raise_for_status()
+        return list(answer.json()["data"])
