@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fake_engine import gateway_for
 from rows import FILE, JOB, Publish
 from tunewright.api import artifacts, creation, middleware
 from tunewright.api.app import build
 from tunewright.api.context import ServiceContext
-from fake_engine import gateway_for
 from tunewright.api.routes import jobs as job_routes
 from tunewright.config import Settings
 from tunewright.registry.data_folder import DataFolder
@@ -421,6 +421,63 @@ def test_a_refusal_names_the_parameter(
     told = error(answer, 400)
     assert (told["param"], told["code"], told["type"]) == (param, code, "invalid_request_error")
     assert api.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tuning": {"rnk": 8}}, "Unknown parameter: tuning.rnk."),
+        (
+            {"tuning": {"learning_rate": 2}},
+            "Invalid tuning.learning_rate: input should be 'auto'; or input should be less than or equal to 1; got 2.",
+        ),
+        (
+            {"tuning": {"rank": 0}},
+            "Invalid tuning.rank: input should be 'auto'; or input should be greater than or equal to 1; got 0.",
+        ),
+        (
+            {"tuning": {"rank": 65}},
+            "The engine serves adapters up to rank 64, so one of rank 65 could not be used. Lower it, or start the "
+            "service with a larger --max-lora-rank.",
+        ),
+        (
+            {"tuning": {"truncation": "cut"}},
+            "Invalid tuning.truncation: input should be 'truncate' or 'refuse'.",
+        ),
+        (
+            {"model": "gpt-9"},
+            "No such model: 'gpt-9'. Bases here: tunewright-tiny; finished models are listed by GET /v1/models.",
+        ),
+        ({"training_file": "file-9"}, "No such file: 'file-9'. Upload it first, with purpose fine-tune."),
+        (
+            {"metadata": {"a": "b\0"}},
+            "Invalid metadata: the character U+0000 cannot be stored; leave it out.",
+        ),
+        ({"suffix": "\ud800"}, "Invalid suffix: half of a surrogate pair (\\ud800 to \\udfff) is no text."),
+    ],
+)
+def test_a_refusal_says_what_and_where_and_what_to_do(
+    api: TestClient, change: dict[str, Any], message: str
+) -> None:
+    body = json.dumps({**job_body(api), **change})
+    answer = api.post("/v1/fine_tuning/jobs", content=body, headers={"content-type": "application/json"})
+    assert answer.json()["error"]["message"] == message
+
+
+def test_a_job_that_has_ended_is_told_with_how(api: TestClient) -> None:
+    id = create(api)["id"]
+    api.post(f"/v1/fine_tuning/jobs/{id}/cancel")
+    assert error(api.post(f"/v1/fine_tuning/jobs/{id}/cancel"), 400)["message"] == (
+        f"Job {id} has already ended (cancelled). Only unfinished jobs can be cancelled."
+    )
+
+
+def test_a_body_that_is_not_sent_as_json_is_told_so(api: TestClient) -> None:
+    told = error(api.post("/v1/fine_tuning/jobs", content=b"{}", headers={"content-type": "text/csv"}), 400)
+    assert told["message"] == (
+        "The body is not read as JSON, since its Content-Type is text/csv: send it with the header Content-Type: "
+        "application/json."
+    )
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"x"', b"", b"\xff", b"null"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tunewright.data import formats
 from tunewright.data.formats import DataFormat, InvalidData, check_file, read_rows
 
 USER = {"role": "user", "content": "hi"}
@@ -41,7 +42,6 @@ def call(name: Any = "f", arguments: Any = "{}") -> dict[str, Any]:
 
 FAULTS: dict[str, tuple[Any, str]] = {
     "not json": (b'{"messages": [', "not valid JSON"),
-    "a JSON array over lines": (b"[", "the file must be JSONL"),
     "not utf-8": (b'{"prompt": "\xff", "completion": "x"}', "not UTF-8 text"),
     "NaN": (b'{"prompt": "x", "completion": NaN}', "NaN is not valid JSON"),
     "Infinity": (b'{"prompt": -Infinity}', "-Infinity is not valid JSON"),
@@ -146,6 +146,78 @@ def test_bom_blank_lines_and_windows_line_ends_do_not_count(tmp_path: Path) -> N
     )
     assert check_file(path).rows == 2
     assert list(read_rows(path)) == [(1, GOOD), (4, GOOD)]
+
+
+NOT_JSONL = 'not JSONL: it needs one JSON object in each line, such as {"prompt": "2+2=", "completion": " 4"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a PDF"),
+        (b"\x1f\x8b\x08\x00" + bytes(range(256)), "compressed with gzip"),
+        (b"PK\x03\x04\x14\x00\x06\x00[Content_Types].xml", "a zip archive or an Office document"),
+        (b"PAR1\x15\x04\x15", "a Parquet file"),
+        (json.dumps(GOOD).encode("utf-16"), "UTF-16 text"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", "a binary file"),
+        (b"\x00" * 100, "a binary file"),
+        (json.dumps([GOOD, GOOD]).encode(), "a JSON array"),
+        (json.dumps([GOOD, GOOD], indent=2).encode(), "a JSON array"),
+        (json.dumps(GOOD, indent=2).encode(), "JSON with objects over several lines"),
+        (b"prompt,completion\n2+2=,4\n", "plain text or CSV"),
+        (b'"prompt";"completion"\n"2+2=";"4"\n', "plain text or CSV"),
+        (b"Dear model,\n\nplease learn this.\n", "plain text or CSV"),
+        ("caf\xe9;1".encode("latin-1"), "plain text or CSV"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name(check: Any, content: bytes, kind: str) -> None:
+    with pytest.raises(InvalidData) as told:
+        check(content)
+    assert str(told.value) == f"the file is {kind}, {NOT_JSONL}"
+
+
+@pytest.mark.parametrize(
+    "content", [b"# a note\n" + lines(GOOD), lines({"prompt": 1}) + b"[1, 2\n", lines([1], GOOD)]
+)
+def test_one_good_row_is_enough_to_be_jsonl(check: Any, content: bytes) -> None:
+    with pytest.raises(InvalidData, match=r"^line 1: "):
+        check(content)
+
+
+def test_a_line_without_end_is_not_read_whole(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_LONGEST_LINE", 2**20)
+    with pytest.raises(InvalidData) as told:
+        check(b'{"prompt": "' + b"x" * 3 * 2**20)
+    assert str(told.value) == "line 1: longer than 1 MiB"
+    assert check(lines({"prompt": "x" * (2**20 - 100), "completion": "y"})).rows == 1
+
+
+TOLD = {  # in full, as a user reads them
+    b'{"messages": [{"role": "user", "content": "hi"}]': (
+        "line 1: not valid JSON (Expecting ',' delimiter at column 49); the file must be JSONL"
+    ),
+    json.dumps(chat(USER)).encode(): (
+        "line 1: no assistant message to learn from (with weight 1): add what the model should answer"
+    ),
+    json.dumps(chat({"role": "bot", "content": "x"}, ANSWER)).encode(): (
+        'line 1: messages[0].role must be one of system, developer, user, assistant, tool, function; got "bot"'
+    ),
+    b'{"prompt": "x", "completion": "y", "label": 1}': (
+        'line 1: unknown field "label": such a row has "prompt" and "completion" only'
+    ),
+    b'{"messages": [], "functions": []}': (
+        'line 1: unknown field "functions": such a row has "messages", "tools" and "parallel_tool_calls" only'
+    ),
+    b'{"text": "x"}': 'line 1: needs "messages", or "prompt" and "completion"; has "text"',
+    b"": "the file is empty: it needs one JSON object per line",
+}
+
+
+@pytest.mark.parametrize("content", TOLD)
+def test_messages_say_what_and_where_and_what_to_do(check: Any, content: bytes) -> None:
+    with pytest.raises(InvalidData) as told:
+        check(content)
+    assert str(told.value) == TOLD[content]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n"])

@@ -16,6 +16,15 @@ from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_FAULTS = 10
+_LONGEST_LINE = 32 * 2**20
+_KINDS = {  # how files begin that are taken for JSONL
+    b"%PDF-": "a PDF",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "a zip archive or an Office document",
+    b"PAR1": "a Parquet file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
 _SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
 
 
@@ -62,13 +71,15 @@ def check_file(path: Path) -> FileReport:
     report: FileReport | None = None
     faults: list[Fault] = []
     rows = characters = 0
+    first, is_json = b"", False
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
                 if not line.strip():
                     continue
                 rows += 1
                 characters += len(line)
+                first = first or line
                 try:
                     found = _check_line(line)
                     if report is None:
@@ -79,13 +90,19 @@ def check_file(path: Path) -> FileReport:
                             "use one format in a file"
                         )
                 except _Fault as fault:
+                    is_json = is_json or not isinstance(fault, _NoJson)
                     faults.append(Fault(number, str(fault)))
-                    if len(faults) >= _MAX_FAULTS:
+                    if len(faults) >= _MAX_FAULTS or len(line) > _LONGEST_LINE:
                         break
     except OSError as error:
         raise InvalidData(f"the file cannot be read: {error.strerror}") from error
     if rows == 0:
         raise InvalidData("the file is empty: it needs one JSON object per line")
+    if report is None and (kind := _other_kind(first, rows, is_json=is_json)):
+        raise InvalidData(
+            f"the file is {kind}, not JSONL: it needs one JSON object in each line, such as "
+            '{"prompt": "2+2=", "completion": " 4"}'
+        )
     if faults:
         more = " (and maybe more)" if len(faults) >= _MAX_FAULTS else ""
         raise InvalidData("; ".join(map(str, faults)) + more)
@@ -98,17 +115,40 @@ class _Fault(Exception):
     pass
 
 
+class _NoJson(_Fault):
+    pass
+
+
+def _other_kind(first: bytes, rows: int, *, is_json: bool) -> str | None:
+    """What a file is that has no good row, told by the first of its `rows`; None where it was meant to be JSONL."""
+    for magic, kind in _KINDS.items():
+        if first.startswith(magic):
+            return kind
+    text = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if text.startswith(b"[") and (rows == 1 or not is_json):
+        return "a JSON array"
+    if is_json or len(first) > _LONGEST_LINE:
+        return None
+    if text == b"{":
+        return "JSON with objects over several lines"
+    if b"\0" in first:
+        return "a binary file"
+    return None if text.startswith(b"{") else "plain text or CSV"
+
+
 def _refuse_constant(name: str) -> Any:
     raise _Fault(f"{name} is not valid JSON")
 
 
 def _check_line(line: bytes) -> DataFormat:
+    if len(line) > _LONGEST_LINE:
+        raise _NoJson(f"longer than {_LONGEST_LINE // 2**20} MiB")
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise _Fault("not UTF-8 text") from None
+        raise _NoJson("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise _Fault(
+        raise _NoJson(
             f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL"
         ) from None
     except RecursionError:
@@ -148,13 +188,15 @@ def _check_text(row: dict[str, Any]) -> None:
         raise _Fault('"completion" is empty: there is nothing to learn')
     unknown = set(row) - {"prompt", "completion"}
     if unknown:
-        raise _Fault(f"unknown field {_names(unknown)}")
+        raise _Fault(f'unknown field {_names(unknown)}: such a row has "prompt" and "completion" only')
 
 
 def _check_chat(row: dict[str, Any]) -> None:
     unknown = set(row) - {"messages", "tools", "parallel_tool_calls"}
     if unknown:
-        raise _Fault(f"unknown field {_names(unknown)}")
+        raise _Fault(
+            f'unknown field {_names(unknown)}: such a row has "messages", "tools" and "parallel_tool_calls" only'
+        )
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise _Fault('"messages" must be a list with at least one message')
@@ -180,7 +222,7 @@ def _check_chat(row: dict[str, Any]) -> None:
             raise _Fault(f"{where} has tool_calls, but only the assistant calls tools")
         _check_content(message.get("content"), where, may_be_missing=role == "assistant" and bool(calls))
     if not learnable:
-        raise _Fault("no assistant message to learn from (with weight 1)")
+        raise _Fault("no assistant message to learn from (with weight 1): add what the model should answer")
 
 
 def _check_content(content: object, where: str, *, may_be_missing: bool) -> None:

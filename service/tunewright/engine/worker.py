@@ -19,8 +19,7 @@ import litserve as ls
 from setproctitle import setproctitle
 
 from tunewright.config import settings_in_child
-from tunewright.engine.client import EngineError
-from tunewright.engine.residency import ResidencyManager
+from tunewright.errors import StorageFull
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.store import Store
@@ -32,12 +31,14 @@ _REMEMBERED = 10_000
 
 
 class EngineAPI(ls.LitAPI):  # type: ignore[misc]
-    """Pickled into the worker: everything is opened in `setup`."""
+    """Pickled into the worker: everything is opened in `setup`, and imported there what the api has no use for."""
 
     def __init__(self) -> None:
         super().__init__(enable_async=True)
 
     def setup(self, device: str) -> None:
+        from tunewright.engine.residency import ResidencyManager
+
         settings = settings_in_child()
         setproctitle("tunewright: engine worker")
         configure_logging(settings.log_level)
@@ -77,6 +78,8 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         return output
 
     async def _carry_out(self, operation: dict[str, Any]) -> dict[str, Any]:
+        from tunewright.engine.client import EngineError
+
         model = await asyncio.to_thread(self._store.models.get, operation["model"])
         if model is None:
             return {"error": f"no model {operation['model']}"}
@@ -84,5 +87,5 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
             if operation["op"] == "load":
                 return await self._manager.load(model)
             return await self._manager.unload(model, operation.get("wait", 0.0))
-        except EngineError as error:
+        except (EngineError, StorageFull) as error:
             return {"error": str(error)}

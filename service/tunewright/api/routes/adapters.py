@@ -91,13 +91,13 @@ def download(context: Context, adapter: str) -> StreamingResponse:
         raise _not_found(adapter) from error
 
 
-@router.post("/{adapter:path}/load", summary="Load an adapter", responses=responses(404, 503))
+@router.post("/{adapter:path}/load", summary="Load an adapter", responses=responses(404, 503, 507))
 async def load(context: Context, adapter: str) -> AdapterObject:
     """Into the running engine, now and after every restart. Requests go on meanwhile."""
     return await _have(context, adapter, "load")
 
 
-@router.post("/{adapter:path}/unload", summary="Unload an adapter", responses=responses(404, 503))
+@router.post("/{adapter:path}/unload", summary="Unload an adapter", responses=responses(404, 503, 507))
 async def unload(context: Context, adapter: str) -> AdapterObject:
     """After its last request, for which this waits up to `--drain-timeout`; then the answer's state is `draining`, and
     it goes on. Unpins it. The next request for it loads it again, where loading on demand is on."""
@@ -106,7 +106,7 @@ async def unload(context: Context, adapter: str) -> AdapterObject:
     return await _have(context, adapter, "unload")
 
 
-@router.post("/{adapter:path}/pin", summary="Pin an adapter", responses=responses(404, 503))
+@router.post("/{adapter:path}/pin", summary="Pin an adapter", responses=responses(404, 503, 507))
 async def pin(context: Context, adapter: str) -> AdapterObject:
     """Load it, and never evict it for another."""
     model = await asyncio.to_thread(_get, context, adapter)
@@ -115,7 +115,7 @@ async def pin(context: Context, adapter: str) -> AdapterObject:
     return shown.model_copy(update={"pinned": True})
 
 
-@router.post("/{adapter:path}/unpin", summary="Unpin an adapter", responses=responses(404))
+@router.post("/{adapter:path}/unpin", summary="Unpin an adapter", responses=responses(404, 507))
 async def unpin(context: Context, adapter: str) -> AdapterObject:
     """It stays loaded until it is the least recently used and room is needed."""
     model = await asyncio.to_thread(_get, context, adapter)
