@@ -9,12 +9,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -33,11 +29,16 @@ from tunewright.store.tables import metadata
 
 log = logging.getLogger("tunewright.store")
 
+if TYPE_CHECKING:  # Alembic is imported where it is used: only who upgrades pays for it, not every restart of the api
+    from alembic.config import Config
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def known_revisions() -> list[str]:
     """Of the tables, as far as this version of the service knows: newest first."""
+    from alembic.script import ScriptDirectory
+
     scripts = ScriptDirectory.from_config(_alembic())
     return [script.revision for script in scripts.walk_revisions()]
 
@@ -107,6 +108,8 @@ class Database:
             raise DatabaseUnusable(f"the database {self} cannot be reached: {_first_line(error)}") from error
 
     def _known(self, connection: Connection) -> str | None:
+        from alembic.runtime.migration import MigrationContext
+
         tables = set(inspect(connection).get_table_names())
         found = MigrationContext.configure(connection).get_current_revision()
         if not self.is_sqlite:
@@ -121,7 +124,8 @@ class Database:
             raise DatabaseUnusable(
                 f"the database {self} was made by a newer Tunewright: it is at revision {found}, and this version "
                 f"knows {known[0]} at most. Nothing was changed. Start the newer version, or restore a backup that "
-                "this one made (tunewright restore ARCHIVE --replace)"
+                "this one made (tunewright restore ARCHIVE --replace). The folder backups may have a copy from before "
+                "its upgrade"
             )
         return found
 
@@ -135,6 +139,8 @@ class Database:
         if found == newest:
             return
         copy = self._copy(found, newest, backups) if found is not None and backups is not None else None
+        from alembic import command
+
         config = _alembic()
         try:
             with self._engine.begin() as connection:
@@ -180,6 +186,8 @@ class Database:
 
 
 def _alembic() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config
