@@ -781,6 +781,21 @@ def test_an_unknown_alias(api: TestClient) -> None:
     error(api.get("/v1/aliases/a%00b"), 404)
 
 
+@pytest.mark.parametrize(
+    ("method", "tail", "allowed"),
+    [
+        ("PUT", "history", "GET"),
+        ("DELETE", "shadow", "GET"),
+        ("PUT", "rollback", "POST"),
+        ("GET", "rollback", "POST"),
+    ],
+)
+def test_what_lies_under_a_name_is_no_name(api: TestClient, method: str, tail: str, allowed: str) -> None:
+    answer = api.request(method, f"/v1/aliases/org/bot/{tail}", json={"targets": [{"model": OLD}]})
+    assert error(answer, 405)["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == allowed
+
+
 def test_what_a_shadow_answered_is_listed(api: TestClient, store: Store) -> None:
     put(api, OLD, shadow={"model": NEW})
     for number in range(3):

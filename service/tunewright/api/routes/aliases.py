@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.convertors import Convertor, register_url_convertor
 
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
@@ -22,6 +23,21 @@ from tunewright.errors import NotFound
 from tunewright.registry.aliases import Alias
 
 router = APIRouter(prefix="/v1/aliases", tags=["Aliases"])
+
+
+class _Name(Convertor[str]):
+    """A name, which may have slashes; not the URLs that lie under it."""
+
+    regex = ".*(?<!/history)(?<!/rollback)(?<!/shadow)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("alias", _Name())
 
 
 @router.get("", summary="List aliases", responses=responses(400))
@@ -61,12 +77,12 @@ def shadow_answers(
     return Page(**page_of([ShadowAnswerObject.of(answer) for answer in found], more))
 
 
-@router.get("/{name:path}", summary="Retrieve an alias", responses=responses(404))
+@router.get("/{name:alias}", summary="Retrieve an alias", responses=responses(404))
 def retrieve(context: Context, name: str) -> AliasObject:
     return AliasObject.of(_get(context, name))
 
 
-@router.put("/{name:path}", summary="Set an alias", responses=responses(400, 404, 503, 507))
+@router.put("/{name:alias}", summary="Set an alias", responses=responses(400, 404, 503, 507))
 async def put(context: Context, name: str, body: PutAlias, user: User = None) -> AliasObject:
     """Every request that comes after the answer goes to the new targets; what is running ends where it is."""
     targets, shadow, guard = body.parts()
@@ -100,7 +116,7 @@ async def rollback(
     )
 
 
-@router.delete("/{name:path}", summary="Delete an alias", responses=responses(404, 507))
+@router.delete("/{name:alias}", summary="Delete an alias", responses=responses(400, 404, 507))
 def delete(context: Context, name: str, user: User = None) -> Deleted:
     """Its history stays; what its shadow answered goes."""
     if not context.store.aliases.delete(name, who=user):
