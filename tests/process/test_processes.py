@@ -358,6 +358,75 @@ def test_nothing_is_left_either_where_a_watcher_was_killed_before(tmp_path: Path
     assert until(lambda: all(map(is_dead, processes)), 3)
 
 
+RELOADS = """
+import logging, os, pathlib, signal, sys, time
+from tunewright.supervisor.supervisor import Reload, Service, Supervisor
+folder = pathlib.Path({folder!r})
+
+def carry_out():
+    if (folder / "fails").exists():
+        raise ValueError("it cannot be carried out")
+    time.sleep(0.3)
+    (folder / "alive").write_text(str(len(list((folder / "run").glob("*.json")))))
+    (folder / "wanted").unlink()
+
+logging.basicConfig(level="INFO")
+services = [Service(name, ["/bin/sh", "-c", "echo $$ >> " + str(folder / name) + "; exec sleep 60"], 1)
+            for name in ("first", "second")]
+reload = Reload((folder / "wanted").exists, carry_out)
+sys.exit(Supervisor(services, os.environ, folder / "run", reload).run())
+"""
+
+
+def reloading(tmp_path: Path) -> subprocess.Popen[str]:
+    """A supervisor of two services that reloads where the file `wanted` is."""
+    program = RELOADS.format(folder=str(tmp_path))
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_reload_is_carried_out_while_no_service_runs(tmp_path: Path) -> None:
+    supervisor = reloading(tmp_path)
+    try:
+        old = [ProcessId.of(written(tmp_path / name)) for name in ("first", "second")]
+        (tmp_path / "wanted").touch()
+        assert until(lambda: (tmp_path / "alive").exists())
+        assert (tmp_path / "alive").read_text() == "0"
+        assert all(map(is_dead, old))
+        again = [tmp_path / "first", tmp_path / "second"]
+        assert until(lambda: all(len(path.read_text().split()) == 2 for path in again))
+    finally:
+        code, log, _ = ended(supervisor)
+    assert code == 0
+    assert log.count("stopping all services for a while") == 1
+    assert "starting it again" not in log, "they did not fail"
+
+
+def test_told_to_stop_while_it_reloads_it_starts_nothing_again(tmp_path: Path) -> None:
+    supervisor = reloading(tmp_path)
+    written(tmp_path / "second")
+    (tmp_path / "wanted").touch()
+    assert until(lambda: not list((tmp_path / "run").glob("*.json")))
+    code, _, _ = ended(supervisor)
+    assert code == 0
+    assert not (tmp_path / "wanted").exists()
+    assert len((tmp_path / "first").read_text().split()) == 1
+
+
+def test_a_reload_that_fails_ends_the_supervisor_and_leaves_nothing(tmp_path: Path) -> None:
+    """Half-done, the services must not run on it."""
+    supervisor = reloading(tmp_path)
+    old = [ProcessId.of(written(tmp_path / name)) for name in ("first", "second")]
+    (tmp_path / "fails").touch()
+    (tmp_path / "wanted").touch()
+    log = supervisor.communicate(timeout=20)[1]
+    assert supervisor.returncode == 1
+    assert "it cannot be carried out" in log
+    assert until(lambda: all(map(is_dead, old)))
+    assert len((tmp_path / "first").read_text().split()) == 1
+
+
 def test_a_supervisor_without_services_can_be_made() -> None:
     """It opens its lifeline at once, before any thread or child exists."""
     assert Supervisor([], {}, Path())._lifeline >= 0

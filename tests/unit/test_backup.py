@@ -37,7 +37,7 @@ from tunewright.backup import create, restore, swap
 from tunewright.backup.archive import DATABASE, FOLDERS, open_archive
 from tunewright.backup.create import Backup, make_backup
 from tunewright.backup.errors import BackupError
-from tunewright.backup.locks import ServiceRecord, archive_lock, held, service_lock
+from tunewright.backup.locks import ServiceRecord, archive_lock, held, scratch_folder, service_lock
 from tunewright.backup.restore import Restored, restore_archive
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.cli.main import main
@@ -46,6 +46,7 @@ from tunewright.store.database import Database, known_revisions
 from tunewright.store.records import Job
 from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
+from tunewright.supervisor.process import ProcessGroup
 
 CONTENT = (DATABASE, *FOLDERS)
 
@@ -188,6 +189,21 @@ def test_an_archive_is_never_written_over(used: Used, archive: Path, tmp_path: P
     assert archive.read_bytes() == before
 
 
+def test_another_user_leaves_nothing_that_the_service_could_not_open(
+    used: Used, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(service_lock(used.data), "")
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    leaves_nothing(used.data.run, lambda: backup_of(used.data, tmp_path / "b.tar"), f"sudo -u '#{user}' ")
+    leaves_nothing(used.data.run, lambda: restore_into(used.data, archive, replace=True), f"user {user}'s")
+
+
+def test_where_there_is_no_folder_there_is_no_archive(used: Used, tmp_path: Path) -> None:
+    act = lambda: backup_of(used.data, tmp_path / "no" / "a.tar")  # noqa: E731
+    leaves_nothing(tmp_path, act, "there is no folder .*/no to put an archive in")
+
+
 def test_where_there_is_no_database_there_is_no_backup(tmp_path: Path) -> None:
     act = lambda: backup_of(DataFolder(tmp_path / "nothing"), tmp_path / "a.tar")  # noqa: E731
     leaves_nothing(tmp_path, act, "there is no database .*nothing/tunewright.db: is --data-dir right?")
@@ -310,26 +326,90 @@ def test_where_there_are_no_hard_links_it_is_copied(
     assert set(made.manifest.members) == set(backup_of(used.data, tmp_path / "b.tar").manifest.members)
 
 
+def around_snapshot(
+    monkeypatch: pytest.MonkeyPatch, after: Callable[[], object], before: Callable[[], object] = bool
+) -> list[int]:
+    """Has both done around the first snapshot; returns a list that counts snapshots."""
+    snapshot, count = create.snapshot, [0]
+
+    def wrapped(source: Path, target: Path) -> None:
+        count[0] += 1
+        if count[0] == 1:
+            before()
+        snapshot(source, target)
+        if count[0] == 1:
+            after()
+
+    monkeypatch.setattr(create, "snapshot", wrapped)
+    return count
+
+
+def delete_file(used: Used, id: str) -> None:
+    used.store.files.delete(id)
+    used.data.file(id).unlink()
+
+
+def delete_model(used: Used) -> None:
+    model = used.store.models.get("ft:missing::1")
+    assert model is not None
+    used.store.models.delete(model)
+    shutil.rmtree(used.data.artifact(used.sha256))
+
+
 @pytest.mark.parametrize("what", ["file", "artifact"])
-def test_what_is_deleted_meanwhile_is_not_in_the_next_snapshot(
+def test_what_is_deleted_after_the_snapshot_is_archived(
     used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     add_file(used.data, used.store, "file-2", b"doomed")
-
-    def delete() -> None:
-        if what == "file":
-            used.store.files.delete("file-2")
-            used.data.file("file-2").unlink()
-        else:
-            model = used.store.models.get("ft:missing::1")
-            assert model is not None
-            used.store.models.delete(model)
-            shutil.rmtree(used.data.artifact(used.sha256))
-
-    when_taken(monkeypatch, "/file-1", delete)
+    delete = (lambda: delete_file(used, "file-2")) if what == "file" else (lambda: delete_model(used))
+    snapshots = around_snapshot(monkeypatch, delete)
     made = backup_of(used.data, tmp_path / "a.tar")
-    assert made.manifest.counts["files"] == (2 if what == "file" else 3)
-    assert made.manifest.counts["artifacts"] == (1 if what == "file" else 0)
+    assert (snapshots, made.manifest.counts["files"], made.manifest.counts["artifacts"]) == ([1], 3, 1)
+    restored = DataFolder(tmp_path / "restored")
+    restore_into(restored, made.path)
+    assert backups.missing(restored) == []
+
+
+def test_what_is_deleted_before_the_snapshot_is_not_archived(
+    used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_file(used.data, used.store, "file-2", b"doomed")
+    around_snapshot(monkeypatch, after=bool, before=lambda: (delete_file(used, "file-2"), delete_model(used)))
+    made = backup_of(used.data, tmp_path / "a.tar")
+    assert (made.manifest.counts["files"], made.manifest.counts["artifacts"]) == (2, 0)
+    assert not [name for name in made.manifest.members if used.sha256 in name or "file-2" in name]
+
+
+def test_what_came_and_went_around_the_snapshot_is_not_in_the_next(
+    used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = around_snapshot(
+        monkeypatch,
+        before=lambda: add_file(used.data, used.store, "file-2", b"doomed"),
+        after=lambda: delete_file(used, "file-2"),
+    )
+    made = backup_of(used.data, tmp_path / "a.tar")
+    assert (snapshots, made.manifest.counts["files"]) == ([2], 2)
+
+
+def test_events_are_archived_as_far_as_they_were_taken_in(
+    used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer goes on telling: what the snapshot has seen of it must be in the archive."""
+    path = used.data.job(used.running.id) / "events.jsonl"
+
+    def tell() -> None:
+        with path.open("a") as file:
+            file.write(backups.EVENT * 3)
+        size = path.stat().st_size
+        assert used.running.events_offset == 0
+        used.store.jobs.take_in(
+            used.running.id, offset=0, new_offset=size, events=[], progress=None, last_step=0
+        )
+
+    around_snapshot(monkeypatch, after=bool, before=tell)
+    made = backup_of(used.data, tmp_path / "a.tar")
+    assert made.manifest.members[f"jobs/{used.running.id}/events.jsonl"].bytes == 5 * len(backups.EVENT)
     restored = DataFolder(tmp_path / "restored")
     restore_into(restored, made.path)
     assert backups.missing(restored) == []
@@ -353,6 +433,17 @@ def test_a_job_that_ends_meanwhile_is_archived_as_ended(
     restored = DataFolder(tmp_path / "restored")
     restore_into(restored, made.path)
     assert {job["state"] for job in rows_of(restored.path / DATABASE)["jobs"]} == {JobState.SUCCEEDED}
+
+
+def test_a_result_that_comes_meanwhile_is_not_archived_without_its_product(
+    used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restored so, the job would have a result and nothing to publish; without it, it trains its last steps again."""
+    folder = used.data.job(used.running.id)
+    when_taken(monkeypatch, "step-4/optimizer.pt", lambda: write(folder / "result.json", "{}"))
+    made = backup_of(used.data, tmp_path / "a.tar")
+    names = {name.split("/")[2] for name in made.manifest.members if used.running.id in name.split("/")}
+    assert names == {"spec.json", "events.jsonl", "trainer.log", "checkpoints"}
 
 
 def test_jobs_that_always_end_meanwhile_do_not_hold_a_backup_up(
@@ -424,6 +515,20 @@ def test_backups_during_writes_are_consistent(used: Used, tmp_path: Path) -> Non
         restored = DataFolder(tmp_path / f"restored-{number}")
         restore_into(restored, one.path)
         assert backups.missing(restored) == []
+
+
+def test_what_a_killed_backup_left_goes_with_the_next(used: Used, tmp_path: Path) -> None:
+    """Not what one that is at work has."""
+    left = [used.data.tmp / "backup-killed", tmp_path / ".tunewright-backup-killed"]
+    for folder in left:
+        write(folder / "half", "")
+        os.utime(folder, (1, 1))
+    with scratch_folder(used.data.tmp, "backup-") as other:
+        os.utime(other, (1, 1))
+        assert not left[0].exists()
+        backup_of(used.data, tmp_path / "a.tar")
+        assert other.exists()
+    assert not any(folder.exists() for folder in (*left, other))
 
 
 def test_an_interrupted_backup_leaves_nothing(used: Used, tmp_path: Path) -> None:
@@ -771,8 +876,7 @@ def test_neither_a_backup_nor_a_restore_disturbs_a_restore(used: Used, archive: 
 CHANGES = ("replace", "rename", "unlink", "rmdir")
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("finisher", ["service", "restore"])
+@pytest.mark.parametrize(("finisher", "after"), [("service", False), ("service", True), ("restore", True)])
 def test_a_restore_killed_at_any_step_is_done_or_not_begun(
     used: Used, archive: Path, tmp_path: Path, after: bool, finisher: str
 ) -> None:
@@ -842,6 +946,52 @@ def _restore_in_a_child(
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFEXITED(status)
+
+
+def test_a_restore_that_cannot_be_finished_waits_until_it_can(
+    used: Used, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used.store.close()
+    before = content(used.data)
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "finish_restore", lambda data: None)  # it was killed here
+        restore_into(used.data, archive, replace=True)
+    (plan,) = [json.loads((used.data.run / "restore.json").read_text())]
+    in_the_way = used.data.path / plan["replaced"] / DATABASE
+    write(in_the_way, "who knows how it came there")
+    for _ in range(2):
+        with pytest.raises(BackupError, match=r"has begun and could not be finished: .*moved before"):
+            finish_restore(used.data)
+        assert is_restore_pending(used.data)
+    in_the_way.unlink()
+    finish_restore(used.data)
+    assert content(DataFolder(in_the_way.parent)) == before
+    assert backups.missing(used.data) == []
+
+
+def test_what_is_left_of_a_killed_service_is_ended_first(used: Used, archive: Path) -> None:
+    """A trainer that lives on would write into the restored folder."""
+    used.store.close()
+    reading, writing = os.pipe()
+    groups = [
+        ProcessGroup.start(
+            ["/bin/sh", "-c", "trap '' TERM; sleep 60"], record_path=record, environment={}, lifeline=reading
+        )
+        for record in (
+            used.data.job(used.running.id) / "process.json",
+            used.data.engine("missing") / "process.json",
+            used.data.run / "api.json",
+        )
+    ]
+    try:
+        assert all(group.is_alive() for group in groups)
+        restore_into(used.data, archive, replace=True)
+        assert not any(group.is_alive() for group in groups)
+    finally:
+        for group in groups:
+            group.end()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_what_a_killed_restore_unpacked_is_removed_by_the_next(archive: Path, target: DataFolder) -> None:
@@ -968,6 +1118,19 @@ def test_the_command_line_takes_the_services_database_url(
     assert "TUNEWRIGHT_DATABASE_URL names" in err
     monkeypatch.delenv("TUNEWRIGHT_DATABASE_URL")
     assert run("restore", tmp_path / "a.tar", "--data-dir", tmp_path / "new")[0] == 0
+
+
+def test_a_full_disk_leaves_nothing_of_an_archive(
+    used: Used, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive_module.tarfile.TarFile, "addfile", full)
+    code, _, err = run("backup", tmp_path / "a.tar", "--data-dir", used.data.path)
+    assert code == 1
+    assert err.endswith("error: the disk is full. Nothing is left of it, and nothing was changed\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_failures_are_one_line(tmp_path: Path, run: Run) -> None:

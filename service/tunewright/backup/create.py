@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tunewright import __version__
 from tunewright.atomic import sync_folder
 from tunewright.backup.archive import DATABASE, ArchiveWriter, Manifest, Opened
 from tunewright.backup.errors import BackupError
-from tunewright.backup.locks import archive_lock, held
+from tunewright.backup.locks import archive_lock, held, require_its_user, scratch_folder
 from tunewright.backup.swap import is_restore_pending
 from tunewright.ids import utc_stamp
 from tunewright.registry.data_folder import DataFolder
@@ -32,6 +31,8 @@ from tunewright.store.sqlite_file import snapshot, sqlite_path
 from tunewright.trainer.folder import JobFolder
 
 ATTEMPTS = 3
+_OF_A_RUN = {"process.json", "lock", "heartbeat"}
+"""What lies in a job's folder for its processes only."""
 
 Report = Callable[[str, int, int], None]
 """Told what is done now, and how many bytes of how many are."""
@@ -67,15 +68,16 @@ def make_backup(data: DataFolder, database_url: str, archive: Path, report: Repo
         )
     if not database.is_file():
         raise BackupError(f"there is no database {database}: is --data-dir right?")
+    if not archive.parent.is_dir():
+        raise BackupError(f"there is no folder {archive.parent} to put an archive in")
     if archive.exists():
         raise BackupError(f"{archive} is there already: give another name, or remove it")
+    require_its_user(data)
     with ExitStack() as stack:
         ours = stack.enter_context(held(archive_lock(data), shared=True))
         if not ours or is_restore_pending(data):
             raise BackupError(f"a restore into {data.path} is under way: try again when it is done")
-        temporary = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix=".tunewright-backup-", dir=archive.parent))
-        )
+        temporary = stack.enter_context(scratch_folder(archive.parent, ".tunewright-backup-"))
         for number in range(1, ATTEMPTS + 1):
             try:
                 backup = _attempt(
@@ -103,8 +105,7 @@ class _Gone(Exception):
 def _attempt(data: DataFolder, database: Path, archive: Path, report: Report, *, is_last: bool) -> Backup:
     """Raises _Gone."""
     data.tmp.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="backup-", dir=data.tmp, ignore_cleanup_errors=True) as folder:
-        gathered = Path(folder)
+    with scratch_folder(data.tmp, "backup-") as gathered:
         report("copying the database", 0, 0)
         gatherer = _Gatherer(data, database, gathered, is_last=is_last)
         gatherer.gather_ahead(references(database))
@@ -179,9 +180,7 @@ class _Gatherer:
             if not _take_folder(self._data.artifact(sha256), self._folder / "artifacts" / sha256):
                 raise _Gone(f"a model is listed, and its weights {self._data.artifact(sha256)} are not there")
         for id in refers_to.finished:  # their folders may be gone: what the service needs is in the database
-            source, target = JobFolder(self._data.job(id)), JobFolder(self._folder / "jobs" / id)
-            self._records(source, target)
-            _take(source.result_file, target.result_file)
+            self._records(self._data.job(id), self._folder / "jobs" / id, but=set())
         self._keep_only("files", {file.id for file in refers_to.files})
         self._keep_only("artifacts", refers_to.artifacts.keys())
         self.counts["files"] = len(refers_to.files)
@@ -199,7 +198,7 @@ class _Gatherer:
                 self.counts["checkpoints"] += 1
             else:
                 self.left_out.append(f"step {step} of {id}")
-        self._records(source, target)
+        self._records(source.path, target.path, but={source.result_file.name})
         if is_over(self._database, id):  # so its folder is being emptied
             if not self._is_last:
                 raise _Gone(f"job {id} has ended since")
@@ -215,10 +214,13 @@ class _Gatherer:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @staticmethod
-    def _records(source: JobFolder, target: JobFolder) -> None:
-        _take(source.spec_file, target.spec_file)
-        _take(source.events_file, target.events_file)
-        _take(source.log_file, target.log_file)
+    def _records(source: Path, target: Path, *, but: set[str]) -> None:
+        """What the folder itself has: the spec, the events, the log."""
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(source):
+                unwanted = entry.name in _OF_A_RUN | but or entry.name.startswith(".")
+                if not unwanted and entry.is_file(follow_symlinks=False):
+                    _take(source / entry.name, target / entry.name)
 
 
 def _take(source: Path, target: Path) -> bool:

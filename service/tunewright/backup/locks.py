@@ -5,14 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from tunewright.atomic import write_atomically
+from tunewright.backup.errors import BackupError
 from tunewright.registry.data_folder import DataFolder
+
+_BEING_MADE = 60.0
+"""Seconds in which a new folder may not be locked yet."""
 
 
 def hold(path: Path, *, shared: bool = False) -> int | None:
@@ -45,9 +52,49 @@ def held(path: Path, *, shared: bool = False) -> Iterator[bool]:
             os.close(descriptor)
 
 
+@contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder for the block, which goes with it. What killed processes left of such folders goes first."""
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _BEING_MADE:
+                with _locked_folder(left):
+                    shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        with _locked_folder(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError where another process works in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def service_lock(data: DataFolder) -> Path:
     """Held by the service for as long as it runs: whoever holds it may move what lies in the folder."""
     return data.run / "lock"
+
+
+def require_its_user(data: DataFolder) -> None:
+    """What another user leaves in the folder, a lock say, the service could not open. Raises BackupError."""
+    try:
+        owner = service_lock(data).stat().st_uid
+    except FileNotFoundError:  # no service was there yet
+        return
+    if owner != os.geteuid():
+        raise BackupError(
+            f"the service on {data.path} is user {owner}'s, and this is user {os.geteuid()}: run it as that user "
+            f"(sudo -u '#{owner}' ...). Nothing was changed"
+        )
 
 
 def archive_lock(data: DataFolder) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tunewright import __version__
 from tunewright.backup.archive import DATABASE, FOLDERS, Archive, Manifest, open_archive
 from tunewright.backup.errors import BackupError
-from tunewright.backup.locks import ServiceRecord, archive_lock, held, service_lock
+from tunewright.backup.locks import ServiceRecord, archive_lock, held, require_its_user, service_lock
 from tunewright.backup.swap import (
     Plan,
     ask,
@@ -56,6 +56,7 @@ def restore_archive(
     Raises BackupError, DatabaseUnusable and OSError; then nothing was changed, unless the message says so.
     """
     _require_its_own_database(data, database_url)
+    require_its_user(data)
     if not replace:
         _refuse_data(data)
     with open_archive(archive) as opened:

@@ -127,11 +127,8 @@ def _move(old: Path, kept: Path) -> None:
 
 def _end_leftovers(data: DataFolder) -> None:
     """End processes of a service that was killed, or whose scheduler did not get to end them all."""
-    for folder, pattern in (
-        (data.run, "*.json"),
-        (data.engines, "*/process.json"),
-        (data.jobs, "*/process.json"),
-    ):
+    below = [(folder, "*/process.json") for folder in (data.engines, data.jobs, data.tmp)]
+    for folder, pattern in [(data.run, "*.json"), *below]:
         for record in folder.glob(pattern):
             group = ProcessGroup.adopt(record)
             if group is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from tunewright.atomic import is_disk_full
 from tunewright.cli.demo_service import Interrupts
 from tunewright.cli.options import examples
 from tunewright.cli.output import Output, size
@@ -150,6 +151,13 @@ def _failures() -> Iterator[None]:
         yield
     except (BackupError, DatabaseUnusable) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise click.ClickException(
+            f"the disk is full{where}. Nothing is left of it, and nothing was changed"
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ artifacts/<sha256>/          adapters and full models, immutable
 engines/<base>/              logs and process records of the engines
 run/                         process records, locks
 tmp/                         what is not finished; emptied at start
+backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
 """
 
 from __future__ import annotations
