@@ -210,7 +210,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     "argv",
     [
         ["--help"], ["demo", "--help"], ["status", "--help"], ["chat", "--help"], ["jobs", "create", "--help"],
-        ["jobs", "watch", "--help"], ["files", "upload", "--help"], ["models", "--help"], ["aliases", "set", "--help"], ["adapters", "--help"],
+        ["jobs", "watch", "--help"], ["files", "upload", "--help"], ["models", "--help"], ["adapters", "--help"],
+        ["aliases", "set", "--help"],
     ],
 )  # fmt: skip
 def test_help_is_complete(run: Run, argv: list[str]) -> None:

@@ -120,7 +120,7 @@ class Adapters(_Resource):
         return await self._client._fetch(endpoints.act_on_adapter(adapter, "load"))
 
     async def unload(self, adapter: str) -> Adapter:
-        """Unload an adapter after its last request, and unpin it. Where `state` is `draining`, some still run."""
+        """Unload an adapter after its last request, and unpin it; while `state` is `draining`, some run."""
         return await self._client._fetch(endpoints.act_on_adapter(adapter, "unload"))
 
     async def pin(self, adapter: str) -> Adapter:

@@ -1,0 +1,227 @@
+"""Requests to an alias through the gateway: who answers and says so, and what the guard and the shadow see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
+from rows import Publish
+from tunewright.api.gateway import Gateway, Relay
+from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
+from tunewright.store.records import Engine
+from tunewright.store.states import Residency
+from tunewright.store.store import Store
+
+CHAT = "/v1/chat/completions"
+BOT, OLD, NEW = "support-bot", "ft:tiny::1", "ft:tiny::2"
+SHA = {OLD: "a" * 64, NEW: "b" * 64}
+DONE = b"data: [DONE]\n\n"
+Test = Callable[[Gateway], Awaitable[Any]]
+
+
+@pytest.fixture(autouse=True)
+def loaded(store: Store, engine: Engine, publish_model: Publish) -> None:
+    for name, sha256 in SHA.items():
+        publish_model({"name": name, "sha256": sha256})
+        store.engines.set_residency(engine, sha256, Residency.LOADED)
+
+
+def put(store: Store, *targets: AliasTarget, **more: Any) -> None:
+    store.aliases.put(BOT, targets, **more)
+
+
+def through(store: Store, socket: Path, handler: Handler, test: Test) -> Any:
+    """What `test` gives, with a gateway to an engine that answers so."""
+
+    async def run() -> Any:
+        async with engine_at(socket, handler):
+            gateway = gateway_for(store)
+            try:
+                result = await asyncio.wait_for(test(gateway), 20)
+                await gateway.guard.settle()
+                await gateway.shadow.settle()
+                return result
+            finally:
+                await gateway.close()
+
+    return asyncio.run(run())
+
+
+async def ask(gateway: Gateway, sticky: str | None = None, **more: Any) -> Client:
+    client = Client()
+    relay = Relay(gateway, CHAT, {"model": BOT, "messages": [], **more}, sticky)
+    await relay({"type": "http"}, client.receive, client.send)
+    return client
+
+
+def version(store: Store) -> int:
+    alias = store.aliases.get(BOT)
+    assert alias is not None
+    return alias.version
+
+
+def by_new(answer: Handler) -> Handler:
+    """The new model answers so, the old one well."""
+
+    async def handle(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["model"] == SHA[NEW]:
+            return await answer(request, body)
+        return await say_hello(request, body)
+
+    return handle
+
+
+def test_an_answer_says_which_version_gave_it(store: Store, socket: Path) -> None:
+    put(store, AliasTarget(OLD))
+
+    async def two(gateway: Gateway) -> list[Client]:
+        first = await ask(gateway)
+        await asyncio.to_thread(put, store, AliasTarget(NEW))
+        return [first, await ask(gateway)]
+
+    first, second = through(store, socket, say_hello, two)
+    for client, model, number in ((first, OLD, 1), (second, NEW, 2)):
+        assert json.loads(client.body)["model"] == model
+        assert client.headers["x-tunewright-model"] == model
+        assert client.headers["x-tunewright-alias"] == f"{BOT}@{number}"
+
+
+def test_weights_share_the_requests_and_a_caller_stays(store: Store, socket: Path) -> None:
+    put(store, AliasTarget(OLD, 3), AliasTarget(NEW, 1))
+
+    async def many(gateway: Gateway) -> tuple[Counter[str], list[set[str]]]:
+        drawn = Counter([(await ask(gateway)).headers["x-tunewright-model"] for _ in range(200)])
+        callers = []
+        for caller in range(12):
+            asked = [await ask(gateway, f"caller-{caller}") for _ in range(4)]
+            callers.append({client.headers["x-tunewright-model"] for client in asked})
+        return drawn, callers
+
+    drawn, callers = through(store, socket, say_hello, many)
+    assert drawn[OLD] + drawn[NEW] == 200
+    assert 20 < drawn[NEW] < 90
+    assert all(len(models) == 1 for models in callers)
+    assert set.union(*callers) == {OLD, NEW}
+
+
+async def fails(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "no"}}, status=500)
+
+
+async def refuses(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "too long"}}, status=400)
+
+
+async def is_cut(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    await stream(request, b'data: {"choices": []}\n\n')
+    assert request.transport is not None
+    request.transport.close()
+    await asyncio.sleep(1)
+    raise ConnectionResetError
+
+
+async def ends_early(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return await stream(request, b'data: {"choices": []}\n\n')
+
+
+async def streams(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return await stream(request, b'data: {"choices": []}\n\n', DONE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "rolled_back"),
+    [
+        (fails, True),
+        (is_cut, True),
+        (ends_early, True),
+        (refuses, False),
+        (streams, False),
+        (say_hello, False),
+    ],
+)
+def test_the_guard_counts_what_the_engine_fails(
+    store: Store, socket: Path, answer: Handler, rolled_back: bool
+) -> None:
+    put(store, AliasTarget(OLD))
+    put(store, AliasTarget(NEW), guard=AliasGuard(max_error_rate=0.5, min_requests=4))
+
+    async def some(gateway: Gateway) -> None:
+        for _ in range(4):
+            await ask(gateway)
+
+    through(store, socket, by_new(answer), some)
+    assert version(store) == (3 if rolled_back else 2)
+
+
+def test_a_client_that_leaves_is_nobodys_failure(store: Store, socket: Path) -> None:
+    put(store, AliasTarget(OLD))
+    put(store, AliasTarget(NEW), guard=AliasGuard(max_error_rate=0.0, min_requests=1))
+
+    async def waits(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(20)
+        raise AssertionError
+
+    async def leave(gateway: Gateway) -> None:
+        client = Client()
+        relay = Relay(gateway, CHAT, {"model": BOT, "messages": []})
+        asking = asyncio.create_task(relay({"type": "http"}, client.receive, client.send))
+        await asyncio.sleep(0.2)
+        client.leaves.set()
+        await asking
+
+    through(store, socket, by_new(waits), leave)
+    assert version(store) == 2
+
+
+def test_the_guard_measures_until_the_first_byte(store: Store, socket: Path) -> None:
+    async def slow_to_end(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request, b'data: {"choices": []}\n\n')
+        await asyncio.sleep(0.7)
+        await response.write(DONE)
+        return response
+
+    async def slow_to_begin(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.7)
+        return await streams(request, body)
+
+    async def one(gateway: Gateway) -> None:
+        await ask(gateway, stream=True)
+
+    put(store, AliasTarget(OLD))
+    put(store, AliasTarget(NEW), guard=AliasGuard(max_p99_seconds=0.5, min_requests=1))
+    through(store, socket, by_new(slow_to_end), one)
+    assert version(store) == 2
+    through(store, socket, by_new(slow_to_begin), one)
+    assert version(store) == 3
+
+
+def test_a_shadow_gets_the_request_and_the_caller_nothing_of_it(store: Store, socket: Path) -> None:
+    put(store, AliasTarget(OLD), shadow=AliasShadow(NEW))
+
+    async def two(gateway: Gateway) -> list[Client]:
+        return [await ask(gateway, temperature=0), await ask(gateway, stream=True)]
+
+    whole, streamed = through(store, socket, by_new(fails), two)
+    for client in (whole, streamed):
+        assert (client.status, client.headers["x-tunewright-model"]) == (200, OLD)
+    newest, oldest = store.shadow_answers.list(BOT)[0]
+    assert {oldest.status, newest.status} == {500}
+    assert (oldest.model, oldest.answered_by) == (NEW, OLD)
+    asked = [answer.request for answer in (newest, oldest)]
+    assert {"model": BOT, "messages": [], "temperature": 0} in asked
+    assert {"model": BOT, "messages": []} in asked, "without stream"
+
+
+def test_a_shadows_answer_is_under_its_public_name(store: Store, socket: Path) -> None:
+    put(store, AliasTarget(OLD), shadow=AliasShadow(NEW))
+    through(store, socket, say_hello, ask)
+    [answer] = store.shadow_answers.list(BOT)[0]
+    assert (answer.status, answer.answer) == (200, {"model": NEW, "content": "hello"})
