@@ -338,6 +338,21 @@ def test_one_number_that_is_none_is_found(
 _PACKED = {"F32": ("<I", 32), "F16": ("<H", 16), "BF16": ("<H", 16)}
 
 
+_EDGES = {
+    "F32": (0x7F7FFFFF, 0xFF7FFFFF, 0x7F000000, 0x00000001, 0x807FFFFF),
+    "F16": (0x7BFF, 0xFBFF, 0x7800, 0x0001, 0x83FF),
+    "BF16": (0x7F7F, 0xFF7F, 0x7F00, 0x0001, 0x807F),
+}
+"""The largest finite numbers, and some of the smallest."""
+
+
+@pytest.mark.parametrize("dtype", sorted(_PACKED))
+def test_the_largest_number_is_finite(dtype: str) -> None:
+    content = b"".join(struct.pack(_PACKED[dtype][0], pattern) for pattern in _EDGES[dtype])
+    file = io.BytesIO(safetensors({"t": (dtype, (len(_EDGES[dtype]),), content)}))
+    assert b"".join(read_finite(file, read_tensors(file)[0])) == content
+
+
 @given(dtype=st.sampled_from(sorted(_PACKED)), data=st.data())
 def test_numbers_are_judged_as_their_format_says(dtype: str, data: Any) -> None:
     """Any bit patterns, against what struct makes of them."""
@@ -426,6 +441,23 @@ def test_the_file_is_what_peft_writes(tmp_path: Path) -> None:
     source, ours = io.BytesIO(safetensors(tensors)), io.BytesIO()
     write_tensors(ours, source, read_tensors(source))
     assert ours.getvalue() == theirs
+
+
+@pytest.mark.parametrize(
+    ("hint", "kept"),
+    [
+        ("org/llama", "org/llama"),
+        ("/home/somebody/llama", "tiny"),
+        ("./llama", "tiny"),
+        (None, "tiny"),
+        (5, "tiny"),
+    ],
+)
+def test_the_base_is_named_as_others_can_find_it(
+    base: BaseModules, tmp_path: Path, hint: object, kept: str
+) -> None:
+    folder = written(base, tmp_path / "a", {"base_model_name_or_path": hint}, None)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == kept
 
 
 def test_a_pattern_of_modules_becomes_their_names(base: BaseModules, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -96,6 +96,8 @@ def check_adapter(config: bytes, weights: BinaryIO, base: BaseModules, max_rank:
         _check_fit(pair, base)
     modules = sorted(pair.module for pair in pairs)
     _check_complete(modules, parsed, base)
+    if parsed.base_hint is None or parsed.base_hint.startswith(("/", ".", "~")):
+        parsed = replace(parsed, base_hint=base.name)  # a path where it was trained tells nobody anything
     return CheckedAdapter(parsed, tensors, modules)
 
 
