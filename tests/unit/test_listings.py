@@ -144,13 +144,12 @@ def test_filters_narrow_together_and_page(store: Store) -> None:
     assert store.listings.adapters(AdapterFilter(base="none"), after=None, limit=9)[0] == []
 
 
-def test_what_is_held_back_is_not_wanted(store: Store) -> None:
+def test_what_is_quarantined_is_not_wanted(store: Store) -> None:
     name = register(store, 1)
     assert [m.name for m in store.models.wanted_adapters("tiny").values()] == [name]
-    for state in (ModelState.CHECKING, ModelState.QUARANTINED):
-        with store.database.begin() as connection:
-            connection.execute(update(models).values(state=state))
-        assert store.models.wanted_adapters("tiny") == {}
+    with store.database.begin() as connection:
+        connection.execute(update(models).values(state=ModelState.QUARANTINED))
+    assert store.models.wanted_adapters("tiny") == {}
 
 
 def test_an_adapter_is_registered_once_by_its_id(store: Store) -> None:
