@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.engine.conftest import DEMO, Service, processes_of, start_service
 
+from tests.engine.conftest import DEMO, Service, processes_of, start_service
 from tunewright.config import EMBEDDED_BASE
 from tunewright.registry.data_folder import adapter_sha256
 from tunewright_client import Job, Tunewright
@@ -108,9 +108,7 @@ def again(service: Service) -> Service:
     while left := processes_of(service):
         assert time.monotonic() < deadline, f"outlived the supervisor: {left}"
         time.sleep(0.05)
-    return start_service(
-        service.data_dir, *service.arguments, port=int(service.url.rsplit(":", 1)[1])
-    )
+    return start_service(service.data_dir, *service.arguments, port=int(service.url.rsplit(":", 1)[1]))
 
 
 # generation
@@ -304,7 +302,10 @@ def recovered(service: Service, role: str, before: list[int], adapter: Question,
             return httpx.get(f"{service.url}/health", timeout=5).status_code == 200
         if role in ("engine worker", "queues"):
             path = f"{service.url}/v1/adapters/{adapter.model}/load"
-            return bool(set(find(service, role)) - set(before)) and httpx.post(path, timeout=60).status_code == 200
+            return (
+                bool(set(find(service, role)) - set(before))
+                and httpx.post(path, timeout=60).status_code == 200
+            )
         if role in ("scheduler", "lifeline"):
             return bool(set(find(service, role)) - set(before))
         if role == "trainer":
@@ -322,8 +323,8 @@ def wait_recovered(
     """Seconds until `recovered`."""
     began = time.monotonic()
     while not recovered(service, role, before, adapter, step):
-        assert time.monotonic() - began < timeout, f"{role} was killed, and after {timeout} s: not {UNTIL[role]}"
+        assert time.monotonic() - began < timeout, (
+            f"{role} was killed, and after {timeout} s: not {UNTIL[role]}"
+        )
         time.sleep(0.05)
     return time.monotonic() - began
-
-

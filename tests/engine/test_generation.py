@@ -172,7 +172,6 @@ def test_only_the_allowlist_of_vllm_is_reachable(service: Service) -> None:
         "/collective_rpc",
         "/sleep",
         "/metrics",
-        "/adapters",
         "/server_info",
     ):
         for url in (service.url + path, service.url + "/v1" + path):
@@ -191,7 +190,7 @@ def test_vllm_s_errors_come_in_openai_s_form_under_the_public_name(client: Tunew
 def test_adapters_are_unloaded_and_loaded_while_requests_run(
     client: Tunewright, service: Service, pirate: Job
 ) -> None:
-    """Requests before and after get the adapter's answer; between, a clear refusal; never another answer."""
+    """An unload fails no request and mixes no answers: who asks meanwhile has it loaded again."""
     model = pirate.fine_tuned_model or ""
     answers: list[str] = []
     stop = threading.Event()
@@ -199,37 +198,33 @@ def test_adapters_are_unloaded_and_loaded_while_requests_run(
     def keep_asking() -> None:
         with service.client(max_retries=0) as own:
             while not stop.is_set():
-                try:
-                    answers.append(own.chat.create(model=model, messages=CHAT, temperature=0).text)
-                except BadRequestError as error:
-                    answers.append(f"refused: {error.code}")
+                answers.append(own.chat.create(model=model, messages=CHAT, temperature=0).text)
 
     threads = [threading.Thread(target=keep_asking) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: len(answers) >= 4, 30)
-        assert client.adapters.unload(model).state == "unloaded"
-        wait_until(lambda: answers[-1].startswith("refused"), 10)
-        assert client.models.retrieve(model).model_extra["state"] == "unloaded"
-        assert client.adapters.load(model).state == "loaded"
-        seen = len(answers)
-        wait_until(lambda: len(answers) > seen + 8 and answers[-1].startswith("Arr"), 30)
+        for _ in range(5):
+            seen = len(answers)
+            wait_until(lambda seen=seen: len(answers) >= seen + 8, 30)
+            client.adapters.unload(model)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert set(answers) == {"Arr! The sky be blue, matey!", "refused: model_not_loaded"}
+    assert set(answers) == {"Arr! The sky be blue, matey!"}
+    assert client.adapters.unload(model).state == "unloaded"
+    assert client.models.retrieve(model).model_extra["state"] == "unloaded"
+    assert client.chat.create(model=model, messages=CHAT, temperature=0).text == answers[0]
+    assert client.adapters.retrieve(model).state == "loaded", "the request had it loaded"
 
 
-def test_a_checkpoint_is_a_model_once_it_is_loaded(
+def test_a_checkpoint_is_a_model_and_is_listed_once_it_is_loaded(
     client: Tunewright, pirate: Job, ask: Callable[[str, str], str]
 ) -> None:
     first = min(client.jobs.checkpoints(pirate.id), key=lambda c: c.step_number)
     name = first.fine_tuned_model_checkpoint
-    with pytest.raises(BadRequestError, match="not loaded"):
-        ask(name, QUESTION)
-    client.adapters.load(name)
+    assert name not in [model.id for model in client.models.list()]
     assert "Arr" in ask(name, QUESTION)
     assert name in [model.id for model in client.models.list()]
     client.adapters.unload(name)
