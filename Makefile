@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-fuzz soak-upload lint format openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload lint format openapi lock base-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,10 +44,16 @@ test-fast: setup ## What needs no engine (under 60 s)
 test-engine: setup ## Only what needs a real vLLM
 	@$(BIN)/python -m pytest -m "engine and not soak and not gpu"
 
-soak: soak-gsm8k soak-fuzz soak-upload ## Every long proof
+soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload ## Every long proof
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py
+
+soak-kill: setup ## Over 50 kill -9 over training, loading and generation (about half an hour)
+	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_kill.py
+
+soak-swap: setup ## Flips, loads and unloads under 16 streams; an engine killed in the middle
+	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_swap.py
 
 soak-fuzz: setup ## Thousands of generated requests for each operation (TUNEWRIGHT_FUZZ_URL: to a running service)
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_fuzz.py
