@@ -88,7 +88,7 @@ class Guard:
 
     def _roll_back(self, alias: Alias, model: str, why: str) -> None:
         if self._aliases.version(alias.name, alias.version).rolled_back_to is not None:
-            return  # its targets are new to no one, and there must be an end of it
+            return  # an engine that fails everybody must not take the alias back to its first version
         before = self._aliases.before(alias.name, alias.version)
         if before is None:
             log.warning("guard: %s, and %s has no earlier version to go back to", why, alias.name)
