@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiohttp import web
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import Publish
 from tunewright.api.gateway import Gateway, Relay
+from tunewright.api.guard import Guard
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.records import Engine
 from tunewright.store.states import Residency
@@ -181,26 +183,32 @@ def test_a_client_that_leaves_is_nobodys_failure(store: Store, socket: Path) -> 
     assert version(store) == 2
 
 
-def test_the_guard_measures_until_the_first_byte(store: Store, socket: Path) -> None:
+def test_the_guard_measures_until_the_first_byte(
+    store: Store, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def slow_to_end(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = await stream(request, b'data: {"choices": []}\n\n')
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.3)
         await response.write(DONE)
         return response
 
     async def slow_to_begin(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.3)
         return await streams(request, body)
 
-    async def one(gateway: Gateway) -> None:
-        await ask(gateway, stream=True)
+    observed: list[float] = []
+    monkeypatch.setattr(Guard, "observe", lambda *_, ok, seconds: observed.append(seconds))
 
-    put(store, AliasTarget(OLD))
-    put(store, AliasTarget(NEW), guard=AliasGuard(max_p99_seconds=0.5, min_requests=1))
-    through(store, socket, by_new(slow_to_end), one)
-    assert version(store) == 2
-    through(store, socket, by_new(slow_to_begin), one)
-    assert version(store) == 3
+    async def took(gateway: Gateway) -> float:
+        began = time.monotonic()
+        await ask(gateway, stream=True)
+        return time.monotonic() - began
+
+    put(store, AliasTarget(NEW))
+    whole = through(store, socket, slow_to_end, took)
+    assert whole - observed[0] >= 0.29
+    through(store, socket, slow_to_begin, took)
+    assert observed[1] >= 0.29
 
 
 def test_a_shadow_gets_the_request_and_the_caller_nothing_of_it(store: Store, socket: Path) -> None:
