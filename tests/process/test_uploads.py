@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from tests.engine.conftest import Service
 
-from uploads import BLOCK, HEAD, MIB, peak_memory, spooled, started, traces, until, upload
+from uploads import BLOCK, HEAD, MIB, memory, peak_memory, spooled, started, traces, until, upload
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_large_upload_leaves_memory_as_it_is(service: Service, chunked: bool) -> None:
-    before = peak_memory(service)
+    before = memory(service)
     answer = upload(service, 64, chunked=chunked)
     assert answer.status == 200, answer.body
     assert answer.body["bytes"] == 64 * MIB
@@ -36,7 +36,7 @@ def test_a_large_upload_leaves_memory_as_it_is(service: Service, chunked: bool) 
 def test_an_upload_over_the_limit_is_refused_while_it_comes(
     service: Service, chunked: bool, heeds: bool
 ) -> None:
-    before, there = peak_memory(service), traces(service)
+    before, there = memory(service), traces(service)
     answer = upload(service, 200, chunked=chunked, heeds=heeds)
     assert (answer.status, answer.body["error"]["code"]) == (413, "too_large")
     assert "bytes, the limit" in answer.body["error"]["message"]

@@ -548,6 +548,9 @@ def test_an_interrupted_backup_leaves_nothing(used: Used, tmp_path: Path) -> Non
 def test_a_restored_folder_is_what_was_archived(used: Used, archive: Path, target: DataFolder) -> None:
     done = restore_into(target, archive)
     assert (done.replaced, done.running) == (None, False)
+    assert (target.path / DATABASE).read_bytes()[18:20] == b"\1\1", (
+        "one file, without a log that may get lost"
+    )
     kept = {
         name: data
         for name, data in bytes_in(used.data.path, *FOLDERS).items()
@@ -696,6 +699,9 @@ def test_no_byte_of_an_archive_can_change_unseen(archive: Path, tmp_path: Path) 
                 refused += 1
             else:
                 assert bytes_in(out, ".") == expected, f"byte {place}"
+                assert not last.offset_data <= place < last.offset_data + last.size, (
+                    "the manifest has no such byte"
+                )
             shutil.rmtree(out, ignore_errors=True)
     assert refused > len(places)
 
