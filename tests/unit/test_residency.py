@@ -29,7 +29,8 @@ ROOM = 3
 _spec = importlib.util.spec_from_file_location(
     "fake_vllm_server", Path(__file__).parents[1] / "fakes/vllm/entrypoints/openai/api_server.py"
 )
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 fake = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fake)
 
@@ -66,7 +67,13 @@ class Setting:
         else:
             sha256 = like.sha256
         assert self._publish(
-            {"name": name, "sha256": sha256, "base": BASE, "base_fingerprint": FINGERPRINT, "desired": desired}
+            {
+                "name": name,
+                "sha256": sha256,
+                "base": BASE,
+                "base_fingerprint": FINGERPRINT,
+                "desired": desired,
+            }
         )
         model = self.store.models.get(name)
         assert model is not None

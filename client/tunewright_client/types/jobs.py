@@ -32,7 +32,8 @@ class Tuning(Wire):
     """How a model is tuned: what was asked for and, in a job the server has planned, what "auto" became.
 
     `alpha` scales the adapter, `warmup_ratio` is a share of all steps, `max_length` is in tokens,
-    `truncation` is truncate or refuse (what becomes of longer rows) and `max_grad_norm` clips the gradient. Any further setting may be given by its name.
+    `truncation` is truncate or refuse (what becomes of longer rows) and `max_grad_norm` clips the gradient.
+    Any further setting may be given by its name.
     """
 
     type: str | None = None

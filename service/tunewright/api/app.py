@@ -69,7 +69,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         max_requests=settings.max_requests,
         load_on_demand=settings.load_on_demand,
     )
-    spec.gateway = Gateway(names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout)
+    spec.gateway = Gateway(
+        names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout
+    )
     app.state.context = ServiceContext(settings, store, data, spec.control)
     return server, spec
 

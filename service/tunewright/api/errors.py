@@ -52,7 +52,9 @@ def error_response(error: TunewrightError) -> Response:
     elif error.status == 408:
         headers["Connection"] = "close"  # the rest of the body may still come, and is no request
     elif error.status in (504, 507):
-        headers["X-Should-Retry"] = "false"  # OpenAI's clients heed it: again would take as long, or fail, again
+        headers["X-Should-Retry"] = (
+            "false"  # OpenAI's clients heed it: again would take as long, or fail, again
+        )
     # A message may quote half a surrogate pair, which only escaped can be sent.
     body = json.dumps(error.body())
     return Response(body, status_code=error.status, headers=headers, media_type="application/json")

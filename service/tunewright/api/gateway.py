@@ -56,7 +56,12 @@ class Gateway:
     """
 
     def __init__(
-        self, router: Router, aliases: AliasStore, answers: ShadowAnswerStore, *, request_timeout: float = 600.0
+        self,
+        router: Router,
+        aliases: AliasStore,
+        answers: ShadowAnswerStore,
+        *,
+        request_timeout: float = 600.0,
     ) -> None:
         self.router = router
         self.guard = Guard(aliases)
@@ -79,7 +84,6 @@ class Gateway:
                 read_bufsize=1 << 18,
             )
         return session
-
 
     async def ask(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         """The status and the whole answer of a model, to a request that is not streamed. Raises TunewrightError."""

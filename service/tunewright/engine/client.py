@@ -91,7 +91,9 @@ class EngineClient:
         if number in await self.held():
             await self._request("POST", "/collective_rpc", {"method": "remove_lora", "args": [number]})
             if number in await self.held():
-                raise EngineError(f"vLLM said that it removed adapter {number}, but its workers still hold it")
+                raise EngineError(
+                    f"vLLM said that it removed adapter {number}, but its workers still hold it"
+                )
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:

@@ -118,4 +118,3 @@ def _open(path: Path) -> int:
 
 def _path(folder: Path, engine: str, sha256: str) -> Path:
     return folder / f"{quote(engine, safe='')}-{sha256}"
-

@@ -100,7 +100,9 @@ class ResidencyManager:
         """A worker before us may have been killed at anything: the engine forgets what is not noted as loaded."""
         async with self._memory[engine.name]:
             noted = await asyncio.to_thread(self._store.engines.residents, engine)
-            whole = {s: row for s, row in noted.items() if row.state in (Residency.LOADED, Residency.DRAINING)}
+            whole = {
+                s: row for s, row in noted.items() if row.state in (Residency.LOADED, Residency.DRAINING)
+            }
             client = self._client(engine)
             names = await client.models() - {(engine.info or {}).get("internal_name")}
             for name in names - whole.keys():

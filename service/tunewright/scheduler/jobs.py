@@ -348,7 +348,7 @@ class JobRunner:
                 job.id,
                 code=code,
                 message=f"its trainer ended {current.attempt} times without a new step, last with "
-                f"{how}: {last_line(folder)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest){hint(how)}",
+                f"{how}: {last_line(folder.log_file)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest){hint(how)}",
             )
             return
         self._warn(job, f"The trainer ended with {how}; starting it again from its last checkpoint")

@@ -29,7 +29,8 @@ from tunewright.store.tables import metadata
 
 log = logging.getLogger("tunewright.store")
 
-if TYPE_CHECKING:  # Alembic is imported where it is used: only who upgrades pays for it, not every restart of the api
+# Alembic is imported where it is used: only who upgrades pays for it, not every restart of the api.
+if TYPE_CHECKING:
     from alembic.config import Config
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -21,7 +21,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "alias_versions",
-        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True
+        ),
         sa.Column("alias", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("targets", sa.JSON(), nullable=False),
@@ -35,7 +37,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "shadow_answers",
-        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True
+        ),
         sa.Column("id", sa.String(64), nullable=False, unique=True),
         sa.Column("alias", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
