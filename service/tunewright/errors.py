@@ -10,6 +10,7 @@ TunewrightError
 ├── TooLarge               413
 ├── TooManyRequests        429  a limit of the service is reached; `retry_after` seconds
 ├── EngineUnavailable      503  generation cannot be answered now; `retry_after` seconds
+├── Busy                   503  the database is written to without a pause
 ├── RequestTimeout         504  a generation took too long; clients must not try again by themselves
 ├── StorageFull            507  the disk is full: nothing of it was kept, reading goes on
 └── Internal               500
@@ -98,6 +99,13 @@ class EngineUnavailable(TunewrightError):
     type = "server_error"
     code = "engine_unavailable"
     retry_after = 5.0
+
+
+class Busy(TunewrightError):
+    status = 503
+    type = "server_error"
+    code = "database_busy"
+    retry_after = 2.0
 
 
 class RequestTimeout(TunewrightError):

@@ -27,7 +27,7 @@ AT_STEP = {2: "trainer", 5: "lifeline", 8: "engine worker", 12: "scheduler", 16:
 """Of 36: 48 rows, 16 at a time, 12 times."""
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
     service = start_service(tmp_path / "data")
     recoveries = Recoveries()
@@ -42,7 +42,7 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
             with Askers(service.url, [adapter, base], threads=1) as askers:
                 second = submit(client, files, "disturbed", **TUNING)
                 for step, role in AT_STEP.items():
-                    wait_until(lambda step=step: _step(client, second.id) >= step, 120, f"step {step}")
+                    wait_until(lambda step=step: _step(client, second.id) >= step, 240, f"step {step}")
                     before = kill(service, role)
                     assert before, f"there is no {role} to kill"
                     seconds = wait_recovered(service, role, before, adapter, _step(client, second.id))
@@ -53,7 +53,7 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
             _same(Training.of(client, service, done), undisturbed)
 
             third = submit(client, files, "everything", **TUNING)
-            wait_until(lambda: _step(client, third.id) >= 4, 120, "step 4")
+            wait_until(lambda: _step(client, third.id) >= 4, 240, "step 4")
         with Askers(service.url, [adapter], threads=1) as askers:
             before = kill(service, "EngineCore")
             recoveries.seconds["EngineCore"].append(wait_recovered(service, "EngineCore", before, adapter))

@@ -20,6 +20,11 @@ def test_flips_and_unloads_under_load_fail_no_request_and_mix_no_answers(
     names = train(client, tmp_path, ("Alpha", "Bravo"))
     models = [EMBEDDED_BASE, *names]
     expected = learn_answers(service, models)
+    for adapter in client.adapters.list(
+        base=EMBEDDED_BASE, limit=100
+    ):  # checkpoints among them: every slot is used
+        client.chat.create(model=adapter.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=4)
+    assert learn_answers(service, models) == expected, "the base too is itself with every slot in use"
     seen = Swapper(service, models, expected).run(streams=8, seconds=30, flip_every=0.7, cycle_every=2.0)
     print(f"{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers\n{table(seen)}")
     assert seen.faults == []

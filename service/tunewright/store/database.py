@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from tunewright.atomic import sync_folder
-from tunewright.errors import StorageFull
+from tunewright.errors import Busy, StorageFull
 from tunewright.ids import utc_stamp
 from tunewright.store.sqlite_file import (
     DatabaseUnusable,
@@ -70,7 +70,8 @@ class Database:
         """A transaction that writes (on SQLite it takes the write lock at once, so it never fails half-way).
 
         Those with the same `alone` run one after another, so that what one looked up cannot change before it writes.
-        Raises StorageFull where the disk of the database is full; then nothing of it is written.
+        Raises StorageFull where the disk of the database is full, and Busy where others write without a pause; then
+        nothing of it is written.
         """
         try:
             with self._engine.begin() as connection:
@@ -82,6 +83,8 @@ class Database:
                 raise StorageFull(
                     "The disk of the database is full, so nothing was changed. Free some space and try again."
                 ) from error
+            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise Busy("The database was busy for too long, and nothing was changed: try again.") from error
             raise
 
     @contextmanager
@@ -213,7 +216,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")  # a commit is on disk: power loss loses nothing
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA busy_timeout=15000")
+    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.close()
 
 
