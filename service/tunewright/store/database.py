@@ -84,7 +84,9 @@ class Database:
                     "The disk of the database is full, so nothing was changed. Free some space and try again."
                 ) from error
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                raise Busy("The database was busy for too long, and nothing was changed: try again.") from error
+                raise Busy(
+                    "The database was busy for too long, and nothing was changed: try again."
+                ) from error
             raise
 
     @contextmanager
