@@ -27,6 +27,7 @@ AT_STEP = {2: "trainer", 5: "lifeline", 8: "engine worker", 12: "scheduler", 16:
 """Of 36: 48 rows, 16 at a time, 12 times."""
 
 
+@pytest.mark.soak  # six minutes beside an asker on two cores: too long for the suite
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
     service = start_service(tmp_path / "data")

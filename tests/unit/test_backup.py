@@ -684,26 +684,26 @@ def test_no_byte_of_an_archive_can_change_unseen(archive: Path, tmp_path: Path) 
     places = {
         *range(0, last.offset_data + last.size, 4001),
         *range(members[0].offset, members[0].offset_data + 40, 3),
-        *range(last.offset, last.offset_data + last.size, 307),
+        *range(last.offset, last.offset_data + 160, 3),
+        *range(last.offset_data, last.offset_data + last.size, 307),
     }
     refused, changed = 0, tmp_path / "changed.tar"
     for place in sorted(places):
-        for bit in (0x01, 0x80):
-            changed.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-            out = tmp_path / "out"
-            try:
-                with open_archive(changed) as opened:
-                    opened.verify(lambda _: None)
-                    opened.unpack(out, lambda _: None)
-            except BackupError:
-                refused += 1
-            else:
-                assert bytes_in(out, ".") == expected, f"byte {place}"
-                assert not last.offset_data <= place < last.offset_data + last.size, (
-                    "the manifest has no such byte"
-                )
-            shutil.rmtree(out, ignore_errors=True)
-    assert refused > len(places)
+        changed.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        out = tmp_path / "out"
+        try:
+            with open_archive(changed) as opened:
+                opened.verify(lambda _: None)
+                opened.unpack(out, lambda _: None)
+        except BackupError:
+            refused += 1
+        else:
+            assert bytes_in(out, ".") == expected, f"byte {place}"
+            assert not last.offset_data <= place < last.offset_data + last.size, (
+                "the manifest has no such byte"
+            )
+        shutil.rmtree(out, ignore_errors=True)
+    assert refused > len(places) / 2
 
 
 def test_a_changed_byte_is_found_before_anything_is_made(archive: Path, target: DataFolder) -> None:

@@ -122,7 +122,8 @@ def test_a_failed_upgrade_changes_nothing_and_its_copies_do_not_pile_up(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
 ) -> None:
     future_migration(tmp_path, monkeypatch, now, then="raise RuntimeError('no colours today')")
-    for _ in range(3):
+    for day in range(3):
+        monkeypatch.setattr(module, "utc_stamp", lambda day=day: f"2026010{day}T093000Z")
         with pytest.raises(
             DatabaseUnusable, match=f"from revision {now} to 9999: no colours today"
         ) as failed:
