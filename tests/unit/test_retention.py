@@ -558,7 +558,9 @@ def test_it_stops_between_two_things(world: World, monkeypatch: pytest.MonkeyPat
 # races
 
 RACES = 100
-"""Each with a removal and a creation let go at the same moment."""
+"""Each with a removal and a creation let go at almost the same moment."""
+HEAD_STARTS = (0, 0.0002, 0.001, 0.05, -0.0002, -0.001, -0.05)
+"""Seconds that the removal has; below 0: the creation."""
 
 
 def race(
@@ -569,10 +571,10 @@ def race(
     start = threading.Barrier(2)
 
     def create() -> set[int]:
-        chance, made = random.Random(1), set()
+        made = set()
         for number in range(RACES):
             start.wait(20)
-            time.sleep(chance.choice([0, 0.0002, 0.001]))
+            time.sleep(max(0.0, HEAD_STARTS[number % len(HEAD_STARTS)]))
             refused = why_refused(opened, {**JOB, "fingerprint": str(number), **job(number)})
             if refused is None:
                 made.add(number)
@@ -584,6 +586,7 @@ def race(
         creating = pool.submit(create)
         for number in range(RACES):
             start.wait(20)
+            time.sleep(max(0.0, -HEAD_STARTS[number % len(HEAD_STARTS)]))
             remove(number)
         made = creating.result()
     opened.close()
