@@ -189,9 +189,12 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self._stop and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = self.stopped = True
-        elif time.monotonic() - self._last_save > self._interval:
+        due = time.monotonic() - self._last_save > self._interval
+        if _ends_epoch(state):
+            control.should_log = True  # for the evaluation to be told with; on_epoch_end saves
+        elif self._stop:
+            control.should_log = control.should_save = control.should_training_stop = self.stopped = True
+        elif due and state.global_step % state.logging_steps == 0:  # between two, a mean loss would be cut
             control.should_save = True
         self._save_began = time.monotonic()
         return control
@@ -199,8 +202,13 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        if not _ends_epoch(state):  # stopped within it, and saved
+            control.should_evaluate = False
+            return control
         self._save_began = time.monotonic()
         control.should_save = True
+        if self._stop and state.global_step < state.max_steps:
+            control.should_training_stop = self.stopped = True
         return control
 
     def on_save(
@@ -210,7 +218,7 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         saved = self._folder.work / f"checkpoint-{step}"
         target = self._folder.checkpoints / f"step-{step}"
-        usable = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6 and not self.stopped
+        usable = _ends_epoch(state)
         if target.exists() and not (target / "complete.json").is_file():
             shutil.rmtree(target)
         if not target.exists():
@@ -261,6 +269,11 @@ def latest_checkpoint(folder: JobFolder) -> Path | None:
         ):
             return path
     return None
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    """Whether the step just done was an epoch's last."""
+    return state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
 
 
 def _manifest(path: Path) -> dict[str, Any]:
