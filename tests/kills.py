@@ -122,14 +122,15 @@ class Question:
 
 
 class Askers:
-    """Threads that ask without pause, streamed and whole, and judge every answer.
+    """Threads that ask, streamed and whole, and judge every answer; `pause`: seconds after a right one.
 
     `bad` holds what must never happen: a wrong answer, a cut one that looks complete, an unexpected refusal, a hang.
     """
 
-    def __init__(self, url: str, questions: list[Question], threads: int = 3) -> None:
+    def __init__(self, url: str, questions: list[Question], threads: int = 3, pause: float = 0) -> None:
         self._url = url
         self._questions = questions
+        self._pause = pause
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(threads)]
         self.counts: Counter[str] = Counter()
@@ -155,8 +156,7 @@ class Askers:
             self.counts[outcome.partition(":")[0]] += 1
             if outcome.startswith("bad"):
                 self.bad.append(f"{outcome} ({question.model}, streamed={streamed})")
-            if outcome != "right":
-                self._stop.wait(0.3)
+            self._stop.wait(self._pause if outcome == "right" else max(self._pause, 0.3))
 
 
 def ask(url: str, question: Question, *, streamed: bool) -> str:
@@ -326,5 +326,5 @@ def wait_recovered(
         assert time.monotonic() - began < timeout, (
             f"{role} was killed, and after {timeout} s: not {UNTIL[role]}"
         )
-        time.sleep(0.05)
+        time.sleep(0.1)
     return time.monotonic() - began

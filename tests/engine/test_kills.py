@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -22,16 +23,24 @@ from tunewright_client import Tunewright
 
 from .conftest import FAST, processes_of, start_service, wait_ready, wait_until
 
-TUNING = {**FAST, "n_epochs": 12}
-AT_STEP = {2: "trainer", 5: "lifeline", 8: "engine worker", 12: "scheduler", 16: "api", 20: "queues"}
-"""Of 36: 48 rows, 16 at a time, 12 times."""
+BASE = Question(EMBEDDED_BASE, "What color is the sky?")
+TUNING = {**FAST, "n_epochs": 20}
+AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues"}
+"""Of 60: 48 rows, 16 at a time, 20 times."""
 
 
-@pytest.mark.soak  # six minutes beside an asker on two cores: too long for the suite
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
     service = start_service(tmp_path / "data")
     recoveries = Recoveries()
+    began = time.monotonic()
+
+    def recover(role: str, before: list[int], step: int = 0) -> None:
+        recoveries.seconds[role].append(wait_recovered(service, role, before, adapter, step))
+        print(
+            f"{time.monotonic() - began:6.1f} s {role:<14} {recoveries.seconds[role][-1]:6.1f} s", flush=True
+        )
+
     try:
         wait_ready(service)
         with service.client(timeout=60) as client:
@@ -39,34 +48,31 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
             first = client.jobs.wait(submit(client, files, "undisturbed", **TUNING).id, timeout=240)
             undisturbed = Training.of(client, service, first)
             adapter = Question(first.fine_tuned_model or "", "What color is the sky?")
-            base = Question(EMBEDDED_BASE, "What color is the sky?")
-            with Askers(service.url, [adapter, base], threads=1) as askers:
+            with Askers(service.url, [adapter, BASE], threads=1, pause=0.2) as askers:
                 second = submit(client, files, "disturbed", **TUNING)
                 for step, role in AT_STEP.items():
                     wait_until(lambda step=step: _step(client, second.id) >= step, 240, f"step {step}")
                     before = kill(service, role)
                     assert before, f"there is no {role} to kill"
-                    seconds = wait_recovered(service, role, before, adapter, _step(client, second.id))
-                    recoveries.seconds[role].append(seconds)
-                done = client.jobs.wait(second.id, timeout=240)
+                    recover(role, before, _step(client, second.id))
             assert askers.bad == []
             assert askers.counts["right"] > 10
-            _same(Training.of(client, service, done), undisturbed)
-
-            third = submit(client, files, "everything", **TUNING)
-            wait_until(lambda: _step(client, third.id) >= 4, 240, "step 4")
-        with Askers(service.url, [adapter], threads=1) as askers:
-            before = kill(service, "EngineCore")
-            recoveries.seconds["EngineCore"].append(wait_recovered(service, "EngineCore", before, adapter))
+            assert client.jobs.retrieve(second.id).status == "running"
+        with Askers(service.url, [adapter, BASE], threads=1, pause=0.2) as askers:
             kill(service, "everything")
             service = again(service)
-            recoveries.seconds["everything"].append(wait_recovered(service, "everything", [], adapter))
+            recover("everything", [])
+            with service.client(timeout=60) as client:
+                done = client.jobs.wait(second.id, timeout=240)
+            recover("EngineCore", kill(service, "EngineCore"))
         assert askers.bad == []
         with service.client(timeout=60) as client:
-            done = client.jobs.wait(third.id, timeout=240)
-            _same(Training.of(client, service, done), undisturbed)
-            named = {job.metadata["name"] for job in client.jobs.list(limit=100) if job.metadata}
-            assert named == {"undisturbed", "disturbed", "everything"}
+            told = Training.of(client, service, done)
+            named = [job.metadata["name"] for job in client.jobs.list(limit=100) if job.metadata]
+        assert told.doubled == []
+        assert told.losses == undisturbed.losses
+        assert told.sha256 == undisturbed.sha256, "bit for bit"
+        assert sorted(named) == ["disturbed", "undisturbed"]
         assert recoveries.seconds["api"][0] < 6, "3 on a machine that does nothing else"
         print(recoveries.table())
     finally:
@@ -81,9 +87,3 @@ def _step(client: Tunewright, job_id: str) -> int:
     except Exception:
         return 0
     return progress.step or 0 if progress else 0
-
-
-def _same(told: Training, undisturbed: Training) -> None:
-    assert told.doubled == []
-    assert told.losses == undisturbed.losses
-    assert told.sha256 == undisturbed.sha256, "bit for bit"
