@@ -282,7 +282,7 @@ class Recoveries:
 
 
 UNTIL = {
-    "api": "GET /health answers",
+    "api": "a new one answers GET /health",
     "engine worker": "an adapter is loaded by hand",
     "queues": "an adapter is loaded by hand",
     "scheduler": "a new one has taken over",
@@ -299,7 +299,8 @@ def recovered(service: Service, role: str, before: list[int], adapter: Question,
     """Whether what killing `role` broke works again; `before`: its processes then, `step`: the job's last."""
     try:
         if role == "api":
-            return httpx.get(f"{service.url}/health", timeout=5).status_code == 200
+            anew = bool(set(find(service, role)) - set(before))
+            return anew and httpx.get(f"{service.url}/health", timeout=5).status_code == 200
         if role in ("engine worker", "queues"):
             path = f"{service.url}/v1/adapters/{adapter.model}/load"
             return (
