@@ -165,7 +165,7 @@ def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
             Question(soak.adapter.model, "What sound does a cow make?"),
         ]
         began = time.monotonic()
-        with Askers(service.url, questions, threads=2) as askers:
+        with Askers(service.url, questions, threads=2, pause=0.1) as askers:
             for phase, reach in PHASES.items():
                 for role in ROLES:
                     soak.keep_training()
