@@ -15,6 +15,7 @@ from tunewright.engine.client import probe
 from tunewright.engine.command import engine_command, engine_environment, socket_folder
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.reports import exit_words
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
@@ -239,9 +240,12 @@ class EngineKeeper:
         return self._data.engine(served.base.name) / "process.json"
 
     def _last_words(self, served: _Served) -> str:
-        """vLLM's own reason, picked out of its log."""
+        """How it ended, and vLLM's own reason, picked out of its log."""
+        assert served.group is not None
+        code = served.group.exit_code
+        how = "" if code is None else f" with {exit_words(code)}"
         log_file = self._data.engine(served.base.name) / "engine.log"
-        return f"it ended: {last_error(log_file)} (see {log_file})"
+        return f"it ended{how}: {last_error(log_file)} (see {log_file})"
 
 
 def _title(served: _Served) -> str:
@@ -251,11 +255,18 @@ def _title(served: _Served) -> str:
 _ERROR_LINE = re.compile(
     r"^(?:\([^)]*\)\s*)?(?:ERROR .*\] )?(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$"
 )
-_USELESS = ("Engine core initialization failed", "See root cause above")
+_DEATH_LINE = re.compile(r".*\b(?P<text>Worker proc \S+ died unexpectedly \(exit code: \S+\)).*$")
+_CORE_DEATH = "engine core exited unexpectedly"
+_USELESS = (
+    "Engine core initialization failed",
+    "See root cause above",
+    "EngineDeadError",
+    "stream generator",
+)
 
 
 def last_error(log_file: Path) -> str:
-    """The last line of a log that names an error, without vLLM's prefixes; else its last line."""
+    """What a log tells of an end: the last line that names an error, without vLLM's prefixes, or a process's death."""
     try:
         with log_file.open("rb") as file:
             file.seek(max(0, log_file.stat().st_size - 65536))
@@ -267,4 +278,9 @@ def last_error(log_file: Path) -> str:
     errors = [
         m["text"] for m in map(_ERROR_LINE.match, lines) if m and not any(u in m["text"] for u in _USELESS)
     ]
-    return (errors or lines or ["no log"])[-1][:500]
+    deaths = [m["text"] for m in map(_DEATH_LINE.match, lines) if m]
+    if not deaths and any(_CORE_DEATH in line for line in lines):
+        deaths = [
+            "EngineCore was killed or crashed; if the machine's memory ran out, the system's log says so"
+        ]
+    return (errors or deaths or ["its log names no error"])[-1][:500]

@@ -1,0 +1,48 @@
+"""What an engine's log tells of its end, from lines as vLLM writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunewright.scheduler.engines import last_error
+
+SHUTDOWN = """\
+(APIServer pid=9) ERROR 11-22 15:32:33 [async_llm.py:906] AsyncLLM output_handler failed.
+(APIServer pid=9) ERROR 11-22 15:32:33 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.
+(APIServer pid=9) ERROR 11-22 15:32:33 [serving.py:1] Error in chat completion stream generator.
+(APIServer pid=9) INFO 11-22 15:32:33 [launcher.py:304] [shutdown] API server: shutting down FastAPI HTTP server
+INFO:     Application shutdown complete.
+"""  # noqa: E501
+BEFORE = "(APIServer pid=9) INFO 11-22 15:32:30 [loggers.py:335] Engine 000: Running: 2 reqs\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            "(APIServer pid=9) WARNING 11-22 15:32:33 [core_client.py:818] [shutdown] MPClient: engine core exited "
+            "unexpectedly; starting cleanup\n",
+            "EngineCore was killed or crashed",
+        ),
+        (
+            "(EngineCore pid=10) ERROR 11-22 15:32:33 [multiproc_executor.py:315] Worker proc VllmWorker-0 died "
+            "unexpectedly (exit code: -9), shutting down executor.\n",
+            "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)",
+        ),
+        (
+            "(EngineCore pid=10) ERROR 11-22 15:32:33 [core.py:1] ValueError: 4.2 GiB KV cache is needed\n",
+            "ValueError: 4.2 GiB KV cache is needed",
+        ),
+        ("", "its log names no error"),
+    ],
+)
+def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path: Path, lines: str, told: str) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text(BEFORE + lines + SHUTDOWN)
+    assert last_error(log).startswith(told)
+
+
+def test_an_engine_without_a_log(tmp_path: Path) -> None:
+    assert last_error(tmp_path / "engine.log") == "no log"
