@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +49,37 @@ def train(client: Tunewright, folder: Path, words: tuple[str, ...]) -> list[str]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request; `fault` is empty where it is right."""
+    """What came of one request; `fault` is empty where it is right. `began`: of time.monotonic()."""
 
     version: str
     text: str
     seconds: float
     first_byte: float
     fault: str = ""
+    began: float = 0
 
 
 class Asker:
-    """Asks and judges: an answer must be that of the version it says it comes from."""
+    """Asks and judges: an answer must be that of the version it says it comes from.
 
-    def __init__(self, url: str, expected: dict[tuple[str, str], str]) -> None:
+    `patience`: seconds within which a 503 is asked again when its Retry-After says, as the SDK does.
+    """
+
+    def __init__(self, url: str, expected: dict[tuple[str, str], str], *, patience: float = 0) -> None:
         self._url = url
         self._expected = expected
+        self._patience = patience
 
     def ask(self, client: httpx.Client, model: str, question: str, *, streamed: bool) -> Answer:
+        first = time.monotonic()
+        while True:
+            began = time.monotonic()
+            answer = replace(self._ask(client, model, question, streamed=streamed), began=began)
+            if not answer.fault.startswith("HTTP 503 after ") or began - first > self._patience:
+                return answer
+            time.sleep(float(answer.fault.split()[3]))
+
+    def _ask(self, client: httpx.Client, model: str, question: str, *, streamed: bool) -> Answer:
         body = {
             "model": model, "temperature": 0, "max_tokens": 24, "stream": streamed,
             "messages": [{"role": "user", "content": question}],
@@ -78,12 +92,14 @@ class Asker:
                 version = answer.headers.get("x-tunewright-model", "")
                 if answer.status_code != 200:
                     text = answer.read().decode(errors="replace")[:300]
-                    return Answer(version, text, 0, first, f"HTTP {answer.status_code} {text}")
+                    wait = answer.headers.get("retry-after")
+                    told = f"{answer.status_code} after {wait}" if wait else str(answer.status_code)
+                    return Answer(version, text, 0, first, f"HTTP {told} {text}")
                 if not streamed:
                     answer.read()
-                    told = answer.json()
-                    text, done = told["choices"][0]["message"]["content"], True
-                    named.add(told["model"])
+                    whole = answer.json()
+                    text, done = whole["choices"][0]["message"]["content"], True
+                    named.add(whole["model"])
                 else:
                     for line in answer.iter_lines():
                         if line == "data: [DONE]":
@@ -131,6 +147,8 @@ class Swapping:
 
     answers: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)
+    """When the request of each fault began."""
     flips: int = 0
     cycles: int = 0
     flip_to_answer: list[float] = field(default_factory=list)
@@ -145,7 +163,13 @@ class Swapper:
     """Runs `streams` askers of the alias beside a flipper and a loader, for `seconds`."""
 
     def __init__(
-        self, service: Service, models: list[str], expected: dict[tuple[str, str], str], *, seed: int = 5
+        self,
+        service: Service,
+        models: list[str],
+        expected: dict[tuple[str, str], str],
+        *,
+        seed: int = 5,
+        patience: float = 0,
     ) -> None:
         self.service = service
         self.models = models
@@ -155,6 +179,7 @@ class Swapper:
         self._chance = random.Random(seed)
         self._stop = threading.Event()
         self._target = models[0]
+        self._patience = patience
 
     def run(
         self,
@@ -191,7 +216,7 @@ class Swapper:
 
     def _ask_on(self, number: int) -> None:
         chance = random.Random(number)
-        asker = Asker(self.service.url, self.expected)
+        asker = self._asker()
         with httpx.Client(timeout=httpx.Timeout(120, connect=30)) as client:
             while not self._stop.is_set():
                 answer = asker.ask(client, ALIAS, chance.choice(QUESTIONS), streamed=chance.random() < 0.6)
@@ -201,9 +226,16 @@ class Swapper:
 
     def _note(self, answer: Answer) -> None:
         if answer.fault:
-            self.seen.faults.append(answer.fault)
+            self._fault(answer.fault, answer.began)
         else:
             self.seen.answers[answer.version] += 1
+
+    def _fault(self, told: str, began: float) -> None:
+        self.seen.faults.append(told)
+        self.seen.began.append(began)
+
+    def _asker(self) -> Asker:
+        return Asker(self.service.url, self.expected, patience=self._patience)
 
     def _flip(self) -> None:
         """To another version; now and then to two of them."""
@@ -212,19 +244,20 @@ class Swapper:
         if self._chance.random() < 0.2:
             targets.append({"model": self._target, "weight": 1})
         with httpx.Client(timeout=120) as client:
+            began = time.monotonic()
             try:
                 answer = client.put(f"{self.service.url}/v1/aliases/{ALIAS}", json={"targets": targets})
             except httpx.HTTPError as error:
-                self.seen.faults.append(f"flip: {error!r}")
+                self._fault(f"flip: {error!r}", began)
                 return
             if answer.status_code != 200:
-                self.seen.faults.append(f"flip: HTTP {answer.status_code} {answer.text[:200]}")
+                self._fault(f"flip: HTTP {answer.status_code} {answer.text[:200]}", began)
                 return
-            told = Asker(self.service.url, self.expected).ask(client, ALIAS, QUESTIONS[0], streamed=True)
+            told = self._asker().ask(client, ALIAS, QUESTIONS[0], streamed=True)
             self._note(told)
             if len(targets) == 1 and not told.fault:
                 if told.version != target:
-                    self.seen.faults.append(f"WRONG: flipped to {target}, then answered by {told.version}")
+                    self._fault(f"WRONG: flipped to {target}, then answered by {told.version}", told.began)
                 self.seen.flip_to_answer.append(told.first_byte)
         self._target = target
         self.seen.flips += 1
@@ -233,16 +266,17 @@ class Swapper:
         """Unload an adapter, whoever uses it, and have a request load it again."""
         model = self._chance.choice(self.adapters)
         with httpx.Client(timeout=120) as client:
+            began = time.monotonic()
             try:
                 answer = client.post(f"{self.service.url}/v1/adapters/{model}/unload")
             except httpx.HTTPError as error:
-                self.seen.faults.append(f"unload: {error!r}")
+                self._fault(f"unload: {error!r}", began)
                 return
             if answer.status_code != 200:
-                self.seen.faults.append(f"unload: HTTP {answer.status_code} {answer.text[:200]}")
+                self._fault(f"unload: HTTP {answer.status_code} {answer.text[:200]}", began)
                 return
             was_free = answer.json()["state"] == "unloaded"
-            told = Asker(self.service.url, self.expected).ask(client, model, QUESTIONS[1], streamed=False)
+            told = self._asker().ask(client, model, QUESTIONS[1], streamed=False)
             self._note(told)
             if was_free and not told.fault:
                 self.seen.cold_load.append(told.seconds)

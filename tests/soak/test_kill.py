@@ -25,6 +25,7 @@ from tests.kills import (
     Recoveries,
     Training,
     again,
+    find,
     kill,
     submit,
     upload_rows,
@@ -79,10 +80,15 @@ class Soak:
                 self.jobs.append(name)
 
     def kill(self, role: str, phase: str) -> None:
+        deadline = time.monotonic() + 60
+        while not find(self.service, role):  # just killed, or between two jobs
+            assert time.monotonic() < deadline, f"there is no {role} to kill"
+            self.keep_training()
+            time.sleep(0.2)
         _, step = self.step()
         before = kill(self.service, role)
         if not before:
-            return  # between two jobs there is no trainer
+            return
         if role in WHOLE:
             self.service = again(self.service)
         took = wait_recovered(self.service, role, before, self.adapter, step)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.engine.conftest import Service, start_service, wait_ready, wait_until
 from tests.kills import kill
-from tests.swaps import Swapper, in_engine, learn_answers, table, train
+from tests.swaps import QUESTIONS, Asker, Swapper, in_engine, learn_answers, table, train
 from tunewright.config import EMBEDDED_BASE
 
 pytestmark = pytest.mark.soak
 
 SECONDS = 200.0
+NOTICED = 1.0
+"""Seconds after its EngineCore's death for which vLLM's server may still take requests."""
 
 
 @pytest.fixture(scope="module")
@@ -55,40 +57,37 @@ def test_no_request_fails_and_no_answer_is_wrong(service: Service, models: list[
 
 
 @pytest.mark.timeout(1800)
-def test_an_engine_killed_in_the_middle_gives_no_wrong_answer(service: Service, models: list[str]) -> None:
+def test_an_engine_killed_in_the_middle_fails_only_what_was_in_flight(
+    service: Service, models: list[str]
+) -> None:
+    """Whoever asks in the meantime is told when to ask again (503 with Retry-After), and then gets its answer."""
     expected = learn_answers(service, models)
-    swapper = Swapper(service, models, expected)
-    told: dict[str, float] = {}
+    swapper = Swapper(service, models, expected, patience=240)
+    moments: dict[str, float] = {}
 
     def kill_it() -> None:
         time.sleep(15)
+        moments["killed"] = time.monotonic()
         assert kill(service, "EngineCore")
-        killed = time.monotonic()
-        with service.client(timeout=60, max_retries=0) as client:
-
-            def answers() -> bool:
-                try:
-                    model = models[1]
-                    ask = {"messages": [{"role": "user", "content": "What color is the sky?"}]}
-                    client.chat.create(model=model, temperature=0, max_tokens=8, **ask)
-                    return True
-                except Exception:
-                    return False
-
-            time.sleep(1)
-            wait_until(answers, 240, "it answers again")
-        told["healed"] = time.monotonic() - killed
+        with httpx.Client(timeout=120) as client:
+            told = Asker(service.url, expected, patience=240).ask(
+                client, models[1], QUESTIONS[0], streamed=False
+            )
+        assert not told.fault, told
+        moments["healed"] = time.monotonic()
         time.sleep(20)
 
     seen = swapper.run(streams=16, seconds=0, flip_every=1.0, cycle_every=3.0, meanwhile=kill_it)
+    healed = moments["healed"] - moments["killed"]
     print(
-        f"\nhealed after {told['healed']:.1f} s; answers {sum(seen.answers.values())}, failed {len(seen.faults)}"
+        f"\nhealed after {healed:.1f} s; {sum(seen.answers.values())} answers, {len(seen.faults)} failed in flight"
     )
     assert seen.wrong == []
-    unexpected = [
-        f
-        for f in seen.faults
-        if not f.startswith(("HTTP 503", "cut: ", "flip: HTTP 503", "unload: HTTP 503"))
+    late = [
+        fault
+        for fault, began in zip(seen.faults, seen.began, strict=True)
+        if began > moments["killed"] + NOTICED and not fault.startswith("unload: HTTP 503")
     ]
-    assert unexpected == []
-    assert threading.active_count() < 60
+    assert late == []
+    assert len(seen.faults) < 60
+    assert sum(seen.answers.values()) > 100
