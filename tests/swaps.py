@@ -283,14 +283,17 @@ class Swapper:
         self.seen.cycles += 1
 
 
-def in_engine(service: Service) -> tuple[set[str], set[int]]:
-    """(names that the engine's server lists beside its base, numbers that its workers hold)"""
-    record = json.loads(next((service.data_dir / "engines").glob("*/process.json")).read_text())
+def engine_client(service: Service, base: str = EMBEDDED_BASE) -> httpx.Client:
+    """Speaks to the vLLM below the service, past it."""
+    record = json.loads((service.data_dir / "engines" / base / "process.json").read_text())
     command = Path(f"/proc/{record['command']['pid']}/cmdline").read_bytes().split(b"\0")
     socket = command[command.index(b"--uds") + 1].decode()
-    with httpx.Client(
-        transport=httpx.HTTPTransport(uds=socket), base_url="http://engine", timeout=60
-    ) as engine:
+    return httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://engine", timeout=60)
+
+
+def in_engine(service: Service) -> tuple[set[str], set[int]]:
+    """(names that the engine's server lists beside its base, numbers that its workers hold)"""
+    with engine_client(service) as engine:
         names = {m["id"] for m in engine.get("/v1/models").json()["data"] if m.get("parent")}
         held = engine.post("/collective_rpc", json={"method": "list_loras"}).json()["results"][0]
     numbers = (
