@@ -53,7 +53,7 @@ def passes(*command: str) -> None:
     ("modules", "allowed"),
     [
         (("scheduler.__main__", "serve", "cli.main", "trainer.folder"), set()),
-        (("api.app", "api.__main__", "engine.worker"), {"numpy"}),  # litserve's
+        (("api.app", "api.process", "engine.worker"), {"numpy"}),  # litserve's
     ],
 )
 def test_the_service_starts_without_the_heavy_libraries(modules: tuple[str, ...], allowed: set[str]) -> None:
