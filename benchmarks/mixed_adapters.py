@@ -17,11 +17,41 @@ import time
 from pathlib import Path
 
 import aiohttp
+import torch
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tests.engine.conftest import start_service, wait_ready
-from tests.lora import random_lora
 
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
+
+
+RANK = 8
+
+
+def random_adapter(base: Path, folder: Path, seed: int) -> Path:
+    """A PEFT folder with random weights for every linear module of the layers of `base`, which is not loaded."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors, modules = {}, set()
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118: not a dict
+                if ".layers." not in name or not name.endswith("_proj.weight"):
+                    continue
+                rows, columns = opened.get_slice(name).get_shape()
+                module = name.removesuffix(".weight")
+                modules.add(module.rsplit(".", 1)[1])
+                down = torch.randn(RANK, columns, generator=generator) * columns**-0.5
+                up = torch.randn(rows, RANK, generator=generator) * 0.01
+                tensors[f"base_model.model.{module}.lora_A.weight"] = down
+                tensors[f"base_model.model.{module}.lora_B.weight"] = up
+    folder.mkdir(parents=True)
+    LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM", inference_mode=True
+    ).save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 async def load(url: str, models: list[str], streams: int, tokens: int) -> float:
@@ -90,7 +120,7 @@ def main() -> None:
         with Tunewright(base_url=url, timeout=300) as client:
             registered = [
                 client.adapters.register(
-                    random_lora(options.base_path, root / str(seed), strength=0.05, seed=seed),
+                    random_adapter(options.base_path, root / str(seed), seed),
                     base=options.base,
                     suffix=f"mixed-{seed}",
                 )

@@ -103,23 +103,29 @@ def test_any_one_answers_as_in_peft(
     tokenizer = AutoTokenizer.from_pretrained(embedded_base_path())
     base = AutoModelForCausalLM.from_pretrained(embedded_base_path(), dtype=torch.float32).eval()
     given = tokenizer(PROMPT, return_tensors="pt")
-    with torch.no_grad():
-        plain = torch.log_softmax(base(**given).logits[0, -1], -1)
-    adapted = None
-    for number in random.Random(4).sample(range(MANY), ASKED):
-        if adapted is None:
-            adapted = PeftModel.from_pretrained(base, folders[number], adapter_name="first").eval()
-        else:
+    asked = random.Random(4).sample(range(MANY), ASKED)
+    adapted = PeftModel.from_pretrained(base, folders[asked[0]], adapter_name=str(asked[0])).eval()
+    references, answers = [], []
+    for number in asked:
+        if number != asked[0]:
             adapted.load_adapter(folders[number], adapter_name=str(number))
-            adapted.set_adapter(str(number))
+        adapted.set_adapter(str(number))
         with torch.no_grad():
-            expected = torch.log_softmax(adapted(**given).logits[0, -1], -1)
+            references.append(torch.log_softmax(adapted(**given).logits[0, -1], -1))
         told = client.completions.create(
             model=models[number], prompt=PROMPT, max_tokens=1, temperature=0, logprobs=5
         )
         logprobs = json.loads(told.model_dump_json())["choices"][0]["logprobs"]["top_logprobs"][0]
-        assert len(logprobs) >= 5
-        best = {tokenizer.decode([int(token)]): float(expected[token]) for token in expected.topk(8).indices}
-        for token, value in sorted(logprobs.items(), key=lambda item: -item[1])[:3]:
-            assert best[token] == pytest.approx(value, abs=0.05), (number, token)
-        assert (expected - plain).abs().max() > 0.3, "it does something"
+        answers.append(sorted(logprobs.items(), key=lambda item: -item[1])[:3])
+
+    def distance(answer: list[tuple[str, float]], reference: torch.Tensor) -> float:
+        """In nats, over the answer's likeliest tokens: vLLM computes in bf16, the reference in float32."""
+        best = {
+            tokenizer.decode([int(token)]): float(reference[token]) for token in reference.topk(50).indices
+        }
+        return max(abs(best.get(token, -20.0) - value) for token, value in answer)
+
+    for index, answer in enumerate(answers):
+        distances = [distance(answer, reference) for reference in references]
+        assert distances[index] < 0.15, asked[index]
+        assert min(distances[:index] + distances[index + 1 :]) > distances[index], "another's answer"
