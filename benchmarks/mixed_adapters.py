@@ -26,7 +26,6 @@ from tests.engine.conftest import start_service, wait_ready
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
 
-
 RANK = 8
 
 
@@ -36,7 +35,7 @@ def random_adapter(base: Path, folder: Path, seed: int) -> Path:
     tensors, modules = {}, set()
     for file in sorted(base.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118: not a dict
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
                 if ".layers." not in name or not name.endswith("_proj.weight"):
                     continue
                 rows, columns = opened.get_slice(name).get_shape()
