@@ -40,7 +40,7 @@ def models(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[s
 def test_no_request_fails_and_no_answer_is_wrong(service: Service, models: list[str]) -> None:
     expected = learn_answers(service, models)
     seen = Swapper(service, models, expected).run(
-        streams=16, seconds=SECONDS, flip_every=1.0, cycle_every=3.0
+        streams=16, seconds=SECONDS, flip_every=0.7, cycle_every=3.0
     )
     print(
         f"\n{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers in {SECONDS:.0f} s"
