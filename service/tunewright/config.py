@@ -127,6 +127,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
     )
+    parity: Literal["on", "off"] = Field(
+        "off",
+        description="Whether an adapter is served only after what it changes in the engine was found to be what it"
+        " changes in transformers and peft.",
+    )
+    parity_rows: int = Field(8, ge=1, le=256, description="Rows on which that is measured.")
     max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
     adapter_root: Annotated[list[str], NoDecode] = Field(
         default_factory=list,

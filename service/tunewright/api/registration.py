@@ -28,7 +28,7 @@ from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.data_folder import adapter_sha256, folder_size
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, Lineage, TunedModel
-from tunewright.store.states import EngineState, Source
+from tunewright.store.states import EngineState, ModelState, Source
 
 _HUB_SECONDS = 300.0
 
@@ -146,6 +146,7 @@ def _list(
             "desired": "loaded" if asked.load else "unloaded",
             "source": source,
             "lineage": asdict(lineage),
+            "state": ModelState.CHECKING if context.settings.parity == "on" else ModelState.READY,
         }
     )
     if (listed.name, listed.sha256) != (name, artifact.name):

@@ -96,7 +96,8 @@ class Router:
                     return _target(engine, None)
                 self._remember(name, engine.name, model.sha256)
                 is_loaded = residency is not None and residency.state is Residency.LOADED
-                if is_loaded and leased == (engine.name, model.sha256):
+                is_checked = model.state is not ModelState.CHECKING
+                if is_checked and is_loaded and leased == (engine.name, model.sha256):
                     held.push(lease.pop_all())
                     return _target(engine, model)
             if is_loaded and not known_before:
@@ -105,8 +106,12 @@ class Router:
             if residency is not None and residency.state is Residency.FAILED:
                 raise EngineUnavailable(f"{name} could not be loaded: {residency.error}", retry_after=30)
             if asyncio.get_running_loop().time() > deadline:
-                raise EngineUnavailable(f"{name} is still being loaded: try again.")
-            await self._have_loaded(model)
+                what = "loaded" if is_checked else "checked (GET /v1/adapters says how that ends)"
+                raise EngineUnavailable(f"{name} is still being {what}: try again.")
+            if is_loaded and not is_checked:
+                await asyncio.sleep(_LOOK_AGAIN)
+            else:
+                await self._have_loaded(model)
 
     def _lease(self, name: str, lease: ExitStack) -> tuple[str, str] | None:
         """Before the store is read, so that what it says then cannot end while the request runs."""
@@ -157,15 +162,8 @@ class Router:
                 param="model",
                 code="model_not_served",
             )
-        if model is not None and model.state is ModelState.QUARANTINED:
-            raise InvalidRequest(
-                f"{name} is quarantined: it does not do in the engine what it was trained to do. "
-                f"GET /v1/adapters/{model.id} has the numbers.",
-                param="model",
-                code="model_quarantined",
-            )
-        if model is not None and model.state is ModelState.CHECKING:
-            raise EngineUnavailable(f"{name} is being checked: try again.")
+        if model is not None:
+            refuse_quarantined(model)
         if engine is None:
             raise InvalidRequest(f"The base of {name} is not among those served here.", param="model")
         if engine.state is not EngineState.READY or engine.socket is None or engine.info is None:
@@ -186,6 +184,18 @@ class Router:
 
     def _leave(self, engine: str) -> None:
         self.in_flight[engine] -= 1
+
+
+def refuse_quarantined(model: TunedModel) -> None:
+    """Raises InvalidRequest where it failed its check."""
+    if model.state is ModelState.QUARANTINED:
+        raise InvalidRequest(
+            f"{model.name} is quarantined: it was not seen to do in the engine what it was trained to do. "
+            f"GET /v1/adapters/{model.id} has the numbers, and POST /v1/adapters/{model.id}/release serves it all the "
+            "same.",
+            param="model",
+            code="model_quarantined",
+        )
 
 
 def _target(engine: Engine, model: TunedModel | None) -> Target:

@@ -15,6 +15,7 @@ from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.devices import find_devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
+from tunewright.scheduler.parity import ParityGate
 from tunewright.scheduler.retention import Retention
 from tunewright.store.store import Store
 from tunewright.supervisor.process import inherited_lifeline
@@ -42,11 +43,12 @@ def main() -> int:
     devices = find_devices(settings)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, data, lifeline, devices)
-    jobs = JobRunner(settings, store, data, engines, lifeline, devices)
+    parity = ParityGate(settings, store, data, lifeline, devices)
+    jobs = JobRunner(settings, store, data, engines, lifeline, devices, lent=parity.devices_in_use)
     retention = Retention(settings, store, data)
     heartbeat = data.run / "scheduler.heartbeat"
     while not stopping:
-        for part in (engines, jobs, retention):
+        for part in (engines, jobs, parity, retention):
             try:
                 part.tick()
             except Exception:  # one bad row or a full disk must not end what keeps everything else running
@@ -55,6 +57,7 @@ def main() -> int:
         heartbeat.touch()
         time.sleep(_TICK)
     retention.stop()
+    parity.stop()
     jobs.stop(_TRAINER_GRACE)
     engines.stop(_ENGINE_GRACE)
     store.close()

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from sqlalchemy.exc import DatabaseError
@@ -45,13 +46,16 @@ class JobRunner:
         engines: EngineKeeper,
         lifeline: int,
         devices: list[str],
+        lent: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`lent`: devices that somebody else uses just now."""
         self._settings = settings
         self._store = store
         self._data = data
         self._engines = engines
         self._lifeline = lifeline
         self._devices = devices
+        self._lent = lent
         self._groups: dict[str, ProcessGroup] = {}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
         self._validating: dict[str, Future[None]] = {}
@@ -87,7 +91,10 @@ class JobRunner:
             raise failed
         if not self._store.jobs.in_states(JobState.QUEUED):
             return
-        for device in reversed(self._devices):  # engines fill devices from the front
+        lent = self._lent()
+        for device in reversed(
+            [device for device in self._devices if device not in lent]
+        ):  # engines fill from the front
             claimed = self._store.jobs.claim(device, self._engines.bases_here())
             if claimed is not None:
                 self._launch(claimed)
@@ -277,12 +284,15 @@ class JobRunner:
             self._store.jobs.fail(
                 job.id, code=result.error_code or "training_failed", message=result.error_message or "unknown"
             )
+        elif self._store.models.made_by(job.id):
+            self._end(job)  # the verdict on its adapter ends it (scheduler.parity)
         elif time.monotonic() >= self._publish_at.get(job.id, 0.0):
             base = self._engines.base(job.base)
             if base is not None:
                 self._publishing[job.id] = self._threads.submit(
-                    publish_products, self._store, self._data, job, base, folder, result
-                )
+                    publish_products, self._store, self._data, job, base, folder, result,
+                    check_adapters=self._settings.parity == "on",
+                )  # fmt: skip
 
     def _hangs(self, job: Job, folder: JobFolder) -> bool:
         """Whether its trainer gave no sign of progress for too long, by our clock: the system's may be set."""
@@ -358,7 +368,7 @@ class JobRunner:
         self._store.jobs.add_event(job.id, {"level": "warn", "type": "message", "message": text})
 
     def _end(self, job: Job) -> None:
-        """A job that is over lets go of its device, its process and what only a running job needs."""
+        """A job whose training is over lets go of its device, its process and what only training needs."""
         group = self._groups.pop(job.id, None)
         if group is not None:
             group.end()

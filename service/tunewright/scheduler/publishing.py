@@ -22,16 +22,25 @@ from tunewright.registry.data_folder import (
     model_sha256,
 )
 from tunewright.store.records import Job, Lineage
+from tunewright.store.states import ModelState
 from tunewright.store.store import Store
 from tunewright.trainer.folder import JobFolder, JobResult
 
 
 def publish_products(
-    store: Store, data: DataFolder, job: Job, base: BaseInfo, folder: JobFolder, result: JobResult
+    store: Store,
+    data: DataFolder,
+    job: Job,
+    base: BaseInfo,
+    folder: JobFolder,
+    result: JobResult,
+    *,
+    check_adapters: bool = False,
 ) -> None:
     """The final adapter (to be loaded) and its epochs' checkpoints (to be loaded when asked for), or the full model.
 
-    Safe to repeat after a crash: artifacts are named by their content, and the listing is one transaction. Raises
+    With `check_adapters`, adapters wait for the parity gate, and the job waits for the verdict on its final one. Safe
+    to repeat after a crash: artifacts are named by their content, and the listing is one transaction. Raises
     InvalidAdapter where a weight is NaN or infinite: then nothing is listed.
     """
     assert job.resolved is not None
@@ -56,6 +65,7 @@ def publish_products(
                 }
             ]  # fmt: skip
         else:
+            common["state"] = ModelState.CHECKING if check_adapters else ModelState.READY
             products = [
                 _adapter(data, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)})
             ]

@@ -50,3 +50,11 @@ def refuse_needed_weights(connection: Connection, model: str, sha256: str) -> No
         raise InvalidRequest(
             f"{model} is what job {job} starts from: wait for it, or cancel it.", code="model_in_use"
         )
+
+
+def refuse_unfinished(connection: Connection, model: str, job_id: str | None) -> None:
+    """Raises InvalidRequest where the job that made `model` waits for its check."""
+    if job_id is not None and connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id, UNFINISHED)):
+        raise InvalidRequest(
+            f"{model} is being checked for job {job_id}: wait for it, or cancel the job.", code="model_in_use"
+        )

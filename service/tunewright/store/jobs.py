@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, select, update
+from sqlalchemy import Connection, case, delete, exists, func, insert, select, update
 
 from tunewright.errors import InvalidRequest
 from tunewright.ids import new_id
@@ -14,8 +14,8 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, UNFINISHED, require_inputs
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent
-from tunewright.store.states import JOB_MOVES, JobState
-from tunewright.store.tables import checkpoints, job_events, jobs
+from tunewright.store.states import JOB_MOVES, JobState, ModelState
+from tunewright.store.tables import checkpoints, job_events, jobs, models
 
 Event = dict[str, Any]
 """level, type, message, data, and created_at where it is not now."""
@@ -40,7 +40,7 @@ class JobStore:
                 return earlier
             require_inputs(connection, row)
             job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
-            _add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
+            add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
         return job
 
     def earlier(self, idempotency_key: str | None, fingerprint: str, twin_seconds: float) -> Job | None:
@@ -83,14 +83,19 @@ class JobStore:
         return [Checkpoint(**row._mapping) for row in rows], more
 
     def cancel(self, id: str) -> Job | None:
-        """Cancel in any state; the scheduler ends a trainer that still runs. Raises InvalidRequest when final."""
-        job, moved = self._move(
-            id,
-            (s for s in JobState if not s.is_final),
-            JobState.CANCELLED,
-            _message("The job has been cancelled.", level="warn"),
-            finished_at=time.time(),
-        )
+        """Cancel in any state; the scheduler ends a trainer that still runs, and what was made but not yet checked is
+        unlisted. Raises InvalidRequest when final."""
+        with self._database.begin(alone=INPUTS) as connection:
+            job, moved = _move(
+                connection,
+                id,
+                (s for s in JobState if not s.is_final),
+                JobState.CANCELLED,
+                _message("The job has been cancelled.", level="warn"),
+                finished_at=time.time(),
+            )
+            if moved:
+                unlist_unchecked(connection, id)
         if job is not None and not moved:
             raise InvalidRequest(
                 f"Job {id} has already ended ({job.state.value}). Only unfinished jobs can be cancelled.",
@@ -190,7 +195,7 @@ class JobStore:
             ).one_or_none()
             if row is None:
                 return None
-            _add_event(connection, row.id, _message(f"Fine-tuning job started on {device}"))
+            add_event(connection, row.id, _message(f"Fine-tuning job started on {device}"))
         return Job(**row._mapping)
 
     def count_attempt(self, id: str) -> int:
@@ -255,39 +260,44 @@ class JobStore:
             if not taken.rowcount:
                 return
             for event in events:
-                _add_event(connection, id, event)
+                add_event(connection, id, event)
 
     def fail(self, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
-        return self._move(
-            id,
-            (source for source, targets in JOB_MOVES.items() if JobState.FAILED in targets),
-            JobState.FAILED,
-            _message(f"The job failed: {message}", level="error"),
-            error={"code": code, "message": message, "param": param},
-            finished_at=time.time(),
-        )[0]
+        with self._database.begin() as connection:
+            return fail(connection, id, code=code, message=message, param=param)
 
     def add_event(self, id: str, event: Event) -> None:
         with self._database.begin() as connection:
-            _add_event(connection, id, event)
+            add_event(connection, id, event)
 
     def _move(
         self, id: str, sources: Iterable[JobState], target: JobState, event: Event, **values: Any
     ) -> tuple[Job | None, bool]:
-        """Move the job if it is in one of `sources`: the job as it is then, and whether it was moved."""
         with self._database.begin() as connection:
-            row = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == id, jobs.c.state.in_(list(sources)))
-                .values(state=target, **values)
-                .returning(jobs)
-            ).one_or_none()
-            moved = row is not None
-            if moved:
-                _add_event(connection, id, event)
-            else:
-                row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
-        return (Job(**row._mapping) if row else None), moved
+            return _move(connection, id, sources, target, event, **values)
+
+
+def _move(
+    connection: Connection,
+    id: str,
+    sources: Iterable[JobState],
+    target: JobState,
+    event: Event,
+    **values: Any,
+) -> tuple[Job | None, bool]:
+    """Move the job if it is in one of `sources`: the job as it is then, and whether it was moved."""
+    row = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == id, jobs.c.state.in_(list(sources)))
+        .values(state=target, **values)
+        .returning(jobs)
+    ).one_or_none()
+    moved = row is not None
+    if moved:
+        add_event(connection, id, event)
+    else:
+        row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
+    return (Job(**row._mapping) if row else None), moved
 
 
 def _earlier(
@@ -308,7 +318,23 @@ def _earlier(
     return Job(**row._mapping) if row else None
 
 
-def succeed(connection: Connection, id: str, *, model: str, trained_tokens: int) -> bool:
+def await_verdict(connection: Connection, id: str, *, trained_tokens: int) -> bool:
+    """The job's products are about to be listed, to be checked: it goes on until then (`succeed`, `fail`). False where
+    it was cancelled before, or has products already."""
+    waits = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == id, jobs.c.state.in_([JobState.RUNNING, JobState.PAUSING]))
+        .where(~exists().where(models.c.job_id == id))
+        .values(trained_tokens=trained_tokens)
+    )
+    if waits.rowcount:
+        add_event(
+            connection, id, _message("The adapter is trained; checking it in the engine before it is listed")
+        )
+    return bool(waits.rowcount)
+
+
+def succeed(connection: Connection, id: str, *, model: str, trained_tokens: int | None = None) -> bool:
     """End the job well, in the transaction that lists its product; False where it was cancelled before."""
     moved = connection.execute(
         update(jobs)
@@ -316,20 +342,41 @@ def succeed(connection: Connection, id: str, *, model: str, trained_tokens: int)
         .values(
             state=JobState.SUCCEEDED,
             fine_tuned_model=model,
-            trained_tokens=trained_tokens,
+            trained_tokens=func.coalesce(trained_tokens, jobs.c.trained_tokens),
             finished_at=time.time(),
         )
     )
     if moved.rowcount:
-        _add_event(connection, id, _message(f"New fine-tuned model created: {model}"))
-        _add_event(connection, id, _message("The job has successfully completed"))
+        add_event(connection, id, _message(f"New fine-tuned model created: {model}"))
+        add_event(connection, id, _message("The job has successfully completed"))
     return bool(moved.rowcount)
+
+
+def fail(connection: Connection, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
+    """End the job badly, where it is not over; the job as it is then."""
+    return _move(
+        connection,
+        id,
+        (source for source, targets in JOB_MOVES.items() if JobState.FAILED in targets),
+        JobState.FAILED,
+        _message(f"The job failed: {message}", level="error"),
+        error={"code": code, "message": message, "param": param},
+        finished_at=time.time(),
+    )[0]
+
+
+def unlist_unchecked(connection: Connection, id: str) -> None:
+    """What the job made and nobody has checked yet."""
+    unchecked = (models.c.job_id == id, models.c.state == ModelState.CHECKING)
+    names = connection.scalars(delete(models).where(*unchecked).returning(models.c.name)).all()
+    connection.execute(delete(checkpoints).where(checkpoints.c.model.in_(names)))
 
 
 def _message(text: str, *, level: str = "info") -> Event:
     return {"level": level, "type": "message", "message": text, "data": None}
 
 
-def _add_event(connection: Connection, job_id: str, event: Event) -> None:
+def add_event(connection: Connection, job_id: str, event: Event) -> None:
+    """In the transaction of what it tells."""
     row = {"id": new_id("ftevent"), "job_id": job_id, "created_at": time.time(), "data": None, **event}
     connection.execute(insert(job_events).values(**row))

@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select
 from tunewright.ids import new_id
 from tunewright.store.alias_rows import needed_by_aliases, refuse_aliased, take_out
 from tunewright.store.database import Database
-from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_weights
-from tunewright.store.jobs import succeed
+from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_weights, refuse_unfinished
+from tunewright.store.jobs import await_verdict, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import EngineState, ModelState, Residency
@@ -32,13 +32,19 @@ class ModelStore:
         checkpoint_metrics: dict[int, dict[str, float]],
         result_file: dict[str, Any],
     ) -> bool:
-        """List a job's products and end the job, in one transaction; the first value is its final model.
+        """List a job's products and end the job, in one transaction; the first value is its final model. One whose
+        state is `checking` does not end the job: its verdict does (`store.checks`).
 
         `checkpoint_metrics` are by step, for the values that are checkpoints; `result_file` is a row of `files`.
-        False where the job was cancelled meanwhile; then nothing is listed.
+        False where the job was cancelled meanwhile, or has products already; then nothing is listed.
         """
+        final = values[0]
         with self._database.begin() as connection:
-            if not succeed(connection, job_id, model=values[0]["name"], trained_tokens=trained_tokens):
+            if final.get("state") == ModelState.CHECKING:
+                goes_on = await_verdict(connection, job_id, trained_tokens=trained_tokens)
+            else:
+                goes_on = succeed(connection, job_id, model=final["name"], trained_tokens=trained_tokens)
+            if not goes_on:
                 return False
             for row in values:
                 prefix = "adapter" if row["kind"] == "adapter" else "model"
@@ -80,6 +86,11 @@ class ModelStore:
         with self._database.read() as connection:
             row = connection.execute(select(models).where(models.c.sha256 == sha256).limit(1)).one_or_none()
         return TunedModel(**row._mapping) if row else None
+
+    def made_by(self, job_id: str) -> bool:
+        """Whether the job has products."""
+        with self._database.read() as connection:
+            return connection.scalar(select(exists().where(models.c.job_id == job_id))) or False
 
     def list(
         self, *, kind: str | None = None, after: str | None = None, limit: int = 10**6
@@ -154,12 +165,13 @@ class ModelStore:
             return set(connection.scalars(union(listed, started_from)))
 
     def wanted_adapters(self, base: str) -> dict[str, TunedModel]:
-        """Adapters of `base` that should be loaded, by hash (two names may share one)."""
+        """Adapters of `base` that should be loaded, by hash (two names may share one). Those that are to be
+        checked too: the engine is asked about them."""
         query = select(models).where(
             models.c.base == base,
             models.c.kind == "adapter",
             models.c.desired == "loaded",
-            models.c.state == ModelState.READY,
+            models.c.state != ModelState.QUARANTINED,
         )
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(models.c.seq)).all()
@@ -188,6 +200,7 @@ class ModelStore:
 
 def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> None:
     refuse_needed_weights(connection, model.name, model.sha256)
+    refuse_unfinished(connection, model.name, model.job_id)
     if not force:
         refuse_aliased(connection, model.name)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tunewright.store.aliases import AliasStore
+from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
@@ -24,6 +25,7 @@ class Store:
     listings: Listings
     aliases: AliasStore
     shadow_answers: ShadowAnswerStore
+    checks: CheckStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -38,6 +40,7 @@ class Store:
             Listings(database),
             AliasStore(database),
             ShadowAnswerStore(database),
+            CheckStore(database),
         )
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, row: Row) -> Example:
     """A conversation through the chat template; loss on assistant turns of weight 1, their end token included."""
-    messages = [_normalised(message) for message in row["messages"]]
+    messages = [normalised(message) for message in row["messages"]]
     tools = row.get("tools")
     learnt = [m.get("role") == "assistant" and m.get("weight", 1) == 1 for m in row["messages"]]
     speaks = [m.get("role") == "assistant" for m in row["messages"]]
@@ -72,7 +72,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, row: Row) -> Example:
     return Example(ids, [token if wanted else IGNORED for token, wanted in zip(ids, mask, strict=True)])
 
 
-def _normalised(message: Row) -> Row:
+def normalised(message: Row) -> Row:
     """As templates expect it: no `weight`, text parts joined, tool arguments as objects (as vLLM does)."""
     result = {key: value for key, value in message.items() if key != "weight"}
     content = result.get("content")

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from tunewright.api.schemas.adapters import LINEAGE_EXAMPLE, LineageObject
 from tunewright.api.schemas.aliases import TargetObject
 from tunewright.api.schemas.common import Wire
+from tunewright.api.schemas.parity import PARITY_EXAMPLE, ParityObject
 from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
 from tunewright.store.states import EngineState, ModelState, Residency, Source
@@ -131,6 +132,7 @@ class AdapterObject(Wire):
     pinned: bool = Field(description="Never evicted for another.")
     state: AdapterState
     error: str | None
+    parity: ParityObject | None = Field(description="Whether it does in the engine what it does in peft.")
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -162,6 +164,7 @@ class AdapterObject(Wire):
                     "pinned": False,
                     "state": "loaded",
                     "error": None,
+                    "parity": PARITY_EXAMPLE,
                 }
             ]
         }
@@ -189,6 +192,7 @@ class AdapterObject(Wire):
             desired="loaded" if model.desired == "loaded" else "unloaded",
             state=cast(AdapterState, listed.state),
             error=held.error if held else None,
+            parity=ParityObject.of(model.parity),
         )
 
 

@@ -1,0 +1,201 @@
+"""What an adapter changes in the engine against what it changes in transformers and peft. Pure arithmetic.
+
+Four sources give the log-probabilities of the same tokens; of each token
+
+    effect    peft's adapter - transformers' base     what the adapter should change
+    answer    the engine's adapter - its base         what it does change there
+    noise     the engine's base - transformers' base  how far the two are apart anyway
+
+An adapter that is served as it was trained has answer = effect, up to noise. The bounds, and what they let through, are
+measured in docs/decisions/0011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import chain
+from typing import Any
+
+from tunewright.evaluate.folder import Logprobs, ReferenceRow
+
+LARGEST_NOISE = 0.25
+"""Nats (root mean square): above it, the engine and the reference do not have the same base."""
+SLOPE_OFF = 0.1
+"""How far the slope may be from 1."""
+LARGEST_RESIDUAL = (2.0, 0.1)
+"""What answer and effect may differ by (root mean square): so many times the noise, and so many times the effect."""
+SMALLEST_EFFECT = 1.0
+"""Times the noise: below it nothing can be said."""
+_WORST = 3
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    FAIL = "fail"
+    NO_MEASURABLE_EFFECT = "no_measurable_effect"
+    """What the adapter changes is too little against the noise to tell right from wrong."""
+    NOT_CHECKED = "not_checked"
+    """The measurement itself came to nothing, or was switched off."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of the tokens that all four sources told in the places of one row."""
+
+    line: int
+    text: str
+    effect: list[float]
+    answer: list[float]
+    noise: list[float]
+    places: int
+    same_top: int
+    """Places where peft and the engine, with the adapter, hold the same token for the likeliest."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A prompt that is not in the engine what it was in training."""
+
+    line: int
+    why: str
+
+
+@dataclass(frozen=True)
+class WorstRow:
+    line: int
+    text: str
+    mean_difference: float
+    max_difference: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences in nats; `effect`, `noise` and `residual` (answer - effect) are root mean squares."""
+
+    verdict: Verdict
+    reason: str
+    rows: int
+    tokens: int
+    slope: float | None
+    correlation: float | None
+    effect: float
+    noise: float
+    residual: float
+    mean_difference: float
+    max_difference: float
+    top1_agreement: float
+    worst_rows: list[WorstRow]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def common(row: ReferenceRow, engine_base: Sequence[Logprobs], engine_adapted: Sequence[Logprobs]) -> Row:
+    """The row's own tokens, and in each place those of the likeliest that all four sources told."""
+    effect, answer, noise, same_top = [], [], [], 0
+    for base, adapted, served, tuned in zip(row.base, row.adapted, engine_base, engine_adapted, strict=True):
+        for token in base.keys() & adapted.keys() & served.keys() & tuned.keys():
+            effect.append(adapted[token] - base[token])
+            answer.append(tuned[token] - served[token])
+            noise.append(served[token] - base[token])
+        same_top += max(adapted, key=adapted.__getitem__) == max(tuned, key=tuned.__getitem__)
+    return Row(row.line, row.text, effect, answer, noise, len(row.base), same_top)
+
+
+def compare(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> Comparison:
+    """Raises ValueError where there is no row."""
+    if not rows:
+        raise ValueError("there is no row to compare")
+    effect = list(chain.from_iterable(row.effect for row in rows))
+    answer = list(chain.from_iterable(row.answer for row in rows))
+    residual = [a - e for a, e in zip(answer, effect, strict=True)]
+    places = sum(row.places for row in rows)
+    numbers: dict[str, Any] = {
+        "rows": len(rows),
+        "tokens": places,
+        "slope": _slope(effect, answer),
+        "correlation": _correlation(effect, answer),
+        "effect": _rms(effect),
+        "noise": _rms(chain.from_iterable(row.noise for row in rows)),
+        "residual": _rms(residual),
+        "mean_difference": sum(map(abs, residual)) / len(residual),
+        "max_difference": max(map(abs, residual)),
+        "top1_agreement": sum(row.same_top for row in rows) / places,
+    }
+    verdict, reason = _judge(numbers, mismatches)
+    worst = [] if verdict is Verdict.PASS else _worst(rows, mismatches)
+    for name, value in numbers.items():
+        numbers[name] = round(value, 6) if isinstance(value, float) else value
+    return Comparison(verdict=verdict, reason=reason, worst_rows=worst, **numbers)
+
+
+def _judge(told: dict[str, Any], mismatches: Sequence[Mismatch]) -> tuple[Verdict, str]:
+    noise, effect, residual, slope = told["noise"], told["effect"], told["residual"], told["slope"]
+    measured = (
+        f"slope {_shown(slope)}, correlation {_shown(told['correlation'])}, effect {effect:.4f}, difference "
+        f"{residual:.4f}, noise {noise:.4f} nats over {told['tokens']} tokens of {told['rows']} rows"
+    )
+    if mismatches:
+        first = mismatches[0]
+        return Verdict.FAIL, (
+            f"No parity with training: {len(mismatches)} prompts are not what they were there; in line {first.line} "
+            f"{first.why}. Is it another chat template?"
+        )
+    if noise > LARGEST_NOISE:
+        return Verdict.FAIL, (
+            f"No parity with transformers: without the adapter already they differ by {noise:.4f} nats, above "
+            f"{LARGEST_NOISE}. Does the engine serve another base? ({measured})"
+        )
+    of_noise, of_effect = LARGEST_RESIDUAL
+    allowed = of_noise * noise + of_effect * effect
+    if residual > allowed:
+        return Verdict.FAIL, (
+            f"No parity with peft: what the adapter changes differs by {residual:.4f} nats, above {allowed:.4f} "
+            f"({measured})"
+        )
+    if effect < SMALLEST_EFFECT * noise:
+        return Verdict.NO_MEASURABLE_EFFECT, f"No measurable effect on these rows ({measured})"
+    if abs(slope - 1) > SLOPE_OFF:
+        return Verdict.FAIL, f"No parity with peft: the slope is off by more than {SLOPE_OFF} ({measured})"
+    return Verdict.PASS, f"Parity with peft: {measured}"
+
+
+def _worst(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> list[WorstRow]:
+    """Those whose prompts differ, then those that differ most."""
+    why = {mismatch.line: mismatch.why for mismatch in reversed(mismatches)}
+    found = []
+    for row in rows:
+        differences = [abs(a - e) for a, e in zip(row.answer, row.effect, strict=True)]
+        mean = sum(differences) / len(differences)
+        found.append(
+            WorstRow(row.line, row.text, round(mean, 6), round(max(differences), 6), why.get(row.line))
+        )
+    found.sort(key=lambda row: (row.reason is None, -row.mean_difference))
+    return found[:_WORST]
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Of the line through the origin: nothing changed is nothing changed on both sides."""
+    square = math.fsum(a * a for a in x)
+    return math.fsum(a * b for a, b in zip(x, y, strict=True)) / square if square else None
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
+    xx = math.fsum((a - mean_x) ** 2 for a in x)
+    yy = math.fsum((b - mean_y) ** 2 for b in y)
+    xy = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return xy / math.sqrt(xx * yy) if xx and yy else None
+
+
+def _rms(values: Iterable[float]) -> float:
+    squares = [value * value for value in values]
+    return math.sqrt(math.fsum(squares) / len(squares))
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

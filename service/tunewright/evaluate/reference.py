@@ -1,0 +1,161 @@
+"""The reference: the 16-bit base in transformers, with and without the adapter in peft, token by token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from tunewright.data.formats import read_rows
+from tunewright.evaluate.folder import CANDIDATES, Logprobs, ParitySpec, Reference, ReferenceRow, Rendering
+from tunewright.evaluate.probes import probes
+from tunewright.trainer.masking import encode_text, normalised
+
+_ROOM_FOR_THE_REST = 1.2
+"""Times the weights: the adapter, and the logits of a row."""
+_SPARE = 2**30
+_SHOWN = 200
+"""Characters of a row."""
+
+
+class NoRoom(Exception):
+    """No device has room for the base."""
+
+
+def measure(spec: ParitySpec) -> Reference:
+    """Raises NoRoom; whatever else goes wrong, raises what it likes."""
+    began = time.monotonic()
+    device = _place(Path(spec.base_path), may_use_gpu=spec.device != "cpu")
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(spec.base_path, **options)
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+    rows, renderings = _tokenized(spec, tokenizer)
+    dtype = _dtype(spec)
+    base = AutoModelForCausalLM.from_pretrained(
+        spec.base_path, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **options
+    )
+    model = PeftModel.from_pretrained(base, spec.adapter).eval()
+    measured = []
+    for line, tokens in rows:
+        with model.disable_adapter():
+            plain = _scores(model, tokens, device)
+        measured.append(
+            ReferenceRow(
+                line=line,
+                text=tokenizer.decode(tokens)[:_SHOWN],
+                tokens=tokens,
+                base=plain,
+                adapted=_scores(model, tokens, device),
+            )
+        )
+    return Reference(
+        rows=measured,
+        renderings=renderings,
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        seconds=round(time.monotonic() - began, 1),
+        versions={name: version(name) for name in ("torch", "transformers", "peft")},
+    )
+
+
+def _dtype(spec: ParitySpec) -> torch.dtype:
+    """The engine's. It adds what an adapter computes to outputs that are rounded already, and so loses small changes,
+    as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0011)."""
+    if spec.dtype is not None:
+        return getattr(torch, spec.dtype)
+    config = AutoConfig.from_pretrained(
+        spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
+    )
+    return torch.float16 if config.dtype == torch.float16 else torch.bfloat16
+
+
+def _place(base: Path, *, may_use_gpu: bool) -> str:
+    """A GPU if there may be one and it has room for the base, else the CPU. Raises NoRoom."""
+    needed = sum(file.stat().st_size for file in base.glob("*.safetensors")) * _ROOM_FOR_THE_REST + _SPARE
+    free = {"cpu": psutil.virtual_memory().available}
+    if may_use_gpu and torch.cuda.is_available():
+        free = {"cuda": torch.cuda.mem_get_info()[0], **free}
+    device = next((device for device, room in free.items() if needed < room), None)
+    if device is None:
+        told = ", ".join(f"{device} {room / 2**30:.1f} GiB" for device, room in free.items())
+        raise NoRoom(
+            f"no device has the {needed / 2**30:.1f} GiB that the base needs beside what runs; free: {told}"
+        )
+    return device
+
+
+def _tokenized(
+    spec: ParitySpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[tuple[int, list[int]]], list[Rendering]]:
+    """Rows as training has them, cut at the maximum, and the prompts that a request would send of each."""
+    rows, renderings = [], []
+    for line, row in islice(_rows(spec, tokenizer), spec.rows):
+        if "messages" in row:
+            found = list(_renderings(tokenizer, line, row))
+            tokens = found[0].tokens
+            renderings += found
+        else:
+            tokens = encode_text(tokenizer, row["prompt"], row["completion"]).input_ids
+            if row["prompt"]:
+                prompt = list(tokenizer(row["prompt"])["input_ids"])
+                renderings.append(Rendering(line=line, prompt=row["prompt"], tokens=prompt))
+        if len(tokens) > 1:
+            rows.append((line, tokens[: spec.max_tokens]))
+    return rows, renderings
+
+
+def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tuple[int, dict[str, Any]]]:
+    if spec.rows_file is not None:
+        return read_rows(Path(spec.rows_file))
+    return enumerate(probes(as_chat=tokenizer.chat_template is not None), 1)
+
+
+def _renderings(tokenizer: PreTrainedTokenizerBase, line: int, row: dict[str, Any]) -> Iterator[Rendering]:
+    """The whole conversation, and what a request sends to have its last answer."""
+    messages, tools = row["messages"], row.get("tools")
+    last = max(index for index, message in enumerate(messages) if message.get("role") == "assistant")
+    for shown, add_generation_prompt in ((messages, False), (messages[:last], True)):
+        if not shown:
+            continue
+        rendered = tokenizer.apply_chat_template(
+            [normalised(message) for message in shown],
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=True,
+        )
+        yield Rendering(
+            line=line,
+            messages=[_as_sent(message) for message in shown],
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            tokens=list(rendered["input_ids"]),
+        )
+
+
+def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
+    """As a request has it: arguments of tool calls are text there."""
+    sent = normalised(message)
+    return {**sent, "tool_calls": message["tool_calls"]} if message.get("tool_calls") else sent
+
+
+def _scores(model: PeftModel, tokens: list[int], device: str) -> list[Logprobs]:
+    """Of all tokens but the first, and of the likeliest in their places."""
+    with torch.inference_mode():
+        logits = (
+            model(input_ids=torch.tensor([tokens], device=device), use_cache=False).logits[0, :-1].float()
+        )
+        logprobs = logits.log_softmax(-1)
+        said = logprobs.gather(1, torch.tensor(tokens[1:], device=device)[:, None])
+        top = logprobs.topk(min(CANDIDATES, logprobs.shape[-1]))
+    ids = torch.cat([top.indices, torch.tensor(tokens[1:], device=device)[:, None]], 1).tolist()
+    values = torch.cat([top.values, said], 1).tolist()
+    return [dict(zip(place, told, strict=True)) for place, told in zip(ids, values, strict=True)]

@@ -1,0 +1,74 @@
+"""Asks an engine what the reference process asked transformers and peft, and compares."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tunewright.engine.leases import Leases
+from tunewright.engine.scoring import EngineRefused, Scorer
+from tunewright.evaluate.compare import Mismatch, common, compare
+from tunewright.evaluate.folder import ParitySpec, Reference, Rendering
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.records import Engine, TunedModel
+
+
+class NotLoaded(Exception):
+    """The adapter left the engine, or is about to: try again."""
+
+
+def judge(
+    data: DataFolder, engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference
+) -> dict[str, Any]:
+    """The content of a model's `parity`. Raises EngineError, and NotLoaded."""
+    assert engine.socket is not None and engine.info is not None, "a ready engine has both"
+    base = engine.info["internal_name"]
+    leases = Leases(data.leases)
+    if not leases.take(engine.name, model.sha256):  # it is not evicted while it is asked
+        raise NotLoaded
+    try:
+        with Scorer(engine.socket) as scorer:
+            rows = []
+            for row in reference.rows:
+                plain, adapted = scorer.score(base, row.tokens), scorer.score(model.sha256, row.tokens)
+                rows.append(common(row, plain, adapted))
+            mismatches = [
+                found for one in reference.renderings if (found := _mismatch(scorer, base, model, one))
+            ]
+            version = scorer.version()
+    finally:
+        leases.give_back(engine.name, model.sha256)
+    result = compare(rows, mismatches)
+    return {
+        **result.as_dict(),
+        "checked_at": time.time(),
+        "rows_from": spec.rows_from,
+        "prompts": len(reference.renderings),
+        "reference": {"device": reference.device, "dtype": reference.dtype, "seconds": reference.seconds},
+        "versions": {"vllm": version, **reference.versions},
+    }
+
+
+def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Rendering) -> Mismatch | None:
+    """Whether a request's prompt is not what it was in training."""
+    prompt: dict[str, Any] = {"prompt": rendering.prompt}
+    if rendering.messages is not None:
+        prompt = {"messages": rendering.messages, "add_generation_prompt": rendering.add_generation_prompt}
+        prompt |= {"tools": rendering.tools} if rendering.tools else {}
+        prompt |= {"chat_template": model.chat_template} if model.chat_template else {}
+    try:
+        tokens = scorer.tokenize(base, prompt)
+    except EngineRefused as refusal:
+        return Mismatch(rendering.line, f"the engine refuses the prompt: {refusal}")
+    if tokens == rendering.tokens:
+        return None
+    pairs = zip(tokens, rendering.tokens, strict=False)
+    place = next(
+        (at for at, (got, wanted) in enumerate(pairs) if got != wanted),
+        min(len(tokens), len(rendering.tokens)),
+    )
+    return Mismatch(
+        rendering.line,
+        f"the engine makes {len(tokens)} tokens of the prompt, training made {len(rendering.tokens)}; they part at "
+        f"token {place + 1}",
+    )

@@ -1,0 +1,394 @@
+"""The parity gate with real processes: a small script stands in for the reference, a function for the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rows import JOB, PRODUCT, Publish
+from tunewright.config import Settings
+from tunewright.engine.client import EngineError
+from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
+from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler import parity as scheduler_parity
+from tunewright.scheduler.judging import NotLoaded
+from tunewright.scheduler.parity import MAX_FAILURES, ParityGate
+from tunewright.store.records import Engine, Job, TunedModel
+from tunewright.store.states import EngineState, JobState, ModelState, Residency
+from tunewright.store.store import Store
+
+NAME = PRODUCT["name"]
+RESULT = {"rows": [], "renderings": [], "device": "cpu", "dtype": "bfloat16", "seconds": 1, "versions": {}}
+WRITE = f"echo '{json.dumps(RESULT)}' > $folder/reference.json"
+PASS = {"verdict": "pass", "reason": "Parity with peft: slope 1."}
+FAIL = {"verdict": "fail", "reason": "No parity with peft: slope 0.5."}
+
+
+class Gate:
+    """ParityGate as the scheduler's process has it; `again()` is another process on the same data folder."""
+
+    def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
+        self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
+        self.gate = ParityGate(settings, store, data, lifeline, ["cpu"])
+
+    def again(self, **changes: Any) -> Gate:
+        return Gate(self.store, self.data, self.settings.model_copy(update=changes), self.lifeline)
+
+    def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline
+            self.gate.tick()
+            time.sleep(0.02)
+
+    def model(self, name: str = NAME) -> TunedModel:
+        found = self.store.models.get(name)
+        assert found is not None
+        return found
+
+    def job(self) -> Job:
+        assert self.model().job_id is not None
+        found = self.store.jobs.get(self.model().job_id or "")
+        assert found is not None
+        return found
+
+    @property
+    def folder(self) -> ParityFolder:
+        return ParityFolder(self.data.tmp / f"parity-{self.model().id}")
+
+    def starts(self) -> int:
+        return len(self.runs.read_text().split()) if self.runs.exists() else 0
+
+    @property
+    def runs(self) -> Path:
+        return self.data.path / "runs"
+
+    def messages(self, job: str) -> list[str]:
+        return [
+            event.message for event in self.store.jobs.events(job, after=None, limit=100, ascending=True)[0]
+        ]
+
+
+@pytest.fixture
+def reference(tmp_path: Path, data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the shell script that is the next reference process; `$folder` is its own, `$run` counts its starts."""
+    script = tmp_path / "reference"
+    monkeypatch.setattr(scheduler_parity, "sys", SimpleNamespace(executable=str(script)))
+    monkeypatch.setattr(scheduler_parity, "_AGAIN_AFTER", 0.05)
+    monkeypatch.setattr(scheduler_parity, "_WAIT", 0.3)
+
+    def run(text: str) -> None:
+        runs = data.path / "runs"
+        script.write_text(f"#!/bin/sh\nfolder=$3\necho x >> {runs}\nrun=$(wc -l < {runs})\n{text}\n")
+        script.chmod(0o755)
+
+    run(WRITE)
+    return run
+
+
+@pytest.fixture
+def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Sets what comes of asking the engine: the content of `parity`, or an exception."""
+    answers: list[Any] = [PASS]
+
+    def judge(
+        data: DataFolder, engine: Engine, model: TunedModel, spec: ParitySpec, reference: Any
+    ) -> dict[str, Any]:
+        if isinstance(answers[0], BaseException):
+            raise answers[0]
+        return {"checked_at": 1.0, **answers[0]}
+
+    monkeypatch.setattr(scheduler_parity, "judge", judge)
+    return lambda answer: answers.__setitem__(0, answer)
+
+
+@pytest.fixture
+def lifeline() -> Iterator[int]:
+    reading, writing = os.pipe()
+    yield reading
+    os.close(writing)  # ends what is left
+    os.close(reading)
+
+
+@pytest.fixture
+def engine(store: Store) -> Engine:
+    store.engines.declare(["tiny"])
+    info = {
+        "path": "/base",
+        "max_model_len": 128,
+        "internal_name": "base-1",
+        "fingerprint": PRODUCT["base_fingerprint"],
+    }
+    store.engines.starting("tiny", "/nowhere.sock", info)
+    store.engines.set_state("tiny", EngineState.READY)
+    found = store.engines.get("tiny")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def gate(
+    store: Store,
+    data: DataFolder,
+    engine: Engine,
+    publish_model: Publish,
+    reference: Any,
+    verdict: Any,
+    lifeline: int,
+) -> Gate:
+    """A job's adapter waits, loaded; its job waits for the verdict."""
+    assert publish_model({"state": "checking"})
+    store.engines.set_residency(engine, PRODUCT["sha256"], Residency.LOADED)
+    return Gate(store, data, Settings(data_dir=data.path, parity="on"), lifeline)
+
+
+def test_a_job_ends_with_the_verdict_on_its_adapter(gate: Gate) -> None:
+    assert (gate.job().state, gate.job().fine_tuned_model) == (JobState.RUNNING, None)
+    gate.until(lambda: gate.job().state.is_final)
+    assert (gate.job().state, gate.job().fine_tuned_model, gate.job().trained_tokens) == (
+        JobState.SUCCEEDED,
+        NAME,
+        7,
+    )
+    assert (gate.model().state, gate.model().parity) == (ModelState.READY, {"checked_at": 1.0, **PASS})
+    told = gate.messages(gate.job().id)
+    assert told[-3:] == [
+        PASS["reason"],
+        f"New fine-tuned model created: {NAME}",
+        "The job has successfully completed",
+    ]
+    assert not gate.folder.path.exists()
+
+
+def test_an_adapter_that_fails_is_quarantined_and_its_job_says_why(
+    gate: Gate, verdict: Callable[[Any], None]
+) -> None:
+    verdict(FAIL)
+    gate.until(lambda: gate.job().state.is_final)
+    error = gate.job().error
+    assert error is not None
+    assert (gate.job().state, gate.model().state, error["code"]) == (
+        JobState.FAILED, ModelState.QUARANTINED, "parity_failed",
+    )  # fmt: skip
+    assert FAIL["reason"] in error["message"]
+    assert f"/v1/adapters/{gate.model().id}/release" in error["message"]
+    assert gate.store.models.wanted_adapters("tiny") == {}, "the engine lets go of it"
+
+
+def test_released_it_is_served_and_the_fact_is_on_record(gate: Gate, verdict: Callable[[Any], None]) -> None:
+    verdict(FAIL)
+    gate.until(lambda: gate.job().state.is_final)
+    gate.store.checks.release(gate.model().id, who="ann")
+    model = gate.model()
+    assert model.parity is not None
+    assert (model.state, model.parity["verdict"], model.parity["forced"]["who"]) == (
+        ModelState.READY,
+        "fail",
+        "ann",
+    )
+    for _ in range(5):
+        gate.gate.tick()
+    assert (gate.starts(), gate.model().state) == (1, ModelState.READY)
+
+
+def test_what_has_no_measurable_effect_is_served_and_said_to_be_so(
+    gate: Gate, verdict: Callable[[Any], None]
+) -> None:
+    verdict({"verdict": "no_measurable_effect", "reason": "too little"})
+    gate.until(lambda: gate.job().state.is_final)
+    assert (gate.job().state, gate.model().state) == (JobState.SUCCEEDED, ModelState.READY)
+    assert gate.model().parity == {
+        "checked_at": 1.0,
+        "verdict": "no_measurable_effect",
+        "reason": "too little",
+    }
+
+
+def test_a_reference_that_only_crashes_quarantines(gate: Gate, reference: Callable[[str], None]) -> None:
+    reference("echo 'MemoryError: too large' >&2; exit 1")
+    gate.until(lambda: gate.job().state.is_final)
+    error = gate.job().error
+    assert error is not None
+    assert (error["code"], gate.starts()) == ("parity_not_checked", MAX_FAILURES)
+    assert "MemoryError: too large" in error["message"]
+    assert (gate.model().parity or {})["verdict"] == "not_checked"
+
+
+def test_a_reference_that_crashes_once_is_started_again(gate: Gate, reference: Callable[[str], None]) -> None:
+    reference(f"if [ $run = 1 ]; then kill -9 $$; fi; {WRITE}")
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    assert gate.starts() == 2
+
+
+def test_a_reference_that_hangs_is_given_up(gate: Gate, reference: Callable[[str], None]) -> None:
+    reference("sleep 60")
+    impatient = gate.again(step_timeout=0.2)
+    impatient.until(lambda: impatient.job().state.is_final)
+    assert "no result within 0 s" in (impatient.job().error or {})["message"]
+
+
+def test_a_new_scheduler_adopts_the_reference(gate: Gate, reference: Callable[[str], None]) -> None:
+    reference(f"while [ ! -e $folder/go ]; do sleep 0.05; done; {WRITE}")
+    gate.until(lambda: gate.starts() == 1)
+    second = gate.again()
+    for _ in range(5):
+        second.gate.tick()
+    (second.folder.path / "go").touch()
+    second.until(lambda: second.job().state is JobState.SUCCEEDED)
+    assert second.starts() == 1
+
+
+def test_a_scheduler_that_was_killed_before_the_verdict_goes_on(gate: Gate) -> None:
+    gate.until(lambda: gate.folder.reference_file.exists())
+    second = gate.again()
+    second.until(lambda: second.job().state is JobState.SUCCEEDED)
+    assert second.starts() == 1, "the result was there"
+
+
+def test_a_reference_and_its_watcher_that_die_with_everything_begin_again(
+    gate: Gate, reference: Callable[[str], None]
+) -> None:
+    reference(f"if [ $run = 1 ]; then sleep 60; fi; {WRITE}")
+    gate.until(lambda: gate.starts() == 1)
+    group = gate.gate._checks[gate.model().id].group
+    assert group is not None
+    os.killpg(group.record.group, signal.SIGKILL)
+    for child in (group._child, group._watcher):
+        assert child is not None
+        child.wait()
+    second = gate.again()
+    second.until(lambda: second.job().state is JobState.SUCCEEDED)
+
+
+def test_it_waits_for_the_engine_and_for_the_adapter_in_it(gate: Gate, engine: Engine) -> None:
+    gate.store.engines.set_state("tiny", EngineState.BACKOFF)
+    for _ in range(5):
+        gate.gate.tick()
+    assert gate.starts() == 0
+    gate.store.engines.set_state("tiny", EngineState.READY)
+    gate.store.engines.set_residency(engine, PRODUCT["sha256"], None)
+    gate.until(gate.folder.reference_file.exists)
+    for _ in range(5):
+        gate.gate.tick()
+    assert gate.job().state is JobState.RUNNING
+    gate.store.engines.set_residency(engine, PRODUCT["sha256"], Residency.LOADED)
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+
+
+def test_an_adapter_that_was_evicted_meanwhile_is_wanted_again(gate: Gate) -> None:
+    gate.store.models.want(NAME, "unloaded")
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    assert gate.model().desired == "loaded"
+
+
+def test_an_engine_that_refuses_the_adapter_again_and_again_quarantines(gate: Gate, engine: Engine) -> None:
+    def refuse() -> bool:
+        gate.store.engines.set_residency(engine, PRODUCT["sha256"], Residency.FAILED, error="torn file")
+        return gate.job().state.is_final
+
+    gate.until(refuse)
+    assert "the engine could not load it: torn file" in (gate.job().error or {})["message"]
+
+
+@pytest.mark.parametrize("error", [EngineError("it does not answer"), KeyError("choices")])
+def test_an_engine_that_is_lost_again_and_again_quarantines(
+    gate: Gate, verdict: Callable[[Any], None], error: Exception
+) -> None:
+    verdict(error)
+    gate.until(lambda: gate.job().state.is_final)
+    assert (gate.job().error or {})["code"] == "parity_not_checked"
+    assert gate.starts() == 1, "the reference is asked once"
+
+
+def test_an_adapter_that_is_being_unloaded_is_asked_about_later(
+    gate: Gate, verdict: Callable[[Any], None]
+) -> None:
+    verdict(NotLoaded())
+    for _ in range(20):
+        gate.gate.tick()
+        time.sleep(0.02)
+    assert gate.job().state is JobState.RUNNING
+    verdict(PASS)
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+
+
+def test_without_room_it_waits_for_jobs_that_train(gate: Gate, reference: Callable[[str], None]) -> None:
+    other = gate.store.jobs.create(
+        {**JOB, "fingerprint": "other", "state": JobState.RUNNING, "device": "cpu"}
+    )
+    reference(f"if [ $run -lt {MAX_FAILURES + 2} ]; then exit {NO_ROOM}; fi; {WRITE}")
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    gate.store.jobs.release(other.id)
+
+
+def test_a_cancelled_job_leaves_nothing(gate: Gate, reference: Callable[[str], None]) -> None:
+    reference("sleep 60")
+    gate.until(lambda: gate.starts() == 1)
+    model, group = gate.model(), gate.gate._checks[gate.model().id].group
+    assert group is not None
+    gate.store.jobs.cancel(model.job_id or "")
+    assert gate.store.models.get(NAME) is None
+    gate.gate.tick()
+    assert not group.is_alive()
+    assert list(gate.data.tmp.iterdir()) == []
+
+
+def test_switched_off_nothing_waits(gate: Gate) -> None:
+    off = gate.again(parity="off")
+    off.gate.tick()
+    assert (off.job().state, off.model().state, off.starts()) == (JobState.SUCCEEDED, ModelState.READY, 0)
+    assert (off.model().parity or {})["verdict"] == "not_checked"
+
+
+def test_a_served_adapter_that_is_checked_again_is_served_meanwhile(
+    gate: Gate, verdict: Callable[[Any], None]
+) -> None:
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    gate.store.checks.ask(gate.model().id)
+    assert (gate.model().state, "asked_at" in (gate.model().parity or {})) == (ModelState.READY, True)
+    verdict(FAIL)
+    gate.until(lambda: gate.model().state is ModelState.QUARANTINED)
+    assert (gate.job().state, gate.starts()) == (JobState.SUCCEEDED, 2)
+    gate.store.checks.ask(gate.model().id)
+    verdict(PASS)
+    gate.until(lambda: gate.model().state is ModelState.READY)
+    assert "asked_at" not in (gate.model().parity or {})
+
+
+def test_checkpoints_are_checked_when_they_are_to_be_loaded(
+    gate: Gate, publish_model: Publish, engine: Engine
+) -> None:
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    step = {"name": f"{NAME}:ckpt-step-1", "checkpoint_step": 1, "sha256": "c" * 64, "desired": "unloaded"}
+    publish_model({"name": "ft:tiny::2", "state": "checking"}, {**step, "state": "checking"})
+    gate.until(lambda: gate.model("ft:tiny::2").state is ModelState.READY)
+    for _ in range(5):
+        gate.gate.tick()
+    assert gate.model(step["name"]).state is ModelState.CHECKING
+    gate.store.models.want(step["name"], "loaded")
+    gate.store.engines.set_residency(engine, step["sha256"], Residency.LOADED)
+    gate.until(lambda: gate.model(step["name"]).state is ModelState.READY)
+
+
+def test_rows_are_held_out_ones_if_there_are_any(
+    gate: Gate, data: DataFolder, reference: Callable[[str], None]
+) -> None:
+    reference("sleep 60")
+    gate.until(lambda: gate.starts() == 1)
+    spec = gate.folder.read_spec()
+    assert (spec.rows_from, spec.rows_file, spec.max_tokens) == ("probes", None, 127), (
+        "its file is not there any more"
+    )
+    gate.gate.stop()
+    data.file(JOB["training_file"]).write_text("{}\n")
+    second = gate.again()
+    second.until(lambda: second.starts() == 2)
+    assert second.folder.read_spec().rows_from == "training_file"
