@@ -131,6 +131,14 @@ class Adapters(_Resource):
         """Let an adapter be evicted again when it is the least recently used."""
         return await self._client._fetch(endpoints.act_on_adapter(adapter, "unpin"))
 
+    async def check(self, adapter: str) -> Adapter:
+        """Have it compared again with what it does in peft; `parity` has the verdict, `check_pending` until then."""
+        return await self._client._fetch(endpoints.act_on_adapter(adapter, "check"))
+
+    async def release(self, adapter: str) -> Adapter:
+        """Serve a quarantined adapter all the same; `parity.forced` keeps the fact. Raises BadRequestError for others."""
+        return await self._client._fetch(endpoints.act_on_adapter(adapter, "release"))
+
     async def delete(self, adapter: str, *, force: bool = False) -> Deleted:
         """Unload and delete an adapter; with `force` it is first taken out of the aliases that have it.
 

@@ -22,7 +22,7 @@ from .jobs import (
     Metrics,
     Tuning,
 )
-from .resources import Adapter, Component, Deleted, File, Lineage, Model, Ready
+from .resources import Adapter, Component, Deleted, File, Lineage, Model, Parity, Ready
 
 __all__ = [
     "Adapter",
@@ -51,6 +51,7 @@ __all__ = [
     "Lineage",
     "Metrics",
     "Model",
+    "Parity",
     "Ready",
     "ShadowAnswer",
     "Tuning",

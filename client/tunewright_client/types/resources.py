@@ -57,11 +57,29 @@ class Lineage(Wire):
     created_by: str | None = None
 
 
+class Parity(Wire):
+    """Whether an adapter does in the engine what it does in peft.
+
+    `verdict` is pass, fail, no_measurable_effect or not_checked, `reason` says it with the numbers (nats).
+    """
+
+    verdict: str | None = None
+    reason: str | None = None
+    checked_at: float | None = None
+    check_pending: bool = False
+    slope: float | None = None
+    correlation: float | None = None
+    effect: float | None = None
+    noise: float | None = None
+    residual: float | None = None
+    forced: dict[str, Any] | None = None
+
+
 class Adapter(Wire):
     """A LoRA adapter and where it stands.
 
     `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
-    failed); `error` says why it failed. `bytes` is its size and `sha256` the hash of its content. `source` is
+    failed, checking, quarantined); `error` says why it failed. `bytes` is its size and `sha256` the hash of its content. `source` is
     where it came from: job, upload, folder or hub.
     """
 
@@ -83,6 +101,7 @@ class Adapter(Wire):
     pinned: bool = False
     state: str | None = None
     error: str | dict[str, Any] | None = None
+    parity: Parity | None = None
 
 
 class Component(Wire):

@@ -110,8 +110,18 @@ def show(remote: Remote, name: str) -> None:
             ("sha256", adapter.sha256),
             ("created", when(adapter.created_at)),
             *_lineage(adapter),
+            *_parity(adapter),
         ]
     )
+
+
+def _parity(adapter: Adapter) -> list[tuple[str, object]]:
+    found = adapter.parity
+    if found is None:
+        return []
+    pending = "being checked" if found.check_pending else None
+    forced = f"by {found.forced.get('who') or 'somebody'}" if found.forced else None
+    return [("parity", found.verdict or pending), ("", found.reason), ("check", pending), ("released", forced)]
 
 
 def _lineage(adapter: Adapter) -> list[tuple[str, object]]:
@@ -193,6 +203,22 @@ def delete(remote: Remote, names: tuple[str, ...], force: bool) -> None:
             remote.out.json(deleted)
         else:
             remote.out.line(f"{deleted.id} deleted")
+
+
+@adapters.command(epilog=examples(f"tunewright adapters check {_NAME}"))
+@click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
+@on_service
+def check(remote: Remote, names: tuple[str, ...]) -> int:
+    """Have adapters compared again with what they do in peft. `adapters show` has the verdict."""
+    return max(_report(remote, remote.client.adapters.check(name)) for name in names)
+
+
+@adapters.command(epilog=examples(f"tunewright adapters release {_NAME}"))
+@click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
+@on_service
+def release(remote: Remote, names: tuple[str, ...]) -> int:
+    """Serve quarantined adapters all the same, with the fact on record."""
+    return max(_report(remote, remote.client.adapters.release(name)) for name in names)
 
 
 def _report(remote: Remote, adapter: Adapter) -> int:

@@ -7,7 +7,7 @@ Four sources give the log-probabilities of the same tokens; of each token
     noise     the engine's base - transformers' base  how far the two are apart anyway
 
 An adapter that is served as it was trained has answer = effect, up to noise. The bounds, and what they let through, are
-measured in docs/decisions/0011.
+measured in docs/decisions/0012.
 """
 
 from __future__ import annotations

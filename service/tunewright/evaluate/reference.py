@@ -69,7 +69,7 @@ def measure(spec: ParitySpec) -> Reference:
 
 def _dtype(spec: ParitySpec) -> torch.dtype:
     """The engine's. It adds what an adapter computes to outputs that are rounded already, and so loses small changes,
-    as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0011)."""
+    as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0012)."""
     if spec.dtype is not None:
         return getattr(torch, spec.dtype)
     config = AutoConfig.from_pretrained(
