@@ -128,7 +128,7 @@ class Settings(BaseSettings):
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
     )
     parity: Literal["on", "off"] = Field(
-        "off",
+        "on",
         description="Whether an adapter is served only after what it changes in the engine was found to be what it"
         " changes in transformers and peft.",
     )

@@ -188,9 +188,10 @@ def retrieve_adapter(adapter: str) -> Call[Adapter]:
     return Call("GET", _path("adapters", adapter), _as(Adapter))
 
 
-def act_on_adapter(adapter: str, action: str) -> Call[Adapter]:
-    """`action` is load, unload, pin or unpin."""
-    return Call("POST", f"{_path('adapters', adapter)}/{action}", _as(Adapter), slow=True)
+def act_on_adapter(adapter: str, action: str, force: bool = False) -> Call[Adapter]:
+    """`action` is load, unload, pin, unpin or check."""
+    path = f"{_path('adapters', adapter)}/{action}"
+    return Call("POST", path, _as(Adapter), params=_forced(force), slow=True)
 
 
 def delete_adapter(adapter: str, force: bool) -> Call[Deleted]:

@@ -115,9 +115,13 @@ class Adapters(_Resource):
         """One adapter. Raises NotFoundError."""
         return self._client._fetch(endpoints.retrieve_adapter(adapter))
 
-    def load(self, adapter: str) -> Adapter:
-        """Ask for an adapter to be loaded in the engine of its base; see `state` for whether it is."""
-        return self._client._fetch(endpoints.act_on_adapter(adapter, "load"))
+    def load(self, adapter: str, *, force: bool = False) -> Adapter:
+        """Ask for an adapter to be loaded in the engine of its base; see `state` for whether it is.
+
+        With `force`, a quarantined one is served all the same, and `parity.forced` keeps the fact; without,
+        raises BadRequestError for such.
+        """
+        return self._client._fetch(endpoints.act_on_adapter(adapter, "load", force))
 
     def unload(self, adapter: str) -> Adapter:
         """Unload an adapter after its last request, and unpin it; while `state` is `draining`, some run."""
@@ -132,12 +136,8 @@ class Adapters(_Resource):
         return self._client._fetch(endpoints.act_on_adapter(adapter, "unpin"))
 
     def check(self, adapter: str) -> Adapter:
-        """Have it compared again with what it does in peft; `parity` has the verdict, `check_pending` until then."""
+        """Have it compared with peft again; while `parity.check_pending`, the verdict is not there."""
         return self._client._fetch(endpoints.act_on_adapter(adapter, "check"))
-
-    def release(self, adapter: str) -> Adapter:
-        """Serve a quarantined adapter all the same; `parity.forced` keeps the fact. Raises BadRequestError for others."""
-        return self._client._fetch(endpoints.act_on_adapter(adapter, "release"))
 
     def delete(self, adapter: str, *, force: bool = False) -> Deleted:
         """Unload and delete an adapter; with `force` it is first taken out of the aliases that have it.

@@ -60,18 +60,27 @@ class Lineage(Wire):
 class Parity(Wire):
     """Whether an adapter does in the engine what it does in peft.
 
-    `verdict` is pass, fail, no_measurable_effect or not_checked, `reason` says it with the numbers (nats).
+    `verdict` is pass, fail, no_measurable_effect or not_checked, `reason` says it in words. `slope` and
+    `correlation` are of the engine's changes on peft's; `effect`, `noise` and the differences are in nats.
+    `forced` says who has it served although it was quarantined.
     """
 
     verdict: str | None = None
     reason: str | None = None
     checked_at: float | None = None
     check_pending: bool = False
+    rows_from: str | None = None
+    rows: int | None = None
+    tokens: int | None = None
     slope: float | None = None
     correlation: float | None = None
     effect: float | None = None
     noise: float | None = None
     residual: float | None = None
+    mean_difference: float | None = None
+    max_difference: float | None = None
+    top1_agreement: float | None = None
+    worst_rows: list[dict[str, Any]] | None = None
     forced: dict[str, Any] | None = None
 
 
@@ -79,8 +88,8 @@ class Adapter(Wire):
     """A LoRA adapter and where it stands.
 
     `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
-    failed, checking, quarantined); `error` says why it failed. `bytes` is its size and `sha256` the hash of its content. `source` is
-    where it came from: job, upload, folder or hub.
+    failed, checking, quarantined); `error` says why it failed. `bytes` is its size and `sha256` the hash of
+    its content. `source` is where it came from: job, upload, folder or hub.
     """
 
     id: str

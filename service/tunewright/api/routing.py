@@ -191,8 +191,8 @@ def refuse_quarantined(model: TunedModel) -> None:
     if model.state is ModelState.QUARANTINED:
         raise InvalidRequest(
             f"{model.name} is quarantined: it was not seen to do in the engine what it was trained to do. "
-            f"GET /v1/adapters/{model.id} has the numbers, and POST /v1/adapters/{model.id}/release serves it all the "
-            "same.",
+            f"GET /v1/adapters/{model.id} has the numbers, and POST /v1/adapters/{model.id}/load?force=true serves it "
+            "all the same.",
             param="model",
             code="model_quarantined",
         )

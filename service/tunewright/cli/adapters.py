@@ -121,7 +121,7 @@ def _parity(adapter: Adapter) -> list[tuple[str, object]]:
         return []
     pending = "being checked" if found.check_pending else None
     forced = f"by {found.forced.get('who') or 'somebody'}" if found.forced else None
-    return [("parity", found.verdict or pending), ("", found.reason), ("check", pending), ("released", forced)]
+    return [("parity", found.verdict), ("", found.reason), ("check", pending), ("forced", forced)]
 
 
 def _lineage(adapter: Adapter) -> list[tuple[str, object]]:
@@ -141,10 +141,11 @@ def _lineage(adapter: Adapter) -> list[tuple[str, object]]:
 
 @adapters.command(epilog=examples(f"tunewright adapters load {_NAME}:ckpt-step-8"))
 @click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Serve quarantined ones all the same, with the fact on record.")
 @on_service
-def load(remote: Remote, names: tuple[str, ...]) -> int:
+def load(remote: Remote, names: tuple[str, ...], force: bool) -> int:
     """Load adapters into their base's engine, now and after every restart."""
-    return max(_report(remote, remote.client.adapters.load(name)) for name in names)
+    return max(_report(remote, remote.client.adapters.load(name, force=force)) for name in names)
 
 
 @adapters.command(epilog=examples(f"tunewright adapters unload {_NAME}"))
@@ -211,14 +212,6 @@ def delete(remote: Remote, names: tuple[str, ...], force: bool) -> None:
 def check(remote: Remote, names: tuple[str, ...]) -> int:
     """Have adapters compared again with what they do in peft. `adapters show` has the verdict."""
     return max(_report(remote, remote.client.adapters.check(name)) for name in names)
-
-
-@adapters.command(epilog=examples(f"tunewright adapters release {_NAME}"))
-@click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
-@on_service
-def release(remote: Remote, names: tuple[str, ...]) -> int:
-    """Serve quarantined adapters all the same, with the fact on record."""
-    return max(_report(remote, remote.client.adapters.release(name)) for name in names)
 
 
 def _report(remote: Remote, adapter: Adapter) -> int:

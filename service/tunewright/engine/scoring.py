@@ -13,12 +13,16 @@ from tunewright.evaluate.folder import CANDIDATES, Logprobs
 _TIMEOUT = 300.0
 
 
+class EngineBusy(EngineError):
+    """vLLM does not answer, or says that it cannot now: ask again."""
+
+
 class EngineRefused(EngineError):
-    """vLLM answered, with an error of its own."""
+    """vLLM will not take what it was asked."""
 
 
 class Scorer:
-    """Use as a context manager. All raise EngineError where vLLM does not answer, EngineRefused where it refuses."""
+    """Use as a context manager. All raise EngineBusy, EngineRefused, and EngineError where vLLM breaks down over it."""
 
     def __init__(self, socket: str) -> None:
         self._client = httpx.Client(
@@ -56,8 +60,11 @@ class Scorer:
         try:
             response = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise EngineError(f"the engine does not answer: {type(error).__name__} {error}") from error
+            raise EngineBusy(f"the engine does not answer: {type(error).__name__} {error}") from error
+        if response.status_code in (429, 503):
+            raise EngineBusy(message_of(response))
+        if response.status_code >= 500:
+            raise EngineError(message_of(response))
         if response.status_code >= 400:
-            kind = EngineRefused if response.status_code < 500 else EngineError
-            raise kind(message_of(response))
+            raise EngineRefused(message_of(response))
         return dict(response.json())

@@ -7,14 +7,14 @@ Four sources give the log-probabilities of the same tokens; of each token
     noise     the engine's base - transformers' base  how far the two are apart anyway
 
 An adapter that is served as it was trained has answer = effect, up to noise. The bounds, and what they let through, are
-measured in docs/decisions/0012.
+measured in docs/decisions/0013.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import chain
 from typing import Any
@@ -53,6 +53,8 @@ class Row:
     places: int
     same_top: int
     """Places where peft and the engine, with the adapter, hold the same token for the likeliest."""
+    not_finite: int = 0
+    """Tokens left out for a number that overflowed."""
 
 
 @dataclass(frozen=True)
@@ -96,24 +98,28 @@ class Comparison:
 
 def common(row: ReferenceRow, engine_base: Sequence[Logprobs], engine_adapted: Sequence[Logprobs]) -> Row:
     """The row's own tokens, and in each place those of the likeliest that all four sources told."""
-    effect, answer, noise, same_top = [], [], [], 0
+    found = Row(row.line, row.text, [], [], [], len(row.base), 0)
+    same_top = not_finite = 0
     for base, adapted, served, tuned in zip(row.base, row.adapted, engine_base, engine_adapted, strict=True):
         for token in base.keys() & adapted.keys() & served.keys() & tuned.keys():
-            effect.append(adapted[token] - base[token])
-            answer.append(tuned[token] - served[token])
-            noise.append(served[token] - base[token])
+            told = (adapted[token] - base[token], tuned[token] - served[token], served[token] - base[token])
+            if not all(map(math.isfinite, told)):
+                not_finite += 1
+                continue
+            for values, value in zip((found.effect, found.answer, found.noise), told, strict=True):
+                values.append(value)
         same_top += max(adapted, key=adapted.__getitem__) == max(tuned, key=tuned.__getitem__)
-    return Row(row.line, row.text, effect, answer, noise, len(row.base), same_top)
+    return replace(found, same_top=same_top, not_finite=not_finite)
 
 
 def compare(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> Comparison:
-    """Raises ValueError where there is no row."""
-    if not rows:
-        raise ValueError("there is no row to compare")
+    """Raises ValueError where there is nothing to compare."""
+    places = sum(row.places for row in rows)
+    if not places:
+        raise ValueError("there is no token to compare")
     effect = list(chain.from_iterable(row.effect for row in rows))
     answer = list(chain.from_iterable(row.answer for row in rows))
     residual = [a - e for a, e in zip(answer, effect, strict=True)]
-    places = sum(row.places for row in rows)
     numbers: dict[str, Any] = {
         "rows": len(rows),
         "tokens": places,
@@ -122,18 +128,18 @@ def compare(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> Comparison:
         "effect": _rms(effect),
         "noise": _rms(chain.from_iterable(row.noise for row in rows)),
         "residual": _rms(residual),
-        "mean_difference": sum(map(abs, residual)) / len(residual),
-        "max_difference": max(map(abs, residual)),
+        "mean_difference": _mean(map(abs, residual)),
+        "max_difference": max(map(abs, residual), default=0.0),
         "top1_agreement": sum(row.same_top for row in rows) / places,
     }
-    verdict, reason = _judge(numbers, mismatches)
+    verdict, reason = _judge(numbers, mismatches, sum(row.not_finite for row in rows))
     worst = [] if verdict is Verdict.PASS else _worst(rows, mismatches)
     for name, value in numbers.items():
         numbers[name] = round(value, 6) if isinstance(value, float) else value
     return Comparison(verdict=verdict, reason=reason, worst_rows=worst, **numbers)
 
 
-def _judge(told: dict[str, Any], mismatches: Sequence[Mismatch]) -> tuple[Verdict, str]:
+def _judge(told: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: int) -> tuple[Verdict, str]:
     noise, effect, residual, slope = told["noise"], told["effect"], told["residual"], told["slope"]
     measured = (
         f"slope {_shown(slope)}, correlation {_shown(told['correlation'])}, effect {effect:.4f}, difference "
@@ -145,6 +151,8 @@ def _judge(told: dict[str, Any], mismatches: Sequence[Mismatch]) -> tuple[Verdic
             f"No parity with training: {len(mismatches)} prompts are not what they were there; in line {first.line} "
             f"{first.why}. Is it another chat template?"
         )
+    if not_finite:
+        return Verdict.FAIL, f"No parity with peft: numbers overflow at {not_finite} tokens ({measured})"
     if noise > LARGEST_NOISE:
         return Verdict.FAIL, (
             f"No parity with transformers: without the adapter already they differ by {noise:.4f} nats, above "
@@ -170,10 +178,8 @@ def _worst(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> list[WorstRow
     found = []
     for row in rows:
         differences = [abs(a - e) for a, e in zip(row.answer, row.effect, strict=True)]
-        mean = sum(differences) / len(differences)
-        found.append(
-            WorstRow(row.line, row.text, round(mean, 6), round(max(differences), 6), why.get(row.line))
-        )
+        mean, largest = _mean(differences), max(differences, default=0.0)
+        found.append(WorstRow(row.line, row.text, round(mean, 6), round(largest, 6), why.get(row.line)))
     found.sort(key=lambda row: (row.reason is None, -row.mean_difference))
     return found[:_WORST]
 
@@ -185,7 +191,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
+    mean_x, mean_y = _mean(x), _mean(y)
     xx = math.fsum((a - mean_x) ** 2 for a in x)
     yy = math.fsum((b - mean_y) ** 2 for b in y)
     xy = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
@@ -193,8 +199,12 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def _rms(values: Iterable[float]) -> float:
-    squares = [value * value for value in values]
-    return math.sqrt(math.fsum(squares) / len(squares))
+    return math.sqrt(_mean(value * value for value in values))
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found) if found else 0.0
 
 
 def _shown(value: float | None) -> str:

@@ -19,14 +19,26 @@ Logprobs = dict[int, float]
 RowsFrom = Literal["validation_file", "training_file", "probes"]
 
 
+class BaseSpec(BaseModel):
+    """A base as transformers loads it, in the 16 bits of its config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    trust_remote_code: bool = False
+    device: str = "cpu"
+    """`cpu`, or the GPU that it may use if that has room (the environment shows it no other)."""
+    context: int
+    """Tokens that the engine takes at once."""
+
+
 class ParitySpec(BaseModel):
     """`spec.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    base: BaseSpec
     adapter_id: str
-    base_path: str
-    trust_remote_code: bool = False
     adapter: str
     """A PEFT folder."""
     chat_template: str | None = None
@@ -36,17 +48,11 @@ class ParitySpec(BaseModel):
     """Chat or text rows; None: the probes that come with the service."""
     rows: int
     """How many of them count, from the first on."""
-    max_tokens: int
-    """Of each row, from the first on."""
-    dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    """What the engine computes in; None: the 16 bits of the base's config."""
-    device: str = "cpu"
-    """`cpu`, or the GPU that it may use if that has room (the environment shows it no other)."""
 
 
 class ReferenceRow(BaseModel):
-    """A row, and for each of its tokens but the first the log-probabilities (nats) of that token and of the likeliest
-    in its place."""
+    """A row, cut at 512 tokens or the context; for each of its tokens but the first, the log-probabilities (nats) of
+    that token and of the likeliest in its place."""
 
     line: int
     """In its file, from 1."""
@@ -68,7 +74,9 @@ class Rendering(BaseModel):
 
 
 class Reference(BaseModel):
-    """`reference.json`, the last thing that the reference process writes."""
+    """`reference.json`, the last thing that the reference process writes of an adapter."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # an adapter's numbers may overflow
 
     rows: list[ReferenceRow]
     renderings: list[Rendering]
@@ -99,7 +107,8 @@ class ParityFolder:
         write_atomically(self.reference_file, reference.model_dump_json())
 
     def read_reference(self) -> Reference | None:
+        """None where there is none. Raises ValueError where it is not one."""
         try:
             return Reference.model_validate_json(self.reference_file.read_text())
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return None

@@ -15,13 +15,23 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from tunewright.data.formats import read_rows
-from tunewright.evaluate.folder import CANDIDATES, Logprobs, ParitySpec, Reference, ReferenceRow, Rendering
+from tunewright.evaluate.folder import (
+    CANDIDATES,
+    BaseSpec,
+    Logprobs,
+    ParitySpec,
+    Reference,
+    ReferenceRow,
+    Rendering,
+)
 from tunewright.evaluate.probes import probes
 from tunewright.trainer.masking import encode_text, normalised
 
 _ROOM_FOR_THE_REST = 1.2
 """Times the weights: the adapter, and the logits of a row."""
 _SPARE = 2**30
+_LONGEST_ROW = 512
+"""Tokens."""
 _SHOWN = 200
 """Characters of a row."""
 
@@ -30,52 +40,60 @@ class NoRoom(Exception):
     """No device has room for the base."""
 
 
-def measure(spec: ParitySpec) -> Reference:
-    """Raises NoRoom; whatever else goes wrong, raises what it likes."""
-    began = time.monotonic()
-    device = _place(Path(spec.base_path), may_use_gpu=spec.device != "cpu")
-    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(spec.base_path, **options)
-    if spec.chat_template is not None:
-        tokenizer.chat_template = spec.chat_template
-    rows, renderings = _tokenized(spec, tokenizer)
-    dtype = _dtype(spec)
-    base = AutoModelForCausalLM.from_pretrained(
-        spec.base_path, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **options
-    )
-    model = PeftModel.from_pretrained(base, spec.adapter).eval()
-    measured = []
-    for line, tokens in rows:
-        with model.disable_adapter():
-            plain = _scores(model, tokens, device)
-        measured.append(
-            ReferenceRow(
-                line=line,
-                text=tokenizer.decode(tokens)[:_SHOWN],
-                tokens=tokens,
-                base=plain,
-                adapted=_scores(model, tokens, device),
-            )
+class ReferenceBase:
+    """A base in memory, on which adapters are measured one after another."""
+
+    def __init__(self, spec: BaseSpec) -> None:
+        """Raises NoRoom; whatever else goes wrong, raises what it likes."""
+        self.spec = spec
+        self._began = time.monotonic()
+        self._device = _place(Path(spec.path), may_use_gpu=spec.device != "cpu")
+        self._options = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
+        self._dtype = self._sixteen_bits()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            dtype=self._dtype,
+            device_map={"": self._device},
+            attn_implementation="sdpa",
+            **self._options,
         )
-    return Reference(
-        rows=measured,
-        renderings=renderings,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        dtype=str(dtype).removeprefix("torch."),
-        seconds=round(time.monotonic() - began, 1),
-        versions={name: version(name) for name in ("torch", "transformers", "peft")},
-    )
 
+    def measure(self, spec: ParitySpec) -> Reference:
+        """`seconds` of the first have the loading of the base in them."""
+        tokenizer = AutoTokenizer.from_pretrained(self.spec.path, **self._options)
+        if spec.chat_template is not None:
+            tokenizer.chat_template = spec.chat_template
+        rows, renderings = _tokenized(spec, tokenizer)
+        adapted = PeftModel.from_pretrained(self._model, spec.adapter).eval()
+        measured = []
+        for line, tokens in rows:
+            with adapted.disable_adapter():
+                plain = _scores(adapted, tokens, self._device)
+            measured.append(
+                ReferenceRow(
+                    line=line,
+                    text=tokenizer.decode(tokens)[:_SHOWN],
+                    tokens=tokens,
+                    base=plain,
+                    adapted=_scores(adapted, tokens, self._device),
+                )
+            )
+        self._model = adapted.unload()
+        began, self._began = self._began, time.monotonic()
+        return Reference(
+            rows=measured,
+            renderings=renderings,
+            device=torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
+            dtype=str(self._dtype).removeprefix("torch."),
+            seconds=round(self._began - began, 1),
+            versions={name: version(name) for name in ("torch", "transformers", "peft")},
+        )
 
-def _dtype(spec: ParitySpec) -> torch.dtype:
-    """The engine's. It adds what an adapter computes to outputs that are rounded already, and so loses small changes,
-    as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0012)."""
-    if spec.dtype is not None:
-        return getattr(torch, spec.dtype)
-    config = AutoConfig.from_pretrained(
-        spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
-    )
-    return torch.float16 if config.dtype == torch.float16 else torch.bfloat16
+    def _sixteen_bits(self) -> torch.dtype:
+        """As the engine has them. It adds what an adapter computes to outputs that are rounded already, and so loses
+        small changes, as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0013)."""
+        config = AutoConfig.from_pretrained(self.spec.path, **self._options)
+        return torch.float16 if config.dtype == torch.float16 else torch.bfloat16
 
 
 def _place(base: Path, *, may_use_gpu: bool) -> str:
@@ -96,8 +114,11 @@ def _place(base: Path, *, may_use_gpu: bool) -> str:
 def _tokenized(
     spec: ParitySpec, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[tuple[int, list[int]]], list[Rendering]]:
-    """Rows as training has them, cut at the maximum, and the prompts that a request would send of each."""
-    rows, renderings = [], []
+    """Rows as training has them, cut, and the prompts that a request would send of each, as far as the engine takes
+    them."""
+    rows: list[tuple[int, list[int]]] = []
+    renderings: list[Rendering] = []
+    longest = min(_LONGEST_ROW, spec.base.context - 1)
     for line, row in islice(_rows(spec, tokenizer), spec.rows):
         if "messages" in row:
             found = list(_renderings(tokenizer, line, row))
@@ -109,8 +130,8 @@ def _tokenized(
                 prompt = list(tokenizer(row["prompt"])["input_ids"])
                 renderings.append(Rendering(line=line, prompt=row["prompt"], tokens=prompt))
         if len(tokens) > 1:
-            rows.append((line, tokens[: spec.max_tokens]))
-    return rows, renderings
+            rows.append((line, tokens[:longest]))
+    return rows, [rendering for rendering in renderings if len(rendering.tokens) < spec.base.context]
 
 
 def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tuple[int, dict[str, Any]]]:

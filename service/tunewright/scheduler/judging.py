@@ -5,42 +5,25 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tunewright.engine.leases import Leases
 from tunewright.engine.scoring import EngineRefused, Scorer
 from tunewright.evaluate.compare import Mismatch, common, compare
 from tunewright.evaluate.folder import ParitySpec, Reference, Rendering
-from tunewright.registry.data_folder import DataFolder
 from tunewright.store.records import Engine, TunedModel
 
 
-class NotLoaded(Exception):
-    """The adapter left the engine, or is about to: try again."""
-
-
-def judge(
-    data: DataFolder, engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference
-) -> dict[str, Any]:
-    """The content of a model's `parity`. Raises EngineError, and NotLoaded."""
+def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference) -> dict[str, Any]:
+    """The content of a model's `parity`; the engine must hold it. Raises EngineError."""
     assert engine.socket is not None and engine.info is not None, "a ready engine has both"
     base = engine.info["internal_name"]
-    leases = Leases(data.leases)
-    if not leases.take(engine.name, model.sha256):  # it is not evicted while it is asked
-        raise NotLoaded
-    try:
-        with Scorer(engine.socket) as scorer:
-            rows = []
-            for row in reference.rows:
-                plain, adapted = scorer.score(base, row.tokens), scorer.score(model.sha256, row.tokens)
-                rows.append(common(row, plain, adapted))
-            mismatches = [
-                found for one in reference.renderings if (found := _mismatch(scorer, base, model, one))
-            ]
-            version = scorer.version()
-    finally:
-        leases.give_back(engine.name, model.sha256)
-    result = compare(rows, mismatches)
+    with Scorer(engine.socket) as scorer:
+        rows = []
+        for row in reference.rows:
+            plain, adapted = scorer.score(base, row.tokens), scorer.score(model.sha256, row.tokens)
+            rows.append(common(row, plain, adapted))
+        mismatches = [found for one in reference.renderings if (found := _mismatch(scorer, base, model, one))]
+        version = scorer.version()
     return {
-        **result.as_dict(),
+        **compare(rows, mismatches).as_dict(),
         "checked_at": time.time(),
         "rows_from": spec.rows_from,
         "prompts": len(reference.renderings),

@@ -1,36 +1,34 @@
 """The parity gate: an adapter is served only after it was seen to do in the engine what it does in peft.
 
-For each adapter that waits (`store.checks`), one after another: a reference process (`evaluate.parity`) scores a few
-rows with transformers and peft; the engine, which holds the adapter already though no request reaches it, scores the
-same tokens; `evaluate.compare` judges; one transaction writes the verdict down and ends the job that waits for it.
+For each adapter that waits (`store.checks`): a reference process (`evaluate.parity`) scores a few rows with
+transformers and peft; the engine, which holds the adapter already though no request reaches it, scores the same
+tokens; `evaluate.compare` judges; one transaction writes the verdict down and ends the job that waits for it.
 What is held here can be lost: a killed scheduler finds the reference process, or its result, or begins again.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunewright.config import Settings, child_environment
-from tunewright.engine.client import EngineError
+from tunewright.config import Settings
+from tunewright.engine.leases import Leases
+from tunewright.engine.scoring import EngineBusy
 from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
-from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec, RowsFrom
+from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
 from tunewright.registry.data_folder import DataFolder
-from tunewright.scheduler.judging import NotLoaded, judge
-from tunewright.scheduler.reports import exit_words, last_line
+from tunewright.scheduler.judging import judge
+from tunewright.scheduler.references import References
 from tunewright.store.checks import Waiting
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, Residency
+from tunewright.store.states import EngineState, ModelState, Residency
 from tunewright.store.store import Store
-from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.scheduler")
 
@@ -38,21 +36,27 @@ MAX_FAILURES = 3
 """After so many an adapter cannot be checked, and is quarantined."""
 _AGAIN_AFTER, _WAIT = 5.0, 30.0
 """Seconds: after a failure, and for room."""
-_LONGEST_ROW = 512
-"""Tokens."""
+_AT_ONCE = 16
+"""Adapters that one reference process measures."""
+
+
+class NotLoaded(Exception):
+    """The adapter left the engine, or is about to: try again."""
 
 
 @dataclass
 class _Check:
     """What is known of one check in this process."""
 
-    group: ProcessGroup | None = None
-    started_at: float = 0.0
     judging: Future[dict[str, Any]] | None = None
+    run: int = 0
+    """Of the engine that is asked."""
     failures: int = 0
     not_before: float = 0.0
     refused_at: set[float] = field(default_factory=set)
     """When the engine refused to load the adapter."""
+    lost_runs: set[int] = field(default_factory=set)
+    """Of the engine, which stopped answering when it was asked."""
 
 
 class ParityGate:
@@ -64,102 +68,105 @@ class ParityGate:
         self._settings = settings
         self._store = store
         self._data = data
-        self._lifeline = lifeline
         self._devices = devices
+        self._references = References(settings, data, lifeline)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
-        self._checks: dict[str, _Check] = {}
-        for path in data.tmp.glob("parity-*"):  # of an earlier scheduler
-            group = ProcessGroup.adopt(ParityFolder(path).process_file)
-            self._checks[path.name.removeprefix("parity-")] = _Check(group, time.monotonic())
+        self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
 
     def tick(self) -> None:
-        waiting = self._store.checks.waiting()
-        for id in self._checks.keys() - {one.model.id for one in waiting}:
-            self._forget(id)  # deleted, cancelled or released meanwhile
-        for one in waiting:
-            if self._settings.parity == "off":
-                self._not_checked(one, "the check is switched off (--parity)", quarantine=False)
-                continue
+        waiting = {one.model.id: one for one in self._store.checks.waiting()}
+        for id in self._checks.keys() - waiting.keys():
+            self._forget(id)  # deleted or cancelled meanwhile
+        self._watch_reference(waiting)
+        unmeasured = []
+        for one in waiting.values():
+            check = self._checks.setdefault(one.model.id, _Check())
             try:
-                self._go_on(one)
-            except (OSError, StorageFull) as error:  # a full disk, say
+                if self._settings.parity == "off" and not one.is_asked:
+                    self._not_checked(one, "the check is switched off (--parity)", quarantine=False)
+                elif time.monotonic() >= check.not_before and self._go_on(one, check):
+                    unmeasured.append(one)
+            except StorageFull as error:
                 log.warning("checking %s: %s; trying again", one.model.name, error)
-                self._checks.setdefault(one.model.id, _Check()).not_before = time.monotonic() + _WAIT
+                check.not_before = time.monotonic() + _WAIT
+        if unmeasured and not self._references.is_running:
+            self._start_reference(unmeasured)
 
     def devices_in_use(self) -> Collection[str]:
-        """GPUs that reference processes were given."""
-        running = [id for id, check in self._checks.items() if check.group is not None]
-        specs = [self._folder(id).read_spec() for id in running]
-        return {spec.device for spec in specs if spec.device != "cpu"}
+        """GPUs that the reference process was given."""
+        device = self._references.device
+        return () if device in (None, "cpu") else (device,)
 
     def stop(self) -> None:
         """What runs begins again at the next start."""
-        for check in self._checks.values():
-            if check.group is not None:
-                check.group.end()
+        self._references.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _go_on(self, one: Waiting) -> None:
+    def _go_on(self, one: Waiting, check: _Check) -> bool:
+        """True where the reference is what it waits for."""
         model = one.model
-        check = self._checks.setdefault(model.id, _Check())
         if check.judging is not None:
             if check.judging.done():
                 judging, check.judging = check.judging, None
                 self._take_verdict(one, check, judging)
-            return
+            return False
         engine = self._store.engines.get(model.base)
-        if time.monotonic() < check.not_before or engine is None or engine.state is not EngineState.READY:
-            return
+        if engine is None or engine.state is not EngineState.READY:
+            return False
         if model.desired != "loaded":  # evicted, or unloaded by somebody, while its job waits
             self._store.models.want(model.name, "loaded")
-            return
-        held = self._store.engines.residents(engine).get(model.sha256)
-        if held is not None and held.state is Residency.FAILED and self._is_given_up(one, check, held):
-            return
-        folder = self._folder(model.id)
-        if check.group is not None:
-            self._watch_reference(one, check, check.group, folder)
-        elif not folder.reference_file.exists():
-            if not any(
-                other.group is not None for other in self._checks.values()
-            ):  # memory for one base at a time
-                self._start_reference(one, check, folder, engine)
-        elif held is not None and held.state is Residency.LOADED:
-            check.judging = self._threads.submit(self._judge, engine, model, folder)
+            return False
+        held = self._store.engines.residents(engine)
+        mine = held.get(model.sha256)
+        if mine is not None and mine.state is Residency.FAILED:
+            self._count_refusal(one, check, engine, held)
+            return False
+        if not self._references.is_measured(model.id):
+            return True
+        if mine is not None and mine.state is Residency.LOADED:
+            check.run = engine.run
+            check.judging = self._threads.submit(self._judge, engine, model)
+        return False
 
     # the reference
 
-    def _start_reference(self, one: Waiting, check: _Check, folder: ParityFolder, engine: Engine) -> None:
-        model = one.model
-        assert engine.info is not None
-        device = self._free_gpu() if check.failures == 0 else "cpu"
-        rows_from, rows_file = self._rows(one)
-        folder.write_spec(
-            ParitySpec(
-                adapter_id=model.id,
-                base_path=engine.info["path"],
-                trust_remote_code=model.base in self._settings.trust_remote_code,
-                adapter=str(self._data.artifact(model.sha256)),
-                chat_template=one.job.chat_template if one.job else model.chat_template,
-                rows_from=rows_from,
-                rows_file=str(rows_file) if rows_file else None,
-                rows=self._settings.parity_rows,
-                max_tokens=min(_LONGEST_ROW, engine.info["max_model_len"] - 1),
-                device=device,
-            )
+    def _start_reference(self, unmeasured: Sequence[Waiting]) -> None:
+        """Of the oldest and of others on its base; one that failed before goes alone, and not on a GPU again."""
+        first = unmeasured[0]
+        has_failed = self._checks[first.model.id].failures > 0
+        others = [
+            one
+            for one in unmeasured
+            if one.model.base == first.model.base and not self._checks[one.model.id].failures
+        ]
+        batch = [first] if has_failed else others[:_AT_ONCE]
+        engine = self._store.engines.get(first.model.base)
+        assert engine is not None and engine.info is not None, "it was ready"
+        base = BaseSpec(
+            path=engine.info["path"],
+            trust_remote_code=engine.name in self._settings.trust_remote_code,
+            device="cpu" if has_failed else self._free_gpu(),
+            context=engine.info["max_model_len"],
         )
-        visible = device.removeprefix("cuda:") if device != "cpu" else ""
-        with folder.log_file.open("ab") as output:
-            check.group = ProcessGroup.start(
-                [sys.executable, "-m", "tunewright.evaluate.parity", str(folder.path)],
-                record_path=folder.process_file,
-                environment=child_environment({"CUDA_VISIBLE_DEVICES": visible}),
-                lifeline=self._lifeline,
-                output=output,
-                title=_title(model),
-            )
-        check.started_at = time.monotonic()
-        log.info("%s is checked on %s (pid %s)", model.name, device, check.group.pid)
+        try:
+            self._references.start([self._spec(one, base) for one in batch])
+        except OSError as error:  # a full disk, say
+            log.warning("checking %s: %s; trying again", first.model.name, error)
+            self._checks[first.model.id].not_before = time.monotonic() + _WAIT
+            return
+        log.info("on %s: checking %s", base.device, ", ".join(one.model.name for one in batch))
+
+    def _spec(self, one: Waiting, base: BaseSpec) -> ParitySpec:
+        rows_from, rows_file = self._rows(one)
+        return ParitySpec(
+            base=base,
+            adapter_id=one.model.id,
+            adapter=str(self._data.artifact(one.model.sha256)),
+            chat_template=one.job.chat_template if one.job else one.model.chat_template,
+            rows_from=rows_from,
+            rows_file=str(rows_file) if rows_file else None,
+            rows=self._settings.parity_rows,
+        )
 
     def _rows(self, one: Waiting) -> tuple[RowsFrom, Path | None]:
         """Held-out rows of its job, else those it was trained on, as far as they are still there."""
@@ -178,41 +185,48 @@ class ParityGate:
         taken = {job.device for job in self._store.jobs.on_devices()}
         return next((device for device in self._devices if device != "cpu" and device not in taken), "cpu")
 
-    def _watch_reference(
-        self, one: Waiting, check: _Check, group: ProcessGroup, folder: ParityFolder
-    ) -> None:
-        limit = self._settings.step_timeout
-        hung = group.is_alive() and time.monotonic() - check.started_at > limit
-        if group.is_alive() and not hung:
-            group.keep_watched(self._lifeline, _title(one.model))
+    def _watch_reference(self, waiting: dict[str, Waiting]) -> None:
+        ended = self._references.watch()
+        if ended is None or ended.why is None:
             return
-        how = f"no result within {limit:.0f} s" if hung else exit_words(group.exit_code)
-        code = group.exit_code
-        group.end()
-        check.group = None
-        if folder.reference_file.exists() or (code is None and not hung):  # what nobody saw was not its fault
+        if ended.no_room and self._store.jobs.on_devices():  # there will be room
+            for id in ended.unmeasured:
+                self._checks[id].not_before = time.monotonic() + _WAIT
             return
-        if code == NO_ROOM and self._store.jobs.on_devices():  # there will be room
-            check.not_before = time.monotonic() + _WAIT
-            return
-        self._failed(one, check, f"the reference process ended with {how}: {last_line(folder.log_file)}.")
+        first = waiting.get(ended.unmeasured[0])
+        if first is not None:
+            self._failed(first, self._checks[first.model.id], ended.why)
 
     # the verdict
 
-    def _judge(self, engine: Engine, model: TunedModel, folder: ParityFolder) -> dict[str, Any]:
-        reference = folder.read_reference()
-        if reference is None:
-            folder.reference_file.unlink(missing_ok=True)
+    def _judge(self, engine: Engine, model: TunedModel) -> dict[str, Any]:
+        folder = self._references.folder(model.id)
+        try:
+            reference = folder.read_reference()
+        except ValueError:
+            folder.reference_file.unlink()
+            raise
+        leases = Leases(self._data.leases)
+        if reference is None or not leases.take(engine.name, model.sha256):
             raise NotLoaded
-        return judge(self._data, engine, model, folder.read_spec(), reference)
+        try:  # from here on it is not unloaded
+            held = self._store.engines.residents(engine).get(model.sha256)
+            if held is None or held.state is not Residency.LOADED:
+                raise NotLoaded
+            return judge(engine, model, folder.read_spec(), reference)
+        finally:
+            leases.give_back(engine.name, model.sha256)
 
     def _take_verdict(self, one: Waiting, check: _Check, judging: Future[dict[str, Any]]) -> None:
         try:
             parity = judging.result()
         except NotLoaded:
             return
-        except EngineError as error:
-            self._failed(one, check, f"{error}.")
+        except EngineBusy as error:  # no fault of the adapter, unless it is what ends the engine
+            check.lost_runs.add(check.run)
+            check.not_before = time.monotonic() + _AGAIN_AFTER
+            if len(check.lost_runs) >= MAX_FAILURES:
+                self._not_checked(one, f"{error}, in {len(check.lost_runs)} of its runs.", quarantine=True)
             return
         except Exception as error:  # an engine that answers otherwise than we know
             log.exception("checking %s", one.model.name)
@@ -222,16 +236,20 @@ class ParityGate:
         told = parity["reason"]
         failure = None
         if verdict is Verdict.FAIL:
-            failure = ("parity_failed", f"{one.model.name} is quarantined: {told} {_release(one.model)}")
+            failure = ("parity_failed", f"{one.model.name} is quarantined: {told} {_what_next(one.model)}")
         self._record(one, parity, failure, told, "info" if verdict is Verdict.PASS else "warn")
 
-    def _is_given_up(self, one: Waiting, check: _Check, held: ResidencyRow) -> bool:
-        """Loading is tried again by itself, but not for ever."""
-        check.refused_at.add(held.at)
-        if len(check.refused_at) < MAX_FAILURES:
-            return False
-        self._not_checked(one, f"the engine could not load it: {held.error}.", quarantine=True)
-        return True
+    def _count_refusal(
+        self, one: Waiting, check: _Check, engine: Engine, held: dict[str, ResidencyRow]
+    ) -> None:
+        """Loading is tried again by itself, but not for ever. For room it waits."""
+        loaded = sum(row.state is Residency.LOADED for row in held.values())
+        if loaded >= int((engine.info or {}).get("max_adapters", 0)):
+            return
+        mine = held[one.model.sha256]
+        check.refused_at.add(mine.at)
+        if len(check.refused_at) >= MAX_FAILURES:
+            self._not_checked(one, f"the engine could not load it: {mine.error}.", quarantine=True)
 
     def _failed(self, one: Waiting, check: _Check, why: str) -> None:
         log.warning("checking %s: %s", one.model.name, why)
@@ -241,13 +259,14 @@ class ParityGate:
             self._not_checked(one, why, quarantine=True)
 
     def _not_checked(self, one: Waiting, why: str, *, quarantine: bool) -> None:
+        """What is served already stays so: nothing was found against it."""
         told = f"Not checked: {why}"
         parity = {"verdict": Verdict.NOT_CHECKED, "reason": told, "checked_at": time.time()}
         failure = None
-        if quarantine:
-            message = (
-                f"{one.model.name} is quarantined, since it could not be checked: {why} {_release(one.model)}"
-            )
+        if one.model.state is ModelState.READY:
+            parity |= {key: value for key, value in (one.model.parity or {}).items() if key == "forced"}
+        elif quarantine:
+            message = f"{one.model.name} is quarantined, since it could not be checked: {why} {_what_next(one.model)}"
             failure = ("parity_not_checked", message)
         self._record(one, parity, failure, told, "warn")
 
@@ -265,18 +284,12 @@ class ParityGate:
         self._forget(one.model.id)
 
     def _forget(self, id: str) -> None:
-        check = self._checks.pop(id, None)
-        if check is not None and check.group is not None:
-            check.group.end()
-        shutil.rmtree(self._folder(id).path, ignore_errors=True)
-
-    def _folder(self, id: str) -> ParityFolder:
-        return ParityFolder(self._data.tmp / f"parity-{id}")
+        self._checks.pop(id, None)
+        self._references.forget(id)
 
 
-def _release(model: TunedModel) -> str:
-    return f"(GET /v1/adapters/{model.id} has the numbers; POST /v1/adapters/{model.id}/release lists it all the same.)"
-
-
-def _title(model: TunedModel) -> str:
-    return f"tunewright: lifeline of the reference of {model.id}"
+def _what_next(model: TunedModel) -> str:
+    return (
+        f"(GET /v1/adapters/{model.id} has the numbers; POST /v1/adapters/{model.id}/load?force=true serves it all the "
+        "same.)"
+    )

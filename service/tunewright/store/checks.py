@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import and_, or_, select, update
 
-from tunewright.errors import InvalidRequest, NotFound
 from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
 from tunewright.store.jobs import Event, add_event, fail, succeed
@@ -31,9 +30,9 @@ class Waiting:
     job: Job | None
 
     @property
-    def ends_its_job(self) -> bool:
-        """Whether its job waits for the verdict."""
-        return self.job is not None and not self.job.state.is_final and self.model.checkpoint_step is None
+    def is_asked(self) -> bool:
+        """Whether somebody asked for it to be checked again."""
+        return "asked_at" in (self.model.parity or {})
 
 
 class CheckStore:
@@ -76,19 +75,22 @@ class CheckStore:
             ).one_or_none()
             if row is None:
                 return
-            values: dict[str, Any] = {"desired": "loaded"}
-            if row.state == ModelState.READY:
-                values["parity"] = {**(row.parity or {}), "asked_at": time.time()}
-            else:
-                values["state"] = ModelState.CHECKING
-            connection.execute(update(models).where(models.c.id == id).values(**values))
+            connection.execute(
+                update(models)
+                .where(models.c.id == id)
+                .values(
+                    desired="loaded",
+                    state=ModelState.READY if row.state == ModelState.READY else ModelState.CHECKING,
+                    parity={**(row.parity or {}), "asked_at": time.time()},
+                )
+            )
 
     def record(
         self, id: str, parity: dict[str, Any], *, failure: tuple[str, str] | None, event: Event
     ) -> None:
         """The verdict: ready, or quarantined where there is a `failure` (code and message, for the job's error).
 
-        Nothing where nobody waits for one any more: it was deleted, or released meanwhile.
+        Nothing where nobody waits for one any more: it was deleted meanwhile.
         """
         with self._database.begin() as connection:
             row = connection.execute(
@@ -109,25 +111,14 @@ class CheckStore:
             else:
                 succeed(connection, row.job_id, model=row.name)
 
-    def release(self, id: str, *, who: str | None) -> None:
-        """List a quarantined adapter all the same, with the fact on record. Raises NotFound and InvalidRequest."""
+    def force(self, id: str, *, who: str | None) -> None:
+        """Serve an adapter all the same if it is quarantined, with the fact on record."""
         with self._database.begin() as connection:
             row = connection.execute(
-                select(models.c.name, models.c.state, models.c.parity).where(models.c.id == id)
+                select(models.c.state, models.c.parity).where(models.c.id == id)
             ).one_or_none()
-            if row is None:
-                raise NotFound(f"No such adapter: {id!r}.", param="adapter", code="adapter_not_found")
-            if row.state != ModelState.QUARANTINED:
-                raise InvalidRequest(
-                    f"{row.name} is {row.state}: only a quarantined adapter can be released.",
-                    param="adapter",
-                    code="adapter_not_quarantined",
+            if row is not None and row.state == ModelState.QUARANTINED:
+                parity = {**(row.parity or {}), "forced": {"at": time.time(), "who": who}}
+                connection.execute(
+                    update(models).where(models.c.id == id).values(state=ModelState.READY, parity=parity)
                 )
-            forced = {"at": time.time(), "who": who}
-            connection.execute(
-                update(models)
-                .where(models.c.id == id)
-                .values(
-                    state=ModelState.READY, desired="loaded", parity={**(row.parity or {}), "forced": forced}
-                )
-            )

@@ -31,8 +31,11 @@ class Listings:
         self._database = database
 
     def models(self) -> Sequence[Listed]:
-        """All models, newest first; of the checkpoints those that are wanted loaded."""
-        shown = models.c.checkpoint_step.is_(None) | (models.c.desired == "loaded")
+        """All models that may be served, newest first; of the checkpoints those that are wanted loaded."""
+        shown = and_(
+            models.c.state == ModelState.READY,
+            models.c.checkpoint_step.is_(None) | (models.c.desired == "loaded"),
+        )
         with self._database.read() as connection:
             rows = connection.execute(_joined().where(shown).order_by(models.c.seq.desc())).all()
         return [_listed(row) for row in rows]

@@ -66,7 +66,7 @@ class ModelState(StrEnum):
     CHECKING = "checking"
     """It is held back until it has been checked."""
     QUARANTINED = "quarantined"
-    """It failed a check: it is kept, and never served."""
+    """It failed a check: it is kept, and not served unless somebody forces it."""
 
 
 class Residency(StrEnum):

@@ -92,9 +92,18 @@ def download(context: Context, adapter: str) -> StreamingResponse:
         raise _not_found(adapter) from error
 
 
-@router.post("/{adapter:path}/load", summary="Load an adapter", responses=responses(404, 503, 507))
-async def load(context: Context, adapter: str) -> AdapterObject:
-    """Into the running engine, now and after every restart. Requests go on meanwhile."""
+@router.post("/{adapter:path}/load", summary="Load an adapter", responses=responses(400, 404, 503, 507))
+async def load(
+    context: Context,
+    adapter: str,
+    force: Annotated[bool, Query(description="Serve it although it is quarantined.")] = False,
+    user: User = None,
+) -> AdapterObject:
+    """Into the running engine, now and after every restart. Requests go on meanwhile. With `force`, a quarantined one
+    is served all the same, and `parity.forced` keeps who did it and when."""
+    if force:
+        model = await asyncio.to_thread(_get, context, adapter)
+        await asyncio.to_thread(context.store.checks.force, model.id, who=user)
     return await _have(context, adapter, "load")
 
 
@@ -107,7 +116,7 @@ async def unload(context: Context, adapter: str) -> AdapterObject:
     return await _have(context, adapter, "unload")
 
 
-@router.post("/{adapter:path}/pin", summary="Pin an adapter", responses=responses(404, 503, 507))
+@router.post("/{adapter:path}/pin", summary="Pin an adapter", responses=responses(400, 404, 503, 507))
 async def pin(context: Context, adapter: str) -> AdapterObject:
     """Load it, and never evict it for another."""
     model = await asyncio.to_thread(_get, context, adapter)
@@ -127,15 +136,8 @@ async def unpin(context: Context, adapter: str) -> AdapterObject:
 @router.post("/{adapter:path}/check", summary="Check an adapter", responses=responses(404, 507))
 def check(context: Context, adapter: str) -> AdapterObject:
     """Compare what it changes in the engine with what it changes in peft, again. It is loaded for that; one that is
-    served is served meanwhile. The answer comes before the verdict: `parity.check_pending`, or the state `checking`."""
+    served is served meanwhile. The answer comes before the verdict: `parity.check_pending` is true until then."""
     context.store.checks.ask(_get(context, adapter).id)
-    return _show(context, _get(context, adapter).name)
-
-
-@router.post("/{adapter:path}/release", summary="Release an adapter", responses=responses(400, 404, 507))
-def release(context: Context, adapter: str, user: User = None) -> AdapterObject:
-    """Serve a quarantined adapter all the same, with the fact on record: `parity.forced`."""
-    context.store.checks.release(_get(context, adapter).id, who=user)
     return _show(context, _get(context, adapter).name)
 
 

@@ -46,7 +46,7 @@ class RowObject(Wire):
 
 
 class ForcedObject(Wire):
-    """That it was released although it had failed."""
+    """That it is served although it was quarantined."""
 
     at: float
     who: str | None
