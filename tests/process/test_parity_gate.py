@@ -16,18 +16,18 @@ import pytest
 from rows import JOB, PRODUCT, Publish
 from tunewright.config import Settings
 from tunewright.engine.client import EngineError
+from tunewright.engine.scoring import EngineBusy
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
 from tunewright.registry.data_folder import DataFolder
-from tunewright.scheduler import parity as scheduler_parity
-from tunewright.scheduler.judging import NotLoaded
-from tunewright.scheduler.parity import MAX_FAILURES, ParityGate
+from tunewright.scheduler import parity, references
+from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityGate
 from tunewright.store.records import Engine, Job, TunedModel
 from tunewright.store.states import EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
 
 NAME = PRODUCT["name"]
 RESULT = {"rows": [], "renderings": [], "device": "cpu", "dtype": "bfloat16", "seconds": 1, "versions": {}}
-WRITE = f"echo '{json.dumps(RESULT)}' > $folder/reference.json"
+WRITE = f"""for folder in $folders; do echo '{json.dumps(RESULT)}' > $folder/reference.json; done"""
 PASS = {"verdict": "pass", "reason": "Parity with peft: slope 1."}
 FAIL = {"verdict": "fail", "reason": "No parity with peft: slope 0.5."}
 
@@ -62,7 +62,7 @@ class Gate:
 
     @property
     def folder(self) -> ParityFolder:
-        return ParityFolder(self.data.tmp / f"parity-{self.model().id}")
+        return ParityFolder(self.data.tmp / "parity" / self.model().id)
 
     def starts(self) -> int:
         return len(self.runs.read_text().split()) if self.runs.exists() else 0
@@ -79,15 +79,17 @@ class Gate:
 
 @pytest.fixture
 def reference(tmp_path: Path, data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Sets the shell script that is the next reference process; `$folder` is its own, `$run` counts its starts."""
+    """Sets the shell script that is the next reference process; `$folders` are its own, `$run` counts its starts."""
     script = tmp_path / "reference"
-    monkeypatch.setattr(scheduler_parity, "sys", SimpleNamespace(executable=str(script)))
-    monkeypatch.setattr(scheduler_parity, "_AGAIN_AFTER", 0.05)
-    monkeypatch.setattr(scheduler_parity, "_WAIT", 0.3)
+    monkeypatch.setattr(references, "sys", SimpleNamespace(executable=str(script)))
+    monkeypatch.setattr(parity, "_AGAIN_AFTER", 0.05)
+    monkeypatch.setattr(parity, "_WAIT", 0.3)
 
     def run(text: str) -> None:
         runs = data.path / "runs"
-        script.write_text(f"#!/bin/sh\nfolder=$3\necho x >> {runs}\nrun=$(wc -l < {runs})\n{text}\n")
+        script.write_text(
+            f"#!/bin/sh\nshift 2\nfolders=$*\necho x >> {runs}\nrun=$(wc -l < {runs})\n{text}\n"
+        )
         script.chmod(0o755)
 
     run(WRITE)
@@ -99,14 +101,12 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Sets what comes of asking the engine: the content of `parity`, or an exception."""
     answers: list[Any] = [PASS]
 
-    def judge(
-        data: DataFolder, engine: Engine, model: TunedModel, spec: ParitySpec, reference: Any
-    ) -> dict[str, Any]:
+    def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Any) -> dict[str, Any]:
         if isinstance(answers[0], BaseException):
             raise answers[0]
         return {"checked_at": 1.0, **answers[0]}
 
-    monkeypatch.setattr(scheduler_parity, "judge", judge)
+    monkeypatch.setattr(parity, "judge", judge)
     return lambda answer: answers.__setitem__(0, answer)
 
 
@@ -126,6 +126,7 @@ def engine(store: Store) -> Engine:
         "max_model_len": 128,
         "internal_name": "base-1",
         "fingerprint": PRODUCT["base_fingerprint"],
+        "max_adapters": 4,
     }
     store.engines.starting("tiny", "/nowhere.sock", info)
     store.engines.set_state("tiny", EngineState.READY)
@@ -179,14 +180,14 @@ def test_an_adapter_that_fails_is_quarantined_and_its_job_says_why(
         JobState.FAILED, ModelState.QUARANTINED, "parity_failed",
     )  # fmt: skip
     assert FAIL["reason"] in error["message"]
-    assert f"/v1/adapters/{gate.model().id}/release" in error["message"]
+    assert f"/v1/adapters/{gate.model().id}/load?force=true" in error["message"]
     assert gate.store.models.wanted_adapters("tiny") == {}, "the engine lets go of it"
 
 
-def test_released_it_is_served_and_the_fact_is_on_record(gate: Gate, verdict: Callable[[Any], None]) -> None:
+def test_forced_it_is_served_and_the_fact_is_on_record(gate: Gate, verdict: Callable[[Any], None]) -> None:
     verdict(FAIL)
     gate.until(lambda: gate.job().state.is_final)
-    gate.store.checks.release(gate.model().id, who="ann")
+    gate.store.checks.force(gate.model().id, who="ann")
     model = gate.model()
     assert model.parity is not None
     assert (model.state, model.parity["verdict"], model.parity["forced"]["who"]) == (
@@ -236,7 +237,7 @@ def test_a_reference_that_hangs_is_given_up(gate: Gate, reference: Callable[[str
 
 
 def test_a_new_scheduler_adopts_the_reference(gate: Gate, reference: Callable[[str], None]) -> None:
-    reference(f"while [ ! -e $folder/go ]; do sleep 0.05; done; {WRITE}")
+    reference(f"while [ ! -e $folders/go ]; do sleep 0.05; done; {WRITE}")
     gate.until(lambda: gate.starts() == 1)
     second = gate.again()
     for _ in range(5):
@@ -258,7 +259,7 @@ def test_a_reference_and_its_watcher_that_die_with_everything_begin_again(
 ) -> None:
     reference(f"if [ $run = 1 ]; then sleep 60; fi; {WRITE}")
     gate.until(lambda: gate.starts() == 1)
-    group = gate.gate._checks[gate.model().id].group
+    group = gate.gate._references._group
     assert group is not None
     os.killpg(group.record.group, signal.SIGKILL)
     for child in (group._child, group._watcher):
@@ -298,14 +299,57 @@ def test_an_engine_that_refuses_the_adapter_again_and_again_quarantines(gate: Ga
     assert "the engine could not load it: torn file" in (gate.job().error or {})["message"]
 
 
-@pytest.mark.parametrize("error", [EngineError("it does not answer"), KeyError("choices")])
-def test_an_engine_that_is_lost_again_and_again_quarantines(
+@pytest.mark.parametrize("error", [EngineError("internal error"), KeyError("choices")])
+def test_an_engine_that_breaks_down_over_it_again_and_again_quarantines(
     gate: Gate, verdict: Callable[[Any], None], error: Exception
 ) -> None:
     verdict(error)
     gate.until(lambda: gate.job().state.is_final)
     assert (gate.job().error or {})["code"] == "parity_not_checked"
     assert gate.starts() == 1, "the reference is asked once"
+
+
+def test_a_busy_engine_is_asked_again_however_often(gate: Gate, verdict: Callable[[Any], None]) -> None:
+    verdict(EngineBusy("the engine does not answer"))
+    for _ in range(20 * MAX_FAILURES):
+        gate.gate.tick()
+        time.sleep(0.02)
+    assert gate.job().state is JobState.RUNNING
+    verdict(PASS)
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    assert gate.starts() == 1, "the reference is asked once"
+
+
+def test_an_adapter_that_ends_the_engine_again_and_again_is_quarantined(
+    gate: Gate, engine: Engine, verdict: Callable[[Any], None]
+) -> None:
+    verdict(EngineBusy("the engine does not answer"))
+
+    def restart() -> bool:
+        check = gate.gate._checks.get(gate.model().id)
+        current = gate.store.engines.get("tiny")
+        assert current is not None
+        if check is not None and current.run in check.lost_runs:
+            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or {})
+            gate.store.engines.set_state("tiny", EngineState.READY)
+            again = gate.store.engines.get("tiny")
+            assert again is not None
+            gate.store.engines.set_residency(again, PRODUCT["sha256"], Residency.LOADED)
+        return gate.job().state.is_final
+
+    gate.until(restart)
+    assert f"in {MAX_FAILURES} of its runs" in (gate.job().error or {})["message"]
+
+
+def test_an_engine_without_room_is_waited_for(gate: Gate, engine: Engine) -> None:
+    for number in range(4):
+        gate.store.engines.set_residency(engine, f"{number}" * 64, Residency.LOADED)
+    for _ in range(2 * MAX_FAILURES):
+        gate.store.engines.set_residency(engine, PRODUCT["sha256"], Residency.FAILED, error="all are in use")
+        gate.gate.tick()
+    assert gate.job().state is JobState.RUNNING
+    gate.store.engines.set_residency(engine, PRODUCT["sha256"], Residency.LOADED)
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
 
 
 def test_an_adapter_that_is_being_unloaded_is_asked_about_later(
@@ -332,7 +376,7 @@ def test_without_room_it_waits_for_jobs_that_train(gate: Gate, reference: Callab
 def test_a_cancelled_job_leaves_nothing(gate: Gate, reference: Callable[[str], None]) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)
-    model, group = gate.model(), gate.gate._checks[gate.model().id].group
+    model, group = gate.model(), gate.gate._references._group
     assert group is not None
     gate.store.jobs.cancel(model.job_id or "")
     assert gate.store.models.get(NAME) is None
@@ -358,9 +402,31 @@ def test_a_served_adapter_that_is_checked_again_is_served_meanwhile(
     gate.until(lambda: gate.model().state is ModelState.QUARANTINED)
     assert (gate.job().state, gate.starts()) == (JobState.SUCCEEDED, 2)
     gate.store.checks.ask(gate.model().id)
+    assert gate.model().state is ModelState.CHECKING
     verdict(PASS)
     gate.until(lambda: gate.model().state is ModelState.READY)
     assert "asked_at" not in (gate.model().parity or {})
+
+
+def test_what_is_served_stays_so_where_it_could_not_be_checked_again(
+    gate: Gate, reference: Callable[[str], None]
+) -> None:
+    gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
+    reference("exit 1")
+    gate.store.checks.ask(gate.model().id)
+    gate.until(lambda: "asked_at" not in (gate.model().parity or {}))
+    assert (gate.model().state, (gate.model().parity or {})["verdict"]) == (ModelState.READY, "not_checked")
+
+
+def test_switched_off_a_quarantined_one_is_still_checked_when_somebody_asks(
+    gate: Gate, verdict: Callable[[Any], None]
+) -> None:
+    verdict(FAIL)
+    gate.until(lambda: gate.job().state.is_final)
+    off = gate.again(parity="off")
+    off.store.checks.ask(gate.model().id)
+    off.until(lambda: off.model().state is not ModelState.CHECKING)
+    assert (off.model().state, off.starts()) == (ModelState.QUARANTINED, 2)
 
 
 def test_checkpoints_are_checked_when_they_are_to_be_loaded(
@@ -378,13 +444,36 @@ def test_checkpoints_are_checked_when_they_are_to_be_loaded(
     gate.until(lambda: gate.model(step["name"]).state is ModelState.READY)
 
 
+def test_one_reference_process_measures_all_that_wait(
+    gate: Gate, publish_model: Publish, engine: Engine
+) -> None:
+    names = [NAME, *(f"ft:tiny::{number}" for number in range(2, 6))]
+    for number, name in enumerate(names[1:], 2):
+        publish_model({"name": name, "sha256": f"{number}" * 64, "state": "checking"})
+        gate.store.engines.set_residency(engine, f"{number}" * 64, Residency.LOADED)
+    gate.until(lambda: all(gate.model(name).state is ModelState.READY for name in names))
+    assert gate.starts() == 1
+    assert list(gate.data.tmp.iterdir()) == []
+
+
+def test_one_over_which_the_reference_crashes_keeps_no_other_from_its_verdict(
+    gate: Gate, publish_model: Publish, engine: Engine, reference: Callable[[str], None]
+) -> None:
+    bad = gate.model().id
+    reference(f'case "$folders" in *{bad}*) exit 1;; esac; {WRITE}')
+    publish_model({"name": "ft:tiny::2", "sha256": "2" * 64, "state": "checking"})
+    gate.store.engines.set_residency(engine, "2" * 64, Residency.LOADED)
+    gate.until(lambda: gate.model().state is ModelState.QUARANTINED)
+    gate.until(lambda: gate.model("ft:tiny::2").state is ModelState.READY)
+
+
 def test_rows_are_held_out_ones_if_there_are_any(
     gate: Gate, data: DataFolder, reference: Callable[[str], None]
 ) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)
     spec = gate.folder.read_spec()
-    assert (spec.rows_from, spec.rows_file, spec.max_tokens) == ("probes", None, 127), (
+    assert (spec.rows_from, spec.rows_file, spec.base.context) == ("probes", None, 128), (
         "its file is not there any more"
     )
     gate.gate.stop()

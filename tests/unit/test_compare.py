@@ -98,6 +98,17 @@ def test_only_tokens_that_all_four_told_are_compared() -> None:
     assert (found.places, found.same_top) == (1, 1)
 
 
+def test_numbers_that_overflow_fail_and_are_left_out_of_the_rest() -> None:
+    row = ReferenceRow(
+        line=1, text="x", tokens=[1, 2], base=[{2: -1.0, 5: -2.0}], adapted=[{2: float("nan"), 5: -2.5}]
+    )
+    found = compare([common(row, [{2: -1.0, 5: -2.0}], [{2: -0.5, 5: -2.5}])], [])
+    assert (found.verdict, found.effect, found.residual) == (Verdict.FAIL, 0.5, 0.0)
+    assert "overflow at 1 tokens" in found.reason
+    nothing = compare([common(row, [{2: -1.0, 5: -2.0}], [{2: float("inf"), 5: float("nan")}])], [])
+    assert (nothing.verdict, nothing.slope) == (Verdict.FAIL, None)
+
+
 def test_without_rows_there_is_no_verdict() -> None:
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match="no token"):
         compare([], [])

@@ -77,7 +77,6 @@ class ParityGate:
         waiting = {one.model.id: one for one in self._store.checks.waiting()}
         for id in self._checks.keys() - waiting.keys():
             self._forget(id)  # deleted or cancelled meanwhile
-        self._watch_reference(waiting)
         unmeasured = []
         for one in waiting.values():
             check = self._checks.setdefault(one.model.id, _Check())
@@ -91,6 +90,7 @@ class ParityGate:
                 check.not_before = time.monotonic() + _WAIT
         if unmeasured and not self._references.is_running:
             self._start_reference(unmeasured)
+        self._watch_reference(waiting)
 
     def devices_in_use(self) -> Collection[str]:
         """GPUs that the reference process was given."""
