@@ -28,8 +28,9 @@ def start_without_vllm(data_dir: Path, *arguments: str) -> Service:
     path = os.pathsep.join([str(_FAKES), *(entry for entry in sys.path if entry)])
     base = f"{BASE}={embedded_base_path()}"
     return start_service(
-        data_dir, "--base", base, "--device", "cpu", *arguments, environment={"PYTHONPATH": path}
-    )
+        data_dir, "--base", base, "--device", "cpu", "--parity", "off", *arguments,
+        environment={"PYTHONPATH": path},
+    )  # fmt: skip
 
 
 def wait_engine(service: Service, base: str = BASE) -> None:

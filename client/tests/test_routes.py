@@ -179,6 +179,7 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
         ("POST", "/v1/adapters/adapter-1/unload", ok(adapter)),
         ("POST", "/v1/adapters/adapter-1/pin", ok({**adapter, "pinned": True})),
         ("POST", "/v1/adapters/adapter-1/unpin", ok(adapter)),
+        ("POST", "/v1/adapters/adapter-1/check", ok({**adapter, "parity": {"check_pending": True}})),
         ("DELETE", f"/v1/adapters/{name}", ok(gone)),
         ("GET", "/v1/models", ok({"object": "list", "data": [model]})),
         ("GET", f"/v1/models/{name}", ok(model)),
@@ -199,6 +200,12 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
     assert [found.rank for found in client.adapters.list()] == [8]
     assert client.adapters.retrieve("ft:base/7b:demo:1").state == "loaded"
     client.adapters.load("ft:base/7b:demo:1")
+    assert server.requests[-1].query == {}
+    client.adapters.load("ft:base/7b:demo:1", force=True)
+    assert server.requests[-1].query == {"force": "true"}
+    checking = client.adapters.check("adapter-1").parity
+    assert checking is not None
+    assert checking.check_pending
     client.adapters.unload("adapter-1")
     assert client.adapters.pin("adapter-1").pinned
     assert not client.adapters.unpin("adapter-1").pinned

@@ -120,6 +120,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, plain_base: Path) -> Itera
         tmp_path_factory.mktemp("service") / "data",
         "--base", f"{EMBEDDED_BASE}={embedded_base_path()}",
         "--base", f"plain={plain_base}",
+        "--parity", "off",  # what is not about it is not made to wait for it; test_parity and the demo have it on
     )  # fmt: skip
     try:
         wait_ready(running)

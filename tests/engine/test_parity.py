@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+
 from lora import perturbed_base, random_lora, tampered, without
 from tunewright.config import embedded_base_path
 from tunewright.store.store import Store
@@ -91,7 +92,8 @@ class Engine:
         store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
         engine = store.engines.get("tiny")
         store.close()
-        assert engine is not None and engine.socket is not None
+        assert engine is not None
+        assert engine.socket is not None
         self._client = httpx.Client(
             transport=httpx.HTTPTransport(uds=engine.socket), base_url="http://engine", timeout=60
         )
@@ -100,9 +102,7 @@ class Engine:
         """Other weights under its name."""
         name = {"lora_name": adapter.sha256}
         self._client.post("/v1/unload_lora_adapter", json=name).raise_for_status()
-        self._client.post(
-            "/v1/load_lora_adapter", json={**name, "lora_path": str(folder)}
-        ).raise_for_status()
+        self._client.post("/v1/load_lora_adapter", json={**name, "lora_path": str(folder)}).raise_for_status()
 
 
 def artifact(service: Service, adapter: Adapter) -> Path:
@@ -131,19 +131,28 @@ def test_what_the_engine_does_otherwise_is_caught(
 ) -> None:
     """Half the alpha, one module missing, another adapter's weights: served by vLLM under the right name."""
     engine = Engine(service)
-    faults = {"alpha halved": honest["all-linear"], "a module missing": honest["attention"], "others'": honest["mlp"]}
+    faults = {
+        "alpha halved": honest["all-linear"],
+        "a module missing": honest["attention"],
+        "others'": honest["mlp"],
+    }
     halved, lacking, other = faults.values()
     alpha = json.loads((artifact(service, halved) / "adapter_config.json").read_text())["lora_alpha"]
     engine.replace(halved, tampered(artifact(service, halved), tmp_path / "halved", lora_alpha=alpha / 2))
     engine.replace(lacking, tampered(artifact(service, lacking), tmp_path / "lacking", without("v_proj")))
     engine.replace(other, artifact(service, honest["strong"]))
     for adapter in faults.values():
-        assert (client.adapters.check(adapter.id).state, adapter.state) == ("loaded", "loaded"), "served meanwhile"
+        assert (client.adapters.check(adapter.id).state, adapter.state) == ("loaded", "loaded"), (
+            "served meanwhile"
+        )
     for fault, before in faults.items():
         adapter = checked(client, before.id)
         assert adapter.parity is not None
-        assert (adapter.state, adapter.parity.verdict) == ("quarantined", "fail"), f"{fault}: {adapter.parity}"
-        assert adapter.parity.worst_rows and adapter.parity.worst_rows[0]["text"]
+        assert (adapter.state, adapter.parity.verdict) == ("quarantined", "fail"), (
+            f"{fault}: {adapter.parity}"
+        )
+        assert adapter.parity.worst_rows
+        assert adapter.parity.worst_rows[0]["text"]
         assert adapter.model not in [model.id for model in client.models.list()]
         with pytest.raises(BadRequestError, match="quarantined"):
             client.chat.create(model=adapter.model, messages=CHAT)
@@ -151,7 +160,8 @@ def test_what_the_engine_does_otherwise_is_caught(
             client.adapters.load(adapter.id)
 
     forced = client.adapters.load(halved.id, force=True)
-    assert forced.parity is not None and forced.parity.forced is not None
+    assert forced.parity is not None
+    assert forced.parity.forced is not None
     assert (forced.state, forced.parity.verdict) == ("loaded", "fail")
     assert client.chat.create(model=forced.model, messages=CHAT, max_tokens=4).text is not None
 
@@ -161,9 +171,7 @@ def test_what_the_engine_does_otherwise_is_caught(
     assert (whole.state, whole.parity.verdict) == ("loaded", "pass")
 
 
-def test_another_chat_template_is_caught(
-    client: Tunewright, base: Path, honest: dict[str, Adapter]
-) -> None:
+def test_another_chat_template_is_caught(client: Tunewright, base: Path, honest: dict[str, Adapter]) -> None:
     template = base / "chat_template.jinja"
     before = template.read_text()
     template.write_text("Hello. " + before)
@@ -181,16 +189,22 @@ def test_a_job_ends_when_its_adapter_is_checked_whatever_is_killed_meanwhile(ser
     """Through OpenAI's client, with all settings as they come."""
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
         files = [
-            client.files.create(file=DEMO / name, purpose="fine-tune").id for name in ("train.jsonl", "validation.jsonl")
+            client.files.create(file=DEMO / name, purpose="fine-tune").id
+            for name in ("train.jsonl", "validation.jsonl")
         ]
         job = client.fine_tuning.jobs.create(
             model="tiny", training_file=files[0], validation_file=files[1], hyperparameters={"n_epochs": 1}
         )
         for victim in ("tunewright: scheduler", "tunewright: parity of"):
-            pid = wait_until(lambda victim=victim: running(service, "tunewright: parity of") and running(service, victim), 240)
+            pid = wait_until(
+                lambda victim=victim: running(service, "tunewright: parity of") and running(service, victim),
+                240,
+            )
             os.kill(pid, signal.SIGKILL)
         ended = wait_until(
-            lambda: (j := client.fine_tuning.jobs.retrieve(job.id)).status in ("succeeded", "failed") and j, 120, "the end"
+            lambda: (j := client.fine_tuning.jobs.retrieve(job.id)).status in ("succeeded", "failed") and j,
+            120,
+            "the end",
         )
         assert ended.status == "succeeded", ended.error
         told = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]

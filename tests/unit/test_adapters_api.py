@@ -56,7 +56,7 @@ def built() -> dict[str, Any]:
 @pytest.fixture
 def make(built: dict[str, Any], store: Store, data: DataFolder, worker: Worker) -> Make:
     def client(ready: bool = True, **options: Any) -> TestClient:
-        settings = Settings(data_dir=data.path, max_upload="2MB", **options)
+        settings = Settings(data_dir=data.path, max_upload="2MB", **{"parity": "off", **options})
         store.engines.declare([base.name for base in settings.bases])
         for base in settings.bases if ready else ():
             info = {"fingerprint": FINGERPRINT, "path": base.source, "max_model_len": 64}
@@ -544,16 +544,40 @@ def test_lists_are_narrowed(api: TestClient, store: Store) -> None:
     assert [model["state"] for model in listed] == ["ready", "unloaded", "ready"]
 
 
-def test_an_adapter_that_is_held_back_says_so(api: TestClient, store: Store) -> None:
-    from sqlalchemy import update
-
-    from tunewright.store.tables import models
-
+def test_what_is_not_checked_yet_is_not_listed(make: Make, store: Store) -> None:
+    api = make(parity="on")
     shown = register(api)
-    with store.database.begin() as connection:
-        connection.execute(update(models).values(state="quarantined"))
-    assert api.get(f"/v1/adapters/{shown['id']}").json()["state"] == "quarantined"
+    assert (shown["state"], shown["parity"]) == ("checking", None)
+    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [BASE]
+    assert api.get(f"/v1/models/{shown['model']}").json()["state"] == "checking"
+    assert store.models.wanted_adapters(BASE).keys() == {shown["sha256"]}, "the engine is asked about it"
+
+
+def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: Store, worker: Worker) -> None:
+    shown = register(api)
+    url = f"/v1/adapters/{shown['id']}"
+    assert api.post(f"{url}/load", params={"force": True}).json()["parity"] is None, "nothing to force"
+    asked = api.post(f"{url}/check").json()
+    assert (asked["parity"]["verdict"], asked["parity"]["check_pending"]) == (None, True)
+    found = {"verdict": "fail", "reason": "No parity.", "checked_at": 1.0, "slope": 0.5}
+    failed = {"level": "warn", "type": "message", "message": "No parity.", "data": None}
+    store.checks.record(shown["id"], found, failure=("parity_failed", "No parity."), event=failed)
+    told = api.get(url).json()
+    assert (told["state"], told["parity"]["slope"], told["parity"]["check_pending"]) == (
+        "quarantined",
+        0.5,
+        False,
+    )
     assert api.get(f"/v1/models/{shown['model']}").json()["state"] == "quarantined"
+    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [BASE]
+    worker.asked.clear()
+    for operation in ("load", "pin"):
+        assert error(api.post(f"{url}/{operation}"))["code"] == "model_quarantined"
+    assert worker.asked == []
+    forced = api.post(f"{url}/load", params={"force": True}, headers={"X-Tunewright-User": "ann"}).json()
+    assert (forced["parity"]["verdict"], forced["parity"]["forced"]["who"]) == ("fail", "ann")
+    assert worker.asked == [("load", shown["model"])]
+    assert shown["model"] in [model["id"] for model in api.get("/v1/models").json()["data"]]
 
 
 def test_a_job_goes_on_from_a_registered_adapter(api: TestClient, store: Store) -> None:

@@ -385,6 +385,27 @@ def test_adapters_are_registered_shown_and_deleted(run: Run, service: FakeServic
     assert run("adapters", "delete", MODEL) == (0, "adapter-1 deleted\n", "")
 
 
+def test_adapters_that_failed_their_check_are_shown_checked_again_and_forced(
+    run: Run, service: FakeService
+) -> None:
+    parity = {
+        "verdict": "fail",
+        "reason": "No parity.",
+        "check_pending": True,
+        "forced": {"who": "ann", "at": 1.0},
+    }
+    adapter = {"id": "adapter-1", "model": MODEL, "state": "quarantined", "parity": parity}
+    service.replies["GET", f"/v1/adapters/{MODEL}"] = 200, adapter
+    shown = dict(line.split("\t") for line in run("adapters", "show", MODEL)[1].splitlines())
+    assert {key: shown[key] for key in ("parity", "reason", "check", "forced")} == {
+        "parity": "fail", "reason": "No parity.", "check": "being checked", "forced": "by ann",
+    }  # fmt: skip
+    service.replies["POST", f"/v1/adapters/{MODEL}/check"] = 200, {**adapter, "state": "checking"}
+    assert run("adapters", "check", MODEL) == (0, f"{MODEL} checking\n", "")
+    service.replies["POST", f"/v1/adapters/{MODEL}/load"] = 200, {**adapter, "state": "loaded"}
+    assert run("adapters", "load", "--force", MODEL) == (0, f"{MODEL} loaded\n", "")
+
+
 def test_a_folder_that_is_not_there_is_one_line(run: Run, service: FakeService, tmp_path: Path) -> None:
     code, out, err = run("models", "download", MODEL, "-o", str(tmp_path / "none" / "m.tar"))
     assert (code, out) == (1, "")

@@ -45,6 +45,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     ),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
+    "parity": (["--parity", "off"], "off", "off"),
+    "parity_rows": (["--parity-rows", "3"], "3", 3),
     "load_on_demand": (["--load-on-demand", "false"], "false", False),
     "drain_timeout": (["--drain-timeout", "0"], "0", 0.0),
     "max_upload": (["--max-upload", "1MB"], "1MB", "1MB"),

@@ -505,7 +505,9 @@ def test_a_model_that_cannot_answer_says_why(
     residency: Residency | None,
     status: int,
     code: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(routing, "_WAIT_FOR_LOADING", 0.2)
     publish_model(values)
     if residency:
         store.engines.set_residency(engine, SHA, residency, error="out of slots")

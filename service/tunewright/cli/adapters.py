@@ -121,7 +121,7 @@ def _parity(adapter: Adapter) -> list[tuple[str, object]]:
         return []
     pending = "being checked" if found.check_pending else None
     forced = f"by {found.forced.get('who') or 'somebody'}" if found.forced else None
-    return [("parity", found.verdict), ("", found.reason), ("check", pending), ("forced", forced)]
+    return [("parity", found.verdict), ("reason", found.reason), ("check", pending), ("forced", forced)]
 
 
 def _lineage(adapter: Adapter) -> list[tuple[str, object]]:

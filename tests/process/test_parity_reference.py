@@ -1,0 +1,96 @@
+"""The reference of the parity gate: the real process, on the embedded base."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora import random_lora
+from tunewright.config import embedded_base_path
+from tunewright.evaluate.folder import BaseSpec, ParityFolder, ParitySpec, Reference
+
+BASE = BaseSpec(path=str(embedded_base_path()), context=256)
+ROWS = embedded_base_path().parent / "demo" / "validation.jsonl"
+
+
+def asked(folder: Path, adapter: Path, *, rows: int = 3, file: Path | None = ROWS) -> ParityFolder:
+    found = ParityFolder(folder)
+    found.write_spec(
+        ParitySpec(
+            base=BASE, adapter_id=folder.name, adapter=str(adapter), rows_from="validation_file" if file else "probes",
+            rows_file=str(file) if file else None, rows=rows,
+        )
+    )  # fmt: skip
+    return found
+
+
+def run(*folders: ParityFolder) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tunewright.evaluate.parity", *(str(folder.path) for folder in folders)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def effect(reference: Reference) -> list[float]:
+    return [
+        adapted[token] - base[token]
+        for row in reference.rows
+        for base, adapted in zip(row.base, row.adapted, strict=True)
+        for token in sorted(base.keys() & adapted.keys())
+    ]
+
+
+def read(folder: ParityFolder) -> Reference:
+    found = folder.read_reference()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    base = embedded_base_path()
+    return (
+        random_lora(base, folder / "a", strength=0.1, seed=1),
+        random_lora(base, folder / "b", strength=0.3, seed=2, rank=4, modules=["q_proj", "up_proj"]),
+    )
+
+
+def test_adapters_that_are_measured_together_do_not_mix(adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = adapters
+    together = [asked(tmp_path / "1", first), asked(tmp_path / "2", second), asked(tmp_path / "3", first)]
+    together.insert(1, ParityFolder(tmp_path / "gone"))
+    done = run(*together)
+    assert done.returncode == 2, "one has no spec any more"
+    one, other, again = (read(folder) for folder in (together[0], together[2], together[3]))
+    assert (one.rows, one.renderings) == (again.rows, again.renderings)
+    assert [row.base for row in one.rows] == [row.base for row in other.rows], "the base is what it was"
+    assert effect(one) != effect(other)
+    assert max(map(abs, effect(one))) > 0.01
+    assert [row.line for row in one.rows] == [1, 2, 3]
+    assert len(one.renderings) == 6, "each conversation, and its prompt alone"
+    assert all(len(row.base) == len(row.tokens) - 1 for row in one.rows)
+    assert (one.device, one.dtype) == ("cpu", "bfloat16")
+    assert run(together[0]).returncode == 0, "what is there is not measured again"
+
+
+def test_adapters_without_data_have_probes_and_overflows_come_back(
+    adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = adapters[0] / "adapter_model.safetensors"
+    huge = tmp_path / "huge"
+    huge.mkdir()
+    save_file({name: tensor * 1e20 for name, tensor in load_file(weights).items()}, huge / weights.name)
+    (huge / "adapter_config.json").write_text((adapters[0] / "adapter_config.json").read_text())
+    folder = asked(tmp_path / "1", huge, rows=2, file=None)
+    assert run(folder).returncode == 0
+    found = read(folder)
+    assert "What color is the sky" in found.rows[0].text
+    assert not all(math.isfinite(value) for value in effect(found))
