@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+LINEAR = (*ATTENTION, *MLP)
 
 
 def random_lora(
@@ -22,30 +25,33 @@ def random_lora(
     strength: float,
     seed: int,
     rank: int = 8,
-    modules: Any = "all-linear",
-    **config: Any,
+    alpha: float | None = None,
+    modules: Sequence[str] = LINEAR,
+    layers: Sequence[int] | None = None,
+    rslora: bool = False,
 ) -> Path:
     """Every module's weights change by about `strength` of their own size (Frobenius norms)."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    options = {
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "target_modules": modules,
-        "task_type": "CAUSAL_LM",
-        **config,
-    }
-    adapted = get_peft_model(model, LoraConfig(**options))
-    for module in adapted.modules():
-        if hasattr(module, "lora_B"):
-            down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
-            torch.nn.init.normal_(up)
-            change = (up @ down).norm() * module.scaling["default"]
-            up.data *= strength * module.get_base_layer().weight.norm() / change
-    adapted.save_pretrained(folder)
+    alpha = 2.0 * rank if alpha is None else alpha
+    scale = alpha / (math.sqrt(rank) if rslora else rank)
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for name, weight in sorted(load_file(base / "model.safetensors").items()):
+        place = name.split(".")
+        if place[-2] not in modules or (layers is not None and int(place[2]) not in layers):
+            continue
+        down = torch.randn(rank, weight.shape[1], generator=generator)
+        up = torch.randn(weight.shape[0], rank, generator=generator)
+        up *= strength * weight.float().norm() / ((up @ down).norm() * scale)
+        path = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "target_modules": list(modules),
+        "lora_dropout": 0.0, "bias": "none", "use_rslora": rslora,
+        "layers_to_transform": list(layers) if layers is not None else None,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config))
     return folder
 
 

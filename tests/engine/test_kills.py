@@ -31,7 +31,7 @@ AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22
 
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
-    service = start_service(tmp_path / "data")
+    service = start_service(tmp_path / "data", "--parity", "off")
     recoveries = Recoveries()
     began = time.monotonic()
 

@@ -14,25 +14,24 @@ import httpx
 import openai
 import pytest
 
-from lora import perturbed_base, random_lora, tampered, without
+from lora import ATTENTION, MLP, perturbed_base, random_lora, tampered, without
 from tunewright.config import embedded_base_path
 from tunewright.store.store import Store
 from tunewright_client import Adapter, BadRequestError, Tunewright
 
 from .conftest import DEMO, Service, processes_of, start_service, wait_ready, wait_until
 
-ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
 HONEST: dict[str, dict[str, Any]] = {
     "all-linear": {"strength": 0.1},
     "strong": {"strength": 0.4, "rank": 64},
-    "mild": {"strength": 0.03},
+    "mild": {"strength": 0.05},
     "attention": {"strength": 0.1, "modules": ATTENTION},
     "mlp": {"strength": 0.1, "modules": MLP, "rank": 16},
-    "queries": {"strength": 0.3, "modules": ["q_proj"]},
+    "queries": {"strength": 0.3, "modules": ("q_proj",)},
     "rank-1": {"strength": 0.1, "rank": 1},
-    "rslora": {"strength": 0.1, "rank": 32, "use_rslora": True},
-    "last-layers": {"strength": 0.3, "layers_to_transform": [3, 4]},
-    "small-alpha": {"strength": 0.1, "lora_alpha": 1},
+    "rslora": {"strength": 0.1, "rank": 32, "rslora": True},
+    "last-layers": {"strength": 0.3, "layers": (3, 4)},
+    "small-alpha": {"strength": 0.1, "alpha": 1.0},
 }
 TOO_WEAK = {"strength": 1e-4}
 CHAT: Any = [{"role": "user", "content": "What color is the sky?"}]

@@ -57,7 +57,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = embedded_base_path()
     return (
         random_lora(base, folder / "a", strength=0.1, seed=1),
-        random_lora(base, folder / "b", strength=0.3, seed=2, rank=4, modules=["q_proj", "up_proj"]),
+        random_lora(base, folder / "b", strength=0.3, seed=2, rank=4, modules=("q_proj", "up_proj")),
     )
 
 

@@ -153,7 +153,7 @@ PHASES: dict[str, Callable[[Soak], None]] = {
 @pytest.mark.timeout(5400)
 def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
     random.seed(int(os.environ.get("PYTEST_SEED", "20261122")))
-    service = start_service(tmp_path / "data")
+    service = start_service(tmp_path / "data", "--parity", "off")
     try:
         wait_ready(service)
         with service.client(timeout=120) as client:

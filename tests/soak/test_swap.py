@@ -22,7 +22,7 @@ NOTICED = 1.0
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = start_service(tmp_path_factory.mktemp("swap") / "data")
+    running = start_service(tmp_path_factory.mktemp("swap") / "data", "--parity", "off")
     try:
         wait_ready(running)
         yield running

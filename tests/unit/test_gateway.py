@@ -491,7 +491,7 @@ def test_an_adapter_that_is_drained_is_waited_for(
     ("values", "residency", "status", "code"),
     [
         ({"state": "quarantined"}, None, 400, "model_quarantined"),
-        ({"state": "checking"}, None, 503, "engine_unavailable"),
+        ({"state": "checking"}, Residency.LOADED, 503, "engine_unavailable"),
         ({}, Residency.FAILED, 503, "engine_unavailable"),
         ({"kind": "full", "desired": "unloaded"}, None, 400, "model_not_served"),
         ({"base": "elsewhere"}, None, 400, "invalid_value"),
@@ -513,7 +513,7 @@ def test_a_model_that_cannot_answer_says_why(
         store.engines.set_residency(engine, SHA, residency, error="out of slots")
     client = asyncio.run(ask(store, {"model": TUNED}))
     assert (client.status, client.error["code"]) == (status, code)
-    if residency:
+    if residency is Residency.FAILED:
         assert "out of slots" in client.error["message"]
 
 

@@ -54,6 +54,8 @@ class ReferenceRow(BaseModel):
     """A row, cut at 512 tokens or the context; for each of its tokens but the first, the log-probabilities (nats) of
     that token and of the likeliest in its place."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # an adapter's numbers may overflow
+
     line: int
     """In its file, from 1."""
     text: str
@@ -75,8 +77,6 @@ class Rendering(BaseModel):
 
 class Reference(BaseModel):
     """`reference.json`, the last thing that the reference process writes of an adapter."""
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # an adapter's numbers may overflow
 
     rows: list[ReferenceRow]
     renderings: list[Rendering]
