@@ -50,7 +50,7 @@ class References:
     @property
     def device(self) -> str | None:
         """What the process that runs was given."""
-        return self.folder(self._ids[0]).read_spec().base.device if self._group else None
+        return self.folder(self._ids[0]).read_spec().base.device if self._group and self._ids else None
 
     def ids(self) -> list[str]:
         """Adapters of which there is a spec."""
