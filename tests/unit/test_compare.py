@@ -13,16 +13,21 @@ NOISE = 0.02
 
 
 def rows(*, effect: float = 1.0, served: float = 1.0, noise: float = NOISE, other: float = 0.0) -> list[Row]:
-    """Eight rows in which the engine serves `served` times the effect, and `other` on top that peft does not have."""
+    """Eight rows in which the engine serves `served` times the effect, and `other` on top that peft does not have. Each
+    of the four sources rounds by itself."""
     generator = random.Random(1)
     found = []
     for line in range(1, 9):
-        wanted = [generator.gauss(0, effect) for _ in range(200)]
-        off = [generator.gauss(0, noise) for _ in wanted]
-        again = [generator.gauss(0, noise) for _ in wanted]
-        extra = [generator.gauss(0, other) for _ in wanted]
-        answer = [served * w + e + a - o for w, e, a, o in zip(wanted, extra, again, off, strict=True)]
-        found.append(Row(line, f"row {line}", wanted, answer, off, 40, 40))
+        row = Row(line, f"row {line}", [], [], [], 40, 40)
+        for _ in range(200):
+            change = generator.gauss(0, effect)
+            base, adapted, engine_base, engine_adapted = (
+                generator.gauss(0, noise / 2**0.5) for _ in range(4)
+            )
+            row.effect.append(change + adapted - base)
+            row.answer.append(served * change + generator.gauss(0, other) + engine_adapted - engine_base)
+            row.noise.append(engine_base - base)
+        found.append(row)
     return found
 
 
@@ -30,7 +35,7 @@ def verdict(**changes: float) -> Verdict:
     return compare(rows(**changes), []).verdict
 
 
-@pytest.mark.parametrize("effect", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("effect", [4 * NOISE, 0.1, 1.0, 10.0])
 def test_what_is_served_as_it_was_trained_passes(effect: float) -> None:
     found = compare(rows(effect=effect), [])
     assert found.verdict is Verdict.PASS
@@ -62,6 +67,8 @@ def test_another_base_fails_by_its_noise() -> None:
 
 def test_what_changes_less_than_the_noise_is_no_pass() -> None:
     assert verdict(effect=NOISE / 10) is Verdict.NO_MEASURABLE_EFFECT
+    assert verdict(effect=NOISE) is Verdict.NO_MEASURABLE_EFFECT
+    assert verdict(effect=2 * NOISE, served=0.5) is Verdict.NO_MEASURABLE_EFFECT
     assert verdict(effect=0.0) is Verdict.NO_MEASURABLE_EFFECT
 
 
