@@ -13,21 +13,22 @@ Verdict = Literal["pass", "fail", "no_measurable_effect", "not_checked"]
 
 PARITY_EXAMPLE: dict[str, Any] = {
     "verdict": "pass",
-    "reason": "Parity with peft: slope 1.0008, correlation 1.0000 over 437 tokens of 8 rows.",
+    "reason": "Parity with peft: slope 1.0062, correlation 0.9773, effect 0.3094, difference 0.0659, noise 0.0473 nats over"
+    " 328 tokens of 8 rows",
     "checked_at": 1795337561.4,
     "check_pending": False,
     "rows_from": "validation_file",
     "rows": 8,
-    "tokens": 437,
+    "tokens": 328,
     "prompts": 16,
-    "slope": 1.0008,
-    "correlation": 1.0,
-    "effect": 3.93,
-    "noise": 0.0159,
-    "residual": 0.0189,
-    "mean_difference": 0.006,
-    "max_difference": 0.217,
-    "top1_agreement": 1.0,
+    "slope": 1.0062,
+    "correlation": 0.9773,
+    "effect": 0.3094,
+    "noise": 0.0473,
+    "residual": 0.0659,
+    "mean_difference": 0.045,
+    "max_difference": 0.437,
+    "top1_agreement": 0.985,
     "worst_rows": [],
     "reference": {"device": "cpu", "dtype": "bfloat16", "seconds": 6.2},
     "versions": {"vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.0"},
@@ -74,7 +75,9 @@ class ParityObject(Wire):
     rows: int | None = None
     tokens: int | None = None
     prompts: int | None = Field(None, description="Prompts whose tokens were compared with training's.")
-    slope: float | None = Field(None, description="Of the engine's changes on peft's: 1 is right.")
+    slope: float | None = Field(
+        None, description="Of the engine's changes on peft's, rounding taken into account: 1 is right."
+    )
     correlation: float | None = None
     effect: float | None = Field(None, description="Root mean square of peft's changes.")
     noise: float | None = Field(
