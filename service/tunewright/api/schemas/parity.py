@@ -13,8 +13,8 @@ Verdict = Literal["pass", "fail", "no_measurable_effect", "not_checked"]
 
 PARITY_EXAMPLE: dict[str, Any] = {
     "verdict": "pass",
-    "reason": "Parity with peft: slope 1.0062, correlation 0.9773, effect 0.3094, difference 0.0659, noise 0.0473 nats over"
-    " 328 tokens of 8 rows",
+    "reason": "Parity with peft: slope 1.0062, correlation 0.9773, effect 0.3094, difference 0.0659, noise 0.0473 nats"
+    " over 328 tokens of 8 rows",
     "checked_at": 1795337561.4,
     "check_pending": False,
     "rows_from": "validation_file",
