@@ -14,12 +14,13 @@ import httpx
 import openai
 import pytest
 
+from kills import tree
 from lora import ATTENTION, MLP, perturbed_base, random_lora, tampered, without
 from tunewright.config import embedded_base_path
 from tunewright.store.store import Store
 from tunewright_client import Adapter, BadRequestError, Tunewright
 
-from .conftest import DEMO, Service, processes_of, start_service, wait_ready, wait_until
+from .conftest import DEMO, FAST, Service, start_service, wait_ready, wait_until
 
 HONEST: dict[str, dict[str, Any]] = {
     "all-linear": {"strength": 0.1},
@@ -185,16 +186,19 @@ def test_another_chat_template_is_caught(client: Tunewright, base: Path, honest:
 
 
 def test_a_job_ends_when_its_adapter_is_checked_whatever_is_killed_meanwhile(service: Service) -> None:
-    """Through OpenAI's client, with all settings as they come."""
+    """Through OpenAI's client."""
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
         files = [
             client.files.create(file=DEMO / name, purpose="fine-tune").id
             for name in ("train.jsonl", "validation.jsonl")
         ]
         job = client.fine_tuning.jobs.create(
-            model="tiny", training_file=files[0], validation_file=files[1], hyperparameters={"n_epochs": 1}
+            model="tiny",
+            training_file=files[0],
+            validation_file=files[1],
+            extra_body={"tuning": {**FAST, "n_epochs": 1}},
         )
-        for victim in ("tunewright: scheduler", "tunewright: parity of"):
+        for victim in ("tunewright: parity of", "tunewright: scheduler"):
             pid = wait_until(
                 lambda victim=victim: running(service, "tunewright: parity of") and running(service, victim),
                 240,
@@ -216,8 +220,7 @@ def test_a_job_ends_when_its_adapter_is_checked_whatever_is_killed_meanwhile(ser
 
 
 def running(service: Service, title: str) -> int | None:
-    found = [line for line in processes_of(service) if line.split(" ", 1)[1].startswith(title)]
-    return int(found[0].split()[0]) if found else None
+    return next((pid for pid, (_, line) in tree(service.process.pid).items() if line.startswith(title)), None)
 
 
 def test_another_base_is_caught(
