@@ -14,6 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import aiohttp
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from tests.engine.conftest import start_service, wait_ready
 
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
-from tunewright_client import Tunewright
+from tunewright_client import Adapter, Tunewright
 
 RANK = 8
 
@@ -95,6 +96,13 @@ async def measure(url: str, base: str, adapters: list[str], options: argparse.Na
         print(f"{streams:>8}{plain:>9.0f}{one:>9.0f}{mixed:>9.0f}   {spread:<24}   {cost:.3f}", flush=True)
 
 
+def wait_checked(client: Tunewright, adapter_id: str) -> Adapter:
+    """Until the parity gate has judged it."""
+    while (adapter := client.adapters.retrieve(adapter_id)).state == "checking":
+        time.sleep(0.5)
+    return adapter
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,6 +133,10 @@ def main() -> None:
                 )
                 for seed in range(options.adapters)
             ]
+            began = time.perf_counter()
+            checked = [wait_checked(client, adapter.id) for adapter in registered]
+            told = Counter(adapter.parity.verdict if adapter.parity else None for adapter in checked)
+            print(f"parity checks: {time.perf_counter() - began:.1f} s, {dict(told)}", flush=True)
             asyncio.run(measure(url, options.base, [adapter.model for adapter in registered], options))
             for adapter in registered:
                 client.adapters.delete(adapter.id, force=True)
