@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.kills import find
 from tests.lora import CONFIG, WEIGHTS, random_lora
-from tunewright.config import embedded_base_path
+from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
 
 from .conftest import Service
@@ -61,7 +61,9 @@ def registered(service: Service, folders: list[Path]) -> Iterator[tuple[list[str
         for number, folder in enumerate(folders):
             if number % 100 == 0:
                 resident.append(memory(service))
-            models.append(client.adapters.register(folder, suffix="many", load=False).model)
+            models.append(
+                client.adapters.register(folder, base=EMBEDDED_BASE, suffix="many", load=False).model
+            )
         resident.append(memory(service))
         yield models, resident
         with ThreadPoolExecutor(4) as pool:
