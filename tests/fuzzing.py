@@ -15,6 +15,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis import Case
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 TIMEOUT = 60.0
 _KEPT = 3
@@ -49,6 +50,12 @@ def examples(number: int) -> settings:
     )
 
 
+def _is_text_after_all(case: Case) -> bool:
+    """Whether a form has null, which is wrong by the schema and goes over the wire as the text `null`."""
+    is_form = case.media_type == "multipart/form-data" and isinstance(case.body, dict)
+    return is_form and any(value is None for value in case.body.values())
+
+
 class Fuzzer:
     """Sends cases to `url` and keeps count. `jobs_on` is a base on which jobs may be created and never train."""
 
@@ -68,7 +75,8 @@ class Fuzzer:
         self._aim(case)
         response = case.call(base_url=self._url, session=self._session, timeout=TIMEOUT)
         self._count(label, response.status_code, response.elapsed)
-        case.validate_response(response)
+        excluded = [negative_data_rejection] if _is_text_after_all(case) else []
+        case.validate_response(response, excluded_checks=excluded)
         assert response.headers.get("x-request-id"), "every answer has an id"
         if response.status_code in (429, 503):
             assert response.headers.get("retry-after"), f"{response.status_code} says when to try again"
