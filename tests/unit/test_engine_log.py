@@ -35,7 +35,7 @@ BEFORE = "(APIServer pid=9) INFO 11-22 15:32:30 [loggers.py:335] Engine 000: Run
             "(EngineCore pid=10) ERROR 11-22 15:32:33 [core.py:1] ValueError: 4.2 GiB KV cache is needed\n",
             "ValueError: 4.2 GiB KV cache is needed",
         ),
-        ("", "its log names no error"),
+        ("", "EngineCore was killed or crashed"),
     ],
 )
 def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path: Path, lines: str, told: str) -> None:
@@ -44,5 +44,8 @@ def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path: Path, lines: s
     assert last_error(log).startswith(told)
 
 
-def test_an_engine_without_a_log(tmp_path: Path) -> None:
-    assert last_error(tmp_path / "engine.log") == "no log"
+def test_an_engine_without_a_log_or_an_error_in_it(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    assert last_error(log) == "no log"
+    log.write_text(BEFORE)
+    assert last_error(log) == "its log names no error"

@@ -256,7 +256,7 @@ _ERROR_LINE = re.compile(
     r"^(?:\([^)]*\)\s*)?(?:ERROR .*\] )?(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$"
 )
 _DEATH_LINE = re.compile(r".*\b(?P<text>Worker proc \S+ died unexpectedly \(exit code: \S+\)).*$")
-_CORE_DEATH = "engine core exited unexpectedly"
+_CORE_DEATH = re.compile(r"engine core exited unexpectedly|EngineDeadError")
 _USELESS = (
     "Engine core initialization failed",
     "See root cause above",
@@ -279,7 +279,7 @@ def last_error(log_file: Path) -> str:
         m["text"] for m in map(_ERROR_LINE.match, lines) if m and not any(u in m["text"] for u in _USELESS)
     ]
     deaths = [m["text"] for m in map(_DEATH_LINE.match, lines) if m]
-    if not deaths and any(_CORE_DEATH in line for line in lines):
+    if not deaths and any(map(_CORE_DEATH.search, lines)):
         deaths = [
             "EngineCore was killed or crashed; if the machine's memory ran out, the system's log says so"
         ]
