@@ -54,12 +54,6 @@ def service(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Se
         running.stop()
 
 
-@pytest.fixture
-def client(service: Service) -> Iterator[Tunewright]:
-    with service.client(timeout=120) as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def honest(service: Service, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Adapter]:
     """Adapters that were registered and checked."""

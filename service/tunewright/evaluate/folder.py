@@ -92,8 +92,6 @@ class ParityFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec_file = path / "spec.json"
-        self.log_file = path / "reference.log"
-        self.process_file = path / "process.json"
         self.reference_file = path / "reference.json"
 
     def write_spec(self, spec: ParitySpec) -> None:

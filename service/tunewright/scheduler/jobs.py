@@ -92,9 +92,9 @@ class JobRunner:
         if not self._store.jobs.in_states(JobState.QUEUED):
             return
         lent = self._lent()
-        for device in reversed(
-            [device for device in self._devices if device not in lent]
-        ):  # engines fill from the front
+        for device in reversed(self._devices):  # engines fill devices from the front
+            if device in lent:
+                continue
             claimed = self._store.jobs.claim(device, self._engines.bases_here())
             if claimed is not None:
                 self._launch(claimed)

@@ -93,7 +93,7 @@ class References:
             self._group.keep_watched(self._lifeline, _TITLE)
             return None
         code = self._group.exit_code
-        self._end()
+        self.stop()
         unmeasured = [id for id in self._ids if not self.is_measured(id)]
         if not unmeasured:
             return None
@@ -106,15 +106,12 @@ class References:
         shutil.rmtree(self.folder(id).path, ignore_errors=True)
         self._ids = [other for other in self._ids if other != id]
         if not self._ids:
-            self._end()
+            self.stop()
         if not self.ids() and self._group is None:
             shutil.rmtree(self._root, ignore_errors=True)
 
     def stop(self) -> None:
         """What runs begins again at the next start."""
-        self._end()
-
-    def _end(self) -> None:
         if self._group is not None:
             self._group.end()
             self._group = None
