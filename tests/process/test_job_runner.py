@@ -119,7 +119,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with store.database.begin() as connection:
             scheduler_succeed(connection, job.id, model="ft:x", trained_tokens=result.trained_tokens)
 
-    from tunewright.store.jobs import succeed as scheduler_succeed
+    from tunewright.store.job_rows import succeed as scheduler_succeed
 
     monkeypatch.setattr(scheduler_jobs, "publish_products", publish)
     return seen

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
-from tunewright.store.states import EngineState, JobState, ModelState, Residency, Source
+from tunewright.store.states import EngineState, JobKind, JobState, ModelState, Residency, Source
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class FileRecord:
 class Job:
     seq: int
     id: str
+    kind: JobKind
     state: JobState
     created_at: float
     started_at: float | None
@@ -44,6 +45,7 @@ class Job:
     trained_tokens: int | None
     error: dict[str, Any] | None
     progress: dict[str, Any] | None
+    report: dict[str, Any] | None
     idempotency_key: str | None
     fingerprint: str
     device: str | None
@@ -52,6 +54,7 @@ class Job:
     last_step: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", JobKind(self.kind))
         object.__setattr__(self, "state", JobState(self.state))
 
 
