@@ -99,6 +99,8 @@ class Lineage:
     revision: str | None = None
     """The hub's commit."""
     created_by: str | None = None
+    models: list[dict[str, Any]] | None = None
+    """The adapters that an export was made of: model, sha256 and weight of each."""
 
 
 @dataclass(frozen=True)
