@@ -31,15 +31,6 @@ class Combine(BaseModel):
     max_rank: int
 
 
-class Bounds(BaseModel):
-    """The most that an export may lose against what it came from, over held-out rows."""
-
-    max_kl: float
-    """Nats for each token: KL divergence of the export's predictions from those of its source."""
-    max_loss_increase: float
-    """Nats for each token."""
-
-
 class Rows(BaseModel):
     """Rows that the quality is measured on."""
 
@@ -84,10 +75,11 @@ class ExportSpec(BaseModel):
     """`cpu` or `cuda`; which GPU is the environment's business."""
     calibration: Calibration | None = None
     rows: Rows
-    bounds: Bounds | None = None
-    """None: nothing is refused."""
+    max_kl: float | None = None
+    """The most that the product's predictions may diverge from those of what it came from, in nats for each token; None:
+    nothing is refused."""
     force: bool = False
-    """Publish it also past the bounds, with the fact on record."""
+    """Publish it also past that bound, with the fact on record."""
     facts: dict[str, Any] = {}
     """Lineage for the model card."""
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from tunewright.config import Settings
 from tunewright.export.folder import (
-    Bounds,
     Calibration,
     Combine,
     ExportSpec,
@@ -97,7 +96,7 @@ class Exports:
                 rows_from=asked["rows_from"],
                 count=asked["rows"],
             ),
-            bounds=Bounds(**asked["gate"]) if asked["gate"] else None,
+            max_kl=asked["max_kl"],
             force=asked["force"],
             facts={"export": job.id, **asdict(self._lineage(job))},
         )

@@ -18,6 +18,14 @@ Auto = Literal["auto"]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
+def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Raises ValueError where there are too many pairs, or too long ones."""
+    pairs = (value or {}).items()
+    if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
+        raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
+    return value
+
+
 class Hyperparameters(Body):
     """OpenAI's own. `auto` takes Tunewright's defaults for the method."""
 
@@ -136,10 +144,7 @@ class CreateJob(Body):
     @field_validator("metadata")
     @classmethod
     def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        pairs = (value or {}).items()
-        if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
-            raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
-        return value
+        return check_metadata(value)
 
 
 class JobError(Wire):
