@@ -88,8 +88,8 @@ class Adapter(Wire):
     """A LoRA adapter and where it stands.
 
     `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
-    failed, checking, quarantined); `error` says why it failed. `bytes` is its size and `sha256` the hash of
-    its content. `source` is where it came from: job, upload, folder or hub.
+    failed, checking, quarantined, merge_only); `error` says why it failed. `bytes` is its size and `sha256`
+    the hash of its content. `source` is where it came from: job, upload, folder, hub or export.
     """
 
     id: str

@@ -141,7 +141,7 @@ def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
             key
             for key in ("rank", "alpha", "dropout", "target_modules")
             if getattr(tuning, key) not in ("auto", None)
-        ] + ["use_rslora"] * tuning.use_rslora
+        ] + [key for key in ("use_rslora", "use_dora") if getattr(tuning, key)]
         if given:
             raise InvalidRequest(
                 f"tuning.{given[0]} is for adapters; type full trains all weights.",
@@ -183,6 +183,7 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
         "target_modules": parent.target_modules,
         "dropout": config["lora_dropout"],
         "use_rslora": config.get("use_rslora", False),
+        "use_dora": config.get("use_dora", False),
     }
     for key in tuning.model_fields_set & fixed.keys():
         asked, value = getattr(tuning, key), fixed[key]

@@ -49,8 +49,8 @@ def _checked(context: ServiceContext, body: CreateExport) -> dict[str, Any]:
     calibration, validation, rows_from = _files(context, body, source)
     if body.format == "awq" and calibration is None:
         raise InvalidRequest(
-            f"Quantizing looks at text like what the model will see, and {body.model or 'the first of `models`'} has no "
-            "training file here: upload some rows and give them as `calibration_file`.",
+            f"Quantizing looks at text like what the model will see, and {body.model or 'the first of `models`'} has "
+            "no training file here: upload some rows and give them as `calibration_file`.",
             param="calibration_file",
             code="missing_parameter",
         )
@@ -251,9 +251,9 @@ def _files(
 
 def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None]:
     """The training and the validation file of the first job among what is exported, as far as they are still here."""
-    models = [adapter for adapter, _ in source.adapters] or [source.whole]
+    models = [*(adapter for adapter, _ in source.adapters), *([source.whole] if source.whole else [])]
     for model in models:
-        job = context.store.jobs.get(model.job_id) if model is not None and model.job_id else None
+        job = context.store.jobs.get(model.job_id) if model.job_id else None
         if job is not None:
             there = [
                 id if id and context.store.files.get(id) else None

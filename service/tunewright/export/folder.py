@@ -76,8 +76,8 @@ class ExportSpec(BaseModel):
     calibration: Calibration | None = None
     rows: Rows
     max_kl: float | None = None
-    """The most that the product's predictions may diverge from those of what it came from, in nats for each token; None:
-    nothing is refused."""
+    """The most that the product's predictions may diverge (KL) from those of what it came from, in nats for each token;
+    None: nothing is refused."""
     force: bool = False
     """Publish it also past that bound, with the fact on record."""
     facts: dict[str, Any] = {}

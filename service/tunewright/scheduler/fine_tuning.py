@@ -49,7 +49,10 @@ class FineTuning:
             max_rank=self._settings.max_lora_rank,
             device=self._device,
         )
-        return resolved.as_dict(), f"Files validated ({report.rows} rows, {report.format.value})"
+        summary = f"Files validated ({report.rows} rows, {report.format.value})"
+        if resolved.use_dora:
+            summary += ". vLLM serves no DoRA: the adapter will be merge_only, and is merged to be served (POST /v1/exports)"
+        return resolved.as_dict(), summary
 
     def spec(self, job: Job, base: BaseInfo) -> JobSpec:
         assert job.device is not None and job.resolved is not None

@@ -21,6 +21,7 @@ from tunewright.registry.data_folder import (
     folder_size,
     model_sha256,
 )
+from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelState
 from tunewright.store.store import Store
@@ -152,13 +153,16 @@ def adapter_row(
         path = data.publish(only, sha256)
     config = adapter_config(path)
     modules = config["target_modules"]
+    if merge_only(config):
+        common = {**common, "state": ModelState.MERGE_ONLY}
+    is_wanted = step is None and not merge_only(config)
     return {
         **common,
         "name": name,
         "kind": "adapter",
         "sha256": sha256,
         "bytes": folder_size(path),
-        "desired": "loaded" if step is None else "unloaded",
+        "desired": "loaded" if is_wanted else "unloaded",
         "checkpoint_step": step,
         "rank": config["r"],
         "alpha": float(config["lora_alpha"]),

@@ -176,7 +176,7 @@ class ModelStore:
             models.c.base == base,
             models.c.kind == "adapter",
             models.c.desired == "loaded",
-            models.c.state != ModelState.QUARANTINED,
+            models.c.state.not_in([ModelState.QUARANTINED, ModelState.MERGE_ONLY]),
         )
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(models.c.seq)).all()

@@ -29,8 +29,9 @@ class CombineOptions(Body):
 
     method: Literal["linear", "ties", "dare", "soup"] = Field(
         "linear",
-        description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, with "
-        "one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu 2023).",
+        description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, "
+        "with one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu "
+        "2023).",
     )
     density: float = Field(
         0.5, strict=True, gt=0, le=1, description="Of ties and dare: the share of numbers that is kept."

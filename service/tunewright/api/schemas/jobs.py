@@ -64,6 +64,11 @@ class Tuning(Body):
         "auto", description="Names of the modules to adapt; all-linear by default."
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023).")
+    use_dora: bool = Field(
+        False,
+        description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
+        "merged to be served (`POST /v1/exports`).",
+    )
     learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
