@@ -98,7 +98,7 @@ def streamed_model(
         if isinstance(module, BaseTunerLayer)
     }
     for unit in (*skeleton.layers, *skeleton.others):
-        _hook(unit, inside.get(id(unit.module), unit.module), weights, device, dtype)
+        attach(unit, inside.get(id(unit.module), unit.module), weights, device, dtype)
     return model.eval()
 
 
@@ -236,7 +236,9 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Para
                 yield f"{path}.{key}", module, key, parameter
 
 
-def _hook(unit: Unit, around: nn.Module, weights: Weights, device: str, dtype: torch.dtype) -> None:
+def attach(unit: Unit, around: nn.Module, weights: Weights, device: str, dtype: torch.dtype) -> None:
+    """Have the unit on the device while `around` runs: its own module, or one that it is inside of."""
+
     def before(_module: nn.Module, _arguments: Any) -> None:
         unit.load(weights, device, dtype)
 

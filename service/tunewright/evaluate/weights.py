@@ -36,6 +36,10 @@ class SafetensorsWeights:
     def names(self) -> list[str]:
         return sorted(self._files)
 
+    def files(self) -> dict[str, Path]:
+        """In which file each tensor lies."""
+        return dict(self._files)
+
 
 def tensor_files(folder: Path) -> dict[str, Path]:
     """In which file each tensor lies: by the index where there is one, else by the files' headers."""

@@ -1,0 +1,5 @@
+"""Makes models and adapters of others, from files to files: an adapter merged into its base, adapters combined.
+
+Owns what an export computes and the files it writes. Knows folders only, not the API, the store, the scheduler or the
+engines. Importing this package must not import torch: only its modules that compute do.
+"""
