@@ -10,11 +10,11 @@ from typing import Any
 from tunewright.api.context import ServiceContext
 from tunewright.api.creation import check_training_file, create_once
 from tunewright.api.schemas.exports import CreateExport
-from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound
+from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound
 from tunewright.evaluate.folder import RowsFrom
 from tunewright.registry.awq_check import check_awq
 from tunewright.registry.data_folder import adapter_config
-from tunewright.registry.mergeable import check_combinable, check_mergeable, merge_only
+from tunewright.registry.mergeable import check_mergeable, merge_only
 from tunewright.registry.safetensors_file import BadTensors, read_shapes
 from tunewright.store.records import Engine, Job, TunedModel
 from tunewright.store.states import JobKind, ModelState
@@ -196,7 +196,13 @@ def _engine(context: ServiceContext, base: str) -> Engine:
 def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source) -> list[str]:
     """What is to be known of the adapters up front. Raises InvalidRequest where they cannot be merged or combined."""
     notes = []
-    folders = []
+    most = context.settings.max_lora_rank
+    if body.combine is not None and (body.combine.rank or 0) > most:
+        raise InvalidRequest(
+            f"The engine serves adapters up to rank {most}: ask for no more, or start the service with a larger "
+            "--max-lora-rank.",
+            param="combine.rank",
+        )
     for adapter, _ in source.adapters:
         folder = context.data.artifact(adapter.sha256)
         try:
@@ -206,15 +212,19 @@ def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source
             raise NotFound(
                 f"No such model: {adapter.name!r}. It was deleted.", param="model", code="model_not_found"
             ) from error
-        folders.append(folder)
         if adapter.state is ModelState.QUARANTINED:
             notes.append(
                 f"{adapter.name} is quarantined: in the engine it was not what it is in peft; it is merged as in peft."
             )
-        if (why := merge_only(config)) is not None:
+        why = merge_only(config)
+        if why is not None and body.models is not None:
+            raise ExportUnsupported(
+                f"{adapter.name} cannot be combined with others: {why}. Only adapters that are no more than LoRA weights "
+                "are combined.",
+                param="models",
+            )
+        if why is not None:
             notes.append(f"{adapter.name} is served only when merged: {why}.")
-    if body.models is not None:
-        check_combinable(folders)
     return notes
 
 
@@ -224,7 +234,8 @@ def _check_awq(body: CreateExport, source: _Source) -> int | None:
         return None
     try:
         config = json.loads((source.path / "config.json").read_text())
-        return check_awq(config, read_shapes(source.path), body.group_size)
+        shapes = {name: shape for name, (_, shape) in read_shapes(source.path).items()}
+        return check_awq(config, shapes, body.group_size)
     except (OSError, ValueError, BadTensors) as error:
         raise EngineUnavailable(f"The files of {source.base} cannot be read: {error}.") from error
 

@@ -140,7 +140,9 @@ def measure(
 
 
 def _weights(candidate: Candidate) -> Weights:
-    return AwqWeights(candidate.folder) if candidate.weights == "awq" else SafetensorsWeights(candidate.folder)
+    return (
+        AwqWeights(candidate.folder) if candidate.weights == "awq" else SafetensorsWeights(candidate.folder)
+    )
 
 
 def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
@@ -163,9 +165,9 @@ def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torc
     counted = torch.zeros_like(told, dtype=torch.bool)
     for at, row in enumerate(batch):
         counted[at, 1 : len(row.tokens)] = torch.tensor(row.counted[1:], dtype=torch.bool)
-    logits = model(
-        input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False
-    ).logits[:, :-1]
+    logits = model(input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False).logits[
+        :, :-1
+    ]
     return logits[counted[:, 1:].to(device)], tokens[:, 1:][counted[:, 1:]].to(device)
 
 

@@ -106,7 +106,9 @@ def _compute_dtype(config: dict[str, Any], device: str) -> torch.dtype:
     return torch.float16 if config.get("dtype", config.get("torch_dtype")) == "float16" else torch.bfloat16
 
 
-def _plan(model: Path, rows: list[list[int]], options: QuantizeOptions, device: str, dtype: torch.dtype) -> str:
+def _plan(
+    model: Path, rows: list[list[int]], options: QuantizeOptions, device: str, dtype: torch.dtype
+) -> str:
     """What finished layers depend on."""
     status = {file.name: file.stat() for file in sorted(model.glob("*.safetensors"))}
     return json.dumps(
@@ -185,7 +187,9 @@ def _names(unit: Unit) -> dict[str, str]:
     return {f"{paths[id(module)]}.{key}": name for module, key, name in unit.places}
 
 
-def _packed(layer: nn.Module, names: dict[str, str], dtypes: dict[str, torch.dtype]) -> dict[str, torch.Tensor]:
+def _packed(
+    layer: nn.Module, names: dict[str, str], dtypes: dict[str, torch.dtype]
+) -> dict[str, torch.Tensor]:
     """A quantized layer's tensors, by the names that they have in the files."""
     state = layer.state_dict()
     found: dict[str, torch.Tensor] = {}
@@ -220,9 +224,7 @@ def _assemble(
     """Put the new model together under a name of its own, and publish it. Returns its weights' bytes."""
     packed = [piece for layer in layers for piece in pieces(layer)]
     names = {piece.name for piece in packed}
-    quantized = {
-        f"{name.removesuffix('.qweight')}.weight" for name in names if name.endswith(".qweight")
-    }
+    quantized = {f"{name.removesuffix('.qweight')}.weight" for name in names if name.endswith(".qweight")}
     rest = [
         piece
         for file in sorted(set(SafetensorsWeights(model).files().values()))

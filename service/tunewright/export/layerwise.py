@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    warnings.showwarning = lambda *_, **__: None  # restored by the context; its own filters would let them through
+    warnings.showwarning = lambda *_, **__: (
+        None
+    )  # restored by the context; its own filters would let them through
     from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
     from awq.modules.linear import gemm
     from awq.quantize import quantizer, scale
@@ -37,7 +39,9 @@ class ScalingError(Exception):
 class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
     """Holds the calibration activations on their way through the layers: `inps`, [blocks, tokens, channels]."""
 
-    def __init__(self, model_type: str, config: Any, group_size: int, inputs: torch.Tensor, device: str) -> None:
+    def __init__(
+        self, model_type: str, config: Any, group_size: int, inputs: torch.Tensor, device: str
+    ) -> None:
         """Without AwqQuantizer's, which loads a dataset and runs the whole model."""
         self.awq_model = SimpleNamespace(model_type=model_type)
         self.w_bit, self.group_size, self.zero_point, self.version = BITS, group_size, True, "gemm"
@@ -66,7 +70,9 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         linears = get_named_linears(layer)
         with _everything_on(self._device):
             features = self._get_input_feat(layer, linears)
-            scaled = [entry for entry in self._scaling(layer, features, arguments) if self._is_right(layer, entry)]
+            scaled = [
+                entry for entry in self._scaling(layer, features, arguments) if self._is_right(layer, entry)
+            ]
             scales = [self._search_best_scale(layer, **entry) for entry in scaled]
             apply_scale(layer, scales, input_feat_dict=features)
             layer.to(self._device)

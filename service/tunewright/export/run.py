@@ -84,16 +84,18 @@ class _Export:
             candidates.append(Candidate("merged", model))
         if spec.format == "awq":
             product = self._quantized(model, text.calibration())
-            candidates.append(Candidate("awq", product))
+            candidates.append(Candidate("awq", product, "awq"))
         assert product is not None, "a format is one of the three"
         source = "adapter" if adapter is not None else "base"
         with self._progress.phase("measure", f"Measuring {len(rows)} rows") as details:
             quality = measure(
                 candidates,
                 rows,
-                source,
+                reference=source,
                 device=self._device,
+                dtype=torch.float32,  # so that what is seen is what became of the weights, and no rounding on the way
                 on_progress=lambda done, total: self._progress.at("measure", done, total),
+                trust_remote_code=spec.trust_remote_code,
             )
             details["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
         return self._conclude(product, quality, source, len(rows))
@@ -124,7 +126,6 @@ class _Export:
                 rank=spec.combine.rank,
                 max_rank=spec.combine.max_rank,
                 seed=spec.seed,
-                base_name=spec.base_hub_id or spec.base_name,
                 on_module=lambda done, total: self._progress.at("combine", done, total),
             )
             details |= {
@@ -142,10 +143,14 @@ class _Export:
                 adapter,
                 out,
                 chat_template=self._spec.chat_template,
-                on_tensor=lambda done, total: self._progress.at("merge", done, total),
+                on_progress=lambda at: self._progress.at("merge", at.tensors, at.all_tensors),
             )
-            details |= {"shards": merged.shards, "tensors": merged.tensors, "modules": merged.modules}
-            details |= {"untied": merged.untied, "peak_memory_bytes": peak_memory()}
+            details |= {"shards": merged.shards, "reused_shards": merged.kept, "tensors": merged.tensors}
+            details |= {
+                "modules": merged.modules,
+                "untied": merged.untied,
+                "peak_memory_bytes": peak_memory(),
+            }
         return out
 
     def _quantized(self, model: Path, rows: list[list[int]]) -> Path:
@@ -176,19 +181,28 @@ class _Export:
         found = [Candidate("base", self._base)]
         if len(self._spec.adapters) > 1:
             found += [
-                Candidate(source.model, self._base, Path(source.path)) for source in self._spec.adapters
+                Candidate(source.model, self._base, adapter=Path(source.path)) for source in self._spec.adapters
             ]
         if adapter is not None:
-            found.append(Candidate("adapter", self._base, adapter))
+            found.append(Candidate("adapter", self._base, adapter=adapter))
         return found
 
     def _conclude(self, product: Path, quality: Quality, source: str, rows: int) -> Outcome:
         """Judge it, and put it where it is published from unless it is refused."""
         spec = self._spec
-        measured = quality.models[-1]
+        measured = quality.candidates[-1]
         passed = spec.max_kl is None or (measured.kl is not None and measured.kl <= spec.max_kl)
         report: dict[str, Any] = {
-            "quality": {**quality.as_dict(), "source": source, "rows_from": spec.rows.rows_from},
+            "quality": {
+                "source": source,
+                "models": [
+                    {"name": row.name, "loss": row.loss, "kl": row.kl, "top1_agreement": row.agreement}
+                    for row in quality.candidates
+                ],
+                "rows": rows,
+                "tokens": measured.tokens,
+                "rows_from": spec.rows.rows_from,
+            },
             "gate": {
                 "max_kl": spec.max_kl,
                 "kl": measured.kl,
@@ -205,14 +219,14 @@ class _Export:
                 status="failed",
                 error_code="quality_gate_failed",
                 error_message=f"the {measured.name} model is not published: {told}, above {spec.max_kl:g} (loss "
-                f"{_shown(measured.loss)}, top-1 agreement {_shown(measured.top1_agreement)}, over {rows} rows of "
+                f"{_shown(measured.loss)}, top-1 agreement {_shown(measured.agreement)}, over {rows} rows of "
                 f"{spec.rows.rows_from}). Give a larger `max_kl`, or publish it all the same with `force`",
                 report=report,
             )
         if not passed:
             self._events.message(f"Past the gate, and published since `force` says so: {told}", "warn")
         else:
-            self._events.message(f"Measured: {told}, top-1 agreement {_shown(measured.top1_agreement)}")
+            self._events.message(f"Measured: {told}, top-1 agreement {_shown(measured.agreement)}")
         final = self._folder.adapter if spec.format == "adapter" else self._folder.model
         if spec.format != "adapter":
             write_card(product, spec, report)

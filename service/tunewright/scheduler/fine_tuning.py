@@ -51,7 +51,7 @@ class FineTuning:
         )
         summary = f"Files validated ({report.rows} rows, {report.format.value})"
         if resolved.use_dora:
-            summary += ". vLLM serves no DoRA: the adapter will be merge_only, and is merged to be served (POST /v1/exports)"
+            summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
         return resolved.as_dict(), summary
 
     def spec(self, job: Job, base: BaseInfo) -> JobSpec:

@@ -113,6 +113,9 @@ class CreateExport(Body):
         names = [source.model for source in self.models or ()]
         if len(set(names)) < len(names):
             raise ValueError("a model is there twice in `models`: give it once, with one weight")
+        is_soup = self.combine is not None and self.combine.method == "soup"
+        if is_soup and any(source.weight != 1 for source in self.models or ()):
+            raise ValueError("a soup is the mean: leave the weights out, or combine with method linear")
         return self
 
 
