@@ -19,7 +19,7 @@ from tunewright.registry.mergeable import AddedBias, LowRank, Output, Rows
 from tunewright.registry.safetensors_file import FLOATS
 
 Tensor = Any  # torch has no types here
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Of the base's tensor, read and written at a time."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -42,6 +42,16 @@ def read(stored: Stored, first: int = 0, last: int | None = None) -> Tensor:
         return torch.empty(tensor.shape, dtype=torch.float32)
     found = torch.frombuffer(content, dtype=_DTYPES[tensor.dtype]).to(torch.float32, copy=True)
     return found.reshape((last - first, *tensor.shape[1:]) if tensor.shape else ())
+
+
+def same_numbers(one: Stored, other: Stored) -> bool:
+    """Whether two tensors have the same numbers, in whatever types."""
+    if one.shape != other.shape:
+        return False
+    return all(
+        torch.equal(block, read(other, first, first + len(block) if one.shape else None))
+        for first, block in _stored_blocks(one)
+    )
 
 
 def low_rank_delta(change: LowRank) -> Tensor:

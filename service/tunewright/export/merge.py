@@ -21,6 +21,7 @@ import torch
 
 from tunewright.atomic import sync_folder, write_atomically
 from tunewright.errors import ExportUnsupported
+from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import blocks, read
 from tunewright.export.model_files import as_json, copy_tokenizer, model_config, write_file
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
@@ -32,10 +33,6 @@ _FORMAT = 1
 """Raised where the same inputs come to make other files: what an older version left is not gone on with."""
 _WIDTH = 2
 """Bytes of a bfloat16."""
-
-
-class MergeStopped(Exception):
-    """`stop` said so. Whole shards stay; the next call goes on from them."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,8 @@ def merge(
     The same inputs make the same bytes. `out` is absent, or what an earlier call left there, killed or not: with the
     same inputs its shards are kept, with others all of it goes. `plan_file(out)` tells which; it stays beside `out`.
 
-    `on_progress` is called after each tensor, `stop` before each block of 16 MiB. Raises as `check_mergeable`;
-    MergeStopped; FileExistsError where `out` is something else; OSError.
+    `on_progress` is called after each tensor, `stop` before each block of 4 MiB. Raises as `check_mergeable`;
+    ExportStopped; FileExistsError where `out` is something else; OSError.
     """
     plan = check_mergeable(base, adapter)
     _check_same(plan)
@@ -212,7 +209,7 @@ def _write_shard(out: Path, shard: _Shard, progress: _Tracker, stop: Callable[[]
             for output in shard.outputs:
                 for block in blocks(output):
                     if stop():
-                        raise MergeStopped
+                        raise ExportStopped
                     file.write(block)
                 progress.tensor(output)
             file.flush()

@@ -265,6 +265,8 @@ class _Planner:
     def _is_declared(self, name: str, saved: list[str]) -> bool:
         if name in self.parts.untrained or covered(name, saved):
             return True
+        if self.stays_tied and name == self.base.head and self.base.embedding is not None:
+            return covered(self.base.embedding, saved)  # peft saves both then, and names one
         return name.endswith(".bias") and self.raw.get("bias", "none") != "none"
 
     def _share(self, stored: Stored) -> None:
@@ -335,7 +337,8 @@ class _Planner:
         if isinstance(change, Rows) and base.head not in touched:
             self._copy(embedding)  # peft ties trained tokens where the weights are tied
             return False
-        if self.stays_tied:
+        if self.stays_tied and (base.head in touched or embedding.endswith("embed_tokens.weight")):
+            # peft knows embeddings by that name only: with another, the head is not adapted
             self._check_same(embedding, touched)
             self._copy(embedding)
             return False
