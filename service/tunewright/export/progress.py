@@ -20,8 +20,8 @@ class Progress:
     def __init__(self, folder: JobFolder, events: EventLog) -> None:
         self._folder = folder
         self._events = events
-        self._began = time.monotonic()
-        self._told_at = 0.0
+        self._began = self._told_at = time.monotonic()
+        self._told: tuple[str, int] | None = None
         self._totals: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self.details: dict[str, dict[str, Any]] = {}
@@ -34,10 +34,10 @@ class Progress:
     def phase(self, phase: str, text: str) -> Iterator[dict[str, Any]]:
         """The details that are told of it in the end: `seconds` and what is put in."""
         self._events.message(text)
-        began = time.monotonic()
+        self._began = time.monotonic()
         details = self.details[phase] = {}
         yield details
-        details["seconds"] = round(time.monotonic() - began, 1)
+        details["seconds"] = round(time.monotonic() - self._began, 1)
         self.at(phase, self._totals[phase], self._totals[phase])
 
     def at(self, phase: str, done: int, total: int) -> None:
@@ -45,11 +45,11 @@ class Progress:
         self._folder.beat()
         self._totals[phase], self._done[phase] = total, done
         now = time.monotonic()
-        if now - self._told_at < _TELL_EVERY and done < total:
+        if (phase, done) == self._told or (now - self._told_at < _TELL_EVERY and done < total):
             return
-        self._told_at = now
+        self._told, self._told_at = (phase, done), now
         step, steps = sum(self._done.values()), sum(self._totals.values())
-        left = (now - self._began) / step * (steps - step) if step else None
+        left = (now - self._began) / done * (total - done) if done else None
         self._events.metrics(
             f"{phase} {done}/{total}",
             {

@@ -125,7 +125,7 @@ class ExportProgress(Wire):
     step: int
     total_steps: int
     phase: str = Field(description="combine, merge, quantize or measure.")
-    eta_seconds: float | None = None
+    eta_seconds: float | None = Field(None, description="Seconds left of this phase.")
 
 
 class QualityRow(Wire):
