@@ -213,9 +213,8 @@ def test_the_gates_verdict(run: Run, exports: FakeService, gate: dict[str, Any],
 def test_notes_and_several_sources_are_shown(run: Run, exports: FakeService) -> None:
     models = [{"model": "a", "weight": 0.7}, {"model": "b", "weight": 1.0}]
     combine = {"method": "ties", "density": 0.5, "rank": None}
-    running = export(
-        "running", models=models, combine=combine, notes=["a is quarantined", "no held-out rows"]
-    )
+    notes = ["a is quarantined", "no held-out rows"]
+    running = export("running", models=models, combine=combine, notes=notes, max_kl=0.01, force=True)
     exports.replies["GET", EXPORT] = 200, running
     lines = run("exports", "show", "export-1")[1].splitlines()
     for line in (
@@ -224,6 +223,8 @@ def test_notes_and_several_sources_are_shown(run: Run, exports: FakeService) -> 
         "combined by\tmethod=ties density=0.5",
         "note\ta is quarantined",
         "note\tno held-out rows",
+        "max KL\t0.01",
+        "force\tyes",
         "phase\tmeasure",
     ):
         assert line in lines

@@ -59,8 +59,6 @@ def show(remote: Remote, export_id: str) -> None:
     remote.out.fields(_asked(export) + (_measured(export.report) if export.report else []))
     quality = export.report.quality if export.report else None
     if quality is not None:
-        if remote.out.stdout.is_terminal:
-            remote.out.line("")
         remote.out.table(["MODEL", "LOSS", "KL", "TOP-1"], map(_row, quality.models))
 
 
@@ -85,6 +83,8 @@ def _asked(export: Export) -> list[tuple[str, object]]:
         ("group size", export.group_size),
         ("validation file", export.validation_file),
         ("validation rows", export.validation_rows),
+        ("max KL", f"{export.max_kl:g}" if export.max_kl is not None else None),
+        ("force", "yes" if export.force else None),
         ("step", steps(export)),
         ("phase", export.progress.phase if export.progress and not export.is_final else None),
         ("seed", export.seed),
