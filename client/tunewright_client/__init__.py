@@ -1,12 +1,13 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
-`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, adapters, models,
-aliases, chat and completions. What the server sends is in `tunewright_client.types`, of which the common
-ones are here too.
+`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, exports, adapters,
+models, aliases, chat and completions. What the server sends is in `tunewright_client.types`, of which the
+common ones are here too.
 """
 
 from ._async.client import AsyncTunewright
 from ._async.driver import AsyncStream
+from ._async.exports import AsyncExport
 from ._async.jobs import AsyncJob
 from ._async.pages import AsyncPage, AsyncPager
 from ._errors import (
@@ -33,6 +34,7 @@ from ._errors import (
 )
 from ._sync.client import Tunewright
 from ._sync.driver import Stream
+from ._sync.exports import Export
 from ._sync.jobs import Job
 from ._sync.pages import Page
 from ._version import __version__
@@ -46,9 +48,14 @@ from .types import (
     ChatCompletion,
     ChatCompletionChunk,
     Checkpoint,
+    CombineOptions,
     Completion,
     CompletionChunk,
     Deleted,
+    ExportGate,
+    ExportQuality,
+    ExportQualityRow,
+    ExportReport,
     File,
     JobEvent,
     JobStatus,
@@ -57,6 +64,7 @@ from .types import (
     Ready,
     ShadowAnswer,
     Tuning,
+    WeightedModel,
 )
 
 __all__ = [
@@ -69,6 +77,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "AsyncExport",
     "AsyncJob",
     "AsyncPage",
     "AsyncPager",
@@ -79,10 +88,16 @@ __all__ = [
     "ChatCompletion",
     "ChatCompletionChunk",
     "Checkpoint",
+    "CombineOptions",
     "Completion",
     "CompletionChunk",
     "ConflictError",
     "Deleted",
+    "Export",
+    "ExportGate",
+    "ExportQuality",
+    "ExportQualityRow",
+    "ExportReport",
     "File",
     "InvalidResponseError",
     "Job",
@@ -109,5 +124,6 @@ __all__ = [
     "Tuning",
     "UnprocessableEntityError",
     "WaitTimeoutError",
+    "WeightedModel",
     "__version__",
 ]

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
-    from .types.jobs import JobRecord
+    from .types.jobs import WorkRecord
 
 
 class TunewrightError(Exception):
@@ -137,9 +137,9 @@ class StreamInterruptedError(TunewrightError):
 
 
 class JobError(TunewrightError):
-    """A job that was waited for ended without success. `job` is its last record."""
+    """A job, or an export, that was waited for ended without success. `job` is its last record."""
 
-    def __init__(self, message: str, job: JobRecord) -> None:
+    def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message)
         self.message = message
         self.job = job
@@ -148,7 +148,7 @@ class JobError(TunewrightError):
 class JobFailedError(JobError):
     """The job failed. `code`, `message` and `param` are those of the job's own error."""
 
-    def __init__(self, message: str, job: JobRecord) -> None:
+    def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message, job)
         self.code = job.error.code if job.error else None
         self.param = job.error.param if job.error else None
@@ -161,7 +161,7 @@ class JobCancelledError(JobError):
 class WaitTimeoutError(TunewrightError, TimeoutError):
     """What was waited for did not happen in time; it goes on in the server. `job` is its last record."""
 
-    def __init__(self, message: str, job: JobRecord | None = None) -> None:
+    def __init__(self, message: str, job: WorkRecord | None = None) -> None:
         super().__init__(message)
         self.job = job
 

@@ -14,6 +14,7 @@ from .._core.pages import PageData
 from ..types import Ready
 from .aliases import Aliases
 from .driver import AsyncDriver, AsyncStream
+from .exports import AsyncExports
 from .jobs import AsyncJobs
 from .pages import AsyncPager
 from .resources import Adapters, Chat, Completions, Files, Models
@@ -46,6 +47,7 @@ class AsyncTunewright:
     def _add_resources(self) -> None:
         self.files = Files(self)
         self.jobs = AsyncJobs(self)
+        self.exports = AsyncExports(self)
         self.adapters = Adapters(self)
         self.models = Models(self)
         self.aliases = Aliases(self)

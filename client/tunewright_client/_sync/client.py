@@ -14,6 +14,7 @@ from .._core.pages import PageData
 from ..types import Ready
 from .aliases import Aliases
 from .driver import Driver, Stream
+from .exports import Exports
 from .jobs import Jobs
 from .pages import Page
 from .resources import Adapters, Chat, Completions, Files, Models
@@ -51,6 +52,7 @@ class Tunewright:
     def _add_resources(self) -> None:
         self.files = Files(self)
         self.jobs = Jobs(self)
+        self.exports = Exports(self)
         self.adapters = Adapters(self)
         self.models = Models(self)
         self.aliases = Aliases(self)

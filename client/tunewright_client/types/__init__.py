@@ -1,6 +1,15 @@
 """What the server sends, as frozen pydantic models that keep fields they do not know."""
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from .exports import (
+    CombineOptions,
+    ExportGate,
+    ExportQuality,
+    ExportQualityRow,
+    ExportRecord,
+    ExportReport,
+    WeightedModel,
+)
 from .generations import (
     ChatChoice,
     ChatCompletion,
@@ -21,6 +30,7 @@ from .jobs import (
     JobStatus,
     Metrics,
     Tuning,
+    WorkRecord,
 )
 from .resources import Adapter, Component, Deleted, File, Lineage, Model, Parity, Ready
 
@@ -37,11 +47,17 @@ __all__ = [
     "ChatMessage",
     "Checkpoint",
     "ChunkChoice",
+    "CombineOptions",
     "Completion",
     "CompletionChoice",
     "CompletionChunk",
     "Component",
     "Deleted",
+    "ExportGate",
+    "ExportQuality",
+    "ExportQualityRow",
+    "ExportRecord",
+    "ExportReport",
     "File",
     "JobErrorInfo",
     "JobEvent",
@@ -56,4 +72,6 @@ __all__ = [
     "ShadowAnswer",
     "Tuning",
     "Usage",
+    "WeightedModel",
+    "WorkRecord",
 ]

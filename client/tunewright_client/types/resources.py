@@ -41,7 +41,8 @@ class Lineage(Wire):
     """What an adapter was made from; None where it does not apply or is not known.
 
     `origin` and `revision` say where one that was not trained by the service came from; `metrics` are the
-    last losses of its training.
+    last losses of its training. `models` are those that went into one that an export made: model, sha256
+    and weight of each.
     """
 
     base_fingerprint: str | None = None
@@ -55,6 +56,7 @@ class Lineage(Wire):
     origin: str | None = None
     revision: str | None = None
     created_by: str | None = None
+    models: list[dict[str, Any]] | None = None
 
 
 class Parity(Wire):
