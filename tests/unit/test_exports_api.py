@@ -171,9 +171,7 @@ def test_its_data_is_that_of_the_job(
 def test_awq_needs_text(api: TestClient, pirate: str) -> None:
     told = error(api.post("/v1/exports", json={"model": pirate, "format": "awq"}))
     assert (told["param"], told["code"]) == ("calibration_file", "missing_parameter")
-    answer = api.post(
-        "/v1/exports", json={"model": pirate, "format": "awq", "calibration_file": FILE["id"]}
-    )
+    answer = api.post("/v1/exports", json={"model": pirate, "format": "awq", "calibration_file": FILE["id"]})
     assert answer.json()["calibration_file"] == FILE["id"]
     missing = {"model": pirate, "format": "awq", "calibration_file": "file-none"}
     assert error(api.post("/v1/exports", json=missing))["param"] == "calibration_file"
@@ -183,7 +181,10 @@ def test_awq_needs_text(api: TestClient, pirate: str) -> None:
     ("body", "words"),
     [
         ({"format": "merged"}, "give `model`"),
-        ({"model": PIRATE, "models": [{"model": PIRATE}, {"model": "b"}], "format": "merged"}, "give `model`"),
+        (
+            {"model": PIRATE, "models": [{"model": PIRATE}, {"model": "b"}], "format": "merged"},
+            "give `model`",
+        ),
         ({"model": PIRATE, "format": "gguf"}, "format"),
         ({"model": PIRATE, "format": "adapter"}, "one of several"),
         ({"models": [{"model": PIRATE}], "format": "adapter"}, "at least 2"),
@@ -295,9 +296,7 @@ def test_dimensions_that_awq_cannot_pack_are_named(
     assert "172" in told["message"]
 
 
-def test_events_logs_pause_and_resume(
-    api: TestClient, pirate: str, store: Store, data: DataFolder
-) -> None:
+def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store, data: DataFolder) -> None:
     id = api.post("/v1/exports", json={"model": pirate, "format": "merged"}).json()["id"]
     assert api.get(f"/v1/exports/{id}/logs").text == ""
     job = store.jobs.get(id)

@@ -141,6 +141,7 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
         return _Source(name, Path((engine.info or {})["path"]), [])
     if whole.method == "awq":
         raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
+    _refuse_unusable(whole, _engine(context, whole.base), "model")
     return _Source(whole.base, context.data.artifact(whole.sha256), [], whole)
 
 
@@ -219,8 +220,8 @@ def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source
         why = merge_only(config)
         if why is not None and body.models is not None:
             raise ExportUnsupported(
-                f"{adapter.name} cannot be combined with others: {why}. Only adapters that are no more than LoRA weights "
-                "are combined.",
+                f"{adapter.name} cannot be combined with others: {why}. Only adapters that are no more than LoRA "
+                "weights are combined.",
                 param="models",
             )
         if why is not None:

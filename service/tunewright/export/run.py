@@ -67,6 +67,9 @@ class _Export:
         self._events = EventLog(folder)
         self._progress = Progress(folder, self._events)
         self._device = spec.device
+        is_base = spec.source == spec.base_name
+        self._source = "adapter" if spec.adapters else "base" if is_base else "model"
+        """What the product is compared with."""
         self._base = Path(spec.base_path)
         folder.work.mkdir(exist_ok=True)
 
@@ -86,19 +89,18 @@ class _Export:
             product = self._quantized(model, text.calibration())
             candidates.append(Candidate("awq", product, "awq"))
         assert product is not None, "a format is one of the three"
-        source = "adapter" if adapter is not None else "base"
         with self._progress.phase("measure", f"Measuring {len(rows)} rows") as details:
             quality = measure(
                 candidates,
                 rows,
-                reference=source,
+                reference=self._source,
                 device=self._device,
                 dtype=torch.float32,  # so that what is seen is what became of the weights, and no rounding on the way
                 on_progress=lambda done, total: self._progress.at("measure", done, total),
                 trust_remote_code=spec.trust_remote_code,
             )
             details["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
-        return self._conclude(product, quality, source, len(rows))
+        return self._conclude(product, quality, len(rows))
 
     def _expect(self) -> None:
         spec = self._spec
@@ -178,23 +180,24 @@ class _Export:
 
     def _candidates(self, adapter: Path | None) -> list[Candidate]:
         """What the product is measured beside."""
-        found = [Candidate("base", self._base)]
+        found = [Candidate("base" if self._spec.adapters else self._source, self._base)]
         if len(self._spec.adapters) > 1:
             found += [
-                Candidate(source.model, self._base, adapter=Path(source.path)) for source in self._spec.adapters
+                Candidate(source.model, self._base, adapter=Path(source.path))
+                for source in self._spec.adapters
             ]
         if adapter is not None:
             found.append(Candidate("adapter", self._base, adapter=adapter))
         return found
 
-    def _conclude(self, product: Path, quality: Quality, source: str, rows: int) -> Outcome:
+    def _conclude(self, product: Path, quality: Quality, rows: int) -> Outcome:
         """Judge it, and put it where it is published from unless it is refused."""
         spec = self._spec
         measured = quality.candidates[-1]
         passed = spec.max_kl is None or (measured.kl is not None and measured.kl <= spec.max_kl)
         report: dict[str, Any] = {
             "quality": {
-                "source": source,
+                "source": self._source,
                 "models": [
                     {"name": row.name, "loss": row.loss, "kl": row.kl, "top1_agreement": row.agreement}
                     for row in quality.candidates
@@ -212,7 +215,7 @@ class _Export:
             "source_bytes": folder_size(self._base) + sum(folder_size(Path(a.path)) for a in spec.adapters),
             "details": self._progress.details,
         }
-        told = f"KL divergence from the {source} {_shown(measured.kl)} nats for each token"
+        told = f"KL divergence from the {self._source} {_shown(measured.kl)} nats for each token"
         if not passed and not spec.force:
             report["bytes"] = folder_size(product)
             return Outcome(

@@ -31,6 +31,9 @@ class Exports:
 
     module = "tunewright.export"
     path = "/v1/exports"
+    process = "export"
+    saves = "what is done of it"
+    on_kill = "an export needs about a layer of the model in float32, and what it computes of its rows"
 
     def __init__(self, settings: Settings, store: Store, data: DataFolder) -> None:
         self._settings = settings

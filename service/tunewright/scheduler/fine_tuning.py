@@ -22,6 +22,9 @@ class FineTuning:
 
     module = "tunewright.trainer"
     path = "/v1/fine_tuning/jobs"
+    process = "trainer"
+    saves = "its last checkpoint"
+    on_kill = "lower batch_size or max_length, or use type qlora"
 
     def __init__(self, settings: Settings, store: Store, data: DataFolder, *, on_gpu: bool) -> None:
         self._settings = settings

@@ -28,10 +28,10 @@ from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 log = logging.getLogger("tunewright.scheduler")
 
 MAX_ATTEMPTS = 3
-"""Starts of a trainer that end before our eyes without a new step in between, after which the job fails."""
+"""Starts of a process that end before our eyes without a new step in between, after which the job fails."""
 _PUBLISH_AGAIN_AFTER = _VALIDATE_AGAIN_AFTER = 10.0
 _LAST_WORDS = 2.0
-"""Seconds for a trainer that hangs to write down where."""
+"""Seconds for a process that hangs to write down where."""
 
 
 class JobRunner:
@@ -161,9 +161,9 @@ class JobRunner:
         assert base is not None, "only jobs on bases that are here are claimed"
         folder = self._folder(job)
         folder.write_spec(self._work[job.kind].spec(job, base))
-        self._start_trainer(job, folder)
+        self._start_process(job, folder)
 
-    def _start_trainer(self, job: Job, folder: JobFolder, *, counts: bool = True) -> None:
+    def _start_process(self, job: Job, folder: JobFolder, *, counts: bool = True) -> None:
         assert job.device is not None
         if counts:
             self._store.jobs.count_attempt(job.id)
@@ -228,7 +228,8 @@ class JobRunner:
                 return
         outcome = folder.read_outcome()
         if outcome is None:
-            self._came_to_nothing(job, folder, how, "trainer_hung" if hung else "trainer_crashed")
+            process = self._work[job.kind].process
+            self._came_to_nothing(job, folder, how, f"{process}_hung" if hung else f"{process}_crashed")
         elif outcome.status == "failed":
             self._store.jobs.fail(
                 job.id,
@@ -279,12 +280,12 @@ class JobRunner:
         self._store.jobs.fail(
             job.id,
             code="disk_full",
-            message=f"the disk is full: the trainer could not write to {folder.path}. Free some space there, and "
-            "create the job again.",
+            message=f"the disk is full: the {self._work[job.kind].process} could not write to {folder.path}. Free some "
+            "space there, and create the job again.",
         )
 
     def _came_to_nothing(self, job: Job, folder: JobFolder, how: str | None, code: str) -> None:
-        """The trainer ended without a result: start it again, unless it does so time after time.
+        """Its process ended without a result: start it again, unless it does so time after time.
 
         `how` it ended is None where nobody saw it: the service was gone too, and that is no fault of the job.
         """
@@ -302,19 +303,20 @@ class JobRunner:
                 self._launch(job)
             return
         if how is None:
-            self._start_trainer(job, folder, counts=False)
+            self._start_process(job, folder, counts=False)
             return
+        work = self._work[job.kind]
         if current.attempt >= MAX_ATTEMPTS:
             self._store.jobs.fail(
                 job.id,
                 code=code,
-                message=f"its trainer ended {current.attempt} times without a new step, last with "
-                f"{how}: {last_line(folder.log_file)} (GET {self._work[job.kind].path}/{job.id}/logs has the rest)"
-                f"{hint(how)}",
+                message=f"its {work.process} ended {current.attempt} times without a new step, last with "
+                f"{how}: {last_line(folder.log_file)} (GET {work.path}/{job.id}/logs has the rest)"
+                f"{hint(how, work.on_kill)}",
             )
             return
-        self._warn(job, f"The trainer ended with {how}; starting it again from its last checkpoint")
-        self._start_trainer(job, folder)
+        self._warn(job, f"The {work.process} ended with {how}; starting it again from {work.saves}")
+        self._start_process(job, folder)
 
     def _warn(self, job: Job, text: str) -> None:
         self._store.jobs.add_event(job.id, {"level": "warn", "type": "message", "message": text})

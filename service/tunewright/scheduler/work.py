@@ -27,6 +27,12 @@ class Work(Protocol):
     """Of the process, run on the job's folder."""
     path: str
     """Of the API."""
+    process: str
+    """What it is called in messages and codes."""
+    saves: str
+    """What it goes on from after a crash."""
+    on_kill: str
+    """What may help where it needs more memory than there is."""
 
     def validate(self, job: Job, base: BaseInfo) -> tuple[dict[str, Any], str]:
         """Look at its files: what every "auto" became, and a line on what was found. Raises JobRefused and

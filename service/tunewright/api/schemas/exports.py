@@ -131,7 +131,9 @@ class ExportProgress(Wire):
 class QualityRow(Wire):
     """One model over the held-out rows; null where its numbers overflow."""
 
-    name: str = Field(description="base, adapter, merged or awq; of several adapters also theirs.")
+    name: str = Field(
+        description="base, adapter, model (a whole one), merged or awq; of several adapters also their own names."
+    )
     loss: float | None = Field(description="Nats for each token.")
     kl: float | None = Field(description="From the source to this model, in nats for each token.")
     top1_agreement: float | None = Field(
