@@ -55,8 +55,9 @@ class Measured:
     `loss` is the mean of -log p(token) in nats. `kl` is the mean of KL(reference || candidate) in nats, over the whole
     vocabulary where that has at most KEPT tokens; else over the reference's KEPT likeliest and all others as one, which
     is at most the whole's (data processing inequality), and lower by little: the others share what the reference
-    hardly ever expects. `agreement` is the part of positions with the same likeliest token as the reference's. Each is
-    None where a number in it was infinite or none at all; `finite` says that all of the logits were finite.
+    hardly ever expects. `agreement` is the part of positions at which the reference's likeliest token is the
+    candidate's, too; where several are equally likely, which in 16 bits is not rare, one of them. Each is None where a
+    number in it was infinite or none at all; `finite` says that all of the logits were finite.
     """
 
     name: str
@@ -214,7 +215,7 @@ class _Sums:
             terms = torch.where(theirs == -math.inf, 0.0, theirs.exp() * (theirs - ours))
             self._kl += terms.double().sum().item()
             self._loss -= logprobs.gather(-1, expected[part][:, None]).double().sum().item()
-            self._agreed += (logprobs.argmax(-1) == ids[:, 0]).sum().item()
+            self._agreed += (ours[:, 0] == logprobs.amax(-1)).sum().item()
             self._tokens += len(logprobs)
 
     def measured(self, name: str) -> Measured:
