@@ -58,7 +58,9 @@ def tiny_adapter(folder: Path, base: Path, *, seed: int = 1, **settings: Any) ->
     return folder
 
 
-def whole(base: Path, adapter: Path | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel | PeftModel:
+def whole(
+    base: Path, adapter: Path | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel | PeftModel:
     """As transformers and peft load it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa").eval()
     return model if adapter is None else PeftModel.from_pretrained(model, adapter).eval()

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from tiny import token_rows, tiny_model, whole
+from tiny import tiny_model, token_rows, whole
 from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.evaluate.awq_weights import AwqWeights, dequantize, load_dequantized, unpack
 from tunewright.evaluate.streamed import streamed_model
@@ -100,7 +100,9 @@ def test_each_ratio_is_tried_on_the_weights_as_they_were() -> None:
     torch.testing.assert_close(found, _scales(arguments, best))
     assert torch.equal(layer.weight, before), "the search changed the weights"
     compounded = super(LayerQuantizer, search)._compute_best_scale(*arguments)
-    assert not torch.equal(layer.weight, before), "AutoAWQ restores weights on a CPU by now: drop the override"
+    assert not torch.equal(layer.weight, before), (
+        "AutoAWQ restores weights on a CPU by now: drop the override"
+    )
     assert not torch.allclose(found, compounded)
 
 
@@ -140,7 +142,9 @@ def test_every_architecture_on_the_list_works(tmp_path: Path, model_type: str) -
     reference = logits(whole(model))
     found = logits(load_dequantized(out, dtype=torch.float32, device="cpu"))
     assert report.layers == 2
-    assert divergence(reference, found) < 1.2 * divergence(reference, logits(round_to_nearest(whole(model), 64)))
+    assert divergence(reference, found) < 1.2 * divergence(
+        reference, logits(round_to_nearest(whole(model), 64))
+    )
     packed = {name.removesuffix(".qweight") for name in _tensors(out) if name.endswith(".qweight")}
     assert packed == set(quantized_modules({name: shape for name, (_, shape) in read_shapes(model).items()}))
 
@@ -173,7 +177,10 @@ def test_awq_is_closer_than_rounding_alone(tmp_path: Path) -> None:
 
     reference = logits(whole(model))
     rounded = divergence(reference, logits(round_to_nearest(whole(model), 64)))
-    assert divergence(reference, logits(load_dequantized(out, dtype=torch.float32, device="cpu"))) < 0.9 * rounded
+    assert (
+        divergence(reference, logits(load_dequantized(out, dtype=torch.float32, device="cpu")))
+        < 0.9 * rounded
+    )
 
 
 # --- the format ---
@@ -229,7 +236,9 @@ def test_a_quantized_folder_streams_and_loads_alike(llama: Path, quantized: Path
     weights = AwqWeights(quantized)
     streamed = streamed_model(quantized, weights=weights, device="cpu", dtype=torch.float32)
 
-    assert torch.equal(logits(streamed), logits(load_dequantized(quantized, dtype=torch.float32, device="cpu")))
+    assert torch.equal(
+        logits(streamed), logits(load_dequantized(quantized, dtype=torch.float32, device="cpu"))
+    )
     assert weights.names() == sorted(load_file(llama / "model.safetensors"))
     assert "model.layers.0.mlp.up_proj.weight" in weights
     assert "model.layers.9.mlp.up_proj.weight" not in weights
@@ -269,7 +278,9 @@ def test_killed_and_started_again_it_reuses_layers_and_makes_the_same_bytes(tmp_
         assert child.returncode == -signal.SIGKILL
         assert len(list((folder / "work").glob("layer-*.safetensors"))) == done
         assert not (folder / "out").exists()
-    (folder / "work" / "layer-00001.safetensors").unlink()  # a gap: activations pass through what is done already
+    (
+        folder / "work" / "layer-00001.safetensors"
+    ).unlink()  # a gap: activations pass through what is done already
     out, report = quantize(model, folder)
 
     assert report.reused == 2
@@ -316,7 +327,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     found = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dict
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     return found
 
 
@@ -339,7 +350,11 @@ def _scales(arguments: tuple[Any, ...], ratio: float) -> torch.Tensor:
 
 
 def _error(
-    search: LayerQuantizer, weight: torch.Tensor, inputs: torch.Tensor, arguments: tuple[Any, ...], ratio: float
+    search: LayerQuantizer,
+    weight: torch.Tensor,
+    inputs: torch.Tensor,
+    arguments: tuple[Any, ...],
+    ratio: float,
 ) -> float:
     scales = _scales(arguments, ratio)
     rounded = search.pseudo_quantize_tensor(weight * scales)[0] / scales

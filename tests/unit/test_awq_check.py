@@ -16,7 +16,10 @@ LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 256}
 
 
 def shapes(inputs: int = 256, wide: int = 768, values: int = 128) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (999, inputs), "lm_head.weight": (999, inputs)}
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (999, inputs),
+        "lm_head.weight": (999, inputs),
+    }
     for layer in range(2):
         for name, shape in {
             "self_attn.v_proj.weight": (values, inputs),
@@ -40,6 +43,13 @@ def test_the_smallest_group_size_is_found_too() -> None:
     assert check_awq(LLAMA, narrow, "largest") == 32
 
 
+def test_what_no_group_size_divides_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"up_proj has 72 inputs, which no group size") as refusal:
+        check_awq(LLAMA, {"model.layers.0.mlp.up_proj.weight": (64, 72)}, "largest")
+
+    assert refusal.value.code == "export_unsupported"
+
+
 @pytest.mark.parametrize("size", [128, 64, 32])
 def test_a_group_size_that_fits_is_taken(size: int) -> None:
     assert check_awq(LLAMA, shapes(), size) == size
@@ -56,17 +66,26 @@ def test_embeddings_and_the_head_are_not_quantized() -> None:
 @pytest.mark.parametrize(
     ("config", "changes", "size", "message"),
     [
-        ({}, {"wide": 448}, 128, r"layers\.0\.mlp\.down_proj has 448 inputs.*128 does not divide; 64, 32 would"),
+        (
+            {},
+            {"wide": 448},
+            128,
+            r"layers\.0\.mlp\.down_proj has 448 inputs.*128 does not divide; 64, 32 would",
+        ),
         ({}, {"wide": 704, "inputs": 64}, 128, r"layers\.0\.self_attn\.v_proj has 64 inputs"),
         ({}, {"values": 96}, 128, r"layers\.0\.self_attn\.v_proj has 96 outputs, which 64 does not divide"),
-        ({}, {"inputs": 72, "wide": 128}, "largest", r"v_proj has 72 inputs, which no group size"),
         ({"model_type": "gpt_neox"}, {}, 128, "architecture gpt_neox"),
         ({"model_type": "gemma3_text"}, {}, 128, "architecture gemma3_text"),
         ({"model_type": "llama", "num_local_experts": 8}, {}, 128, "llama is a mixture of experts"),
         ({"model_type": "qwen3_moe", "num_experts": 8}, {}, 128, "qwen3_moe is a mixture of experts"),
         ({"model_type": "gemma3", "text_config": {}}, {}, 128, "gemma3 is a multimodal model"),
         ({"quantization_config": {"quant_method": "gptq"}}, {}, 128, r"quantized already \(by gptq\)"),
-        ({"model_type": "opt", "do_layer_norm_before": False}, {}, 128, "opt with do_layer_norm_before False"),
+        (
+            {"model_type": "opt", "do_layer_norm_before": False},
+            {},
+            128,
+            "opt with do_layer_norm_before False",
+        ),
         ({"model_type": "stablelm", "use_parallel_residual": True}, {}, 128, "stablelm with use_parallel"),
     ],
 )

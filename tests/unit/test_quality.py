@@ -102,7 +102,10 @@ def test_direction_and_order(base: Path, adapter: Path) -> None:
     found = measured(candidates, "base")
 
     assert [candidate.name for candidate in found.candidates] == ["adapted", "base"]
-    forwards, backwards = by_hand(whole(base), whole(base, adapter)), by_hand(whole(base, adapter), whole(base))
+    forwards, backwards = (
+        by_hand(whole(base), whole(base, adapter)),
+        by_hand(whole(base, adapter), whole(base)),
+    )
     assert found.of("adapted").kl == pytest.approx(forwards[1], abs=1e-5)
     assert abs(forwards[1] - backwards[1]) > 1e-4
 
@@ -187,7 +190,9 @@ def test_what_the_reference_holds_for_impossible_costs_nothing() -> None:
     assert sums.measured("x").kl == pytest.approx(math.log(1.5), abs=1e-6)
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"rows": []}, "no token"), ({"reference": "x"}, "named x")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"rows": []}, "no token"), ({"reference": "x"}, "named x")]
+)
 def test_nothing_to_measure_is_said(base: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measured([Candidate("base", base)], **changes)

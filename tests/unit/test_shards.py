@@ -71,7 +71,7 @@ def test_several_files_have_an_index_and_a_size(tmp_path: Path) -> None:
     assert len(files) > 1
     for name in files:
         with safe_open(out / name, framework="pt") as file:
-            held = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118: it is no dict
+            held = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 (it is no dict)
         assert len(held) == 1 or sum(t.numel() * t.element_size() for t in held) <= 150
     weights = SafetensorsWeights(out)
     assert all(torch.equal(weights.get(name, "cpu"), TENSORS[name]) for name in TENSORS)
@@ -81,8 +81,20 @@ def test_companions_are_all_but_weights_config_and_description(tmp_path: Path) -
     model, out = tmp_path / "model", tmp_path / "out"
     (model / "folder").mkdir(parents=True)
     out.mkdir()
-    kept = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "modeling.py"}
-    left = {"config.json", "README.md", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
+    kept = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "modeling.py",
+    }
+    left = {
+        "config.json",
+        "README.md",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+    }
     for name in kept | left:
         (model / name).write_text(name)
 

@@ -31,9 +31,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def streamed(base: Path, adapter: Path | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return streamed_model(
-        base, weights=SafetensorsWeights(base), device="cpu", dtype=dtype, adapter=adapter
-    )
+    return streamed_model(base, weights=SafetensorsWeights(base), device="cpu", dtype=dtype, adapter=adapter)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +139,12 @@ def test_an_adapter_without_weights_for_a_module_is_refused(tmp_path: Path) -> N
 
 
 def test_models_whose_files_name_tensors_otherwise_are_refused(tmp_path: Path) -> None:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "decoder_sparse_step": 1,
+    }
     base = tiny_model(tmp_path / "base", "qwen3_moe", **experts)
 
     with pytest.raises(UnsupportedFeature, match="named otherwise") as refusal:

@@ -141,7 +141,9 @@ def measure(
 
 
 def _weights(candidate: Candidate) -> Weights:
-    return AwqWeights(candidate.folder) if candidate.weights == "awq" else SafetensorsWeights(candidate.folder)
+    return (
+        AwqWeights(candidate.folder) if candidate.weights == "awq" else SafetensorsWeights(candidate.folder)
+    )
 
 
 def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
@@ -155,7 +157,6 @@ def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
     yield batch
 
 
-@torch.inference_mode()
 def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """[positions, vocabulary] of what predicts the counted tokens, in the model's dtype, and those tokens."""
     longest = max(len(row.tokens) for row in batch)
@@ -164,10 +165,10 @@ def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torc
     counted = torch.zeros_like(told, dtype=torch.bool)
     for at, row in enumerate(batch):
         counted[at, 1 : len(row.tokens)] = torch.tensor(row.counted[1:], dtype=torch.bool)
-    logits = model(
-        input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False
-    ).logits[:, :-1]
-    return logits[counted[:, 1:].to(device)], tokens[:, 1:][counted[:, 1:]].to(device)
+    with torch.inference_mode():
+        logits = model(input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False).logits
+        predicting = logits[:, :-1][counted[:, 1:].to(device)]
+    return predicting, tokens[:, 1:][counted[:, 1:]].to(device)
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[torch.Tensor]:

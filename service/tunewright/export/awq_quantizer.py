@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ def _compute_dtype(config: dict[str, Any], device: str) -> torch.dtype:
     return torch.float16 if config.get("dtype", config.get("torch_dtype")) == "float16" else torch.bfloat16
 
 
-def _plan(model: Path, rows: list[list[int]], options: QuantizeOptions, device: str, dtype: torch.dtype) -> str:
+def _plan(
+    model: Path, rows: list[list[int]], options: QuantizeOptions, device: str, dtype: torch.dtype
+) -> str:
     """What finished layers depend on."""
     status = {file.name: file.stat() for file in sorted(model.glob("*.safetensors"))}
     return json.dumps(
@@ -142,7 +145,6 @@ class _Stop(Exception):
     """The model need not run further."""
 
 
-@torch.no_grad()
 def _calibrate(
     skeleton: Skeleton, weights: SafetensorsWeights, rows: list[list[int]], device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
@@ -168,10 +170,8 @@ def _calibrate(
         for layer in skeleton.stack:
             layer.forward = record
         for chunk in (tokens[:1], *tokens.split(_AT_ONCE)):
-            try:
+            with suppress(_Stop), torch.no_grad():
                 skeleton.model(input_ids=chunk, use_cache=False)
-            except _Stop:
-                pass
             whole = False
     finally:
         for layer in skeleton.stack:
@@ -185,7 +185,9 @@ def _names(unit: Unit) -> dict[str, str]:
     return {f"{paths[id(module)]}.{key}": name for module, key, name in unit.places}
 
 
-def _packed(layer: nn.Module, names: dict[str, str], dtypes: dict[str, torch.dtype]) -> dict[str, torch.Tensor]:
+def _packed(
+    layer: nn.Module, names: dict[str, str], dtypes: dict[str, torch.dtype]
+) -> dict[str, torch.Tensor]:
     """A quantized layer's tensors, by the names that they have in the files."""
     state = layer.state_dict()
     found: dict[str, torch.Tensor] = {}
@@ -220,9 +222,7 @@ def _assemble(
     """Put the new model together under a name of its own, and publish it. Returns its weights' bytes."""
     packed = [piece for layer in layers for piece in pieces(layer)]
     names = {piece.name for piece in packed}
-    quantized = {
-        f"{name.removesuffix('.qweight')}.weight" for name in names if name.endswith(".qweight")
-    }
+    quantized = {f"{name.removesuffix('.qweight')}.weight" for name in names if name.endswith(".qweight")}
     rest = [
         piece
         for file in sorted(set(SafetensorsWeights(model).files().values()))

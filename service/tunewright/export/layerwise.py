@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    warnings.showwarning = lambda *_, **__: None  # restored by the context; its own filters would let them through
+    warnings.showwarning = lambda *_, **__: (
+        None
+    )  # restored by the context; its own filters would let them through
     from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
     from awq.modules.linear import gemm
     from awq.quantize import quantizer, scale
@@ -37,7 +39,9 @@ class ScalingError(Exception):
 class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
     """Holds the calibration activations on their way through the layers: `inps`, [blocks, tokens, channels]."""
 
-    def __init__(self, model_type: str, config: Any, group_size: int, inputs: torch.Tensor, device: str) -> None:
+    def __init__(
+        self, model_type: str, config: Any, group_size: int, inputs: torch.Tensor, device: str
+    ) -> None:
         """Without AwqQuantizer's, which loads a dataset and runs the whole model."""
         self.awq_model = SimpleNamespace(model_type=model_type)
         self.w_bit, self.group_size, self.zero_point, self.version = BITS, group_size, True, "gemm"
@@ -51,22 +55,22 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         self._device = device
         self._scaling = AWQ_CAUSAL_LM_MODEL_MAP[model_type].get_layers_for_scaling
 
-    @torch.no_grad()
     def skip(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
         """Only take the activations through a layer: what `quantize_layer` leaves in `inps`, to the bit."""
         inputs = self.inps.to(self._device)
         self.inps = self._module_forward(inputs, layer, self._sanitize_kwargs(arguments, layer))
 
-    @torch.no_grad()
     def quantize_layer(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
         """Replace the layer's linear modules by packed ones, as AwqQuantizer.quantize does with each, and take the
         activations through the layer as it was. `arguments` are the layer's, for a batch of one block."""
         first = self.inps[:1].to(self._device)
         self.module_kwargs = arguments
         linears = get_named_linears(layer)
-        with _everything_on(self._device):
+        with torch.no_grad(), _everything_on(self._device):
             features = self._get_input_feat(layer, linears)
-            scaled = [entry for entry in self._scaling(layer, features, arguments) if self._is_right(layer, entry)]
+            scaled = [
+                entry for entry in self._scaling(layer, features, arguments) if self._is_right(layer, entry)
+            ]
             scales = [self._search_best_scale(layer, **entry) for entry in scaled]
             apply_scale(layer, scales, input_feat_dict=features)
             layer.to(self._device)
@@ -104,7 +108,7 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         module2inspect: nn.Module,
         linears2scale: list[nn.Linear],
         fp16_output: torch.Tensor,
-        kwargs: dict[str, Any] = {},  # noqa: B006: AutoAWQ's signature; it is read only
+        kwargs: dict[str, Any] = {},  # noqa: B006 (AutoAWQ's signature; it is read only)
     ) -> torch.Tensor:
         """AutoAWQ keeps the weights to go back to after each ratio by `.cpu()`, which copies from a GPU but on a CPU
         gives the tensor itself: there each ratio is tried on what the ones before made of the weights."""
@@ -113,7 +117,7 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         def copied() -> dict[str, torch.Tensor]:
             return {name: tensor.detach().clone() for name, tensor in stored().items()}
 
-        module2inspect.state_dict = copied  # type: ignore[method-assign, assignment]
+        module2inspect.state_dict = copied
         try:
             best: torch.Tensor = super()._compute_best_scale(
                 x, w_mean, x_mean, module2inspect, linears2scale, fp16_output, kwargs

@@ -17,7 +17,17 @@ SHARD = 5 * 10**9
 _BLOCK = 1 << 24
 _OTHERS = ("config.json", "README.md")
 """What is said of the model in them would be wrong."""
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx", ".h5")
+_WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".onnx",
+    ".h5",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,9 @@ def write_shards(folder: Path, tensors: list[Piece], *, limit: int = SHARD) -> i
                 piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard
             },
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2, sort_keys=True) + "\n"
+        )
     for name, shard in zip(names, shards, strict=True):
         _write(folder / name, shard)
     return sum((folder / name).stat().st_size for name in names)

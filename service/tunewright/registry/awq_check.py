@@ -42,7 +42,9 @@ def check_awq(
     _check_architecture(folder_config)
     modules = quantized_modules(shapes)
     if not modules:
-        raise _unsupported("the model's files have no linear modules in numbered layers: there is nothing to quantize")
+        raise _unsupported(
+            "the model's files have no linear modules in numbered layers: there is nothing to quantize"
+        )
     for name, (rows, _) in modules.items():
         if rows % _OUT:
             raise _unsupported(
@@ -59,7 +61,7 @@ def check_awq(
         )
     if group_size not in GROUP_SIZES:
         raise InvalidRequest(
-            f"group_size must be one of {_listed(GROUP_SIZES)}, or \"largest\"; got {group_size}",
+            f'group_size must be one of {_listed(GROUP_SIZES)}, or "largest"; got {group_size}',
             param="group_size",
         )
     for name, (_, columns) in modules.items():
