@@ -10,6 +10,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+torch.set_num_threads(1)
+"""Models so small are not computed faster by several threads, and much slower where other processes run beside."""
+
 VOCABULARY = 160
 DIMENSIONS: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,

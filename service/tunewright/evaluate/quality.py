@@ -55,8 +55,9 @@ class Measured:
     `loss` is the mean of -log p(token) in nats. `kl` is the mean of KL(reference || candidate) in nats, over the whole
     vocabulary where that has at most KEPT tokens; else over the reference's KEPT likeliest and all others as one, which
     is at most the whole's (data processing inequality), and lower by little: the others share what the reference
-    hardly ever expects. `agreement` is the part of positions with the same likeliest token as the reference's. Each is
-    None where a number in it was infinite or none at all; `finite` says that all of the logits were finite.
+    hardly ever expects. `agreement` is the part of positions at which the reference's likeliest token is the
+    candidate's, too; where several are equally likely, which in 16 bits is not rare, one of them. Each is None where a
+    number in it was infinite or none at all; `finite` says that all of the logits were finite.
     """
 
     name: str
@@ -156,7 +157,6 @@ def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
     yield batch
 
 
-@torch.inference_mode()
 def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """[positions, vocabulary] of what predicts the counted tokens, in the model's dtype, and those tokens."""
     longest = max(len(row.tokens) for row in batch)
@@ -165,10 +165,10 @@ def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torc
     counted = torch.zeros_like(told, dtype=torch.bool)
     for at, row in enumerate(batch):
         counted[at, 1 : len(row.tokens)] = torch.tensor(row.counted[1:], dtype=torch.bool)
-    logits = model(input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False).logits[
-        :, :-1
-    ]
-    return logits[counted[:, 1:].to(device)], tokens[:, 1:][counted[:, 1:]].to(device)
+    with torch.inference_mode():
+        logits = model(input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False).logits
+        predicting = logits[:, :-1][counted[:, 1:].to(device)]
+    return predicting, tokens[:, 1:][counted[:, 1:]].to(device)
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -216,7 +216,7 @@ class _Sums:
             terms = torch.where(theirs == -math.inf, 0.0, theirs.exp() * (theirs - ours))
             self._kl += terms.double().sum().item()
             self._loss -= logprobs.gather(-1, expected[part][:, None]).double().sum().item()
-            self._agreed += (logprobs.argmax(-1) == ids[:, 0]).sum().item()
+            self._agreed += (ours[:, 0] == logprobs.amax(-1)).sum().item()
             self._tokens += len(logprobs)
 
     def measured(self, name: str) -> Measured:

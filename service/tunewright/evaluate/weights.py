@@ -49,5 +49,5 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            files |= dict.fromkeys(file.keys(), path)  # noqa: SIM118: it is no dict
+            files |= dict.fromkeys(file.keys(), path)
     return files

@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,6 @@ class _Stop(Exception):
     """The model need not run further."""
 
 
-@torch.no_grad()
 def _calibrate(
     skeleton: Skeleton, weights: SafetensorsWeights, rows: list[list[int]], device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
@@ -170,10 +170,8 @@ def _calibrate(
         for layer in skeleton.stack:
             layer.forward = record
         for chunk in (tokens[:1], *tokens.split(_AT_ONCE)):
-            try:
+            with suppress(_Stop), torch.no_grad():
                 skeleton.model(input_ids=chunk, use_cache=False)
-            except _Stop:
-                pass
             whole = False
     finally:
         for layer in skeleton.stack:

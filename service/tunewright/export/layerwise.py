@@ -55,20 +55,18 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         self._device = device
         self._scaling = AWQ_CAUSAL_LM_MODEL_MAP[model_type].get_layers_for_scaling
 
-    @torch.no_grad()
     def skip(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
         """Only take the activations through a layer: what `quantize_layer` leaves in `inps`, to the bit."""
         inputs = self.inps.to(self._device)
         self.inps = self._module_forward(inputs, layer, self._sanitize_kwargs(arguments, layer))
 
-    @torch.no_grad()
     def quantize_layer(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
         """Replace the layer's linear modules by packed ones, as AwqQuantizer.quantize does with each, and take the
         activations through the layer as it was. `arguments` are the layer's, for a batch of one block."""
         first = self.inps[:1].to(self._device)
         self.module_kwargs = arguments
         linears = get_named_linears(layer)
-        with _everything_on(self._device):
+        with torch.no_grad(), _everything_on(self._device):
             features = self._get_input_feat(layer, linears)
             scaled = [
                 entry for entry in self._scaling(layer, features, arguments) if self._is_right(layer, entry)
@@ -110,7 +108,7 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         module2inspect: nn.Module,
         linears2scale: list[nn.Linear],
         fp16_output: torch.Tensor,
-        kwargs: dict[str, Any] = {},  # noqa: B006: AutoAWQ's signature; it is read only
+        kwargs: dict[str, Any] = {},  # noqa: B006 (AutoAWQ's signature; it is read only)
     ) -> torch.Tensor:
         """AutoAWQ keeps the weights to go back to after each ratio by `.cpu()`, which copies from a GPU but on a CPU
         gives the tensor itself: there each ratio is tried on what the ones before made of the weights."""
@@ -119,7 +117,7 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         def copied() -> dict[str, torch.Tensor]:
             return {name: tensor.detach().clone() for name, tensor in stored().items()}
 
-        module2inspect.state_dict = copied  # type: ignore[method-assign, assignment]
+        module2inspect.state_dict = copied
         try:
             best: torch.Tensor = super()._compute_best_scale(
                 x, w_mean, x_mean, module2inspect, linears2scale, fp16_output, kwargs
