@@ -21,7 +21,7 @@ import hashlib
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -78,9 +78,10 @@ def combine(
 ) -> Combined:
     """Make the PEFT folder `out` of the PEFT folders `adapters`, each with its weight. `out` must not be there yet.
 
-    The new adapter has alpha = rank, so scaling 1, float32 weights, and one rank throughout: `rank`, or as much as its
-    fullest module needs, up to `max_rank`. Modules that need less are filled with zeros; a module that only some
-    adapters are on is made of those. `density`, in (0, 1], is what part of each task vector `ties` and `dare` keep.
+    The new adapter has alpha = rank, so scaling 1, float32 weights, and one rank throughout: `rank`, or the sum of
+    theirs in the module where it is largest, up to `max_rank`. Modules that need less are filled with zeros; a module
+    that only some adapters are on is made of those. `density`, in (0, 1], is what part of each task vector `ties` and
+    `dare` keep.
     The same inputs and `seed` make the same bytes.
 
     `on_module` is called after each module with how many are done and are there; `stop` before each. Raises
@@ -100,7 +101,7 @@ def combine(
     for module in sorted(found):
         if stop():
             raise ExportStopped
-        factors[module] = _combined(module, found[module], method, density, rank or max_rank, seed)
+        factors[module] = _combined(module, found[module], method, density, rank, max_rank, seed)
         on_module(len(factors), len(found))
     kinds = {module: changes[0][0].kind for module, changes in found.items()}
     size, width = _write(out, factors, kinds, rank, plans)
@@ -166,12 +167,18 @@ def _combined(
     changes: list[tuple[LowRank, float]],
     method: str,
     density: float,
-    rank: int,
+    rank: int | None,
+    max_rank: int,
     seed: int,
 ) -> Factors:
+    for change, _ in changes:
+        if not (bool(torch.isfinite(read(change.a)).all()) and bool(torch.isfinite(read(change.b)).all())):
+            raise InvalidAdapter(
+                f"An adapter has numbers in {module} that are NaN or infinite: it is broken."
+            )
     if method in ("linear", "soup"):
         products = [(read(c.b).double() * (c.scaling * weight), read(c.a)) for c, weight in changes]
-        factors = add(products, rank)
+        factors = add(products, rank or max_rank)
     else:
         vectors = [(read(c.b) @ read(c.a)).mul_(c.scaling) for c, _ in changes]
         weights = torch.tensor([weight for _, weight in changes])
@@ -180,17 +187,18 @@ def _combined(
             warnings.simplefilter("ignore")  # that a density of 1 prunes nothing
             torch.manual_seed(int.from_bytes(digest[:7], "little"))
             merged = (ties_merge if method == "ties" else dare_linear)(vectors, weights, density)
-            rank = min(rank, sum(change.a.shape[0] for change, _ in changes))
-            factors = nearest(merged, rank)
-    if not math.isfinite(factors.squared_norm):
-        raise InvalidAdapter(f"{module} has numbers that are NaN or infinite: one of the adapters is broken.")
+            factors = nearest(merged, rank or min(max_rank, sum(c.a.shape[0] for c, _ in changes)))
+    if not bool(torch.isfinite(factors.b).all()):
+        raise InvalidRequest(
+            f"The weights are too large: {module} has infinite numbers then.", param="weights"
+        )
     return factors
 
 
 def _write(
     out: Path,
     factors: dict[str, Factors],
-    kinds: dict[str, str],
+    kinds: Mapping[str, str],
     rank: int | None,
     plans: list[MergePlan],
 ) -> tuple[int, int]:

@@ -47,13 +47,13 @@ def add(products: list[tuple[Tensor, Tensor]], rank: int) -> Factors:
     a = torch.cat([a.double() for _, a in products], dim=0)
     left, left_core = torch.linalg.qr(b)
     right, right_core = torch.linalg.qr(a.T)
-    u, s, vh = torch.linalg.svd(left_core @ right_core.T)
+    u, s, vh = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
     norm = float(s.square().sum())
     if b.shape[1] <= rank:
         return Factors(b.float(), a.float(), 0.0, norm)
     root = s[:rank].sqrt()
     near_b = left @ (u[:, :rank] * root)
-    near_a = (root[:, None] * vh[:rank]) @ right.T
+    near_a = (root[:, None] * vh[: len(root)]) @ right.T
     return Factors(near_b.float(), near_a.float(), float(s[rank:].square().sum()), norm)
 
 
