@@ -133,10 +133,11 @@ class Settings(BaseSettings):
         " changes in transformers and peft.",
     )
     parity_rows: int = Field(8, ge=1, le=256, description="Rows on which that is measured.")
-    max_merged_kl: float = Field(
-        0.01,
+    max_merged_kl: float | None = Field(
+        None,
         gt=0,
-        description="Nats for each token that a merged model may diverge (KL) from its adapter and still be published.",
+        description="Nats for each token that a merged model may diverge (KL) from its adapter and still be published."
+        " Default: five times what computing in bfloat16 makes of the adapter anyway, measured in the same run.",
     )
     max_awq_kl: float = Field(
         0.2,

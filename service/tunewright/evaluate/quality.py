@@ -38,6 +38,8 @@ class Candidate:
     folder: Path
     weights: WeightsKind = "plain"
     adapter: Path | None = None
+    dtype: torch.dtype | None = None
+    """What it is computed in, where that is not what the others are."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def measure(
             candidate.folder,
             weights=_weights(candidate),
             device=device,
-            dtype=dtype,
+            dtype=candidate.dtype or dtype,
             trust_remote_code=trust_remote_code,
             adapter=candidate.adapter,
         )

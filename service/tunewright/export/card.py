@@ -74,10 +74,10 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
     ]
     if gate["forced"]:
         lines.append(
-            f"**Past the gate** (KL divergence at most {gate['max_kl']:g}): it was published by force."
+            f"**Past the gate** (KL divergence at most {gate['max_kl']:.3g}): it was published by force."
         )
     elif gate["max_kl"] is not None:
-        lines.append(f"It passed the gate: KL divergence at most {gate['max_kl']:g}.")
+        lines.append(f"It passed the gate: KL divergence at most {gate['max_kl']:.3g}.")
     versions = [
         f"{library} {version}"
         for details in report["details"].values()
@@ -87,4 +87,4 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.5f}"
+    return "not finite" if value is None else f"{value:.3g}" if 0 < value < 0.001 else f"{value:.5f}"

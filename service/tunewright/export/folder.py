@@ -77,7 +77,7 @@ class ExportSpec(BaseModel):
     rows: Rows
     max_kl: float | None = None
     """The most that the product's predictions may diverge (KL) from those of what it came from, in nats for each token;
-    None: nothing is refused."""
+    None: of a merged model a multiple of the noise, and nothing of a combined adapter is refused."""
     force: bool = False
     """Publish it also past that bound, with the fact on record."""
     facts: dict[str, Any] = {}

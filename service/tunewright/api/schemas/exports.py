@@ -76,7 +76,7 @@ class CreateExport(Body):
     max_kl: Annotated[float, Field(strict=True, gt=0, le=100)] | None = Field(
         None,
         description="The gate: nats for each token that the product may diverge (KL) from what it came from. Default: "
-        "--max-merged-kl, --max-awq-kl.",
+        "--max-awq-kl; of merged ones --max-merged-kl, else five times what computing in bfloat16 does to the adapter.",
     )
     force: bool = Field(False, strict=True, description="Publish it also past the gate, with that on record.")
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the export.")
@@ -132,7 +132,8 @@ class QualityRow(Wire):
     """One model over the held-out rows; null where its numbers overflow."""
 
     name: str = Field(
-        description="base, adapter, model (a whole one), merged or awq; of several adapters also their own names."
+        description="base, adapter, adapter in bfloat16, model (a whole one), merged or awq; of several adapters also "
+        "their own names."
     )
     loss: float | None = Field(description="Nats for each token.")
     kl: float | None = Field(description="From the source to this model, in nats for each token.")
@@ -154,7 +155,14 @@ class Quality(Wire):
 class Gate(Wire):
     """Whether the product is published."""
 
-    max_kl: float | None
+    max_kl: float | None = Field(
+        description="Nats for each token; null for a combined adapter, which is a new thing."
+    )
+    noise: float | None = Field(
+        None,
+        description="KL divergence of the adapter computed in bfloat16 from the same in float32: what serving it does "
+        "to it anyway.",
+    )
     kl: float | None
     passed: bool
     forced: bool = Field(description="Published all the same.")
@@ -227,13 +235,25 @@ class ExportObject(Wire):
                             "models": [
                                 {"name": "base", "loss": 1.5571, "kl": 1.9023, "top1_agreement": 0.61},
                                 {"name": "adapter", "loss": 0.0032, "kl": 0.0, "top1_agreement": 1.0},
-                                {"name": "merged", "loss": 0.0032, "kl": 0.000002, "top1_agreement": 1.0},
+                                {
+                                    "name": "adapter in bfloat16",
+                                    "loss": 0.0032,
+                                    "kl": 0.000004,
+                                    "top1_agreement": 1.0,
+                                },
+                                {"name": "merged", "loss": 0.0032, "kl": 0.0000001, "top1_agreement": 1.0},
                             ],
                             "rows": 32,
-                            "tokens": 451,
+                            "tokens": 453,
                             "rows_from": "validation_file",
                         },
-                        "gate": {"max_kl": 0.01, "kl": 0.000002, "passed": True, "forced": False},
+                        "gate": {
+                            "max_kl": 0.00002,
+                            "noise": 0.000004,
+                            "kl": 0.0000001,
+                            "passed": True,
+                            "forced": False,
+                        },
                         "bytes": 9051136,
                         "source_bytes": 10263648,
                         "details": {"merge": {"seconds": 0.4, "shards": 1}},
@@ -244,7 +264,7 @@ class ExportObject(Wire):
                     "group_size": None,
                     "validation_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
                     "validation_rows": 64,
-                    "max_kl": 0.01,
+                    "max_kl": None,
                     "force": False,
                     "seed": 0,
                     "suffix": "pirate-merged",
