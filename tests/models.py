@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
     GPT2Config,
+    GPTBigCodeConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -46,6 +47,14 @@ def gemma(*, tied: bool = True) -> PretrainedConfig:
 def gpt2(*, tied: bool = False) -> PretrainedConfig:
     """With `Conv1D` for linear layers, of which `attn.c_proj` is square."""
     return GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
+def bigcode(*, tied: bool = False) -> PretrainedConfig:
+    """Named as GPT-2 is, with linear layers for its `Conv1D`."""
+    return GPTBigCodeConfig(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2,
         tie_word_embeddings=tied,
     )  # fmt: skip

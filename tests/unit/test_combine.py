@@ -87,6 +87,9 @@ def test_a_sum_is_exact(base: Path, two: tuple[Path, Path], tmp_path: Path) -> N
     assert config["r"] == config["lora_alpha"] == 10
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {t.dtype for t in weights.values()} == {torch.float32}
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    theirs = [load_file(path / "adapter_model.safetensors")[name] for path in two]
+    assert torch.equal(weights[name], torch.cat(theirs)), "it is not their own factors, side by side"
     assert done.bytes == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
 
 
@@ -197,6 +200,7 @@ def test_dare_drops_numbers_and_scales_up_what_stays(
         if name in first and name in second:
             kept["first"].append(((nearest_choice.indices == 1) | (nearest_choice.indices == 3)).flatten())
             kept["second"].append((nearest_choice.indices >= 2).flatten())
+    assert density == 1 or not torch.equal(kept["first"][0], kept["first"][1]), "layers lose the same numbers"
     first_kept, second_kept = (torch.cat(kept[which]).float() for which in ("first", "second"))
     for which in (first_kept, second_kept):
         assert float(which.mean()) == pytest.approx(density, abs=0.04)

@@ -26,6 +26,7 @@ import models  # noqa: E402
 from lora import perturbed_base, random_lora, tampered  # noqa: E402
 from models import (  # noqa: E402
     Tensors,
+    bigcode,
     gemma,
     gpt2,
     llama,
@@ -129,6 +130,7 @@ VARIANTS: dict[str, tuple[PretrainedConfig, dict[str, Any]]] = {
     "Conv1D and linear": (gpt2(), {"target_modules": [*CONV1D, "lm_head", "wte"], "use_rslora": True}),
     "Conv1D, DoRA": (gpt2(), {"target_modules": CONV1D, "use_dora": True}),
     "Conv1D, biases": (gpt2(), {"target_modules": CONV1D, "bias": "all", "lora_bias": True}),
+    "linear, named as Conv1D": (bigcode(), {"target_modules": CONV1D, "use_dora": True}),
     "scaled embeddings": (gemma(tied=False), {"target_modules": ["embed_tokens", "down_proj"]}),
 }  # fmt: skip
 
@@ -353,6 +355,7 @@ def test_the_template_of_the_training_takes_the_place_of_the_bases(
     config.pop("chat_template", None)
     if where in ("file", "both"):
         (base / "chat_template.jinja").write_text("{{ messages }}file")
+        (base / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}json"}))
         (base / "additional_chat_templates").mkdir()
         (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}tools")
     if where in ("config", "both"):
@@ -361,6 +364,8 @@ def test_the_template_of_the_training_takes_the_place_of_the_bases(
     merge(base, tiny[1], tmp_path / "own", chat_template=template)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "own")
     assert loaded.chat_template == template
+    assert not (tmp_path / "own" / "chat_template.json").exists()
+    assert "chat_template" not in json.loads((tmp_path / "own" / "tokenizer_config.json").read_text())
     assert loaded.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "<a>"
     merge(base, tiny[1], tmp_path / "theirs")
     theirs = AutoTokenizer.from_pretrained(base).chat_template

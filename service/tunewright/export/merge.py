@@ -161,7 +161,7 @@ def _shards(outputs: tuple[Output, ...], shard_bytes: int) -> list[_Shard]:
 
 
 def _begin(out: Path, fingerprint: str) -> None:
-    """Let `out` hold nothing but what belongs to these inputs."""
+    """Let `out` hold nothing but what belongs to these inputs. What a kill tore has names that are written again."""
     plan = plan_file(out)
     try:
         before = json.loads(plan.read_text(encoding="utf-8"))["inputs"]
@@ -174,8 +174,6 @@ def _begin(out: Path, fingerprint: str) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan, json.dumps({"inputs": fingerprint}))
     out.mkdir(exist_ok=True)
-    for torn in out.glob(".*.tmp"):
-        torn.unlink()
     sync_folder(out.parent)
 
 
