@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tiny import tiny_model, token_rows, whole
 from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.evaluate.awq_weights import AwqWeights, dequantize, load_dequantized, unpack
 from tunewright.evaluate.streamed import streamed_model
-from tunewright.export import layerwise
+from tunewright.export import awq_quantizer, layerwise
 from tunewright.export.awq_quantizer import AwqQuantizer
 from tunewright.export.layerwise import LayerQuantizer, ScalingError
 from tunewright.export.quantizer import Quantized, QuantizeOptions
@@ -133,6 +133,29 @@ def test_scales_that_change_what_a_layer_computes_are_refused(
         quantize(llama, tmp_path)
 
 
+def test_each_layer_sees_what_it_sees_in_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 2's layers attend in turn to a window and to everything."""
+    model = tiny_model(tmp_path / "model", "gemma2", **LARGER)
+    seen = []
+
+    class Watched(LayerQuantizer):
+        def quantize_layer(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
+            super().quantize_layer(layer, arguments)
+            seen.append(self.inps)
+
+    monkeypatch.setattr(awq_quantizer, "LayerQuantizer", Watched)
+
+    quantize(model, tmp_path)
+
+    reference = whole(model).model
+    with torch.inference_mode():
+        states = reference(torch.tensor(ROWS), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(seen[0], states[1])
+        torch.testing.assert_close(reference.norm(seen[1]), states[2])
+
+
 @pytest.mark.parametrize("model_type", AWQ_MODEL_TYPES)
 def test_every_architecture_on_the_list_works(tmp_path: Path, model_type: str) -> None:
     model = tiny_model(tmp_path / "model", model_type, **LARGER)
@@ -165,8 +188,6 @@ def test_awq_is_closer_than_rounding_alone(tmp_path: Path) -> None:
     """With a few channels that are much larger, as trained models have them: what AWQ is for."""
     model = tiny_model(tmp_path / "model", "llama", **LARGER)
     file = model / "model.safetensors"
-    from safetensors.torch import save_file
-
     tensors = load_file(file)
     for name, tensor in tensors.items():
         if name.endswith("layernorm.weight"):
@@ -181,6 +202,23 @@ def test_awq_is_closer_than_rounding_alone(tmp_path: Path) -> None:
         divergence(reference, logits(load_dequantized(out, dtype=torch.float32, device="cpu")))
         < 0.9 * rounded
     )
+
+
+def test_weights_are_clipped_too(
+    llama: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which makes steps smaller, of values and of the MLP; queries and keys are left as they are."""
+    monkeypatch.setattr(layerwise, "apply_clip", lambda *_: None)
+
+    wide = _tensors(quantize(llama, tmp_path)[0])
+
+    narrow = _tensors(quantized)
+    for module in ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        name = f"model.layers.0.{module}.scales"
+        assert narrow[name].float().mean() < wide[name].float().mean()
+    for module in ("self_attn.q_proj", "self_attn.k_proj"):
+        name = f"model.layers.0.{module}.scales"
+        assert torch.equal(narrow[name], wide[name])
 
 
 # --- the format ---

@@ -190,6 +190,17 @@ def test_what_the_reference_holds_for_impossible_costs_nothing() -> None:
     assert sums.measured("x").kl == pytest.approx(math.log(1.5), abs=1e-6)
 
 
+@pytest.mark.parametrize("likeliest", [0, 1])
+def test_of_equally_likely_tokens_either_agrees(likeliest: int) -> None:
+    sums = quality._Sums()
+    reference = torch.zeros(1, 3)
+    reference[0, likeliest] = 3
+
+    sums.add(torch.tensor([[2.0, 2.0, 0.0]]), torch.tensor([0]), quality._keep(reference))
+
+    assert sums.measured("x").agreement == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"), [({"rows": []}, "no token"), ({"reference": "x"}, "named x")]
 )

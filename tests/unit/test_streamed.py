@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tiny import tiny_adapter, tiny_model, token_rows, whole
@@ -64,10 +65,14 @@ def test_the_logits_are_those_of_the_whole_model_to_the_bit(
     assert folder is None or not torch.allclose(expected, plain, atol=0.01), "the adapter does nothing"
 
 
-def test_sixteen_bit_adapters_on_a_sixteen_bit_base_are_computed_as_peft_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_on_a_sixteen_bit_base_adapters_are_computed_as_peft_does(
+    tmp_path: Path, stored: torch.dtype
+) -> None:
     base = tiny_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
     adapter = tiny_adapter(tmp_path / "adapter", base, **REPLACED)
-    _in_sixteen_bits(adapter)
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: tensor.to(stored) for name, tensor in load_file(file).items()}, file)
 
     expected = logits(whole(base, adapter, torch.bfloat16))
 
@@ -127,8 +132,6 @@ def test_a_run_that_fails_leaves_nothing_in_memory(tmp_path: Path) -> None:
 
 
 def test_an_adapter_without_weights_for_a_module_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     base = tiny_model(tmp_path / "base", "llama")
     adapter = tiny_adapter(tmp_path / "adapter", base, **ATTENTION)
     file = adapter / "adapter_model.safetensors"
@@ -165,10 +168,3 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def _fail(*_: Any) -> None:
     raise RuntimeError("in the middle")
-
-
-def _in_sixteen_bits(adapter: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    file = adapter / "adapter_model.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)

@@ -163,12 +163,11 @@ def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torc
     """[positions, vocabulary] of what predicts the counted tokens, in the model's dtype, and those tokens."""
     longest = max(len(row.tokens) for row in batch)
     tokens = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in batch])
-    told = torch.tensor([[1] * len(row.tokens) + [0] * (longest - len(row.tokens)) for row in batch])
-    counted = torch.zeros_like(told, dtype=torch.bool)
+    counted = torch.zeros_like(tokens, dtype=torch.bool)
     for at, row in enumerate(batch):
         counted[at, 1 : len(row.tokens)] = torch.tensor(row.counted[1:], dtype=torch.bool)
-    with torch.inference_mode():
-        logits = model(input_ids=tokens.to(device), attention_mask=told.to(device), use_cache=False).logits
+    with torch.inference_mode():  # without a mask: tokens do not attend to the padding, which is behind them
+        logits = model(input_ids=tokens.to(device), use_cache=False).logits
         predicting = logits[:, :-1][counted[:, 1:].to(device)]
     return predicting, tokens[:, 1:][counted[:, 1:]].to(device)
 

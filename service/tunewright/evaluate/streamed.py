@@ -209,9 +209,8 @@ def _adapted(skeleton: Skeleton, adapter: Path, device: str, dtype: torch.dtype)
             continue
         if parameter.is_meta:
             raise UnsupportedFeature(f"the adapter's files have no {name}", code="export_unsupported")
-        # As peft has them where the base is in memory; with low_cpu_mem_usage some are as in the file.
-        wanted = dtype if id(parameter) in replaced else torch.float32
-        value = parameter.to(device, wanted if parameter.is_floating_point() else parameter.dtype)
+        # As where peft copies from the file into what it has copied from the base. LoRA's own are in float32 already.
+        value = parameter.to(device, dtype if id(parameter) in replaced else parameter.dtype)
         owner._parameters[key] = nn.Parameter(value, requires_grad=False)
     return model
 
