@@ -75,11 +75,13 @@ class ExportSpec(BaseModel):
     """`cpu` or `cuda`; which GPU is the environment's business."""
     calibration: Calibration | None = None
     rows: Rows
-    max_kl: float | None = None
-    """The most that the product's predictions may diverge (KL) from those of what it came from, in nats for each token;
-    None: of a merged model a multiple of the noise, and nothing of a combined adapter is refused."""
+    max_merged_kl: float | None = None
+    """The most that the merged model may diverge (KL) from the adapter, in nats for each token; None: a multiple of the
+    noise."""
+    max_awq_kl: float | None = None
+    """The same, of the quantized model from what the export began with."""
     force: bool = False
-    """Publish it also past that bound, with the fact on record."""
+    """Publish it also past the bounds, with the fact on record."""
     facts: dict[str, Any] = {}
     """Lineage for the model card."""
 

@@ -193,7 +193,7 @@ class _Export:
             ]
         if adapter is not None:
             found.append(Candidate("adapter", self._base, adapter=adapter))
-        if self._spec.format == "merged":
+        if adapter is not None and self._spec.format != "adapter":
             found.append(Candidate(_NOISE, self._base, adapter=adapter, dtype=torch.bfloat16))
         return found
 
@@ -201,11 +201,8 @@ class _Export:
         """Judge it, and put it where it is published from unless it is refused."""
         spec = self._spec
         measured = quality.candidates[-1]
-        noise, max_kl = None, spec.max_kl
-        if spec.format == "merged":
-            noise = quality.of(_NOISE).kl
-            max_kl = max_kl if max_kl is not None else (noise or 0.0) * NOISE_BOUND
-        passed = max_kl is None or (measured.kl is not None and measured.kl <= max_kl)
+        bounds, noise = self._bounds(quality)
+        over = {name: bound for name, bound in bounds.items() if not _within(quality.of(name).kl, bound)}
         report: dict[str, Any] = {
             "quality": {
                 "source": self._source,
@@ -218,30 +215,37 @@ class _Export:
                 "rows_from": spec.rows.rows_from,
             },
             "gate": {
-                "max_kl": max_kl,
+                "max_kl": bounds.get(measured.name),
                 "noise": noise,
                 "kl": measured.kl,
-                "passed": passed,
-                "forced": spec.force and not passed,
+                "passed": not over,
+                "forced": spec.force and bool(over),
             },
             "source_bytes": folder_size(self._base) + sum(folder_size(Path(a.path)) for a in spec.adapters),
             "details": self._progress.details,
         }
-        told = f"KL divergence from the {self._source} {_shown(measured.kl)} nats for each token"
-        if not passed and not spec.force:
+        told = "; ".join(
+            f"{name}: KL divergence from the {self._source} {_shown(quality.of(name).kl)} nats for each token, above "
+            f"{bound:.3g}"
+            for name, bound in over.items()
+        )
+        if over and not spec.force:
             report["bytes"] = folder_size(product)
             return Outcome(
                 status="failed",
                 error_code="quality_gate_failed",
-                error_message=f"the {measured.name} model is not published: {told}, above {max_kl:.3g} (loss "
-                f"{_shown(measured.loss)}, top-1 agreement {_shown(measured.agreement)}, over {rows} rows of "
-                f"{spec.rows.rows_from}). Give a larger `max_kl`, or publish it all the same with `force`",
+                error_message=f"it is not published: {told} (loss {_shown(measured.loss)}, top-1 agreement "
+                f"{_shown(measured.agreement)}, over {rows} rows of {spec.rows.rows_from}). Give a larger `max_kl`, or "
+                "publish it all the same with `force`",
                 report=report,
             )
-        if not passed:
+        if over:
             self._events.message(f"Past the gate, and published since `force` says so: {told}", "warn")
         else:
-            self._events.message(f"Measured: {told}, top-1 agreement {_shown(measured.agreement)}")
+            self._events.message(
+                f"Measured: KL divergence from the {self._source} {_shown(measured.kl)} nats for each token, top-1 "
+                f"agreement {_shown(measured.agreement)}"
+            )
         final = self._folder.adapter if spec.format == "adapter" else self._folder.model
         if spec.format != "adapter":
             write_card(product, spec, report)
@@ -249,6 +253,23 @@ class _Export:
         shutil.rmtree(final, ignore_errors=True)
         publish_folder(product, final)
         return Outcome(status="succeeded", report=report)
+
+    def _bounds(self, quality: Quality) -> tuple[dict[str, float], float | None]:
+        """The most that each product on the way may diverge, and the noise. What is merged is held to the noise also
+        where it is quantized next: that would hide a wrong merge."""
+        spec = self._spec
+        bounds: dict[str, float] = {}
+        noise = None
+        if spec.adapters and spec.format != "adapter":
+            noise = quality.of(_NOISE).kl
+            bounds["merged"] = spec.max_merged_kl or NOISE_BOUND * (noise or 0.0)
+        if spec.format == "awq" and spec.max_awq_kl is not None:
+            bounds["awq"] = spec.max_awq_kl
+        return bounds, noise
+
+
+def _within(kl: float | None, bound: float) -> bool:
+    return kl is not None and kl <= bound
 
 
 def _shown(value: float | None) -> str:

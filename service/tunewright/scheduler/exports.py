@@ -99,7 +99,8 @@ class Exports:
                 rows_from=asked["rows_from"],
                 count=asked["rows"],
             ),
-            max_kl=asked["max_kl"],
+            max_merged_kl=asked["max_kl"] if asked["format"] == "merged" else self._settings.max_merged_kl,
+            max_awq_kl=asked["max_kl"] if asked["format"] == "awq" else None,
             force=asked["force"],
             facts={"export": job.id, **asdict(self._lineage(job))},
         )
