@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.scheduler.engines import last_error
+from tunewright.scheduler.engine_log import last_error
 
 SHUTDOWN = """\
 (APIServer pid=9) ERROR 11-22 15:32:33 [async_llm.py:906] AsyncLLM output_handler failed.

@@ -67,13 +67,13 @@ class JobRunner:
 
     def _fail_without_base(self) -> None:
         """Jobs of an earlier start on a base that is no longer named would wait for ever."""
-        named = {base.name for base in self._settings.bases}
+        named = self._engines.names()
         for job in self._store.jobs.in_states(*(state for state in JobState if not state.is_final)):
             if job.base not in named and job.state is not JobState.PAUSED:
                 self._store.jobs.fail(
                     job.id,
                     code="base_not_served",
-                    message=f"the service was started without its base {job.base}",
+                    message=f"the service was started without its base {job.base}, and that is not deployed",
                 )
 
     def tick(self) -> None:
@@ -168,7 +168,7 @@ class JobRunner:
             hyperparameters=method.get("hyperparameters") or {},
             rows=report.rows,
             context=base.context,
-            max_rank=self._settings.max_lora_rank,
+            max_rank=self._engines.max_lora_rank(job.base),
             device=self._devices[0].split(":")[0],
         )
         shown = resolved.as_dict()
@@ -202,7 +202,7 @@ class JobRunner:
                 base_name=base.name,
                 base_hub_id=base.hub_id,
                 base_path=str(parent if parent and is_full else base.path),
-                trust_remote_code=base.name in self._settings.trust_remote_code,
+                trust_remote_code=self._engines.trusts(base.name),
                 parent_adapter=str(parent) if parent and not is_full else None,
                 training_file=str(self._data.file(job.training_file)),
                 validation_file=str(self._data.file(job.validation_file)) if job.validation_file else None,
