@@ -96,9 +96,13 @@ def test_every_error_is_exported_and_of_the_tree() -> None:
 
 
 def test_the_two_clients_have_one_surface() -> None:
-    pairs = [(Tunewright, AsyncTunewright), (tunewright_client.Job, tunewright_client.AsyncJob)]
+    pairs = [
+        (Tunewright, AsyncTunewright),
+        (tunewright_client.Job, tunewright_client.AsyncJob),
+        (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
+    ]
     blocking, other = Tunewright(), AsyncTunewright()
-    for name in ("files", "jobs", "adapters", "models", "aliases", "chat", "completions"):
+    for name in ("files", "jobs", "adapters", "models", "aliases", "deployments", "chat", "completions"):
         pairs.append((type(getattr(blocking, name)), type(getattr(other, name))))
     for first, second in pairs:
         names = [name for name in vars(first) if not name.startswith("_")]

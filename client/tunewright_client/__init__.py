@@ -1,11 +1,12 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, adapters, models,
-aliases, chat and completions. What the server sends is in `tunewright_client.types`, of which the common
-ones are here too.
+aliases, deployments, chat and completions. What the server sends is in `tunewright_client.types`, of
+which the common ones are here too.
 """
 
 from ._async.client import AsyncTunewright
+from ._async.deployments import AsyncDeployment
 from ._async.driver import AsyncStream
 from ._async.jobs import AsyncJob
 from ._async.pages import AsyncPage, AsyncPager
@@ -16,6 +17,7 @@ from ._errors import (
     AuthenticationError,
     BadRequestError,
     ConflictError,
+    DeploymentFailedError,
     InvalidResponseError,
     JobCancelledError,
     JobError,
@@ -32,6 +34,7 @@ from ._errors import (
     WaitTimeoutError,
 )
 from ._sync.client import Tunewright
+from ._sync.deployments import Deployment
 from ._sync.driver import Stream
 from ._sync.jobs import Job
 from ._sync.pages import Page
@@ -69,6 +72,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "AsyncDeployment",
     "AsyncJob",
     "AsyncPage",
     "AsyncPager",
@@ -83,6 +87,8 @@ __all__ = [
     "CompletionChunk",
     "ConflictError",
     "Deleted",
+    "Deployment",
+    "DeploymentFailedError",
     "File",
     "InvalidResponseError",
     "Job",

@@ -1,6 +1,7 @@
 """What the server sends, as frozen pydantic models that keep fields they do not know."""
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from .deployments import DeploymentRecord, HeldAdapter
 from .generations import (
     ChatChoice,
     ChatCompletion,
@@ -42,7 +43,9 @@ __all__ = [
     "CompletionChunk",
     "Component",
     "Deleted",
+    "DeploymentRecord",
     "File",
+    "HeldAdapter",
     "JobErrorInfo",
     "JobEvent",
     "JobProgress",

@@ -15,7 +15,7 @@ _USELESS = (
     "EngineDeadError",
     "stream generator",
 )
-_MOST_LINES, _MOST_TEXT = 4, 600
+_MOST_LINES, _MOST_TEXT = 4, 500
 
 
 def last_error(log_file: Path) -> str:

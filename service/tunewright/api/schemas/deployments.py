@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -13,6 +13,7 @@ from tunewright.store.states import EngineState
 
 _MODEL = "ft:tunewright-tiny:pirate:Zk3mP0aY"
 _GIB = 2**30
+_State = Literal["starting", "ready", "backoff", "failed", "draining"]
 Whole = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
 
@@ -115,7 +116,9 @@ class DeploymentObject(Wire):
     id: str
     object: Literal["deployment"] = "deployment"
     model: str = Field(description="The name to use in requests.")
-    state: EngineState = Field(description="failed: not tried again until it is asked for, by a restart.")
+    state: _State = Field(
+        description="backoff: it ended, and is started again. failed: it is not, until a restart is asked for."
+    )
     reason: str | None = Field(description="Why it is not ready: vLLM's own last error.")
     device: str
     engine: dict[str, Any] = Field(description="As it was asked for.")
@@ -179,11 +182,10 @@ class DeploymentObject(Wire):
         log_tail: list[str] | None,
     ) -> DeploymentObject:
         """`engine`: none where a restored database has not been served yet."""
-        state = EngineState.DRAINING if deployment.is_draining else EngineState.STOPPED
         return cls(
             id=deployment.id,
             model=deployment.model,
-            state=engine.state if engine else state,
+            state=_state(deployment, engine),
             reason=engine.reason if engine else None,
             device=deployment.options["device"],
             engine=deployment.asked,
@@ -197,6 +199,15 @@ class DeploymentObject(Wire):
             adapters=adapters,
             log_tail=log_tail,
         )
+
+
+def _state(deployment: Deployment, engine: Engine | None) -> _State:
+    """One without a process, that did not fail, is about to have one."""
+    if deployment.is_draining:
+        return "draining"
+    if engine is None or engine.state is EngineState.STOPPED:
+        return "starting"
+    return cast(_State, engine.state.value)
 
 
 def _whole(seconds: float | None) -> int | None:
