@@ -127,20 +127,21 @@ def _shares(device: str, others: Mapping[str, EngineOptions]) -> list[tuple[str,
     return [(name, one.gpu_memory_utilization or 0.0) for name, one in others.items() if one.device == device]
 
 
+def _fitting(left: float) -> float:
+    """The largest share in thousandths."""
+    return math.floor((left + _CLOSE) * 1000) / 1000
+
+
 def _share(
     device: str, asked: float | None, devices: Sequence[str], others: Mapping[str, EngineOptions]
 ) -> float:
     left = _left(device, others)
-    share = min(DEFAULT_SHARE, math.floor((left + _CLOSE) * 1000) / 1000) if asked is None else asked
+    share = min(DEFAULT_SHARE, _fitting(left)) if asked is None else asked
     if share >= LEAST_SHARE and share <= left + _CLOSE:
         return share
     who = ", ".join(f"{name} has {taken:.3g}" for name, taken in _shares(device, others)) or "nobody has any"
     rest = max(0.0, left)
-    advice = (
-        f"Ask for {math.floor(rest * 1000) / 1000:.3g} or less, or delete"
-        if rest >= LEAST_SHARE
-        else "Delete"
-    )
+    advice = f"Ask for {_fitting(rest):.3g} or less, or delete" if rest >= LEAST_SHARE else "Delete"
     better = [
         f"{other} has {_left(other, others):.3g} left"
         for other in devices

@@ -85,6 +85,13 @@ def _tuned(context: ServiceContext, name: str) -> TunedModel:
             f"{name} is an alias: DELETE /v1/aliases/{name} deletes it, and its targets are downloaded by their names.",
             param="model",
         )
+    deployment = context.store.deployments.get(name)
+    if deployment is not None:
+        raise InvalidRequest(
+            f"{name} was not made here: it is deployed as {deployment[0].id}, and DELETE /v1/deployments/{name} takes "
+            "it down.",
+            param="model",
+        )
     if context.store.engines.get(name) is not None:
         raise InvalidRequest(
             f"{name} is a base: it can be neither deleted nor downloaded here.", param="model"
