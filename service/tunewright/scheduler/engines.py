@@ -34,7 +34,7 @@ _PROBE_STARTING, _PROBE_READY = 0.5, 2.0
 """Seconds between looks at an engine."""
 _PROBES_FAILED_UNTIL_DEAD = 5
 _STABLE_AFTER = 120.0
-_END_GRACE = 10.0
+_END_GRACE = 4.0
 """Seconds that a drained engine has to end."""
 MAX_STARTS = 3
 """Of a deployment that was never ready; after that it has failed, until somebody asks."""
