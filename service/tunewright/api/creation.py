@@ -110,7 +110,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
     served = trainable_deployments(context)
     if parent is None:
         if name in served:
-            return _adapters_only(name, tuning), None
+            return _adapters_only(context, name, tuning), None
         raise NotFound(
             f"No such model: {name!r}. Bases here: {', '.join([*bases, *served])}; finished models are listed by "
             "GET /v1/models.",
@@ -118,11 +118,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
             code="model_not_found",
         )
     if parent.method == "awq":
-        raise UnsupportedFeature(
-            f"{parent.name} is quantized (AWQ), and its weights cannot be trained on: use the model that it was made "
-            "from.",
-            param="model",
-        )
+        raise _quantized(parent.name, parent.method)
     if parent.kind == "full" and tuning.type in ("lora", "qlora"):
         if parent.name not in served:
             raise InvalidRequest(
@@ -139,8 +135,12 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
     return parent.base, parent
 
 
-def _adapters_only(name: str, tuning: Tuning) -> str:
+def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:
     """Of a model that is deployed from elsewhere."""
+    engine = context.store.engines.get(name)
+    quantization = (engine.info or {}).get("quantization") if engine else None
+    if quantization:
+        raise _quantized(name, quantization)
     if tuning.type == "full":
         raise UnsupportedFeature(
             f"{name} is deployed beside the bases, and adapters are what can be trained on it: use tuning.type lora or "
@@ -148,6 +148,14 @@ def _adapters_only(name: str, tuning: Tuning) -> str:
             param="tuning.type",
         )
     return name
+
+
+def _quantized(name: str, how: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{name} is quantized ({how.upper()}), and its weights cannot be trained on: use the model that it was made "
+        "from.",
+        param="model",
+    )
 
 
 def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:

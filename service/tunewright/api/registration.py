@@ -162,11 +162,12 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     not here yet."""
     deployed = trainable_deployments(context)
     sources = {base.name: base.source for base in (*context.settings.bases, *context.settings.deployables)}
-    bases = [*(base.name for base in context.settings.bases), *deployed]
+    own = [base.name for base in context.settings.bases]
+    bases = [*own, *deployed]
     if asked is None:
         hint = parse_adapter_config(files.config).base_hint
         named = [name for name in bases if hint in (name, sources.get(name))]
-        asked = named[0] if len(named) == 1 else bases[0] if len(bases) == 1 else None
+        asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:
         raise InvalidRequest(
             f"Say which base the adapter is for: give `base`, one of {', '.join(bases)}.",

@@ -91,6 +91,8 @@ class Router:
             with ExitStack() as lease:
                 leased = self._lease(name, lease)
                 model, engine, residency = await asyncio.to_thread(self._store.models.resolve, name)
+                if engine is not None and engine.state is EngineState.DRAINING:
+                    self._known.pop(name, None)  # else leases of requests that are refused would keep it
                 engine = self._servable(name, model, engine)
                 if not entered:
                     self._enter(engine.name, held)

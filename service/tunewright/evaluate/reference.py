@@ -34,6 +34,8 @@ from tunewright.evaluate.folder import (
 from tunewright.evaluate.probes import probes
 from tunewright.trainer.masking import encode_text, normalised
 
+_UNPACKED = 4
+"""Times the size of 4-bit weights: that of the 16 bits that they become."""
 _ROOM_FOR_THE_REST = 1.2
 """Times the weights: the adapter, and the logits of a row."""
 _SPARE = 2**30
@@ -118,7 +120,10 @@ def _is_awq(folder: Path) -> bool:
 
 def _place(base: Path, *, may_use_gpu: bool) -> str:
     """A GPU if there may be one and it has room for the base, else the CPU. Raises NoRoom."""
-    needed = sum(file.stat().st_size for file in base.glob("*.safetensors")) * _ROOM_FOR_THE_REST + _SPARE
+    weights = sum(file.stat().st_size for file in base.glob("*.safetensors")) * (
+        _UNPACKED if _is_awq(base) else 1
+    )
+    needed = weights * _ROOM_FOR_THE_REST + _SPARE
     free = {"cpu": psutil.virtual_memory().available}
     if may_use_gpu and torch.cuda.is_available():
         free = {"cuda": torch.cuda.mem_get_info()[0], **free}

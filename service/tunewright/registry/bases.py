@@ -51,6 +51,8 @@ class BaseInfo:
     """Rows of its embedding, which may be more or fewer than its tokenizer knows tokens."""
     hub_id: str | None = None
     """Where it came from a hub."""
+    quantization: str | None = None
+    """How its weights are packed, as its config says it: awq, gptq, ..."""
 
     @property
     def internal_name(self) -> str:
@@ -93,7 +95,13 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
         tool_call_parser=_tool_call_parser(folder, model_type, template),
         vocab_size=vocabulary if isinstance(vocabulary, int) else None,
         hub_id=None if base.path else base.source,
+        quantization=_quantization(config),
     )
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    told = config.get("quantization_config")
+    return str(told.get("quant_method", "unknown")) if isinstance(told, dict) else None
 
 
 def _tool_call_parser(folder: Path, model_type: str, template: str | None) -> str | None:

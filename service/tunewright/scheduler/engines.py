@@ -212,6 +212,7 @@ class EngineKeeper:
             "has_chat_template": info.chat_template is not None,
             "max_model_len": options.max_model_len or info.context,
             "vocab_size": info.vocab_size,
+            "quantization": info.quantization,
             "enable_lora": options.enable_lora,
             "max_lora_rank": options.max_lora_rank,
             "max_adapters": options.max_adapters,

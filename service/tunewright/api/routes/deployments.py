@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.deploying import deploy, deployed
@@ -28,6 +29,21 @@ _ADAPTERS = 1000
 _ENDS_WITHIN = 15.0
 """Seconds that a drained engine has to end, and the scheduler to notice."""
 _LOOK_EVERY = 0.1
+
+
+class _Name(Convertor[str]):
+    """A model's name, which may have slashes; not the URLs that lie under it."""
+
+    regex = ".*(?<!/logs)(?<!/restart)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("deployment", _Name())
 
 
 @router.post("", summary="Deploy a model", responses=responses(400, 404, 503, 507))
@@ -85,14 +101,14 @@ def restart(context: Context, deployment: str) -> DeploymentObject:
     return _show(context, found.id)
 
 
-@router.get("/{deployment:path}", summary="Retrieve a deployment", responses=responses(404))
+@router.get("/{deployment:deployment}", summary="Retrieve a deployment", responses=responses(404))
 def retrieve(context: Context, deployment: str) -> DeploymentObject:
     """By its id or its model's name."""
     return _show(context, deployment)
 
 
 @router.delete(
-    "/{deployment:path}", summary="Take a deployment down", responses=responses(400, 404, 503, 507)
+    "/{deployment:deployment}", summary="Take a deployment down", responses=responses(400, 404, 503, 507)
 )
 async def delete(
     context: Context,
