@@ -131,9 +131,7 @@ def test_one_that_vllm_refuses_tells_its_reason_and_leaves_the_others(client: Tu
 def test_adapters_on_it_are_trained_checked_and_served(
     client: Tunewright, full: str, rows: Path, tmp_path: Path
 ) -> None:
-    job = client.jobs.create(
-        full, DEMO / "train.jsonl", suffix="more", seed=3, tuning={**FAST, "n_epochs": 1}
-    )
+    job = client.jobs.create(full, rows, suffix="more", seed=3, tuning=FAST)
     done = client.jobs.wait(job.id, timeout=400)
     name = done.fine_tuned_model
     assert name
