@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 JOB_PATH = "/v1/fine_tuning/jobs/ftjob-1"
+EXPORT_PATH = "/v1/exports/export-1"
 
 
 def job(status: str = "running", **fields: Any) -> dict[str, Any]:
@@ -39,6 +40,56 @@ def job(status: str = "running", **fields: Any) -> dict[str, Any]:
         "estimated_finish": None,
         "integrations": [],
         **fields,
+    }
+
+
+def export(status: str = "running", **fields: Any) -> dict[str, Any]:
+    return {
+        "id": "export-1",
+        "object": "export",
+        "created_at": 1,
+        "started_at": 2,
+        "finished_at": None,
+        "status": status,
+        "model": "ft:base:demo:1",
+        "models": [{"model": "ft:base:demo:1", "weight": 1.0}],
+        "base": "base",
+        "format": "awq",
+        "combine": None,
+        "exported_model": "ft:base:demo-awq:2" if status == "succeeded" else None,
+        "progress": {"step": 12, "total_steps": 48, "phase": "quantize", "eta_seconds": 70},
+        "estimated_finish": None,
+        "error": None,
+        "report": None,
+        "notes": [],
+        "calibration_file": "file-1",
+        "calibration_rows": 128,
+        "group_size": 64,
+        "validation_file": None,
+        "validation_rows": 64,
+        "max_kl": 0.2,
+        "force": False,
+        "seed": 0,
+        "suffix": "demo-awq",
+        "metadata": None,
+        **fields,
+    }
+
+
+def report(kl: float | None = 0.05, **gate: Any) -> dict[str, Any]:
+    row = {"loss": 1.5, "kl": 0.0, "top1_agreement": 1.0}
+    return {
+        "quality": {
+            "source": "adapter",
+            "models": [{"name": "adapter", **row}, {**row, "name": "awq", "kl": kl, "top1_agreement": 0.9}],
+            "rows": 8,
+            "tokens": 99,
+            "rows_from": "probes",
+        },
+        "gate": {"max_kl": 0.2, "kl": kl, "passed": True, "forced": False, **gate},
+        "bytes": 300,
+        "source_bytes": 1000,
+        "details": {"quantize": {"seconds": 2.5}},
     }
 
 

@@ -96,17 +96,30 @@ def test_every_error_is_exported_and_of_the_tree() -> None:
 
 
 def test_the_two_clients_have_one_surface() -> None:
-    pairs = [
+    pairs: list[tuple[type, type]] = [
         (Tunewright, AsyncTunewright),
         (tunewright_client.Job, tunewright_client.AsyncJob),
+        (tunewright_client.Export, tunewright_client.AsyncExport),
         (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
     ]
     blocking, other = Tunewright(), AsyncTunewright()
-    for name in ("files", "jobs", "adapters", "models", "aliases", "deployments", "chat", "completions"):
+    names = (
+        "files",
+        "jobs",
+        "exports",
+        "adapters",
+        "models",
+        "aliases",
+        "deployments",
+        "chat",
+        "completions",
+    )
+    for name in names:
         pairs.append((type(getattr(blocking, name)), type(getattr(other, name))))
     for first, second in pairs:
-        names = [name for name in vars(first) if not name.startswith("_")]
-        assert names == [name for name in vars(second) if not name.startswith("_")]
+        names = surface(first)
+        assert names, first
+        assert names == surface(second)
         for name in names:
             one, two = getattr(first, name), getattr(second, name)
             if not callable(one):
@@ -118,6 +131,18 @@ def test_the_two_clients_have_one_surface() -> None:
             ):
                 assert (left, a.kind, a.default) == (right, b.kind, b.default), f"{first.__name__}.{name}"
             assert one.__doc__, f"{first.__name__}.{name} has no docstring"
+
+
+def surface(kind: type) -> list[str]:
+    """Its public names and those that it has from classes of its own module or one beside it."""
+    package = kind.__module__.rpartition(".")[0]
+    return [
+        name
+        for owner in kind.__mro__
+        if owner.__module__.rpartition(".")[0] == package
+        for name in vars(owner)
+        if not name.startswith("_")
+    ]
 
 
 def test_imports_only_what_it_depends_on() -> None:

@@ -1,13 +1,14 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
-`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, adapters, models,
-aliases, deployments, chat and completions. What the server sends is in `tunewright_client.types`, of
-which the common ones are here too.
+`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, exports, adapters,
+models, aliases, deployments, chat and completions. What the server sends is in `tunewright_client.types`,
+of which the common ones are here too.
 """
 
 from ._async.client import AsyncTunewright
 from ._async.deployments import AsyncDeployment
 from ._async.driver import AsyncStream
+from ._async.exports import AsyncExport
 from ._async.jobs import AsyncJob
 from ._async.pages import AsyncPage, AsyncPager
 from ._errors import (
@@ -36,6 +37,7 @@ from ._errors import (
 from ._sync.client import Tunewright
 from ._sync.deployments import Deployment
 from ._sync.driver import Stream
+from ._sync.exports import Export
 from ._sync.jobs import Job
 from ._sync.pages import Page
 from ._version import __version__
@@ -49,9 +51,14 @@ from .types import (
     ChatCompletion,
     ChatCompletionChunk,
     Checkpoint,
+    CombineOptions,
     Completion,
     CompletionChunk,
     Deleted,
+    ExportGate,
+    ExportQuality,
+    ExportQualityRow,
+    ExportReport,
     File,
     JobEvent,
     JobStatus,
@@ -60,6 +67,7 @@ from .types import (
     Ready,
     ShadowAnswer,
     Tuning,
+    WeightedModel,
 )
 
 __all__ = [
@@ -73,6 +81,7 @@ __all__ = [
     "AliasTarget",
     "AliasVersion",
     "AsyncDeployment",
+    "AsyncExport",
     "AsyncJob",
     "AsyncPage",
     "AsyncPager",
@@ -83,12 +92,18 @@ __all__ = [
     "ChatCompletion",
     "ChatCompletionChunk",
     "Checkpoint",
+    "CombineOptions",
     "Completion",
     "CompletionChunk",
     "ConflictError",
     "Deleted",
     "Deployment",
     "DeploymentFailedError",
+    "Export",
+    "ExportGate",
+    "ExportQuality",
+    "ExportQualityRow",
+    "ExportReport",
     "File",
     "InvalidResponseError",
     "Job",
@@ -115,5 +130,6 @@ __all__ = [
     "Tuning",
     "UnprocessableEntityError",
     "WaitTimeoutError",
+    "WeightedModel",
     "__version__",
 ]

@@ -37,7 +37,7 @@ import httpx
 
 if TYPE_CHECKING:
     from .types.deployments import DeploymentRecord
-    from .types.jobs import JobRecord
+    from .types.jobs import WorkRecord
 
 
 class TunewrightError(Exception):
@@ -139,9 +139,9 @@ class StreamInterruptedError(TunewrightError):
 
 
 class JobError(TunewrightError):
-    """A job that was waited for ended without success. `job` is its last record."""
+    """A job, or an export, that was waited for ended without success. `job` is its last record."""
 
-    def __init__(self, message: str, job: JobRecord) -> None:
+    def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message)
         self.message = message
         self.job = job
@@ -150,7 +150,7 @@ class JobError(TunewrightError):
 class JobFailedError(JobError):
     """The job failed. `code`, `message` and `param` are those of the job's own error."""
 
-    def __init__(self, message: str, job: JobRecord) -> None:
+    def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message, job)
         self.code = job.error.code if job.error else None
         self.param = job.error.param if job.error else None
@@ -173,7 +173,7 @@ class DeploymentFailedError(TunewrightError):
 class WaitTimeoutError(TunewrightError, TimeoutError):
     """What was waited for did not happen in time; it goes on in the server. `job` is its last record."""
 
-    def __init__(self, message: str, job: JobRecord | None = None) -> None:
+    def __init__(self, message: str, job: WorkRecord | None = None) -> None:
         super().__init__(message)
         self.job = job
 

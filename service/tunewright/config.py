@@ -141,6 +141,17 @@ class Settings(BaseSettings):
         " changes in transformers and peft.",
     )
     parity_rows: int = Field(8, ge=1, le=256, description="Rows on which that is measured.")
+    max_merged_kl: float | None = Field(
+        None,
+        gt=0,
+        description="Nats for each token that a merged model may diverge (KL) from its adapter and still be published."
+        " Default: five times what computing in bfloat16 makes of the adapter anyway, measured in the same run.",
+    )
+    max_awq_kl: float = Field(
+        0.2,
+        gt=0,
+        description="The same, of an AWQ model from what was quantized.",
+    )
     max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
     adapter_root: Annotated[list[str], NoDecode] = Field(
         default_factory=list,

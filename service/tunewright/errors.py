@@ -3,6 +3,7 @@
 TunewrightError
 ├── InvalidRequest         400  the request is wrong: says which parameter and what to do
 │   ├── UnsupportedFeature 400  right in OpenAI's API, not offered here
+│   ├── ExportUnsupported  400  the adapter or its base is of a kind that cannot be merged or combined
 │   └── InvalidAdapter     400  its files are faulty, do not fit the base, or cannot be served
 ├── AuthenticationFailed   401
 ├── NotFound               404
@@ -57,6 +58,10 @@ class InvalidRequest(TunewrightError):
 
 class UnsupportedFeature(InvalidRequest):
     code = "unsupported"
+
+
+class ExportUnsupported(InvalidRequest):
+    code = "export_unsupported"
 
 
 class InvalidAdapter(InvalidRequest):

@@ -118,7 +118,7 @@ def test_two_trainers_never_share_a_job(tmp_path: Path) -> None:
         wait_until(lambda: folder.events_file.exists(), 60, "the first one works")
         second = start(folder)
         assert second.wait(60) == 3
-        assert "another trainer has this job" in folder.log_file.read_text()
+        assert "another process has this job" in folder.log_file.read_text()
     finally:
         first.kill()
         first.wait()

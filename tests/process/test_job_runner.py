@@ -18,6 +18,7 @@ from tunewright.errors import StorageFull
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler import fine_tuning
 from tunewright.scheduler import jobs as scheduler_jobs
 from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
 from tunewright.store.records import Job
@@ -48,8 +49,6 @@ class Scheduler:
             base=lambda name: info,
             bases_here=lambda: [BASE],
             names=lambda: [BASE],
-            trusts=lambda name: False,
-            max_lora_rank=lambda name: settings.max_lora_rank,
         )
         self.runner = JobRunner(settings, store, data, engines, lifeline, ["cpu"])
 
@@ -125,9 +124,9 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with store.database.begin() as connection:
             scheduler_succeed(connection, job.id, model="ft:x", trained_tokens=result.trained_tokens)
 
-    from tunewright.store.jobs import succeed as scheduler_succeed
+    from tunewright.store.job_rows import succeed as scheduler_succeed
 
-    monkeypatch.setattr(scheduler_jobs, "publish_products", publish)
+    monkeypatch.setattr(fine_tuning, "publish_products", publish)
     return seen
 
 
@@ -265,7 +264,7 @@ def test_what_was_trained_waits_for_a_full_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer(SUCCEED)
-    publish, calls = scheduler_jobs.publish_products, []
+    publish, calls = fine_tuning.publish_products, []
 
     def full_at_first(*arguments: Any, **options: Any) -> None:
         calls.append(1)
@@ -273,7 +272,7 @@ def test_what_was_trained_waits_for_a_full_disk(
             raise OSError(28, "No space left on device")
         publish(*arguments, **options)
 
-    monkeypatch.setattr(scheduler_jobs, "publish_products", full_at_first)
+    monkeypatch.setattr(fine_tuning, "publish_products", full_at_first)
     monkeypatch.setattr(scheduler_jobs, "_PUBLISH_AGAIN_AFTER", 0.3)
     scheduler.until(lambda: scheduler.job(job.id).state is JobState.SUCCEEDED)
     assert len(calls) == 2

@@ -15,6 +15,7 @@ from ..types import Ready
 from .aliases import Aliases
 from .deployments import AsyncDeployments
 from .driver import AsyncDriver, AsyncStream
+from .exports import AsyncExports
 from .jobs import AsyncJobs
 from .pages import AsyncPager
 from .resources import Adapters, Chat, Completions, Files, Models
@@ -47,6 +48,7 @@ class AsyncTunewright:
     def _add_resources(self) -> None:
         self.files = Files(self)
         self.jobs = AsyncJobs(self)
+        self.exports = AsyncExports(self)
         self.adapters = Adapters(self)
         self.models = Models(self)
         self.aliases = Aliases(self)

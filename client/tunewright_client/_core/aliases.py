@@ -9,6 +9,7 @@ from ..types import Alias, AliasGuard, AliasShadow, AliasTarget
 from . import endpoints
 from .call import Context
 from .flow import Flow, fetch
+from .weighted import as_object, weighted
 
 Targets = str | Mapping[str, float] | Sequence[str | AliasTarget | Mapping[str, Any]]
 ShadowInput = str | AliasShadow | Mapping[str, Any]
@@ -23,14 +24,10 @@ def alias_body(
     wait: bool,
 ) -> dict[str, Any]:
     """The body that sets an alias."""
-    if isinstance(targets, str):
-        targets = [targets]
-    elif isinstance(targets, Mapping):
-        targets = [{"model": model, "weight": weight} for model, weight in targets.items()]
     body = {
-        "targets": [_object(target) for target in targets],
-        "shadow": None if shadow is None else _object(shadow),
-        "guard": None if guard is None else _object(guard),
+        "targets": weighted(targets),
+        "shadow": None if shadow is None else as_object(shadow),
+        "guard": None if guard is None else as_object(guard),
         "expected_version": expected_version,
         "wait": wait,
     }
@@ -53,11 +50,3 @@ def roll_back(
     if version is not None:
         body["version"] = version
     return (yield from fetch(context, endpoints.roll_back_alias(name, body, user)))
-
-
-def _object(value: str | AliasTarget | AliasShadow | AliasGuard | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"model": value}
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value.model_dump(exclude_unset=True)

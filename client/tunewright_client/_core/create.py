@@ -1,4 +1,4 @@
-"""The flow that starts a job, which may have to upload its files first."""
+"""The flow that starts a job of any kind, which may have to upload its files first."""
 
 from __future__ import annotations
 
@@ -7,43 +7,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..types import JobRecord, Tuning
+from pydantic import BaseModel
+
+from ..types import WorkRecord
 from . import endpoints
 from .call import Context
 from .flow import Flow, fetch
 
-J = TypeVar("J", bound=JobRecord)
+J = TypeVar("J", bound=WorkRecord)
 
 
 def create_job(
     context: Context,
+    path: str,
     make: endpoints.MakeJob[J],
     *,
-    model: str,
-    training_file: str | Path,
-    validation_file: str | Path | None,
-    tuning: Mapping[str, Any] | Tuning | None,
+    files: Mapping[str, str | Path | None],
     idempotency_key: str | None,
     **fields: Any,
 ) -> Flow[J]:
-    """Upload the files that are local (a Path; a str is a file's id), then start the job.
+    """Upload the `files` that are local (a Path; a str is a file's id), then start the job.
 
-    The uploads' keys follow from the job's: repeated with the same key, the whole is done once.
+    `files` and `fields` are the body's, by their names there; what is None is left out. The uploads' keys
+    follow from the job's: repeated with the same key, the whole is done once.
     """
     key = idempotency_key or str(uuid.uuid4())
-    ids: list[str | None] = []
-    for role, file in (("training", training_file), ("validation", validation_file)):
+    body = dict(fields)
+    for name, file in files.items():
         if isinstance(file, Path):
-            upload = endpoints.upload_file(file, "fine-tune", None, idempotency_key=f"{key}-{role}-file")
+            file_key = f"{key}-{name.replace('_', '-')}"
+            upload = endpoints.upload_file(file, "fine-tune", None, idempotency_key=file_key)
             file = (yield from fetch(context, upload)).id
-        ids.append(file)
-    call = endpoints.create_job(
-        make,
-        model=model,
-        training_file=ids[0] or "",
-        validation_file=ids[1],
-        tuning=tuning,
-        idempotency_key=key,
-        **fields,
-    )
-    return (yield from fetch(context, call))
+        body[name] = file
+    body = {name: _plain(value) for name, value in body.items() if value is not None}
+    return (yield from fetch(context, endpoints.create_job(path, make, body, key)))
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value

@@ -22,21 +22,21 @@ from ..types import (
     Deleted,
     File,
     JobEvent,
-    JobRecord,
     Model,
     Ready,
     ShadowAnswer,
-    Tuning,
+    WorkRecord,
 )
 from .call import Call
 from .pages import PageData, list_call
 from .upload import FileInput, Upload
 
 M = TypeVar("M", bound=BaseModel)
-J = TypeVar("J", bound=JobRecord)
+J = TypeVar("J", bound=WorkRecord)
 MakeJob = Callable[[Any], J]  # parses a job and ties it to the client it came from
 
 JOBS = "/fine_tuning/jobs"
+EXPORTS = "/exports"
 EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
 
 
@@ -82,65 +82,40 @@ def delete_file(file_id: str) -> Call[Deleted]:
     return Call("DELETE", path_of("files", file_id), _as(Deleted))
 
 
-# Jobs
+# Jobs of every kind, by the path of their collection
 
 
-def create_job(
-    make: MakeJob[J],
-    *,
-    model: str,
-    training_file: str,
-    validation_file: str | None,
-    tuning: Mapping[str, Any] | Tuning | None,
-    idempotency_key: str | None,
-    **fields: Any,
-) -> Call[J]:
-    """`fields` are sent as they are, without those that are None."""
-    if isinstance(tuning, Tuning):
-        tuning = tuning.model_dump(exclude_unset=True)
-    body = {
-        "model": model,
-        "training_file": training_file,
-        "validation_file": validation_file,
-        "tuning": tuning,
-        **fields,
-    }
-    body = {name: value for name, value in body.items() if value is not None}
-    return Call("POST", JOBS, _job(make), json=body, idempotency_key=idempotency_key)
+def create_job(path: str, make: MakeJob[J], body: Mapping[str, Any], idempotency_key: str | None) -> Call[J]:
+    return Call("POST", path, _job(make), json=body, idempotency_key=idempotency_key)
 
 
-def list_jobs(make: MakeJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
-    return list_call(JOBS, make, {"after": after, "limit": limit})
+def list_jobs(path: str, make: MakeJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
+    return list_call(path, make, {"after": after, "limit": limit})
 
 
-def retrieve_job(make: MakeJob[J], job_id: str) -> Call[J]:
-    return Call("GET", JOBS + path_of(job_id), _job(make))
+def retrieve_job(path: str, make: MakeJob[J], job_id: str) -> Call[J]:
+    return Call("GET", path + path_of(job_id), _job(make))
 
 
-def act_on_job(make: MakeJob[J], job_id: str, action: str) -> Call[J]:
+def act_on_job(path: str, make: MakeJob[J], job_id: str, action: str) -> Call[J]:
     """`action` is cancel, pause or resume."""
-    return Call("POST", f"{JOBS}{path_of(job_id)}/{action}", _job(make))
+    return Call("POST", f"{path}{path_of(job_id)}/{action}", _job(make))
 
 
-def list_events(job_id: str, after: str | None, limit: int | None) -> Call[PageData[JobEvent]]:
-    path = f"{JOBS}{path_of(job_id)}/events"
+def list_events(path: str, job_id: str, after: str | None, limit: int | None) -> Call[PageData[JobEvent]]:
+    path = f"{path}{path_of(job_id)}/events"
     return list_call(path, JobEvent.model_validate, {"after": after, "limit": limit})
 
 
-def stream_events(job_id: str, after: str | None) -> Call[None]:
+def stream_events(path: str, job_id: str, after: str | None) -> Call[None]:
     headers = {**EVENT_STREAM, "last-event-id": after} if after else EVENT_STREAM
-    path = f"{JOBS}{path_of(job_id)}/events"
+    path = f"{path}{path_of(job_id)}/events"
     params = {"stream": "true", "after": after}
     return Call("GET", path, lambda _: None, params=params, headers=headers, stream=True)
 
 
-def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[PageData[Checkpoint]]:
-    path = f"{JOBS}{path_of(job_id)}/checkpoints"
-    return list_call(path, Checkpoint.model_validate, {"after": after, "limit": limit})
-
-
-def job_logs(job_id: str, tail: int | None) -> Call[str]:
-    return text_of(f"{JOBS}{path_of(job_id)}/logs", {"tail": tail})
+def job_logs(path: str, job_id: str, tail: int | None) -> Call[str]:
+    return text_of(f"{path}{path_of(job_id)}/logs", {"tail": tail})
 
 
 def text_of(path: str, params: Mapping[str, int | None]) -> Call[str]:
@@ -152,6 +127,11 @@ def text_of(path: str, params: Mapping[str, int | None]) -> Call[str]:
         params=params,
         headers={"accept": "text/plain"},
     )
+
+
+def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[PageData[Checkpoint]]:
+    path = f"{JOBS}{path_of(job_id)}/checkpoints"
+    return list_call(path, Checkpoint.model_validate, {"after": after, "limit": limit})
 
 
 def _job(make: MakeJob[J]) -> Callable[[httpx.Response], J]:

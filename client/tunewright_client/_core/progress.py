@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from ..types import JobEvent, JobRecord
+from ..types import JobEvent, JobProgress, Metrics, WorkRecord
 
 LINE_SECONDS = 30.0  # between two lines where there is no terminal and the status stays the same
 BAR_WIDTH = 24
@@ -23,6 +23,7 @@ class ProgressState:
     status: str = ""
     step: int | None = None
     total_steps: int | None = None
+    phase: str | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
@@ -31,23 +32,24 @@ class ProgressState:
         """Learn from an event; events come oldest first."""
         if (metrics := event.metrics) is None:
             return
-        self._take(metrics.step, metrics.total_steps, metrics.train_loss, metrics.eta_seconds)
+        self._take(metrics)
         if metrics.tokens_per_second is not None:
             self.tokens_per_second = metrics.tokens_per_second
 
-    def take_job(self, job: JobRecord) -> None:
+    def take_job(self, job: WorkRecord) -> None:
         """Learn from a record, which is newer than the events read before it."""
         self.job_id, self.status = job.id, str(job.status)
         if (now := job.progress) is not None:
-            self._take(now.step, now.total_steps, now.train_loss, now.eta_seconds)
+            self._take(now)
         if job.is_final:
-            self.eta_seconds = None
+            self.phase = self.eta_seconds = None
 
-    def _take(self, step: int | None, total: int | None, loss: float | None, eta: float | None) -> None:
-        self.step = self.step if step is None else step
-        self.total_steps = self.total_steps if total is None else total
-        self.loss = self.loss if loss is None else loss
-        self.eta_seconds = self.eta_seconds if eta is None else eta
+    def _take(self, now: Metrics | JobProgress) -> None:
+        self.step = self.step if now.step is None else now.step
+        self.total_steps = self.total_steps if now.total_steps is None else now.total_steps
+        self.phase = self.phase if now.phase is None else now.phase
+        self.loss = self.loss if now.train_loss is None else now.train_loss
+        self.eta_seconds = self.eta_seconds if now.eta_seconds is None else now.eta_seconds
 
     @property
     def fraction(self) -> float | None:
@@ -57,12 +59,14 @@ class ProgressState:
         return min(max(self.step / self.total_steps, 0.0), 1.0)
 
     def parts(self) -> list[str]:
-        """Step, share, loss, speed and time left, as far as they are known."""
+        """Step, share, phase, loss, speed and time left, as far as they are known."""
         parts = []
         if self.step is not None and self.total_steps:
             parts.append(f"{self.step}/{self.total_steps}")
         if (fraction := self.fraction) is not None:
             parts.append(f"{fraction:.0%}")
+        if self.phase is not None:
+            parts.append(self.phase)
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         if self.tokens_per_second is not None:
@@ -96,7 +100,7 @@ class ProgressReporter:
         self._shown_at = 0.0
         self._bar_open = False
 
-    def update(self, job: JobRecord, events: Sequence[JobEvent]) -> None:
+    def update(self, job: WorkRecord, events: Sequence[JobEvent]) -> None:
         """Show a newer record of the job and the events that are new since the last one, oldest first."""
         for event in events:
             self._state.take_event(event)

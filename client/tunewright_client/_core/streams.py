@@ -67,8 +67,11 @@ def parse_event(data: str, kind: type[M], request_id: str | None = None) -> M:
         raise InvalidResponseError(f"an event of the stream cannot be read: {data[:200]!r}") from error
 
 
-def job_events(context: Context, job_id: str, after: str | None, reconnect_seconds: float) -> Flow[None]:
-    """A job's events, oldest first, until it is final; connects anew where a connection ends too early.
+def job_events(
+    context: Context, path: str, job_id: str, after: str | None, reconnect_seconds: float
+) -> Flow[None]:
+    """The events of a job of the collection at `path`, oldest first, until it is final; connects anew where a
+    connection ends too early.
 
     Without an event or a quiet, open connection for `reconnect_seconds`, raises the last failure. A failure
     that is not worth repeating (404, 401) is raised at once.
@@ -80,7 +83,7 @@ def job_events(context: Context, job_id: str, after: str | None, reconnect_secon
         failure: TunewrightError
         decoder = SSEDecoder()
         try:
-            yield from exchange(once, endpoints.stream_events(job_id, after))
+            yield from exchange(once, endpoints.stream_events(path, job_id, after))
             while (chunk := (yield from _next_or_quiet())) is not None:
                 for event in decoder.feed(chunk):
                     if event.data == DONE:

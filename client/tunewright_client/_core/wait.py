@@ -13,7 +13,7 @@ from .._errors import (
     TunewrightError,
     WaitTimeoutError,
 )
-from ..types import JobEvent, JobRecord, JobStatus, Ready
+from ..types import JobEvent, JobStatus, Ready, WorkRecord
 from . import endpoints
 from .call import Call, Context
 from .flow import Flow, Notify, Sleep, fetch
@@ -21,7 +21,7 @@ from .pages import PageData
 from .progress import ProgressReporter
 from .retry import backoff, is_outage, is_retryable
 
-J = TypeVar("J", bound=JobRecord)
+J = TypeVar("J", bound=WorkRecord)
 OnEvent = Callable[[JobEvent], Awaitable[None] | None]
 
 EVENTS_PER_PAGE = 100
@@ -31,7 +31,8 @@ LAST_REQUEST_SECONDS = 1.0  # the last look before a deadline gets at least so l
 class _EventTail:
     """Finds the events that are new since the last look, in a list that comes newest first."""
 
-    def __init__(self, job_id: str, whole: bool) -> None:
+    def __init__(self, path: str, job_id: str, whole: bool) -> None:
+        self._path = path
         self._job_id = job_id
         self._whole = whole  # every event from the job's first on, not only the newest page
         self._seen: set[str] = set()
@@ -39,7 +40,8 @@ class _EventTail:
     def read(self, context: Context) -> Flow[list[JobEvent]]:
         """The new events, oldest first. What it read is forgotten unless the whole of it could be read."""
         new: list[JobEvent] = []
-        call: Call[PageData[JobEvent]] | None = endpoints.list_events(self._job_id, None, EVENTS_PER_PAGE)
+        first = endpoints.list_events(self._path, self._job_id, None, EVENTS_PER_PAGE)
+        call: Call[PageData[JobEvent]] | None = first
         while call is not None:
             page = yield from fetch(context, call)
             unseen = [event for event in page.data if event.id not in self._seen]
@@ -51,7 +53,8 @@ class _EventTail:
 
 def job_end(
     context: Context,
-    call: Call[J],
+    path: str,
+    make: endpoints.MakeJob[J],
     job_id: str,
     *,
     timeout: float | None,
@@ -59,14 +62,16 @@ def job_end(
     on_event: OnEvent | None,
     reporter: ProgressReporter | None,
 ) -> Flow[J]:
-    """Look at a job (by `call`) every `poll_interval` seconds until it has ended; times are in seconds.
+    """Look at a job of the collection at `path` every `poll_interval` seconds until it has ended; times are
+    in seconds.
 
     A server that is away (refused or broken connections, 408, 429, 502, 503, 504) is waited for until the
     timeout, other 5xx for max_retries looks in a row; other errors are raised at once. A paused job is waited
     for too.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    tail = _EventTail(job_id, whole=on_event is not None)
+    call = endpoints.retrieve_job(path, make, job_id)
+    tail = _EventTail(path, job_id, whole=on_event is not None)
     watched = on_event is not None or reporter is not None
     job: J | None = None
     failures = 0

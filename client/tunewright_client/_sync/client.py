@@ -15,6 +15,7 @@ from ..types import Ready
 from .aliases import Aliases
 from .deployments import Deployments
 from .driver import Driver, Stream
+from .exports import Exports
 from .jobs import Jobs
 from .pages import Page
 from .resources import Adapters, Chat, Completions, Files, Models
@@ -52,6 +53,7 @@ class Tunewright:
     def _add_resources(self) -> None:
         self.files = Files(self)
         self.jobs = Jobs(self)
+        self.exports = Exports(self)
         self.adapters = Adapters(self)
         self.models = Models(self)
         self.aliases = Aliases(self)

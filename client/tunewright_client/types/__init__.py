@@ -2,6 +2,15 @@
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
 from .deployments import DeploymentRecord, HeldAdapter
+from .exports import (
+    CombineOptions,
+    ExportGate,
+    ExportQuality,
+    ExportQualityRow,
+    ExportRecord,
+    ExportReport,
+    WeightedModel,
+)
 from .generations import (
     ChatChoice,
     ChatCompletion,
@@ -22,6 +31,7 @@ from .jobs import (
     JobStatus,
     Metrics,
     Tuning,
+    WorkRecord,
 )
 from .resources import Adapter, Component, Deleted, File, Lineage, Model, Parity, Ready
 
@@ -38,12 +48,18 @@ __all__ = [
     "ChatMessage",
     "Checkpoint",
     "ChunkChoice",
+    "CombineOptions",
     "Completion",
     "CompletionChoice",
     "CompletionChunk",
     "Component",
     "Deleted",
     "DeploymentRecord",
+    "ExportGate",
+    "ExportQuality",
+    "ExportQualityRow",
+    "ExportRecord",
+    "ExportReport",
     "File",
     "HeldAdapter",
     "JobErrorInfo",
@@ -59,4 +75,6 @@ __all__ = [
     "ShadowAnswer",
     "Tuning",
     "Usage",
+    "WeightedModel",
+    "WorkRecord",
 ]

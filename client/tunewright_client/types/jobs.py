@@ -1,4 +1,4 @@
-"""Fine-tuning jobs, their events and checkpoints, as the server sends them. Times are Unix seconds."""
+"""Jobs, their events and checkpoints, as the server sends them. Times are Unix seconds."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -15,8 +15,8 @@ class JobStatus(StrEnum):
 
     VALIDATING_FILES = "validating_files"  # its files are being checked
     QUEUED = "queued"  # waits for a device
-    RUNNING = "running"  # is training
-    PAUSING = "pausing"  # was asked to pause; writes a checkpoint
+    RUNNING = "running"  # is at work
+    PAUSING = "pausing"  # was asked to pause; saves what is done
     PAUSED = "paused"  # stands still until resumed
     SUCCEEDED = "succeeded"  # final: has a model
     FAILED = "failed"  # final: has an error
@@ -56,11 +56,13 @@ class Tuning(Wire):
 
 
 class JobProgress(Wire):
-    """How far a running job is."""
+    """How far a running job is. `train_loss` is a fine-tuning job's; `phase` (combine, merge, quantize or
+    measure) an export's."""
 
     step: int | None = None
     total_steps: int | None = None
     train_loss: float | None = None
+    phase: str | None = None
     eta_seconds: float | None = None
 
 
@@ -73,10 +75,12 @@ class JobErrorInfo(Wire):
 
 
 class Metrics(Wire):
-    """What was measured at a step. Losses are in nats a token, accuracies shares, memory in bytes."""
+    """What was measured at a step. Losses are in nats a token, accuracies shares, memory in bytes; `phase` is
+    an export's."""
 
     step: int | None = None
     total_steps: int | None = None
+    phase: str | None = None
     train_loss: float | None = None
     train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
@@ -88,36 +92,51 @@ class Metrics(Wire):
     eta_seconds: float | None = None
 
 
-class JobRecord(Wire):
-    """A fine-tuning job as it was when it was read. The clients return it as `Job` or `AsyncJob`."""
+class WorkRecord(Wire):
+    """What a job of any kind has."""
 
     id: str
-    object: str = "fine_tuning.job"
     created_at: int = 0
     finished_at: int | None = None
     model: str = ""
-    fine_tuned_model: str | None = None
-    organization_id: str | None = None
     status: Annotated[JobStatus | str, Field(union_mode="left_to_right")]
-    hyperparameters: dict[str, Any] | None = None
-    method: dict[str, Any] | None = None
-    tuning: Tuning | None = None
     progress: JobProgress | None = None
-    training_file: str | None = None
-    validation_file: str | None = None
-    result_files: list[str] = Field(default_factory=list)
-    trained_tokens: int | None = None
     error: JobErrorInfo | None = None
     seed: int | None = None
     suffix: str | None = None
     metadata: dict[str, Any] | None = None
     estimated_finish: int | None = None
-    integrations: list[Any] | None = None
 
     @property
     def is_final(self) -> bool:
         """Whether the job has ended: succeeded, failed or cancelled."""
         return isinstance(self.status, JobStatus) and self.status.is_final
+
+    @property
+    def product(self) -> str | None:
+        """The model that it made, once there is one."""
+        raise NotImplementedError
+
+
+class JobRecord(WorkRecord):
+    """A fine-tuning job as it was when it was read. The clients return it as `Job` or `AsyncJob`."""
+
+    object: str = "fine_tuning.job"
+    fine_tuned_model: str | None = None
+    organization_id: str | None = None
+    hyperparameters: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    tuning: Tuning | None = None
+    training_file: str | None = None
+    validation_file: str | None = None
+    result_files: list[str] = Field(default_factory=list)
+    trained_tokens: int | None = None
+    integrations: list[Any] | None = None
+
+    @property
+    def product(self) -> str | None:
+        """`fine_tuned_model`."""
+        return self.fine_tuned_model
 
 
 class JobEvent(Wire):

@@ -41,7 +41,8 @@ class Lineage(Wire):
     """What an adapter was made from; None where it does not apply or is not known.
 
     `origin` and `revision` say where one that was not trained by the service came from; `metrics` are the
-    last losses of its training.
+    last losses of its training. `models` are those that went into one that an export made: model, sha256
+    and weight of each.
     """
 
     base_fingerprint: str | None = None
@@ -55,6 +56,7 @@ class Lineage(Wire):
     origin: str | None = None
     revision: str | None = None
     created_by: str | None = None
+    models: list[dict[str, Any]] | None = None
 
 
 class Parity(Wire):
@@ -88,8 +90,8 @@ class Adapter(Wire):
     """A LoRA adapter and where it stands.
 
     `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
-    failed, checking, quarantined); `error` says why it failed. `bytes` is its size and `sha256` the hash of
-    its content. `source` is where it came from: job, upload, folder or hub.
+    failed, checking, quarantined, merge_only); `error` says why it failed. `bytes` is its size and `sha256`
+    the hash of its content. `source` is where it came from: job, upload, folder, hub or export.
     """
 
     id: str

@@ -15,7 +15,7 @@ from tunewright.api.context import ServiceContext
 from tunewright.api.gateway import Gateway
 from tunewright.api.generation import GenerationSpec
 from tunewright.api.middleware import Gatekeeper
-from tunewright.api.routes import adapters, aliases, deployments, files, health, jobs, models
+from tunewright.api.routes import adapters, aliases, deployments, exports, files, health, jobs, models
 from tunewright.api.routing import Router
 from tunewright.config import Settings, parse_size
 from tunewright.engine.devices import find_devices
@@ -53,7 +53,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     _remove_litserves_own(app)
     app.router.redirect_slashes = False  # to the Host that a request claims
     app.user_middleware.clear()  # its gzip would hold back streams
-    for routes in (health, files, jobs, models, adapters, aliases, deployments):
+    for routes in (health, files, jobs, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
     upload = parse_size(settings.max_upload) + _FORM_OVERHEAD
     app.add_middleware(

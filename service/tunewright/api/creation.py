@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
+from typing import Any
 
 from tunewright.api.context import ServiceContext
 from tunewright.api.deploying import trainable_deployments
+from tunewright.api.schemas.common import Body
 from tunewright.api.schemas.jobs import CreateJob, Hyperparameters, Method, Supervised, Tuning
 from tunewright.data.templates import check_template
 from tunewright.errors import InvalidRequest, NotFound, TooManyRequests, UnsupportedFeature
@@ -21,11 +24,22 @@ _QUEUE_MOVES = 30.0
 
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
     """Raises InvalidRequest, NotFound or TooManyRequests, or gives the job that the same key made before."""
-    fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    return create_once(context, body, idempotency_key, lambda: _checked(context, body))
+
+
+def create_once(
+    context: ServiceContext, body: Body, idempotency_key: str | None, check: Callable[[], dict[str, Any]]
+) -> Job:
+    """The job that this request made before, or one with the values that `check` gives.
+
+    Raises what `check` does, and InvalidRequest, NotFound or TooManyRequests.
+    """
+    asked = f"{type(body).__name__}{body.model_dump_json()}"
+    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
     jobs = context.store.jobs
     earlier = jobs.earlier(idempotency_key, fingerprint, _TWIN_SECONDS)
     if earlier is None:
-        values = _checked(context, body)
+        values = check()
         _check_queue(context)
         values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
         earlier = jobs.create(values, twin_seconds=_TWIN_SECONDS)
@@ -48,10 +62,10 @@ def _check_queue(context: ServiceContext) -> None:
         )
 
 
-def _checked(context: ServiceContext, body: CreateJob) -> dict[str, object]:
+def _checked(context: ServiceContext, body: CreateJob) -> dict[str, Any]:
     for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
         if id is not None:
-            _check_file(context, param, id)
+            check_training_file(context, param, id)
     if body.chat_template is not None and (why := check_template(body.chat_template)):
         raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
     tuning = body.tuning or Tuning()
@@ -93,7 +107,8 @@ def _method(body: CreateJob) -> Method:
     return method
 
 
-def _check_file(context: ServiceContext, param: str, id: str) -> None:
+def check_training_file(context: ServiceContext, param: str, id: str) -> None:
+    """Raises InvalidRequest where it is not there, or for another purpose."""
     record = context.store.files.get(id)
     if record is None:
         raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)
@@ -173,7 +188,7 @@ def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
             key
             for key in ("rank", "alpha", "dropout", "target_modules")
             if getattr(tuning, key) not in ("auto", None)
-        ] + ["use_rslora"] * tuning.use_rslora
+        ] + [key for key in ("use_rslora", "use_dora") if getattr(tuning, key)]
         if given:
             raise InvalidRequest(
                 f"tuning.{given[0]} is for adapters; type full trains all weights.",
@@ -213,6 +228,7 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
         "target_modules": parent.target_modules,
         "dropout": config["lora_dropout"],
         "use_rslora": config.get("use_rslora", False),
+        "use_dora": config.get("use_dora", False),
     }
     for key in tuning.model_fields_set & fixed.keys():
         asked, value = getattr(tuning, key), fixed[key]

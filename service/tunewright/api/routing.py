@@ -172,7 +172,7 @@ class Router:
         if model is not None and model.kind == "full" and engine is None:
             raise not_deployed(name)
         if model is not None:
-            refuse_quarantined(model)
+            refuse_unservable(model)
         if engine is None:
             raise InvalidRequest(f"The base of {name} is not among those served here.", param="model")
         if engine.state is EngineState.DRAINING:
@@ -214,8 +214,15 @@ def not_deployed(name: str) -> InvalidRequest:
     )
 
 
-def refuse_quarantined(model: TunedModel) -> None:
-    """Raises InvalidRequest where it failed its check."""
+def refuse_unservable(model: TunedModel) -> None:
+    """Raises InvalidRequest where it failed its check, or is of a kind that the engine does not serve."""
+    if model.state is ModelState.MERGE_ONLY:
+        raise InvalidRequest(
+            f"{model.name} is an adapter that vLLM does not serve (DoRA, or whole modules beside the LoRA weights): "
+            "merge it into its base with POST /v1/exports, and deploy the result.",
+            param="model",
+            code="model_merge_only",
+        )
     if model.state is ModelState.QUARANTINED:
         raise InvalidRequest(
             f"{model.name} is quarantined: it was not seen to do in the engine what it was trained to do. "

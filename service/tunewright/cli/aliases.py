@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 
-from tunewright.cli.options import Commands, P, R, Remote, examples, limit_option, on_service
+from tunewright.cli.options import Commands, P, R, Remote, Weighted, examples, limit_option, on_service
 from tunewright.cli.output import page_size, when
 from tunewright_client import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
 
@@ -34,23 +33,6 @@ def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
     )(function)
 
 
-class _Weighted(click.ParamType[tuple[str, float]]):
-    """MODEL or MODEL=NUMBER, as (model, number)."""
-
-    name = "model"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, float]:
-        model, equals, number = value.rpartition("=")
-        if not equals:
-            return value, 1.0
-        try:
-            return model, float(number)
-        except ValueError:
-            self.fail(f"{value!r}: what comes after = must be a number", param, ctx)
-
-
 @aliases.command(
     name="set",
     epilog=examples(
@@ -60,11 +42,11 @@ class _Weighted(click.ParamType[tuple[str, float]]):
     ),
 )
 @click.argument("name", metavar="ALIAS")
-@click.argument("targets", metavar="MODEL[=WEIGHT]...", nargs=-1, required=True, type=_Weighted())
+@click.argument("targets", metavar="MODEL[=WEIGHT]...", nargs=-1, required=True, type=Weighted())
 @click.option(
     "--shadow",
     metavar="MODEL[=SHARE]",
-    type=_Weighted(),
+    type=Weighted(),
     help="A model that gets copies of the requests, or of a share of them (0 to 1); its answers are recorded.",
 )
 @click.option(

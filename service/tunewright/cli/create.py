@@ -1,4 +1,4 @@
-"""`tunewright jobs create`."""
+"""`tunewright jobs create`, and the types of options that what creates jobs has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from tunewright.cli.options import Remote, examples, on_service
-from tunewright.cli.watch import watch_to_the_end
+from tunewright.cli.watch import tell_created
+from tunewright.cli.work import JOBS
 
 
 class LocalOrUploaded(click.ParamType[Any]):
@@ -67,6 +68,10 @@ FILE = LocalOrUploaded()
     "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="For example 2e-4.  [default: chosen]"
 )
 @click.option("--rank", type=click.IntRange(1), help="Of the adapter.  [default: chosen by the rows]")
+@click.option(
+    "--use-dora", is_flag=True,
+    help="Train magnitudes beside the adapter (DoRA). vLLM serves no DoRA: the result is merged to be served.",
+)  # fmt: skip
 @click.option("--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed, files and settings give the same run.")
 @click.option("--metadata", type=KeyValue(), multiple=True, help="Kept with the job; may be repeated.")
@@ -87,6 +92,7 @@ def create(
     batch_size: int | None,
     learning_rate: float | None,
     rank: int | None,
+    use_dora: bool,
     suffix: str | None,
     seed: int | None,
     metadata: tuple[tuple[str, str], ...],
@@ -103,6 +109,7 @@ def create(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "rank": rank,
+        "use_dora": use_dora or None,
     }
     job = remote.client.jobs.create(
         model,
@@ -114,14 +121,4 @@ def create(
         metadata=dict(metadata) or None,
         chat_template=chat_template_file.read_text(encoding="utf-8") if chat_template_file else None,
     )
-    if not watch:
-        if remote.out.as_json:
-            remote.out.json(job)
-        else:
-            remote.out.line(job.id)
-        return 0
-    if remote.out.as_json:
-        remote.out.json(job)
-    else:
-        remote.out.note(job.id)
-    return watch_to_the_end(remote, job.id)
+    return tell_created(remote, JOBS, job, watch)

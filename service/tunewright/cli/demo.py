@@ -139,7 +139,7 @@ def _train(
             losses.take(event)
             view(event)
 
-        return watch_job(client, job.id, take, service.check)
+        return watch_job(client.jobs.wait, job.id, take, service.check)
 
 
 def _wait_loaded(client: Tunewright, service: DemoService, model: str, spinner: Status) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
@@ -26,6 +26,23 @@ class Remote:
 
     client: Tunewright
     out: Output
+
+
+class Weighted(click.ParamType[tuple[str, float]]):
+    """MODEL or MODEL=NUMBER, as (model, number); without a number, 1."""
+
+    name = "model"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        model, equals, number = value.rpartition("=")
+        if not equals:
+            return value, 1.0
+        try:
+            return model, float(number)
+        except ValueError:
+            self.fail(f"{value!r}: what comes after = must be a number", param, ctx)
 
 
 class Commands(click.Group):

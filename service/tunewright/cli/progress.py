@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -13,7 +13,9 @@ from rich.table import Column
 from rich.text import Text
 
 from tunewright.cli.output import Output, duration, plain
-from tunewright_client import Job, JobEvent, Metrics, Tunewright, WaitTimeoutError
+from tunewright_client import JobEvent, Metrics, WaitTimeoutError
+
+R = TypeVar("R")
 
 POLL_SECONDS = 0.5
 CHECK_SECONDS = 3.0
@@ -34,12 +36,13 @@ class View(Protocol):
 
 
 def watch_job(
-    client: Tunewright,
+    wait: Callable[..., R],
     job_id: str,
     on_event: Callable[[JobEvent], None],
     check: Callable[[], None] | None = None,
-) -> Job:
-    """Wait until a job has succeeded; `on_event` gets each event once.
+) -> R:
+    """Wait until a job has succeeded, by the `wait` of its kind (`client.jobs.wait`, say); `on_event` gets each event
+    once.
 
     A server that is away is waited for, for ever: `check` may be given to raise when there is no hope, and is
     called every few seconds. Raises JobFailedError, JobCancelledError, NotFoundError, and what `check` does.
@@ -53,7 +56,7 @@ def watch_job(
 
     while True:
         try:
-            return client.jobs.wait(
+            return wait(
                 job_id,
                 timeout=CHECK_SECONDS if check else None,
                 poll_interval=POLL_SECONDS,
@@ -107,7 +110,7 @@ class LineView(_Plain):
             if not matters and now - self._shown_at < LINE_SECONDS:
                 return
             self._shown_at = now
-            line = "  ".join(part for part in (_steps(metrics), _numbers(metrics, None)) if part)
+            line = "  ".join(p for p in (_steps(metrics), metrics.phase, _numbers(metrics, None)) if p)
         else:
             line = event.message if event.level == "info" else f"{event.level}: {event.message}"
         self._console.print(plain(line), soft_wrap=True)
@@ -142,7 +145,7 @@ class BarView:
         numbers = "  ".join(p for p in (_steps(metrics), _numbers(metrics, self._valid_loss)) if p)
         self._progress.update(
             self._task,
-            description="training",
+            description=plain(metrics.phase or "training"),
             completed=metrics.step or 0,
             total=metrics.total_steps,
             numbers=numbers,

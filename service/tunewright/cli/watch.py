@@ -1,4 +1,4 @@
-"""`tunewright jobs watch`, and watching a job that was just created."""
+"""Watching a job of any kind to its end: `tunewright jobs watch`, and what was just created."""
 
 from __future__ import annotations
 
@@ -6,35 +6,48 @@ import click
 
 from tunewright.cli.options import INTERRUPTED, Remote, examples, on_service
 from tunewright.cli.progress import view_for, watch_job
-from tunewright_client import JobError
+from tunewright.cli.work import Kind
+from tunewright_client import Export, Job, JobError
 
 
-@click.command(
-    epilog=examples(
-        "tunewright jobs watch ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-        "MODEL=$(tunewright jobs watch ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d) && tunewright chat $MODEL Hello",
+def watch_command(kind: Kind, then: str) -> click.Command:
+    """`watch`; `then` is an example of what to do with $MODEL afterwards."""
+
+    @click.command(
+        name="watch",
+        help=f"Show the {kind.noun}'s progress until it has ended, then print the model's name.\n\n"
+        f"The exit code is 0 when the {kind.noun} has succeeded, else 1. Ctrl-C ends the watching, not the "
+        f"{kind.noun}. With --json: its events, one a line, then the {kind.noun}.",
+        epilog=examples(kind.example_of("watch"), f"MODEL=$({kind.example_of('watch')}) && {then}"),
     )
-)
-@click.argument("job_id")
-@on_service
-def watch(remote: Remote, job_id: str) -> int:
-    """Show a job's progress until it has ended, then print the model's name.
+    @click.argument("job_id", metavar=kind.metavar)
+    @on_service
+    def watch(remote: Remote, job_id: str) -> int:
+        return watch_to_the_end(remote, kind, job_id)
 
-    The exit code is 0 when the job has succeeded, else 1. Ctrl-C ends the watching, not the job. With --json:
-    its events, one a line, then the job.
-    """
-    return watch_to_the_end(remote, job_id)
+    return watch
 
 
-def watch_to_the_end(remote: Remote, job_id: str) -> int:
+def tell_created(remote: Remote, kind: Kind, job: Job | Export, watch: bool) -> int:
+    """Print what was created, and watch it if that was asked for; returns the exit code."""
+    if remote.out.as_json:
+        remote.out.json(job)
+    elif watch:
+        remote.out.note(job.id)
+    else:
+        remote.out.line(job.id)
+    return watch_to_the_end(remote, kind, job.id) if watch else 0
+
+
+def watch_to_the_end(remote: Remote, kind: Kind, job_id: str) -> int:
     """Raises JobError where the job does not succeed; returns the exit code."""
     try:
         with view_for(remote.out) as view:
-            job = watch_job(remote.client, job_id, view)
+            job = watch_job(kind.of(remote.client).wait, job_id, view)
     except KeyboardInterrupt:
         remote.out.note(
-            f"\n{job_id} goes on without us. See it again: tunewright jobs watch {job_id}. "
-            f"Stop it: tunewright jobs cancel {job_id}."
+            f"\n{job_id} goes on without us. See it again: tunewright {kind.group} watch {job_id}. "
+            f"Stop it: tunewright {kind.group} cancel {job_id}."
         )
         return INTERRUPTED
     except JobError as error:
@@ -44,5 +57,5 @@ def watch_to_the_end(remote: Remote, job_id: str) -> int:
     if remote.out.as_json:
         remote.out.json(job)
     else:
-        remote.out.line(job.fine_tuned_model or job.id)
+        remote.out.line(job.product or job.id)
     return 0

@@ -95,9 +95,14 @@ class ReferenceBase:
     def _loaded(self) -> PreTrainedModel:
         """Packed weights as the numbers that they stand for, which is what the engine multiplies with."""
         if _is_awq(Path(self.spec.path)):
-            from tunewright.evaluate.awq_weights import load_dequantized  # type: ignore[import-untyped, unused-ignore]
+            from tunewright.evaluate.awq_weights import load_dequantized
 
-            return load_dequantized(Path(self.spec.path), self._dtype, self._device)
+            return load_dequantized(
+                Path(self.spec.path),
+                dtype=self._dtype,
+                device=self._device,
+                trust_remote_code=self.spec.trust_remote_code,
+            )
         return AutoModelForCausalLM.from_pretrained(
             self.spec.path,
             dtype=self._dtype,

@@ -43,6 +43,7 @@ class Resolved:
     dropout: float | None
     target_modules: str | list[str] | None
     use_rslora: bool
+    use_dora: bool
     quantization: str | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def resolve(
         dropout=float(given(tuning, "dropout", 0.0)) if adapter else None,
         target_modules=given(tuning, "target_modules", "all-linear") if adapter else None,
         use_rslora=bool(given(tuning, "use_rslora", False)) if adapter else False,
+        use_dora=bool(given(tuning, "use_dora", False)) if adapter else False,
         quantization="nf4" if method == "qlora" else None,
     )
 

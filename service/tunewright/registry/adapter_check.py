@@ -38,7 +38,7 @@ _PICKLES = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04")
 
 
 @dataclass(frozen=True)
-class _Pair:
+class LoraPair:
     """The tensors of one module: [rank, in] and [out, rank]; for an embedding [rank, vocabulary] and [width, rank]."""
 
     module: str
@@ -88,14 +88,14 @@ class CheckedAdapter:
 def check_adapter(config: bytes, weights: BinaryIO, base: BaseModules, max_rank: int) -> CheckedAdapter:
     """Everything but the numbers themselves, which `CheckedAdapter.write` looks at. Raises InvalidAdapter."""
     parsed = parse_adapter_config(config)
-    tensors = _read(weights)
-    pairs = _pairs(tensors, base)
+    tensors = read_weights(weights)
+    pairs = lora_pairs(tensors, base)
     for pair in pairs:
-        _check_rank(pair, parsed, max_rank)
+        check_rank(pair, parsed, max_rank)
         _check_scaling(pair, parsed)
         _check_fit(pair, base)
     modules = sorted(pair.module for pair in pairs)
-    _check_complete(modules, parsed, base)
+    check_complete(modules, parsed, base)
     if parsed.base_hint is None or parsed.base_hint.startswith(("/", ".", "~")):
         parsed = replace(parsed, base_hint=base.name)  # a path where it was trained tells nobody anything
     return CheckedAdapter(parsed, tensors, modules)
@@ -112,7 +112,7 @@ def check_numbers(path: Path) -> None:
             raise _faulty(error) from error
 
 
-def _read(weights: BinaryIO) -> list[Tensor]:
+def read_weights(weights: BinaryIO) -> list[Tensor]:
     try:
         return read_tensors(weights)
     except BadTensors as error:
@@ -135,7 +135,7 @@ def _faulty(error: BadTensors) -> InvalidAdapter:
     return InvalidAdapter(f"{WEIGHTS_FILE} cannot be used: {error}.")
 
 
-def _pairs(tensors: Iterable[Tensor], base: BaseModules) -> list[_Pair]:
+def lora_pairs(tensors: Iterable[Tensor], base: BaseModules) -> list[LoraPair]:
     found: dict[tuple[str, bool], dict[str, Tensor]] = {}
     for tensor in tensors:
         if untrained := _UNTRAINED.fullmatch(tensor.name):
@@ -157,12 +157,12 @@ def _pairs(tensors: Iterable[Tensor], base: BaseModules) -> list[_Pair]:
     return [_pair(module, parts, is_embedding) for (module, is_embedding), parts in found.items()]
 
 
-def _pair(module: str, parts: dict[str, Tensor], is_embedding: bool) -> _Pair:
+def _pair(module: str, parts: dict[str, Tensor], is_embedding: bool) -> LoraPair:
     if len(parts) != 2:
         (there,) = parts
         missing = {"A": "B", "B": "A"}[there]
         raise InvalidAdapter(f"{module} has lora_{there} but no lora_{missing}: the adapter is incomplete.")
-    pair = _Pair(module, parts["A"], parts["B"], is_embedding)
+    pair = LoraPair(module, parts["A"], parts["B"], is_embedding)
     if pair.a.shape[0] != pair.b.shape[1]:
         raise InvalidAdapter(
             f"{module} has lora_A of rank {pair.a.shape[0]} {list(pair.a.shape)} and lora_B of rank "
@@ -205,7 +205,7 @@ def _check_untrained(tensor: Tensor, module: str, base: BaseModules) -> None:
         )
 
 
-def _check_rank(pair: _Pair, config: AdapterConfig, max_rank: int) -> None:
+def check_rank(pair: LoraPair, config: AdapterConfig, max_rank: int) -> None:
     wanted = config.rank_of(pair.module)
     if pair.rank != wanted:
         raise InvalidAdapter(
@@ -220,7 +220,7 @@ def _check_rank(pair: _Pair, config: AdapterConfig, max_rank: int) -> None:
         )
 
 
-def _check_scaling(pair: _Pair, config: AdapterConfig) -> None:
+def _check_scaling(pair: LoraPair, config: AdapterConfig) -> None:
     """Versions of vLLM that read no patterns scale every module alike."""
     scaling = config.scaling_of(pair.module)
     if abs(scaling - config.scaling) > 1e-6 * config.scaling:
@@ -233,7 +233,7 @@ def _check_scaling(pair: _Pair, config: AdapterConfig) -> None:
         )
 
 
-def _check_fit(pair: _Pair, base: BaseModules) -> None:
+def _check_fit(pair: LoraPair, base: BaseModules) -> None:
     shapes = base.shapes_of(pair.module)
     if shapes is None:
         raise InvalidAdapter(
@@ -248,7 +248,7 @@ def _check_fit(pair: _Pair, base: BaseModules) -> None:
         )
 
 
-def _check_complete(modules: list[str], config: AdapterConfig, base: BaseModules) -> None:
+def check_complete(modules: list[str], config: AdapterConfig, base: BaseModules) -> None:
     """All modules that the config names are there, in the layers from the first to the last that it has."""
     if config.targets is None:
         return

@@ -19,22 +19,37 @@ T = TypeVar("T")
 
 LARGEST_CONFIG = 2**20
 """Bytes."""
-_OFF: dict[str, str] = {
+_MERGED: dict[str, str] = {
     "use_dora": "vLLM serves no DoRA",
     "modules_to_save": "vLLM serves no modules beside the LoRA weights",
     "lora_bias": "vLLM serves no LoRA bias",
     "trainable_token_indices": "vLLM serves no trained tokens",
-    "target_parameters": "adapters on parameters (of experts, say) cannot be checked against the base",
-    "alora_invocation_tokens": "vLLM serves no activated LoRA",
-    "layer_replication": "vLLM repeats no layers",
-    "use_qalora": "vLLM serves no QALoRA",
-    "use_bdlora": "vLLM serves no block-diagonal LoRA",
-    "arrow_config": "vLLM does no Arrow routing",
-    "kasa_config": "vLLM serves no KaSA",
-    "monteclora_config": "vLLM serves no Monteclora",
-    "megatron_config": "vLLM serves no adapters on Megatron's layers",
 }
-"""Fields that must be off, and why."""
+"""Fields that must be off to serve the adapter by itself, and why. Merged into its base it can be served."""
+_OFF: dict[str, tuple[str, str]] = {
+    "target_parameters": (
+        "adapters on parameters (of experts, say) cannot be checked against the base",
+        "adapters on parameters (of experts, say) cannot be checked against the base",
+    ),
+    "alora_invocation_tokens": (
+        "vLLM serves no activated LoRA",
+        "an activated LoRA works from a token on, which no weight does",
+    ),
+    "layer_replication": ("vLLM repeats no layers", "it makes a model with more layers than its base"),
+    "use_qalora": ("vLLM serves no QALoRA", "QALoRA adapts pooled inputs of quantized layers"),
+    "use_bdlora": ("vLLM serves no block-diagonal LoRA", "block-diagonal LoRA is not merged here"),
+    "arrow_config": (
+        "vLLM does no Arrow routing",
+        "Arrow picks adapters for each token, which no weight does",
+    ),
+    "kasa_config": ("vLLM serves no KaSA", "KaSA changed the base's own weights"),
+    "monteclora_config": ("vLLM serves no Monteclora", "Monteclora samples its weights"),
+    "megatron_config": (
+        "vLLM serves no adapters on Megatron's layers",
+        "adapters on Megatron's layers are spread over devices",
+    ),
+}
+"""Fields that must be off; why vLLM does not serve them, and why they are not merged."""
 _MERGE = "merge the adapter into its base (peft's `merge_and_unload`), or train one without it"
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Ways to initialize that change the adapter's own weights only, as in vLLM."""
@@ -104,13 +119,37 @@ class AdapterConfig:
 
 def parse_adapter_config(text: bytes) -> AdapterConfig:
     """Raises InvalidAdapter, naming the field, for what is faulty or cannot be served."""
+    config = read_config(text)
+    check_kind(config)
+    if (only_merged := needs_merging(config)) is not None:
+        name, why = only_merged
+        raise _refused(name, why, _MERGE)
+    return config_fields(config)
+
+
+def read_config(text: bytes) -> dict[str, Any]:
+    """The file's JSON object. Raises InvalidAdapter."""
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"adapter_config.json is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
         raise InvalidAdapter("adapter_config.json is no JSON object.")
-    _check_kind(config)
+    return config
+
+
+def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
+    """The first field for which vLLM cannot serve the adapter though it can be merged, and why; else None."""
+    for name, why in _MERGED.items():
+        if config.get(name):
+            return name, f"{_shown(config[name])}: {why}"
+    if config.get("bias", "none") != "none":
+        return "bias", f"{config['bias']!r}: vLLM serves no trained biases"
+    return None
+
+
+def config_fields(config: dict[str, Any]) -> AdapterConfig:
+    """What `AdapterConfig` has of it. Raises InvalidAdapter for faulty values."""
     targets = config.get("target_modules")
     parted = any(config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
     parted = parted or config.get("layers_to_transform") == 0
@@ -132,18 +171,23 @@ def parse_adapter_config(text: bytes) -> AdapterConfig:
     )
 
 
-def _check_kind(config: dict[str, Any]) -> None:
+def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
+    """A LoRA adapter of a kind that is known, to serve it or to merge it. Raises InvalidAdapter, naming the field."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise _refused("peft_type", f"{kind!r}: only LORA adapters are served", "train one with LoRA")
+        taken = "merged" if for_merging else "served"
+        raise _refused("peft_type", f"{kind!r}: only LORA adapters are {taken}", "train one with LoRA")
     task = config.get("task_type")
     if task not in ("CAUSAL_LM", None):
-        raise _refused("task_type", f"{task!r}, not CAUSAL_LM", "only adapters that generate text are served")
-    for name, why in _OFF.items():
+        raise _refused(
+            "task_type", f"{task!r}, not CAUSAL_LM", "only adapters that generate text are supported"
+        )
+    for name, (not_served, not_merged) in _OFF.items():
         if config.get(name):
-            raise _refused(name, f"{_shown(config[name])}: {why}", _MERGE)
-    if config.get("bias", "none") != "none":
-        raise _refused("bias", f"{config['bias']!r}: vLLM serves no trained biases", _MERGE)
+            advice = "train one without it" if for_merging else _MERGE
+            raise _refused(
+                name, f"{_shown(config[name])}: {not_merged if for_merging else not_served}", advice
+            )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
         raise _refused(

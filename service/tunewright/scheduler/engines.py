@@ -22,7 +22,7 @@ from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.reports import exit_words
-from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of
+from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of, trusts
 from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -58,7 +58,7 @@ class EngineKeeper:
         options = options_of_bases(settings, devices)
         store.engines.declare(list(options))
         for base in settings.bases:
-            trusted = base.name in settings.trust_remote_code
+            trusted = trusts(settings, store, base.name)
             self._add(Served(base.name, options[base.name], Source(base, trusted)))
         self._sync()
 
@@ -74,16 +74,6 @@ class EngineKeeper:
     def bases_here(self) -> list[str]:
         """Names of the bases and deployed models that can be trained on now."""
         return [name for name, served in self._served.items() if served.info is not None]
-
-    def trusts(self, name: str) -> bool:
-        """Whether the model's own Python code may run."""
-        served = self._served.get(name)
-        return served is not None and served.source is not None and served.source.trust_remote_code
-
-    def max_lora_rank(self, name: str) -> int:
-        """That the engine serves."""
-        served = self._served.get(name)
-        return served.options.max_lora_rank if served else self._settings.max_lora_rank
 
     def tick(self) -> None:
         self._sync()

@@ -12,27 +12,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sqlalchemy.exc import DatabaseError
 
 from tunewright.config import Settings, child_environment
-from tunewright.data.formats import DataFormat, InvalidData, check_file
 from tunewright.errors import InvalidAdapter, StorageFull
-from tunewright.plan.defaults import resolve
-from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.engines import EngineKeeper
-from tunewright.scheduler.publishing import publish_products
+from tunewright.scheduler.exports import Exports
+from tunewright.scheduler.fine_tuning import FineTuning
 from tunewright.scheduler.reports import exit_words, hint, last_line, take_in_events
+from tunewright.scheduler.work import JobRefused, Work
 from tunewright.store.records import Job
-from tunewright.store.states import JobState
+from tunewright.store.states import JobKind, JobState
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
-from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder, JobSpec
+from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 
 log = logging.getLogger("tunewright.scheduler")
 
 MAX_ATTEMPTS = 3
-"""Starts of a trainer that end before our eyes without a new step in between, after which the job fails."""
+"""Starts of a process that end before our eyes without a new step in between, after which the job fails."""
 _PUBLISH_AGAIN_AFTER = _VALIDATE_AGAIN_AFTER = 10.0
 _LAST_WORDS = 2.0
-"""Seconds for a trainer that hangs to write down where."""
+"""Seconds for a process that hangs to write down where."""
 
 
 class JobRunner:
@@ -56,6 +55,10 @@ class JobRunner:
         self._lifeline = lifeline
         self._devices = devices
         self._lent = lent
+        self._work: dict[JobKind, Work] = {
+            JobKind.FINE_TUNING: FineTuning(settings, store, data, on_gpu=devices[0] != "cpu"),
+            JobKind.EXPORT: Exports(settings, store, data),
+        }
         self._groups: dict[str, ProcessGroup] = {}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
         self._validating: dict[str, Future[None]] = {}
@@ -112,7 +115,7 @@ class JobRunner:
             if group_or_none is not None:
                 group_or_none.end()
             take_in_events(self._store, job, self._folder(job))
-            if self._folder(job).read_result() is not None:
+            if self._folder(job).read_outcome() is not None:
                 continue
             if job.state is JobState.PAUSING:
                 self._store.jobs.paused(job.id)
@@ -143,48 +146,12 @@ class JobRunner:
     def _validate(self, job: Job) -> None:
         base = self._engines.base(job.base)
         assert base is not None
-        parent = self._store.models.by_sha256(job.parent_sha256) if job.parent_sha256 else None
-        if parent is not None and parent.base_fingerprint != base.fingerprint:
-            self._store.jobs.fail(
-                job.id,
-                code="base_changed",
-                message=f"{job.model} was trained on another model that was named {job.base} then",
-                param="model",
-            )
-            return
-        param = "training_file"
         try:
-            report = check_file(self._data.file(job.training_file))
-            self._check_template(job, base, report.format)
-            if job.validation_file is not None:
-                param = "validation_file"
-                self._check_template(job, base, check_file(self._data.file(job.validation_file)).format)
-        except InvalidData as error:
-            self._store.jobs.fail(job.id, code=f"invalid_{param}", message=str(error), param=param)
+            resolved, summary = self._work[job.kind].validate(job, base)
+        except JobRefused as error:
+            self._store.jobs.fail(job.id, code=error.code, message=str(error), param=error.param)
             return
-        method = job.method.get(job.method.get("type", "supervised")) or {}
-        resolved = resolve(
-            tuning=job.tuning,
-            hyperparameters=method.get("hyperparameters") or {},
-            rows=report.rows,
-            context=base.context,
-            max_rank=self._engines.max_lora_rank(job.base),
-            device=self._devices[0].split(":")[0],
-        )
-        shown = resolved.as_dict()
-        self._store.jobs.mark_valid(
-            job.id,
-            shown,
-            f"Files validated ({report.rows} rows, {report.format.value}); moving job to queued state",
-        )
-
-    @staticmethod
-    def _check_template(job: Job, base: BaseInfo, format: DataFormat) -> None:
-        if format is DataFormat.CHAT and not (job.chat_template or base.chat_template):
-            raise InvalidData(
-                f"base {base.name} has no chat template, so it cannot train on chat data: give the job a "
-                "`chat_template`, or use prompt/completion rows"
-            )
+        self._store.jobs.mark_valid(job.id, resolved, f"{summary}; moving job to queued state")
 
     # queued -> running
 
@@ -192,29 +159,11 @@ class JobRunner:
         """Start its trainer, on a folder that may hold an earlier run's checkpoints."""
         base = self._engines.base(job.base)
         assert base is not None, "only jobs on bases that are here are claimed"
-        assert job.device is not None and job.resolved is not None
         folder = self._folder(job)
-        parent = self._data.artifact(job.parent_sha256) if job.parent_sha256 else None
-        is_full = job.resolved["type"] == "full"
-        folder.write_spec(
-            JobSpec(
-                job_id=job.id,
-                base_name=base.name,
-                base_hub_id=base.hub_id,
-                base_path=str(parent if parent and is_full else base.path),
-                trust_remote_code=self._engines.trusts(base.name),
-                parent_adapter=str(parent) if parent and not is_full else None,
-                training_file=str(self._data.file(job.training_file)),
-                validation_file=str(self._data.file(job.validation_file)) if job.validation_file else None,
-                chat_template=job.chat_template,
-                seed=job.seed,
-                device=job.device.split(":")[0],
-                tuning=job.resolved,
-            )
-        )
-        self._start_trainer(job, folder)
+        folder.write_spec(self._work[job.kind].spec(job, base))
+        self._start_process(job, folder)
 
-    def _start_trainer(self, job: Job, folder: JobFolder, *, counts: bool = True) -> None:
+    def _start_process(self, job: Job, folder: JobFolder, *, counts: bool = True) -> None:
         assert job.device is not None
         if counts:
             self._store.jobs.count_attempt(job.id)
@@ -225,7 +174,7 @@ class JobRunner:
             extra["CUDA_VISIBLE_DEVICES"] = job.device.removeprefix("cuda:")
         with folder.log_file.open("ab") as output:
             self._groups[job.id] = ProcessGroup.start(
-                [sys.executable, "-m", "tunewright.trainer", str(folder.path)],
+                [sys.executable, "-m", self._work[job.kind].module, str(folder.path)],
                 record_path=folder.process_file,
                 environment=child_environment(extra),
                 lifeline=self._lifeline,
@@ -277,12 +226,16 @@ class JobRunner:
             if stopped and job.state is JobState.RUNNING:
                 self._store.jobs.requeue(job.id, "Stopped with a checkpoint; waiting to go on")
                 return
-        result = folder.read_result()
-        if result is None:
-            self._came_to_nothing(job, folder, how, "trainer_hung" if hung else "trainer_crashed")
-        elif result.status == "failed":
+        outcome = folder.read_outcome()
+        if outcome is None:
+            process = self._work[job.kind].process
+            self._came_to_nothing(job, folder, how, f"{process}_hung" if hung else f"{process}_crashed")
+        elif outcome.status == "failed":
             self._store.jobs.fail(
-                job.id, code=result.error_code or "training_failed", message=result.error_message or "unknown"
+                job.id,
+                code=outcome.error_code or "job_failed",
+                message=outcome.error_message or "unknown",
+                report=outcome.report,
             )
         elif self._store.models.made_by(job.id):
             self._end(job)  # the verdict on its adapter ends it (scheduler.parity)
@@ -290,9 +243,8 @@ class JobRunner:
             base = self._engines.base(job.base)
             if base is not None:
                 self._publishing[job.id] = self._threads.submit(
-                    publish_products, self._store, self._data, job, base, folder, result,
-                    check_adapters=self._settings.parity == "on",
-                )  # fmt: skip
+                    self._work[job.kind].publish, job, base, folder
+                )
 
     def _hangs(self, job: Job, folder: JobFolder) -> bool:
         """Whether its trainer gave no sign of progress for too long, by our clock: the system's may be set."""
@@ -328,12 +280,12 @@ class JobRunner:
         self._store.jobs.fail(
             job.id,
             code="disk_full",
-            message=f"the disk is full: the trainer could not write to {folder.path}. Free some space there, and "
-            "create the job again.",
+            message=f"the disk is full: the {self._work[job.kind].process} could not write to {folder.path}. Free some "
+            "space there, and create the job again.",
         )
 
     def _came_to_nothing(self, job: Job, folder: JobFolder, how: str | None, code: str) -> None:
-        """The trainer ended without a result: start it again, unless it does so time after time.
+        """Its process ended without a result: start it again, unless it does so time after time.
 
         `how` it ended is None where nobody saw it: the service was gone too, and that is no fault of the job.
         """
@@ -351,18 +303,20 @@ class JobRunner:
                 self._launch(job)
             return
         if how is None:
-            self._start_trainer(job, folder, counts=False)
+            self._start_process(job, folder, counts=False)
             return
+        work = self._work[job.kind]
         if current.attempt >= MAX_ATTEMPTS:
             self._store.jobs.fail(
                 job.id,
                 code=code,
-                message=f"its trainer ended {current.attempt} times without a new step, last with "
-                f"{how}: {last_line(folder.log_file)} (GET /v1/fine_tuning/jobs/{job.id}/logs has the rest){hint(how)}",
+                message=f"its {work.process} ended {current.attempt} times without a new step, last with "
+                f"{how}: {last_line(folder.log_file)} (GET {work.path}/{job.id}/logs has the rest)"
+                f"{hint(how, work.on_kill)}",
             )
             return
-        self._warn(job, f"The trainer ended with {how}; starting it again from its last checkpoint")
-        self._start_trainer(job, folder)
+        self._warn(job, f"The {work.process} ended with {how}; starting it again from {work.saves}")
+        self._start_process(job, folder)
 
     def _warn(self, job: Job, text: str) -> None:
         self._store.jobs.add_event(job.id, {"level": "warn", "type": "message", "message": text})

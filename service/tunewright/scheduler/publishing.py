@@ -21,6 +21,7 @@ from tunewright.registry.data_folder import (
     folder_size,
     model_sha256,
 )
+from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelState
 from tunewright.store.store import Store
@@ -54,20 +55,12 @@ def publish_products(
     lineage = _lineage(store, job, result.metrics)
     with ExitStack() as kept:
         if job.resolved["type"] == "full":
-            sha256 = model_sha256(folder.model)
-            kept.enter_context(data.keeping(sha256))
-            path = data.publish(folder.model, sha256)
-            products = [
-                {
-                    **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path),
-                    "desired": "unloaded", "checkpoint_step": None, "rank": None, "alpha": None,
-                    "target_modules": None, "lineage": asdict(lineage),
-                }
-            ]  # fmt: skip
+            common["lineage"] = asdict(lineage)
+            products = [model_row(data, kept, folder.model, name, common)]
         else:
             common["state"] = ModelState.CHECKING if check_adapters else ModelState.READY
             products = [
-                _adapter(data, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)})
+                adapter_row(data, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)})
             ]
             for step in sorted(result.checkpoints):
                 path = folder.checkpoints / f"step-{step}"
@@ -75,7 +68,7 @@ def publish_products(
                     checkpoint = model_name(job.base, job.suffix, job.id, step)
                     made_from = asdict(replace(lineage, metrics=result.checkpoints[step]))
                     products.append(
-                        _adapter(data, kept, path, checkpoint, step, {**common, "lineage": made_from})
+                        adapter_row(data, kept, path, checkpoint, step, {**common, "lineage": made_from})
                     )
         kept.enter_context(data.keeping(result_file_id(job.id)))
         store.models.publish(
@@ -132,9 +125,24 @@ def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
     }
 
 
-def _adapter(
+def model_row(
+    data: DataFolder, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
+) -> dict[str, Any]:
+    """Publish the folder of a whole model; `kept` holds it until its row is written."""
+    sha256 = model_sha256(source)
+    kept.enter_context(data.keeping(sha256))
+    path = data.publish(source, sha256)
+    return {
+        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path), "desired": "unloaded",
+        "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
+    }  # fmt: skip
+
+
+def adapter_row(
     data: DataFolder, kept: ExitStack, source: Path, name: str, step: int | None, common: dict[str, Any]
 ) -> dict[str, Any]:
+    """Publish a PEFT folder; `kept` holds it until its row is written. Raises InvalidAdapter where a number is NaN or
+    infinite."""
     with tempfile.TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
         only = Path(temporary)
         for file in (CONFIG_FILE, WEIGHTS_FILE):
@@ -145,13 +153,16 @@ def _adapter(
         path = data.publish(only, sha256)
     config = adapter_config(path)
     modules = config["target_modules"]
+    if merge_only(config):
+        common = {**common, "state": ModelState.MERGE_ONLY}
+    is_wanted = step is None and not merge_only(config)
     return {
         **common,
         "name": name,
         "kind": "adapter",
         "sha256": sha256,
         "bytes": folder_size(path),
-        "desired": "loaded" if step is None else "unloaded",
+        "desired": "loaded" if is_wanted else "unloaded",
         "checkpoint_step": step,
         "rank": config["r"],
         "alpha": float(config["lora_alpha"]),

@@ -42,14 +42,11 @@ def exit_words(code: int | None) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def hint(how: str) -> str:
-    """What may be done about a trainer that ended so; begins a sentence of its own, or is empty."""
+def hint(how: str, advice: str) -> str:
+    """What may be done about a process that ended so; begins a sentence of its own, or is empty."""
     if how != exit_words(-signal.SIGKILL):
         return ""
-    return (
-        ". That signal mostly comes from the system, when the machine's memory runs out: lower batch_size or "
-        "max_length, or use type qlora"
-    )
+    return f". That signal mostly comes from the system, when the machine's memory runs out: {advice}"
 
 
 def last_line(log_file: Path) -> str:

@@ -14,7 +14,7 @@ from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import Unused
 from tunewright.registry.bases import BaseInfo, BaseUnavailable
 from tunewright.registry.data_folder import DataFolder
-from tunewright.store.records import Deployment
+from tunewright.store.records import Deployment, TunedModel
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
@@ -81,15 +81,25 @@ def socket_name(name: str, deployment: Deployment | None) -> str:
 
 def source_of(settings: Settings, store: Store, data: DataFolder, model: str) -> Source:
     """Where a deployed model lies. Raises BaseUnavailable where there is no such model any more."""
-    tuned = store.models.get(model)
-    if tuned is not None and tuned.name == model and tuned.kind == "full":
-        folder = data.artifact(tuned.sha256)
-        trusted = tuned.base in settings.trust_remote_code
-        return Source(Base(model, str(folder)), trusted, tuned.sha256)
+    trusted = trusts(settings, store, model)
+    tuned = _full_model(store, model)
+    if tuned is not None:
+        return Source(Base(model, str(data.artifact(tuned.sha256))), trusted, tuned.sha256)
     for base in settings.deployables:
         if base.name == model:
-            return Source(base, model in settings.trust_remote_code)
+            return Source(base, trusted)
     raise BaseUnavailable(
         f"there is no model {model}: start the service with --deployable {model}=PATH_OR_HUB_ID, or delete its "
         "deployment"
     )
+
+
+def trusts(settings: Settings, store: Store, name: str) -> bool:
+    """Whether the own Python code of a base or a deployed model may run; one that was made here has its base's."""
+    tuned = _full_model(store, name)
+    return (tuned.base if tuned else name) in settings.trust_remote_code
+
+
+def _full_model(store: Store, name: str) -> TunedModel | None:
+    tuned = store.models.get(name)
+    return tuned if tuned is not None and tuned.name == name and tuned.kind == "full" else None

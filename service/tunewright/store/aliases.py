@@ -175,6 +175,12 @@ def _ordered(targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
 
 # what is refused
 
+_WHY_NOT = {
+    ModelState.QUARANTINED: "it failed a check",
+    ModelState.CHECKING: "wait until it is checked",
+    ModelState.MERGE_ONLY: "merge it, and give the result",
+}
+
 
 def _accepted(
     connection: Connection, name: str, content: Content, expected_version: int | None
@@ -256,7 +262,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
             code="model_not_served",
         )
     if model.state != ModelState.READY:
-        why = "it failed a check" if model.state == ModelState.QUARANTINED else "wait until it is checked"
+        why = _WHY_NOT[ModelState(model.state)]
         raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
     if model.kind == "adapter" and not _is_served(connection, model.base):
         raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)

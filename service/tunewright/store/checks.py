@@ -14,7 +14,7 @@ from sqlalchemy import and_, or_, select, update
 
 from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
-from tunewright.store.jobs import Event, add_event, fail, succeed
+from tunewright.store.job_rows import Event, add_event, fail, succeed
 from tunewright.store.records import Job, TunedModel
 from tunewright.store.states import ModelState
 from tunewright.store.tables import jobs, models

@@ -11,27 +11,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, String, cast, or_, select
 
 from tunewright.errors import InvalidRequest, NotFound
-from tunewright.store.states import DeploymentState, JobState
+from tunewright.store.states import DeploymentState, JobKind, JobState
 from tunewright.store.tables import deployments, files, jobs, models
 
 INPUTS = "inputs of jobs"
 UNFINISHED = jobs.c.state.not_in([state for state in JobState if state.is_final])
 
 
+def starts_from(sha256: str | ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a job starts from these weights: its parent's, or those of one of an export's models."""
+    return or_(jobs.c.parent_sha256 == sha256, cast(jobs.c.tuning, String).contains(sha256))
+
+
 def require_inputs(connection: Connection, job: Mapping[str, Any]) -> None:
     """Raises InvalidRequest or NotFound where what a new job's row names is not there: it was removed just now."""
     for param in ("training_file", "validation_file"):
         id = job.get(param)
-        if id is not None and connection.scalar(select(files.c.id).where(files.c.id == id)) is None:
-            raise InvalidRequest(f"No such file: {id!r}. It was removed; upload it again.", param=param)
-    parent = job.get("parent_sha256")
-    if parent is not None and connection.scalar(select(models.c.id).where(models.c.sha256 == parent)) is None:
-        raise NotFound(
-            f"No such model: {job['model']!r}. It was deleted.", param="model", code="model_not_found"
-        )
+        if id and connection.scalar(select(files.c.id).where(files.c.id == id)) is None:
+            told = (
+                "calibration_file"
+                if job.get("kind") == JobKind.EXPORT and param == "training_file"
+                else param
+            )
+            raise InvalidRequest(f"No such file: {id!r}. It was removed; upload it again.", param=told)
+    named = {job["parent_sha256"]: job["model"]} if job.get("parent_sha256") else {}
+    named |= {source["sha256"]: source["model"] for source in job["tuning"].get("models", ())}
+    for sha256, model in named.items():
+        if connection.scalar(select(models.c.id).where(models.c.sha256 == sha256).limit(1)) is None:
+            raise NotFound(
+                f"No such model: {model!r}. It was deleted.", param="model", code="model_not_found"
+            )
     leaving = (deployments.c.model == job["base"], deployments.c.state == DeploymentState.DRAINING)
     if connection.scalar(select(deployments.c.id).where(*leaving)) is not None:
         raise InvalidRequest(
@@ -53,7 +65,7 @@ def refuse_needed_file(connection: Connection, id: str) -> None:
 
 def refuse_needed_weights(connection: Connection, model: str, sha256: str) -> None:
     """Raises InvalidRequest where an unfinished job goes on from the weights of `model`."""
-    job = connection.scalar(select(jobs.c.id).where(jobs.c.parent_sha256 == sha256, UNFINISHED).limit(1))
+    job = connection.scalar(select(jobs.c.id).where(starts_from(sha256), UNFINISHED).limit(1))
     if job is not None:
         raise InvalidRequest(
             f"{model} is what job {job} starts from: wait for it, or cancel it.", code="model_in_use"

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: creation, the scheduler's claims, what trainers report, and how jobs end."""
+"""Jobs, of fine-tuning and of exports: creation, the scheduler's claims, what trainers report, and how jobs end."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, exists, func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 
 from tunewright.errors import InvalidRequest
 from tunewright.ids import new_id
+from tunewright.store import job_rows
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, UNFINISHED, require_inputs
+from tunewright.store.job_rows import Event
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent
-from tunewright.store.states import JOB_MOVES, JobState, ModelState
-from tunewright.store.tables import checkpoints, job_events, jobs, models
+from tunewright.store.states import JobKind, JobState
+from tunewright.store.tables import checkpoints, job_events, jobs
 
-Event = dict[str, Any]
-"""level, type, message, data, and created_at where it is not now."""
+_PREFIXES = {JobKind.FINE_TUNING: "ftjob", JobKind.EXPORT: "export"}
+_NAMES = {JobKind.FINE_TUNING: "fine-tuning job", JobKind.EXPORT: "export"}
 
 
 class JobStore:
@@ -33,21 +35,31 @@ class JobStore:
         Looked up and inserted in one transaction, so that retries at the same moment make one job too. Raises
         InvalidRequest or NotFound where a file or the model it starts from is not there.
         """
-        row = {"id": new_id("ftjob"), "created_at": time.time(), "state": JobState.VALIDATING_FILES, **values}
+        kind = values.get("kind", JobKind.FINE_TUNING)
+        row = {
+            "id": new_id(_PREFIXES[kind]),
+            "created_at": time.time(),
+            "state": JobState.VALIDATING_FILES,
+            **values,
+        }
         with self._database.begin(alone=INPUTS) as connection:
-            earlier = _earlier(connection, row.get("idempotency_key"), row["fingerprint"], twin_seconds)
+            earlier = job_rows.earlier(
+                connection, row.get("idempotency_key"), row["fingerprint"], twin_seconds
+            )
             if earlier is not None:
                 return earlier
             require_inputs(connection, row)
             job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
-            add_event(connection, job.id, _message(f"Created fine-tuning job: {job.id}"))
+            job_rows.add_event(
+                connection, job.id, job_rows.message_event(f"Created {_NAMES[job.kind]}: {job.id}")
+            )
         return job
 
     def earlier(self, idempotency_key: str | None, fingerprint: str, twin_seconds: float) -> Job | None:
         """The job that this request made before: by its key, or, without one, if it was made from the same request
         within the last `twin_seconds` and was not ended since."""
         with self._database.read() as connection:
-            return _earlier(connection, idempotency_key, fingerprint, twin_seconds)
+            return job_rows.earlier(connection, idempotency_key, fingerprint, twin_seconds)
 
     def count_waiting(self) -> int:
         """Jobs that are neither over nor on a device."""
@@ -55,16 +67,25 @@ class JobStore:
         with self._database.read() as connection:
             return connection.scalar(select(func.count()).where(jobs.c.state.in_(waiting))) or 0
 
-    def get(self, id: str) -> Job | None:
+    def get(self, id: str, kind: JobKind | None = None) -> Job | None:
+        """Of any kind, or of one."""
+        query = select(jobs).where(jobs.c.id == id)
+        if kind is not None:
+            query = query.where(jobs.c.kind == kind)
         with self._database.read() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
+            row = connection.execute(query).one_or_none()
         return Job(**row._mapping) if row else None
 
     def list(
-        self, *, after: str | None, limit: int, metadata: dict[str, str] | None = None
+        self,
+        *,
+        after: str | None,
+        limit: int,
+        metadata: dict[str, str] | None = None,
+        kind: JobKind = JobKind.FINE_TUNING,
     ) -> tuple[Sequence[Job], bool]:
         """A page of jobs, newest first, and whether there are more; `metadata` pairs must all match."""
-        query = select(jobs)
+        query = select(jobs).where(jobs.c.kind == kind)
         for key, value in (metadata or {}).items():
             query = query.where(jobs.c.job_metadata[key].as_string() == value)
         rows, more = page(self._database, query, jobs, after=after, limit=limit)
@@ -86,16 +107,16 @@ class JobStore:
         """Cancel in any state; the scheduler ends a trainer that still runs, and what was made but not yet checked is
         unlisted. Raises InvalidRequest when final."""
         with self._database.begin(alone=INPUTS) as connection:
-            job, moved = _move(
+            job, moved = job_rows.move(
                 connection,
                 id,
                 (s for s in JobState if not s.is_final),
                 JobState.CANCELLED,
-                _message("The job has been cancelled.", level="warn"),
+                job_rows.message_event("The job has been cancelled.", level="warn"),
                 finished_at=time.time(),
             )
             if moved:
-                unlist_unchecked(connection, id)
+                job_rows.unlist_unchecked(connection, id)
         if job is not None and not moved:
             raise InvalidRequest(
                 f"Job {id} has already ended ({job.state.value}). Only unfinished jobs can be cancelled.",
@@ -108,10 +129,15 @@ class JobStore:
 
         Raises InvalidRequest in other states.
         """
-        job, moved = self._move(id, (JobState.QUEUED,), JobState.PAUSED, _message("The job has been paused"))
+        job, moved = self._move(
+            id, (JobState.QUEUED,), JobState.PAUSED, job_rows.message_event("The job has been paused")
+        )
         if not moved:
             job, moved = self._move(
-                id, (JobState.RUNNING,), JobState.PAUSING, _message("Pausing: a checkpoint is being saved")
+                id,
+                (JobState.RUNNING,),
+                JobState.PAUSING,
+                job_rows.message_event("Pausing: a checkpoint is being saved"),
             )
         if job is not None and job.state not in (JobState.PAUSING, JobState.PAUSED):
             raise InvalidRequest(
@@ -126,7 +152,7 @@ class JobStore:
             id,
             (JobState.PAUSED,),
             JobState.QUEUED,
-            _message("The job has been resumed; waiting for a device"),
+            job_rows.message_event("The job has been resumed; waiting for a device"),
         )
         if job is not None and not moved:
             hint = (
@@ -167,7 +193,11 @@ class JobStore:
     def mark_valid(self, id: str, resolved: dict[str, Any], summary: str) -> Job | None:
         """Its data is good: queue it, with what every "auto" became."""
         return self._move(
-            id, (JobState.VALIDATING_FILES,), JobState.QUEUED, _message(summary), resolved=resolved
+            id,
+            (JobState.VALIDATING_FILES,),
+            JobState.QUEUED,
+            job_rows.message_event(summary),
+            resolved=resolved,
         )[0]
 
     def claim(self, device: str, bases: Sequence[str]) -> Job | None:
@@ -195,8 +225,13 @@ class JobStore:
             ).one_or_none()
             if row is None:
                 return None
-            add_event(connection, row.id, _message(f"Fine-tuning job started on {device}"))
-        return Job(**row._mapping)
+            job = Job(**row._mapping)
+            job_rows.add_event(
+                connection,
+                job.id,
+                job_rows.message_event(f"{_NAMES[job.kind].capitalize()} started on {device}"),
+            )
+        return job
 
     def count_attempt(self, id: str) -> int:
         with self._database.begin() as connection:
@@ -216,12 +251,18 @@ class JobStore:
 
     def requeue(self, id: str, why: str) -> Job | None:
         """Back to the queue, to go on from its last checkpoint."""
-        return self._move(id, (JobState.RUNNING,), JobState.QUEUED, _message(why), device=None)[0]
+        return self._move(id, (JobState.RUNNING,), JobState.QUEUED, job_rows.message_event(why), device=None)[
+            0
+        ]
 
     def paused(self, id: str) -> Job | None:
         """Its trainer is gone and its device free."""
         return self._move(
-            id, (JobState.PAUSING,), JobState.PAUSED, _message("The job has been paused"), device=None
+            id,
+            (JobState.PAUSING,),
+            JobState.PAUSED,
+            job_rows.message_event("The job has been paused"),
+            device=None,
         )[0]
 
     def rewind_events(self, id: str, size: int) -> None:
@@ -260,123 +301,26 @@ class JobStore:
             if not taken.rowcount:
                 return
             for event in events:
-                add_event(connection, id, event)
+                job_rows.add_event(connection, id, event)
 
-    def fail(self, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
+    def fail(
+        self,
+        id: str,
+        *,
+        code: str,
+        message: str,
+        param: str | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> Job | None:
         with self._database.begin() as connection:
-            return fail(connection, id, code=code, message=message, param=param)
+            return job_rows.fail(connection, id, code=code, message=message, param=param, report=report)
 
     def add_event(self, id: str, event: Event) -> None:
         with self._database.begin() as connection:
-            add_event(connection, id, event)
+            job_rows.add_event(connection, id, event)
 
     def _move(
         self, id: str, sources: Iterable[JobState], target: JobState, event: Event, **values: Any
     ) -> tuple[Job | None, bool]:
         with self._database.begin() as connection:
-            return _move(connection, id, sources, target, event, **values)
-
-
-def _move(
-    connection: Connection,
-    id: str,
-    sources: Iterable[JobState],
-    target: JobState,
-    event: Event,
-    **values: Any,
-) -> tuple[Job | None, bool]:
-    """Move the job if it is in one of `sources`: the job as it is then, and whether it was moved."""
-    row = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == id, jobs.c.state.in_(list(sources)))
-        .values(state=target, **values)
-        .returning(jobs)
-    ).one_or_none()
-    moved = row is not None
-    if moved:
-        add_event(connection, id, event)
-    else:
-        row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
-    return (Job(**row._mapping) if row else None), moved
-
-
-def _earlier(
-    connection: Connection, idempotency_key: str | None, fingerprint: str, twin_seconds: float
-) -> Job | None:
-    if idempotency_key is not None:
-        query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
-    else:
-        query = (
-            select(jobs)
-            .where(jobs.c.fingerprint == fingerprint, jobs.c.idempotency_key.is_(None))
-            .where(jobs.c.created_at > time.time() - twin_seconds)
-            .where(jobs.c.state.not_in([JobState.CANCELLED, JobState.FAILED]))
-            .order_by(jobs.c.seq.desc())
-            .limit(1)
-        )
-    row = connection.execute(query).one_or_none()
-    return Job(**row._mapping) if row else None
-
-
-def await_verdict(connection: Connection, id: str, *, trained_tokens: int) -> bool:
-    """The job's products are about to be listed, to be checked: it goes on until then (`succeed`, `fail`). False where
-    it was cancelled before, or has products already."""
-    waits = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == id, jobs.c.state.in_([JobState.RUNNING, JobState.PAUSING]))
-        .where(~exists().where(models.c.job_id == id))
-        .values(trained_tokens=trained_tokens)
-    )
-    if waits.rowcount:
-        add_event(
-            connection, id, _message("The adapter is trained; checking it in the engine before it is listed")
-        )
-    return bool(waits.rowcount)
-
-
-def succeed(connection: Connection, id: str, *, model: str, trained_tokens: int | None = None) -> bool:
-    """End the job well, in the transaction that lists its product; False where it was cancelled before."""
-    moved = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == id, jobs.c.state.in_([JobState.RUNNING, JobState.PAUSING]))
-        .values(
-            state=JobState.SUCCEEDED,
-            fine_tuned_model=model,
-            trained_tokens=func.coalesce(trained_tokens, jobs.c.trained_tokens),
-            finished_at=time.time(),
-        )
-    )
-    if moved.rowcount:
-        add_event(connection, id, _message(f"New fine-tuned model created: {model}"))
-        add_event(connection, id, _message("The job has successfully completed"))
-    return bool(moved.rowcount)
-
-
-def fail(connection: Connection, id: str, *, code: str, message: str, param: str | None = None) -> Job | None:
-    """End the job badly, where it is not over; the job as it is then."""
-    return _move(
-        connection,
-        id,
-        (source for source, targets in JOB_MOVES.items() if JobState.FAILED in targets),
-        JobState.FAILED,
-        _message(f"The job failed: {message}", level="error"),
-        error={"code": code, "message": message, "param": param},
-        finished_at=time.time(),
-    )[0]
-
-
-def unlist_unchecked(connection: Connection, id: str) -> None:
-    """What the job made and nobody has checked yet."""
-    unchecked = (models.c.job_id == id, models.c.state == ModelState.CHECKING)
-    names = connection.scalars(delete(models).where(*unchecked).returning(models.c.name)).all()
-    connection.execute(delete(checkpoints).where(checkpoints.c.model.in_(names)))
-
-
-def _message(text: str, *, level: str = "info") -> Event:
-    return {"level": level, "type": "message", "message": text, "data": None}
-
-
-def add_event(connection: Connection, job_id: str, event: Event) -> None:
-    """In the transaction of what it tells."""
-    row = {"id": new_id("ftevent"), "job_id": job_id, "created_at": time.time(), "data": None, **event}
-    connection.execute(insert(job_events).values(**row))
+            return job_rows.move(connection, id, sources, target, event, **values)

@@ -17,8 +17,9 @@ from tunewright.store.inputs import (
     refuse_deployed,
     refuse_needed_weights,
     refuse_unfinished,
+    starts_from,
 )
-from tunewright.store.jobs import await_verdict, succeed
+from tunewright.store.job_rows import await_verdict, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import ModelState
@@ -34,22 +35,26 @@ class ModelStore:
         values: Sequence[dict[str, Any]],
         *,
         job_id: str,
-        trained_tokens: int,
-        checkpoint_metrics: dict[int, dict[str, float]],
-        result_file: dict[str, Any],
+        trained_tokens: int = 0,
+        checkpoint_metrics: dict[int, dict[str, float]] | None = None,
+        result_file: dict[str, Any] | None = None,
+        report: dict[str, Any] | None = None,
     ) -> bool:
         """List a job's products and end the job, in one transaction; the first value is its final model. One whose
         state is `checking` does not end the job: its verdict does (`store.checks`).
 
-        `checkpoint_metrics` are by step, for the values that are checkpoints; `result_file` is a row of `files`.
+        `checkpoint_metrics` are by step, for the values that are checkpoints; `result_file` is a row of `files`;
+        `report` is what was measured of the final model.
         False where the job was cancelled meanwhile, or has products already; then nothing is listed.
         """
         final = values[0]
         with self._database.begin() as connection:
             if final.get("state") == ModelState.CHECKING:
-                goes_on = await_verdict(connection, job_id, trained_tokens=trained_tokens)
+                goes_on = await_verdict(connection, job_id, trained_tokens=trained_tokens, report=report)
             else:
-                goes_on = succeed(connection, job_id, model=final["name"], trained_tokens=trained_tokens)
+                goes_on = succeed(
+                    connection, job_id, model=final["name"], trained_tokens=trained_tokens, report=report
+                )
             if not goes_on:
                 return False
             for row in values:
@@ -65,11 +70,12 @@ class ModelStore:
                             job_id=job_id,
                             step=step,
                             model=row["name"],
-                            metrics=checkpoint_metrics[step],
+                            metrics=(checkpoint_metrics or {})[step],
                             created_at=time.time(),
                         )
                     )
-            connection.execute(insert(files).values(created_at=time.time(), **result_file))
+            if result_file is not None:
+                connection.execute(insert(files).values(created_at=time.time(), **result_file))
         return True
 
     def register(self, values: dict[str, Any]) -> TunedModel:
@@ -178,7 +184,7 @@ class ModelStore:
             models.c.base == base,
             models.c.kind == "adapter",
             models.c.desired == "loaded",
-            models.c.state != ModelState.QUARANTINED,
+            models.c.state.not_in([ModelState.QUARANTINED, ModelState.MERGE_ONLY]),
         )
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(models.c.seq)).all()
@@ -229,7 +235,7 @@ def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
         & ~models.c.pinned
         & models.c.name.not_in(needed_by_aliases(connection))
         & ~exists().where(deployments.c.model == models.c.name)
-        & ~exists().where(jobs.c.parent_sha256 == models.c.sha256, UNFINISHED)
+        & ~exists().where(starts_from(models.c.sha256), UNFINISHED)
         & ~exists().where(
             residency.c.sha256 == models.c.sha256,
             residency.c.engine == engines.c.name,

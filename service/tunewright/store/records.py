@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
-from tunewright.store.states import DeploymentState, EngineState, JobState, ModelState, Residency, Source
+from tunewright.store.states import (
+    DeploymentState,
+    EngineState,
+    JobKind,
+    JobState,
+    ModelState,
+    Residency,
+    Source,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class FileRecord:
 class Job:
     seq: int
     id: str
+    kind: JobKind
     state: JobState
     created_at: float
     started_at: float | None
@@ -44,6 +53,7 @@ class Job:
     trained_tokens: int | None
     error: dict[str, Any] | None
     progress: dict[str, Any] | None
+    report: dict[str, Any] | None
     idempotency_key: str | None
     fingerprint: str
     device: str | None
@@ -52,6 +62,7 @@ class Job:
     last_step: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", JobKind(self.kind))
         object.__setattr__(self, "state", JobState(self.state))
 
 
@@ -96,6 +107,8 @@ class Lineage:
     revision: str | None = None
     """The hub's commit."""
     created_by: str | None = None
+    models: list[dict[str, Any]] | None = None
+    """The adapters that an export was made of: model, sha256 and weight of each."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,15 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+class JobKind(StrEnum):
+    """What a job does."""
+
+    FINE_TUNING = "fine_tuning"
+    """It trains."""
+    EXPORT = "export"
+    """It merges, combines or quantizes what was trained."""
+
+
 class JobState(StrEnum):
     """Of a fine-tuning job, in OpenAI's words."""
 
@@ -56,6 +65,8 @@ class Source(StrEnum):
     """Read from a folder of the server."""
     HUB = "hub"
     """Fetched from a hub."""
+    EXPORT = "export"
+    """Made of other models here, without training."""
 
 
 class ModelState(StrEnum):
@@ -67,6 +78,8 @@ class ModelState(StrEnum):
     """It is held back until it has been checked."""
     QUARANTINED = "quarantined"
     """It failed a check: it is kept, and not served unless somebody forces it."""
+    MERGE_ONLY = "merge_only"
+    """An adapter of a kind that the engine does not serve: it can be merged."""
 
 
 class Residency(StrEnum):

@@ -39,26 +39,32 @@ jobs = Table(
     metadata,
     Column("seq", _Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False, server_default="fine_tuning"),
     Column("state", String(32), nullable=False, index=True),
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
     Column("model", Text, nullable=False),  # as asked for: a base or a fine-tuned model
     Column("base", Text, nullable=False),
-    Column("parent_sha256", String(64)),  # the adapter it starts from
-    Column("training_file", String(64), nullable=False),
+    Column(
+        "parent_sha256", String(64)
+    ),  # the weights it starts from; an export of several names them in `tuning`
+    Column("training_file", String(64), nullable=False),  # empty for an export without calibration
     Column("validation_file", String(64)),
     Column("suffix", String(64)),
     Column("seed", BigInteger, nullable=False),
     Column("job_metadata", JSON),
     Column("chat_template", Text),
-    Column("method", JSON, nullable=False),  # OpenAI's `method`, as given, "auto" included
-    Column("tuning", JSON, nullable=False),  # `tuning` as given
+    Column(
+        "method", JSON, nullable=False
+    ),  # OpenAI's `method`, as given, "auto" included; empty for an export
+    Column("tuning", JSON, nullable=False),  # `tuning` as given, or what an export was asked for
     Column("resolved", JSON),  # what every "auto" became
     Column("fine_tuned_model", Text),
     Column("trained_tokens", BigInteger),
     Column("error", JSON),
     Column("progress", JSON),
+    Column("report", JSON),  # what was measured of its product
     Column("idempotency_key", String(255), unique=True),
     Column("fingerprint", String(64), nullable=False),
     # the scheduler's own columns

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunewright.data.formats import read_rows
 from tunewright.trainer.errors import TrainingFailed
-from tunewright.trainer.masking import IGNORED, Example, MaskingError, encode_chat, encode_text
+from tunewright.trainer.masking import IGNORED, Example, MaskingError, Row, encode_chat, encode_text
 
 _MOST_TOLD = 10
 
@@ -53,17 +53,7 @@ def tokenize_file(
     dropped = 0
     for line, row in read_rows(path):
         on_row()
-        try:
-            if "messages" in row:
-                example = encode_chat(tokenizer, row)
-            else:
-                example = encode_text(tokenizer, row["prompt"], row["completion"])
-        except MaskingError as error:
-            raise TrainingFailed("invalid_chat_template", f"{what}, line {line}: {error}") from error
-        except Exception as error:  # templates raise what they like about what they do not support
-            raise TrainingFailed(
-                f"invalid_{what}", f"line {line}: the chat template refused it: {error}"
-            ) from error
+        example = encode_row(tokenizer, row, what, line)
         if len(example.input_ids) > max_length:
             too_long.append((line, len(example.input_ids)))
             example = Example(example.input_ids[:max_length], example.labels[:max_length])
@@ -80,6 +70,20 @@ def tokenize_file(
             "shorten what comes before it, or raise tuning.max_length (up to the base's context)",
         )
     return TokenizedFile(examples, len(too_long), dropped, max_length)
+
+
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row, what: str, line: int) -> Example:
+    """A row of file `what`. Raises TrainingFailed naming the line."""
+    try:
+        if "messages" in row:
+            return encode_chat(tokenizer, row)
+        return encode_text(tokenizer, row["prompt"], row["completion"])
+    except MaskingError as error:
+        raise TrainingFailed("invalid_chat_template", f"{what}, line {line}: {error}") from error
+    except Exception as error:  # templates raise what they like about what they do not support
+        raise TrainingFailed(
+            f"invalid_{what}", f"line {line}: the chat template refused it: {error}"
+        ) from error
 
 
 def _tell_too_long(rows: list[tuple[int, int]], what: str, max_length: int) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from tunewright.atomic import is_disk_full
+from tunewright.errors import InvalidRequest
 
+LESS = "Lower batch_size or max_length, or use type qlora."
 _FULL_BELOW = 2**20
 """Bytes. What torch had half written, and leaves, takes up the rest."""
 
@@ -26,24 +28,31 @@ class TrainingStopped(Exception):
     """Asked to stop; a checkpoint is saved and a later run goes on from it."""
 
 
-def explain(error: Exception, folder: Path) -> TrainingFailed | None:
-    """What a job's error says of it; None for a fault that nobody foresaw, after which the trainer is started again."""
+def explain(
+    error: Exception, folder: Path, *, process: str = "trainer", advice: str = LESS
+) -> TrainingFailed | None:
+    """What a job's error says of it; None for a fault that nobody foresaw, after which the process is started again.
+
+    `advice`: what to do where the memory is too small.
+    """
     if isinstance(error, TrainingFailed):
         return error
+    if isinstance(error, InvalidRequest):
+        return TrainingFailed(error.code or "invalid_value", str(error))
     if _is_out_of_memory(error):
         return TrainingFailed(
             "out_of_memory",
-            f"the device ran out of memory: {_first_line(error)} Lower batch_size or max_length, or use type qlora.",
+            f"the device ran out of memory: {_first_line(error)} {advice}",
         )
     causes = list(_causes(error))
     if any(is_disk_full(cause) or _tells_disk_full(cause, folder) for cause in causes):
         return TrainingFailed(
             "disk_full",
-            f"the disk is full: the trainer could not write to {folder} ({_first_line(error)}). Free some space there, "
-            "and create the job again.",
+            f"the disk is full: the {process} could not write to {folder} ({_first_line(error)}). Free some space "
+            "there, and create the job again.",
         )
     if any(isinstance(cause, OSError) for cause in causes):
-        return TrainingFailed("io_error", f"the trainer could not read or write: {error}")
+        return TrainingFailed("io_error", f"the {process} could not read or write: {error}")
     return None
 
 

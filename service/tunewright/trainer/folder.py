@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,16 +48,27 @@ class JobSpec(BaseModel):
     """Time between checkpoints, beside those at the end of each epoch."""
 
 
-class JobResult(BaseModel):
-    """`result.json`, the last thing a trainer writes: without it, the run is not over."""
+class Outcome(BaseModel):
+    """What every job's `result.json` says: how it ended. It is the last thing that its process writes: without it, the
+    run is not over."""
 
     status: Literal["succeeded", "failed"]
+    error_code: str | None = None
+    error_message: str | None = None
+    report: dict[str, Any] | None = None
+    """What was measured of its product, also of one that is not to be published."""
+
+
+class JobResult(Outcome):
+    """A trainer's `result.json`."""
+
     trained_tokens: int = 0
     metrics: dict[str, float] = {}
     checkpoints: dict[int, dict[str, float]] = {}
     """Step and metrics of the checkpoints at the ends of the last epochs, whose adapters can be used."""
-    error_code: str | None = None
-    error_message: str | None = None
+
+
+Result = TypeVar("Result", bound=Outcome)
 
 
 class JobFolder:
@@ -76,19 +87,26 @@ class JobFolder:
         self.model = path / "model"
         self.work = path / "work"
 
-    def write_spec(self, spec: JobSpec) -> None:
+    def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.spec_file, spec.model_dump_json(indent=2))
 
     def read_spec(self) -> JobSpec:
         return JobSpec.model_validate_json(self.spec_file.read_text())
 
-    def write_result(self, result: JobResult) -> None:
+    def write_result(self, result: Outcome) -> None:
         write_atomically(self.result_file, result.model_dump_json(indent=2))
 
     def read_result(self) -> JobResult | None:
+        return self._read(JobResult)
+
+    def read_outcome(self) -> Outcome | None:
+        """Of a job of any kind."""
+        return self._read(Outcome)
+
+    def _read(self, result: type[Result]) -> Result | None:
         try:
-            return JobResult.model_validate_json(self.result_file.read_text())
+            return result.model_validate_json(self.result_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
 

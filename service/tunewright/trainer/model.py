@@ -96,6 +96,7 @@ def _adapted(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
                 lora_dropout=tuning["dropout"],
                 target_modules=tuning["target_modules"],
                 use_rslora=tuning["use_rslora"],
+                use_dora=tuning.get("use_dora", False),  # a spec of an older version has none
                 bias="none",
             ),
         )

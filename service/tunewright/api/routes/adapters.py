@@ -12,13 +12,14 @@ from tunewright.api.artifacts import TAR, remove, tar_of
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
 from tunewright.api.registration import Registration, register_folder, register_from_hub, register_upload
-from tunewright.api.routing import refuse_quarantined
+from tunewright.api.routing import refuse_unservable
 from tunewright.api.schemas.adapters import BASE, LOAD, RegisterAdapter, Suffix
 from tunewright.api.schemas.common import After, Deleted, Force, Page, Text, User, page_of
 from tunewright.api.schemas.models import AdapterObject, AdapterState
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.store.listings import AdapterFilter
 from tunewright.store.records import Listed, TunedModel
+from tunewright.store.states import ModelState
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
 
@@ -133,12 +134,15 @@ async def unpin(context: Context, adapter: str) -> AdapterObject:
     return await asyncio.to_thread(_show, context, model.name)
 
 
-@router.post("/{adapter:path}/check", summary="Check an adapter", responses=responses(404, 507))
+@router.post("/{adapter:path}/check", summary="Check an adapter", responses=responses(400, 404, 507))
 def check(context: Context, adapter: str) -> AdapterObject:
     """Compare what it changes in the engine with what it changes in peft, again. It is loaded for that; one that is
     served is served meanwhile. The answer comes before the verdict: `parity.check_pending` is true until then."""
-    context.store.checks.ask(_get(context, adapter).id)
-    return _show(context, _get(context, adapter).name)
+    model = _get(context, adapter)
+    if model.state is ModelState.MERGE_ONLY:
+        refuse_unservable(model)
+    context.store.checks.ask(model.id)
+    return _show(context, model.name)
 
 
 @router.get("/{adapter:path}", summary="Retrieve an adapter", responses=responses(404))
@@ -159,7 +163,7 @@ async def delete(context: Context, adapter: str, force: Force = False, user: Use
 async def _have(context: ServiceContext, adapter: str, operation: str) -> AdapterObject:
     model = await asyncio.to_thread(_get, context, adapter)
     if operation == "load":
-        refuse_quarantined(model)
+        refuse_unservable(model)
     wait = context.settings.drain_timeout
     answer = await context.control({"op": operation, "model": model.name, "wait": wait})
     if "error" in answer:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import time
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import PlainTextResponse, Response
 
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.creation import create_job
 from tunewright.api.deploying import trainable_deployments
 from tunewright.api.errors import responses
+from tunewright.api.job_reports import (
+    EVENTS,
+    LOGS,
+    LastEventId,
+    Stream,
+    Tail,
+    events_of,
+    log_of,
+    wanted_metadata,
+)
 from tunewright.api.schemas.common import After, Page, page_of
-from tunewright.api.schemas.jobs import MOST_METADATA, CheckpointObject, CreateJob, EventObject, JobObject
+from tunewright.api.schemas.jobs import CheckpointObject, CreateJob, EventObject, JobObject
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.store.records import Job
-from tunewright.trainer.folder import JobFolder
+from tunewright.store.states import JobKind
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-_EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
 
 
 @router.post("", summary="Create a fine-tuning job", responses=responses(400, 404, 429, 507))
@@ -42,15 +47,7 @@ def create(
 @router.get("", summary="List jobs", responses=responses(400))
 def list_jobs(context: Context, request: Request, after: After = None, limit: Limit = 20) -> Page[JobObject]:
     """Newest first. `metadata[key]=value` keeps those that match."""
-    wanted = {
-        key[len("metadata[") : -1]: value
-        for key, value in request.query_params.items()
-        if key.startswith("metadata[") and key.endswith("]")
-    }
-    if len(wanted) > MOST_METADATA:
-        raise InvalidRequest(f"A job has at most {MOST_METADATA} pairs of metadata.", param="metadata")
-    if any("\0" in text for pair in wanted.items() for text in pair):
-        raise InvalidRequest("No metadata has the character U+0000.", param="metadata")
+    wanted = wanted_metadata(request)
     jobs, more = context.store.jobs.list(after=after, limit=limit, metadata=wanted)
     return Page(**page_of([JobObject.of(job) for job in jobs], more))
 
@@ -96,66 +93,19 @@ def resume(context: Context, job_id: str) -> JobObject:
     "/{job_id}/events",
     summary="List or stream a job's events",
     response_model=Page[EventObject],
-    responses={
-        200: {
-            "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
-            "job has ended (`data: [DONE]`).",
-            "content": {
-                "text/event-stream": {
-                    "example": 'id: ftevent-1\ndata: {"type": "message"}\n\ndata: [DONE]\n\n'
-                }
-            },
-        },
-        **responses(400, 404),
-    },
+    responses={**EVENTS, **responses(400, 404)},
 )
 async def events(
     context: Context,
     job_id: str,
     after: After = None,
     limit: Limit = 20,
-    stream: Annotated[
-        bool, Query(description="Server-sent events from `after` on, or from the beginning.")
-    ] = False,
-    last_event_id: Annotated[
-        str | None, Header(description="As browsers send it when they reconnect.")
-    ] = None,
+    stream: Stream = False,
+    last_event_id: LastEventId = None,
 ) -> Response | Page[EventObject]:
-    await asyncio.to_thread(_get, context, job_id)
-    if stream:
-        after = after or last_event_id
-        await asyncio.to_thread(
-            context.store.jobs.events, job_id, after=after, limit=1
-        )  # refused before it begins
-        return StreamingResponse(
-            _event_stream(context, job_id, after),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache"},
-        )
-    found, more = await asyncio.to_thread(context.store.jobs.events, job_id, after=after, limit=limit)
-    return Page(**page_of([EventObject.of(event) for event in found], more))
-
-
-async def _event_stream(context: ServiceContext, job_id: str, after: str | None) -> AsyncIterator[str]:
-    quiet_since = time.monotonic()
-    while True:
-        job = await asyncio.to_thread(context.store.jobs.get, job_id)
-        found, more = await asyncio.to_thread(
-            context.store.jobs.events, job_id, after=after, limit=200, ascending=True
-        )
-        for event in found:
-            after = event.id
-            quiet_since = time.monotonic()
-            yield f"id: {event.id}\ndata: {json.dumps(EventObject.of(event).model_dump())}\n\n"
-        if more:
-            continue
-        if job is None or (job.state.is_final and not found):
-            yield "data: [DONE]\n\n"
-            return
-        if time.monotonic() - quiet_since > _COMMENT_EVERY:
-            quiet_since = time.monotonic()
-            yield ": still here\n\n"
-        await asyncio.sleep(_EVENTS_POLL)
+    return await events_of(
+        context, lambda: _get(context, job_id), after or last_event_id if stream else after, limit, stream
+    )
 
 
 @router.get("/{job_id}/checkpoints", summary="List a job's checkpoints", responses=responses(400, 404))
@@ -172,32 +122,18 @@ def checkpoints(
     "/{job_id}/logs",
     summary="Read the trainer's own log",
     response_class=PlainTextResponse,
-    responses={
-        200: {"description": "Text.", "content": {"text/plain": {"example": "INFO Training 24 steps\n"}}},
-        **responses(400, 404),
-    },
+    responses={**LOGS, **responses(400, 404)},
 )
-def logs(
-    context: Context,
-    job_id: str,
-    tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
-) -> PlainTextResponse:
+def logs(context: Context, job_id: str, tail: Tail = None) -> PlainTextResponse:
     """What the training process printed, all attempts one after another.
 
     Empty before it starts, and once the folder of an ended job was removed (`--keep-job-folders-days`).
     """
-    job = _get(context, job_id)
-    try:
-        text = JobFolder(context.data.job(job.id)).log_file.read_text(errors="replace")
-    except FileNotFoundError:
-        text = ""
-    if tail is not None:
-        text = "".join(text.splitlines(keepends=True)[-tail:])
-    return PlainTextResponse(text)
+    return log_of(context, _get(context, job_id), tail)
 
 
 def _get(context: ServiceContext, id: str) -> Job:
-    job = context.store.jobs.get(id)
+    job = context.store.jobs.get(id, JobKind.FINE_TUNING)
     if job is None:
         raise NotFound(f"No such fine-tuning job: {id!r}.", param="job_id", code="fine_tuning_job_not_found")
     return job

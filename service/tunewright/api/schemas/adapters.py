@@ -70,6 +70,9 @@ class LineageObject(Wire):
     )
     revision: str | None = Field(description="The hub's commit.")
     created_by: str | None
+    models: list[dict[str, Any]] | None = Field(
+        None, description="The adapters that an export was made of: model, sha256 and weight of each."
+    )
 
     @classmethod
     def of(cls, model: TunedModel) -> LineageObject:

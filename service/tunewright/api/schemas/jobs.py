@@ -18,6 +18,14 @@ Auto = Literal["auto"]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
+def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Raises ValueError where there are too many pairs, or too long ones."""
+    pairs = (value or {}).items()
+    if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
+        raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
+    return value
+
+
 class Hyperparameters(Body):
     """OpenAI's own. `auto` takes Tunewright's defaults for the method."""
 
@@ -56,6 +64,11 @@ class Tuning(Body):
         "auto", description="Names of the modules to adapt; all-linear by default."
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023).")
+    use_dora: bool = Field(
+        False,
+        description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
+        "merged to be served (`POST /v1/exports`).",
+    )
     learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
@@ -136,10 +149,7 @@ class CreateJob(Body):
     @field_validator("metadata")
     @classmethod
     def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        pairs = (value or {}).items()
-        if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
-            raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
-        return value
+        return check_metadata(value)
 
 
 class JobError(Wire):

@@ -15,7 +15,9 @@ from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
 from tunewright.store.states import EngineState, ModelState, Residency, Source
 
-AdapterState = Literal["loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined"]
+AdapterState = Literal[
+    "loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"
+]
 _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 

@@ -1,0 +1,147 @@
+"""The commands that jobs of every kind have: logs, events, cancel, pause, resume. Watching them is in `watch.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from tunewright.cli.options import Remote, examples, limit_option, on_service
+from tunewright.cli.output import for_terminal, page_size, when
+from tunewright_client import Export, Job, JobEvent, Tunewright
+
+FOLLOW_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Jobs of one kind, as the command line speaks of them."""
+
+    group: str
+    noun: str
+    example: str
+    """An id."""
+    of: Callable[[Tunewright], Any]
+    """What the SDK has for them: `client.jobs`, `client.exports`."""
+
+    @property
+    def metavar(self) -> str:
+        return f"{self.noun.upper()}_ID"
+
+    def example_of(self, command: str, *rest: str) -> str:
+        """A line of help: the command with an id, and what comes after it."""
+        return " ".join(("tunewright", self.group, command, self.example, *rest))
+
+
+JOBS = Kind("jobs", "job", "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.jobs)
+EXPORTS = Kind("exports", "export", "export-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.exports)
+
+
+def steps(record: Job | Export) -> str | None:
+    """How far it is: 12/48."""
+    now = record.progress
+    return f"{now.step}/{now.total_steps}" if now and now.step is not None and now.total_steps else None
+
+
+def pairs(values: dict[str, Any] | None) -> str | None:
+    """KEY=VALUE of all of them on one line; None where there are none."""
+    return " ".join(f"{key}={value}" for key, value in (values or {}).items()) or None
+
+
+def logs_command(kind: Kind, help: str) -> click.Command:
+    """`logs`."""
+
+    @click.command(
+        name="logs",
+        help=help,
+        epilog=examples(kind.example_of("logs", "--tail 50"), kind.example_of("logs", "--follow")),
+    )
+    @click.argument("job_id", metavar=kind.metavar)
+    @click.option("--tail", metavar="N", type=click.IntRange(1), help="Only the last N lines.")
+    @click.option("-f", "--follow", is_flag=True, help=f"Go on until the {kind.noun} has ended.")
+    @on_service
+    def logs(remote: Remote, job_id: str, tail: int | None, follow: bool) -> None:
+        jobs = kind.of(remote.client)
+        if not follow:
+            text = jobs.logs(job_id, tail)
+            if remote.out.as_json:
+                remote.out.json({"id": job_id, "log": text})
+            else:
+                click.echo(for_terminal(text), nl=bool(text) and not text.endswith("\n"))
+            return
+        printed = 0
+        first = True
+        while True:
+            ended = jobs.retrieve(job_id).is_final  # before the log: nothing is written after it
+            text = jobs.logs(job_id)
+            whole = len(text) if ended else text.rfind("\n") + 1
+            lines = text[printed:whole].splitlines()
+            for line in lines[-tail:] if first and tail else lines:
+                if remote.out.as_json:
+                    remote.out.json({"id": job_id, "line": line})
+                else:
+                    click.echo(for_terminal(line))
+            printed, first = whole, False
+            if ended:
+                return
+            time.sleep(FOLLOW_SECONDS)
+
+    return logs
+
+
+def events_command(kind: Kind, number: str) -> click.Command:
+    """`events`; `number` is one of its data, for the example."""
+
+    @click.command(
+        name="events",
+        help=f"Show what happened to {'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun}, oldest first; the newest "
+        "when there are more than the limit.",
+        epilog=examples(
+            kind.example_of("events", "--limit 10"),
+            kind.example_of("events", f"--follow --json | jq .data.{number}"),
+        ),
+    )
+    @click.argument("job_id", metavar=kind.metavar)
+    @limit_option(100)
+    @click.option(
+        "-f", "--follow", is_flag=True, help=f"All of them, and go on until the {kind.noun} has ended."
+    )
+    @on_service
+    def events(remote: Remote, job_id: str, limit: int, follow: bool) -> None:
+        jobs = kind.of(remote.client)
+        if follow:
+            with jobs.stream_events(job_id) as stream:
+                for event in stream:
+                    if remote.out.as_json:
+                        remote.out.json(event)
+                    else:
+                        remote.out.line("  ".join(str(cell) for cell in _row(event)))
+            return
+        found = jobs.events(job_id, limit=page_size(limit))
+        remote.out.listing(found, limit, ["TIME", "LEVEL", "MESSAGE"], _row, oldest_first=True)
+
+    return events
+
+
+def _row(event: JobEvent) -> tuple[str | None, str, str]:
+    return when(event.created_at), event.level, event.message
+
+
+def action_command(kind: Kind, action: str, help: str) -> click.Command:
+    """`cancel`, `pause` or `resume`, of one or several."""
+
+    @click.command(name=action, help=help, epilog=examples(kind.example_of(action)))
+    @click.argument("job_ids", metavar=f"{kind.metavar}...", nargs=-1, required=True)
+    @on_service
+    def act(remote: Remote, job_ids: tuple[str, ...]) -> None:
+        for job_id in job_ids:
+            job = getattr(kind.of(remote.client), action)(job_id)
+            if remote.out.as_json:
+                remote.out.json(job)
+            else:
+                remote.out.line(f"{job.id} {job.status}")
+
+    return act

@@ -1,0 +1,90 @@
+"""The model card of an exported model: what it was made of, how, and what was lost on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunewright.export.folder import ExportSpec
+
+_WHAT = {
+    "merged": "with an adapter merged into its weights (bfloat16)",
+    "awq": "quantized to 4 bits with AWQ",
+}
+_FACTS = (
+    ("export", "Export"),
+    ("training_file", "Data"),
+    ("training_sha256", "sha256 of the data"),
+    ("validation_file", "Held-out data"),
+    ("validation_sha256", "sha256 of the held-out data"),
+    ("seed", "Seed"),
+)
+
+
+def write_card(folder: Path, spec: ExportSpec, report: dict[str, Any]) -> None:
+    """Write `README.md` with the front matter that hubs read."""
+    (folder / "README.md").write_text("\n".join(_lines(spec, report)) + "\n", encoding="utf-8")
+
+
+def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
+    base = spec.base_hub_id or spec.base_name
+    quality, gate = report["quality"], report["gate"]
+    adapters = [f"- adapter `{a.model}` (sha256 {a.sha256[:16]}), weight {a.weight:g}" for a in spec.adapters]
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"tags: {json.dumps(['tunewright', spec.format])}",
+        "---",
+        "",
+        f"# {spec.model}",
+        "",
+        f"{base}, {_WHAT[spec.format]}. Made by Tunewright.",
+        "",
+        "## Made of",
+        "",
+        f"- base `{base}`",
+        *adapters,
+    ]
+    if not adapters and spec.source != spec.base_name:
+        lines.append(f"- model `{spec.source}`")
+    if spec.combine is not None:
+        lines.append(f"- combined by {spec.combine.method}")
+    if spec.calibration is not None:
+        lines.append(
+            f"- 4 bits, groups of {spec.calibration.group_size}, calibrated on {spec.calibration.rows} rows at most"
+        )
+    lines += [f"- {name}: {spec.facts[key]}" for key, name in _FACTS if spec.facts.get(key) is not None]
+    lines += [
+        "",
+        "## Quality",
+        "",
+        f"Over {quality['tokens']} tokens of {quality['rows']} rows ({quality['rows_from']}). KL divergence is from, "
+        f"and agreement with, the {quality['source']}; losses and divergences are in nats for each token.",
+        "",
+        "| model | loss | KL divergence | top-1 agreement |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['name']} | {_number(row['loss'])} | {_number(row['kl'])} | {_number(row['top1_agreement'])} |"
+            for row in quality["models"]
+        ),
+        "",
+    ]
+    if gate["forced"]:
+        lines.append(
+            f"**Past the gate** (KL divergence at most {gate['max_kl']:.3g}): it was published by force."
+        )
+    elif gate["max_kl"] is not None:
+        lines.append(f"It passed the gate: KL divergence at most {gate['max_kl']:.3g}.")
+    versions = [
+        f"{library} {version}"
+        for details in report["details"].values()
+        for library, version in details.get("versions", {}).items()
+    ]
+    return [*lines, "", f"Versions: {', '.join(dict.fromkeys(versions))}."]
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}" if 0 < value < 0.001 else f"{value:.5f}"

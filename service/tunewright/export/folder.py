@@ -1,0 +1,89 @@
+"""What an export's process is told, and what it tells. The folder is a job's: `trainer.folder`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.evaluate.folder import RowsFrom
+from tunewright.trainer.folder import JobFolder
+
+Format = Literal["merged", "awq", "adapter"]
+Method = Literal["linear", "ties", "dare", "soup"]
+
+
+class SourceAdapter(BaseModel):
+    """An adapter that goes into the export, by its public name and its PEFT folder."""
+
+    model: str
+    sha256: str
+    path: str
+    weight: float = 1.0
+
+
+class Combine(BaseModel):
+    """How several adapters become one (`export.combine`)."""
+
+    method: Method = "linear"
+    density: float = 0.5
+    rank: int | None = None
+    max_rank: int
+
+
+class Rows(BaseModel):
+    """Rows that the quality is measured on."""
+
+    file: str | None
+    """Chat or text rows; None: the probes that come with the service."""
+    rows_from: RowsFrom
+    count: int
+    """How many of them count, from the first on."""
+
+
+class Calibration(BaseModel):
+    """Text that the quantizer looks at."""
+
+    file: str
+    rows: int
+    group_size: int
+
+
+class ExportSpec(BaseModel):
+    """`spec.json`: all that the process is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    model: str
+    """The product's public name."""
+    format: Format
+    source: str
+    """The public name of what is exported, or of the first of several."""
+    base_name: str
+    base_hub_id: str | None = None
+    base_path: str
+    """The model that the adapters are on; without adapters, the model that is quantized."""
+    trust_remote_code: bool = False
+    adapters: list[SourceAdapter]
+    combine: Combine | None = None
+    """Where there are several adapters."""
+    chat_template: str | None = None
+    """The adapter's own."""
+    seed: int
+    device: str
+    """`cpu` or `cuda`; which GPU is the environment's business."""
+    calibration: Calibration | None = None
+    rows: Rows
+    max_kl: float | None = None
+    """The most that the product's predictions may diverge (KL) from those of what it came from, in nats for each token;
+    None: of a merged model a multiple of the noise, and nothing of a combined adapter is refused."""
+    force: bool = False
+    """Publish it also past that bound, with the fact on record."""
+    facts: dict[str, Any] = {}
+    """Lineage for the model card."""
+
+
+def read_spec(folder: JobFolder) -> ExportSpec:
+    """Raises OSError and ValueError."""
+    return ExportSpec.model_validate_json(folder.spec_file.read_text())

@@ -1,0 +1,147 @@
+"""AutoAWQ's search and rounding for one decoder layer at a time. Imports torch and autoawq.
+
+The mathematics and the knowledge of architectures are AutoAWQ's (0.2.9, MIT licence); overridden is what is wrong on a
+CPU or needs the whole model. AutoAWQ is no longer maintained and says so at import, and turns deprecation warnings on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+with warnings.catch_warnings():
+    warnings.showwarning = lambda *_, **__: (
+        None
+    )  # restored by the context; its own filters would let them through
+    from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
+    from awq.modules.linear import gemm
+    from awq.quantize import quantizer, scale
+    from awq.quantize.scale import apply_clip, apply_scale
+    from awq.utils.module import get_named_linears
+
+BITS = 4
+_TOKENS_AT_ONCE = 2**13
+"""Of calibration text, in a forward pass."""
+_ROWS_AT_ONCE = 64
+"""Output channels whose clipping is searched together: AutoAWQ's smaller choice, and a divisor of its larger one."""
+
+
+class ScalingError(Exception):
+    """A layer with its scales applied computes something else: AutoAWQ does not know this architecture."""
+
+
+class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
+    """Holds the calibration activations on their way through the layers: `inps`, [blocks, tokens, channels]."""
+
+    def __init__(
+        self, model_type: str, config: Any, group_size: int, inputs: torch.Tensor, device: str
+    ) -> None:
+        """Without AwqQuantizer's, which loads a dataset and runs the whole model."""
+        self.awq_model = SimpleNamespace(model_type=model_type)
+        self.w_bit, self.group_size, self.zero_point, self.version = BITS, group_size, True, "gemm"
+        self.duo_scaling = True
+        self.n_parallel_calib_samples = max(1, _TOKENS_AT_ONCE // inputs.shape[1])
+        self.max_chunk_memory = 2**30
+        self.modules_to_not_convert: list[str] = []
+        self.inps = inputs
+        self.module_kwargs: dict[str, Any] = {}
+        self._config = config
+        self._device = device
+        self._scaling = AWQ_CAUSAL_LM_MODEL_MAP[model_type].get_layers_for_scaling
+
+    def skip(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
+        """Only take the activations through a layer: what `quantize_layer` leaves in `inps`, to the bit."""
+        inputs = self.inps.to(self._device)
+        self.inps = self._module_forward(inputs, layer, self._sanitize_kwargs(arguments, layer))
+
+    def quantize_layer(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
+        """Replace the layer's linear modules by packed ones, as AwqQuantizer.quantize does with each, and take the
+        activations through the layer as it was. `arguments` are the layer's, for a batch of one block."""
+        first = self.inps[:1].to(self._device)
+        self.module_kwargs = arguments
+        linears = get_named_linears(layer)
+        with torch.no_grad(), _everything_on(self._device):
+            features = self._get_input_feat(layer, linears)
+            scaled = [
+                entry for entry in self._scaling(layer, features, arguments) if self._is_right(layer, entry)
+            ]
+            scales = [self._search_best_scale(layer, **entry) for entry in scaled]
+            apply_scale(layer, scales, input_feat_dict=features)
+            layer.to(self._device)
+            self._check(layer, first)
+            apply_clip(layer, self._search_best_clip(layer, linears, features))
+            self._apply_quant(layer, linears)
+
+    def _is_right(self, layer: nn.Module, entry: dict[str, Any]) -> bool:
+        """phi3.py scales the last rows of qkv_proj for o_proj whether or not they are the values alone. With fewer
+        key and value heads than heads (Phi-4-mini) they are keys and queries, too. llama.py compares shapes first."""
+        if self.awq_model.model_type != "phi3" or entry["layers"][0] is not layer.self_attn.o_proj:
+            return True
+        return bool(self._config.num_key_value_heads == self._config.num_attention_heads)
+
+    def _check(self, layer: nn.Module, inputs: torch.Tensor) -> None:
+        """Scales are taken out of one module and put into the next: nothing may change. AutoAWQ trusts its knowledge of
+        the architecture in this; where a newer transformers arranges modules otherwise, results would be silently
+        wrong. In 16 bits a layer's own share is told less exactly, beside what passes by it."""
+        got = self._module_forward(inputs, layer, self._sanitize_kwargs(self.module_kwargs, layer))
+        before = self.inps[:1].to(got.device).float()
+        change = (got.float() - before).norm(dim=-1)
+        own = (before - inputs.to(got.device).float()).norm(dim=-1)
+        error = (change / own.clamp(min=1e-12)).median().item()
+        if not error < (0.01 if inputs.dtype == torch.float32 else 0.25):
+            raise ScalingError(
+                f"{type(layer).__name__} computes something else once scales are moved between its modules (by "
+                f"{error:.1%}): AutoAWQ does not know its architecture"
+            )
+
+    def _compute_best_scale(
+        self,
+        x: torch.Tensor,
+        w_mean: torch.Tensor,
+        x_mean: torch.Tensor,
+        module2inspect: nn.Module,
+        linears2scale: list[nn.Linear],
+        fp16_output: torch.Tensor,
+        kwargs: dict[str, Any] = {},  # noqa: B006 (AutoAWQ's signature; it is read only)
+    ) -> torch.Tensor:
+        """AutoAWQ keeps the weights to go back to after each ratio by `.cpu()`, which copies from a GPU but on a CPU
+        gives the tensor itself: there each ratio is tried on what the ones before made of the weights."""
+        stored = module2inspect.state_dict
+
+        def copied() -> dict[str, torch.Tensor]:
+            return {name: tensor.detach().clone() for name, tensor in stored().items()}
+
+        module2inspect.state_dict = copied
+        try:
+            best: torch.Tensor = super()._compute_best_scale(
+                x, w_mean, x_mean, module2inspect, linears2scale, fp16_output, kwargs
+            )
+        finally:
+            del module2inspect.state_dict
+        return best
+
+    def _compute_best_clip(self, w: torch.Tensor, input_feat: torch.Tensor, **options: Any) -> torch.Tensor:
+        """For fewer rows at once: AutoAWQ's 256 take 5 GB of temporary numbers where a layer has 19,000 inputs."""
+        found = [super(LayerQuantizer, self)._compute_best_clip(rows, input_feat, **options)
+                 for rows in w.split(_ROWS_AT_ONCE)]  # fmt: skip
+        return torch.cat(found)
+
+
+@contextmanager
+def _everything_on(device: str) -> Iterator[None]:
+    """AutoAWQ computes on the first GPU there is (get_best_device), whatever it was asked for."""
+    modules = (quantizer, scale, gemm)
+    functions = [module.get_best_device for module in modules]
+    for module in modules:
+        module.get_best_device = lambda: device
+    try:
+        yield
+    finally:
+        for module, function in zip(modules, functions, strict=True):
+            module.get_best_device = function

@@ -1,0 +1,266 @@
+"""Merges an adapter into its base: a model folder in bfloat16 that transformers and vLLM load.
+
+Streams from the base's files into the new ones: the headers are written from the plan, then each tensor's bytes.
+Memory is what the largest adapted tensor and its change take in float32, and the adapter. What the numbers are is in
+`arithmetic`, what is merged and what is refused in `registry.mergeable`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewright.atomic import sync_folder, write_atomically
+from tunewright.errors import ExportUnsupported
+from tunewright.export import ExportStopped
+from tunewright.export.arithmetic import blocks, read
+from tunewright.export.model_files import as_json, copy_tokenizer, model_config, write_file
+from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
+from tunewright.registry.mergeable import MergePlan, Output, check_mergeable
+
+SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+_FORMAT = 1
+"""Raised where the same inputs come to make other files: what an older version left is not gone on with."""
+_WIDTH = 2
+"""Bytes of a bfloat16."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is done, of what there is. Shards that an earlier call left are done from the start."""
+
+    tensors: int
+    all_tensors: int
+    bytes: int
+    all_bytes: int
+    shards: int
+    all_shards: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was made."""
+
+    shards: int
+    kept: int
+    """Shards that an earlier call had left whole."""
+    tensors: int
+    bytes: int
+    """Of the tensors."""
+    modules: int
+    """With LoRA weights."""
+    changed: int
+    """Tensors that are not the base's own: with LoRA weights, biases, or trained whole."""
+    untied: bool
+    """The base's output head is tied to its embeddings, and this model's is not."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    outputs: tuple[Output, ...]
+
+    @property
+    def header(self) -> bytes:
+        """As the safetensors library writes it: padded to 8 bytes, the tensors by name."""
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for output in self.outputs:
+            end = at + size_of(output)
+            entries[output.name] = {"dtype": "BF16", "shape": list(output.shape), "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def size(self) -> int:
+        """Of its tensors, in bytes."""
+        return sum(map(size_of, self.outputs))
+
+
+def merge(
+    base: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    chat_template: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Merged:
+    """Merge the PEFT folder `adapter` into the model folder `base`, as the model folder `out`.
+
+    Shards have at most `shard_bytes` bytes of tensors, or one tensor. `chat_template` takes the place of the base's.
+    The same inputs make the same bytes. `out` is absent, or what an earlier call left there, killed or not: with the
+    same inputs its shards are kept, with others all of it goes. `plan_file(out)` tells which; it stays beside `out`.
+
+    `on_progress` is called after each tensor, `stop` before each block of 4 MiB. Raises as `check_mergeable`;
+    ExportStopped; FileExistsError where `out` is something else; OSError.
+    """
+    plan = check_mergeable(base, adapter)
+    _check_same(plan)
+    shards = _shards(plan.outputs, shard_bytes)
+    _begin(out, _fingerprint(plan, shard_bytes, chat_template))
+    kept = {shard.name for shard in shards if _is_whole(out, shard)}
+    progress = _Tracker(shards, kept, on_progress)
+    for shard in shards:
+        if shard.name not in kept:
+            _write_shard(out, shard, progress, stop)
+    if len(shards) > 1:
+        write_file(out / INDEX, _index(shards))
+    copy_tokenizer(base, out, chat_template)
+    write_file(out / "config.json", as_json(model_config(plan.base.config, untied=plan.untied)))
+    weights = adapter / WEIGHTS_FILE
+    return Merged(
+        shards=len(shards),
+        kept=len(kept),
+        tensors=len(plan.outputs),
+        bytes=sum(shard.size for shard in shards),
+        modules=len(plan.modules),
+        changed=sum(o.change is not None or o.source.file == weights for o in plan.outputs),
+        untied=plan.untied,
+    )
+
+
+def plan_file(out: Path) -> Path:
+    """The file beside `out` that says what is being merged there."""
+    return out.with_name(f".{out.name}.plan.json")
+
+
+def size_of(output: Output) -> int:
+    """Bytes in the merged model."""
+    return math.prod(output.shape) * _WIDTH
+
+
+def _shards(outputs: tuple[Output, ...], shard_bytes: int) -> list[_Shard]:
+    groups: list[list[Output]] = [[]]
+    size = 0
+    for output in outputs:
+        if groups[-1] and size + size_of(output) > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(output)
+        size += size_of(output)
+    if len(groups) == 1:
+        return [_Shard("model.safetensors", tuple(groups[0]))]
+    return [
+        _Shard(f"model-{at:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for at, group in enumerate(groups, 1)
+    ]
+
+
+def _begin(out: Path, fingerprint: str) -> None:
+    """Let `out` hold nothing but what belongs to these inputs. What a kill tore has names that are written again."""
+    plan = plan_file(out)
+    try:
+        before = json.loads(plan.read_text(encoding="utf-8"))["inputs"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        before = None
+    if before is None and out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} has something in it, and no merge is known to have begun there")
+    if before != fingerprint:
+        shutil.rmtree(out, ignore_errors=True)  # first: the new plan must never stand beside the old shards
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan, json.dumps({"inputs": fingerprint}))
+    out.mkdir(exist_ok=True)
+    sync_folder(out.parent)
+
+
+def _fingerprint(plan: MergePlan, shard_bytes: int, chat_template: str | None) -> str:
+    """Tells inputs apart: the adapter by its bytes, the base by its headers, sizes and times, which is not to read it
+    all; and torch, whose versions may multiply differently."""
+    digest = hashlib.sha256(f"{_FORMAT} {torch.__version__} {shard_bytes} {chat_template!r}".encode())
+    for file in (plan.base.folder / "config.json", plan.adapter / CONFIG_FILE, plan.adapter / WEIGHTS_FILE):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for file in plan.base.files:
+        stat = file.stat()
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = hashlib.sha256(opened.read(length)).hexdigest()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns} {header}".encode())
+    return digest.hexdigest()
+
+
+def _is_whole(out: Path, shard: _Shard) -> bool:
+    """Under its name there is all of it or nothing; the size is a second look."""
+    path = out / shard.name
+    return path.is_file() and path.stat().st_size == len(shard.header) + shard.size
+
+
+def _write_shard(out: Path, shard: _Shard, progress: _Tracker, stop: Callable[[], bool]) -> None:
+    temporary = out / f".{shard.name}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            file.write(shard.header)
+            for output in shard.outputs:
+                for block in blocks(output):
+                    if stop():
+                        raise ExportStopped
+                    file.write(block)
+                progress.tensor(output)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, out / shard.name)
+        sync_folder(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    progress.shard()
+
+
+def _index(shards: list[_Shard]) -> bytes:
+    homes = {output.name: shard.name for shard in shards for output in shard.outputs}
+    size = sum(shard.size for shard in shards)
+    metadata = {"total_parameters": size // _WIDTH, "total_size": size}
+    return as_json({"metadata": metadata, "weight_map": homes})
+
+
+def _check_same(plan: MergePlan) -> None:
+    for one, other, transposed in plan.same:
+        first, second = read(one), read(other)
+        if not torch.equal(first, second.T if transposed else second):
+            raise ExportUnsupported(
+                f"adapter_config.json has ensure_weight_tying, and {one.tensor.name} and {other.tensor.name} differ: "
+                "which of them counts depends on the order in which peft loads them.",
+                param="adapter_config.ensure_weight_tying",
+            )
+
+
+class _Tracker:
+    def __init__(self, shards: list[_Shard], kept: set[str], report: Callable[[Progress], None]) -> None:
+        self._report = report
+        done = [shard for shard in shards if shard.name in kept]
+        self._all = (
+            sum(len(shard.outputs) for shard in shards),
+            sum(shard.size for shard in shards),
+            len(shards),
+        )
+        self._tensors = sum(len(shard.outputs) for shard in done)
+        self._bytes = sum(shard.size for shard in done)
+        self._shards = len(done)
+        self._tell()
+
+    def tensor(self, output: Output) -> None:
+        self._tensors += 1
+        self._bytes += size_of(output)
+        self._tell()
+
+    def shard(self) -> None:
+        self._shards += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        self._report(
+            Progress(self._tensors, self._all[0], self._bytes, self._all[1], self._shards, self._all[2])
+        )

@@ -1,0 +1,67 @@
+"""The text of an export: what the quantizer looks at, and the rows on which the quality is measured. Imports
+transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from tunewright.data.formats import read_rows
+from tunewright.evaluate.probes import probes
+from tunewright.evaluate.quality import Row
+from tunewright.export.folder import ExportSpec
+from tunewright.export.quantizer import pack
+from tunewright.trainer.dataset import encode_row
+from tunewright.trainer.errors import TrainingFailed
+from tunewright.trainer.masking import IGNORED
+
+_LONGEST_ROW = 512
+"""Tokens, of a measured row."""
+
+
+class ExportText:
+    """Rows through the tokenizer and the chat template that the product will have."""
+
+    def __init__(self, spec: ExportSpec) -> None:
+        self._spec = spec
+        options = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.base_path, **options)
+        if spec.chat_template is not None:
+            self._tokenizer.chat_template = spec.chat_template
+        config = AutoConfig.from_pretrained(spec.base_path, **options).get_text_config()
+        self._longest = min(_LONGEST_ROW, getattr(config, "max_position_embeddings", None) or _LONGEST_ROW)
+
+    def measured(self) -> list[Row]:
+        """The rows on which the quality is measured; what counts in them is what training would learn.
+
+        Raises TrainingFailed where a row cannot be encoded, or nothing in them counts.
+        """
+        rows = []
+        for line, row in islice(self._rows(self._spec.rows.file), self._spec.rows.count):
+            example = encode_row(self._tokenizer, row, "validation_file", line)
+            counted = [label != IGNORED for label in example.labels[: self._longest]]
+            if any(counted[1:]):
+                rows.append(Row(tokens=example.input_ids[: self._longest], counted=counted))
+        if not rows:
+            raise TrainingFailed(
+                "invalid_validation_file",
+                f"in none of the rows an answer begins within {self._longest} tokens: there is nothing to measure",
+            )
+        return rows
+
+    def calibration(self) -> list[list[int]]:
+        """Blocks of tokens for the quantizer. Raises TrainingFailed where a row cannot be encoded."""
+        calibration = self._spec.calibration
+        assert calibration is not None, "only what is quantized is calibrated"
+        rows = islice(self._rows(calibration.file), calibration.rows)
+        encoded = (encode_row(self._tokenizer, row, "calibration_file", line).input_ids for line, row in rows)
+        return pack(encoded, length=self._longest)
+
+    def _rows(self, file: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        if file is not None:
+            return iter(read_rows(Path(file)))
+        return enumerate(probes(as_chat=self._tokenizer.chat_template is not None), 1)

@@ -1,0 +1,255 @@
+"""One export from spec to result, top to bottom: combine, merge, quantize, measure, judge, describe."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tunewright.atomic import is_disk_full, publish_folder
+from tunewright.evaluate.quality import Candidate, Quality, measure
+from tunewright.export.awq_quantizer import AwqQuantizer
+from tunewright.export.card import write_card
+from tunewright.export.combine import combine
+from tunewright.export.folder import ExportSpec
+from tunewright.export.merge import merge
+from tunewright.export.progress import Progress, peak_memory
+from tunewright.export.quantizer import QuantizeOptions, Quantizer
+from tunewright.export.rows import ExportText
+from tunewright.registry.data_folder import folder_size
+from tunewright.trainer.errors import explain
+from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
+
+log = logging.getLogger("tunewright.export")
+
+_ADVICE = "Free some of it: an export needs about one layer of the model and what it computes of a few rows."
+NOISE_BOUND = 5.0
+"""Times the noise that a merged model may diverge from its adapter. An honest merge rounds each weight once, and is at
+a thirtieth of the noise; one into 4-bit weights is at 75 to 260 times, an alpha that is off by a tenth at 70 times
+(docs/decisions/0014)."""
+_NOISE = "adapter in bfloat16"
+QUANTIZER: Quantizer = AwqQuantizer()
+"""What stands behind format awq."""
+
+
+def run_export(folder: JobFolder, spec: ExportSpec) -> int:
+    """Export, and leave `result.json` behind; returns the exit code."""
+    faulthandler.enable()  # SIGABRT, sent to a process that hangs, leaves its stack in the log
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    transformers.logging.disable_progress_bar()
+    # Everything on the way is whole or absent, so there is nothing to be saved first.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED_RESUMABLE))
+    try:
+        outcome = _Export(folder, spec).run()
+    except Exception as error:
+        failure = explain(error, folder.path, process="export", advice=_ADVICE)
+        if failure is None:
+            raise
+        log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
+        outcome = Outcome(status="failed", error_code=failure.code, error_message=str(failure))
+    if outcome.error_code == "disk_full":
+        folder.remove_products()  # they are of no use any more, and the result may fit where they were
+    try:
+        folder.write_result(outcome)
+    except OSError as error:
+        if is_disk_full(error):
+            return DISK_FULL
+        raise
+    return 0
+
+
+class _Export:
+    def __init__(self, folder: JobFolder, spec: ExportSpec) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._events = EventLog(folder)
+        self._progress = Progress(folder, self._events)
+        self._device = spec.device
+        is_base = spec.source == spec.base_name
+        self._source = "adapter" if spec.adapters else "base" if is_base else "model"
+        """What the product is compared with."""
+        self._base = Path(spec.base_path)
+        folder.work.mkdir(exist_ok=True)
+
+    def run(self) -> Outcome:
+        spec = self._spec
+        text = ExportText(spec)
+        rows = text.measured()
+        self._expect()
+        adapter = self._adapter()
+        candidates = self._candidates(adapter)
+        product = adapter if spec.format == "adapter" else None
+        model = self._base
+        if adapter is not None and spec.format != "adapter":
+            model = product = self._merged(adapter)
+            candidates.append(Candidate("merged", model))
+        if spec.format == "awq":
+            product = self._quantized(model, text.calibration())
+            candidates.append(Candidate("awq", product, "awq"))
+        assert product is not None, "a format is one of the three"
+        with self._progress.phase("measure", f"Measuring {len(rows)} rows") as details:
+            quality = measure(
+                candidates,
+                rows,
+                reference=self._source,
+                device=self._device,
+                dtype=torch.float32,  # so that what is seen is what became of the weights, and no rounding on the way
+                on_progress=lambda done, total: self._progress.at("measure", done, total),
+                trust_remote_code=spec.trust_remote_code,
+            )
+            details["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return self._conclude(product, quality, len(rows))
+
+    def _expect(self) -> None:
+        spec = self._spec
+        phases = ["combine"] * (len(spec.adapters) > 1)
+        phases += ["merge"] * (bool(spec.adapters) and spec.format != "adapter")
+        phases += ["quantize"] * (spec.format == "awq")
+        for phase in [*phases, "measure"]:
+            self._progress.expect(phase, 1)  # until it tells how many steps it has
+
+    def _adapter(self) -> Path | None:
+        """The one that is merged: the only one, or what becomes of several."""
+        spec = self._spec
+        if len(spec.adapters) < 2:
+            return Path(spec.adapters[0].path) if spec.adapters else None
+        assert spec.combine is not None
+        out = self._folder.work / "adapter"
+        shutil.rmtree(out, ignore_errors=True)
+        with self._progress.phase("combine", f"Combining {len(spec.adapters)} adapters") as details:
+            combined = combine(
+                [(Path(source.path), source.weight) for source in spec.adapters],
+                self._base,
+                out,
+                method=spec.combine.method,
+                density=spec.combine.density,
+                rank=spec.combine.rank,
+                max_rank=spec.combine.max_rank,
+                seed=spec.seed,
+                on_module=lambda done, total: self._progress.at("combine", done, total),
+            )
+            details |= {
+                "method": spec.combine.method,
+                "rank": combined.rank,
+                "relative_error": combined.error,
+            }
+        return out
+
+    def _merged(self, adapter: Path) -> Path:
+        out = self._folder.work / "merged"
+        with self._progress.phase("merge", f"Merging into {self._spec.base_name}") as details:
+            merged = merge(
+                self._base,
+                adapter,
+                out,
+                chat_template=self._spec.chat_template,
+                on_progress=lambda at: self._progress.at("merge", at.tensors, at.all_tensors),
+            )
+            details |= {"shards": merged.shards, "reused_shards": merged.kept, "tensors": merged.tensors}
+            details |= {
+                "modules": merged.modules,
+                "untied": merged.untied,
+                "peak_memory_bytes": peak_memory(),
+            }
+        return out
+
+    def _quantized(self, model: Path, rows: list[list[int]]) -> Path:
+        spec = self._spec
+        assert spec.calibration is not None
+        out = self._folder.work / "awq"
+        with self._progress.phase(
+            "quantize", f"Quantizing, with {sum(map(len, rows))} tokens of calibration"
+        ) as details:
+            quantized = QUANTIZER.quantize(
+                model,
+                out,
+                rows=rows,
+                options=QuantizeOptions(spec.calibration.group_size, spec.trust_remote_code),
+                device=self._device,
+                on_layer=lambda done, total: self._progress.at("quantize", done, total),
+                work=self._folder.work / "layers",
+            )
+            details |= {"layers": quantized.layers, "reused_layers": quantized.reused}
+            details |= {"tokens": quantized.tokens, "group_size": spec.calibration.group_size}
+            details |= {"versions": quantized.versions, "peak_memory_bytes": peak_memory()}
+            if self._device != "cpu":
+                details["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+        return out
+
+    def _candidates(self, adapter: Path | None) -> list[Candidate]:
+        """What the product is measured beside."""
+        found = [Candidate("base" if self._spec.adapters else self._source, self._base)]
+        if len(self._spec.adapters) > 1:
+            found += [
+                Candidate(source.model, self._base, adapter=Path(source.path))
+                for source in self._spec.adapters
+            ]
+        if adapter is not None:
+            found.append(Candidate("adapter", self._base, adapter=adapter))
+        if self._spec.format == "merged":
+            found.append(Candidate(_NOISE, self._base, adapter=adapter, dtype=torch.bfloat16))
+        return found
+
+    def _conclude(self, product: Path, quality: Quality, rows: int) -> Outcome:
+        """Judge it, and put it where it is published from unless it is refused."""
+        spec = self._spec
+        measured = quality.candidates[-1]
+        noise, max_kl = None, spec.max_kl
+        if spec.format == "merged":
+            noise = quality.of(_NOISE).kl
+            max_kl = max_kl if max_kl is not None else (noise or 0.0) * NOISE_BOUND
+        passed = max_kl is None or (measured.kl is not None and measured.kl <= max_kl)
+        report: dict[str, Any] = {
+            "quality": {
+                "source": self._source,
+                "models": [
+                    {"name": row.name, "loss": row.loss, "kl": row.kl, "top1_agreement": row.agreement}
+                    for row in quality.candidates
+                ],
+                "rows": rows,
+                "tokens": measured.tokens,
+                "rows_from": spec.rows.rows_from,
+            },
+            "gate": {
+                "max_kl": max_kl,
+                "noise": noise,
+                "kl": measured.kl,
+                "passed": passed,
+                "forced": spec.force and not passed,
+            },
+            "source_bytes": folder_size(self._base) + sum(folder_size(Path(a.path)) for a in spec.adapters),
+            "details": self._progress.details,
+        }
+        told = f"KL divergence from the {self._source} {_shown(measured.kl)} nats for each token"
+        if not passed and not spec.force:
+            report["bytes"] = folder_size(product)
+            return Outcome(
+                status="failed",
+                error_code="quality_gate_failed",
+                error_message=f"the {measured.name} model is not published: {told}, above {max_kl:.3g} (loss "
+                f"{_shown(measured.loss)}, top-1 agreement {_shown(measured.agreement)}, over {rows} rows of "
+                f"{spec.rows.rows_from}). Give a larger `max_kl`, or publish it all the same with `force`",
+                report=report,
+            )
+        if not passed:
+            self._events.message(f"Past the gate, and published since `force` says so: {told}", "warn")
+        else:
+            self._events.message(f"Measured: {told}, top-1 agreement {_shown(measured.agreement)}")
+        final = self._folder.adapter if spec.format == "adapter" else self._folder.model
+        if spec.format != "adapter":
+            write_card(product, spec, report)
+        report["bytes"] = folder_size(product)
+        shutil.rmtree(final, ignore_errors=True)
+        publish_folder(product, final)
+        return Outcome(status="succeeded", report=report)
+
+
+def _shown(value: float | None) -> str:
+    return "that is not finite" if value is None else f"{value:.3g}"
