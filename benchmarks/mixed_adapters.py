@@ -30,7 +30,7 @@ from tunewright_client import Adapter, Tunewright
 RANK = 8
 
 
-def random_adapter(base: Path, folder: Path, seed: int) -> Path:
+def random_adapter(base: Path, folder: Path, seed: int, rank: int = RANK) -> Path:
     """A PEFT folder with random weights for every linear module of the layers of `base`, which is not loaded."""
     generator = torch.Generator().manual_seed(seed)
     tensors, modules = {}, set()
@@ -42,13 +42,13 @@ def random_adapter(base: Path, folder: Path, seed: int) -> Path:
                 rows, columns = opened.get_slice(name).get_shape()
                 module = name.removesuffix(".weight")
                 modules.add(module.rsplit(".", 1)[1])
-                down = torch.randn(RANK, columns, generator=generator) * columns**-0.5
-                up = torch.randn(rows, RANK, generator=generator) * 0.01
+                down = torch.randn(rank, columns, generator=generator) * columns**-0.5
+                up = torch.randn(rows, rank, generator=generator) * 0.01
                 tensors[f"base_model.model.{module}.lora_A.weight"] = down
                 tensors[f"base_model.model.{module}.lora_B.weight"] = up
     folder.mkdir(parents=True)
     LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM", inference_mode=True
+        r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM", inference_mode=True
     ).save_pretrained(folder)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
