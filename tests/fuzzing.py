@@ -57,10 +57,12 @@ def _is_text_after_all(case: Case) -> bool:
 
 
 class Fuzzer:
-    """Sends cases to `url` and keeps count. `jobs_on` is a base on which jobs may be created and never train."""
+    """Sends cases to `url` and keeps count. `jobs_on` is a base on which jobs may be created and never train,
+    `deployable` a model that may be deployed and never starts."""
 
-    def __init__(self, url: str, *, jobs_on: str | None = None) -> None:
+    def __init__(self, url: str, *, jobs_on: str | None = None, deployable: str | None = None) -> None:
         self._url = url
+        self._deployable = deployable
         self._jobs_on = jobs_on
         self._session = requests.Session()
         self._known: dict[str, list[str]] = {}
@@ -141,6 +143,9 @@ class Fuzzer:
                 if chance.random() < 0.8:
                     target["model"] = chance.choice(self._known["model"])
             body["wait"] = chance.random() < 0.5
+        elif case.path == "/v1/deployments" and "model" in body and self._deployable:
+            if chance.random() < 0.7:
+                body["model"] = self._deployable
         elif case.path in _GENERATIONS and "model" in body and chance.random() < 0.7:
             body["model"] = chance.choice(self._known["model"])
             if case.path in _GENERATIONS[:2] and chance.random() < 0.9:
@@ -164,6 +169,7 @@ class Fuzzer:
             "ended_job_id": [job["id"] for job in jobs if job["status"] in final],
             "model": [model["id"] for model in self._list("/v1/models")],
             "adapter": [adapter["id"] for adapter in self._list("/v1/adapters")],
+            "deployment": [one["id"] for one in self._list("/v1/deployments")],
             "name": [alias["id"] for alias in self._list("/v1/aliases")],
         }
 

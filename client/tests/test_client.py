@@ -100,9 +100,21 @@ def test_the_two_clients_have_one_surface() -> None:
         (Tunewright, AsyncTunewright),
         (tunewright_client.Job, tunewright_client.AsyncJob),
         (tunewright_client.Export, tunewright_client.AsyncExport),
+        (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
     ]
     blocking, other = Tunewright(), AsyncTunewright()
-    for name in ("files", "jobs", "exports", "adapters", "models", "aliases", "chat", "completions"):
+    names = (
+        "files",
+        "jobs",
+        "exports",
+        "adapters",
+        "models",
+        "aliases",
+        "deployments",
+        "chat",
+        "completions",
+    )
+    for name in names:
         pairs.append((type(getattr(blocking, name)), type(getattr(other, name))))
     for first, second in pairs:
         names = surface(first)

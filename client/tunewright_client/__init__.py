@@ -1,11 +1,12 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, exports, adapters,
-models, aliases, chat and completions. What the server sends is in `tunewright_client.types`, of which the
-common ones are here too.
+models, aliases, deployments, chat and completions. What the server sends is in `tunewright_client.types`,
+of which the common ones are here too.
 """
 
 from ._async.client import AsyncTunewright
+from ._async.deployments import AsyncDeployment
 from ._async.driver import AsyncStream
 from ._async.exports import AsyncExport
 from ._async.jobs import AsyncJob
@@ -17,6 +18,7 @@ from ._errors import (
     AuthenticationError,
     BadRequestError,
     ConflictError,
+    DeploymentFailedError,
     InvalidResponseError,
     JobCancelledError,
     JobError,
@@ -33,6 +35,7 @@ from ._errors import (
     WaitTimeoutError,
 )
 from ._sync.client import Tunewright
+from ._sync.deployments import Deployment
 from ._sync.driver import Stream
 from ._sync.exports import Export
 from ._sync.jobs import Job
@@ -77,6 +80,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "AsyncDeployment",
     "AsyncExport",
     "AsyncJob",
     "AsyncPage",
@@ -93,6 +97,8 @@ __all__ = [
     "CompletionChunk",
     "ConflictError",
     "Deleted",
+    "Deployment",
+    "DeploymentFailedError",
     "Export",
     "ExportGate",
     "ExportQuality",

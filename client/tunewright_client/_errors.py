@@ -19,6 +19,7 @@
     |- JobError                       a job that was waited for did not succeed; has job
     |  |- JobFailedError
     |  '- JobCancelledError
+    |- DeploymentFailedError          a deployment that was waited for could not be started; has deployment
     '- WaitTimeoutError               waited long enough; also a TimeoutError
 
 This module imports httpx only to read a response; turning answers into errors happens here and nowhere else.
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
+    from .types.deployments import DeploymentRecord
     from .types.jobs import WorkRecord
 
 
@@ -156,6 +158,16 @@ class JobFailedError(JobError):
 
 class JobCancelledError(JobError):
     """The job was cancelled, by whomever."""
+
+
+class DeploymentFailedError(TunewrightError):
+    """The deployment could not be started, or is being taken down. `deployment` is its last record, whose
+    `reason` says why, and `log_tail` what vLLM wrote last."""
+
+    def __init__(self, message: str, deployment: DeploymentRecord) -> None:
+        super().__init__(message)
+        self.message = message
+        self.deployment = deployment
 
 
 class WaitTimeoutError(TunewrightError, TimeoutError):

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         description="A base model, NAME=PATH_OR_HUB_ID or just PATH_OR_HUB_ID; repeat for more (comma-separated"
         f" in the variable). Default: the embedded base, {EMBEDDED_BASE}.",
     )
+    deployable: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A model, NAME=PATH_OR_HUB_ID, that may be deployed while the service runs; repeat for more"
+        " (comma-separated in the variable). It is not served before that. Default: only models that were made here.",
+    )
     api_key: SecretStr | None = Field(
         None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
     )
@@ -99,20 +104,23 @@ class Settings(BaseSettings):
         description="Seconds that an unload waits for running requests; after that it goes on in the background.",
     )
     kv_cache_memory: str = Field(
-        "512MiB", description="KV cache of each engine on the CPU, e.g. 512MiB or 8GiB."
+        "512MiB",
+        description="KV cache of each engine on the CPU, e.g. 512MiB or 8GiB; a deployment may ask for another.",
     )
     gpu_memory_utilization: float = Field(
         0.45,
         gt=0,
         le=0.98,
-        description="Share of a GPU's memory for serving, over all engines on it; the rest is for training.",
+        description="Share of a GPU's memory for serving, over all bases on it; the rest is for training, and for"
+        " deployments.",
     )
     tool_call_parser: str | None = Field(
         None,
         description="vLLM's tool call parser for the bases. Default: what a base's template and tokens call for.",
     )
     trust_remote_code: Annotated[list[str], NoDecode] = Field(
-        default_factory=list, description="Names of bases whose own Python code may run. Never by default."
+        default_factory=list,
+        description="Names of bases and deployables whose own Python code may run. Never by default.",
     )
     vllm_arg: str = Field(
         "",
@@ -203,7 +211,7 @@ class Settings(BaseSettings):
         "info", description="How much the service logs."
     )
 
-    @field_validator("base", "trust_remote_code", "adapter_root", mode="before")
+    @field_validator("base", "deployable", "trust_remote_code", "adapter_root", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return (
@@ -246,12 +254,17 @@ class Settings(BaseSettings):
             )
         if self.api_key is not None and not self.api_key.get_secret_value():
             raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
-        names = [base.name for base in self.bases]
+        for entry in self.deployable:
+            if "=" not in entry:
+                raise ValueError(f"{entry!r} names no model that may be deployed: write NAME=PATH_OR_HUB_ID")
+        names = [base.name for base in (*self.bases, *self.deployables)]
         for name in names:
             if not _BASE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a base: letters, digits and . _ - / only")
             if names.count(name) > 1:
-                raise ValueError(f"two bases are named {name!r}: give each its own name, --base NAME=PATH")
+                raise ValueError(
+                    f"two of --base and --deployable are named {name!r}: give each its own name, NAME=PATH"
+                )
         unknown = sorted(set(self.trust_remote_code) - set(names))
         if unknown:
             raise ValueError(
@@ -281,6 +294,12 @@ class Settings(BaseSettings):
                 name = Path(entry.rstrip("/")).name if Path(entry).expanduser().exists() else entry
             bases.append(Base(name=name, source=source))
         return bases
+
+    @property
+    def deployables(self) -> list[Base]:
+        """Models that may be deployed, beside those that were made here."""
+        parted = (entry.partition("=") for entry in self.deployable)
+        return [Base(name=name, source=source) for name, _, source in parted]
 
     @property
     def vllm_args(self) -> list[str]:

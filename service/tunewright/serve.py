@@ -14,11 +14,12 @@ from tunewright.backup.errors import BackupError
 from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, service_lock
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.config import Settings, child_environment, settings_from_command_line
+from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
-from tunewright.scheduler.devices import find_devices
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.sqlite_file import DatabaseUnusable
+from tunewright.store.store import Store
 from tunewright.supervisor.supervisor import Reload, Service, Supervisor
 
 _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
@@ -79,6 +80,9 @@ def _prepare(settings: Settings, data: DataFolder) -> None:
             database.upgrade(data.path / "backups")
         finally:
             database.close()
+        store = Store.open(settings.resolved_database_url)
+        store.deployments.start_anew()
+        store.close()
         data.create()
         data.clear_unfinished()
         with held(archive_lock(data)) as ours:

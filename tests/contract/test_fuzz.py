@@ -20,7 +20,7 @@ schema = fuzzing.api()
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data_dir: Path = tmp_path_factory.mktemp("fuzz") / "data"
     fill(data_dir)
-    service = start_without_vllm(data_dir, "--base", "missing=/nowhere")
+    service = start_without_vllm(data_dir, "--base", "missing=/nowhere", "--deployable", "absent=/nowhere")
     try:
         wait_engine(service, BASE)
         yield service.url
@@ -32,7 +32,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def fuzzer(url: str) -> fuzzing.Fuzzer:
-    return fuzzing.Fuzzer(url, jobs_on="missing")
+    return fuzzing.Fuzzer(url, jobs_on="missing", deployable="absent")
 
 
 @schema.parametrize()
@@ -122,6 +122,18 @@ PICKED: dict[str, tuple[str, str, dict[str, str], bytes, int, str]] = {
     "NUL for a generation's model": ("POST", CHAT, JSON, b'{"model": "\\u0000"}', 400, "invalid_value"),
     "a generation nested beyond Python": (
         "POST", CHAT, JSON, b'{"model": "tiny", "messages": ' + deep(10**5) + b"}", 400, "invalid_json",
+    ),
+    "NUL in a deployment's": ("DELETE", "/v1/deployments/%00", {}, b"", 404, "not_found"),
+    "a drain that takes for ever": (
+        "DELETE", "/v1/deployments/none?timeout=inf", {}, b"", 400, "invalid_value",
+    ),
+    "an engine of free arguments": (
+        "POST", "/v1/deployments", JSON, b'{"model": "absent", "engine": {"args": ["--trust-remote-code"]}}', 400,
+        "unknown_parameter",
+    ),
+    "a share that is NaN": (
+        "POST", "/v1/deployments", JSON, b'{"model": "absent", "engine": {"gpu_memory_utilization": NaN}}', 400,
+        "invalid_value",
     ),
     "OPTIONS": ("OPTIONS", FILES, {}, b"", 405, "method_not_allowed"),
     "TRACE": ("TRACE", JOBS, {}, b"", 405, "method_not_allowed"),

@@ -45,7 +45,11 @@ class Scheduler:
     def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
         info = inspect_base(settings.bases[0])
-        engines: Any = SimpleNamespace(base=lambda name: info, bases_here=lambda: [BASE])
+        engines: Any = SimpleNamespace(
+            base=lambda name: info,
+            bases_here=lambda: [BASE],
+            names=lambda: [BASE],
+        )
         self.runner = JobRunner(settings, store, data, engines, lifeline, ["cpu"])
 
     def again(self) -> Scheduler:

@@ -268,7 +268,7 @@ def test_versions_of_many_at_once_have_no_gaps(url: str, each: Store) -> None:
         ([target("m1", math.nan)], "targets", "weight of m1"),
         ([target("m1"), target("none")], "targets", "No such model: 'none'"),
         ([target("other-alias")], "targets", "other-alias is an alias itself"),
-        ([target("full")], "targets", "full is a fully fine-tuned model"),
+        ([target("full")], "targets", "full is a full model, and not deployed"),
         ([target("orphan")], "targets", "The base of orphan"),
         ([target("bad")], "targets", "bad is quarantined"),
         ([target("m1"), target("unchecked")], "targets", "unchecked is checking"),

@@ -76,6 +76,9 @@ def used(tmp_path: Path) -> Iterator[Used]:
     store.engines.declare(["missing"])
     store.engines.starting("missing", "/somewhere/else.sock", {})
     store.engines.set_state("missing", EngineState.READY)
+    deployment = store.deployments.create("ft:other:full:1", {"max_loras": 2}, lambda _: {"device": "cpu"})
+    store.engines.starting(deployment.model, "/somewhere/else-2.sock", {"deployment": deployment.id})
+    store.engines.set_state(deployment.model, EngineState.READY)
     new_job(store, JobState.QUEUED)
     claimed = store.jobs.claim("cpu", ["missing"])
     assert claimed is not None
@@ -582,6 +585,12 @@ def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path
     events = store.jobs.events(used.running.id, after=None, limit=1)[0]
     assert events[0].message.startswith("Restored from a backup; the job goes on")
     assert store.engines.list() == [], "an engine that ran elsewhere is none of ours"
+    ((deployment, engine),) = store.deployments.all()
+    assert (deployment.model, deployment.asked, engine) == ("ft:other:full:1", {"max_loras": 2}, None)
+    store.engines.declare(["missing"])
+    ((_, engine),) = store.deployments.all()
+    assert engine is not None, "the scheduler starts it here"
+    assert (engine.state, engine.socket, engine.run) == (EngineState.STOPPED, None, 0)
     store.close()
 
 

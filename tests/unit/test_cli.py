@@ -211,7 +211,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     [
         ["--help"], ["demo", "--help"], ["status", "--help"], ["chat", "--help"], ["jobs", "create", "--help"],
         ["jobs", "watch", "--help"], ["files", "upload", "--help"], ["models", "--help"], ["adapters", "--help"],
-        ["aliases", "set", "--help"],
+        ["aliases", "set", "--help"], ["deployments", "create", "--help"],
     ],
 )  # fmt: skip
 def test_help_is_complete(run: Run, argv: list[str]) -> None:
@@ -240,6 +240,10 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["adapters", "register", "--path", "/a", "--revision", "main"],
         ["adapters", "list", "--state", "happy"],
         ["chat", "m", ""],
+        ["deployments", "create"],
+        ["deployments", "create", "m", "--max-lora-rank", "7"],
+        ["deployments", "create", "m", "--dtype", "int4"],
+        ["deployments", "delete"],
     ],
 )
 def test_wrong_usage_is_2(run: Run, argv: list[str]) -> None:
@@ -554,6 +558,63 @@ def test_an_alias_is_rolled_back_and_says_why(run: Run, service: FakeService) ->
     ]
     service.replies["DELETE", path] = 200, {"id": "support-bot", "deleted": True}
     assert run("aliases", "delete", "support-bot")[1] == "support-bot deleted\n"
+
+
+DEPLOYMENT = {
+    "id": "deploy-1", "object": "deployment", "model": "m", "state": "starting", "reason": None, "device": "cpu",
+    "engine": {}, "options": {"device": "cpu", "kv_cache_memory": 7, "max_model_len": None},
+    "adapters": [{"model": "ft:m::1", "id": "adapter-1", "state": "loaded"}], "memory_bytes": 2**30,
+    "log_tail": ["first", "last"],
+}  # fmt: skip
+DEPLOYMENTS = "/v1/deployments"
+
+
+def test_a_deployment_is_made_with_what_was_given(run: Run, service: FakeService) -> None:
+    service.replies["POST", DEPLOYMENTS] = 200, DEPLOYMENT
+    assert run("deployments", "create", "m") == (0, "m starting\n", "")
+    assert service.body("POST", DEPLOYMENTS) == {"model": "m", "engine": {}}
+    options = (
+        "--device", "cuda:1", "--gpu-memory-utilization", "0.2", "--max-model-len", "64", "--max-num-seqs", "2",
+        "--no-lora", "--max-lora-rank", "32", "--eager", "--dtype", "float16", "--kv-cache-memory", "64MiB",
+        "--max-loras", "3", "--max-cpu-loras", "9",
+    )  # fmt: skip
+    assert json.loads(run("deployments", "create", "m", *options, "--json")[1])["id"] == "deploy-1"
+    assert service.body("POST", DEPLOYMENTS) == {
+        "model": "m",
+        "engine": {
+            "device": "cuda:1", "gpu_memory_utilization": 0.2, "max_model_len": 64, "max_num_seqs": 2,
+            "enable_lora": False, "max_lora_rank": 32, "enforce_eager": True, "dtype": "float16",
+            "kv_cache_memory": "64MiB", "max_loras": 3, "max_cpu_loras": 9,
+        },
+    }  # fmt: skip
+
+
+def test_waiting_for_a_deployment_ends_with_its_state_or_its_reason(run: Run, service: FakeService) -> None:
+    service.replies["POST", DEPLOYMENTS] = 200, DEPLOYMENT
+    one = f"{DEPLOYMENTS}/deploy-1"
+    service.replies["GET", one] = 200, {**DEPLOYMENT, "state": "ready"}
+    assert run("deployments", "create", "m", "--wait") == (0, "m ready\n", "")
+    service.replies["GET", one] = 200, {**DEPLOYMENT, "state": "failed", "reason": "ValueError: no"}
+    code, out, err = run("deployments", "create", "m", "--watch")
+    assert (code, out, err) == (1, "", "error: m is failed: ValueError: no\n")
+    service.replies["POST", f"{DEPLOYMENTS}/m/restart"] = 200, DEPLOYMENT
+    code, out, _ = run("deployments", "restart", "m", "--wait", "--json")
+    assert (code, json.loads(out)["state"]) == (1, "failed")
+
+
+def test_deployments_are_shown_and_taken_down(run: Run, service: FakeService) -> None:
+    service.replies["GET", DEPLOYMENTS] = 200, page([DEPLOYMENT])
+    assert run("deployments", "list")[1].splitlines() == [
+        "MODEL\tSTATE\tDEVICE\tMEMORY\tADAPTERS\tSTARTED\tID\tREASON",
+        "m\tstarting\tcpu\t1.0 GiB\t1\t-\tdeploy-1\t-",
+    ]
+    service.replies["GET", f"{DEPLOYMENTS}/m"] = 200, DEPLOYMENT
+    shown = run("deployments", "show", "m")[1]
+    assert "kv cache memory\t7\nadapter ft:m::1\tloaded\nlog\tfirst\nlog\tlast\n" in shown
+    service.replies["GET", f"{DEPLOYMENTS}/m/logs"] = 200, b"one\ntwo\n"
+    assert run("deployments", "logs", "m", "--tail", "2")[1] == "one\ntwo\n"
+    service.replies["DELETE", f"{DEPLOYMENTS}/m"] = 200, {"id": "deploy-1", "deleted": True}
+    assert run("deployments", "delete", "m", "--force", "--timeout", "3")[1] == "deploy-1 deleted\n"
 
 
 def test_what_a_shadow_answered_is_listed(run: Run, service: FakeService) -> None:

@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "data_dir": (["--data-dir", "/srv/t"], "/srv/t", Path("/srv/t")),
     "database_url": (["--database-url", "postgresql://x/y"], "postgresql://x/y", "postgresql://x/y"),
     "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
+    "deployable": (["--deployable", "a=/x", "--deployable", "b=org/b"], "a=/x, b=org/b", ["a=/x", "b=org/b"]),
     "api_key": (["--api-key", "secret"], "secret", "secret"),
     "device": (["--device", "cpu"], "cpu", "cpu"),
     "max_lora_rank": (["--max-lora-rank", "128"], "128", 128),
@@ -201,8 +202,16 @@ def test_names_that_no_base_can_have(name: str) -> None:
 
 
 def test_two_bases_of_one_name_are_refused() -> None:
-    with pytest.raises(ValidationError, match="two bases are named 'a'"):
+    with pytest.raises(ValidationError, match="two of --base and --deployable are named 'a'"):
         Settings(base=["a=/x", "a=/y"])
+
+
+def test_deployables_have_names_of_their_own() -> None:
+    with pytest.raises(ValidationError, match="two of --base and --deployable are named 'a'"):
+        Settings(base=["a=/x"], deployable=["a=/y"])
+    with pytest.raises(ValidationError, match="write NAME=PATH_OR_HUB_ID"):
+        Settings(deployable=["/y"])
+    assert Settings(base=["a=/x"], deployable=["b=/y"], trust_remote_code=["b"]).deployables[0].name == "b"
 
 
 def test_only_named_bases_are_trusted() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.scheduler.engines import last_error
+from tunewright.scheduler.engine_log import last_error
 
 SHUTDOWN = """\
 (APIServer pid=9) ERROR 11-22 15:32:33 [async_llm.py:906] AsyncLLM output_handler failed.
@@ -34,6 +34,13 @@ BEFORE = "(APIServer pid=9) INFO 11-22 15:32:30 [loggers.py:335] Engine 000: Run
         (
             "(EngineCore pid=10) ERROR 11-22 15:32:33 [core.py:1] ValueError: 4.2 GiB KV cache is needed\n",
             "ValueError: 4.2 GiB KV cache is needed",
+        ),
+        (
+            "(APIServer pid=9) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "(APIServer pid=9)   Value error, User-specified max_model_len (4096) is too large [type=value_error]\n"
+            "(APIServer pid=9)     For further information visit https://errors.pydantic.dev/2.14/v/value_error\n",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, "
+            "User-specified max_model_len (4096) is too large [type=value_error]",
         ),
         ("", "EngineCore was killed or crashed"),
     ],

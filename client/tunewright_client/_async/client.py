@@ -13,6 +13,7 @@ from .._core.flow import Flow, fetch
 from .._core.pages import PageData
 from ..types import Ready
 from .aliases import Aliases
+from .deployments import AsyncDeployments
 from .driver import AsyncDriver, AsyncStream
 from .exports import AsyncExports
 from .jobs import AsyncJobs
@@ -51,6 +52,7 @@ class AsyncTunewright:
         self.adapters = Adapters(self)
         self.models = Models(self)
         self.aliases = Aliases(self)
+        self.deployments = AsyncDeployments(self)
         self.chat = Chat(self)
         self.completions = Completions(self)
 

@@ -1,4 +1,7 @@
-"""Every route of the API: what to send and how to read the answer. Nothing is sent here."""
+"""Every route of the API: what to send and how to read the answer. Nothing is sent here.
+
+Those of deployments are in `deployments.py`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def _as(model: type[M]) -> Callable[[httpx.Response], M]:
     return lambda response: model.model_validate_json(response.content)
 
 
-def _path(*parts: str) -> str:
+def path_of(*parts: str) -> str:
     """A path of quoted parts; raises ValueError for an empty one, which would name the whole collection."""
     if not all(parts):
         raise ValueError("an id or name must not be empty")
@@ -67,16 +70,16 @@ def list_files(
 
 
 def retrieve_file(file_id: str) -> Call[File]:
-    return Call("GET", _path("files", file_id), _as(File))
+    return Call("GET", path_of("files", file_id), _as(File))
 
 
 def file_content(file_id: str) -> Call[bytes]:
-    path = _path("files", file_id) + "/content"
+    path = path_of("files", file_id) + "/content"
     return Call("GET", path, lambda response: response.content, slow=True, headers={"accept": "*/*"})
 
 
 def delete_file(file_id: str) -> Call[Deleted]:
-    return Call("DELETE", _path("files", file_id), _as(Deleted))
+    return Call("DELETE", path_of("files", file_id), _as(Deleted))
 
 
 # Jobs of every kind, by the path of their collection
@@ -91,38 +94,43 @@ def list_jobs(path: str, make: MakeJob[J], after: str | None, limit: int | None)
 
 
 def retrieve_job(path: str, make: MakeJob[J], job_id: str) -> Call[J]:
-    return Call("GET", path + _path(job_id), _job(make))
+    return Call("GET", path + path_of(job_id), _job(make))
 
 
 def act_on_job(path: str, make: MakeJob[J], job_id: str, action: str) -> Call[J]:
     """`action` is cancel, pause or resume."""
-    return Call("POST", f"{path}{_path(job_id)}/{action}", _job(make))
+    return Call("POST", f"{path}{path_of(job_id)}/{action}", _job(make))
 
 
 def list_events(path: str, job_id: str, after: str | None, limit: int | None) -> Call[PageData[JobEvent]]:
-    path = f"{path}{_path(job_id)}/events"
+    path = f"{path}{path_of(job_id)}/events"
     return list_call(path, JobEvent.model_validate, {"after": after, "limit": limit})
 
 
 def stream_events(path: str, job_id: str, after: str | None) -> Call[None]:
     headers = {**EVENT_STREAM, "last-event-id": after} if after else EVENT_STREAM
-    path = f"{path}{_path(job_id)}/events"
+    path = f"{path}{path_of(job_id)}/events"
     params = {"stream": "true", "after": after}
     return Call("GET", path, lambda _: None, params=params, headers=headers, stream=True)
 
 
 def job_logs(path: str, job_id: str, tail: int | None) -> Call[str]:
+    return text_of(f"{path}{path_of(job_id)}/logs", {"tail": tail})
+
+
+def text_of(path: str, params: Mapping[str, int | None]) -> Call[str]:
+    """A log."""
     return Call(
         "GET",
-        f"{path}{_path(job_id)}/logs",
+        path,
         lambda response: response.content.decode("utf-8", "replace"),
-        params={"tail": tail},
+        params=params,
         headers={"accept": "text/plain"},
     )
 
 
 def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[PageData[Checkpoint]]:
-    path = f"{JOBS}{_path(job_id)}/checkpoints"
+    path = f"{JOBS}{path_of(job_id)}/checkpoints"
     return list_call(path, Checkpoint.model_validate, {"after": after, "limit": limit})
 
 
@@ -164,21 +172,21 @@ def list_adapters(
 
 
 def retrieve_adapter(adapter: str) -> Call[Adapter]:
-    return Call("GET", _path("adapters", adapter), _as(Adapter))
+    return Call("GET", path_of("adapters", adapter), _as(Adapter))
 
 
 def act_on_adapter(adapter: str, action: str, force: bool = False) -> Call[Adapter]:
     """`action` is load, unload, pin, unpin or check."""
-    path = f"{_path('adapters', adapter)}/{action}"
+    path = f"{path_of('adapters', adapter)}/{action}"
     return Call("POST", path, _as(Adapter), params=_forced(force), slow=True)
 
 
 def delete_adapter(adapter: str, force: bool) -> Call[Deleted]:
-    return Call("DELETE", _path("adapters", adapter), _as(Deleted), params=_forced(force), slow=True)
+    return Call("DELETE", path_of("adapters", adapter), _as(Deleted), params=_forced(force), slow=True)
 
 
 def download_adapter(adapter: str) -> Call[None]:
-    return _download(_path("adapters", adapter))
+    return _download(path_of("adapters", adapter))
 
 
 def list_models() -> Call[PageData[Model]]:
@@ -186,11 +194,11 @@ def list_models() -> Call[PageData[Model]]:
 
 
 def retrieve_model(name: str) -> Call[Model]:
-    return Call("GET", _path("models", name), _as(Model))
+    return Call("GET", path_of("models", name), _as(Model))
 
 
 def delete_model(name: str, force: bool) -> Call[Deleted]:
-    return Call("DELETE", _path("models", name), _as(Deleted), params=_forced(force), slow=True)
+    return Call("DELETE", path_of("models", name), _as(Deleted), params=_forced(force), slow=True)
 
 
 def _forced(force: bool) -> dict[str, str | None]:
@@ -198,7 +206,7 @@ def _forced(force: bool) -> dict[str, str | None]:
 
 
 def download_model(name: str) -> Call[None]:
-    return _download(_path("models", name))
+    return _download(path_of("models", name))
 
 
 def _download(path: str) -> Call[None]:
@@ -218,7 +226,7 @@ def _download(path: str) -> Call[None]:
 
 def set_alias(name: str, body: Mapping[str, Any], user: str | None) -> Call[Alias]:
     """Takes as long as loading its targets does."""
-    return Call("PUT", _path("aliases", name), _as(Alias), json=body, headers=_by(user), slow=True)
+    return Call("PUT", path_of("aliases", name), _as(Alias), json=body, headers=_by(user), slow=True)
 
 
 def list_aliases(after: str | None, limit: int | None) -> Call[PageData[Alias]]:
@@ -226,25 +234,25 @@ def list_aliases(after: str | None, limit: int | None) -> Call[PageData[Alias]]:
 
 
 def retrieve_alias(name: str) -> Call[Alias]:
-    return Call("GET", _path("aliases", name), _as(Alias))
+    return Call("GET", path_of("aliases", name), _as(Alias))
 
 
 def alias_history(name: str, after: int | None, limit: int | None) -> Call[PageData[AliasVersion]]:
-    path = _path("aliases", name) + "/history"
+    path = path_of("aliases", name) + "/history"
     return list_call(path, AliasVersion.model_validate, {"after": after, "limit": limit})
 
 
 def roll_back_alias(name: str, body: Mapping[str, Any], user: str | None) -> Call[Alias]:
-    path = _path("aliases", name) + "/rollback"
+    path = path_of("aliases", name) + "/rollback"
     return Call("POST", path, _as(Alias), json=body, headers=_by(user), slow=True)
 
 
 def delete_alias(name: str, user: str | None) -> Call[Deleted]:
-    return Call("DELETE", _path("aliases", name), _as(Deleted), headers=_by(user))
+    return Call("DELETE", path_of("aliases", name), _as(Deleted), headers=_by(user))
 
 
 def shadow_answers(name: str, after: str | None, limit: int | None) -> Call[PageData[ShadowAnswer]]:
-    path = _path("aliases", name) + "/shadow"
+    path = path_of("aliases", name) + "/shadow"
     return list_call(path, ShadowAnswer.model_validate, {"after": after, "limit": limit})
 
 

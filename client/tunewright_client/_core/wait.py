@@ -78,18 +78,18 @@ def job_end(
     trouble: TunewrightError | None = None
     try:
         while True:
-            capped = context.capped(_left(deadline))
+            capped = context.capped(left(deadline))
             events: list[JobEvent] = []
             try:
                 latest = yield from fetch(capped, call)
                 if watched:
                     events = yield from tail.read(capped)
             except TunewrightError as error:
-                if not _worth_waiting(error, failures, context.max_retries):
+                if not worth_waiting(error, failures, context.max_retries):
                     raise
                 trouble = error
                 failures += 1
-                delay = max(_wanted(error), min(poll_interval, backoff(failures)))
+                delay = max(wanted(error), min(poll_interval, backoff(failures)))
                 if reporter is not None:
                     reporter.trouble(error)
             else:
@@ -128,13 +128,13 @@ def until_ready(context: Context, timeout: float, poll_interval: float) -> Flow[
         trouble: TunewrightError | None = None
         reason = ""
         try:
-            state = yield from fetch(context.capped(_left(deadline)), endpoints.ready())
+            state = yield from fetch(context.capped(left(deadline)), endpoints.ready())
             failures = 0
             if state.ready:
                 return state
             reason = state.waiting_for or "the service says no more"
         except TunewrightError as error:
-            if not _worth_waiting(error, failures, context.max_retries):
+            if not worth_waiting(error, failures, context.max_retries):
                 raise
             failures += 1
             trouble, reason = error, str(error)
@@ -144,14 +144,16 @@ def until_ready(context: Context, timeout: float, poll_interval: float) -> Flow[
         yield Sleep(delay)
 
 
-def _left(deadline: float | None) -> float | None:
+def left(deadline: float | None) -> float | None:
+    """Seconds that a request may still take; None without a deadline."""
     return None if deadline is None else max(deadline - time.monotonic(), LAST_REQUEST_SECONDS)
 
 
-def _worth_waiting(error: TunewrightError, failures: int, max_retries: int) -> bool:
+def worth_waiting(error: TunewrightError, failures: int, max_retries: int) -> bool:
+    """Whether what failed so may work again, after `failures` in a row."""
     return is_outage(error) or (is_retryable(error) and failures < max_retries)
 
 
-def _wanted(error: Any) -> float:
+def wanted(error: Any) -> float:
     """What a server's Retry-After asks for, in seconds."""
     return (error.retry_after or 0.0) if isinstance(error, APIStatusError) else 0.0

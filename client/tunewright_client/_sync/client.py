@@ -13,6 +13,7 @@ from .._core.flow import Flow, fetch
 from .._core.pages import PageData
 from ..types import Ready
 from .aliases import Aliases
+from .deployments import Deployments
 from .driver import Driver, Stream
 from .exports import Exports
 from .jobs import Jobs
@@ -56,6 +57,7 @@ class Tunewright:
         self.adapters = Adapters(self)
         self.models = Models(self)
         self.aliases = Aliases(self)
+        self.deployments = Deployments(self)
         self.chat = Chat(self)
         self.completions = Completions(self)
 

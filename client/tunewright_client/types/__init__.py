@@ -1,6 +1,7 @@
 """What the server sends, as frozen pydantic models that keep fields they do not know."""
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from .deployments import DeploymentRecord, HeldAdapter
 from .exports import (
     CombineOptions,
     ExportGate,
@@ -53,12 +54,14 @@ __all__ = [
     "CompletionChunk",
     "Component",
     "Deleted",
+    "DeploymentRecord",
     "ExportGate",
     "ExportQuality",
     "ExportQualityRow",
     "ExportRecord",
     "ExportReport",
     "File",
+    "HeldAdapter",
     "JobErrorInfo",
     "JobEvent",
     "JobProgress",

@@ -116,9 +116,11 @@ class Adapter(Wire):
 
 
 class Component(Wire):
-    """One part of the service; `reason` says why it is not ready."""
+    """One part of the service; `reason` says why it is not ready. Without what is not `required`, which
+    deployments are not, the service is ready all the same."""
 
     ready: bool
+    required: bool = True
     state: str | None = None
     reason: str | None = None
 
@@ -138,6 +140,6 @@ class Ready(Wire):
         parts = [
             f"{name}: {component.reason or component.state or 'not ready'}"
             for name, component in self.components.items()
-            if not component.ready
+            if component.required and not component.ready
         ]
         return "; ".join(parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import litserve as ls
 import litserve.server as litserve_server
 from fastapi import FastAPI
@@ -13,9 +15,10 @@ from tunewright.api.context import ServiceContext
 from tunewright.api.gateway import Gateway
 from tunewright.api.generation import GenerationSpec
 from tunewright.api.middleware import Gatekeeper
-from tunewright.api.routes import adapters, aliases, exports, files, health, jobs, models
+from tunewright.api.routes import adapters, aliases, deployments, exports, files, health, jobs, models
 from tunewright.api.routing import Router
 from tunewright.config import Settings, parse_size
+from tunewright.engine.devices import find_devices
 from tunewright.engine.worker import EngineAPI
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.store import Store
@@ -50,7 +53,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     _remove_litserves_own(app)
     app.router.redirect_slashes = False  # to the Host that a request claims
     app.user_middleware.clear()  # its gzip would hold back streams
-    for routes in (health, files, jobs, exports, models, adapters, aliases):
+    for routes in (health, files, jobs, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
     upload = parse_size(settings.max_upload) + _FORM_OVERHEAD
     app.add_middleware(
@@ -72,7 +75,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     spec.gateway = Gateway(
         names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout
     )
-    app.state.context = ServiceContext(settings, store, data, spec.control)
+    app.state.context = ServiceContext(
+        settings, store, data, spec.control, functools.cache(lambda: find_devices(settings))
+    )
     return server, spec
 
 

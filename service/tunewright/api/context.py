@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,6 +23,8 @@ class ServiceContext:
     store: Store
     data: DataFolder
     control: Control
+    devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
+    """Where engines may be."""
 
 
 def _context(request: Request) -> ServiceContext:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunewright.api.context import ServiceContext
+from tunewright.api.deploying import trainable_deployments
 from tunewright.api.schemas.common import Body
 from tunewright.api.schemas.jobs import CreateJob, Hyperparameters, Method, Supervised, Tuning
 from tunewright.data.templates import check_template
@@ -67,13 +68,13 @@ def _checked(context: ServiceContext, body: CreateJob) -> dict[str, Any]:
             check_training_file(context, param, id)
     if body.chat_template is not None and (why := check_template(body.chat_template)):
         raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
-    base, parent = _model(context, body.model)
     tuning = body.tuning or Tuning()
+    base, parent = _model(context, body.model, tuning)
     if tuning.type == "auto":
         tuning = tuning.model_copy(update={"type": "full" if parent and parent.kind == "full" else "lora"})
     if parent is not None:
         tuning = _on_top_of(context, parent, tuning)
-    _check_rank(context, tuning)
+    _check_rank(context, base, tuning)
     return {
         "model": body.model,
         "base": base,
@@ -115,27 +116,73 @@ def check_training_file(context: ServiceContext, param: str, id: str) -> None:
         raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)
 
 
-def _model(context: ServiceContext, name: str) -> tuple[str, TunedModel | None]:
-    """(base, the model to go on from)."""
+def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
+    """(base, the model to go on from). An adapter on a deployed model has that for its base, and goes on from none."""
     bases = [base.name for base in context.settings.bases]
     if name in bases:
         return name, None
     parent = context.store.models.get(name)
+    served = trainable_deployments(context)
     if parent is None:
+        if name in served:
+            return _adapters_only(context, name, tuning), None
         raise NotFound(
-            f"No such model: {name!r}. Bases here: {', '.join(bases)}; finished models are listed by GET /v1/models.",
+            f"No such model: {name!r}. Bases here: {', '.join([*bases, *served])}; finished models are listed by "
+            "GET /v1/models.",
             param="model",
             code="model_not_found",
         )
-    if parent.base not in bases:
+    if parent.method == "awq":
+        raise _quantized(parent.name, parent.method)
+    if parent.kind == "full" and tuning.type in ("lora", "qlora"):
+        if parent.name not in served:
+            raise InvalidRequest(
+                f"{parent.name} is not deployed, so an adapter on it could not be served: deploy it first, with "
+                "POST /v1/deployments, or use tuning.type full to go on from its weights.",
+                param="tuning.type",
+                code="model_not_served",
+            )
+        return parent.name, None
+    if parent.base not in bases and parent.base not in served:
         raise InvalidRequest(
             f"{name} was tuned from {parent.base}, which is not among the bases here.", param="model"
         )
     return parent.base, parent
 
 
-def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
-    largest = context.settings.max_lora_rank
+def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:
+    """Of a model that is deployed from elsewhere."""
+    engine = context.store.engines.get(name)
+    quantization = (engine.info or {}).get("quantization") if engine else None
+    if quantization:
+        raise _quantized(name, quantization)
+    if tuning.type == "full":
+        raise UnsupportedFeature(
+            f"{name} is deployed beside the bases, and adapters are what can be trained on it: use tuning.type lora or "
+            "qlora, or start the service with it as a --base.",
+            param="tuning.type",
+        )
+    return name
+
+
+def _quantized(name: str, how: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{name} is quantized ({how.upper()}), and its weights cannot be trained on: use the model that it was made "
+        "from.",
+        param="model",
+    )
+
+
+def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
+    deployment = trainable_deployments(context).get(base)
+    options = deployment.options if deployment else {}
+    largest = options.get("max_lora_rank", context.settings.max_lora_rank)
+    if tuning.type != "full" and not options.get("enable_lora", True):
+        raise InvalidRequest(
+            f"{base} is deployed without adapters (enable_lora false), so one on it could not be served: deploy it "
+            "with them.",
+            param="model",
+        )
     if tuning.type == "full":
         given = [
             key
@@ -150,7 +197,11 @@ def _check_rank(context: ServiceContext, tuning: Tuning) -> None:
     elif isinstance(tuning.rank, int) and tuning.rank > largest:
         raise InvalidRequest(
             f"The engine serves adapters up to rank {largest}, so one of rank {tuning.rank} could not be used. "
-            "Lower it, or start the service with a larger --max-lora-rank.",
+            + (
+                "Lower it, or deploy the model with a larger max_lora_rank."
+                if deployment
+                else "Lower it, or start the service with a larger --max-lora-rank."
+            ),
             param="tuning.rank",
         )
 
@@ -159,12 +210,6 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
     """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for,
     and NotFound where the parent was deleted meanwhile."""
     if parent.kind == "full":
-        if tuning.type != "full":
-            raise UnsupportedFeature(
-                f"{parent.name} is a fully fine-tuned model, and adapters on one cannot be served yet: use "
-                "tuning.type full.",
-                param="tuning.type",
-            )
         return tuning
     if tuning.type == "full":
         raise UnsupportedFeature(

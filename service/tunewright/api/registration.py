@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from fastapi import UploadFile
 
 from tunewright.api.context import ServiceContext
+from tunewright.api.deploying import trainable_deployments
 from tunewright.config import parse_size
 from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge
 from tunewright.ids import id_for_key, model_name, new_id
@@ -106,9 +107,8 @@ def _register(
     context: ServiceContext, files: AdapterFiles, asked: Registration, source: Source, lineage: Lineage
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
-    checked = check_adapter(
-        files.config, files.weights, _modules(engine), max_rank=context.settings.max_lora_rank
-    )
+    largest = (engine.info or {}).get("max_lora_rank", context.settings.max_lora_rank)
+    checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
     data = context.data
     with TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
         checked.write(files.weights, Path(temporary))
@@ -160,11 +160,14 @@ def _list(
 def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> Engine:
     """The engine of the base that the adapter is for. Raises InvalidRequest, and EngineUnavailable where the base is
     not here yet."""
-    bases = {base.name: base.source for base in context.settings.bases}
+    deployed = trainable_deployments(context)
+    sources = {base.name: base.source for base in (*context.settings.bases, *context.settings.deployables)}
+    own = [base.name for base in context.settings.bases]
+    bases = [*own, *deployed]
     if asked is None:
         hint = parse_adapter_config(files.config).base_hint
-        named = [name for name, source in bases.items() if hint in (name, source)]
-        asked = named[0] if len(named) == 1 else next(iter(bases)) if len(bases) == 1 else None
+        named = [name for name in bases if hint in (name, sources.get(name))]
+        asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:
         raise InvalidRequest(
             f"Say which base the adapter is for: give `base`, one of {', '.join(bases)}.",
@@ -172,7 +175,16 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
             code="missing_parameter",
         )
     if asked not in bases:
+        model = context.store.models.get(asked)
+        if model is not None and model.kind == "full":
+            raise InvalidRequest(
+                f"{asked} is not deployed: deploy it first, with POST /v1/deployments.",
+                param="base",
+                code="model_not_served",
+            )
         raise InvalidRequest(f"No such base: {asked!r}. Bases here: {', '.join(bases)}.", param="base")
+    if asked in deployed and not deployed[asked].options.get("enable_lora", True):
+        raise InvalidRequest(f"{asked} is deployed without adapters (enable_lora false).", param="base")
     engine = context.store.engines.get(asked)
     if engine is None or engine.state is EngineState.STOPPED or "path" not in (engine.info or {}):
         raise EngineUnavailable(

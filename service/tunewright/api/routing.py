@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.engine.leases import Leases
+from tunewright.engine.leases import ENGINE, Leases
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests
 from tunewright.registry.aliases import Alias, pick
 from tunewright.store.records import Engine, TunedModel
@@ -22,6 +22,8 @@ _WAIT_FOR_LOADING = 30.0
 _LOOK_AGAIN = 0.05
 _REMEMBERED = 10_000
 
+Users = tuple[tuple[str, str], ...]
+"""Leases, as (engine, adapter's hash or `ENGINE`)."""
 Load = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Has the engine worker carry out `{"op": "load", "model": name}`; the answer has an `error` where it could not."""
 
@@ -33,7 +35,7 @@ class Target:
     socket: str
     internal_name: str
     public_name: str
-    """The model that answers: a base, or one version of an adapter; never an alias."""
+    """The model that answers: a base, a deployed model, or one version of an adapter; never an alias."""
     chat_template: str | None
     """The adapter's own."""
     base_has_template: bool = True
@@ -62,7 +64,8 @@ class Router:
         self._max_requests = max_requests
         self._load_on_demand = load_on_demand
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._adapters: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, Users] = {}
+        """What requests to a model lease, by its name. Not of bases, which stay."""
         self.in_flight: Counter[str] = Counter()
         """Generations by the engine's name, those that wait for their adapter among them."""
 
@@ -71,7 +74,7 @@ class Router:
 
         `sticky`: requests with the same key get the same target of an alias.
         """
-        if name in self._adapters:
+        if any(user[1] != ENGINE for user in self._known.get(name, ())):  # an adapter, and so no alias
             return name, None
         alias = await asyncio.to_thread(self._store.aliases.get, name)
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
@@ -79,8 +82,8 @@ class Router:
     async def find(self, name: str, held: ExitStack) -> Target:
         """Where requests to model `name` go; loads an adapter that is not there.
 
-        The request counts as in flight, and what it uses stays loaded, until `held` is closed. Raises NotFound,
-        InvalidRequest, EngineUnavailable, TooManyRequests.
+        The request counts as in flight, and what it uses stays loaded and deployed, until `held` is closed. Raises
+        NotFound, InvalidRequest, EngineUnavailable, TooManyRequests.
         """
         deadline = asyncio.get_running_loop().time() + _WAIT_FOR_LOADING
         entered = known_before = False
@@ -88,44 +91,55 @@ class Router:
             with ExitStack() as lease:
                 leased = self._lease(name, lease)
                 model, engine, residency = await asyncio.to_thread(self._store.models.resolve, name)
+                if engine is not None and engine.state is EngineState.DRAINING:
+                    self._known.pop(name, None)  # else leases of requests that are refused would keep it
                 engine = self._servable(name, model, engine)
                 if not entered:
                     self._enter(engine.name, held)
                     entered = True
-                if model is None:
-                    return _target(engine, None)
-                self._remember(name, engine.name, model.sha256)
-                is_loaded = residency is not None and residency.state is Residency.LOADED
-                is_checked = model.state is not ModelState.CHECKING
-                if is_checked and is_loaded and leased == (engine.name, model.sha256):
+                adapter = model if model is not None and model.kind == "adapter" else None
+                needed = self._remember(name, engine, adapter)
+                is_loaded = adapter is None or (residency is not None and residency.state is Residency.LOADED)
+                is_checked = adapter is None or adapter.state is not ModelState.CHECKING
+                if is_checked and is_loaded and leased == needed:
                     held.push(lease.pop_all())
                     return _target(engine, model)
             if is_loaded and not known_before:
-                known_before = True  # now its lease can be asked for
+                known_before = True  # now its leases can be asked for
                 continue
             if residency is not None and residency.state is Residency.FAILED:
                 raise EngineUnavailable(f"{name} could not be loaded: {residency.error}", retry_after=30)
             if asyncio.get_running_loop().time() > deadline:
                 what = "loaded" if is_checked else "checked (GET /v1/adapters says how that ends)"
                 raise EngineUnavailable(f"{name} is still being {what}: try again.")
-            if is_loaded and not is_checked:
+            if adapter is None or (is_loaded and not is_checked):
                 await asyncio.sleep(_LOOK_AGAIN)
             else:
-                await self._have_loaded(model)
+                await self._have_loaded(adapter)
 
-    def _lease(self, name: str, lease: ExitStack) -> tuple[str, str] | None:
+    def _lease(self, name: str, lease: ExitStack) -> Users:
         """Before the store is read, so that what it says then cannot end while the request runs."""
-        adapter = self._adapters.get(name)
-        if adapter is None or not self._leases.take(*adapter):
-            return None
-        lease.callback(self._leases.give_back, *adapter)
-        return adapter
+        known = self._known.get(name, ())
+        with ExitStack() as taken:
+            for user in known:
+                if not self._leases.take(*user):
+                    return ()
+                taken.callback(self._leases.give_back, *user)
+            lease.push(taken.pop_all())
+        return known
 
-    def _remember(self, name: str, engine: str, sha256: str) -> None:
-        """A name's weights never change; but it may be deleted and used again."""
-        self._adapters[name] = (engine, sha256)
-        if len(self._adapters) > _REMEMBERED:
-            del self._adapters[next(iter(self._adapters))]
+    def _remember(self, name: str, engine: Engine, adapter: TunedModel | None) -> Users:
+        """What a request must lease: of a name that is known once, before the store is read. An adapter's weights never
+        change; but a name may be deleted and used again."""
+        needed: Users = ((engine.name, ENGINE),) if engine.is_deployed else ()
+        if adapter is not None:
+            needed = (*needed, (engine.name, adapter.sha256))
+        self._known.pop(name, None)
+        if needed:
+            self._known[name] = needed
+        if len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return needed
 
     async def _have_loaded(self, model: TunedModel) -> None:
         """Wait for one load, however many requests ask for it."""
@@ -155,17 +169,21 @@ class Router:
         """The engine, if it can be asked for this model now."""
         if model is None and engine is None:
             raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
-        if model is not None and model.kind == "full":
-            raise InvalidRequest(
-                f"{name} is a fully fine-tuned model: download it with GET /v1/models/{name}/download. "
-                "It is not served by this engine.",
-                param="model",
-                code="model_not_served",
-            )
+        if model is not None and model.kind == "full" and engine is None:
+            raise not_deployed(name)
         if model is not None:
             refuse_unservable(model)
         if engine is None:
             raise InvalidRequest(f"The base of {name} is not among those served here.", param="model")
+        if engine.state is EngineState.DRAINING:
+            raise NotFound(f"{engine.name} is being taken down.", param="model", code="model_not_found")
+        if engine.state is EngineState.FAILED:
+            raise InvalidRequest(
+                f"{engine.name} could not be started: {engine.reason}. "
+                f"POST /v1/deployments/{engine.name}/restart tries it again.",
+                param="model",
+                code="deployment_failed",
+            )
         if engine.state is not EngineState.READY or engine.socket is None or engine.info is None:
             why = f": {engine.reason}" if engine.reason else ""
             raise EngineUnavailable(
@@ -184,6 +202,16 @@ class Router:
 
     def _leave(self, engine: str) -> None:
         self.in_flight[engine] -= 1
+
+
+def not_deployed(name: str) -> InvalidRequest:
+    """Of a full model."""
+    return InvalidRequest(
+        f"{name} is a full model, and not served now: deploy it with POST /v1/deployments, or download it with "
+        f"GET /v1/models/{name}/download.",
+        param="model",
+        code="model_not_served",
+    )
 
 
 def refuse_unservable(model: TunedModel) -> None:
@@ -207,11 +235,12 @@ def refuse_unservable(model: TunedModel) -> None:
 
 def _target(engine: Engine, model: TunedModel | None) -> Target:
     assert engine.socket is not None and engine.info is not None, "only servable engines come here"
+    adapter = model if model is not None and model.kind == "adapter" else None
     return Target(
         engine.socket,
-        model.sha256 if model else engine.info["internal_name"],
-        model.name if model else engine.name,
-        model.chat_template if model else None,
+        adapter.sha256 if adapter else engine.info["internal_name"],
+        adapter.name if adapter else engine.name,
+        adapter.chat_template if adapter else None,
         engine.info.get("has_chat_template", True),
         engine.info.get("vocab_size"),
     )

@@ -17,10 +17,11 @@ async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> No
     """
     for name in models:
         model, engine, held = await asyncio.to_thread(context.store.models.resolve, name)
-        if model is None:
+        if model is None or model.kind != "adapter":
             if engine is None or engine.state is not EngineState.READY:
                 state = engine.state.value if engine else "gone"
-                raise _left(alias, f"the engine of {name} is not ready ({state})")
+                why = f": {engine.reason}" if engine and engine.reason else ""
+                raise _left(alias, f"the engine of {name} is not ready ({state}{why})")
             continue
         is_loaded = held is not None and held.state is Residency.LOADED and model.desired == "loaded"
         if is_loaded and engine is not None and engine.state is EngineState.READY:

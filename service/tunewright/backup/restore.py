@@ -114,7 +114,7 @@ def _prepare(path: Path) -> None:
     store = Store.open(f"sqlite:///{path}")
     try:
         store.database.upgrade()
-        store.engines.declare([])
+        store.engines.forget()
         for job in store.jobs.on_devices():
             if job.state is JobState.RUNNING:
                 store.jobs.requeue(job.id, "Restored from a backup; the job goes on from its last checkpoint")

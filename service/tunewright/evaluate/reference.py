@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -12,7 +13,13 @@ from typing import Any
 import psutil
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tunewright.data.formats import read_rows
 from tunewright.evaluate.folder import (
@@ -27,6 +34,8 @@ from tunewright.evaluate.folder import (
 from tunewright.evaluate.probes import probes
 from tunewright.trainer.masking import encode_text, normalised
 
+_UNPACKED = 4
+"""Times the size of 4-bit weights: that of the 16 bits that they become."""
 _ROOM_FOR_THE_REST = 1.2
 """Times the weights: the adapter, and the logits of a row."""
 _SPARE = 2**30
@@ -50,13 +59,7 @@ class ReferenceBase:
         self._device = _place(Path(spec.path), may_use_gpu=spec.device != "cpu")
         self._options = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
         self._dtype = self._sixteen_bits()
-        self._model = AutoModelForCausalLM.from_pretrained(
-            spec.path,
-            dtype=self._dtype,
-            device_map={"": self._device},
-            attn_implementation="sdpa",
-            **self._options,
-        )
+        self._model = self._loaded()
 
     def measure(self, spec: ParitySpec) -> Reference:
         """`seconds` of the first have the loading of the base in them."""
@@ -89,6 +92,25 @@ class ReferenceBase:
             versions={name: version(name) for name in ("torch", "transformers", "peft")},
         )
 
+    def _loaded(self) -> PreTrainedModel:
+        """Packed weights as the numbers that they stand for, which is what the engine multiplies with."""
+        if _is_awq(Path(self.spec.path)):
+            from tunewright.evaluate.awq_weights import load_dequantized
+
+            return load_dequantized(
+                Path(self.spec.path),
+                dtype=self._dtype,
+                device=self._device,
+                trust_remote_code=self.spec.trust_remote_code,
+            )
+        return AutoModelForCausalLM.from_pretrained(
+            self.spec.path,
+            dtype=self._dtype,
+            device_map={"": self._device},
+            attn_implementation="sdpa",
+            **self._options,
+        )
+
     def _sixteen_bits(self) -> torch.dtype:
         """As the engine has them. It adds what an adapter computes to outputs that are rounded already, and so loses
         small changes, as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0013)."""
@@ -96,9 +118,17 @@ class ReferenceBase:
         return torch.float16 if config.dtype == torch.float16 else torch.bfloat16
 
 
+def _is_awq(folder: Path) -> bool:
+    config = json.loads((folder / "config.json").read_text())
+    return (config.get("quantization_config") or {}).get("quant_method") == "awq"
+
+
 def _place(base: Path, *, may_use_gpu: bool) -> str:
     """A GPU if there may be one and it has room for the base, else the CPU. Raises NoRoom."""
-    needed = sum(file.stat().st_size for file in base.glob("*.safetensors")) * _ROOM_FOR_THE_REST + _SPARE
+    weights = sum(file.stat().st_size for file in base.glob("*.safetensors")) * (
+        _UNPACKED if _is_awq(base) else 1
+    )
+    needed = weights * _ROOM_FOR_THE_REST + _SPARE
     free = {"cpu": psutil.virtual_memory().available}
     if may_use_gpu and torch.cuda.is_available():
         free = {"cuda": torch.cuda.mem_get_info()[0], **free}

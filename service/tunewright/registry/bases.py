@@ -40,7 +40,8 @@ class BaseInfo:
     name: str
     path: Path
     fingerprint: str
-    """sha256 over its config, tokenizer and the layout (names, shapes, sizes) of its weights."""
+    """sha256 over its config, tokenizer and the layout (names, shapes, sizes) of its weights; or, of a model that was
+    made here, over all of its files."""
     context: int
     """Longest sequence in tokens."""
     chat_template: str | None
@@ -50,6 +51,8 @@ class BaseInfo:
     """Rows of its embedding, which may be more or fewer than its tokenizer knows tokens."""
     hub_id: str | None = None
     """Where it came from a hub."""
+    quantization: str | None = None
+    """How its weights are packed, as its config says it: awq, gptq, ..."""
 
     @property
     def internal_name(self) -> str:
@@ -57,8 +60,11 @@ class BaseInfo:
         return f"base-{self.fingerprint[:32]}"
 
 
-def inspect_base(base: Base) -> BaseInfo:
-    """Look at a base, after downloading it where its source is a hub id. Raises BaseUnavailable."""
+def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
+    """Look at a base, after downloading it where its source is a hub id. Raises BaseUnavailable.
+
+    `fingerprint`: where it is known, of a model that was made here: the hash of all of its files.
+    """
     folder = base.path or _download(base)
     try:
         config: Any = json.loads((folder / "config.json").read_text())
@@ -83,13 +89,19 @@ def inspect_base(base: Base) -> BaseInfo:
     return BaseInfo(
         name=base.name,
         path=folder,
-        fingerprint=_fingerprint(folder, weights),
+        fingerprint=fingerprint or _fingerprint(folder, weights),
         context=context,
         chat_template=template,
         tool_call_parser=_tool_call_parser(folder, model_type, template),
         vocab_size=vocabulary if isinstance(vocabulary, int) else None,
         hub_id=None if base.path else base.source,
+        quantization=_quantization(config),
     )
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    told = config.get("quantization_config")
+    return str(told.get("quant_method", "unknown")) if isinstance(told, dict) else None
 
 
 def _tool_call_parser(folder: Path, model_type: str, template: str | None) -> str | None:

@@ -4,7 +4,7 @@ tunewright.db                the store
 files/<id>                   uploads
 jobs/<id>/                   job folders
 artifacts/<sha256>/          adapters and full models, immutable
-engines/<base>/              logs and process records of the engines
+engines/<model>/             logs and process records of the engines
 run/                         process records, locks
 tmp/                         what is not finished; emptied at start
 backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
@@ -71,7 +71,7 @@ class DataFolder:
         return self.artifacts / sha256
 
     def engine(self, name: str) -> Path:
-        folder = self.engines / quote(name, safe="")
+        folder = self.engines / file_name(name)
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -152,6 +152,12 @@ class DataFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a child inherited it
         finally:
             os.close(descriptor)
+
+
+def file_name(name: str) -> str:
+    """A model's name as part of a file's: quoted, and by its hash where that is too long for a file system."""
+    quoted = quote(name, safe="")
+    return quoted if len(quoted) <= 160 else hashlib.sha256(name.encode()).hexdigest()
 
 
 def _destroy(path: Path) -> None:

@@ -10,9 +10,9 @@ import time
 from setproctitle import setproctitle
 
 from tunewright.config import settings_in_child
+from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
-from tunewright.scheduler.devices import find_devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityGate

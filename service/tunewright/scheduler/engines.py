@@ -1,54 +1,47 @@
-"""Keeps a vLLM server running for each base: start, health, backoff, and why it died."""
+"""Keeps a vLLM server running for each base and each deployment: start, health, backoff, drain, and why it died."""
 
 from __future__ import annotations
 
 import logging
-import re
+import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunewright.config import Base, Settings, child_environment
+import psutil
+
+from tunewright.config import Settings, child_environment
 from tunewright.engine.client import probe
-from tunewright.engine.command import engine_command, engine_environment, socket_folder
+from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
+from tunewright.engine.leases import ENGINE, Drain
+from tunewright.engine.placement import options_of_bases, place, still_fits
+from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.reports import exit_words
+from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of, trusts
+from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.scheduler")
 
-_BACKOFF_FIRST, _BACKOFF_LAST = 2.0, 120.0
 _PROBE_STARTING, _PROBE_READY = 0.5, 2.0
 """Seconds between looks at an engine."""
 _PROBES_FAILED_UNTIL_DEAD = 5
 _STABLE_AFTER = 120.0
-
-
-@dataclass
-class _Served:
-    base: Base
-    device: str
-    share: float
-    info: BaseInfo | None = None
-    group: ProcessGroup | None = None
-    state: EngineState = EngineState.STOPPED
-    start_at: float = 0.0
-    started_at: float = 0.0
-    backoff: float = _BACKOFF_FIRST
-    probe: Future[dict[str, Any] | None] | None = None
-    probed_at: float = 0.0
-    probes_failed: int = 0
-    inspection: Future[BaseInfo] | None = None
-    socket: Path = field(default_factory=Path)
+_END_GRACE = 4.0
+"""Seconds that a drained engine has to end."""
+MAX_STARTS = 3
+"""Of a deployment that was never ready; after that it has failed, until somebody asks."""
 
 
 class EngineKeeper:
-    """One engine for each named base. `tick()` never blocks for long: probes run in threads."""
+    """One engine for each base and each deployment. `tick()` never blocks for long: probes run in threads."""
 
     def __init__(
         self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: list[str]
@@ -57,32 +50,39 @@ class EngineKeeper:
         self._store = store
         self._data = data
         self._lifeline = lifeline
+        self._devices = devices
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
-        on_device: dict[str, int] = {}
-        placed = [(base, devices[i % len(devices)]) for i, base in enumerate(settings.bases)]
-        for _, device in placed:
-            on_device[device] = on_device.get(device, 0) + 1
-        self._served = [
-            _Served(base, device, settings.gpu_memory_utilization / on_device[device])
-            for base, device in placed
-        ]
-        sockets = socket_folder(data.path)
-        for index, served in enumerate(self._served):
-            served.socket = sockets / f"engine-{index}.sock"
-        store.engines.declare([base.name for base in settings.bases])
-        self._adopt()
+        self._drains = Drain(data.leases)
+        self._sockets = socket_folder(data.path)
+        self._served: dict[str, Served] = {}
+        options = options_of_bases(settings, devices)
+        store.engines.declare(list(options))
+        for base in settings.bases:
+            trusted = trusts(settings, store, base.name)
+            self._add(Served(base.name, options[base.name], Source(base, trusted)))
+        self._sync()
 
     def base(self, name: str) -> BaseInfo | None:
-        """The base, once it was found to be there."""
-        return next((s.info for s in self._served if s.base.name == name), None)
+        """The base, or the deployed model, once it was found to be there."""
+        served = self._served.get(name)
+        return served.info if served is not None else None
+
+    def names(self) -> list[str]:
+        """Of what may be trained on, here yet or not."""
+        return list(self._served)
 
     def bases_here(self) -> list[str]:
-        """Names of the bases that can be trained on now."""
-        return [served.base.name for served in self._served if served.info is not None]
+        """Names of the bases and deployed models that can be trained on now."""
+        return [name for name, served in self._served.items() if served.info is not None]
 
     def tick(self) -> None:
-        for served in self._served:
-            if served.info is None:
+        self._sync()
+        for served in list(self._served.values()):
+            if served.deployment is not None and served.deployment.is_draining:
+                self._drain(served, served.deployment)
+            elif served.state is EngineState.FAILED:
+                continue
+            elif served.info is None:
                 self._inspect(served)
             elif served.group is None:
                 if time.monotonic() >= served.start_at:
@@ -90,48 +90,86 @@ class EngineKeeper:
             elif not served.group.is_alive():
                 self._died(served, self._last_words(served))
             else:
-                served.group.keep_watched(self._lifeline, _title(served))
+                served.group.keep_watched(self._lifeline, served.title)
                 self._look(served)
 
     def stop(self, grace: float) -> None:
         """End all engines, together."""
-        groups = [s.group for s in self._served if s.group is not None]
+        groups = [s.group for s in self._served.values() if s.group is not None]
         for group in groups:
             group.terminate()
         deadline = time.monotonic() + grace
         for group in groups:
             group.wait(max(0.0, deadline - time.monotonic()))
             group.end()
-        for served in self._served:
-            self._store.engines.set_state(served.base.name, EngineState.STOPPED)
+        for served in self._served.values():
+            if served.state is not EngineState.FAILED:
+                self._store.engines.set_state(served.name, EngineState.STOPPED)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _adopt(self) -> None:
-        """Take over engines that an earlier scheduler left running; what is half-dead is ended."""
-        for served in self._served:
-            record = self._record(served)
-            group = ProcessGroup.adopt(record)
-            row = self._store.engines.get(served.base.name)
-            if (
-                group is not None
-                and group.is_alive()
-                and row is not None
-                and row.socket == str(served.socket)
-            ):
-                served.group = group
-                served.state = row.state if row.state is EngineState.READY else EngineState.STARTING
-                served.started_at = time.monotonic()
-                log.info("engine %s still runs (pid %s)", served.base.name, group.pid)
-            elif group is not None:
-                group.end()
-            if served.group is None:
-                self._store.engines.set_state(served.base.name, EngineState.STOPPED)
+    # what there is to be served
 
-    def _inspect(self, served: _Served) -> None:
-        """Find the base, maybe downloading it, in a thread."""
+    def _sync(self) -> None:
+        """Take in what the store says of deployments: new ones, ones to drain, ones to start again."""
+        for deployment, engine in self._store.deployments.all():
+            served = self._served.get(deployment.model)
+            if served is None:
+                options = EngineOptions(**deployment.options)
+                served = Served(deployment.model, options, None, deployment)
+                if engine is not None and engine.state is EngineState.FAILED:
+                    served.state = EngineState.FAILED
+                self._add(served)
+                self._keep_placed(served, deployment)
+            served.deployment = deployment
+            asked = engine is not None and engine.state is EngineState.STOPPED
+            if asked and served.state in (EngineState.FAILED, EngineState.BACKOFF):
+                served.start_now()
+                self._keep_placed(served, deployment)
+
+    def _add(self, served: Served) -> None:
+        self._served[served.name] = served
+        served.socket = self._sockets / socket_name(served.name, served.deployment)
+        self._adopt(served)
+
+    def _adopt(self, served: Served) -> None:
+        """Take over an engine that an earlier scheduler left running; one that is half-dead is ended."""
+        group = ProcessGroup.adopt(self._record(served))
+        row = self._store.engines.get(served.name)
+        if group is not None and group.is_alive() and row is not None and row.socket == str(served.socket):
+            served.group = group
+            served.state = row.state if row.state is EngineState.READY else EngineState.STARTING
+            served.started_at = time.monotonic()
+            log.info("engine %s still runs (pid %s)", served.name, group.pid)
+        elif group is not None:
+            group.end()
+        if served.group is None and served.state is not EngineState.FAILED:
+            self._store.engines.set_state(served.name, EngineState.STOPPED)
+
+    def _keep_placed(self, served: Served, deployment: Deployment) -> None:
+        """Where it was placed once, unless the devices or the bases are others now."""
+        others = {name: one.options for name, one in self._served.items() if name != served.name}
+        if served.group is not None or still_fits(served.options, self._devices, others):
+            return
+        try:
+            served.options = place(
+                self._settings,
+                self._devices,
+                served.name,
+                deployment.asked,
+                others,
+                weights=served.options.weights_bytes,
+                free_memory=psutil.virtual_memory().available,
+            )
+        except InvalidRequest as error:
+            self._give_up(served, error.message)
+        else:
+            self._store.deployments.place(deployment.id, asdict(served.options))
+
+    def _inspect(self, served: Served) -> None:
+        """Find the model, maybe downloading it, in a thread."""
         if served.inspection is None:
             if time.monotonic() >= served.start_at:
-                served.inspection = self._threads.submit(inspect_base, served.base)
+                served.inspection = self._threads.submit(self._find, served)
             return
         if not served.inspection.done():
             return
@@ -141,50 +179,56 @@ class EngineKeeper:
         except (BaseUnavailable, OSError) as error:
             self._back_off(served, str(error))
 
-    def _start(self, served: _Served, info: BaseInfo) -> None:
-        name = served.base.name
+    def _find(self, served: Served) -> BaseInfo:
+        if served.source is None:
+            served.source = source_of(self._settings, self._store, self._data, served.name)
+        return inspect_base(served.source.base, served.source.fingerprint)
+
+    # one engine's life
+
+    def _start(self, served: Served, info: BaseInfo) -> None:
+        assert served.source is not None, "its model was found"
+        name, options = served.name, served.options
         served.socket.unlink(missing_ok=True)
         folder = self._data.engine(name)
         log_file = folder / "engine.log"
         if log_file.exists():
             log_file.replace(folder / "engine.log.1")
-        self._store.engines.starting(
-            name,
-            str(served.socket),
-            {
-                "device": served.device,
-                "internal_name": info.internal_name,
-                "fingerprint": info.fingerprint,
-                "path": str(info.path),
-                "has_chat_template": info.chat_template is not None,
-                "max_model_len": info.context,
-                "vocab_size": info.vocab_size,
-                "max_lora_rank": self._settings.max_lora_rank,
-                "max_adapters": max(self._settings.max_cpu_loras, self._settings.max_loras),
-            },
-        )
+        told = {
+            "device": options.device,
+            "internal_name": info.internal_name,
+            "fingerprint": info.fingerprint,
+            "path": str(info.path),
+            "has_chat_template": info.chat_template is not None,
+            "max_model_len": options.max_model_len or info.context,
+            "vocab_size": info.vocab_size,
+            "quantization": info.quantization,
+            "enable_lora": options.enable_lora,
+            "max_lora_rank": options.max_lora_rank,
+            "max_adapters": options.max_adapters,
+            "trust_remote_code": served.source.trust_remote_code,
+            "deployment": served.deployment.id if served.deployment else None,
+        }
+        if self._store.engines.starting(name, str(served.socket), told) is None:
+            return  # it was deleted just now
         command = engine_command(
-            self._settings,
-            info,
-            served.socket,
-            on_gpu=served.device.startswith("cuda"),
-            memory_share=served.share,
+            self._settings, info, served.socket, options, trust_remote_code=served.source.trust_remote_code
         )
         with log_file.open("wb") as output:
             served.group = ProcessGroup.start(
                 command,
                 record_path=self._record(served),
-                environment=child_environment(engine_environment(served.device)),
+                environment=child_environment(engine_environment(options.device)),
                 lifeline=self._lifeline,
                 output=output,
-                title=_title(served),
+                title=served.title,
             )
         served.state = EngineState.STARTING
         served.started_at = time.monotonic()
         served.probes_failed = 0
-        log.info("engine %s starts on %s (pid %s, log %s)", name, served.device, served.group.pid, log_file)
+        log.info("engine %s starts on %s (pid %s, log %s)", name, options.device, served.group.pid, log_file)
 
-    def _look(self, served: _Served) -> None:
+    def _look(self, served: Served) -> None:
         """Ask a running engine how it is; one question at a time."""
         now = time.monotonic()
         if served.probe is None:
@@ -199,7 +243,7 @@ class EngineKeeper:
         if answer is not None:
             served.probes_failed = 0
             if now - served.started_at > _STABLE_AFTER:
-                served.backoff = _BACKOFF_FIRST
+                served.backoff = BACKOFF_FIRST
             if served.state is not EngineState.READY:
                 self._is_ready(served, answer)
         elif served.state is EngineState.READY:
@@ -209,78 +253,85 @@ class EngineKeeper:
         elif now - served.started_at > self._settings.engine_start_timeout:
             self._died(served, f"it did not start within {self._settings.engine_start_timeout:.0f} s")
 
-    def _is_ready(self, served: _Served, answer: dict[str, Any]) -> None:
-        row = self._store.engines.get(served.base.name)
+    def _is_ready(self, served: Served, answer: dict[str, Any]) -> None:
+        row = self._store.engines.get(served.name)
         assert row is not None and served.info is not None
         context = next(
             (m.get("max_model_len") for m in answer["data"] if m["id"] == served.info.internal_name), None
         )
         info = {**(row.info or {}), "max_model_len": context or served.info.context}
         self._store.engines.set_state(
-            served.base.name, EngineState.READY, reason=None, ready_at=time.time(), info=info
+            served.name, EngineState.READY, reason=None, ready_at=time.time(), info=info
         )
+        if served.deployment is not None:
+            self._store.deployments.is_ready(served.deployment.id)
         served.state = EngineState.READY
-        log.info("engine %s is ready after %.0f s", served.base.name, time.monotonic() - served.started_at)
+        log.info("engine %s is ready after %.0f s", served.name, time.monotonic() - served.started_at)
 
-    def _died(self, served: _Served, why: str) -> None:
+    def _died(self, served: Served, why: str) -> None:
         assert served.group is not None
         served.group.end()
         served.group = None
         served.probe = None
         self._back_off(served, why)
 
-    def _back_off(self, served: _Served, why: str) -> None:
-        served.start_at = time.monotonic() + served.backoff
-        log.error("engine %s: %s; trying again in %.0f s", served.base.name, why, served.backoff)
-        served.backoff = min(served.backoff * 2, _BACKOFF_LAST)
+    def _back_off(self, served: Served, why: str) -> None:
+        deployment = served.deployment
+        if deployment is not None and not self._was_ready(deployment):
+            failures = self._store.deployments.count_failure(deployment.id)
+            if failures >= MAX_STARTS:
+                self._give_up(served, why)
+                return
+        wait = served.back_off()
+        log.error("engine %s: %s; trying again in %.0f s", served.name, why, wait)
         served.state = EngineState.BACKOFF
-        self._store.engines.set_state(served.base.name, EngineState.BACKOFF, reason=why)
+        self._store.engines.set_state(served.name, EngineState.BACKOFF, reason=why)
 
-    def _record(self, served: _Served) -> Path:
-        return self._data.engine(served.base.name) / "process.json"
+    def _was_ready(self, deployment: Deployment) -> bool:
+        now = self._store.deployments.get(deployment.id)
+        return now is not None and now[0].was_ready
 
-    def _last_words(self, served: _Served) -> str:
+    def _give_up(self, served: Served, why: str) -> None:
+        log.error("engine %s: %s; not tried again until it is asked for", served.name, why)
+        served.state = EngineState.FAILED
+        self._store.engines.set_state(served.name, EngineState.FAILED, reason=why)
+
+    def _drain(self, served: Served, deployment: Deployment) -> None:
+        """End it after its last request, or when its time is over; then it is gone."""
+        group = served.group
+        if group is None:
+            self._forget(served, deployment)
+            return
+        if served.end_by is None:
+            served.unused = self._drains.try_unused(served.name, ENGINE)
+            is_late = time.time() >= (deployment.drain_until or 0)
+            if served.unused is None and group.is_alive() and not is_late:
+                group.keep_watched(self._lifeline, served.title)
+                return
+            group.terminate()
+            served.end_by = time.monotonic() + _END_GRACE
+        elif not group.is_alive() or time.monotonic() > served.end_by:
+            group.end()
+            served.group = None
+            self._forget(served, deployment)
+
+    def _forget(self, served: Served, deployment: Deployment) -> None:
+        self._store.deployments.remove(deployment.id)
+        del self._served[served.name]
+        if served.unused is not None:
+            served.unused.close()
+        served.socket.unlink(missing_ok=True)
+        shutil.rmtree(self._data.engine(served.name), ignore_errors=True)
+        log.info("the deployment of %s (%s) is gone", served.name, deployment.id)
+
+    def _record(self, served: Served) -> Path:
+        return self._data.engine(served.name) / "process.json"
+
+    def _last_words(self, served: Served) -> str:
         """How it ended, and vLLM's own reason, picked out of its log."""
         assert served.group is not None
         code = served.group.exit_code
         how = "" if code is None else f" with {exit_words(code)}"
-        log_file = self._data.engine(served.base.name) / "engine.log"
-        return f"it ended{how}: {last_error(log_file)} (see {log_file})"
-
-
-def _title(served: _Served) -> str:
-    return f"tunewright: lifeline of engine {served.base.name}"
-
-
-_ERROR_LINE = re.compile(
-    r"^(?:\([^)]*\)\s*)?(?:ERROR .*\] )?(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$"
-)
-_DEATH_LINE = re.compile(r".*\b(?P<text>Worker proc \S+ died unexpectedly \(exit code: \S+\)).*$")
-_CORE_DEATH = re.compile(r"engine core exited unexpectedly|EngineDeadError")
-_USELESS = (
-    "Engine core initialization failed",
-    "See root cause above",
-    "EngineDeadError",
-    "stream generator",
-)
-
-
-def last_error(log_file: Path) -> str:
-    """What a log tells of an end: the last line that names an error, without vLLM's prefixes, or a process's death."""
-    try:
-        with log_file.open("rb") as file:
-            file.seek(max(0, log_file.stat().st_size - 65536))
-            lines = [
-                line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()
-            ]
-    except OSError:
-        return "no log"
-    errors = [
-        m["text"] for m in map(_ERROR_LINE.match, lines) if m and not any(u in m["text"] for u in _USELESS)
-    ]
-    deaths = [m["text"] for m in map(_DEATH_LINE.match, lines) if m]
-    if not deaths and any(map(_CORE_DEATH.search, lines)):
-        deaths = [
-            "EngineCore was killed or crashed; if the machine's memory ran out, the system's log says so"
-        ]
-    return (errors or deaths or ["its log names no error"])[-1][:500]
+        log_file = self._data.engine(served.name) / "engine.log"
+        rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
+        return f"it ended{how}: {last_error(log_file)} ({rest})"

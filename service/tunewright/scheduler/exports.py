@@ -19,6 +19,7 @@ from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.fine_tuning import check_data
 from tunewright.scheduler.publishing import adapter_row, model_row
+from tunewright.scheduler.served import trusts
 from tunewright.scheduler.work import JobRefused
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelState, Source
@@ -79,7 +80,7 @@ class Exports:
             base_name=base.name,
             base_hub_id=base.hub_id,
             base_path=str(self._data.artifact(job.parent_sha256 or "") if whole_model else base.path),
-            trust_remote_code=base.name in self._settings.trust_remote_code,
+            trust_remote_code=trusts(self._settings, self._store, base.name),
             adapters=adapters,
             combine=Combine(**asked["combine"], max_rank=self._settings.max_lora_rank)
             if asked["combine"]

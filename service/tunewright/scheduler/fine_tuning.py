@@ -11,6 +11,7 @@ from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.publishing import publish_products
+from tunewright.scheduler.served import trusts
 from tunewright.scheduler.work import JobRefused
 from tunewright.store.records import Job
 from tunewright.store.store import Store
@@ -49,7 +50,7 @@ class FineTuning:
             hyperparameters=method.get("hyperparameters") or {},
             rows=report.rows,
             context=base.context,
-            max_rank=self._settings.max_lora_rank,
+            max_rank=self._max_rank(job.base),
             device=self._device,
         )
         summary = f"Files validated ({report.rows} rows, {report.format.value})"
@@ -66,7 +67,7 @@ class FineTuning:
             base_name=base.name,
             base_hub_id=base.hub_id,
             base_path=str(parent if parent and is_full else base.path),
-            trust_remote_code=base.name in self._settings.trust_remote_code,
+            trust_remote_code=trusts(self._settings, self._store, base.name),
             parent_adapter=str(parent) if parent and not is_full else None,
             training_file=str(self._data.file(job.training_file)),
             validation_file=str(self._data.file(job.validation_file)) if job.validation_file else None,
@@ -81,6 +82,11 @@ class FineTuning:
         assert result is not None, "only what has succeeded is published"
         check = self._settings.parity == "on"
         publish_products(self._store, self._data, job, base, folder, result, check_adapters=check)
+
+    def _max_rank(self, base: str) -> int:
+        """That the engine of the base serves."""
+        found = self._store.deployments.get(base)
+        return int(found[0].options["max_lora_rank"]) if found else self._settings.max_lora_rank
 
     def _check(self, job: Job, base: BaseInfo, param: str, file: str) -> FileReport:
         return check_data(self._data.file(file), param, job.chat_template or base.chat_template, base.name)

@@ -70,13 +70,13 @@ class JobRunner:
 
     def _fail_without_base(self) -> None:
         """Jobs of an earlier start on a base that is no longer named would wait for ever."""
-        named = {base.name for base in self._settings.bases}
+        named = self._engines.names()
         for job in self._store.jobs.in_states(*(state for state in JobState if not state.is_final)):
             if job.base not in named and job.state is not JobState.PAUSED:
                 self._store.jobs.fail(
                     job.id,
                     code="base_not_served",
-                    message=f"the service was started without its base {job.base}",
+                    message=f"the service was started without its base {job.base}, and that is not deployed",
                 )
 
     def tick(self) -> None:

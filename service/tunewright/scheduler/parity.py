@@ -144,7 +144,7 @@ class ParityGate:
         assert engine is not None and engine.info is not None, "it was ready"
         base = BaseSpec(
             path=engine.info["path"],
-            trust_remote_code=engine.name in self._settings.trust_remote_code,
+            trust_remote_code=bool(engine.info.get("trust_remote_code")),
             device="cpu" if has_failed else self._free_gpu(),
             context=engine.info["max_model_len"],
         )

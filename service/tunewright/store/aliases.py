@@ -38,7 +38,7 @@ from tunewright.store.alias_rows import (
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS
 from tunewright.store.records import AliasVersion
-from tunewright.store.states import ModelState
+from tunewright.store.states import EngineState, ModelState
 from tunewright.store.tables import alias_versions, aliases, engines, models
 
 
@@ -249,27 +249,33 @@ def _refuse_numbers(content: Content) -> None:
 def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
     query = select(models.c.kind, models.c.state, models.c.base).where(models.c.name == name)
     model = connection.execute(query).one_or_none()
-    if model is None and not _is_base(connection, name):
+    if model is None and not _is_served(connection, name):
         if get(connection, name) is not None:
             raise InvalidRequest(f"{name} is an alias itself: name models.", param=param)
         raise InvalidRequest(f"No such model: {name!r}.", param=param)
     if model is None:
         return
-    if model.kind != "adapter":
+    if model.kind != "adapter" and not _is_served(connection, name):
         raise InvalidRequest(
-            f"{name} is a fully fine-tuned model: it is not served by this engine.",
+            f"{name} is a full model, and not deployed: deploy it first, with POST /v1/deployments.",
             param=param,
             code="model_not_served",
         )
     if model.state != ModelState.READY:
         why = _WHY_NOT[ModelState(model.state)]
         raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
-    if not _is_base(connection, model.base):
+    if model.kind == "adapter" and not _is_served(connection, model.base):
         raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)
 
 
 def _is_base(connection: Connection, name: str) -> bool:
     return connection.scalar(select(engines.c.name).where(engines.c.name == name)) is not None
+
+
+def _is_served(connection: Connection, name: str) -> bool:
+    """Whether an engine answers for it, or will soon; not one that is being taken down."""
+    stays = (engines.c.name == name, engines.c.state != EngineState.DRAINING)
+    return connection.scalar(select(engines.c.name).where(*stays)) is not None
 
 
 # versions

@@ -1,8 +1,9 @@
 """What jobs are made from: files, and weights to go on from. They are there when a job is created, and stay until it
-has ended. And models that aliases have.
+has ended. And models that aliases and deployments have.
 
 Who creates a job, or removes what one may need, looks and writes in one transaction, which runs `alone=INPUTS`: a job
-finds its inputs or is refused, and an input that an unfinished job needs is kept. Aliases and models likewise.
+finds its inputs or is refused, and an input that an unfinished job needs is kept. Aliases, models and deployments
+likewise.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, String, cast, or_, select
 
 from tunewright.errors import InvalidRequest, NotFound
-from tunewright.store.states import JobKind, JobState
-from tunewright.store.tables import files, jobs, models
+from tunewright.store.states import DeploymentState, JobKind, JobState
+from tunewright.store.tables import deployments, files, jobs, models
 
 INPUTS = "inputs of jobs"
 UNFINISHED = jobs.c.state.not_in([state for state in JobState if state.is_final])
@@ -43,6 +44,13 @@ def require_inputs(connection: Connection, job: Mapping[str, Any]) -> None:
             raise NotFound(
                 f"No such model: {model!r}. It was deleted.", param="model", code="model_not_found"
             )
+    leaving = (deployments.c.model == job["base"], deployments.c.state == DeploymentState.DRAINING)
+    if connection.scalar(select(deployments.c.id).where(*leaving)) is not None:
+        raise InvalidRequest(
+            f"The deployment of {job['base']} is being taken down: deploy it again first.",
+            param="model",
+            code="model_not_served",
+        )
 
 
 def refuse_needed_file(connection: Connection, id: str) -> None:
@@ -69,4 +77,24 @@ def refuse_unfinished(connection: Connection, model: str, job_id: str | None) ->
     if job_id is not None and connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id, UNFINISHED)):
         raise InvalidRequest(
             f"{model} is being checked for job {job_id}: wait for it, or cancel the job.", code="model_in_use"
+        )
+
+
+def refuse_deployed(connection: Connection, model: str) -> None:
+    """Raises InvalidRequest where a deployment serves `model`."""
+    id = connection.scalar(select(deployments.c.id).where(deployments.c.model == model))
+    if id is not None:
+        raise InvalidRequest(
+            f"{model} is deployed as {id}: take it down first, with DELETE /v1/deployments/{id}.",
+            code="model_in_use",
+        )
+
+
+def refuse_base_of_jobs(connection: Connection, model: str) -> None:
+    """Raises InvalidRequest where an unfinished job trains on `model`."""
+    job = connection.scalar(select(jobs.c.id).where(jobs.c.base == model, UNFINISHED).limit(1))
+    if job is not None:
+        raise InvalidRequest(
+            f"Job {job} trains on {model}, and its adapter is to be loaded there: wait for it, or cancel it.",
+            code="model_in_use",
         )

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, Table, and_, case, select
 
 from tunewright.store.database import Database
+from tunewright.store.models import engine_name
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
 from tunewright.store.states import ModelState, Residency
@@ -70,7 +71,7 @@ def _joined() -> Select[Any]:
         residency.c.run == engines.c.run,
         residency.c.sha256 == models.c.sha256,
     )
-    source = models.outerjoin(engines, engines.c.name == models.c.base).outerjoin(residency, held)
+    source = models.outerjoin(engines, engines.c.name == engine_name()).outerjoin(residency, held)
     columns = [c.label(f"{table.name}_{c.name}") for table in (models, engines, residency) for c in table.c]
     return select(*columns).select_from(source)
 

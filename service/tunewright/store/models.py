@@ -1,4 +1,4 @@
-"""What jobs made (adapters and full models), which of them should be loaded, and which are."""
+"""What jobs made (adapters and full models), and which of them should be loaded."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, union, update
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, select, union, update
 
 from tunewright.ids import new_id
 from tunewright.store.alias_rows import needed_by_aliases, refuse_aliased, take_out
 from tunewright.store.database import Database
-from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_weights, refuse_unfinished, starts_from
+from tunewright.store.inputs import (
+    INPUTS,
+    UNFINISHED,
+    refuse_deployed,
+    refuse_needed_weights,
+    refuse_unfinished,
+    starts_from,
+)
 from tunewright.store.job_rows import await_verdict, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, ModelState, Residency
-from tunewright.store.tables import checkpoints, engines, files, jobs, models, residency
+from tunewright.store.states import ModelState
+from tunewright.store.tables import checkpoints, deployments, engines, files, jobs, models, residency
 
 
 class ModelStore:
@@ -133,7 +140,8 @@ class ModelStore:
             )
 
     def refuse_needed(self, model: TunedModel, *, force: bool = False) -> None:
-        """Raises InvalidRequest where an unfinished job starts from it or, without `force`, an alias has it."""
+        """Raises InvalidRequest where an unfinished job starts from it, a deployment serves it or, without `force`, an
+        alias has it."""
         with self._database.read() as connection:
             _refuse_needed(connection, model, force)
 
@@ -188,7 +196,7 @@ class ModelStore:
             model_row = connection.execute(select(models).where(models.c.name == name)).one_or_none()
             model = TunedModel(**model_row._mapping) if model_row else None
             engine_row = connection.execute(
-                select(engines).where(engines.c.name == (model.base if model else name))
+                select(engines).where(engines.c.name == (_engine_of(model) if model else name))
             ).one_or_none()
             engine = Engine(**engine_row._mapping) if engine_row else None
             held = None
@@ -203,9 +211,19 @@ class ModelStore:
         return model, engine, ResidencyRow(**held._mapping) if held else None
 
 
+def engine_name() -> ColumnElement[str]:
+    """Of the engine that a row of `models` is served by: an adapter by its base's, a full model by its own."""
+    return case((models.c.kind == "adapter", models.c.base), else_=models.c.name)
+
+
+def _engine_of(model: TunedModel) -> str:
+    return model.base if model.kind == "adapter" else model.name
+
+
 def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> None:
     refuse_needed_weights(connection, model.name, model.sha256)
     refuse_unfinished(connection, model.name, model.job_id)
+    refuse_deployed(connection, model.name)
     if not force:
         refuse_aliased(connection, model.name)
 
@@ -216,6 +234,7 @@ def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
         & (models.c.desired == "unloaded")
         & ~models.c.pinned
         & models.c.name.not_in(needed_by_aliases(connection))
+        & ~exists().where(deployments.c.model == models.c.name)
         & ~exists().where(starts_from(models.c.sha256), UNFINISHED)
         & ~exists().where(
             residency.c.sha256 == models.c.sha256,
@@ -229,87 +248,3 @@ def _unlist(connection: Connection, *which: ColumnElement[bool]) -> bool:
     name = connection.scalar(delete(models).where(*which).returning(models.c.name))
     connection.execute(delete(checkpoints).where(checkpoints.c.model == name))
     return name is not None
-
-
-class EngineStore:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def declare(self, names: Sequence[str]) -> None:
-        """The engines there are; others are forgotten."""
-        with self._database.begin() as connection:
-            connection.execute(delete(engines).where(engines.c.name.not_in(names)))
-            known = set(connection.scalars(select(engines.c.name)))
-            for name in names:
-                if name not in known:
-                    connection.execute(insert(engines).values(name=name, state=EngineState.STOPPED, run=0))
-
-    def list(self) -> Sequence[Engine]:
-        with self._database.read() as connection:
-            rows = connection.execute(select(engines).order_by(engines.c.name)).all()
-        return [Engine(**row._mapping) for row in rows]
-
-    def get(self, name: str) -> Engine | None:
-        with self._database.read() as connection:
-            row = connection.execute(select(engines).where(engines.c.name == name)).one_or_none()
-        return Engine(**row._mapping) if row else None
-
-    def starting(self, name: str, socket: str, info: dict[str, Any]) -> Engine:
-        """A new run of the engine begins: what an earlier one held no longer counts."""
-        with self._database.begin() as connection:
-            row = connection.execute(
-                update(engines)
-                .where(engines.c.name == name)
-                .values(
-                    state=EngineState.STARTING,
-                    run=engines.c.run + 1,
-                    socket=socket,
-                    info=info,
-                    reason=None,
-                    started_at=time.time(),
-                    ready_at=None,
-                )
-                .returning(engines)
-            ).one()
-            connection.execute(delete(residency).where(residency.c.engine == name))
-        return Engine(**row._mapping)
-
-    def set_state(self, name: str, state: EngineState, **values: Any) -> None:
-        with self._database.begin() as connection:
-            connection.execute(update(engines).where(engines.c.name == name).values(state=state, **values))
-
-    def residents(self, engine: Engine) -> dict[str, ResidencyRow]:
-        """What this run of the engine is known to hold, by hash."""
-        query = select(residency).where(residency.c.engine == engine.name, residency.c.run == engine.run)
-        with self._database.read() as connection:
-            return {row.sha256: ResidencyRow(**row._mapping) for row in connection.execute(query)}
-
-    def set_residency(
-        self,
-        engine: Engine,
-        sha256: str,
-        state: Residency | None,
-        *,
-        error: str | None = None,
-        number: int | None = None,
-    ) -> None:
-        """Note what became of an adapter in this run; None: it is not there."""
-        key = (
-            (residency.c.engine == engine.name)
-            & (residency.c.run == engine.run)
-            & (residency.c.sha256 == sha256)
-        )
-        with self._database.begin() as connection:
-            connection.execute(delete(residency).where(key))
-            if state is not None:
-                connection.execute(
-                    insert(residency).values(
-                        engine=engine.name,
-                        run=engine.run,
-                        sha256=sha256,
-                        state=state,
-                        error=error,
-                        at=time.time(),
-                        number=number,
-                    )
-                )

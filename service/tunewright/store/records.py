@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
-from tunewright.store.states import EngineState, JobKind, JobState, ModelState, Residency, Source
+from tunewright.store.states import (
+    DeploymentState,
+    EngineState,
+    JobKind,
+    JobState,
+    ModelState,
+    Residency,
+    Source,
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,37 @@ class Engine:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", EngineState(self.state))
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether this run is a deployment's, which may be drained; bases stay as long as the service."""
+        return bool((self.info or {}).get("deployment"))
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model that is served beside the bases. Its engine, named like the model, says what became of it."""
+
+    seq: int
+    id: str
+    model: str
+    asked: dict[str, Any]
+    """Options of its engine as they were given."""
+    options: dict[str, Any]
+    """What they became, fields of `engine.command.EngineOptions`."""
+    created_at: float
+    state: DeploymentState
+    drain_until: float | None
+    failures: int
+    """Starts in a row that ended without its ever having been ready."""
+    was_ready: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", DeploymentState(self.state))
+
+    @property
+    def is_draining(self) -> bool:
+        return self.state is DeploymentState.DRAINING
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,16 @@ class EngineState(StrEnum):
     """It answers."""
     BACKOFF = "backoff"
     """It died; the reason says of what, and it will be started again."""
+    FAILED = "failed"
+    """It could not be started; the reason says why, and it is not tried again until somebody asks. Of deployments."""
+    DRAINING = "draining"
+    """No request is sent to it any more; it ends after the last one, and is gone then. Of deployments."""
+
+
+class DeploymentState(StrEnum):
+    """What a deployment is meant to be; what became of that is its engine's state."""
+
+    ACTIVE = "active"
+    """Served."""
+    DRAINING = "draining"
+    """Deleted; it ends after its last request."""

@@ -8,10 +8,12 @@ from typing import Self
 from tunewright.store.aliases import AliasStore
 from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
+from tunewright.store.deployments import DeploymentStore
+from tunewright.store.engines import EngineStore
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
 from tunewright.store.listings import Listings
-from tunewright.store.models import EngineStore, ModelStore
+from tunewright.store.models import ModelStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 
 
@@ -26,6 +28,7 @@ class Store:
     aliases: AliasStore
     shadow_answers: ShadowAnswerStore
     checks: CheckStore
+    deployments: DeploymentStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -41,6 +44,7 @@ class Store:
             AliasStore(database),
             ShadowAnswerStore(database),
             CheckStore(database),
+            DeploymentStore(database),
         )
 
     def close(self) -> None:

@@ -132,7 +132,7 @@ models = Table(
 engines = Table(
     "engines",
     metadata,
-    Column("name", Text, primary_key=True),  # of the base it serves
+    Column("name", Text, primary_key=True),  # of the model it serves: a base's, or a deployment's
     Column("state", String(16), nullable=False),
     Column("run", Integer, nullable=False, default=0),  # counts starts: what an earlier run held is gone
     Column("socket", Text),
@@ -140,6 +140,21 @@ engines = Table(
     Column("started_at", Float),
     Column("ready_at", Float),
     Column("info", JSON),  # max_model_len, max_lora_rank, device...
+)
+
+deployments = Table(
+    "deployments",  # models that are served beside the bases; each has a row of `engines`, under the model's name
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("model", Text, nullable=False, unique=True),
+    Column("asked", JSON, nullable=False),  # `engine` as given
+    Column("options", JSON, nullable=False),  # what that became
+    Column("created_at", Float, nullable=False),
+    Column("state", String(16), nullable=False),  # active | draining
+    Column("drain_until", Float),  # when it is ended whatever runs
+    Column("failures", Integer, nullable=False),  # starts in a row without ever being ready
+    Column("was_ready", Boolean, nullable=False, server_default=false()),
 )
 
 residency = Table(

@@ -27,18 +27,21 @@ async def health() -> Health:
     responses={503: {"model": Ready, "description": "Something is not ready; its component says what."}},
 )
 def ready(context: Context, request: Request, response: Response) -> Ready:
-    """200 when everything is ready. Reasons are told only to those who hold the key."""
+    """200 when everything is ready that was named at start; deployments come and go. Reasons are told only to those
+    who hold the key."""
     components = {"api": Component(ready=True, state="ready"), "scheduler": _scheduler(context)}
+    deployed = {deployment.model for deployment, _ in context.store.deployments.all()}
     for engine in context.store.engines.list():
         components[f"engine:{engine.name}"] = Component(
             ready=engine.state is EngineState.READY,
+            required=engine.name not in deployed,
             state=engine.state.value,
             reason=engine.reason,
             model=engine.name,
         )
     if not request.state.authorized:
         components = {name: c.model_copy(update={"reason": None}) for name, c in components.items()}
-    everything = all(component.ready for component in components.values())
+    everything = all(component.ready for component in components.values() if component.required)
     if not everything:
         response.status_code = 503
         response.headers["Retry-After"] = "2"

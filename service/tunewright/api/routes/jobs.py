@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.creation import create_job
+from tunewright.api.deploying import trainable_deployments
 from tunewright.api.errors import responses
 from tunewright.api.job_reports import (
     EVENTS,
@@ -76,9 +77,11 @@ def pause(context: Context, job_id: str) -> JobObject:
 def resume(context: Context, job_id: str) -> JobObject:
     """It queues for a device and goes on from its checkpoint."""
     paused = _get(context, job_id)
-    if paused.base not in [base.name for base in context.settings.bases]:
+    bases = [base.name for base in context.settings.bases]
+    if paused.base not in bases and paused.base not in trainable_deployments(context):
         raise InvalidRequest(
-            f"The service was started without {paused.base}, the base of {job_id}: it would wait for ever.",
+            f"{paused.base}, the base of {job_id}, is neither among the bases here nor deployed: it would wait for "
+            "ever.",
             code="base_not_served",
         )
     job = context.store.jobs.resume(paused.id)

@@ -22,8 +22,9 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("", summary="List models", responses=responses())
 def list_models(context: Context) -> Page[ModelObject]:
-    """The bases, aliases, then tuned models, newest first. Checkpoints are listed while they are loaded."""
-    bases = [ModelObject.of_engine(engine) for engine in context.store.engines.list()]
+    """The bases and what is deployed beside them, aliases, then tuned models, newest first. Checkpoints are listed
+    while they are loaded."""
+    bases = [ModelObject.of_engine(engine) for engine in context.store.engines.bases()]
     aliases = _aliases(context, context.store.aliases.list()[0])
     tuned = [ModelObject.of(listed) for listed in context.store.listings.models()]
     return Page(data=bases + aliases + tuned, has_more=False)
@@ -59,7 +60,8 @@ def retrieve(context: Context, model: str) -> ModelObject:
 
 @router.delete("/{model:path}", summary="Delete a tuned model", responses=responses(400, 404, 503, 507))
 async def delete(context: Context, model: str, force: Force = False, user: User = None) -> Deleted:
-    """Unloads it first. Bases cannot be deleted, nor what an unfinished job starts from or an alias has."""
+    """Unloads it first. Bases cannot be deleted, nor what is deployed, what an unfinished job starts from, or what an
+    alias has."""
     tuned = await asyncio.to_thread(_tuned, context, model)
     await remove(context, tuned, force=force, who=user)
     return Deleted(id=tuned.name, object="model")
@@ -69,7 +71,7 @@ def _aliases(context: ServiceContext, aliases: Sequence[Alias]) -> list[ModelObj
     names = {target.model for alias in aliases for target in alias.targets}
     if not names:
         return []
-    models = {engine.name: ModelObject.of_engine(engine) for engine in context.store.engines.list()}
+    models = {engine.name: ModelObject.of_engine(engine) for engine in context.store.engines.bases()}
     models |= {name: ModelObject.of(listed) for name, listed in context.store.listings.named(names).items()}
     return [ModelObject.of_alias(alias, models) for alias in aliases]
 
@@ -81,6 +83,13 @@ def _tuned(context: ServiceContext, name: str) -> TunedModel:
     if context.store.aliases.get(name) is not None:
         raise InvalidRequest(
             f"{name} is an alias: DELETE /v1/aliases/{name} deletes it, and its targets are downloaded by their names.",
+            param="model",
+        )
+    deployment = context.store.deployments.get(name)
+    if deployment is not None:
+        raise InvalidRequest(
+            f"{name} was not made here: it is deployed as {deployment[0].id}, and DELETE /v1/deployments/{name} takes "
+            "it down.",
             param="model",
         )
     if context.store.engines.get(name) is not None:

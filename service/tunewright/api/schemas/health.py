@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from tunewright.api.schemas.common import Wire
 
@@ -17,6 +17,7 @@ class Health(Wire):
 
 class Component(Wire):
     ready: bool
+    required: bool = Field(True, description="False for deployments: the service is ready without them.")
     state: str
     reason: str | None = None
     model: str | None = None
@@ -24,7 +25,7 @@ class Component(Wire):
 
 
 class Ready(Wire):
-    """`ready` when every component is."""
+    """`ready` when every component is that is required."""
 
     ready: bool
     components: dict[str, Component]
@@ -34,10 +35,23 @@ class Ready(Wire):
                 {
                     "ready": True,
                     "components": {
-                        "api": {"ready": True, "state": "ready", "reason": None, "model": None},
-                        "scheduler": {"ready": True, "state": "ready", "reason": None, "model": None},
+                        "api": {
+                            "ready": True,
+                            "required": True,
+                            "state": "ready",
+                            "reason": None,
+                            "model": None,
+                        },
+                        "scheduler": {
+                            "ready": True,
+                            "required": True,
+                            "state": "ready",
+                            "reason": None,
+                            "model": None,
+                        },
                         "engine:tunewright-tiny": {
                             "ready": True,
+                            "required": True,
                             "state": "ready",
                             "reason": None,
                             "model": "tunewright-tiny",

@@ -32,7 +32,8 @@ class ModelObject(Wire):
     kind: Literal["base", "adapter", "full", "alias"]
     base: str | None = Field(description="The base it was tuned from.")
     state: str = Field(
-        description="ready, or why generation would fail: starting, backoff, unloaded, loading, ..."
+        description="ready, or why generation would fail: starting, backoff, failed, draining, unloaded, loading, "
+        "...; stored: a full model that is not deployed"
     )
     max_model_len: int | None = Field(None, description="Longest prompt and answer together, in tokens.")
     job_id: str | None = None
@@ -200,8 +201,8 @@ class AdapterObject(Wire):
 
 def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> str:
     """ready, or the word for why not."""
-    if model.kind == "full":
-        return "stored"
+    if model.kind != "adapter":
+        return engine.state.value if engine else "stored"
     if model.state is not ModelState.READY:
         return model.state.value
     if engine is None:

@@ -1,9 +1,15 @@
-"""vLLM's server as far as Tunewright can tell: health, names, adapters, and the same short answer to everything."""
+"""vLLM's server as far as Tunewright can tell: health, names, adapters, and the same short answer to everything.
+
+A model folder with a file `cannot-start` ends it as a model does that vLLM cannot load. A streamed request with
+`chunks` gets so many, one every 50 ms.
+"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +28,9 @@ def refusal(message: str, status: int = 400) -> web.Response:
 
 
 class Server:
-    def __init__(self, base: str, capacity: int = 64) -> None:
+    def __init__(self, base: str, capacity: int = 64, folder: str = "") -> None:
         self._base = base
+        self._folder = folder
         self._adapters: dict[str, int] = {}
         self._capacity = capacity
         self._last = 0
@@ -79,11 +86,15 @@ class Server:
             return refusal("messages, prompt, input or tokens: Field required")
         answer: dict[str, Any] = {"id": "1", "object": _ANSWERED_BY_TEXT.get(request.path), "model": model}
         said = "Arr!" if model == self._base else f"Arr! {model}"
+        answer["system_fingerprint"] = self._folder
         answer["choices"] = [{"index": 0, "text": said, "message": {"role": "assistant", "content": said}}]
         if body.get("stream") is not True or answer["object"] is None:
             return web.json_response(answer, dumps=_compact)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        for _ in range(body.get("chunks", 0)):
+            await response.write(f"data: {_compact(answer)}\n\n".encode())
+            await asyncio.sleep(0.05)
         await response.write(f"data: {_compact(answer)}\n\ndata: [DONE]\n\n".encode())
         return response
 
@@ -94,11 +105,16 @@ def _compact(value: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--uds", required=True)
     parser.add_argument("--max-cpu-loras", type=int, default=64)
     options, _ = parser.parse_known_args()
-    server = Server(options.served_model_name, options.max_cpu_loras)
+    folder = Path(options.model)
+    if (folder / "cannot-start").exists():
+        print("(EngineCore pid=1) ERROR 11-28 12:00:00 [core.py:1] ValueError: there is no such architecture")
+        sys.exit(1)
+    server = Server(options.served_model_name, options.max_cpu_loras, folder.name)
     web.run_app(application(server), path=options.uds, access_log=None, print=None)
 
 

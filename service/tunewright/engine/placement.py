@@ -1,0 +1,180 @@
+"""Which engine gets which device, and how much of its memory. Arithmetic only: nothing is started here.
+
+Bases are spread over the devices at start; deployments are placed one by one, beside what is there. On a GPU the shares
+of all engines on it must leave a rest; on the CPU a deployment must fit the memory that is free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunewright.config import Settings, parse_size
+from tunewright.engine.command import EngineOptions
+from tunewright.errors import InvalidRequest
+
+MOST_OF_A_GPU = 0.95
+"""Of its memory, for all engines on it together: the driver and the processes take some too."""
+DEFAULT_SHARE = 0.3
+LEAST_SHARE = 0.02
+PROCESS_BYTES = 2**30
+"""What a vLLM takes on the CPU beside weights and KV cache."""
+_LEAST_KV_CACHE = 16 * 2**20
+_CLOSE = 1e-6
+
+
+def options_of_bases(settings: Settings, devices: Sequence[str]) -> dict[str, EngineOptions]:
+    """Of the bases that were named at start, by name."""
+    placed = [(base.name, devices[i % len(devices)]) for i, base in enumerate(settings.bases)]
+    on_device: dict[str, int] = {}
+    for _, device in placed:
+        on_device[device] = on_device.get(device, 0) + 1
+    return {
+        name: _options(
+            settings,
+            {},
+            device,
+            share=settings.gpu_memory_utilization / on_device[device],
+            weights=None,
+        )
+        for name, device in placed
+    }
+
+
+def place(
+    settings: Settings,
+    devices: Sequence[str],
+    model: str,
+    asked: Mapping[str, Any],
+    others: Mapping[str, EngineOptions],
+    *,
+    weights: int | None,
+    free_memory: int,
+) -> EngineOptions:
+    """The options of a new deployment beside `others`: all other engines, by the names of their models.
+
+    `asked`: fields of `EngineOptions`, `device` may be "auto". `weights`: bytes of the model's files, where they are
+    known. `free_memory`: of the machine, in bytes, as far as it is not spoken for. Raises InvalidRequest with the
+    numbers where it does not fit, or the device is not there.
+    """
+    device = asked.get("device", "auto")
+    if device not in ("auto", *devices):
+        raise InvalidRequest(
+            f"There is no device {device} here: {', '.join(devices)}.", param="engine.device"
+        )
+    if device == "auto":
+        device = max(devices, key=lambda one: _left(one, others))  # the first of those that have the most
+    if device.startswith("cuda"):
+        if "kv_cache_memory" in asked:
+            raise InvalidRequest(
+                f"kv_cache_memory is for the CPU; on {device} ask for a gpu_memory_utilization, which has the KV cache "
+                "in it.",
+                param="engine.kv_cache_memory",
+            )
+        share = _share(device, asked.get("gpu_memory_utilization"), devices, others)
+        return _options(settings, asked, device, share=share, weights=weights)
+    if "gpu_memory_utilization" in asked:
+        raise InvalidRequest(
+            "gpu_memory_utilization is for GPUs; on the CPU ask for a kv_cache_memory.",
+            param="engine.gpu_memory_utilization",
+        )
+    options = _options(settings, asked, device, share=None, weights=weights)
+    _refuse_unfit(model, options, free_memory)
+    return options
+
+
+def still_fits(options: EngineOptions, devices: Sequence[str], others: Mapping[str, EngineOptions]) -> bool:
+    """Whether a deployment may stay where it was placed: devices and bases may be others than they were then."""
+    if options.device not in devices:
+        return False
+    return (options.gpu_memory_utilization or 0.0) <= _left(options.device, others) + _CLOSE
+
+
+def needed_on_cpu(options: EngineOptions) -> int:
+    """Bytes of the machine's memory that an engine will take; 0 where it is on a GPU."""
+    if options.on_gpu:
+        return 0
+    return (options.weights_bytes or 0) + (options.kv_cache_memory or 0) + PROCESS_BYTES
+
+
+def _options(
+    settings: Settings, asked: Mapping[str, Any], device: str, *, share: float | None, weights: int | None
+) -> EngineOptions:
+    on_gpu = device.startswith("cuda")
+    defaults: dict[str, Any] = {
+        "max_loras": settings.max_loras,
+        "max_cpu_loras": settings.max_cpu_loras,
+        "max_lora_rank": settings.max_lora_rank,
+    }
+    if not on_gpu:
+        defaults["kv_cache_memory"] = parse_size(settings.kv_cache_memory)
+    fixed = {
+        "device": device,
+        "gpu_memory_utilization": share if on_gpu else None,
+        "enforce_eager": asked.get("enforce_eager", False) or not on_gpu,
+        "weights_bytes": weights,
+    }
+    return EngineOptions(**{**defaults, **asked, **fixed})
+
+
+def _left(device: str, others: Mapping[str, EngineOptions]) -> float:
+    """Of a GPU's memory, for one more engine."""
+    return MOST_OF_A_GPU - sum(share for _, share in _shares(device, others))
+
+
+def _shares(device: str, others: Mapping[str, EngineOptions]) -> list[tuple[str, float]]:
+    return [(name, one.gpu_memory_utilization or 0.0) for name, one in others.items() if one.device == device]
+
+
+def _fitting(left: float) -> float:
+    """The largest share in thousandths."""
+    return math.floor((left + _CLOSE) * 1000) / 1000
+
+
+def _share(
+    device: str, asked: float | None, devices: Sequence[str], others: Mapping[str, EngineOptions]
+) -> float:
+    left = _left(device, others)
+    share = min(DEFAULT_SHARE, _fitting(left)) if asked is None else asked
+    if share >= LEAST_SHARE and share <= left + _CLOSE:
+        return share
+    who = ", ".join(f"{name} has {taken:.3g}" for name, taken in _shares(device, others)) or "nobody has any"
+    rest = max(0.0, left)
+    advice = f"Ask for {_fitting(rest):.3g} or less, or delete" if rest >= LEAST_SHARE else "Delete"
+    better = [
+        f"{other} has {_left(other, others):.3g} left"
+        for other in devices
+        if other != device and _left(other, others) > rest + _CLOSE
+    ]
+    raise InvalidRequest(
+        f"A share of {asked or LEAST_SHARE:.3g} of {device} does not fit: {who}, and of the {MOST_OF_A_GPU} for all "
+        f"engines {rest:.3g} is left. {advice} a deployment, or start the service with a smaller "
+        f"--gpu-memory-utilization{' (' + ', '.join(better) + ')' if better else ''}.",
+        param="engine.gpu_memory_utilization",
+        code="does_not_fit",
+    )
+
+
+def _refuse_unfit(model: str, options: EngineOptions, free: int) -> None:
+    needed = needed_on_cpu(options)
+    if needed <= free:
+        return
+    weights, cache = options.weights_bytes or 0, options.kv_cache_memory or 0
+    room = free - weights - PROCESS_BYTES
+    advice = (
+        f"ask for a kv_cache_memory of {room // 2**20}MiB or less, or delete a deployment"
+        if room >= _LEAST_KV_CACHE
+        else "delete a deployment, or use a machine with more memory"
+    )
+    raise InvalidRequest(
+        f"{model} does not fit: it needs {_gib(needed)} ({_gib(weights)} for weights, {_gib(cache)} for the KV cache, "
+        f"{_gib(PROCESS_BYTES)} for the process), and {_gib(max(0, free))} of the machine's memory are free and not "
+        f"spoken for: {advice}.",
+        param="engine.kv_cache_memory",
+        code="does_not_fit",
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

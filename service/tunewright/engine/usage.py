@@ -1,0 +1,72 @@
+"""What engines take of the machine's memory and of the GPUs', looked up at this moment."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from tunewright.supervisor.process import GroupRecord
+
+
+class Usage:
+    """One look at the processes there are; `nvidia-smi` is asked at most once, and only where a GPU is asked about."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, list[int]] = {}
+        for pid in psutil.pids():
+            try:
+                self._groups.setdefault(os.getpgid(pid), []).append(pid)
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    def memory(self, record: Path) -> int | None:
+        """Resident bytes of all processes of the group that is on record; None where it does not run."""
+        return _sum([_resident(pid) for pid in self._pids(record)])
+
+    def device_memory(self, record: Path) -> int | None:
+        """Bytes of the GPUs' memory; None where it does not run, or the driver does not tell."""
+        return _sum([self._on_gpus.get(pid) for pid in self._pids(record)])
+
+    def _pids(self, record: Path) -> list[int]:
+        group = GroupRecord.read(record)
+        return self._groups.get(group.group, []) if group and group.watcher.is_alive() else []
+
+    @functools.cached_property
+    def _on_gpus(self) -> dict[int, int]:
+        tool = shutil.which("nvidia-smi")
+        if tool is None:
+            return {}
+        command = [tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return {}
+        return parse_compute_apps(told)
+
+
+def parse_compute_apps(told: str) -> dict[int, int]:
+    """Bytes by process, of nvidia-smi's lines `pid, MiB`; one that it does not tell (in a container, say) is left out.
+    A process may be on several GPUs."""
+    found: dict[int, int] = {}
+    for line in told.splitlines():
+        pid, _, used = line.partition(",")
+        if pid.strip().isdigit() and used.strip().isdigit():
+            found[int(pid)] = found.get(int(pid), 0) + int(used) * 2**20
+    return found
+
+
+def _resident(pid: int) -> int | None:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def _sum(parts: list[int | None]) -> int | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None

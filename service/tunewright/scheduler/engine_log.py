@@ -1,0 +1,53 @@
+"""What an engine's log tells of its end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_PREFIX = re.compile(r"^(?:\([^)]*\)\s?)?(?:(?:ERROR|WARNING|INFO|DEBUG) \d\S* \S+ \[[^\]]*\] ?)?")
+_ERROR = re.compile(r"^(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$")
+_DEATH_LINE = re.compile(r".*\b(?P<text>Worker proc \S+ died unexpectedly \(exit code: \S+\)).*$")
+_CORE_DEATH = re.compile(r"engine core exited unexpectedly|EngineDeadError")
+_USELESS = (
+    "Engine core initialization failed",
+    "See root cause above",
+    "EngineDeadError",
+    "stream generator",
+)
+_MOST_LINES, _MOST_TEXT = 4, 500
+
+
+def last_error(log_file: Path) -> str:
+    """The last error that is named, without vLLM's prefixes and with the lines that belong to it; else a process's
+    death."""
+    try:
+        with log_file.open("rb") as file:
+            file.seek(max(0, log_file.stat().st_size - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return "no log"
+    lines = [_PREFIX.sub("", line.rstrip()) for line in text.splitlines() if line.strip()]
+    errors = [
+        number
+        for number, line in enumerate(lines)
+        if _ERROR.match(line) and not any(useless in line for useless in _USELESS)
+    ]
+    if errors:
+        return " ".join(_with_its_own(lines, errors[-1]))[:_MOST_TEXT]
+    deaths = [m["text"] for m in map(_DEATH_LINE.match, lines) if m]
+    if not deaths and any(map(_CORE_DEATH.search, lines)):
+        deaths = [
+            "EngineCore was killed or crashed; if the machine's memory ran out, the system's log says so"
+        ]
+    return (deaths or ["its log names no error"])[-1][:_MOST_TEXT]
+
+
+def _with_its_own(lines: list[str], at: int) -> list[str]:
+    """The error at `at`, and the indented lines after it: pydantic tells there what is wrong."""
+    told = [lines[at].strip()]
+    for line in lines[at + 1 : at + _MOST_LINES]:
+        if not line.startswith("  ") or line.strip().startswith(("File ", "^", "For further information")):
+            break
+        told.append(line.strip())
+    return told

@@ -1,0 +1,105 @@
+"""What the keeper of the engines knows of one of them, and where its model comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunewright.config import Base, Settings
+from tunewright.engine.command import EngineOptions
+from tunewright.engine.leases import Unused
+from tunewright.registry.bases import BaseInfo, BaseUnavailable
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.records import Deployment, TunedModel
+from tunewright.store.states import EngineState
+from tunewright.store.store import Store
+from tunewright.supervisor.process import ProcessGroup
+
+BACKOFF_FIRST, BACKOFF_LAST = 2.0, 120.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model of an engine."""
+
+    base: Base
+    trust_remote_code: bool = False
+    fingerprint: str | None = None
+    """Hash of all of its files, of a model that was made here; None: what its folder says of itself."""
+
+
+@dataclass
+class Served:
+    """One engine, a base's or a deployment's."""
+
+    name: str
+    options: EngineOptions
+    source: Source | None
+    """None: a deployment whose model has not been looked up."""
+    deployment: Deployment | None = None
+    socket: Path = field(default_factory=Path)
+    info: BaseInfo | None = None
+    group: ProcessGroup | None = None
+    state: EngineState = EngineState.STOPPED
+    start_at: float = 0.0
+    started_at: float = 0.0
+    backoff: float = BACKOFF_FIRST
+    probe: Future[dict[str, Any] | None] | None = None
+    probed_at: float = 0.0
+    probes_failed: int = 0
+    inspection: Future[BaseInfo] | None = None
+    unused: Unused | None = None
+    """Held while a drained engine ends: nobody can send it a request."""
+    end_by: float | None = None
+    """When a drained engine is killed that does not end by itself."""
+
+    @property
+    def title(self) -> str:
+        """Of its lifeline's process."""
+        return f"tunewright: lifeline of engine {self.name}"
+
+    def start_now(self) -> None:
+        """Somebody asked for it."""
+        self.state, self.start_at, self.backoff = EngineState.STOPPED, 0.0, BACKOFF_FIRST
+
+    def back_off(self) -> float:
+        """Seconds until it is started again, longer each time."""
+        wait, self.backoff = self.backoff, min(self.backoff * 2, BACKOFF_LAST)
+        self.start_at = time.monotonic() + wait
+        return wait
+
+
+def socket_name(name: str, deployment: Deployment | None) -> str:
+    """The same in every life of the scheduler, so that it finds the engine again; another for each deployment."""
+    tag = f"{name}\0{deployment.id if deployment else ''}"
+    return f"engine-{hashlib.sha256(tag.encode()).hexdigest()[:16]}.sock"
+
+
+def source_of(settings: Settings, store: Store, data: DataFolder, model: str) -> Source:
+    """Where a deployed model lies. Raises BaseUnavailable where there is no such model any more."""
+    trusted = trusts(settings, store, model)
+    tuned = _full_model(store, model)
+    if tuned is not None:
+        return Source(Base(model, str(data.artifact(tuned.sha256))), trusted, tuned.sha256)
+    for base in settings.deployables:
+        if base.name == model:
+            return Source(base, trusted)
+    raise BaseUnavailable(
+        f"there is no model {model}: start the service with --deployable {model}=PATH_OR_HUB_ID, or delete its "
+        "deployment"
+    )
+
+
+def trusts(settings: Settings, store: Store, name: str) -> bool:
+    """Whether the own Python code of a base or a deployed model may run; one that was made here has its base's."""
+    tuned = _full_model(store, name)
+    return (tuned.base if tuned else name) in settings.trust_remote_code
+
+
+def _full_model(store: Store, name: str) -> TunedModel | None:
+    tuned = store.models.get(name)
+    return tuned if tuned is not None and tuned.name == name and tuned.kind == "full" else None

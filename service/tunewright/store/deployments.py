@@ -1,0 +1,214 @@
+"""Deployments: models that are served beside the bases. What they are meant to be is here; what becomes of it the
+scheduler writes into their engines' rows.
+
+A deployment and the row of its engine come and go together. Whoever makes or ends one does so `alone=INPUTS`: where it
+is placed is decided on what all others have, and what an alias or an unfinished job needs is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
+
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound
+from tunewright.ids import new_id
+from tunewright.store.alias_rows import get as get_alias
+from tunewright.store.alias_rows import refuse_aliased, take_out
+from tunewright.store.database import Database
+from tunewright.store.inputs import INPUTS, refuse_base_of_jobs
+from tunewright.store.paging import page
+from tunewright.store.records import Deployment, Engine
+from tunewright.store.states import DeploymentState, EngineState
+from tunewright.store.tables import deployments, engines, models, residency
+
+Deployed = tuple[Deployment, Engine | None]
+"""A deployment and its engine; without one only where a restored database has not been served yet."""
+Place = Callable[[Sequence[Deployed]], dict[str, Any]]
+"""From all other deployments to the options of a new one. Raises InvalidRequest where there is no room."""
+
+
+class DeploymentStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self, model: str, asked: Mapping[str, Any], place: Place, *, sha256: str | None = None
+    ) -> Deployment:
+        """Serve `model`, or give the deployment that the same request made before.
+
+        `sha256`: of a row of `models`; it must still be there. Raises InvalidRequest, NotFound, and EngineUnavailable
+        where an earlier deployment of it is being taken down.
+        """
+        with self._database.begin(alone=INPUTS) as connection:
+            found = connection.execute(select(deployments).where(deployments.c.model == model)).one_or_none()
+            if found is not None:
+                return _same(Deployment(**found._mapping), asked)
+            if connection.scalar(select(engines.c.name).where(engines.c.name == model)) is not None:
+                raise _is_base(model)
+            if get_alias(connection, model) is not None:
+                raise InvalidRequest(
+                    f"{model} is the name of an alias: give the alias another.", param="model"
+                )
+            still = select(models.c.id).where(models.c.name == model, models.c.sha256 == sha256)
+            if sha256 is not None and connection.scalar(still) is None:
+                raise NotFound(
+                    f"No such model: {model!r}. It was deleted.", param="model", code="model_not_found"
+                )
+            options = place(_all(connection))
+            row = {
+                "id": new_id("deploy"),
+                "model": model,
+                "asked": dict(asked),
+                "options": options,
+                "created_at": time.time(),
+                "state": DeploymentState.ACTIVE,
+                "failures": 0,
+                "was_ready": False,
+            }
+            made = connection.execute(insert(deployments).values(**row).returning(deployments)).one()
+            connection.execute(insert(engines).values(name=model, state=EngineState.STOPPED, run=0))
+        return Deployment(**made._mapping)
+
+    def get(self, id_or_model: str) -> Deployed | None:
+        which = (deployments.c.id == id_or_model) | (deployments.c.model == id_or_model)
+        with self._database.read() as connection:
+            row = connection.execute(_joined().where(which)).one_or_none()
+        return _deployed(row) if row else None
+
+    def all(self) -> Sequence[Deployed]:
+        """Oldest first."""
+        with self._database.read() as connection:
+            return _all(connection)
+
+    def list(self, *, after: str | None = None, limit: int = 10**6) -> tuple[Sequence[Deployed], bool]:
+        """A page, newest first, and whether there are more."""
+        rows, more = page(self._database, _joined(), deployments, after=after, limit=limit)
+        return [_deployed(row) for row in rows], more
+
+    def drain(self, id: str, until: float, *, force: bool = False, who: str | None = None) -> None:
+        """Take it down after its last request, at `until` (Unix seconds) at the latest. One that is being taken down
+        already goes on as it was asked to first.
+
+        With `force` it and the adapters on it are first taken out of their aliases, by `who`. Raises InvalidRequest
+        where an unfinished job trains on it or, without `force`, an alias has it or an adapter on it.
+        """
+        with self._database.begin(alone=INPUTS) as connection:
+            active = (deployments.c.id == id, deployments.c.state == DeploymentState.ACTIVE)
+            model = connection.scalar(select(deployments.c.model).where(*active))
+            if model is None:
+                return
+            refuse_base_of_jobs(connection, model)
+            on_it = select(models.c.name).where(models.c.base == model, models.c.kind == "adapter")
+            for name in [model, *connection.scalars(on_it)]:
+                if force:
+                    take_out(connection, name, who)
+                else:
+                    refuse_aliased(connection, name)
+            values = {"state": DeploymentState.DRAINING, "drain_until": until}
+            connection.execute(update(deployments).where(*active).values(**values))
+            connection.execute(
+                update(engines).where(engines.c.name == model).values(state=EngineState.DRAINING, reason=None)
+            )
+
+    def restart(self, id: str) -> None:
+        """Have one that failed, or waits to be tried again, started now; its failures count anew."""
+        down = engines.c.state.in_([EngineState.FAILED, EngineState.BACKOFF])
+        with self._database.begin(alone=INPUTS) as connection:
+            model = connection.scalar(select(deployments.c.model).where(deployments.c.id == id))
+            changed = connection.execute(
+                update(engines)
+                .where(engines.c.name == model, down)
+                .values(state=EngineState.STOPPED, reason=None)
+            )
+            if changed.rowcount:
+                connection.execute(update(deployments).where(deployments.c.id == id).values(failures=0))
+
+    # the scheduler's side
+
+    def place(self, id: str, options: dict[str, Any]) -> None:
+        """Where it is now: the devices changed."""
+        with self._database.begin(alone=INPUTS) as connection:
+            connection.execute(update(deployments).where(deployments.c.id == id).values(options=options))
+
+    def count_failure(self, id: str) -> int:
+        """One more start came to nothing; how many in a row did."""
+        failures = (
+            update(deployments).where(deployments.c.id == id).values(failures=deployments.c.failures + 1)
+        )
+        with self._database.begin() as connection:
+            return connection.scalar(failures.returning(deployments.c.failures)) or 0
+
+    def is_ready(self, id: str) -> None:
+        """It was seen to work."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(deployments).where(deployments.c.id == id).values(failures=0, was_ready=True)
+            )
+
+    def remove(self, id: str) -> None:
+        """Its process has ended: it is gone, with its engine and what that held."""
+        with self._database.begin(alone=INPUTS) as connection:
+            model = connection.scalar(
+                delete(deployments).where(deployments.c.id == id).returning(deployments.c.model)
+            )
+            if model is not None:
+                connection.execute(delete(residency).where(residency.c.engine == model))
+                connection.execute(delete(engines).where(engines.c.name == model))
+
+    def start_anew(self) -> None:
+        """The service starts: those that had failed are tried again too."""
+        with self._database.begin(alone=INPUTS) as connection:
+            connection.execute(update(deployments).values(failures=0))
+            connection.execute(
+                update(engines)
+                .where(engines.c.state == EngineState.FAILED)
+                .values(state=EngineState.STOPPED, reason=None)
+            )
+
+
+def _same(found: Deployment, asked: Mapping[str, Any]) -> Deployment:
+    if found.is_draining:
+        raise EngineUnavailable(
+            f"{found.model} is being taken down ({found.id}): try again when that is done.",
+            code="deployment_draining",
+        )
+    if found.asked != dict(asked):
+        given = ", ".join(f"{key} {value}" for key, value in found.asked.items()) or "no options"
+        raise InvalidRequest(
+            f"{found.model} is deployed already, as {found.id}, with {given}. To change that, delete the deployment "
+            "first.",
+            param="engine",
+            code="already_deployed",
+        )
+    return found
+
+
+def _is_base(model: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{model} is a base, which is served already: send requests to it.",
+        param="model",
+        code="already_served",
+    )
+
+
+def _joined() -> Select[Any]:
+    source = deployments.outerjoin(engines, engines.c.name == deployments.c.model)
+    columns = [
+        column.label(f"{table.name}_{column.name}") for table in (deployments, engines) for column in table.c
+    ]
+    return select(*columns).select_from(source)
+
+
+def _all(connection: Connection) -> Sequence[Deployed]:
+    return [_deployed(row) for row in connection.execute(_joined().order_by(deployments.c.seq))]
+
+
+def _deployed(row: Row[Any]) -> Deployed:
+    values = row._mapping
+    deployment = Deployment(**{c.name: values[f"deployments_{c.name}"] for c in deployments.c})
+    if values["engines_name"] is None:
+        return deployment, None
+    return deployment, Engine(**{c.name: values[f"engines_{c.name}"] for c in engines.c})

@@ -1,0 +1,122 @@
+"""Engines: the vLLM servers there are meant to be, what each run of one is, and what it is known to hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from tunewright.store.database import Database
+from tunewright.store.records import Engine, ResidencyRow
+from tunewright.store.states import DeploymentState, EngineState, Residency
+from tunewright.store.tables import deployments, engines, models, residency
+
+_MAY_CHANGE = engines.c.state != EngineState.DRAINING
+
+
+class EngineStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def declare(self, names: Sequence[str]) -> None:
+        """The engines there are: of these bases, and of the deployments; others are forgotten. A deployment whose model
+        is one of the bases now is forgotten too."""
+        with self._database.begin() as connection:
+            connection.execute(delete(deployments).where(deployments.c.model.in_(names)))
+            wanted = dict.fromkeys(names, EngineState.STOPPED)
+            for model, state in connection.execute(select(deployments.c.model, deployments.c.state)):
+                draining = state == DeploymentState.DRAINING
+                wanted[model] = EngineState.DRAINING if draining else EngineState.STOPPED
+            connection.execute(delete(engines).where(engines.c.name.not_in(wanted)))
+            known = set(connection.scalars(select(engines.c.name)))
+            for name, state in wanted.items():
+                if name not in known:
+                    connection.execute(insert(engines).values(name=name, state=state, run=0))
+
+    def forget(self) -> None:
+        """All of them, and what they held: they ran elsewhere."""
+        with self._database.begin() as connection:
+            connection.execute(delete(engines))
+            connection.execute(delete(residency))
+
+    def bases(self) -> Sequence[Engine]:
+        """Those whose model is not a row of `models`, and so is listed by them alone."""
+        query = select(engines).where(engines.c.name.not_in(select(models.c.name))).order_by(engines.c.name)
+        with self._database.read() as connection:
+            return [Engine(**row._mapping) for row in connection.execute(query)]
+
+    def list(self) -> Sequence[Engine]:
+        with self._database.read() as connection:
+            rows = connection.execute(select(engines).order_by(engines.c.name)).all()
+        return [Engine(**row._mapping) for row in rows]
+
+    def get(self, name: str) -> Engine | None:
+        with self._database.read() as connection:
+            row = connection.execute(select(engines).where(engines.c.name == name)).one_or_none()
+        return Engine(**row._mapping) if row else None
+
+    def starting(self, name: str, socket: str, info: dict[str, Any]) -> Engine | None:
+        """A new run of the engine begins: what an earlier one held no longer counts. None where it is being drained."""
+        with self._database.begin() as connection:
+            row = connection.execute(
+                update(engines)
+                .where(engines.c.name == name, _MAY_CHANGE)
+                .values(
+                    state=EngineState.STARTING,
+                    run=engines.c.run + 1,
+                    socket=socket,
+                    info=info,
+                    reason=None,
+                    started_at=time.time(),
+                    ready_at=None,
+                )
+                .returning(engines)
+            ).one_or_none()
+            if row is None:
+                return None
+            connection.execute(delete(residency).where(residency.c.engine == name))
+        return Engine(**row._mapping)
+
+    def set_state(self, name: str, state: EngineState, **values: Any) -> None:
+        """What the engine is now; one that is being drained stays so until it is gone."""
+        changed = update(engines).where(engines.c.name == name, _MAY_CHANGE).values(state=state, **values)
+        with self._database.begin() as connection:
+            connection.execute(changed)
+
+    def residents(self, engine: Engine) -> dict[str, ResidencyRow]:
+        """What this run of the engine is known to hold, by hash."""
+        query = select(residency).where(residency.c.engine == engine.name, residency.c.run == engine.run)
+        with self._database.read() as connection:
+            return {row.sha256: ResidencyRow(**row._mapping) for row in connection.execute(query)}
+
+    def set_residency(
+        self,
+        engine: Engine,
+        sha256: str,
+        state: Residency | None,
+        *,
+        error: str | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Note what became of an adapter in this run; None: it is not there."""
+        key = (
+            (residency.c.engine == engine.name)
+            & (residency.c.run == engine.run)
+            & (residency.c.sha256 == sha256)
+        )
+        with self._database.begin() as connection:
+            connection.execute(delete(residency).where(key))
+            if state is not None:
+                connection.execute(
+                    insert(residency).values(
+                        engine=engine.name,
+                        run=engine.run,
+                        sha256=sha256,
+                        state=state,
+                        error=error,
+                        at=time.time(),
+                        number=number,
+                    )
+                )

@@ -1,0 +1,103 @@
+"""Which engines a scheduler takes on when it starts, and where: devices and models may be others than they were."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from rows import PRODUCT
+from tunewright.config import Settings
+from tunewright.engine.command import EngineOptions
+from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.engines import EngineKeeper
+from tunewright.scheduler.served import socket_name
+from tunewright.store.records import Deployment, Engine
+from tunewright.store.states import EngineState
+from tunewright.store.store import Store
+
+Keep = Callable[..., EngineKeeper]
+FULL = "ft:tiny:full:1"
+
+
+@pytest.fixture
+def keep(store: Store, data: DataFolder) -> Iterator[Keep]:
+    """A keeper that is never ticked: nothing is started."""
+    reading, writing = os.pipe()
+    kept: list[EngineKeeper] = []
+
+    def make(devices: list[str], **options: Any) -> EngineKeeper:
+        settings = Settings(base=["tiny=/nowhere"], data_dir=data.path, **options)
+        kept.append(EngineKeeper(settings, store, data, reading, devices))
+        return kept[-1]
+
+    yield make
+    for keeper in kept:
+        keeper.stop(0)
+    os.close(reading)
+    os.close(writing)
+
+
+def deployed(store: Store, share: float, asked: dict[str, Any], model: str = FULL) -> Deployment:
+    row = {"id": f"model-{model}", "kind": "full", "source": "job", "lineage": {}, "job_id": None}
+    store.models.register({**PRODUCT, **row, "name": model, "method": "full"})
+    options = asdict(EngineOptions("cuda:1", gpu_memory_utilization=share, weights_bytes=1))
+    return store.deployments.create(model, asked, lambda _: options)
+
+
+def now(store: Store, model: str = FULL) -> tuple[Deployment, Engine]:
+    found = store.deployments.get(model)
+    assert found is not None
+    assert found[1] is not None
+    return found[0], found[1]
+
+
+def test_deployments_are_trained_on_and_restarted_as_bases_are(store: Store, keep: Keep) -> None:
+    deployed(store, 0.3, {})
+    keeper = keep(["cuda:0", "cuda:1"])
+    assert keeper.names() == ["tiny", FULL]
+    assert now(store)[0].options["device"] == "cuda:1", "it stays where it was"
+    assert [engine.state for engine in store.engines.list()] == [EngineState.STOPPED] * 2
+
+
+def test_one_whose_device_is_gone_goes_to_another(store: Store, keep: Keep) -> None:
+    deployed(store, 0.3, {"gpu_memory_utilization": 0.3})
+    keep(["cuda:0"])
+    options = now(store)[0].options
+    assert (options["device"], options["gpu_memory_utilization"]) == ("cuda:0", 0.3)
+
+
+def test_one_that_finds_no_room_any_more_has_failed_and_says_so(store: Store, keep: Keep) -> None:
+    deployed(store, 0.3, {"gpu_memory_utilization": 0.3})
+    keep(["cuda:0"], gpu_memory_utilization=0.8)
+    engine = now(store)[1]
+    assert engine.state is EngineState.FAILED
+    assert engine.reason is not None
+    assert "tiny has 0.8" in engine.reason
+
+
+def test_one_that_was_put_on_a_device_that_is_gone_says_so(store: Store, keep: Keep) -> None:
+    deployed(store, 0.3, {"device": "cuda:1"})
+    keep(["cuda:0"])
+    engine = now(store)[1]
+    assert (engine.state, "no device cuda:1" in str(engine.reason)) == (EngineState.FAILED, True)
+
+
+def test_a_failed_one_stays_so_when_only_the_scheduler_starts_anew(store: Store, keep: Keep) -> None:
+    deployed(store, 0.3, {})
+    store.engines.set_state(FULL, EngineState.FAILED, reason="ValueError: no")
+    keep(["cuda:0", "cuda:1"])
+    engine = now(store)[1]
+    assert (engine.state, engine.reason) == (EngineState.FAILED, "ValueError: no")
+
+
+def test_sockets_are_found_again_and_never_used_for_another_deployment(store: Store) -> None:
+    first = deployed(store, 0.1, {})
+    name = socket_name(FULL, first)
+    assert socket_name(FULL, first) == name
+    store.deployments.remove(first.id)
+    again = store.deployments.create(FULL, {}, lambda _: first.options)
+    assert len({name, socket_name(FULL, again), socket_name(FULL, None), socket_name("tiny", None)}) == 4
