@@ -202,6 +202,10 @@ def test_awq_needs_text(api: TestClient, pirate: str) -> None:
             },
             "a soup is the mean",
         ),
+        (
+            {"models": [{"model": PIRATE}, {"model": "b"}], "format": "adapter", "max_kl": 1.0},
+            "for merged and awq",
+        ),
         ({"model": PIRATE, "format": "merged", "quantize": True}, "quantize"),
     ],
 )

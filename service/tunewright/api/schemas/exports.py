@@ -110,6 +110,8 @@ class CreateExport(Body):
             raise ValueError("`combine` says how several adapters become one: give them as `models`")
         if self.format == "adapter" and self.models is None:
             raise ValueError("format adapter makes one of several adapters: give them as `models`")
+        if self.format == "adapter" and self.max_kl is not None:
+            raise ValueError("`max_kl` is for merged and awq: a combined adapter is a new thing")
         names = [source.model for source in self.models or ()]
         if len(set(names)) < len(names):
             raise ValueError("a model is there twice in `models`: give it once, with one weight")
