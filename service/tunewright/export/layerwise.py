@@ -28,8 +28,8 @@ with warnings.catch_warnings():
 BITS = 4
 _TOKENS_AT_ONCE = 2**13
 """Of calibration text, in a forward pass."""
-_ROWS_AT_ONCE = 64
-"""Output channels whose clipping is searched together: AutoAWQ's smaller choice, and a divisor of its larger one."""
+_ROWS_AT_ONCE = 4096
+"""Output channels whose clipping is searched together: 0.3 GB of temporary numbers where a layer has 19,000 inputs."""
 
 
 class ScalingError(Exception):
@@ -126,10 +126,34 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
             del module2inspect.state_dict
         return best
 
-    def _compute_best_clip(self, w: torch.Tensor, input_feat: torch.Tensor, **options: Any) -> torch.Tensor:
-        """For fewer rows at once: AutoAWQ's 256 take 5 GB of temporary numbers where a layer has 19,000 inputs."""
-        found = [super(LayerQuantizer, self)._compute_best_clip(rows, input_feat, **options)
-                 for rows in w.split(_ROWS_AT_ONCE)]  # fmt: skip
+    def _compute_best_clip(
+        self,
+        w: torch.Tensor,
+        input_feat: torch.Tensor,
+        n_grid: int = 20,
+        max_shrink: float = 0.5,
+        n_sample_token: int = 512,
+    ) -> torch.Tensor:
+        """AutoAWQ's search: of the same bounds, the one with the least mean square error of the outputs, for each row
+        and group. AutoAWQ multiplies all inputs with all weights for each bound; the error of a change d is d' G d, with
+        the inputs' second moments G [groups, size, size], which is computed once, and in float32. [out, groups, 1]."""
+        size = self.group_size
+        inputs = input_feat.reshape(-1, input_feat.shape[-1])
+        inputs = inputs[:: max(1, len(inputs) // n_sample_token)].to(w.device, torch.float32)
+        inputs = inputs.reshape(len(inputs), -1, size).transpose(0, 1)
+        moments = inputs.transpose(1, 2) @ inputs / inputs.shape[1]
+        found = []
+        for rows in w.reshape(w.shape[0], -1, size).split(_ROWS_AT_ONCE):
+            largest = rows.abs().amax(-1, keepdim=True)
+            best, least = largest.clone(), torch.full_like(largest, torch.inf, dtype=torch.float32)
+            for step in range(int(max_shrink * n_grid)):
+                bound = largest * (1 - step / n_grid)
+                rounded = self.pseudo_quantize_tensor(rows.clamp(-bound, bound))[0]
+                change = (rounded - rows).float().transpose(0, 1)
+                error = ((change @ moments) * change).sum(-1).T.unsqueeze(-1)
+                better = error < least
+                least, best = torch.where(better, error, least), torch.where(better, bound, best)
+            found.append(best)
         return torch.cat(found)
 
 
