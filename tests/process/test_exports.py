@@ -190,7 +190,7 @@ def test_awq_killed_in_the_middle_goes_on_and_is_the_same(
 ) -> None:
     asked = {"model": adapters["one"], "format": "awq", "max_kl": 5.0, **QUICK, **files}
     undisturbed = client.exports.create(**asked, suffix="calm").wait(timeout=500)
-    assert list(table(undisturbed)) == ["base", "adapter", "merged", "awq"]
+    assert list(table(undisturbed)) == ["base", "adapter", "adapter in bfloat16", "merged", "awq"]
     assert undisturbed.report is not None
     assert undisturbed.report.bytes is not None
     assert undisturbed.report.source_bytes is not None

@@ -124,7 +124,7 @@ def test_an_uploaded_adapter_is_listed_with_its_lineage(api: TestClient, data: D
         **dict.fromkeys(
             [
                 "parent_sha256", "training_file", "training_sha256", "validation_file", "validation_sha256", "seed",
-                "metrics", "revision", "created_by",
+                "metrics", "revision", "created_by", "models",
             ]
         ),
     }  # fmt: skip

@@ -17,10 +17,9 @@ from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
 from rows import FILE, JOB, Publish
-from tunewright.api import artifacts, creation, middleware
+from tunewright.api import artifacts, creation, job_reports, middleware
 from tunewright.api.app import build
 from tunewright.api.context import ServiceContext
-from tunewright.api.routes import jobs as job_routes
 from tunewright.config import Settings
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.retention import Retention
@@ -655,7 +654,7 @@ def streamed(api: TestClient, path: str, **options: Any) -> tuple[list[tuple[str
 def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_routes, "_EVENTS_POLL", 0.01)
+    monkeypatch.setattr(job_reports, "_EVENTS_POLL", 0.01)
     id = create(api)["id"]
     for number in range(205):  # more than one reading
         store.jobs.add_event(id, {"level": "info", "type": "message", "message": str(number)})

@@ -48,6 +48,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
     "parity": (["--parity", "off"], "off", "off"),
     "parity_rows": (["--parity-rows", "3"], "3", 3),
+    "max_merged_kl": (["--max-merged-kl", "0.01"], "0.01", 0.01),
+    "max_awq_kl": (["--max-awq-kl", "0.5"], "0.5", 0.5),
     "load_on_demand": (["--load-on-demand", "false"], "false", False),
     "drain_timeout": (["--drain-timeout", "0"], "0", 0.0),
     "max_upload": (["--max-upload", "1MB"], "1MB", "1MB"),

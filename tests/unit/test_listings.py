@@ -107,7 +107,7 @@ def test_of_checkpoints_the_models_are_those_wanted_loaded(store: Store) -> None
     assert [x.model.name for x in store.listings.models()] == names[::-1]
 
 
-STATES = {"loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined"}
+STATES = {"loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"}
 
 
 def test_a_filter_means_what_is_shown(store: Store) -> None:
@@ -144,11 +144,12 @@ def test_filters_narrow_together_and_page(store: Store) -> None:
     assert store.listings.adapters(AdapterFilter(base="none"), after=None, limit=9)[0] == []
 
 
-def test_what_is_quarantined_is_not_wanted(store: Store) -> None:
+@pytest.mark.parametrize("state", [ModelState.QUARANTINED, ModelState.MERGE_ONLY])
+def test_what_is_not_served_is_not_wanted(store: Store, state: ModelState) -> None:
     name = register(store, 1)
     assert [m.name for m in store.models.wanted_adapters("tiny").values()] == [name]
     with store.database.begin() as connection:
-        connection.execute(update(models).values(state=ModelState.QUARANTINED))
+        connection.execute(update(models).values(state=state))
     assert store.models.wanted_adapters("tiny") == {}
 
 
