@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload bench-swap bench-mixed lint format openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload bench-swap bench-mixed bench-exports lint format openapi lock base-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ bench-swap: setup ## From a flip, or a cold load, to the first answer; beside vL
 
 bench-mixed: setup ## Tokens/s with eight adapters in one load, against one and against none
 	@$(BIN)/python -m benchmarks.mixed_adapters
+
+bench-exports: setup ## Sizes, memory and tokens/s of a merged model in bfloat16 against AWQ
+	@$(BIN)/python -m benchmarks.exports
 
 lint: setup ## ruff, mypy, import directions
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
