@@ -135,8 +135,8 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         n_sample_token: int = 512,
     ) -> torch.Tensor:
         """AutoAWQ's search: of the same bounds, the one with the least mean square error of the outputs, for each row
-        and group. AutoAWQ multiplies all inputs with all weights for each bound; the error of a change d is d' G d, with
-        the inputs' second moments G [groups, size, size], which is computed once, and in float32. [out, groups, 1]."""
+        and group. AutoAWQ multiplies all inputs with all weights for each bound; but the error of a change d is d' G d,
+        with the inputs' second moments G [groups, size, size], computed once, in float32. [out, groups, 1]."""
         size = self.group_size
         inputs = input_feat.reshape(-1, input_feat.shape[-1])
         inputs = inputs[:: max(1, len(inputs) // n_sample_token)].to(w.device, torch.float32)

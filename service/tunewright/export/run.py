@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from tunewright.atomic import is_disk_full, publish_folder
+from tunewright.atomic import publish_folder
 from tunewright.evaluate.quality import Candidate, Quality, measure
 from tunewright.export.awq_quantizer import AwqQuantizer
 from tunewright.export.card import write_card
@@ -25,7 +25,8 @@ from tunewright.export.quantizer import QuantizeOptions, Quantizer
 from tunewright.export.rows import ExportText
 from tunewright.registry.data_folder import folder_size
 from tunewright.trainer.errors import explain
-from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
+from tunewright.trainer.folder import STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
+from tunewright.trainer.process import leave
 
 log = logging.getLogger("tunewright.export")
 
@@ -54,15 +55,7 @@ def run_export(folder: JobFolder, spec: ExportSpec) -> int:
             raise
         log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
         outcome = Outcome(status="failed", error_code=failure.code, error_message=str(failure))
-    if outcome.error_code == "disk_full":
-        folder.remove_products()  # they are of no use any more, and the result may fit where they were
-    try:
-        folder.write_result(outcome)
-    except OSError as error:
-        if is_disk_full(error):
-            return DISK_FULL
-        raise
-    return 0
+    return leave(folder, outcome)
 
 
 class _Export:

@@ -1,4 +1,5 @@
-"""What every job's process does first, whatever the job's kind: takes the folder for itself and says who it is."""
+"""What every job's process does first and last, whatever the job's kind: it takes the folder for itself, says who it
+is, and leaves its result."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from typing import TypeVar
 from pydantic import BaseModel
 from setproctitle import setproctitle
 
-from tunewright.trainer.folder import DISK_FULL, JobFolder
+from tunewright.atomic import is_disk_full
+from tunewright.trainer.folder import DISK_FULL, JobFolder, Outcome
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -55,3 +57,16 @@ def run_in_folder(
         # What is left to print would not fit either, and Python would exit with a code of its own.
         os._exit(code)
     return code
+
+
+def leave(folder: JobFolder, outcome: Outcome) -> int:
+    """Write the result, which ends the job; returns the exit code."""
+    if outcome.error_code == "disk_full":
+        folder.remove_products()  # they are of no use any more, and the result may fit where they were
+    try:
+        folder.write_result(outcome)
+    except OSError as error:
+        if is_disk_full(error):
+            return DISK_FULL
+        raise
+    return 0

@@ -19,11 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tunewright.atomic import is_disk_full, publish_folder
+from tunewright.atomic import publish_folder
 from tunewright.trainer.dataset import TokenizedFile, tokenize_file
 from tunewright.trainer.errors import explain
 from tunewright.trainer.folder import (
-    DISK_FULL,
     STOPPED_RESUMABLE,
     EventLog,
     JobFolder,
@@ -32,6 +31,7 @@ from tunewright.trainer.folder import (
 )
 from tunewright.trainer.loop import Checkpointer, Heartbeat, HeldOutTrainer, Reporter, latest_checkpoint
 from tunewright.trainer.model import load_model, load_tokenizer
+from tunewright.trainer.process import leave
 
 log = logging.getLogger("tunewright.trainer")
 
@@ -52,15 +52,7 @@ def run_job(folder: JobFolder, spec: JobSpec) -> int:
         result = JobResult(status="failed", error_code=failure.code, error_message=str(failure))
     if result is None:
         return STOPPED_RESUMABLE
-    if result.error_code == "disk_full":
-        folder.remove_products()  # they are of no use any more, and the result may fit where they were
-    try:
-        folder.write_result(result)
-    except OSError as error:
-        if is_disk_full(error):
-            return DISK_FULL
-        raise
-    return 0
+    return leave(folder, result)
 
 
 def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | None:
