@@ -157,6 +157,7 @@ class _Export:
         spec = self._spec
         assert spec.calibration is not None
         out = self._folder.work / "awq"
+        shutil.rmtree(out, ignore_errors=True)  # of a run that was killed after it: its layers are kept elsewhere
         with self._progress.phase(
             "quantize", f"Quantizing, with {sum(map(len, rows))} tokens of calibration"
         ) as details:
