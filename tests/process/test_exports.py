@@ -247,3 +247,44 @@ def processes(service: Service, export_id: str) -> list[int]:
     """Of the export itself, not of its lifeline."""
     title = f"tunewright: export {export_id}"
     return [pid for pid, (_, line) in tree(service.process.pid).items() if line.strip() == title]
+
+
+def test_dora_is_trained_and_served_only_when_merged(
+    client: Tunewright, files: dict[str, str], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join((DEMO / "train.jsonl").read_text().splitlines(keepends=True)[:32]))
+    tuning = {
+        "type": "lora",
+        "use_dora": True,
+        "rank": 8,
+        "n_epochs": 1,
+        "learning_rate": 5e-3,
+        "batch_size": 8,
+    }
+    job = client.jobs.create(model=BASE, training_file=rows, suffix="dora", tuning=tuning)
+    wait_until(
+        lambda: any("vLLM serves no DoRA" in event.message for event in client.jobs.events(job.id)), 60
+    )
+    job = job.wait(timeout=300)
+    name = job.fine_tuned_model or ""
+    adapter = client.adapters.retrieve(name)
+    assert (adapter.state, adapter.desired) == ("merge_only", "unloaded")
+    assert name not in [model.id for model in client.models.list()]
+    hello: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+    for refused in (
+        lambda: client.chat.create(name, hello),
+        lambda: client.adapters.load(name, force=True),
+        lambda: client.adapters.check(name),
+    ):
+        with pytest.raises(BadRequestError, match="merge it into its base") as error:
+            refused()
+        assert error.value.code == "model_merge_only"
+    with pytest.raises(BadRequestError, match="merge it, and give the result"):
+        client.aliases.set("dora", name)
+    export = client.exports.create(
+        model=name, format="merged", validation_file=files["validation_file"], validation_rows=ROWS
+    ).wait(timeout=240)
+    assert any("DoRA" in note for note in export.notes)
+    rows_of = table(export)
+    assert rows_of["merged"].kl < rows_of["adapter in bfloat16"].kl < rows_of["base"].kl
