@@ -143,6 +143,22 @@ def test_calibration_on_noise_does_no_harm_that_the_gate_would_have_to_stop(
     assert rows["awq"]["loss"] == pytest.approx(rows["adapter"]["loss"], abs=0.1)
 
 
+@pytest.mark.parametrize(("strength", "is_told"), [(0.01, True), (0.3, False)])
+def test_an_adapter_that_is_lost_in_quantization_is_told(
+    export: Callable[..., Outcome], tmp_path: Path, strength: float, is_told: bool
+) -> None:
+    other = random_lora(BASE, tmp_path / "other", strength=strength, seed=6)
+    outcome = export(
+        format="awq",
+        calibration=Calibration(file=str(DEMO / "train.jsonl"), rows=4, group_size=128),
+        adapters=[SourceAdapter(model="ft:tiny:a:1", sha256="a" * 64, path=str(other))],
+        max_awq_kl=100.0,
+    )
+    assert outcome.status == "succeeded", outcome.error_message
+    told = (tmp_path / "job" / "events.jsonl").read_text()
+    assert ("Quantizing changes more" in told) is is_told
+
+
 def test_an_adapter_that_overflows_is_not_published(
     export: Callable[..., Outcome], adapter: Path, tmp_path: Path
 ) -> None:

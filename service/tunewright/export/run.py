@@ -157,7 +157,9 @@ class _Export:
         spec = self._spec
         assert spec.calibration is not None
         out = self._folder.work / "awq"
-        shutil.rmtree(out, ignore_errors=True)  # of a run that was killed after it: its layers are kept elsewhere
+        shutil.rmtree(
+            out, ignore_errors=True
+        )  # of a run that was killed after it: its layers are kept elsewhere
         with self._progress.phase(
             "quantize", f"Quantizing, with {sum(map(len, rows))} tokens of calibration"
         ) as details:
@@ -240,6 +242,8 @@ class _Export:
                 f"Measured: KL divergence from the {self._source} {_shown(measured.kl)} nats for each token, top-1 "
                 f"agreement {_shown(measured.agreement)}"
             )
+        if spec.adapters and spec.format == "awq":
+            self._compare_with_effect(quality)
         final = self._folder.adapter if spec.format == "adapter" else self._folder.model
         if spec.format != "adapter":
             write_card(product, spec, report)
@@ -247,6 +251,16 @@ class _Export:
         shutil.rmtree(final, ignore_errors=True)
         publish_folder(product, final)
         return Outcome(status="succeeded", report=report)
+
+    def _compare_with_effect(self, quality: Quality) -> None:
+        """A weak adapter can be lost in the rounding of the base, whatever the bound."""
+        effect, lost = quality.of("base").kl, quality.of("awq").kl
+        if effect is not None and lost is not None and lost > effect:
+            self._events.message(
+                f"Quantizing changes more (KL {lost:.3g}) than the adapter does (KL of the base {effect:.3g}): on these "
+                "rows it can hardly be told from the base",
+                "warn",
+            )
 
     def _bounds(self, quality: Quality) -> tuple[dict[str, float], float | None]:
         """The most that each product on the way may diverge, and the noise. What is merged is held to the noise also
