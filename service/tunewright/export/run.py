@@ -257,8 +257,8 @@ class _Export:
         effect, lost = quality.of("base").kl, quality.of("awq").kl
         if effect is not None and lost is not None and lost > effect:
             self._events.message(
-                f"Quantizing changes more (KL {lost:.3g}) than the adapter does (KL of the base {effect:.3g}): on these "
-                "rows it can hardly be told from the base",
+                f"Quantizing changes more (KL {lost:.3g}) than the adapter does (KL of the base {effect:.3g}): on "
+                "these rows it can hardly be told from the base",
                 "warn",
             )
 
