@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from tunewright.store.database import Database, _alembic
 from tunewright.store.records import Lineage
 from tunewright.store.sqlite_file import sqlite_path
-from tunewright.store.states import ModelState, Source
+from tunewright.store.states import JobKind, ModelState, Source
 from tunewright.store.store import Store
 
 JOB: dict[str, Any] = {
@@ -106,4 +106,16 @@ def test_models_of_the_first_version_get_their_lineage(old: Connection, url: str
     assert middle.lineage.metrics == {"train_loss": 9.0}
     assert orphan is not None
     assert orphan.lineage is None
+    store.close()
+
+
+def test_jobs_of_earlier_versions_are_fine_tuning_jobs(old: Connection, url: str) -> None:
+    insert(old, "jobs", **JOB)
+    old.commit()
+    store = Store.open(url)
+    store.database.upgrade()
+    job = store.jobs.get("ftjob-1", JobKind.FINE_TUNING)
+    assert job is not None
+    assert (job.kind, job.report, job.training_file) == (JobKind.FINE_TUNING, None, "file-1")
+    assert store.deployments.all() == []
     store.close()

@@ -1,0 +1,100 @@
+"""Exports in the store: jobs of another kind, which keep what they are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rows import JOB, PRODUCT
+from tunewright.errors import InvalidRequest, NotFound
+from tunewright.store.records import Job
+from tunewright.store.states import JobKind, JobState
+from tunewright.store.store import Store
+
+FIRST, SECOND = "1" * 64, "2" * 64
+
+
+def register(store: Store, sha256: str, **values: Any) -> str:
+    name = f"ft:tiny::{sha256[0]}"
+    row = {
+        **PRODUCT,
+        "id": f"adapter-{sha256[0]}",
+        "name": name,
+        "sha256": sha256,
+        "source": "upload",
+        **values,
+    }
+    store.models.register({**row, "desired": "unloaded"})
+    return name
+
+
+def export(store: Store, *hashes: str, **values: Any) -> Job:
+    sources = [{"model": f"ft:tiny::{sha256[0]}", "sha256": sha256, "weight": 1.0} for sha256 in hashes]
+    row = {**JOB, "kind": JobKind.EXPORT, "training_file": "", "parent_sha256": hashes[0]}
+    return store.jobs.create({**row, "tuning": {"models": sources}, **values})
+
+
+def test_kinds_of_jobs_are_listed_apart(store_on_each: Store) -> None:
+    register(store_on_each, FIRST)
+    made, job = export(store_on_each, FIRST), store_on_each.jobs.create(JOB)
+    assert made.id.startswith("export-")
+    assert job.id.startswith("ftjob-")
+    jobs = store_on_each.jobs
+    assert [j.id for j in jobs.list(after=None, limit=9)[0]] == [job.id]
+    assert [j.id for j in jobs.list(after=None, limit=9, kind=JobKind.EXPORT)[0]] == [made.id]
+    assert jobs.get(made.id, JobKind.FINE_TUNING) is None
+    assert jobs.get(made.id, JobKind.EXPORT) == jobs.get(made.id)
+
+
+def test_they_wait_in_one_queue(store_on_each: Store) -> None:
+    register(store_on_each, FIRST)
+    jobs = store_on_each.jobs
+    waiting = [export(store_on_each, FIRST), jobs.create(JOB)]
+    for job in waiting:
+        jobs.mark_valid(job.id, {}, "Files validated")
+    claimed = jobs.claim("cpu", ["tiny"])
+    assert claimed is not None
+    assert claimed.id == waiting[0].id
+    assert jobs.claim("cpu", ["tiny"]) is None
+    assert [e.message for e in jobs.events(claimed.id, after=None, limit=1)[0]] == ["Export started on cpu"]
+
+
+@pytest.mark.parametrize("sha256", [FIRST, SECOND])
+def test_all_that_it_is_made_of_is_kept_until_it_has_ended(store_on_each: Store, sha256: str) -> None:
+    for one in (FIRST, SECOND):
+        register(store_on_each, one, checkpoint_step=8, job_id="ftjob-1")
+    assert len(store_on_each.models.idle_checkpoints()) == 2
+    job = export(store_on_each, FIRST, SECOND)
+    model = store_on_each.models.by_sha256(sha256)
+    assert model is not None
+    with pytest.raises(InvalidRequest, match=job.id):
+        store_on_each.models.refuse_needed(model, force=True)
+    assert store_on_each.models.idle_checkpoints() == []
+    assert not store_on_each.models.delete_idle_checkpoint(model.id)
+    store_on_each.jobs.cancel(job.id)
+    store_on_each.models.refuse_needed(model)
+    assert store_on_each.models.delete_idle_checkpoint(model.id)
+
+
+@pytest.mark.parametrize("missing", [FIRST, SECOND])
+def test_what_was_deleted_just_now_makes_no_export(store_on_each: Store, missing: str) -> None:
+    register(store_on_each, SECOND if missing == FIRST else FIRST)
+    with pytest.raises(NotFound, match=f"ft:tiny::{missing[0]}"):
+        export(store_on_each, FIRST, SECOND)
+
+
+def test_what_was_measured_is_kept_however_it_ends(store_on_each: Store) -> None:
+    register(store_on_each, FIRST)
+    report = {"gate": {"passed": False}}
+    held_back = export(store_on_each, FIRST, state=JobState.RUNNING)
+    store_on_each.jobs.fail(held_back.id, code="quality_gate_failed", message="too far", report=report)
+    published = export(store_on_each, FIRST, state=JobState.RUNNING)
+    row = {**PRODUCT, "name": "ft:tiny:merged:9", "kind": "full", "sha256": "9" * 64, "source": "export"}
+    assert store_on_each.models.publish([row], job_id=published.id, report=report)
+    for job, state in ((held_back, JobState.FAILED), (published, JobState.SUCCEEDED)):
+        found = store_on_each.jobs.get(job.id)
+        assert found is not None
+        assert (found.state, found.report) == (state, report)
+    told = [e.message for e in store_on_each.jobs.events(published.id, after=None, limit=2)[0]]
+    assert told == ["The job has successfully completed", "New model created: ft:tiny:merged:9"]
