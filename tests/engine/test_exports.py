@@ -14,17 +14,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lora import random_lora
 from swaps import QUESTIONS, Answer, Asker
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright.engine.scoring import Scorer
 from tunewright.evaluate.awq_weights import load_dequantized
 from tunewright.store.store import Store
-from tunewright_client import Export, Job
+from tunewright_client import Adapter, Export, Job, Tunewright
 
-from .conftest import Service
+from .conftest import Service, wait_until
 
 ALIAS = "captain"
-SMALL = {"kv_cache_memory": "64MiB", "enable_lora": False}
+SMALL = {"kv_cache_memory": "64MiB"}
 TEXT = "The sky is blue, and the sea is too. How many legs does a dog have? A dog has four legs."
 
 
@@ -182,3 +183,23 @@ def learn_texts(service: Service, models: list[str]) -> dict[tuple[str, str], st
                 assert not answer.fault, answer
                 found[model, question] = answer.text
     return found
+
+
+def test_an_adapter_on_the_quantized_base_passes_the_parity_gate(
+    service: Service, client: Tunewright, deployed: dict[str, str], tmp_path: Path
+) -> None:
+    """The reference is peft on our own dequantization."""
+    source = random_lora(embedded_base_path(), tmp_path / "lora", strength=0.3, seed=8)
+    adapter = client.adapters.register(source, base=deployed["awq"], suffix="on-awq")
+    client.adapters.check(adapter.id)
+
+    def verdict() -> Adapter | None:
+        found = client.adapters.retrieve(adapter.id)
+        return found if found.parity and found.parity.verdict and not found.parity.check_pending else None
+
+    checked = wait_until(verdict, 240, "the verdict")
+    print(checked.parity.reason)
+    assert checked.parity.verdict == "pass", checked.parity.reason
+    assert checked.parity.slope == pytest.approx(1, abs=0.05)
+    assert client.deployments.retrieve(deployed["awq"]).adapters[0].model == adapter.model
+    client.adapters.delete(adapter.id)

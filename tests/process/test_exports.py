@@ -122,6 +122,7 @@ def test_a_merged_model_is_the_adapter_in_the_base(
     card = (folder / "README.md").read_text()
     assert f"adapter `{adapters['one']}`" in card
     assert "| merged |" in card
+    assert "  - registered from adapter_config.json, adapter_model.safetensors" in card
     listed = client.models.retrieve(export.exported_model or "")
     assert (listed.kind, listed.method, listed.base) == ("full", "merged", BASE)
     with pytest.raises(BadRequestError, match="deploy"):

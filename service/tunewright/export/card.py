@@ -6,16 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunewright.export.folder import ExportSpec
+from tunewright.export.folder import ExportSpec, SourceAdapter
 
 _WHAT = {
     "merged": "with an adapter merged into its weights (bfloat16)",
     "awq": "quantized to 4 bits with AWQ",
 }
+_LINEAGE = (
+    ("method", "trained by"),
+    ("rank", "rank"),
+    ("alpha", "alpha"),
+    ("job", "job"),
+    ("training_file", "training data"),
+    ("training_sha256", "sha256 of the training data"),
+    ("seed", "seed"),
+    ("origin", "registered from"),
+)
 _FACTS = (
     ("export", "Export"),
-    ("training_file", "Data"),
-    ("training_sha256", "sha256 of the data"),
+    ("training_file", "Calibration data"),
+    ("training_sha256", "sha256 of the calibration data"),
     ("validation_file", "Held-out data"),
     ("validation_sha256", "sha256 of the held-out data"),
     ("seed", "Seed"),
@@ -30,7 +40,7 @@ def write_card(folder: Path, spec: ExportSpec, report: dict[str, Any]) -> None:
 def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
     base = spec.base_hub_id or spec.base_name
     quality, gate = report["quality"], report["gate"]
-    adapters = [f"- adapter `{a.model}` (sha256 {a.sha256[:16]}), weight {a.weight:g}" for a in spec.adapters]
+    adapters = [line for adapter in spec.adapters for line in _adapter(adapter)]
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",
@@ -84,6 +94,12 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
         for library, version in details.get("versions", {}).items()
     ]
     return [*lines, "", f"Versions: {', '.join(dict.fromkeys(versions))}."]
+
+
+def _adapter(adapter: SourceAdapter) -> list[str]:
+    told = [f"{name} {adapter.lineage[key]}" for key, name in _LINEAGE if key in adapter.lineage]
+    first = f"- adapter `{adapter.model}` (sha256 {adapter.sha256[:16]}), weight {adapter.weight:g}"
+    return [first, *(f"  - {line}" for line in told)]
 
 
 def _number(value: float | None) -> str:

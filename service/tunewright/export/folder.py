@@ -20,6 +20,8 @@ class SourceAdapter(BaseModel):
     sha256: str
     path: str
     weight: float = 1.0
+    lineage: dict[str, Any] = {}
+    """Where it came from, for the model card."""
 
 
 class Combine(BaseModel):

@@ -68,7 +68,11 @@ class Exports:
         assert job.device is not None and job.resolved is not None
         asked = job.resolved
         adapters = [
-            SourceAdapter(**source, path=str(self._data.artifact(source["sha256"])))
+            SourceAdapter(
+                **source,
+                path=str(self._data.artifact(source["sha256"])),
+                lineage=self._lineage_of(source["model"]),
+            )
             for source in asked["models"]
         ]
         whole_model = job.parent_sha256 is not None and not adapters
@@ -128,6 +132,14 @@ class Exports:
                 common["method"] = job.resolved["format"]
                 product = model_row(self._data, kept, folder.model, _name(job), common)
             self._store.models.publish([product], job_id=job.id, report=outcome.report)
+
+    def _lineage_of(self, name: str) -> dict[str, Any]:
+        model = self._store.models.get(name)
+        if model is None:
+            return {}
+        told = {"method": model.method, "rank": model.rank, "alpha": model.alpha, "job": model.job_id}
+        told |= asdict(model.lineage) if model.lineage else {}
+        return {key: value for key, value in told.items() if value is not None}
 
     def _lineage(self, job: Job) -> Lineage:
         training, validation = (
