@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tunewright.evaluate.weights import SafetensorsWeights
-from tunewright.export.shards import copy_companions, pieces, write_shards
+from tunewright.export.model_files import copy_tokenizer
+from tunewright.export.shards import pieces, write_shards
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.int32).reshape(2, 3),
@@ -86,7 +87,6 @@ def test_companions_are_all_but_weights_config_and_description(tmp_path: Path) -
         "tokenizer_config.json",
         "chat_template.jinja",
         "generation_config.json",
-        "modeling.py",
     }
     left = {
         "config.json",
@@ -94,11 +94,12 @@ def test_companions_are_all_but_weights_config_and_description(tmp_path: Path) -
         "model.safetensors",
         "model.safetensors.index.json",
         "pytorch_model.bin",
+        "modeling.py",
     }
     for name in kept | left:
         (model / name).write_text(name)
 
-    copy_companions(model, out)
+    copy_tokenizer(model, out, chat_template=None)
 
     assert {file.name for file in out.iterdir()} == kept
     assert all((out / name).read_text() == name for name in kept)

@@ -31,8 +31,9 @@ from tunewright.atomic import publish_folder, sync_folder, write_atomically
 from tunewright.evaluate.streamed import Skeleton, Unit, attach, build_skeleton
 from tunewright.evaluate.weights import SafetensorsWeights
 from tunewright.export.layerwise import BITS, LayerQuantizer
+from tunewright.export.model_files import copy_tokenizer
 from tunewright.export.quantizer import Quantized, QuantizeOptions
-from tunewright.export.shards import copy_companions, pieces, write_shards
+from tunewright.export.shards import pieces, write_shards
 from tunewright.registry.awq_check import check_awq
 from tunewright.registry.safetensors_file import read_shapes
 
@@ -240,7 +241,7 @@ def _assemble(
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    copy_companions(model, temporary)
+    copy_tokenizer(model, temporary, chat_template=None)
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     size = write_shards(temporary, rest + packed)
     publish_folder(temporary, out)

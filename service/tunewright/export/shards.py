@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,6 @@ from tunewright.registry.safetensors_file import read_header
 SHARD = 5 * 10**9
 """Bytes of a file at most, as transformers and AutoAWQ write them; a tensor alone may have more."""
 _BLOCK = 1 << 24
-_OTHERS = ("config.json", "README.md")
-"""What is said of the model in them would be wrong."""
-_WEIGHTS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".onnx",
-    ".h5",
-)
 
 
 @dataclass(frozen=True)
@@ -78,13 +64,6 @@ def write_shards(folder: Path, tensors: list[Piece], *, limit: int = SHARD) -> i
     for name, shard in zip(names, shards, strict=True):
         _write(folder / name, shard)
     return sum((folder / name).stat().st_size for name in names)
-
-
-def copy_companions(model: Path, folder: Path) -> None:
-    """All of a model's folder but its weights and its config: tokenizer, chat template, generation config, code."""
-    for file in sorted(model.iterdir()):
-        if file.is_file() and file.name not in _OTHERS and not file.name.endswith(_WEIGHTS):
-            shutil.copyfile(file, folder / file.name)
 
 
 def _write(path: Path, shard: list[Piece]) -> None:
