@@ -34,7 +34,7 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-test: setup ## The whole suite, with a real vLLM (about 28 minutes on 2 cores)
+test: setup ## The whole suite, with a real vLLM (about 26 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not soak and not gpu"
 	@cd client && ../$(BIN)/python -m pytest -q
 
