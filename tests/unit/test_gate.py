@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lora import CONFIG, random_lora
 from tunewright.config import embedded_base_path
 from tunewright.export import run
-from tunewright.export.folder import Calibration, ExportSpec, Rows, SourceAdapter
+from tunewright.export.folder import Calibration, Combine, ExportSpec, Rows, SourceAdapter
 from tunewright.export.merge import merge
 from tunewright.trainer.folder import JobFolder, Outcome
 
@@ -141,6 +141,40 @@ def test_calibration_on_noise_does_no_harm_that_the_gate_would_have_to_stop(
     rows = {row["name"]: row for row in outcome.report["quality"]["models"]}
     assert rows["awq"]["kl"] < 0.2 * rows["base"]["kl"]
     assert rows["awq"]["loss"] == pytest.approx(rows["adapter"]["loss"], abs=0.1)
+
+
+@pytest.mark.parametrize("method", ["linear", "soup", "ties", "dare"])
+def test_several_adapters_are_combined_and_merged(
+    export: Callable[..., Outcome], adapter: Path, tmp_path: Path, method: Any
+) -> None:
+    other = random_lora(BASE, tmp_path / "other", strength=0.2, seed=9)
+    sources = [
+        SourceAdapter(model=f"ft:tiny:{n}:1", sha256=str(n) * 64, path=str(path))
+        for n, path in enumerate((adapter, other))
+    ]
+    outcome = export(adapters=sources, combine=Combine(method=method, max_rank=64))
+    assert outcome.status == "succeeded", outcome.error_message
+    assert gate(outcome)["passed"]
+    assert outcome.report is not None
+    names = [row["name"] for row in outcome.report["quality"]["models"]]
+    assert names == ["base", "ft:tiny:0:1", "ft:tiny:1:1", "adapter", "adapter in bfloat16", "merged"]
+    error = outcome.report["details"]["combine"]["relative_error"]
+    assert error == 0 if method in ("linear", "soup") else 0 < error < 1
+    card = (tmp_path / "job" / "model" / "README.md").read_text()
+    assert f"combined by {method}" in card
+
+
+@pytest.mark.parametrize(("source", "name"), [("tiny", "base"), ("ft:tiny:all:1", "model")])
+def test_bases_and_whole_models_are_quantized_as_they_are(
+    export: Callable[..., Outcome], source: str, name: str
+) -> None:
+    calibration = Calibration(file=str(DEMO / "train.jsonl"), rows=4, group_size=128)
+    outcome = export(format="awq", adapters=[], source=source, calibration=calibration, max_awq_kl=0.2)
+    assert outcome.status == "succeeded", outcome.error_message
+    assert outcome.report is not None
+    assert outcome.report["quality"]["source"] == name
+    assert [row["name"] for row in outcome.report["quality"]["models"]] == [name, "awq"]
+    assert gate(outcome)["noise"] is None
 
 
 @pytest.mark.parametrize(("strength", "is_told"), [(0.01, True), (0.3, False)])
