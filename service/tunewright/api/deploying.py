@@ -13,7 +13,7 @@ from tunewright.engine.command import EngineOptions
 from tunewright.engine.placement import needed_on_cpu, options_of_bases, place
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.registry.data_folder import folder_size
-from tunewright.store.deployments import Deployed
+from tunewright.store.deployments import Deployed, already_served
 from tunewright.store.records import Deployment, TunedModel
 from tunewright.store.states import EngineState, ModelState
 
@@ -23,11 +23,7 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
     EngineUnavailable, or gives the deployment that the same request made before."""
     settings = context.settings
     if name in [base.name for base in settings.bases]:
-        raise InvalidRequest(
-            f"{name} is a base, which is served already: send requests to it.",
-            param="model",
-            code="already_served",
-        )
+        raise already_served(name)
     tuned = context.store.models.get(name)
     if tuned is not None:
         _refuse_undeployable(tuned)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from tunewright.data.formats import read_rows
 
 _TALKS = (
     (
@@ -40,3 +44,8 @@ def probes(as_chat: bool) -> list[dict[str, Any]]:
             for asked, said in _TALKS
         ]
     return [{"prompt": f"{asked}\n", "completion": said} for asked, said in _TALKS]
+
+
+def rows_or_probes(file: Path | None, *, as_chat: bool) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(line, row) of a file, or of the probes where there is none."""
+    return read_rows(file) if file is not None else enumerate(probes(as_chat), 1)

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tunewright.data.formats import read_rows
 from tunewright.evaluate.folder import (
     CANDIDATES,
     BaseSpec,
@@ -31,7 +30,7 @@ from tunewright.evaluate.folder import (
     ReferenceRow,
     Rendering,
 )
-from tunewright.evaluate.probes import probes
+from tunewright.evaluate.probes import rows_or_probes
 from tunewright.trainer.masking import encode_text, normalised
 
 _UNPACKED = 4
@@ -165,9 +164,8 @@ def _tokenized(
 
 
 def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tuple[int, dict[str, Any]]]:
-    if spec.rows_file is not None:
-        return read_rows(Path(spec.rows_file))
-    return enumerate(probes(as_chat=tokenizer.chat_template is not None), 1)
+    file = Path(spec.rows_file) if spec.rows_file is not None else None
+    return rows_or_probes(file, as_chat=tokenizer.chat_template is not None)
 
 
 def _renderings(tokenizer: PreTrainedTokenizerBase, line: int, row: dict[str, Any]) -> Iterator[Rendering]:

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from peft.utils.merge_utils import dare_linear
@@ -35,6 +35,7 @@ from tunewright.atomic import publish_folder
 from tunewright.errors import ExportUnsupported, InvalidAdapter, InvalidRequest
 from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import read, same_numbers
+from tunewright.export.folder import Method
 from tunewright.export.low_rank import Factors, add, nearest
 from tunewright.export.model_files import as_json
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
@@ -42,7 +43,6 @@ from tunewright.registry.adapter_config import AdapterConfig, read_config
 from tunewright.registry.mergeable import LowRank, MergePlan, check_mergeable, merge_only
 
 Tensor = Any  # torch has no types here
-Method = Literal["linear", "soup", "ties", "dare"]
 DENSITY = 0.5
 MAX_RANK = 64
 """What engines serve unless they are told otherwise (`--max-lora-rank`)."""

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,11 +23,11 @@ from tunewright.errors import ExportUnsupported
 from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import blocks, read
 from tunewright.export.model_files import as_json, copy_tokenizer, model_config, write_file
+from tunewright.export.shards import INDEX, SHARD_BYTES, shard_names, split
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
 from tunewright.registry.mergeable import MergePlan, Output, check_mergeable
+from tunewright.registry.safetensors_file import header_of
 
-SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
 _FORMAT = 1
 """Raised where the same inputs come to make other files: what an older version left is not gone on with."""
 _WIDTH = 2
@@ -72,16 +71,7 @@ class _Shard:
 
     @property
     def header(self) -> bytes:
-        """As the safetensors library writes it: padded to 8 bytes, the tensors by name."""
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        at = 0
-        for output in self.outputs:
-            end = at + size_of(output)
-            entries[output.name] = {"dtype": "BF16", "shape": list(output.shape), "data_offsets": [at, end]}
-            at = end
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return header_of((o.name, "BF16", o.shape, size_of(o)) for o in self.outputs)
 
     @property
     def size(self) -> int:
@@ -144,20 +134,9 @@ def size_of(output: Output) -> int:
 
 
 def _shards(outputs: tuple[Output, ...], shard_bytes: int) -> list[_Shard]:
-    groups: list[list[Output]] = [[]]
-    size = 0
-    for output in outputs:
-        if groups[-1] and size + size_of(output) > shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(output)
-        size += size_of(output)
-    if len(groups) == 1:
-        return [_Shard("model.safetensors", tuple(groups[0]))]
-    return [
-        _Shard(f"model-{at:05d}-of-{len(groups):05d}.safetensors", tuple(group))
-        for at, group in enumerate(groups, 1)
-    ]
+    groups = split(outputs, size_of, shard_bytes)
+    names = shard_names(len(groups))
+    return [_Shard(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
 
 
 def _begin(out: Path, fingerprint: str) -> None:

@@ -3,15 +3,14 @@ transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from tunewright.data.formats import read_rows
-from tunewright.evaluate.probes import probes
+from tunewright.evaluate.probes import rows_or_probes
 from tunewright.evaluate.quality import Row
 from tunewright.export.folder import ExportSpec
 from tunewright.export.quantizer import pack
@@ -61,7 +60,6 @@ class ExportText:
         encoded = (encode_row(self._tokenizer, row, "calibration_file", line).input_ids for line, row in rows)
         return pack(encoded, length=self._longest)
 
-    def _rows(self, file: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
-        if file is not None:
-            return iter(read_rows(Path(file)))
-        return enumerate(probes(as_chat=self._tokenizer.chat_template is not None), 1)
+    def _rows(self, file: str | None) -> Iterable[tuple[int, dict[str, Any]]]:
+        as_chat = self._tokenizer.chat_template is not None
+        return rows_or_probes(Path(file) if file is not None else None, as_chat=as_chat)

@@ -1,19 +1,22 @@
-"""A model's weights put together from tensors in other files, byte by byte: no tensor is held in memory. No torch."""
+"""The files of a model's weights: how tensors are shared out among them, and models put together from tensors in other
+files, byte by byte, none of them held in memory. No torch."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from tunewright.registry.safetensors_file import read_header
+from tunewright.registry.safetensors_file import header_of, read_header
 
-SHARD = 5 * 10**9
+SHARD_BYTES = 5 * 10**9
 """Bytes of a file at most, as transformers and AutoAWQ write them; a tensor alone may have more."""
+INDEX = "model.safetensors.index.json"
 _BLOCK = 1 << 24
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,51 +40,55 @@ def pieces(file: Path) -> Iterator[Piece]:
         yield Piece(name, entry["dtype"], entry["shape"], file, begin + start, begin + end)
 
 
-def write_shards(folder: Path, tensors: list[Piece], *, limit: int = SHARD) -> int:
+def write_shards(folder: Path, tensors: list[Piece], *, limit: int = SHARD_BYTES) -> int:
     """Write `model.safetensors`, or several with an index, of these tensors in this order. Returns their bytes."""
-    shards: list[list[Piece]] = [[]]
-    room = limit
-    for piece in tensors:
-        size = piece.end - piece.start
-        if size > room and shards[-1]:
-            shards.append([])
-            room = limit
-        shards[-1].append(piece)
-        room -= size
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    else:
-        names = [f"model-{at:05d}-of-{len(shards):05d}.safetensors" for at in range(1, len(shards) + 1)]
+    shards = split(tensors, _size, limit)
+    names = shard_names(len(shards))
+    if len(shards) > 1:
         index = {
-            "metadata": {"total_size": sum(piece.end - piece.start for piece in tensors)},
+            "metadata": {"total_size": sum(map(_size, tensors))},
             "weight_map": {
                 piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard
             },
         }
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2, sort_keys=True) + "\n"
-        )
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for name, shard in zip(names, shards, strict=True):
         _write(folder / name, shard)
     return sum((folder / name).stat().st_size for name in names)
 
 
+def split(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> list[list[Item]]:
+    """In their order, into groups of at most `limit` bytes, or of one item."""
+    groups: list[list[Item]] = [[]]
+    taken = 0
+    for item in items:
+        if groups[-1] and taken + size(item) > limit:
+            groups.append([])
+            taken = 0
+        groups[-1].append(item)
+        taken += size(item)
+    return groups
+
+
+def shard_names(count: int) -> list[str]:
+    """Of the files of a model, as transformers has them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{at:05d}-of-{count:05d}.safetensors" for at in range(1, count + 1)]
+
+
+def _size(piece: Piece) -> int:
+    return piece.end - piece.start
+
+
 def _write(path: Path, shard: list[Piece]) -> None:
     shard = sorted(shard, key=_by_alignment)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for piece in shard:
-        end = at + piece.end - piece.start
-        header[piece.name] = {"dtype": piece.dtype, "shape": piece.shape, "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as target:
-        target.write(len(text).to_bytes(8, "little") + text)
+        target.write(header_of((p.name, p.dtype, p.shape, _size(p)) for p in shard))
         for piece in shard:
             with piece.file.open("rb") as source:
                 source.seek(piece.start)
-                left = piece.end - piece.start
+                left = _size(piece)
                 while left:
                     block = source.read(min(_BLOCK, left))
                     if not block:
@@ -92,4 +99,4 @@ def _write(path: Path, shard: list[Piece]) -> None:
 
 def _by_alignment(piece: Piece) -> tuple[int, str]:
     """As the safetensors library has them: wider numbers first, so that none lies across its own width."""
-    return -((piece.end - piece.start) // max(math.prod(piece.shape), 1)), piece.name
+    return -(_size(piece) // max(math.prod(piece.shape), 1)), piece.name

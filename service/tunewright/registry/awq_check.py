@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tunewright.errors import InvalidRequest
+from tunewright.registry.base_tensors import EXPERTS
 
 GROUP_SIZES = (128, 64, 32)
 """That vLLM's Marlin kernels take (MARLIN_SUPPORTED_GROUP_SIZES, next to one group a channel)."""
@@ -21,7 +22,6 @@ bloom, falcon, gptj, gpt_bigcode, gpt_neox, mpt and starcoder2, in which AutoAWQ
 by scales that vLLM no longer reads."""
 _SETTINGS = {("stablelm", "use_parallel_residual", True), ("opt", "do_layer_norm_before", False)}
 """With which a layer's norms stand elsewhere than AutoAWQ takes them to."""
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _OUT = 64
 """Outputs of a module come in multiples of it: AutoAWQ searches clipping in blocks of 64 of them and packs 32 at once
 (quantizer.py, gemm.py); vLLM's CPU kernel takes multiples of 32 (mixed_precision/cpu.py), the format itself 8."""
@@ -91,7 +91,7 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
         raise _unsupported(f"the model is quantized already (by {method}): AWQ needs its 16-bit weights")
     if "text_config" in config or "vision_config" in config:
         raise _unsupported(f"{model_type} is a multimodal model: AWQ is offered for text models only")
-    if any(config.get(key) for key in _EXPERTS):
+    if any(config.get(key) for key in EXPERTS):
         raise _unsupported(f"{model_type} is a mixture of experts: AWQ is offered for dense models only")
     if model_type not in AWQ_MODEL_TYPES:
         raise _unsupported(

@@ -23,7 +23,8 @@ _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 """Where transformers has `Conv1D` for a linear layer: its weight is [in, out], also where it is square and the shape
 does not tell."""
 _OTHER_KINDS = ("text_config", "vision_config", "audio_config")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Of a mixture of experts' config."""
 _PACKED = re.compile(r"\.(qweight|qzeros|weight_packed|weight_scale|weight_scale_inv|SCB|absmax)$")
 
 
@@ -132,7 +133,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise _refused(
                 f"is multimodal ({name} in its config.json); only text models are merged into here"
             )
-    for name in _EXPERTS:
+    for name in EXPERTS:
         if config.get(name):
             raise _refused(
                 f"is a mixture of experts ({name} in its config.json), which is not merged into here"

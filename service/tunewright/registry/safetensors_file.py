@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -105,20 +105,25 @@ def read_finite(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
         yield block
 
 
+def header_of(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """What a file of these tensors (name, dtype, shape, bytes), in this order, begins with, as the safetensors library
+    writes it: padded to 8 bytes."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, dtype, shape, size in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_tensors(target: BinaryIO, source: BinaryIO, tensors: Iterable[Tensor]) -> None:
     """Write a file of these tensors of `source`, byte for byte as the safetensors library and peft would: the same
     tensors make the same file, whatever order and metadata the source had. Raises as `read_finite`."""
     order = list(FLOATS)
     arranged = sorted(tensors, key=lambda t: (order.index(t.dtype), t.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for tensor in arranged:
-        end = at + tensor.end - tensor.start
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    target.write(len(text).to_bytes(8, "little") + text)
+    target.write(header_of((t.name, t.dtype, t.shape, t.end - t.start) for t in arranged))
     for tensor in arranged:
         for block in read_finite(source, tensor):
             target.write(block)

@@ -47,7 +47,7 @@ class DeploymentStore:
             if found is not None:
                 return _same(Deployment(**found._mapping), asked)
             if connection.scalar(select(engines.c.name).where(engines.c.name == model)) is not None:
-                raise _is_base(model)
+                raise already_served(model)
             if get_alias(connection, model) is not None:
                 raise InvalidRequest(
                     f"{model} is the name of an alias: give the alias another.", param="model"
@@ -186,7 +186,8 @@ def _same(found: Deployment, asked: Mapping[str, Any]) -> Deployment:
     return found
 
 
-def _is_base(model: str) -> InvalidRequest:
+def already_served(model: str) -> InvalidRequest:
+    """Of a base."""
     return InvalidRequest(
         f"{model} is a base, which is served already: send requests to it.",
         param="model",

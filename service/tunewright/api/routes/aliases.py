@@ -6,10 +6,10 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from starlette.convertors import Convertor, register_url_convertor
 
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.errors import responses
+from tunewright.api.names import register_names
 from tunewright.api.schemas.aliases import (
     AliasObject,
     AliasVersionObject,
@@ -24,20 +24,7 @@ from tunewright.registry.aliases import Alias
 
 router = APIRouter(prefix="/v1/aliases", tags=["Aliases"])
 
-
-class _Name(Convertor[str]):
-    """A name, which may have slashes; not the URLs that lie under it."""
-
-    regex = ".*(?<!/history)(?<!/rollback)(?<!/shadow)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("alias", _Name())
+register_names("alias", "history", "rollback", "shadow")
 
 
 @router.get("", summary="List aliases", responses=responses(400))

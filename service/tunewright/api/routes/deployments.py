@@ -10,11 +10,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
-from starlette.convertors import Convertor, register_url_convertor
 
 from tunewright.api.context import Context, ServiceContext
 from tunewright.api.deploying import deploy, deployed
 from tunewright.api.errors import responses
+from tunewright.api.names import register_names
 from tunewright.api.schemas.common import After, Deleted, Force, Page, User, page_of
 from tunewright.api.schemas.deployments import CreateDeployment, DeploymentObject, HeldAdapter
 from tunewright.engine.usage import Usage
@@ -30,20 +30,7 @@ _ENDS_WITHIN = 15.0
 """Seconds that a drained engine has to end, and the scheduler to notice."""
 _LOOK_EVERY = 0.1
 
-
-class _Name(Convertor[str]):
-    """A model's name, which may have slashes; not the URLs that lie under it."""
-
-    regex = ".*(?<!/logs)(?<!/restart)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("deployment", _Name())
+register_names("deployment", "logs", "restart")
 
 
 @router.post("", summary="Deploy a model", responses=responses(400, 404, 503, 507))

@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tunewright.api.schemas.adapters import Suffix
 from tunewright.api.schemas.common import Body, Wire
 from tunewright.api.schemas.jobs import JobError, check_metadata
+from tunewright.evaluate.folder import RowsFrom
+from tunewright.export.folder import Format, Method
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 
@@ -27,7 +29,7 @@ class WeightedModel(Body):
 class CombineOptions(Body):
     """How several adapters become one."""
 
-    method: Literal["linear", "ties", "dare", "soup"] = Field(
+    method: Method = Field(
         "linear",
         description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, "
         "with one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu "
@@ -49,7 +51,7 @@ class CreateExport(Body):
         None, max_length=512, description="An adapter; for awq also a base or a whole model."
     )
     models: list[WeightedModel] | None = Field(None, min_length=2, max_length=MOST_MODELS)
-    format: Literal["merged", "awq", "adapter"] = Field(
+    format: Format = Field(
         description="merged: the base in bfloat16 with the adapter in its weights; awq: 4 bits (of an adapter: merged "
         "first); adapter: a new adapter from several."
     )
@@ -151,7 +153,7 @@ class Quality(Wire):
     models: list[QualityRow]
     rows: int
     tokens: int
-    rows_from: Literal["validation_file", "training_file", "probes"]
+    rows_from: RowsFrom
 
 
 class Gate(Wire):
@@ -194,7 +196,7 @@ class ExportObject(Wire):
     model: str = Field(description="What is exported; of several the first.")
     models: list[WeightedModel] = Field(description="The adapters that go into it.")
     base: str
-    format: Literal["merged", "awq", "adapter"]
+    format: Format
     combine: CombineOptions | None
     exported_model: str | None = Field(description="The product, once it is listed.")
     progress: ExportProgress | None
