@@ -77,7 +77,7 @@ format: setup ## Put the code in form
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
 openapi: setup ## Write openapi/openapi.json anew
-	@$(BIN)/python -m tunewright.api.openapi openapi/openapi.json
+	@$(BIN)/python -m tunewright.api.http.openapi openapi/openapi.json
 
 lock: setup ## Resolve requirements/cpu.in anew into cpu.lock
 	@$(BIN)/pip install -q uv

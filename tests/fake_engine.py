@@ -11,8 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from tunewright.api.gateway import Gateway
-from tunewright.api.routing import Load, Router
+from tunewright.api.gateway.proxy import Gateway
+from tunewright.api.gateway.routing import Load, Router
 from tunewright.store.store import Store
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]

@@ -52,8 +52,8 @@ def passes(*command: str) -> None:
 @pytest.mark.parametrize(
     ("modules", "allowed"),
     [
-        (("scheduler.__main__", "serve", "cli.main", "trainer.folder"), set()),
-        (("api.app", "api.process", "engine.worker"), {"numpy"}),  # litserve's
+        (("scheduler.__main__", "serve", "cli.main", "jobs.folder"), set()),
+        (("api.http.app", "api.http.process", "engine.worker"), {"numpy"}),  # litserve's
     ],
 )
 def test_the_service_starts_without_the_heavy_libraries(modules: tuple[str, ...], allowed: set[str]) -> None:
@@ -122,7 +122,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def test_the_committed_document_is_the_applications(tmp_path: Path) -> None:
-    done = run(sys.executable, "-m", "tunewright.api.openapi", str(tmp_path / "openapi.json"))
+    done = run(sys.executable, "-m", "tunewright.api.http.openapi", str(tmp_path / "openapi.json"))
     assert done.returncode == 0, done.stderr
     fresh = (tmp_path / "openapi.json").read_text()
     assert fresh == (ROOT / "openapi" / "openapi.json").read_text(), "run `make openapi`"

@@ -25,7 +25,7 @@ from tunewright.evaluate.awq_weights import AwqWeights
 from tunewright.evaluate.streamed import streamed_model
 from tunewright.export.awq_quantizer import AwqQuantizer
 from tunewright.export.quantizer import QuantizeOptions, pack
-from tunewright.trainer.masking import encode_chat
+from tunewright.rows.masking import encode_chat
 
 pytestmark = pytest.mark.engine
 EMBEDDED_MODEL = embedded_base_path()

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from disks import fill_up, free, small_disk
-from tunewright.trainer.errors import explain
-from tunewright.trainer.folder import DISK_FULL, JobFolder, JobResult
+from tunewright.jobs.failure import explain
+from tunewright.jobs.folder import DISK_FULL, JobFolder, JobResult
 
 from .conftest import wait_until
 from .test_resume import job_folder

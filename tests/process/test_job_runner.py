@@ -15,6 +15,7 @@ import pytest
 from rows import JOB
 from tunewright.config import Settings, embedded_base_path
 from tunewright.errors import StorageFull
+from tunewright.jobs.folder import DISK_FULL, JobFolder
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.data_folder import DataFolder
@@ -24,7 +25,6 @@ from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
-from tunewright.trainer.folder import DISK_FULL, JobFolder
 
 BASE = "tunewright-tiny"
 RESOLVED = resolve(

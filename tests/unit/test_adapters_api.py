@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 
 from adapters import CONFIG, adapter_files, lora_tensors, write_adapter, zeros
 from rows import JOB
-from tunewright.api import registration
-from tunewright.api.app import build
-from tunewright.api.context import ServiceContext
+from tunewright.api.adapters import registration
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.registry import adapter_sources
 from tunewright.registry.data_folder import DataFolder, adapter_sha256

@@ -15,8 +15,8 @@ from aiohttp import web
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import Publish
-from tunewright.api.gateway import Gateway, Relay
-from tunewright.api.guard import Guard
+from tunewright.api.gateway.guard import Guard
+from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.records import Engine
 from tunewright.store.states import Residency

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from races import at_once
 from rows import JOB, PRODUCT, Publish
-from tunewright.api.app import build
-from tunewright.api.context import ServiceContext
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.registry.aliases import Alias, AliasGuard, AliasShadow, AliasTarget, is_alias_name, pick

@@ -17,15 +17,18 @@ from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
 from rows import FILE, JOB, Publish
-from tunewright.api import artifacts, creation, job_reports, middleware
-from tunewright.api.app import build
-from tunewright.api.context import ServiceContext
+from tunewright.api.fine_tuning import creation
+from tunewright.api.http import middleware
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
+from tunewright.api.jobs import reports as job_reports
+from tunewright.api.models import artifacts
 from tunewright.config import Settings
+from tunewright.jobs.folder import JobFolder
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.retention import Retention
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder
 
 BASE = "tunewright-tiny"
 ROW = b'{"prompt": "a", "completion": "b"}\n'

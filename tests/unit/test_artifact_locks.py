@@ -19,15 +19,15 @@ import pytest
 
 from adapters import safetensors, zeros
 from rows import JOB
-from tunewright.api.artifacts import remove
-from tunewright.api.context import ServiceContext
+from tunewright.api.http.context import ServiceContext
+from tunewright.api.models.artifacts import remove
 from tunewright.config import Settings
+from tunewright.jobs.folder import JobFolder, JobResult
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.scheduler.publishing import publish_products
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder, JobResult
 
 SHA = "a" * 64
 BASE = BaseInfo("tiny", Path(), "b" * 64, 64, None, None)

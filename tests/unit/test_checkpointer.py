@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tunewright.trainer.folder import EventLog, JobFolder
+from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.trainer.loop import Checkpointer, Reporter
 
 ARGS = TrainingArguments(output_dir="unused", report_to="none")

@@ -20,8 +20,8 @@ from adapters import adapter_files
 from fake_engine import gateway_for
 from races import at_once
 from rows import JOB, PRODUCT
-from tunewright.api.app import build
-from tunewright.api.context import ServiceContext
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import ENGINE, Drain

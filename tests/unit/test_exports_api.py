@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from lora import random_lora, tampered
 from rows import FILE, JOB, PRODUCT
-from tunewright.api.app import build
-from tunewright.api.context import ServiceContext
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.store.states import EngineState, JobState, ModelState

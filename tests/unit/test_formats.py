@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewright.data import formats
-from tunewright.data.formats import DataFormat, InvalidData, check_file, read_rows
+from tunewright.rows import formats
+from tunewright.rows.formats import DataFormat, InvalidData, check_file, read_rows
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}

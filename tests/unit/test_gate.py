@@ -18,7 +18,7 @@ from tunewright.config import embedded_base_path
 from tunewright.export import run
 from tunewright.export.folder import Calibration, Combine, ExportSpec, Rows, SourceAdapter
 from tunewright.export.merge import merge
-from tunewright.trainer.folder import JobFolder, Outcome
+from tunewright.jobs.folder import JobFolder, Outcome
 
 BASE = embedded_base_path()
 DEMO = BASE.parent / "demo"

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import Publish
-from tunewright.api import routing
-from tunewright.api.gateway import Gateway, Relay
-from tunewright.api.routing import Target
+from tunewright.api.gateway import routing
+from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.api.gateway.routing import Target
 from tunewright.engine.leases import Drain
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.records import Engine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rows import PRODUCT
-from tunewright.api.guard import Guard
+from tunewright.api.gateway.guard import Guard
 from tunewright.registry.aliases import Alias, AliasGuard, AliasTarget
 from tunewright.store.states import ModelState
 from tunewright.store.store import Store

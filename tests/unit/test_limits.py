@@ -25,12 +25,13 @@ from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import FILE, JOB, Publish
-from tunewright.api import bodies, connection, middleware
-from tunewright.api.app import build
-from tunewright.api.bodies import check_tokens, parse_body, write_body
-from tunewright.api.gateway import Gateway, Relay
-from tunewright.api.middleware import Gatekeeper
-from tunewright.api.process import web_server
+from tunewright.api.gateway import bodies
+from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
+from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.api.http import connection, middleware
+from tunewright.api.http.app import build
+from tunewright.api.http.middleware import Gatekeeper
+from tunewright.api.http.process import web_server
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, TooLarge, TunewrightError
 from tunewright.registry.data_folder import DataFolder
@@ -603,8 +604,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.address[1]}"
         program = (
             "import socket, sys\n"
-            "from tunewright.api.process import web_server\n"
-            "from tunewright.api.app import build\n"
+            "from tunewright.api.http.process import web_server\n"
+            "from tunewright.api.http.app import build\n"
             "from tunewright.config import settings_in_child\n"
             "from tunewright.store.store import Store\n"
             "settings = settings_in_child()\n"

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 transformers = pytest.importorskip("transformers")
 
 from tunewright.config import embedded_base_path  # noqa: E402
-from tunewright.data.templates import check_template  # noqa: E402
-from tunewright.trainer.dataset import tokenize_file  # noqa: E402
-from tunewright.trainer.errors import TrainingFailed  # noqa: E402
-from tunewright.trainer.masking import IGNORED, MaskingError, encode_chat, encode_text  # noqa: E402
+from tunewright.jobs.failure import TrainingFailed  # noqa: E402
+from tunewright.rows.dataset import tokenize_file  # noqa: E402
+from tunewright.rows.masking import IGNORED, MaskingError, encode_chat, encode_text  # noqa: E402
+from tunewright.rows.templates import check_template  # noqa: E402
 
 SPECIAL = [
     "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<bos>", "<start_of_turn>",

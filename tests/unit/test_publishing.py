@@ -12,13 +12,13 @@ import pytest
 from adapters import lora_tensors, write_adapter, zeros
 from rows import FILE, JOB
 from tunewright.errors import InvalidAdapter
+from tunewright.jobs.folder import JobFolder, JobResult
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.publishing import publish_products
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import JobState, Source
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder, JobResult
 
 BASE = BaseInfo("tiny", Path("/m"), "f" * 64, 64, None, None)
 BROKEN = lora_tensors() | {"base_model.model.x.lora_A.weight": zeros(4, 4, value=math.nan)}

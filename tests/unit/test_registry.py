@@ -13,9 +13,9 @@ import pytest
 
 from tunewright.atomic import publish_folder, write_atomically
 from tunewright.config import Base, embedded_base_path
-from tunewright.data.templates import check_template, folder_template
 from tunewright.registry.bases import BaseUnavailable, inspect_base
 from tunewright.registry.data_folder import DataFolder, adapter_sha256, model_sha256
+from tunewright.rows.templates import check_template, folder_template
 
 CONFIG = {
     "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none",

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from tunewright.jobs.folder import EventLog, JobFolder, JobResult, JobSpec
 from tunewright.scheduler.reports import take_in_events
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
-from tunewright.trainer.folder import EventLog, JobFolder, JobResult, JobSpec
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rows import PRODUCT
-from tunewright.api.shadow import LONGEST, Shadow
+from tunewright.api.gateway.shadow import LONGEST, Shadow
 from tunewright.errors import NotFound, StorageFull
 from tunewright.registry.aliases import Alias, AliasShadow, AliasTarget
 from tunewright.store.records import ShadowAnswer

@@ -1,8 +1,8 @@
-"""`python -m tunewright.api --fd N`: see `tunewright.api.process`."""
+"""`python -m tunewright.api --fd N`: see `tunewright.api.http.process`."""
 
 import sys
 
 if __name__ == "__main__":  # LitServe's worker imports this module again, and needs nothing of the api
-    from tunewright.api.process import main
+    from tunewright.api.http.process import main
 
     sys.exit(main())

@@ -24,11 +24,11 @@ from tunewright.backup.errors import BackupError
 from tunewright.backup.locks import archive_lock, held, require_its_user, scratch_folder
 from tunewright.backup.swap import is_restore_pending
 from tunewright.ids import utc_stamp
+from tunewright.jobs.folder import JobFolder
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.database import Database
 from tunewright.store.references import References, is_over, references
 from tunewright.store.sqlite_file import snapshot, sqlite_path
-from tunewright.trainer.folder import JobFolder
 
 ATTEMPTS = 3
 _OF_A_RUN = {"process.json", "lock", "heartbeat"}

@@ -30,8 +30,8 @@ from tunewright.evaluate.folder import (
     ReferenceRow,
     Rendering,
 )
-from tunewright.evaluate.probes import rows_or_probes
-from tunewright.trainer.masking import encode_text, normalised
+from tunewright.rows.masking import encode_text, normalised
+from tunewright.rows.probes import rows_or_probes
 
 _UNPACKED = 4
 """Times the size of 4-bit weights: that of the 16 bits that they become."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from tunewright.export.folder import ExportSpec, read_spec
-from tunewright.trainer.folder import JobFolder
-from tunewright.trainer.process import run_in_folder
+from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.process import run_in_folder
 
 
 def _run(folder: JobFolder, spec: ExportSpec) -> int:

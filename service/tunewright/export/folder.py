@@ -1,4 +1,4 @@
-"""What an export's process is told, and what it tells. The folder is a job's: `trainer.folder`."""
+"""What an export's process is told, and what it tells. The folder is a job's: `jobs.folder`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.evaluate.folder import RowsFrom
-from tunewright.trainer.folder import JobFolder
+from tunewright.jobs.folder import JobFolder
 
 Format = Literal["merged", "awq", "adapter"]
 Method = Literal["linear", "ties", "dare", "soup"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tunewright.trainer.folder import EventLog, JobFolder
+from tunewright.jobs.folder import EventLog, JobFolder
 
 _TELL_EVERY = 1.0
 """Seconds between two events about the same phase."""

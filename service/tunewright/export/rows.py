@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from tunewright.evaluate.probes import rows_or_probes
 from tunewright.evaluate.quality import Row
 from tunewright.export.folder import ExportSpec
 from tunewright.export.quantizer import pack
-from tunewright.trainer.dataset import encode_row
-from tunewright.trainer.errors import TrainingFailed
-from tunewright.trainer.masking import IGNORED
+from tunewright.jobs.failure import TrainingFailed
+from tunewright.rows.dataset import encode_row
+from tunewright.rows.masking import IGNORED
+from tunewright.rows.probes import rows_or_probes
 
 _LONGEST_ROW = 512
 """Tokens, of a measured row."""

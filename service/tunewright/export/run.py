@@ -23,10 +23,10 @@ from tunewright.export.merge import merge
 from tunewright.export.progress import Progress, peak_memory
 from tunewright.export.quantizer import QuantizeOptions, Quantizer
 from tunewright.export.rows import ExportText
+from tunewright.jobs.failure import explain
+from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
+from tunewright.jobs.process import leave
 from tunewright.registry.data_folder import folder_size
-from tunewright.trainer.errors import explain
-from tunewright.trainer.folder import STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
-from tunewright.trainer.process import leave
 
 log = logging.getLogger("tunewright.export")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import Base
-from tunewright.data.templates import folder_template
+from tunewright.rows.templates import folder_template
 
 _DEFAULT_CONTEXT = 2048
 _TOOL_PARSERS = (

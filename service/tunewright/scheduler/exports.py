@@ -15,6 +15,7 @@ from tunewright.export.folder import (
     SourceAdapter,
 )
 from tunewright.ids import model_name
+from tunewright.jobs.folder import JobFolder
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.fine_tuning import check_data
@@ -24,7 +25,6 @@ from tunewright.scheduler.work import JobRefused
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelState, Source
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder
 
 
 class Exports:

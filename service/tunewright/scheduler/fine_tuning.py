@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import Settings
-from tunewright.data.formats import DataFormat, FileReport, InvalidData, check_file
+from tunewright.jobs.folder import JobFolder, JobSpec
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder
+from tunewright.rows.formats import DataFormat, FileReport, InvalidData, check_file
 from tunewright.scheduler.publishing import publish_products
 from tunewright.scheduler.served import trusts
 from tunewright.scheduler.work import JobRefused
 from tunewright.store.records import Job
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder, JobSpec
 
 
 class FineTuning:

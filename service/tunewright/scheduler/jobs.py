@@ -13,6 +13,7 @@ from sqlalchemy.exc import DatabaseError
 
 from tunewright.config import Settings, child_environment
 from tunewright.errors import InvalidAdapter, StorageFull
+from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.exports import Exports
@@ -23,7 +24,6 @@ from tunewright.store.records import Job
 from tunewright.store.states import JobKind, JobState
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
-from tunewright.trainer.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 
 log = logging.getLogger("tunewright.scheduler")
 

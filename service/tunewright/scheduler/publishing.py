@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.ids import model_name, result_file_id
+from tunewright.jobs.folder import JobFolder, JobResult
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, check_numbers
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import (
@@ -25,7 +26,6 @@ from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelState
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder, JobResult
 
 
 def publish_products(

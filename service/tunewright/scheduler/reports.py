@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from tunewright.jobs.folder import JobFolder
 from tunewright.store.records import Job
 from tunewright.store.store import Store
-from tunewright.trainer.folder import JobFolder
 
 
 def take_in_events(store: Store, job: Job, folder: JobFolder) -> None:

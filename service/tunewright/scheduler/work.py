@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from tunewright.jobs.folder import JobFolder
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job
-from tunewright.trainer.folder import JobFolder
 
 
 class JobRefused(Exception):

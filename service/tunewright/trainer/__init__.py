@@ -2,5 +2,5 @@
 
 Knows its job folder and nothing of the API or the store. In: `spec.json`. Out: `events.jsonl` (append-only),
 `checkpoints/step-N/`, `adapter/` or `model/`, and last `result.json`. Importing this package must not import torch:
-the scheduler shares `trainer.folder`.
+the scheduler shares `jobs.folder`.
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tunewright.trainer.folder import JobFolder, JobSpec
-from tunewright.trainer.process import run_in_folder
+from tunewright.jobs.folder import JobFolder, JobSpec
+from tunewright.jobs.process import run_in_folder
 
 
 def _run(folder: JobFolder, spec: JobSpec) -> int:

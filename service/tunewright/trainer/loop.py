@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from tunewright.atomic import publish_folder
-from tunewright.trainer.errors import TrainingFailed
-from tunewright.trainer.folder import EventLog, JobFolder
+from tunewright.jobs.failure import TrainingFailed
+from tunewright.jobs.folder import EventLog, JobFolder
 
 KEPT_EPOCHS = 3
 """Checkpoints at the ends of epochs that stay usable, as in OpenAI's API."""

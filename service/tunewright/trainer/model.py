@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tunewright.trainer.errors import TrainingFailed
-from tunewright.trainer.folder import JobSpec
+from tunewright.jobs.failure import TrainingFailed
+from tunewright.jobs.folder import JobSpec
 
 
 def load_tokenizer(spec: JobSpec) -> PreTrainedTokenizerBase:

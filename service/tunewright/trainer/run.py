@@ -20,18 +20,18 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.atomic import publish_folder
-from tunewright.trainer.dataset import TokenizedFile, tokenize_file
-from tunewright.trainer.errors import explain
-from tunewright.trainer.folder import (
+from tunewright.jobs.failure import explain
+from tunewright.jobs.folder import (
     STOPPED_RESUMABLE,
     EventLog,
     JobFolder,
     JobResult,
     JobSpec,
 )
+from tunewright.jobs.process import leave
+from tunewright.rows.dataset import TokenizedFile, tokenize_file
 from tunewright.trainer.loop import Checkpointer, Heartbeat, HeldOutTrainer, Reporter, latest_checkpoint
 from tunewright.trainer.model import load_model, load_tokenizer
-from tunewright.trainer.process import leave
 
 log = logging.getLogger("tunewright.trainer")
 

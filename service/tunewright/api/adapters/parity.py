@@ -1,0 +1,107 @@
+"""What the parity gate found."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from tunewright.api.http.wire import Wire
+
+Verdict = Literal["pass", "fail", "no_measurable_effect", "not_checked"]
+
+
+PARITY_EXAMPLE: dict[str, Any] = {
+    "verdict": "pass",
+    "reason": "Parity with peft: slope 1.0062, correlation 0.9773, effect 0.3094, difference 0.0659, noise 0.0473 nats"
+    " over 328 tokens of 8 rows",
+    "checked_at": 1795337561.4,
+    "check_pending": False,
+    "rows_from": "validation_file",
+    "rows": 8,
+    "tokens": 328,
+    "prompts": 16,
+    "slope": 1.0062,
+    "correlation": 0.9773,
+    "effect": 0.3094,
+    "noise": 0.0473,
+    "residual": 0.0659,
+    "mean_difference": 0.045,
+    "max_difference": 0.437,
+    "top1_agreement": 0.985,
+    "worst_rows": [],
+    "reference": {"device": "cpu", "dtype": "bfloat16", "seconds": 6.2},
+    "versions": {"vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.0"},
+    "forced": None,
+}
+
+
+class RowObject(Wire):
+    """A row on which the engine and peft differ."""
+
+    line: int = Field(description="In its file, from 1.")
+    text: str = Field(description="How it begins, as the model reads it.")
+    mean_difference: float = Field(description="Nats.")
+    max_difference: float
+    reason: str | None = Field(None, description="Where its prompt is not what it was in training.")
+
+
+class ForcedObject(Wire):
+    """That it is served although it was quarantined."""
+
+    at: float
+    who: str | None
+
+
+class ReferenceObject(Wire):
+    """Where transformers and peft computed."""
+
+    device: str
+    dtype: str
+    seconds: float
+
+
+class ParityObject(Wire):
+    """What the adapter changes in the engine against what it changes in transformers and peft: the changes in the
+    log-probabilities (nats) of some rows' tokens. Null where nothing was measured."""
+
+    verdict: Verdict | None
+    reason: str | None = Field(description="The verdict in words, with the numbers that decided it.")
+    checked_at: float | None
+    check_pending: bool = Field(description="A check was asked for and is not through.")
+    rows_from: Literal["validation_file", "training_file", "probes"] | None = Field(
+        None, description="Its job's rows; probes: texts that come with the service."
+    )
+    rows: int | None = None
+    tokens: int | None = None
+    prompts: int | None = Field(None, description="Prompts whose tokens were compared with training's.")
+    slope: float | None = Field(
+        None, description="Of the engine's changes on peft's, rounding taken into account: 1 is right."
+    )
+    correlation: float | None = None
+    effect: float | None = Field(None, description="Root mean square of peft's changes.")
+    noise: float | None = Field(
+        None,
+        description="The same of the difference between the engine and transformers without the adapter.",
+    )
+    residual: float | None = Field(None, description="The same of the difference between the two changes.")
+    mean_difference: float | None = None
+    max_difference: float | None = None
+    top1_agreement: float | None = Field(
+        None, description="Share of places where both hold the same token for the likeliest."
+    )
+    worst_rows: list[RowObject] = Field(
+        default_factory=list, description="Those that differ most, where it did not pass."
+    )
+    reference: ReferenceObject | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    forced: ForcedObject | None = None
+    model_config = ConfigDict(json_schema_extra={"examples": [PARITY_EXAMPLE]})
+
+    @classmethod
+    def of(cls, parity: dict[str, Any] | None) -> ParityObject | None:
+        if parity is None:
+            return None
+        known = {key: value for key, value in parity.items() if key in cls.model_fields}
+        defaults = {"verdict": None, "reason": None, "checked_at": None}
+        return cls(**(defaults | known), check_pending="asked_at" in parity)

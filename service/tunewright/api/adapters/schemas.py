@@ -1,0 +1,94 @@
+"""Registering adapters, and what they were made from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from tunewright.api.http.wire import Body, Wire
+from tunewright.store.records import Lineage, TunedModel
+
+Suffix = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="Goes into the model's name: up to 64 letters, digits, dots, dashes, underscores.",
+    ),
+]
+BASE = (
+    "Name of the base it is for. Left out, it is the one that `base_model_name_or_path` of its config names, or the "
+    "only one there is."
+)
+LOAD = "Load it into the engine of its base at once, and after every restart."
+
+
+class RegisterAdapter(Body):
+    """An adapter that the server can reach by itself: give `path` or `hub_id`."""
+
+    path: str | None = Field(
+        None,
+        max_length=4096,
+        description="Full path of a PEFT folder on the server, within an `--adapter-root`.",
+    )
+    hub_id: str | None = Field(None, max_length=200, description="Repository on the hub: org/name.")
+    revision: str | None = Field(None, max_length=200, description="Branch, tag or commit on the hub.")
+    base: str | None = Field(None, max_length=128, description=BASE)
+    suffix: Suffix | None = None
+    load: bool = Field(True, strict=True, description=LOAD)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"path": "/srv/adapters/support", "base": "tunewright-tiny", "suffix": "support"},
+                {"hub_id": "org/support-lora", "revision": "main", "load": False},
+            ]
+        }
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.path is None) == (self.hub_id is None):
+            raise ValueError("give `path` or `hub_id`, one of them (files are sent to /v1/adapters/upload)")
+        if self.revision is not None and self.hub_id is None:
+            raise ValueError("`revision` goes with `hub_id`")
+        return self
+
+
+class LineageObject(Wire):
+    """What an adapter was made from; null where it does not apply or is not known."""
+
+    base_fingerprint: str = Field(description="Of the base's config, tokenizer and layout of weights.")
+    parent_sha256: str | None = Field(description="The weights that its training went on from.")
+    training_file: str | None
+    training_sha256: str | None
+    validation_file: str | None
+    validation_sha256: str | None
+    seed: int | None
+    metrics: dict[str, float] | None = Field(description="The last losses and accuracies of its training.")
+    origin: str | None = Field(
+        description="Of a registered one: the file's name, the folder or the hub's id."
+    )
+    revision: str | None = Field(description="The hub's commit.")
+    created_by: str | None
+    models: list[dict[str, Any]] | None = Field(
+        None, description="The adapters that an export was made of: model, sha256 and weight of each."
+    )
+
+    @classmethod
+    def of(cls, model: TunedModel) -> LineageObject:
+        return cls(base_fingerprint=model.base_fingerprint, **vars(model.lineage or Lineage()))
+
+
+LINEAGE_EXAMPLE: dict[str, Any] = {
+    "base_fingerprint": "0b8ac0a5d1f9e7c3b2a4968778695a4b3c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f",
+    "parent_sha256": None,
+    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
+    "training_sha256": "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8",
+    "validation_file": None,
+    "validation_sha256": None,
+    "seed": 7,
+    "metrics": {"train_loss": 0.21, "train_mean_token_accuracy": 0.94},
+    "origin": None,
+    "revision": None,
+    "created_by": None,
+}

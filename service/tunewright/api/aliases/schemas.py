@@ -1,0 +1,268 @@
+"""Aliases, their versions, and what their shadows answered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from tunewright.api.http.wire import Body, Wire
+from tunewright.registry.aliases import MOST_TARGETS, Alias, AliasGuard, AliasShadow, AliasTarget
+from tunewright.store.records import AliasVersion, ShadowAnswer
+
+_OLD, _NEW = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:pirate:Qw8rT2yU"
+_TARGETS: list[Any] = [{"model": _NEW, "weight": 1.0}, {"model": _OLD, "weight": 9.0}]
+_GUARD: dict[str, Any] = {
+    "max_error_rate": 0.05,
+    "max_p99_seconds": 2.0,
+    "window_seconds": 600.0,
+    "min_requests": 100,
+}
+Version = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Model = Annotated[
+    str, Field(min_length=1, max_length=512, description="Name of a base or of a tuned model.")
+]
+_EXPECTED = "The version that this is to replace, where it must be that one"
+_WAIT = (
+    "Load the targets that are not loaded, and change the alias when all of them are, so that no request waits for "
+    "one."
+)
+
+
+class TargetBody(Body):
+    """A model that answers for the alias."""
+
+    model: _Model
+    weight: Annotated[_Number, Field(gt=0, le=1e9)] = Field(
+        1.0, description="Its share of the requests is its weight over the sum of the weights."
+    )
+
+
+class ShadowBody(Body):
+    """A model that gets copies of requests; its answers are recorded, and sent to nobody."""
+
+    model: _Model
+    share: Annotated[_Number, Field(gt=0, le=1)] = Field(1.0, description="Of the requests.")
+
+
+class GuardBody(Body):
+    """When a target that the version before did not have is taken to be bad; then the alias is rolled back."""
+
+    max_error_rate: Annotated[_Number, Field(ge=0, lt=1)] | None = Field(
+        None, description="Of its requests: those that the engine failed."
+    )
+    max_p99_seconds: Annotated[_Number, Field(gt=0, le=1e6)] | None = Field(
+        None, description="Until the first byte of its answers, at the 99th percentile."
+    )
+    window_seconds: Annotated[_Number, Field(gt=0, le=604_800)] = Field(
+        600.0, description="After the version was put; after that the guard looks no more."
+    )
+    min_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+        20, description="That it must have had. A percentile of fewer than 100 is the slowest of them."
+    )
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if self.max_error_rate is None and self.max_p99_seconds is None:
+            raise ValueError("give `max_error_rate`, `max_p99_seconds` or both")
+        return self
+
+
+class PutAlias(Body):
+    """What the alias is to be, all of it: a shadow or a guard that is left out is none."""
+
+    targets: Annotated[list[TargetBody], Field(min_length=1, max_length=MOST_TARGETS)]
+    shadow: ShadowBody | None = None
+    guard: GuardBody | None = None
+    expected_version: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = Field(
+        None, description=f"{_EXPECTED}; 0: there must be none."
+    )
+    wait: bool = Field(True, strict=True, description=_WAIT)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"targets": [{"model": _OLD}]},
+                {"targets": _TARGETS, "guard": _GUARD, "expected_version": 1},
+                {"targets": [{"model": _OLD}], "shadow": {"model": _NEW, "share": 0.1}},
+            ]
+        }
+    )
+
+    def parts(self) -> tuple[tuple[AliasTarget, ...], AliasShadow | None, AliasGuard | None]:
+        targets = tuple(AliasTarget(**target.model_dump()) for target in self.targets)
+        shadow = AliasShadow(**self.shadow.model_dump()) if self.shadow else None
+        return targets, shadow, AliasGuard(**self.guard.model_dump()) if self.guard else None
+
+
+class RollbackAlias(Body):
+    """Where to go back to."""
+
+    version: Version | None = Field(None, description="Left out: what the alias was before.")
+    expected_version: Version | None = Field(None, description=f"{_EXPECTED}.")
+    wait: bool = Field(True, strict=True, description=_WAIT)
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"version": 1, "expected_version": 3}]})
+
+
+class TargetObject(Wire):
+    model: str
+    weight: float
+
+
+class ShadowObject(Wire):
+    model: str
+    share: float
+
+
+class GuardObject(Wire):
+    max_error_rate: float | None
+    max_p99_seconds: float | None
+    window_seconds: float
+    min_requests: int
+
+
+class AliasObject(Wire):
+    """A stable name for models."""
+
+    id: str = Field(description="Its name, to be used as `model` in requests.")
+    object: Literal["alias"] = "alias"
+    version: int
+    targets: list[TargetObject]
+    shadow: ShadowObject | None
+    guard: GuardObject | None
+    created_at: int
+    updated_at: int = Field(description="When this version was put.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "support-bot",
+                    "object": "alias",
+                    "version": 2,
+                    "targets": _TARGETS,
+                    "shadow": None,
+                    "guard": _GUARD,
+                    "created_at": 1795337534,
+                    "updated_at": 1795341134,
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, alias: Alias) -> AliasObject:
+        return cls(
+            id=alias.name,
+            version=alias.version,
+            created_at=int(alias.created_at),
+            updated_at=int(alias.updated_at),
+            **_content(alias),
+        )
+
+
+class AliasVersionObject(Wire):
+    """What an alias was from one change to the next."""
+
+    id: str = Field(description="The version, as `after` takes it.")
+    object: Literal["alias.version"] = "alias.version"
+    alias: str
+    version: int
+    targets: list[TargetObject] = Field(description="Empty where the alias was deleted.")
+    shadow: ShadowObject | None
+    guard: GuardObject | None
+    created_at: int
+    who: str | None = Field(description="What `X-Tunewright-User` said; guard where it was the guard.")
+    why: str
+    rolled_back_to: int | None = Field(description="The version that it repeats, where it is a rollback.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "3",
+                    "object": "alias.version",
+                    "alias": "support-bot",
+                    "version": 3,
+                    "targets": [{"model": _OLD, "weight": 1.0}],
+                    "shadow": None,
+                    "guard": None,
+                    "created_at": 1795341194,
+                    "who": "guard",
+                    "why": f"rollback to version 1: 9 of 120 requests to {_NEW} failed (7.5%; max_error_rate is 5.0%)",
+                    "rolled_back_to": 1,
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, version: AliasVersion) -> AliasVersionObject:
+        return cls(
+            id=str(version.version),
+            alias=version.alias,
+            version=version.version,
+            created_at=int(version.at),
+            who=version.who,
+            why=version.why,
+            rolled_back_to=version.rolled_back_to,
+            **_content(version),
+        )
+
+
+class ShadowAnswerObject(Wire):
+    """What a shadow answered to the copy of a request."""
+
+    id: str
+    object: Literal["alias.shadow_answer"] = "alias.shadow_answer"
+    alias: str
+    model: str = Field(description="The shadow.")
+    answered_by: str = Field(description="The model that answered the request itself.")
+    path: str
+    created_at: int
+    seconds: float = Field(description="Until the whole answer was there.")
+    status: int = Field(description="Of HTTP.")
+    request: Any = Field(description="The body, without `stream`; a text, its beginning, above 64 KiB.")
+    answer: Any = Field(description="As `request`; an error where the status is one.")
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "shadow-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "object": "alias.shadow_answer",
+                    "alias": "support-bot",
+                    "model": _NEW,
+                    "answered_by": _OLD,
+                    "path": "/v1/completions",
+                    "created_at": 1795341134,
+                    "seconds": 0.41,
+                    "status": 200,
+                    "request": {"model": "support-bot", "prompt": "The sky", "max_tokens": 2},
+                    "answer": {"model": _NEW, "choices": [{"index": 0, "text": " is blue"}]},
+                }
+            ]
+        },
+    )
+
+    @classmethod
+    def of(cls, answer: ShadowAnswer) -> ShadowAnswerObject:
+        return cls(
+            id=answer.id,
+            alias=answer.alias,
+            model=answer.model,
+            answered_by=answer.answered_by,
+            path=answer.path,
+            created_at=int(answer.at),
+            seconds=answer.seconds,
+            status=answer.status,
+            request=answer.request,
+            answer=answer.answer,
+        )
+
+
+def _content(of: Alias | AliasVersion) -> dict[str, Any]:
+    return {
+        "targets": [TargetObject(**asdict(target)) for target in of.targets],
+        "shadow": ShadowObject(**asdict(of.shadow)) if of.shadow else None,
+        "guard": GuardObject(**asdict(of.guard)) if of.guard else None,
+    }

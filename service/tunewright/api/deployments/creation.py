@@ -1,0 +1,90 @@
+"""From a request to a deployment: what may be deployed, and where there is room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from tunewright.api.http.context import ServiceContext
+from tunewright.engine.command import EngineOptions
+from tunewright.engine.placement import needed_on_cpu, options_of_bases, place
+from tunewright.errors import InvalidRequest, NotFound
+from tunewright.registry.data_folder import folder_size
+from tunewright.store.deployments import Deployed, already_served
+from tunewright.store.records import Deployment, TunedModel
+from tunewright.store.states import EngineState, ModelState
+
+
+def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Deployment:
+    """`asked`: fields of `EngineOptions` that are not left to the service. Raises InvalidRequest, NotFound and
+    EngineUnavailable, or gives the deployment that the same request made before."""
+    settings = context.settings
+    if name in [base.name for base in settings.bases]:
+        raise already_served(name)
+    tuned = context.store.models.get(name)
+    if tuned is not None:
+        _refuse_undeployable(tuned)
+    model = tuned.name if tuned else name
+    weights = tuned.bytes if tuned else _size_of_deployable(context, name)
+
+    def beside(deployed: Sequence[Deployed]) -> dict[str, Any]:
+        others = options_of_bases(settings, context.devices())
+        others |= {one.model: EngineOptions(**one.options) for one, _ in deployed}
+        coming = sum(
+            needed_on_cpu(EngineOptions(**one.options))
+            for one, engine in deployed
+            if engine is None or engine.state not in (EngineState.READY, EngineState.FAILED)
+        )
+        free = psutil.virtual_memory().available - coming
+        placed = place(settings, context.devices(), model, asked, others, weights=weights, free_memory=free)
+        return asdict(placed)
+
+    return context.store.deployments.create(model, asked, beside, sha256=tuned.sha256 if tuned else None)
+
+
+def deployed(context: ServiceContext, id_or_model: str) -> Deployed:
+    """Raises NotFound."""
+    found = context.store.deployments.get(id_or_model)
+    if found is None:
+        raise NotFound(
+            f"No such deployment: {id_or_model!r}.", param="deployment", code="deployment_not_found"
+        )
+    return found
+
+
+def trainable_deployments(context: ServiceContext) -> dict[str, Deployment]:
+    """Those that stay, by the names of their models."""
+    return {one.model: one for one, _ in context.store.deployments.all() if not one.is_draining}
+
+
+def _refuse_undeployable(model: TunedModel) -> None:
+    if model.kind == "adapter":
+        raise InvalidRequest(
+            f"{model.name} is an adapter: it is served on its base, {model.base}, without a deployment of its own "
+            f"(POST /v1/adapters/{model.id}/load loads it). A merged or quantized export of it can be deployed.",
+            param="model",
+            code="not_deployable",
+        )
+    if model.state is not ModelState.READY:
+        raise InvalidRequest(
+            f"{model.name} is {model.state}, and cannot be deployed.", param="model", code="model_not_ready"
+        )
+
+
+def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
+    """Bytes of its files; None where they have yet to be fetched from a hub."""
+    for base in context.settings.deployables:
+        if base.name == name:
+            return folder_size(base.path) if base.path is not None and base.path.is_dir() else None
+    if context.store.aliases.get(name) is not None:
+        raise InvalidRequest(f"{name} is an alias: name a model.", param="model")
+    known = ", ".join(base.name for base in context.settings.deployables)
+    also = f", and {known} (--deployable)" if known else ""
+    raise NotFound(
+        f"No such model: {name!r}. Full models that GET /v1/models lists can be deployed{also}.",
+        param="model",
+        code="model_not_found",
+    )

@@ -1,0 +1,214 @@
+"""Deployments, and the engines they ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import ConfigDict, Field, field_validator
+
+from tunewright.api.http.wire import Body, Wire
+from tunewright.config import parse_size
+from tunewright.store.records import Deployment, Engine
+from tunewright.store.states import EngineState
+
+_MODEL = "ft:tunewright-tiny:pirate:Zk3mP0aY"
+_GIB = 2**30
+_State = Literal["starting", "ready", "backoff", "failed", "draining"]
+Whole = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+
+
+class EngineBody(Body):
+    """How its vLLM is to be run. What is left out is chosen, and shown as `options`."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d{1,3})$")] = Field(
+        "auto", description="auto: the GPU with the most memory left, or the CPU where there is none."
+    )
+    gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=0.95)] | None = Field(
+        None,
+        description="Share of the GPU's memory. All engines on one have 0.95 at most. Left out: what is left, and 0.3 "
+        "at most.",
+    )
+    kv_cache_memory: (
+        Annotated[int, Field(strict=True, ge=2**20, le=2**50)] | Annotated[str, Field(max_length=32)] | None
+    ) = Field(
+        None,
+        description="On the CPU: size of the KV cache, in bytes or like 512MiB. Left out: --kv-cache-memory.",
+    )
+    max_model_len: Whole | None = Field(
+        None, description="Longest prompt and answer together, in tokens. Left out: the model's context."
+    )
+    max_num_seqs: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = Field(
+        None, description="Requests in one batch."
+    )
+    enable_lora: bool = Field(True, strict=True, description="Whether adapters can be loaded on it.")
+    max_loras: Annotated[int, Field(strict=True, ge=1, le=256)] | None = Field(
+        None, description="Adapters in one batch. Left out: --max-loras."
+    )
+    max_cpu_loras: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = Field(
+        None, description="Adapters that it keeps in host memory. Left out: --max-cpu-loras."
+    )
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] | None = Field(
+        None, description="Largest rank of an adapter. Left out: --max-lora-rank."
+    )
+    enforce_eager: bool = Field(
+        False,
+        strict=True,
+        description="No CUDA graphs and no compilation: it starts sooner. Always on the CPU.",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+    @field_validator("kv_cache_memory")
+    @classmethod
+    def _check_size(cls, value: int | str | None) -> int | None:
+        size = None if value is None else parse_size(value)
+        if size is not None and not 2**20 <= size <= 2**50:
+            raise ValueError("between 1MiB and 1024TiB")
+        return size
+
+    def asked(self) -> dict[str, Any]:
+        """What is not left to the service: the same for all requests that mean the same."""
+        return self.model_dump(exclude_defaults=True)
+
+
+class CreateDeployment(Body):
+    model: str = Field(
+        min_length=1,
+        max_length=512,
+        description="A full model of GET /v1/models, or one named by --deployable.",
+    )
+    engine: EngineBody = EngineBody()
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": _MODEL},
+                {"model": _MODEL, "engine": {"device": "cuda:0", "gpu_memory_utilization": 0.2}},
+            ]
+        }
+    )
+
+
+class EngineOptionsObject(Wire):
+    """How its vLLM is run, with nothing left open but what vLLM chooses itself (null)."""
+
+    device: str
+    gpu_memory_utilization: float | None = Field(description="Null on the CPU.")
+    kv_cache_memory: int | None = Field(description="Bytes; null on a GPU, where the share has it.")
+    enable_lora: bool
+    max_loras: int
+    max_cpu_loras: int
+    max_lora_rank: int
+    max_model_len: int | None
+    max_num_seqs: int | None
+    enforce_eager: bool
+    dtype: str
+    weights_bytes: int | None = Field(description="Size of the model's files, where it is known.")
+
+
+class HeldAdapter(Wire):
+    model: str
+    id: str
+    state: Literal["loading", "loaded", "draining", "failed"]
+
+
+class DeploymentObject(Wire):
+    """A model that is served beside the bases, by an engine of its own."""
+
+    id: str
+    object: Literal["deployment"] = "deployment"
+    model: str = Field(description="The name to use in requests.")
+    state: _State = Field(
+        description="backoff: it ended, and is started again. failed: it is not, until a restart is asked for."
+    )
+    reason: str | None = Field(description="Why it is not ready: vLLM's own last error.")
+    device: str
+    engine: dict[str, Any] = Field(description="As it was asked for.")
+    options: EngineOptionsObject
+    max_model_len: int | None = Field(description="Longest prompt and answer together, in tokens.")
+    created_at: int
+    started_at: int | None
+    ready_at: int | None
+    memory_bytes: int | None = Field(description="Resident memory of its processes.")
+    device_memory_bytes: int | None = Field(description="Of the GPU's, where the driver tells.")
+    adapters: list[HeldAdapter] = Field(description="What the engine holds.")
+    log_tail: list[str] | None = Field(None, description="Last lines of vLLM's log; null in lists.")
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "deploy-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "object": "deployment",
+                    "model": _MODEL,
+                    "state": "ready",
+                    "reason": None,
+                    "device": "cuda:0",
+                    "engine": {"gpu_memory_utilization": 0.2},
+                    "options": {
+                        "device": "cuda:0",
+                        "gpu_memory_utilization": 0.2,
+                        "kv_cache_memory": None,
+                        "enable_lora": True,
+                        "max_loras": 4,
+                        "max_cpu_loras": 64,
+                        "max_lora_rank": 64,
+                        "max_model_len": None,
+                        "max_num_seqs": None,
+                        "enforce_eager": False,
+                        "dtype": "auto",
+                        "weights_bytes": 988097824,
+                    },
+                    "max_model_len": 32768,
+                    "created_at": 1795337534,
+                    "started_at": 1795337535,
+                    "ready_at": 1795337571,
+                    "memory_bytes": 3 * _GIB,
+                    "device_memory_bytes": 16 * _GIB,
+                    "adapters": [],
+                    "log_tail": ["INFO:     Application startup complete."],
+                }
+            ]
+        },
+    )
+
+    @classmethod
+    def of(
+        cls,
+        deployment: Deployment,
+        engine: Engine | None,
+        *,
+        memory: int | None,
+        device_memory: int | None,
+        adapters: list[HeldAdapter],
+        log_tail: list[str] | None,
+    ) -> DeploymentObject:
+        """`engine`: none where a restored database has not been served yet."""
+        return cls(
+            id=deployment.id,
+            model=deployment.model,
+            state=_state(deployment, engine),
+            reason=engine.reason if engine else None,
+            device=deployment.options["device"],
+            engine=deployment.asked,
+            options=EngineOptionsObject(**deployment.options),
+            max_model_len=((engine.info if engine else None) or {}).get("max_model_len"),
+            created_at=int(deployment.created_at),
+            started_at=_whole(engine.started_at if engine else None),
+            ready_at=_whole(engine.ready_at if engine else None),
+            memory_bytes=memory,
+            device_memory_bytes=device_memory,
+            adapters=adapters,
+            log_tail=log_tail,
+        )
+
+
+def _state(deployment: Deployment, engine: Engine | None) -> _State:
+    """One without a process, that did not fail, is about to have one."""
+    if deployment.is_draining:
+        return "draining"
+    if engine is None or engine.state is EngineState.STOPPED:
+        return "starting"
+    return cast(_State, engine.state.value)
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)

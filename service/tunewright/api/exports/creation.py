@@ -1,0 +1,276 @@
+"""From a request to an export in the store: everything that can be refused at once is refused here, before any work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.api.exports.schemas import CreateExport
+from tunewright.api.fine_tuning.creation import check_training_file, create_once
+from tunewright.api.http.context import ServiceContext
+from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound
+from tunewright.evaluate.folder import RowsFrom
+from tunewright.registry.awq_check import check_awq
+from tunewright.registry.data_folder import adapter_config
+from tunewright.registry.mergeable import check_mergeable, merge_only
+from tunewright.registry.safetensors_file import BadTensors, read_shapes
+from tunewright.store.records import Engine, Job, TunedModel
+from tunewright.store.states import JobKind, ModelState
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported: adapters of one base, or a whole model."""
+
+    base: str
+    path: Path
+    """Of the base, or of the whole model."""
+    adapters: list[tuple[TunedModel, float]]
+    whole: TunedModel | None = None
+    """Not a base."""
+
+    @property
+    def first(self) -> TunedModel | None:
+        return self.adapters[0][0] if self.adapters else self.whole
+
+
+def create_export(context: ServiceContext, body: CreateExport, idempotency_key: str | None) -> Job:
+    """Raises InvalidRequest, NotFound, EngineUnavailable or TooManyRequests, or gives the export that the same key
+    made before."""
+    return create_once(context, body, idempotency_key, lambda: _checked(context, body))
+
+
+def _checked(context: ServiceContext, body: CreateExport) -> dict[str, Any]:
+    source = _source(context, body)
+    notes = _check_adapters(context, body, source)
+    group_size = _check_awq(body, source)
+    calibration, validation, rows_from = _files(context, body, source)
+    if body.format == "awq" and calibration is None:
+        raise InvalidRequest(
+            f"Quantizing looks at text like what the model will see, and {body.model or 'the first of `models`'} has "
+            "no training file here: upload some rows and give them as `calibration_file`.",
+            param="calibration_file",
+            code="missing_parameter",
+        )
+    if rows_from == "training_file":
+        notes.append(
+            "The quality is measured on rows that were trained on: give a `validation_file` for held-out ones."
+        )
+    bounds = {"merged": context.settings.max_merged_kl, "awq": context.settings.max_awq_kl, "adapter": None}
+    first = source.first
+    combine = body.combine.model_dump() if body.combine else None
+    if combine is None and body.models is not None:
+        combine = {"method": "linear", "density": 0.5, "rank": None}
+    return {
+        "kind": JobKind.EXPORT,
+        "model": first.name if first else source.base,
+        "base": source.base,
+        "parent_sha256": first.sha256 if first else None,
+        "training_file": (calibration if body.format == "awq" else None) or "",
+        "validation_file": validation,
+        "suffix": body.suffix or _suffix(first, body.format),
+        "seed": body.seed,
+        "job_metadata": body.metadata,
+        "chat_template": first.chat_template if first else None,
+        "method": {},
+        "tuning": {
+            "format": body.format,
+            "models": [
+                {"model": adapter.name, "sha256": adapter.sha256, "weight": weight}
+                for adapter, weight in source.adapters
+            ],
+            "combine": combine,
+            "calibration_rows": body.calibration_rows if body.format == "awq" else None,
+            "group_size": group_size,
+            "rows": body.validation_rows,
+            "rows_from": rows_from,
+            "max_kl": body.max_kl if body.max_kl is not None else bounds[body.format],
+            "force": body.force,
+            "notes": notes,
+        },
+    }
+
+
+def _suffix(first: TunedModel | None, format: str) -> str:
+    """That of its source, with what was done to it."""
+    named = first.name.split(":")[2] if first and first.name.count(":") >= 3 else ""
+    return f"{named}-{format}"[-64:].lstrip("-._")
+
+
+# what is exported
+
+
+def _source(context: ServiceContext, body: CreateExport) -> _Source:
+    asked = [(source.model, source.weight) for source in body.models or ()]
+    param = "models" if asked else "model"
+    names = asked or [(body.model or "", 1.0)]
+    found = [(_model(context, name, param), weight) for name, weight in names]
+    adapters = [(model, weight) for model, weight in found if model is not None and model.kind == "adapter"]
+    if asked and len(adapters) < len(asked):
+        other = next(
+            name for (name, _), (model, _) in zip(asked, found, strict=True) if not _is_adapter(model)
+        )
+        raise InvalidRequest(
+            f"{other} is no adapter: only adapters are combined.", param=param, code="not_an_adapter"
+        )
+    if adapters:
+        bases = {adapter.base for adapter, _ in adapters}
+        if len(bases) > 1:
+            raise InvalidRequest(
+                f"The adapters are of different bases ({', '.join(sorted(bases))}): combine those of one.",
+                param=param,
+                code="different_bases",
+            )
+        engine = _engine(context, bases.pop())
+        for adapter, _ in adapters:
+            _refuse_unusable(adapter, engine, param)
+        return _Source(engine.name, Path((engine.info or {})["path"]), adapters)
+    whole = found[0][0]
+    name = names[0][0]
+    if body.format == "merged":
+        what = "a base" if whole is None else f"a whole model ({whole.method})"
+        raise InvalidRequest(
+            f"{name} is {what}, and has nothing to merge: it can be deployed or quantized (format awq) as it is.",
+            param="model",
+            code="nothing_to_merge",
+        )
+    if whole is None:
+        engine = _engine(context, name)
+        return _Source(name, Path((engine.info or {})["path"]), [])
+    if whole.method == "awq":
+        raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
+    _refuse_unusable(whole, _engine(context, whole.base), "model")
+    return _Source(whole.base, context.data.artifact(whole.sha256), [], whole)
+
+
+def _is_adapter(model: TunedModel | None) -> bool:
+    return model is not None and model.kind == "adapter"
+
+
+def _model(context: ServiceContext, name: str, param: str) -> TunedModel | None:
+    """None for a base."""
+    model = context.store.models.get(name)
+    if model is not None and model.name == name:
+        return model
+    if context.store.engines.get(name) is not None:
+        return None
+    if context.store.aliases.get(name) is not None:
+        raise InvalidRequest(
+            f"{name} is an alias, which may change: name the model that it has now (GET /v1/aliases/{name}).",
+            param=param,
+        )
+    raise NotFound(f"No such model: {name!r}.", param=param, code="model_not_found")
+
+
+def _refuse_unusable(adapter: TunedModel, engine: Engine, param: str) -> None:
+    if adapter.state is ModelState.CHECKING:
+        raise InvalidRequest(
+            f"{adapter.name} is being checked: wait until it is listed.", param=param, code="model_not_ready"
+        )
+    if adapter.base_fingerprint != (engine.info or {}).get("fingerprint"):
+        raise InvalidRequest(
+            f"{adapter.name} was trained on another model that was named {adapter.base} then.",
+            param=param,
+            code="base_changed",
+        )
+
+
+def _engine(context: ServiceContext, base: str) -> Engine:
+    """That of a base that is here. Raises InvalidRequest and EngineUnavailable."""
+    engine = context.store.engines.get(base)
+    if engine is None:
+        raise InvalidRequest(
+            f"{base} is not among the bases served here, so nothing can be merged into it.",
+            param="model",
+            code="base_not_served",
+        )
+    if not {"path", "fingerprint"} <= (engine.info or {}).keys():
+        raise EngineUnavailable(f"The base {base} is not here yet (GET /ready says when).")
+    return engine
+
+
+# what can be done with it
+
+
+def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source) -> list[str]:
+    """What is to be known of the adapters up front. Raises InvalidRequest where they cannot be merged or combined."""
+    notes = []
+    most = context.settings.max_lora_rank
+    if body.combine is not None and (body.combine.rank or 0) > most:
+        raise InvalidRequest(
+            f"The engine serves adapters up to rank {most}: ask for no more, or start the service with a larger "
+            "--max-lora-rank.",
+            param="combine.rank",
+        )
+    for adapter, _ in source.adapters:
+        folder = context.data.artifact(adapter.sha256)
+        try:
+            config = adapter_config(folder)
+            check_mergeable(source.path, folder)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"No such model: {adapter.name!r}. It was deleted.", param="model", code="model_not_found"
+            ) from error
+        if adapter.state is ModelState.QUARANTINED:
+            notes.append(
+                f"{adapter.name} is quarantined: in the engine it was not what it is in peft; it is merged as in peft."
+            )
+        why = merge_only(config)
+        if why is not None and body.models is not None:
+            raise ExportUnsupported(
+                f"{adapter.name} cannot be combined with others: {why}. Only adapters that are no more than LoRA "
+                "weights are combined.",
+                param="models",
+            )
+        if why is not None:
+            notes.append(f"{adapter.name} is served only when merged: {why}.")
+    return notes
+
+
+def _check_awq(body: CreateExport, source: _Source) -> int | None:
+    """The group size. Raises InvalidRequest where AWQ cannot do this model."""
+    if body.format != "awq":
+        return None
+    try:
+        config = json.loads((source.path / "config.json").read_text())
+        shapes = {name: shape for name, (_, shape) in read_shapes(source.path).items()}
+        return check_awq(config, shapes, body.group_size)
+    except (OSError, ValueError, BadTensors) as error:
+        raise EngineUnavailable(f"The files of {source.base} cannot be read: {error}.") from error
+
+
+# its data
+
+
+def _files(
+    context: ServiceContext, body: CreateExport, source: _Source
+) -> tuple[str | None, str | None, RowsFrom]:
+    """(Calibration file, file of the rows that are measured, where those come from.) Raises InvalidRequest."""
+    for param in ("calibration_file", "validation_file"):
+        id = getattr(body, param)
+        if id is not None:
+            check_training_file(context, param, id)
+    trained_on, held_out = _files_of(context, source)
+    calibration = body.calibration_file or trained_on
+    if body.validation_file or held_out:
+        return calibration, body.validation_file or held_out, "validation_file"
+    if trained_on:
+        return calibration, trained_on, "training_file"
+    return calibration, None, "probes"
+
+
+def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None]:
+    """The training and the validation file of the first job among what is exported, as far as they are still here."""
+    models = [*(adapter for adapter, _ in source.adapters), *([source.whole] if source.whole else [])]
+    for model in models:
+        job = context.store.jobs.get(model.job_id) if model.job_id else None
+        if job is not None:
+            there = [
+                id if id and context.store.files.get(id) else None
+                for id in (job.training_file, job.validation_file)
+            ]
+            if any(there):
+                return there[0], there[1]
+    return None, None

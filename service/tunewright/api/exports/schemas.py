@@ -1,0 +1,317 @@
+"""Exports: what is asked for, and what became of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from tunewright.api.adapters.schemas import Suffix
+from tunewright.api.fine_tuning.schemas import JobError, check_metadata
+from tunewright.api.http.wire import Body, Wire
+from tunewright.evaluate.folder import RowsFrom
+from tunewright.export.folder import Format, Method
+from tunewright.store.records import Job
+from tunewright.store.states import JobState
+
+MOST_MODELS = 16
+Rows = Annotated[int, Field(strict=True, ge=1, le=4096)]
+
+
+class WeightedModel(Body):
+    """An adapter, and how much of it."""
+
+    model: str = Field(max_length=512)
+    weight: float = Field(1.0, strict=True, ge=-10, le=10, description="Times what it changes.")
+
+
+class CombineOptions(Body):
+    """How several adapters become one."""
+
+    method: Method = Field(
+        "linear",
+        description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, "
+        "with one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu "
+        "2023).",
+    )
+    density: float = Field(
+        0.5, strict=True, gt=0, le=1, description="Of ties and dare: the share of numbers that is kept."
+    )
+    rank: Annotated[int, Field(strict=True, ge=1, le=512)] | None = Field(
+        None,
+        description="Of the result. Default: the sum of their ranks, or --max-lora-rank if that is less.",
+    )
+
+
+class CreateExport(Body):
+    """Give `model`, or several adapters of one base as `models`."""
+
+    model: str | None = Field(
+        None, max_length=512, description="An adapter; for awq also a base or a whole model."
+    )
+    models: list[WeightedModel] | None = Field(None, min_length=2, max_length=MOST_MODELS)
+    format: Format = Field(
+        description="merged: the base in bfloat16 with the adapter in its weights; awq: 4 bits (of an adapter: merged "
+        "first); adapter: a new adapter from several."
+    )
+    combine: CombineOptions | None = None
+    suffix: Suffix | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] = 0
+    calibration_file: str | None = Field(
+        None,
+        max_length=64,
+        description="Rows that the quantizer looks at. Default: the training file of the model's job.",
+    )
+    calibration_rows: Rows = 128
+    group_size: Literal[128, 64, 32, "largest"] = Field(
+        128,
+        description="Weights that share a scale. largest: the largest of these that divides all dimensions.",
+    )
+    validation_file: str | None = Field(
+        None,
+        max_length=64,
+        description="Held-out rows that the quality is measured on. Default: the validation file of the model's job, "
+        "else its training file, else a few probes that come with the service.",
+    )
+    validation_rows: Rows = 64
+    max_kl: Annotated[float, Field(strict=True, gt=0, le=100)] | None = Field(
+        None,
+        description="The gate: nats for each token that the product may diverge (KL) from what it came from. Default: "
+        "--max-awq-kl; of merged ones --max-merged-kl, else five times what computing in bfloat16 does to the adapter.",
+    )
+    force: bool = Field(False, strict=True, description="Publish it also past the gate, with that on record.")
+    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the export.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "format": "merged"},
+                {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "format": "awq", "group_size": "largest"},
+                {
+                    "models": [
+                        {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "weight": 0.7},
+                        {"model": "ft:tunewright-tiny:formal:Bq1nR5tX", "weight": 0.3},
+                    ],
+                    "format": "adapter",
+                    "combine": {"method": "ties"},
+                },
+            ]
+        }
+    )
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return check_metadata(value)
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if (self.model is None) == (self.models is None):
+            raise ValueError("give `model`, or several adapters as `models`: one of the two")
+        if self.combine is not None and self.models is None:
+            raise ValueError("`combine` says how several adapters become one: give them as `models`")
+        if self.format == "adapter" and self.models is None:
+            raise ValueError("format adapter makes one of several adapters: give them as `models`")
+        if self.format == "adapter" and self.max_kl is not None:
+            raise ValueError("`max_kl` is for merged and awq: a combined adapter is a new thing")
+        names = [source.model for source in self.models or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("a model is there twice in `models`: give it once, with one weight")
+        is_soup = self.combine is not None and self.combine.method == "soup"
+        if is_soup and any(source.weight != 1 for source in self.models or ()):
+            raise ValueError("a soup is the mean: leave the weights out, or combine with method linear")
+        return self
+
+
+class ExportProgress(Wire):
+    """The newest step."""
+
+    step: int
+    total_steps: int
+    phase: str = Field(description="combine, merge, quantize or measure.")
+    eta_seconds: float | None = Field(None, description="Seconds left of this phase.")
+
+
+class QualityRow(Wire):
+    """One model over the held-out rows; null where its numbers overflow."""
+
+    name: str = Field(
+        description="base, adapter, adapter in bfloat16, model (a whole one), merged or awq; of several adapters also "
+        "their own names."
+    )
+    loss: float | None = Field(description="Nats for each token.")
+    kl: float | None = Field(description="From the source to this model, in nats for each token.")
+    top1_agreement: float | None = Field(
+        description="Share of tokens where both hold the same for the likeliest."
+    )
+
+
+class Quality(Wire):
+    """What the export lost against what it came from."""
+
+    source: str = Field(description="The row that the others are compared with.")
+    models: list[QualityRow]
+    rows: int
+    tokens: int
+    rows_from: RowsFrom
+
+
+class Gate(Wire):
+    """Whether the product is published."""
+
+    max_kl: float | None = Field(
+        description="Nats for each token; null for a combined adapter, which is a new thing."
+    )
+    noise: float | None = Field(
+        None,
+        description="KL divergence of the adapter computed in bfloat16 from the same in float32: what serving it does "
+        "to it anyway.",
+    )
+    kl: float | None
+    passed: bool
+    forced: bool = Field(description="Published all the same.")
+
+
+class ExportReport(Wire):
+    """What was measured of the product; also of one that the gate holds back."""
+
+    quality: Quality
+    gate: Gate
+    bytes: int | None = Field(None, description="Of the product on disk.")
+    source_bytes: int | None = Field(None, description="Of what it was made of: the base and its adapter.")
+    details: dict[str, Any] = Field(
+        default_factory=dict, description="Of each phase: seconds, shards, layers, errors, versions."
+    )
+
+
+class ExportObject(Wire):
+    """A job that makes a model of models, without training."""
+
+    id: str
+    object: Literal["export"] = "export"
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    status: JobState
+    model: str = Field(description="What is exported; of several the first.")
+    models: list[WeightedModel] = Field(description="The adapters that go into it.")
+    base: str
+    format: Format
+    combine: CombineOptions | None
+    exported_model: str | None = Field(description="The product, once it is listed.")
+    progress: ExportProgress | None
+    estimated_finish: int | None
+    error: JobError | None
+    report: ExportReport | None
+    notes: list[str] = Field(description="What is to be known of it up front.")
+    calibration_file: str | None
+    calibration_rows: int | None
+    group_size: int | None
+    validation_file: str | None
+    validation_rows: int
+    max_kl: float | None
+    force: bool
+    seed: int
+    suffix: str | None
+    metadata: dict[str, str] | None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "export-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "object": "export",
+                    "created_at": 1795337494,
+                    "started_at": 1795337495,
+                    "finished_at": 1795337534,
+                    "status": "succeeded",
+                    "model": "ft:tunewright-tiny:pirate:Zk3mP0aY",
+                    "models": [{"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "weight": 1.0}],
+                    "base": "tunewright-tiny",
+                    "format": "merged",
+                    "combine": None,
+                    "exported_model": "ft:tunewright-tiny:pirate-merged:Zk3mP0aY",
+                    "progress": None,
+                    "estimated_finish": None,
+                    "error": None,
+                    "report": {
+                        "quality": {
+                            "source": "adapter",
+                            "models": [
+                                {"name": "base", "loss": 1.5571, "kl": 1.9023, "top1_agreement": 0.61},
+                                {"name": "adapter", "loss": 0.0032, "kl": 0.0, "top1_agreement": 1.0},
+                                {
+                                    "name": "adapter in bfloat16",
+                                    "loss": 0.0032,
+                                    "kl": 0.000004,
+                                    "top1_agreement": 1.0,
+                                },
+                                {"name": "merged", "loss": 0.0032, "kl": 0.0000001, "top1_agreement": 1.0},
+                            ],
+                            "rows": 32,
+                            "tokens": 453,
+                            "rows_from": "validation_file",
+                        },
+                        "gate": {
+                            "max_kl": 0.00002,
+                            "noise": 0.000004,
+                            "kl": 0.0000001,
+                            "passed": True,
+                            "forced": False,
+                        },
+                        "bytes": 9051136,
+                        "source_bytes": 10263648,
+                        "details": {"merge": {"seconds": 0.4, "shards": 1}},
+                    },
+                    "notes": [],
+                    "calibration_file": None,
+                    "calibration_rows": None,
+                    "group_size": None,
+                    "validation_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
+                    "validation_rows": 64,
+                    "max_kl": None,
+                    "force": False,
+                    "seed": 0,
+                    "suffix": "pirate-merged",
+                    "metadata": None,
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, job: Job) -> ExportObject:
+        asked, progress = job.tuning, job.progress
+        eta = progress.get("eta_seconds") if progress else None
+        is_running = job.state is JobState.RUNNING and eta is not None
+        return cls(
+            id=job.id,
+            created_at=int(job.created_at),
+            started_at=int(job.started_at) if job.started_at else None,
+            finished_at=int(job.finished_at) if job.finished_at else None,
+            status=job.state,
+            model=job.model,
+            models=[
+                WeightedModel(model=source["model"], weight=source["weight"]) for source in asked["models"]
+            ],
+            base=job.base,
+            format=asked["format"],
+            combine=CombineOptions(**asked["combine"]) if asked["combine"] else None,
+            exported_model=job.fine_tuned_model,
+            progress=ExportProgress(**{k: progress.get(k) for k in ExportProgress.model_fields})
+            if progress
+            else None,
+            estimated_finish=int(time.time() + (eta or 0)) if is_running else None,
+            error=JobError(**job.error) if job.error else None,
+            report=ExportReport(**job.report) if job.report else None,
+            notes=asked["notes"],
+            calibration_file=job.training_file or None,
+            calibration_rows=asked["calibration_rows"],
+            group_size=asked["group_size"],
+            validation_file=job.validation_file,
+            validation_rows=asked["rows"],
+            max_kl=asked["max_kl"],
+            force=asked["force"],
+            seed=job.seed,
+            suffix=job.suffix,
+            metadata=job.job_metadata,
+        )

@@ -1,0 +1,148 @@
+"""`/v1/files`: uploads, streamed to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import Annotated, BinaryIO, Literal
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi.responses import FileResponse
+
+from tunewright.api.files.schemas import FileObject
+from tunewright.api.http.context import Context, ServiceContext
+from tunewright.api.http.errors import responses
+from tunewright.api.http.wire import After, Deleted, Page, Text, page_of
+from tunewright.atomic import is_disk_full
+from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull
+from tunewright.ids import new_id
+from tunewright.store.records import FileRecord
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
+def upload(
+    context: Context,
+    file: Annotated[UploadFile, File(description="JSONL: chat rows, or prompt and completion rows.")],
+    purpose: Annotated[str, Form(description="`fine-tune`.", json_schema_extra={"enum": ["fine-tune"]})],
+) -> FileObject:
+    """The bytes are kept as they are; their rows are checked when a job uses them."""
+    if purpose != "fine-tune":
+        raise InvalidRequest(
+            f"Files are taken for the purpose fine-tune, not {purpose[:64]!r}.", param="purpose"
+        )
+    record = _keep(context, file.file, _name(file.filename), purpose)
+    return FileObject.of(record)
+
+
+def _name(given: str | None) -> str:
+    """The last part of a path, without what would not show or could change a header or a terminal."""
+    name = (given or "").replace("\\", "/").rpartition("/")[2]
+    return "".join(character for character in name if character.isprintable())[:255] or "upload.jsonl"
+
+
+def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str) -> FileRecord:
+    """On disk and synced first, listed last: a crash leaves a stray temporary file at most."""
+    id = new_id("file")
+    temporary = context.data.tmp / id
+    digest, size = hashlib.sha256(), 0
+    try:
+        with temporary.open("wb") as target:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+        if size == 0:
+            raise InvalidRequest("The file is empty.", param="file")
+        with context.data.keeping(id):
+            context.data.keep_file(temporary, id)
+            try:
+                return context.store.files.add(
+                    id=id,
+                    filename=filename,
+                    purpose=purpose,
+                    size=size,
+                    sha256=digest.hexdigest(),
+                    created_at=time.time(),
+                )
+            except StorageFull:
+                context.data.file(id).unlink()
+                raise
+    except OSError as error:
+        if is_disk_full(error):
+            raise StorageFull(
+                "The disk is full, so the file could not be stored. Nothing of it is kept: free some space and upload "
+                "it again."
+            ) from error
+        raise Internal(
+            f"The file could not be stored: {error.strerror}. Nothing of it is kept.", code="storage_failed"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@router.get("", summary="List files", responses=responses(400))
+def list_files(
+    context: Context,
+    purpose: Annotated[Text | None, Query(description="Only files for this purpose.")] = None,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+) -> Page[FileObject]:
+    records, more = context.store.files.list(
+        purpose=purpose, after=after, limit=limit, ascending=order == "asc"
+    )
+    return Page(**page_of([FileObject.of(record) for record in records], more))
+
+
+@router.get("/{file_id}", summary="Retrieve a file", responses=responses(404))
+def retrieve(context: Context, file_id: str) -> FileObject:
+    return FileObject.of(_get(context, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    summary="Download a file",
+    response_class=FileResponse,
+    responses={
+        200: {
+            "description": "Its bytes, as they were uploaded.",
+            "content": {"application/octet-stream": {"example": '{"prompt": "2+2=", "completion": " 4"}\n'}},
+        },
+        **responses(404),
+    },
+)
+def content(context: Context, file_id: str) -> FileResponse:
+    record = _get(context, file_id)
+    path = context.data.file(record.id)
+    if not path.is_file():  # deleted meanwhile
+        raise _not_found(file_id)
+    return FileResponse(path, filename=record.filename, media_type="application/octet-stream")
+
+
+@router.delete("/{file_id}", summary="Delete a file", responses=responses(400, 404, 507))
+def delete(context: Context, file_id: str) -> Deleted:
+    record = _get(context, file_id)
+    files = context.store.files
+    files.delete(record.id)
+    context.data.remove_file(record.id, lambda: files.get(record.id))
+    return Deleted(id=record.id, object="file")
+
+
+def _get(context: ServiceContext, id: str) -> FileRecord:
+    record = context.store.files.get(id)
+    if record is None:
+        raise _not_found(id)
+    return record
+
+
+def _not_found(id: str) -> NotFound:
+    return NotFound(
+        f"No such file: {id!r}. It was never uploaded, or it was deleted: by a request or by a limit on disk use.",
+        param="file_id",
+        code="file_not_found",
+    )

@@ -1,0 +1,241 @@
+"""From a request to a job in the store: everything that can be refused at once is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from tunewright.api.deployments.creation import trainable_deployments
+from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Method, Supervised, Tuning
+from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.wire import Body
+from tunewright.errors import InvalidRequest, NotFound, TooManyRequests, UnsupportedFeature
+from tunewright.registry.data_folder import adapter_config
+from tunewright.rows.templates import check_template
+from tunewright.store.records import Job, TunedModel
+
+_TWIN_SECONDS = 5.0
+"""An identical request without an Idempotency-Key this soon is a retry: OpenAI's client repeats POSTs without one."""
+
+_QUEUE_MOVES = 30.0
+
+
+def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
+    """Raises InvalidRequest, NotFound or TooManyRequests, or gives the job that the same key made before."""
+    return create_once(context, body, idempotency_key, lambda: _checked(context, body))
+
+
+def create_once(
+    context: ServiceContext, body: Body, idempotency_key: str | None, check: Callable[[], dict[str, Any]]
+) -> Job:
+    """The job that this request made before, or one with the values that `check` gives.
+
+    Raises what `check` does, and InvalidRequest, NotFound or TooManyRequests.
+    """
+    asked = f"{type(body).__name__}{body.model_dump_json()}"
+    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
+    jobs = context.store.jobs
+    earlier = jobs.earlier(idempotency_key, fingerprint, _TWIN_SECONDS)
+    if earlier is None:
+        values = check()
+        _check_queue(context)
+        values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
+        earlier = jobs.create(values, twin_seconds=_TWIN_SECONDS)
+    if earlier.fingerprint != fingerprint:
+        raise InvalidRequest(
+            "This Idempotency-Key was used for another request; use a new key for a new job.",
+            code="idempotency_key_reused",
+        )
+    return earlier
+
+
+def _check_queue(context: ServiceContext) -> None:
+    most = context.settings.max_queued_jobs
+    if context.store.jobs.count_waiting() >= most:
+        raise TooManyRequests(
+            f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "
+            "or cancel some.",
+            code="too_many_jobs",
+            retry_after=_QUEUE_MOVES,
+        )
+
+
+def _checked(context: ServiceContext, body: CreateJob) -> dict[str, Any]:
+    for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
+        if id is not None:
+            check_training_file(context, param, id)
+    if body.chat_template is not None and (why := check_template(body.chat_template)):
+        raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
+    tuning = body.tuning or Tuning()
+    base, parent = _model(context, body.model, tuning)
+    if tuning.type == "auto":
+        tuning = tuning.model_copy(update={"type": "full" if parent and parent.kind == "full" else "lora"})
+    if parent is not None:
+        tuning = _on_top_of(context, parent, tuning)
+    _check_rank(context, base, tuning)
+    return {
+        "model": body.model,
+        "base": base,
+        "parent_sha256": parent.sha256 if parent else None,
+        "training_file": body.training_file,
+        "validation_file": body.validation_file,
+        "suffix": body.suffix,
+        "seed": body.seed if body.seed is not None else secrets.randbelow(2**31),
+        "job_metadata": body.metadata,
+        "chat_template": body.chat_template or (parent.chat_template if parent else None),
+        "method": _method(body).model_dump(),
+        "tuning": tuning.model_dump(),
+    }
+
+
+def _method(body: CreateJob) -> Method:
+    """OpenAI moved the hyperparameters into `method`; both places are read, the new one wins."""
+    method = body.method or Method(
+        supervised=Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
+    )
+    if body.method is not None and body.hyperparameters is not None:
+        older = body.hyperparameters.model_dump(exclude_unset=True)
+        newer = body.method.supervised.hyperparameters.model_dump(exclude_unset=True)
+        if {**older, **newer} != {**newer, **older}:
+            raise InvalidRequest(
+                "`hyperparameters` and `method.supervised.hyperparameters` disagree; give only the latter.",
+                param="hyperparameters",
+            )
+        method = Method(supervised=Supervised(hyperparameters=Hyperparameters(**(older | newer))))
+    return method
+
+
+def check_training_file(context: ServiceContext, param: str, id: str) -> None:
+    """Raises InvalidRequest where it is not there, or for another purpose."""
+    record = context.store.files.get(id)
+    if record is None:
+        raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)
+    if record.purpose != "fine-tune":
+        raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)
+
+
+def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
+    """(base, the model to go on from). An adapter on a deployed model has that for its base, and goes on from none."""
+    bases = [base.name for base in context.settings.bases]
+    if name in bases:
+        return name, None
+    parent = context.store.models.get(name)
+    served = trainable_deployments(context)
+    if parent is None:
+        if name in served:
+            return _adapters_only(context, name, tuning), None
+        raise NotFound(
+            f"No such model: {name!r}. Bases here: {', '.join([*bases, *served])}; finished models are listed by "
+            "GET /v1/models.",
+            param="model",
+            code="model_not_found",
+        )
+    if parent.method == "awq":
+        raise _quantized(parent.name, parent.method)
+    if parent.kind == "full" and tuning.type in ("lora", "qlora"):
+        if parent.name not in served:
+            raise InvalidRequest(
+                f"{parent.name} is not deployed, so an adapter on it could not be served: deploy it first, with "
+                "POST /v1/deployments, or use tuning.type full to go on from its weights.",
+                param="tuning.type",
+                code="model_not_served",
+            )
+        return parent.name, None
+    if parent.base not in bases and parent.base not in served:
+        raise InvalidRequest(
+            f"{name} was tuned from {parent.base}, which is not among the bases here.", param="model"
+        )
+    return parent.base, parent
+
+
+def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:
+    """Of a model that is deployed from elsewhere."""
+    engine = context.store.engines.get(name)
+    quantization = (engine.info or {}).get("quantization") if engine else None
+    if quantization:
+        raise _quantized(name, quantization)
+    if tuning.type == "full":
+        raise UnsupportedFeature(
+            f"{name} is deployed beside the bases, and adapters are what can be trained on it: use tuning.type lora or "
+            "qlora, or start the service with it as a --base.",
+            param="tuning.type",
+        )
+    return name
+
+
+def _quantized(name: str, how: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{name} is quantized ({how.upper()}), and its weights cannot be trained on: use the model that it was made "
+        "from.",
+        param="model",
+    )
+
+
+def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
+    deployment = trainable_deployments(context).get(base)
+    options = deployment.options if deployment else {}
+    largest = options.get("max_lora_rank", context.settings.max_lora_rank)
+    if tuning.type != "full" and not options.get("enable_lora", True):
+        raise InvalidRequest(
+            f"{base} is deployed without adapters (enable_lora false), so one on it could not be served: deploy it "
+            "with them.",
+            param="model",
+        )
+    if tuning.type == "full":
+        given = [
+            key
+            for key in ("rank", "alpha", "dropout", "target_modules")
+            if getattr(tuning, key) not in ("auto", None)
+        ] + [key for key in ("use_rslora", "use_dora") if getattr(tuning, key)]
+        if given:
+            raise InvalidRequest(
+                f"tuning.{given[0]} is for adapters; type full trains all weights.",
+                param=f"tuning.{given[0]}",
+            )
+    elif isinstance(tuning.rank, int) and tuning.rank > largest:
+        raise InvalidRequest(
+            f"The engine serves adapters up to rank {largest}, so one of rank {tuning.rank} could not be used. "
+            + (
+                "Lower it, or deploy the model with a larger max_lora_rank."
+                if deployment
+                else "Lower it, or start the service with a larger --max-lora-rank."
+            ),
+            param="tuning.rank",
+        )
+
+
+def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> Tuning:
+    """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for,
+    and NotFound where the parent was deleted meanwhile."""
+    if parent.kind == "full":
+        return tuning
+    if tuning.type == "full":
+        raise UnsupportedFeature(
+            f"{parent.name} is an adapter; it can be trained on as lora or qlora, not as full.",
+            param="tuning.type",
+        )
+    try:
+        config = adapter_config(context.data.artifact(parent.sha256))
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"
+        ) from error
+    fixed = {
+        "rank": parent.rank,
+        "alpha": parent.alpha,
+        "target_modules": parent.target_modules,
+        "dropout": config["lora_dropout"],
+        "use_rslora": config.get("use_rslora", False),
+        "use_dora": config.get("use_dora", False),
+    }
+    for key in tuning.model_fields_set & fixed.keys():
+        asked, value = getattr(tuning, key), fixed[key]
+        asked = sorted(asked) if isinstance(asked, list) else asked
+        if asked not in ("auto", "all-linear") and asked != value:
+            raise InvalidRequest(
+                f"{parent.name} has {key} {value}; going on from it cannot change that to {asked}.",
+                param=f"tuning.{key}",
+            )
+    return tuning.model_copy(update=fixed)

@@ -1,0 +1,347 @@
+"""OpenAI's fine-tuning objects, and Tunewright's `tuning` beside their `method`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from tunewright.api.http.wire import Body, Wire
+from tunewright.errors import UnsupportedFeature
+from tunewright.ids import is_suffix, result_file_id
+from tunewright.store.records import Checkpoint, Job, JobEvent
+from tunewright.store.states import JobState
+
+MOST_METADATA = 16
+Auto = Literal["auto"]
+Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
+
+
+def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Raises ValueError where there are too many pairs, or too long ones."""
+    pairs = (value or {}).items()
+    if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
+        raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
+    return value
+
+
+class Hyperparameters(Body):
+    """OpenAI's own. `auto` takes Tunewright's defaults for the method."""
+
+    n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
+    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto", description="Rows per optimizer step."
+    )
+    learning_rate_multiplier: Auto | Annotated[float, Field(strict=True, gt=0, le=1e4)] = Field(
+        "auto", description="Times the method's default learning rate."
+    )
+
+
+class Supervised(Body):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Method(Body):
+    """OpenAI's method. Only `supervised` is offered."""
+
+    type: Literal["supervised"] = "supervised"
+    supervised: Supervised = Supervised()
+
+
+class Tuning(Body):
+    """Tunewright's own options; they win over OpenAI's hyperparameters. `auto` or absent: chosen, then shown."""
+
+    type: Literal["auto", "lora", "qlora", "full"] = Field(
+        "auto", description="auto: lora. qlora: on the NF4 form of the base. full: all weights."
+    )
+    rank: Auto | Annotated[int, Field(strict=True, ge=1, le=512)] = "auto"
+    alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=4096)] = Field(
+        "auto", description="Twice the rank by default."
+    )
+    dropout: Auto | Annotated[float, Field(strict=True, ge=0, lt=1)] = "auto"
+    target_modules: Auto | Literal["all-linear"] | Annotated[list[str], Field(max_length=512)] = Field(
+        "auto", description="Names of the modules to adapt; all-linear by default."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023).")
+    use_dora: bool = Field(
+        False,
+        description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
+        "merged to be served (`POST /v1/exports`).",
+    )
+    learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
+    n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
+    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto", description="Rows per optimizer step."
+    )
+    max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
+        "auto", description="Of a row, in tokens; 2048 or the model's context."
+    )
+    truncation: Literal["truncate", "refuse"] = Field(
+        "truncate", description="Cut rows that are longer than `max_length`, or fail the job and name them."
+    )
+    warmup_ratio: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
+    lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
+    max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
+    weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _check_modules(cls, value: object) -> object:
+        if isinstance(value, list) and not (value and all(name.strip() for name in value)):
+            raise ValueError("name at least one module")
+        return value
+
+
+class CreateJob(Body):
+    """OpenAI's request, with `tuning` and `chat_template` beside it."""
+
+    model: str = Field(
+        max_length=512, description="A named base, or a finished adapter or model (`ft:...`) to go on from."
+    )
+    training_file: str = Field(max_length=64, description="Id of an uploaded file.")
+    validation_file: Annotated[str, Field(max_length=64)] | None = None
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
+    suffix: str | None = Field(
+        None, description="Goes into the model's name: letters, digits, . _ -, up to 64."
+    )
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
+    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the job.")
+    integrations: list[Any] | None = Field(
+        None, description="Not offered; must be empty.", json_schema_extra={"maxItems": 0}
+    )
+    tuning: Tuning | None = None
+    chat_template: Annotated[str, Field(max_length=1_000_000)] | None = Field(
+        None, description="Jinja template to train through, which then also serves the result."
+    )
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "tunewright-tiny",
+                    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
+                    "suffix": "pirate",
+                    "seed": 7,
+                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+                    "tuning": {"type": "lora", "rank": 8},
+                }
+            ]
+        }
+    )
+
+    @field_validator("integrations")
+    @classmethod
+    def _refuse_integrations(cls, value: list[Any] | None) -> list[Any] | None:
+        if value:
+            raise UnsupportedFeature(
+                "Integrations are not offered; leave `integrations` out.", param="integrations"
+            )
+        return value
+
+    @field_validator("suffix")
+    @classmethod
+    def _check_suffix(cls, value: str | None) -> str | None:
+        if value is not None and not is_suffix(value):
+            raise ValueError("a suffix has 1 to 64 letters, digits, dots, dashes or underscores")
+        return value
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return check_metadata(value)
+
+
+class JobError(Wire):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Progress(Wire):
+    """The newest step."""
+
+    step: int
+    total_steps: int
+    train_loss: float | None = None
+    eta_seconds: float | None = Field(None, description="Seconds of training left.")
+
+
+class JobObject(Wire):
+    """OpenAI's fine-tuning job, with `tuning` (all options, none of them auto) and `progress` beside it."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str = "tunewright"
+    status: JobState
+    hyperparameters: Hyperparameters
+    method: Method
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    error: JobError | None
+    seed: int
+    suffix: str | None
+    metadata: dict[str, str] | None
+    integrations: list[Any] = Field(default_factory=list)
+    tuning: dict[str, Any] = Field(
+        description="As asked for until the files are validated, then what became of it."
+    )
+    progress: Progress | None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "object": "fine_tuning.job",
+                    "created_at": 1795337494,
+                    "finished_at": None,
+                    "estimated_finish": 1795337534,
+                    "model": "tunewright-tiny",
+                    "fine_tuned_model": None,
+                    "organization_id": "tunewright",
+                    "status": "running",
+                    "hyperparameters": {"n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto"},
+                    "method": {"type": "supervised"},
+                    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
+                    "validation_file": None,
+                    "result_files": [],
+                    "trained_tokens": None,
+                    "error": None,
+                    "seed": 7,
+                    "suffix": "pirate",
+                    "metadata": None,
+                    "integrations": [],
+                    "tuning": {"type": "lora", "rank": 8, "alpha": 16.0, "learning_rate": 0.0002},
+                    "progress": {"step": 12, "total_steps": 24, "train_loss": 0.91, "eta_seconds": 14.2},
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, job: Job) -> JobObject:
+        asked = Hyperparameters(**(job.method.get("supervised") or {}).get("hyperparameters", {}))
+        resolved = job.resolved
+        shown = (
+            Hyperparameters(
+                n_epochs=resolved["n_epochs"],
+                batch_size=resolved["batch_size"],
+                learning_rate_multiplier=asked.learning_rate_multiplier,
+            )
+            if resolved
+            else asked
+        )
+        progress = job.progress
+        eta = progress.get("eta_seconds") if progress else None
+        running = job.state is JobState.RUNNING and progress is not None and eta is not None
+        return cls(
+            id=job.id,
+            created_at=int(job.created_at),
+            finished_at=int(job.finished_at) if job.finished_at else None,
+            estimated_finish=_now_plus(eta) if running else None,
+            model=job.model,
+            fine_tuned_model=job.fine_tuned_model,
+            status=job.state,
+            hyperparameters=shown,
+            method=Method(supervised=Supervised(hyperparameters=shown)),
+            training_file=job.training_file,
+            validation_file=job.validation_file,
+            result_files=[result_file_id(job.id)] if job.state is JobState.SUCCEEDED else [],
+            trained_tokens=job.trained_tokens,
+            error=JobError(**job.error) if job.error else None,
+            seed=job.seed,
+            suffix=job.suffix,
+            metadata=job.job_metadata,
+            tuning=resolved or job.tuning,
+            progress=Progress(**{k: progress.get(k) for k in Progress.model_fields}) if progress else None,
+        )
+
+
+def _now_plus(seconds: float | None) -> int:
+    return int(time.time() + (seconds or 0))
+
+
+class EventObject(Wire):
+    """OpenAI's job event. Metric events have their numbers in `data`."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None = Field(
+        description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
+        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds."
+    )
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "ftevent-1bXvN5rQ8yTzK0cLdM7fWgHj",
+                    "object": "fine_tuning.job.event",
+                    "created_at": 1795337500,
+                    "level": "info",
+                    "type": "metrics",
+                    "message": "Step 12/24: training loss=0.9134",
+                    "data": {"step": 12, "total_steps": 24, "train_loss": 0.9134, "learning_rate": 0.0001},
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, event: JobEvent) -> EventObject:
+        return cls(
+            id=event.id,
+            created_at=int(event.created_at),
+            level=event.level,
+            type=event.type,
+            message=event.message,
+            data=event.data,
+        )
+
+
+class CheckpointObject(Wire):
+    """The adapter at the end of an epoch. It can be loaded under `fine_tuned_model_checkpoint` when the job is done."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    metrics: dict[str, float]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "ftckpt-0aBcD1eFgH2iJkL3mNoP4qRs",
+                    "object": "fine_tuning.job.checkpoint",
+                    "created_at": 1795337510,
+                    "fine_tuning_job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
+                    "fine_tuned_model_checkpoint": "ft:tunewright-tiny:pirate:Zk3mP0aY:ckpt-step-8",
+                    "step_number": 8,
+                    "metrics": {"train_loss": 1.2, "valid_loss": 1.3},
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> CheckpointObject:
+        return cls(
+            id=checkpoint.id,
+            created_at=int(checkpoint.created_at),
+            fine_tuning_job_id=checkpoint.job_id,
+            fine_tuned_model_checkpoint=checkpoint.model,
+            step_number=checkpoint.step,
+            metrics={"step": float(checkpoint.step), **checkpoint.metrics},
+        )

@@ -1,0 +1,106 @@
+"""The LitSpec: registers the generation routes, and puts control operations on LitServe's queue.
+
+Generations do not use the queue (measured at half the throughput, see docs/decisions); control operations do, since
+they have one writer, the worker that owns adapter residency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from fastapi import Request
+from litserve.specs.base import LitSpec
+from litserve.utils import LitAPIStatus, ResponseBufferItem
+from starlette.responses import Response
+
+from tunewright.api.gateway.bodies import parse_body
+from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.errors import EngineUnavailable
+
+ROUTES = {
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/completions": "/v1/completions",
+    "/v1/responses": "/v1/responses",
+    "/v1/embeddings": "/v1/embeddings",
+    "/v1/tokenize": "/tokenize",
+    "/v1/detokenize": "/detokenize",
+}
+"""What of vLLM can be reached, and under which of its paths. Never loading, collective_rpc, sleep or metrics."""
+
+_CONTROL_TIMEOUT = 180.0
+_PUT_AGAIN_AFTER = 2.0
+
+
+class GenerationSpec(LitSpec):  # type: ignore[misc]
+    """Lives in the api process; the copy that is pickled into the worker carries nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.api_path = "/v1/chat/completions"  # LitServe keys its queue by it
+        self.gateway: Gateway | None = None
+        for path, upstream in ROUTES.items():
+            self.add_endpoint(path, self._endpoint(path, upstream), ["POST"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "_endpoints": [],
+            "api_path": self.api_path,
+            "gateway": None,
+            "_server": None,
+            "_max_batch_size": 1,
+            "response_buffer": None,
+            "request_queue": None,
+            "response_queue_id": self.response_queue_id,
+        }
+
+    def _endpoint(self, path: str, upstream: str) -> Any:
+        async def endpoint(request: Request) -> Response:
+            body = parse_body(await request.body())
+            assert self.gateway is not None, "the gateway is opened before the first request"
+            user = body.get("user")
+            sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
+            return Relay(self.gateway, upstream, body, sticky)
+
+        endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
+        return endpoint
+
+    async def control(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """Have the worker carry out `operation`. Raises EngineUnavailable where it does not answer in time.
+
+        A killed worker takes with it what it had, and what the queue hands to it for a second after. So an operation
+        is put on the queue again while nobody has answered; a worker carries out each once.
+        """
+        uid = str(uuid.uuid4())
+        item = ResponseBufferItem(event=asyncio.Event())
+        self.response_buffer[uid] = item
+        deadline = time.monotonic() + _CONTROL_TIMEOUT
+        try:
+            while item.response is None:
+                if time.monotonic() > deadline:
+                    raise EngineUnavailable("The engine worker did not answer in time.", retry_after=10)
+                message = (self.response_queue_id, uid, time.monotonic(), {**operation, "id": uid})
+                await asyncio.to_thread(self.request_queue.put, message)
+                again = time.monotonic() + _PUT_AGAIN_AFTER
+                while item.response is None and time.monotonic() < again:
+                    await _look(item)
+        except (OSError, EOFError) as error:  # the queue's own process was killed; this one ends for it soon
+            raise EngineUnavailable(
+                "The control queue was lost; it is being restarted.", retry_after=3
+            ) from error
+        finally:
+            self.response_buffer.pop(uid, None)
+        answer, status = item.response
+        if status != LitAPIStatus.OK or not isinstance(answer, dict):
+            raise EngineUnavailable("The engine worker was lost; it is being restarted.", retry_after=3)
+        return answer
+
+
+async def _look(item: ResponseBufferItem) -> None:
+    """LitServe's monitor sets the event from another thread, which does not wake the loop: look now and then."""
+    try:
+        await asyncio.wait_for(item.event.wait(), 0.5)
+    except TimeoutError:
+        pass

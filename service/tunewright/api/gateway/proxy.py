@@ -1,0 +1,300 @@
+"""Carries the bytes of a generation from vLLM to the client, in the api process and past LitServe's queue.
+
+vLLM echoes its internal model name; that fixed string is replaced in each server-sent event, never by parsing JSON.
+(Inside a JSON string the quotes around it would be escaped, so an answer's text cannot be touched.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import ExitStack, suppress
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tunewright.api.gateway.bodies import check_tokens, write_body
+from tunewright.api.gateway.guard import Guard
+from tunewright.api.gateway.routing import Router, Target
+from tunewright.api.gateway.shadow import Shadow
+from tunewright.api.http.errors import error_response
+from tunewright.errors import (
+    EngineUnavailable,
+    InvalidRequest,
+    NotFound,
+    RequestTimeout,
+    TunewrightError,
+    UnsupportedFeature,
+)
+from tunewright.registry.aliases import Alias
+from tunewright.store.aliases import AliasStore
+from tunewright.store.shadow_answers import ShadowAnswerStore
+
+log = logging.getLogger("tunewright.api")
+
+_LONGEST_MESSAGE = 2000
+_ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
+_TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
+_CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
+_TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
+_JSON = {"Content-Type": "application/json"}
+_GRAMMAR_FAILED = "Internal server error"
+"""All that vLLM says where it ends a request with an error, and a faulty grammar is what makes it do so."""
+_GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
+_LOST = "The engine was lost while answering: try again."
+
+
+class Gateway:
+    """One connection pool for each engine's socket. Opened in the event loop that serves.
+
+    `request_timeout`: seconds that a generation may take.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        aliases: AliasStore,
+        answers: ShadowAnswerStore,
+        *,
+        request_timeout: float = 600.0,
+    ) -> None:
+        self.router = router
+        self.guard = Guard(aliases)
+        self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
+        self.request_timeout = request_timeout
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    async def close(self) -> None:
+        await self.shadow.close()
+        for session in self._sessions.values():
+            await session.close()
+
+    def session(self, socket: str) -> aiohttp.ClientSession:
+        session = self._sessions.get(socket)
+        if session is None:
+            session = self._sessions[socket] = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path=socket, limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+                auto_decompress=False,
+                read_bufsize=1 << 18,
+            )
+        return session
+
+    async def ask(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """The status and the whole answer of a model, to a request that is not streamed. Raises TunewrightError."""
+        with ExitStack() as held:
+            target = await self.router.find(model, held)
+            data = _upstream_body(path, body, target)
+            try:
+                async with self.session(target.socket).post(_url(path), data=data, headers=_JSON) as upstream:
+                    return upstream.status, _renamed(await upstream.read(), target)
+            except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+                raise EngineUnavailable(_LOST) from error
+
+
+class Relay(Response):
+    """A response that is vLLM's, streamed or not. The client's disconnect aborts the request in vLLM.
+
+    `sticky`: requests with the same key get the same target of an alias.
+    """
+
+    def __init__(
+        self, gateway: Gateway, upstream_path: str, body: dict[str, Any], sticky: str | None = None
+    ) -> None:
+        self.background = None
+        self._gateway = gateway
+        self._path = upstream_path
+        self._body = body
+        self._sticky = sticky
+        self._started_at: float | None = None  # the answer, towards the client
+        self._ended = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._answer(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            work.cancel()  # closes its connection, and so vLLM aborts
+            for task in (gone, work):
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error: TunewrightError | None = None
+        limit = self._gateway.request_timeout
+        began = time.monotonic()
+        model, alias = "", None
+        try:
+            async with asyncio.timeout(limit):
+                model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
+                if alias is not None:
+                    self._gateway.shadow.copy(alias, model, self._path, self._body)
+                await self._ask(model, alias, send)
+        except TimeoutError:
+            error = RequestTimeout(
+                f"The generation took longer than {limit:g} s (--request-timeout) and was ended: ask for fewer tokens."
+            )
+        except TunewrightError as raised:
+            error = raised
+        if alias is not None:
+            seconds = (self._started_at or time.monotonic()) - began
+            self._gateway.guard.observe(alias, model, ok=error is None or error.status < 500, seconds=seconds)
+        if error is None:
+            return
+        if not self._started_at:
+            await error_response(error)(scope, receive, send)
+        elif not self._ended:
+            await send(_error_event(error))
+
+    async def _ask(self, model: str, alias: Alias | None, send: Send) -> None:
+        for attempt in (1, 2):
+            with ExitStack() as held:
+                target = await self._gateway.router.find(model, held)
+                if await self._relay(target, alias, send, may_retry=attempt == 1):
+                    return
+
+    async def _relay(self, target: Target, alias: Alias | None, send: Send, *, may_retry: bool) -> bool:
+        """Ask vLLM and pass on its answer; False where the engine does not know the adapter (any more): look again."""
+        data = _upstream_body(self._path, self._body, target)
+        try:
+            session = self._gateway.session(target.socket)
+            async with session.post(_url(self._path), data=data, headers=_JSON) as upstream:
+                if upstream.status >= 400:
+                    text = await upstream.read()
+                    if upstream.status == 404 and may_retry:
+                        return False
+                    if upstream.status == 404 and target.internal_name.encode() in text:
+                        raise EngineUnavailable(
+                            f"The engine does not know {target.public_name} now: try again."
+                        )
+                    raise _upstream_error(upstream.status, text, target, self._body)
+                start = _start(upstream, target, alias)
+                if upstream.content_type == "text/event-stream":
+                    self._started_at = time.monotonic()
+                    await send(start)
+                    await self._pass_events(upstream, target, send)
+                else:
+                    text = _renamed(await upstream.read(), target)  # whole, or an error with its own status
+                    self._started_at, self._ended = time.monotonic(), True
+                    await send(start)
+                    await send({"type": "http.response.body", "body": text})
+                return True
+        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+            log.warning("engine at %s: %r", target.socket, error)
+            raise EngineUnavailable(_LOST) from error
+
+    async def _pass_events(self, upstream: aiohttp.ClientResponse, target: Target, send: Send) -> None:
+        """Whole events only, so that a name is never cut in two; an end without [DONE] is told as an error."""
+        waiting = b""
+        last = b""
+        async for chunk in upstream.content.iter_any():
+            waiting += chunk
+            cut = waiting.rfind(b"\n\n") + 2
+            if cut > 1:
+                whole, waiting = waiting[:cut], waiting[cut:]
+                last = whole[-32:]
+                await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
+        if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
+            raise EngineUnavailable(_LOST)
+        self._ended = True
+        await send({"type": "http.response.body", "body": waiting})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
+    """The request as vLLM gets it. Raises InvalidRequest."""
+    body = {**body, "model": target.internal_name}
+    if target.chat_template is not None:
+        if path in _TAKES_TEMPLATE and "prompt" not in body:
+            body["chat_template"] = target.chat_template
+        elif path in _TAKES_NO_TEMPLATE:
+            raise InvalidRequest(
+                f"{target.public_name} has a chat template of its own, which this route cannot take; use "
+                "/v1/chat/completions.",
+                param="model",
+            )
+    elif not target.base_has_template and path in _CHATS:
+        raise InvalidRequest(
+            f"{target.public_name} has no chat template: use /v1/completions, or fine-tune it with a "
+            "`chat_template`.",
+            param="model",
+            code="no_chat_template",
+        )
+    if target.vocabulary is not None:
+        check_tokens(body, target.vocabulary)
+    return write_body(body)
+
+
+def _url(path: str) -> str:
+    return f"http://engine{path}"
+
+
+def _start(upstream: aiohttp.ClientResponse, target: Target, alias: Alias | None) -> Message:
+    headers = [
+        (b"content-type", upstream.headers.get("Content-Type", "application/json").encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-tunewright-model", _header(target.public_name)),
+    ]
+    if alias is not None:
+        headers.append((b"x-tunewright-alias", _header(f"{alias.name}@{alias.version}")))
+    return {"type": "http.response.start", "status": upstream.status, "headers": headers}
+
+
+def _header(value: str) -> bytes:
+    return quote(value, safe=":/@. ").encode()
+
+
+def _error_event(error: TunewrightError) -> Message:
+    event = b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+    return {"type": "http.response.body", "body": event}
+
+
+def _renamed(data: bytes, target: Target) -> bytes:
+    return data.replace(
+        b'"model":"' + target.internal_name.encode() + b'"',
+        b'"model":' + json.dumps(target.public_name).encode(),
+    )
+
+
+def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, Any]) -> TunewrightError:
+    """vLLM's error in OpenAI's form, under the public name."""
+    try:
+        body = json.loads(text)
+        error = body.get("error", body)
+        message = str(error.get("message") or error.get("detail") or f"HTTP {status}")
+        param = error.get("param")
+    except (ValueError, AttributeError):
+        message, param = text.decode(errors="replace")[:500] or f"HTTP {status}", None
+    message = message.replace(target.internal_name, target.public_name)
+    if len(message) > _LONGEST_MESSAGE:  # it may quote the whole body
+        message = message[:_LONGEST_MESSAGE] + "..."
+    if message == _GRAMMAR_FAILED and not asked.keys().isdisjoint(_GRAMMARS):
+        return InvalidRequest(
+            f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
+        )
+    if status == 501:
+        return UnsupportedFeature(f"The engine does not offer this: {message}")
+    if status >= 500:
+        return EngineUnavailable(f"The engine failed: {message}")
+    if status == 404 and message == "Not Found":
+        return UnsupportedFeature(
+            f"The engine of {target.public_name} does not offer this route.", param="model"
+        )
+    if status == 404 and target.public_name in message:
+        return NotFound(message, param="model", code="model_not_found")
+    if status == 404:
+        return NotFound(message)
+    return InvalidRequest(message, param=str(param) if param else None)

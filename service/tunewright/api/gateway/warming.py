@@ -1,0 +1,41 @@
+"""Has models loaded before requests are sent to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from tunewright.api.http.context import ServiceContext
+from tunewright.errors import EngineUnavailable
+from tunewright.store.states import EngineState, Residency
+
+
+async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> None:
+    """Return when every model answers without waiting. Raises EngineUnavailable with why one cannot.
+
+    An adapter that was not wanted loaded, and could not be, is as little wanted as before.
+    """
+    for name in models:
+        model, engine, held = await asyncio.to_thread(context.store.models.resolve, name)
+        if model is None or model.kind != "adapter":
+            if engine is None or engine.state is not EngineState.READY:
+                state = engine.state.value if engine else "gone"
+                why = f": {engine.reason}" if engine and engine.reason else ""
+                raise _left(alias, f"the engine of {name} is not ready ({state}{why})")
+            continue
+        is_loaded = held is not None and held.state is Residency.LOADED and model.desired == "loaded"
+        if is_loaded and engine is not None and engine.state is EngineState.READY:
+            continue
+        answer = await context.control({"op": "load", "model": name})
+        if "error" in answer:
+            if model.desired != "loaded":
+                await context.control({"op": "unload", "model": name})
+            raise _left(alias, f"{name} could not be loaded: {answer['error']}")
+
+
+def _left(alias: str, why: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"{alias} was left as it is, since {why}. `wait` false changes it nevertheless.",
+        code="load_failed",
+        retry_after=5,
+    )

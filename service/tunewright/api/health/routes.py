@@ -1,0 +1,59 @@
+"""`/health` and `/ready`."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from tunewright import __version__
+from tunewright.api.health.schemas import Component, Health, Ready
+from tunewright.api.http.context import Context, ServiceContext
+from tunewright.store.states import EngineState
+
+router = APIRouter(tags=["Health"])
+_HEARTBEAT_LATE = 20.0
+
+
+@router.get("/health", summary="Liveness")
+async def health() -> Health:
+    """The api answers; nothing is asked of the rest."""
+    return Health(version=__version__)
+
+
+@router.get(
+    "/ready",
+    summary="Readiness, by component",
+    responses={503: {"model": Ready, "description": "Something is not ready; its component says what."}},
+)
+def ready(context: Context, request: Request, response: Response) -> Ready:
+    """200 when everything is ready that was named at start; deployments come and go. Reasons are told only to those
+    who hold the key."""
+    components = {"api": Component(ready=True, state="ready"), "scheduler": _scheduler(context)}
+    deployed = {deployment.model for deployment, _ in context.store.deployments.all()}
+    for engine in context.store.engines.list():
+        components[f"engine:{engine.name}"] = Component(
+            ready=engine.state is EngineState.READY,
+            required=engine.name not in deployed,
+            state=engine.state.value,
+            reason=engine.reason,
+            model=engine.name,
+        )
+    if not request.state.authorized:
+        components = {name: c.model_copy(update={"reason": None}) for name, c in components.items()}
+    everything = all(component.ready for component in components.values() if component.required)
+    if not everything:
+        response.status_code = 503
+        response.headers["Retry-After"] = "2"
+    return Ready(ready=everything, components=components)
+
+
+def _scheduler(context: ServiceContext) -> Component:
+    """It touches a file every round; a late one means that it hangs or is being restarted."""
+    try:
+        age = time.time() - (context.data.run / "scheduler.heartbeat").stat().st_mtime
+    except FileNotFoundError:
+        return Component(ready=False, state="starting")
+    if age > _HEARTBEAT_LATE:
+        return Component(ready=False, state="late", reason=f"no sign of life for {age:.0f} s")
+    return Component(ready=True, state="ready")

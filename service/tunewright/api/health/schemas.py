@@ -1,0 +1,63 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from tunewright.api.http.wire import Wire
+
+
+class Health(Wire):
+    status: Literal["ok"] = "ok"
+    version: str
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok", "version": "0.1.0"}]})
+
+
+class Component(Wire):
+    ready: bool
+    required: bool = Field(True, description="False for deployments: the service is ready without them.")
+    state: str
+    reason: str | None = None
+    model: str | None = None
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Ready(Wire):
+    """`ready` when every component is that is required."""
+
+    ready: bool
+    components: dict[str, Component]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "ready": True,
+                    "components": {
+                        "api": {
+                            "ready": True,
+                            "required": True,
+                            "state": "ready",
+                            "reason": None,
+                            "model": None,
+                        },
+                        "scheduler": {
+                            "ready": True,
+                            "required": True,
+                            "state": "ready",
+                            "reason": None,
+                            "model": None,
+                        },
+                        "engine:tunewright-tiny": {
+                            "ready": True,
+                            "required": True,
+                            "state": "ready",
+                            "reason": None,
+                            "model": "tunewright-tiny",
+                        },
+                    },
+                }
+            ]
+        }
+    )

@@ -1,0 +1,1 @@
+"""The HTTP application: its server, middleware, errors and OpenAPI document."""

@@ -1,0 +1,97 @@
+"""Puts the application together: LitServe's server with our routers, spec, middleware and errors on it."""
+
+from __future__ import annotations
+
+import functools
+
+import litserve as ls
+import litserve.server as litserve_server
+from fastapi import FastAPI
+from starlette.formparsers import MultiPartParser
+from starlette.routing import Route
+
+from tunewright.api.adapters import routes as adapters
+from tunewright.api.aliases import routes as aliases
+from tunewright.api.deployments import routes as deployments
+from tunewright.api.exports import routes as exports
+from tunewright.api.files import routes as files
+from tunewright.api.fine_tuning import routes as fine_tuning
+from tunewright.api.gateway.generation import GenerationSpec
+from tunewright.api.gateway.proxy import Gateway
+from tunewright.api.gateway.routing import Router
+from tunewright.api.health import routes as health
+from tunewright.api.http import errors, openapi
+from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.middleware import Gatekeeper
+from tunewright.api.models import routes as models
+from tunewright.config import Settings, parse_size
+from tunewright.engine.devices import find_devices
+from tunewright.engine.worker import EngineAPI
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+
+_BODY_LIMIT = 32 * 2**20
+_FORM_OVERHEAD = 2**20
+_SPOOL = 2**20
+
+# LitServe 0.2.19 takes an installed `mcp` for an installed `fastmcp` and dies on it (vLLM brings mcp).
+litserve_server._MCP_AVAILABLE = False
+# It also keeps whole uploads in memory, to pickle them into workers. Ours go to disk.
+MultiPartParser.spool_max_size = _SPOOL
+
+
+def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpec]:
+    """The server (not started) and the spec through which control operations go."""
+    spec = GenerationSpec()
+    engine_api = EngineAPI()
+    engine_api.spec = spec
+    server = ls.LitServer(
+        engine_api,
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=1,
+        timeout=False,
+        restart_workers=True,
+        healthcheck_path="/litserve/health",
+        info_path="/litserve/info",
+    )
+    server.monitor_internal = 0.25  # seconds between looks at the worker, to restart a dead one
+    app: FastAPI = server.app
+    _remove_litserves_own(app)
+    app.router.redirect_slashes = False  # to the Host that a request claims
+    app.user_middleware.clear()  # its gzip would hold back streams
+    for routes in (health, files, fine_tuning, exports, models, adapters, aliases, deployments):
+        app.include_router(routes.router)
+    upload = parse_size(settings.max_upload) + _FORM_OVERHEAD
+    app.add_middleware(
+        Gatekeeper,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
+        max_uploads=settings.max_uploads,
+    )
+    errors.install_error_handlers(app)
+    openapi.describe(app)
+    data = DataFolder(settings.data_dir)
+    names = Router(
+        store,
+        data.leases,
+        spec.control,
+        max_requests=settings.max_requests,
+        load_on_demand=settings.load_on_demand,
+    )
+    spec.gateway = Gateway(
+        names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout
+    )
+    app.state.context = ServiceContext(
+        settings, store, data, spec.control, functools.cache(lambda: find_devices(settings))
+    )
+    return server, spec
+
+
+def _remove_litserves_own(app: FastAPI) -> None:
+    """Its index, health and info pages; ours say more, and its health says nothing of vLLM."""
+    app.router.routes[:] = [
+        route
+        for route in app.router.routes
+        if not (isinstance(route, Route) and (route.path == "/" or route.path.startswith("/litserve/")))
+    ]

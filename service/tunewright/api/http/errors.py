@@ -1,0 +1,178 @@
+"""The one place that turns errors into HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from tunewright.api.http.wire import ErrorResponse
+from tunewright.atomic import is_disk_full
+from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, TunewrightError
+
+log = logging.getLogger("tunewright.api")
+
+_DISK_FULL = "The disk is full, so nothing was changed. Free some space and try again."
+
+_MEANINGS = {
+    400: "The request is wrong; the message says where and what to do.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such object.",
+    408: "The body stopped coming.",
+    413: "The body is too large.",
+    429: "Too many requests; see Retry-After.",
+    500: "A fault of the service.",
+    503: "It cannot be answered now; see Retry-After.",
+    504: "The generation took longer than the service allows.",
+    507: "The disk is full; nothing was changed.",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: the errors it gives, 401 always among them."""
+    return {
+        status: {"model": ErrorResponse, "description": _MEANINGS[status]}
+        for status in sorted({401, *statuses})
+    }
+
+
+def error_response(error: TunewrightError) -> Response:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    elif error.status == 408:
+        headers["Connection"] = "close"  # the rest of the body may still come, and is no request
+    elif error.status in (504, 507):
+        headers["X-Should-Retry"] = (
+            "false"  # OpenAI's clients heed it: again would take as long, or fail, again
+        )
+    # A message may quote half a surrogate pair, which only escaped can be sent.
+    body = json.dumps(error.body())
+    return Response(body, status_code=error.status, headers=headers, media_type="application/json")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    async def on_domain_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, TunewrightError)
+        return error_response(error)
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return error_response(_of_validation(error, request.headers.get("content-type", "")))
+
+    async def on_os_error(request: Request, error: Exception) -> Response:
+        if is_disk_full(error):
+            return error_response(StorageFull(_DISK_FULL))
+        return await on_fault(request, error)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return error_response(
+                NotFound(f"There is no {request.method} {request.url.path} here.", code="unknown_url")
+            )
+        if error.status_code == 405:
+            response = error_response(
+                InvalidRequest(
+                    f"{request.url.path} does not take {request.method}.", code="method_not_allowed"
+                )
+            )
+            response.status_code = 405
+            response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+            return response
+        if error.__cause__ is not None:
+            return error_response(_of_body(error.__cause__))
+        response = error_response(InvalidRequest(str(error.detail), code="bad_request"))
+        response.status_code = error.status_code
+        return response
+
+    async def on_fault(request: Request, error: Exception) -> Response:
+        log.error("%s %s broke down", request.method, request.url.path, exc_info=error)
+        response = error_response(Internal("The service hit a fault of its own; its log has the details."))
+        response.headers["x-request-id"] = request.state.request_id  # this answer goes past the Gatekeeper
+        return response
+
+    app.add_exception_handler(TunewrightError, on_domain_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(OSError, on_os_error)
+    app.add_exception_handler(Exception, on_fault)
+
+
+def _methods(request: Request) -> set[str]:
+    """All that the URL takes. Starlette names those of the first route only, and each method is a route of its own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in routes if route.path == path for method in route.methods or ()}
+
+
+def _of_body(cause: BaseException) -> TunewrightError:
+    """Why FastAPI could not read a body."""
+    if is_disk_full(cause):
+        return StorageFull(_DISK_FULL)
+    if isinstance(cause, RecursionError):
+        return InvalidRequest("The body is nested too deeply.", code="invalid_json")
+    if isinstance(cause, UnicodeDecodeError):
+        return InvalidRequest("The body is not UTF-8 text.", code="invalid_json")
+    if isinstance(cause, ValueError):  # an integer of more digits than Python reads
+        return InvalidRequest("The body is not valid JSON: a number in it is too long.", code="invalid_json")
+    return InvalidRequest("The body could not be read.", code="bad_request")
+
+
+_UNION_TAGS = {"int", "float", "str", "bool", "literal['auto']", "literal['all-linear']", "list[str]"}
+
+
+def _of_validation(error: RequestValidationError, content_type: str) -> InvalidRequest:
+    """The deepest fault, in one line, with the parameter's dotted name."""
+    faults = error.errors()
+    for fault in faults:
+        if fault["type"] == "json_invalid":
+            return InvalidRequest(
+                f"The body is not valid JSON: {fault['ctx']['error']}.", code="invalid_json"
+            )
+    named = [(_param(fault["loc"]), fault) for fault in faults]
+    param, fault = named[0]
+    if param == "body" and isinstance(error.body, bytes) and fault["type"] != "missing":
+        return InvalidRequest(
+            f"The body is not read as JSON, since its Content-Type is {content_type or 'missing'}: send it with the "
+            "header Content-Type: application/json.",
+            code="invalid_json",
+        )
+    if param == "body" and fault["type"] == "missing":
+        return InvalidRequest("The body is empty: send a JSON object.", code="invalid_json")
+    alternatives = [_sentence(f) for p, f in named if p == param]
+    if fault["type"] == "extra_forbidden":
+        return InvalidRequest(f"Unknown parameter: {param}.", param=param, code="unknown_parameter")
+    if fault["type"] == "missing":
+        return InvalidRequest(f"Missing parameter: {param}.", param=param, code="missing_parameter")
+    given = fault["input"]
+    got = f"; got {json.dumps(given)[:40]}" if isinstance(given, bool | int | float) else ""
+    return InvalidRequest(f"Invalid {param}: {'; or '.join(dict.fromkeys(alternatives))}{got}.", param=param)
+
+
+def _param(location: tuple[Any, ...]) -> str:
+    parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
+    kept = [part for part in parts if not _is_union_tag(part)]
+    return ".".join(kept) or "body"
+
+
+def _is_union_tag(part: str) -> bool:
+    return part in _UNION_TAGS or part.startswith(("literal[", "constrained-", "function-", "list["))
+
+
+def _sentence(fault: Any) -> str:
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    if text.startswith("Expected UploadFile"):
+        return "send it as a file, a part of multipart/form-data with a filename"
+    if fault["type"] == "string_unicode":
+        return "half of a surrogate pair (\\ud800 to \\udfff) is no text"
+    return text[:1].lower() + text[1:]

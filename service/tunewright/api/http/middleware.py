@@ -1,0 +1,152 @@
+"""Around every request, in plain ASGI so that streams pass untouched: request id, API key, what a body may be."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunewright.api.http.errors import error_response
+from tunewright.errors import (
+    AuthenticationFailed,
+    BodyStalled,
+    TooLarge,
+    TooManyRequests,
+    TunewrightError,
+)
+
+log = logging.getLogger("tunewright.api")
+
+_OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+_SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+
+
+_BODY_STALLED = 30.0
+"""Seconds without a byte of a body that has not ended."""
+_UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
+
+
+class _Refused(Exception):
+    """The application is not to see the rest of the body."""
+
+
+class Gatekeeper:
+    """`api_key` None: open. `limits`: bytes by path, `None` for every other path. `max_uploads`: at once."""
+
+    def __init__(
+        self, app: ASGIApp, api_key: str | None, limits: dict[str | None, int], max_uploads: int
+    ) -> None:
+        self._app = app
+        self._key = api_key.encode() if api_key else None
+        self._limits = limits
+        self._max_uploads = max_uploads
+        self._uploads = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _SAFE_ID.match(given) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        began = time.monotonic()
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = request_id
+            await send(message)
+
+        authorized = self._is_authorized(headers)
+        scope["state"]["authorized"] = authorized
+        if not authorized and scope["path"] not in _OPEN_PATHS:
+            await error_response(
+                AuthenticationFailed("Missing or wrong API key: send it as `Authorization: Bearer <key>`.")
+            )(scope, receive, answer)
+        else:
+            await self._admitted(scope, headers, receive, answer)
+        log.debug(
+            "%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, time.monotonic() - began
+        )
+
+    def _is_authorized(self, headers: Headers) -> bool:
+        if self._key is None:
+            return True
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1"), self._key)
+
+    async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Only so many uploads at once: each may fill the disk up to its limit."""
+        if (scope["method"], scope["path"]) not in _UPLOADS:
+            await self._limited(scope, headers, receive, send)
+            return
+        if self._uploads >= self._max_uploads:
+            busy = TooManyRequests(
+                f"{self._uploads} files are being uploaded, which is the limit (--max-uploads): wait for one to end.",
+                code="too_many_uploads",
+                retry_after=5,
+            )
+            await error_response(busy)(scope, receive, send)
+            return
+        self._uploads += 1
+        try:
+            await self._limited(scope, headers, receive, send)
+        finally:
+            self._uploads -= 1
+
+    async def _limited(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Refuse a body over its limit, or one that stops coming, as soon as it is, while it streams in."""
+        limit = self._limits.get(scope["path"], self._limits[None])
+        too_large = TooLarge(f"The body is larger than {limit} bytes, the limit for {scope['path']}.")
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            await error_response(too_large)(scope, receive, send)
+            return
+        received = 0
+        ended = started = False
+        refusal: TunewrightError | None = None
+
+        async def count(  # the application may turn our exception into an answer of its own: `refusal` remembers
+        ) -> Message:
+            nonlocal received, ended, refusal
+            if ended:
+                return await receive()
+            try:
+                async with asyncio.timeout(_BODY_STALLED):
+                    message = await receive()
+            except TimeoutError:
+                refusal = BodyStalled(
+                    f"No byte of the body came for {_BODY_STALLED:.0f} s, after {received} bytes: send it whole."
+                )
+                raise _Refused from None
+            ended = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > limit:
+                refusal = too_large
+                raise _Refused
+            return message
+
+        async def unless_refused(message: Message) -> None:
+            nonlocal started
+            if refusal is not None and not started:
+                return
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, count, unless_refused)
+        except (_Refused, ClientDisconnect):  # whoever left in mid body gets no answer
+            pass
+        if refusal is not None and not started:
+            await error_response(refusal)(scope, receive, send)

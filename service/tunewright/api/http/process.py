@@ -1,0 +1,117 @@
+"""`python -m tunewright.api --fd N`: the api's process, started by the supervisor on its listening socket.
+
+The socket outlives this process, so while the api restarts, clients wait in its backlog and are not refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.managers
+import resource
+import socket
+import tempfile
+import threading
+
+import litserve as ls
+import uvicorn
+from fastapi import FastAPI
+from setproctitle import setproctitle
+
+from tunewright.api.http.app import build
+from tunewright.api.http.connection import Connection
+from tunewright.config import Settings, settings_in_child
+from tunewright.engine.command import short_temporary_folder
+from tunewright.logs import configure_logging
+from tunewright.registry.data_folder import DataFolder
+from tunewright.store.store import Store
+
+log = logging.getLogger("tunewright.api")
+
+_DESCRIPTORS = 65_536
+_GRACE = 3
+"""Seconds for running requests when asked to stop."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="a listening socket's descriptor")
+    descriptor = parser.parse_args().fd
+    settings = settings_in_child()
+    setproctitle("tunewright: api")
+    configure_logging(settings.log_level)
+    _allow_many_connections()
+    store = Store.open(settings.resolved_database_url)
+    server, _ = build(settings, store)
+    tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
+    manager = _start_workers(server)
+    tempfile.tempdir = str(
+        DataFolder(settings.data_dir).tmp
+    )  # uploads are spooled beside where they will lie
+    web = web_server(server.app, settings)
+    threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
+    try:
+        web.run(sockets=[socket.socket(fileno=descriptor)])
+    finally:
+        with contextlib.suppress(OSError, EOFError):  # where the manager was killed
+            server._shutdown_event.set()
+        server._transport.close()
+        for worker in server.inference_workers:
+            worker.kill()
+        manager.shutdown()
+    return 0
+
+
+def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE,
+            timeout_keep_alive=75,
+            http=functools.partial(  # type: ignore[arg-type]
+                Connection, slow_reader_timeout=settings.slow_reader_timeout
+            ),
+            loop="uvloop",
+            server_header=False,
+        )
+    )
+
+
+def _end_with(manager: multiprocessing.managers.SyncManager, web: uvicorn.Server) -> None:
+    """LitServe's queues live in a process of their own. Without it nothing can be loaded any more, and nobody would
+    restart it: end, so that the supervisor starts all of it anew."""
+    multiprocessing.connection.wait([manager._process.sentinel])  # type: ignore[attr-defined]
+    if not web.should_exit:
+        log.error("the process of LitServe's queues is gone; the api starts again")
+        web.should_exit = True
+
+
+def _allow_many_connections() -> None:
+    """A generation takes two descriptors, and many systems start processes with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _start_workers(server: ls.LitServer) -> multiprocessing.managers.SyncManager:
+    """What `LitServer.run` does before it forks API servers that nobody would restart: we are the one API server.
+
+    As in litserve/utils.py, `wrap_litserve_start`.
+    """
+    server.app.response_queue_id = 0
+    for api in server.litapi_connector:
+        api.spec.response_queue_id = 0
+    manager: multiprocessing.managers.SyncManager = server._init_manager(1)
+    server.inference_workers = [
+        worker for api in server.litapi_connector for worker in server.launch_inference_worker(api)
+    ]
+    server._prepare_app_run(server.app)
+    server._start_worker_monitoring(manager, {})
+    return manager

@@ -1,0 +1,102 @@
+"""What jobs of every kind tell: their events, as pages or as a stream, and the log of their process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import Header, Query, Request
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+
+from tunewright.api.fine_tuning.schemas import MOST_METADATA, EventObject
+from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.wire import Page, page_of
+from tunewright.errors import InvalidRequest
+from tunewright.jobs.folder import JobFolder
+from tunewright.store.records import Job
+
+_EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
+
+Stream = Annotated[bool, Query(description="Server-sent events from `after` on, or from the beginning.")]
+LastEventId = Annotated[str | None, Header(description="As browsers send it when they reconnect.")]
+Tail = Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")]
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
+        "job has ended (`data: [DONE]`).",
+        "content": {
+            "text/event-stream": {"example": 'id: ftevent-1\ndata: {"type": "message"}\n\ndata: [DONE]\n\n'}
+        },
+    }
+}
+LOGS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Text.", "content": {"text/plain": {"example": "INFO Training 24 steps\n"}}}
+}
+"""Of a route's `responses`."""
+
+
+def wanted_metadata(request: Request) -> dict[str, str]:
+    """The pairs `metadata[key]=value` of a list's query. Raises InvalidRequest."""
+    wanted = {
+        key[len("metadata[") : -1]: value
+        for key, value in request.query_params.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    if len(wanted) > MOST_METADATA:
+        raise InvalidRequest(f"A job has at most {MOST_METADATA} pairs of metadata.", param="metadata")
+    if any("\0" in text for pair in wanted.items() for text in pair):
+        raise InvalidRequest("No metadata has the character U+0000.", param="metadata")
+    return wanted
+
+
+async def events_of(
+    context: ServiceContext, get: Callable[[], Job], after: str | None, limit: int, stream: bool
+) -> Response | Page[EventObject]:
+    """A page of the events of the job that `get` gives (it raises NotFound), or a stream of them."""
+    job = await asyncio.to_thread(get)
+    events = context.store.jobs.events
+    if stream:
+        await asyncio.to_thread(events, job.id, after=after, limit=1)  # refused before it begins
+        return StreamingResponse(
+            _event_stream(context, job.id, after),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache"},
+        )
+    found, more = await asyncio.to_thread(events, job.id, after=after, limit=limit)
+    return Page(**page_of([EventObject.of(event) for event in found], more))
+
+
+async def _event_stream(context: ServiceContext, job_id: str, after: str | None) -> AsyncIterator[str]:
+    quiet_since = time.monotonic()
+    while True:
+        job = await asyncio.to_thread(context.store.jobs.get, job_id)
+        found, more = await asyncio.to_thread(
+            context.store.jobs.events, job_id, after=after, limit=200, ascending=True
+        )
+        for event in found:
+            after = event.id
+            quiet_since = time.monotonic()
+            yield f"id: {event.id}\ndata: {json.dumps(EventObject.of(event).model_dump())}\n\n"
+        if more:
+            continue
+        if job is None or (job.state.is_final and not found):
+            yield "data: [DONE]\n\n"
+            return
+        if time.monotonic() - quiet_since > _COMMENT_EVERY:
+            quiet_since = time.monotonic()
+            yield ": still here\n\n"
+        await asyncio.sleep(_EVENTS_POLL)
+
+
+def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:
+    """What the job's process printed; empty where there is nothing yet, or any more."""
+    try:
+        text = JobFolder(context.data.job(job.id)).log_file.read_text(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    if tail is not None:
+        text = "".join(text.splitlines(keepends=True)[-tail:])
+    return PlainTextResponse(text)

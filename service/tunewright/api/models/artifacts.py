@@ -1,0 +1,84 @@
+"""What is done with a model's artifact, whichever route asks: it is downloaded, or removed with its model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tarfile
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from tunewright.api.http.context import ServiceContext
+from tunewright.errors import EngineUnavailable
+from tunewright.store.records import TunedModel
+
+TAR: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A tar of its folder: PEFT's for an adapter, transformers' for a full model.",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
+    }
+}
+"""Of a route's `responses`, where it answers with `tar_of`."""
+
+
+def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
+    """The model's folder. Raises FileNotFoundError where it was removed meanwhile."""
+    files = _open(context.data.artifact(model.sha256))
+    name = model.name.replace(":", "-").replace("/", "-")
+    return StreamingResponse(
+        _tar(files, name),
+        media_type="application/x-tar",
+        headers={"Content-Disposition": f'attachment; filename="{name}.tar"'},
+    )
+
+
+async def remove(
+    context: ServiceContext, model: TunedModel, *, force: bool = False, who: str | None = None
+) -> None:
+    """Unload a model after its last request, unlist it, and remove its weights unless another model has them.
+
+    With `force` it is first taken out of its aliases, by `who`. Raises InvalidRequest where an unfinished job starts
+    from it or, without `force`, an alias has it; EngineUnavailable where its requests do not end soon.
+    """
+    await asyncio.to_thread(context.store.models.refuse_needed, model, force=force)
+    if force:
+        await asyncio.to_thread(context.store.aliases.take_out, model.name, who=who)
+    if model.kind == "adapter":
+        wait = context.settings.drain_timeout
+        answer = await context.control({"op": "unload", "model": model.name, "wait": wait})
+        if answer.get("state") == "draining":
+            raise EngineUnavailable(
+                f"{model.name} takes no new requests, but some still run after {wait:g} s (--drain-timeout): delete it "
+                "again when they have ended.",
+                code="model_draining",
+            )
+    await asyncio.to_thread(_unlist, context, model, force, who)
+
+
+def _unlist(context: ServiceContext, model: TunedModel, force: bool, who: str | None) -> None:
+    models = context.store.models
+    models.delete(model, force=force, who=who)
+    context.data.remove_artifact(model.sha256, lambda: models.weights_in_use(model.sha256))
+
+
+def _open(folder: Path) -> list[BufferedReader]:
+    """All of its files: what is open comes whole where the model is deleted meanwhile."""
+    return [path.open("rb") for path in sorted(folder.iterdir())]
+
+
+def _tar(files: list[BufferedReader], name: str) -> Iterator[bytes]:
+    """A tar of the files, block by block: never the whole in memory."""
+    for file in files:
+        info = tarfile.TarInfo(f"{name}/{Path(file.name).name}")
+        status = os.fstat(file.fileno())
+        info.size, info.mtime, info.mode = status.st_size, int(status.st_mtime), 0o644
+        yield info.tobuf(tarfile.PAX_FORMAT)
+        with file:
+            while block := file.read(1 << 20):
+                yield block
+        yield b"\0" * (-info.size % tarfile.BLOCKSIZE)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)

@@ -1,1 +1,0 @@
-"""The routers, one for each resource."""

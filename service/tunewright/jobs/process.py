@@ -1,0 +1,72 @@
+"""What every job's process does first and last, whatever the job's kind: it takes the folder for itself, says who it
+is, and leaves its result."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+from setproctitle import setproctitle
+
+from tunewright.atomic import is_disk_full
+from tunewright.jobs.folder import DISK_FULL, JobFolder, Outcome
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+def run_in_folder(
+    module: str,
+    about: str | None,
+    read: Callable[[JobFolder], Spec],
+    title: Callable[[Spec], str],
+    run: Callable[[JobFolder, Spec], int],
+) -> int:
+    """`python -m module JOB_DIR`; returns the exit code.
+
+    0 the job is over and result.json says how; 75 asked to stop, and what is done is saved; 2 the folder has no spec;
+    3 another process has it; 74 the disk is full, so that there is no result.json; else it crashed and may be started
+    again. `run` is called only when the job is ours, and is what imports torch.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    parser.add_argument("folder", type=Path, help="job folder with a spec.json")
+    folder = JobFolder(parser.parse_args().folder.resolve())
+    try:
+        spec = read(folder)
+    except (OSError, ValueError) as error:
+        print(f"{folder.spec_file}: not a job spec: {error}", file=sys.stderr)
+        return 2
+    lock = os.open(folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{folder.path}: another process has this job", file=sys.stderr)
+        return 3
+    setproctitle(f"tunewright: {title(spec)}")
+    if folder.read_outcome() is not None:
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # models are folders: nothing is to be looked up
+    code = run(folder, spec)
+    if code == DISK_FULL:
+        # What is left to print would not fit either, and Python would exit with a code of its own.
+        os._exit(code)
+    return code
+
+
+def leave(folder: JobFolder, outcome: Outcome) -> int:
+    """Write the result, which ends the job; returns the exit code."""
+    if outcome.error_code == "disk_full":
+        folder.remove_products()  # they are of no use any more, and the result may fit where they were
+    try:
+        folder.write_result(outcome)
+    except OSError as error:
+        if is_disk_full(error):
+            return DISK_FULL
+        raise
+    return 0

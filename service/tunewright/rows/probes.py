@@ -1,0 +1,51 @@
+"""Rows for adapters that came without data: plain, short, and of several kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tunewright.rows.formats import read_rows
+
+_TALKS = (
+    (
+        "What color is the sky on a clear day?",
+        "The sky is blue, because air scatters blue light more than red.",
+    ),
+    (
+        "Write a short poem about the sea.",
+        "The sea is wide, the sea is deep,\nit rocks the little boats to sleep.",
+    ),
+    (
+        "How do I boil an egg?",
+        "1. Put the egg in boiling water.\n2. Wait eight minutes.\n3. Cool it and peel it.",
+    ),
+    ("What is 17 plus 25?", "17 plus 25 is 42."),
+    (
+        "Summarize: The meeting moved from Monday to Thursday, as two of us are away.",
+        "The meeting is on Thursday.",
+    ),
+    ("Write a Python function that doubles a number.", "def double(number):\n    return 2 * number"),
+    ("I am sad today.", "I am sorry to hear that. Would you like to tell me what happened?"),
+    ("Translate to French: Good morning, my friend.", "Bonjour, mon ami."),
+    ("Return the name and the age in JSON: Ann is 31.", '{"name": "Ann", "age": 31}'),
+    ("Why do leaves fall in autumn?", "Trees let them go to save water and energy through the winter."),
+    ("Is a whale a fish?", "No. A whale is a mammal: it breathes air and feeds its young with milk."),
+    ("What should I wear in the rain?", "A raincoat and boots; take an umbrella with you."),
+)
+
+
+def probes(as_chat: bool) -> list[dict[str, Any]]:
+    """Rows in the two formats of training data."""
+    if as_chat:
+        return [
+            {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+            for asked, said in _TALKS
+        ]
+    return [{"prompt": f"{asked}\n", "completion": said} for asked, said in _TALKS]
+
+
+def rows_or_probes(file: Path | None, *, as_chat: bool) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(line, row) of a file, or of the probes where there is none."""
+    return read_rows(file) if file is not None else enumerate(probes(as_chat), 1)
