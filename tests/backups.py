@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rows import FILE, JOB, PRODUCT
+from rows import FILE, PRODUCT, create_job
+from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.store.database import Database
 from tunewright.store.records import Job
@@ -44,7 +45,7 @@ def add_file(data: DataFolder, store: Store, id: str, content: bytes) -> None:
 
 
 def new_job(store: Store, state: JobState, **values: Any) -> Job:
-    return store.jobs.create({**JOB, "base": "missing", "model": "missing", "state": state, **values})
+    return create_job(store, base="missing", model="missing", state=state, **values)
 
 
 def write(path: Path, text: str) -> None:
@@ -92,7 +93,7 @@ def publish_adapter(data: DataFolder, store: Store, job: Job, name: str, weights
     assert store.models.publish(
         [{**PRODUCT, "name": name, "sha256": sha256}],
         job_id=job.id,
-        trained_tokens=7,
+        result=FineTuningResult(trained_tokens=7),
         checkpoint_metrics={},
         result_file={
             "id": f"file-result-{job.id}", "filename": "step_metrics.csv", "purpose": "fine-tune-results",
@@ -109,7 +110,7 @@ def rows_of(path: Path) -> dict[str, list[dict[str, Any]]]:
         listed = {
             "files": [asdict(file) for file in store.files.list(purpose=None, after=None, limit=10**6)[0]],
             "models": [asdict(model) for model in store.models.list()[0]],
-            "jobs": [asdict(job) for job in store.jobs.list(after=None, limit=10**6)[0]],
+            "jobs": [asdict(job) for job in store.jobs.list(kind="fine_tuning", after=None, limit=10**6)[0]],
         }
     finally:
         store.close()

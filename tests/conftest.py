@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from rows import BACKENDS, FILE, JOB, POSTGRES, PRODUCT, Publish
+from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job
 from tunewright.ids import result_file_id
+from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.database import Database
 from tunewright.store.records import Job
@@ -94,12 +95,12 @@ def publish_model(store: Store) -> Publish:
     """Lists products of a job, as the scheduler does: the first row is the job's model, checkpoints follow."""
 
     def publish(*changes: dict[str, Any], job: Job | None = None) -> bool:
-        job = job or store.jobs.create({**JOB, "state": JobState.RUNNING})
+        job = job or create_job(store, state=JobState.RUNNING)
         rows = [{**PRODUCT, **change} for change in changes]
         return store.models.publish(
             rows,
             job_id=job.id,
-            trained_tokens=7,
+            result=FineTuningResult(trained_tokens=7),
             checkpoint_metrics={row["checkpoint_step"]: {"train_loss": 1.0} for row in rows},
             result_file={
                 "id": result_file_id(job.id),

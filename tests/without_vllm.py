@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from rows import JOB, PRODUCT
+from rows import PRODUCT, create_job
 from tests.engine.conftest import Service, start_service, wait_until
 from tunewright.config import Base, embedded_base_path
+from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.store.database import Database
@@ -65,17 +65,13 @@ def fill(data_dir: Path) -> None:
     data.file(training_file).write_text("{}\n")
     for state in JobState:
         if state is not JobState.SUCCEEDED:
-            store.jobs.create({**_job(state), "base": "missing", "model": "missing"})
-    done = store.jobs.create(_job(JobState.RUNNING))
+            create_job(store, base="missing", training_file="file-rows", state=state)
+    done = create_job(store, base=BASE, training_file="file-rows", state=JobState.RUNNING)
     for step in (1, 2):
         numbers = {"step": step, "total_steps": 2, "train_loss": 1.0}
-        store.jobs.add_event(done.id, {"level": "info", "type": "metrics", "message": "x", "data": numbers})
+        store.jobs.add_event(done, {"level": "info", "type": "metrics", "message": "x", "data": numbers})
     _publish(store, data, done)
     store.close()
-
-
-def _job(state: JobState) -> dict[str, Any]:
-    return {**JOB, "base": BASE, "model": BASE, "training_file": "file-rows", "state": state}
 
 
 def _publish(store: Store, data: DataFolder, job: Job) -> None:
@@ -101,7 +97,7 @@ def _publish(store: Store, data: DataFolder, job: Job) -> None:
     store.models.publish(
         [{**common, "name": name, "checkpoint_step": step} for name, step in names],
         job_id=job.id,
-        trained_tokens=7,
+        result=FineTuningResult(trained_tokens=7),
         checkpoint_metrics={1: {"train_loss": 1.0}, 2: {"train_loss": 0.5}},
         result_file={**result_file, "bytes": 5, "sha256": "0" * 64},
     )

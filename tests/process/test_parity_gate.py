@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rows import JOB, PRODUCT, Publish
+from rows import FILE, PRODUCT, Publish, create_job
 from tunewright.config import Settings
 from tunewright.engine.client import EngineError
 from tunewright.engine.scoring import EngineBusy
@@ -152,9 +152,9 @@ def gate(
 
 
 def test_a_job_ends_with_the_verdict_on_its_adapter(gate: Gate) -> None:
-    assert (gate.job().state, gate.job().fine_tuned_model) == (JobState.RUNNING, None)
+    assert (gate.job().state, gate.job().model) == (JobState.RUNNING, None)
     gate.until(lambda: gate.job().state.is_final)
-    assert (gate.job().state, gate.job().fine_tuned_model, gate.job().trained_tokens) == (
+    assert (gate.job().state, gate.job().model, gate.job().trained_tokens) == (
         JobState.SUCCEEDED,
         NAME,
         7,
@@ -176,11 +176,11 @@ def test_an_adapter_that_fails_is_quarantined_and_its_job_says_why(
     gate.until(lambda: gate.job().state.is_final)
     error = gate.job().error
     assert error is not None
-    assert (gate.job().state, gate.model().state, error["code"]) == (
+    assert (gate.job().state, gate.model().state, error.code) == (
         JobState.FAILED, ModelState.QUARANTINED, "parity_failed",
     )  # fmt: skip
-    assert FAIL["reason"] in error["message"]
-    assert f"/v1/adapters/{gate.model().id}/load?force=true" in error["message"]
+    assert FAIL["reason"] in error.message
+    assert f"/v1/adapters/{gate.model().id}/load?force=true" in error.message
     assert gate.store.models.wanted_adapters("tiny") == {}, "the engine lets go of it"
 
 
@@ -218,8 +218,8 @@ def test_a_reference_that_only_crashes_quarantines(gate: Gate, reference: Callab
     gate.until(lambda: gate.job().state.is_final)
     error = gate.job().error
     assert error is not None
-    assert (error["code"], gate.starts()) == ("parity_not_checked", MAX_FAILURES)
-    assert "MemoryError: too large" in error["message"]
+    assert (error.code, gate.starts()) == ("parity_not_checked", MAX_FAILURES)
+    assert "MemoryError: too large" in error.message
     assert (gate.model().parity or {})["verdict"] == "not_checked"
 
 
@@ -365,9 +365,7 @@ def test_an_adapter_that_is_being_unloaded_is_asked_about_later(
 
 
 def test_without_room_it_waits_for_jobs_that_train(gate: Gate, reference: Callable[[str], None]) -> None:
-    other = gate.store.jobs.create(
-        {**JOB, "fingerprint": "other", "state": JobState.RUNNING, "device": "cpu"}
-    )
+    other = create_job(gate.store, fingerprint="other", state=JobState.RUNNING, device="cpu")
     reference(f"if [ $run -lt {MAX_FAILURES + 2} ]; then exit {NO_ROOM}; fi; {WRITE}")
     gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
     gate.store.jobs.release(other.id)
@@ -477,7 +475,7 @@ def test_rows_are_held_out_ones_if_there_are_any(
         "its file is not there any more"
     )
     gate.gate.stop()
-    data.file(JOB["training_file"]).write_text("{}\n")
+    data.file(FILE["id"]).write_text("{}\n")
     second = gate.again()
     second.until(lambda: second.starts() == 2)
     assert second.folder.read_spec().rows_from == "training_file"

@@ -17,11 +17,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters import CONFIG, adapter_files, lora_tensors, write_adapter, zeros
-from rows import JOB
+from rows import FILE, create_job
 from tunewright.api.adapters import registration
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
+from tunewright.jobs.kinds import JobError
 from tunewright.registry import adapter_sources
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.store.states import EngineState, JobState, Residency
@@ -180,7 +181,7 @@ def test_two_names_share_one_artifact_until_the_last_is_deleted(
 
 def test_an_adapter_that_a_job_starts_from_stays(api: TestClient, store: Store) -> None:
     shown = register(api)
-    job = store.jobs.create({**JOB, "parent_sha256": shown["sha256"]})
+    job = create_job(store, parent_sha256=shown["sha256"])
     assert error(api.delete(f"/v1/adapters/{shown['id']}"))["code"] == "model_in_use"
     store.jobs.cancel(job.id)
     assert api.delete(f"/v1/adapters/{shown['id']}").status_code == 200
@@ -561,7 +562,9 @@ def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: S
     assert (asked["parity"]["verdict"], asked["parity"]["check_pending"]) == (None, True)
     found = {"verdict": "fail", "reason": "No parity.", "checked_at": 1.0, "slope": 0.5}
     failed = {"level": "warn", "type": "message", "message": "No parity.", "data": None}
-    store.checks.record(shown["id"], found, failure=("parity_failed", "No parity."), event=failed)
+    store.checks.record(
+        shown["id"], found, failure=JobError(code="parity_failed", message="No parity."), event=failed
+    )
     told = api.get(url).json()
     assert (told["state"], told["parity"]["slope"], told["parity"]["check_pending"]) == (
         "quarantined",
@@ -582,7 +585,7 @@ def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: S
 
 def test_a_job_goes_on_from_a_registered_adapter(api: TestClient, store: Store) -> None:
     shown = register(api)
-    body = {"model": shown["model"], "training_file": JOB["training_file"]}
+    body = {"model": shown["model"], "training_file": FILE["id"]}
     job = api.post("/v1/fine_tuning/jobs", json=body).json()
     assert (job["tuning"]["rank"], job["tuning"]["alpha"], job["tuning"]["dropout"]) == (4, 8.0, 0.0)
     kept = store.jobs.get(job["id"])

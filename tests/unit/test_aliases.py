@@ -15,7 +15,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from races import at_once
-from rows import JOB, PRODUCT, Publish
+from rows import PRODUCT, Publish, create_job
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
@@ -476,7 +476,7 @@ def test_a_forced_deletion_takes_the_model_out_of_its_aliases(each: Store) -> No
 
 
 def test_force_does_not_take_a_jobs_weights(each: Store) -> None:
-    each.jobs.create({**JOB, "state": JobState.QUEUED, "parent_sha256": listed(each, "m1").sha256})
+    create_job(each, state=JobState.QUEUED, parent_sha256=listed(each, "m1").sha256)
     each.aliases.put(BOT, [target("m1")])
     with pytest.raises(InvalidRequest, match="is what job"):
         each.models.delete(listed(each, "m1"), force=True)

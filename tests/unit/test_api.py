@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
-from rows import FILE, JOB, Publish
+from rows import FILE, Publish, create_job
 from tunewright.api.fine_tuning import creation
 from tunewright.api.http import middleware
 from tunewright.api.http.app import build
@@ -27,6 +27,7 @@ from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.retention import Retention
+from tunewright.store.records import Job
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
 
@@ -627,10 +628,16 @@ def test_an_unknown_job(api: TestClient, tail: str) -> None:
     error(api.post("/v1/fine_tuning/jobs/ftjob-none/cancel"), 404)
 
 
+def stored(store: Store, id: str) -> Job:
+    job = store.jobs.get(id)
+    assert job is not None
+    return job
+
+
 def test_events_are_paged(api: TestClient, store: Store) -> None:
     id = create(api)["id"]
     for number in range(3):
-        store.jobs.add_event(id, {"level": "info", "type": "message", "message": str(number)})
+        store.jobs.add_event(stored(store, id), {"level": "info", "type": "message", "message": str(number)})
     page = api.get(f"/v1/fine_tuning/jobs/{id}/events", params={"limit": 2}).json()
     assert [event["message"] for event in page["data"]] == ["2", "1"]
     assert page["has_more"] is True
@@ -660,7 +667,7 @@ def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     monkeypatch.setattr(job_reports, "_EVENTS_POLL", 0.01)
     id = create(api)["id"]
     for number in range(205):  # more than one reading
-        store.jobs.add_event(id, {"level": "info", "type": "message", "message": str(number)})
+        store.jobs.add_event(stored(store, id), {"level": "info", "type": "message", "message": str(number)})
     store.jobs.cancel(id)
     path = f"/v1/fine_tuning/jobs/{id}/events"
     events, done = streamed(api, path + "?stream=true")
@@ -681,7 +688,7 @@ def test_a_stream_after_an_unknown_event_is_refused_at_once(api: TestClient) -> 
 
 
 def test_checkpoints_are_listed(api: TestClient, store: Store, publish_model: Publish) -> None:
-    job = store.jobs.create({**JOB, "state": JobState.RUNNING})
+    job = create_job(store, state=JobState.RUNNING)
     rows = [{"name": f"ft:{step}", "checkpoint_step": step} for step in (1, 2)]
     assert publish_model({}, *rows, job=job)
     page = api.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()

@@ -18,16 +18,18 @@ from typing import Any
 import pytest
 
 from adapters import safetensors, zeros
-from rows import JOB
+from rows import create_job, resolved
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.models.artifacts import remove
 from tunewright.config import Settings
-from tunewright.jobs.folder import JobFolder, JobResult
+from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.fine_tuning.publishing import publish_products
+from tunewright.kinds.kind import Service
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
-from tunewright.scheduler.publishing import publish_products
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingResult
 
 SHA = "a" * 64
 BASE = BaseInfo("tiny", Path(), "b" * 64, 64, None, None)
@@ -175,6 +177,7 @@ import sys
 from pathlib import Path
 from tunewright.registry.data_folder import DataFolder
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingResult
 data, store = DataFolder(Path(sys.argv[1])), Store.open(sys.argv[2])
 print("ready", flush=True)
 while True:
@@ -208,18 +211,23 @@ def test_what_is_listed_has_its_files_whoever_removes(
 
 def publish(store: Store, data: DataFolder, folder: Path, name: str) -> str:
     """As the scheduler does, of a trainer's product: the model's name."""
-    job = store.jobs.create(
-        {**JOB, "state": JobState.RUNNING, "resolved": {"type": "lora"}, "fingerprint": name}
-    )
+    job = create_job(store, state=JobState.RUNNING, resolved=resolved(), fingerprint=name)
     run = JobFolder(data.job(job.id))
     run.adapter.mkdir(parents=True)
     for file in folder.iterdir():
         os.link(file, run.adapter / file.name)
-    publish_products(store, data, job, BASE, run, JobResult(status="succeeded"))
+    service = Service(Settings(base=["tiny=/m"], parity="off"), store, data, on_gpu=False)
+    publish_products(
+        service,
+        job,
+        BASE,
+        run,
+        TrainingResult(status="succeeded"),
+    )
     ended = store.jobs.get(job.id)
     assert ended is not None
-    assert ended.fine_tuned_model is not None
-    return ended.fine_tuned_model
+    assert ended.model is not None
+    return ended.model
 
 
 def delete(store: Store, data: DataFolder, name: str) -> None:

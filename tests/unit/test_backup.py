@@ -406,9 +406,7 @@ def test_events_are_archived_as_far_as_they_were_taken_in(
             file.write(backups.EVENT * 3)
         size = path.stat().st_size
         assert used.running.events_offset == 0
-        used.store.jobs.take_in(
-            used.running.id, offset=0, new_offset=size, events=[], progress=None, last_step=0
-        )
+        used.store.jobs.take_in(used.running, new_offset=size, events=[], progress=None, last_step=0)
 
     around_snapshot(monkeypatch, after=bool, before=tell)
     made = backup_of(used.data, tmp_path / "a.tar")
@@ -479,9 +477,7 @@ def test_backups_during_writes_are_consistent(used: Used, tmp_path: Path) -> Non
         job = store.jobs.get(used.running.id)
         assert job is not None
         size, step = path.stat().st_size, job.last_step
-        store.jobs.take_in(
-            job.id, offset=job.events_offset, new_offset=size, events=[], progress=None, last_step=step
-        )
+        store.jobs.take_in(job, new_offset=size, events=[], progress=None, last_step=step)
 
     def products(number: int, store: Store) -> None:
         job = new_job(store, JobState.RUNNING)
@@ -578,7 +574,7 @@ def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path
     made = backup_of(used.data, tmp_path / "a.tar")
     restore_into(target, made.path)
     store = Store.open(url_of(target))
-    jobs = {job.id: job for job in store.jobs.list(after=None, limit=100)[0]}
+    jobs = {job.id: job for job in store.jobs.list(kind="fine_tuning", after=None, limit=100)[0]}
     assert (jobs[used.running.id].state, jobs[used.running.id].device) == (JobState.QUEUED, None)
     assert (jobs[pausing.id].state, jobs[pausing.id].device) == (JobState.PAUSED, None)
     assert jobs[used.finished.id].state is JobState.SUCCEEDED

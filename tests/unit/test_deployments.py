@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from adapters import adapter_files
 from fake_engine import gateway_for
 from races import at_once
-from rows import JOB, PRODUCT
+from rows import PRODUCT, create_job
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
@@ -203,13 +203,13 @@ def test_an_alias_keeps_it_and_its_adapters(each: Store) -> None:
 
 def test_an_unfinished_job_keeps_it_also_by_force(each: Store) -> None:
     made = deploy(each)
-    job = each.jobs.create({**JOB, "base": FULL, "model": FULL})
+    job = create_job(each, base=FULL, model=FULL)
     with pytest.raises(InvalidRequest, match=f"Job {job.id} trains on"):
         each.deployments.drain(made.id, 0.0, force=True)
     each.jobs.cancel(job.id)
     each.deployments.drain(made.id, 0.0)
     with pytest.raises(InvalidRequest, match="being taken down"):
-        each.jobs.create({**JOB, "base": FULL, "model": FULL, "fingerprint": "g"})
+        create_job(each, base=FULL, model=FULL, fingerprint="g")
 
 
 def test_a_job_and_a_deletion_at_the_same_moment_do_not_both_win(each: Store) -> None:
@@ -219,7 +219,7 @@ def test_a_job_and_a_deletion_at_the_same_moment_do_not_both_win(each: Store) ->
         def do(index: int, made: Deployment = made) -> bool:
             try:
                 if index:
-                    each.jobs.create({**JOB, "base": made.model, "model": made.model, "fingerprint": made.id})
+                    create_job(each, base=made.model, model=made.model, fingerprint=made.id)
                 else:
                     each.deployments.drain(made.id, 0.0)
             except InvalidRequest:
@@ -753,7 +753,7 @@ def test_quantized_weights_are_not_trained_on(api: TestClient, store: Store) -> 
 
 def test_a_paused_job_on_a_deployment_is_resumed_while_that_is_there(api: TestClient, store: Store) -> None:
     made = create(api)
-    paused = store.jobs.create({**JOB, "base": FULL, "model": FULL, "state": JobState.PAUSED})
+    paused = create_job(store, base=FULL, model=FULL, state=JobState.PAUSED)
     path = f"/v1/fine_tuning/jobs/{paused.id}/resume"
     store.deployments.remove(made["id"])
     assert error(api.post(path))["code"] == "base_not_served"

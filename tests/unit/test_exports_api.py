@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from lora import random_lora, tampered
-from rows import FILE, JOB, PRODUCT
+from rows import FILE, PRODUCT, create_job
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
@@ -111,7 +111,7 @@ def test_an_export_is_a_job_of_its_own(api: TestClient, pirate: str, store: Stor
 
 
 def test_fine_tuning_jobs_are_no_exports(api: TestClient, store: Store) -> None:
-    job = store.jobs.create({**JOB, "model": BASE, "base": BASE})
+    job = create_job(store, model=BASE, base=BASE)
     assert error(api.get(f"/v1/exports/{job.id}"), 404)["code"] == "export_not_found"
     assert api.get("/v1/exports").json()["data"] == []
     for action in ("cancel", "pause", "resume"):
@@ -155,7 +155,7 @@ def test_every_adapter_of_a_combination_is_kept(
 def test_its_data_is_that_of_the_job(
     api: TestClient, register: Register, store: Store, data: DataFolder
 ) -> None:
-    job = store.jobs.create({**JOB, "base": BASE, "model": BASE, "state": JobState.RUNNING})
+    job = create_job(store, base=BASE, model=BASE, state=JobState.RUNNING)
     trained = register(job_id=job.id)
     export = api.post("/v1/exports", json={"model": trained, "format": "awq"}).json()
     assert export["calibration_file"] == FILE["id"]
@@ -305,7 +305,7 @@ def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store
     assert api.get(f"/v1/exports/{id}/logs").text == ""
     job = store.jobs.get(id)
     assert job is not None
-    store.jobs.mark_valid(id, job.tuning, "Files validated")
+    store.jobs.mark_valid(id, None, "Files validated")
     assert api.post(f"/v1/exports/{id}/pause").json()["status"] == "paused"
     assert api.post(f"/v1/exports/{id}/resume").json()["status"] == "queued"
     data.job(id).mkdir()
@@ -314,6 +314,9 @@ def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store
     store.jobs.cancel(id)
     streamed = api.get(f"/v1/exports/{id}/events", params={"stream": "true"}).text
     assert "Created export" in streamed
+    assert "fine_tuning" not in streamed
+    first = json.loads(streamed.split("\n")[1].removeprefix("data: "))
+    assert (first["object"], first["id"].partition("-")[0]) == ("export.event", "exportevent")
     assert streamed.endswith("data: [DONE]\n\n")
 
 

@@ -24,7 +24,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
-from rows import FILE, JOB, Publish
+from rows import FILE, Publish, create_job
 from tunewright.api.gateway import bodies
 from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
 from tunewright.api.gateway.proxy import Gateway, Relay
@@ -292,7 +292,7 @@ def test_a_full_queue_takes_no_more_jobs(make: Callable[..., TestClient], store:
 
 def test_jobs_wait_until_they_hold_a_device(store: Store) -> None:
     for state in JobState:
-        store.jobs.create({**JOB, "state": state, "fingerprint": state.value})
+        create_job(store, state=state, fingerprint=state.value)
     assert store.jobs.count_waiting() == 3  # validating, queued, paused
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import insert, text, update
 
-from rows import JOB, Publish
+from rows import FILE, Publish, create_job
 from tunewright.config import Settings
 from tunewright.errors import TunewrightError
 from tunewright.registry import data_folder
@@ -25,7 +25,7 @@ from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
 from tunewright.store.states import JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import files, jobs, models
+from tunewright.store.tables import files, job_devices, models
 
 DAY = 86_400.0
 UNFINISHED = [state for state in JobState if not state.is_final]
@@ -44,7 +44,7 @@ class World:
         self.store, self.data, self._publish = store, data, publish
         self.now = time.time()
         self._count = 0
-        store.files.delete(JOB["training_file"])
+        store.files.delete(FILE["id"])
 
     def retention(self, **settings: Any) -> Retention:
         return Retention(
@@ -74,7 +74,7 @@ class World:
         values["training_file"] = values["training_file"] or self.file()
         values.setdefault("fingerprint", str(self._next()))
         end = self.now - ended * DAY if state.is_final else None
-        return self.store.jobs.create({**JOB, "state": state, "finished_at": end, **values})
+        return create_job(self.store, state=state, finished_at=end, **values)
 
     def folder(self, job_id: str) -> Path:
         path = self.data.job(job_id)
@@ -207,13 +207,13 @@ def test_a_files_age_counts_from_the_end_of_its_last_job(world: World, state: Jo
 def test_a_job_shows_its_file_also_when_that_is_gone(world: World) -> None:
     job = world.job(JobState.SUCCEEDED, ended=5)
     world.round(keep_files_days=9)
-    assert job.training_file in world.files()
+    assert job.file("training_file") in world.files()
     world.now += 30 * DAY
     world.round(keep_files_days=9)
-    assert job.training_file not in world.files()
+    assert job.file("training_file") not in world.files()
     shown = world.store.jobs.get(job.id)
     assert shown is not None
-    assert shown.training_file == job.training_file
+    assert shown.file("training_file") == job.file("training_file")
 
 
 def test_result_files_go_like_uploads(world: World) -> None:
@@ -421,7 +421,7 @@ def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobSta
     created_at = world.now - 99 * DAY
     old, new, held = (world.job(state, ended=ended, created_at=created_at) for ended in (8, 6, 8))
     with world.store.database.begin() as connection:
-        connection.execute(update(jobs).where(jobs.c.id == held.id).values(device="cpu"))
+        connection.execute(insert(job_devices).values(device="cpu", job_id=held.id))
     for job in (old, new, held):
         world.folder(job.id)
     world.round(keep_job_folders_days=7)
@@ -575,7 +575,7 @@ def race(
         for number in range(RACES):
             start.wait(20)
             time.sleep(max(0.0, HEAD_STARTS[number % len(HEAD_STARTS)]))
-            refused = why_refused(opened, {**JOB, "fingerprint": str(number), **job(number)})
+            refused = why_refused(opened, fingerprint=str(number), **job(number))
             if refused is None:
                 made.add(number)
             else:
@@ -594,9 +594,9 @@ def race(
     return made
 
 
-def why_refused(store: Store, job: dict[str, Any]) -> str | None:
+def why_refused(store: Store, **job: Any) -> str | None:
     try:
-        store.jobs.create(job)
+        create_job(store, **job)
     except TunewrightError as refused:
         return refused.message
     return None
@@ -637,7 +637,7 @@ def test_rounds_and_jobs_go_together(world: World, url: str) -> None:
         made = set()
         for id in random.Random(1).sample(ids, len(ids)):
             time.sleep(0.0005)
-            if why_refused(opened, {**JOB, "training_file": id, "fingerprint": id}) is None:
+            if why_refused(opened, training_file=id, fingerprint=id) is None:
                 made.add(id)
         return made
 
@@ -736,13 +736,15 @@ def build(world: World, chance: random.Random) -> None:
 
 def in_use(world: World) -> tuple[set[str], set[str], set[str], set[str]]:
     """By looking at every row, one by one: files, models, artifacts, job folders that must stay."""
+    unfinished = world.store.jobs.in_states(*UNFINISHED)
     with world.store.database.read() as connection:
-        unfinished = [job for job in connection.execute(jobs.select()) if not JobState(job.state).is_final]
         held = set(connection.scalars(text("SELECT sha256 FROM residency")))
         rows = connection.execute(models.select()).all()
         uploads = set(connection.scalars(files.select().with_only_columns(files.c.id)))
-    read = {job.training_file for job in unfinished} | {job.validation_file for job in unfinished}
-    parents = {job.parent_sha256 for job in unfinished} - {None}
+    read = {job.file("training_file") for job in unfinished} | {
+        job.file("validation_file") for job in unfinished
+    }
+    parents = {sha256 for job in unfinished for sha256 in job.weights("parent")}
     kept = {
         row.name
         for row in rows

@@ -35,7 +35,7 @@ from tunewright.atomic import publish_folder
 from tunewright.errors import ExportUnsupported, InvalidAdapter, InvalidRequest
 from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import read, same_numbers
-from tunewright.export.folder import Method
+from tunewright.export.folder import CombineMethod
 from tunewright.export.low_rank import Factors, add, nearest
 from tunewright.export.model_files import as_json
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
@@ -68,7 +68,7 @@ def combine(
     base: Path,
     out: Path,
     *,
-    method: Method,
+    method: CombineMethod,
     density: float = DENSITY,
     rank: int | None = None,
     max_rank: int = MAX_RANK,
@@ -112,8 +112,10 @@ def _check_arguments(
     adapters: Sequence[tuple[Path, float]], method: str, density: float, rank: int | None, max_rank: int
 ) -> list[float]:
     """The weights that count. Raises InvalidRequest."""
-    if method not in get_args(Method):
-        raise InvalidRequest(f"method is {method!r}; it must be one of {get_args(Method)}.", param="method")
+    if method not in get_args(CombineMethod):
+        raise InvalidRequest(
+            f"method is {method!r}; it must be one of {get_args(CombineMethod)}.", param="method"
+        )
     if len(adapters) < 2:
         raise InvalidRequest("Combining takes two adapters at least.", param="adapters")
     weights = [float(weight) for _, weight in adapters]

@@ -13,6 +13,7 @@ from tunewright.config import settings_in_child
 from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityGate
@@ -40,11 +41,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, ask_to_stop)
     store = Store.open(settings.resolved_database_url)
     data = DataFolder(settings.data_dir)
-    devices = find_devices(settings)
+    devices = Devices(find_devices(settings), store)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, data, lifeline, devices)
     parity = ParityGate(settings, store, data, lifeline, devices)
-    jobs = JobRunner(settings, store, data, engines, lifeline, devices, lent=parity.devices_in_use)
+    jobs = JobRunner(settings, store, data, engines, lifeline, devices)
     retention = Retention(settings, store, data)
     heartbeat = data.run / "scheduler.heartbeat"
     while not stopping:

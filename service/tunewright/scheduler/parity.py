@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,9 @@ from tunewright.engine.scoring import EngineBusy
 from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
+from tunewright.jobs.kinds import JobError
 from tunewright.registry.data_folder import DataFolder
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
 from tunewright.store.checks import Waiting
@@ -63,13 +65,13 @@ class ParityGate:
     """A part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: list[str]
+        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: Devices
     ) -> None:
         self._settings = settings
         self._store = store
         self._data = data
         self._devices = devices
-        self._references = References(settings, data, lifeline)
+        self._references = References(settings, data, lifeline, devices)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
 
@@ -91,11 +93,6 @@ class ParityGate:
         if unmeasured and not self._references.is_running:
             self._start_reference(unmeasured)
         self._watch_reference(waiting)
-
-    def devices_in_use(self) -> Collection[str]:
-        """GPUs that the reference process was given."""
-        device = self._references.device
-        return () if device in (None, "cpu") else (device,)
 
     def stop(self) -> None:
         """What runs begins again at the next start."""
@@ -145,7 +142,7 @@ class ParityGate:
         base = BaseSpec(
             path=engine.info["path"],
             trust_remote_code=bool(engine.info.get("trust_remote_code")),
-            device="cpu" if has_failed else self._free_gpu(),
+            device=self._devices.lend_for_check(gpu=not has_failed),
             context=engine.info["max_model_len"],
         )
         try:
@@ -162,7 +159,7 @@ class ParityGate:
             base=base,
             adapter_id=one.model.id,
             adapter=str(self._data.artifact(one.model.sha256)),
-            chat_template=one.job.chat_template if one.job else one.model.chat_template,
+            chat_template=one.model.chat_template,
             rows_from=rows_from,
             rows_file=str(rows_file) if rows_file else None,
             rows=self._settings.parity_rows,
@@ -171,19 +168,12 @@ class ParityGate:
     def _rows(self, one: Waiting) -> tuple[RowsFrom, Path | None]:
         """Held-out rows of its job, else those it was trained on, as far as they are still there."""
         if one.job is not None:
-            files: dict[RowsFrom, str | None] = {
-                "validation_file": one.job.validation_file,
-                "training_file": one.job.training_file,
-            }
-            for rows_from, id in files.items():
+            roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
+            for role in roles:
+                id = one.job.file(role)
                 if id is not None and self._data.file(id).is_file():
-                    return rows_from, self._data.file(id)
+                    return role, self._data.file(id)
         return "probes", None
-
-    def _free_gpu(self) -> str:
-        """One that no job has, else the CPU."""
-        taken = {job.device for job in self._store.jobs.on_devices()}
-        return next((device for device in self._devices if device != "cpu" and device not in taken), "cpu")
 
     def _watch_reference(self, waiting: dict[str, Waiting]) -> None:
         ended = self._references.watch()
@@ -236,7 +226,8 @@ class ParityGate:
         told = parity["reason"]
         failure = None
         if verdict is Verdict.FAIL:
-            failure = ("parity_failed", f"{one.model.name} is quarantined: {told} {_what_next(one.model)}")
+            text = f"{one.model.name} is quarantined: {told} {_what_next(one.model)}"
+            failure = JobError(code="parity_failed", message=text)
         self._record(one, parity, failure, told, "info" if verdict is Verdict.PASS else "warn")
 
     def _count_refusal(
@@ -267,11 +258,11 @@ class ParityGate:
             parity |= {key: value for key, value in (one.model.parity or {}).items() if key == "forced"}
         elif quarantine:
             message = f"{one.model.name} is quarantined, since it could not be checked: {why} {_what_next(one.model)}"
-            failure = ("parity_not_checked", message)
+            failure = JobError(code="parity_not_checked", message=message)
         self._record(one, parity, failure, told, "warn")
 
     def _record(
-        self, one: Waiting, parity: dict[str, Any], failure: tuple[str, str] | None, told: str, level: str
+        self, one: Waiting, parity: dict[str, Any], failure: JobError | None, told: str, level: str
     ) -> None:
         event = {
             "level": level,

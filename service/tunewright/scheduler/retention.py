@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tunewright.config import Settings, parse_size
 from tunewright.errors import InvalidRequest
+from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.data_folder import DataFolder, folder_size
 from tunewright.store.records import TunedModel
 from tunewright.store.store import Store
@@ -169,7 +170,7 @@ class Retention:
     def _job_folders(self) -> None:
         if self._settings.keep_job_folders_days is None:
             return
-        over_since = self._store.jobs.over_since()
+        ended_at = self._store.jobs.ended_at()
         things = [
             _Thing(
                 f"folder of job {id}",
@@ -177,16 +178,20 @@ class Retention:
                 since,
                 partial(self._data.remove_job, id),
             )
-            for id in _names(self._data.jobs, "ftjob-*")
-            if (since := over_since.get(id)) is not None
+            for id in self._job_folder_names()
+            if (since := ended_at.get(id)) is not None
         ]
         self._prune("job-folders", things, total=0, days=self._settings.keep_job_folders_days, size=None)
+
+    def _job_folder_names(self) -> set[str]:
+        """The folders of jobs of every kind."""
+        return set().union(*(_names(self._data.jobs, f"{kind.id_prefix}-*") for kind in registered_kinds()))
 
     def _is_our_database(self) -> bool:
         """Whether what it does not point at is of no use. Rows of jobs are not deleted, so a job folder without one
         is another database's, or is newer than a copy that was put back: then it is somebody's work."""
-        folders = _names(self._data.jobs, "ftjob-*")
-        jobs = self._store.jobs.over_since().keys()
+        folders = self._job_folder_names()
+        jobs = self._store.jobs.ended_at().keys()
         strangers = sorted(folders - jobs)
         empty = not (jobs or self._store.files.last_used() or self._store.models.list(limit=1)[0])
         if not strangers and not empty:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
+from tunewright.jobs.kinds import JobError, JobProgress, JobResult
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.states import (
     DeploymentState,
     EngineState,
-    JobKind,
+    JobPhase,
     JobState,
     ModelState,
     Residency,
@@ -29,41 +32,78 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class JobInput:
+    """What a job is made from: an uploaded file, or the weights of a model."""
+
+    role: str
+    file_id: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Job:
+    """A job of any kind. `request`, `resolved`, `result` and `report` are models of its kind (`jobs.kinds`)."""
+
     seq: int
     id: str
-    kind: JobKind
+    kind: str
     state: JobState
+    phase: JobPhase
     created_at: float
     started_at: float | None
     finished_at: float | None
-    model: str
     base: str
-    parent_sha256: str | None
-    training_file: str
-    validation_file: str | None
-    suffix: str | None
     seed: int
-    job_metadata: dict[str, str] | None
-    chat_template: str | None
-    method: dict[str, Any]
-    tuning: dict[str, Any]
-    resolved: dict[str, Any] | None
-    fine_tuned_model: str | None
-    trained_tokens: int | None
-    error: dict[str, Any] | None
-    progress: dict[str, Any] | None
-    report: dict[str, Any] | None
+    metadata: dict[str, str] | None
+    request: BaseModel
+    resolved: BaseModel | None
+    result: JobResult | None
+    report: BaseModel | None
+    error: JobError | None
+    progress: JobProgress | None
     idempotency_key: str | None
     fingerprint: str
-    device: str | None
     attempt: int
     events_offset: int
     last_step: int
+    inputs: tuple[JobInput, ...]
+    devices: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", JobKind(self.kind))
-        object.__setattr__(self, "state", JobState(self.state))
+    def file(self, role: str) -> str | None:
+        """Id of the file that the job has in this role."""
+        return next((one.file_id for one in self.inputs if one.role == role and one.file_id), None)
+
+    def weights(self, role: str) -> list[str]:
+        """Hashes of the weights that the job has in this role, in their order."""
+        return [one.sha256 for one in self.inputs if one.role == role and one.sha256]
+
+    @property
+    def device(self) -> str | None:
+        """The first device that it holds."""
+        return self.devices[0] if self.devices else None
+
+    @property
+    def model(self) -> str | None:
+        """Public name of its product."""
+        return self.result.model if self.result else None
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to be created."""
+
+    kind: str
+    base: str
+    request: BaseModel
+    seed: int
+    inputs: tuple[JobInput, ...] = ()
+    metadata: dict[str, str] | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+    def position_of(self, one: JobInput) -> int:
+        """The position of an input among those of its role, from 0."""
+        return [other for other in self.inputs if other.role == one.role].index(one)
 
 
 @dataclass(frozen=True)

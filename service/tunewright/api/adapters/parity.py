@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from tunewright.api.http.wire import Wire
+from tunewright.wire import Wire
 
 Verdict = Literal["pass", "fail", "no_measurable_effect", "not_checked"]
 

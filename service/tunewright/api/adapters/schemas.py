@@ -6,8 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from tunewright.api.http.wire import Body, Wire
 from tunewright.store.records import Lineage, TunedModel
+from tunewright.wire import Body, Wire
 
 Suffix = Annotated[
     str,

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from tunewright.api.http.wire import Body, Wire
 from tunewright.registry.aliases import MOST_TARGETS, Alias, AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.records import AliasVersion, ShadowAnswer
+from tunewright.wire import Body, Wire
 
 _OLD, _NEW = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:pirate:Qw8rT2yU"
 _TARGETS: list[Any] = [{"model": _NEW, "weight": 1.0}, {"model": _OLD, "weight": 9.0}]

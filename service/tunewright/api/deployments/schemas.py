@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, field_validator
 
-from tunewright.api.http.wire import Body, Wire
 from tunewright.config import parse_size
 from tunewright.store.records import Deployment, Engine
 from tunewright.store.states import EngineState
+from tunewright.wire import Body, Wire
 
 _MODEL = "ft:tunewright-tiny:pirate:Zk3mP0aY"
 _GIB = 2**30

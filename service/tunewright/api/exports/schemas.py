@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tunewright.api.adapters.schemas import Suffix
-from tunewright.api.fine_tuning.schemas import JobError, check_metadata
-from tunewright.api.http.wire import Body, Wire
-from tunewright.evaluate.folder import RowsFrom
-from tunewright.export.folder import Format, Method
-from tunewright.store.records import Job
+from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
+from tunewright.export.folder import CombineMethod, Format
+from tunewright.kinds.export.kind import request_of
+from tunewright.kinds.export.models import CALIBRATION_FILE, VALIDATION_FILE, ExportReport
+from tunewright.store.records import Job, JobEvent
 from tunewright.store.states import JobState
+from tunewright.wire import Body, Wire
 
 MOST_MODELS = 16
 Rows = Annotated[int, Field(strict=True, ge=1, le=4096)]
@@ -29,7 +29,7 @@ class WeightedModel(Body):
 class CombineOptions(Body):
     """How several adapters become one."""
 
-    method: Method = Field(
+    method: CombineMethod = Field(
         "linear",
         description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, "
         "with one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu "
@@ -132,58 +132,6 @@ class ExportProgress(Wire):
     eta_seconds: float | None = Field(None, description="Seconds left of this phase.")
 
 
-class QualityRow(Wire):
-    """One model over the held-out rows; null where its numbers overflow."""
-
-    name: str = Field(
-        description="base, adapter, adapter in bfloat16, model (a whole one), merged or awq; of several adapters also "
-        "their own names."
-    )
-    loss: float | None = Field(description="Nats for each token.")
-    kl: float | None = Field(description="From the source to this model, in nats for each token.")
-    top1_agreement: float | None = Field(
-        description="Share of tokens where both hold the same for the likeliest."
-    )
-
-
-class Quality(Wire):
-    """What the export lost against what it came from."""
-
-    source: str = Field(description="The row that the others are compared with.")
-    models: list[QualityRow]
-    rows: int
-    tokens: int
-    rows_from: RowsFrom
-
-
-class Gate(Wire):
-    """Whether the product is published."""
-
-    max_kl: float | None = Field(
-        description="Nats for each token; null for a combined adapter, which is a new thing."
-    )
-    noise: float | None = Field(
-        None,
-        description="KL divergence of the adapter computed in bfloat16 from the same in float32: what serving it does "
-        "to it anyway.",
-    )
-    kl: float | None
-    passed: bool
-    forced: bool = Field(description="Published all the same.")
-
-
-class ExportReport(Wire):
-    """What was measured of the product; also of one that the gate holds back."""
-
-    quality: Quality
-    gate: Gate
-    bytes: int | None = Field(None, description="Of the product on disk.")
-    source_bytes: int | None = Field(None, description="Of what it was made of: the base and its adapter.")
-    details: dict[str, Any] = Field(
-        default_factory=dict, description="Of each phase: seconds, shards, layers, errors, versions."
-    )
-
-
 class ExportObject(Wire):
     """A job that makes a model of models, without training."""
 
@@ -280,38 +228,74 @@ class ExportObject(Wire):
 
     @classmethod
     def of(cls, job: Job) -> ExportObject:
-        asked, progress = job.tuning, job.progress
-        eta = progress.get("eta_seconds") if progress else None
-        is_running = job.state is JobState.RUNNING and eta is not None
+        request, progress = request_of(job), job.progress
         return cls(
             id=job.id,
             created_at=int(job.created_at),
             started_at=int(job.started_at) if job.started_at else None,
             finished_at=int(job.finished_at) if job.finished_at else None,
             status=job.state,
-            model=job.model,
-            models=[
-                WeightedModel(model=source["model"], weight=source["weight"]) for source in asked["models"]
-            ],
+            model=request.model,
+            models=[WeightedModel(model=source.model, weight=source.weight) for source in request.models],
             base=job.base,
-            format=asked["format"],
-            combine=CombineOptions(**asked["combine"]) if asked["combine"] else None,
-            exported_model=job.fine_tuned_model,
-            progress=ExportProgress(**{k: progress.get(k) for k in ExportProgress.model_fields})
+            format=request.format,
+            combine=CombineOptions(**request.combine.model_dump()) if request.combine else None,
+            exported_model=job.model,
+            progress=ExportProgress(**progress.model_dump(include=set(ExportProgress.model_fields)))
             if progress
             else None,
-            estimated_finish=int(time.time() + (eta or 0)) if is_running else None,
-            error=JobError(**job.error) if job.error else None,
-            report=ExportReport(**job.report) if job.report else None,
-            notes=asked["notes"],
-            calibration_file=job.training_file or None,
-            calibration_rows=asked["calibration_rows"],
-            group_size=asked["group_size"],
-            validation_file=job.validation_file,
-            validation_rows=asked["rows"],
-            max_kl=asked["max_kl"],
-            force=asked["force"],
+            estimated_finish=estimated_finish(job),
+            error=JobError.of(job.error),
+            report=job.report if isinstance(job.report, ExportReport) else None,
+            notes=request.notes,
+            calibration_file=job.file(CALIBRATION_FILE),
+            calibration_rows=request.calibration_rows,
+            group_size=request.group_size,
+            validation_file=job.file(VALIDATION_FILE),
+            validation_rows=request.rows,
+            max_kl=request.max_kl,
+            force=request.force,
             seed=job.seed,
-            suffix=job.suffix,
-            metadata=job.job_metadata,
+            suffix=request.suffix,
+            metadata=job.metadata,
+        )
+
+
+class ExportEventObject(Wire):
+    """An export's event. Metric events have their numbers in `data`."""
+
+    id: str
+    object: Literal["export.event"] = "export.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None = Field(
+        description="step, total_steps, phase, eta_seconds (of the phase), memory_bytes."
+    )
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "exportevent-1bXvN5rQ8yTzK0cLdM7fWgHj",
+                    "object": "export.event",
+                    "created_at": 1795337500,
+                    "level": "info",
+                    "type": "metrics",
+                    "message": "merge 12/24",
+                    "data": {"step": 12, "total_steps": 48, "phase": "merge", "eta_seconds": 3.1},
+                }
+            ]
+        }
+    )
+
+    @classmethod
+    def of(cls, event: JobEvent) -> ExportEventObject:
+        return cls(
+            id=event.id,
+            created_at=int(event.created_at),
+            level=event.level,
+            type=event.type,
+            message=event.message,
+            data=event.data,
         )

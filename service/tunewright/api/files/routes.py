@@ -13,11 +13,12 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.wire import After, Deleted, Page, Text, page_of
+from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
+from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 

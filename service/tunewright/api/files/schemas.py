@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from tunewright.api.http.wire import Wire
 from tunewright.store.records import FileRecord
+from tunewright.wire import Wire
 
 
 class FileObject(Wire):

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from tunewright.api.http.wire import Body, Wire
+from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
+from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
+from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.store.records import Checkpoint, Job, JobEvent
 from tunewright.store.states import JobState
+from tunewright.wire import Body, Wire
 
-MOST_METADATA = 16
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
-
-
-def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
-    """Raises ValueError where there are too many pairs, or too long ones."""
-    pairs = (value or {}).items()
-    if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
-        raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
-    return value
 
 
 class Hyperparameters(Body):
@@ -152,12 +145,6 @@ class CreateJob(Body):
         return check_metadata(value)
 
 
-class JobError(Wire):
-    code: str
-    message: str
-    param: str | None = None
-
-
 class Progress(Wire):
     """The newest step."""
 
@@ -227,45 +214,43 @@ class JobObject(Wire):
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
-        asked = Hyperparameters(**(job.method.get("supervised") or {}).get("hyperparameters", {}))
-        resolved = job.resolved
+        request = request_of(job)
+        asked = Hyperparameters(**request.hyperparameters.model_dump())
+        resolved = resolved_of(job) if job.resolved else None
         shown = (
             Hyperparameters(
-                n_epochs=resolved["n_epochs"],
-                batch_size=resolved["batch_size"],
+                n_epochs=resolved.n_epochs,
+                batch_size=resolved.batch_size,
                 learning_rate_multiplier=asked.learning_rate_multiplier,
             )
             if resolved
             else asked
         )
-        progress = job.progress
-        eta = progress.get("eta_seconds") if progress else None
-        running = job.state is JobState.RUNNING and progress is not None and eta is not None
+        progress, training_file = job.progress, job.file(TRAINING_FILE)
+        assert training_file is not None, "every job has a training file"
         return cls(
             id=job.id,
             created_at=int(job.created_at),
             finished_at=int(job.finished_at) if job.finished_at else None,
-            estimated_finish=_now_plus(eta) if running else None,
-            model=job.model,
-            fine_tuned_model=job.fine_tuned_model,
+            estimated_finish=estimated_finish(job),
+            model=request.model,
+            fine_tuned_model=job.model,
             status=job.state,
             hyperparameters=shown,
             method=Method(supervised=Supervised(hyperparameters=shown)),
-            training_file=job.training_file,
-            validation_file=job.validation_file,
+            training_file=training_file,
+            validation_file=job.file(VALIDATION_FILE),
             result_files=[result_file_id(job.id)] if job.state is JobState.SUCCEEDED else [],
-            trained_tokens=job.trained_tokens,
-            error=JobError(**job.error) if job.error else None,
+            trained_tokens=job.result.trained_tokens if isinstance(job.result, FineTuningResult) else None,
+            error=JobError.of(job.error),
             seed=job.seed,
-            suffix=job.suffix,
-            metadata=job.job_metadata,
-            tuning=resolved or job.tuning,
-            progress=Progress(**{k: progress.get(k) for k in Progress.model_fields}) if progress else None,
+            suffix=request.suffix,
+            metadata=job.metadata,
+            tuning=(resolved or request.tuning).model_dump(),
+            progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
+            if progress
+            else None,
         )
-
-
-def _now_plus(seconds: float | None) -> int:
-    return int(time.time() + (seconds or 0))
 
 
 class EventObject(Wire):

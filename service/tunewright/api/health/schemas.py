@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from tunewright.api.http.wire import Wire
+from tunewright.wire import Wire
 
 
 class Health(Wire):

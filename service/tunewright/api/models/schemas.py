@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field
 from tunewright.api.adapters.parity import PARITY_EXAMPLE, ParityObject
 from tunewright.api.adapters.schemas import LINEAGE_EXAMPLE, LineageObject
 from tunewright.api.aliases.schemas import TargetObject
-from tunewright.api.http.wire import Wire
 from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
 from tunewright.store.states import EngineState, ModelState, Residency, Source
+from tunewright.wire import Wire
 
 AdapterState = Literal[
     "loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"
