@@ -17,7 +17,7 @@ import pytest
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder, JobSpec
 from tunewright.plan.defaults import resolve
-from tunewright.registry.data_folder import adapter_sha256
+from tunewright.registry.content import adapter_sha256
 
 from .conftest import DEMO, wait_until
 

@@ -18,7 +18,7 @@ from tunewright.config import Settings
 from tunewright.engine.client import EngineError
 from tunewright.engine.scoring import EngineBusy
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import parity, references
 from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityGate
 from tunewright.store.records import Engine, Job, TunedModel
@@ -35,7 +35,7 @@ FAIL = {"verdict": "fail", "reason": "No parity with peft: slope 0.5."}
 class Gate:
     """ParityGate as the scheduler's process has it; `again()` is another process on the same data folder."""
 
-    def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
+    def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
         self.gate = ParityGate(settings, store, data, lifeline, ["cpu"])
 
@@ -78,7 +78,7 @@ class Gate:
 
 
 @pytest.fixture
-def reference(tmp_path: Path, data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def reference(tmp_path: Path, data: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets the shell script that is the next reference process; `$folders` are its own, `$run` counts its starts."""
     script = tmp_path / "reference"
     monkeypatch.setattr(references, "sys", SimpleNamespace(executable=str(script)))
@@ -138,7 +138,7 @@ def engine(store: Store) -> Engine:
 @pytest.fixture
 def gate(
     store: Store,
-    data: DataFolder,
+    data: Workspace,
     engine: Engine,
     publish_model: Publish,
     reference: Any,
@@ -468,7 +468,7 @@ def test_one_over_which_the_reference_crashes_keeps_no_other_from_its_verdict(
 
 
 def test_rows_are_held_out_ones_if_there_are_any(
-    gate: Gate, data: DataFolder, reference: Callable[[str], None]
+    gate: Gate, data: Workspace, reference: Callable[[str], None]
 ) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)

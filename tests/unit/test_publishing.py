@@ -14,7 +14,7 @@ from rows import FILE, JOB
 from tunewright.errors import InvalidAdapter
 from tunewright.jobs.folder import JobFolder, JobResult
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.publishing import publish_products
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import JobState, Source
@@ -30,7 +30,7 @@ def job(store: Store, type: str = "lora") -> Job:
     )
 
 
-def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
+def trained(data: Workspace, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
     """Its folder, with an adapter of its own for the end (step 0) and for each of `steps`."""
     folder = JobFolder(data.job(job.id))
     for step in (0, *steps):
@@ -40,7 +40,7 @@ def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = (
     return folder
 
 
-def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder) -> None:
+def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace) -> None:
     made = job(store)
     metrics = {1: {"train_loss": 2.0}, 2: {"train_loss": 1.0, "valid_loss": 1.5}}
     result = JobResult(status="succeeded", metrics={"train_loss": 0.5}, checkpoints=metrics)
@@ -59,7 +59,7 @@ def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder
     assert listed[None].base_fingerprint == BASE.fingerprint
 
 
-def test_a_full_model_tells_it_too(store: Store, data: DataFolder) -> None:
+def test_a_full_model_tells_it_too(store: Store, data: Workspace) -> None:
     made = job(store, "full")
     folder = JobFolder(data.job(made.id))
     folder.model.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_a_full_model_tells_it_too(store: Store, data: DataFolder) -> None:
 
 
 @pytest.mark.parametrize("broken", [0, 2])
-def test_a_number_that_is_none_is_not_listed(store: Store, data: DataFolder, broken: int) -> None:
+def test_a_number_that_is_none_is_not_listed(store: Store, data: Workspace, broken: int) -> None:
     made = job(store)
     result = JobResult(status="succeeded", checkpoints={1: {}, 2: {}})
     with pytest.raises(InvalidAdapter, match=r"x\.lora_A\.weight has numbers that are NaN"):

@@ -19,7 +19,7 @@ from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.reports import exit_words
 from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of, trusts
@@ -44,16 +44,16 @@ class EngineKeeper:
     """One engine for each base and each deployment. `tick()` never blocks for long: probes run in threads."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: list[str]
+        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: list[str]
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._lifeline = lifeline
         self._devices = devices
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
-        self._drains = Drain(data.leases)
-        self._sockets = socket_folder(data.path)
+        self._drains = Drain(workspace.leases)
+        self._sockets = socket_folder(workspace.path)
         self._served: dict[str, Served] = {}
         options = options_of_bases(settings, devices)
         store.engines.declare(list(options))
@@ -181,7 +181,7 @@ class EngineKeeper:
 
     def _find(self, served: Served) -> BaseInfo:
         if served.source is None:
-            served.source = source_of(self._settings, self._store, self._data, served.name)
+            served.source = source_of(self._settings, self._store, self._workspace.artifacts, served.name)
         return inspect_base(served.source.base, served.source.fingerprint)
 
     # one engine's life
@@ -190,7 +190,7 @@ class EngineKeeper:
         assert served.source is not None, "its model was found"
         name, options = served.name, served.options
         served.socket.unlink(missing_ok=True)
-        folder = self._data.engine(name)
+        folder = self._workspace.engine(name)
         log_file = folder / "engine.log"
         if log_file.exists():
             log_file.replace(folder / "engine.log.1")
@@ -321,17 +321,17 @@ class EngineKeeper:
         if served.unused is not None:
             served.unused.close()
         served.socket.unlink(missing_ok=True)
-        shutil.rmtree(self._data.engine(served.name), ignore_errors=True)
+        shutil.rmtree(self._workspace.engine(served.name), ignore_errors=True)
         log.info("the deployment of %s (%s) is gone", served.name, deployment.id)
 
     def _record(self, served: Served) -> Path:
-        return self._data.engine(served.name) / "process.json"
+        return self._workspace.engine(served.name) / "process.json"
 
     def _last_words(self, served: Served) -> str:
         """How it ended, and vLLM's own reason, picked out of its log."""
         assert served.group is not None
         code = served.group.exit_code
         how = "" if code is None else f" with {exit_words(code)}"
-        log_file = self._data.engine(served.name) / "engine.log"
+        log_file = self._workspace.engine(served.name) / "engine.log"
         rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
         return f"it ended{how}: {last_error(log_file)} ({rest})"

@@ -17,7 +17,7 @@ from tunewright.export.folder import (
 from tunewright.ids import model_name
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.fine_tuning import check_data
 from tunewright.scheduler.publishing import adapter_row, model_row
 from tunewright.scheduler.served import trusts
@@ -36,10 +36,10 @@ class Exports:
     saves = "what is done of it"
     on_kill = "an export needs about a layer of the model in float32, and what it computes of its rows"
 
-    def __init__(self, settings: Settings, store: Store, data: DataFolder) -> None:
+    def __init__(self, settings: Settings, store: Store, workspace: Workspace) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
 
     def validate(self, job: Job, base: BaseInfo) -> tuple[dict[str, Any], str]:
         fingerprints = {
@@ -60,7 +60,7 @@ class Exports:
             ("validation_file", job.validation_file),
         ):
             if file:
-                report = check_data(self._data.file(file), param, template, base.name)
+                report = check_data(self._workspace.file(file), param, template, base.name)
                 told.append(f"{param} {report.rows} rows")
         return job.tuning, f"Files validated ({', '.join(told) or 'none are needed'})"
 
@@ -70,12 +70,14 @@ class Exports:
         adapters = [
             SourceAdapter(
                 **source,
-                path=str(self._data.artifact(source["sha256"])),
+                path=str(self._workspace.artifacts.local(source["sha256"])),
                 lineage=self._lineage_of(source["model"]),
             )
             for source in asked["models"]
         ]
-        whole_model = job.parent_sha256 is not None and not adapters
+        base_path = base.path
+        if job.parent_sha256 is not None and not adapters:  # a whole model that was made here
+            base_path = self._workspace.artifacts.local(job.parent_sha256)
         return ExportSpec(
             job_id=job.id,
             model=_name(job),
@@ -83,7 +85,7 @@ class Exports:
             source=job.model,
             base_name=base.name,
             base_hub_id=base.hub_id,
-            base_path=str(self._data.artifact(job.parent_sha256 or "") if whole_model else base.path),
+            base_path=str(base_path),
             trust_remote_code=trusts(self._settings, self._store, base.name),
             adapters=adapters,
             combine=Combine(**asked["combine"], max_rank=self._settings.max_lora_rank)
@@ -93,14 +95,14 @@ class Exports:
             seed=job.seed,
             device=job.device.split(":")[0],
             calibration=Calibration(
-                file=str(self._data.file(job.training_file)),
+                file=str(self._workspace.file(job.training_file)),
                 rows=asked["calibration_rows"],
                 group_size=asked["group_size"],
             )
             if asked["format"] == "awq"
             else None,
             rows=Rows(
-                file=str(self._data.file(job.validation_file)) if job.validation_file else None,
+                file=str(self._workspace.file(job.validation_file)) if job.validation_file else None,
                 rows_from=asked["rows_from"],
                 count=asked["rows"],
             ),
@@ -127,10 +129,12 @@ class Exports:
                     "method": "lora",
                     "state": ModelState.CHECKING if checked else ModelState.READY,
                 }
-                product = adapter_row(self._data, kept, folder.adapter, _name(job), None, common)
+                product = adapter_row(
+                    self._workspace.artifacts, kept, folder.adapter, _name(job), None, common
+                )
             else:
                 common["method"] = job.resolved["format"]
-                product = model_row(self._data, kept, folder.model, _name(job), common)
+                product = model_row(self._workspace.artifacts, kept, folder.model, _name(job), common)
             self._store.models.publish([product], job_id=job.id, report=outcome.report)
 
     def _lineage_of(self, name: str) -> dict[str, Any]:

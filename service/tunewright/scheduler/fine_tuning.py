@@ -9,7 +9,7 @@ from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder, JobSpec
 from tunewright.plan.defaults import resolve
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.rows.formats import DataFormat, FileReport, InvalidData, check_file
 from tunewright.scheduler.publishing import publish_products
 from tunewright.scheduler.served import trusts
@@ -27,10 +27,10 @@ class FineTuning:
     saves = "its last checkpoint"
     on_kill = "lower batch_size or max_length, or use type qlora"
 
-    def __init__(self, settings: Settings, store: Store, data: DataFolder, *, on_gpu: bool) -> None:
+    def __init__(self, settings: Settings, store: Store, workspace: Workspace, *, on_gpu: bool) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._device = "cuda" if on_gpu else "cpu"
 
     def validate(self, job: Job, base: BaseInfo) -> tuple[dict[str, Any], str]:
@@ -60,7 +60,7 @@ class FineTuning:
 
     def spec(self, job: Job, base: BaseInfo) -> JobSpec:
         assert job.device is not None and job.resolved is not None
-        parent = self._data.artifact(job.parent_sha256) if job.parent_sha256 else None
+        parent = self._workspace.artifacts.local(job.parent_sha256) if job.parent_sha256 else None
         is_full = job.resolved["type"] == "full"
         return JobSpec(
             job_id=job.id,
@@ -69,8 +69,8 @@ class FineTuning:
             base_path=str(parent if parent and is_full else base.path),
             trust_remote_code=trusts(self._settings, self._store, base.name),
             parent_adapter=str(parent) if parent and not is_full else None,
-            training_file=str(self._data.file(job.training_file)),
-            validation_file=str(self._data.file(job.validation_file)) if job.validation_file else None,
+            training_file=str(self._workspace.file(job.training_file)),
+            validation_file=str(self._workspace.file(job.validation_file)) if job.validation_file else None,
             chat_template=job.chat_template,
             seed=job.seed,
             device=job.device.split(":")[0],
@@ -81,7 +81,7 @@ class FineTuning:
         result = folder.read_result()
         assert result is not None, "only what has succeeded is published"
         check = self._settings.parity == "on"
-        publish_products(self._store, self._data, job, base, folder, result, check_adapters=check)
+        publish_products(self._store, self._workspace, job, base, folder, result, check_adapters=check)
 
     def _max_rank(self, base: str) -> int:
         """That the engine of the base serves."""
@@ -89,7 +89,9 @@ class FineTuning:
         return int(found[0].options["max_lora_rank"]) if found else self._settings.max_lora_rank
 
     def _check(self, job: Job, base: BaseInfo, param: str, file: str) -> FileReport:
-        return check_data(self._data.file(file), param, job.chat_template or base.chat_template, base.name)
+        return check_data(
+            self._workspace.file(file), param, job.chat_template or base.chat_template, base.name
+        )
 
 
 def check_data(path: Path, param: str, chat_template: str | None, base: str) -> FileReport:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DatabaseError
 from tunewright.config import Settings, child_environment
 from tunewright.errors import InvalidAdapter, StorageFull
 from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.exports import Exports
 from tunewright.scheduler.fine_tuning import FineTuning
@@ -41,7 +41,7 @@ class JobRunner:
         self,
         settings: Settings,
         store: Store,
-        data: DataFolder,
+        workspace: Workspace,
         engines: EngineKeeper,
         lifeline: int,
         devices: list[str],
@@ -50,14 +50,14 @@ class JobRunner:
         """`lent`: devices that somebody else uses just now."""
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._engines = engines
         self._lifeline = lifeline
         self._devices = devices
         self._lent = lent
         self._work: dict[JobKind, Work] = {
-            JobKind.FINE_TUNING: FineTuning(settings, store, data, on_gpu=devices[0] != "cpu"),
-            JobKind.EXPORT: Exports(settings, store, data),
+            JobKind.FINE_TUNING: FineTuning(settings, store, workspace, on_gpu=devices[0] != "cpu"),
+            JobKind.EXPORT: Exports(settings, store, workspace),
         }
         self._groups: dict[str, ProcessGroup] = {}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
@@ -334,7 +334,7 @@ class JobRunner:
         self._store.jobs.release(job.id)
 
     def _folder(self, job: Job) -> JobFolder:
-        return JobFolder(self._data.job(job.id))
+        return JobFolder(self._workspace.job(job.id))
 
 
 def _title(job: Job) -> str:

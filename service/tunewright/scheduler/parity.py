@@ -22,7 +22,7 @@ from tunewright.engine.scoring import EngineBusy
 from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
 from tunewright.store.checks import Waiting
@@ -63,13 +63,13 @@ class ParityGate:
     """A part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: list[str]
+        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: list[str]
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._devices = devices
-        self._references = References(settings, data, lifeline)
+        self._references = References(settings, workspace, lifeline)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
 
@@ -161,7 +161,7 @@ class ParityGate:
         return ParitySpec(
             base=base,
             adapter_id=one.model.id,
-            adapter=str(self._data.artifact(one.model.sha256)),
+            adapter=str(self._workspace.artifacts.local(one.model.sha256)),
             chat_template=one.job.chat_template if one.job else one.model.chat_template,
             rows_from=rows_from,
             rows_file=str(rows_file) if rows_file else None,
@@ -176,8 +176,8 @@ class ParityGate:
                 "training_file": one.job.training_file,
             }
             for rows_from, id in files.items():
-                if id is not None and self._data.file(id).is_file():
-                    return rows_from, self._data.file(id)
+                if id is not None and self._workspace.file(id).is_file():
+                    return rows_from, self._workspace.file(id)
         return "probes", None
 
     def _free_gpu(self) -> str:
@@ -206,7 +206,7 @@ class ParityGate:
         except ValueError:
             folder.reference_file.unlink()
             raise
-        leases = Leases(self._data.leases)
+        leases = Leases(self._workspace.leases)
         if reference is None or not leases.take(engine.name, model.sha256):
             raise NotLoaded
         try:  # from here on it is not unloaded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,16 +12,12 @@ from typing import Any
 
 from tunewright.ids import model_name, result_file_id
 from tunewright.jobs.folder import JobFolder, JobResult
-from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, check_numbers
+from tunewright.registry.adapter_check import WEIGHTS_FILE, check_numbers
+from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import (
-    DataFolder,
-    adapter_config,
-    adapter_sha256,
-    folder_size,
-    model_sha256,
-)
+from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import merge_only
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelState
 from tunewright.store.store import Store
@@ -30,7 +25,7 @@ from tunewright.store.store import Store
 
 def publish_products(
     store: Store,
-    data: DataFolder,
+    workspace: Workspace,
     job: Job,
     base: BaseInfo,
     folder: JobFolder,
@@ -53,14 +48,17 @@ def publish_products(
     }
     name = model_name(job.base, job.suffix, job.id)
     lineage = _lineage(store, job, result.metrics)
+    artifacts = workspace.artifacts
     with ExitStack() as kept:
         if job.resolved["type"] == "full":
             common["lineage"] = asdict(lineage)
-            products = [model_row(data, kept, folder.model, name, common)]
+            products = [model_row(artifacts, kept, folder.model, name, common)]
         else:
             common["state"] = ModelState.CHECKING if check_adapters else ModelState.READY
             products = [
-                adapter_row(data, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)})
+                adapter_row(
+                    artifacts, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)}
+                )
             ]
             for step in sorted(result.checkpoints):
                 path = folder.checkpoints / f"step-{step}"
@@ -68,15 +66,15 @@ def publish_products(
                     checkpoint = model_name(job.base, job.suffix, job.id, step)
                     made_from = asdict(replace(lineage, metrics=result.checkpoints[step]))
                     products.append(
-                        adapter_row(data, kept, path, checkpoint, step, {**common, "lineage": made_from})
+                        adapter_row(artifacts, kept, path, checkpoint, step, {**common, "lineage": made_from})
                     )
-        kept.enter_context(data.keeping(result_file_id(job.id)))
+        kept.enter_context(workspace.keeping(result_file_id(job.id)))
         store.models.publish(
             products,
             job_id=job.id,
             trained_tokens=result.trained_tokens,
             checkpoint_metrics=result.checkpoints,
-            result_file=_metrics_file(store, data, job),
+            result_file=_metrics_file(store, workspace, job),
         )
 
 
@@ -101,7 +99,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
+def _metrics_file(store: Store, workspace: Workspace, job: Job) -> dict[str, Any]:
     """OpenAI's result file: the metrics of every step, as CSV. Written under its name; returns its row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -113,9 +111,9 @@ def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
         after = events[-1].id if events else None
     content = text.getvalue().encode()
     id = result_file_id(job.id)
-    temporary = data.tmp / id
+    temporary = workspace.tmp / id
     temporary.write_bytes(content)
-    data.keep_file(temporary, id)
+    workspace.keep_file(temporary, id)
     return {
         "id": id,
         "filename": "step_metrics.csv",
@@ -126,32 +124,29 @@ def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
 
 
 def model_row(
-    data: DataFolder, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
+    artifacts: ArtifactStore, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
 ) -> dict[str, Any]:
     """Publish the folder of a whole model; `kept` holds it until its row is written."""
-    sha256 = model_sha256(source)
-    kept.enter_context(data.keeping(sha256))
-    path = data.publish(source, sha256)
+    sha256 = artifacts.put(source, kept)
     return {
-        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path), "desired": "unloaded",
-        "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
+        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
+        "desired": "unloaded", "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
     }  # fmt: skip
 
 
 def adapter_row(
-    data: DataFolder, kept: ExitStack, source: Path, name: str, step: int | None, common: dict[str, Any]
+    artifacts: ArtifactStore,
+    kept: ExitStack,
+    source: Path,
+    name: str,
+    step: int | None,
+    common: dict[str, Any],
 ) -> dict[str, Any]:
     """Publish a PEFT folder; `kept` holds it until its row is written. Raises InvalidAdapter where a number is NaN or
     infinite."""
-    with tempfile.TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
-        only = Path(temporary)
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            (only / file).hardlink_to(source / file)
-        check_numbers(only / WEIGHTS_FILE)
-        sha256 = adapter_sha256(only)
-        kept.enter_context(data.keeping(sha256))
-        path = data.publish(only, sha256)
-    config = adapter_config(path)
+    check_numbers(source / WEIGHTS_FILE)
+    sha256 = artifacts.put(source, kept)
+    config = adapter_config(source)
     modules = config["target_modules"]
     if merge_only(config):
         common = {**common, "state": ModelState.MERGE_ONLY}
@@ -161,7 +156,7 @@ def adapter_row(
         "name": name,
         "kind": "adapter",
         "sha256": sha256,
-        "bytes": folder_size(path),
+        "bytes": artifacts.stat(sha256).bytes,
         "desired": "loaded" if is_wanted else "unloaded",
         "checkpoint_step": step,
         "rank": config["r"],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tunewright.config import Settings, child_environment
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.reports import exit_words, last_line
 from tunewright.supervisor.process import ProcessGroup
 
@@ -33,10 +33,10 @@ class Ended:
 
 
 class References:
-    def __init__(self, settings: Settings, data: DataFolder, lifeline: int) -> None:
+    def __init__(self, settings: Settings, workspace: Workspace, lifeline: int) -> None:
         self._limit = settings.step_timeout
         self._lifeline = lifeline
-        self._root = data.tmp / "parity"
+        self._root = workspace.tmp / "parity"
         self._record = self._root / "process.json"
         self._log = self._root / "reference.log"
         self._group = ProcessGroup.adopt(self._record)

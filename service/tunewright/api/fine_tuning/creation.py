@@ -12,7 +12,7 @@ from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Metho
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.wire import Body
 from tunewright.errors import InvalidRequest, NotFound, TooManyRequests, UnsupportedFeature
-from tunewright.registry.data_folder import adapter_config
+from tunewright.registry.content import adapter_config
 from tunewright.rows.templates import check_template
 from tunewright.store.records import Job, TunedModel
 
@@ -217,7 +217,7 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
             param="tuning.type",
         )
     try:
-        config = adapter_config(context.data.artifact(parent.sha256))
+        config = adapter_config(context.workspace.artifacts.local(parent.sha256))
     except FileNotFoundError as error:
         raise NotFound(
             f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"

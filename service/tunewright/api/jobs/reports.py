@@ -94,7 +94,7 @@ async def _event_stream(context: ServiceContext, job_id: str, after: str | None)
 def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:
     """What the job's process printed; empty where there is nothing yet, or any more."""
     try:
-        text = JobFolder(context.data.job(job.id)).log_file.read_text(errors="replace")
+        text = JobFolder(context.workspace.job(job.id)).log_file.read_text(errors="replace")
     except FileNotFoundError:
         text = ""
     if tail is not None:
