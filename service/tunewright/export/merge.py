@@ -23,10 +23,10 @@ from tunewright.errors import ExportUnsupported
 from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import blocks, read
 from tunewright.export.model_files import as_json, copy_tokenizer, model_config, write_file
-from tunewright.export.shards import INDEX, SHARD_BYTES, shard_names, split
+from tunewright.export.shards import SHARD_BYTES, shard_names, split
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
 from tunewright.registry.mergeable import MergePlan, Output, check_mergeable
-from tunewright.registry.safetensors_file import header_of
+from tunewright.registry.safetensors_file import INDEX, header_of
 
 _FORMAT = 1
 """Raised where the same inputs come to make other files: what an older version left is not gone on with."""
