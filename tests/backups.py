@@ -13,7 +13,8 @@ from typing import Any
 
 from rows import FILE, PRODUCT, create_job
 from tunewright.kinds.fine_tuning.models import FineTuningResult
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.content import adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -22,12 +23,12 @@ from tunewright.store.store import Store
 EVENT = '{"type": "message", "level": "info", "message": "m", "data": null}\n'
 
 
-def url_of(data: DataFolder) -> str:
+def url_of(data: Workspace) -> str:
     return f"sqlite:///{data.path / 'tunewright.db'}"
 
 
-def new_store(path: Path) -> tuple[DataFolder, Store]:
-    data = DataFolder(path)
+def new_store(path: Path) -> tuple[Workspace, Store]:
+    data = Workspace(path)
     data.create()
     database = Database(url_of(data))
     database.upgrade()
@@ -37,7 +38,7 @@ def new_store(path: Path) -> tuple[DataFolder, Store]:
     return data, store
 
 
-def add_file(data: DataFolder, store: Store, id: str, content: bytes) -> None:
+def add_file(data: Workspace, store: Store, id: str, content: bytes) -> None:
     """Bytes first, then the row: as uploads do."""
     data.file(id).write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -53,7 +54,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def job_folder(data: DataFolder, job: Job, *, events: int = 1) -> Path:
+def job_folder(data: Workspace, job: Job, *, events: int = 1) -> Path:
     """Spec, events, log, and what belongs to a running process only."""
     folder = data.job(job.id)
     write(folder / "spec.json", "{}")
@@ -73,7 +74,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     return path
 
 
-def publish_adapter(data: DataFolder, store: Store, job: Job, name: str, weights: bytes = b"weights") -> str:
+def publish_adapter(data: Workspace, store: Store, job: Job, name: str, weights: bytes = b"weights") -> str:
     """The hash of the artifact."""
     source = data.tmp / f"adapter-{job.id}"
     source.mkdir()
@@ -86,8 +87,7 @@ def publish_adapter(data: DataFolder, store: Store, job: Job, name: str, weights
     }
     (source / "adapter_config.json").write_text(json.dumps(config))
     (source / "adapter_model.safetensors").write_bytes(weights)
-    sha256 = adapter_sha256(source)
-    data.publish(source, sha256)
+    sha256 = data.artifacts.put(source)
     content = b"step\n"
     data.file(f"file-result-{job.id}").write_bytes(content)
     assert store.models.publish(
@@ -127,7 +127,7 @@ def bytes_in(folder: Path, *names: str) -> dict[str, bytes]:
     }
 
 
-def missing(data: DataFolder) -> list[str]:
+def missing(data: Workspace) -> list[str]:
     """What the database in it lists and the folder has not, or has otherwise."""
     listed = rows_of(data.path / "tunewright.db")
     wrong = []
@@ -136,7 +136,7 @@ def missing(data: DataFolder) -> list[str]:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
             wrong.append(f"files/{file['id']}")
     for model in listed["models"]:
-        folder = data.artifact(model["sha256"])
+        folder = data.artifacts.local(model["sha256"])
         if not folder.is_dir() or adapter_sha256(folder) != model["sha256"]:
             wrong.append(f"artifacts/{model['sha256']}")
     for job in listed["jobs"]:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job
 from tunewright.ids import result_file_id
 from tunewright.kinds.fine_tuning.models import FineTuningResult
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -48,14 +48,14 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
+def data(tmp_path: Path) -> Workspace:
+    folder = Workspace(tmp_path / "data")
     folder.create()
     return folder
 
 
 @pytest.fixture
-def store(data: DataFolder, migrated_database: Path) -> Iterator[Store]:
+def store(data: Workspace, migrated_database: Path) -> Iterator[Store]:
     """A fresh store on SQLite in `data`, with a file that jobs can name."""
     path = data.path / "tunewright.db"
     shutil.copyfile(migrated_database, path)

@@ -12,7 +12,7 @@ from tests.engine.conftest import Service, start_service, wait_until
 from tunewright.config import Base, embedded_base_path
 from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.bases import inspect_base
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -53,7 +53,7 @@ def fill(data_dir: Path) -> None:
 
     Unfinished jobs are on the base `missing`, so that nothing trains.
     """
-    data = DataFolder(data_dir)
+    data = Workspace(data_dir)
     data.create()
     database = Database(f"sqlite:///{data.path / 'tunewright.db'}")
     database.upgrade()
@@ -74,7 +74,7 @@ def fill(data_dir: Path) -> None:
     store.close()
 
 
-def _publish(store: Store, data: DataFolder, job: Job) -> None:
+def _publish(store: Store, data: Workspace, job: Job) -> None:
     source = data.tmp / "adapter"
     source.mkdir()
     config = {
@@ -86,8 +86,7 @@ def _publish(store: Store, data: DataFolder, job: Job) -> None:
     }
     (source / "adapter_config.json").write_text(json.dumps(config))
     (source / "adapter_model.safetensors").write_bytes(b"weights")
-    sha256 = adapter_sha256(source)
-    data.publish(source, sha256)
+    sha256 = data.artifacts.put(source)
     fingerprint = inspect_base(Base(BASE, str(embedded_base_path()))).fingerprint
     common = {**PRODUCT, "base": BASE, "base_fingerprint": fingerprint, "sha256": sha256}
     names: list[tuple[str, int | None]] = [(f"ft:{BASE}:s:{number}", None) for number in range(1, 11)]

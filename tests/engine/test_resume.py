@@ -18,7 +18,7 @@ from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.registry.data_folder import adapter_sha256
+from tunewright.registry.content import adapter_sha256
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 from .conftest import DEMO, wait_until

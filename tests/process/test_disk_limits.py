@@ -13,13 +13,13 @@ import pytest
 
 from rows import FILE
 from tunewright.config import Settings, child_environment
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
 
 
 @pytest.fixture
-def scheduler(store: Store, data: DataFolder, tmp_path: Path) -> Iterator[ProcessGroup]:
+def scheduler(store: Store, data: Workspace, tmp_path: Path) -> Iterator[ProcessGroup]:
     """On a base that is not there, so that no engine starts."""
     settings = Settings(data_dir=data.path, base=["none=/none"], device="cpu", keep_files_days=1)
     environment = child_environment(
@@ -44,7 +44,7 @@ def scheduler(store: Store, data: DataFolder, tmp_path: Path) -> Iterator[Proces
 
 
 def test_the_scheduler_removes_what_is_too_old(
-    store: Store, data: DataFolder, scheduler: ProcessGroup, tmp_path: Path
+    store: Store, data: Workspace, scheduler: ProcessGroup, tmp_path: Path
 ) -> None:
     deadline = time.monotonic() + 60
     while store.files.get(FILE["id"]) or data.file(FILE["id"]).exists():

@@ -20,7 +20,7 @@ from tunewright.jobs.kinds import JobError
 from tunewright.kinds.fine_tuning import kind as fine_tuning
 from tunewright.kinds.kind import Service
 from tunewright.registry.bases import inspect_base
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import jobs as scheduler_jobs
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
@@ -42,7 +42,7 @@ def step(number: int) -> str:
 class Scheduler:
     """JobRunner as the scheduler's process has it; `again()` is another process on the same data folder."""
 
-    def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
+    def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
         info = inspect_base(settings.bases[0])
         engines: Any = SimpleNamespace(
@@ -93,7 +93,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 @pytest.fixture
-def scheduler(store: Store, data: DataFolder) -> Iterator[Scheduler]:
+def scheduler(store: Store, data: Workspace) -> Iterator[Scheduler]:
     reading, writing = os.pipe()
     settings = Settings(
         base=[f"{BASE}={embedded_base_path()}"], data_dir=data.path, step_timeout=1.0, device="cpu"
@@ -104,7 +104,7 @@ def scheduler(store: Store, data: DataFolder) -> Iterator[Scheduler]:
 
 
 @pytest.fixture
-def job(store: Store, data: DataFolder) -> Job:
+def job(store: Store, data: Workspace) -> Job:
     (data.files / "file-1").write_text('{"prompt": "a", "completion": "b"}\n')
     return create_job(store, base=BASE, training_file="file-1", state=JobState.QUEUED, resolved=RESOLVED)
 

@@ -18,8 +18,10 @@ from tunewright.config import Settings
 from tunewright.engine.client import EngineError
 from tunewright.engine.scoring import EngineBusy
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
-from tunewright.registry.data_folder import DataFolder
+from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import parity, references
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityGate
 from tunewright.store.records import Engine, Job, TunedModel
 from tunewright.store.states import EngineState, JobState, ModelState, Residency
@@ -35,9 +37,9 @@ FAIL = {"verdict": "fail", "reason": "No parity with peft: slope 0.5."}
 class Gate:
     """ParityGate as the scheduler's process has it; `again()` is another process on the same data folder."""
 
-    def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
+    def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
-        self.gate = ParityGate(settings, store, data, lifeline, ["cpu"])
+        self.gate = ParityGate(settings, store, data, lifeline, Devices(["cpu"], store))
 
     def again(self, **changes: Any) -> Gate:
         return Gate(self.store, self.data, self.settings.model_copy(update=changes), self.lifeline)
@@ -78,7 +80,7 @@ class Gate:
 
 
 @pytest.fixture
-def reference(tmp_path: Path, data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def reference(tmp_path: Path, data: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets the shell script that is the next reference process; `$folders` are its own, `$run` counts its starts."""
     script = tmp_path / "reference"
     monkeypatch.setattr(references, "sys", SimpleNamespace(executable=str(script)))
@@ -138,7 +140,7 @@ def engine(store: Store) -> Engine:
 @pytest.fixture
 def gate(
     store: Store,
-    data: DataFolder,
+    data: Workspace,
     engine: Engine,
     publish_model: Publish,
     reference: Any,
@@ -154,10 +156,9 @@ def gate(
 def test_a_job_ends_with_the_verdict_on_its_adapter(gate: Gate) -> None:
     assert (gate.job().state, gate.job().model) == (JobState.RUNNING, None)
     gate.until(lambda: gate.job().state.is_final)
-    assert (gate.job().state, gate.job().model, gate.job().trained_tokens) == (
+    assert (gate.job().state, gate.job().result) == (
         JobState.SUCCEEDED,
-        NAME,
-        7,
+        FineTuningResult(model=NAME, trained_tokens=7),
     )
     assert (gate.model().state, gate.model().parity) == (ModelState.READY, {"checked_at": 1.0, **PASS})
     told = gate.messages(gate.job().id)
@@ -259,8 +260,9 @@ def test_a_reference_and_its_watcher_that_die_with_everything_begin_again(
 ) -> None:
     reference(f"if [ $run = 1 ]; then sleep 60; fi; {WRITE}")
     gate.until(lambda: gate.starts() == 1)
-    group = gate.gate._references._group
-    assert group is not None
+    process = gate.gate._references._process
+    assert process is not None
+    group = process.group
     os.killpg(group.record.group, signal.SIGKILL)
     for child in (group._child, group._watcher):
         assert child is not None
@@ -374,12 +376,12 @@ def test_without_room_it_waits_for_jobs_that_train(gate: Gate, reference: Callab
 def test_a_cancelled_job_leaves_nothing(gate: Gate, reference: Callable[[str], None]) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)
-    model, group = gate.model(), gate.gate._references._group
-    assert group is not None
+    model, process = gate.model(), gate.gate._references._process
+    assert process is not None
     gate.store.jobs.cancel(model.job_id or "")
     assert gate.store.models.get(NAME) is None
     gate.gate.tick()
-    assert not group.is_alive()
+    assert not process.is_alive()
     assert list(gate.data.tmp.iterdir()) == []
 
 
@@ -466,7 +468,7 @@ def test_one_over_which_the_reference_crashes_keeps_no_other_from_its_verdict(
 
 
 def test_rows_are_held_out_ones_if_there_are_any(
-    gate: Gate, data: DataFolder, reference: Callable[[str], None]
+    gate: Gate, data: Workspace, reference: Callable[[str], None]
 ) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)

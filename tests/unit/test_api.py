@@ -25,7 +25,7 @@ from tunewright.api.jobs import reports as job_reports
 from tunewright.api.models import artifacts
 from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
 from tunewright.store.states import EngineState, JobState, Residency
@@ -66,7 +66,7 @@ def built() -> dict[str, Any]:
 
 
 @pytest.fixture
-def make(built: dict[str, Any], store: Store, data: DataFolder, worker: Worker) -> Make:
+def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(**options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="200KB", **options)
         store.engines.declare([base.name for base in settings.bases])
@@ -113,7 +113,7 @@ def create(api: TestClient, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def publish(publish_model: Publish, data: DataFolder) -> Callable[..., str]:
+def publish(publish_model: Publish, data: Workspace) -> Callable[..., str]:
     """A tuned model and its artifact; gives its name."""
 
     def run(name: str = f"ft:{BASE}:s:12345678", **values: Any) -> str:
@@ -121,7 +121,7 @@ def publish(publish_model: Publish, data: DataFolder) -> Callable[..., str]:
             "name": name, "base": BASE, "rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"], **values,
         }  # fmt: skip
         assert publish_model(row)
-        folder = data.artifact(row.get("sha256", "a" * 64))
+        folder = data.artifacts.local(row.get("sha256", "a" * 64))
         folder.mkdir(exist_ok=True)
         (folder / "adapter_config.json").write_text(CONFIG)
         (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
@@ -138,7 +138,7 @@ Made = Callable[..., str]
 # files
 
 
-def test_a_file_comes_back_byte_for_byte(api: TestClient, data: DataFolder) -> None:
+def test_a_file_comes_back_byte_for_byte(api: TestClient, data: Workspace) -> None:
     content = b"\xef\xbb\xbf" + ROW + b"\r\n\xff"
     id = upload(api, content, "träin.jsonl")
     shown = api.get(f"/v1/files/{id}").json()
@@ -152,7 +152,7 @@ def test_a_file_comes_back_byte_for_byte(api: TestClient, data: DataFolder) -> N
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "..\\x\\y.jsonl", "/abs/olute.jsonl", "a\r\nSet-Cookie: x"]
 )
-def test_a_filename_is_only_a_name(api: TestClient, data: DataFolder, name: str) -> None:
+def test_a_filename_is_only_a_name(api: TestClient, data: Workspace, name: str) -> None:
     id = upload(api, ROW, name)
     shown = api.get(f"/v1/files/{id}").json()["filename"]
     assert "/" not in shown
@@ -178,7 +178,7 @@ def test_files_are_paged(api: TestClient) -> None:
     assert api.get("/v1/files", params={"purpose": "assistants"}).json()["data"] == []
 
 
-def test_a_deleted_file_is_gone(api: TestClient, data: DataFolder) -> None:
+def test_a_deleted_file_is_gone(api: TestClient, data: Workspace) -> None:
     id = upload(api)
     assert api.delete(f"/v1/files/{id}").json() == {"id": id, "object": "file", "deleted": True}
     assert list(data.files.iterdir()) == []
@@ -198,7 +198,7 @@ def test_a_file_that_a_job_needs_stays(api: TestClient) -> None:
 
 
 def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
-    api: TestClient, store: Store, data: DataFolder
+    api: TestClient, store: Store, data: Workspace
 ) -> None:
     job = create(api)
     api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
@@ -210,7 +210,7 @@ def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
     assert shown["training_file"] == job["training_file"]
 
 
-def test_a_file_whose_bytes_go_this_moment_is_a_404(api: TestClient, data: DataFolder) -> None:
+def test_a_file_whose_bytes_go_this_moment_is_a_404(api: TestClient, data: Workspace) -> None:
     id = upload(api)
     data.file(id).unlink()
     assert error(api.get(f"/v1/files/{id}/content"), 404)["code"] == "file_not_found"
@@ -242,14 +242,14 @@ def test_a_file_that_goes_while_its_job_is_checked_is_refused(
     ],
 )
 def test_uploads_that_are_refused(
-    api: TestClient, data: DataFolder, files: Any, form: Any, param: str
+    api: TestClient, data: Workspace, files: Any, form: Any, param: str
 ) -> None:
     assert error(api.post("/v1/files", files=files, data=form), 400)["param"] == param
     assert list(data.tmp.iterdir()) == list(data.files.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(
-    api: TestClient, data: DataFolder, monkeypatch: pytest.MonkeyPatch
+    api: TestClient, data: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -305,7 +305,7 @@ async def chunked_post(
     return status, body, read
 
 
-def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient, data: DataFolder) -> None:
+def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient, data: Workspace) -> None:
     import asyncio
 
     endless = form_of(iter([b"x" * 65536] * 1000))  # not quite: 64 MiB against a limit of 1.2
@@ -321,7 +321,7 @@ def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient
     assert list(data.files.iterdir()) == []
 
 
-def test_a_large_upload_is_not_held_in_memory(make: Make, data: DataFolder) -> None:
+def test_a_large_upload_is_not_held_in_memory(make: Make, data: Workspace) -> None:
     import asyncio
 
     api = make()
@@ -697,7 +697,7 @@ def test_checkpoints_are_listed(api: TestClient, store: Store, publish_model: Pu
     assert page["data"][0]["metrics"] == {"step": 2.0, "train_loss": 1.0}
 
 
-def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: DataFolder) -> None:
+def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: Workspace) -> None:
     id = create(api)["id"]
     api.post(f"/v1/fine_tuning/jobs/{id}/cancel")
     folder = JobFolder(data.job(id))
@@ -711,7 +711,7 @@ def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: D
     assert (len(events), done) == (2, True)
 
 
-def test_the_log_is_text(api: TestClient, data: DataFolder) -> None:
+def test_the_log_is_text(api: TestClient, data: Workspace) -> None:
     id = create(api)["id"]
     assert api.get(f"/v1/fine_tuning/jobs/{id}/logs").text == ""
     folder = JobFolder(data.job(id))
@@ -822,13 +822,13 @@ def test_a_download_is_a_tar_of_the_folder(api: TestClient, publish: Made) -> No
 
 
 def test_a_download_comes_whole_where_its_model_is_deleted_meanwhile(
-    publish: Made, data: DataFolder, store: Store
+    publish: Made, data: Workspace, store: Store
 ) -> None:
     publish()
-    folder = data.artifact("a" * 64)
+    folder = data.artifacts.local("a" * 64)
     tar = artifacts._tar(artifacts._open(folder), "m")
     first = next(tar)
-    assert data.remove_artifact("a" * 64, lambda: False)
+    assert data.artifacts.remove("a" * 64, lambda: False)
     with tarfile.open(fileobj=io.BytesIO(first + b"".join(tar))) as read:
         assert [member.name for member in read.getmembers()] == [
             "m/adapter_config.json",
@@ -837,26 +837,26 @@ def test_a_download_comes_whole_where_its_model_is_deleted_meanwhile(
 
 
 def test_a_model_whose_files_go_this_moment_is_not_there(
-    api: TestClient, publish: Made, data: DataFolder
+    api: TestClient, publish: Made, data: Workspace
 ) -> None:
     name = publish()
-    data.remove_artifact("a" * 64, lambda: False)
+    data.artifacts.remove("a" * 64, lambda: False)
     assert error(api.get(f"/v1/models/{name}/download"), 404)["code"] == "model_not_found"
     told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
     assert (told["code"], told["param"]) == ("model_not_found", "model")
 
 
 def test_deleting_a_model_unloads_it_and_removes_its_files(
-    api: TestClient, publish: Made, data: DataFolder, worker: Worker
+    api: TestClient, publish: Made, data: Workspace, worker: Worker
 ) -> None:
     name = publish()
     twin = publish(f"{name}-twin")
     assert api.delete(f"/v1/models/{name}").json() == {"id": name, "object": "model", "deleted": True}
     assert worker.asked == [("unload", name)]
-    assert data.artifact("a" * 64).exists(), "its twin has the same weights"
+    assert data.artifacts.local("a" * 64).exists(), "its twin has the same weights"
     error(api.get(f"/v1/models/{name}"), 404)
     api.delete(f"/v1/models/{twin}")
-    assert not data.artifact("a" * 64).exists()
+    assert not data.artifacts.local("a" * 64).exists()
     assert error(api.delete(f"/v1/models/{BASE}"), 400)["param"] == "model"
     error(api.delete("/v1/models/none"), 404)
 
@@ -950,7 +950,7 @@ def test_health_is_open_and_readiness_keeps_its_reasons(locked: TestClient, stor
     assert told["components"][f"engine:{BASE}"]["reason"] == "/secret/path is gone"
 
 
-def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, data: DataFolder) -> None:
+def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, data: Workspace) -> None:
     assert api.get("/ready").json()["components"]["scheduler"]["state"] == "starting"
     (data.run / "scheduler.heartbeat").touch()
     store.engines.set_state(BASE, EngineState.READY)
@@ -995,7 +995,7 @@ def test_a_fault_of_our_own_is_a_500_in_the_same_form(
     assert "a secret detail" in caplog.text
 
 
-def test_a_result_file_can_be_read(api: TestClient, publish: Made, data: DataFolder) -> None:
+def test_a_result_file_can_be_read(api: TestClient, publish: Made, data: Workspace) -> None:
     publish()
     job = next(j for j in api.get("/v1/fine_tuning/jobs").json()["data"] if j["fine_tuned_model"])
     (id,) = job["result_files"]
@@ -1004,6 +1004,6 @@ def test_a_result_file_can_be_read(api: TestClient, publish: Made, data: DataFol
     assert api.get(f"/v1/files/{id}/content").content == b"step\n"
 
 
-def test_uploads_lie_where_the_store_says(api: TestClient, data: DataFolder) -> None:
+def test_uploads_lie_where_the_store_says(api: TestClient, data: Workspace) -> None:
     id = upload(api)
     assert Path(data.file(id)).read_bytes() == ROW

@@ -27,7 +27,7 @@ from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound
 from tunewright.registry.aliases import AliasTarget
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Deployment
 from tunewright.store.states import DeploymentState, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
@@ -300,7 +300,7 @@ def test_a_request_finds_a_deployed_model_by_its_name(store: Store, deployment: 
 
 
 def test_a_request_holds_its_engine_from_the_first_one_on(
-    store: Store, deployment: Deployment, data: DataFolder
+    store: Store, deployment: Deployment, data: Workspace
 ) -> None:
     """Also one of an adapter; and what is held cannot be drained."""
     register(store, ADAPTER, base=FULL)
@@ -326,7 +326,7 @@ def test_a_request_holds_its_engine_from_the_first_one_on(
     asyncio.run(run())
 
 
-def test_a_base_is_not_leased(store: Store, data: DataFolder) -> None:
+def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
     store.engines.declare([BASE])
     store.engines.starting(BASE, "/tmp/b", {"internal_name": "base-0"})
     store.engines.set_state(BASE, EngineState.READY)
@@ -380,7 +380,7 @@ def test_one_that_does_not_answer_says_why(
     assert (error.retry_after is not None) is (kind is EngineUnavailable)
 
 
-def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, data: DataFolder) -> None:
+def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, data: Workspace) -> None:
     """Whoever was admitted is waited for; whoever comes when nobody was left is refused, and hangs on nothing."""
     drain = Drain(data.leases)
     admitted = threading.Event()
@@ -438,7 +438,7 @@ Make = Callable[..., TestClient]
 
 
 @pytest.fixture
-def make(built: dict[str, Any], store: Store, data: DataFolder) -> Make:
+def make(built: dict[str, Any], store: Store, data: Workspace) -> Make:
     def client(devices: list[str] | None = None, **options: Any) -> TestClient:
         copy = f"copy={embedded_base_path()}"
         settings = Settings(base=["tiny=/x"], deployable=[copy], data_dir=data.path, parity="off", **options)
@@ -471,7 +471,7 @@ def create(api: TestClient, model: str = FULL, **engine: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def test_a_deployment_is_made_listed_and_shown(api: TestClient, store: Store, data: DataFolder) -> None:
+def test_a_deployment_is_made_listed_and_shown(api: TestClient, store: Store, data: Workspace) -> None:
     made = create(api, kv_cache_memory="64MiB", device="auto")
     assert made["engine"] == {"kv_cache_memory": 64 * 2**20}, "what says nothing is not kept"
     assert (made["model"], made["state"], made["device"]) == (FULL, "starting", "cpu")
@@ -643,7 +643,7 @@ def test_a_failed_one_is_started_again_and_a_running_one_left(api: TestClient, s
     assert error(api.post(f"{CREATE}/none/restart"), 404)["code"] == "deployment_not_found"
 
 
-def test_deployments_do_not_make_the_service_unready(api: TestClient, store: Store, data: DataFolder) -> None:
+def test_deployments_do_not_make_the_service_unready(api: TestClient, store: Store, data: Workspace) -> None:
     (data.run / "scheduler.heartbeat").touch()
     store.engines.starting(BASE, "/s", {})
     store.engines.set_state(BASE, EngineState.READY)

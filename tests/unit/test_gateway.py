@@ -20,7 +20,7 @@ from tunewright.api.gateway import routing
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.gateway.routing import Target
 from tunewright.engine.leases import Drain
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
@@ -430,7 +430,7 @@ def test_it_does_not_wait_for_ever(
 
 
 def test_a_request_holds_its_adapter_until_it_ends(
-    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: DataFolder
+    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
@@ -465,7 +465,7 @@ def test_a_request_holds_its_adapter_until_it_ends(
 
 
 def test_an_adapter_that_is_drained_is_waited_for(
-    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: DataFolder
+    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
     """Its row still says loaded, but the worker has begun to let go of it: nobody is admitted."""
     publish_model({})

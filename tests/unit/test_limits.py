@@ -34,7 +34,7 @@ from tunewright.api.http.middleware import Gatekeeper
 from tunewright.api.http.process import web_server
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, TooLarge, TunewrightError
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
@@ -258,7 +258,7 @@ def test_the_wait_for_an_adapter_is_part_of_it(store: Store, engine: Engine, pub
 
 
 @pytest.fixture
-def make(store: Store, data: DataFolder) -> Callable[..., TestClient]:
+def make(store: Store, data: Workspace) -> Callable[..., TestClient]:
     def client(**options: Any) -> TestClient:
         return TestClient(
             build(Settings(data_dir=data.path, base=[f"{BASE}=/"], **options), store)[0].app,
@@ -694,7 +694,7 @@ def engine_in_thread(socket: Path, handler: Handler) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Any]:
     """(server, torrent): a reader must take something every two seconds."""
-    data = DataFolder(tmp_path_factory.mktemp("served"))
+    data = Workspace(tmp_path_factory.mktemp("served"))
     data.create()
     shutil.copyfile(migrated_database, data.path / "tunewright.db")
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"], slow_reader_timeout=2)
@@ -771,7 +771,7 @@ def test_a_body_of_a_hundred_megabytes_is_refused_and_not_kept(served: tuple[Ser
 
 
 def test_heads_of_requests_must_come_in_time_and_be_small(
-    store: Store, data: DataFolder, monkeypatch: pytest.MonkeyPatch
+    store: Store, data: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"])

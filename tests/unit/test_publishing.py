@@ -17,7 +17,7 @@ from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import Service
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import JobState, Source
 from tunewright.store.store import Store
@@ -27,7 +27,7 @@ BASE = BaseInfo("tiny", Path("/m"), "f" * 64, 64, None, None)
 BROKEN = lora_tensors() | {"base_model.model.x.lora_A.weight": zeros(4, 4, value=math.nan)}
 
 
-def service(store: Store, data: DataFolder) -> Service:
+def service(store: Store, data: Workspace) -> Service:
     return Service(Settings(base=["tiny=/m"], parity="off"), store, data, on_gpu=False)
 
 
@@ -35,7 +35,7 @@ def job(store: Store, type: str = "lora") -> Job:
     return create_job(store, state=JobState.RUNNING, resolved=resolved(type), seed=7, parent_sha256=None)
 
 
-def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
+def trained(data: Workspace, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
     """Its folder, with an adapter of its own for the end (step 0) and for each of `steps`."""
     folder = JobFolder(data.job(job.id))
     for step in (0, *steps):
@@ -45,7 +45,7 @@ def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = (
     return folder
 
 
-def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder) -> None:
+def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace) -> None:
     made = job(store)
     metrics = {1: {"train_loss": 2.0}, 2: {"train_loss": 1.0, "valid_loss": 1.5}}
     result = TrainingResult(status="succeeded", metrics={"train_loss": 0.5}, checkpoints=metrics)
@@ -64,7 +64,7 @@ def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder
     assert listed[None].base_fingerprint == BASE.fingerprint
 
 
-def test_a_full_model_tells_it_too(store: Store, data: DataFolder) -> None:
+def test_a_full_model_tells_it_too(store: Store, data: Workspace) -> None:
     made = job(store, "full")
     folder = JobFolder(data.job(made.id))
     folder.model.mkdir(parents=True)
@@ -76,7 +76,7 @@ def test_a_full_model_tells_it_too(store: Store, data: DataFolder) -> None:
 
 
 @pytest.mark.parametrize("broken", [0, 2])
-def test_a_number_that_is_none_is_not_listed(store: Store, data: DataFolder, broken: int) -> None:
+def test_a_number_that_is_none_is_not_listed(store: Store, data: Workspace, broken: int) -> None:
     made = job(store)
     result = TrainingResult(status="succeeded", checkpoints={1: {}, 2: {}})
     with pytest.raises(InvalidAdapter, match=r"x\.lora_A\.weight has numbers that are NaN"):

@@ -18,8 +18,8 @@ from sqlalchemy import insert, text, update
 from rows import FILE, Publish, create_job
 from tunewright.config import Settings
 from tunewright.errors import TunewrightError
-from tunewright.registry import data_folder
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry import removals
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import retention as module
 from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
@@ -40,7 +40,7 @@ def store(store_on_each: Store) -> Store:
 class World:
     """A store and a data folder in which things are as old as a test wants, `now` standing still."""
 
-    def __init__(self, store: Store, data: DataFolder, publish: Publish) -> None:
+    def __init__(self, store: Store, data: Workspace, publish: Publish) -> None:
         self.store, self.data, self._publish = store, data, publish
         self.now = time.time()
         self._count = 0
@@ -84,7 +84,7 @@ class World:
         return path
 
     def artifact(self, sha256: str, age: float = 0.0, size: int = 10) -> Path:
-        path = self.data.artifact(sha256)
+        path = self.data.artifacts.local(sha256)
         path.mkdir(exist_ok=True)
         (path / "adapter_model.safetensors").write_bytes(b"x" * size)
         os.utime(path, (self.now - age * DAY,) * 2)
@@ -129,15 +129,17 @@ class World:
     def models(self) -> set[str]:
         """What is listed; it has its artifact."""
         listed = self.store.models.list()[0]
-        assert {model.name for model in listed if not self.data.artifact(model.sha256).is_dir()} == set()
+        assert {
+            model.name for model in listed if not self.data.artifacts.local(model.sha256).is_dir()
+        } == set()
         return {model.name for model in listed}
 
     def artifacts(self) -> set[str]:
-        return {path.name for path in self.data.artifacts.iterdir()}
+        return self.data.artifacts.hashes()
 
 
 @pytest.fixture
-def world(store: Store, data: DataFolder, publish_model: Publish) -> World:
+def world(store: Store, data: Workspace, publish_model: Publish) -> World:
     return World(store, data, publish_model)
 
 
@@ -362,11 +364,11 @@ def test_unused_artifacts_have_a_size_too(world: World) -> None:
 
 def test_what_is_not_the_services_is_left_alone(world: World) -> None:
     world.job()
-    for folder in (world.data.artifacts, world.data.files, world.data.jobs):
+    for folder in (world.data.path / "artifacts", world.data.files, world.data.jobs):
         (folder / "lost+found").mkdir()
         os.utime(folder / "lost+found", (0, 0))
     world.round(keep_job_folders_days=1)
-    for folder in (world.data.artifacts, world.data.files, world.data.jobs):
+    for folder in (world.data.path / "artifacts", world.data.files, world.data.jobs):
         assert (folder / "lost+found").is_dir()
 
 
@@ -456,9 +458,9 @@ def test_a_kill_leaves_only_what_the_next_round_removes(
     for part in ("_files", "_checkpoints"):
         with monkeypatch.context() as patch:
             if at == "the row is gone":
-                patch.setattr(DataFolder, "_remove", killed)
+                patch.setattr(removals.Removals, "remove", killed)
             else:
-                patch.setattr(data_folder, "_destroy", killed)
+                patch.setattr(removals, "destroy", killed)
             with pytest.raises(Killed):
                 getattr(world.retention(**limits), part)()
         world.files()
@@ -697,7 +699,7 @@ def test_in_any_world_limits_are_kept_and_what_is_in_use_stays(world: World, see
         }
     unused = world.artifacts() - world.store.models.weights_in_use()
     for sha256 in unused:
-        assert (world.now - world.data.artifact(sha256).stat().st_mtime) / DAY <= limits[
+        assert (world.now - world.data.artifacts.local(sha256).stat().st_mtime) / DAY <= limits[
             "keep_unused_artifacts_days"
         ]
     assert list(world.data.tmp.iterdir()) == []

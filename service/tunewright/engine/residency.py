@@ -19,7 +19,9 @@ from typing import Any
 
 from tunewright.engine.client import EngineClient, EngineError
 from tunewright.engine.leases import Drain
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.artifacts import ArtifactStore
+from tunewright.registry.content import adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
@@ -35,10 +37,10 @@ class ResidencyManager:
     """Owns load and unload. A lock for each adapter of each engine (many waiters, one load), and one for each engine's
     memory, so that what came and went with an operation can be told."""
 
-    def __init__(self, store: Store, data: DataFolder) -> None:
+    def __init__(self, store: Store, workspace: Workspace) -> None:
         self._store = store
-        self._data = data
-        self._drain = Drain(data.leases)
+        self._artifacts = workspace.artifacts
+        self._drain = Drain(workspace.leases)
         self._clients: dict[str, EngineClient] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._memory: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -124,8 +126,7 @@ class ResidencyManager:
             try:
                 if (engine.info or {}).get("fingerprint") != model.base_fingerprint:
                     raise EngineError(f"it was trained on another model that was named {model.base} then")
-                folder = self._data.artifact(model.sha256)
-                await asyncio.to_thread(_check_artifact, folder, model.sha256)
+                folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
                 async with self._memory[engine.name]:
                     await self._make_room(engine)
                     number = await self._client(engine).load(model.sha256, folder)
@@ -234,11 +235,14 @@ def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:
         log.error("engine %s could not unload %s: %s", engine, sha256, error)
 
 
-def _check_artifact(folder: Path, sha256: str) -> None:
-    """The files are what the registry says they are: a torn or changed adapter never reaches vLLM."""
+def _checked(artifacts: ArtifactStore, sha256: str) -> Path:
+    """The adapter's folder, whose files are what the registry says they are: a torn or changed adapter never reaches
+    vLLM. Raises EngineError."""
+    folder = artifacts.local(sha256)
     try:
         found = adapter_sha256(folder)
     except (OSError, ValueError) as error:
         raise EngineError(f"the adapter's files cannot be read: {error}") from error
     if found != sha256:
         raise EngineError(f"the adapter's files have changed: their hash is {found}")
+    return folder

@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 from tunewright.config import settings_in_child
 from tunewright.errors import StorageFull
 from tunewright.logs import configure_logging
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.engine")
@@ -44,7 +44,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         configure_logging(settings.log_level)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
         self._store = Store.open(settings.resolved_database_url)
-        self._manager = ResidencyManager(self._store, DataFolder(settings.data_dir))
+        self._manager = ResidencyManager(self._store, Workspace(settings.data_dir))
         self._answers: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, daemon=True, name="residency").start()

@@ -26,7 +26,7 @@ from tunewright.export.rows import ExportText
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
 from tunewright.jobs.process import leave, rank
-from tunewright.registry.data_folder import folder_size
+from tunewright.registry.content import folder_size
 
 log = logging.getLogger("tunewright.export")
 

@@ -11,7 +11,7 @@ from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.kinds import JobKind
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
 from tunewright.store.store import Store
 
@@ -31,7 +31,7 @@ class Service:
 
     settings: Settings
     store: Store
-    data: DataFolder
+    workspace: Workspace
     on_gpu: bool
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tunewright.config import Settings
-from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, check_numbers
-from tunewright.registry.data_folder import (
-    DataFolder,
-    adapter_config,
-    adapter_sha256,
-    folder_size,
-    model_sha256,
-)
+from tunewright.registry.adapter_check import WEIGHTS_FILE, check_numbers
+from tunewright.registry.artifacts import ArtifactStore
+from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Lineage
 from tunewright.store.states import ModelState
@@ -41,32 +35,29 @@ def lineage_of_files(store: Store, training_file: str | None, validation_file: s
 
 
 def model_row(
-    data: DataFolder, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
+    artifacts: ArtifactStore, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
 ) -> dict[str, Any]:
     """Publish the folder of a whole model; `kept` holds it until its row is written."""
-    sha256 = model_sha256(source)
-    kept.enter_context(data.keeping(sha256))
-    path = data.publish(source, sha256)
+    sha256 = artifacts.put(source, kept)
     return {
-        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path), "desired": "unloaded",
-        "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
+        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
+        "desired": "unloaded", "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
     }  # fmt: skip
 
 
 def adapter_row(
-    data: DataFolder, kept: ExitStack, source: Path, name: str, step: int | None, common: dict[str, Any]
+    artifacts: ArtifactStore,
+    kept: ExitStack,
+    source: Path,
+    name: str,
+    step: int | None,
+    common: dict[str, Any],
 ) -> dict[str, Any]:
     """Publish a PEFT folder; `kept` holds it until its row is written. Raises InvalidAdapter where a number is NaN or
     infinite."""
-    with tempfile.TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
-        only = Path(temporary)
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            (only / file).hardlink_to(source / file)
-        check_numbers(only / WEIGHTS_FILE)
-        sha256 = adapter_sha256(only)
-        kept.enter_context(data.keeping(sha256))
-        path = data.publish(only, sha256)
-    config = adapter_config(path)
+    check_numbers(source / WEIGHTS_FILE)
+    sha256 = artifacts.put(source, kept)
+    config = adapter_config(source)
     modules = config["target_modules"]
     if merge_only(config):
         common = {**common, "state": ModelState.MERGE_ONLY}
@@ -76,7 +67,7 @@ def adapter_row(
         "name": name,
         "kind": "adapter",
         "sha256": sha256,
-        "bytes": folder_size(path),
+        "bytes": artifacts.stat(sha256).bytes,
         "desired": "loaded" if is_wanted else "unloaded",
         "checkpoint_step": step,
         "rank": config["r"],

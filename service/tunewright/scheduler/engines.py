@@ -20,7 +20,7 @@ from tunewright.engine.placement import options_of_bases, place, still_fits
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.processes import ChildProcess, stop_all
@@ -45,16 +45,16 @@ class EngineKeeper:
     """One engine for each base and each deployment. `tick()` never blocks for long: probes run in threads."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: Devices
+        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: Devices
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._lifeline = lifeline
         self._devices = devices
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
-        self._drains = Drain(data.leases)
-        self._sockets = socket_folder(data.path)
+        self._drains = Drain(workspace.leases)
+        self._sockets = socket_folder(workspace.path)
         self._served: dict[str, Served] = {}
         options = options_of_bases(settings, devices.names)
         store.engines.declare(list(options))
@@ -185,7 +185,7 @@ class EngineKeeper:
 
     def _find(self, served: Served) -> BaseInfo:
         if served.source is None:
-            served.source = source_of(self._settings, self._store, self._data, served.name)
+            served.source = source_of(self._settings, self._store, self._workspace.artifacts, served.name)
         return inspect_base(served.source.base, served.source.fingerprint)
 
     # one engine's life
@@ -194,7 +194,7 @@ class EngineKeeper:
         assert served.source is not None, "its model was found"
         name, options = served.name, served.options
         served.socket.unlink(missing_ok=True)
-        folder = self._data.engine(name)
+        folder = self._workspace.engine(name)
         log_file = folder / "engine.log"
         if log_file.exists():
             log_file.replace(folder / "engine.log.1")
@@ -325,17 +325,17 @@ class EngineKeeper:
         if served.unused is not None:
             served.unused.close()
         served.socket.unlink(missing_ok=True)
-        shutil.rmtree(self._data.engine(served.name), ignore_errors=True)
+        shutil.rmtree(self._workspace.engine(served.name), ignore_errors=True)
         log.info("the deployment of %s (%s) is gone", served.name, deployment.id)
 
     def _record(self, served: Served) -> Path:
-        return self._data.engine(served.name) / "process.json"
+        return self._workspace.engine(served.name) / "process.json"
 
     def _last_words(self, served: Served) -> str:
         """How it ended, and vLLM's own reason, picked out of its log."""
         assert served.process is not None
         how = served.process.exit()
         ended = "" if how.code is None else f" with {how.words}"
-        log_file = self._data.engine(served.name) / "engine.log"
+        log_file = self._workspace.engine(served.name) / "engine.log"
         rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
         return f"it ended{ended}: {last_error(log_file)} ({rest})"

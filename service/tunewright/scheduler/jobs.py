@@ -17,7 +17,7 @@ from tunewright.jobs.kinds import JobError
 from tunewright.kinds import kind_of
 from tunewright.kinds.kind import JobRefused, Service
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.background import Background
 from tunewright.scheduler.devices import Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
@@ -42,18 +42,18 @@ class JobRunner:
         self,
         settings: Settings,
         store: Store,
-        data: DataFolder,
+        workspace: Workspace,
         engines: EngineKeeper,
         lifeline: int,
         devices: Devices,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._engines = engines
         self._lifeline = lifeline
         self._devices = devices
-        self._service = Service(settings, store, data, on_gpu=devices.on_gpu)
+        self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu)
         self._background = Background(2, "jobs")
         self.processes: dict[str, ChildProcess] = {}
         self._handlers: dict[JobPhase, Callable[[Job], None]] = {
@@ -296,7 +296,7 @@ class JobRunner:
         self._store.jobs.add_event(job, {"level": "warn", "type": "message", "message": text})
 
     def _folder(self, job: Job) -> JobFolder:
-        return JobFolder(self._data.job(job.id))
+        return JobFolder(self._workspace.job(job.id))
 
 
 def _process_name(job: Job) -> str:

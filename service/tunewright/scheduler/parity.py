@@ -23,7 +23,7 @@ from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
 from tunewright.jobs.kinds import JobError
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
@@ -65,13 +65,13 @@ class ParityGate:
     """A part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: Devices
+        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: Devices
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._devices = devices
-        self._references = References(settings, data, lifeline, devices)
+        self._references = References(settings, workspace, lifeline, devices)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
 
@@ -158,7 +158,7 @@ class ParityGate:
         return ParitySpec(
             base=base,
             adapter_id=one.model.id,
-            adapter=str(self._data.artifact(one.model.sha256)),
+            adapter=str(self._workspace.artifacts.local(one.model.sha256)),
             chat_template=one.model.chat_template,
             rows_from=rows_from,
             rows_file=str(rows_file) if rows_file else None,
@@ -171,8 +171,8 @@ class ParityGate:
             roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
             for role in roles:
                 id = one.job.file(role)
-                if id is not None and self._data.file(id).is_file():
-                    return role, self._data.file(id)
+                if id is not None and self._workspace.file(id).is_file():
+                    return role, self._workspace.file(id)
         return "probes", None
 
     def _watch_reference(self, waiting: dict[str, Waiting]) -> None:
@@ -196,7 +196,7 @@ class ParityGate:
         except ValueError:
             folder.reference_file.unlink()
             raise
-        leases = Leases(self._data.leases)
+        leases = Leases(self._workspace.leases)
         if reference is None or not leases.take(engine.name, model.sha256):
             raise NotLoaded
         try:  # from here on it is not unloaded

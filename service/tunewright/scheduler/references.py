@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tunewright.config import Settings, child_environment
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices, visible_to
 from tunewright.scheduler.processes import ChildProcess, last_line
 
@@ -32,11 +32,11 @@ class Ended:
 
 
 class References:
-    def __init__(self, settings: Settings, data: DataFolder, lifeline: int, devices: Devices) -> None:
+    def __init__(self, settings: Settings, workspace: Workspace, lifeline: int, devices: Devices) -> None:
         self._limit = settings.step_timeout
         self._lifeline = lifeline
         self._devices = devices
-        self._root = data.tmp / "parity"
+        self._root = workspace.tmp / "parity"
         self._record = self._root / "process.json"
         self._log = self._root / "reference.log"
         self._process = ChildProcess.adopt(self._record, lifeline=lifeline, name=_NAME)

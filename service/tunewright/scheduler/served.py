@@ -13,8 +13,8 @@ from tunewright.config import Base, Settings
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import Unused
 from tunewright.engine.trust import full_model, trusts_code
+from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.bases import BaseInfo, BaseUnavailable
-from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.processes import ChildProcess
 from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
@@ -75,12 +75,12 @@ def socket_name(name: str, deployment: Deployment | None) -> str:
     return f"engine-{hashlib.sha256(tag.encode()).hexdigest()[:16]}.sock"
 
 
-def source_of(settings: Settings, store: Store, data: DataFolder, model: str) -> Source:
+def source_of(settings: Settings, store: Store, artifacts: ArtifactStore, model: str) -> Source:
     """Where a deployed model lies. Raises BaseUnavailable where there is no such model any more."""
     trusted = trusts_code(settings, store, model)
     tuned = full_model(store, model)
     if tuned is not None:
-        return Source(Base(model, str(data.artifact(tuned.sha256))), trusted, tuned.sha256)
+        return Source(Base(model, str(artifacts.local(tuned.sha256))), trusted, tuned.sha256)
     for base in settings.deployables:
         if base.name == model:
             return Source(base, trusted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,6 @@ from tunewright.registry.adapter_check import (
 from tunewright.registry.adapter_config import LARGEST_CONFIG, parse_adapter_config
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
 from tunewright.registry.base_modules import BaseModules
-from tunewright.registry.data_folder import adapter_sha256, folder_size
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, Lineage, TunedModel
 from tunewright.store.states import EngineState, ModelState, Source
@@ -48,7 +47,7 @@ def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked:
     """An archive, or an adapter's two files. Raises InvalidRequest, TooLarge and EngineUnavailable."""
     origin = _printable(", ".join(sorted(file.filename or "" for file in files)))
     with (
-        TemporaryDirectory(prefix="unpacked-", dir=context.data.tmp) as temporary,
+        TemporaryDirectory(prefix="unpacked-", dir=context.workspace.tmp) as temporary,
         _uploaded(files, Path(temporary), _largest(context)) as found,
     ):
         return _register(context, found, asked, Source.UPLOAD, Lineage(origin=origin))
@@ -109,13 +108,10 @@ def _register(
     engine = _engine(context, files, asked.base)
     largest = (engine.info or {}).get("max_lora_rank", context.settings.max_lora_rank)
     checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
-    data = context.data
-    with TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
+    with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         checked.write(files.weights, Path(temporary))
-        sha256 = adapter_sha256(Path(temporary))
-        with data.keeping(sha256):
-            artifact = data.publish(Path(temporary), sha256)
-            return _list(context, checked, asked, engine, artifact, source, lineage)
+        sha256 = context.workspace.artifacts.put(Path(temporary), kept)
+        return _list(context, checked, asked, engine, sha256, source, lineage)
 
 
 def _list(
@@ -123,7 +119,7 @@ def _list(
     checked: CheckedAdapter,
     asked: Registration,
     engine: Engine,
-    artifact: Path,
+    sha256: str,
     source: Source,
     lineage: Lineage,
 ) -> TunedModel:
@@ -135,21 +131,21 @@ def _list(
             "id": id,
             "name": name,
             "kind": "adapter",
-            "sha256": artifact.name,
+            "sha256": sha256,
             "base": engine.name,
             "base_fingerprint": (engine.info or {})["fingerprint"],
             "method": "lora",
             "rank": checked.config.rank,
             "alpha": checked.config.alpha,
             "target_modules": checked.targets,
-            "bytes": folder_size(artifact),
+            "bytes": context.workspace.artifacts.stat(sha256).bytes,
             "desired": "loaded" if asked.load else "unloaded",
             "source": source,
             "lineage": asdict(lineage),
             "state": ModelState.CHECKING if context.settings.parity == "on" else ModelState.READY,
         }
     )
-    if (listed.name, listed.sha256) != (name, artifact.name):
+    if (listed.name, listed.sha256) != (name, sha256):
         raise InvalidRequest(
             "This Idempotency-Key was used for another request; use a new key for a new adapter.",
             code="idempotency_key_reused",

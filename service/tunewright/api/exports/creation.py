@@ -21,7 +21,7 @@ from tunewright.kinds.export.models import (
     SourceModel,
 )
 from tunewright.registry.awq_check import check_awq
-from tunewright.registry.data_folder import adapter_config
+from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import check_mergeable, merge_only
 from tunewright.registry.safetensors_file import BadTensors, read_shapes
 from tunewright.store.records import Engine, Job, JobInput, NewJob, TunedModel
@@ -154,7 +154,7 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
     if whole.method == "awq":
         raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
     _refuse_unusable(whole, _engine(context, whole.base), "model")
-    return _Source(whole.base, context.data.artifact(whole.sha256), [], whole)
+    return _Source(whole.base, context.workspace.artifacts.local(whole.sha256), [], whole)
 
 
 def _is_adapter(model: TunedModel | None) -> bool:
@@ -217,7 +217,7 @@ def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source
             param="combine.rank",
         )
     for adapter, _ in source.adapters:
-        folder = context.data.artifact(adapter.sha256)
+        folder = context.workspace.artifacts.local(adapter.sha256)
         try:
             config = adapter_config(folder)
             check_mergeable(source.path, folder)

@@ -17,7 +17,7 @@ from tunewright.kinds.fine_tuning.models import (
     FineTuningRequest,
 )
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.registry.data_folder import adapter_config
+from tunewright.registry.content import adapter_config
 from tunewright.rows.templates import check_template
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 
@@ -178,7 +178,7 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
             param="tuning.type",
         )
     try:
-        config = adapter_config(context.data.artifact(parent.sha256))
+        config = adapter_config(context.workspace.artifacts.local(parent.sha256))
     except FileNotFoundError as error:
         raise NotFound(
             f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"

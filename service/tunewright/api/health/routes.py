@@ -51,7 +51,7 @@ def ready(context: Context, request: Request, response: Response) -> Ready:
 def _scheduler(context: ServiceContext) -> Component:
     """It touches a file every round; a late one means that it hangs or is being restarted."""
     try:
-        age = time.time() - (context.data.run / "scheduler.heartbeat").stat().st_mtime
+        age = time.time() - (context.workspace.run / "scheduler.heartbeat").stat().st_mtime
     except FileNotFoundError:
         return Component(ready=False, state="starting")
     if age > _HEARTBEAT_LATE:

@@ -27,7 +27,7 @@ from tunewright.api.http.connection import Connection
 from tunewright.config import Settings, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.api")
@@ -49,9 +49,7 @@ def main() -> int:
     server, _ = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
     manager = _start_workers(server)
-    tempfile.tempdir = str(
-        DataFolder(settings.data_dir).tmp
-    )  # uploads are spooled beside where they will lie
+    tempfile.tempdir = str(Workspace(settings.data_dir).tmp)  # uploads are spooled beside where they will lie
     web = web_server(server.app, settings)
     threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
     try:

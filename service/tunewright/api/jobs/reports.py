@@ -99,7 +99,7 @@ async def _event_stream(
 
 def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:
     """What the job's process printed; empty where there is nothing yet, or nothing any more."""
-    text = JobFolder(context.data.job(job.id)).read_log()
+    text = JobFolder(context.workspace.job(job.id)).read_log()
     if tail is not None:
         text = "".join(text.splitlines(keepends=True)[-tail:])
     return PlainTextResponse(text)

@@ -56,7 +56,7 @@ class Export(Kind):
             )
         template = request.chat_template or base.chat_template
         checked = [
-            f"{role} {check_data(service.data.file(id), role, template, base.name).rows} rows"
+            f"{role} {check_data(service.workspace.file(id), role, template, base.name).rows} rows"
             for role in (CALIBRATION_FILE, VALIDATION_FILE)
             if (id := job.file(role)) is not None
         ]
@@ -71,12 +71,12 @@ class Export(Kind):
                 model=source.model,
                 weight=source.weight,
                 sha256=sha256,
-                path=str(service.data.artifact(sha256)),
+                path=str(service.workspace.artifacts.local(sha256)),
                 lineage=_lineage_of_source(service, source.model),
             )
             for source, sha256 in zip(request.models, sources, strict=bool(request.models))
         ]
-        whole_model = service.data.artifact(sources[0]) if sources and not adapters else None
+        whole_model = service.workspace.artifacts.local(sources[0]) if sources and not adapters else None
         calibration, validation = job.file(CALIBRATION_FILE), job.file(VALIDATION_FILE)
         return ExportSpec(
             job_id=job.id,
@@ -95,14 +95,14 @@ class Export(Kind):
             seed=job.seed,
             device=job.device.split(":")[0],
             calibration=Calibration(
-                file=str(service.data.file(calibration)),
+                file=str(service.workspace.file(calibration)),
                 rows=request.calibration_rows or 0,
                 group_size=request.group_size or 0,
             )
             if calibration is not None
             else None,
             rows=Rows(
-                file=str(service.data.file(validation)) if validation else None,
+                file=str(service.workspace.file(validation)) if validation else None,
                 rows_from=request.rows_from,
                 count=request.rows,
             ),
@@ -126,10 +126,12 @@ class Export(Kind):
         with ExitStack() as kept:
             if request.format == "adapter":
                 common |= {"method": "lora", "state": state_of_new_adapter(service.settings)}
-                product = adapter_row(service.data, kept, folder.adapter, _name(job), None, common)
+                product = adapter_row(
+                    service.workspace.artifacts, kept, folder.adapter, _name(job), None, common
+                )
             else:
                 common["method"] = request.format
-                product = model_row(service.data, kept, folder.model, _name(job), common)
+                product = model_row(service.workspace.artifacts, kept, folder.model, _name(job), common)
             service.store.models.publish([product], job_id=job.id, report=outcome.report)
 
 

@@ -42,7 +42,7 @@ class FineTuning(Kind):
             )
         template = request.chat_template or base.chat_template
         reports = {
-            role: check_data(service.data.file(id), role, template, base.name)
+            role: check_data(service.workspace.file(id), role, template, base.name)
             for role in (TRAINING_FILE, VALIDATION_FILE)
             if (id := job.file(role)) is not None
         }
@@ -64,7 +64,7 @@ class FineTuning(Kind):
         request, resolved = request_of(job), resolved_of(job)
         assert job.device is not None, "only jobs that hold a device are launched"
         parents = job.weights(PARENT)
-        parent = service.data.artifact(parents[0]) if parents else None
+        parent = service.workspace.artifacts.local(parents[0]) if parents else None
         training, validation = job.file(TRAINING_FILE), job.file(VALIDATION_FILE)
         assert training is not None, "every job has a training file"
         is_full = resolved.type == "full"
@@ -75,8 +75,8 @@ class FineTuning(Kind):
             base_path=str(parent if parent and is_full else base.path),
             trust_remote_code=trusts_code(service.settings, service.store, base.name),
             parent_adapter=str(parent) if parent and not is_full else None,
-            training_file=str(service.data.file(training)),
-            validation_file=str(service.data.file(validation)) if validation else None,
+            training_file=str(service.workspace.file(training)),
+            validation_file=str(service.workspace.file(validation)) if validation else None,
             chat_template=request.chat_template,
             seed=job.seed,
             device=job.device.split(":")[0],

@@ -22,7 +22,7 @@ from tunewright.kinds.kind import Service
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
 from tunewright.plan.defaults import Resolved
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingResult
@@ -38,7 +38,8 @@ def publish_products(
     repeat after a crash: artifacts are named by their content, and the listing is one transaction. Raises
     InvalidAdapter where a weight is NaN or infinite: then nothing is listed.
     """
-    store, data = service.store, service.data
+    store, workspace = service.store, service.workspace
+    artifacts = workspace.artifacts
     request, resolved = job.request, job.resolved
     assert isinstance(request, FineTuningRequest)
     assert isinstance(resolved, Resolved)
@@ -59,11 +60,13 @@ def publish_products(
     with ExitStack() as kept:
         if resolved.type == "full":
             common["lineage"] = asdict(lineage)
-            products = [model_row(data, kept, folder.model, name, common)]
+            products = [model_row(artifacts, kept, folder.model, name, common)]
         else:
             common["state"] = state_of_new_adapter(service.settings)
             products = [
-                adapter_row(data, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)})
+                adapter_row(
+                    artifacts, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)}
+                )
             ]
             for step in sorted(result.checkpoints):
                 path = folder.checkpoints / f"step-{step}"
@@ -71,15 +74,15 @@ def publish_products(
                     checkpoint = model_name(job.base, request.suffix, job.id, step)
                     made_from = asdict(replace(lineage, metrics=result.checkpoints[step]))
                     products.append(
-                        adapter_row(data, kept, path, checkpoint, step, {**common, "lineage": made_from})
+                        adapter_row(artifacts, kept, path, checkpoint, step, {**common, "lineage": made_from})
                     )
-        kept.enter_context(data.keeping(result_file_id(job.id)))
+        kept.enter_context(workspace.keeping(result_file_id(job.id)))
         store.models.publish(
             products,
             job_id=job.id,
             result=FineTuningResult(trained_tokens=result.trained_tokens),
             checkpoint_metrics=result.checkpoints,
-            result_file=_metrics_file(store, data, job),
+            result_file=_metrics_file(store, workspace, job),
         )
 
 
@@ -89,7 +92,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
+def _metrics_file(store: Store, workspace: Workspace, job: Job) -> dict[str, Any]:
     """OpenAI's result file: the metrics of every step, as CSV. Written under its name; returns its row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -101,9 +104,9 @@ def _metrics_file(store: Store, data: DataFolder, job: Job) -> dict[str, Any]:
         after = events[-1].id if events else None
     content = text.getvalue().encode()
     id = result_file_id(job.id)
-    temporary = data.tmp / id
+    temporary = workspace.tmp / id
     temporary.write_bytes(content)
-    data.keep_file(temporary, id)
+    workspace.keep_file(temporary, id)
     return {
         "id": id,
         "filename": "step_metrics.csv",
