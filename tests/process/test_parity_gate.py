@@ -298,7 +298,7 @@ def test_an_engine_that_refuses_the_adapter_again_and_again_quarantines(gate: Ga
         return gate.job().state.is_final
 
     gate.until(refuse)
-    assert "the engine could not load it: torn file" in (gate.job().error or {})["message"]
+    assert "the engine could not load it: torn file" in gate.job().error.message
 
 
 @pytest.mark.parametrize("error", [EngineError("internal error"), KeyError("choices")])
@@ -307,7 +307,7 @@ def test_an_engine_that_breaks_down_over_it_again_and_again_quarantines(
 ) -> None:
     verdict(error)
     gate.until(lambda: gate.job().state.is_final)
-    assert (gate.job().error or {})["code"] == "parity_not_checked"
+    assert gate.job().error.code == "parity_not_checked"
     assert gate.starts() == 1, "the reference is asked once"
 
 
@@ -340,7 +340,7 @@ def test_an_adapter_that_ends_the_engine_again_and_again_is_quarantined(
         return gate.job().state.is_final
 
     gate.until(restart)
-    assert f"in {MAX_FAILURES} of its runs" in (gate.job().error or {})["message"]
+    assert f"in {MAX_FAILURES} of its runs" in gate.job().error.message
 
 
 def test_an_engine_without_room_is_waited_for(gate: Gate, engine: Engine) -> None:
