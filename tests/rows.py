@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from tunewright.store.records import EngineInfo
+
 POSTGRES = os.environ.get("TUNEWRIGHT_TEST_POSTGRES")
 BACKENDS = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
 
@@ -25,3 +27,9 @@ PRODUCT: dict[str, Any] = {
 }  # fmt: skip
 Publish = Callable[..., bool]
 """The fixture `publish_model`: rows that change `PRODUCT`, and the job they are of."""
+
+
+def engine_info(**changes: Any) -> EngineInfo:
+    """Of an engine on the base of `PRODUCT`."""
+    least = {"device": "cpu", "internal_name": "base-1", "fingerprint": PRODUCT["base_fingerprint"]}
+    return EngineInfo(**{**least, **changes})

@@ -94,7 +94,7 @@ def scores(service: Service, model: str, tokens: list[int]) -> torch.Tensor:
     assert engine.socket is not None
     assert engine.info is not None
     with Scorer(engine.socket) as scorer:
-        told = scorer.score(engine.info["internal_name"], tokens)
+        told = scorer.score(engine.info.internal_name, tokens)
     return torch.tensor([place[token] for place, token in zip(told, tokens[1:], strict=True)])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rows import JOB, PRODUCT, Publish
+from rows import JOB, PRODUCT, Publish, engine_info
 from tunewright.config import Settings
 from tunewright.engine.client import EngineError
 from tunewright.engine.scoring import EngineBusy
@@ -22,7 +22,7 @@ from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler import parity, references
 from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityGate
 from tunewright.store.records import Engine, Job, TunedModel
-from tunewright.store.states import EngineState, JobState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
 
 NAME = PRODUCT["name"]
@@ -121,13 +121,7 @@ def lifeline() -> Iterator[int]:
 @pytest.fixture
 def engine(store: Store) -> Engine:
     store.engines.declare(["tiny"])
-    info = {
-        "path": "/base",
-        "max_model_len": 128,
-        "internal_name": "base-1",
-        "fingerprint": PRODUCT["base_fingerprint"],
-        "max_adapters": 4,
-    }
+    info = engine_info(path="/base", max_model_len=128, max_adapters=4)
     store.engines.starting("tiny", "/nowhere.sock", info)
     store.engines.set_state("tiny", EngineState.READY)
     found = store.engines.get("tiny")
@@ -285,7 +279,7 @@ def test_it_waits_for_the_engine_and_for_the_adapter_in_it(gate: Gate, engine: E
 
 
 def test_an_adapter_that_was_evicted_meanwhile_is_wanted_again(gate: Gate) -> None:
-    gate.store.models.want(NAME, "unloaded")
+    gate.store.models.want(NAME, Desired.UNLOADED)
     gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
     assert gate.model().desired == "loaded"
 
@@ -330,7 +324,7 @@ def test_an_adapter_that_ends_the_engine_again_and_again_is_quarantined(
         current = gate.store.engines.get("tiny")
         assert current is not None
         if check is not None and current.run in check.lost_runs:
-            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or {})
+            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or engine_info())
             gate.store.engines.set_state("tiny", EngineState.READY)
             again = gate.store.engines.get("tiny")
             assert again is not None
@@ -439,7 +433,7 @@ def test_checkpoints_are_checked_when_they_are_to_be_loaded(
     for _ in range(5):
         gate.gate.tick()
     assert gate.model(step["name"]).state is ModelState.CHECKING
-    gate.store.models.want(step["name"], "loaded")
+    gate.store.models.want(step["name"], Desired.LOADED)
     gate.store.engines.set_residency(engine, step["sha256"], Residency.LOADED)
     gate.until(lambda: gate.model(step["name"]).state is ModelState.READY)
 

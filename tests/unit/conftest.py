@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rows import JOB
+from rows import JOB, engine_info
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -27,6 +27,6 @@ def socket() -> Iterator[Path]:
 def engine(store: Store, socket: Path) -> Engine:
     """The base, ready."""
     store.engines.declare([JOB["base"]])
-    started = store.engines.starting(JOB["base"], str(socket), {"internal_name": INTERNAL})
+    started = store.engines.starting(JOB["base"], str(socket), engine_info(internal_name=INTERNAL))
     store.engines.set_state(JOB["base"], EngineState.READY)
     return started

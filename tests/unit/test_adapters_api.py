@@ -17,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters import CONFIG, adapter_files, lora_tensors, write_adapter, zeros
-from rows import JOB
+from rows import JOB, engine_info
 from tunewright.api.adapters import registration
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
@@ -59,7 +59,7 @@ def make(built: dict[str, Any], store: Store, data: DataFolder, worker: Worker) 
         settings = Settings(data_dir=data.path, max_upload="2MB", **{"parity": "off", **options})
         store.engines.declare([base.name for base in settings.bases])
         for base in settings.bases if ready else ():
-            info = {"fingerprint": FINGERPRINT, "path": base.source, "max_model_len": 64}
+            info = engine_info(fingerprint=FINGERPRINT, path=base.source, max_model_len=64)
             store.engines.starting(base.name, "/tmp/s", info)
             store.engines.set_state(base.name, EngineState.READY)
         if not built:

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
-from rows import FILE, JOB, Publish
+from rows import FILE, JOB, Publish, engine_info
 from tunewright.api.fine_tuning import creation
 from tunewright.api.http import middleware
 from tunewright.api.http.app import build
@@ -27,7 +27,7 @@ from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler.retention import Retention
-from tunewright.store.states import EngineState, JobState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, Residency
 from tunewright.store.store import Store
 
 BASE = "tunewright-tiny"
@@ -46,7 +46,7 @@ class Worker:
         self.asked.append((operation["op"], operation["model"]))
         if self.error:
             return {"error": self.error}
-        self._store.models.want(operation["model"], operation["op"] + "ed")
+        self._store.models.want(operation["model"], Desired(operation["op"] + "ed"))
         return {"state": operation["op"] + "ed"}
 
 
@@ -753,7 +753,7 @@ def test_a_models_state_says_why_it_would_not_answer(
     api: TestClient, publish: Made, store: Store, engine: Any, residency: Any, desired: str, state: str
 ) -> None:
     name = publish(desired=desired)
-    started = store.engines.starting(BASE, "/tmp/s", {"max_model_len": 77})
+    started = store.engines.starting(BASE, "/tmp/s", engine_info(max_model_len=77))
     store.engines.set_state(BASE, engine)
     if residency:
         store.engines.set_residency(started, "a" * 64, residency, error="why")

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from adapters import adapter_files
 from fake_engine import gateway_for
 from races import at_once
-from rows import JOB, PRODUCT
+from rows import JOB, PRODUCT, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
@@ -53,7 +53,7 @@ def deploy(store: Store, model: str = FULL, **asked: Any) -> Deployment:
 
 
 def ready(store: Store, deployment: Deployment, socket: str = "/tmp/s", **info: Any) -> None:
-    told = {"deployment": deployment.id, "internal_name": "base-1", "fingerprint": "c" * 64, **info}
+    told = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
     store.engines.starting(deployment.model, socket, told)
     store.engines.set_state(deployment.model, EngineState.READY)
 
@@ -153,7 +153,7 @@ def test_a_draining_engine_stays_so_until_it_is_gone(each: Store) -> None:
     for change in (EngineState.READY, EngineState.STOPPED, EngineState.BACKOFF):
         each.engines.set_state(FULL, change)
         assert state(each) is EngineState.DRAINING
-    assert each.engines.starting(FULL, "/s", {}) is None
+    assert each.engines.starting(FULL, "/s", engine_info()) is None
     each.deployments.drain(made.id, 99.0)
     found = each.deployments.get(made.id)
     assert found is not None
@@ -328,7 +328,7 @@ def test_a_request_holds_its_engine_from_the_first_one_on(
 
 def test_a_base_is_not_leased(store: Store, data: DataFolder) -> None:
     store.engines.declare([BASE])
-    store.engines.starting(BASE, "/tmp/b", {"internal_name": "base-0"})
+    store.engines.starting(BASE, "/tmp/b", engine_info(internal_name="base-0"))
     store.engines.set_state(BASE, EngineState.READY)
 
     async def run() -> None:
@@ -645,7 +645,7 @@ def test_a_failed_one_is_started_again_and_a_running_one_left(api: TestClient, s
 
 def test_deployments_do_not_make_the_service_unready(api: TestClient, store: Store, data: DataFolder) -> None:
     (data.run / "scheduler.heartbeat").touch()
-    store.engines.starting(BASE, "/s", {})
+    store.engines.starting(BASE, "/s", engine_info())
     store.engines.set_state(BASE, EngineState.READY)
     create(api)
     store.engines.set_state(FULL, EngineState.FAILED, reason="why")

@@ -14,7 +14,7 @@ from tunewright.store.records import Engine, TunedModel
 def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference) -> dict[str, Any]:
     """The content of a model's `parity`; the engine must hold it. Raises EngineError."""
     assert engine.socket is not None and engine.info is not None, "a ready engine has both"
-    base = engine.info["internal_name"]
+    base = engine.info.internal_name
     with Scorer(engine.socket) as scorer:
         rows = []
         for row in reference.rows:

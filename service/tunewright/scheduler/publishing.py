@@ -24,7 +24,7 @@ from tunewright.registry.data_folder import (
 )
 from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Job, Lineage
-from tunewright.store.states import ModelState
+from tunewright.store.states import Desired, ModelState
 from tunewright.store.store import Store
 
 
@@ -133,8 +133,8 @@ def model_row(
     kept.enter_context(data.keeping(sha256))
     path = data.publish(source, sha256)
     return {
-        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path), "desired": "unloaded",
-        "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
+        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": folder_size(path),
+        "desired": Desired.UNLOADED, "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
     }  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def adapter_row(
         "kind": "adapter",
         "sha256": sha256,
         "bytes": folder_size(path),
-        "desired": "loaded" if is_wanted else "unloaded",
+        "desired": Desired.LOADED if is_wanted else Desired.UNLOADED,
         "checkpoint_step": step,
         "rank": config["r"],
         "alpha": float(config["lora_alpha"]),
