@@ -15,8 +15,7 @@ import pytest
 
 from rows import JOB, PRODUCT, Publish, engine_info
 from tunewright.config import Settings
-from tunewright.engine.client import EngineError
-from tunewright.engine.scoring import EngineBusy
+from tunewright.engine.http import EngineBusy, EngineError
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
 from tunewright.registry.data_folder import DataFolder
 from tunewright.scheduler import parity, references

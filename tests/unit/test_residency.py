@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from rows import Publish, engine_info
-from tunewright.engine.client import EngineError
+from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Leases
 from tunewright.engine.residency import ResidencyManager
 from tunewright.registry.data_folder import DataFolder, adapter_sha256

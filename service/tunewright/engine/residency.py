@@ -17,7 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tunewright.engine.client import EngineClient, EngineError
+from tunewright.engine.client import EngineClient
+from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
 from tunewright.registry.data_folder import DataFolder, adapter_sha256
 from tunewright.store.records import Engine, EngineInfo, TunedModel

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import Settings
+from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
-from tunewright.engine.scoring import EngineBusy
 from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
