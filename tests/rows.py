@@ -14,7 +14,7 @@ from tunewright.kinds.export.models import ExportRequest
 from tunewright.kinds.fine_tuning.models import FineTuningRequest
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.store.records import Job, JobInput, NewJob
+from tunewright.store.records import EngineInfo, Job, JobInput, NewJob
 from tunewright.store.store import Store
 from tunewright.store.tables import job_devices
 
@@ -90,3 +90,9 @@ def resolved(type: str = "lora") -> Resolved:
         max_rank=64,
         device="cpu",
     )
+
+
+def engine_info(**changes: Any) -> EngineInfo:
+    """Of an engine on the base of `PRODUCT`."""
+    least = {"device": "cpu", "internal_name": "base-1", "fingerprint": PRODUCT["base_fingerprint"]}
+    return EngineInfo(**{**least, **changes})

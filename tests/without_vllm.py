@@ -21,11 +21,13 @@ from tunewright_client import Tunewright, TunewrightError
 
 BASE = "tiny"
 _FAKES = Path(__file__).parent / "fakes"
+FAKES_UVICORN = Path(__file__).parent / "fakes_uvicorn"
+"""One that has vLLM's web server, and no adapters."""
 
 
-def start_without_vllm(data_dir: Path, *arguments: str) -> Service:
+def start_without_vllm(data_dir: Path, *arguments: str, fakes: Path = _FAKES) -> Service:
     """`tunewright serve` on the embedded base, named `tiny`; its engine answers the same to everything."""
-    path = os.pathsep.join([str(_FAKES), *(entry for entry in sys.path if entry)])
+    path = os.pathsep.join([str(fakes), *(entry for entry in sys.path if entry)])
     base = f"{BASE}={embedded_base_path()}"
     return start_service(
         data_dir, "--base", base, "--device", "cpu", "--parity", "off", *arguments,

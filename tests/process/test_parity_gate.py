@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from rows import FILE, PRODUCT, Publish, create_job
+from rows import FILE, PRODUCT, Publish, create_job, engine_info
 from tunewright.config import Settings
-from tunewright.engine.client import EngineError
-from tunewright.engine.scoring import EngineBusy
+from tunewright.engine.http import EngineBusy, EngineError
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
 from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.workspace import Workspace
@@ -24,7 +23,7 @@ from tunewright.scheduler import parity, references
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityGate
 from tunewright.store.records import Engine, Job, TunedModel
-from tunewright.store.states import EngineState, JobState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
 
 NAME = PRODUCT["name"]
@@ -123,13 +122,7 @@ def lifeline() -> Iterator[int]:
 @pytest.fixture
 def engine(store: Store) -> Engine:
     store.engines.declare(["tiny"])
-    info = {
-        "path": "/base",
-        "max_model_len": 128,
-        "internal_name": "base-1",
-        "fingerprint": PRODUCT["base_fingerprint"],
-        "max_adapters": 4,
-    }
+    info = engine_info(path="/base", max_model_len=128, max_adapters=4)
     store.engines.starting("tiny", "/nowhere.sock", info)
     store.engines.set_state("tiny", EngineState.READY)
     found = store.engines.get("tiny")
@@ -234,7 +227,7 @@ def test_a_reference_that_hangs_is_given_up(gate: Gate, reference: Callable[[str
     reference("sleep 60")
     impatient = gate.again(step_timeout=0.2)
     impatient.until(lambda: impatient.job().state.is_final)
-    assert "no result within 0 s" in (impatient.job().error or {})["message"]
+    assert "no result within 0 s" in impatient.job().error.message
 
 
 def test_a_new_scheduler_adopts_the_reference(gate: Gate, reference: Callable[[str], None]) -> None:
@@ -287,7 +280,7 @@ def test_it_waits_for_the_engine_and_for_the_adapter_in_it(gate: Gate, engine: E
 
 
 def test_an_adapter_that_was_evicted_meanwhile_is_wanted_again(gate: Gate) -> None:
-    gate.store.models.want(NAME, "unloaded")
+    gate.store.models.want(NAME, Desired.UNLOADED)
     gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
     assert gate.model().desired == "loaded"
 
@@ -332,7 +325,7 @@ def test_an_adapter_that_ends_the_engine_again_and_again_is_quarantined(
         current = gate.store.engines.get("tiny")
         assert current is not None
         if check is not None and current.run in check.lost_runs:
-            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or {})
+            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or engine_info())
             gate.store.engines.set_state("tiny", EngineState.READY)
             again = gate.store.engines.get("tiny")
             assert again is not None
@@ -439,7 +432,7 @@ def test_checkpoints_are_checked_when_they_are_to_be_loaded(
     for _ in range(5):
         gate.gate.tick()
     assert gate.model(step["name"]).state is ModelState.CHECKING
-    gate.store.models.want(step["name"], "loaded")
+    gate.store.models.want(step["name"], Desired.LOADED)
     gate.store.engines.set_residency(engine, step["sha256"], Residency.LOADED)
     gate.until(lambda: gate.model(step["name"]).state is ModelState.READY)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rows import engine_info
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -26,6 +27,6 @@ def socket() -> Iterator[Path]:
 def engine(store: Store, socket: Path) -> Engine:
     """The base, ready."""
     store.engines.declare(["tiny"])
-    started = store.engines.starting("tiny", str(socket), {"internal_name": INTERNAL})
+    started = store.engines.starting("tiny", str(socket), engine_info(internal_name=INTERNAL))
     store.engines.set_state("tiny", EngineState.READY)
     return started

@@ -17,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters import CONFIG, adapter_files, lora_tensors, write_adapter, zeros
-from rows import FILE, create_job
+from rows import FILE, create_job, engine_info
 from tunewright.api.adapters import registration
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
@@ -61,7 +61,7 @@ def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -
         settings = Settings(data_dir=data.path, max_upload="2MB", **{"parity": "off", **options})
         store.engines.declare([base.name for base in settings.bases])
         for base in settings.bases if ready else ():
-            info = {"fingerprint": FINGERPRINT, "path": base.source, "max_model_len": 64}
+            info = engine_info(fingerprint=FINGERPRINT, path=base.source, max_model_len=64)
             store.engines.starting(base.name, "/tmp/s", info)
             store.engines.set_state(base.name, EngineState.READY)
         if not built:
@@ -591,7 +591,7 @@ def test_a_job_goes_on_from_a_registered_adapter(api: TestClient, store: Store) 
     assert (job["tuning"]["rank"], job["tuning"]["alpha"], job["tuning"]["dropout"]) == (4, 8.0, 0.0)
     kept = store.jobs.get(job["id"])
     assert kept is not None
-    assert (kept.parent_sha256, kept.state) == (shown["sha256"], JobState.VALIDATING_FILES)
+    assert (kept.weights("parent"), kept.state) == ([shown["sha256"]], JobState.VALIDATING_FILES)
 
 
 def test_a_download_of_what_is_deleted_meanwhile_is_a_404(api: TestClient, data: Workspace) -> None:

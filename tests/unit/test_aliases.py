@@ -15,7 +15,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from races import at_once
-from rows import PRODUCT, Publish, create_job
+from rows import PRODUCT, Publish, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
@@ -23,7 +23,7 @@ from tunewright.errors import InvalidRequest, NotFound
 from tunewright.registry.aliases import Alias, AliasGuard, AliasShadow, AliasTarget, is_alias_name, pick
 from tunewright.registry.workspace import Workspace
 from tunewright.store import shadow_answers as shadow_store
-from tunewright.store.states import EngineState, JobState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
 from tunewright.store.tables import models
 
@@ -579,7 +579,7 @@ class Worker:
         engine, record = self._store.engines.get(BASE), self._store.models.get(model)
         assert engine is not None
         assert record is not None
-        self._store.models.want(model, op + "ed")
+        self._store.models.want(model, Desired(op + "ed"))
         if op == "unload":
             self._store.engines.set_residency(engine, record.sha256, None)
             return {"state": self.unloaded}
@@ -606,7 +606,7 @@ def server() -> Iterator[Any]:
 def api(server: Any, store: Store, data: Workspace, worker: Worker, publish_model: Publish) -> TestClient:
     """A service with the base ready, and three adapters of which none is loaded."""
     store.engines.declare([BASE])
-    store.engines.starting(BASE, "/tmp/s", {"max_model_len": 77})
+    store.engines.starting(BASE, "/tmp/s", engine_info(max_model_len=77))
     store.engines.set_state(BASE, EngineState.READY)
     for number, name in enumerate((OLD, NEW, THIRD)):
         row = {"name": name, "base": BASE, "sha256": f"{number:064}", "desired": "unloaded"}

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
-from rows import FILE, Publish, create_job
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.fine_tuning import creation
 from tunewright.api.http import middleware
 from tunewright.api.http.app import build
@@ -25,10 +25,11 @@ from tunewright.api.jobs import reports as job_reports
 from tunewright.api.models import artifacts
 from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.fine_tuning.kind import request_of
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
-from tunewright.store.states import EngineState, JobState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, Residency
 from tunewright.store.store import Store
 
 BASE = "tunewright-tiny"
@@ -47,7 +48,7 @@ class Worker:
         self.asked.append((operation["op"], operation["model"]))
         if self.error:
             return {"error": self.error}
-        self._store.models.want(operation["model"], operation["op"] + "ed")
+        self._store.models.want(operation["model"], Desired(operation["op"] + "ed"))
         return {"state": operation["op"] + "ed"}
 
 
@@ -561,7 +562,8 @@ def test_a_job_goes_on_from_an_adapter(api: TestClient, publish: Made, store: St
     job = create(api, model=name)
     stored = store.jobs.get(job["id"])
     assert stored is not None
-    assert (stored.base, stored.parent_sha256, stored.chat_template) == (BASE, "a" * 64, "{{ messages }}")
+    assert (stored.base, stored.weights("parent")) == (BASE, ["a" * 64])
+    assert request_of(stored).chat_template == "{{ messages }}"
     shape = {key: job["tuning"][key] for key in ("type", "rank", "alpha", "target_modules")}
     assert shape == {"type": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"]}
 
@@ -760,7 +762,7 @@ def test_a_models_state_says_why_it_would_not_answer(
     api: TestClient, publish: Made, store: Store, engine: Any, residency: Any, desired: str, state: str
 ) -> None:
     name = publish(desired=desired)
-    started = store.engines.starting(BASE, "/tmp/s", {"max_model_len": 77})
+    started = store.engines.starting(BASE, "/tmp/s", engine_info(max_model_len=77))
     store.engines.set_state(BASE, engine)
     if residency:
         store.engines.set_residency(started, "a" * 64, residency, error="why")

@@ -31,6 +31,7 @@ from backups import (
     url_of,
     write,
 )
+from rows import engine_info
 from tunewright.atomic import write_atomically
 from tunewright.backup import archive as archive_module
 from tunewright.backup import create, restore, swap
@@ -74,10 +75,10 @@ def used(tmp_path: Path) -> Iterator[Used]:
     sha256 = publish_adapter(data, store, finished, "ft:missing::1")
     write(data.job(finished.id) / "result.json", "{}")
     store.engines.declare(["missing"])
-    store.engines.starting("missing", "/somewhere/else.sock", {})
+    store.engines.starting("missing", "/somewhere/else.sock", engine_info())
     store.engines.set_state("missing", EngineState.READY)
     deployment = store.deployments.create("ft:other:full:1", {"max_loras": 2}, lambda _: {"device": "cpu"})
-    store.engines.starting(deployment.model, "/somewhere/else-2.sock", {"deployment": deployment.id})
+    store.engines.starting(deployment.model, "/somewhere/else-2.sock", engine_info(deployment=deployment.id))
     store.engines.set_state(deployment.model, EngineState.READY)
     new_job(store, JobState.QUEUED)
     claimed = store.jobs.claim("cpu", ["missing"])

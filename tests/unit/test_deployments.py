@@ -19,13 +19,14 @@ from starlette.testclient import TestClient
 from adapters import adapter_files
 from fake_engine import gateway_for
 from races import at_once
-from rows import PRODUCT, create_job
+from rows import PRODUCT, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound
+from tunewright.kinds.fine_tuning.kind import request_of
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Deployment
@@ -53,7 +54,7 @@ def deploy(store: Store, model: str = FULL, **asked: Any) -> Deployment:
 
 
 def ready(store: Store, deployment: Deployment, socket: str = "/tmp/s", **info: Any) -> None:
-    told = {"deployment": deployment.id, "internal_name": "base-1", "fingerprint": "c" * 64, **info}
+    told = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
     store.engines.starting(deployment.model, socket, told)
     store.engines.set_state(deployment.model, EngineState.READY)
 
@@ -153,7 +154,7 @@ def test_a_draining_engine_stays_so_until_it_is_gone(each: Store) -> None:
     for change in (EngineState.READY, EngineState.STOPPED, EngineState.BACKOFF):
         each.engines.set_state(FULL, change)
         assert state(each) is EngineState.DRAINING
-    assert each.engines.starting(FULL, "/s", {}) is None
+    assert each.engines.starting(FULL, "/s", engine_info()) is None
     each.deployments.drain(made.id, 99.0)
     found = each.deployments.get(made.id)
     assert found is not None
@@ -204,7 +205,7 @@ def test_an_alias_keeps_it_and_its_adapters(each: Store) -> None:
 def test_an_unfinished_job_keeps_it_also_by_force(each: Store) -> None:
     made = deploy(each)
     job = create_job(each, base=FULL, model=FULL)
-    with pytest.raises(InvalidRequest, match=f"Job {job.id} trains on"):
+    with pytest.raises(InvalidRequest, match=f"Job {job.id} needs {FULL}"):
         each.deployments.drain(made.id, 0.0, force=True)
     each.jobs.cancel(job.id)
     each.deployments.drain(made.id, 0.0)
@@ -328,7 +329,7 @@ def test_a_request_holds_its_engine_from_the_first_one_on(
 
 def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
     store.engines.declare([BASE])
-    store.engines.starting(BASE, "/tmp/b", {"internal_name": "base-0"})
+    store.engines.starting(BASE, "/tmp/b", engine_info(internal_name="base-0"))
     store.engines.set_state(BASE, EngineState.READY)
 
     async def run() -> None:
@@ -645,7 +646,7 @@ def test_a_failed_one_is_started_again_and_a_running_one_left(api: TestClient, s
 
 def test_deployments_do_not_make_the_service_unready(api: TestClient, store: Store, data: Workspace) -> None:
     (data.run / "scheduler.heartbeat").touch()
-    store.engines.starting(BASE, "/s", {})
+    store.engines.starting(BASE, "/s", engine_info())
     store.engines.set_state(BASE, EngineState.READY)
     create(api)
     store.engines.set_state(FULL, EngineState.FAILED, reason="why")
@@ -727,10 +728,10 @@ def test_training_on_a_full_model_needs_its_deployment_for_an_adapter(api: TestC
     for type in ("lora", "qlora"):
         made = store.jobs.get(job(api, FULL, {"type": type}).json()["id"])
         assert made is not None
-        assert (made.model, made.base, made.parent_sha256) == (FULL, FULL, None)
+        assert (request_of(made).model, made.base, made.weights("parent")) == (FULL, FULL, [])
     on = store.jobs.get(job(api, FULL, {"type": "full"}).json()["id"])
     assert on is not None
-    assert (on.base, on.parent_sha256) == (BASE, "c" * 64), "its weights go on, on its own base"
+    assert (on.base, on.weights("parent")) == (BASE, ["c" * 64]), "its weights go on, on its own base"
 
 
 def test_on_a_deployable_adapters_are_trained_once_it_is_deployed(api: TestClient, store: Store) -> None:

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from lora import random_lora, tampered
-from rows import FILE, PRODUCT, create_job
+from rows import FILE, PRODUCT, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
@@ -40,11 +40,7 @@ def make(built: dict[str, Any], store: Store, data: Workspace) -> Callable[..., 
     def client(base: Path | None = None, **options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, base=[f"{BASE}={base or embedded_base_path()}"], **options)
         store.engines.declare([BASE])
-        info = {
-            "fingerprint": FINGERPRINT,
-            "path": str(base or embedded_base_path()),
-            "max_model_len": 64,
-        }
+        info = engine_info(fingerprint=FINGERPRINT, path=base or embedded_base_path(), max_model_len=64)
         store.engines.starting(BASE, "/tmp/s", info)
         store.engines.set_state(BASE, EngineState.READY)
         if not built:

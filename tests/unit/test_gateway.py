@@ -358,7 +358,8 @@ def test_an_adapters_own_template_travels_with_its_requests(
 def test_a_base_without_a_template_says_that_it_cannot_chat(
     store: Store, socket: Path, engine: Engine
 ) -> None:
-    info = {**(engine.info or {}), "has_chat_template": False}
+    assert engine.info is not None
+    info = engine.info.model_copy(update={"has_chat_template": False})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
     client, seen = ask_once(store, socket, say_hello, {"model": BASE})
     assert (client.status, client.error["code"]) == (400, "no_chat_template")

@@ -24,7 +24,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
-from rows import FILE, Publish, create_job
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.gateway import bodies
 from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
 from tunewright.api.gateway.proxy import Gateway, Relay
@@ -124,7 +124,7 @@ def test_who_waits_for_an_adapter_counts(
 
 def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
     store.engines.declare([BASE, "other"])
-    store.engines.starting("other", str(socket), {"internal_name": "o"})
+    store.engines.starting("other", str(socket), engine_info(internal_name="o"))
     store.engines.set_state("other", EngineState.READY)
 
     async def run() -> None:
@@ -534,7 +534,8 @@ def test_tokens_inside_it_and_what_is_no_token_are_not(body: dict[str, Any]) -> 
 
 
 def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine: Engine) -> None:
-    info = {**(engine.info or {}), "vocab_size": 100}
+    assert engine.info is not None
+    info = engine.info.model_copy(update={"vocab_size": 100})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
 
     async def run() -> None:
@@ -701,7 +702,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
     store, torrent = Store.open(settings.resolved_database_url), Torrent()
     store.engines.declare([BASE])
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
-        store.engines.starting(BASE, f"{folder}/s", {"internal_name": "base"})
+        store.engines.starting(BASE, f"{folder}/s", engine_info(internal_name="base"))
         store.engines.set_state(BASE, EngineState.READY)
         with engine_in_thread(Path(folder) / "s", torrent.answer):
             server = Server(settings)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rows import Publish
-from tunewright.engine.client import EngineError
+from rows import Publish, engine_info
+from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Leases
 from tunewright.engine.residency import ResidencyManager
 from tunewright.registry.workspace import Workspace
@@ -47,7 +47,7 @@ class Setting:
 
     def new_run(self) -> Engine:
         self.store.engines.declare([BASE])
-        info = {"internal_name": INTERNAL, "fingerprint": FINGERPRINT, "max_adapters": ROOM}
+        info = engine_info(internal_name=INTERNAL, fingerprint=FINGERPRINT, max_adapters=ROOM)
         self.store.engines.starting(BASE, str(self._socket), info)
         self.store.engines.set_state(BASE, EngineState.READY)
         engine = self.store.engines.get(BASE)

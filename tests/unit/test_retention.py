@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, text, update
 
-from rows import FILE, Publish, create_job
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.config import Settings
 from tunewright.errors import TunewrightError
 from tunewright.registry import removals
@@ -286,10 +286,10 @@ def test_a_checkpoint_that_is_wanted_or_held_or_started_from_stays(world: World)
     wanted, pinned = world.model(age=99, desired="loaded"), world.model(age=99, pinned=True)
     held, held_before, parent, ended_parent = (world.model(age=99) for _ in range(4))
     world.store.engines.declare(["tiny"])
-    engine = world.store.engines.starting("tiny", "/s", {})
+    engine = world.store.engines.starting("tiny", "/s", engine_info())
     for state, name in ((Residency.LOADED, held), (Residency.LOADED, held_before)):
         world.store.engines.set_residency(engine, sha256_of(world, name), state)
-    engine = world.store.engines.starting("tiny", "/s", {})
+    engine = world.store.engines.starting("tiny", "/s", engine_info())
     world.store.engines.set_residency(engine, sha256_of(world, held), Residency.LOADING)
     world.job(JobState.PAUSED, parent_sha256=sha256_of(world, parent))
     world.job(JobState.CANCELLED, parent_sha256=sha256_of(world, ended_parent))
@@ -720,7 +720,7 @@ def build(world: World, chance: random.Random) -> None:
     ]
     hashes = sorted({sha256_of(world, name) for name in names})
     world.store.engines.declare(["tiny"])
-    engine = world.store.engines.starting("tiny", "/s", {})
+    engine = world.store.engines.starting("tiny", "/s", engine_info())
     for sha256 in chance.sample(hashes, 2):
         world.store.engines.set_residency(engine, sha256, chance.choice(list(Residency)))
     for _ in range(8):

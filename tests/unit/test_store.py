@@ -12,15 +12,15 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from races import at_once
-from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job
+from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job, engine_info
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.ids import result_file_id
 from tunewright.jobs.kinds import JobError, JobProgress
 from tunewright.kinds.fine_tuning.models import FineTuningResult
-from tunewright.store.records import Job
+from tunewright.store.records import EngineInfo, Job
 from tunewright.store.states import JOB_MOVES, EngineState, JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import job_events, jobs, metadata, models, residency
+from tunewright.store.tables import engines, job_events, jobs, metadata, models, residency
 
 
 @pytest.fixture
@@ -533,14 +533,14 @@ def test_cancel_and_publish_race_to_one_end(url: str, store: Store, publish_mode
 def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: Publish) -> None:
     store.engines.declare(["tiny", "other"])
     publish_model({})
-    first = store.engines.starting("tiny", "/tmp/s", {})
-    other = store.engines.starting("other", "/tmp/o", {})
+    first = store.engines.starting("tiny", "/tmp/s", engine_info())
+    other = store.engines.starting("other", "/tmp/o", engine_info())
     for engine in (first, other):
         store.engines.set_residency(engine, "a" * 64, Residency.LOADED)
     held = store.models.resolve("ft:tiny::1")[2]
     assert held is not None
     assert held.state is Residency.LOADED
-    second = store.engines.starting("tiny", "/tmp/s", {})
+    second = store.engines.starting("tiny", "/tmp/s", engine_info())
     assert second.run == first.run + 1
     with store.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(residency)) == 1, "only the other engine's"
@@ -551,9 +551,43 @@ def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: P
     assert store.engines.residents(second) == {}, "a late note of the earlier run does not count"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"device": "cpu", "internal_name": "base-1", "fingerprint": "f"},  # of the first version
+        {"device": "cpu", "internal_name": "base-1", "fingerprint": "f", "of_a_later_version": [1]},
+    ],
+)
+def test_how_an_engine_was_started_is_read_as_other_versions_wrote_it(
+    store: Store, told: dict[str, Any]
+) -> None:
+    store.engines.declare(["tiny"])
+    with store.database.begin() as connection:
+        connection.execute(update(engines).values(info=told))
+    row = store.engines.get("tiny")
+    assert row is not None
+    assert row.info == EngineInfo(device="cpu", internal_name="base-1", fingerprint="f")
+    assert (row.info.has_chat_template, row.info.max_adapters, row.is_deployed) == (True, 0, False)
+
+
+def test_how_an_engine_was_started_is_read_as_it_was_written(store: Store) -> None:
+    store.engines.declare(["tiny"])
+    told = engine_info(path="/base", max_model_len=9, deployment="deployment-1", trust_remote_code=True)
+    started = store.engines.starting("tiny", "/tmp/s", told)
+    assert started is not None
+    assert started.info == told
+    longer = told.model_copy(update={"max_model_len": 99})
+    store.engines.set_state("tiny", EngineState.READY, info=longer)
+    store.engines.set_state("tiny", EngineState.BACKOFF, reason="it died")
+    row = store.engines.get("tiny")
+    assert row is not None
+    assert row.info == longer, "a change of the state leaves it"
+    assert row.is_deployed
+
+
 def test_residency_notes_replace_each_other(store: Store) -> None:
     store.engines.declare(["tiny"])
-    engine = store.engines.starting("tiny", "/tmp/s", {})
+    engine = store.engines.starting("tiny", "/tmp/s", engine_info())
     store.engines.set_residency(engine, "a", Residency.LOADING)
     store.engines.set_residency(engine, "a", Residency.FAILED, error="no such file")
     assert store.engines.residents(engine)["a"].error == "no such file"
@@ -564,7 +598,7 @@ def test_residency_notes_replace_each_other(store: Store) -> None:
 
 def test_declaring_keeps_known_engines_and_forgets_others(store: Store) -> None:
     store.engines.declare(["a", "b"])
-    store.engines.starting("a", "/tmp/s", {})
+    store.engines.starting("a", "/tmp/s", engine_info())
     store.engines.declare(["a", "c"])
     assert {e.name: (e.state, e.run) for e in store.engines.list()} == {
         "a": (EngineState.STARTING, 1),

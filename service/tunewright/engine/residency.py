@@ -17,13 +17,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tunewright.engine.client import EngineClient, EngineError
+from tunewright.engine.client import EngineClient
+from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
-from tunewright.store.records import Engine, TunedModel
-from tunewright.store.states import EngineState, Residency
+from tunewright.store.records import Engine, EngineInfo, TunedModel
+from tunewright.store.states import Desired, EngineState, Residency
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.engine")
@@ -50,7 +51,7 @@ class ResidencyManager:
 
     async def load(self, model: TunedModel) -> dict[str, Any]:
         """Want the adapter loaded, and load it now. Raises EngineError with vLLM's reason."""
-        await asyncio.to_thread(self._store.models.want, model.name, "loaded")
+        await asyncio.to_thread(self._store.models.want, model.name, Desired.LOADED)
         engine = await self._ready_engine(model.base)
         self._failed_at.pop((engine.name, engine.run, model.sha256), None)
         await self._ensure_loaded(engine, model)
@@ -61,7 +62,7 @@ class ResidencyManager:
 
         After `wait` seconds the answer is `draining`: it goes on without being waited for.
         """
-        await asyncio.to_thread(self._store.models.want, model.name, "unloaded")
+        await asyncio.to_thread(self._store.models.want, model.name, Desired.UNLOADED)
         engine = await asyncio.to_thread(self._store.engines.get, model.base)
         if engine is not None and engine.state is EngineState.READY:
             wanted = await asyncio.to_thread(self._store.models.wanted_adapters, model.base)
@@ -106,7 +107,7 @@ class ResidencyManager:
                 s: row for s, row in noted.items() if row.state in (Residency.LOADED, Residency.DRAINING)
             }
             client = self._client(engine)
-            names = await client.models() - {(engine.info or {}).get("internal_name")}
+            names = await client.models() - {_info(engine).internal_name}
             for name in names - whole.keys():
                 await client.unload(name, None)
             for number in await client.held() - {row.number for row in whole.values()}:
@@ -124,7 +125,7 @@ class ResidencyManager:
                 return
             await self._note(engine, model.sha256, Residency.LOADING)
             try:
-                if (engine.info or {}).get("fingerprint") != model.base_fingerprint:
+                if _info(engine).fingerprint != model.base_fingerprint:
                     raise EngineError(f"it was trained on another model that was named {model.base} then")
                 folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
                 async with self._memory[engine.name]:
@@ -143,7 +144,7 @@ class ResidencyManager:
         """Evict the least recently used adapter where the engine's slots are full: never a pinned or a busy one."""
         noted = await asyncio.to_thread(self._store.engines.residents, engine)
         there = [sha256 for sha256, row in noted.items() if row.state is Residency.LOADED]
-        room = int((engine.info or {}).get("max_adapters", 0))
+        room = _info(engine).max_adapters
         if len(there) < room:
             return
         pinned = await asyncio.to_thread(self._store.models.pinned, engine.name)
@@ -156,7 +157,7 @@ class ResidencyManager:
                 if unused is None:
                     continue
                 with unused:
-                    await asyncio.to_thread(self._store.models.want_weights, sha256, "unloaded")
+                    await asyncio.to_thread(self._store.models.want_weights, sha256, Desired.UNLOADED)
                     await self._note(engine, sha256, None)
                     await self._client(engine).unload(sha256, noted[sha256].number)
             log.info("engine %s evicted %s, the least recently used", engine.name, sha256)
@@ -228,6 +229,11 @@ class ResidencyManager:
         if client is None:
             client = self._clients[engine.socket] = EngineClient(engine.socket)
         return client
+
+
+def _info(engine: Engine) -> EngineInfo:
+    assert engine.info is not None, "a ready engine was started"
+    return engine.info
 
 
 def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:

@@ -78,7 +78,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         return output
 
     async def _carry_out(self, operation: dict[str, Any]) -> dict[str, Any]:
-        from tunewright.engine.client import EngineError
+        from tunewright.engine.http import EngineError
 
         model = await asyncio.to_thread(self._store.models.get, operation["model"])
         if model is None:

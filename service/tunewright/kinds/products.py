@@ -12,7 +12,7 @@ from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Lineage
-from tunewright.store.states import ModelState
+from tunewright.store.states import Desired, ModelState
 from tunewright.store.store import Store
 
 
@@ -41,7 +41,7 @@ def model_row(
     sha256 = artifacts.put(source, kept)
     return {
         **common, "name": name, "kind": "full", "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
-        "desired": "unloaded", "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
+        "desired": Desired.UNLOADED, "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
     }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def adapter_row(
         "kind": "adapter",
         "sha256": sha256,
         "bytes": artifacts.stat(sha256).bytes,
-        "desired": "loaded" if is_wanted else "unloaded",
+        "desired": Desired.LOADED if is_wanted else Desired.UNLOADED,
         "checkpoint_step": step,
         "rank": config["r"],
         "alpha": float(config["lora_alpha"]),

@@ -25,7 +25,7 @@ from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.processes import ChildProcess, stop_all
 from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of
-from tunewright.store.records import Deployment
+from tunewright.store.records import Deployment, EngineInfo
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
@@ -198,22 +198,22 @@ class EngineKeeper:
         log_file = folder / "engine.log"
         if log_file.exists():
             log_file.replace(folder / "engine.log.1")
-        told = {
-            "device": options.device,
-            "internal_name": info.internal_name,
-            "fingerprint": info.fingerprint,
-            "path": str(info.path),
-            "has_chat_template": info.chat_template is not None,
-            "max_model_len": options.max_model_len or info.context,
-            "vocab_size": info.vocab_size,
-            "quantization": info.quantization,
-            "enable_lora": options.enable_lora,
-            "max_lora_rank": options.max_lora_rank,
-            "max_adapters": options.max_adapters,
-            "trust_remote_code": served.source.trust_remote_code,
-            "deployment": served.deployment.id if served.deployment else None,
-        }
-        if self._store.engines.starting(name, str(served.socket), told) is None:
+        started = EngineInfo(
+            device=options.device,
+            internal_name=info.internal_name,
+            fingerprint=info.fingerprint,
+            path=info.path,
+            has_chat_template=info.chat_template is not None,
+            max_model_len=options.max_model_len or info.context,
+            vocab_size=info.vocab_size,
+            quantization=info.quantization,
+            enable_lora=options.enable_lora,
+            max_lora_rank=options.max_lora_rank,
+            max_adapters=options.max_adapters,
+            trust_remote_code=served.source.trust_remote_code,
+            deployment=served.deployment.id if served.deployment else None,
+        )
+        if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # it was deleted just now
         command = engine_command(
             self._settings, info, served.socket, options, trust_remote_code=served.source.trust_remote_code
@@ -260,11 +260,11 @@ class EngineKeeper:
 
     def _is_ready(self, served: Served, answer: dict[str, Any]) -> None:
         row = self._store.engines.get(served.name)
-        assert row is not None and served.info is not None
+        assert row is not None and row.info is not None and served.info is not None
         context = next(
             (m.get("max_model_len") for m in answer["data"] if m["id"] == served.info.internal_name), None
         )
-        info = {**(row.info or {}), "max_model_len": context or served.info.context}
+        info = row.info.model_copy(update={"max_model_len": context or served.info.context})
         self._store.engines.set_state(
             served.name, EngineState.READY, reason=None, ready_at=time.time(), info=info
         )

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import Settings
+from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
-from tunewright.engine.scoring import EngineBusy
 from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
@@ -29,7 +29,7 @@ from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
 from tunewright.store.checks import Waiting
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, ModelState, Residency
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.scheduler")
@@ -110,8 +110,8 @@ class ParityGate:
         engine = self._store.engines.get(model.base)
         if engine is None or engine.state is not EngineState.READY:
             return False
-        if model.desired != "loaded":  # evicted, or unloaded by somebody, while its job waits
-            self._store.models.want(model.name, "loaded")
+        if model.desired is not Desired.LOADED:  # evicted, or unloaded by somebody, while its job waits
+            self._store.models.want(model.name, Desired.LOADED)
             return False
         held = self._store.engines.residents(engine)
         mine = held.get(model.sha256)
@@ -139,11 +139,13 @@ class ParityGate:
         batch = [first] if has_failed else others[:_AT_ONCE]
         engine = self._store.engines.get(first.model.base)
         assert engine is not None and engine.info is not None, "it was ready"
+        info = engine.info
+        assert info.path is not None and info.max_model_len is not None, "an engine that is ready has both"
         base = BaseSpec(
-            path=engine.info["path"],
-            trust_remote_code=bool(engine.info.get("trust_remote_code")),
+            path=str(info.path),
+            trust_remote_code=info.trust_remote_code,
             device=self._devices.lend_for_check(gpu=not has_failed),
-            context=engine.info["max_model_len"],
+            context=info.max_model_len,
         )
         try:
             self._references.start([self._spec(one, base) for one in batch])
@@ -235,7 +237,7 @@ class ParityGate:
     ) -> None:
         """Loading is tried again by itself, but not for ever. For room it waits."""
         loaded = sum(row.state is Residency.LOADED for row in held.values())
-        if loaded >= int((engine.info or {}).get("max_adapters", 0)):
+        if engine.info is None or loaded >= engine.info.max_adapters:
             return
         mine = held[one.model.sha256]
         check.refused_at.add(mine.at)

@@ -18,7 +18,7 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
 from tunewright.store.job_rows import Event
 from tunewright.store.records import Job, TunedModel
-from tunewright.store.states import ModelState
+from tunewright.store.states import Desired, ModelState
 from tunewright.store.tables import jobs, models
 
 _ASKED = models.c.parity["asked_at"].as_float().is_not(None)
@@ -51,7 +51,10 @@ class CheckStore:
             .where(models.c.kind == "adapter")
             .where(
                 or_(
-                    and_(models.c.state == ModelState.CHECKING, or_(models.c.desired == "loaded", awaited)),
+                    and_(
+                        models.c.state == ModelState.CHECKING,
+                        or_(models.c.desired == Desired.LOADED, awaited),
+                    ),
                     _ASKED,
                 )
             )
@@ -76,7 +79,7 @@ class CheckStore:
                 update(models)
                 .where(models.c.id == id)
                 .values(
-                    desired="loaded",
+                    desired=Desired.LOADED,
                     state=ModelState.READY if row.state == ModelState.READY else ModelState.CHECKING,
                     parity={**(row.parity or {}), "asked_at": time.time()},
                 )

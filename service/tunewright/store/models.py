@@ -23,7 +23,7 @@ from tunewright.store.inputs import (
 from tunewright.store.job_rows import as_json, await_check, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import ModelState
+from tunewright.store.states import Desired, ModelState
 from tunewright.store.tables import (
     checkpoints,
     deployments,
@@ -122,7 +122,7 @@ class ModelStore:
         rows, more = page(self._database, query, models, after=after, limit=limit)
         return [TunedModel(**row._mapping) for row in rows], more
 
-    def want(self, name_or_id: str, desired: str) -> None:
+    def want(self, name_or_id: str, desired: Desired) -> None:
         with self._database.begin() as connection:
             connection.execute(
                 update(models)
@@ -130,14 +130,14 @@ class ModelStore:
                 .values(desired=desired)
             )
 
-    def want_weights(self, sha256: str, desired: str) -> None:
+    def want_weights(self, sha256: str, desired: Desired) -> None:
         """Of every model with these weights."""
         with self._database.begin() as connection:
             connection.execute(update(models).where(models.c.sha256 == sha256).values(desired=desired))
 
     def pin(self, name: str, pinned: bool) -> None:
         """A pinned adapter is wanted loaded and never evicted."""
-        values = {"pinned": pinned} | ({"desired": "loaded"} if pinned else {})
+        values = {"pinned": pinned} | ({"desired": Desired.LOADED} if pinned else {})
         with self._database.begin() as connection:
             connection.execute(update(models).where(models.c.name == name).values(**values))
 
@@ -196,7 +196,7 @@ class ModelStore:
         query = select(models).where(
             models.c.base == base,
             models.c.kind == "adapter",
-            models.c.desired == "loaded",
+            models.c.desired == Desired.LOADED,
             models.c.state.not_in([ModelState.QUARANTINED, ModelState.MERGE_ONLY]),
         )
         with self._database.read() as connection:
@@ -244,7 +244,7 @@ def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> No
 def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
     return (
         models.c.checkpoint_step.is_not(None)
-        & (models.c.desired == "unloaded")
+        & (models.c.desired == Desired.UNLOADED)
         & ~models.c.pinned
         & models.c.name.not_in(needed_by_aliases(connection))
         & ~exists().where(deployments.c.model == models.c.name)

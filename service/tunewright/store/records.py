@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.kinds import JobError, JobProgress, JobResult
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.states import (
     DeploymentState,
+    Desired,
     EngineState,
     JobPhase,
     JobState,
@@ -171,7 +173,7 @@ class TunedModel:
     chat_template: str | None
     bytes: int
     created_at: float
-    desired: str
+    desired: Desired
     source: Source
     lineage: Lineage | None
     state: ModelState
@@ -180,10 +182,40 @@ class TunedModel:
     last_used_at: float | None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "desired", Desired(self.desired))
         object.__setattr__(self, "source", Source(self.source))
         object.__setattr__(self, "state", ModelState(self.state))
         if isinstance(self.lineage, dict):
             object.__setattr__(self, "lineage", Lineage(**self.lineage))
+
+
+class EngineInfo(BaseModel):
+    """How a run of an engine was started. The fields without a default are those that every version has written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    """cpu, or cuda:N."""
+    internal_name: str
+    """What the engine calls its base."""
+    fingerprint: str
+    """Of the base, as `registry.bases.BaseInfo` has it."""
+    path: Path | None = None
+    """Folder of the base; None in a row of a version that did not write it, until the engine starts again."""
+    has_chat_template: bool = True
+    max_model_len: int | None = None
+    """Tokens."""
+    vocab_size: int | None = None
+    """Number of tokens, where the base's config has it."""
+    quantization: str | None = None
+    """How the base's weights are packed: awq, gptq, ..."""
+    enable_lora: bool = True
+    max_lora_rank: int | None = None
+    max_adapters: int = 0
+    """That it can hold."""
+    trust_remote_code: bool = False
+    deployment: str | None = None
+    """The deployment's id; None of a base."""
 
 
 @dataclass(frozen=True)
@@ -195,15 +227,18 @@ class Engine:
     reason: str | None
     started_at: float | None
     ready_at: float | None
-    info: dict[str, Any] | None
+    info: EngineInfo | None
+    """None until it was started once."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", EngineState(self.state))
+        if isinstance(self.info, dict):
+            object.__setattr__(self, "info", EngineInfo.model_validate(self.info))
 
     @property
     def is_deployed(self) -> bool:
         """Whether this run is a deployment's, which may be drained; bases stay as long as the service."""
-        return bool((self.info or {}).get("deployment"))
+        return self.info is not None and self.info.deployment is not None
 
 
 @dataclass(frozen=True)
@@ -262,7 +297,7 @@ class Listed:
             return self.model.state.value
         if self.held is not None:
             return self.held.state.value
-        return "loading" if self.model.desired == "loaded" else "unloaded"
+        return "loading" if self.model.desired is Desired.LOADED else "unloaded"
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,15 @@ class ModelState(StrEnum):
     """An adapter of a kind that the engine does not serve: it can be merged."""
 
 
+class Desired(StrEnum):
+    """What a model's adapter is meant to be in the engine of its base; what became of that is its `Residency`."""
+
+    LOADED = "loaded"
+    """The engine is asked to hold it."""
+    UNLOADED = "unloaded"
+    """The engine need not hold it. Also of full models, which no engine loads beside its base."""
+
+
 class Residency(StrEnum):
     """Of an adapter in one run of an engine."""
 

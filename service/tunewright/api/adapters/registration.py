@@ -27,8 +27,8 @@ from tunewright.registry.adapter_config import LARGEST_CONFIG, parse_adapter_con
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.safetensors_file import BadTensors
-from tunewright.store.records import Engine, Lineage, TunedModel
-from tunewright.store.states import EngineState, ModelState, Source
+from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
+from tunewright.store.states import Desired, EngineState, ModelState, Source
 
 _HUB_SECONDS = 300.0
 
@@ -106,7 +106,7 @@ def _register(
     context: ServiceContext, files: AdapterFiles, asked: Registration, source: Source, lineage: Lineage
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
-    largest = (engine.info or {}).get("max_lora_rank", context.settings.max_lora_rank)
+    largest = _info(engine).max_lora_rank or context.settings.max_lora_rank
     checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         checked.write(files.weights, Path(temporary))
@@ -133,13 +133,13 @@ def _list(
             "kind": "adapter",
             "sha256": sha256,
             "base": engine.name,
-            "base_fingerprint": (engine.info or {})["fingerprint"],
+            "base_fingerprint": _info(engine).fingerprint,
             "method": "lora",
             "rank": checked.config.rank,
             "alpha": checked.config.alpha,
             "target_modules": checked.targets,
             "bytes": context.workspace.artifacts.stat(sha256).bytes,
-            "desired": "loaded" if asked.load else "unloaded",
+            "desired": Desired.LOADED if asked.load else Desired.UNLOADED,
             "source": source,
             "lineage": asdict(lineage),
             "state": ModelState.CHECKING if context.settings.parity == "on" else ModelState.READY,
@@ -182,17 +182,23 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     if asked in deployed and not deployed[asked].options.get("enable_lora", True):
         raise InvalidRequest(f"{asked} is deployed without adapters (enable_lora false).", param="base")
     engine = context.store.engines.get(asked)
-    if engine is None or engine.state is EngineState.STOPPED or "path" not in (engine.info or {}):
+    if engine is None or engine.state is EngineState.STOPPED or not engine.info or not engine.info.path:
         raise EngineUnavailable(
             f"The base {asked} is not here yet, so the adapter cannot be checked against it (GET /ready says when)."
         )
     return engine
 
 
+def _info(engine: Engine) -> EngineInfo:
+    assert engine.info is not None, "`_engine` refuses one without"
+    return engine.info
+
+
 def _modules(engine: Engine) -> BaseModules:
-    assert engine.info is not None
+    path = _info(engine).path
+    assert path is not None, "`_engine` refuses one without"
     try:
-        return BaseModules(engine.name, Path(engine.info["path"]))
+        return BaseModules(engine.name, path)
     except (OSError, ValueError, BadTensors) as error:
         raise EngineUnavailable(
             f"The files of the base {engine.name} cannot be read, to check the adapter against them: {error}."

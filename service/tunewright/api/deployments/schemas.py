@@ -190,7 +190,7 @@ class DeploymentObject(Wire):
             device=deployment.options["device"],
             engine=deployment.asked,
             options=EngineOptionsObject(**deployment.options),
-            max_model_len=((engine.info if engine else None) or {}).get("max_model_len"),
+            max_model_len=engine.info.max_model_len if engine and engine.info else None,
             created_at=int(deployment.created_at),
             started_at=_whole(engine.started_at if engine else None),
             ready_at=_whole(engine.ready_at if engine else None),

@@ -138,7 +138,7 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
         engine = _engine(context, bases.pop())
         for adapter, _ in adapters:
             _refuse_unusable(adapter, engine, param)
-        return _Source(engine.name, Path((engine.info or {})["path"]), adapters)
+        return _Source(engine.name, _base_path(engine), adapters)
     whole = found[0][0]
     name = names[0][0]
     if body.format == "merged":
@@ -150,7 +150,7 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
         )
     if whole is None:
         engine = _engine(context, name)
-        return _Source(name, Path((engine.info or {})["path"]), [])
+        return _Source(name, _base_path(engine), [])
     if whole.method == "awq":
         raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
     _refuse_unusable(whole, _engine(context, whole.base), "model")
@@ -181,7 +181,7 @@ def _refuse_unusable(adapter: TunedModel, engine: Engine, param: str) -> None:
         raise InvalidRequest(
             f"{adapter.name} is being checked: wait until it is listed.", param=param, code="model_not_ready"
         )
-    if adapter.base_fingerprint != (engine.info or {}).get("fingerprint"):
+    if engine.info is None or adapter.base_fingerprint != engine.info.fingerprint:
         raise InvalidRequest(
             f"{adapter.name} was trained on another model that was named {adapter.base} then.",
             param=param,
@@ -198,9 +198,14 @@ def _engine(context: ServiceContext, base: str) -> Engine:
             param="model",
             code="base_not_served",
         )
-    if not {"path", "fingerprint"} <= (engine.info or {}).keys():
+    if engine.info is None or engine.info.path is None:
         raise EngineUnavailable(f"The base {base} is not here yet (GET /ready says when).")
     return engine
+
+
+def _base_path(engine: Engine) -> Path:
+    assert engine.info is not None and engine.info.path is not None, "`_engine` refuses one without"
+    return engine.info.path
 
 
 # what can be done with it

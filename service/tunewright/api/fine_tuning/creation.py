@@ -114,7 +114,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
 def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:
     """Of a model that is deployed from elsewhere."""
     engine = context.store.engines.get(name)
-    quantization = (engine.info or {}).get("quantization") if engine else None
+    quantization = engine.info.quantization if engine and engine.info else None
     if quantization:
         raise _quantized(name, quantization)
     if tuning.type == "full":

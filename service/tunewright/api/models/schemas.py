@@ -12,7 +12,7 @@ from tunewright.api.adapters.schemas import LINEAGE_EXAMPLE, LineageObject
 from tunewright.api.aliases.schemas import TargetObject
 from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, ModelState, Residency, Source
+from tunewright.store.states import Desired, EngineState, ModelState, Residency, Source
 from tunewright.wire import Wire
 
 AdapterState = Literal[
@@ -75,7 +75,7 @@ class ModelObject(Wire):
             kind="base",
             base=None,
             state=engine.state.value,
-            max_model_len=(engine.info or {}).get("max_model_len"),
+            max_model_len=engine.info.max_model_len if engine.info else None,
         )
 
     @classmethod
@@ -104,7 +104,7 @@ class ModelObject(Wire):
             kind="adapter" if model.kind == "adapter" else "full",
             base=model.base,
             state=model_state(model, engine, listed.held),
-            max_model_len=(engine.info or {}).get("max_model_len") if engine else None,
+            max_model_len=engine.info.max_model_len if engine and engine.info else None,
             job_id=model.job_id,
             adapter_id=model.id if model.kind == "adapter" else None,
             method=model.method,
@@ -192,7 +192,7 @@ class AdapterObject(Wire):
             source=model.source,
             lineage=LineageObject.of(model),
             pinned=model.pinned,
-            desired="loaded" if model.desired == "loaded" else "unloaded",
+            desired=model.desired.value,
             state=cast(AdapterState, listed.state),
             error=held.error if held else None,
             parity=ParityObject.of(model.parity),
@@ -211,4 +211,4 @@ def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | N
         return engine.state.value
     if held is not None:
         return "ready" if held.state is Residency.LOADED else held.state.value
-    return "loading" if model.desired == "loaded" else "unloaded"
+    return "loading" if model.desired is Desired.LOADED else "unloaded"
