@@ -8,19 +8,21 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from fastapi import Header, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from tunewright.examples import add_examples
+
 Item = TypeVar("Item")
 
 
 class Wire(BaseModel):
     """A response body."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=add_examples)
 
 
 class Body(BaseModel):
     """A request body: what it does not know it refuses, so that a typo is not silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=add_examples)
 
     @field_validator("*")
     @classmethod
@@ -76,20 +78,6 @@ class ErrorResponse(Wire):
     """Every error, whatever its status."""
 
     error: ErrorDetail
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "message": "No such model: 'ft:tiny::nope'.",
-                        "type": "invalid_request_error",
-                        "param": "model",
-                        "code": "model_not_found",
-                    }
-                }
-            ]
-        }
-    )
 
 
 class Page(Wire, Generic[Item]):
@@ -106,11 +94,6 @@ class Deleted(Wire):
     id: str
     object: str
     deleted: bool = True
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"id": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e", "object": "file", "deleted": True}]
-        }
-    )
 
 
 def page_of(items: list[Any], more: bool) -> dict[str, Any]:
