@@ -1,4 +1,5 @@
-"""What request and response bodies have in common, and the text that can be stored. Imports pydantic alone."""
+"""What request and response bodies have in common, and the text that can be stored. Beside pydantic
+they import the examples alone."""
 
 from __future__ import annotations
 
@@ -7,17 +8,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
+from tunewright.examples import add_examples
+
 
 class Wire(BaseModel):
     """A response body."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=add_examples)
 
 
 class Body(BaseModel):
     """A request body. Unknown fields are refused, so that a typo is not silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=add_examples)
 
     @field_validator("*")
     @classmethod

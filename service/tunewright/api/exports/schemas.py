@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.api.adapters.schemas import Suffix
 from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
@@ -82,22 +82,6 @@ class CreateExport(Body):
     )
     force: bool = Field(False, strict=True, description="Publish it also past the gate, with that on record.")
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the export.")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "format": "merged"},
-                {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "format": "awq", "group_size": "largest"},
-                {
-                    "models": [
-                        {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "weight": 0.7},
-                        {"model": "ft:tunewright-tiny:formal:Bq1nR5tX", "weight": 0.3},
-                    ],
-                    "format": "adapter",
-                    "combine": {"method": "ties"},
-                },
-            ]
-        }
-    )
 
     @field_validator("metadata")
     @classmethod
@@ -162,69 +146,6 @@ class ExportObject(Wire):
     seed: int
     suffix: str | None
     metadata: dict[str, str] | None
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "export-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "object": "export",
-                    "created_at": 1795337494,
-                    "started_at": 1795337495,
-                    "finished_at": 1795337534,
-                    "status": "succeeded",
-                    "model": "ft:tunewright-tiny:pirate:Zk3mP0aY",
-                    "models": [{"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "weight": 1.0}],
-                    "base": "tunewright-tiny",
-                    "format": "merged",
-                    "combine": None,
-                    "exported_model": "ft:tunewright-tiny:pirate-merged:Zk3mP0aY",
-                    "progress": None,
-                    "estimated_finish": None,
-                    "error": None,
-                    "report": {
-                        "quality": {
-                            "source": "adapter",
-                            "models": [
-                                {"name": "base", "loss": 1.5571, "kl": 1.9023, "top1_agreement": 0.61},
-                                {"name": "adapter", "loss": 0.0032, "kl": 0.0, "top1_agreement": 1.0},
-                                {
-                                    "name": "adapter in bfloat16",
-                                    "loss": 0.0032,
-                                    "kl": 0.000004,
-                                    "top1_agreement": 1.0,
-                                },
-                                {"name": "merged", "loss": 0.0032, "kl": 0.0000001, "top1_agreement": 1.0},
-                            ],
-                            "rows": 32,
-                            "tokens": 453,
-                            "rows_from": "validation_file",
-                        },
-                        "gate": {
-                            "max_kl": 0.00002,
-                            "noise": 0.000004,
-                            "kl": 0.0000001,
-                            "passed": True,
-                            "forced": False,
-                        },
-                        "bytes": 9051136,
-                        "source_bytes": 10263648,
-                        "details": {"merge": {"seconds": 0.4, "shards": 1}},
-                    },
-                    "notes": [],
-                    "calibration_file": None,
-                    "calibration_rows": None,
-                    "group_size": None,
-                    "validation_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "validation_rows": 64,
-                    "max_kl": None,
-                    "force": False,
-                    "seed": 0,
-                    "suffix": "pirate-merged",
-                    "metadata": None,
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, job: Job) -> ExportObject:
@@ -272,21 +193,6 @@ class ExportEventObject(Wire):
     message: str
     data: dict[str, Any] | None = Field(
         description="step, total_steps, phase, eta_seconds (of the phase), memory_bytes."
-    )
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "exportevent-1bXvN5rQ8yTzK0cLdM7fWgHj",
-                    "object": "export.event",
-                    "created_at": 1795337500,
-                    "level": "info",
-                    "type": "metrics",
-                    "message": "merge 12/24",
-                    "data": {"step": 12, "total_steps": 48, "phase": "merge", "eta_seconds": 3.1},
-                }
-            ]
-        }
     )
 
     @classmethod

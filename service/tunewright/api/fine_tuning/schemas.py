@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
@@ -108,20 +108,6 @@ class CreateJob(Body):
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         None, description="Jinja template to train through, which then also serves the result."
     )
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "tunewright-tiny",
-                    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "suffix": "pirate",
-                    "seed": 7,
-                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
-                    "tuning": {"type": "lora", "rank": 8},
-                }
-            ]
-        }
-    )
 
     @field_validator("integrations")
     @classmethod
@@ -181,36 +167,6 @@ class JobObject(Wire):
         description="As asked for until the files are validated, then what became of it."
     )
     progress: Progress | None
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "object": "fine_tuning.job",
-                    "created_at": 1795337494,
-                    "finished_at": None,
-                    "estimated_finish": 1795337534,
-                    "model": "tunewright-tiny",
-                    "fine_tuned_model": None,
-                    "organization_id": "tunewright",
-                    "status": "running",
-                    "hyperparameters": {"n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto"},
-                    "method": {"type": "supervised"},
-                    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "validation_file": None,
-                    "result_files": [],
-                    "trained_tokens": None,
-                    "error": None,
-                    "seed": 7,
-                    "suffix": "pirate",
-                    "metadata": None,
-                    "integrations": [],
-                    "tuning": {"type": "lora", "rank": 8, "alpha": 16.0, "learning_rate": 0.0002},
-                    "progress": {"step": 12, "total_steps": 24, "train_loss": 0.91, "eta_seconds": 14.2},
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
@@ -266,21 +222,6 @@ class EventObject(Wire):
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
         "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds."
     )
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "ftevent-1bXvN5rQ8yTzK0cLdM7fWgHj",
-                    "object": "fine_tuning.job.event",
-                    "created_at": 1795337500,
-                    "level": "info",
-                    "type": "metrics",
-                    "message": "Step 12/24: training loss=0.9134",
-                    "data": {"step": 12, "total_steps": 24, "train_loss": 0.9134, "learning_rate": 0.0001},
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, event: JobEvent) -> EventObject:
@@ -304,21 +245,6 @@ class CheckpointObject(Wire):
     fine_tuned_model_checkpoint: str
     step_number: int
     metrics: dict[str, float]
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "ftckpt-0aBcD1eFgH2iJkL3mNoP4qRs",
-                    "object": "fine_tuning.job.checkpoint",
-                    "created_at": 1795337510,
-                    "fine_tuning_job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "fine_tuned_model_checkpoint": "ft:tunewright-tiny:pirate:Zk3mP0aY:ckpt-step-8",
-                    "step_number": 8,
-                    "metrics": {"train_loss": 1.2, "valid_loss": 1.3},
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointObject:

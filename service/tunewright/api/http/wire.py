@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Header, Query
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from tunewright.wire import Text, Wire
 
@@ -38,20 +38,6 @@ class ErrorResponse(Wire):
     """Every error, whatever its status."""
 
     error: ErrorDetail
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "message": "No such model: 'ft:tiny::nope'.",
-                        "type": "invalid_request_error",
-                        "param": "model",
-                        "code": "model_not_found",
-                    }
-                }
-            ]
-        }
-    )
 
 
 class Page(Wire, Generic[Item]):
@@ -68,11 +54,6 @@ class Deleted(Wire):
     id: str
     object: str
     deleted: bool = True
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"id": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e", "object": "file", "deleted": True}]
-        }
-    )
 
 
 def page_of(items: list[Any], more: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tunewright.api.http.wire import page_of
 from tunewright.api.jobs.schemas import MOST_METADATA
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.kind import Kind
 from tunewright.store.records import Job, JobEvent
 
 _EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
@@ -24,19 +25,23 @@ _EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
 ShowEvent = Callable[[JobEvent], BaseModel]
 """An event as the API shows it."""
 
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
-        "job has ended (`data: [DONE]`).",
-        "content": {
-            "text/event-stream": {"example": 'id: ftevent-1\ndata: {"type": "message"}\n\ndata: [DONE]\n\n'}
-        },
+
+def events_responses(kind: Kind) -> dict[int | str, dict[str, Any]]:
+    """`responses` of the route of a kind's events."""
+    example = f'id: {kind.event_prefix}-1\ndata: {{"type": "message"}}\n\ndata: [DONE]\n\n'
+    return {
+        200: {
+            "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
+            "job has ended (`data: [DONE]`).",
+            "content": {"text/event-stream": {"example": example}},
+        }
     }
-}
+
+
 LOGS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Text.", "content": {"text/plain": {"example": "INFO Training 24 steps\n"}}}
 }
-"""`responses` of the routes of events and of logs."""
+"""`responses` of the routes of logs."""
 
 
 def wanted_metadata(request: Request) -> dict[str, str]:

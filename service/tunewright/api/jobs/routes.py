@@ -13,7 +13,14 @@ from fastapi.responses import PlainTextResponse, Response
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.reports import EVENTS, LOGS, events_page, events_stream, log_of, wanted_metadata
+from tunewright.api.jobs.reports import (
+    LOGS,
+    events_page,
+    events_responses,
+    events_stream,
+    log_of,
+    wanted_metadata,
+)
 from tunewright.errors import NotFound
 from tunewright.kinds.kind import Kind
 from tunewright.store.records import Job, JobEvent
@@ -123,7 +130,7 @@ def add_job_routes(
         f"{item}/events",
         summary=f"List or stream {words.one}'s events",
         response_model=event_page,
-        responses={**EVENTS, **responses(400, 404)},
+        responses={**events_responses(kind), **responses(400, 404)},
     )
     async def events(
         context: Context,

@@ -7,8 +7,8 @@ from typing import Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from tunewright.api.adapters.parity import PARITY_EXAMPLE, ParityObject
-from tunewright.api.adapters.schemas import LINEAGE_EXAMPLE, LineageObject
+from tunewright.api.adapters.parity import ParityObject
+from tunewright.api.adapters.schemas import LineageObject
 from tunewright.api.aliases.schemas import TargetObject
 from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
@@ -18,8 +18,6 @@ from tunewright.wire import Wire
 AdapterState = Literal[
     "loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"
 ]
-_NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
-_SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 class ModelObject(Wire):
@@ -44,28 +42,7 @@ class ModelObject(Wire):
     targets: list[TargetObject] | None = Field(
         None, description="Of an alias: the models that answer for it."
     )
-    model_config = ConfigDict(
-        protected_namespaces=(),
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": _NAME,
-                    "object": "model",
-                    "created": 1795337534,
-                    "owned_by": "tunewright",
-                    "kind": "adapter",
-                    "base": "tunewright-tiny",
-                    "state": "ready",
-                    "max_model_len": 1024,
-                    "job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "adapter_id": "adapter-Qw8rT2yU6iOp1aSd3fGh5jKl",
-                    "method": "lora",
-                    "sha256": _SHA,
-                    "bytes": 1212512,
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(protected_namespaces=())
 
     @classmethod
     def of_engine(cls, engine: Engine) -> ModelObject:
@@ -136,42 +113,6 @@ class AdapterObject(Wire):
     state: AdapterState
     error: str | None
     parity: ParityObject | None = Field(description="Whether it does in the engine what it does in peft.")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "adapter-Qw8rT2yU6iOp1aSd3fGh5jKl",
-                    "object": "adapter",
-                    "created_at": 1795337534,
-                    "model": _NAME,
-                    "base": "tunewright-tiny",
-                    "job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "checkpoint_step": None,
-                    "method": "lora",
-                    "rank": 8,
-                    "alpha": 16.0,
-                    "target_modules": [
-                        "down_proj",
-                        "gate_proj",
-                        "k_proj",
-                        "o_proj",
-                        "q_proj",
-                        "up_proj",
-                        "v_proj",
-                    ],
-                    "bytes": 1212512,
-                    "sha256": _SHA,
-                    "source": "job",
-                    "lineage": LINEAGE_EXAMPLE,
-                    "desired": "loaded",
-                    "pinned": False,
-                    "state": "loaded",
-                    "error": None,
-                    "parity": PARITY_EXAMPLE,
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, listed: Listed) -> AdapterObject:
