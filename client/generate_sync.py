@@ -43,6 +43,7 @@ RULES = [
         (r"\bawait ", ""),
         (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
         (r"\ba(close|iter_bytes|next|read)\(", r"\1("),
+        (r"\bStopAsyncIteration\b", "StopIteration"),
         (r"\bimport asyncio\b", "import time"),
         (r"\basyncio\.sleep\b", "time.sleep"),
         (r"\bAsync(?=[A-Z])", ""),

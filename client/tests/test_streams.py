@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_server import FakeServer, Reply, Request, ok, refuse, sse
 from samples import DONE, JOB_PATH, chunk, data_event, event
 
 import tunewright_client as tw
-from tunewright_client import AsyncTunewright, Tunewright
+from tunewright_client import AsyncStream, AsyncTunewright, Stream, Tunewright
 
 CHAT = "/v1/chat/completions"
 EVENTS = f"{JOB_PATH}/events"
@@ -143,6 +147,57 @@ def test_closing_a_stream_aborts_it_in_the_server(server: FakeServer) -> None:
         stream.close()
         assert aborted.wait(5)
         assert list(stream) == []
+
+
+def test_closing_a_stream_from_another_thread_ends_the_reading_loop(
+    server: FakeServer, client: Tunewright
+) -> None:
+    def slowly(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            time.sleep(0.01)
+
+    headers = {"content-type": "text/event-stream"}
+    events = (data_event(event(number)) for number in itertools.count())
+    server.on("POST", CHAT, Reply(headers=headers, chunks=slowly(itertools.repeat(chunk("a")))))
+    server.on("GET", EVENTS, Reply(headers=headers, chunks=slowly(events)))
+    chunks: Stream[Any] = client.chat.create("m", HELLO, stream=True)
+    for stream in (chunks, client.jobs.stream_events("ftjob-1")):
+        next(stream)
+        with ThreadPoolExecutor() as pool:
+            reading = pool.submit(lambda items: sum(1 for _ in items), stream)
+            time.sleep(0.05)
+            stream.close()
+            assert reading.result(timeout=5) > 0
+    assert len(server.requests) == 2
+
+
+def test_closing_a_stream_from_another_task_ends_the_reading_loop(server: FakeServer) -> None:
+    release = threading.Event()
+
+    def quiet(piece: bytes) -> Iterator[bytes]:
+        yield piece
+        release.wait(5)
+
+    headers = {"content-type": "text/event-stream"}
+    server.on("POST", CHAT, Reply(headers=headers, chunks=quiet(chunk("a"))))
+    server.on("GET", EVENTS, Reply(headers=headers, chunks=quiet(data_event(event(1)))))
+
+    async def count(stream: AsyncStream[Any]) -> int:
+        return len([item async for item in stream])
+
+    async def run() -> None:
+        async with AsyncTunewright(server.url) as client:
+            chunks: AsyncStream[Any] = await client.chat.create("m", HELLO, stream=True)
+            for stream in (chunks, client.jobs.stream_events("ftjob-1")):
+                reading = asyncio.create_task(count(stream))
+                await asyncio.sleep(0.1)
+                await stream.close()
+                assert await asyncio.wait_for(reading, 5) == 1
+
+    asyncio.run(run())
+    release.set()
+    assert len(server.requests) == 2
 
 
 def test_cancelling_the_reading_task_aborts_the_stream_in_the_server(server: FakeServer) -> None:

@@ -37,6 +37,7 @@ class AsyncStream(Generic[T]):
     def __init__(self, items: AsyncGenerator[T, None], answer: AsyncAnswer | None = None) -> None:
         self._items = items
         self._answer = answer
+        self._closed = False
         self.response = None if answer is None else answer.response
 
     def __aiter__(self) -> Self:
@@ -45,14 +46,18 @@ class AsyncStream(Generic[T]):
     async def __anext__(self) -> T:
         try:
             return await anext(self._items)
-        except BaseException:
+        except BaseException as error:
+            aborted = self._closed and isinstance(error, TunewrightError)
             await self.close()
+            if aborted:
+                raise StopAsyncIteration from None
             raise
 
     async def close(self) -> None:
-        """Abort the stream. May be called again."""
+        """Abort the stream. May be called again, and while another task or thread reads, whose loop then ends."""
+        self._closed = True
         await self._disconnect()
-        # The generator is running while another task or thread reads; that read ends with the response.
+        # The generator cannot be closed while it runs for another reader. That read fails with the connection.
         with suppress(RuntimeError, ValueError):
             await self._items.aclose()
 
@@ -80,7 +85,7 @@ class AsyncEventStream(AsyncStream[JobEvent]):
     async def _read(
         self, http: AsyncHTTP, path: str, job_id: str, after: str | None, outage: Outage
     ) -> AsyncGenerator[JobEvent, None]:
-        while True:
+        while not self._closed:
             decoder = SSEDecoder()
             connected = False
             try:
@@ -98,6 +103,8 @@ class AsyncEventStream(AsyncStream[JobEvent]):
                 raise StreamInterruptedError("the event stream ended before the job did")
             except TunewrightError as error:
                 await self._disconnect()
+                if self._closed:
+                    raise
                 if connected and isinstance(error, APITimeoutError):
                     # No event during the read timeout is no failure, but the connection may be dead.
                     outage.end()

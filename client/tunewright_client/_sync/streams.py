@@ -38,6 +38,7 @@ class Stream(Generic[T]):
     def __init__(self, items: Generator[T, None, None], answer: Answer | None = None) -> None:
         self._items = items
         self._answer = answer
+        self._closed = False
         self.response = None if answer is None else answer.response
 
     def __iter__(self) -> Self:
@@ -46,14 +47,18 @@ class Stream(Generic[T]):
     def __next__(self) -> T:
         try:
             return next(self._items)
-        except BaseException:
+        except BaseException as error:
+            aborted = self._closed and isinstance(error, TunewrightError)
             self.close()
+            if aborted:
+                raise StopIteration from None
             raise
 
     def close(self) -> None:
-        """Abort the stream. May be called again."""
+        """Abort the stream. May be called again, and while another task or thread reads, whose loop then ends."""
+        self._closed = True
         self._disconnect()
-        # The generator is running while another task or thread reads; that read ends with the response.
+        # The generator cannot be closed while it runs for another reader. That read fails with the connection.
         with suppress(RuntimeError, ValueError):
             self._items.close()
 
@@ -81,7 +86,7 @@ class EventStream(Stream[JobEvent]):
     def _read(
         self, http: HTTP, path: str, job_id: str, after: str | None, outage: Outage
     ) -> Generator[JobEvent, None, None]:
-        while True:
+        while not self._closed:
             decoder = SSEDecoder()
             connected = False
             try:
@@ -99,6 +104,8 @@ class EventStream(Stream[JobEvent]):
                 raise StreamInterruptedError("the event stream ended before the job did")
             except TunewrightError as error:
                 self._disconnect()
+                if self._closed:
+                    raise
                 if connected and isinstance(error, APITimeoutError):
                     # No event during the read timeout is no failure, but the connection may be dead.
                     outage.end()
