@@ -161,12 +161,21 @@ def test_closing_a_stream_from_another_thread_ends_the_reading_loop(
     events = (data_event(event(number)) for number in itertools.count())
     server.on("POST", CHAT, Reply(headers=headers, chunks=slowly(itertools.repeat(chunk("a")))))
     server.on("GET", EVENTS, Reply(headers=headers, chunks=slowly(events)))
+
+    def read(stream: Stream[Any], started: threading.Event) -> int:
+        count = 0
+        for _ in stream:
+            count += 1
+            started.set()
+        return count
+
     chunks: Stream[Any] = client.chat.create("m", HELLO, stream=True)
     for stream in (chunks, client.jobs.stream_events("ftjob-1")):
         next(stream)
+        started = threading.Event()
         with ThreadPoolExecutor() as pool:
-            reading = pool.submit(lambda items: sum(1 for _ in items), stream)
-            time.sleep(0.05)
+            reading = pool.submit(read, stream, started)
+            assert started.wait(5)
             stream.close()
             assert reading.result(timeout=5) > 0
     assert len(server.requests) == 2
@@ -183,15 +192,21 @@ def test_closing_a_stream_from_another_task_ends_the_reading_loop(server: FakeSe
     server.on("POST", CHAT, Reply(headers=headers, chunks=quiet(chunk("a"))))
     server.on("GET", EVENTS, Reply(headers=headers, chunks=quiet(data_event(event(1)))))
 
-    async def count(stream: AsyncStream[Any]) -> int:
-        return len([item async for item in stream])
+    async def read(stream: AsyncStream[Any], started: asyncio.Event) -> int:
+        count = 0
+        async for _ in stream:
+            count += 1
+            started.set()
+        return count
 
     async def run() -> None:
         async with AsyncTunewright(server.url) as client:
             chunks: AsyncStream[Any] = await client.chat.create("m", HELLO, stream=True)
             for stream in (chunks, client.jobs.stream_events("ftjob-1")):
-                reading = asyncio.create_task(count(stream))
-                await asyncio.sleep(0.1)
+                started = asyncio.Event()
+                reading = asyncio.create_task(read(stream, started))
+                await started.wait()
+                await asyncio.sleep(0)
                 await stream.close()
                 assert await asyncio.wait_for(reading, 5) == 1
 

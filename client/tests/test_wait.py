@@ -48,7 +48,7 @@ def test_wait_raises_for_a_failed_or_cancelled_job(server: FakeServer, client: T
 def test_wait_raises_at_its_timeout(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, ok(job()))
     with pytest.raises(tw.WaitTimeoutError, match="still running") as caught:
-        client.jobs.wait("ftjob-1", timeout=0.05, poll_interval=0.01)
+        client.jobs.wait("ftjob-1", timeout=0.5, poll_interval=0.01)
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.job is not None
     assert len(server.requests) > 2
