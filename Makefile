@@ -79,6 +79,8 @@ lint: setup ## ruff, mypy, import directions
 format: setup ## Put the code in form
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
+sync-client: ; @$(PYTHON) client/generate_sync.py ## Generate the SDK's blocking client from its asyncio client
+
 openapi: setup ## Write openapi/openapi.json anew
 	@$(BIN)/python -m tunewright.api.http.openapi openapi/openapi.json
 
