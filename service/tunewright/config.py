@@ -15,41 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    ByteSize,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+from tunewright.sizes import Size
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 EMBEDDED_BASE = "tunewright-tiny"
 _BASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
-_SIZE = re.compile(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", re.ASCII)
 
 
 def embedded_base_path() -> Path:
     """The folder of the base model that ships with the package."""
     return Path(__file__).parent / "embedded" / "model"
-
-
-def _size(value: object, parse: ValidatorFunctionWrapHandler) -> ByteSize:
-    try:
-        # ByteSize ignores what follows a size: to it, 1,5GB is one byte.
-        if not isinstance(value, str) or _SIZE.fullmatch(value):
-            return ByteSize(parse(value))
-    except ValidationError:
-        pass
-    raise ValueError(f"{str(value)[:40]!r} is not a size; write it like 512MiB, 2GiB or 1000000")
-
-
-Size = Annotated[ByteSize, WrapValidator(_size)]
-"""Bytes, given as a number or with a unit: `512MiB`, `2GB`, in upper or lower case."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +124,12 @@ class Settings(BaseSettings):
         1800.0,
         gt=0,
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
+    )
+    hang_timeout: float = Field(
+        120.0,
+        ge=5,
+        description="Seconds without a sign of life after which the api, the scheduler or the engine worker is taken to"
+        " hang and is started again.",
     )
     parity: Literal["on", "off"] = Field(
         "on",
@@ -386,7 +370,6 @@ __all__ = [
     "EMBEDDED_BASE",
     "Base",
     "Settings",
-    "Size",
     "child_environment",
     "client_defaults",
     "data_defaults",

@@ -20,6 +20,7 @@ from tunewright.registry.data_folder import DataFolder
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.sqlite_file import DatabaseUnusable
 from tunewright.store.store import Store
+from tunewright.supervisor.heartbeat import HeartbeatWatch
 from tunewright.supervisor.supervisor import Reload, Service, Supervisor
 
 _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
@@ -102,8 +103,14 @@ def _run(settings: Settings, data: DataFolder, listener: socket.socket) -> int:
             [sys.executable, "-m", "tunewright.api", "--fd", str(listener.fileno())],
             grace=_API_GRACE,
             descriptors=(listener.fileno(),),
+            heartbeat=HeartbeatWatch(data.heartbeat("api"), settings.hang_timeout),
         ),
-        Service("scheduler", [sys.executable, "-m", "tunewright.scheduler"], grace=_SCHEDULER_GRACE),
+        Service(
+            "scheduler",
+            [sys.executable, "-m", "tunewright.scheduler"],
+            grace=_SCHEDULER_GRACE,
+            heartbeat=HeartbeatWatch(data.heartbeat("scheduler"), settings.hang_timeout),
+        ),
     ]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(

@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     ),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
+    "hang_timeout": (["--hang-timeout", "30"], "30", 30.0),
     "parity": (["--parity", "off"], "off", "off"),
     "parity_rows": (["--parity-rows", "3"], "3", 3),
     "max_merged_kl": (["--max-merged-kl", "0.01"], "0.01", 0.01),

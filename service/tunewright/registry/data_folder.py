@@ -75,6 +75,10 @@ class DataFolder:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
+    def heartbeat(self, process: str) -> Path:
+        """What `api`, `scheduler` or `worker` touches while it works."""
+        return self.run / f"{process}.heartbeat"
+
     @contextmanager
     def keeping(self, name: str) -> Iterator[None]:
         """Hold this from before an artifact or a file appears under `name` until it is listed: it is not removed in

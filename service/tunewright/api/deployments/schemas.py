@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator
 
 from tunewright.api.http.wire import Body, Wire
-from tunewright.config import Size
+from tunewright.sizes import Size
 from tunewright.store.records import Deployment, Engine
 from tunewright.store.states import EngineState
 
