@@ -33,6 +33,8 @@ ROLES = {
     "EngineCore": r"^VLLM::EngineCore",
 }
 """By command line."""
+STOPPED = {f"stopped {role}": role for role in ("api", "engine worker", "queues", "scheduler")}
+"""Not killed but stopped (SIGSTOP): they hang, and the service has to notice. Give it a short `--hang-timeout`."""
 WHOLE = ("supervisor", "everything")
 BREAKS_GENERATION = ("vLLM server", "EngineCore", *WHOLE)
 
@@ -60,6 +62,7 @@ def tree(root: int) -> dict[int, tuple[int, str]]:
 
 def find(service: Service, role: str) -> list[int]:
     """Process ids of a role, oldest first."""
+    role = STOPPED.get(role, role)
     processes = tree(service.process.pid)
     if role == "supervisor":
         return [service.process.pid]
@@ -79,7 +82,7 @@ def find(service: Service, role: str) -> list[int]:
 
 
 def kill(service: Service, role: str) -> list[int]:
-    """kill -9 one process of the role, or all at once; empty where there is none now."""
+    """kill -9 (or stop) one process of the role, or all at once; empty where there is none now."""
     victims = find(service, role)
     if not victims:
         return []
@@ -89,7 +92,7 @@ def kill(service: Service, role: str) -> list[int]:
     else:
         victims = [random.choice(victims)]
     for pid in victims:
-        _send(pid, signal.SIGKILL)
+        _send(pid, signal.SIGSTOP if role in STOPPED else signal.SIGKILL)
     if role in WHOLE:
         service.process.wait(10)
     return victims
@@ -272,10 +275,10 @@ class Recoveries:
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def table(self) -> str:
-        lines = [f"{'killed':<16}{'kills':>6}{'min':>8}{'median':>8}{'max':>8}   until"]
+        lines = [f"{'killed':<22}{'kills':>6}{'min':>8}{'median':>8}{'max':>8}   until"]
         for role, times in sorted(self.seconds.items()):
             lines.append(
-                f"{role:<16}{len(times):>6}{min(times):>8.1f}{statistics.median(times):>8.1f}{max(times):>8.1f}"
+                f"{role:<22}{len(times):>6}{min(times):>8.1f}{statistics.median(times):>8.1f}{max(times):>8.1f}"
                 f"   {UNTIL[role]}"
             )
         return "\n".join(lines)
@@ -293,10 +296,12 @@ UNTIL = {
     "supervisor": "started again, the adapter answers, and rightly",
     "everything": "started again, the adapter answers, and rightly",
 }
+UNTIL |= {stopped: UNTIL[role] for stopped, role in STOPPED.items()}
 
 
 def recovered(service: Service, role: str, before: list[int], adapter: Question, step: int) -> bool:
     """Whether what killing `role` broke works again; `before`: its processes then, `step`: the job's last."""
+    role = STOPPED.get(role, role)
     try:
         if role == "api":
             anew = bool(set(find(service, role)) - set(before))

@@ -18,27 +18,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from tunewright.sizes import Size
+
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 EMBEDDED_BASE = "tunewright-tiny"
 _BASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)?\s*$", re.IGNORECASE)
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def embedded_base_path() -> Path:
     """The folder of the base model that ships with the package."""
     return Path(__file__).parent / "embedded" / "model"
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes from `512MiB`, `2GB` or a plain number. Raises ValueError on anything else."""
-    if isinstance(text, int):
-        return text
-    match = _SIZE.match(text)
-    if not match:
-        raise ValueError(f"{text!r} is not a size; write it like 512MiB, 2GiB or 1000000")
-    return int(float(match[1]) * _UNITS[(match[2] or "B").upper()])
 
 
 @dataclass(frozen=True)
@@ -103,8 +92,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds that an unload waits for running requests; after that it goes on in the background.",
     )
-    kv_cache_memory: str = Field(
+    kv_cache_memory: Size = Field(
         "512MiB",
+        validate_default=True,
         description="KV cache of each engine on the CPU, e.g. 512MiB or 8GiB; a deployment may ask for another.",
     )
     gpu_memory_utilization: float = Field(
@@ -135,6 +125,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
     )
+    hang_timeout: float = Field(
+        120.0,
+        ge=5,
+        description="Seconds without a sign of life after which the api, the scheduler or the engine worker is taken to"
+        " hang and is started again.",
+    )
     parity: Literal["on", "off"] = Field(
         "on",
         description="Whether an adapter is served only after what it changes in the engine was found to be what it"
@@ -152,13 +148,17 @@ class Settings(BaseSettings):
         gt=0,
         description="The same, of an AWQ model from what was quantized.",
     )
-    max_upload: str = Field("512MiB", description="Largest file that can be uploaded.")
+    max_upload: Size = Field(
+        "512MiB", validate_default=True, description="Largest file that can be uploaded."
+    )
     adapter_root: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="A folder of this server from which adapters may be registered; repeat for more (comma-separated in"
         " the variable). Default: none.",
     )
-    max_adapter_size: str = Field("4GiB", description="Largest weights of an adapter that is registered.")
+    max_adapter_size: Size = Field(
+        "4GiB", validate_default=True, description="Largest weights of an adapter that is registered."
+    )
     max_uploads: int = Field(8, ge=1, description="Files that can be uploaded at the same time.")
     max_requests: int = Field(
         1024, ge=1, description="Generations in flight for each engine; more are refused with 429."
@@ -178,7 +178,7 @@ class Settings(BaseSettings):
         description="Days after which uploads and result files are removed that no unfinished job needs."
         " Default: never.",
     )
-    max_files_size: str | None = Field(
+    max_files_size: Size | None = Field(
         None,
         description="Size of all files above which the oldest are removed that no unfinished job needs."
         " Default: none.",
@@ -189,7 +189,7 @@ class Settings(BaseSettings):
         description="Days after which epochs' checkpoints are removed that are not loaded and that no unfinished job"
         " starts from. Default: never.",
     )
-    max_checkpoints_size: str | None = Field(
+    max_checkpoints_size: Size | None = Field(
         None,
         description="Size of all checkpoints above which the oldest such ones are removed. Default: none.",
     )
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Days after which artifacts are removed that no model has and no unfinished job starts from.",
     )
-    max_unused_artifacts_size: str | None = Field(
+    max_unused_artifacts_size: Size | None = Field(
         None, description="Size of all such artifacts above which the oldest are removed. Default: none."
     )
     keep_job_folders_days: float | None = Field(
@@ -222,20 +222,6 @@ class Settings(BaseSettings):
     @classmethod
     def _check_words(cls, value: str) -> str:
         shlex.split(value)
-        return value
-
-    @field_validator(
-        "max_upload",
-        "max_adapter_size",
-        "kv_cache_memory",
-        "max_files_size",
-        "max_checkpoints_size",
-        "max_unused_artifacts_size",
-    )
-    @classmethod
-    def _check_size(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_size(value)
         return value
 
     @field_validator("max_lora_rank")
@@ -389,7 +375,6 @@ __all__ = [
     "data_defaults",
     "database_url_in",
     "embedded_base_path",
-    "parse_size",
     "settings_from_command_line",
     "settings_in_child",
     "visible_gpus",

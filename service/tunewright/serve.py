@@ -20,6 +20,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.sqlite_file import DatabaseUnusable
 from tunewright.store.store import Store
+from tunewright.supervisor.heartbeat import HeartbeatWatch
 from tunewright.supervisor.supervisor import Reload, Service, Supervisor
 
 _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
@@ -103,8 +104,14 @@ def _run(settings: Settings, workspace: Workspace, listener: socket.socket) -> i
             [sys.executable, "-m", "tunewright.api", "--fd", str(listener.fileno())],
             grace=_API_GRACE,
             descriptors=(listener.fileno(),),
+            heartbeat=HeartbeatWatch(workspace.heartbeat("api"), settings.hang_timeout),
         ),
-        Service("scheduler", [sys.executable, "-m", "tunewright.scheduler"], grace=_SCHEDULER_GRACE),
+        Service(
+            "scheduler",
+            [sys.executable, "-m", "tunewright.scheduler"],
+            grace=_SCHEDULER_GRACE,
+            heartbeat=HeartbeatWatch(workspace.heartbeat("scheduler"), settings.hang_timeout),
+        ),
     ]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(

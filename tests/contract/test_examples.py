@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from tunewright.api.http import app  # noqa: F401  (imports all wire models)
-from tunewright.api.http.wire import Body, Wire
+from tunewright.wire import Body, Wire
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "service" / "tunewright"

@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "vllm", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "vllm",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "pynvml",
+)
 MOST_LINES = 400
 
 

@@ -1,4 +1,5 @@
-"""kill -9 at fixed moments, each process once, with a real vLLM. `make soak-kill` does it at length and at random."""
+"""kill -9 and SIGSTOP at fixed moments, each process once, with a real vLLM. `make soak-kill` does it at length and at
+random."""
 
 from __future__ import annotations
 
@@ -25,20 +26,23 @@ from .conftest import FAST, processes_of, start_service, wait_ready, wait_until
 
 BASE = Question(EMBEDDED_BASE, "What color is the sky?")
 TUNING = {**FAST, "n_epochs": 20}
-AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues"}
+AT_STEP = {
+    2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues",
+    30: "stopped scheduler", 32: "stopped api", 34: "stopped engine worker", 36: "stopped queues",
+}  # fmt: skip
 """Of 60: 48 rows, 16 at a time, 20 times."""
 
 
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
-    service = start_service(tmp_path / "data", "--parity", "off")
+    service = start_service(tmp_path / "data", "--parity", "off", "--hang-timeout", "10")
     recoveries = Recoveries()
     began = time.monotonic()
 
     def recover(role: str, before: list[int], step: int = 0) -> None:
         recoveries.seconds[role].append(wait_recovered(service, role, before, adapter, step))
         print(
-            f"{time.monotonic() - began:6.1f} s {role:<14} {recoveries.seconds[role][-1]:6.1f} s", flush=True
+            f"{time.monotonic() - began:6.1f} s {role:<21} {recoveries.seconds[role][-1]:6.1f} s", flush=True
         )
 
     try:
@@ -52,9 +56,9 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
                 second = submit(client, files, "disturbed", **TUNING)
                 for step, role in AT_STEP.items():
                     wait_until(lambda step=step: _step(client, second.id) >= step, 240, f"step {step}")
-                    before = kill(service, role)
-                    assert before, f"there is no {role} to kill"
-                    recover(role, before, _step(client, second.id))
+                    last = _step(client, second.id)
+                    before = wait_until(lambda role=role: kill(service, role), 60, f"a {role} to kill")
+                    recover(role, before, last)
             assert askers.bad == []
             assert askers.counts["right"] > 10
             assert client.jobs.retrieve(second.id).status == "running"
@@ -73,7 +77,7 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
         assert told.losses == undisturbed.losses
         assert told.sha256 == undisturbed.sha256, "bit for bit"
         assert sorted(named) == ["disturbed", "undisturbed"]
-        assert recoveries.seconds["api"][0] < 6, "3 on a machine that does nothing else"
+        assert recoveries.seconds["api"][0] < 10, "3 on a machine that does nothing else"
         print(recoveries.table())
     finally:
         if service.process.poll() is None:

@@ -79,7 +79,7 @@ def _check_unready(client: Tunewright, service: Service) -> None:
     answer = httpx.get(service.url + "/ready")
     assert answer.status_code == 503
     components = answer.json()["components"]
-    assert components.keys() == {"api", "scheduler", f"engine:{EMBEDDED_BASE}"}
+    assert components.keys() == {"api", "scheduler", "worker", f"engine:{EMBEDDED_BASE}"}
     assert components[f"engine:{EMBEDDED_BASE}"]["model"] == EMBEDDED_BASE
     refused = httpx.post(
         service.url + "/v1/chat/completions", json={"model": EMBEDDED_BASE, "messages": CHAT}

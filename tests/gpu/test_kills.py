@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from tests.engine.conftest import DEMO, FAST, processes_of, start_service, wait_ready, wait_until
@@ -21,10 +21,11 @@ LITTLE = 700
 
 def used() -> int:
     """MiB in use on the first GPU."""
-    told = subprocess.check_output(
-        ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"], text=True
-    )
-    return int(told.split()[0])
+    pynvml.nvmlInit()
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) // 2**20
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def test_memory_comes_back_and_everything_goes_on(tmp_path: Path) -> None:

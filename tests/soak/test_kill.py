@@ -1,4 +1,5 @@
-"""At least 50 kill -9 over training, loading and generation, with a real vLLM: `make soak-kill` (about half an hour).
+"""Over 60 kill -9 and SIGSTOP over training, loading and generation, with a real vLLM: `make soak-kill`, which takes
+more than half an hour.
 
 First a matrix, each process in each phase; then random processes at random moments. A job always trains, askers always
 ask. In the end every job is there once, has told each step once, with the losses and the adapter of an undisturbed run.
@@ -19,6 +20,7 @@ import pytest
 
 from tests.engine.conftest import FAST, Service, processes_of, start_service, wait_ready
 from tests.kills import (
+    STOPPED,
     WHOLE,
     Askers,
     Question,
@@ -35,14 +37,16 @@ from tunewright.config import EMBEDDED_BASE
 
 pytestmark = pytest.mark.soak
 
-KILLS = 55
+KILLS = 67
+HANG_TIMEOUT = "15"
 TUNING = {**FAST, "n_epochs": 6}
 ROLES = (
     "api", "engine worker", "queues", "scheduler", "trainer", "lifeline", "vLLM server", "EngineCore", "supervisor",
-    "everything",
+    "everything", *STOPPED,
 )  # fmt: skip
 RARER = {"vLLM server": 0.4, "EngineCore": 0.4, "supervisor": 0.4, "everything": 0.6}
-"""Weights of the random kills: these cost vLLM's start each time."""
+RARER |= dict.fromkeys(STOPPED, 0.4)
+"""Weights of the random kills: these cost vLLM's start each time, or the time until a hang is noticed."""
 
 
 class Soak:
@@ -94,7 +98,7 @@ class Soak:
         took = wait_recovered(self.service, role, before, self.adapter, step)
         self.recoveries.seconds[role].append(took)
         self.phases.append(phase)
-        print(f"{self.kills:3d} {phase:<11} {role:<14} {took:6.1f} s", flush=True)
+        print(f"{self.kills:3d} {phase:<11} {role:<21} {took:6.1f} s", flush=True)
 
 
 def training(soak: Soak) -> None:
@@ -153,7 +157,7 @@ PHASES: dict[str, Callable[[Soak], None]] = {
 @pytest.mark.timeout(5400)
 def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
     random.seed(int(os.environ.get("PYTEST_SEED", "20261122")))
-    service = start_service(tmp_path / "data", "--parity", "off")
+    service = start_service(tmp_path / "data", "--parity", "off", "--hang-timeout", HANG_TIMEOUT)
     try:
         wait_ready(service)
         with service.client(timeout=120) as client:

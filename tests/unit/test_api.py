@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import io
 import json
+import os
 import tarfile
 import time
 import tracemalloc
@@ -31,6 +32,7 @@ from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
 from tunewright.store.states import Desired, EngineState, JobState, Residency
 from tunewright.store.store import Store
+from tunewright.supervisor.heartbeat import beat
 
 BASE = "tunewright-tiny"
 ROW = b'{"prompt": "a", "completion": "b"}\n'
@@ -954,15 +956,23 @@ def test_health_is_open_and_readiness_keeps_its_reasons(locked: TestClient, stor
 
 def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, data: Workspace) -> None:
     assert api.get("/ready").json()["components"]["scheduler"]["state"] == "starting"
-    (data.run / "scheduler.heartbeat").touch()
+    for process in ("scheduler", "worker"):
+        beat(data.heartbeat(process))
     store.engines.set_state(BASE, EngineState.READY)
     answer = api.get("/ready")
     assert (answer.status_code, answer.json()["ready"]) == (200, True)
-    import os
-
+    assert all(part["ready"] for part in answer.json()["components"].values())
     os.utime(data.run / "scheduler.heartbeat", (1, 1))
     answer = api.get("/ready")
-    assert (answer.status_code, answer.json()["components"]["scheduler"]["state"]) == (503, "late")
+    late = answer.json()["components"]["scheduler"]
+    assert (answer.status_code, late["ready"], late["state"]) == (503, False, "late")
+    assert late["reason"].startswith("no sign of life for ")
+    assert late["reason"].endswith(" s; after 120 s it is killed and started again")
+    beat(data.heartbeat("scheduler"))
+    os.utime(data.run / "worker.heartbeat", (1, 1))
+    answer = api.get("/ready")
+    assert answer.json()["components"]["worker"]["state"] == "late"
+    assert answer.status_code == 200, "generations go on without it"
 
 
 def test_an_unknown_path_and_a_wrong_method(api: TestClient) -> None:

@@ -18,7 +18,6 @@ from tunewright.config import (
     HANDOVER_VARIABLE,
     Settings,
     child_environment,
-    parse_size,
     settings_from_command_line,
     settings_in_child,
 )
@@ -35,7 +34,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_lora_rank": (["--max-lora-rank", "128"], "128", 128),
     "max_loras": (["--max-loras", "2"], "2", 2),
     "max_cpu_loras": (["--max-cpu-loras", "3"], "3", 3),
-    "kv_cache_memory": (["--kv-cache-memory", "1GiB"], "1GiB", "1GiB"),
+    "kv_cache_memory": (["--kv-cache-memory", "1GiB"], "1GiB", 2**30),
     "gpu_memory_utilization": (["--gpu-memory-utilization", "0.5"], "0.5", 0.5),
     "tool_call_parser": (["--tool-call-parser", "hermes"], "hermes", "hermes"),
     "trust_remote_code": (["--trust-remote-code", EMBEDDED_BASE], EMBEDDED_BASE, [EMBEDDED_BASE]),
@@ -46,26 +45,27 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     ),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
+    "hang_timeout": (["--hang-timeout", "30"], "30", 30.0),
     "parity": (["--parity", "off"], "off", "off"),
     "parity_rows": (["--parity-rows", "3"], "3", 3),
     "max_merged_kl": (["--max-merged-kl", "0.01"], "0.01", 0.01),
     "max_awq_kl": (["--max-awq-kl", "0.5"], "0.5", 0.5),
     "load_on_demand": (["--load-on-demand", "false"], "false", False),
     "drain_timeout": (["--drain-timeout", "0"], "0", 0.0),
-    "max_upload": (["--max-upload", "1MB"], "1MB", "1MB"),
+    "max_upload": (["--max-upload", "1MB"], "1MB", 10**6),
     "adapter_root": (["--adapter-root", "/a", "--adapter-root", "/b c"], "/a, /b c", ["/a", "/b c"]),
-    "max_adapter_size": (["--max-adapter-size", "1GB"], "1GB", "1GB"),
+    "max_adapter_size": (["--max-adapter-size", "1GB"], "1GB", 10**9),
     "max_uploads": (["--max-uploads", "3"], "3", 3),
     "max_requests": (["--max-requests", "64"], "64", 64),
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),
     "request_timeout": (["--request-timeout", "60.5"], "60.5", 60.5),
     "slow_reader_timeout": (["--slow-reader-timeout", "5"], "5", 5.0),
     "keep_files_days": (["--keep-files-days", "30"], "30", 30.0),
-    "max_files_size": (["--max-files-size", "1GB"], "1GB", "1GB"),
+    "max_files_size": (["--max-files-size", "1GB"], "1GB", 10**9),
     "keep_checkpoints_days": (["--keep-checkpoints-days", "0.5"], "0.5", 0.5),
-    "max_checkpoints_size": (["--max-checkpoints-size", "2GiB"], "2GiB", "2GiB"),
+    "max_checkpoints_size": (["--max-checkpoints-size", "2GiB"], "2GiB", 2**31),
     "keep_unused_artifacts_days": (["--keep-unused-artifacts-days", "7"], "7", 7.0),
-    "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", "1MiB"),
+    "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", 2**20),
     "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
@@ -143,17 +143,22 @@ def test_the_key_is_not_printed() -> None:
         ("7", 7),
         (7, 7),
         ("1b", 1),
+        ("512MB", 512 * 10**6),
+        ("512mib", 512 * 2**20),
+        (".5gib", 2**29),
         (" 1tib ", 2**40),
     ],
 )
 def test_sizes(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
+    settings = Settings(max_upload=text)
+    assert settings.max_upload == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "-1", "1 PB", "1e9", "1,5GB", "0x10"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
+@pytest.mark.parametrize("text", ["", "MiB", "-1", -1, "1 XB", "1e9", "1,5GB", "0x10", "1GB 1", "9" * 5000])
+def test_what_is_no_size(text: str | int) -> None:
+    with pytest.raises(ValidationError, match="is not a size; write it like 512MiB") as refused:
+        Settings(max_upload=text)
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize("values", [{"max_upload": "big"}, {"kv_cache_memory": "1 apple"}])

@@ -563,6 +563,7 @@ def test_models_that_cannot_be_deployed(
         ({"gpu_memory_utilization": 0.96}, "engine.gpu_memory_utilization"),
         ({"gpu_memory_utilization": 0.2}, "engine.gpu_memory_utilization"),
         ({"kv_cache_memory": "much"}, "engine.kv_cache_memory"),
+        ({"kv_cache_memory": "1,5GiB"}, "engine.kv_cache_memory"),
         ({"kv_cache_memory": "1B"}, "engine.kv_cache_memory"),
         ({"kv_cache_memory": "900TiB"}, "engine.kv_cache_memory"),
         ({"max_model_len": 0}, "engine.max_model_len"),

@@ -17,7 +17,6 @@ from tunewright.engine.placement import (
     place,
     still_fits,
 )
-from tunewright.engine.usage import parse_compute_apps
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo
 
@@ -183,8 +182,3 @@ def test_the_operators_arguments_win_over_ours_but_not_over_a_deployments() -> N
     assert value(command(options, vllm_arg=theirs), "--gpu-memory-utilization") == "0.9"
     assert value(command(options, "new", vllm_arg=theirs), "--gpu-memory-utilization") == "0.250"
     assert "--seed" in command(options, "new", vllm_arg="--seed 1")
-
-
-def test_the_drivers_table_is_read_as_far_as_it_tells() -> None:
-    told = "12, 100\n13, [N/A]\n12, 28\n\nnonsense\n"
-    assert parse_compute_apps(told) == {12: 128 * MIB}

@@ -258,7 +258,7 @@ def test_an_upload_has_an_hour_for_its_job(world: World, told: Told) -> None:
     told()
     retention.round()
     assert world.files() == {fresh}
-    assert told() == ["10 B are over --max-files-size 0: what is left is in use, or newer than an hour."]
+    assert told() == ["10 B are over --max-files-size 0 B: what is left is in use, or newer than an hour."]
 
 
 # checkpoints

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunewright.config import Settings, parse_size
+from tunewright.config import Settings
 from tunewright.engine.command import EngineOptions
 from tunewright.errors import InvalidRequest
 
@@ -108,7 +108,7 @@ def _options(
         "max_lora_rank": settings.max_lora_rank,
     }
     if not on_gpu:
-        defaults["kv_cache_memory"] = parse_size(settings.kv_cache_memory)
+        defaults["kv_cache_memory"] = int(settings.kv_cache_memory)
     fixed = {
         "device": device,
         "gpu_memory_utilization": share if on_gpu else None,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import psutil
 
+from tunewright.engine.gpus import NoDriver, memory_by_process
 from tunewright.supervisor.process import GroupRecord
 
 
 class Usage:
-    """One look at the processes there are; `nvidia-smi` is asked at most once, and only where a GPU is asked about."""
+    """One look at the processes there are; the driver is asked at most once, and only where a GPU is asked about."""
 
     def __init__(self) -> None:
         self._groups: dict[int, list[int]] = {}
@@ -38,26 +37,10 @@ class Usage:
 
     @functools.cached_property
     def _on_gpus(self) -> dict[int, int]:
-        tool = shutil.which("nvidia-smi")
-        if tool is None:
-            return {}
-        command = [tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
         try:
-            told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
+            return memory_by_process()
+        except NoDriver:
             return {}
-        return parse_compute_apps(told)
-
-
-def parse_compute_apps(told: str) -> dict[int, int]:
-    """Bytes by process, of nvidia-smi's lines `pid, MiB`; one that it does not tell (in a container, say) is left out.
-    A process may be on several GPUs."""
-    found: dict[int, int] = {}
-    for line in told.splitlines():
-        pid, _, used = line.partition(",")
-        if pid.strip().isdigit() and used.strip().isdigit():
-            found[int(pid)] = found.get(int(pid), 0) + int(used) * 2**20
-    return found
 
 
 def _resident(pid: int) -> int | None:

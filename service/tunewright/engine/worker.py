@@ -23,6 +23,7 @@ from tunewright.errors import StorageFull
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
+from tunewright.supervisor.heartbeat import PERIOD, beat
 
 log = logging.getLogger("tunewright.engine")
 _INTERVAL = 0.5
@@ -44,7 +45,9 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         configure_logging(settings.log_level)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
         self._store = Store.open(settings.resolved_database_url)
-        self._manager = ResidencyManager(self._store, Workspace(settings.data_dir))
+        workspace = Workspace(settings.data_dir)
+        self._heartbeat = workspace.heartbeat("worker")
+        self._manager = ResidencyManager(self._store, workspace)
         self._answers: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, daemon=True, name="residency").start()
@@ -52,6 +55,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.create_task(self._keep_reconciled())
+        self._loop.create_task(self._keep_beating())
         self._loop.run_forever()
 
     async def _keep_reconciled(self) -> None:
@@ -61,6 +65,11 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
             except Exception:
                 log.exception("reconciling failed; trying again")
             await asyncio.sleep(_INTERVAL)
+
+    async def _keep_beating(self) -> None:
+        while True:
+            beat(self._heartbeat)
+            await asyncio.sleep(PERIOD)
 
     async def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
         return request

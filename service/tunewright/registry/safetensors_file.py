@@ -1,5 +1,5 @@
 """Safetensors files, read as bytes: which of a folder's files are a model's weights, where each tensor lies, and
-whether its numbers are finite. No torch, no numpy.
+whether its numbers are finite. No torch; numpy where numbers are looked at.
 
 A file is the header's length (8 bytes, little endian), the header (JSON: name -> dtype, shape, offsets), and the
 tensors without gaps between them (https://github.com/huggingface/safetensors#format).
@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +20,8 @@ LARGEST_HEADER = 32 * 2**20
 """Bytes. An adapter of 50,000 tensors has 8 MB; parsing one as large as the format allows would take gigabytes."""
 FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
 """Bytes of a number, in the order in which the safetensors library writes them."""
-_EXPONENT = {"F32": (4, 0x7F800000, 0x00800000), "BF16": (2, 0x7F80, 0x0080), "F16": (2, 0x7C00, 0x0400)}
-"""(Bytes, the exponent's bits, the lowest of them.) A number is NaN or infinite where all of the bits are set."""
+_EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+"""The exponent's bits. A number is NaN or infinite where all of them are set."""
 _BLOCK = 1 << 20
 
 
@@ -195,21 +194,12 @@ def _tensor(name: str, entry: Any, start: int) -> Tensor:
 
 
 def _is_finite(block: bytes, dtype: str) -> bool:
-    """Whether no number has all bits of its exponent set.
+    """Whether no number has all bits of its exponent set: looked at as integers, since numpy has no bfloat16."""
+    import numpy as np  # here, so that what only reads headers starts without it
 
-    The block is taken as one integer with the numbers as digits: adding the exponent's lowest bit carries into a
-    digit's sign bit where all of the exponent's bits are set, and only there.
-    """
-    width, exponent, lowest = _EXPONENT[dtype]
-    count = len(block) // width
-    digits = int.from_bytes(block, "little") & _repeated(exponent, width, count)
-    carried = digits + _repeated(lowest, width, count)
-    return not carried & _repeated(exponent + lowest, width, count)
-
-
-@lru_cache(maxsize=12)
-def _repeated(digit: int, width: int, count: int) -> int:
-    return int.from_bytes(digit.to_bytes(width, "little") * count, "little")
+    width, exponent = FLOATS[dtype], _EXPONENT[dtype]
+    numbers = np.frombuffer(block, dtype=f"<u{width}", count=len(block) // width)
+    return not numbers.size or int((numbers & exponent).max()) != exponent
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

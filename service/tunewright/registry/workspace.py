@@ -58,6 +58,10 @@ class Workspace:
     def job(self, id: str) -> Path:
         return self.jobs / id
 
+    def heartbeat(self, process: str) -> Path:
+        """What `api`, `scheduler` or `worker` touches while it works."""
+        return self.run / f"{process}.heartbeat"
+
     def engine(self, name: str) -> Path:
         folder = self.engines / file_name(name)
         folder.mkdir(mode=0o700, exist_ok=True)

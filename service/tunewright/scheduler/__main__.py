@@ -19,6 +19,7 @@ from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityGate
 from tunewright.scheduler.retention import Retention
 from tunewright.store.store import Store
+from tunewright.supervisor.heartbeat import beat
 from tunewright.supervisor.process import inherited_lifeline
 
 log = logging.getLogger("tunewright.scheduler")
@@ -47,7 +48,7 @@ def main() -> int:
     parity = ParityGate(settings, store, workspace, lifeline, devices)
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices)
     retention = Retention(settings, store, workspace)
-    heartbeat = workspace.run / "scheduler.heartbeat"
+    heartbeat = workspace.heartbeat("scheduler")
     while not stopping:
         for part in (engines, jobs, parity, retention):
             try:
@@ -55,7 +56,7 @@ def main() -> int:
             except Exception:  # one bad row or a full disk must not end what keeps everything else running
                 log.exception("%s: a round failed; trying again", type(part).__name__)
                 time.sleep(1)
-        heartbeat.touch()
+            beat(heartbeat)  # after each part: one may wait 30 s for the database's lock
         time.sleep(_TICK)
     retention.stop()
     parity.stop()

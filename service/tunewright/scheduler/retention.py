@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tunewright.config import Settings, parse_size
+from tunewright.config import Settings
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.content import folder_size
@@ -212,20 +212,19 @@ class Retention:
     # how it goes
 
     def _prune(
-        self, kind: str, things: Sequence[_Thing], *, total: int, days: float | None, size: str | None
+        self, kind: str, things: Sequence[_Thing], *, total: int, days: float | None, size: int | None
     ) -> None:
         """Remove what is too old, then the oldest until `total` bytes are within `size`."""
         if days is None and size is None:
             return
-        limit = parse_size(size) if size is not None else None
         for thing in sorted(things, key=lambda thing: thing.since):
             if self._stopping.is_set():
                 return
             age = self._clock() - thing.since
             if days is not None and age > days * _DAY:
                 why = f"--keep-{kind}-days {days:g}"
-            elif limit is not None and total > limit and thing.bytes and age > _NEW:
-                why = f"--max-{kind}-size {size}"
+            elif size is not None and total > size and thing.bytes and age > _NEW:
+                why = f"--max-{kind}-size {_size(size)}"
             else:
                 continue
             if thing.remove():
@@ -233,10 +232,11 @@ class Retention:
                 log.info(
                     "removed %s (%s, %.1f days old): %s", thing.name, _size(thing.bytes), age / _DAY, why
                 )
-        if limit is not None and total > limit:
+        if size is not None and total > size:
             self._tell(
                 kind,
-                f"{_size(total)} are over --max-{kind}-size {size}: what is left is in use, or newer than an hour.",
+                f"{_size(total)} are over --max-{kind}-size {_size(size)}: what is left is in use, or newer than an "
+                "hour.",
             )
         else:
             self._told.discard(kind)

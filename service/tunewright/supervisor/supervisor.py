@@ -1,6 +1,7 @@
-"""`tunewright serve`: starts the api and the scheduler, restarts them with backoff, owns the lifeline.
+"""`tunewright serve`: starts the api and the scheduler, restarts them when they end or hang, owns the lifeline.
 
-It knows commands, not what they do. When it ends, in whatever way, the lifeline closes and nothing is left.
+It knows commands and the files that they touch as a sign of life, not what they do. When it ends, in whatever way, the
+lifeline closes and nothing is left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunewright.supervisor.heartbeat import HeartbeatWatch
 from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.supervisor")
@@ -37,6 +39,8 @@ class Service:
     start_at: float = 0.0
     descriptors: tuple[int, ...] = ()
     """What it inherits beside the lifeline: a listening socket, say."""
+    heartbeat: HeartbeatWatch | None = None
+    """Where it is silent for longer than the limit, it is killed and started again."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,14 @@ class Supervisor:
     def _keep(self, service: Service) -> None:
         now = time.monotonic()
         if service.group is not None:
-            if service.group.is_alive():
+            wrong = _what_is_wrong(service, service.group)
+            if wrong is None:
                 service.group.keep_watched(self._lifeline, _title(service))
                 if now - service.started_at > _STABLE_AFTER:
                     service.backoff = _BACKOFF_FIRST
                 return
-            log.warning(
-                "%s ended with code %s; starting it again in %.1f s",
-                service.name,
-                service.group.exit_code,
-                service.backoff,
-            )
-            service.group.end()
+            log.warning("%s %s; starting it again in %.1f s", service.name, wrong, service.backoff)
+            service.group.end()  # with SIGKILL, which reaches stopped processes too
             service.group = None
             service.start_at = now + service.backoff
             service.backoff = min(service.backoff * 2, _BACKOFF_LAST)
@@ -121,6 +121,8 @@ class Supervisor:
                 title=_title(service),
             )
             service.started_at = now
+            if service.heartbeat is not None:
+                service.heartbeat.begin()
 
     def _stop_all(self) -> None:
         self._stop_services()
@@ -136,6 +138,15 @@ class Supervisor:
                 log.warning("%s did not stop within %.0f s; killing it", service.name, service.grace)
             group.end()
             service.group, service.start_at, service.backoff = None, 0.0, _BACKOFF_FIRST
+
+
+def _what_is_wrong(service: Service, group: ProcessGroup) -> str | None:
+    """None while it runs and beats."""
+    if not group.is_alive():
+        return f"ended with code {group.exit_code}"
+    if service.heartbeat is not None and service.heartbeat.hangs():
+        return f"hangs, without a sign of life for {service.heartbeat.limit:.0f} s: killed"
+    return None
 
 
 def _title(service: Service) -> str:

@@ -12,7 +12,6 @@ from fastapi import UploadFile
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
-from tunewright.config import parse_size
 from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge
 from tunewright.ids import id_for_key, model_name, new_id
 from tunewright.registry.adapter_archive import unpack
@@ -72,7 +71,7 @@ def register_from_hub(
 
 
 def _largest(context: ServiceContext) -> int:
-    return parse_size(context.settings.max_adapter_size)
+    return context.settings.max_adapter_size
 
 
 @contextmanager

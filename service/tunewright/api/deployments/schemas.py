@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator
 
-from tunewright.config import parse_size
+from tunewright.sizes import Size
 from tunewright.store.records import Deployment, Engine
 from tunewright.store.states import EngineState
 from tunewright.wire import Body, Wire
 
 _State = Literal["starting", "ready", "backoff", "failed", "draining"]
+_SIZE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"maximum": 2.0**50, "minimum": 2.0**20, "type": "integer"},
+        {"maxLength": 32, "type": "string"},
+        {"type": "null"},
+    ]
+}
 Whole = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
 
@@ -26,9 +33,7 @@ class EngineBody(Body):
         description="Share of the GPU's memory. All engines on one have 0.95 at most. Left out: what is left, and 0.3 "
         "at most.",
     )
-    kv_cache_memory: (
-        Annotated[int, Field(strict=True, ge=2**20, le=2**50)] | Annotated[str, Field(max_length=32)] | None
-    ) = Field(
+    kv_cache_memory: Annotated[Size | None, WithJsonSchema(_SIZE_SCHEMA)] = Field(
         None,
         description="On the CPU: size of the KV cache, in bytes or like 512MiB. Left out: --kv-cache-memory.",
     )
@@ -57,11 +62,10 @@ class EngineBody(Body):
 
     @field_validator("kv_cache_memory")
     @classmethod
-    def _check_size(cls, value: int | str | None) -> int | None:
-        size = None if value is None else parse_size(value)
-        if size is not None and not 2**20 <= size <= 2**50:
+    def _check_size(cls, value: int | None) -> int | None:
+        if value is not None and not 2**20 <= value <= 2**50:
             raise ValueError("between 1MiB and 1024TiB")
-        return size
+        return value
 
     def asked(self) -> dict[str, Any]:
         """What is not left to the service: the same for all requests that mean the same."""

@@ -29,7 +29,8 @@ async def health() -> Health:
 def ready(context: Context, request: Request, response: Response) -> Ready:
     """200 when everything is ready that was named at start; deployments come and go. Reasons are told only to those
     who hold the key."""
-    components = {"api": Component(ready=True, state="ready"), "scheduler": _scheduler(context)}
+    components = {"api": Component(ready=True, state="ready"), "scheduler": _process(context, "scheduler")}
+    components["worker"] = _process(context, "worker").model_copy(update={"required": False})
     deployed = {deployment.model for deployment, _ in context.store.deployments.all()}
     for engine in context.store.engines.list():
         components[f"engine:{engine.name}"] = Component(
@@ -48,12 +49,14 @@ def ready(context: Context, request: Request, response: Response) -> Ready:
     return Ready(ready=everything, components=components)
 
 
-def _scheduler(context: ServiceContext) -> Component:
-    """It touches a file every round; a late one means that it hangs or is being restarted."""
+def _process(context: ServiceContext, name: str) -> Component:
+    """It touches its heartbeat about every second; an old one means that it hangs or is being restarted."""
     try:
-        age = time.time() - (context.workspace.run / "scheduler.heartbeat").stat().st_mtime
+        age = time.time() - context.workspace.heartbeat(name).stat().st_mtime
     except FileNotFoundError:
         return Component(ready=False, state="starting")
     if age > _HEARTBEAT_LATE:
-        return Component(ready=False, state="late", reason=f"no sign of life for {age:.0f} s")
+        limit = context.settings.hang_timeout
+        reason = f"no sign of life for {age:.0f} s; after {limit:.0f} s it is killed and started again"
+        return Component(ready=False, state="late", reason=reason)
     return Component(ready=True, state="ready")

@@ -24,7 +24,7 @@ from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.middleware import Gatekeeper
 from tunewright.api.models import routes as models
-from tunewright.config import Settings, parse_size
+from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
 from tunewright.engine.worker import EngineAPI
 from tunewright.registry.workspace import Workspace
@@ -62,7 +62,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # its gzip would hold back streams
     for routes in (health, files, fine_tuning, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
-    upload = parse_size(settings.max_upload) + _FORM_OVERHEAD
+    upload = settings.max_upload + _FORM_OVERHEAD
     app.add_middleware(
         Gatekeeper,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,

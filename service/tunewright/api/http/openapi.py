@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import ByteSize
 
 from tunewright import __version__
 
@@ -175,7 +176,7 @@ def document_text() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open("sqlite://")
-        server, _ = build(Settings.model_construct(data_dir=Path(folder)), store)
+        server, _ = build(Settings.model_construct(data_dir=Path(folder), max_upload=ByteSize(0)), store)
         store.close()
     return json.dumps(server.app.openapi(), indent=2, sort_keys=True) + "\n"
 

@@ -16,6 +16,7 @@ import resource
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 
 import litserve as ls
 import uvicorn
@@ -24,15 +25,19 @@ from setproctitle import setproctitle
 
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
+from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
 from tunewright.config import Settings, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
+from tunewright.supervisor.heartbeat import PERIOD, HeartbeatWatch
 
 log = logging.getLogger("tunewright.api")
 
 _DESCRIPTORS = 65_536
+_TICK = 0.1
+"""Seconds between two of uvicorn's ticks."""
 _GRACE = 3
 """Seconds for running requests when asked to stop."""
 
@@ -49,9 +54,14 @@ def main() -> int:
     server, _ = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
     manager = _start_workers(server)
-    tempfile.tempdir = str(Workspace(settings.data_dir).tmp)  # uploads are spooled beside where they will lie
-    web = web_server(server.app, settings)
+    workspace = Workspace(settings.data_dir)
+    tempfile.tempdir = str(workspace.tmp)  # uploads are spooled beside where they will lie
+    heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
+    heartbeat.start()
+    web = web_server(server.app, settings, heartbeat.beat)
     threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
+    watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.hang_timeout)
+    threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
     finally:
@@ -64,8 +74,21 @@ def main() -> int:
     return 0
 
 
-def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
-    return uvicorn.Server(
+class _BeatingServer(uvicorn.Server):
+    """Beats from the event loop, about once a second: not while the loop is blocked."""
+
+    def __init__(self, config: uvicorn.Config, beat: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._beat = beat
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % int(PERIOD / _TICK) == 0:
+            self._beat()
+        return await super().on_tick(counter)
+
+
+def web_server(app: FastAPI, settings: Settings, beat: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    return _BeatingServer(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -77,7 +100,8 @@ def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
             ),
             loop="uvloop",
             server_header=False,
-        )
+        ),
+        beat,
     )
 
 
