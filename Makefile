@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload bench-swap bench-mixed bench-exports lint format openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts bench-swap bench-mixed bench-exports lint format openapi lock base-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,7 +44,7 @@ test-fast: setup ## What needs no engine (about 6 minutes)
 test-engine: setup ## Only what needs a real vLLM
 	@$(BIN)/python -m pytest -m "engine and not soak and not gpu"
 
-soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload ## Every long proof
+soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts ## Every long proof
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py
@@ -61,6 +61,9 @@ soak-fuzz: setup ## Thousands of generated requests for each operation (TUNEWRIG
 soak-upload: setup ## Uploads of 2 GB: refused or kept, with flat memory
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_uploads.py
 
+soak-bursts: setup ## 20 bursts of 256 requests, as far apart as idle connections live; against a stand-in for vLLM
+	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_bursts.py
+
 bench-swap: setup ## From a flip, or a cold load, to the first answer; beside vLLM's own load
 	@$(BIN)/python -m benchmarks.swap
 
@@ -75,6 +78,8 @@ lint: setup ## ruff, mypy, import directions
 
 format: setup ## Put the code in form
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+
+sync-client: ; @$(PYTHON) client/generate_sync.py ## Generate the SDK's blocking client from its asyncio client
 
 openapi: setup ## Write openapi/openapi.json anew
 	@$(BIN)/python -m tunewright.api.http.openapi openapi/openapi.json

@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rows import FILE, JOB, PRODUCT
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from rows import FILE, PRODUCT, create_job
+from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.registry.content import adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -21,12 +23,12 @@ from tunewright.store.store import Store
 EVENT = '{"type": "message", "level": "info", "message": "m", "data": null}\n'
 
 
-def url_of(data: DataFolder) -> str:
+def url_of(data: Workspace) -> str:
     return f"sqlite:///{data.path / 'tunewright.db'}"
 
 
-def new_store(path: Path) -> tuple[DataFolder, Store]:
-    data = DataFolder(path)
+def new_store(path: Path) -> tuple[Workspace, Store]:
+    data = Workspace(path)
     data.create()
     database = Database(url_of(data))
     database.upgrade()
@@ -36,7 +38,7 @@ def new_store(path: Path) -> tuple[DataFolder, Store]:
     return data, store
 
 
-def add_file(data: DataFolder, store: Store, id: str, content: bytes) -> None:
+def add_file(data: Workspace, store: Store, id: str, content: bytes) -> None:
     """Bytes first, then the row: as uploads do."""
     data.file(id).write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -44,7 +46,7 @@ def add_file(data: DataFolder, store: Store, id: str, content: bytes) -> None:
 
 
 def new_job(store: Store, state: JobState, **values: Any) -> Job:
-    return store.jobs.create({**JOB, "base": "missing", "model": "missing", "state": state, **values})
+    return create_job(store, base="missing", model="missing", state=state, **values)
 
 
 def write(path: Path, text: str) -> None:
@@ -52,7 +54,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def job_folder(data: DataFolder, job: Job, *, events: int = 1) -> Path:
+def job_folder(data: Workspace, job: Job, *, events: int = 1) -> Path:
     """Spec, events, log, and what belongs to a running process only."""
     folder = data.job(job.id)
     write(folder / "spec.json", "{}")
@@ -72,7 +74,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     return path
 
 
-def publish_adapter(data: DataFolder, store: Store, job: Job, name: str, weights: bytes = b"weights") -> str:
+def publish_adapter(data: Workspace, store: Store, job: Job, name: str, weights: bytes = b"weights") -> str:
     """The hash of the artifact."""
     source = data.tmp / f"adapter-{job.id}"
     source.mkdir()
@@ -85,14 +87,13 @@ def publish_adapter(data: DataFolder, store: Store, job: Job, name: str, weights
     }
     (source / "adapter_config.json").write_text(json.dumps(config))
     (source / "adapter_model.safetensors").write_bytes(weights)
-    sha256 = adapter_sha256(source)
-    data.publish(source, sha256)
+    sha256 = data.artifacts.put(source)
     content = b"step\n"
     data.file(f"file-result-{job.id}").write_bytes(content)
     assert store.models.publish(
         [{**PRODUCT, "name": name, "sha256": sha256}],
         job_id=job.id,
-        trained_tokens=7,
+        result=FineTuningResult(trained_tokens=7),
         checkpoint_metrics={},
         result_file={
             "id": f"file-result-{job.id}", "filename": "step_metrics.csv", "purpose": "fine-tune-results",
@@ -109,7 +110,7 @@ def rows_of(path: Path) -> dict[str, list[dict[str, Any]]]:
         listed = {
             "files": [asdict(file) for file in store.files.list(purpose=None, after=None, limit=10**6)[0]],
             "models": [asdict(model) for model in store.models.list()[0]],
-            "jobs": [asdict(job) for job in store.jobs.list(after=None, limit=10**6)[0]],
+            "jobs": [asdict(job) for job in store.jobs.list(kind="fine_tuning", after=None, limit=10**6)[0]],
         }
     finally:
         store.close()
@@ -126,7 +127,7 @@ def bytes_in(folder: Path, *names: str) -> dict[str, bytes]:
     }
 
 
-def missing(data: DataFolder) -> list[str]:
+def missing(data: Workspace) -> list[str]:
     """What the database in it lists and the folder has not, or has otherwise."""
     listed = rows_of(data.path / "tunewright.db")
     wrong = []
@@ -135,7 +136,7 @@ def missing(data: DataFolder) -> list[str]:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
             wrong.append(f"files/{file['id']}")
     for model in listed["models"]:
-        folder = data.artifact(model["sha256"])
+        folder = data.artifacts.local(model["sha256"])
         if not folder.is_dir() or adapter_sha256(folder) != model["sha256"]:
             wrong.append(f"artifacts/{model['sha256']}")
     for job in listed["jobs"]:

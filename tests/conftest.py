@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from rows import BACKENDS, FILE, JOB, POSTGRES, PRODUCT, Publish
+from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job
 from tunewright.ids import result_file_id
-from tunewright.registry.data_folder import DataFolder
+from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -47,14 +48,14 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
+def data(tmp_path: Path) -> Workspace:
+    folder = Workspace(tmp_path / "data")
     folder.create()
     return folder
 
 
 @pytest.fixture
-def store(data: DataFolder, migrated_database: Path) -> Iterator[Store]:
+def store(data: Workspace, migrated_database: Path) -> Iterator[Store]:
     """A fresh store on SQLite in `data`, with a file that jobs can name."""
     path = data.path / "tunewright.db"
     shutil.copyfile(migrated_database, path)
@@ -94,12 +95,12 @@ def publish_model(store: Store) -> Publish:
     """Lists products of a job, as the scheduler does: the first row is the job's model, checkpoints follow."""
 
     def publish(*changes: dict[str, Any], job: Job | None = None) -> bool:
-        job = job or store.jobs.create({**JOB, "state": JobState.RUNNING})
+        job = job or create_job(store, state=JobState.RUNNING)
         rows = [{**PRODUCT, **change} for change in changes]
         return store.models.publish(
             rows,
             job_id=job.id,
-            trained_tokens=7,
+            result=FineTuningResult(trained_tokens=7),
             checkpoint_metrics={row["checkpoint_step"]: {"train_loss": 1.0} for row in rows},
             result_file={
                 "id": result_file_id(job.id),

@@ -19,7 +19,7 @@ import httpx
 
 from tests.engine.conftest import DEMO, Service, processes_of, start_service
 from tunewright.config import EMBEDDED_BASE
-from tunewright.registry.data_folder import adapter_sha256
+from tunewright.registry.content import adapter_sha256
 from tunewright_client import Job, Tunewright
 
 ROLES = {

@@ -6,13 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from rows import JOB, PRODUCT
+from rows import PRODUCT, create_job
 from tests.engine.conftest import Service, start_service, wait_until
 from tunewright.config import Base, embedded_base_path
+from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.bases import inspect_base
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -21,11 +21,13 @@ from tunewright_client import Tunewright, TunewrightError
 
 BASE = "tiny"
 _FAKES = Path(__file__).parent / "fakes"
+FAKES_UVICORN = Path(__file__).parent / "fakes_uvicorn"
+"""One that has vLLM's web server, and no adapters."""
 
 
-def start_without_vllm(data_dir: Path, *arguments: str) -> Service:
+def start_without_vllm(data_dir: Path, *arguments: str, fakes: Path = _FAKES) -> Service:
     """`tunewright serve` on the embedded base, named `tiny`; its engine answers the same to everything."""
-    path = os.pathsep.join([str(_FAKES), *(entry for entry in sys.path if entry)])
+    path = os.pathsep.join([str(fakes), *(entry for entry in sys.path if entry)])
     base = f"{BASE}={embedded_base_path()}"
     return start_service(
         data_dir, "--base", base, "--device", "cpu", "--parity", "off", *arguments,
@@ -53,7 +55,7 @@ def fill(data_dir: Path) -> None:
 
     Unfinished jobs are on the base `missing`, so that nothing trains.
     """
-    data = DataFolder(data_dir)
+    data = Workspace(data_dir)
     data.create()
     database = Database(f"sqlite:///{data.path / 'tunewright.db'}")
     database.upgrade()
@@ -65,20 +67,16 @@ def fill(data_dir: Path) -> None:
     data.file(training_file).write_text("{}\n")
     for state in JobState:
         if state is not JobState.SUCCEEDED:
-            store.jobs.create({**_job(state), "base": "missing", "model": "missing"})
-    done = store.jobs.create(_job(JobState.RUNNING))
+            create_job(store, base="missing", training_file="file-rows", state=state)
+    done = create_job(store, base=BASE, training_file="file-rows", state=JobState.RUNNING)
     for step in (1, 2):
         numbers = {"step": step, "total_steps": 2, "train_loss": 1.0}
-        store.jobs.add_event(done.id, {"level": "info", "type": "metrics", "message": "x", "data": numbers})
+        store.jobs.add_event(done, {"level": "info", "type": "metrics", "message": "x", "data": numbers})
     _publish(store, data, done)
     store.close()
 
 
-def _job(state: JobState) -> dict[str, Any]:
-    return {**JOB, "base": BASE, "model": BASE, "training_file": "file-rows", "state": state}
-
-
-def _publish(store: Store, data: DataFolder, job: Job) -> None:
+def _publish(store: Store, data: Workspace, job: Job) -> None:
     source = data.tmp / "adapter"
     source.mkdir()
     config = {
@@ -90,8 +88,7 @@ def _publish(store: Store, data: DataFolder, job: Job) -> None:
     }
     (source / "adapter_config.json").write_text(json.dumps(config))
     (source / "adapter_model.safetensors").write_bytes(b"weights")
-    sha256 = adapter_sha256(source)
-    data.publish(source, sha256)
+    sha256 = data.artifacts.put(source)
     fingerprint = inspect_base(Base(BASE, str(embedded_base_path()))).fingerprint
     common = {**PRODUCT, "base": BASE, "base_fingerprint": fingerprint, "sha256": sha256}
     names: list[tuple[str, int | None]] = [(f"ft:{BASE}:s:{number}", None) for number in range(1, 11)]
@@ -101,7 +98,7 @@ def _publish(store: Store, data: DataFolder, job: Job) -> None:
     store.models.publish(
         [{**common, "name": name, "checkpoint_step": step} for name, step in names],
         job_id=job.id,
-        trained_tokens=7,
+        result=FineTuningResult(trained_tokens=7),
         checkpoint_metrics={1: {"train_loss": 1.0}, 2: {"train_loss": 0.5}},
         result_file={**result_file, "bytes": 5, "sha256": "0" * 64},
     )

@@ -1,4 +1,4 @@
-"""Fixtures: an environment without settings, delays cut short, a fake server and clients of it."""
+"""Fixtures: an environment without settings, short delays, a fake server and a client of it."""
 
 from __future__ import annotations
 

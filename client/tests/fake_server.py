@@ -1,4 +1,4 @@
-"""A scripted HTTP server on a real loopback socket. A test gives it replies; it keeps every request."""
+"""An HTTP server on a loopback socket with scripted replies. It records every request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 @dataclass
 class Request:
     method: str
-    path: str  # as it came over the wire: still quoted
+    path: str  # still quoted
     query: dict[str, str]
     headers: dict[str, str]  # names in lower case
     body: bytes
@@ -28,8 +28,8 @@ class Request:
 
 @dataclass
 class Reply:
-    """`body` is sent with its length; `chunks` one by one (chunked), each flushed. `abort` cuts the
-    connection after the chunks, or before any answer when there are none."""
+    """`body` is sent with its length; `chunks` are sent and flushed one by one. `abort` closes the connection after the
+    chunks, or without any answer when there are none."""
 
     status: int = 200
     body: bytes = b""
@@ -55,9 +55,8 @@ Answer = Callable[[Request], Reply]
 
 
 class FakeServer:
-    """`on(method, path, replies...)` scripts a route: each request takes the next reply, the last one stays.
-    A reply may be a function of the request. stop() cuts every connection; start() comes back on the same
-    port."""
+    """`on(method, path, replies...)` scripts a route: each request gets the next reply, and the last one is repeated.
+    A reply may be a function of the request. stop() closes every connection; start() uses the same port again."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -101,7 +100,7 @@ class FakeServer:
                 return connection, address
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # a client that went away
+                """A client closed its connection."""
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -128,7 +127,8 @@ class FakeServer:
                     for chunk in chunks:
                         self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
                         self.wfile.flush()
-                finally:  # a generator learns at once that the client is gone
+                finally:
+                    # A generator is closed as soon as the client is gone.
                     if isinstance(chunks, Generator):
                         chunks.close()
                 if reply.abort:

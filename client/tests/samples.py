@@ -1,4 +1,4 @@
-"""Wire objects for the tests."""
+"""JSON objects as the server sends them."""
 
 from __future__ import annotations
 

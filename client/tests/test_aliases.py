@@ -1,4 +1,4 @@
-"""Aliases: what is sent for each way to give their targets, and that a rollback is done once."""
+"""Aliases: the requests for each form of the arguments, and rollbacks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALIAS: dict[str, Any] = {
         ([tw.AliasTarget(model="m1"), tw.AliasTarget(model="m2", weight=2)], None),
     ],
 )
-def test_targets_may_be_given_in_several_ways(
+def test_targets_are_a_name_or_weights_or_a_list(
     server: FakeServer, client: Tunewright, targets: Any, sent: Any
 ) -> None:
     server.on("PUT", BOT, ok(ALIAS))
@@ -45,7 +45,7 @@ def test_targets_may_be_given_in_several_ways(
     assert "x-tunewright-user" not in server.requests[-1].headers
 
 
-def test_everything_that_an_alias_has_is_sent(server: FakeServer, client: Tunewright) -> None:
+def test_every_option_of_an_alias_is_sent(server: FakeServer, client: Tunewright) -> None:
     server.on("PUT", BOT, refuse(503), ok(ALIAS))
     made = client.aliases.set(
         "org/bot",
@@ -56,7 +56,7 @@ def test_everything_that_an_alias_has_is_sent(server: FakeServer, client: Tunewr
         wait=False,
         user="ann",
     )
-    assert len(server.requests) == 2, "tried again"
+    assert len(server.requests) == 2, "it was retried"
     assert server.requests[-1].json == {
         "targets": [{"model": "m1"}],
         "shadow": {"model": "m3"},
@@ -76,7 +76,7 @@ def test_everything_that_an_alias_has_is_sent(server: FakeServer, client: Tunewr
     }
 
 
-def test_the_other_routes(server: FakeServer, client: Tunewright) -> None:
+def test_every_alias_method_uses_its_route(server: FakeServer, client: Tunewright) -> None:
     versions: list[Any] = [
         {"id": str(n), "alias": "org/bot", "version": n, "targets": [], "why": "set"} for n in (3, 2, 1)
     ]
@@ -95,8 +95,8 @@ def test_the_other_routes(server: FakeServer, client: Tunewright) -> None:
     assert server.requests[-1].headers["x-tunewright-user"] == "ann"
 
 
-def test_a_rollback_says_what_it_goes_back_from(server: FakeServer, client: Tunewright) -> None:
-    """Else one whose answer was lost would go back by two."""
+def test_a_retried_rollback_goes_back_only_once(server: FakeServer, client: Tunewright) -> None:
+    """The request names the version to go back from, so that a second one after a lost answer changes nothing."""
     server.on("GET", BOT, ok(ALIAS))
     server.on("POST", f"{BOT}/rollback", Reply(abort=True), ok({**ALIAS, "version": 4}))
     assert client.aliases.rollback("org/bot", user="ann").version == 4
@@ -108,7 +108,7 @@ def test_a_rollback_says_what_it_goes_back_from(server: FakeServer, client: Tune
     assert len(server.sent("GET", BOT)) == 1
 
 
-def test_asyncio_alike(server: FakeServer) -> None:
+def test_the_asyncio_client_sets_lists_and_rolls_back_aliases(server: FakeServer) -> None:
     server.on("PUT", BOT, ok(ALIAS))
     server.on("GET", BOT, ok(ALIAS))
     server.on("GET", "/v1/aliases", ok(page([ALIAS])))
@@ -124,7 +124,7 @@ def test_asyncio_alike(server: FakeServer) -> None:
     assert server.sent("POST", f"{BOT}/rollback")[0].json == {"expected_version": 3, "wait": True}
 
 
-def test_a_model_is_deleted_by_force_only_if_asked(server: FakeServer, client: Tunewright) -> None:
+def test_a_model_is_deleted_by_force_only_on_request(server: FakeServer, client: Tunewright) -> None:
     gone = ok({"id": "x", "deleted": True})
     server.on("DELETE", "/v1/models/m1", gone)
     server.on("DELETE", "/v1/adapters/m1", gone)

@@ -1,14 +1,18 @@
-"""Settings, what the package exports and imports, and that the two clients have one surface."""
+"""Settings, public names, imports, and the common interface of the two clients."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
-import httpx
+import httpx2
 import pydantic
 import pytest
 from fake_server import FakeServer, ok
@@ -16,41 +20,56 @@ from fake_server import FakeServer, ok
 import tunewright_client
 from tunewright_client import AsyncTunewright, Tunewright, types
 
+ROOT = Path(tunewright_client.__file__).parent
+RESOURCES = (
+    "files",
+    "jobs",
+    "exports",
+    "adapters",
+    "models",
+    "aliases",
+    "deployments",
+    "chat",
+    "completions",
+)
 
-def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_arguments_override_the_environment_and_the_environment_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert Tunewright().base_url == "http://127.0.0.1:8000"
-    assert Tunewright()._context.api_key is None
+    assert Tunewright()._http.settings.api_key is None
     monkeypatch.setenv("TUNEWRIGHT_BASE_URL", "https://tunes.example/prefix/v1/")
     monkeypatch.setenv("TUNEWRIGHT_API_KEY", "secret\n")
     for client in (Tunewright(), AsyncTunewright()):
         assert client.base_url == "https://tunes.example/prefix"
-        assert client._context.api_key == "secret"
-        assert "secret" not in repr(client) + repr(client._context)
+        assert client._http.settings.api_key == "secret"
+        assert "secret" not in repr(client) + repr(client._http.settings)
     given = Tunewright("http://other:1", api_key="mine")
-    assert (given.base_url, given._context.api_key) == ("http://other:1", "mine")
-    assert Tunewright(api_key="")._context.api_key is None
+    assert (given.base_url, given._http.settings.api_key) == ("http://other:1", "mine")
+    assert Tunewright(api_key="")._http.settings.api_key is None
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
-def test_base_url_with_or_without_v1(url: str) -> None:
+def test_base_url_may_end_with_v1(url: str) -> None:
     assert Tunewright(url).base_url == "http://h:1"
 
 
-def test_wrong_settings() -> None:
+def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="http://"):
         Tunewright("localhost:8000")
     with pytest.raises(ValueError, match="max_retries"):
         Tunewright(max_retries=-1)
 
 
-def test_timeouts(server: FakeServer) -> None:
+def test_slow_requests_have_a_longer_default_timeout(server: FakeServer) -> None:
     seen: list[dict[str, float]] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(request.extensions["timeout"])
-        return httpx.Response(200, json={"choices": [], "status": "ok"})
+        return httpx2.Response(200, json={"choices": [], "status": "ok"})
 
-    with httpx.Client(transport=httpx.MockTransport(answer)) as http:
+    with httpx2.Client(transport=httpx2.MockTransport(answer)) as http:
         client = Tunewright(http_client=http)
         client.health()
         client.chat.create("m", [])
@@ -62,7 +81,9 @@ def test_timeouts(server: FakeServer) -> None:
     assert seen[2] == {"connect": 3, "read": 3, "write": 3, "pool": 3}
 
 
-def test_loopback_is_not_reached_through_a_proxy(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loopback_address_is_not_reached_through_a_proxy(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     server.on("GET", "/health", ok({"status": "ok"}))
     with Tunewright(server.url, max_retries=0) as client:
@@ -70,7 +91,7 @@ def test_loopback_is_not_reached_through_a_proxy(server: FakeServer, monkeypatch
 
 
 @pytest.mark.parametrize("module", [tunewright_client, types])
-def test_all_is_honest(module: object) -> None:
+def test_all_lists_every_public_name(module: object) -> None:
     names = getattr(module, "__all__")  # noqa: B009
     public = {
         name
@@ -81,7 +102,7 @@ def test_all_is_honest(module: object) -> None:
     assert set(names) - {"__version__"} == public
 
 
-def test_every_error_is_exported_and_of_the_tree() -> None:
+def test_every_error_is_public_and_in_the_documented_tree() -> None:
     from tunewright_client import _errors
 
     own = {
@@ -95,7 +116,7 @@ def test_every_error_is_exported_and_of_the_tree() -> None:
     assert all(name in _errors.__doc__ for name in own)
 
 
-def test_the_two_clients_have_one_surface() -> None:
+def test_the_two_clients_have_the_same_methods_and_parameters() -> None:
     pairs: list[tuple[type, type]] = [
         (Tunewright, AsyncTunewright),
         (tunewright_client.Job, tunewright_client.AsyncJob),
@@ -103,18 +124,7 @@ def test_the_two_clients_have_one_surface() -> None:
         (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
     ]
     blocking, other = Tunewright(), AsyncTunewright()
-    names = (
-        "files",
-        "jobs",
-        "exports",
-        "adapters",
-        "models",
-        "aliases",
-        "deployments",
-        "chat",
-        "completions",
-    )
-    for name in names:
+    for name in RESOURCES:
         pairs.append((type(getattr(blocking, name)), type(getattr(other, name))))
     for first, second in pairs:
         names = surface(first)
@@ -133,8 +143,52 @@ def test_the_two_clients_have_one_surface() -> None:
             assert one.__doc__, f"{first.__name__}.{name} has no docstring"
 
 
+def classes(package: str) -> set[str]:
+    """The names of the classes that are defined in the modules of a package."""
+    found: set[str] = set()
+    for module in pkgutil.iter_modules([str(ROOT / package)]):
+        name = f"tunewright_client.{package}.{module.name}"
+        members = vars(importlib.import_module(name)).items()
+        found |= {key for key, value in members if inspect.isclass(value) and value.__module__ == name}
+    return found
+
+
+def test_every_class_of_the_asyncio_client_has_the_prefix_async() -> None:
+    found = classes("_async")
+    assert len(found) > 15
+    assert {name for name in found if not name.lstrip("_").startswith("Async")} == set()
+
+
+def test_the_clients_have_the_same_classes_apart_from_the_prefix() -> None:
+    assert {name.replace("Async", "") for name in classes("_async")} - classes("_sync") == {"Pager"}
+
+
+def test_a_client_or_timeout_of_another_library_is_refused() -> None:
+    class Other:
+        """Stands for httpx.Client, httpx.AsyncClient and httpx.Timeout."""
+
+    Other.__module__ = "httpx._client"
+    other: Any = Other()
+    with pytest.raises(TypeError, match=r"must be an httpx2\.Client, not httpx\.Other"):
+        Tunewright(http_client=other)
+    with pytest.raises(TypeError, match=r"must be an httpx2\.AsyncClient, not httpx\.Other"):
+        AsyncTunewright(http_client=other)
+    with pytest.raises(TypeError, match=r"or an httpx2\.Timeout, not httpx\.Other"):
+        Tunewright(timeout=other)
+    with pytest.raises(TypeError, match=r"httpx2\.Timeout"):
+        Tunewright().with_options(timeout=other)
+
+
+def test_a_user_program_passes_mypy_in_strict_mode() -> None:
+    pytest.importorskip("mypy")
+    program = Path(__file__).with_name("typed_program.py")
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(program)]
+    done = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def surface(kind: type) -> list[str]:
-    """Its public names and those that it has from classes of its own module or one beside it."""
+    """The public names that a class has from classes of its own package."""
     package = kind.__module__.rpartition(".")[0]
     return [
         name
@@ -145,29 +199,27 @@ def surface(kind: type) -> list[str]:
     ]
 
 
-def test_imports_only_what_it_depends_on() -> None:
-    root = Path(tunewright_client.__file__).parent
-    found = set()
-    for path in root.rglob("*.py"):
+def test_the_package_imports_only_its_dependencies() -> None:
+    found: set[str] = set()
+    for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add((node.module or "").partition(".")[0])
-    assert found - set(sys.stdlib_module_names) == {"httpx", "pydantic"}
+    assert found - set(sys.stdlib_module_names) == {"httpx2", "pydantic"}
 
 
-def test_a_fresh_import_brings_nothing_heavy() -> None:
+def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, tunewright_client; print(*{name.partition('.')[0] for name in sys.modules})"
-    root = Path(tunewright_client.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
     loaded = set(done.stdout.split())
     assert "tunewright_client" in loaded
     assert not loaded & {"tunewright", "torch", "numpy", "transformers", "vllm", "openai"}
 
 
-def test_pydantic_and_httpx_are_the_declared_dependencies() -> None:
-    import tomllib
-
+def test_httpx2_and_pydantic_are_the_only_dependencies() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert [name.split(">")[0] for name in project["dependencies"]] == [httpx.__name__, pydantic.__name__]
+    assert [name.split(">")[0] for name in project["dependencies"]] == [httpx2.__name__, pydantic.__name__]

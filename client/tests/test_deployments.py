@@ -1,4 +1,4 @@
-"""Deployments: what goes over the wire, and waiting until one is ready or why it is not."""
+"""Deployments: requests, and waiting until one is ready or has failed."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def deployment(state: str = "ready", **fields: Any) -> dict[str, Any]:
     }
 
 
-def test_it_is_made_and_waited_for(server: FakeServer, client: Tunewright) -> None:
+def test_a_deployment_is_created_and_waited_for(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", PATH, ok(deployment("starting")))
     server.on("GET", ONE, ok(deployment("starting")), refuse(503), Reply(abort=True), ok(deployment()))
     made = client.deployments.create(MODEL, {"max_loras": 2})
     assert server.requests[-1].json == {"model": MODEL, "engine": {"max_loras": 2}}
-    told: list[str] = []
-    done = made.wait(poll_interval=0.01, timeout=20, on_change=lambda now: told.append(now.state))
+    states: list[str] = []
+    done = made.wait(poll_interval=0.01, timeout=20, on_change=lambda now: states.append(now.state))
     assert isinstance(done, Deployment)
-    assert (done.state, done.adapters[0].model, told) == ("ready", "ft:a", ["starting", "ready"])
+    assert (done.state, done.adapters[0].model, states) == ("ready", "ft:a", ["starting", "ready"])
     client.deployments.create(MODEL)
     assert server.requests[-1].json == {"model": MODEL}
 
 
-def test_one_that_fails_says_why(
+def test_a_failed_deployment_raises_its_reason(
     server: FakeServer, client: Tunewright, capsys: pytest.CaptureFixture[str]
 ) -> None:
     why = "ValueError: no such architecture"
@@ -61,7 +61,9 @@ def test_one_that_fails_says_why(
         client.deployments.wait("deploy-1")
 
 
-def test_a_timeout_and_what_is_not_there(server: FakeServer, client: Tunewright) -> None:
+def test_a_wait_ends_at_its_timeout_and_for_an_unknown_deployment(
+    server: FakeServer, client: Tunewright
+) -> None:
     server.on("GET", ONE, ok(deployment("backoff")))
     with pytest.raises(tw.WaitTimeoutError, match="deploy-1 is still backoff after"):
         client.deployments.wait("deploy-1", timeout=0.05, poll_interval=0.01)
@@ -70,7 +72,7 @@ def test_a_timeout_and_what_is_not_there(server: FakeServer, client: Tunewright)
         client.deployments.wait("deploy-1", timeout=5)
 
 
-def test_the_other_routes(server: FakeServer, client: Tunewright) -> None:
+def test_every_deployment_method_uses_its_route(server: FakeServer, client: Tunewright) -> None:
     named = f"{PATH}/ft%3Abase%3Afull%3A1"
     server.on("GET", PATH, ok(page([deployment()])))
     server.on("GET", named, ok(deployment()))
@@ -91,14 +93,14 @@ def test_the_other_routes(server: FakeServer, client: Tunewright) -> None:
         client.deployments.delete("")
 
 
-def test_asyncio_alike(server: FakeServer) -> None:
+def test_the_asyncio_client_waits_with_a_coroutine_function(server: FakeServer) -> None:
     server.on("POST", PATH, ok(deployment("starting")))
     server.on("GET", ONE, ok(deployment("starting")), ok(deployment()))
     server.on("GET", PATH, ok(page([deployment()])))
-    told: list[str] = []
+    states: list[str] = []
 
     async def note(now: Any) -> None:
-        told.append(now.state)
+        states.append(now.state)
 
     async def run() -> None:
         async with AsyncTunewright(server.url) as client:
@@ -107,7 +109,7 @@ def test_asyncio_alike(server: FakeServer) -> None:
             assert [one.state async for one in client.deployments.list()] == ["ready"]
 
     asyncio.run(run())
-    assert told == ["starting", "ready"]
+    assert states == ["starting", "ready"]
 
 
 def test_a_service_is_ready_without_its_deployments(server: FakeServer, client: Tunewright) -> None:

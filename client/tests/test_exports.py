@@ -1,4 +1,4 @@
-"""Exports: what is asked for, what comes back, and that they are waited for and followed as jobs are."""
+"""Exports: requests, reports, waiting and events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "ft:base:demo:1"
 METRICS = {"step": 24, "total_steps": 48, "phase": "measure", "eta_seconds": 61, "memory_bytes": 1}
 
 
-def test_created_with_what_was_given_and_no_more(server: FakeServer, client: Tunewright) -> None:
+def test_an_export_is_created_with_the_given_fields_only(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", EXPORTS, refuse(503), ok(export("queued")))
     made = client.exports.create(NAME, format="merged", idempotency_key="k")
     assert isinstance(made, Export)
@@ -68,7 +68,7 @@ def test_created_with_what_was_given_and_no_more(server: FakeServer, client: Tun
         ),
     ],
 )
-def test_several_models(server: FakeServer, client: Tunewright, given: Any, sent: Any) -> None:
+def test_models_are_weights_or_a_list(server: FakeServer, client: Tunewright, given: Any, sent: Any) -> None:
     server.on("POST", EXPORTS, ok(export("queued")))
     client.exports.create(models=given, format="adapter")
     assert server.requests[-1].json == {"models": sent, "format": "adapter"}
@@ -82,13 +82,15 @@ def test_several_models(server: FakeServer, client: Tunewright, given: Any, sent
         (tw.CombineOptions(rank=8), {"rank": 8}),
     ],
 )
-def test_how_they_are_combined(server: FakeServer, client: Tunewright, given: Any, sent: Any) -> None:
+def test_the_combination_is_a_name_or_an_object(
+    server: FakeServer, client: Tunewright, given: Any, sent: Any
+) -> None:
     server.on("POST", EXPORTS, ok(export("queued")))
     client.exports.create(models=["a", "b"], format="merged", combine=given)
     assert server.requests[-1].json["combine"] == sent
 
 
-def test_local_files_are_uploaded_first(server: FakeServer, tmp_path: Path) -> None:
+def test_local_files_of_an_export_are_uploaded_first(server: FakeServer, tmp_path: Path) -> None:
     for name in ("calibration.jsonl", "held-out.jsonl"):
         (tmp_path / name).write_text("{}\n")
     server.on("POST", "/v1/files", ok(file(1)), ok(file(2)))
@@ -112,7 +114,7 @@ def test_local_files_are_uploaded_first(server: FakeServer, tmp_path: Path) -> N
     assert keys == ["k-calibration-file", "k-validation-file", "k"]
 
 
-def test_one_model_or_several_and_nothing_is_uploaded_otherwise(
+def test_an_export_without_exactly_one_of_model_and_models_uploads_nothing(
     server: FakeServer, client: Tunewright, tmp_path: Path
 ) -> None:
     (tmp_path / "c.jsonl").write_text("{}\n")
@@ -122,7 +124,7 @@ def test_one_model_or_several_and_nothing_is_uploaded_otherwise(
     assert server.requests == []
 
 
-def test_what_was_measured_is_typed(server: FakeServer, client: Tunewright) -> None:
+def test_the_report_of_an_export_is_typed(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", EXPORT_PATH, ok(export("succeeded", report=report(), combine={"method": "ties"})))
     read = client.exports.retrieve("export-1")
     assert read.exported_model == read.product == "ft:base:demo-awq:2"
@@ -141,7 +143,7 @@ def test_what_was_measured_is_typed(server: FakeServer, client: Tunewright) -> N
     assert tw.ExportReport(bytes=3).size_ratio is None
 
 
-def test_numbers_that_overflowed(server: FakeServer, client: Tunewright) -> None:
+def test_a_measurement_that_overflowed_is_none(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", EXPORT_PATH, ok(export("failed", report=report(None, passed=False))))
     found = client.exports.retrieve("export-1").report
     assert found is not None
@@ -149,7 +151,7 @@ def test_numbers_that_overflowed(server: FakeServer, client: Tunewright) -> None
     assert found.quality.models[-1].kl is None
 
 
-def test_every_route_and_bound_method(server: FakeServer, client: Tunewright) -> None:
+def test_an_export_has_the_methods_of_a_job(server: FakeServer, client: Tunewright) -> None:
     for method, path, reply in (
         ("GET", EXPORTS, ok(page([export()]))),
         ("GET", EXPORT_PATH, ok(export("succeeded"))),
@@ -183,7 +185,7 @@ def test_every_route_and_bound_method(server: FakeServer, client: Tunewright) ->
         Export.model_validate(export()).refresh()
 
 
-def test_waiting_follows_the_exports_own_events(server: FakeServer) -> None:
+def test_waiting_for_an_export_gives_its_events(server: FakeServer) -> None:
     server.on("GET", EXPORT_PATH, ok(export("queued")), ok(export()), refuse(503), ok(export("succeeded")))
     server.on("GET", f"{EXPORT_PATH}/events", ok(page([event(1)])), ok(page([event(2), event(1)])))
     seen: list[str] = []
@@ -197,7 +199,7 @@ def test_waiting_follows_the_exports_own_events(server: FakeServer) -> None:
     assert seen == ["ftevent-1", "ftevent-2"]
 
 
-def test_an_export_that_the_gate_holds_back_says_by_how_much(server: FakeServer, client: Tunewright) -> None:
+def test_an_export_that_fails_the_gate_carries_its_report(server: FakeServer, client: Tunewright) -> None:
     why = "the awq model is not published: KL divergence from the adapter 0.43210 nats, above 0.2"
     error = {"code": "quality_gate_failed", "message": why, "param": None}
     held_back = export("failed", error=error, report=report(0.4321, passed=False))
@@ -217,7 +219,7 @@ def test_an_export_that_the_gate_holds_back_says_by_how_much(server: FakeServer,
         client.exports.wait("export-1", timeout=0.05, poll_interval=0.01)
 
 
-def test_progress_shows_the_phase() -> None:
+def test_the_progress_of_an_export_shows_its_phase() -> None:
     out = io.StringIO()
     reporter = ProgressReporter(out)
     reporter.update(Export.model_validate(export()), [])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from fake_server import FakeServer, Reply, Request, ok, refuse
 from samples import JOB_PATH, file, job, page
@@ -20,7 +22,7 @@ from tunewright_client._errors import parse_retry_after
 JOBS = "/v1/fine_tuning/jobs"
 
 
-def test_a_post_is_retried_with_the_same_key(server: FakeServer, client: Tunewright) -> None:
+def test_a_retry_keeps_the_idempotency_key(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", JOBS, Reply(abort=True), refuse(503), ok(job("queued")))
     made = client.jobs.create("base", "file-1", tuning={"rank": 16}, suffix="demo")
     assert made.status == "queued"
@@ -39,7 +41,7 @@ def test_a_post_is_retried_with_the_same_key(server: FakeServer, client: Tunewri
     assert server.requests[-1].headers["idempotency-key"] == "mine"
 
 
-def test_async_retries_alike(server: FakeServer) -> None:
+def test_a_retry_of_the_asyncio_client_keeps_the_idempotency_key(server: FakeServer) -> None:
     server.on("POST", JOBS, Reply(abort=True), refuse(500), ok(job("queued")))
 
     async def run() -> None:
@@ -54,7 +56,9 @@ def test_async_retries_alike(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_retried_until_max_retries(server: FakeServer, client: Tunewright, status: int) -> None:
+def test_a_retryable_status_is_retried_max_retries_times(
+    server: FakeServer, client: Tunewright, status: int
+) -> None:
     server.on("GET", JOB_PATH, refuse(status))
     with pytest.raises(tw.APIStatusError) as caught:
         client.jobs.retrieve("ftjob-1")
@@ -81,7 +85,9 @@ def test_retried_until_max_retries(server: FakeServer, client: Tunewright, statu
         (503, tw.ServiceUnavailableError),
     ],
 )
-def test_status_errors(server: FakeServer, status: int, kind: type[tw.APIStatusError]) -> None:
+def test_every_error_status_has_its_error_type(
+    server: FakeServer, status: int, kind: type[tw.APIStatusError]
+) -> None:
     server.on("GET", JOB_PATH, refuse(status, "it is so", "the_code", x_request_id="req-1", retry_after="7"))
     with Tunewright(server.url, max_retries=0) as client, pytest.raises(tw.APIStatusError) as caught:
         client.jobs.retrieve("ftjob-1")
@@ -103,21 +109,23 @@ def test_status_errors(server: FakeServer, status: int, kind: type[tw.APIStatusE
         (b"", "Not Found"),
     ],
 )
-def test_errors_of_others(server: FakeServer, client: Tunewright, body: bytes, message: str) -> None:
+def test_an_error_answer_of_a_proxy_gives_a_message(
+    server: FakeServer, client: Tunewright, body: bytes, message: str
+) -> None:
     server.on("GET", JOB_PATH, Reply(404, body))
     with pytest.raises(tw.NotFoundError) as caught:
         client.jobs.retrieve("ftjob-1")
     assert caught.value.message == message
 
 
-def test_retry_after_is_honoured(server: FakeServer, client: Tunewright) -> None:
+def test_a_retry_waits_as_long_as_retry_after_asks(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, refuse(429, retry_after="0.3"), ok(job()))
     started = time.monotonic()
     client.jobs.retrieve("ftjob-1")
     assert time.monotonic() - started >= 0.3
 
 
-def test_the_server_may_say_whether_to_try_again(server: FakeServer, client: Tunewright) -> None:
+def test_x_should_retry_overrides_the_status(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, refuse(504, code="request_timeout", x_should_retry="false"), ok(job()))
     with pytest.raises(tw.ServerError) as caught:
         client.jobs.retrieve("ftjob-1")
@@ -129,7 +137,7 @@ def test_the_server_may_say_whether_to_try_again(server: FakeServer, client: Tun
     assert client.jobs.retrieve("ftjob-1").id == "ftjob-1"
 
 
-def test_a_full_queue_is_waited_for(server: FakeServer, client: Tunewright) -> None:
+def test_a_full_queue_is_retried_and_then_raised(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", JOBS, refuse(429, code="too_many_jobs", retry_after="0.3"), ok(job("queued")))
     started = time.monotonic()
     assert client.jobs.create("base", "file-1").status == "queued"
@@ -140,7 +148,7 @@ def test_a_full_queue_is_waited_for(server: FakeServer, client: Tunewright) -> N
     assert caught.value.code == "too_many_jobs"
 
 
-def test_a_long_retry_after_is_left_to_the_caller(server: FakeServer, client: Tunewright) -> None:
+def test_a_long_retry_after_is_raised_at_once(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, refuse(429, retry_after="3600"))
     with pytest.raises(tw.RateLimitError) as caught:
         client.jobs.retrieve("ftjob-1")
@@ -148,7 +156,7 @@ def test_a_long_retry_after_is_left_to_the_caller(server: FakeServer, client: Tu
     assert len(server.requests) == 1
 
 
-def test_retry_after_forms() -> None:
+def test_retry_after_is_seconds_or_a_date() -> None:
     now = datetime(2030, 1, 1, tzinfo=UTC)
     assert parse_retry_after("2", now) == 2
     assert parse_retry_after(" 1.5 ", now) == 1.5
@@ -158,7 +166,7 @@ def test_retry_after_forms() -> None:
         assert parse_retry_after(unreadable, now) is None
 
 
-def test_backoff_grows_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backoff_grows_with_jitter_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunewright_client._core.retry.BACKOFF_SECONDS", 0.5)
     for attempt, full in enumerate((0.5, 1, 2, 4, 8, 8, 8)):
         delays = {backoff(attempt) for _ in range(20)}
@@ -167,15 +175,39 @@ def test_backoff_grows_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backoff(10_000) <= 8
 
 
-def test_no_server() -> None:
+def test_a_refused_connection_is_a_connection_error() -> None:
     fake = FakeServer()
     fake.stop()
     with Tunewright(fake.url) as client, pytest.raises(tw.APIConnectionError) as caught:
         client.health()
-    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+    assert isinstance(caught.value.__cause__, httpx2.ConnectError)
 
 
-def test_timeouts_are_retried_and_typed(server: FakeServer) -> None:
+def frames_of_the_package(error: BaseException) -> list[str]:
+    package = str(Path(tw.__file__).parent)
+    return [
+        frame.name
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(package)
+    ]
+
+
+def test_a_failing_call_shows_four_frames_of_the_package(server: FakeServer, client: Tunewright) -> None:
+    with pytest.raises(tw.NotFoundError) as blocking:
+        client.jobs.retrieve("ftjob-1")
+
+    async def run() -> None:
+        async with AsyncTunewright(server.url) as other:
+            await other.jobs.retrieve("ftjob-1")
+
+    with pytest.raises(tw.NotFoundError) as other:
+        asyncio.run(run())
+    frames = ["retrieve", "fetch", "send", "_attempt"]
+    assert frames_of_the_package(blocking.value) == frames
+    assert frames_of_the_package(other.value) == frames
+
+
+def test_a_timeout_is_retried_and_then_raised(server: FakeServer) -> None:
     def slow(_: Request) -> Reply:
         time.sleep(0.3)
         return ok(job())
@@ -189,13 +221,13 @@ def test_timeouts_are_retried_and_typed(server: FakeServer) -> None:
     assert len(server.requests) == 2
 
 
-def test_an_answer_that_is_not_tunewrights(server: FakeServer, client: Tunewright) -> None:
+def test_an_answer_of_another_server_is_an_invalid_response(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, Reply(200, b"<html>hello</html>"))
     with pytest.raises(tw.InvalidResponseError, match="base_url"):
         client.jobs.retrieve("ftjob-1")
 
 
-def test_newer_servers(server: FakeServer, client: Tunewright) -> None:
+def test_unknown_fields_and_states_of_a_newer_server_are_kept(server: FakeServer, client: Tunewright) -> None:
     server.on(
         "GET", JOB_PATH, ok(job("hibernating", brand_new={"a": 1}, tuning={"type": "galore", "proj": 8}))
     )
@@ -207,7 +239,7 @@ def test_newer_servers(server: FakeServer, client: Tunewright) -> None:
     assert read.tuning.model_extra == {"proj": 8}
 
 
-def test_pages_go_on_by_themselves(server: FakeServer, client: Tunewright) -> None:
+def test_iterating_a_page_requests_the_following_pages(server: FakeServer, client: Tunewright) -> None:
     pages = {None: page([file(1), file(2)], True), "file-2": page([file(3)], True), "file-3": page([])}
     server.on("GET", "/v1/files", lambda request: ok(pages[request.query.get("after")]))
     first = client.files.list(purpose="fine-tune", limit=2)
@@ -225,6 +257,6 @@ def test_pages_go_on_by_themselves(server: FakeServer, client: Tunewright) -> No
     assert asyncio.run(run()) == ["file-1", "file-2", "file-3"]
 
 
-def test_a_cursor_that_does_not_move_ends_the_list(server: FakeServer, client: Tunewright) -> None:
+def test_a_repeated_cursor_ends_the_list(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", "/v1/files", ok(page([file(1)], True)))
     assert len(list(client.files.list())) == 2

@@ -1,4 +1,4 @@
-"""Uploads, and every route: what goes over the wire and what comes back."""
+"""Uploads, and the request and the result of every route."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tunewright_client import AsyncTunewright, Tunewright
 JOBS = "/v1/fine_tuning/jobs"
 
 
-def test_uploads(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
+def test_a_retried_upload_sends_the_same_bytes(
+    server: FakeServer, client: Tunewright, tmp_path: Path
+) -> None:
     path = tmp_path / "träin.jsonl"
     path.write_bytes(b'{"a": 1}\n')
     server.on("POST", "/v1/files", refuse(503), ok(file(1)))
@@ -56,14 +58,16 @@ def test_uploads(server: FakeServer, client: Tunewright, tmp_path: Path) -> None
     assert b'{"a": 1}\n' in server.requests[-1].body
 
 
-def test_what_cannot_be_uploaded(client: Tunewright, tmp_path: Path) -> None:
+def test_a_missing_or_text_file_is_not_uploaded(client: Tunewright, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.files.upload(tmp_path / "none.jsonl")
     with pytest.raises(TypeError, match="rb"):
         client.files.upload(io.StringIO("text"))  # type: ignore[arg-type]
 
 
-def test_create_uploads_local_files(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
+def test_local_files_of_a_job_are_uploaded_first(
+    server: FakeServer, client: Tunewright, tmp_path: Path
+) -> None:
     for name in ("train.jsonl", "valid.jsonl"):
         (tmp_path / name).write_text("{}\n")
     server.on("POST", "/v1/files", ok(file(1)), ok(file(2)))
@@ -95,10 +99,9 @@ def adapter_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_adapters_folder_is_uploaded(
+def test_the_two_files_of_an_adapter_folder_are_uploaded(
     server: FakeServer, client: Tunewright, adapter_folder: Path, tmp_path: Path
 ) -> None:
-    """Its two files, as two parts; again and the same where the server is busy."""
     lineage = {"origin": "x", "seed": 7, "metrics": {"train_loss": 0.5}, "later": 1}
     server.on("POST", "/v1/adapters/upload", refuse(503), ok({"id": "adapter-1", "lineage": lineage}))
     shown = client.adapters.register(adapter_folder, base="tiny", suffix="mine", idempotency_key="k")
@@ -135,7 +138,7 @@ def test_an_adapters_folder_is_uploaded(
     assert b'name="base"' not in body
 
 
-def test_adapters_that_the_server_finds_itself(server: FakeServer, client: Tunewright) -> None:
+def test_an_adapter_is_registered_by_server_path_or_hub_id(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", "/v1/adapters", ok({"id": "adapter-1", "source": "folder"}))
     assert client.adapters.register(path="/srv/a", suffix="s").source == "folder"
     assert server.requests[-1].json == {"path": "/srv/a", "suffix": "s", "load": True}
@@ -143,12 +146,12 @@ def test_adapters_that_the_server_finds_itself(server: FakeServer, client: Tunew
     assert server.requests[-1].json == {"hub_id": "org/a", "revision": "v1", "base": "b", "load": False}
 
 
-def test_an_adapter_that_cannot_be_registered(
+def test_an_adapter_without_exactly_one_source_is_refused(
     server: FakeServer, client: Tunewright, adapter_folder: Path, tmp_path: Path
 ) -> None:
     for given in ({}, {"source": adapter_folder, "path": "/a"}, {"path": "/a", "hub_id": "a/b"}):
         with pytest.raises(ValueError, match="one of"):
-            client.adapters.register(**given)  # type: ignore[arg-type]
+            client.adapters.register(**given)
     (adapter_folder / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         client.adapters.register(adapter_folder)
@@ -157,7 +160,7 @@ def test_an_adapter_that_cannot_be_registered(
     assert server.requests == []
 
 
-def test_every_route(server: FakeServer, client: Tunewright) -> None:
+def test_every_method_uses_its_route(server: FakeServer, client: Tunewright) -> None:
     model = {"id": "ft:base/7b:demo:1", "object": "model", "created": 1, "owned_by": "me", "root": "base/7b"}
     adapter = {"id": "adapter-1", "object": "adapter", "model": model["id"], "rank": 8, "state": "loaded"}
     gone = {"id": "x", "object": "file", "deleted": True}
@@ -224,7 +227,7 @@ def test_every_route(server: FakeServer, client: Tunewright) -> None:
     assert server.requests[0].headers["user-agent"] == f"tunewright-client/{tw.__version__}"
 
 
-def test_an_empty_id_is_refused_here(server: FakeServer, client: Tunewright) -> None:
+def test_an_empty_id_sends_no_request(server: FakeServer, client: Tunewright) -> None:
     with pytest.raises(ValueError, match="empty"):
         client.files.delete("")
     assert server.requests == []

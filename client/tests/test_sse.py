@@ -1,4 +1,4 @@
-"""Server-sent events come out the same however their bytes are cut."""
+"""Decoding of server-sent events from pieces of any size."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ EVENTS = [
 ]
 
 
-def test_whole() -> None:
+def test_a_whole_body_gives_its_events() -> None:
     assert SSEDecoder().feed(BODY) == EVENTS
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16])
-def test_cut_anywhere(size: int) -> None:
+def test_pieces_of_any_size_give_the_same_events(size: int) -> None:
     decoder = SSEDecoder()
     events = []
     for start in range(0, len(BODY), size):
@@ -37,7 +37,7 @@ def test_cut_anywhere(size: int) -> None:
     assert events == EVENTS
 
 
-def test_every_cut_in_two() -> None:
+def test_a_cut_at_any_byte_gives_the_same_events() -> None:
     for at in range(len(BODY)):
         decoder = SSEDecoder()
         assert decoder.feed(BODY[:at]) + decoder.feed(BODY[at:]) == EVENTS

@@ -1,4 +1,4 @@
-"""Waiting for jobs and for the service, through failures and restarts, and what progress looks like."""
+"""Waiting for jobs and for the service, through failures and restarts, and the output of progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVENTS = f"{JOB_PATH}/events"
 METRICS = {"step": 4, "total_steps": 10, "train_loss": 1.25, "tokens_per_second": 12345.6, "eta_seconds": 61}
 
 
-def test_until_it_has_succeeded(server: FakeServer, client: Tunewright) -> None:
+def test_wait_returns_the_succeeded_job(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, ok(job("queued")), ok(job()), ok(job("paused")), ok(job("succeeded")))
     done = client.jobs.retrieve("ftjob-1").wait(poll_interval=0.01)
     assert isinstance(done, Job)
@@ -29,7 +29,7 @@ def test_until_it_has_succeeded(server: FakeServer, client: Tunewright) -> None:
     assert len(server.sent("GET", EVENTS)) == 0
 
 
-def test_failure_and_cancellation(server: FakeServer, client: Tunewright) -> None:
+def test_wait_raises_for_a_failed_or_cancelled_job(server: FakeServer, client: Tunewright) -> None:
     server.on(
         "GET",
         JOB_PATH,
@@ -45,16 +45,16 @@ def test_failure_and_cancellation(server: FakeServer, client: Tunewright) -> Non
     assert cancelled.value.job.id == "ftjob-1"
 
 
-def test_timeout(server: FakeServer, client: Tunewright) -> None:
+def test_wait_raises_at_its_timeout(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, ok(job()))
     with pytest.raises(tw.WaitTimeoutError, match="still running") as caught:
-        client.jobs.wait("ftjob-1", timeout=0.05, poll_interval=0.01)
+        client.jobs.wait("ftjob-1", timeout=0.5, poll_interval=0.01)
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.job is not None
     assert len(server.requests) > 2
 
 
-def test_a_restart_of_the_server(server: FakeServer, client: Tunewright) -> None:
+def test_wait_survives_a_restart_of_the_server(server: FakeServer, client: Tunewright) -> None:
     stopped = threading.Event()
 
     def restart() -> None:
@@ -74,14 +74,14 @@ def test_a_restart_of_the_server(server: FakeServer, client: Tunewright) -> None
     assert stopped.is_set()
 
 
-def test_away_for_good(server: FakeServer, client: Tunewright) -> None:
+def test_wait_for_an_unreachable_server_ends_at_the_timeout(server: FakeServer, client: Tunewright) -> None:
     server.stop()
     with pytest.raises(tw.WaitTimeoutError, match="could not be read") as caught:
         client.jobs.wait("ftjob-1", timeout=0.1, poll_interval=0.01)
     assert isinstance(caught.value.__cause__, tw.APIConnectionError)
 
 
-def test_what_is_not_waited_for(server: FakeServer, client: Tunewright) -> None:
+def test_wait_raises_errors_that_waiting_does_not_cure(server: FakeServer, client: Tunewright) -> None:
     server.on("GET", JOB_PATH, refuse(404))
     with pytest.raises(tw.NotFoundError):
         client.jobs.wait("ftjob-1")
@@ -92,8 +92,8 @@ def test_what_is_not_waited_for(server: FakeServer, client: Tunewright) -> None:
 
 
 def scripted_events(server: FakeServer, *counts: int) -> None:
-    """The job has so many events at each look; the last time it has succeeded. Pages hold two, newest
-    first."""
+    """At each request the job has the next of `counts` events; at the last one it has succeeded. A page has two
+    events, newest first."""
     looks = iter(counts)
     state = {"count": 0}
 
@@ -110,14 +110,14 @@ def scripted_events(server: FakeServer, *counts: int) -> None:
     server.on("GET", EVENTS, events)
 
 
-def test_every_event_once_and_in_order(server: FakeServer, client: Tunewright) -> None:
+def test_on_event_gets_every_event_once_and_in_order(server: FakeServer, client: Tunewright) -> None:
     scripted_events(server, 0, 5, 5, 6, 9)
     seen: list[str] = []
     client.jobs.wait("ftjob-1", poll_interval=0.01, on_event=lambda item: seen.append(item.id))
     assert seen == [f"ftevent-{number}" for number in range(1, 10)]
 
 
-def test_async_with_an_async_callback(server: FakeServer) -> None:
+def test_on_event_may_be_a_coroutine_function(server: FakeServer) -> None:
     scripted_events(server, 1, 4)
     seen: list[str] = []
 
@@ -134,7 +134,7 @@ def test_async_with_an_async_callback(server: FakeServer) -> None:
     assert seen == [f"ftevent-{number}" for number in range(1, 5)]
 
 
-def test_a_callbacks_error_is_the_callers(server: FakeServer, client: Tunewright) -> None:
+def test_an_error_of_the_callback_is_raised(server: FakeServer, client: Tunewright) -> None:
     scripted_events(server, 1, 2)
 
     def fails(_: tw.JobEvent) -> None:
@@ -144,7 +144,7 @@ def test_a_callbacks_error_is_the_callers(server: FakeServer, client: Tunewright
         client.jobs.wait("ftjob-1", poll_interval=0.01, on_event=fails)
 
 
-def test_ready_is_no_error(server: FakeServer, client: Tunewright) -> None:
+def test_a_service_that_is_not_ready_is_no_error(server: FakeServer, client: Tunewright) -> None:
     waiting: dict[str, Any] = {
         "ready": False,
         "components": {"engine": {"ready": False, "state": "starting", "reason": "loads"}},
@@ -177,7 +177,7 @@ def metrics(number: int) -> tw.JobEvent:
     return tw.JobEvent.model_validate(event(number, type="metrics", data=METRICS))
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     screen = Terminal()
     reporter = ProgressReporter(screen)
@@ -195,14 +195,14 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_bar_is_not_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_is_not_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     screen = Terminal()
     ProgressReporter(screen).update(record(), [])
     assert len(screen.getvalue()) == 29
 
 
-def test_lines_where_there_is_no_terminal() -> None:
+def test_progress_is_lines_without_a_terminal() -> None:
     now = [0.0]
     out = io.StringIO()
     reporter = ProgressReporter(out, clock=lambda: now[0])
@@ -215,7 +215,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     ):
         now[0] = seconds
         reporter.update(record(status), [])
-    reporter.trouble(OSError("away"))
+    reporter.server_unavailable(OSError("away"))
     reporter.close()
     line = "3/10  30%  loss 1.5000"
     assert out.getvalue().splitlines() == [
@@ -226,7 +226,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     ]
 
 
-def test_progress_goes_to_stderr(
+def test_progress_is_written_to_stderr(
     server: FakeServer, client: Tunewright, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.on("GET", JOB_PATH, ok(job()), ok(job("succeeded")))
@@ -248,10 +248,19 @@ def test_a_closed_stderr_does_not_end_the_wait() -> None:
     reporter.close()
 
 
-def test_small_things() -> None:
+def test_durations_have_one_or_two_units() -> None:
     assert [duration(seconds) for seconds in (-1, 42.4, 192, 18_420)] == ["0s", "42s", "3m12s", "5h07m"]
+
+
+def test_text_of_the_server_cannot_control_the_terminal() -> None:
     assert plain("a\nb\x1b[0m\u202e") == "a b [0m "
+
+
+def test_the_finished_share_is_unknown_or_at_most_one() -> None:
     assert ProgressState().fraction is None
     assert ProgressState(step=20, total_steps=10).fraction == 1
-    with pytest.raises(tw.TunewrightError, match="client"):
+
+
+def test_a_record_without_a_client_says_so() -> None:
+    with pytest.raises(tw.TunewrightError, match="did not come from a client"):
         record().refresh()

@@ -1,16 +1,17 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
-`Tunewright` blocks, `AsyncTunewright` is for asyncio; both have files, jobs, exports, adapters,
-models, aliases, deployments, chat and completions. What the server sends is in `tunewright_client.types`,
-of which the common ones are here too.
+`Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
+`adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the server's answers are in
+`tunewright_client.types`; the common ones are also here.
 """
 
 from ._async.client import AsyncTunewright
 from ._async.deployments import AsyncDeployment
-from ._async.driver import AsyncStream
 from ._async.exports import AsyncExport
 from ._async.jobs import AsyncJob
-from ._async.pages import AsyncPage, AsyncPager
+from ._async.pager import AsyncPager
+from ._async.pages import AsyncPage
+from ._async.streams import AsyncStream
 from ._errors import (
     APIConnectionError,
     APIStatusError,
@@ -36,10 +37,10 @@ from ._errors import (
 )
 from ._sync.client import Tunewright
 from ._sync.deployments import Deployment
-from ._sync.driver import Stream
 from ._sync.exports import Export
 from ._sync.jobs import Job
 from ._sync.pages import Page
+from ._sync.streams import Stream
 from ._version import __version__
 from .types import (
     Adapter,

@@ -1,9 +1,9 @@
-"""Every error this package raises on purpose.
+"""The errors of this package.
 
     TunewrightError
     |- APIConnectionError             no usable answer: refused, reset, name not found
     |  '- APITimeoutError             no answer in time
-    |- APIStatusError                 an answer that says no; has status_code, type, param, code, request_id
+    |- APIStatusError                 an error answer; has status_code, type, param, code, request_id
     |  |- BadRequestError             400
     |  |- AuthenticationError         401
     |  |- PermissionDeniedError       403
@@ -14,16 +14,15 @@
     |  |- RateLimitError              429
     |  '- ServerError                 5xx
     |     '- ServiceUnavailableError  503
-    |- InvalidResponseError           an answer that says yes but cannot be read
-    |- StreamInterruptedError         a stream that broke off before its end
-    |- JobError                       a job that was waited for did not succeed; has job
+    |- InvalidResponseError           a successful answer that cannot be read
+    |- StreamInterruptedError         a stream that ended before it was complete
+    |- JobError                       a job ended without success during a wait; has job
     |  |- JobFailedError
     |  '- JobCancelledError
-    |- DeploymentFailedError          a deployment that was waited for could not be started; has deployment
-    '- WaitTimeoutError               waited long enough; also a TimeoutError
+    |- DeploymentFailedError          a deployment failed during a wait; has deployment
+    '- WaitTimeoutError               a wait reached its timeout; also a TimeoutError
 
-This module imports httpx only to read a response; turning answers into errors happens here and nowhere else.
-Wrong arguments are Python's own ValueError and TypeError.
+This is the only module that makes errors of responses. Wrong arguments raise ValueError or TypeError.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import httpx
+import httpx2
 
 if TYPE_CHECKING:
     from .types.deployments import DeploymentRecord
@@ -41,11 +40,11 @@ if TYPE_CHECKING:
 
 
 class TunewrightError(Exception):
-    """Base of every error of this package."""
+    """Base class of the errors of this package."""
 
 
 class APIConnectionError(TunewrightError):
-    """The server could not be reached, or the connection broke; `__cause__` is httpx's error."""
+    """The server could not be reached, or the connection broke. `__cause__` is the error of httpx2."""
 
 
 class APITimeoutError(APIConnectionError):
@@ -55,9 +54,11 @@ class APITimeoutError(APIConnectionError):
 class APIStatusError(TunewrightError):
     """The server answered with an error.
 
-    Attributes: `status_code` (HTTP), `message`, `type`, `param` and `code` (from the body's `error`),
-    `request_id` (header `x-request-id`, quote it in a report), `retry_after` (seconds, or None) and
-    `should_retry` (what the server says of trying again, header `x-should-retry`; None where it does not).
+    - status_code: the HTTP status
+    - message, type, param, code: the fields of `error` in the body
+    - request_id: the header `x-request-id`, to be quoted in a report
+    - retry_after: seconds, from the header `Retry-After`; None without one
+    - should_retry: whether a retry makes sense, from the header `x-should-retry`; None without one
     """
 
     def __init__(
@@ -90,31 +91,31 @@ class APIStatusError(TunewrightError):
 
 
 class BadRequestError(APIStatusError):
-    """400: the request is wrong, or can never be done in the present state."""
+    """400: the request is wrong, or impossible in the present state."""
 
 
 class AuthenticationError(APIStatusError):
-    """401: no API key, or one the server does not know."""
+    """401: no API key, or an unknown one."""
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key may not do this."""
+    """403: the key does not permit this."""
 
 
 class NotFoundError(APIStatusError):
-    """404: no such object, or no such route."""
+    """404: there is no such object or route."""
 
 
 class ConflictError(APIStatusError):
-    """409: the object is in a state that forbids this now."""
+    """409: the object is in a state that forbids this at present."""
 
 
 class PayloadTooLargeError(APIStatusError):
-    """413: the upload or body is over the server's limit."""
+    """413: the upload or body is larger than the server's limit."""
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: well formed, and still not acceptable."""
+    """422: the request is well-formed but not acceptable."""
 
 
 class RateLimitError(APIStatusError):
@@ -126,20 +127,20 @@ class ServerError(APIStatusError):
 
 
 class ServiceUnavailableError(ServerError):
-    """503: the server, or the model asked for, is not up."""
+    """503: the server, or the requested model, is not running."""
 
 
 class InvalidResponseError(TunewrightError):
-    """A successful answer that is not what the API describes: most often a base_url that is not
-    Tunewright's."""
+    """A successful answer that is not what the API describes, most often because base_url is not a Tunewright
+    server."""
 
 
 class StreamInterruptedError(TunewrightError):
-    """A stream ended, or its connection broke, before the server said that it was complete."""
+    """A stream or download ended, or its connection broke, before it was complete."""
 
 
 class JobError(TunewrightError):
-    """A job, or an export, that was waited for ended without success. `job` is its last record."""
+    """A job or export ended without success during a wait. `job` is its last record."""
 
     def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message)
@@ -148,7 +149,7 @@ class JobError(TunewrightError):
 
 
 class JobFailedError(JobError):
-    """The job failed. `code`, `message` and `param` are those of the job's own error."""
+    """The job failed. `code`, `message` and `param` come from the job's error."""
 
     def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message, job)
@@ -157,12 +158,12 @@ class JobFailedError(JobError):
 
 
 class JobCancelledError(JobError):
-    """The job was cancelled, by whomever."""
+    """The job was cancelled, by this client or another one."""
 
 
 class DeploymentFailedError(TunewrightError):
-    """The deployment could not be started, or is being taken down. `deployment` is its last record, whose
-    `reason` says why, and `log_tail` what vLLM wrote last."""
+    """The deployment could not be started, or is being taken down. `deployment` is its last record; its `reason` says
+    why, and its `log_tail` has the last lines of vLLM's log."""
 
     def __init__(self, message: str, deployment: DeploymentRecord) -> None:
         super().__init__(message)
@@ -171,7 +172,7 @@ class DeploymentFailedError(TunewrightError):
 
 
 class WaitTimeoutError(TunewrightError, TimeoutError):
-    """What was waited for did not happen in time; it goes on in the server. `job` is its last record."""
+    """A wait reached its timeout. The server continues its part. `job` is the last record of a job, if there is one."""
 
     def __init__(self, message: str, job: WorkRecord | None = None) -> None:
         super().__init__(message)
@@ -190,8 +191,8 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
     503: ServiceUnavailableError,
 }
 
-# An error inside a stream comes under HTTP 200, so that its class is told from its code (Tunewright's), else
-# from its type (OpenAI's names and vLLM's).
+# An error inside a stream has the HTTP status 200, so that its class follows from its code (Tunewright's names) or else
+# from its type (OpenAI's and vLLM's names).
 _STATUS_BY_NAME = {
     "invalid_api_key": 401,
     "not_found": 404,
@@ -213,26 +214,29 @@ _STATUS_BY_NAME = {
 }
 
 
-def connection_error(cause: httpx.RequestError) -> APIConnectionError:
-    """httpx's failure to get an answer, as ours. The caller raises it `from` the cause."""
-    kind = APITimeoutError if isinstance(cause, httpx.TimeoutException) else APIConnectionError
+def connection_error(cause: httpx2.RequestError) -> APIConnectionError:
+    """The APIConnectionError of an error of httpx2. The caller raises it `from` the cause."""
+    kind = APITimeoutError if isinstance(cause, httpx2.TimeoutException) else APIConnectionError
     detail = str(cause) or type(cause).__name__
     try:
         where = f" ({cause.request.method} {cause.request.url.copy_with(username=None, password=None)})"
-    except RuntimeError:  # httpx: no request was ever set
+    except RuntimeError:
+        # The error has no request.
         where = ""
     return kind(f"{'timed out' if kind is APITimeoutError else 'connection failed'}: {detail}{where}")
 
 
-def status_error(response: httpx.Response) -> APIStatusError:
-    """The typed error of an answer that is no success; its body has been read."""
+def status_error(response: httpx2.Response) -> APIStatusError:
+    """The typed error of an unsuccessful response, whose body must have been read."""
     try:
         body: Any = response.json()
     except ValueError:
         body = None
-    error = body.get("error") if isinstance(body, Mapping) else None
-    if error is None and isinstance(body, Mapping):
-        error = body.get("detail") or body.get("message")  # a proxy's or a framework's own answer
+    fields = _fields(body) or {}
+    error = fields.get("error")
+    if error is None:
+        # The answer of a proxy or of a web framework.
+        error = fields.get("detail") or fields.get("message")
     if error is None:
         error = response.text.strip()[:500] or response.reason_phrase or "no message"
     return _build(
@@ -245,10 +249,10 @@ def status_error(response: httpx.Response) -> APIStatusError:
 
 
 def error_in_stream(error: object, request_id: str | None = None) -> APIStatusError:
-    """The typed error of an `error` that came as an event of a stream (whose HTTP status was 200)."""
+    """The typed error of the `error` in an event of a stream, whose HTTP status is 200."""
     status = 500
-    if isinstance(error, Mapping):
-        code, kind = (str(error.get(name) or "").lower() for name in ("code", "type"))
+    if (fields := _fields(error)) is not None:
+        code, kind = (str(fields.get(name) or "").lower() for name in ("code", "type"))
         if code.isdecimal() and 400 <= int(code) <= 599:
             status = int(code)
         else:
@@ -257,7 +261,7 @@ def error_in_stream(error: object, request_id: str | None = None) -> APIStatusEr
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds to wait, from a `Retry-After` of seconds or an HTTP date; None where there is none."""
+    """Seconds to wait, from a `Retry-After` with seconds or an HTTP date. None where it is missing or unreadable."""
     if not value:
         return None
     value = value.strip()
@@ -271,7 +275,8 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
         if when.tzinfo is None:
             when = when.replace(tzinfo=UTC)
         seconds = (when - (now or datetime.now(UTC))).total_seconds()
-    return max(seconds, 0.0) if seconds < float("inf") else None  # not nan, not inf
+    # The comparison is false for nan and inf.
+    return max(seconds, 0.0) if seconds < float("inf") else None
 
 
 def _build(
@@ -283,7 +288,9 @@ def _build(
     should_retry: bool | None = None,
 ) -> APIStatusError:
     kind = _BY_STATUS.get(status, ServerError if status >= 500 else APIStatusError)
-    fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
+    fields = _fields(error)
+    if fields is None:
+        fields = {"message": error}
 
     def text(name: str) -> str | None:
         return None if fields.get(name) is None else str(fields[name])
@@ -298,3 +305,8 @@ def _build(
         retry_after=retry_after,
         should_retry=should_retry,
     )
+
+
+def _fields(value: object) -> Mapping[str, Any] | None:
+    """The fields of a JSON object; None for other values."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None

@@ -16,7 +16,7 @@ from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_p
 from tunewright.config import Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.sqlite_file import DatabaseUnusable
 from tunewright.store.store import Store
@@ -39,16 +39,17 @@ def main(argv: list[str]) -> int:
     except RuntimeError as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
-    data = DataFolder(settings.data_dir)
+    workspace = Workspace(settings.data_dir)
     try:
-        lock = hold(service_lock(data))
+        lock = hold(service_lock(workspace))
     except OSError as error:
         print(
-            f"tunewright serve: the data folder {data.path} cannot be used: {error.strerror}", file=sys.stderr
+            f"tunewright serve: the data folder {workspace.path} cannot be used: {error.strerror}",
+            file=sys.stderr,
         )
         return 1
     if lock is None:
-        print(f"tunewright serve: another server uses the data folder {data.path}", file=sys.stderr)
+        print(f"tunewright serve: another server uses the data folder {workspace.path}", file=sys.stderr)
         return 1
     try:
         listener = _listen(settings)
@@ -58,10 +59,10 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    settings = settings.model_copy(update={"data_dir": data.path})
+    settings = settings.model_copy(update={"data_dir": workspace.path})
     try:
-        _prepare(settings, data)
-        return _run(settings, data, listener)
+        _prepare(settings, workspace)
+        return _run(settings, workspace, listener)
     except (BackupError, DatabaseUnusable) as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
@@ -69,32 +70,32 @@ def main(argv: list[str]) -> int:
         os.close(lock)
 
 
-def _prepare(settings: Settings, data: DataFolder) -> None:
+def _prepare(settings: Settings, workspace: Workspace) -> None:
     """What must be done while none of the service's processes runs: at the start, and to take in a restored backup.
 
     The database comes first: where it is refused, nothing was touched. Raises BackupError and DatabaseUnusable.
     """
     try:
-        finish_restore(data)
+        finish_restore(workspace)
         database = Database(settings.resolved_database_url)
         try:
-            database.upgrade(data.path / "backups")
+            database.upgrade(workspace.path / "backups")
         finally:
             database.close()
         store = Store.open(settings.resolved_database_url)
         store.deployments.start_anew()
         store.close()
-        data.create()
-        data.clear_unfinished()
-        with held(archive_lock(data)) as ours:
+        workspace.create()
+        workspace.clear_unfinished()
+        with held(archive_lock(workspace)) as ours:
             if ours:
-                clear_abandoned(data)
-        ServiceRecord(known_revisions()[0], str(database)).write(data)
+                clear_abandoned(workspace)
+        ServiceRecord(known_revisions()[0], str(database)).write(workspace)
     except OSError as error:
-        raise BackupError(f"the data folder {data.path} cannot be used: {error}") from error
+        raise BackupError(f"the data folder {workspace.path} cannot be used: {error}") from error
 
 
-def _run(settings: Settings, data: DataFolder, listener: socket.socket) -> int:
+def _run(settings: Settings, workspace: Workspace, listener: socket.socket) -> int:
     setproctitle("tunewright: supervisor")
     listener.set_inheritable(True)
     services = [
@@ -103,24 +104,24 @@ def _run(settings: Settings, data: DataFolder, listener: socket.socket) -> int:
             [sys.executable, "-m", "tunewright.api", "--fd", str(listener.fileno())],
             grace=_API_GRACE,
             descriptors=(listener.fileno(),),
-            heartbeat=HeartbeatWatch(data.heartbeat("api"), settings.hang_timeout),
+            heartbeat=HeartbeatWatch(workspace.heartbeat("api"), settings.hang_timeout),
         ),
         Service(
             "scheduler",
             [sys.executable, "-m", "tunewright.scheduler"],
             grace=_SCHEDULER_GRACE,
-            heartbeat=HeartbeatWatch(data.heartbeat("scheduler"), settings.hang_timeout),
+            heartbeat=HeartbeatWatch(workspace.heartbeat("scheduler"), settings.hang_timeout),
         ),
     ]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(
-        f"Tunewright on http://{host}:{listener.getsockname()[1]}/v1 (data in {data.path}); "
+        f"Tunewright on http://{host}:{listener.getsockname()[1]}/v1 (data in {workspace.path}); "
         "GET /ready says when the engine is up, which takes 20 to 60 s",
         file=sys.stderr,
         flush=True,
     )
-    reload = Reload(lambda: is_restore_pending(data), lambda: _prepare(settings, data))
-    return Supervisor(services, child_environment(with_settings=settings), data.run, reload).run()
+    reload = Reload(lambda: is_restore_pending(workspace), lambda: _prepare(settings, workspace))
+    return Supervisor(services, child_environment(with_settings=settings), workspace.run, reload).run()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -20,8 +21,10 @@ from transformers import AutoTokenizer
 from lora import random_lora
 from tunewright.config import embedded_base_path
 from tunewright.engine.command import engine_environment
-from tunewright.engine.scoring import Scorer
+from tunewright.engine.http import EngineHTTP
+from tunewright.engine.scoring import SCORING_TIMEOUT, Scorer
 from tunewright.evaluate.awq_weights import AwqWeights
+from tunewright.evaluate.folder import Logprobs
 from tunewright.evaluate.streamed import streamed_model
 from tunewright.export.awq_quantizer import AwqQuantizer
 from tunewright.export.quantizer import QuantizeOptions, pack
@@ -90,8 +93,7 @@ def test_vllm_computes_what_the_quantized_numbers_mean(
         with _client(engine) as client:
             body = {"lora_name": "adapter", "lora_path": str(adapter)}
             client.post("/v1/load_lora_adapter", json=body).raise_for_status()
-    with Scorer(engine) as scorer:
-        told = [scorer.score("adapter" if adapter else "base", tokens) for tokens in asked]
+    told = asyncio.run(scores(engine, "adapter" if adapter else "base", asked))
 
     model = streamed_model(
         quantized, weights=AwqWeights(quantized), device="cpu", dtype=torch.float32, adapter=adapter
@@ -105,6 +107,11 @@ def test_vllm_computes_what_the_quantized_numbers_mean(
             for at, (token, place) in enumerate(zip(tokens[1:], places, strict=True))
         ]
     assert math.sqrt(sum(value**2 for value in differences) / len(differences)) < 0.005  # 0.0015 seen
+
+
+async def scores(socket: str, model: str, asked: list[list[int]]) -> list[Logprobs]:
+    async with EngineHTTP(socket, SCORING_TIMEOUT) as http:
+        return [await Scorer(http).score(model, tokens) for tokens in asked]
 
 
 def _client(socket: str) -> httpx.Client:

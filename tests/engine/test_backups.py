@@ -19,13 +19,13 @@ import pytest
 import backups
 from tests.without_vllm import start_without_vllm
 from tunewright.backup import swap
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.states import JobState
 
 from .conftest import DEMO, Service, processes_of, start_service
 
 
-def filled(path: Path) -> DataFolder:
+def filled(path: Path) -> Workspace:
     """A data folder with a file, a model, and a job that waits for its base with two checkpoints."""
     data, store = backups.new_store(path)
     done = backups.new_job(store, JobState.RUNNING)
@@ -41,7 +41,7 @@ def filled(path: Path) -> DataFolder:
 
 
 @contextmanager
-def running(data: DataFolder) -> Iterator[Service]:
+def running(data: Workspace) -> Iterator[Service]:
     """A service on it that answers. Nothing of it may be left afterwards, however it ends."""
     service = start_service(data.path, "--base", "missing=/nowhere", "--device", "cpu")
     try:
@@ -81,13 +81,13 @@ def tunewright(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=180)
 
 
-def back_up(data: DataFolder, archive: Path) -> dict[str, Any]:
+def back_up(data: Workspace, archive: Path) -> dict[str, Any]:
     done = tunewright("backup", archive, "--data-dir", data.path, "--json")
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
-def restoring(data: DataFolder, archive: Path) -> subprocess.Popen[str]:
+def restoring(data: Workspace, archive: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("restore", archive, "--data-dir", data.path, "--replace"),
         stdout=subprocess.PIPE,
@@ -96,12 +96,12 @@ def restoring(data: DataFolder, archive: Path) -> subprocess.Popen[str]:
     )
 
 
-def kept(data: DataFolder) -> DataFolder:
+def kept(data: Workspace) -> Workspace:
     (replaced,) = data.path.glob("replaced-*")
-    return DataFolder(replaced)
+    return Workspace(replaced)
 
 
-def asked(data: DataFolder) -> bool:
+def asked(data: Workspace) -> bool:
     return (data.run / "restore.json").exists()
 
 
@@ -132,7 +132,7 @@ class Knocking:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataFolder, Service]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, Service]]:
     data = filled(tmp_path_factory.mktemp("backups") / "data")
     with running(data) as service:
         yield data, service
@@ -143,7 +143,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataFolde
 
 
 @pytest.fixture
-def changed(served: tuple[DataFolder, Service], tmp_path: Path) -> tuple[DataFolder, Service, str]:
+def changed(served: tuple[Workspace, Service], tmp_path: Path) -> tuple[Workspace, Service, str]:
     """A service whose data was archived in a.tar; the file with this id came afterwards."""
     data, service = served
     for old in data.path.glob("replaced-*"):
@@ -152,7 +152,7 @@ def changed(served: tuple[DataFolder, Service], tmp_path: Path) -> tuple[DataFol
     return data, service, upload(service, "made after the backup\n")
 
 
-Changed = tuple[DataFolder, Service, str]
+Changed = tuple[Workspace, Service, str]
 
 
 def test_a_running_service_changes_over(changed: Changed, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_running_service_changes_over(changed: Changed, tmp_path: Path) -> Non
     assert backups.missing(data) == []
     assert tunewright("restore", tmp_path / "a.tar", "--data-dir", data.path).returncode == 1
     assert tunewright("restore", tmp_path / "a.tar", "--data-dir", tmp_path / "elsewhere").returncode == 0
-    assert backups.missing(DataFolder(tmp_path / "elsewhere")) == []
+    assert backups.missing(Workspace(tmp_path / "elsewhere")) == []
 
 
 def test_two_restores_do_not_mix(changed: Changed, tmp_path: Path) -> None:
@@ -261,13 +261,13 @@ def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path)
             job = client.jobs.create("tiny", client.files.upload(rows).id, seed=3, tuning=tuning)
             checkpoints = first.data_dir / "jobs" / job.id / "checkpoints"
             backups.until(lambda: list(checkpoints.glob("step-*/complete.json")), 180)
-            made = back_up(DataFolder(first.data_dir), tmp_path / "a.tar")
+            made = back_up(Workspace(first.data_dir), tmp_path / "a.tar")
             assert made["checkpoints"] >= 1
             undisturbed = client.jobs.wait(job.id, timeout=300)
             expected = client.adapters.retrieve(undisturbed.fine_tuned_model or "").sha256
     finally:
         first.stop()
-    data = DataFolder(tmp_path / "elsewhere")
+    data = Workspace(tmp_path / "elsewhere")
     assert tunewright("restore", tmp_path / "a.tar", "--data-dir", data.path).returncode == 0
     second = start_without_vllm(data.path)
     try:

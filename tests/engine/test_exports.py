@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from transformers import AutoModelForCausalLM
 from lora import random_lora
 from swaps import QUESTIONS, Answer, Asker
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
-from tunewright.engine.scoring import Scorer
+from tunewright.engine.http import EngineHTTP
+from tunewright.engine.scoring import SCORING_TIMEOUT, Scorer
 from tunewright.evaluate.awq_weights import load_dequantized
+from tunewright.evaluate.folder import Logprobs
 from tunewright.store.store import Store
 from tunewright_client import Adapter, Export, Job, Tunewright
 
@@ -93,9 +96,13 @@ def scores(service: Service, model: str, tokens: list[int]) -> torch.Tensor:
     assert engine is not None
     assert engine.socket is not None
     assert engine.info is not None
-    with Scorer(engine.socket) as scorer:
-        told = scorer.score(engine.info["internal_name"], tokens)
+    told = asyncio.run(_score(engine.socket, engine.info.internal_name, tokens))
     return torch.tensor([place[token] for place, token in zip(told, tokens[1:], strict=True)])
+
+
+async def _score(socket: str, model: str, tokens: list[int]) -> list[Logprobs]:
+    async with EngineHTTP(socket, SCORING_TIMEOUT) as http:
+        return await Scorer(http).score(model, tokens)
 
 
 def reference(model: Any, tokens: list[int]) -> torch.Tensor:

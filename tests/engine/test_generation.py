@@ -150,6 +150,16 @@ def test_the_client_s_disconnect_aborts_the_request_in_vllm(service: Service) ->
     assert made < 4000
 
 
+def test_an_idle_connection_lives_longer_than_vllms_own_5_s(service: Service) -> None:
+    """Longer than the gateway keeps it, in fact: `test_engine_http` compares the two."""
+    limits = httpx.Limits(keepalive_expiry=60)
+    transport = httpx.HTTPTransport(uds=_socket(service), limits=limits)
+    with httpx.Client(transport=transport, base_url="http://engine") as engine:
+        first = engine.get("/health").extensions["network_stream"]
+        time.sleep(7)
+        assert engine.get("/health").extensions["network_stream"] is first
+
+
 def _socket(service: Service) -> str:
     from tunewright.store.store import Store
 

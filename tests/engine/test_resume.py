@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from tunewright.config import embedded_base_path
-from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder, JobSpec
+from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.plan.defaults import resolve
-from tunewright.registry.data_folder import adapter_sha256
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.registry.content import adapter_sha256
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 from .conftest import DEMO, wait_until
 
@@ -32,7 +34,7 @@ def job_folder(path: Path) -> JobFolder:
     tuning = {"type": "lora", "n_epochs": EPOCHS, "batch_size": 12, "learning_rate": 3e-3, "dropout": 0.1}
     folder = JobFolder(path)
     folder.write_spec(
-        JobSpec(
+        TrainingSpec(
             job_id="ftjob-resume",
             base_name="tiny",
             base_path=str(embedded_base_path()),
@@ -41,8 +43,13 @@ def job_folder(path: Path) -> JobFolder:
             seed=5,
             device="cpu",
             tuning=resolve(
-                tuning=tuning, hyperparameters={}, rows=48, context=1024, max_rank=64, device="cpu"
-            ).as_dict(),
+                tuning=TuningOptions(**tuning),
+                hyperparameters=HyperparameterOptions(),
+                rows=48,
+                context=1024,
+                max_rank=64,
+                device="cpu",
+            ),
         )
     )
     return folder
@@ -67,7 +74,7 @@ def losses(folder: JobFolder) -> dict[int, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
     folder = job_folder(tmp_path_factory.mktemp("undisturbed") / "job")
     assert start(folder).wait(180) == 0, folder.log_file.read_text()[-2000:]
-    result = folder.read_result()
+    result = folder.read_result(TrainingResult)
     assert result is not None
     assert result.status == "succeeded"
     assert sorted(result.checkpoints) == [4, 8, 12]
@@ -81,7 +88,7 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
     wait_until(lambda: 10 in losses(folder), 120, "steps behind the second epoch")
     process.kill()
     process.wait()
-    assert folder.read_result() is None
+    assert folder.read_result(TrainingResult) is None
     assert not folder.adapter.exists()
     checkpoints = dict(folder.complete_checkpoints())
     assert 8 in checkpoints

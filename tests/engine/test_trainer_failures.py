@@ -17,7 +17,8 @@ import pytest
 
 from disks import fill_up, free, small_disk
 from tunewright.jobs.failure import explain
-from tunewright.jobs.folder import DISK_FULL, JobFolder, JobResult
+from tunewright.jobs.folder import DISK_FULL, JobFolder
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 from .conftest import wait_until
 from .test_resume import job_folder
@@ -29,18 +30,18 @@ FULL = {
 
 def folder_with(path: Path, **tuning: Any) -> JobFolder:
     folder = job_folder(path)
-    spec = folder.read_spec()
-    changes = {"tuning": {**spec.tuning, **tuning}, "validation_file": None}
+    spec = folder.read_spec(TrainingSpec)
+    changes = {"tuning": spec.tuning.model_copy(update=tuning), "validation_file": None}
     folder.write_spec(spec.model_copy(update=changes))
     return folder
 
 
-def train(folder: JobFolder, preexec: Callable[[], None] | None = None) -> tuple[int, JobResult | None]:
+def train(folder: JobFolder, preexec: Callable[[], None] | None = None) -> tuple[int, TrainingResult | None]:
     """(exit code, result)"""
     command = [sys.executable, "-m", "tunewright.trainer", str(folder.path)]
     with folder.log_file.open("ab") as log:
         code = subprocess.run(command, stdout=log, stderr=log, timeout=240, preexec_fn=preexec).returncode
-    return code, folder.read_result()
+    return code, folder.read_result(TrainingResult)
 
 
 def failed(folder: JobFolder, preexec: Callable[[], None] | None = None) -> tuple[str | None, str]:
@@ -66,7 +67,7 @@ def test_memory_that_does_not_suffice_is_told_as_that(tmp_path: Path) -> None:
     """256 rows of a whole context at once, in a process that may have 4 GiB."""
     folder = folder_with(tmp_path / "job", batch_size=256, per_device_batch_size=256, max_length=1024, **FULL)
     row = json.dumps({"prompt": "a", "completion": " word" * 1100}) + "\n"
-    Path(folder.read_spec().training_file).write_text(row * 256)
+    Path(folder.read_spec(TrainingSpec).training_file).write_text(row * 256)
     code, message = failed(folder, lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)))
     assert code == "out_of_memory", message
     assert message.startswith("the device ran out of memory: ")
@@ -107,7 +108,7 @@ def test_without_room_for_the_result_the_exit_code_tells(tmp_path: Path) -> None
         finally:
             process.kill()
             process.wait()
-        assert folder.read_result() is None
+        assert folder.read_result(TrainingResult) is None
         assert not folder.checkpoints.exists()
         ballast.unlink()
         assert all(event["type"] for event in folder.read_events(0)[0]), "what is told is whole"

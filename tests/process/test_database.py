@@ -14,7 +14,7 @@ import pytest
 from tests.engine.conftest import free_port
 
 import backups
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 
 
 def serve(data: Path, *arguments: str) -> str:
@@ -35,14 +35,14 @@ def serve(data: Path, *arguments: str) -> str:
     return done.stderr
 
 
-def stamp(data: DataFolder) -> None:
+def stamp(data: Workspace) -> None:
     with closing(sqlite3.connect(data.path / "tunewright.db")) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()
 
 
-def break_it(data: DataFolder) -> None:
+def break_it(data: Workspace) -> None:
     (data.path / "tunewright.db").write_bytes(os.urandom(8192))
 
 
@@ -54,7 +54,7 @@ def break_it(data: DataFolder) -> None:
     ],
 )
 def test_a_database_that_cannot_be_used_is_left_as_it_is(
-    tmp_path: Path, spoil: Callable[[DataFolder], None], says: str
+    tmp_path: Path, spoil: Callable[[Workspace], None], says: str
 ) -> None:
     data, store = backups.new_store(tmp_path / "data")
     store.close()

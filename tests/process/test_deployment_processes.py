@@ -19,7 +19,8 @@ from tests.without_vllm import start_without_vllm, wait_engine
 
 from rows import PRODUCT
 from tunewright.config import embedded_base_path
-from tunewright.registry.data_folder import DataFolder, model_sha256
+from tunewright.registry.content import model_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.store import Store
 from tunewright.supervisor.process import GroupRecord
@@ -36,13 +37,12 @@ def copy_of_the_base(folder: Path) -> Path:
 
 def list_full_model(data_dir: Path) -> None:
     """The embedded base's weights as a job's full model."""
-    data = DataFolder(data_dir)
+    data = Workspace(data_dir)
     data.create()
     database = Database(f"sqlite:///{data.path / 'tunewright.db'}")
     database.upgrade()
     database.close()
-    sha256 = model_sha256(embedded_base_path())
-    data.publish(embedded_base_path(), sha256)
+    sha256 = data.artifacts.put(embedded_base_path())
     store = Store.open(database.url)
     row = {"id": "model-full", "name": FULL, "kind": "full", "method": "full", "sha256": sha256}
     store.models.register(
@@ -90,7 +90,7 @@ def pid_at(record_path: Path) -> int | None:
 
 
 def pid_of(service: Service, model: str) -> int:
-    path = DataFolder(service.data_dir).engine(model) / "process.json"
+    path = Workspace(service.data_dir).engine(model) / "process.json"
     return int(wait_until(lambda: pid_at(path), 20, f"an engine of {model}"))
 
 

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from rows import JOB
+from rows import FILE
 from tunewright.config import Settings, child_environment
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 from tunewright.supervisor.process import ProcessGroup
 
 
 @pytest.fixture
-def scheduler(store: Store, data: DataFolder, tmp_path: Path) -> Iterator[ProcessGroup]:
+def scheduler(store: Store, data: Workspace, tmp_path: Path) -> Iterator[ProcessGroup]:
     """On a base that is not there, so that no engine starts."""
     settings = Settings(data_dir=data.path, base=["none=/none"], device="cpu", keep_files_days=1)
     environment = child_environment(
         {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}, with_settings=settings
     )
-    data.file(JOB["training_file"]).write_bytes(b"x")
+    data.file(FILE["id"]).write_bytes(b"x")
     reading, writing = os.pipe()
     with (tmp_path / "log").open("wb") as output:
         group = ProcessGroup.start(
@@ -44,13 +44,13 @@ def scheduler(store: Store, data: DataFolder, tmp_path: Path) -> Iterator[Proces
 
 
 def test_the_scheduler_removes_what_is_too_old(
-    store: Store, data: DataFolder, scheduler: ProcessGroup, tmp_path: Path
+    store: Store, data: Workspace, scheduler: ProcessGroup, tmp_path: Path
 ) -> None:
     deadline = time.monotonic() + 60
-    while store.files.get(JOB["training_file"]) or data.file(JOB["training_file"]).exists():
+    while store.files.get(FILE["id"]) or data.file(FILE["id"]).exists():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)
-    assert f"removed file {JOB['training_file']} (train.jsonl)" in (tmp_path / "log").read_text()
+    assert f"removed file {FILE['id']} (train.jsonl)" in (tmp_path / "log").read_text()
     os.kill(scheduler.pid, signal.SIGTERM)
     scheduler.wait(20)
     assert scheduler.exit_code == 0, (tmp_path / "log").read_text()

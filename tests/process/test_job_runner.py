@@ -12,24 +12,24 @@ from typing import Any
 
 import pytest
 
-from rows import JOB
+from rows import create_job, resolved
 from tunewright.config import Settings, embedded_base_path
 from tunewright.errors import StorageFull
 from tunewright.jobs.folder import DISK_FULL, JobFolder
-from tunewright.plan.defaults import resolve
+from tunewright.jobs.kinds import JobError
+from tunewright.kinds.fine_tuning import kind as fine_tuning
+from tunewright.kinds.kind import Service
 from tunewright.registry.bases import inspect_base
-from tunewright.registry.data_folder import DataFolder
-from tunewright.scheduler import fine_tuning
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import jobs as scheduler_jobs
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
 BASE = "tunewright-tiny"
-RESOLVED = resolve(
-    tuning={"type": "lora"}, hyperparameters={}, rows=32, context=1024, max_rank=64, device="cpu"
-).as_dict()
+RESOLVED = resolved()
 STEP = '{{"type": "metrics", "level": "info", "message": "m", "data": {{"step": {0}, "total_steps": 9}}}}'
 SUCCEED = """printf '{"status": "succeeded", "trained_tokens": 7}' > "$folder/result.json" """
 
@@ -42,7 +42,7 @@ def step(number: int) -> str:
 class Scheduler:
     """JobRunner as the scheduler's process has it; `again()` is another process on the same data folder."""
 
-    def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
+    def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
         info = inspect_base(settings.bases[0])
         engines: Any = SimpleNamespace(
@@ -50,7 +50,7 @@ class Scheduler:
             bases_here=lambda: [BASE],
             names=lambda: [BASE],
         )
-        self.runner = JobRunner(settings, store, data, engines, lifeline, ["cpu"])
+        self.runner = JobRunner(settings, store, data, engines, lifeline, Devices(["cpu"], store))
 
     def again(self) -> Scheduler:
         return Scheduler(self.store, self.data, self.settings, self.lifeline)
@@ -93,7 +93,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 @pytest.fixture
-def scheduler(store: Store, data: DataFolder) -> Iterator[Scheduler]:
+def scheduler(store: Store, data: Workspace) -> Iterator[Scheduler]:
     reading, writing = os.pipe()
     settings = Settings(
         base=[f"{BASE}={embedded_base_path()}"], data_dir=data.path, step_timeout=1.0, device="cpu"
@@ -104,12 +104,9 @@ def scheduler(store: Store, data: DataFolder) -> Iterator[Scheduler]:
 
 
 @pytest.fixture
-def job(store: Store, data: DataFolder) -> Job:
+def job(store: Store, data: Workspace) -> Job:
     (data.files / "file-1").write_text('{"prompt": "a", "completion": "b"}\n')
-    return store.jobs.create(
-        {**JOB, "base": BASE, "model": BASE, "training_file": "file-1", "state": JobState.QUEUED,
-         "resolved": RESOLVED}
-    )  # fmt: skip
+    return create_job(store, base=BASE, training_file="file-1", state=JobState.QUEUED, resolved=RESOLVED)
 
 
 @pytest.fixture
@@ -117,12 +114,10 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Publishing, reduced to its transaction."""
     seen: list[str] = []
 
-    def publish(
-        store: Store, data: DataFolder, job: Job, base: Any, folder: JobFolder, result: Any, **_: Any
-    ) -> None:
+    def publish(service: Service, job: Job, base: Any, folder: JobFolder, result: Any) -> None:
         seen.append(job.id)
-        with store.database.begin() as connection:
-            scheduler_succeed(connection, job.id, model="ft:x", trained_tokens=result.trained_tokens)
+        with service.store.database.begin() as connection:
+            scheduler_succeed(connection, job.id, model="ft:x")
 
     from tunewright.store.job_rows import succeed as scheduler_succeed
 
@@ -150,9 +145,9 @@ def test_a_trainer_that_only_crashes_fails_its_job(
     scheduler.until(lambda: scheduler.job(job.id).state.is_final)
     error = scheduler.job(job.id).error
     assert error is not None
-    assert error["code"] == "trainer_crashed"
-    assert "exit code 139" in error["message"]
-    assert "Segmentation fault" in error["message"]
+    assert error.code == "trainer_crashed"
+    assert "exit code 139" in error.message
+    assert "Segmentation fault" in error.message
     assert runs(scheduler, job) == MAX_ATTEMPTS
     scheduler.until(lambda: scheduler.job(job.id).device is None)
 
@@ -177,8 +172,8 @@ def test_a_trainer_that_is_stopped_dead_every_time_fails_its_job_as_hung(
     scheduler.until(lambda: scheduler.job(job.id).state.is_final, 30)
     error = scheduler.job(job.id).error
     assert error is not None
-    assert error["code"] == "trainer_hung"
-    assert "no sign of progress for 1 s" in error["message"]
+    assert error.code == "trainer_hung"
+    assert "no sign of progress for 1 s" in error.message
 
 
 def test_a_slow_trainer_that_gets_on_does_not_hang(
@@ -211,7 +206,7 @@ def test_deaths_that_nobody_saw_are_no_fault_of_the_job(
     trainer(f"if [ $run -gt {MAX_ATTEMPTS + 2} ]; then {step(1)}; {SUCCEED}; else sleep 60; fi")
     for number in range(1, MAX_ATTEMPTS + 3):
         scheduler.until(lambda count=number, now=scheduler: runs(now, job) == count)
-        group = scheduler.runner._groups[job.id]
+        group = scheduler.runner.processes[job.id].group
         os.killpg(group.record.group, signal.SIGKILL)
         for child in (group._child, group._watcher):
             assert child is not None
@@ -226,7 +221,7 @@ def test_events_that_power_loss_took_are_told_again_and_none_twice(
     """What was taken in is safe in the database; the file that was not synced is shorter than that."""
     trainer(f"if [ $run = 1 ]; then {step(1)}; {step(2)}; sleep 60; fi; {step(2)}; {step(3)}; {SUCCEED}")
     scheduler.until(lambda: scheduler.steps(job.id) == [1, 2])
-    group = scheduler.runner._groups[job.id]
+    group = scheduler.runner.processes[job.id].group
     os.killpg(group.record.group, signal.SIGKILL)
     for child in (group._child, group._watcher):
         assert child is not None
@@ -286,11 +281,11 @@ def test_a_trainer_without_room_for_its_result_fails_its_job_with_that_reason(
     trainer(f"{step(1)}; mkdir -p $folder/checkpoints/step-1 $folder/work; exit {DISK_FULL}")
     fail, refused = scheduler.store.jobs.fail, []
 
-    def full_while_it_lies_there(id: str, **why: Any) -> Any:
+    def full_while_it_lies_there(id: str, why: JobError) -> Any:
         if folder_of(scheduler, job).checkpoints.exists() or not refused:
             refused.append(1)
             raise StorageFull("full")
-        return fail(id, **why)
+        return fail(id, why)
 
     monkeypatch.setattr(scheduler.store.jobs, "fail", full_while_it_lies_there)
     with pytest.raises(StorageFull):
@@ -299,8 +294,8 @@ def test_a_trainer_without_room_for_its_result_fails_its_job_with_that_reason(
     assert len(refused) == 1
     error = scheduler.job(job.id).error
     assert error is not None
-    assert error["code"] == "disk_full"
-    assert f"could not write to {folder_of(scheduler, job).path}. Free some space there" in error["message"]
+    assert error.code == "disk_full"
+    assert f"could not write to {folder_of(scheduler, job).path}. Free some space there" in error.message
     assert (runs(scheduler, job), scheduler.steps(job.id)) == (1, [1])
 
 
@@ -317,9 +312,7 @@ def test_a_job_is_not_lost_for_want_of_room(
     full_once(monkeypatch, scheduler.store.jobs, "mark_valid", StorageFull("full"))
     full_once(monkeypatch, scheduler.store.jobs, "take_in", StorageFull("full"))
     full_once(monkeypatch, JobFolder, "write_spec", OSError(28, "No space left on device"))
-    new = scheduler.store.jobs.create(
-        {**JOB, "base": BASE, "model": BASE, "training_file": "file-1", "seed": 2}
-    )
+    new = create_job(scheduler.store, base=BASE, model=BASE, training_file="file-1", seed=2)
     raised = []
     deadline = time.monotonic() + 20
     while not (scheduler.job(new.id).state is scheduler.job(job.id).state is JobState.SUCCEEDED):
@@ -354,9 +347,9 @@ def test_trainers_that_are_killed_time_after_time_may_lack_memory(
     scheduler.until(lambda: scheduler.job(job.id).state.is_final)
     error = scheduler.job(job.id).error
     assert error is not None
-    assert error["code"] == "trainer_crashed"
-    assert error["message"].startswith("its trainer ended 3 times without a new step, last with signal 9: ")
-    assert error["message"].endswith(
+    assert error.code == "trainer_crashed"
+    assert error.message.startswith("its trainer ended 3 times without a new step, last with signal 9: ")
+    assert error.message.endswith(
         "when the machine's memory runs out: lower batch_size or max_length, or use type qlora"
     )
 
@@ -375,7 +368,7 @@ def test_a_cancelled_job_loses_its_trainer_and_its_leftovers(
 ) -> None:
     trainer(f"{step(1)}; mkdir $folder/checkpoints; trap '' TERM; sleep 60")
     scheduler.until(lambda: scheduler.steps(job.id) == [1])
-    group = scheduler.runner._groups[job.id]
+    group = scheduler.runner.processes[job.id].group
     scheduler.store.jobs.cancel(job.id)
     scheduler.until(lambda: scheduler.job(job.id).device is None)
     assert not group.is_alive()

@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from rows import JOB, PRODUCT, Publish
+from rows import FILE, PRODUCT, Publish, create_job, engine_info
 from tunewright.config import Settings
-from tunewright.engine.client import EngineError
-from tunewright.engine.scoring import EngineBusy
+from tunewright.engine.http import EngineBusy, EngineError
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
-from tunewright.registry.data_folder import DataFolder
+from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import parity, references
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityGate
 from tunewright.store.records import Engine, Job, TunedModel
-from tunewright.store.states import EngineState, JobState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
 
 NAME = PRODUCT["name"]
@@ -35,9 +36,9 @@ FAIL = {"verdict": "fail", "reason": "No parity with peft: slope 0.5."}
 class Gate:
     """ParityGate as the scheduler's process has it; `again()` is another process on the same data folder."""
 
-    def __init__(self, store: Store, data: DataFolder, settings: Settings, lifeline: int) -> None:
+    def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
-        self.gate = ParityGate(settings, store, data, lifeline, ["cpu"])
+        self.gate = ParityGate(settings, store, data, lifeline, Devices(["cpu"], store))
 
     def again(self, **changes: Any) -> Gate:
         return Gate(self.store, self.data, self.settings.model_copy(update=changes), self.lifeline)
@@ -78,7 +79,7 @@ class Gate:
 
 
 @pytest.fixture
-def reference(tmp_path: Path, data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def reference(tmp_path: Path, data: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets the shell script that is the next reference process; `$folders` are its own, `$run` counts its starts."""
     script = tmp_path / "reference"
     monkeypatch.setattr(references, "sys", SimpleNamespace(executable=str(script)))
@@ -121,13 +122,7 @@ def lifeline() -> Iterator[int]:
 @pytest.fixture
 def engine(store: Store) -> Engine:
     store.engines.declare(["tiny"])
-    info = {
-        "path": "/base",
-        "max_model_len": 128,
-        "internal_name": "base-1",
-        "fingerprint": PRODUCT["base_fingerprint"],
-        "max_adapters": 4,
-    }
+    info = engine_info(path="/base", max_model_len=128, max_adapters=4)
     store.engines.starting("tiny", "/nowhere.sock", info)
     store.engines.set_state("tiny", EngineState.READY)
     found = store.engines.get("tiny")
@@ -138,7 +133,7 @@ def engine(store: Store) -> Engine:
 @pytest.fixture
 def gate(
     store: Store,
-    data: DataFolder,
+    data: Workspace,
     engine: Engine,
     publish_model: Publish,
     reference: Any,
@@ -152,12 +147,11 @@ def gate(
 
 
 def test_a_job_ends_with_the_verdict_on_its_adapter(gate: Gate) -> None:
-    assert (gate.job().state, gate.job().fine_tuned_model) == (JobState.RUNNING, None)
+    assert (gate.job().state, gate.job().model) == (JobState.RUNNING, None)
     gate.until(lambda: gate.job().state.is_final)
-    assert (gate.job().state, gate.job().fine_tuned_model, gate.job().trained_tokens) == (
+    assert (gate.job().state, gate.job().result) == (
         JobState.SUCCEEDED,
-        NAME,
-        7,
+        FineTuningResult(model=NAME, trained_tokens=7),
     )
     assert (gate.model().state, gate.model().parity) == (ModelState.READY, {"checked_at": 1.0, **PASS})
     told = gate.messages(gate.job().id)
@@ -176,11 +170,11 @@ def test_an_adapter_that_fails_is_quarantined_and_its_job_says_why(
     gate.until(lambda: gate.job().state.is_final)
     error = gate.job().error
     assert error is not None
-    assert (gate.job().state, gate.model().state, error["code"]) == (
+    assert (gate.job().state, gate.model().state, error.code) == (
         JobState.FAILED, ModelState.QUARANTINED, "parity_failed",
     )  # fmt: skip
-    assert FAIL["reason"] in error["message"]
-    assert f"/v1/adapters/{gate.model().id}/load?force=true" in error["message"]
+    assert FAIL["reason"] in error.message
+    assert f"/v1/adapters/{gate.model().id}/load?force=true" in error.message
     assert gate.store.models.wanted_adapters("tiny") == {}, "the engine lets go of it"
 
 
@@ -218,8 +212,8 @@ def test_a_reference_that_only_crashes_quarantines(gate: Gate, reference: Callab
     gate.until(lambda: gate.job().state.is_final)
     error = gate.job().error
     assert error is not None
-    assert (error["code"], gate.starts()) == ("parity_not_checked", MAX_FAILURES)
-    assert "MemoryError: too large" in error["message"]
+    assert (error.code, gate.starts()) == ("parity_not_checked", MAX_FAILURES)
+    assert "MemoryError: too large" in error.message
     assert (gate.model().parity or {})["verdict"] == "not_checked"
 
 
@@ -233,7 +227,7 @@ def test_a_reference_that_hangs_is_given_up(gate: Gate, reference: Callable[[str
     reference("sleep 60")
     impatient = gate.again(step_timeout=0.2)
     impatient.until(lambda: impatient.job().state.is_final)
-    assert "no result within 0 s" in (impatient.job().error or {})["message"]
+    assert "no result within 0 s" in impatient.job().error.message
 
 
 def test_a_new_scheduler_adopts_the_reference(gate: Gate, reference: Callable[[str], None]) -> None:
@@ -259,8 +253,9 @@ def test_a_reference_and_its_watcher_that_die_with_everything_begin_again(
 ) -> None:
     reference(f"if [ $run = 1 ]; then sleep 60; fi; {WRITE}")
     gate.until(lambda: gate.starts() == 1)
-    group = gate.gate._references._group
-    assert group is not None
+    process = gate.gate._references._process
+    assert process is not None
+    group = process.group
     os.killpg(group.record.group, signal.SIGKILL)
     for child in (group._child, group._watcher):
         assert child is not None
@@ -285,7 +280,7 @@ def test_it_waits_for_the_engine_and_for_the_adapter_in_it(gate: Gate, engine: E
 
 
 def test_an_adapter_that_was_evicted_meanwhile_is_wanted_again(gate: Gate) -> None:
-    gate.store.models.want(NAME, "unloaded")
+    gate.store.models.want(NAME, Desired.UNLOADED)
     gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
     assert gate.model().desired == "loaded"
 
@@ -296,7 +291,7 @@ def test_an_engine_that_refuses_the_adapter_again_and_again_quarantines(gate: Ga
         return gate.job().state.is_final
 
     gate.until(refuse)
-    assert "the engine could not load it: torn file" in (gate.job().error or {})["message"]
+    assert "the engine could not load it: torn file" in gate.job().error.message
 
 
 @pytest.mark.parametrize("error", [EngineError("internal error"), KeyError("choices")])
@@ -305,7 +300,7 @@ def test_an_engine_that_breaks_down_over_it_again_and_again_quarantines(
 ) -> None:
     verdict(error)
     gate.until(lambda: gate.job().state.is_final)
-    assert (gate.job().error or {})["code"] == "parity_not_checked"
+    assert gate.job().error.code == "parity_not_checked"
     assert gate.starts() == 1, "the reference is asked once"
 
 
@@ -330,7 +325,7 @@ def test_an_adapter_that_ends_the_engine_again_and_again_is_quarantined(
         current = gate.store.engines.get("tiny")
         assert current is not None
         if check is not None and current.run in check.lost_runs:
-            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or {})
+            gate.store.engines.starting("tiny", "/nowhere.sock", engine.info or engine_info())
             gate.store.engines.set_state("tiny", EngineState.READY)
             again = gate.store.engines.get("tiny")
             assert again is not None
@@ -338,7 +333,7 @@ def test_an_adapter_that_ends_the_engine_again_and_again_is_quarantined(
         return gate.job().state.is_final
 
     gate.until(restart)
-    assert f"in {MAX_FAILURES} of its runs" in (gate.job().error or {})["message"]
+    assert f"in {MAX_FAILURES} of its runs" in gate.job().error.message
 
 
 def test_an_engine_without_room_is_waited_for(gate: Gate, engine: Engine) -> None:
@@ -365,9 +360,7 @@ def test_an_adapter_that_is_being_unloaded_is_asked_about_later(
 
 
 def test_without_room_it_waits_for_jobs_that_train(gate: Gate, reference: Callable[[str], None]) -> None:
-    other = gate.store.jobs.create(
-        {**JOB, "fingerprint": "other", "state": JobState.RUNNING, "device": "cpu"}
-    )
+    other = create_job(gate.store, fingerprint="other", state=JobState.RUNNING, device="cpu")
     reference(f"if [ $run -lt {MAX_FAILURES + 2} ]; then exit {NO_ROOM}; fi; {WRITE}")
     gate.until(lambda: gate.job().state is JobState.SUCCEEDED)
     gate.store.jobs.release(other.id)
@@ -376,12 +369,12 @@ def test_without_room_it_waits_for_jobs_that_train(gate: Gate, reference: Callab
 def test_a_cancelled_job_leaves_nothing(gate: Gate, reference: Callable[[str], None]) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)
-    model, group = gate.model(), gate.gate._references._group
-    assert group is not None
+    model, process = gate.model(), gate.gate._references._process
+    assert process is not None
     gate.store.jobs.cancel(model.job_id or "")
     assert gate.store.models.get(NAME) is None
     gate.gate.tick()
-    assert not group.is_alive()
+    assert not process.is_alive()
     assert list(gate.data.tmp.iterdir()) == []
 
 
@@ -439,7 +432,7 @@ def test_checkpoints_are_checked_when_they_are_to_be_loaded(
     for _ in range(5):
         gate.gate.tick()
     assert gate.model(step["name"]).state is ModelState.CHECKING
-    gate.store.models.want(step["name"], "loaded")
+    gate.store.models.want(step["name"], Desired.LOADED)
     gate.store.engines.set_residency(engine, step["sha256"], Residency.LOADED)
     gate.until(lambda: gate.model(step["name"]).state is ModelState.READY)
 
@@ -468,7 +461,7 @@ def test_one_over_which_the_reference_crashes_keeps_no_other_from_its_verdict(
 
 
 def test_rows_are_held_out_ones_if_there_are_any(
-    gate: Gate, data: DataFolder, reference: Callable[[str], None]
+    gate: Gate, data: Workspace, reference: Callable[[str], None]
 ) -> None:
     reference("sleep 60")
     gate.until(lambda: gate.starts() == 1)
@@ -477,7 +470,7 @@ def test_rows_are_held_out_ones_if_there_are_any(
         "its file is not there any more"
     )
     gate.gate.stop()
-    data.file(JOB["training_file"]).write_text("{}\n")
+    data.file(FILE["id"]).write_text("{}\n")
     second = gate.again()
     second.until(lambda: second.starts() == 2)
     assert second.folder.read_spec().rows_from == "training_file"

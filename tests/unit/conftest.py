@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rows import JOB
+from rows import engine_info
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -26,7 +26,7 @@ def socket() -> Iterator[Path]:
 @pytest.fixture
 def engine(store: Store, socket: Path) -> Engine:
     """The base, ready."""
-    store.engines.declare([JOB["base"]])
-    started = store.engines.starting(JOB["base"], str(socket), {"internal_name": INTERNAL})
-    store.engines.set_state(JOB["base"], EngineState.READY)
+    store.engines.declare(["tiny"])
+    started = store.engines.starting("tiny", str(socket), engine_info(internal_name=INTERNAL))
+    store.engines.set_state("tiny", EngineState.READY)
     return started

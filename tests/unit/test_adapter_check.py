@@ -19,7 +19,7 @@ from tunewright.config import embedded_base_path
 from tunewright.errors import InvalidAdapter
 from tunewright.registry.adapter_check import CheckedAdapter, check_adapter, check_numbers
 from tunewright.registry.base_modules import BaseModules
-from tunewright.registry.data_folder import adapter_sha256
+from tunewright.registry.content import adapter_sha256
 from tunewright.registry.safetensors_file import BadTensors, read_finite, read_tensors, write_tensors
 
 Q0 = "model.layers.0.self_attn.q_proj"

@@ -17,13 +17,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters import CONFIG, adapter_files, lora_tensors, write_adapter, zeros
-from rows import JOB
+from rows import FILE, create_job, engine_info
 from tunewright.api.adapters import registration
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
+from tunewright.jobs.kinds import JobError
 from tunewright.registry import adapter_sources
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.content import adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
 
@@ -54,12 +56,12 @@ def built() -> dict[str, Any]:
 
 
 @pytest.fixture
-def make(built: dict[str, Any], store: Store, data: DataFolder, worker: Worker) -> Make:
+def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(ready: bool = True, **options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="2MB", **{"parity": "off", **options})
         store.engines.declare([base.name for base in settings.bases])
         for base in settings.bases if ready else ():
-            info = {"fingerprint": FINGERPRINT, "path": base.source, "max_model_len": 64}
+            info = engine_info(fingerprint=FINGERPRINT, path=base.source, max_model_len=64)
             store.engines.starting(base.name, "/tmp/s", info)
             store.engines.set_state(base.name, EngineState.READY)
         if not built:
@@ -105,14 +107,14 @@ def register(api: TestClient, **form: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def nothing_left(data: DataFolder, store: Store) -> bool:
-    return not any(data.tmp.iterdir()) and not any(data.artifacts.iterdir()) and not store.listings.models()
+def nothing_left(data: Workspace, store: Store) -> bool:
+    return not any(data.tmp.iterdir()) and not data.artifacts.hashes() and not store.listings.models()
 
 
 # uploads
 
 
-def test_an_uploaded_adapter_is_listed_with_its_lineage(api: TestClient, data: DataFolder) -> None:
+def test_an_uploaded_adapter_is_listed_with_its_lineage(api: TestClient, data: Workspace) -> None:
     shown = register(api, suffix="mine")
     assert shown["model"] == f"ft:{BASE}:mine:{shown['id'].removeprefix('adapter-')[:8]}"
     assert (shown["source"], shown["state"], shown["desired"]) == ("upload", "loading", "loaded")
@@ -128,7 +130,7 @@ def test_an_uploaded_adapter_is_listed_with_its_lineage(api: TestClient, data: D
             ]
         ),
     }  # fmt: skip
-    folder = data.artifact(shown["sha256"])
+    folder = data.artifacts.local(shown["sha256"])
     assert adapter_sha256(folder) == shown["sha256"]
     assert sum(path.stat().st_size for path in folder.iterdir()) == shown["bytes"]
     assert list(data.tmp.iterdir()) == []
@@ -162,10 +164,10 @@ def test_what_is_downloaded_comes_back_as_the_same(api: TestClient) -> None:
 
 
 def test_two_names_share_one_artifact_until_the_last_is_deleted(
-    api: TestClient, data: DataFolder, worker: Worker
+    api: TestClient, data: Workspace, worker: Worker
 ) -> None:
     first, second = register(api, suffix="a"), register(api, suffix="b")
-    folder = data.artifact(first["sha256"])
+    folder = data.artifacts.local(first["sha256"])
     assert first["sha256"] == second["sha256"]
     deleted = api.delete(f"/v1/adapters/{first['model']}")
     assert deleted.json() == {"id": first["id"], "object": "adapter", "deleted": True}
@@ -180,7 +182,7 @@ def test_two_names_share_one_artifact_until_the_last_is_deleted(
 
 def test_an_adapter_that_a_job_starts_from_stays(api: TestClient, store: Store) -> None:
     shown = register(api)
-    job = store.jobs.create({**JOB, "parent_sha256": shown["sha256"]})
+    job = create_job(store, parent_sha256=shown["sha256"])
     assert error(api.delete(f"/v1/adapters/{shown['id']}"))["code"] == "model_in_use"
     store.jobs.cancel(job.id)
     assert api.delete(f"/v1/adapters/{shown['id']}").status_code == 200
@@ -198,7 +200,7 @@ def test_a_repeated_request_gives_the_first_adapter(api: TestClient, store: Stor
     assert len(store.listings.models()) == 1 + 1
 
 
-def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data: DataFolder) -> None:
+def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data: Workspace) -> None:
     results: list[dict[str, Any]] = []
     threads = [
         threading.Thread(target=lambda key=str(n % 3): results.append(register(api, key=key)))  # type: ignore[misc]
@@ -210,7 +212,7 @@ def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data
         thread.join()
     assert (len(results), len({shown["id"] for shown in results})) == (6, 3)
     assert len({shown["sha256"] for shown in results}) == 1
-    assert len(list(data.artifacts.iterdir())) == 1
+    assert len(data.artifacts.hashes()) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data
     ],
 )
 def test_a_refusal_says_why_and_leaves_nothing(
-    api: TestClient, data: DataFolder, store: Store, files: dict[str, bytes], code: str, told: str
+    api: TestClient, data: Workspace, store: Store, files: dict[str, bytes], code: str, told: str
 ) -> None:
     answer = upload(api, files)
     refused = error(answer, 413 if code == "too_large" else 400)
@@ -253,13 +255,13 @@ def test_three_parts_are_too_many(api: TestClient) -> None:
     assert error(upload(api, {**adapter_files(), "README.md": b"x"}))["param"] == "file"
 
 
-def test_an_upload_has_a_limit(api: TestClient, data: DataFolder, store: Store) -> None:
+def test_an_upload_has_a_limit(api: TestClient, data: Workspace, store: Store) -> None:
     large = adapter_files(tensors=lora_tensors() | {"x": zeros(1_000_000)})
     assert error(upload(api, large), 413)["code"] == "too_large"
     assert nothing_left(data, store)
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused(make: Make, data: DataFolder, store: Store) -> None:
+def test_an_archive_that_unpacks_to_too_much_is_refused(make: Make, data: Workspace, store: Store) -> None:
     api = make(max_adapter_size="20KB")
     for files in ({"a.tgz": packed(adapter_files())}, {"a.zip": _zipped(adapter_files())}):
         assert "--max-adapter-size" in error(upload(api, files), 413)["message"]
@@ -276,7 +278,7 @@ def _zipped(files: dict[str, bytes]) -> bytes:
 
 @pytest.mark.parametrize("place", ["unpack", "write"])
 def test_a_full_disk_leaves_nothing(
-    api: TestClient, data: DataFolder, store: Store, monkeypatch: pytest.MonkeyPatch, place: str
+    api: TestClient, data: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def full(*_: Any) -> None:
         next(data.tmp.iterdir()).joinpath("half").write_bytes(b"x")
@@ -561,7 +563,9 @@ def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: S
     assert (asked["parity"]["verdict"], asked["parity"]["check_pending"]) == (None, True)
     found = {"verdict": "fail", "reason": "No parity.", "checked_at": 1.0, "slope": 0.5}
     failed = {"level": "warn", "type": "message", "message": "No parity.", "data": None}
-    store.checks.record(shown["id"], found, failure=("parity_failed", "No parity."), event=failed)
+    store.checks.record(
+        shown["id"], found, failure=JobError(code="parity_failed", message="No parity."), event=failed
+    )
     told = api.get(url).json()
     assert (told["state"], told["parity"]["slope"], told["parity"]["check_pending"]) == (
         "quarantined",
@@ -582,17 +586,17 @@ def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: S
 
 def test_a_job_goes_on_from_a_registered_adapter(api: TestClient, store: Store) -> None:
     shown = register(api)
-    body = {"model": shown["model"], "training_file": JOB["training_file"]}
+    body = {"model": shown["model"], "training_file": FILE["id"]}
     job = api.post("/v1/fine_tuning/jobs", json=body).json()
     assert (job["tuning"]["rank"], job["tuning"]["alpha"], job["tuning"]["dropout"]) == (4, 8.0, 0.0)
     kept = store.jobs.get(job["id"])
     assert kept is not None
-    assert (kept.parent_sha256, kept.state) == (shown["sha256"], JobState.VALIDATING_FILES)
+    assert (kept.weights("parent"), kept.state) == ([shown["sha256"]], JobState.VALIDATING_FILES)
 
 
-def test_a_download_of_what_is_deleted_meanwhile_is_a_404(api: TestClient, data: DataFolder) -> None:
+def test_a_download_of_what_is_deleted_meanwhile_is_a_404(api: TestClient, data: Workspace) -> None:
     shown = register(api)
-    for path in data.artifact(shown["sha256"]).iterdir():
+    for path in data.artifacts.local(shown["sha256"]).iterdir():
         path.unlink()
-    data.artifact(shown["sha256"]).rmdir()
+    data.artifacts.local(shown["sha256"]).rmdir()
     error(api.get(f"/v1/adapters/{shown['id']}/download"), 404)

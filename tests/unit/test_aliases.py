@@ -15,15 +15,15 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from races import at_once
-from rows import JOB, PRODUCT, Publish
+from rows import PRODUCT, Publish, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.registry.aliases import Alias, AliasGuard, AliasShadow, AliasTarget, is_alias_name, pick
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store import shadow_answers as shadow_store
-from tunewright.store.states import EngineState, JobState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
 from tunewright.store.tables import models
 
@@ -476,7 +476,7 @@ def test_a_forced_deletion_takes_the_model_out_of_its_aliases(each: Store) -> No
 
 
 def test_force_does_not_take_a_jobs_weights(each: Store) -> None:
-    each.jobs.create({**JOB, "state": JobState.QUEUED, "parent_sha256": listed(each, "m1").sha256})
+    create_job(each, state=JobState.QUEUED, parent_sha256=listed(each, "m1").sha256)
     each.aliases.put(BOT, [target("m1")])
     with pytest.raises(InvalidRequest, match="is what job"):
         each.models.delete(listed(each, "m1"), force=True)
@@ -579,7 +579,7 @@ class Worker:
         engine, record = self._store.engines.get(BASE), self._store.models.get(model)
         assert engine is not None
         assert record is not None
-        self._store.models.want(model, op + "ed")
+        self._store.models.want(model, Desired(op + "ed"))
         if op == "unload":
             self._store.engines.set_residency(engine, record.sha256, None)
             return {"state": self.unloaded}
@@ -603,15 +603,15 @@ def server() -> Iterator[Any]:
 
 
 @pytest.fixture
-def api(server: Any, store: Store, data: DataFolder, worker: Worker, publish_model: Publish) -> TestClient:
+def api(server: Any, store: Store, data: Workspace, worker: Worker, publish_model: Publish) -> TestClient:
     """A service with the base ready, and three adapters of which none is loaded."""
     store.engines.declare([BASE])
-    store.engines.starting(BASE, "/tmp/s", {"max_model_len": 77})
+    store.engines.starting(BASE, "/tmp/s", engine_info(max_model_len=77))
     store.engines.set_state(BASE, EngineState.READY)
     for number, name in enumerate((OLD, NEW, THIRD)):
         row = {"name": name, "base": BASE, "sha256": f"{number:064}", "desired": "unloaded"}
         assert publish_model(row)
-        data.artifact(row["sha256"]).mkdir()
+        data.artifacts.local(row["sha256"]).mkdir()
     server.app.state.context = ServiceContext(Settings(data_dir=data.path), store, data, worker.control)
     return TestClient(server.app, raise_server_exceptions=False)
 
@@ -812,7 +812,7 @@ def test_what_a_shadow_answered_is_listed(api: TestClient, store: Store) -> None
 
 @pytest.mark.parametrize("route", ["models", "adapters"])
 def test_what_an_alias_has_is_deleted_only_by_force(
-    api: TestClient, store: Store, worker: Worker, data: DataFolder, route: str
+    api: TestClient, store: Store, worker: Worker, data: Workspace, route: str
 ) -> None:
     ok(put(api, OLD, NEW))
     told = error(api.delete(f"/v1/{route}/{NEW}"), 400)
@@ -828,7 +828,7 @@ def test_what_an_alias_has_is_deleted_only_by_force(
     assert worker.asked[-1] == ("unload", NEW)
     assert [t.model for t in worker.seen[-1].targets] == [OLD], "first no request goes there, then it goes"
     assert store.models.get(NEW) is None
-    assert not data.artifact(f"{1:064}").exists()
+    assert not data.artifacts.local(f"{1:064}").exists()
     ok(api.delete(f"/v1/{route}/{OLD}", params=forced, headers={"X-Tunewright-User": "ann"}))
     error(api.get(f"/v1/aliases/{BOT}"), 404)
     newest = ok(api.get(f"/v1/aliases/{BOT}/history"))["data"][0]

@@ -17,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
-from rows import FILE, JOB, Publish
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.fine_tuning import creation
 from tunewright.api.http import middleware
 from tunewright.api.http.app import build
@@ -26,9 +26,11 @@ from tunewright.api.jobs import reports as job_reports
 from tunewright.api.models import artifacts
 from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
-from tunewright.registry.data_folder import DataFolder
+from tunewright.kinds.fine_tuning.kind import request_of
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.retention import Retention
-from tunewright.store.states import EngineState, JobState, Residency
+from tunewright.store.records import Job
+from tunewright.store.states import Desired, EngineState, JobState, Residency
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import beat
 
@@ -48,7 +50,7 @@ class Worker:
         self.asked.append((operation["op"], operation["model"]))
         if self.error:
             return {"error": self.error}
-        self._store.models.want(operation["model"], operation["op"] + "ed")
+        self._store.models.want(operation["model"], Desired(operation["op"] + "ed"))
         return {"state": operation["op"] + "ed"}
 
 
@@ -67,7 +69,7 @@ def built() -> dict[str, Any]:
 
 
 @pytest.fixture
-def make(built: dict[str, Any], store: Store, data: DataFolder, worker: Worker) -> Make:
+def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(**options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="200KB", **options)
         store.engines.declare([base.name for base in settings.bases])
@@ -114,7 +116,7 @@ def create(api: TestClient, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def publish(publish_model: Publish, data: DataFolder) -> Callable[..., str]:
+def publish(publish_model: Publish, data: Workspace) -> Callable[..., str]:
     """A tuned model and its artifact; gives its name."""
 
     def run(name: str = f"ft:{BASE}:s:12345678", **values: Any) -> str:
@@ -122,7 +124,7 @@ def publish(publish_model: Publish, data: DataFolder) -> Callable[..., str]:
             "name": name, "base": BASE, "rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"], **values,
         }  # fmt: skip
         assert publish_model(row)
-        folder = data.artifact(row.get("sha256", "a" * 64))
+        folder = data.artifacts.local(row.get("sha256", "a" * 64))
         folder.mkdir(exist_ok=True)
         (folder / "adapter_config.json").write_text(CONFIG)
         (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
@@ -139,7 +141,7 @@ Made = Callable[..., str]
 # files
 
 
-def test_a_file_comes_back_byte_for_byte(api: TestClient, data: DataFolder) -> None:
+def test_a_file_comes_back_byte_for_byte(api: TestClient, data: Workspace) -> None:
     content = b"\xef\xbb\xbf" + ROW + b"\r\n\xff"
     id = upload(api, content, "träin.jsonl")
     shown = api.get(f"/v1/files/{id}").json()
@@ -153,7 +155,7 @@ def test_a_file_comes_back_byte_for_byte(api: TestClient, data: DataFolder) -> N
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "..\\x\\y.jsonl", "/abs/olute.jsonl", "a\r\nSet-Cookie: x"]
 )
-def test_a_filename_is_only_a_name(api: TestClient, data: DataFolder, name: str) -> None:
+def test_a_filename_is_only_a_name(api: TestClient, data: Workspace, name: str) -> None:
     id = upload(api, ROW, name)
     shown = api.get(f"/v1/files/{id}").json()["filename"]
     assert "/" not in shown
@@ -179,7 +181,7 @@ def test_files_are_paged(api: TestClient) -> None:
     assert api.get("/v1/files", params={"purpose": "assistants"}).json()["data"] == []
 
 
-def test_a_deleted_file_is_gone(api: TestClient, data: DataFolder) -> None:
+def test_a_deleted_file_is_gone(api: TestClient, data: Workspace) -> None:
     id = upload(api)
     assert api.delete(f"/v1/files/{id}").json() == {"id": id, "object": "file", "deleted": True}
     assert list(data.files.iterdir()) == []
@@ -199,7 +201,7 @@ def test_a_file_that_a_job_needs_stays(api: TestClient) -> None:
 
 
 def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
-    api: TestClient, store: Store, data: DataFolder
+    api: TestClient, store: Store, data: Workspace
 ) -> None:
     job = create(api)
     api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
@@ -211,7 +213,7 @@ def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
     assert shown["training_file"] == job["training_file"]
 
 
-def test_a_file_whose_bytes_go_this_moment_is_a_404(api: TestClient, data: DataFolder) -> None:
+def test_a_file_whose_bytes_go_this_moment_is_a_404(api: TestClient, data: Workspace) -> None:
     id = upload(api)
     data.file(id).unlink()
     assert error(api.get(f"/v1/files/{id}/content"), 404)["code"] == "file_not_found"
@@ -243,14 +245,14 @@ def test_a_file_that_goes_while_its_job_is_checked_is_refused(
     ],
 )
 def test_uploads_that_are_refused(
-    api: TestClient, data: DataFolder, files: Any, form: Any, param: str
+    api: TestClient, data: Workspace, files: Any, form: Any, param: str
 ) -> None:
     assert error(api.post("/v1/files", files=files, data=form), 400)["param"] == param
     assert list(data.tmp.iterdir()) == list(data.files.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(
-    api: TestClient, data: DataFolder, monkeypatch: pytest.MonkeyPatch
+    api: TestClient, data: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -306,7 +308,7 @@ async def chunked_post(
     return status, body, read
 
 
-def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient, data: DataFolder) -> None:
+def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient, data: Workspace) -> None:
     import asyncio
 
     endless = form_of(iter([b"x" * 65536] * 1000))  # not quite: 64 MiB against a limit of 1.2
@@ -322,7 +324,7 @@ def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient
     assert list(data.files.iterdir()) == []
 
 
-def test_a_large_upload_is_not_held_in_memory(make: Make, data: DataFolder) -> None:
+def test_a_large_upload_is_not_held_in_memory(make: Make, data: Workspace) -> None:
     import asyncio
 
     api = make()
@@ -562,7 +564,8 @@ def test_a_job_goes_on_from_an_adapter(api: TestClient, publish: Made, store: St
     job = create(api, model=name)
     stored = store.jobs.get(job["id"])
     assert stored is not None
-    assert (stored.base, stored.parent_sha256, stored.chat_template) == (BASE, "a" * 64, "{{ messages }}")
+    assert (stored.base, stored.weights("parent")) == (BASE, ["a" * 64])
+    assert request_of(stored).chat_template == "{{ messages }}"
     shape = {key: job["tuning"][key] for key in ("type", "rank", "alpha", "target_modules")}
     assert shape == {"type": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"]}
 
@@ -629,10 +632,16 @@ def test_an_unknown_job(api: TestClient, tail: str) -> None:
     error(api.post("/v1/fine_tuning/jobs/ftjob-none/cancel"), 404)
 
 
+def stored(store: Store, id: str) -> Job:
+    job = store.jobs.get(id)
+    assert job is not None
+    return job
+
+
 def test_events_are_paged(api: TestClient, store: Store) -> None:
     id = create(api)["id"]
     for number in range(3):
-        store.jobs.add_event(id, {"level": "info", "type": "message", "message": str(number)})
+        store.jobs.add_event(stored(store, id), {"level": "info", "type": "message", "message": str(number)})
     page = api.get(f"/v1/fine_tuning/jobs/{id}/events", params={"limit": 2}).json()
     assert [event["message"] for event in page["data"]] == ["2", "1"]
     assert page["has_more"] is True
@@ -662,7 +671,7 @@ def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     monkeypatch.setattr(job_reports, "_EVENTS_POLL", 0.01)
     id = create(api)["id"]
     for number in range(205):  # more than one reading
-        store.jobs.add_event(id, {"level": "info", "type": "message", "message": str(number)})
+        store.jobs.add_event(stored(store, id), {"level": "info", "type": "message", "message": str(number)})
     store.jobs.cancel(id)
     path = f"/v1/fine_tuning/jobs/{id}/events"
     events, done = streamed(api, path + "?stream=true")
@@ -683,7 +692,7 @@ def test_a_stream_after_an_unknown_event_is_refused_at_once(api: TestClient) -> 
 
 
 def test_checkpoints_are_listed(api: TestClient, store: Store, publish_model: Publish) -> None:
-    job = store.jobs.create({**JOB, "state": JobState.RUNNING})
+    job = create_job(store, state=JobState.RUNNING)
     rows = [{"name": f"ft:{step}", "checkpoint_step": step} for step in (1, 2)]
     assert publish_model({}, *rows, job=job)
     page = api.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()
@@ -692,7 +701,7 @@ def test_checkpoints_are_listed(api: TestClient, store: Store, publish_model: Pu
     assert page["data"][0]["metrics"] == {"step": 2.0, "train_loss": 1.0}
 
 
-def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: DataFolder) -> None:
+def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: Workspace) -> None:
     id = create(api)["id"]
     api.post(f"/v1/fine_tuning/jobs/{id}/cancel")
     folder = JobFolder(data.job(id))
@@ -706,7 +715,7 @@ def test_a_job_without_its_folder_shows_all_but_its_log(api: TestClient, data: D
     assert (len(events), done) == (2, True)
 
 
-def test_the_log_is_text(api: TestClient, data: DataFolder) -> None:
+def test_the_log_is_text(api: TestClient, data: Workspace) -> None:
     id = create(api)["id"]
     assert api.get(f"/v1/fine_tuning/jobs/{id}/logs").text == ""
     folder = JobFolder(data.job(id))
@@ -755,7 +764,7 @@ def test_a_models_state_says_why_it_would_not_answer(
     api: TestClient, publish: Made, store: Store, engine: Any, residency: Any, desired: str, state: str
 ) -> None:
     name = publish(desired=desired)
-    started = store.engines.starting(BASE, "/tmp/s", {"max_model_len": 77})
+    started = store.engines.starting(BASE, "/tmp/s", engine_info(max_model_len=77))
     store.engines.set_state(BASE, engine)
     if residency:
         store.engines.set_residency(started, "a" * 64, residency, error="why")
@@ -817,13 +826,13 @@ def test_a_download_is_a_tar_of_the_folder(api: TestClient, publish: Made) -> No
 
 
 def test_a_download_comes_whole_where_its_model_is_deleted_meanwhile(
-    publish: Made, data: DataFolder, store: Store
+    publish: Made, data: Workspace, store: Store
 ) -> None:
     publish()
-    folder = data.artifact("a" * 64)
+    folder = data.artifacts.local("a" * 64)
     tar = artifacts._tar(artifacts._open(folder), "m")
     first = next(tar)
-    assert data.remove_artifact("a" * 64, lambda: False)
+    assert data.artifacts.remove("a" * 64, lambda: False)
     with tarfile.open(fileobj=io.BytesIO(first + b"".join(tar))) as read:
         assert [member.name for member in read.getmembers()] == [
             "m/adapter_config.json",
@@ -832,26 +841,26 @@ def test_a_download_comes_whole_where_its_model_is_deleted_meanwhile(
 
 
 def test_a_model_whose_files_go_this_moment_is_not_there(
-    api: TestClient, publish: Made, data: DataFolder
+    api: TestClient, publish: Made, data: Workspace
 ) -> None:
     name = publish()
-    data.remove_artifact("a" * 64, lambda: False)
+    data.artifacts.remove("a" * 64, lambda: False)
     assert error(api.get(f"/v1/models/{name}/download"), 404)["code"] == "model_not_found"
     told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
     assert (told["code"], told["param"]) == ("model_not_found", "model")
 
 
 def test_deleting_a_model_unloads_it_and_removes_its_files(
-    api: TestClient, publish: Made, data: DataFolder, worker: Worker
+    api: TestClient, publish: Made, data: Workspace, worker: Worker
 ) -> None:
     name = publish()
     twin = publish(f"{name}-twin")
     assert api.delete(f"/v1/models/{name}").json() == {"id": name, "object": "model", "deleted": True}
     assert worker.asked == [("unload", name)]
-    assert data.artifact("a" * 64).exists(), "its twin has the same weights"
+    assert data.artifacts.local("a" * 64).exists(), "its twin has the same weights"
     error(api.get(f"/v1/models/{name}"), 404)
     api.delete(f"/v1/models/{twin}")
-    assert not data.artifact("a" * 64).exists()
+    assert not data.artifacts.local("a" * 64).exists()
     assert error(api.delete(f"/v1/models/{BASE}"), 400)["param"] == "model"
     error(api.delete("/v1/models/none"), 404)
 
@@ -945,7 +954,7 @@ def test_health_is_open_and_readiness_keeps_its_reasons(locked: TestClient, stor
     assert told["components"][f"engine:{BASE}"]["reason"] == "/secret/path is gone"
 
 
-def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, data: DataFolder) -> None:
+def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, data: Workspace) -> None:
     assert api.get("/ready").json()["components"]["scheduler"]["state"] == "starting"
     for process in ("scheduler", "worker"):
         beat(data.heartbeat(process))
@@ -998,7 +1007,7 @@ def test_a_fault_of_our_own_is_a_500_in_the_same_form(
     assert "a secret detail" in caplog.text
 
 
-def test_a_result_file_can_be_read(api: TestClient, publish: Made, data: DataFolder) -> None:
+def test_a_result_file_can_be_read(api: TestClient, publish: Made, data: Workspace) -> None:
     publish()
     job = next(j for j in api.get("/v1/fine_tuning/jobs").json()["data"] if j["fine_tuned_model"])
     (id,) = job["result_files"]
@@ -1007,6 +1016,6 @@ def test_a_result_file_can_be_read(api: TestClient, publish: Made, data: DataFol
     assert api.get(f"/v1/files/{id}/content").content == b"step\n"
 
 
-def test_uploads_lie_where_the_store_says(api: TestClient, data: DataFolder) -> None:
+def test_uploads_lie_where_the_store_says(api: TestClient, data: Workspace) -> None:
     id = upload(api)
     assert Path(data.file(id)).read_bytes() == ROW

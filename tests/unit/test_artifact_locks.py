@@ -11,25 +11,28 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters import safetensors, zeros
-from rows import JOB
+from rows import create_job, resolved
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.models.artifacts import remove
 from tunewright.config import Settings
-from tunewright.jobs.folder import JobFolder, JobResult
+from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.fine_tuning.publishing import publish_products
+from tunewright.kinds.kind import Service
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
-from tunewright.scheduler.publishing import publish_products
+from tunewright.registry.content import adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingResult
 
-SHA = "a" * 64
+OTHER = "c" * 64
 BASE = BaseInfo("tiny", Path(), "b" * 64, 64, None, None)
 
 
@@ -67,82 +70,84 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 KEEP = """
 import sys, time
 from pathlib import Path
-from tunewright.registry.data_folder import DataFolder
-with DataFolder(Path(sys.argv[1])).keeping(sys.argv[2]):
+from tunewright.registry.workspace import Workspace
+with Workspace(Path(sys.argv[1])).artifacts.keeping(sys.argv[2]):
     print("ready", flush=True)
     time.sleep(60)
 """
 REMOVE = """
 import sys, time
 from pathlib import Path
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 def asked():
     print("ready", flush=True)
     time.sleep(60)
-DataFolder(Path(sys.argv[1])).remove_artifact(sys.argv[2], asked)
+Workspace(Path(sys.argv[1])).artifacts.remove(sys.argv[2], asked)
 """
 
 
 def test_what_another_process_keeps_is_removed_when_that_is_killed(
-    data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor
+    data: Workspace, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    data.publish(weights(tmp_path / "a"), SHA)
-    with process(KEEP, data.path, SHA) as keeper:
-        removing = pool.submit(data.remove_artifact, SHA, lambda: False)
+    sha256 = data.artifacts.put(weights(tmp_path / "a"))
+    with process(KEEP, data.path, sha256) as keeper:
+        removing = pool.submit(data.artifacts.remove, sha256, lambda: False)
         time.sleep(0.3)
         assert not removing.done()
-        assert data.artifact(SHA).is_dir()
+        assert data.artifacts.local(sha256).is_dir()
         keeper.send_signal(signal.SIGKILL)
         assert removing.result(timeout=20) is True
-    assert not data.artifact(SHA).exists()
+    assert not data.artifacts.local(sha256).exists()
 
 
 def test_a_killed_remover_leaves_the_artifact_and_no_lock(
-    data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor
+    data: Workspace, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     def keep() -> bool:
-        with data.keeping(SHA):
-            return data.publish(tmp_path / "a", SHA).is_dir()
+        with ExitStack() as kept:
+            return data.artifacts.local(data.artifacts.put(tmp_path / "a", kept)).is_dir()
 
-    data.publish(weights(tmp_path / "a"), SHA)
-    with process(REMOVE, data.path, SHA) as remover:
+    sha256 = data.artifacts.put(weights(tmp_path / "a"))
+    with process(REMOVE, data.path, sha256) as remover:
         keeping = pool.submit(keep)
         time.sleep(0.3)
         assert not keeping.done(), "what is being removed is not published again meanwhile"
         remover.send_signal(signal.SIGKILL)
         assert keeping.result(timeout=20)
-    assert data.artifact(SHA).is_dir()
+    assert data.artifacts.local(sha256).is_dir()
 
 
-def test_many_keep_at_once_and_others_do_not_wait(data: DataFolder, tmp_path: Path) -> None:
-    data.publish(weights(tmp_path / "a"), "b" * 64)
-    with data.keeping(SHA), data.keeping(SHA), data.keeping("c" * 64):
-        assert data.remove_artifact("b" * 64, lambda: False)
+def test_many_keep_at_once_and_others_do_not_wait(data: Workspace, tmp_path: Path) -> None:
+    sha256 = data.artifacts.put(weights(tmp_path / "a"))
+    keeping = data.artifacts.keeping
+    with keeping(OTHER), keeping(OTHER), keeping("d" * 64):
+        assert data.artifacts.remove(sha256, lambda: False)
 
 
-def test_a_child_that_inherited_a_lock_does_not_keep_it(data: DataFolder, pool: ThreadPoolExecutor) -> None:
+def test_a_child_that_inherited_a_lock_does_not_keep_it(data: Workspace, pool: ThreadPoolExecutor) -> None:
     """LitServe forks workers; a descriptor that one of them got along must not hold up removals for ever."""
-    data.artifact(SHA).mkdir()
-    with data.keeping(SHA):
+    sha256 = OTHER
+    data.artifacts.local(sha256).mkdir()
+    with data.artifacts.keeping(sha256):
         child = os.fork()
         if child == 0:
             time.sleep(60)
             os._exit(0)
     try:
-        assert pool.submit(data.remove_artifact, SHA, lambda: False).result(timeout=20)
+        assert pool.submit(data.artifacts.remove, sha256, lambda: False).result(timeout=20)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def test_what_is_used_stays(data: DataFolder, tmp_path: Path) -> None:
-    data.publish(weights(tmp_path / "a"), SHA)
-    assert not data.remove_artifact(SHA, lambda: {SHA})
-    assert data.artifact(SHA).is_dir()
+def test_what_is_used_stays(data: Workspace, tmp_path: Path) -> None:
+    sha256 = data.artifacts.put(weights(tmp_path / "a"))
+    assert not data.artifacts.remove(sha256, lambda: {sha256})
+    assert data.artifacts.local(sha256).is_dir()
 
 
 def test_a_publication_and_a_removal_do_not_cross(
-    store: Store, data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    store: Store, data: Workspace, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scheduler finds the artifact there and is about to list it, when the API deletes the model that had it."""
     folder = weights(tmp_path / "product")
@@ -161,29 +166,30 @@ def test_a_publication_and_a_removal_do_not_cross(
     assert at_listing.wait(20)
     deleting = pool.submit(delete, store, data, first)
     time.sleep(0.2)
-    assert data.artifact(sha256).is_dir()
+    assert data.artifacts.local(sha256).is_dir()
     go.set()
     second = publishing.result(timeout=20)
     deleting.result(timeout=20)
     assert store.models.get(first) is None
     assert store.models.get(second) is not None
-    assert data.artifact(sha256).is_dir()
+    assert data.artifacts.local(sha256).is_dir()
 
 
 HAMMER = """
 import sys
 from pathlib import Path
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
-data, store = DataFolder(Path(sys.argv[1])), Store.open(sys.argv[2])
+from tunewright.trainer.spec import TrainingResult
+data, store = Workspace(Path(sys.argv[1])), Store.open(sys.argv[2])
 print("ready", flush=True)
 while True:
-    data.remove_artifact(sys.argv[3], lambda: store.models.weights_in_use(sys.argv[3]))
+    data.artifacts.remove(sys.argv[3], lambda: store.models.weights_in_use(sys.argv[3]))
 """
 
 
 def test_what_is_listed_has_its_files_whoever_removes(
-    store: Store, data: DataFolder, tmp_path: Path, pool: ThreadPoolExecutor
+    store: Store, data: Workspace, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Two publishers list and delete the same weights over and over, as two processes remove what is not used."""
     folder = weights(tmp_path / "product")
@@ -195,7 +201,7 @@ def test_what_is_listed_has_its_files_whoever_removes(
         for number in range(rounds):
             name = publish(store, data, folder, f"{index}-{number}")
             time.sleep(0.001)
-            whole += adapter_sha256(data.artifact(sha256)) == sha256
+            whole += adapter_sha256(data.artifacts.local(sha256)) == sha256
             delete(store, data, name)
         return whole
 
@@ -203,26 +209,31 @@ def test_what_is_listed_has_its_files_whoever_removes(
         publishers = [pool.submit(go_on, index) for index in range(2)]
         assert [publisher.result() for publisher in publishers] == [rounds, rounds]
     assert store.models.list()[0] == []
-    assert list(data.artifacts.iterdir()) == []
+    assert data.artifacts.hashes() == set()
 
 
-def publish(store: Store, data: DataFolder, folder: Path, name: str) -> str:
+def publish(store: Store, data: Workspace, folder: Path, name: str) -> str:
     """As the scheduler does, of a trainer's product: the model's name."""
-    job = store.jobs.create(
-        {**JOB, "state": JobState.RUNNING, "resolved": {"type": "lora"}, "fingerprint": name}
-    )
+    job = create_job(store, state=JobState.RUNNING, resolved=resolved(), fingerprint=name)
     run = JobFolder(data.job(job.id))
     run.adapter.mkdir(parents=True)
     for file in folder.iterdir():
         os.link(file, run.adapter / file.name)
-    publish_products(store, data, job, BASE, run, JobResult(status="succeeded"))
+    service = Service(Settings(base=["tiny=/m"], parity="off"), store, data, on_gpu=False)
+    publish_products(
+        service,
+        job,
+        BASE,
+        run,
+        TrainingResult(status="succeeded"),
+    )
     ended = store.jobs.get(job.id)
     assert ended is not None
-    assert ended.fine_tuned_model is not None
-    return ended.fine_tuned_model
+    assert ended.model is not None
+    return ended.model
 
 
-def delete(store: Store, data: DataFolder, name: str) -> None:
+def delete(store: Store, data: Workspace, name: str) -> None:
     """As the route does."""
     model = store.models.get(name)
     assert model is not None

@@ -31,6 +31,7 @@ from backups import (
     url_of,
     write,
 )
+from rows import engine_info
 from tunewright.atomic import write_atomically
 from tunewright.backup import archive as archive_module
 from tunewright.backup import create, restore, swap
@@ -41,7 +42,7 @@ from tunewright.backup.locks import ServiceRecord, archive_lock, held, scratch_f
 from tunewright.backup.restore import Restored, restore_archive
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.cli.main import main
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.records import Job
 from tunewright.store.states import EngineState, JobState
@@ -59,7 +60,7 @@ def silent(what: str, done: int, total: int) -> None:
 class Used:
     """A data folder after some use."""
 
-    data: DataFolder
+    data: Workspace
     store: Store
     running: Job
     finished: Job
@@ -74,10 +75,10 @@ def used(tmp_path: Path) -> Iterator[Used]:
     sha256 = publish_adapter(data, store, finished, "ft:missing::1")
     write(data.job(finished.id) / "result.json", "{}")
     store.engines.declare(["missing"])
-    store.engines.starting("missing", "/somewhere/else.sock", {})
+    store.engines.starting("missing", "/somewhere/else.sock", engine_info())
     store.engines.set_state("missing", EngineState.READY)
     deployment = store.deployments.create("ft:other:full:1", {"max_loras": 2}, lambda _: {"device": "cpu"})
-    store.engines.starting(deployment.model, "/somewhere/else-2.sock", {"deployment": deployment.id})
+    store.engines.starting(deployment.model, "/somewhere/else-2.sock", engine_info(deployment=deployment.id))
     store.engines.set_state(deployment.model, EngineState.READY)
     new_job(store, JobState.QUEUED)
     claimed = store.jobs.claim("cpu", ["missing"])
@@ -87,7 +88,7 @@ def used(tmp_path: Path) -> Iterator[Used]:
         checkpoint(folder, step)
     (checkpoint(folder, 12) / "complete.json").unlink()
     write(folder / "adapter" / "adapter_config.json", "left by a run that was killed before its result")
-    write(data.artifacts / ("c" * 64) / "adapter_config.json", "of no model")
+    write(data.artifacts.local("c" * 64) / "adapter_config.json", "of no model")
     write(data.tmp / "half", "")
     write(data.engine("missing") / "engine.log", "")
     write(data.path / "backups" / "tunewright-0001-20260101T000000Z.db", "")
@@ -95,11 +96,11 @@ def used(tmp_path: Path) -> Iterator[Used]:
     store.close()
 
 
-def backup_of(data: DataFolder, archive: Path) -> Backup:
+def backup_of(data: Workspace, archive: Path) -> Backup:
     return make_backup(data, url_of(data), archive, silent)
 
 
-def restore_into(data: DataFolder, archive: Path, *, replace: bool = False) -> Restored:
+def restore_into(data: Workspace, archive: Path, *, replace: bool = False) -> Restored:
     return restore_archive(data, url_of(data), archive, replace=replace, report=silent)
 
 
@@ -109,12 +110,12 @@ def archive(used: Used, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> DataFolder:
+def target(tmp_path: Path) -> Workspace:
     """A data folder that is not there yet."""
-    return DataFolder(tmp_path / "elsewhere" / "data")
+    return Workspace(tmp_path / "elsewhere" / "data")
 
 
-def content(data: DataFolder) -> dict[str, Any]:
+def content(data: Workspace) -> dict[str, Any]:
     """All that a restore brings: files by path, and rows."""
     return {**bytes_in(data.path, *FOLDERS), DATABASE: rows_of(data.path / DATABASE)}
 
@@ -151,7 +152,7 @@ def test_an_archive_holds_what_the_database_refers_to_and_nothing_else(used: Use
 
 def test_every_folder_of_the_data_folder_is_archived_or_knowingly_not(tmp_path: Path) -> None:
     """Who adds a folder decides here, and in backup/create.py, whether a backup needs it."""
-    data = DataFolder(tmp_path)
+    data = Workspace(tmp_path)
     data.create()
     assert {path.name for path in tmp_path.iterdir()} == {*FOLDERS, "engines", "run", "tmp"}
 
@@ -208,7 +209,7 @@ def test_where_there_is_no_folder_there_is_no_archive(used: Used, tmp_path: Path
 
 
 def test_where_there_is_no_database_there_is_no_backup(tmp_path: Path) -> None:
-    act = lambda: backup_of(DataFolder(tmp_path / "nothing"), tmp_path / "a.tar")  # noqa: E731
+    act = lambda: backup_of(Workspace(tmp_path / "nothing"), tmp_path / "a.tar")  # noqa: E731
     leaves_nothing(tmp_path, act, "there is no database .*nothing/tunewright.db: is --data-dir right?")
 
 
@@ -231,7 +232,7 @@ def test_what_is_listed_and_lost_is_told(used: Used, tmp_path: Path, what: str) 
     if what == "file":
         used.data.file("file-1").unlink()
     else:
-        shutil.rmtree(used.data.artifact(used.sha256))
+        shutil.rmtree(used.data.artifacts.local(used.sha256))
     leaves_nothing(tmp_path, lambda: backup_of(used.data, tmp_path / "a.tar"), "not there, and so 3 times")
 
 
@@ -297,7 +298,7 @@ def test_what_is_deleted_while_it_is_copied_is_archived_whole(used: Used, tmp_pa
 
     made = make_backup(used.data, url_of(used.data), tmp_path / "a.tar", delete)
     assert not used.data.files.exists()
-    target = DataFolder(tmp_path / "restored")
+    target = Workspace(tmp_path / "restored")
     restore_into(target, made.path)
     assert backups.missing(target) == []
     assert {name: before[name] for name in made.manifest.members if name != DATABASE} == bytes_in(
@@ -356,7 +357,7 @@ def delete_model(used: Used) -> None:
     model = used.store.models.get("ft:missing::1")
     assert model is not None
     used.store.models.delete(model)
-    shutil.rmtree(used.data.artifact(used.sha256))
+    shutil.rmtree(used.data.artifacts.local(used.sha256))
 
 
 @pytest.mark.parametrize("what", ["file", "artifact"])
@@ -368,7 +369,7 @@ def test_what_is_deleted_after_the_snapshot_is_archived(
     snapshots = around_snapshot(monkeypatch, delete)
     made = backup_of(used.data, tmp_path / "a.tar")
     assert (snapshots, made.manifest.counts["files"], made.manifest.counts["artifacts"]) == ([1], 3, 1)
-    restored = DataFolder(tmp_path / "restored")
+    restored = Workspace(tmp_path / "restored")
     restore_into(restored, made.path)
     assert backups.missing(restored) == []
 
@@ -406,14 +407,12 @@ def test_events_are_archived_as_far_as_they_were_taken_in(
             file.write(backups.EVENT * 3)
         size = path.stat().st_size
         assert used.running.events_offset == 0
-        used.store.jobs.take_in(
-            used.running.id, offset=0, new_offset=size, events=[], progress=None, last_step=0
-        )
+        used.store.jobs.take_in(used.running, new_offset=size, events=[], progress=None, last_step=0)
 
     around_snapshot(monkeypatch, after=bool, before=tell)
     made = backup_of(used.data, tmp_path / "a.tar")
     assert made.manifest.members[f"jobs/{used.running.id}/events.jsonl"].bytes == 5 * len(backups.EVENT)
-    restored = DataFolder(tmp_path / "restored")
+    restored = Workspace(tmp_path / "restored")
     restore_into(restored, made.path)
     assert backups.missing(restored) == []
 
@@ -433,7 +432,7 @@ def test_a_job_that_ends_meanwhile_is_archived_as_ended(
     when_taken(monkeypatch, f"{used.running.id}/result.json", end)
     made = backup_of(used.data, tmp_path / "a.tar")
     assert made.manifest.counts == {"files": 3, "artifacts": 2, "jobs": 2, "checkpoints": 0}
-    restored = DataFolder(tmp_path / "restored")
+    restored = Workspace(tmp_path / "restored")
     restore_into(restored, made.path)
     assert {job["state"] for job in rows_of(restored.path / DATABASE)["jobs"]} == {JobState.SUCCEEDED}
 
@@ -479,9 +478,7 @@ def test_backups_during_writes_are_consistent(used: Used, tmp_path: Path) -> Non
         job = store.jobs.get(used.running.id)
         assert job is not None
         size, step = path.stat().st_size, job.last_step
-        store.jobs.take_in(
-            job.id, offset=job.events_offset, new_offset=size, events=[], progress=None, last_step=step
-        )
+        store.jobs.take_in(job, new_offset=size, events=[], progress=None, last_step=step)
 
     def products(number: int, store: Store) -> None:
         job = new_job(store, JobState.RUNNING)
@@ -515,7 +512,7 @@ def test_backups_during_writes_are_consistent(used: Used, tmp_path: Path) -> Non
     assert failures == []
     assert turns["uploads"] > 20
     for number, one in enumerate(made):
-        restored = DataFolder(tmp_path / f"restored-{number}")
+        restored = Workspace(tmp_path / f"restored-{number}")
         restore_into(restored, one.path)
         assert backups.missing(restored) == []
 
@@ -548,7 +545,7 @@ def test_an_interrupted_backup_leaves_nothing(used: Used, tmp_path: Path) -> Non
 # restoring
 
 
-def test_a_restored_folder_is_what_was_archived(used: Used, archive: Path, target: DataFolder) -> None:
+def test_a_restored_folder_is_what_was_archived(used: Used, archive: Path, target: Workspace) -> None:
     done = restore_into(target, archive)
     assert (done.replaced, done.running) == (None, False)
     assert (target.path / DATABASE).read_bytes()[18:20] == b"\1\1", (
@@ -570,7 +567,7 @@ def test_a_restored_folder_is_what_was_archived(used: Used, archive: Path, targe
     assert sorted(path.name for path in target.path.iterdir()) == sorted([*CONTENT, "run"])
 
 
-def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path, target: DataFolder) -> None:
+def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path, target: Workspace) -> None:
     """Their spec names paths of the old place; it is written anew when they are given a device."""
     pausing = new_job(used.store, JobState.QUEUED)
     assert used.store.jobs.claim("cuda:0", ["missing"]) is not None
@@ -578,7 +575,7 @@ def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path
     made = backup_of(used.data, tmp_path / "a.tar")
     restore_into(target, made.path)
     store = Store.open(url_of(target))
-    jobs = {job.id: job for job in store.jobs.list(after=None, limit=100)[0]}
+    jobs = {job.id: job for job in store.jobs.list(kind="fine_tuning", after=None, limit=100)[0]}
     assert (jobs[used.running.id].state, jobs[used.running.id].device) == (JobState.QUEUED, None)
     assert (jobs[pausing.id].state, jobs[pausing.id].device) == (JobState.PAUSED, None)
     assert jobs[used.finished.id].state is JobState.SUCCEEDED
@@ -594,7 +591,7 @@ def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path
     store.close()
 
 
-def test_an_empty_folder_is_restored_into(archive: Path, target: DataFolder) -> None:
+def test_an_empty_folder_is_restored_into(archive: Path, target: Workspace) -> None:
     target.path.mkdir(parents=True)
     target.create()
     assert restore_into(target, archive).replaced is None
@@ -614,7 +611,7 @@ def test_what_is_replaced_is_kept(used: Used, archive: Path) -> None:
     done = restore_into(used.data, archive, replace=True)
     assert done.replaced is not None
     assert done.replaced.parent == used.data.path
-    assert content(DataFolder(done.replaced)) == before
+    assert content(Workspace(done.replaced)) == before
     assert "file-new" not in {file["id"] for file in rows_of(used.data.path / DATABASE)["files"]}
     assert not used.data.file("file-new").exists()
     assert backups.missing(used.data) == []
@@ -637,7 +634,7 @@ def test_the_log_of_a_killed_service_goes_with_its_database(used: Used, archive:
 
 
 def test_an_older_archive_is_upgraded(
-    archive: Path, target: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, target: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     future_migration(tmp_path, monkeypatch, known_revisions()[0])
     restore_into(target, archive)
@@ -649,7 +646,7 @@ def test_an_older_archive_is_upgraded(
 # what is refused
 
 
-def untouched(archive: Path, target: DataFolder, match: str) -> None:
+def untouched(archive: Path, target: Workspace, match: str) -> None:
     with pytest.raises(BackupError, match=match) as error:
         restore_into(target, archive)
     assert "\n" not in str(error.value)
@@ -657,7 +654,7 @@ def untouched(archive: Path, target: DataFolder, match: str) -> None:
 
 
 def test_a_newer_archive_is_refused(
-    used: Used, target: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    used: Used, target: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
         future_migration(tmp_path, newer, known_revisions()[0])
@@ -669,7 +666,7 @@ def test_a_newer_archive_is_refused(
 
 
 def test_an_archive_of_a_newer_form_is_refused(
-    used: Used, target: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    used: Used, target: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_module.Manifest.model_fields["format"], "default", archive_module.FORMAT + 1)
     archive_module.Manifest.model_rebuild(force=True)
@@ -715,7 +712,7 @@ def test_no_byte_of_an_archive_can_change_unseen(archive: Path, tmp_path: Path) 
     assert refused > len(places) / 2
 
 
-def test_a_changed_byte_is_found_before_anything_is_made(archive: Path, target: DataFolder) -> None:
+def test_a_changed_byte_is_found_before_anything_is_made(archive: Path, target: Workspace) -> None:
     whole = bytearray(archive.read_bytes())
     with tarfile.open(archive) as tar:
         place = tar.getmember("files/file-1").offset_data
@@ -724,7 +721,7 @@ def test_a_changed_byte_is_found_before_anything_is_made(archive: Path, target: 
     untouched(archive, target, "is damaged: files/file-1 is not what was archived")
 
 
-def test_an_archive_that_was_cut_off_is_refused(archive: Path, target: DataFolder) -> None:
+def test_an_archive_that_was_cut_off_is_refused(archive: Path, target: Workspace) -> None:
     whole = archive.read_bytes()
     with tarfile.open(archive) as tar:
         end = (last := tar.getmembers()[-1]).offset_data + last.size
@@ -740,7 +737,7 @@ def test_an_archive_that_was_cut_off_is_refused(archive: Path, target: DataFolde
         "run/lock", "tmp/x", "files/a/b", "jobs/x", "artifacts/x", "tunewright.db-wal", "files", "evil", "backups/x.db",
     ],
 )  # fmt: skip
-def test_names_that_lead_elsewhere_are_refused(archive: Path, target: DataFolder, name: str) -> None:
+def test_names_that_lead_elsewhere_are_refused(archive: Path, target: Workspace, name: str) -> None:
     rewrite(archive, lambda members: [*members, (tarfile.TarInfo(name), b"evil")])
     untouched(archive, target, "is refused")
 
@@ -752,19 +749,19 @@ def test_names_that_lead_elsewhere_are_refused(archive: Path, target: DataFolder
         tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE,
     ],
 )  # fmt: skip
-def test_what_is_no_plain_file_is_refused(archive: Path, target: DataFolder, kind: bytes) -> None:
+def test_what_is_no_plain_file_is_refused(archive: Path, target: Workspace, kind: bytes) -> None:
     info = tarfile.TarInfo("files/evil")
     info.type, info.linkname = kind, "/etc/passwd"
     rewrite(archive, lambda members: [*members, (info, b"")])
     untouched(archive, target, "is not a plain file|is not a whole backup")
 
 
-def test_a_name_that_comes_twice_is_refused(archive: Path, target: DataFolder) -> None:
+def test_a_name_that_comes_twice_is_refused(archive: Path, target: Workspace) -> None:
     rewrite(archive, lambda members: [*members, (tarfile.TarInfo("files/file-1"), b"evil")])
     untouched(archive, target, "two members named 'files/file-1'")
 
 
-def test_a_file_that_would_have_to_be_a_folder_is_refused(archive: Path, target: DataFolder) -> None:
+def test_a_file_that_would_have_to_be_a_folder_is_refused(archive: Path, target: Workspace) -> None:
     more = [(tarfile.TarInfo(name), b"x") for name in ("jobs/j/a", "jobs/j/a/b")]
     rewrite(archive, lambda members: [*members, *more])
     with pytest.raises(OSError, match="jobs/j/a"):
@@ -772,23 +769,23 @@ def test_a_file_that_would_have_to_be_a_folder_is_refused(archive: Path, target:
     assert [path.name for path in target.path.iterdir()] == ["run"]
 
 
-def test_what_the_manifest_does_not_know_is_refused(archive: Path, target: DataFolder) -> None:
+def test_what_the_manifest_does_not_know_is_refused(archive: Path, target: Workspace) -> None:
     rewrite(archive, lambda members: [*members, (tarfile.TarInfo("files/file-2"), b"x")], renew=False)
     untouched(archive, target, "files/file-2 is not in its manifest")
 
 
-def test_what_the_manifest_has_must_be_there(archive: Path, target: DataFolder) -> None:
+def test_what_the_manifest_has_must_be_there(archive: Path, target: Workspace) -> None:
     rewrite(archive, lambda members: [m for m in members if m[0].name != "files/file-1"], renew=False)
     untouched(archive, target, "files/file-1 is missing")
 
 
-def test_what_is_no_archive_is_refused(target: DataFolder, tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused(target: Workspace, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"hello " * 5000)
     untouched(tmp_path / "x.tar", target, "is not a whole backup")
 
 
 def test_a_full_disk_is_told_before_it_is_filled(
-    archive: Path, target: DataFolder, monkeypatch: pytest.MonkeyPatch
+    archive: Path, target: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restore.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(BackupError, match=r"there is no room in .* 10 are free"):
@@ -797,8 +794,9 @@ def test_a_full_disk_is_told_before_it_is_filled(
 
 
 def test_a_link_is_not_moved_away(used: Used, archive: Path, tmp_path: Path) -> None:
-    used.data.artifacts.rename(tmp_path / "large-disk")
-    used.data.artifacts.symlink_to(tmp_path / "large-disk")
+    artifacts = used.data.path / "artifacts"
+    artifacts.rename(tmp_path / "large-disk")
+    artifacts.symlink_to(tmp_path / "large-disk")
     with pytest.raises(BackupError, match="artifacts is a link or a mount of its own"):
         restore_into(used.data, archive, replace=True)
     assert backups.missing(used.data) == []
@@ -842,7 +840,7 @@ def rewrite(
 # one at a time, and kill -9
 
 
-def test_two_restores_at_once_make_one_of_them(used: Used, archive: Path, target: DataFolder) -> None:
+def test_two_restores_at_once_make_one_of_them(used: Used, archive: Path, target: Workspace) -> None:
     barrier = threading.Barrier(2)
     outcomes: list[object] = []
 
@@ -899,12 +897,12 @@ def test_a_restore_killed_at_any_step_is_done_or_not_begun(
     add_file(used.data, used.store, "file-new", b"made after the backup")
     used.store.close()
     old = content(used.data)
-    fresh = DataFolder(tmp_path / "fresh")
+    fresh = Workspace(tmp_path / "fresh")
     restore_into(fresh, archive)
     new = {**bytes_in(fresh.path, *FOLDERS), DATABASE: rows_of(fresh.path / DATABASE)["files"]}
     ends = {"old": 0, "new": 0}
     for number in range(1, 100):
-        data = DataFolder(tmp_path / "killed")
+        data = Workspace(tmp_path / "killed")
         shutil.copytree(used.data.path, data.path)
         survived = _restore_in_a_child(data, archive, number, after=after)
         if finisher == "restore":
@@ -921,7 +919,7 @@ def test_a_restore_killed_at_any_step_is_done_or_not_begun(
         else:
             assert {**now, DATABASE: now[DATABASE]["files"]} == new
             (first, *_) = sorted(data.path.glob("replaced-*"))
-            assert content(DataFolder(first)) == old, "the old is kept whole"
+            assert content(Workspace(first)) == old, "the old is kept whole"
             ends["new"] += 1
         assert not is_restore_pending(data)
         assert not list(data.path.glob("restore-*"))
@@ -947,7 +945,7 @@ def test_a_restore_killed_while_it_unpacks_changed_nothing(used: Used, archive: 
 
 
 def _restore_in_a_child(
-    data: DataFolder, archive: Path, number: int, *, after: bool, names: tuple[str, ...] = CHANGES
+    data: Workspace, archive: Path, number: int, *, after: bool, names: tuple[str, ...] = CHANGES
 ) -> bool:
     """Whether it got to its end before its `number`-th call of one of these killed it."""
     child = os.fork()
@@ -980,7 +978,7 @@ def test_a_restore_that_cannot_be_finished_waits_until_it_can(
         assert is_restore_pending(used.data)
     in_the_way.unlink()
     finish_restore(used.data)
-    assert content(DataFolder(in_the_way.parent)) == before
+    assert content(Workspace(in_the_way.parent)) == before
     assert backups.missing(used.data) == []
 
 
@@ -1009,7 +1007,7 @@ def test_what_is_left_of_a_killed_service_is_ended_first(used: Used, archive: Pa
         os.close(writing)
 
 
-def test_what_a_killed_restore_unpacked_is_removed_by_the_next(archive: Path, target: DataFolder) -> None:
+def test_what_a_killed_restore_unpacked_is_removed_by_the_next(archive: Path, target: Workspace) -> None:
     target.create()
     write(target.path / "restore-20260101T000000Zx1" / "files" / "half", "")
     restore_into(target, archive)
@@ -1113,7 +1111,7 @@ def test_backup_and_restore_at_the_command_line(
     assert err.endswith("Start the service to go on with it.\n")
     other = tmp_path / "other"
     assert run("restore", archive, "--data-dir", other)[0] == 0
-    assert backups.missing(DataFolder(other)) == []
+    assert backups.missing(Workspace(other)) == []
 
     (tmp_path / "folder").mkdir()
     assert run("backup", "folder", "--data-dir", other)[0] == 0

@@ -21,7 +21,6 @@ from lora import tampered  # noqa: E402
 from models import Tensors, gpt2, llama, load_adapted, logits, qwen2, save_adapter, save_model  # noqa: E402
 from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.errors import InvalidAdapter, InvalidRequest  # noqa: E402
-from tunewright.export import ExportStopped  # noqa: E402
 from tunewright.export.combine import combine  # noqa: E402
 from tunewright.export.low_rank import LARGEST_EXACT, add, nearest  # noqa: E402
 from tunewright.registry.adapter_check import check_adapter  # noqa: E402
@@ -301,18 +300,18 @@ def test_adapters_that_cancel_leave_nothing(base: Path, two: tuple[Path, Path], 
     assert all(t.abs().max() < 1e-5 for t in deltas(base, tmp_path / "out").values())
 
 
-def test_the_progress_is_told_and_a_stop_leaves_nothing(
-    base: Path, two: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_progress_is_reported_after_each_module(base: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     weighted = [(path, 1.0) for path in two]
     combine(weighted, base, tmp_path / "a", method="linear", on_module=lambda *at: told.append(at))
     assert told == [(n, 6) for n in range(1, 7)]
-    with pytest.raises(ExportStopped):
-        combine(weighted, base, tmp_path / "b", method="linear", stop=lambda: True)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_exists_is_not_overwritten(base: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError):
-        combine(weighted, base, tmp_path / "a", method="linear")
+        combine([(path, 1.0) for path in two], base, tmp_path / "out", method="linear")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 # refused

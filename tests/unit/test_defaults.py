@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.plan.defaults import Resolved, rank_for, resolve, split_batch
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
 
 
 def resolved(
     *, rows: int = 1000, context: int = 4096, max_rank: int = 64, device: str = "cpu", **options: Any
 ) -> Resolved:
     return resolve(
-        tuning=options.get("tuning", {}),
-        hyperparameters=options.get("hyperparameters", {}),
+        tuning=TuningOptions(**options.get("tuning", {})),
+        hyperparameters=HyperparameterOptions(**options.get("hyperparameters", {})),
         rows=rows,
         context=context,
         max_rank=max_rank,
@@ -77,7 +78,7 @@ def test_given_values_win_over_every_default() -> None:
         "learning_rate": 1e-3, "n_epochs": 7, "batch_size": 6, "max_length": 99, "warmup_ratio": 0.5,
         "lr_scheduler_type": "linear", "max_grad_norm": 2.0, "weight_decay": 0.1,
     }  # fmt: skip
-    assert given_values.items() <= resolved(tuning=given_values).as_dict().items()
+    assert given_values.items() <= resolved(tuning=given_values).model_dump().items()
 
 
 def test_zero_is_a_given_value() -> None:

@@ -19,15 +19,16 @@ from starlette.testclient import TestClient
 from adapters import adapter_files
 from fake_engine import gateway_for
 from races import at_once
-from rows import JOB, PRODUCT
+from rows import PRODUCT, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound
+from tunewright.kinds.fine_tuning.kind import request_of
 from tunewright.registry.aliases import AliasTarget
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Deployment
 from tunewright.store.states import DeploymentState, EngineState, JobState, ModelState, Residency
 from tunewright.store.store import Store
@@ -53,7 +54,7 @@ def deploy(store: Store, model: str = FULL, **asked: Any) -> Deployment:
 
 
 def ready(store: Store, deployment: Deployment, socket: str = "/tmp/s", **info: Any) -> None:
-    told = {"deployment": deployment.id, "internal_name": "base-1", "fingerprint": "c" * 64, **info}
+    told = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
     store.engines.starting(deployment.model, socket, told)
     store.engines.set_state(deployment.model, EngineState.READY)
 
@@ -153,7 +154,7 @@ def test_a_draining_engine_stays_so_until_it_is_gone(each: Store) -> None:
     for change in (EngineState.READY, EngineState.STOPPED, EngineState.BACKOFF):
         each.engines.set_state(FULL, change)
         assert state(each) is EngineState.DRAINING
-    assert each.engines.starting(FULL, "/s", {}) is None
+    assert each.engines.starting(FULL, "/s", engine_info()) is None
     each.deployments.drain(made.id, 99.0)
     found = each.deployments.get(made.id)
     assert found is not None
@@ -203,13 +204,13 @@ def test_an_alias_keeps_it_and_its_adapters(each: Store) -> None:
 
 def test_an_unfinished_job_keeps_it_also_by_force(each: Store) -> None:
     made = deploy(each)
-    job = each.jobs.create({**JOB, "base": FULL, "model": FULL})
-    with pytest.raises(InvalidRequest, match=f"Job {job.id} trains on"):
+    job = create_job(each, base=FULL, model=FULL)
+    with pytest.raises(InvalidRequest, match=f"Job {job.id} needs {FULL}"):
         each.deployments.drain(made.id, 0.0, force=True)
     each.jobs.cancel(job.id)
     each.deployments.drain(made.id, 0.0)
     with pytest.raises(InvalidRequest, match="being taken down"):
-        each.jobs.create({**JOB, "base": FULL, "model": FULL, "fingerprint": "g"})
+        create_job(each, base=FULL, model=FULL, fingerprint="g")
 
 
 def test_a_job_and_a_deletion_at_the_same_moment_do_not_both_win(each: Store) -> None:
@@ -219,7 +220,7 @@ def test_a_job_and_a_deletion_at_the_same_moment_do_not_both_win(each: Store) ->
         def do(index: int, made: Deployment = made) -> bool:
             try:
                 if index:
-                    each.jobs.create({**JOB, "base": made.model, "model": made.model, "fingerprint": made.id})
+                    create_job(each, base=made.model, model=made.model, fingerprint=made.id)
                 else:
                     each.deployments.drain(made.id, 0.0)
             except InvalidRequest:
@@ -300,7 +301,7 @@ def test_a_request_finds_a_deployed_model_by_its_name(store: Store, deployment: 
 
 
 def test_a_request_holds_its_engine_from_the_first_one_on(
-    store: Store, deployment: Deployment, data: DataFolder
+    store: Store, deployment: Deployment, data: Workspace
 ) -> None:
     """Also one of an adapter; and what is held cannot be drained."""
     register(store, ADAPTER, base=FULL)
@@ -326,9 +327,9 @@ def test_a_request_holds_its_engine_from_the_first_one_on(
     asyncio.run(run())
 
 
-def test_a_base_is_not_leased(store: Store, data: DataFolder) -> None:
+def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
     store.engines.declare([BASE])
-    store.engines.starting(BASE, "/tmp/b", {"internal_name": "base-0"})
+    store.engines.starting(BASE, "/tmp/b", engine_info(internal_name="base-0"))
     store.engines.set_state(BASE, EngineState.READY)
 
     async def run() -> None:
@@ -380,7 +381,7 @@ def test_one_that_does_not_answer_says_why(
     assert (error.retry_after is not None) is (kind is EngineUnavailable)
 
 
-def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, data: DataFolder) -> None:
+def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, data: Workspace) -> None:
     """Whoever was admitted is waited for; whoever comes when nobody was left is refused, and hangs on nothing."""
     drain = Drain(data.leases)
     admitted = threading.Event()
@@ -438,7 +439,7 @@ Make = Callable[..., TestClient]
 
 
 @pytest.fixture
-def make(built: dict[str, Any], store: Store, data: DataFolder) -> Make:
+def make(built: dict[str, Any], store: Store, data: Workspace) -> Make:
     def client(devices: list[str] | None = None, **options: Any) -> TestClient:
         copy = f"copy={embedded_base_path()}"
         settings = Settings(base=["tiny=/x"], deployable=[copy], data_dir=data.path, parity="off", **options)
@@ -471,7 +472,7 @@ def create(api: TestClient, model: str = FULL, **engine: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def test_a_deployment_is_made_listed_and_shown(api: TestClient, store: Store, data: DataFolder) -> None:
+def test_a_deployment_is_made_listed_and_shown(api: TestClient, store: Store, data: Workspace) -> None:
     made = create(api, kv_cache_memory="64MiB", device="auto")
     assert made["engine"] == {"kv_cache_memory": 64 * 2**20}, "what says nothing is not kept"
     assert (made["model"], made["state"], made["device"]) == (FULL, "starting", "cpu")
@@ -644,9 +645,9 @@ def test_a_failed_one_is_started_again_and_a_running_one_left(api: TestClient, s
     assert error(api.post(f"{CREATE}/none/restart"), 404)["code"] == "deployment_not_found"
 
 
-def test_deployments_do_not_make_the_service_unready(api: TestClient, store: Store, data: DataFolder) -> None:
+def test_deployments_do_not_make_the_service_unready(api: TestClient, store: Store, data: Workspace) -> None:
     (data.run / "scheduler.heartbeat").touch()
-    store.engines.starting(BASE, "/s", {})
+    store.engines.starting(BASE, "/s", engine_info())
     store.engines.set_state(BASE, EngineState.READY)
     create(api)
     store.engines.set_state(FULL, EngineState.FAILED, reason="why")
@@ -728,10 +729,10 @@ def test_training_on_a_full_model_needs_its_deployment_for_an_adapter(api: TestC
     for type in ("lora", "qlora"):
         made = store.jobs.get(job(api, FULL, {"type": type}).json()["id"])
         assert made is not None
-        assert (made.model, made.base, made.parent_sha256) == (FULL, FULL, None)
+        assert (request_of(made).model, made.base, made.weights("parent")) == (FULL, FULL, [])
     on = store.jobs.get(job(api, FULL, {"type": "full"}).json()["id"])
     assert on is not None
-    assert (on.base, on.parent_sha256) == (BASE, "c" * 64), "its weights go on, on its own base"
+    assert (on.base, on.weights("parent")) == (BASE, ["c" * 64]), "its weights go on, on its own base"
 
 
 def test_on_a_deployable_adapters_are_trained_once_it_is_deployed(api: TestClient, store: Store) -> None:
@@ -754,7 +755,7 @@ def test_quantized_weights_are_not_trained_on(api: TestClient, store: Store) -> 
 
 def test_a_paused_job_on_a_deployment_is_resumed_while_that_is_there(api: TestClient, store: Store) -> None:
     made = create(api)
-    paused = store.jobs.create({**JOB, "base": FULL, "model": FULL, "state": JobState.PAUSED})
+    paused = create_job(store, base=FULL, model=FULL, state=JobState.PAUSED)
     path = f"/v1/fine_tuning/jobs/{paused.id}/resume"
     store.deployments.remove(made["id"])
     assert error(api.post(path))["code"] == "base_not_served"

@@ -12,7 +12,8 @@ import pytest
 from rows import PRODUCT
 from tunewright.config import Settings
 from tunewright.engine.command import EngineOptions
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.served import socket_name
 from tunewright.store.records import Deployment, Engine
@@ -24,14 +25,14 @@ FULL = "ft:tiny:full:1"
 
 
 @pytest.fixture
-def keep(store: Store, data: DataFolder) -> Iterator[Keep]:
+def keep(store: Store, data: Workspace) -> Iterator[Keep]:
     """A keeper that is never ticked: nothing is started."""
     reading, writing = os.pipe()
     kept: list[EngineKeeper] = []
 
     def make(devices: list[str], **options: Any) -> EngineKeeper:
         settings = Settings(base=["tiny=/nowhere"], data_dir=data.path, **options)
-        kept.append(EngineKeeper(settings, store, data, reading, devices))
+        kept.append(EngineKeeper(settings, store, data, reading, Devices(devices, store)))
         return kept[-1]
 
     yield make

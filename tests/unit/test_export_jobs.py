@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from rows import JOB, PRODUCT
+from rows import PRODUCT, create_export, create_job
 from tunewright.errors import InvalidRequest, NotFound
+from tunewright.jobs.kinds import JobError
+from tunewright.kinds.export.models import ExportReport
 from tunewright.store.records import Job
-from tunewright.store.states import JobKind, JobState
+from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
 FIRST, SECOND = "1" * 64, "2" * 64
@@ -30,29 +32,27 @@ def register(store: Store, sha256: str, **values: Any) -> str:
 
 
 def export(store: Store, *hashes: str, **values: Any) -> Job:
-    sources = [{"model": f"ft:tiny::{sha256[0]}", "sha256": sha256, "weight": 1.0} for sha256 in hashes]
-    row = {**JOB, "kind": JobKind.EXPORT, "training_file": "", "parent_sha256": hashes[0]}
-    return store.jobs.create({**row, "tuning": {"models": sources}, **values})
+    return create_export(store, *((f"ft:tiny::{sha256[0]}", sha256) for sha256 in hashes), **values)
 
 
 def test_kinds_of_jobs_are_listed_apart(store_on_each: Store) -> None:
     register(store_on_each, FIRST)
-    made, job = export(store_on_each, FIRST), store_on_each.jobs.create(JOB)
+    made, job = export(store_on_each, FIRST), create_job(store_on_each)
     assert made.id.startswith("export-")
     assert job.id.startswith("ftjob-")
     jobs = store_on_each.jobs
-    assert [j.id for j in jobs.list(after=None, limit=9)[0]] == [job.id]
-    assert [j.id for j in jobs.list(after=None, limit=9, kind=JobKind.EXPORT)[0]] == [made.id]
-    assert jobs.get(made.id, JobKind.FINE_TUNING) is None
-    assert jobs.get(made.id, JobKind.EXPORT) == jobs.get(made.id)
+    assert [j.id for j in jobs.list(kind="fine_tuning", after=None, limit=9)[0]] == [job.id]
+    assert [j.id for j in jobs.list(kind="export", after=None, limit=9)[0]] == [made.id]
+    assert jobs.get(made.id, "fine_tuning") is None
+    assert jobs.get(made.id, "export") == jobs.get(made.id)
 
 
 def test_they_wait_in_one_queue(store_on_each: Store) -> None:
     register(store_on_each, FIRST)
     jobs = store_on_each.jobs
-    waiting = [export(store_on_each, FIRST), jobs.create(JOB)]
+    waiting = [export(store_on_each, FIRST), create_job(store_on_each)]
     for job in waiting:
-        jobs.mark_valid(job.id, {}, "Files validated")
+        jobs.mark_valid(job.id, None, "Files validated")
     claimed = jobs.claim("cpu", ["tiny"])
     assert claimed is not None
     assert claimed.id == waiting[0].id
@@ -86,12 +86,16 @@ def test_what_was_deleted_just_now_makes_no_export(store_on_each: Store, missing
 
 def test_what_was_measured_is_kept_however_it_ends(store_on_each: Store) -> None:
     register(store_on_each, FIRST)
-    report = {"gate": {"passed": False}}
+    row = {"name": "merged", "loss": None, "kl": 1.0, "top1_agreement": 0.5}
+    measured = {"source": "adapter", "models": [row], "rows": 8, "tokens": 9, "rows_from": "probes"}
+    gate = {"max_kl": 0.1, "noise": None, "kl": 1.0, "passed": False, "forced": False}
+    report = ExportReport(quality=measured, gate=gate)
     held_back = export(store_on_each, FIRST, state=JobState.RUNNING)
-    store_on_each.jobs.fail(held_back.id, code="quality_gate_failed", message="too far", report=report)
+    error = JobError(code="quality_gate_failed", message="too far")
+    store_on_each.jobs.fail(held_back.id, error, report=report.model_dump())
     published = export(store_on_each, FIRST, state=JobState.RUNNING)
     row = {**PRODUCT, "name": "ft:tiny:merged:9", "kind": "full", "sha256": "9" * 64, "source": "export"}
-    assert store_on_each.models.publish([row], job_id=published.id, report=report)
+    assert store_on_each.models.publish([row], job_id=published.id, report=report.model_dump())
     for job, state in ((held_back, JobState.FAILED), (published, JobState.SUCCEEDED)):
         found = store_on_each.jobs.get(job.id)
         assert found is not None

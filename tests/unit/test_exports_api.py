@@ -12,11 +12,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from lora import random_lora, tampered
-from rows import FILE, JOB, PRODUCT
+from rows import FILE, PRODUCT, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, ModelState
 from tunewright.store.store import Store
 
@@ -36,15 +36,11 @@ def built() -> dict[str, Any]:
 
 
 @pytest.fixture
-def make(built: dict[str, Any], store: Store, data: DataFolder) -> Callable[..., TestClient]:
+def make(built: dict[str, Any], store: Store, data: Workspace) -> Callable[..., TestClient]:
     def client(base: Path | None = None, **options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, base=[f"{BASE}={base or embedded_base_path()}"], **options)
         store.engines.declare([BASE])
-        info = {
-            "fingerprint": FINGERPRINT,
-            "path": str(base or embedded_base_path()),
-            "max_model_len": 64,
-        }
+        info = engine_info(fingerprint=FINGERPRINT, path=base or embedded_base_path(), max_model_len=64)
         store.engines.starting(BASE, "/tmp/s", info)
         store.engines.set_state(BASE, EngineState.READY)
         if not built:
@@ -66,13 +62,12 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def register(store: Store, data: DataFolder, lora: Path) -> Register:
+def register(store: Store, data: Workspace, lora: Path) -> Register:
     """Lists an adapter (or another model), whose files are `folder`, as if it had been made here."""
 
     def listed(name: str = PIRATE, folder: Path | None = None, **values: Any) -> str:
         folder = folder or lora
-        sha256 = values.pop("sha256", None) or adapter_sha256(folder)
-        data.publish(folder, sha256)
+        sha256 = data.artifacts.put(folder)
         row = {"id": f"adapter-{name}", "name": name, "base": BASE, "sha256": sha256, "source": "job"}
         store.models.register({**PRODUCT, **row, "base_fingerprint": FINGERPRINT, **values})
         return name
@@ -111,7 +106,7 @@ def test_an_export_is_a_job_of_its_own(api: TestClient, pirate: str, store: Stor
 
 
 def test_fine_tuning_jobs_are_no_exports(api: TestClient, store: Store) -> None:
-    job = store.jobs.create({**JOB, "model": BASE, "base": BASE})
+    job = create_job(store, model=BASE, base=BASE)
     assert error(api.get(f"/v1/exports/{job.id}"), 404)["code"] == "export_not_found"
     assert api.get("/v1/exports").json()["data"] == []
     for action in ("cancel", "pause", "resume"):
@@ -153,9 +148,9 @@ def test_every_adapter_of_a_combination_is_kept(
 
 
 def test_its_data_is_that_of_the_job(
-    api: TestClient, register: Register, store: Store, data: DataFolder
+    api: TestClient, register: Register, store: Store, data: Workspace
 ) -> None:
-    job = store.jobs.create({**JOB, "base": BASE, "model": BASE, "state": JobState.RUNNING})
+    job = create_job(store, base=BASE, model=BASE, state=JobState.RUNNING)
     trained = register(job_id=job.id)
     export = api.post("/v1/exports", json={"model": trained, "format": "awq"}).json()
     assert export["calibration_file"] == FILE["id"]
@@ -217,10 +212,8 @@ def test_what_makes_no_sense_is_refused(
     assert words in told["message"] or words in str(told["param"])
 
 
-def test_what_there_is_nothing_to_merge_of(api: TestClient, register: Register, data: DataFolder) -> None:
-    full = register(
-        "ft:tunewright-tiny:all:33333333", embedded_base_path(), kind="full", sha256="c" * 64, method="full"
-    )
+def test_what_there_is_nothing_to_merge_of(api: TestClient, register: Register, data: Workspace) -> None:
+    full = register("ft:tunewright-tiny:all:33333333", embedded_base_path(), kind="full", method="full")
     for model in (full, BASE):
         told = error(api.post("/v1/exports", json={"model": model, "format": "merged"}))
         assert told["code"] == "nothing_to_merge"
@@ -228,9 +221,7 @@ def test_what_there_is_nothing_to_merge_of(api: TestClient, register: Register, 
     awq = {"format": "awq", "calibration_file": FILE["id"]}
     assert api.post("/v1/exports", json={"model": full, **awq}).status_code == 200
     assert api.post("/v1/exports", json={"model": BASE, **awq}).status_code == 200
-    quantized = register(
-        "ft:tunewright-tiny:q:44444444", embedded_base_path(), kind="full", sha256="d" * 64, method="awq"
-    )
+    quantized = register("ft:tunewright-tiny:q:44444444", embedded_base_path(), kind="full", method="awq")
     assert error(api.post("/v1/exports", json={"model": quantized, **awq}))["code"] == "already_quantized"
     told = error(
         api.post("/v1/exports", json={"models": [{"model": full}, {"model": BASE}], "format": "adapter"})
@@ -300,12 +291,12 @@ def test_dimensions_that_awq_cannot_pack_are_named(
     assert "172" in told["message"]
 
 
-def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store, data: DataFolder) -> None:
+def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store, data: Workspace) -> None:
     id = api.post("/v1/exports", json={"model": pirate, "format": "merged"}).json()["id"]
     assert api.get(f"/v1/exports/{id}/logs").text == ""
     job = store.jobs.get(id)
     assert job is not None
-    store.jobs.mark_valid(id, job.tuning, "Files validated")
+    store.jobs.mark_valid(id, None, "Files validated")
     assert api.post(f"/v1/exports/{id}/pause").json()["status"] == "paused"
     assert api.post(f"/v1/exports/{id}/resume").json()["status"] == "queued"
     data.job(id).mkdir()
@@ -314,6 +305,9 @@ def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store
     store.jobs.cancel(id)
     streamed = api.get(f"/v1/exports/{id}/events", params={"stream": "true"}).text
     assert "Created export" in streamed
+    assert "fine_tuning" not in streamed
+    first = json.loads(streamed.split("\n")[1].removeprefix("data: "))
+    assert (first["object"], first["id"].partition("-")[0]) == ("export.event", "exportevent")
     assert streamed.endswith("data: [DONE]\n\n")
 
 

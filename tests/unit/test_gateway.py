@@ -20,7 +20,7 @@ from tunewright.api.gateway import routing
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.gateway.routing import Target
 from tunewright.engine.leases import Drain
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
@@ -358,7 +358,8 @@ def test_an_adapters_own_template_travels_with_its_requests(
 def test_a_base_without_a_template_says_that_it_cannot_chat(
     store: Store, socket: Path, engine: Engine
 ) -> None:
-    info = {**(engine.info or {}), "has_chat_template": False}
+    assert engine.info is not None
+    info = engine.info.model_copy(update={"has_chat_template": False})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
     client, seen = ask_once(store, socket, say_hello, {"model": BASE})
     assert (client.status, client.error["code"]) == (400, "no_chat_template")
@@ -430,7 +431,7 @@ def test_it_does_not_wait_for_ever(
 
 
 def test_a_request_holds_its_adapter_until_it_ends(
-    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: DataFolder
+    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
@@ -465,7 +466,7 @@ def test_a_request_holds_its_adapter_until_it_ends(
 
 
 def test_an_adapter_that_is_drained_is_waited_for(
-    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: DataFolder
+    store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
     """Its row still says loaded, but the worker has begun to let go of it: nobody is admitted."""
     publish_model({})

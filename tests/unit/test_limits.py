@@ -24,7 +24,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
-from rows import FILE, JOB, Publish
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.gateway import bodies
 from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
 from tunewright.api.gateway.proxy import Gateway, Relay
@@ -34,7 +34,7 @@ from tunewright.api.http.middleware import Gatekeeper
 from tunewright.api.http.process import web_server
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, TooLarge, TunewrightError
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
@@ -124,7 +124,7 @@ def test_who_waits_for_an_adapter_counts(
 
 def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
     store.engines.declare([BASE, "other"])
-    store.engines.starting("other", str(socket), {"internal_name": "o"})
+    store.engines.starting("other", str(socket), engine_info(internal_name="o"))
     store.engines.set_state("other", EngineState.READY)
 
     async def run() -> None:
@@ -258,7 +258,7 @@ def test_the_wait_for_an_adapter_is_part_of_it(store: Store, engine: Engine, pub
 
 
 @pytest.fixture
-def make(store: Store, data: DataFolder) -> Callable[..., TestClient]:
+def make(store: Store, data: Workspace) -> Callable[..., TestClient]:
     def client(**options: Any) -> TestClient:
         return TestClient(
             build(Settings(data_dir=data.path, base=[f"{BASE}=/"], **options), store)[0].app,
@@ -292,7 +292,7 @@ def test_a_full_queue_takes_no_more_jobs(make: Callable[..., TestClient], store:
 
 def test_jobs_wait_until_they_hold_a_device(store: Store) -> None:
     for state in JobState:
-        store.jobs.create({**JOB, "state": state, "fingerprint": state.value})
+        create_job(store, state=state, fingerprint=state.value)
     assert store.jobs.count_waiting() == 3  # validating, queued, paused
 
 
@@ -534,7 +534,8 @@ def test_tokens_inside_it_and_what_is_no_token_are_not(body: dict[str, Any]) -> 
 
 
 def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine: Engine) -> None:
-    info = {**(engine.info or {}), "vocab_size": 100}
+    assert engine.info is not None
+    info = engine.info.model_copy(update={"vocab_size": 100})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
 
     async def run() -> None:
@@ -694,14 +695,14 @@ def engine_in_thread(socket: Path, handler: Handler) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Any]:
     """(server, torrent): a reader must take something every two seconds."""
-    data = DataFolder(tmp_path_factory.mktemp("served"))
+    data = Workspace(tmp_path_factory.mktemp("served"))
     data.create()
     shutil.copyfile(migrated_database, data.path / "tunewright.db")
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"], slow_reader_timeout=2)
     store, torrent = Store.open(settings.resolved_database_url), Torrent()
     store.engines.declare([BASE])
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
-        store.engines.starting(BASE, f"{folder}/s", {"internal_name": "base"})
+        store.engines.starting(BASE, f"{folder}/s", engine_info(internal_name="base"))
         store.engines.set_state(BASE, EngineState.READY)
         with engine_in_thread(Path(folder) / "s", torrent.answer):
             server = Server(settings)
@@ -771,7 +772,7 @@ def test_a_body_of_a_hundred_megabytes_is_refused_and_not_kept(served: tuple[Ser
 
 
 def test_heads_of_requests_must_come_in_time_and_be_small(
-    store: Store, data: DataFolder, monkeypatch: pytest.MonkeyPatch
+    store: Store, data: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"])

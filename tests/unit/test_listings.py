@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, update
 
-from rows import PRODUCT
+from rows import PRODUCT, engine_info
 from tunewright.store.listings import AdapterFilter
 from tunewright.store.records import Lineage
 from tunewright.store.states import EngineState, ModelState, Residency, Source
@@ -46,7 +46,7 @@ def counted(store: Store) -> Iterator[list[str]]:
 
 def test_a_page_is_one_query_however_long(store: Store) -> None:
     store.engines.declare(["tiny"])
-    engine = store.engines.starting("tiny", "/tmp/s", {"max_model_len": 9})
+    engine = store.engines.starting("tiny", "/tmp/s", engine_info(max_model_len=9))
     row = {"kind": "adapter", "created_at": 1.0, "lineage": {"seed": 1}}
     rows = [{**PRODUCT, **row, "id": f"a-{n}", "name": f"n-{n}", "sha256": f"{n:064}"} for n in range(1000)]
     held = [
@@ -73,8 +73,8 @@ def test_a_page_is_one_query_however_long(store: Store) -> None:
 
 def test_each_comes_with_its_engine_and_what_that_holds(store: Store) -> None:
     store.engines.declare(["tiny", "other"])
-    engine = store.engines.starting("tiny", "/tmp/s", {"max_model_len": 9})
-    twin = store.engines.starting("other", "/tmp/o", {})
+    engine = store.engines.starting("tiny", "/tmp/s", engine_info(max_model_len=9))
+    twin = store.engines.starting("other", "/tmp/o", engine_info())
     register(store, 1)
     register(store, 2, sha256="a" * 64)
     register(store, 3, sha256="a" * 64)
@@ -113,7 +113,7 @@ STATES = {"loaded", "loading", "draining", "unloaded", "failed", "checking", "qu
 def test_a_filter_means_what_is_shown(store: Store) -> None:
     """The database's word for a state and the record's are the same, in every combination of what they are made of."""
     store.engines.declare(["tiny"])
-    engine = store.engines.starting("tiny", "/tmp/s", {})
+    engine = store.engines.starting("tiny", "/tmp/s", engine_info())
     number = 0
     for state in ModelState:
         for held in (None, *Residency):
@@ -165,11 +165,11 @@ def test_an_adapter_is_registered_once_by_its_id(store: Store) -> None:
 
 def test_an_engine_that_starts_anew_holds_nothing(store: Store) -> None:
     store.engines.declare(["tiny"])
-    engine = store.engines.starting("tiny", "/tmp/s", {})
+    engine = store.engines.starting("tiny", "/tmp/s", engine_info())
     register(store, 1)
     store.engines.set_residency(engine, f"{1:064}", Residency.LOADED)
     store.engines.set_state("tiny", EngineState.READY)
-    store.engines.starting("tiny", "/tmp/s", {})
+    store.engines.starting("tiny", "/tmp/s", engine_info())
     store.engines.set_residency(engine, f"{1:064}", Residency.LOADED)
     (found,) = store.listings.models()
     assert (found.held, found.state) == (None, "loading")

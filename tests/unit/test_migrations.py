@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from alembic import command
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
+from tunewright.api.exports.schemas import ExportObject
+from tunewright.kinds.fine_tuning.kind import request_of
+from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.store.database import Database, _alembic
 from tunewright.store.records import Lineage
 from tunewright.store.sqlite_file import sqlite_path
-from tunewright.store.states import JobKind, ModelState, Source
+from tunewright.store.states import JobPhase, JobState, ModelState, Source
 from tunewright.store.store import Store
 
 JOB: dict[str, Any] = {
@@ -114,8 +118,142 @@ def test_jobs_of_earlier_versions_are_fine_tuning_jobs(old: Connection, url: str
     old.commit()
     store = Store.open(url)
     store.database.upgrade()
-    job = store.jobs.get("ftjob-1", JobKind.FINE_TUNING)
+    job = store.jobs.get("ftjob-1", "fine_tuning")
     assert job is not None
-    assert (job.kind, job.report, job.training_file) == (JobKind.FINE_TUNING, None, "file-1")
+    assert (job.kind, job.report, job.file("training_file")) == ("fine_tuning", None, "file-1")
     assert store.deployments.all() == []
+    store.close()
+
+
+def at_revision(connection: Connection, revision: str) -> None:
+    """Go on to a later revision, in the transaction of the connection."""
+    config = _alembic()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+HYPERPARAMETERS = {"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 0.5}
+TUNING = {"type": "lora", "rank": 8, "alpha": "auto", "target_modules": ["q_proj"], "use_dora": True}
+RESOLVED_OF_0005 = {
+    "type": "lora", "learning_rate": 1e-4, "n_epochs": 3, "batch_size": 8, "per_device_batch_size": 8,
+    "gradient_accumulation_steps": 1, "max_length": 512, "truncation": "truncate", "warmup_ratio": 0.03,
+    "lr_scheduler_type": "cosine", "max_grad_norm": 1.0, "weight_decay": 0.0, "rank": 8, "alpha": 16.0, "dropout": 0.0,
+    "target_modules": "all-linear", "use_rslora": False, "quantization": None,
+}  # fmt: skip
+EXPORT_OF_0005 = {
+    "format": "awq",
+    "models": [
+        {"model": "ft:tiny:a:1", "sha256": "1" * 64, "weight": 0.5},
+        {"model": "ft:tiny:b:2", "sha256": "2" * 64, "weight": 0.25},
+    ],
+    "combine": {"method": "ties", "density": 0.25, "rank": 4},
+    "calibration_rows": 32, "group_size": 64, "rows": 16, "rows_from": "validation_file", "max_kl": 0.2, "force": True,
+    "notes": ["a note"],
+}  # fmt: skip
+QUALITY = {
+    "source": "adapter", "models": [{"name": "awq", "loss": 0.5, "kl": 0.1, "top1_agreement": 1.0}], "rows": 16,
+    "tokens": 99, "rows_from": "validation_file",
+}  # fmt: skip
+GATE = {"max_kl": 0.2, "noise": None, "kl": 0.1, "passed": True, "forced": False}
+
+
+def insert_job(connection: Connection, id: str, **values: Any) -> None:
+    encoded = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()}
+    insert(connection, "jobs", **{**JOB, "id": id, "fingerprint": id, "parent_sha256": None, **encoded})
+
+
+@pytest.fixture
+def at_0005(old: Connection) -> Connection:
+    at_revision(old, "0005")
+    return old
+
+
+def upgraded(connection: Connection, url: str) -> Store:
+    connection.commit()
+    store = Store.open(url)
+    store.database.upgrade()
+    return store
+
+
+def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connection, url: str) -> None:
+    method = {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}}
+    insert_job(
+        at_0005, "ftjob-1", kind="fine_tuning", method=method, tuning=TUNING, resolved=RESOLVED_OF_0005, suffix="s",
+        chat_template="{{ x }}", fine_tuned_model="ft:tiny:s:1", trained_tokens=7, parent_sha256="d" * 64,
+        job_metadata={"a": "b"}, idempotency_key="k", model="ft:tiny:parent:9",
+        error={"code": "c", "message": "m", "param": None}, progress={"step": 2, "total_steps": 2, "train_loss": 0.5},
+    )  # fmt: skip
+    event(at_0005, 1, "metrics", {"step": 1})
+    store = upgraded(at_0005, url)
+    job = store.jobs.get("ftjob-1")
+    assert job is not None
+    request = request_of(job)
+    assert (request.model, request.suffix, request.chat_template) == ("ft:tiny:parent:9", "s", "{{ x }}")
+    assert request.hyperparameters.model_dump() == HYPERPARAMETERS
+    assert (request.tuning.rank, request.tuning.alpha, request.tuning.use_dora) == (8, "auto", True)
+    assert job.resolved is not None
+    assert job.resolved.model_dump() == {**RESOLVED_OF_0005, "use_dora": False}
+    assert job.result == FineTuningResult(model="ft:tiny:s:1", trained_tokens=7)
+    assert (job.file("training_file"), job.file("validation_file")) == ("file-1", "file-2")
+    assert (job.weights("parent"), job.metadata, job.idempotency_key) == (["d" * 64], {"a": "b"}, "k")
+    assert job.error is not None
+    assert job.progress is not None
+    assert (job.error.code, job.progress.train_loss) == ("c", 0.5)
+    assert [e.data for e in store.jobs.events("ftjob-1", after=None, limit=9)[0]] == [{"step": 1}]
+    store.close()
+
+
+def test_what_an_export_was_asked_for_and_became_is_kept(at_0005: Connection, url: str) -> None:
+    insert_job(
+        at_0005, "export-1", kind="export", tuning=EXPORT_OF_0005, resolved=EXPORT_OF_0005, suffix="x",
+        model="ft:tiny:a:1", parent_sha256="1" * 64, fine_tuned_model="ft:tiny:x:1",
+        report={"quality": QUALITY, "gate": GATE, "bytes": 5, "details": {"merge": {"seconds": 1.0}}},
+    )  # fmt: skip
+    whole = {**EXPORT_OF_0005, "models": [], "combine": None, "format": "awq"}
+    insert_job(at_0005, "export-2", kind="export", tuning=whole, training_file="", parent_sha256="3" * 64)
+    store = upgraded(at_0005, url)
+    job, of_whole = store.jobs.get("export-1"), store.jobs.get("export-2")
+    assert job is not None
+    assert of_whole is not None
+    shown = ExportObject.of(job)
+    assert [(source.model, source.weight) for source in shown.models] == [
+        ("ft:tiny:a:1", 0.5),
+        ("ft:tiny:b:2", 0.25),
+    ]
+    assert shown.combine is not None
+    assert (shown.combine.method, shown.combine.density, shown.combine.rank) == ("ties", 0.25, 4)
+    assert (shown.format, shown.calibration_rows, shown.group_size, shown.force) == ("awq", 32, 64, True)
+    assert (shown.calibration_file, shown.validation_file) == ("file-1", "file-2")
+    assert (shown.exported_model, shown.suffix, shown.notes) == ("ft:tiny:x:1", "x", ["a note"])
+    assert shown.report is not None
+    assert (shown.report.bytes, shown.report.quality.tokens) == (5, 99)
+    assert job.weights("source") == ["1" * 64, "2" * 64]
+    assert (of_whole.weights("source"), of_whole.file("calibration_file")) == (["3" * 64], None)
+    assert job.resolved is None
+    store.close()
+
+
+def test_jobs_go_on_in_the_phase_that_they_were_in(at_0005: Connection, url: str) -> None:
+    states = ("validating_files", "queued", "running", "paused", "failed")
+    for state in states:
+        device = "cuda:0" if state == "running" else None
+        insert_job(at_0005, f"ftjob-{state}", state=state, device=device)
+    insert_job(at_0005, "ftjob-checked", state="running")
+    insert(at_0005, "models", **{**MODEL, "job_id": "ftjob-checked", "state": "checking"})
+    store = upgraded(at_0005, url)
+    jobs = {state: store.jobs.get(f"ftjob-{state}") for state in (*states, "checked")}
+    assert all(jobs.values())
+    phases = {state: job.phase for state, job in jobs.items() if job}
+    waiting = dict.fromkeys(("validating_files", "queued", "paused"), JobPhase.PREPARE)
+    assert phases == {**waiting, "running": JobPhase.RUN, "failed": JobPhase.RUN, "checked": JobPhase.CHECK}
+    assert {state: job.devices for state, job in jobs.items() if job and job.devices} == {
+        "running": ("cuda:0",)
+    }
+    assert store.jobs.claim("cuda:0", ["tiny"]) is None, "it is held"
+    store.jobs.release("ftjob-running")
+    claimed = store.jobs.claim("cuda:0", ["tiny"])
+    assert claimed is not None
+    assert (claimed.id, claimed.state) == ("ftjob-queued", JobState.RUNNING)
+    with pytest.raises(DBAPIError, match="illegal job move"), store.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'queued' WHERE id = 'ftjob-failed'"))
     store.close()

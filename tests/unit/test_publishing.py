@@ -10,27 +10,32 @@ from typing import Any
 import pytest
 
 from adapters import lora_tensors, write_adapter, zeros
-from rows import FILE, JOB
+from rows import FILE, create_job, resolved
+from tunewright.config import Settings
 from tunewright.errors import InvalidAdapter
-from tunewright.jobs.folder import JobFolder, JobResult
+from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.fine_tuning.publishing import publish_products
+from tunewright.kinds.kind import Service
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.data_folder import DataFolder
-from tunewright.scheduler.publishing import publish_products
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import JobState, Source
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingResult
 
 BASE = BaseInfo("tiny", Path("/m"), "f" * 64, 64, None, None)
 BROKEN = lora_tensors() | {"base_model.model.x.lora_A.weight": zeros(4, 4, value=math.nan)}
 
 
+def service(store: Store, data: Workspace) -> Service:
+    return Service(Settings(base=["tiny=/m"], parity="off"), store, data, on_gpu=False)
+
+
 def job(store: Store, type: str = "lora") -> Job:
-    return store.jobs.create(
-        {**JOB, "state": JobState.RUNNING, "resolved": {"type": type}, "seed": 7, "parent_sha256": None}
-    )
+    return create_job(store, state=JobState.RUNNING, resolved=resolved(type), seed=7, parent_sha256=None)
 
 
-def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
+def trained(data: Workspace, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
     """Its folder, with an adapter of its own for the end (step 0) and for each of `steps`."""
     folder = JobFolder(data.job(job.id))
     for step in (0, *steps):
@@ -40,11 +45,11 @@ def trained(data: DataFolder, job: Job, *steps: int, broken: tuple[int, ...] = (
     return folder
 
 
-def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder) -> None:
+def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace) -> None:
     made = job(store)
     metrics = {1: {"train_loss": 2.0}, 2: {"train_loss": 1.0, "valid_loss": 1.5}}
-    result = JobResult(status="succeeded", metrics={"train_loss": 0.5}, checkpoints=metrics)
-    publish_products(store, data, made, BASE, trained(data, made, 1, 2), result)
+    result = TrainingResult(status="succeeded", metrics={"train_loss": 0.5}, checkpoints=metrics)
+    publish_products(service(store, data), made, BASE, trained(data, made, 1, 2), result)
     listed = {model.checkpoint_step: model for model in store.models.list()[0]}
     assert {step: model.desired for step, model in listed.items()} == {
         None: "loaded",
@@ -59,23 +64,25 @@ def test_each_product_tells_what_it_was_made_from(store: Store, data: DataFolder
     assert listed[None].base_fingerprint == BASE.fingerprint
 
 
-def test_a_full_model_tells_it_too(store: Store, data: DataFolder) -> None:
+def test_a_full_model_tells_it_too(store: Store, data: Workspace) -> None:
     made = job(store, "full")
     folder = JobFolder(data.job(made.id))
     folder.model.mkdir(parents=True)
     (folder.model / "config.json").write_text(json.dumps({}))
-    publish_products(store, data, made, BASE, folder, JobResult(status="succeeded"))
+    publish_products(service(store, data), made, BASE, folder, TrainingResult(status="succeeded"))
     (model,) = store.models.list()[0]
     assert model.lineage is not None
     assert (model.lineage.seed, model.lineage.metrics) == (7, None)
 
 
 @pytest.mark.parametrize("broken", [0, 2])
-def test_a_number_that_is_none_is_not_listed(store: Store, data: DataFolder, broken: int) -> None:
+def test_a_number_that_is_none_is_not_listed(store: Store, data: Workspace, broken: int) -> None:
     made = job(store)
-    result = JobResult(status="succeeded", checkpoints={1: {}, 2: {}})
+    result = TrainingResult(status="succeeded", checkpoints={1: {}, 2: {}})
     with pytest.raises(InvalidAdapter, match=r"x\.lora_A\.weight has numbers that are NaN"):
-        publish_products(store, data, made, BASE, trained(data, made, 1, 2, broken=(broken,)), result)
+        publish_products(
+            service(store, data), made, BASE, trained(data, made, 1, 2, broken=(broken,)), result
+        )
     assert store.models.list()[0] == []
     ended = store.jobs.get(made.id)
     assert ended is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from tunewright.atomic import publish_folder, write_atomically
 from tunewright.config import Base, embedded_base_path
 from tunewright.registry.bases import BaseUnavailable, inspect_base
-from tunewright.registry.data_folder import DataFolder, adapter_sha256, model_sha256
+from tunewright.registry.content import adapter_sha256, model_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.rows.templates import check_template, folder_template
 
 CONFIG = {
@@ -97,67 +99,91 @@ def test_a_models_hash_covers_names_and_bytes(tmp_path: Path) -> None:
 # publishing
 
 
-def test_an_artifact_appears_whole_under_its_hash(data: DataFolder, tmp_path: Path) -> None:
+def test_an_artifact_appears_whole_under_its_hash(data: Workspace, tmp_path: Path) -> None:
     source = adapter(tmp_path / "a")
-    sha256 = adapter_sha256(source)
-    published = data.publish(source, sha256)
-    assert published == data.artifact(sha256)
-    assert adapter_sha256(published) == sha256
+    sha256 = data.artifacts.put(source)
+    stored = data.artifacts.local(sha256)
+    assert sha256 == adapter_sha256(source) == adapter_sha256(stored)
+    assert stored == data.path / "artifacts" / sha256
+    assert data.artifacts.hashes() == {sha256}
     shutil.rmtree(source)
-    assert adapter_sha256(published) == sha256, "it does not need its source"
+    assert adapter_sha256(stored) == sha256, "it does not need its source"
     assert list(data.tmp.iterdir()) == []
 
 
-def test_an_artifact_is_published_once_by_many(data: DataFolder, tmp_path: Path) -> None:
-    source = adapter(tmp_path / "a", weights=b"w" * 100_000)
+def test_an_artifact_is_published_once_by_many(data: Workspace, tmp_path: Path) -> None:
     for round in range(5):
+        source = adapter(tmp_path / str(round), weights=b"w" * (100_000 + round))
         with ThreadPoolExecutor(8) as pool:
-            paths = set(pool.map(lambda _, name=str(round): data.publish(source, name), range(8)))
-        assert len(paths) == 1
-        assert adapter_sha256(paths.pop()) == adapter_sha256(source)
+            hashes = set(pool.map(lambda _, source=source: data.artifacts.put(source), range(8)))
+        assert hashes == {adapter_sha256(source)}
+        assert adapter_sha256(data.artifacts.local(hashes.pop())) == adapter_sha256(source)
     assert list(data.tmp.iterdir()) == []
 
 
-def test_what_cannot_be_copied_is_not_published(data: DataFolder, tmp_path: Path) -> None:
+def test_of_an_adapter_no_other_files_are_stored(data: Workspace, tmp_path: Path) -> None:
     source = adapter(tmp_path / "a")
-    (source / "dangling").symlink_to("nowhere")
-    data.publish(source, "sha")
-    assert sorted(path.name for path in data.artifact("sha").iterdir()) == sorted(CONFIG_FILES)
+    (source / "complete.json").write_text("{}")
+    (source / "optimizer.pt").write_text("large")
+    stored = data.artifacts.local(data.artifacts.put(source))
+    assert sorted(path.name for path in stored.iterdir()) == sorted(CONFIG_FILES)
 
 
 CONFIG_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
+def test_a_model_is_stored_whole_also_with_an_adapters_config_in_it(data: Workspace, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "a")
+    (source / "config.json").write_text("{}")
+    (source / "dangling").symlink_to("nowhere")
+    sha256 = data.artifacts.put(source)
+    assert sha256 == model_sha256(source)
+    assert sorted(path.name for path in data.artifacts.local(sha256).iterdir()) == sorted(
+        (*CONFIG_FILES, "config.json")
+    )
+
+
+def test_an_artifact_has_a_size_and_an_age_until_it_is_removed(data: Workspace, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "a")
+    sha256 = data.artifacts.put(source)
+    stored = data.artifacts.stat(sha256)
+    assert stored.bytes == sum(path.stat().st_size for path in source.iterdir())
+    assert abs(stored.since - time.time()) < 60
+    data.artifacts.remove(sha256, lambda: False)
+    with pytest.raises(FileNotFoundError):
+        data.artifacts.stat(sha256)
+
+
 def test_a_crash_before_the_rename_leaves_nothing_in_sight(
-    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunewright.registry.data_folder.publish_folder", crash)
+    monkeypatch.setattr("tunewright.registry.artifacts.publish_folder", crash)
     with pytest.raises(KeyboardInterrupt):
-        data.publish(adapter(tmp_path / "a"), "sha")
-    assert list(data.artifacts.iterdir()) == []
+        data.artifacts.put(adapter(tmp_path / "a"))
+    assert data.artifacts.hashes() == set()
     monkeypatch.undo()
     data.clear_unfinished()
     assert list(data.tmp.iterdir()) == []
-    assert data.publish(tmp_path / "a", "sha").is_dir()
+    assert data.artifacts.local(data.artifacts.put(tmp_path / "a")).is_dir()
 
 
-def test_removing_an_artifact_twice_is_no_error(data: DataFolder, tmp_path: Path) -> None:
-    data.publish(adapter(tmp_path / "a"), "sha")
-    assert data.remove_artifact("sha", lambda: False)
-    assert not data.remove_artifact("sha", lambda: False)
-    assert not data.artifact("sha").exists()
+def test_removing_an_artifact_twice_is_no_error(data: Workspace, tmp_path: Path) -> None:
+    sha256 = data.artifacts.put(adapter(tmp_path / "a"))
+    assert data.artifacts.remove(sha256, lambda: False)
+    assert not data.artifacts.remove(sha256, lambda: False)
+    assert not data.artifacts.local(sha256).exists()
     assert list(data.tmp.iterdir()) == []
 
 
-def test_folders_are_private(data: DataFolder) -> None:
-    for folder in (data.files, data.jobs, data.artifacts, data.engines, data.run, data.tmp):
+def test_folders_are_private(data: Workspace) -> None:
+    for folder in (data.files, data.jobs, data.path / "artifacts", data.engines, data.run, data.tmp):
         assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_an_engines_folder_stays_inside_whatever_its_name(data: DataFolder) -> None:
+def test_an_engines_folder_stays_inside_whatever_its_name(data: Workspace) -> None:
     assert data.engine("org/model").parent == data.engines
     assert data.engine("org/model") != data.engine("org_model")
 

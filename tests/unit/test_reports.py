@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from tunewright.jobs.folder import EventLog, JobFolder, JobResult, JobSpec
+from rows import create_job, resolved
+from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.scheduler.reports import take_in_events
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 
 @pytest.fixture
@@ -23,13 +25,8 @@ def folder(tmp_path: Path) -> JobFolder:
 
 @pytest.fixture
 def job(store: Store) -> Job:
-    created = store.jobs.create(
-        {
-            "model": "tiny", "base": "tiny", "training_file": "file-1", "seed": 1, "method": {}, "tuning": {},
-            "fingerprint": "f", "suffix": "s",
-        }
-    )  # fmt: skip
-    store.jobs.mark_valid(created.id, {"type": "lora"}, "fine")
+    created = create_job(store)
+    store.jobs.mark_valid(created.id, resolved().model_dump(), "fine")
     claimed = store.jobs.claim("cpu", ["tiny"])
     assert claimed is not None
     return claimed
@@ -105,7 +102,7 @@ def test_events_arrive_once_and_in_order(store: Store, job: Job, folder: JobFold
     assert messages(store, job)[before:] == ["begin", "Step 1", "Step 2"]
     assert (job.last_step, job.events_offset) == (2, folder.events_file.stat().st_size)
     assert job.progress is not None
-    assert job.progress["step"] == 2
+    assert job.progress.step == 2
 
 
 def test_a_resumed_trainer_repeats_steps_unheard(store: Store, job: Job, folder: JobFolder) -> None:
@@ -137,7 +134,7 @@ def test_a_repeated_step_does_not_set_the_progress_back(store: Store, job: Job, 
     step(log, 4)
     job = take_in(store, job, folder)
     assert job.progress is not None
-    assert job.progress["step"] == 5
+    assert job.progress.step == 5
 
 
 def test_an_event_keeps_the_time_it_was_written(store: Store, job: Job, folder: JobFolder) -> None:
@@ -159,29 +156,29 @@ def test_what_arrives_after_the_end_is_kept(store: Store, job: Job, folder: JobF
 
 SPEC: dict[str, Any] = {
     "job_id": "ftjob-1", "base_name": "tiny", "base_path": "/m", "training_file": "/f", "seed": 1, "device": "cpu",
-    "tuning": {"type": "lora"},
+    "tuning": resolved().model_dump(),
 }  # fmt: skip
 
 
 def test_a_spec_comes_back_as_it_was(folder: JobFolder) -> None:
-    spec = JobSpec(**SPEC)
+    spec = TrainingSpec(**SPEC)
     folder.write_spec(spec)
-    assert folder.read_spec() == spec
+    assert folder.read_spec(TrainingSpec) == spec
 
 
 def test_a_spec_with_an_unknown_field_is_refused(folder: JobFolder) -> None:
     folder.spec_file.write_text(json.dumps({**SPEC, "surprise": 1}))
     with pytest.raises(ValueError, match="surprise"):
-        folder.read_spec()
+        folder.read_spec(TrainingSpec)
 
 
 def test_a_torn_result_is_no_result(folder: JobFolder) -> None:
-    assert folder.read_result() is None
-    folder.write_result(JobResult(status="succeeded"))
+    assert folder.read_result(TrainingResult) is None
+    folder.write_result(TrainingResult(status="succeeded"))
     text = folder.result_file.read_text()
-    assert folder.read_result() is not None
+    assert folder.read_result(TrainingResult) is not None
     folder.result_file.write_text(text[:-3])
-    assert folder.read_result() is None
+    assert folder.read_result(TrainingResult) is None
 
 
 def test_only_complete_checkpoints_count_newest_first(folder: JobFolder) -> None:

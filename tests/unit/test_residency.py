@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rows import Publish
-from tunewright.engine.client import EngineError
+from rows import Publish, engine_info
+from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Leases
 from tunewright.engine.residency import ResidencyManager
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
@@ -38,7 +38,7 @@ _spec.loader.exec_module(fake)
 class Setting:
     """A store, a data folder and an engine; `adapter()` registers one more."""
 
-    def __init__(self, store: Store, data: DataFolder, publish: Publish, socket: Path) -> None:
+    def __init__(self, store: Store, data: Workspace, publish: Publish, socket: Path) -> None:
         self.store, self.data, self._publish, self._socket = store, data, publish, socket
         self.server = fake.Server(INTERNAL, ROOM + 1)
         self.engine = self.new_run()
@@ -47,7 +47,7 @@ class Setting:
 
     def new_run(self) -> Engine:
         self.store.engines.declare([BASE])
-        info = {"internal_name": INTERNAL, "fingerprint": FINGERPRINT, "max_adapters": ROOM}
+        info = engine_info(internal_name=INTERNAL, fingerprint=FINGERPRINT, max_adapters=ROOM)
         self.store.engines.starting(BASE, str(self._socket), info)
         self.store.engines.set_state(BASE, EngineState.READY)
         engine = self.store.engines.get(BASE)
@@ -62,8 +62,7 @@ class Setting:
             folder.mkdir()
             (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "target_modules": ["q"]}))
             (folder / "adapter_model.safetensors").write_text(name)
-            sha256 = adapter_sha256(folder)
-            self.data.publish(folder, sha256)
+            sha256 = self.data.artifacts.put(folder)
         else:
             sha256 = like.sha256
         assert self._publish(
@@ -103,7 +102,7 @@ class Setting:
 
 
 @pytest.fixture
-def setting(store: Store, data: DataFolder, publish_model: Publish, socket: Path) -> Setting:
+def setting(store: Store, data: Workspace, publish_model: Publish, socket: Path) -> Setting:
     return Setting(store, data, publish_model, socket)
 
 

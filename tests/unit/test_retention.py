@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import insert, text, update
 
-from rows import JOB, Publish
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.config import Settings
 from tunewright.errors import TunewrightError
-from tunewright.registry import data_folder
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry import removals
+from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import retention as module
 from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
 from tunewright.store.states import JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import files, jobs, models
+from tunewright.store.tables import files, job_devices, models
 
 DAY = 86_400.0
 UNFINISHED = [state for state in JobState if not state.is_final]
@@ -40,11 +40,11 @@ def store(store_on_each: Store) -> Store:
 class World:
     """A store and a data folder in which things are as old as a test wants, `now` standing still."""
 
-    def __init__(self, store: Store, data: DataFolder, publish: Publish) -> None:
+    def __init__(self, store: Store, data: Workspace, publish: Publish) -> None:
         self.store, self.data, self._publish = store, data, publish
         self.now = time.time()
         self._count = 0
-        store.files.delete(JOB["training_file"])
+        store.files.delete(FILE["id"])
 
     def retention(self, **settings: Any) -> Retention:
         return Retention(
@@ -74,7 +74,7 @@ class World:
         values["training_file"] = values["training_file"] or self.file()
         values.setdefault("fingerprint", str(self._next()))
         end = self.now - ended * DAY if state.is_final else None
-        return self.store.jobs.create({**JOB, "state": state, "finished_at": end, **values})
+        return create_job(self.store, state=state, finished_at=end, **values)
 
     def folder(self, job_id: str) -> Path:
         path = self.data.job(job_id)
@@ -84,7 +84,7 @@ class World:
         return path
 
     def artifact(self, sha256: str, age: float = 0.0, size: int = 10) -> Path:
-        path = self.data.artifact(sha256)
+        path = self.data.artifacts.local(sha256)
         path.mkdir(exist_ok=True)
         (path / "adapter_model.safetensors").write_bytes(b"x" * size)
         os.utime(path, (self.now - age * DAY,) * 2)
@@ -129,15 +129,17 @@ class World:
     def models(self) -> set[str]:
         """What is listed; it has its artifact."""
         listed = self.store.models.list()[0]
-        assert {model.name for model in listed if not self.data.artifact(model.sha256).is_dir()} == set()
+        assert {
+            model.name for model in listed if not self.data.artifacts.local(model.sha256).is_dir()
+        } == set()
         return {model.name for model in listed}
 
     def artifacts(self) -> set[str]:
-        return {path.name for path in self.data.artifacts.iterdir()}
+        return self.data.artifacts.hashes()
 
 
 @pytest.fixture
-def world(store: Store, data: DataFolder, publish_model: Publish) -> World:
+def world(store: Store, data: Workspace, publish_model: Publish) -> World:
     return World(store, data, publish_model)
 
 
@@ -207,13 +209,13 @@ def test_a_files_age_counts_from_the_end_of_its_last_job(world: World, state: Jo
 def test_a_job_shows_its_file_also_when_that_is_gone(world: World) -> None:
     job = world.job(JobState.SUCCEEDED, ended=5)
     world.round(keep_files_days=9)
-    assert job.training_file in world.files()
+    assert job.file("training_file") in world.files()
     world.now += 30 * DAY
     world.round(keep_files_days=9)
-    assert job.training_file not in world.files()
+    assert job.file("training_file") not in world.files()
     shown = world.store.jobs.get(job.id)
     assert shown is not None
-    assert shown.training_file == job.training_file
+    assert shown.file("training_file") == job.file("training_file")
 
 
 def test_result_files_go_like_uploads(world: World) -> None:
@@ -284,10 +286,10 @@ def test_a_checkpoint_that_is_wanted_or_held_or_started_from_stays(world: World)
     wanted, pinned = world.model(age=99, desired="loaded"), world.model(age=99, pinned=True)
     held, held_before, parent, ended_parent = (world.model(age=99) for _ in range(4))
     world.store.engines.declare(["tiny"])
-    engine = world.store.engines.starting("tiny", "/s", {})
+    engine = world.store.engines.starting("tiny", "/s", engine_info())
     for state, name in ((Residency.LOADED, held), (Residency.LOADED, held_before)):
         world.store.engines.set_residency(engine, sha256_of(world, name), state)
-    engine = world.store.engines.starting("tiny", "/s", {})
+    engine = world.store.engines.starting("tiny", "/s", engine_info())
     world.store.engines.set_residency(engine, sha256_of(world, held), Residency.LOADING)
     world.job(JobState.PAUSED, parent_sha256=sha256_of(world, parent))
     world.job(JobState.CANCELLED, parent_sha256=sha256_of(world, ended_parent))
@@ -362,11 +364,11 @@ def test_unused_artifacts_have_a_size_too(world: World) -> None:
 
 def test_what_is_not_the_services_is_left_alone(world: World) -> None:
     world.job()
-    for folder in (world.data.artifacts, world.data.files, world.data.jobs):
+    for folder in (world.data.path / "artifacts", world.data.files, world.data.jobs):
         (folder / "lost+found").mkdir()
         os.utime(folder / "lost+found", (0, 0))
     world.round(keep_job_folders_days=1)
-    for folder in (world.data.artifacts, world.data.files, world.data.jobs):
+    for folder in (world.data.path / "artifacts", world.data.files, world.data.jobs):
         assert (folder / "lost+found").is_dir()
 
 
@@ -421,7 +423,7 @@ def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobSta
     created_at = world.now - 99 * DAY
     old, new, held = (world.job(state, ended=ended, created_at=created_at) for ended in (8, 6, 8))
     with world.store.database.begin() as connection:
-        connection.execute(update(jobs).where(jobs.c.id == held.id).values(device="cpu"))
+        connection.execute(insert(job_devices).values(device="cpu", job_id=held.id))
     for job in (old, new, held):
         world.folder(job.id)
     world.round(keep_job_folders_days=7)
@@ -456,9 +458,9 @@ def test_a_kill_leaves_only_what_the_next_round_removes(
     for part in ("_files", "_checkpoints"):
         with monkeypatch.context() as patch:
             if at == "the row is gone":
-                patch.setattr(DataFolder, "_remove", killed)
+                patch.setattr(removals.Removals, "remove", killed)
             else:
-                patch.setattr(data_folder, "_destroy", killed)
+                patch.setattr(removals, "destroy", killed)
             with pytest.raises(Killed):
                 getattr(world.retention(**limits), part)()
         world.files()
@@ -575,7 +577,7 @@ def race(
         for number in range(RACES):
             start.wait(20)
             time.sleep(max(0.0, HEAD_STARTS[number % len(HEAD_STARTS)]))
-            refused = why_refused(opened, {**JOB, "fingerprint": str(number), **job(number)})
+            refused = why_refused(opened, fingerprint=str(number), **job(number))
             if refused is None:
                 made.add(number)
             else:
@@ -594,9 +596,9 @@ def race(
     return made
 
 
-def why_refused(store: Store, job: dict[str, Any]) -> str | None:
+def why_refused(store: Store, **job: Any) -> str | None:
     try:
-        store.jobs.create(job)
+        create_job(store, **job)
     except TunewrightError as refused:
         return refused.message
     return None
@@ -637,7 +639,7 @@ def test_rounds_and_jobs_go_together(world: World, url: str) -> None:
         made = set()
         for id in random.Random(1).sample(ids, len(ids)):
             time.sleep(0.0005)
-            if why_refused(opened, {**JOB, "training_file": id, "fingerprint": id}) is None:
+            if why_refused(opened, training_file=id, fingerprint=id) is None:
                 made.add(id)
         return made
 
@@ -697,7 +699,7 @@ def test_in_any_world_limits_are_kept_and_what_is_in_use_stays(world: World, see
         }
     unused = world.artifacts() - world.store.models.weights_in_use()
     for sha256 in unused:
-        assert (world.now - world.data.artifact(sha256).stat().st_mtime) / DAY <= limits[
+        assert (world.now - world.data.artifacts.local(sha256).stat().st_mtime) / DAY <= limits[
             "keep_unused_artifacts_days"
         ]
     assert list(world.data.tmp.iterdir()) == []
@@ -718,7 +720,7 @@ def build(world: World, chance: random.Random) -> None:
     ]
     hashes = sorted({sha256_of(world, name) for name in names})
     world.store.engines.declare(["tiny"])
-    engine = world.store.engines.starting("tiny", "/s", {})
+    engine = world.store.engines.starting("tiny", "/s", engine_info())
     for sha256 in chance.sample(hashes, 2):
         world.store.engines.set_residency(engine, sha256, chance.choice(list(Residency)))
     for _ in range(8):
@@ -736,13 +738,15 @@ def build(world: World, chance: random.Random) -> None:
 
 def in_use(world: World) -> tuple[set[str], set[str], set[str], set[str]]:
     """By looking at every row, one by one: files, models, artifacts, job folders that must stay."""
+    unfinished = world.store.jobs.in_states(*UNFINISHED)
     with world.store.database.read() as connection:
-        unfinished = [job for job in connection.execute(jobs.select()) if not JobState(job.state).is_final]
         held = set(connection.scalars(text("SELECT sha256 FROM residency")))
         rows = connection.execute(models.select()).all()
         uploads = set(connection.scalars(files.select().with_only_columns(files.c.id)))
-    read = {job.training_file for job in unfinished} | {job.validation_file for job in unfinished}
-    parents = {job.parent_sha256 for job in unfinished} - {None}
+    read = {job.file("training_file") for job in unfinished} | {
+        job.file("validation_file") for job in unfinished
+    }
+    parents = {sha256 for job in unfinished for sha256 in job.weights("parent")}
     kept = {
         row.name
         for row in rows

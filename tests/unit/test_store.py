@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from races import at_once
-from rows import BACKENDS, JOB, POSTGRES, PRODUCT, Publish
+from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job, engine_info
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.ids import result_file_id
-from tunewright.store.records import Job
+from tunewright.jobs.kinds import JobError, JobProgress
+from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.store.records import EngineInfo, Job
 from tunewright.store.states import JOB_MOVES, EngineState, JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import job_events, jobs, metadata, models, residency
+from tunewright.store.tables import engines, job_events, jobs, metadata, models, residency
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def store(store_on_each: Store) -> Store:
 
 
 def new_job(store: Store, state: JobState = JobState.VALIDATING_FILES, **values: Any) -> Job:
-    return store.jobs.create({**JOB, "state": state, **values})
+    return create_job(store, state=state, **values)
 
 
 def offset_of(store: Store, job: Job) -> int:
@@ -146,7 +149,7 @@ def test_cancel_of_an_unknown_job_is_none(store: Store) -> None:
 def test_a_late_failure_does_not_undo_an_end(store: Store, state: JobState) -> None:
     """A paused job has no trainer that could fail, so it stays paused."""
     job = new_job(store, state)
-    store.jobs.fail(job.id, code="x", message="boom")
+    store.jobs.fail(job.id, JobError(code="x", message="boom"))
     kept = state.is_final or state is JobState.PAUSED
     assert state_of(store, job) is (state if kept else JobState.FAILED)
 
@@ -233,8 +236,7 @@ def test_a_claim_starts_the_count_anew_and_keeps_the_first_start(store: Store) -
 
 def report(store: Store, job: Job, offset: int, new_offset: int, step: int) -> None:
     store.jobs.take_in(
-        job.id,
-        offset=offset,
+        replace(job, events_offset=offset),
         new_offset=new_offset,
         events=[{"level": "info", "type": "metrics", "message": f"step {step}", "data": {"step": step}}],
         progress={"step": step},
@@ -261,7 +263,7 @@ def test_what_many_readers_take_in_is_there_once(url: str, store: Store) -> None
     report(store, job, 100, 200, 2)
     found = store.jobs.get(job.id)
     assert found is not None
-    assert (found.events_offset, found.last_step, found.progress) == (200, 2, {"step": 2})
+    assert (found.events_offset, found.last_step, found.progress) == (200, 2, JobProgress(step=2))
 
 
 def test_a_new_step_forgives_earlier_crashes(store: Store) -> None:
@@ -285,7 +287,7 @@ def test_an_idempotency_key_makes_one_job(url: str, store: Store) -> None:
     for opened in stores:
         opened.close()
     assert len(ids) == 1
-    assert len(store.jobs.list(after=None, limit=100)[0]) == 1
+    assert len(store.jobs.list(kind="fine_tuning", after=None, limit=100)[0]) == 1
     assert store.jobs.earlier("once", "f", 5.0) is not None
     assert store.jobs.earlier("other", "f", 5.0) is None
 
@@ -316,8 +318,8 @@ def test_a_recent_twin_is_recognised(store: Store) -> None:
 
 def test_identical_requests_at_the_same_moment_make_one_job(url: str, store: Store) -> None:
     stores = [Store.open(url) for _ in range(8)]
-    values = {**JOB, "fingerprint": "same"}
-    ids = {job.id for job in at_once(8, lambda i: stores[i].jobs.create(values, twin_seconds=5.0))}
+    made = at_once(8, lambda i: create_job(stores[i], fingerprint="same", repeat_seconds=5.0))
+    ids = {job.id for job in made}
     for opened in stores:
         opened.close()
     assert len(ids) == 1
@@ -364,7 +366,7 @@ def test_a_page_after_an_unknown_id_is_refused(store: Store) -> None:
     job = new_job(store)
     for ask in (
         lambda: store.files.list(purpose=None, after="file-none", limit=5),
-        lambda: store.jobs.list(after="none", limit=5),
+        lambda: store.jobs.list(kind="fine_tuning", after="none", limit=5),
         lambda: store.jobs.events(job.id, after="none", limit=5),
         lambda: store.jobs.checkpoints(job.id, after="none", limit=5),
         lambda: store.models.list(after="none", limit=5),
@@ -375,12 +377,16 @@ def test_a_page_after_an_unknown_id_is_refused(store: Store) -> None:
 
 
 def test_jobs_are_found_by_their_metadata(store: Store) -> None:
-    wanted = new_job(store, job_metadata={"team": "a", "run": "1"})
-    new_job(store, job_metadata={"team": "b"})
+    wanted = new_job(store, metadata={"team": "a", "run": "1"})
+    new_job(store, metadata={"team": "b"})
     new_job(store)
-    assert [job.id for job in store.jobs.list(after=None, limit=9, metadata={"team": "a"})[0]] == [wanted.id]
-    assert store.jobs.list(after=None, limit=9, metadata={"team": "a", "run": "2"})[0] == []
-    assert store.jobs.list(after=None, limit=9, metadata={'"]; drop': "x"})[0] == []
+    assert [
+        job.id for job in store.jobs.list(kind="fine_tuning", after=None, limit=9, metadata={"team": "a"})[0]
+    ] == [wanted.id]
+    assert (
+        store.jobs.list(kind="fine_tuning", after=None, limit=9, metadata={"team": "a", "run": "2"})[0] == []
+    )
+    assert store.jobs.list(kind="fine_tuning", after=None, limit=9, metadata={'"]; drop': "x"})[0] == []
 
 
 @pytest.mark.parametrize("missing", ["file-t", "file-v"])
@@ -390,13 +396,13 @@ def test_there_is_no_job_without_its_files(store: Store, missing: str) -> None:
     with pytest.raises(InvalidRequest, match=f"No such file: '{missing}'") as refused:
         new_job(store, training_file="file-t", validation_file="file-v")
     assert refused.value.param == ("training_file" if missing == "file-t" else "validation_file")
-    assert store.jobs.list(after=None, limit=9)[0] == []
+    assert store.jobs.list(kind="fine_tuning", after=None, limit=9)[0] == []
 
 
 def test_a_retry_gets_its_job_also_when_its_file_is_gone(store: Store) -> None:
     job = new_job(store, idempotency_key="k")
     store.jobs.cancel(job.id)
-    assert store.files.delete(job.training_file)
+    assert store.files.delete(FILE["id"])
     assert new_job(store, idempotency_key="k").id == job.id
 
 
@@ -470,7 +476,10 @@ def test_publishing_lists_the_products_and_ends_the_job(store: Store, publish_mo
     assert publish_model(*rows, job=job)
     ended = store.jobs.get(job.id)
     assert ended is not None
-    assert (ended.state, ended.fine_tuned_model, ended.trained_tokens) == (JobState.SUCCEEDED, NAME, 7)
+    assert (ended.state, ended.result) == (
+        JobState.SUCCEEDED,
+        FineTuningResult(model=NAME, trained_tokens=7),
+    )
     assert {model.name for model in store.models.list()[0]} == {NAME, "ckpt"}
     assert [model.name for model in store.models.wanted_adapters("tiny").values()] == [NAME]
     listed = store.jobs.checkpoints(job.id, after=None, limit=9)[0]
@@ -524,14 +533,14 @@ def test_cancel_and_publish_race_to_one_end(url: str, store: Store, publish_mode
 def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: Publish) -> None:
     store.engines.declare(["tiny", "other"])
     publish_model({})
-    first = store.engines.starting("tiny", "/tmp/s", {})
-    other = store.engines.starting("other", "/tmp/o", {})
+    first = store.engines.starting("tiny", "/tmp/s", engine_info())
+    other = store.engines.starting("other", "/tmp/o", engine_info())
     for engine in (first, other):
         store.engines.set_residency(engine, "a" * 64, Residency.LOADED)
     held = store.models.resolve("ft:tiny::1")[2]
     assert held is not None
     assert held.state is Residency.LOADED
-    second = store.engines.starting("tiny", "/tmp/s", {})
+    second = store.engines.starting("tiny", "/tmp/s", engine_info())
     assert second.run == first.run + 1
     with store.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(residency)) == 1, "only the other engine's"
@@ -542,9 +551,43 @@ def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: P
     assert store.engines.residents(second) == {}, "a late note of the earlier run does not count"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"device": "cpu", "internal_name": "base-1", "fingerprint": "f"},  # of the first version
+        {"device": "cpu", "internal_name": "base-1", "fingerprint": "f", "of_a_later_version": [1]},
+    ],
+)
+def test_how_an_engine_was_started_is_read_as_other_versions_wrote_it(
+    store: Store, told: dict[str, Any]
+) -> None:
+    store.engines.declare(["tiny"])
+    with store.database.begin() as connection:
+        connection.execute(update(engines).values(info=told))
+    row = store.engines.get("tiny")
+    assert row is not None
+    assert row.info == EngineInfo(device="cpu", internal_name="base-1", fingerprint="f")
+    assert (row.info.has_chat_template, row.info.max_adapters, row.is_deployed) == (True, 0, False)
+
+
+def test_how_an_engine_was_started_is_read_as_it_was_written(store: Store) -> None:
+    store.engines.declare(["tiny"])
+    told = engine_info(path="/base", max_model_len=9, deployment="deployment-1", trust_remote_code=True)
+    started = store.engines.starting("tiny", "/tmp/s", told)
+    assert started is not None
+    assert started.info == told
+    longer = told.model_copy(update={"max_model_len": 99})
+    store.engines.set_state("tiny", EngineState.READY, info=longer)
+    store.engines.set_state("tiny", EngineState.BACKOFF, reason="it died")
+    row = store.engines.get("tiny")
+    assert row is not None
+    assert row.info == longer, "a change of the state leaves it"
+    assert row.is_deployed
+
+
 def test_residency_notes_replace_each_other(store: Store) -> None:
     store.engines.declare(["tiny"])
-    engine = store.engines.starting("tiny", "/tmp/s", {})
+    engine = store.engines.starting("tiny", "/tmp/s", engine_info())
     store.engines.set_residency(engine, "a", Residency.LOADING)
     store.engines.set_residency(engine, "a", Residency.FAILED, error="no such file")
     assert store.engines.residents(engine)["a"].error == "no such file"
@@ -555,7 +598,7 @@ def test_residency_notes_replace_each_other(store: Store) -> None:
 
 def test_declaring_keeps_known_engines_and_forgets_others(store: Store) -> None:
     store.engines.declare(["a", "b"])
-    store.engines.starting("a", "/tmp/s", {})
+    store.engines.starting("a", "/tmp/s", engine_info())
     store.engines.declare(["a", "c"])
     assert {e.name: (e.state, e.run) for e in store.engines.list()} == {
         "a": (EngineState.STARTING, 1),

@@ -1,1 +1,1 @@
-"""The asyncio client: a driver over httpx.AsyncClient, and the methods that hand it the shared flows."""
+"""The asyncio client. `tunewright_client/_sync` is generated from this package by `client/generate_sync.py`."""

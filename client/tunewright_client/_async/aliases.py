@@ -1,16 +1,18 @@
-"""Aliases."""
+"""Aliases: `client.aliases`."""
 
 from __future__ import annotations
 
-from .._core import aliases, endpoints
-from .._core.aliases import GuardInput, ShadowInput, Targets
+from typing import Any
+
+from .._core import endpoints
+from .._core.inputs import GuardInput, ShadowInput, Targets, alias_body
 from ..types import Alias, AliasVersion, Deleted, ShadowAnswer
-from .pages import AsyncPager
-from .resources import _Resource
+from .http import AsyncResource
+from .pager import AsyncPager
 
 
-class Aliases(_Resource):
-    """`client.aliases`. `user` is who does it, for the history."""
+class AsyncAliases(AsyncResource):
+    """`client.aliases`. `user` is recorded in the history as the author of a change."""
 
     async def set(
         self,
@@ -23,29 +25,29 @@ class Aliases(_Resource):
         wait: bool = True,
         user: str | None = None,
     ) -> Alias:
-        """Have requests to `name` answered by `targets`: a model, models with weights ({model: weight}), or
-        a list of AliasTarget. What is left out (`shadow`, `guard`) the alias has no more.
+        """Let requests to `name` be answered by `targets`: a model, models with weights ({model: weight}), or a
+        list of AliasTarget. An alias loses its `shadow` or `guard` where the argument is left out.
 
-        With `wait` the targets are loaded first. `expected_version` is the one that this replaces (0: none).
-        Raises BadRequestError where it is another or a target cannot be served, and ServiceUnavailableError
-        for one that cannot be loaded; then nothing has changed.
+        With `wait` the targets are loaded first. `expected_version` is the version to replace (0: the alias must not
+        exist). Raises BadRequestError where the alias has another version or a target cannot be served, and
+        ServiceUnavailableError for a target that cannot be loaded; nothing has changed then.
         """
-        body = aliases.alias_body(targets, shadow, guard, expected_version, wait)
-        return await self._client._fetch(endpoints.set_alias(name, body, user))
+        body = alias_body(targets, shadow, guard, expected_version, wait)
+        return await self._http.fetch(endpoints.set_alias(name, body, user))
 
     def list(self, after: str | None = None, limit: int | None = None) -> AsyncPager[Alias]:
-        """The aliases, by name; `limit` is the size of a page."""
-        return self._client._page(endpoints.list_aliases(after, limit))
+        """All aliases by name; `limit` is the size of a page."""
+        return self._http.page(endpoints.list_aliases(after, limit))
 
     async def retrieve(self, name: str) -> Alias:
         """One alias. Raises NotFoundError."""
-        return await self._client._fetch(endpoints.retrieve_alias(name))
+        return await self._http.fetch(endpoints.retrieve_alias(name))
 
     def history(
         self, name: str, after: int | None = None, limit: int | None = None
     ) -> AsyncPager[AliasVersion]:
-        """Its versions, newest first, also after its deletion. Raises NotFoundError."""
-        return self._client._page(endpoints.alias_history(name, after, limit))
+        """The versions of an alias, newest first, also after its deletion. Raises NotFoundError."""
+        return self._http.page(endpoints.alias_history(name, after, limit))
 
     async def rollback(
         self,
@@ -56,21 +58,24 @@ class Aliases(_Resource):
         wait: bool = True,
         user: str | None = None,
     ) -> Alias:
-        """Go back to a version, or to what the alias was before: a new version, that of the answer.
+        """Return to `version`, by default to the one before the present one. The result is a new version.
 
-        `expected_version` is the one to go back from, by default the one it has now. Errors are those of
-        `set`, and NotFoundError.
+        `expected_version` is the present version; by default it is read first, so that a rollback whose answer was
+        lost is not done twice. Raises what `set` raises, and NotFoundError.
         """
-        context = self._client._context
-        flow = aliases.roll_back(context, name, version, expected_version, wait, user)
-        return await self._client._run(flow)
+        if expected_version is None:
+            expected_version = (await self.retrieve(name)).version
+        body: dict[str, Any] = {"expected_version": expected_version, "wait": wait}
+        if version is not None:
+            body["version"] = version
+        return await self._http.fetch(endpoints.roll_back_alias(name, body, user))
 
     async def delete(self, name: str, *, user: str | None = None) -> Deleted:
-        """Delete an alias; its history stays. Raises NotFoundError."""
-        return await self._client._fetch(endpoints.delete_alias(name, user))
+        """Delete an alias. Its history is kept. Raises NotFoundError."""
+        return await self._http.fetch(endpoints.delete_alias(name, user))
 
     def shadow_answers(
         self, name: str, after: str | None = None, limit: int | None = None
     ) -> AsyncPager[ShadowAnswer]:
-        """What its shadow answered, newest first. Raises NotFoundError."""
-        return self._client._page(endpoints.shadow_answers(name, after, limit))
+        """The recorded answers of the alias's shadows, newest first. Raises NotFoundError."""
+        return self._http.page(endpoints.shadow_answers(name, after, limit))

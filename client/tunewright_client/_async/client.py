@@ -1,96 +1,125 @@
-"""The asyncio client."""
+"""The client: settings, the connection pool, and one attribute for each resource of the API."""
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import httpx
+import httpx2
 
-from .._core import endpoints, wait
-from .._core.call import DEFAULT_MAX_RETRIES, LOOPBACK, Call, Context
-from .._core.flow import Flow, fetch
-from .._core.pages import PageData
+from .._core import endpoints
+from .._core.call import DEFAULT_MAX_RETRIES, LOOPBACK, Settings, check_http_client
+from .._core.waiting import Wait
+from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
-from .aliases import Aliases
+from .aliases import AsyncAliases
 from .deployments import AsyncDeployments
-from .driver import AsyncDriver, AsyncStream
 from .exports import AsyncExports
+from .http import AsyncHTTP
 from .jobs import AsyncJobs
-from .pages import AsyncPager
-from .resources import Adapters, Chat, Completions, Files, Models
-
-T = TypeVar("T")
+from .resources import AsyncAdapters, AsyncChat, AsyncCompletions, AsyncFiles, AsyncModels
 
 
 class AsyncTunewright:
-    """A client of a Tunewright server for asyncio. Takes what `Tunewright` takes, with an httpx.AsyncClient
-    as `http_client`; its methods are awaited, its lists are awaited (a page) or read with `async for` (all
-    items).
+    # async-only begin
+    """A client of a Tunewright server for asyncio.
 
-    Local files are read and written in the event loop, piece by piece. Raises ValueError for an address
-    without http:// or https://.
+    It takes the arguments of `Tunewright`, but an httpx2.AsyncClient as `http_client`. Its methods are awaited. A list
+    is awaited for its first page, or iterated with `async for` over all items.
+
+    Local files are read and written in the event loop, piece by piece. Raises ValueError for an address without
+    http:// or https://.
     """
+
+    # async-only end
+    # sync-only: """A client of a Tunewright server.
+    # sync-only:
+    # sync-only: - base_url: the server's address, with or without /v1; by default TUNEWRIGHT_BASE_URL, else
+    # sync-only:   http://127.0.0.1:8000
+    # sync-only: - api_key: by default TUNEWRIGHT_API_KEY; without either, no key is sent
+    # sync-only: - timeout: seconds for each part of a request (connecting, writing, reading the next bytes), or an
+    # sync-only:   httpx2.Timeout. By default 5 to connect, 60 for control requests, 660 for generations and files
+    # sync-only: - max_retries: how many times a request is retried after a connection error, 408, 429 or 5xx
+    # sync-only: - http_client: your own httpx2.Client (proxies, certificates); it is not closed with this client
+    # sync-only:
+    # sync-only: Threads may share a client. Raises ValueError for an address without http:// or https://.
+    # sync-only: """
 
     def __init__(
         self,
         base_url: str | None = None,
         api_key: str | None = None,
-        timeout: float | httpx.Timeout | None = None,
+        timeout: float | httpx2.Timeout | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: httpx2.AsyncClient | None = None,
     ) -> None:
-        self._context = Context.build(base_url, api_key, timeout, max_retries)
-        self._owns_http = http_client is None
-        self._http = http_client or httpx.AsyncClient(mounts=dict.fromkeys(LOOPBACK))
-        self._add_resources()
+        check_http_client(http_client, httpx2.AsyncClient)
+        settings = Settings.build(base_url, api_key, timeout, max_retries)
+        self._owns_connections = http_client is None
+        self._use(AsyncHTTP(http_client or httpx2.AsyncClient(mounts=dict.fromkeys(LOOPBACK)), settings))
 
-    def _add_resources(self) -> None:
-        self.files = Files(self)
-        self.jobs = AsyncJobs(self)
-        self.exports = AsyncExports(self)
-        self.adapters = Adapters(self)
-        self.models = Models(self)
-        self.aliases = Aliases(self)
-        self.deployments = AsyncDeployments(self)
-        self.chat = Chat(self)
-        self.completions = Completions(self)
+    def _use(self, http: AsyncHTTP) -> None:
+        self._http = http
+        self.files = AsyncFiles(http)
+        self.jobs = AsyncJobs(http)
+        self.exports = AsyncExports(http)
+        self.adapters = AsyncAdapters(http)
+        self.models = AsyncModels(http)
+        self.aliases = AsyncAliases(http)
+        self.deployments = AsyncDeployments(http)
+        self.chat = AsyncChat(http)
+        self.completions = AsyncCompletions(http)
 
     @property
     def base_url(self) -> str:
-        """The server's address, without /v1."""
-        return self._context.root
+        """The server's address without /v1."""
+        return self._http.settings.root
 
     def with_options(
-        self, *, timeout: float | httpx.Timeout | None = None, max_retries: int | None = None
+        self, *, timeout: float | httpx2.Timeout | None = None, max_retries: int | None = None
     ) -> Self:
-        """This client with another timeout or number of retries; both share their connections."""
+        """A client with another timeout or number of retries. It shares the connections of this one."""
         other = object.__new__(type(self))
-        other._context = self._context.with_options(timeout, max_retries)
-        other._owns_http = False
-        other._http = self._http
-        other._add_resources()
+        other._owns_connections = False
+        other._use(AsyncHTTP(self._http.client, self._http.settings.with_options(timeout, max_retries)))
         return other
 
     async def health(self) -> dict[str, Any]:
-        """Whether the server answers at all: {"status": "ok"}."""
-        return await self._fetch(endpoints.health())
+        """{"status": "ok"} from a server that answers at all."""
+        return await self._http.fetch(endpoints.health())
 
     async def ready(self) -> Ready:
-        """Whether the service can do its work, part by part. Not being ready is no error."""
-        return await self._fetch(endpoints.ready())
+        """Whether each part of the service is ready. A service that is not ready is no error."""
+        return await self._http.fetch(endpoints.ready())
 
     async def wait_ready(self, timeout: float = 300.0, poll_interval: float = 0.5) -> Ready:
-        """Wait until the service is ready, also for a server that is not up yet; times are in seconds.
+        """Wait until the service is ready. The server need not be up yet. Times are in seconds.
 
-        Raises WaitTimeoutError, which says what was still missing.
+        Raises WaitTimeoutError, whose message says what was not ready.
         """
-        return await self._run(wait.until_ready(self._context, timeout, poll_interval))
+        wait = Wait(timeout, self._http.settings.max_retries)
+        while True:
+            try:
+                state = await self._http.once(wait.request_seconds()).fetch(endpoints.ready())
+            except TunewrightError as error:
+                if not wait.tolerates(error):
+                    raise
+                reason = str(error)
+            else:
+                wait.succeeded()
+                if state.ready:
+                    return state
+                reason = state.waiting_for or "the service gives no reason"
+            delay = wait.pause(poll_interval)
+            if delay is None:
+                raise WaitTimeoutError(f"not ready after {timeout:g} seconds: {reason}") from wait.last_error
+            await asyncio.sleep(delay)
 
     async def close(self) -> None:
         """Close the connections, unless they belong to another client."""
-        if self._owns_http:
-            await self._http.aclose()
+        if self._owns_connections:
+            await self._http.client.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,15 +131,3 @@ class AsyncTunewright:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.base_url!r})"
-
-    async def _run(self, flow: Flow[T]) -> T:
-        return await AsyncDriver(self._http).run(flow)
-
-    async def _fetch(self, call: Call[T]) -> T:
-        return await self._run(fetch(self._context, call))
-
-    def _page(self, call: Call[PageData[T]]) -> AsyncPager[T]:
-        return AsyncPager(call, self._fetch)
-
-    def _stream(self, flow: Flow[None]) -> AsyncStream[Any]:
-        return AsyncStream(AsyncDriver(self._http), flow)

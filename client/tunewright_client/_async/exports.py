@@ -1,4 +1,4 @@
-"""Exports: `client.exports`, and the Export that knows its client."""
+"""Exports: `client.exports`, and the record with the methods of one export."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 from .._core import endpoints
-from .._core.exports import CombineInput, source_fields
-from .._core.weighted import Weighted
+from .._core.inputs import CombineInput, WeightedModels, source_fields
 from ..types import ExportRecord
 from ..types.exports import ExportFormat
-from .work import AsyncBoundRecord, AsyncWork
+from .job_resource import AsyncBoundJob, AsyncJobResource
 
 
-class AsyncExport(AsyncBoundRecord, ExportRecord):
-    """An export as it was when it was read; its methods ask its client. A record does not change:
-    `export = export.refresh()` reads a new one."""
+class AsyncExport(AsyncBoundJob, ExportRecord):
+    """An export as it was when it was read, with methods that ask its client. The record does not change: `refresh`
+    returns a new one."""
 
 
-class AsyncExports(AsyncWork[AsyncExport]):
-    """`client.exports`: models made of models. An export is a job without training: what takes a `job_id`
-    takes an export's id."""
+class AsyncExports(AsyncJobResource[AsyncExport]):
+    """`client.exports`: models made of other models. An export is a job without training, so `job_id` arguments take
+    the id of an export."""
 
     _path = endpoints.EXPORTS
     _record = AsyncExport
@@ -30,7 +29,7 @@ class AsyncExports(AsyncWork[AsyncExport]):
         self,
         model: str | None = None,
         *,
-        models: Weighted | None = None,
+        models: WeightedModels | None = None,
         format: ExportFormat,
         combine: CombineInput | None = None,
         suffix: str | None = None,
@@ -47,32 +46,37 @@ class AsyncExports(AsyncWork[AsyncExport]):
     ) -> AsyncExport:
         """Merge an adapter into its base, quantize a model to 4 bits, or make one adapter of several.
 
-        - model: what is exported; or models, adapters of one base: {name: weight}, or a list of names or of
+        - model: the model to export
+        - models: instead of `model`, adapters of one base: {name: weight}, or a list of names or of
           {"model": name, "weight": weight}
-        - format: merged, awq (an adapter is merged first) or adapter (of several)
-        - combine: how several become one: linear, soup, ties or dare, or an object with method, density, rank
-        - suffix: part of the new model's name
-        - calibration_file: rows that the quantizer looks at, by default those that the model was trained on;
-          validation_file: held-out rows that the quality is measured on. Each is a file's id, or a
-          pathlib.Path to a file, which is uploaded first
-        - group_size: 128, 64, 32 or "largest": weights that share a scale
-        - max_kl: nats for each token that the product may diverge; force: publish it all the same
-        - idempotency_key: the same key gives the same export, however often this is called
+        - format: merged, awq (an adapter is merged first) or adapter (made of several)
+        - combine: how several adapters are combined: linear, soup, ties or dare, or an object with method, density
+          and rank
+        - suffix: a part of the new model's name
+        - calibration_file: the rows that the quantizer measures activations on, by default the training rows of the
+          model
+        - validation_file: the held-out rows that the quality is measured on. Both files are the id of a file, or a
+          pathlib.Path of a local file, which is uploaded first
+        - group_size: how many weights share a scale: 128, 64, 32 or "largest"
+        - max_kl: the largest accepted KL divergence in nats for each token; force: publish the product in any case
+        - idempotency_key: all calls with the same key give the same export
 
-        Raises ValueError unless one of model and models is given, BadRequestError for what cannot be exported
-        so, FileNotFoundError for a missing file.
+        Raises ValueError unless one of model and models is given, BadRequestError for a model that cannot be
+        exported in this way, FileNotFoundError for a missing local file.
         """
         return await self._create(
             {"calibration_file": calibration_file, "validation_file": validation_file},
             idempotency_key,
-            **source_fields(model, models, combine),
-            format=format,
-            suffix=suffix,
-            seed=seed,
-            calibration_rows=calibration_rows,
-            group_size=group_size,
-            validation_rows=validation_rows,
-            max_kl=max_kl,
-            force=force or None,
-            metadata=metadata,
+            {
+                **source_fields(model, models, combine),
+                "format": format,
+                "suffix": suffix,
+                "seed": seed,
+                "calibration_rows": calibration_rows,
+                "group_size": group_size,
+                "validation_rows": validation_rows,
+                "max_kl": max_kl,
+                "force": force or None,
+                "metadata": metadata,
+            },
         )

@@ -1,27 +1,27 @@
-"""Fine-tuning jobs: `client.jobs`, and the Job that knows its client."""
+"""Fine-tuning jobs: `client.jobs`, and the record with the methods of one job."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .._core import endpoints
 from ..types import Checkpoint, JobRecord, Tuning
-from .pages import AsyncPager
-from .work import AsyncBoundRecord, AsyncWork
+from .job_resource import AsyncBoundJob, AsyncJobResource
+from .pager import AsyncPager
 
 
-class AsyncJob(AsyncBoundRecord, JobRecord):
-    """A fine-tuning job as it was when it was read; its methods ask its client. A record does not change:
-    `job = job.refresh()` reads a new one."""
+class AsyncJob(AsyncBoundJob, JobRecord):
+    """A fine-tuning job as it was when it was read, with methods that ask its client. The record does not change:
+    `refresh` returns a new one."""
 
     def checkpoints(self, after: str | None = None, limit: int | None = None) -> AsyncPager[Checkpoint]:
         """See `client.jobs.checkpoints`."""
-        return self._api._client.jobs.checkpoints(self.id, after, limit)
+        return cast("AsyncJobs", self._resource).checkpoints(self.id, after, limit)
 
 
-class AsyncJobs(AsyncWork[AsyncJob]):
+class AsyncJobs(AsyncJobResource[AsyncJob]):
     """`client.jobs`."""
 
     _path = endpoints.JOBS
@@ -41,32 +41,34 @@ class AsyncJobs(AsyncWork[AsyncJob]):
         chat_template: str | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncJob:
-        """Start a fine-tuning job.
+        """Create a fine-tuning job.
 
-        - model: the base, or a fine-tuned model to go on from
-        - training_file, validation_file: a file's id, or a pathlib.Path to a file, which is uploaded first
-        - tuning: settings such as {"type": "lora", "rank": 16}; what is left out is chosen for you
-        - method, hyperparameters: OpenAI's way to say it
-        - suffix: part of the new model's name
-        - idempotency_key: the same key gives the same job, however often this is called
+        - model: a base, or a fine-tuned model to continue from
+        - training_file, validation_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
+        - tuning: settings such as {"type": "lora", "rank": 16}; the service chooses the others
+        - method, hyperparameters: the settings in OpenAI's form
+        - suffix: a part of the new model's name
+        - idempotency_key: all calls with the same key give the same job
 
-        Raises BadRequestError for settings or files that cannot work, FileNotFoundError for a missing file.
+        Raises BadRequestError for settings or files that cannot work, FileNotFoundError for a missing local file.
         """
         return await self._create(
             {"training_file": training_file, "validation_file": validation_file},
             idempotency_key,
-            model=model,
-            tuning=tuning,
-            method=method,
-            hyperparameters=hyperparameters,
-            suffix=suffix,
-            seed=seed,
-            metadata=metadata,
-            chat_template=chat_template,
+            {
+                "model": model,
+                "tuning": tuning,
+                "method": method,
+                "hyperparameters": hyperparameters,
+                "suffix": suffix,
+                "seed": seed,
+                "metadata": metadata,
+                "chat_template": chat_template,
+            },
         )
 
     def checkpoints(
         self, job_id: str, after: str | None = None, limit: int | None = None
     ) -> AsyncPager[Checkpoint]:
-        """A job's checkpoints, newest first."""
-        return self._client._page(endpoints.list_checkpoints(job_id, after, limit))
+        """The checkpoints of a job, newest first."""
+        return self._http.page(endpoints.list_checkpoints(job_id, after, limit))

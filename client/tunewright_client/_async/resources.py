@@ -1,13 +1,13 @@
-"""Files, adapters, models and generations."""
+"""Files, adapters, models, chat and text completions."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from .._core import endpoints, streams
+from .._core import endpoints
 from .._core.upload import FileInput
 from ..types import (
     Adapter,
@@ -19,27 +19,20 @@ from ..types import (
     File,
     Model,
 )
-from .driver import AsyncStream
-from .pages import AsyncPager
-
-if TYPE_CHECKING:
-    from .client import AsyncTunewright
+from .http import AsyncResource
+from .pager import AsyncPager
+from .streams import AsyncStream, open_generation
 
 
-class _Resource:
-    def __init__(self, client: AsyncTunewright) -> None:
-        self._client = client
-
-
-class Files(_Resource):
+class AsyncFiles(AsyncResource):
     """`client.files`."""
 
     async def upload(self, file: FileInput, purpose: str = "fine-tune", filename: str | None = None) -> File:
-        """Upload a path, bytes, or a file opened in binary mode, which is sent whole, from its start.
+        """Upload a path, bytes, or a file that is open in binary mode, which is sent whole, from its start.
 
-        Raises FileNotFoundError, TypeError for a file opened as text, PayloadTooLargeError, BadRequestError.
+        Raises FileNotFoundError, TypeError for a file that is open as text, PayloadTooLargeError, BadRequestError.
         """
-        return await self._client._fetch(endpoints.upload_file(file, purpose, filename))
+        return await self._http.fetch(endpoints.upload_file(file, purpose, filename))
 
     def list(
         self,
@@ -48,24 +41,24 @@ class Files(_Resource):
         limit: int | None = None,
         order: Literal["asc", "desc"] | None = None,
     ) -> AsyncPager[File]:
-        """The files; `limit` is the size of a page."""
-        return self._client._page(endpoints.list_files(purpose, after, limit, order))
+        """All files; `limit` is the size of a page."""
+        return self._http.page(endpoints.list_files(purpose, after, limit, order))
 
     async def retrieve(self, file_id: str) -> File:
-        """What is known of a file. Raises NotFoundError."""
-        return await self._client._fetch(endpoints.retrieve_file(file_id))
+        """The record of a file. Raises NotFoundError."""
+        return await self._http.fetch(endpoints.retrieve_file(file_id))
 
     async def content(self, file_id: str) -> bytes:
-        """A file's content, all of it in memory."""
-        return await self._client._fetch(endpoints.file_content(file_id))
+        """The whole content of a file, in memory."""
+        return await self._http.fetch(endpoints.file_content(file_id))
 
     async def delete(self, file_id: str) -> Deleted:
         """Delete a file."""
-        return await self._client._fetch(endpoints.delete_file(file_id))
+        return await self._http.fetch(endpoints.delete_file(file_id))
 
 
-class Adapters(_Resource):
-    """`client.adapters`. An adapter is named by its id or by its model's name (`ft:...`)."""
+class AsyncAdapters(AsyncResource):
+    """`client.adapters`. An adapter is named by its id or by the name of its model (`ft:...`)."""
 
     async def register(
         self,
@@ -79,13 +72,14 @@ class Adapters(_Resource):
         load: bool = True,
         idempotency_key: str | None = None,
     ) -> Adapter:
-        """Register an adapter that was not trained by the service, to be served like one that was.
+        """Register an adapter that was trained elsewhere. It is served like the service's own adapters.
 
-        Give one of: `source`, a PEFT folder or an archive of one (.tar, .tar.gz, .zip), which is uploaded;
-        `path`, a folder on the server; `hub_id`, a repository that the server fetches. `base` may be left out
-        where the adapter's config names it, or there is one base only.
+        Give one of: `source`, a PEFT folder or an archive of one (.tar, .tar.gz, .zip), which is uploaded; `path`, a
+        folder on the server; `hub_id`, a repository that the server downloads. `base` may be left out where the
+        adapter's config names it or the service has a single base.
 
-        Raises ValueError, FileNotFoundError, and BadRequestError with what is wrong with the adapter.
+        Raises ValueError, FileNotFoundError, and BadRequestError, whose message says what is wrong with the
+        adapter.
         """
         if sum(way is not None for way in (source, path, hub_id)) != 1:
             raise ValueError("give one of source, path and hub_id")
@@ -94,7 +88,7 @@ class Adapters(_Resource):
         else:
             fields = {"path": path, "hub_id": hub_id, "revision": revision, "base": base, "suffix": suffix}
             call = endpoints.register_adapter(load, idempotency_key, **fields)
-        return await self._client._fetch(call)
+        return await self._http.fetch(call)
 
     def list(
         self,
@@ -106,78 +100,75 @@ class Adapters(_Resource):
         loaded: bool | None = None,
         job: str | None = None,
     ) -> AsyncPager[Adapter]:
-        """Adapters and where each stands, newest first: all, or those of a base, of a job, in a state, loaded
-        or not."""
+        """All adapters, newest first, or those of a base, of a job, in a state, loaded or not loaded."""
         filters = {"base": base, "state": state, "loaded": loaded, "job": job}
-        return self._client._page(endpoints.list_adapters(after, limit, **filters))
+        return self._http.page(endpoints.list_adapters(after, limit, **filters))
 
     async def retrieve(self, adapter: str) -> Adapter:
         """One adapter. Raises NotFoundError."""
-        return await self._client._fetch(endpoints.retrieve_adapter(adapter))
+        return await self._http.fetch(endpoints.retrieve_adapter(adapter))
 
     async def load(self, adapter: str, *, force: bool = False) -> Adapter:
-        """Ask for an adapter to be loaded in the engine of its base; see `state` for whether it is.
+        """Load an adapter in the engine of its base. `state` says whether it is loaded.
 
-        With `force`, a quarantined one is served all the same, and `parity.forced` keeps the fact; without,
-        raises BadRequestError for such.
+        Raises BadRequestError for a quarantined adapter. With `force` it is served nevertheless, which is recorded in
+        `parity.forced`.
         """
-        return await self._client._fetch(endpoints.act_on_adapter(adapter, "load", force))
+        return await self._http.fetch(endpoints.act_on_adapter(adapter, "load", force))
 
     async def unload(self, adapter: str) -> Adapter:
-        """Unload an adapter after its last request, and unpin it; while `state` is `draining`, some run."""
-        return await self._client._fetch(endpoints.act_on_adapter(adapter, "unload"))
+        """Unload an adapter after its last request, and unpin it. While requests run, `state` is `draining`."""
+        return await self._http.fetch(endpoints.act_on_adapter(adapter, "unload"))
 
     async def pin(self, adapter: str) -> Adapter:
-        """Load an adapter, and never have it evicted for another."""
-        return await self._client._fetch(endpoints.act_on_adapter(adapter, "pin"))
+        """Load an adapter, and never evict it for another one."""
+        return await self._http.fetch(endpoints.act_on_adapter(adapter, "pin"))
 
     async def unpin(self, adapter: str) -> Adapter:
-        """Let an adapter be evicted again when it is the least recently used."""
-        return await self._client._fetch(endpoints.act_on_adapter(adapter, "unpin"))
+        """Let an adapter be evicted again when it is the least recently used one."""
+        return await self._http.fetch(endpoints.act_on_adapter(adapter, "unpin"))
 
     async def check(self, adapter: str) -> Adapter:
-        """Have it compared with peft again; while `parity.check_pending`, the verdict is not there."""
-        return await self._client._fetch(endpoints.act_on_adapter(adapter, "check"))
+        """Compare an adapter with peft again. While `parity.check_pending` is true, there is no verdict yet."""
+        return await self._http.fetch(endpoints.act_on_adapter(adapter, "check"))
 
     async def delete(self, adapter: str, *, force: bool = False) -> Deleted:
-        """Unload and delete an adapter; with `force` it is first taken out of the aliases that have it.
+        """Unload and delete an adapter. With `force` it is first taken out of the aliases that have it.
 
         Raises BadRequestError while an unfinished job starts from it or, without `force`, an alias has it.
         """
-        return await self._client._fetch(endpoints.delete_adapter(adapter, force))
+        return await self._http.fetch(endpoints.delete_adapter(adapter, force))
 
     async def download(self, adapter: str, path: str | os.PathLike[str]) -> Path:
         """Download an adapter's PEFT folder as a tar file; otherwise like `client.models.download`."""
-        call = endpoints.download_adapter(adapter)
-        return await self._client._run(streams.download(self._client._context, call, adapter, path))
+        return await self._http.download(endpoints.download_adapter(adapter), adapter, path)
 
 
-class Models(_Resource):
+class AsyncModels(AsyncResource):
     """`client.models`."""
 
     def list(self) -> AsyncPager[Model]:
-        """Every name that generations can ask for."""
-        return self._client._page(endpoints.list_models())
+        """All models that generations can use: bases, fine-tuned models, aliases."""
+        return self._http.page(endpoints.list_models())
 
     async def retrieve(self, name: str) -> Model:
         """One model. Raises NotFoundError."""
-        return await self._client._fetch(endpoints.retrieve_model(name))
+        return await self._http.fetch(endpoints.retrieve_model(name))
 
     async def delete(self, name: str, *, force: bool = False) -> Deleted:
         """Delete a fine-tuned model. `force` and errors are those of `client.adapters.delete`."""
-        return await self._client._fetch(endpoints.delete_model(name, force))
+        return await self._http.fetch(endpoints.delete_model(name, force))
 
     async def download(self, name: str, path: str | os.PathLike[str]) -> Path:
-        """Download a model as a tar file to `path` (a folder gets `<name>.tar`), and return where it is.
+        """Download a model as a tar file to `path` (in a folder: to `<name>.tar`), and return the path of the file.
 
-        The file appears whole or not at all. Raises NotFoundError, and StreamInterruptedError when the
-        connection breaks on the way.
+        The file appears whole or not at all. Raises NotFoundError, and StreamInterruptedError for a connection that
+        breaks during the download.
         """
-        context = self._client._context
-        return await self._client._run(streams.download(context, endpoints.download_model(name), name, path))
+        return await self._http.download(endpoints.download_model(name), name, path)
 
 
-class Chat(_Resource):
+class AsyncChat(AsyncResource):
     """`client.chat`."""
 
     @overload
@@ -198,22 +189,19 @@ class Chat(_Resource):
     async def create(
         self, model: str, messages: Sequence[Mapping[str, Any]], stream: bool = False, **params: Any
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
-        """Answer a conversation; `params` (temperature, max_tokens, ...) go to the engine as they are.
+        """Answer a conversation. `params` (temperature, max_tokens, ...) are passed to the engine unchanged.
 
-        With `stream`, returns when the first bytes have come, and the chunks follow as the engine makes them;
-        from then on nothing is retried. Raises NotFoundError for an unknown model, ServiceUnavailableError
-        for one that is not up, StreamInterruptedError for a stream that ends too early.
+        With `stream`, returns when the first bytes have come; the chunks follow as the engine makes them, and nothing
+        is retried any more. Raises NotFoundError for an unknown model, ServiceUnavailableError for one that is not
+        running, StreamInterruptedError for a stream that ends too early.
         """
         call = endpoints.chat(model, messages, params)
         if not stream:
-            return await self._client._fetch(call)
-        chunks: AsyncStream[ChatCompletionChunk] = self._client._stream(
-            streams.generation(self._client._context, endpoints.streamed(call), ChatCompletionChunk)
-        )
-        return await chunks._start()
+            return await self._http.fetch(call)
+        return await open_generation(self._http, endpoints.streamed(call), ChatCompletionChunk)
 
 
-class Completions(_Resource):
+class AsyncCompletions(AsyncResource):
     """`client.completions`."""
 
     @overload
@@ -234,11 +222,8 @@ class Completions(_Resource):
     async def create(
         self, model: str, prompt: str | Sequence[Any], stream: bool = False, **params: Any
     ) -> Completion | AsyncStream[CompletionChunk]:
-        """Continue a prompt (text, token ids, or several of either). Otherwise like `client.chat.create`."""
+        """Continue a prompt: text, token ids, or several of either. Otherwise like `client.chat.create`."""
         call = endpoints.complete(model, prompt, params)
         if not stream:
-            return await self._client._fetch(call)
-        chunks: AsyncStream[CompletionChunk] = self._client._stream(
-            streams.generation(self._client._context, endpoints.streamed(call), CompletionChunk)
-        )
-        return await chunks._start()
+            return await self._http.fetch(call)
+        return await open_generation(self._http, endpoints.streamed(call), CompletionChunk)

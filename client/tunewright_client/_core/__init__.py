@@ -1,6 +1,3 @@
-"""What the sync and the async client share: requests, answers, retries, streams, waiting. No input or output.
-
-A method of the API is a generator (a flow, see `flow.py`) that yields what is to be done and is sent the
-result. The clients' drivers do it, one with httpx.Client, one with httpx.AsyncClient; nothing else differs
-between them.
+"""What the blocking and the asyncio client share: how a request is built, how an answer is read, retry and wait
+arithmetic, server-sent events, progress output. Nothing here uses the network or sleeps.
 """

@@ -1,15 +1,17 @@
-"""One request of the API as data, and the client's settings it is sent with."""
+"""One request of the API as data, and the settings of a client that sends it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-import httpx
+import httpx2
+from pydantic import ValidationError
 
+from .._errors import InvalidResponseError
 from .._version import __version__
 from .upload import FilePart, Upload
 
@@ -18,27 +20,28 @@ T = TypeVar("T")
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_RETRIES = 2
 CONNECT_SECONDS = 5.0
-CONTROL_SECONDS = 60.0  # what the service answers from its own state
-SLOW_SECONDS = (
-    660.0  # generations, uploads and downloads: the time to the next byte, not in all; more than the
-)
-# service gives a generation (600), so that its own error comes first, which is not to be retried
-LOOPBACK = (
-    "all://localhost",
-    "all://127.0.0.1",
-    "all://[::1]",
-)  # never reached through an environment's proxy
+# For requests that the service answers from its own state.
+CONTROL_SECONDS = 60.0
+# For generations, uploads and downloads. It limits the time to the next byte, not the whole transfer. It is longer
+# than the service's own limit for a generation (600 s), so that the service's error, which must not be retried, comes
+# before the client's timeout.
+SLOW_SECONDS = 660.0
+# Addresses that are never reached through a proxy named in the environment.
+LOOPBACK = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 USER_AGENT = f"tunewright-client/{__version__}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Context:
-    """A client's settings. `root` is the server's address without /v1; `timeout` None stands for the
-    defaults."""
+class Settings:
+    """The settings of a client.
+
+    - root: the server's address without /v1
+    - timeout: the caller's own timeout; None selects the default of each request
+    """
 
     root: str
     api_key: str | None = dataclasses.field(default=None, repr=False)
-    timeout: httpx.Timeout | None = None
+    timeout: httpx2.Timeout | None = None
     max_retries: int = DEFAULT_MAX_RETRIES
 
     @classmethod
@@ -46,12 +49,13 @@ class Context:
         cls,
         base_url: str | None,
         api_key: str | None,
-        timeout: float | httpx.Timeout | None,
+        timeout: float | httpx2.Timeout | None,
         max_retries: int,
-    ) -> Context:
-        """The settings given, else those of TUNEWRIGHT_BASE_URL and TUNEWRIGHT_API_KEY, else the defaults.
+    ) -> Settings:
+        """Settings from the arguments, else from TUNEWRIGHT_BASE_URL and TUNEWRIGHT_API_KEY, else the defaults.
 
-        Raises ValueError for an address without http:// or https://, and for a negative max_retries.
+        Raises ValueError for an address without http:// or https:// and for a negative max_retries, TypeError for a
+        timeout of another type.
         """
         root = (base_url or os.environ.get("TUNEWRIGHT_BASE_URL") or DEFAULT_BASE_URL).strip().rstrip("/")
         root = root.removesuffix("/v1").rstrip("/")
@@ -60,72 +64,66 @@ class Context:
         if max_retries < 0:
             raise ValueError("max_retries must not be negative")
         key = api_key if api_key is not None else os.environ.get("TUNEWRIGHT_API_KEY")
-        return cls(root, (key or "").strip() or None, as_timeout(timeout), max_retries)
+        return cls(root, (key or "").strip() or None, _timeout(timeout), max_retries)
 
-    def with_options(self, timeout: float | httpx.Timeout | None, max_retries: int | None) -> Context:
-        """The same settings but for those that are given."""
+    def with_options(self, timeout: float | httpx2.Timeout | None, max_retries: int | None) -> Settings:
+        """A copy with another timeout or number of retries. An argument that is None changes nothing."""
         return dataclasses.replace(
             self,
-            timeout=self.timeout if timeout is None else as_timeout(timeout),
+            timeout=self.timeout if timeout is None else _timeout(timeout),
             max_retries=self.max_retries if max_retries is None else max_retries,
         )
 
-    def timeout_of(self, slow: bool) -> httpx.Timeout:
-        """The timeout of a request: the caller's own, else the default of its kind."""
-        return self.timeout or httpx.Timeout(
+    def timeout_for(self, slow: bool) -> httpx2.Timeout:
+        """The timeout of a request: the caller's own, else the default for fast or slow requests."""
+        return self.timeout or httpx2.Timeout(
             SLOW_SECONDS if slow else CONTROL_SECONDS, connect=CONNECT_SECONDS
         )
 
-    def capped(self, seconds: float | None) -> Context:
-        """These settings without retries, each part of a request taking at most `seconds`: for flows that
-        have a deadline and a retry policy of their own."""
-        timeout = self.timeout_of(slow=False)
+    def without_retries(self, seconds: float | None) -> Settings:
+        """A copy without retries, in which each part of a request takes at most `seconds` (None: no further limit).
+
+        For loops that have a deadline and a retry policy of their own.
+        """
+        timeout = self.timeout_for(slow=False)
         if seconds is not None:
             parts = timeout.as_dict()
-            timeout = httpx.Timeout(
+            timeout = httpx2.Timeout(
                 **{name: seconds if part is None else min(part, seconds) for name, part in parts.items()}
             )
         return dataclasses.replace(self, timeout=timeout, max_retries=0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Prepared:
-    """The arguments of httpx's build_request."""
+def _no_params() -> Mapping[str, str | int | bool | None]:
+    return {}
 
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    params: Mapping[str, Any] | None
-    json: Any
-    data: Mapping[str, str] | None
-    files: list[FilePart] | None
-    timeout: httpx.Timeout
 
-    def arguments(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+def _no_headers() -> Mapping[str, str]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One request of the API.
 
-    - path: under /v1, its parts quoted; `outside_v1` for the few beside it
-    - params: the query; those that are None are left out
-    - parse: makes the result of a successful response; raises InvalidResponseError or pydantic's
+    - path: the path below /v1 with its parts quoted, or below the root with `outside_v1`
+    - parse: makes the result of a successful response; raises InvalidResponseError, ValueError or pydantic's
       ValidationError
-    - accepted: statuses other than 2xx that are answers too
-    - stream: the body is read piece by piece; `first_byte`: and its first piece is part of the attempt, so
-      that a connection lost before it is retried
-    - slow: takes the long default timeout
+    - params: the query; values that are None are left out
+    - accepted: statuses other than 2xx that are no errors
+    - stream: the body is read piece by piece
+    - first_byte: the first piece of the body belongs to the attempt, so that a connection that is lost before it is
+      retried
+    - slow: uses the long default timeout
     """
 
     method: str
     path: str
-    parse: Callable[[httpx.Response], T]
-    params: Mapping[str, str | int | bool | None] = dataclasses.field(default_factory=dict)
+    parse: Callable[[httpx2.Response], T]
+    params: Mapping[str, str | int | bool | None] = dataclasses.field(default_factory=_no_params)
     json: Any = None
     upload: Upload | None = None
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=_no_headers)
     idempotency_key: str | None = None
     accepted: frozenset[int] = frozenset()
     outside_v1: bool = False
@@ -134,37 +132,63 @@ class Call(Generic[T]):
     slow: bool = False
 
     @contextmanager
-    def prepared(self, context: Context, idempotency_key: str | None) -> Iterator[Prepared]:
-        """The request of one attempt; an uploaded file is open for as long as the attempt lasts."""
+    def request(
+        self, settings: Settings, idempotency_key: str | None
+    ) -> Generator[dict[str, Any], None, None]:
+        """The arguments of httpx2's `build_request` for one attempt. Files to upload are open inside the block."""
         headers = {"user-agent": USER_AGENT, "accept": "application/json", **self.headers}
-        if context.api_key:
-            headers["authorization"] = f"Bearer {context.api_key}"
+        if settings.api_key:
+            headers["authorization"] = f"Bearer {settings.api_key}"
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
-        params = {name: value for name, value in self.params.items() if value is not None}
-        url = f"{context.root}{'' if self.outside_v1 else '/v1'}{self.path}"
-
-        def request(files: list[FilePart] | None) -> Prepared:
-            return Prepared(
-                method=self.method,
-                url=url,
-                headers=headers,
-                params=params or None,
-                json=self.json,
-                data=self.upload.fields if self.upload else None,
-                files=files,
-                timeout=context.timeout_of(self.slow),
-            )
-
+        arguments: dict[str, Any] = {
+            "method": self.method,
+            "url": f"{settings.root}{'' if self.outside_v1 else '/v1'}{self.path}",
+            "headers": headers,
+            "params": {name: value for name, value in self.params.items() if value is not None} or None,
+            "json": self.json,
+            "timeout": settings.timeout_for(self.slow),
+        }
         if self.upload is None:
-            yield request(None)
+            yield arguments
             return
-        # One boundary for all attempts: a retried upload is the same request byte for byte.
+        # All attempts use one boundary, so that a retried upload is the same request byte for byte.
         headers["content-type"] = f"multipart/form-data; boundary=tunewright-{self.upload.boundary}"
+        files: list[FilePart]
         with self.upload.opened() as files:
-            yield request(files)
+            yield {**arguments, "data": self.upload.fields, "files": files}
+
+    def is_success(self, response: httpx2.Response) -> bool:
+        """Whether the status is 2xx or one of `accepted`."""
+        return response.is_success or response.status_code in self.accepted
+
+    def result(self, response: httpx2.Response) -> T:
+        """The parsed body of a successful response. Raises InvalidResponseError where it is not what the API
+        describes."""
+        try:
+            return self.parse(response)
+        except (ValidationError, ValueError) as error:
+            content_type = response.headers.get("content-type", "no content type")
+            raise InvalidResponseError(
+                f"{self.method} {response.url.path} answered {response.status_code} ({content_type}), which is not "
+                "what Tunewright's API describes: is base_url right?"
+            ) from error
 
 
-def as_timeout(timeout: float | httpx.Timeout | None) -> httpx.Timeout | None:
-    """A number of seconds is the limit of each part of a request: connect, write, read, wait for a place."""
-    return httpx.Timeout(timeout) if isinstance(timeout, int | float) else timeout
+def check_http_client(client: object, expected: type[httpx2.Client | httpx2.AsyncClient]) -> None:
+    """Raises TypeError unless `client` is None or an `expected`: a client of httpx fails much later otherwise."""
+    if client is not None and not isinstance(client, expected):
+        raise TypeError(f"http_client must be an httpx2.{expected.__name__}, not {_type_name(client)}")
+
+
+def _timeout(timeout: object) -> httpx2.Timeout | None:
+    """A number of seconds limits each part of a request: connecting, writing, reading, waiting for a connection."""
+    if timeout is None or isinstance(timeout, httpx2.Timeout):
+        return timeout
+    if isinstance(timeout, int | float):
+        return httpx2.Timeout(timeout)
+    raise TypeError(f"timeout must be a number of seconds or an httpx2.Timeout, not {_type_name(timeout)}")
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"

@@ -1,15 +1,15 @@
-"""Every route of the API: what to send and how to read the answer. Nothing is sent here.
+"""The routes of the API: what each sends and how its answer is parsed. Nothing is sent here.
 
-Those of deployments are in `deployments.py`.
+The routes of deployments are in `deployments.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
-import httpx
+import httpx2
 from pydantic import BaseModel
 
 from ..types import (
@@ -33,19 +33,20 @@ from .upload import FileInput, Upload
 
 M = TypeVar("M", bound=BaseModel)
 J = TypeVar("J", bound=WorkRecord)
-MakeJob = Callable[[Any], J]  # parses a job and ties it to the client it came from
+ParseJob = Callable[[Any], J]
+"""Makes a record of a job's JSON and binds it to the client that read it."""
 
 JOBS = "/fine_tuning/jobs"
 EXPORTS = "/exports"
 EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
 
 
-def _as(model: type[M]) -> Callable[[httpx.Response], M]:
+def _as(model: type[M]) -> Callable[[httpx2.Response], M]:
     return lambda response: model.model_validate_json(response.content)
 
 
 def path_of(*parts: str) -> str:
-    """A path of quoted parts; raises ValueError for an empty one, which would name the whole collection."""
+    """A path of quoted parts. Raises ValueError for an empty part: the path would name the whole collection."""
     if not all(parts):
         raise ValueError("an id or name must not be empty")
     return "/" + "/".join(quote(part, safe="") for part in parts)
@@ -57,7 +58,7 @@ def path_of(*parts: str) -> str:
 def upload_file(
     file: FileInput, purpose: str, filename: str | None, idempotency_key: str | None = None
 ) -> Call[File]:
-    """Raises FileNotFoundError and TypeError for what cannot be uploaded."""
+    """Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
     upload = Upload.of(file, filename, {"purpose": purpose})
     return Call("POST", "/files", _as(File), upload=upload, slow=True, idempotency_key=idempotency_key)
 
@@ -82,24 +83,26 @@ def delete_file(file_id: str) -> Call[Deleted]:
     return Call("DELETE", path_of("files", file_id), _as(Deleted))
 
 
-# Jobs of every kind, by the path of their collection
+# Fine-tuning jobs and exports; `path` is the path of the collection
 
 
-def create_job(path: str, make: MakeJob[J], body: Mapping[str, Any], idempotency_key: str | None) -> Call[J]:
-    return Call("POST", path, _job(make), json=body, idempotency_key=idempotency_key)
+def create_job(
+    path: str, parse: ParseJob[J], body: Mapping[str, Any], idempotency_key: str | None
+) -> Call[J]:
+    return Call("POST", path, _job(parse), json=body, idempotency_key=idempotency_key)
 
 
-def list_jobs(path: str, make: MakeJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
-    return list_call(path, make, {"after": after, "limit": limit})
+def list_jobs(path: str, parse: ParseJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
+    return list_call(path, parse, {"after": after, "limit": limit})
 
 
-def retrieve_job(path: str, make: MakeJob[J], job_id: str) -> Call[J]:
-    return Call("GET", path + path_of(job_id), _job(make))
+def retrieve_job(path: str, parse: ParseJob[J], job_id: str) -> Call[J]:
+    return Call("GET", path + path_of(job_id), _job(parse))
 
 
-def act_on_job(path: str, make: MakeJob[J], job_id: str, action: str) -> Call[J]:
+def act_on_job(path: str, parse: ParseJob[J], job_id: str, action: str) -> Call[J]:
     """`action` is cancel, pause or resume."""
-    return Call("POST", f"{path}{path_of(job_id)}/{action}", _job(make))
+    return Call("POST", f"{path}{path_of(job_id)}/{action}", _job(parse))
 
 
 def list_events(path: str, job_id: str, after: str | None, limit: int | None) -> Call[PageData[JobEvent]]:
@@ -119,7 +122,7 @@ def job_logs(path: str, job_id: str, tail: int | None) -> Call[str]:
 
 
 def text_of(path: str, params: Mapping[str, int | None]) -> Call[str]:
-    """A log."""
+    """A log; bytes that are no UTF-8 are replaced."""
     return Call(
         "GET",
         path,
@@ -134,8 +137,8 @@ def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[
     return list_call(path, Checkpoint.model_validate, {"after": after, "limit": limit})
 
 
-def _job(make: MakeJob[J]) -> Callable[[httpx.Response], J]:
-    return lambda response: make(response.json())
+def _job(parse: ParseJob[J]) -> Callable[[httpx2.Response], J]:
+    return lambda response: parse(response.json())
 
 
 # Adapters and models
@@ -144,7 +147,7 @@ def _job(make: MakeJob[J]) -> Callable[[httpx.Response], J]:
 def upload_adapter(
     source: FileInput, base: str | None, suffix: str | None, load: bool, idempotency_key: str | None
 ) -> Call[Adapter]:
-    """Raises FileNotFoundError and TypeError for what cannot be uploaded."""
+    """Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
     fields = {"base": base, "suffix": suffix, "load": "true" if load else "false"}
     upload = Upload.of_adapter(source, {name: value for name, value in fields.items() if value is not None})
     return Call(
@@ -153,7 +156,7 @@ def upload_adapter(
 
 
 def register_adapter(load: bool, idempotency_key: str | None, **fields: str | None) -> Call[Adapter]:
-    """`fields` are sent as they are, without those that are None."""
+    """`fields` are the other fields of the body; those that are None are left out."""
     body = {name: value for name, value in fields.items() if value is not None}
     return Call(
         "POST",
@@ -225,7 +228,7 @@ def _download(path: str) -> Call[None]:
 
 
 def set_alias(name: str, body: Mapping[str, Any], user: str | None) -> Call[Alias]:
-    """Takes as long as loading its targets does."""
+    """The server answers after it has loaded the targets."""
     return Call("PUT", path_of("aliases", name), _as(Alias), json=body, headers=_by(user), slow=True)
 
 
@@ -276,7 +279,7 @@ def complete(model: str, prompt: str | Sequence[Any], params: Mapping[str, Any])
 
 
 def streamed(call: Call[Any]) -> Call[None]:
-    """The same generation, streamed."""
+    """The same generation as a stream of events."""
     return Call(
         call.method,
         call.path,
@@ -293,15 +296,15 @@ def streamed(call: Call[Any]) -> Call[None]:
 
 
 def health() -> Call[dict[str, Any]]:
-    def parse(response: httpx.Response) -> dict[str, Any]:
-        body = response.json()
+    def parse(response: httpx2.Response) -> dict[str, Any]:
+        body: Any = response.json()
         if not isinstance(body, dict):
             raise ValueError("not an object")
-        return body
+        return cast("dict[str, Any]", body)
 
     return Call("GET", "/health", parse, outside_v1=True)
 
 
 def ready() -> Call[Ready]:
-    """503 is an answer: the service says what it waits for."""
+    """A 503 is no error here: its body says which parts are not ready."""
     return Call("GET", "/ready", _as(Ready), outside_v1=True, accepted=frozenset({503}))

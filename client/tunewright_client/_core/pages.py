@@ -1,4 +1,4 @@
-"""A page of a list, and how to ask for the next one."""
+"""A page of a list and the call for the next page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-import httpx
+import httpx2
 
 from ..types.base import Wire
 from .call import Call
@@ -23,7 +23,7 @@ class _Body(Wire):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageData(Generic[T]):
-    """One page as the server sent it, and the call that gives the next one (None on the last)."""
+    """One page of a list. `next_call` gives the next page; it is None on the last one."""
 
     data: list[T]
     has_more: bool
@@ -31,16 +31,15 @@ class PageData(Generic[T]):
     next_call: Call[PageData[T]] | None
 
 
-def list_call(path: str, make: Callable[[Any], T], params: Mapping[str, Any]) -> Call[PageData[T]]:
-    """The call that lists what is at a path; `params` has limit, after and what else narrows the list."""
+def list_call(path: str, parse: Callable[[Any], T], params: Mapping[str, Any]) -> Call[PageData[T]]:
+    """The call for a list. `parse` makes an item of its JSON; `params` are the query, with `limit` and `after`."""
 
-    def parse(response: httpx.Response) -> PageData[T]:
+    def parse_page(response: httpx2.Response) -> PageData[T]:
         body = _Body.model_validate_json(response.content)
         last = body.last_id or (str(body.data[-1].get("id")) if body.data else None)
-        # A server that repeats its cursor, or says that an empty page is not the last, must not hold us for
-        # ever.
+        # A repeated cursor, or an empty page that claims not to be the last, would make the iteration endless.
         more = body.has_more and bool(body.data) and last is not None and last != params.get("after")
-        following = list_call(path, make, {**params, "after": last}) if more else None
-        return PageData([make(item) for item in body.data], body.has_more, last, following)
+        following = list_call(path, parse, {**params, "after": last}) if more else None
+        return PageData([parse(item) for item in body.data], body.has_more, last, following)
 
-    return Call("GET", path, parse, params=params)
+    return Call("GET", path, parse_page, params=params)

@@ -1,4 +1,4 @@
-"""A job's progress on a terminal: a bar where there is one, a line now and then where there is not."""
+"""Progress of a job on stderr: a bar on a terminal, single lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import TextIO
 
 from ..types import JobEvent, JobProgress, Metrics, WorkRecord
 
-LINE_SECONDS = 30.0  # between two lines where there is no terminal and the status stays the same
+# Time between two lines without a terminal while the status does not change.
+LINE_SECONDS = 30.0
 BAR_WIDTH = 24
 
 
 @dataclass(slots=True)
 class ProgressState:
-    """What is known of a job's progress: its last record, filled up from its events."""
+    """The progress of a job: its last record, with the metrics of its events."""
 
     job_id: str = ""
     status: str = ""
@@ -29,7 +30,7 @@ class ProgressState:
     eta_seconds: float | None = None
 
     def take_event(self, event: JobEvent) -> None:
-        """Learn from an event; events come oldest first."""
+        """Use the metrics of an event. Events must come oldest first."""
         if (metrics := event.metrics) is None:
             return
         self._take(metrics)
@@ -37,7 +38,7 @@ class ProgressState:
             self.tokens_per_second = metrics.tokens_per_second
 
     def take_job(self, job: WorkRecord) -> None:
-        """Learn from a record, which is newer than the events read before it."""
+        """Use a record that is newer than the events before it."""
         self.job_id, self.status = job.id, str(job.status)
         if (now := job.progress) is not None:
             self._take(now)
@@ -53,14 +54,14 @@ class ProgressState:
 
     @property
     def fraction(self) -> float | None:
-        """The share of all steps that is done, 0 to 1; None while it is not known."""
+        """The finished share of all steps, 0 to 1; None while it is unknown."""
         if self.step is None or not self.total_steps:
             return None
         return min(max(self.step / self.total_steps, 0.0), 1.0)
 
     def parts(self) -> list[str]:
-        """Step, share, phase, loss, speed and time left, as far as they are known."""
-        parts = []
+        """Step, share, phase, loss, tokens per second and time left, as far as they are known."""
+        parts: list[str] = []
         if self.step is not None and self.total_steps:
             parts.append(f"{self.step}/{self.total_steps}")
         if (fraction := self.fraction) is not None:
@@ -76,20 +77,22 @@ class ProgressState:
         return parts
 
     def line(self) -> str:
-        """All of it in one line."""
+        """The id, the status and `parts` in one line."""
         return "  ".join([self.job_id, self.status, *self.parts()])
 
     def bar(self, columns: int) -> str:
-        """The line with a bar, cut to the terminal's width."""
+        """The line with a bar, cut to `columns` characters."""
         done = round((self.fraction or 0.0) * BAR_WIDTH)
         bar = "[" + "#" * done + "-" * (BAR_WIDTH - done) + "]"
         return "  ".join([self.job_id, self.status, bar, *self.parts()])[: max(columns - 1, 1)]
 
 
 class ProgressReporter:
-    """Writes a job's progress to a stream (stderr unless told otherwise): a bar where it is a terminal, else
-    a line at each change of status and every 30 seconds. Warnings and errors among the events are shown
-    too."""
+    """Writes the progress of a job to a stream, by default stderr.
+
+    On a terminal it is a bar, elsewhere a line at each change of status and every 30 seconds. Events of level warn and
+    error get a line of their own.
+    """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream if stream is not None else sys.stderr
@@ -101,7 +104,7 @@ class ProgressReporter:
         self._bar_open = False
 
     def update(self, job: WorkRecord, events: Sequence[JobEvent]) -> None:
-        """Show a newer record of the job and the events that are new since the last one, oldest first."""
+        """Show a newer record of the job and its new events, oldest first."""
         for event in events:
             self._state.take_event(event)
             if event.level in ("warn", "error"):
@@ -116,8 +119,8 @@ class ProgressReporter:
             self._write_line(self._state.line())
             self._shown_status, self._shown_at = self._state.status, self._clock()
 
-    def trouble(self, error: Exception) -> None:
-        """Say once, on a terminal, that the server is not answering; the next update takes its place."""
+    def server_unavailable(self, error: Exception) -> None:
+        """On a terminal, show that the server does not answer. The next update replaces it."""
         if self._tty:
             self._clear()
             columns = shutil.get_terminal_size().columns
@@ -125,7 +128,7 @@ class ProgressReporter:
             self._bar_open = True
 
     def close(self) -> None:
-        """Leave the last bar standing and the cursor on a fresh line. May be called twice."""
+        """Keep the last bar and move the cursor to the next line. May be called again."""
         if self._bar_open:
             self._write("\n")
             self._bar_open = False
@@ -143,12 +146,13 @@ class ProgressReporter:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except (OSError, ValueError):  # a closed stderr must not end the wait for a job
+        except (OSError, ValueError):
+            # A closed stderr must not end the wait for the job.
             self._tty = False
 
 
 def plain(text: str) -> str:
-    """A server's text without what could steer the terminal."""
+    """Text of the server with every character that could control the terminal replaced by a space."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

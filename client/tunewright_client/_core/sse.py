@@ -1,15 +1,24 @@
-"""Server-sent events from pieces of bytes, however they are cut."""
+"""Decoding of server-sent events from pieces of bytes of any length."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
-DONE = "[DONE]"  # the data of the event that ends a complete stream
+from pydantic import BaseModel, ValidationError
+
+from .._errors import InvalidResponseError, error_in_stream
+
+M = TypeVar("M", bound=BaseModel)
+
+# The data of the event that ends a complete stream.
+DONE = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSentEvent:
-    """One event: `data` has its lines joined by newlines; `id` is the last one the stream named."""
+    """One event. `data` has its lines joined by newlines; `id` is the last id that the stream sent."""
 
     data: str
     id: str | None = None
@@ -17,23 +26,25 @@ class ServerSentEvent:
 
 
 class SSEDecoder:
-    """Decodes one stream, as the HTML standard's section 9.2.6 says: lines end with CRLF, LF or CR, a line
-    that starts with a colon is a comment, an event without data is none, one that the stream's end cuts off
-    is dropped. `retry` fields are left alone: reconnecting has a policy of its own.
+    """Decodes one stream as in section 9.2.6 of the HTML standard.
+
+    Lines end with CRLF, LF or CR, a line that starts with a colon is a comment, and an event without data or without
+    its empty last line is dropped. `retry` fields are ignored, since the client has its own rules for reconnecting.
     """
 
     def __init__(self) -> None:
         self._rest = bytearray()
-        self._scanned = 0  # of the rest: known to hold no end of line, so a long line is searched once
+        # So many bytes of the rest hold no end of line, so that a long line is searched only once.
+        self._scanned = 0
         self._first_line = True
         self._data: list[str] = []
         self._event = ""
         self._id: str | None = None
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """The events that this piece completes."""
+        """The events that end in this piece."""
         self._rest += chunk
-        events = []
+        events: list[ServerSentEvent] = []
         while (line := self._next_line()) is not None:
             event = self._take(line)
             if event is not None:
@@ -51,12 +62,11 @@ class SSEDecoder:
         after = end + 1
         if rest[end] == ord("\r"):
             if after == len(rest) and end > 0:
-                # The CR may be half of a CRLF whose LF is still to come. (A blank line's is taken at once: it
-                # ends an event, which must not wait for the next one; the LF is then an empty line of its
-                # own.)
+                # The CR may be the first half of a CRLF whose LF is in the next piece. The CR of an empty line is
+                # used at once, because it ends an event, which must not wait; the LF is then another empty line.
                 self._scanned = end
                 return None
-            if rest[after : after + 1] == b"\n":
+            if rest.startswith(b"\n", after):
                 after += 1
         line = bytes(rest[:end])
         del rest[:after]
@@ -71,7 +81,8 @@ class SSEDecoder:
             data, event = self._data, self._event
             self._data, self._event = [], ""
             return ServerSentEvent("\n".join(data), self._id, event or "message") if data else None
-        name, _, value = line.partition(":")  # a comment has an empty name
+        # The name of a comment is empty.
+        name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
             self._data.append(value)
@@ -80,3 +91,15 @@ class SSEDecoder:
         elif name == "id" and "\0" not in value:
             self._id = value
         return None
+
+
+def parse_event(data: str, model: type[M], request_id: str | None = None) -> M:
+    """The data of an event as a `model`. Raises the typed error of data with `error`, and InvalidResponseError for
+    data that is no JSON or not of the model."""
+    try:
+        body: Any = json.loads(data)
+        if isinstance(body, dict) and (found := cast("dict[str, Any]", body).get("error")):
+            raise error_in_stream(found, request_id)
+        return model.model_validate(body)
+    except (ValidationError, ValueError) as error:
+        raise InvalidResponseError(f"an event of the stream cannot be read: {data[:200]!r}") from error

@@ -1,10 +1,10 @@
-"""Files to upload, which may be sent more than once."""
+"""Files to upload. A retry sends them again."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,25 +12,25 @@ from typing import BinaryIO
 
 FileInput = str | os.PathLike[str] | bytes | bytearray | BinaryIO
 FilePart = tuple[str, tuple[str, BinaryIO | bytes, str]]
-"""A part of a multipart form, as httpx takes it."""
+"""A part of a multipart form as httpx2 takes it: its name, then filename, content and content type."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Content and its name.
+    """The content and the filename of one part.
 
-    A path is opened anew for each attempt. A binary file is sent whole, from its start; one that cannot seek
-    is read into memory first.
+    A path is opened again for each attempt. A binary file is sent whole, from its start; one that cannot seek is read
+    into memory first.
     """
 
     source: Path | bytes | BinaryIO
     filename: str
 
     @classmethod
-    def of(cls, file: FileInput, filename: str | None, otherwise: str) -> Part:
-        """`otherwise` names what has no name of its own. Raises FileNotFoundError for a path that is no file,
-        TypeError for a file opened as text."""
+    def of(cls, file: FileInput, filename: str | None, default: str) -> Part:
+        """`default` is the filename of content without one. Raises FileNotFoundError for a path that is no file and
+        TypeError for a file that is opened as text."""
         source: Path | bytes | BinaryIO
         if isinstance(file, str | os.PathLike):
             source = Path(file)
@@ -38,7 +38,7 @@ class Part:
                 raise FileNotFoundError(f"no such file: {source}")
             return cls(source, filename or source.name)
         if isinstance(file, bytes | bytearray):
-            return cls(bytes(file), filename or otherwise)
+            return cls(bytes(file), filename or default)
         if not hasattr(file, "read"):
             raise TypeError(f"file must be a path, bytes or a binary file, not {type(file).__name__}")
         if isinstance(file.read(0), str):
@@ -47,11 +47,11 @@ class Part:
         own_name = os.path.basename(own_name) if isinstance(own_name, str) else None
         seekable = getattr(file, "seekable", None)
         source = file if seekable is not None and seekable() else file.read()
-        return cls(source, filename or own_name or otherwise)
+        return cls(source, filename or own_name or default)
 
     @contextmanager
-    def opened(self) -> Iterator[BinaryIO | bytes]:
-        """The content for one attempt."""
+    def opened(self) -> Generator[BinaryIO | bytes, None, None]:
+        """The content, open inside the block."""
         if isinstance(self.source, Path):
             with self.source.open("rb") as opened:
                 yield opened
@@ -64,7 +64,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A form of files, all named `file`, and other fields."""
+    """A multipart form of files, whose parts are all named `file`, and of other fields."""
 
     parts: tuple[Part, ...]
     fields: Mapping[str, str]
@@ -72,19 +72,19 @@ class Upload:
 
     @classmethod
     def of(cls, file: FileInput, filename: str | None, fields: Mapping[str, str]) -> Upload:
-        """Raises as `Part.of` does."""
+        """One file. Raises what `Part.of` raises."""
         return cls((Part.of(file, filename, "upload.jsonl"),), fields)
 
     @classmethod
     def of_adapter(cls, source: FileInput, fields: Mapping[str, str]) -> Upload:
-        """A folder's two files, or an archive. Raises as `Part.of` does."""
+        """The two files of a PEFT folder, or an archive. Raises what `Part.of` raises."""
         if isinstance(source, str | os.PathLike) and os.path.isdir(source):
             return cls(tuple(Part.of(Path(source, name), name, name) for name in ADAPTER_FILES), fields)
         return cls((Part.of(source, None, "adapter.tar"),), fields)
 
     @contextmanager
-    def opened(self) -> Iterator[list[FilePart]]:
-        """The files for one attempt."""
+    def opened(self) -> Generator[list[FilePart], None, None]:
+        """The files for one attempt, open inside the block."""
         with ExitStack() as stack:
             yield [
                 (

@@ -1,1 +1,1 @@
-"""The blocking client: a driver over httpx.Client, and the methods that hand it the shared flows."""
+"""The blocking client, generated from `tunewright_client/_async` by `client/generate_sync.py`."""

@@ -1,4 +1,4 @@
-"""What the server sends, as frozen pydantic models that keep fields they do not know."""
+"""The types of the server's answers: frozen pydantic models that keep unknown fields."""
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
 from .deployments import DeploymentRecord, HeldAdapter

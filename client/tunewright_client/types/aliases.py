@@ -1,4 +1,4 @@
-"""Aliases, as the server sends them. Times are Unix seconds."""
+"""Aliases. Times are Unix seconds."""
 
 from typing import Any
 
@@ -8,24 +8,26 @@ from .base import Wire
 
 
 class AliasTarget(Wire):
-    """A model that answers for an alias; its share of the requests is its weight over the sum of weights."""
+    """A model that answers requests to an alias. Its share of them is its weight divided by the sum of all weights."""
 
     model: str
     weight: float = 1.0
 
 
 class AliasShadow(Wire):
-    """A model that gets copies of a share of the requests; its answers are recorded and sent to nobody."""
+    """A model that gets copies of a share of the requests. Its answers are only recorded."""
 
     model: str
     share: float = 1.0
 
 
 class AliasGuard(Wire):
-    """When a new target is taken to be bad, so that the alias is rolled back by itself.
+    """The limits past which an alias is rolled back automatically after a new version was set.
 
-    `max_error_rate` is of its requests, from 0 to 1; `max_p99_seconds` of the time to the first byte.
-    `window_seconds` after the version was put the guard looks no more; `min_requests` it must have had.
+    - max_error_rate: the largest share of failed requests, 0 to 1
+    - max_p99_seconds: the largest 99th percentile of the time to the first byte
+    - window_seconds: how long the guard watches a new version
+    - min_requests: how many requests the version must have had before the guard judges it
     """
 
     max_error_rate: float | None = None
@@ -35,12 +37,12 @@ class AliasGuard(Wire):
 
 
 class Alias(Wire):
-    """A stable name for models. `id` is the name, `updated_at` when this version was put."""
+    """A stable name for models. `id` is the name; `updated_at` is when this version was set."""
 
     id: str
     object: str = "alias"
     version: int = 0
-    targets: list[AliasTarget] = Field(default_factory=list)
+    targets: list[AliasTarget] = Field(default_factory=list[AliasTarget])
     shadow: AliasShadow | None = None
     guard: AliasGuard | None = None
     created_at: int = 0
@@ -48,16 +50,16 @@ class Alias(Wire):
 
 
 class AliasVersion(Wire):
-    """What an alias was from one change to the next; without targets where it was deleted.
+    """One version of an alias. A version without targets records a deletion.
 
-    `who` is what was given as `user`, or "guard"; `rolled_back_to` the version that a rollback repeats.
+    `who` is the `user` of the change, or "guard"; `rolled_back_to` is the version that a rollback repeats.
     """
 
     id: str
     object: str = "alias.version"
     alias: str = ""
     version: int = 0
-    targets: list[AliasTarget] = Field(default_factory=list)
+    targets: list[AliasTarget] = Field(default_factory=list[AliasTarget])
     shadow: AliasShadow | None = None
     guard: AliasGuard | None = None
     created_at: int = 0
@@ -67,9 +69,9 @@ class AliasVersion(Wire):
 
 
 class ShadowAnswer(Wire):
-    """What a shadow (`model`) answered to the copy of a request that `answered_by` answered.
+    """The answer of a shadow (`model`) to the copy of a request, whose original `answered_by` answered.
 
-    `request` and `answer` are JSON; where they are longer than 64 KiB, the beginning of their text.
+    `request` and `answer` are JSON, or the first 64 KiB of their text where they are longer.
     """
 
     id: str

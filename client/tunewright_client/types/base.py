@@ -1,9 +1,9 @@
-"""The base of every wire model."""
+"""The base class of the types."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Wire(BaseModel):
-    """Frozen, and open to fields of newer servers: those are kept and reachable as attributes."""
+    """A frozen model. Fields of newer servers are kept and can be read as attributes."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())

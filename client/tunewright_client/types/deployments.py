@@ -1,4 +1,4 @@
-"""Deployments, as the server sends them. Times are Unix seconds."""
+"""Deployments. Times are Unix seconds."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .base import Wire
 
 
 class HeldAdapter(Wire):
-    """An adapter that a deployment's engine holds, by its model's name and its id."""
+    """An adapter that is loaded in the engine of a deployment: the name of its model and its id."""
 
     model: str
     id: str = ""
@@ -16,14 +16,15 @@ class HeldAdapter(Wire):
 
 
 class DeploymentRecord(Wire):
-    """A model that is served beside the bases, by an engine of its own.
+    """A model that is served beside the bases, by its own engine.
 
-    - state: starting, ready, backoff (it ended, and is started again), failed (it is not, until asked for),
-      draining
-    - reason: why it is not ready: vLLM's own last error
-    - engine: what was asked for; options: what that became
-    - memory_bytes, device_memory_bytes: what its processes take of the machine's memory and of the GPUs'
-    - adapters: what its engine holds
+    - state: starting, ready, backoff (the engine ended and will be started again), failed (it will be started again
+      only on request) or draining
+    - reason: why it is not ready: the last error of vLLM
+    - engine: the options of the request
+    - options: the resulting options of the engine
+    - memory_bytes, device_memory_bytes: the memory that its processes use on the machine and on the GPUs
+    - adapters: the adapters that its engine has loaded
     - log_tail: the last lines of vLLM's log; None in lists
     """
 
@@ -41,5 +42,5 @@ class DeploymentRecord(Wire):
     ready_at: int | None = None
     memory_bytes: int | None = None
     device_memory_bytes: int | None = None
-    adapters: list[HeldAdapter] = Field(default_factory=list)
+    adapters: list[HeldAdapter] = Field(default_factory=list[HeldAdapter])
     log_tail: list[str] | None = None

@@ -1,4 +1,4 @@
-"""Exports and what was measured of them, as the server sends them. Times are Unix seconds, sizes bytes."""
+"""Exports and their measurements. Times are Unix seconds, sizes are bytes."""
 
 from typing import Any, Literal
 
@@ -11,17 +11,18 @@ ExportFormat = Literal["merged", "awq", "adapter"]
 
 
 class WeightedModel(Wire):
-    """An adapter, and how much of it: its weight times what it changes."""
+    """An adapter with the factor by which its changes of the weights are multiplied."""
 
     model: str
     weight: float = 1.0
 
 
 class CombineOptions(Wire):
-    """How several adapters become one.
+    """How several adapters are combined into one.
 
-    `method` is linear, soup, ties or dare; `density`, of ties and dare, the share of numbers that is kept;
-    `rank` that of the result.
+    - method: linear, soup, ties or dare
+    - density: for ties and dare, the share of numbers that is kept
+    - rank: the rank of the result
     """
 
     method: str | None = None
@@ -30,8 +31,8 @@ class CombineOptions(Wire):
 
 
 class ExportQualityRow(Wire):
-    """One model over the held-out rows. `loss` and `kl`, from the source to this model, are in nats for each
-    token; None where a number overflowed."""
+    """One model, measured on the held-out rows. `loss` and `kl` (the divergence from the source to this model) are in
+    nats for each token; None where a number overflowed."""
 
     name: str
     loss: float | None = None
@@ -40,9 +41,9 @@ class ExportQualityRow(Wire):
 
 
 class ExportQuality(Wire):
-    """What the export lost against what it came from: the row named by `source`.
+    """The quality of the product compared with its source, which is the row named by `source`.
 
-    `rows_from` is validation_file, training_file or probes.
+    `rows_from` says where the rows come from: validation_file, training_file or probes.
     """
 
     source: str
@@ -53,8 +54,8 @@ class ExportQuality(Wire):
 
 
 class ExportGate(Wire):
-    """Whether the product may be published: its `kl` against `max_kl` (None: no bound). `forced`: it was
-    published all the same."""
+    """Whether the product may be published: its `kl` compared with `max_kl` (None: no bound). With `forced` it was
+    published although it did not pass."""
 
     max_kl: float | None = None
     kl: float | None = None
@@ -63,8 +64,11 @@ class ExportGate(Wire):
 
 
 class ExportReport(Wire):
-    """What was measured of the product, also of one that the gate holds back. `source_bytes` is the size of
-    what it was made of, the base and its adapters; `details` has what each phase took."""
+    """The measurements of a product, also of one that did not pass the gate.
+
+    - source_bytes: the size of the base and the adapters that it was made of
+    - details: time and memory of each phase
+    """
 
     quality: ExportQuality | None = None
     gate: ExportGate | None = None
@@ -74,17 +78,16 @@ class ExportReport(Wire):
 
     @property
     def size_ratio(self) -> float | None:
-        """The product's size by that of what it was made of."""
+        """`bytes` divided by `source_bytes`; None where one of them is unknown."""
         return self.bytes / self.source_bytes if self.bytes is not None and self.source_bytes else None
 
 
 class ExportRecord(WorkRecord):
-    """A job that makes a model of models, as it was when it was read. The clients return it as `Export` or
-    `AsyncExport`."""
+    """A job that makes a model of other models. The clients return it as `Export` or `AsyncExport`."""
 
     object: str = "export"
     started_at: int | None = None
-    models: list[WeightedModel] = Field(default_factory=list)
+    models: list[WeightedModel] = Field(default_factory=list[WeightedModel])
     base: str = ""
     format: str = ""
     combine: CombineOptions | None = None

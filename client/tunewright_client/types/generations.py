@@ -1,4 +1,4 @@
-"""Chat and text completions, whole and in chunks, as the server sends them (OpenAI's shapes)."""
+"""Chat and text completions, whole and in chunks, in OpenAI's form."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .base import Wire
 
 
 class Usage(Wire):
-    """Tokens of one generation."""
+    """The number of tokens of one generation."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
@@ -16,7 +16,7 @@ class Usage(Wire):
 
 
 class ChatMessage(Wire):
-    """A message, or in a chunk the part of one."""
+    """A message; in a chunk, a part of a message."""
 
     role: str | None = None
     content: str | None = None
@@ -24,7 +24,7 @@ class ChatMessage(Wire):
 
 
 class ChatChoice(Wire):
-    """One answer. `finish_reason` is stop, length, tool_calls or another of the engine's."""
+    """One answer. `finish_reason` is stop, length, tool_calls or another value of the engine."""
 
     index: int = 0
     message: ChatMessage = Field(default_factory=ChatMessage)
@@ -42,7 +42,7 @@ class ChunkChoice(Wire):
 
 
 class CompletionChoice(Wire):
-    """One continuation, or the next part of one."""
+    """One continuation; in a chunk, the next part of it."""
 
     index: int = 0
     text: str = ""
@@ -61,33 +61,33 @@ class _Generation(Wire):
 class ChatCompletion(_Generation):
     """A whole answer."""
 
-    choices: list[ChatChoice] = Field(default_factory=list)
+    choices: list[ChatChoice] = Field(default_factory=list[ChatChoice])
 
     @property
     def text(self) -> str:
-        """The first choice's text; empty where it has none (a tool call)."""
+        """The text of the first choice; empty for an answer without text (a tool call)."""
         return next((choice.message.content or "" for choice in self.choices if choice.index == 0), "")
 
 
 class ChatCompletionChunk(_Generation):
-    """One event of a streamed answer. The last may have `usage` and no choices."""
+    """One event of a streamed answer. The last event may have `usage` and no choices."""
 
-    choices: list[ChunkChoice] = Field(default_factory=list)
+    choices: list[ChunkChoice] = Field(default_factory=list[ChunkChoice])
 
     @property
     def text(self) -> str:
-        """The new text of the choice with index 0; empty where this event has none of it."""
+        """The new text of the choice with index 0; empty where this event has none."""
         return next((choice.delta.content or "" for choice in self.choices if choice.index == 0), "")
 
 
 class Completion(_Generation):
     """A whole continuation of a prompt."""
 
-    choices: list[CompletionChoice] = Field(default_factory=list)
+    choices: list[CompletionChoice] = Field(default_factory=list[CompletionChoice])
 
     @property
     def text(self) -> str:
-        """The first choice's text; empty where there is none."""
+        """The text of the first choice; empty where there is none."""
         return next((choice.text for choice in self.choices if choice.index == 0), "")
 
 

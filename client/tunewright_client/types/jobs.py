@@ -1,4 +1,4 @@
-"""Jobs, their events and checkpoints, as the server sends them. Times are Unix seconds."""
+"""Jobs, their events and checkpoints. Times are Unix seconds."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -11,29 +11,40 @@ Auto = Literal["auto"]
 
 
 class JobStatus(StrEnum):
-    """The states of a job. A newer server may send others: those stay plain strings."""
+    """The states of a job. An unknown state of a newer server is a plain string.
 
-    VALIDATING_FILES = "validating_files"  # its files are being checked
-    QUEUED = "queued"  # waits for a device
-    RUNNING = "running"  # is at work
-    PAUSING = "pausing"  # was asked to pause; saves what is done
-    PAUSED = "paused"  # stands still until resumed
-    SUCCEEDED = "succeeded"  # final: has a model
-    FAILED = "failed"  # final: has an error
-    CANCELLED = "cancelled"  # final: somebody stopped it
+    - validating_files: the job's files are checked
+    - queued: the job waits for a device
+    - pausing: the job saves its state before it pauses
+    - paused: the job waits until it is resumed
+    - succeeded, failed, cancelled: the final states
+    """
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
     @property
     def is_final(self) -> bool:
-        """Whether a job in this state changes no more."""
+        """Whether a job in this state does not change any more."""
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 class Tuning(Wire):
-    """How a model is tuned: what was asked for and, in a job the server has planned, what "auto" became.
+    """The settings of a fine-tuning: the requested ones or, in a job that the server has planned, the chosen ones.
 
-    `alpha` scales the adapter, `warmup_ratio` is a share of all steps, `max_length` is in tokens,
-    `truncation` is truncate or refuse (what becomes of longer rows) and `max_grad_norm` clips the gradient.
-    Any further setting may be given by its name.
+    - alpha: scales the adapter
+    - max_length: in tokens
+    - truncation: what happens to longer rows: truncate or refuse
+    - warmup_ratio: a share of all steps
+    - max_grad_norm: the gradient is clipped to this norm
+
+    Other settings may be given by their names too.
     """
 
     type: str | None = None
@@ -56,8 +67,8 @@ class Tuning(Wire):
 
 
 class JobProgress(Wire):
-    """How far a running job is. `train_loss` is a fine-tuning job's; `phase` (combine, merge, quantize or
-    measure) an export's."""
+    """The progress of a running job. Fine-tuning jobs have `train_loss`; exports have `phase` (combine, merge, quantize
+    or measure)."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -75,8 +86,8 @@ class JobErrorInfo(Wire):
 
 
 class Metrics(Wire):
-    """What was measured at a step. Losses are in nats a token, accuracies shares, memory in bytes; `phase` is
-    an export's."""
+    """Measurements at a step. Losses are in nats for each token, accuracies are shares, memory is in bytes; `phase` is
+    set for exports."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -93,7 +104,7 @@ class Metrics(Wire):
 
 
 class WorkRecord(Wire):
-    """What a job of any kind has."""
+    """The fields that fine-tuning jobs and exports share."""
 
     id: str
     created_at: int = 0
@@ -114,12 +125,12 @@ class WorkRecord(Wire):
 
     @property
     def product(self) -> str | None:
-        """The model that it made, once there is one."""
+        """The model that the job made; None before it has succeeded."""
         raise NotImplementedError
 
 
 class JobRecord(WorkRecord):
-    """A fine-tuning job as it was when it was read. The clients return it as `Job` or `AsyncJob`."""
+    """A fine-tuning job. The clients return it as `Job` or `AsyncJob`."""
 
     object: str = "fine_tuning.job"
     fine_tuned_model: str | None = None
@@ -140,7 +151,7 @@ class JobRecord(WorkRecord):
 
 
 class JobEvent(Wire):
-    """Something that happened to a job. `level` is info, warn or error; `type` is message or metrics."""
+    """An event of a job. `level` is info, warn or error; `type` is message or metrics."""
 
     id: str
     object: str = "fine_tuning.job.event"
@@ -152,7 +163,7 @@ class JobEvent(Wire):
 
     @property
     def metrics(self) -> Metrics | None:
-        """`data` of an event of type metrics, typed; None for other events or data of another shape."""
+        """The `data` of a metrics event; None for other events and for data of another form."""
         if self.type != "metrics" or self.data is None:
             return None
         try:
@@ -162,7 +173,7 @@ class JobEvent(Wire):
 
 
 class Checkpoint(Wire):
-    """A model as it was at a step of its training, usable by its name `fine_tuned_model_checkpoint`."""
+    """A model at a step of its training. It is used by the name `fine_tuned_model_checkpoint`."""
 
     id: str
     object: str = "fine_tuning.job.checkpoint"

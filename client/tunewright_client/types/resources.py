@@ -1,4 +1,4 @@
-"""Files, models, adapters and the service's own state, as the server sends them. Times are Unix seconds."""
+"""Files, models, adapters and the state of the service. Times are Unix seconds."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .base import Wire
 
 
 class File(Wire):
-    """An uploaded file. `bytes` is its size."""
+    """An uploaded or generated file. `bytes` is its size."""
 
     id: str
     object: str = "file"
@@ -29,7 +29,7 @@ class Deleted(Wire):
 
 
 class Model(Wire):
-    """A name that generations can ask for: a base, a fine-tuned model or an alias."""
+    """A model that generations can use: a base, a fine-tuned model or an alias."""
 
     id: str
     object: str = "model"
@@ -38,11 +38,11 @@ class Model(Wire):
 
 
 class Lineage(Wire):
-    """What an adapter was made from; None where it does not apply or is not known.
+    """The origin of an adapter. Fields that do not apply or are unknown are None.
 
-    `origin` and `revision` say where one that was not trained by the service came from; `metrics` are the
-    last losses of its training. `models` are those that went into one that an export made: model, sha256
-    and weight of each.
+    - origin, revision: where an adapter that was not trained by the service comes from
+    - metrics: the last losses of its training
+    - models: for an adapter that an export made, the model, sha256 and weight of each of its sources
     """
 
     base_fingerprint: str | None = None
@@ -60,11 +60,12 @@ class Lineage(Wire):
 
 
 class Parity(Wire):
-    """Whether an adapter does in the engine what it does in peft.
+    """Whether an adapter has the same effect in the engine as in peft.
 
-    `verdict` is pass, fail, no_measurable_effect or not_checked, `reason` says it in words. `slope` and
-    `correlation` are of the engine's changes on peft's; `effect`, `noise` and the differences are in nats.
-    `forced` says who has it served although it was quarantined.
+    - verdict: pass, fail, no_measurable_effect or not_checked; `reason` explains it
+    - slope, correlation: of the changes in the engine over those in peft
+    - effect, noise, residual and the differences: in nats
+    - forced: who has the adapter served although it was quarantined
     """
 
     verdict: str | None = None
@@ -87,11 +88,13 @@ class Parity(Wire):
 
 
 class Adapter(Wire):
-    """A LoRA adapter and where it stands.
+    """A LoRA adapter and its state.
 
-    `desired` is what was asked for (loaded, unloaded), `state` what is so (loaded, loading, unloaded,
-    failed, checking, quarantined, merge_only); `error` says why it failed. `bytes` is its size and `sha256`
-    the hash of its content. `source` is where it came from: job, upload, folder, hub or export.
+    - desired: the requested state: loaded or unloaded
+    - state: the present state: loaded, loading, unloaded, failed, checking, quarantined or merge_only
+    - error: why it failed
+    - bytes, sha256: the size and the hash of its content
+    - source: where it comes from: job, upload, folder, hub or export
     """
 
     id: str
@@ -116,8 +119,8 @@ class Adapter(Wire):
 
 
 class Component(Wire):
-    """One part of the service; `reason` says why it is not ready. Without what is not `required`, which
-    deployments are not, the service is ready all the same."""
+    """One part of the service. `reason` says why it is not ready. The service is ready without parts that are not
+    `required`, such as deployments."""
 
     ready: bool
     required: bool = True
@@ -126,7 +129,7 @@ class Component(Wire):
 
 
 class Ready(Wire):
-    """Whether the service can do its work, part by part."""
+    """Whether the service and each of its parts are ready."""
 
     ready: bool
     components: dict[str, Component] = Field(default_factory=dict)
@@ -136,7 +139,7 @@ class Ready(Wire):
 
     @property
     def waiting_for(self) -> str:
-        """The parts that are not ready, with their reasons, in one line; empty when all are."""
+        """The required parts that are not ready, with their reasons, in one line; empty when all are ready."""
         parts = [
             f"{name}: {component.reason or component.state or 'not ready'}"
             for name, component in self.components.items()

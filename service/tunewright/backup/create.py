@@ -25,7 +25,7 @@ from tunewright.backup.locks import archive_lock, held, require_its_user, scratc
 from tunewright.backup.swap import is_restore_pending
 from tunewright.ids import utc_stamp
 from tunewright.jobs.folder import JobFolder
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
 from tunewright.store.references import References, is_over, references
 from tunewright.store.sqlite_file import snapshot, sqlite_path
@@ -55,7 +55,7 @@ def default_name() -> str:
     return f"tunewright-backup-{utc_stamp()}.tar"
 
 
-def make_backup(data: DataFolder, database_url: str, archive: Path, report: Report) -> Backup:
+def make_backup(workspace: Workspace, database_url: str, archive: Path, report: Report) -> Backup:
     """Write `archive`, which must not be there and appears only when it is whole and on disk.
 
     Raises BackupError, DatabaseUnusable and OSError; then nothing is left of it.
@@ -64,7 +64,7 @@ def make_backup(data: DataFolder, database_url: str, archive: Path, report: Repo
     if database is None:
         raise BackupError(
             f"the database {Database(database_url)} is not SQLite: dump it with its own means (pg_dump), and copy the "
-            f"folders files, jobs and artifacts of {data.path} after that. See docs/how-to/back-up-and-restore.md"
+            f"folders files, jobs and artifacts of {workspace.path} after that. See docs/how-to/back-up-and-restore.md"
         )
     if not database.is_file():
         raise BackupError(f"there is no database {database}: is --data-dir right?")
@@ -72,16 +72,16 @@ def make_backup(data: DataFolder, database_url: str, archive: Path, report: Repo
         raise BackupError(f"there is no folder {archive.parent} to put an archive in")
     if archive.exists():
         raise BackupError(f"{archive} is there already: give another name, or remove it")
-    require_its_user(data)
+    require_its_user(workspace)
     with ExitStack() as stack:
-        ours = stack.enter_context(held(archive_lock(data), shared=True))
-        if not ours or is_restore_pending(data):
-            raise BackupError(f"a restore into {data.path} is under way: try again when it is done")
+        ours = stack.enter_context(held(archive_lock(workspace), shared=True))
+        if not ours or is_restore_pending(workspace):
+            raise BackupError(f"a restore into {workspace.path} is under way: try again when it is done")
         temporary = stack.enter_context(scratch_folder(archive.parent, ".tunewright-backup-"))
         for number in range(1, ATTEMPTS + 1):
             try:
                 backup = _attempt(
-                    data, database, temporary / f"{number}.tar", report, is_last=number == ATTEMPTS
+                    workspace, database, temporary / f"{number}.tar", report, is_last=number == ATTEMPTS
                 )
                 break
             except _Gone as gone:
@@ -102,12 +102,12 @@ class _Gone(Exception):
     """What the snapshot refers to is no longer there, or no longer as it was then."""
 
 
-def _attempt(data: DataFolder, database: Path, archive: Path, report: Report, *, is_last: bool) -> Backup:
+def _attempt(workspace: Workspace, database: Path, archive: Path, report: Report, *, is_last: bool) -> Backup:
     """Raises _Gone."""
-    data.tmp.mkdir(mode=0o700, exist_ok=True)
-    with scratch_folder(data.tmp, "backup-") as gathered:
+    workspace.tmp.mkdir(mode=0o700, exist_ok=True)
+    with scratch_folder(workspace.tmp, "backup-") as gathered:
         report("copying the database", 0, 0)
-        gatherer = _Gatherer(data, database, gathered, is_last=is_last)
+        gatherer = _Gatherer(workspace, database, gathered, is_last=is_last)
         gatherer.gather_ahead(references(database))
         created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         snapshot(database, gathered / DATABASE)
@@ -154,8 +154,8 @@ def _copy(gathered: Path, writer: ArchiveWriter, report: Report) -> None:
 class _Gatherer:
     """Links what a snapshot refers to into a folder, under its names in the archive."""
 
-    def __init__(self, data: DataFolder, database: Path, folder: Path, *, is_last: bool) -> None:
-        self._data = data
+    def __init__(self, workspace: Workspace, database: Path, folder: Path, *, is_last: bool) -> None:
+        self._workspace = workspace
         self._database = database
         self._folder = folder
         self._is_last = is_last
@@ -165,22 +165,24 @@ class _Gatherer:
     def gather_ahead(self, refers_to: References) -> None:
         """What does not change. Some of it may be gone by the time of the snapshot."""
         for file in refers_to.files:
-            _take(self._data.file(file.id), self._folder / "files" / file.id)
+            _take(self._workspace.file(file.id), self._folder / "files" / file.id)
         for sha256 in refers_to.artifacts:
-            _take_folder(self._data.artifact(sha256), self._folder / "artifacts" / sha256)
+            _take_folder(self._workspace.artifacts.local(sha256), self._folder / "artifacts" / sha256)
 
     def gather(self, refers_to: References) -> None:
         """What is removed soonest comes first. Raises _Gone."""
         for id in refers_to.unfinished:
             self._unfinished_job(id)
         for file in refers_to.files:
-            if not _take(self._data.file(file.id), self._folder / "files" / file.id):
-                raise _Gone(f"the file {file.id} is listed, and {self._data.file(file.id)} is not there")
+            if not _take(self._workspace.file(file.id), self._folder / "files" / file.id):
+                raise _Gone(f"the file {file.id} is listed, and {self._workspace.file(file.id)} is not there")
         for sha256 in refers_to.artifacts:
-            if not _take_folder(self._data.artifact(sha256), self._folder / "artifacts" / sha256):
-                raise _Gone(f"a model is listed, and its weights {self._data.artifact(sha256)} are not there")
+            if not _take_folder(self._workspace.artifacts.local(sha256), self._folder / "artifacts" / sha256):
+                raise _Gone(
+                    f"a model is listed, and its weights {self._workspace.artifacts.local(sha256)} are not there"
+                )
         for id in refers_to.finished:  # their folders may be gone: what the service needs is in the database
-            self._records(self._data.job(id), self._folder / "jobs" / id, but=set())
+            self._records(self._workspace.job(id), self._folder / "jobs" / id, but=set())
         self._keep_only("files", {file.id for file in refers_to.files})
         self._keep_only("artifacts", refers_to.artifacts.keys())
         self.counts["files"] = len(refers_to.files)
@@ -189,7 +191,7 @@ class _Gatherer:
 
     def _unfinished_job(self, id: str) -> None:
         """A trainer may be at work in its folder, and the scheduler empties it when the job has ended."""
-        source, target = JobFolder(self._data.job(id)), JobFolder(self._folder / "jobs" / id)
+        source, target = JobFolder(self._workspace.job(id)), JobFolder(self._folder / "jobs" / id)
         if _take(source.result_file, target.result_file):  # written after the product, so that is whole
             _take_folder(source.adapter, target.adapter)
             _take_folder(source.model, target.model)

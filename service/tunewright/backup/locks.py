@@ -16,7 +16,7 @@ from typing import Self
 
 from tunewright.atomic import write_atomically
 from tunewright.backup.errors import BackupError
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 
 _BEING_MADE = 60.0
 """Seconds in which a new folder may not be locked yet."""
@@ -79,27 +79,27 @@ def _locked_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def service_lock(data: DataFolder) -> Path:
+def service_lock(workspace: Workspace) -> Path:
     """Held by the service for as long as it runs: whoever holds it may move what lies in the folder."""
-    return data.run / "lock"
+    return workspace.run / "lock"
 
 
-def require_its_user(data: DataFolder) -> None:
+def require_its_user(workspace: Workspace) -> None:
     """What another user leaves in the folder, a lock say, the service could not open. Raises BackupError."""
     try:
-        owner = service_lock(data).stat().st_uid
+        owner = service_lock(workspace).stat().st_uid
     except FileNotFoundError:  # no service was there yet
         return
     if owner != os.geteuid():
         raise BackupError(
-            f"the service on {data.path} is user {owner}'s, and this is user {os.geteuid()}: run it as that user "
+            f"the service on {workspace.path} is user {owner}'s, and this is user {os.geteuid()}: run it as that user "
             f"(sudo -u '#{owner}' ...). Nothing was changed"
         )
 
 
-def archive_lock(data: DataFolder) -> Path:
+def archive_lock(workspace: Workspace) -> Path:
     """Held by the command line: shared by backups, alone by a restore."""
-    return data.run / "archive.lock"
+    return workspace.run / "archive.lock"
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ class ServiceRecord:
     database: str
     """Its file, or a URL without the password."""
 
-    def write(self, data: DataFolder) -> None:
-        write_atomically(data.run / "service.json", json.dumps(asdict(self)))
+    def write(self, workspace: Workspace) -> None:
+        write_atomically(workspace.run / "service.json", json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, data: DataFolder) -> Self | None:
+    def read(cls, workspace: Workspace) -> Self | None:
         try:
-            return cls(**json.loads((data.run / "service.json").read_text()))
+            return cls(**json.loads((workspace.run / "service.json").read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None

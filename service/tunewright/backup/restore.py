@@ -25,7 +25,7 @@ from tunewright.backup.swap import (
     take_back,
 )
 from tunewright.ids import utc_stamp
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.sqlite_file import settle, sqlite_path
 from tunewright.store.states import JobState
@@ -48,17 +48,17 @@ class Restored:
 
 
 def restore_archive(
-    data: DataFolder, database_url: str, archive: Path, *, replace: bool, report: Report
+    workspace: Workspace, database_url: str, archive: Path, *, replace: bool, report: Report
 ) -> Restored:
     """Put an archive into a data folder: one without data, or, with `replace`, in the place of what is there, also
     while a service runs on it.
 
     Raises BackupError, DatabaseUnusable and OSError; then nothing was changed, unless the message says so.
     """
-    _require_its_own_database(data, database_url)
-    require_its_user(data)
+    _require_its_own_database(workspace, database_url)
+    require_its_user(workspace)
     if not replace:
-        _refuse_data(data)
+        _refuse_data(workspace)
     with open_archive(archive) as opened:
         manifest = opened.manifest
         if manifest.revision not in known_revisions():
@@ -67,29 +67,31 @@ def restore_archive(
                 "with that version. Nothing was changed"
             )
         opened.verify(_counting(report, "checking", manifest.bytes))
-        with held(archive_lock(data)) as ours:
+        with held(archive_lock(workspace)) as ours:
             if not ours:
                 raise BackupError(
-                    f"a backup or another restore is at work in {data.path}: try again when it is done"
+                    f"a backup or another restore is at work in {workspace.path}: try again when it is done"
                 )
-            _see_it_done(data, report)  # one that was asked for by a command that was killed
-            clear_abandoned(data)
-            plan = _unpack(data, opened, report)
+            _see_it_done(workspace, report)  # one that was asked for by a command that was killed
+            clear_abandoned(workspace)
+            plan = _unpack(workspace, opened, report)
             try:
-                running = _take_place(data, plan, replace, report)
+                running = _take_place(workspace, plan, replace, report)
             finally:
-                if not is_restore_pending(data):
-                    shutil.rmtree(data.path / plan.staging, ignore_errors=True)
-    replaced = data.path / plan.replaced
+                if not is_restore_pending(workspace):
+                    shutil.rmtree(workspace.path / plan.staging, ignore_errors=True)
+    replaced = workspace.path / plan.replaced
     return Restored(manifest, replaced if replaced.exists() else None, running)
 
 
-def _unpack(data: DataFolder, archive: Archive, report: Report) -> Plan:
-    plan = Plan(_unused(data, "restore"), _unused(data, "replaced"))
-    staging = data.path / plan.staging
-    size, room = archive.manifest.bytes, shutil.disk_usage(data.path).free
+def _unpack(workspace: Workspace, archive: Archive, report: Report) -> Plan:
+    plan = Plan(_unused(workspace, "restore"), _unused(workspace, "replaced"))
+    staging = workspace.path / plan.staging
+    size, room = archive.manifest.bytes, shutil.disk_usage(workspace.path).free
     if size > room:
-        raise BackupError(f"there is no room in {data.path}: {size} bytes are needed and {room} are free")
+        raise BackupError(
+            f"there is no room in {workspace.path}: {size} bytes are needed and {room} are free"
+        )
     staging.mkdir(mode=0o700)
     try:
         archive.unpack(staging, _counting(report, "unpacking", size))
@@ -101,11 +103,11 @@ def _unpack(data: DataFolder, archive: Archive, report: Report) -> Plan:
     return plan
 
 
-def _unused(data: DataFolder, kind: str) -> str:
+def _unused(workspace: Workspace, kind: str) -> str:
     """A name that says when; two in one second are told apart by a number."""
     stamp = f"{kind}-{utc_stamp()}"
     names = [stamp, *(f"{stamp}-{number}" for number in range(2, 1000))]
-    return next(name for name in names if not (data.path / name).exists())
+    return next(name for name in names if not (workspace.path / name).exists())
 
 
 def _prepare(path: Path) -> None:
@@ -127,91 +129,93 @@ def _prepare(path: Path) -> None:
     settle(path)
 
 
-def _take_place(data: DataFolder, plan: Plan, replace: bool, report: Report) -> bool:
+def _take_place(workspace: Workspace, plan: Plan, replace: bool, report: Report) -> bool:
     """Whether a service took it on."""
-    _require_plain_folders(data)
-    with held(service_lock(data)) as ours:
+    _require_plain_folders(workspace)
+    with held(service_lock(workspace)) as ours:
         if not replace:
-            _refuse_data(data)
+            _refuse_data(workspace)
         if ours:
             try:
-                ask(data, plan)
-                finish_restore(data)
+                ask(workspace, plan)
+                finish_restore(workspace)
             except KeyboardInterrupt:
-                if not is_restore_pending(data):
+                if not is_restore_pending(workspace):
                     raise
-                finish_restore(data)  # quickly done, and the next restore would have to do it first
+                finish_restore(workspace)  # quickly done, and the next restore would have to do it first
             return False
-    _require_same_version(data)
+    _require_same_version(workspace)
     try:
-        ask(data, plan)
-        return _see_it_done(data, report)
+        ask(workspace, plan)
+        return _see_it_done(workspace, report)
     except KeyboardInterrupt:
-        if not is_restore_pending(data):
+        if not is_restore_pending(workspace):
             raise
-        raise _given_up(data, "interrupted") from None
+        raise _given_up(workspace, "interrupted") from None
 
 
-def _see_it_done(data: DataFolder, report: Report) -> bool:
+def _see_it_done(workspace: Workspace, report: Report) -> bool:
     """Wait until the service has made the restore that is pending, or make it where there is none (any more).
 
     Whether the service made it.
     """
     deadline = time.monotonic() + _PATIENCE
-    while is_restore_pending(data):
+    while is_restore_pending(workspace):
         report("waiting for the service to change over", 0, 0)
-        with held(service_lock(data)) as ours:
+        with held(service_lock(workspace)) as ours:
             if ours:
-                finish_restore(data)
+                finish_restore(workspace)
                 return False
         if time.monotonic() > deadline:
             raise _given_up(
-                data, f"the service did not take it on within {_PATIENCE:.0f} s: stop it, and run this again"
+                workspace,
+                f"the service did not take it on within {_PATIENCE:.0f} s: stop it, and run this again",
             )
         time.sleep(0.1)
     return True
 
 
-def _given_up(data: DataFolder, why: str) -> BackupError:
-    if take_back(data):
+def _given_up(workspace: Workspace, why: str) -> BackupError:
+    if take_back(workspace):
         return BackupError(f"{why}. Nothing was changed")
     return BackupError(
-        f"{why}, and the restore into {data.path} has begun: the service goes on with it, or finishes it when it starts"
+        f"{why}, and the restore into {workspace.path} has begun: the service goes on with it, or finishes it "
+        "when it starts"
     )
 
 
-def _require_its_own_database(data: DataFolder, url: str) -> None:
+def _require_its_own_database(workspace: Workspace, url: str) -> None:
     path = sqlite_path(url)
     if path is None:
         raise BackupError(
             f"the database {Database(url)} is not SQLite: restore it with its own means (pg_restore), and put the "
-            f"folders files, jobs and artifacts into {data.path}. See docs/how-to/back-up-and-restore.md"
+            f"folders files, jobs and artifacts into {workspace.path}. See docs/how-to/back-up-and-restore.md"
         )
-    if path.parent.resolve() / path.name != data.path / DATABASE:
+    if path.parent.resolve() / path.name != workspace.path / DATABASE:
         raise BackupError(
-            f"a restore makes the database {data.path / DATABASE}, and --database-url or TUNEWRIGHT_DATABASE_URL names "
-            f"{path}: restore without it into an empty data folder, and move the database there yourself"
+            f"a restore makes the database {workspace.path / DATABASE}, and --database-url or TUNEWRIGHT_DATABASE_URL "
+            f"names {path}: restore without it into an empty data folder, and move the database there yourself"
         )
 
 
-def _require_same_version(data: DataFolder) -> None:
-    record = ServiceRecord.read(data)
+def _require_same_version(workspace: Workspace) -> None:
+    record = ServiceRecord.read(workspace)
     if record is None or record.revision != known_revisions()[0]:
         raise BackupError(
-            f"the service that runs on {data.path} is of another version than this command ({__version__}): stop it, "
-            "or use the command of its version. Nothing was changed"
+            f"the service that runs on {workspace.path} is of another version than this command ({__version__}): stop "
+            "it, or use the command of its version. Nothing was changed"
         )
-    if record.database != str(data.path / DATABASE):
+    if record.database != str(workspace.path / DATABASE):
         raise BackupError(
-            f"the service that runs on {data.path} has its database elsewhere ({record.database}): stop it first. "
+            f"the service that runs on {workspace.path} has its database elsewhere ({record.database}): stop it first. "
             "Nothing was changed"
         )
 
 
-def _require_plain_folders(data: DataFolder) -> None:
+def _require_plain_folders(workspace: Workspace) -> None:
     """What is renamed can neither be a mount nor lie elsewhere."""
     for name in (DATABASE, *FOLDERS):
-        path = data.path / name
+        path = workspace.path / name
         if path.is_symlink() or path.is_mount():
             raise BackupError(
                 f"{path} is a link or a mount of its own, and is not moved out of the way: restore into another data "
@@ -219,10 +223,10 @@ def _require_plain_folders(data: DataFolder) -> None:
             )
 
 
-def _refuse_data(data: DataFolder) -> None:
-    if has_data(data):
+def _refuse_data(workspace: Workspace) -> None:
+    if has_data(workspace):
         raise BackupError(
-            f"{data.path} has data already: give another --data-dir, or --replace, which keeps what is there in a "
+            f"{workspace.path} has data already: give another --data-dir, or --replace, which keeps what is there in a "
             "folder beside it. Nothing was changed"
         )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from tunewright.atomic import sync_folder, write_atomically
 from tunewright.backup.archive import DATABASE, FOLDERS
 from tunewright.backup.errors import BackupError
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.backup")
@@ -40,78 +40,78 @@ class Plan:
     replaced: str
 
 
-def has_data(data: DataFolder) -> bool:
+def has_data(workspace: Workspace) -> bool:
     """Whether there is anything that a restore would replace."""
     return any(
         any(path.iterdir()) if path.is_dir() else path.exists()
-        for path in (data.path / name for name in (DATABASE, *FOLDERS))
+        for path in (workspace.path / name for name in (DATABASE, *FOLDERS))
     )
 
 
-def ask(data: DataFolder, plan: Plan) -> None:
+def ask(workspace: Workspace, plan: Plan) -> None:
     """From here on the restore is made, unless it is taken back."""
-    write_atomically(_asked(data), json.dumps(asdict(plan)))
+    write_atomically(_asked(workspace), json.dumps(asdict(plan)))
 
 
-def take_back(data: DataFolder) -> bool:
+def take_back(workspace: Workspace) -> bool:
     """Whether it had not begun, so that nothing was changed and nothing will be."""
     try:
-        _asked(data).unlink()
+        _asked(workspace).unlink()
     except FileNotFoundError:
         return False
-    sync_folder(data.run)
+    sync_folder(workspace.run)
     return True
 
 
-def is_restore_pending(data: DataFolder) -> bool:
+def is_restore_pending(workspace: Workspace) -> bool:
     """Whether one was asked for and is not done."""
-    return _asked(data).exists() or _begun(data).exists()
+    return _asked(workspace).exists() or _begun(workspace).exists()
 
 
-def finish_restore(data: DataFolder) -> None:
+def finish_restore(workspace: Workspace) -> None:
     """Make the restore that is pending, if there is one. The caller holds the service's lock, and none of the service's
     processes is meant to live. Raises BackupError; then it stays pending."""
-    if not is_restore_pending(data):
+    if not is_restore_pending(workspace):
         return
     try:
-        if _asked(data).exists():
-            os.replace(_asked(data), _begun(data))
-            sync_folder(data.run)
-        plan = _read(_begun(data))
-        _end_leftovers(data)
-        _swap(data, plan)
-        _begun(data).unlink()
-        sync_folder(data.run)
-        shutil.rmtree(data.path / plan.staging, ignore_errors=True)
+        if _asked(workspace).exists():
+            os.replace(_asked(workspace), _begun(workspace))
+            sync_folder(workspace.run)
+        plan = _read(_begun(workspace))
+        _end_leftovers(workspace)
+        _swap(workspace, plan)
+        _begun(workspace).unlink()
+        sync_folder(workspace.run)
+        shutil.rmtree(workspace.path / plan.staging, ignore_errors=True)
     except OSError as error:
         raise BackupError(
-            f"a restore into {data.path} has begun and could not be finished: {error}. Remove the cause and start the "
-            "service, or run the restore again: it is finished first"
+            f"a restore into {workspace.path} has begun and could not be finished: {error}. Remove the cause and start "
+            "the service, or run the restore again: it is finished first"
         ) from error
-    log.info("a backup was restored into %s", data.path)
+    log.info("a backup was restored into %s", workspace.path)
 
 
-def clear_abandoned(data: DataFolder) -> None:
+def clear_abandoned(workspace: Workspace) -> None:
     """Remove what restores that were killed while they unpacked left behind. The caller holds the archive's lock."""
-    if not is_restore_pending(data):
-        for path in data.path.iterdir():
+    if not is_restore_pending(workspace):
+        for path in workspace.path.iterdir():
             if _STAGING.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _swap(data: DataFolder, plan: Plan) -> None:
+def _swap(workspace: Workspace, plan: Plan) -> None:
     """Move the old out and the new in, name by name. What still waits in the staging folder is not done."""
-    staging, replaced = data.path / plan.staging, data.path / plan.replaced
+    staging, replaced = workspace.path / plan.staging, workspace.path / plan.replaced
     if (staging / DATABASE).exists():
         for name in _LOGS:
-            _move(data.path / name, replaced / name)
+            _move(workspace.path / name, replaced / name)
     for name in (*FOLDERS, DATABASE):
         if (staging / name).exists():
-            _move(data.path / name, replaced / name)
-            os.replace(staging / name, data.path / name)
+            _move(workspace.path / name, replaced / name)
+            os.replace(staging / name, workspace.path / name)
     if replaced.exists():
         sync_folder(replaced)
-    sync_folder(data.path)
+    sync_folder(workspace.path)
 
 
 def _move(old: Path, kept: Path) -> None:
@@ -125,10 +125,10 @@ def _move(old: Path, kept: Path) -> None:
         os.replace(old, kept)
 
 
-def _end_leftovers(data: DataFolder) -> None:
+def _end_leftovers(workspace: Workspace) -> None:
     """End processes of a service that was killed, or whose scheduler did not get to end them all."""
-    below = [(folder, "*/process.json") for folder in (data.engines, data.jobs, data.tmp)]
-    for folder, pattern in [(data.run, "*.json"), *below]:
+    below = [(folder, "*/process.json") for folder in (workspace.engines, workspace.jobs, workspace.tmp)]
+    for folder, pattern in [(workspace.run, "*.json"), *below]:
         for record in folder.glob(pattern):
             group = ProcessGroup.adopt(record)
             if group is not None:
@@ -147,9 +147,9 @@ def _read(path: Path) -> Plan:
         ) from error
 
 
-def _asked(data: DataFolder) -> Path:
-    return data.run / "restore.json"
+def _asked(workspace: Workspace) -> Path:
+    return workspace.run / "restore.json"
 
 
-def _begun(data: DataFolder) -> Path:
-    return data.run / "restore-begun.json"
+def _begun(workspace: Workspace) -> Path:
+    return workspace.run / "restore-begun.json"

@@ -61,7 +61,7 @@ def backup(archive: Path | None, data_dir: Path | None, database_url: str | None
         default_name,
         make_backup,
     )  # the service's libraries: only for who needs them
-    from tunewright.registry.data_folder import DataFolder
+    from tunewright.registry.workspace import Workspace
 
     out = Output(as_json)
     folder, url = _where(data_dir, database_url)
@@ -69,7 +69,7 @@ def backup(archive: Path | None, data_dir: Path | None, database_url: str | None
     if target.is_dir():
         target /= default_name()
     with _failures(), Interrupts(), _progress(out) as report:
-        made = make_backup(DataFolder(folder), url, target.absolute(), report)
+        made = make_backup(Workspace(folder), url, target.absolute(), report)
     for what in made.left_out:
         out.note(f"left out, since it was removed or incomplete: checkpoint {what}")
     for id in made.changed:
@@ -111,12 +111,12 @@ def restore(
     goes on; requests wait meanwhile. Jobs that were in training go on from their last checkpoints.
     """
     from tunewright.backup.restore import restore_archive
-    from tunewright.registry.data_folder import DataFolder
+    from tunewright.registry.workspace import Workspace
 
     out = Output(as_json)
     folder, url = _where(data_dir, database_url)
     with _failures(), Interrupts(), _progress(out) as report:
-        done = restore_archive(DataFolder(folder), url, archive, replace=replace, report=report)
+        done = restore_archive(Workspace(folder), url, archive, replace=replace, report=report)
     counts = done.manifest.counts
     if out.as_json:
         kept = str(done.replaced) if done.replaced else None

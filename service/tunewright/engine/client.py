@@ -1,61 +1,48 @@
-"""The control side of one vLLM server, over its unix socket. The bytes of generations go through `api.gateway`."""
+"""The control side of one vLLM server: whether it is healthy, and which adapters it holds."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
-import httpx
+from tunewright.engine.http import EngineError, EngineHTTP
+
+_PROBE_TIMEOUT = 10.0
 
 
-class EngineError(Exception):
-    """vLLM refused, or does not answer; the message is its own."""
+def probe(socket: Path) -> dict[str, Any] | None:
+    """vLLM's model list if it answers and says that it is healthy, else None. Blocks: for threads."""
 
+    async def ask() -> dict[str, Any]:
+        async with EngineHTTP(str(socket), _PROBE_TIMEOUT) as engine:
+            await engine.request("GET", "/health")
+            return dict(await engine.request("GET", "/v1/models"))
 
-def probe(socket: Path, timeout: float = 10.0) -> dict[str, Any] | None:
-    """vLLM's model list if it answers and says that it is healthy, else None.
-
-    (`verify=False`: a unix socket has no TLS, and loading certificates for every look would cost the most.)
-    """
     try:
-        with httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket), verify=False),
-            base_url="http://engine",
-            timeout=timeout,
-            trust_env=False,
-        ) as client:
-            if client.get("/health").status_code != 200:
-                return None
-            return dict(client.get("/v1/models").raise_for_status().json())
-    except (httpx.HTTPError, ValueError):
+        return asyncio.run(ask())
+    except (EngineError, ValueError, TypeError):
         return None
 
 
 class EngineClient:
-    """Loads and unloads adapters by name, and asks what is there."""
+    """Loads and unloads adapters by name, and asks what is there. Raises EngineError."""
 
     def __init__(self, socket: str) -> None:
-        self.socket = socket
-        self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=socket, verify=False),
-            base_url="http://engine",
-            timeout=120.0,
-            trust_env=False,
-        )
+        self._http = EngineHTTP(socket)
 
     async def models(self) -> set[str]:
         """Names it answers to: its base and its adapters."""
-        response = await self._request("GET", "/v1/models")
-        return {entry["id"] for entry in response.json()["data"]}
+        answer = await self._http.request("GET", "/v1/models")
+        return {entry["id"] for entry in answer["data"]}
 
     async def held(self) -> set[int]:
         """Numbers of the adapters in the engine's memory: what its workers hold, not what its server lists.
 
         (vLLM forgets only the name when it unloads: its workers keep the weights until others push them out.)
         """
-        response = await self._request("POST", "/collective_rpc", {"method": "list_loras"})
-        answers = response.json()["results"]
+        answers = (await self._http.request("POST", "/collective_rpc", {"method": "list_loras"}))["results"]
         return set.intersection(*({int(n) for n in re.findall(r"\d+", str(answer))} for answer in answers))
 
     async def load(self, name: str, folder: Path) -> int | None:
@@ -66,7 +53,9 @@ class EngineClient:
         if name in await self.models():
             return None
         before = await self.held()
-        await self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        await self._http.request(
+            "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
+        )
         if name not in await self.models():  # it once answered 200 for a missing path (vllm #18372)
             raise EngineError(f"vLLM said that it loaded {name}, but does not list it")
         came = await self.held() - before
@@ -80,7 +69,7 @@ class EngineClient:
         Raises EngineError where the engine was asked and still has it.
         """
         if name in await self.models():
-            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+            await self._http.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         if number is not None:
             await self.remove(number)
         if name in await self.models():
@@ -89,27 +78,8 @@ class EngineClient:
     async def remove(self, number: int) -> None:
         """Free the memory of an adapter by its number. Raises EngineError where the workers still hold it."""
         if number in await self.held():
-            await self._request("POST", "/collective_rpc", {"method": "remove_lora", "args": [number]})
+            await self._http.request("POST", "/collective_rpc", {"method": "remove_lora", "args": [number]})
             if number in await self.held():
                 raise EngineError(
                     f"vLLM said that it removed adapter {number}, but its workers still hold it"
                 )
-
-    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        try:
-            response = await self._client.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise EngineError(f"the engine does not answer: {type(error).__name__} {error}") from error
-        if response.status_code >= 400:
-            raise EngineError(message_of(response))
-        return response
-
-
-def message_of(response: httpx.Response) -> str:
-    """vLLM's own words for an error."""
-    try:
-        body = response.json()
-        error = body.get("error", body)
-        return str(error.get("message", error) if isinstance(error, dict) else error)
-    except ValueError:
-        return f"HTTP {response.status_code}: {response.text[:500]}"

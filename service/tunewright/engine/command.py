@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewright.config import Settings
+from tunewright.engine.http import SERVER_KEEPS
 from tunewright.registry.bases import BaseInfo
 
 
@@ -100,6 +101,7 @@ def engine_environment(device: str) -> dict[str, str]:
     environment = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEPS),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",

@@ -20,7 +20,7 @@ import os
 import time
 from pathlib import Path
 
-from tunewright.registry.data_folder import file_name
+from tunewright.registry.workspace import file_name
 
 ENGINE = "engine"
 """In an adapter's place: the engine itself."""

@@ -17,11 +17,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tunewright.engine.client import EngineClient, EngineError
+from tunewright.engine.client import EngineClient
+from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
-from tunewright.registry.data_folder import DataFolder, adapter_sha256
-from tunewright.store.records import Engine, TunedModel
-from tunewright.store.states import EngineState, Residency
+from tunewright.registry.artifacts import ArtifactStore
+from tunewright.registry.content import adapter_sha256
+from tunewright.registry.workspace import Workspace
+from tunewright.store.records import Engine, EngineInfo, TunedModel
+from tunewright.store.states import Desired, EngineState, Residency
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.engine")
@@ -35,10 +38,10 @@ class ResidencyManager:
     """Owns load and unload. A lock for each adapter of each engine (many waiters, one load), and one for each engine's
     memory, so that what came and went with an operation can be told."""
 
-    def __init__(self, store: Store, data: DataFolder) -> None:
+    def __init__(self, store: Store, workspace: Workspace) -> None:
         self._store = store
-        self._data = data
-        self._drain = Drain(data.leases)
+        self._artifacts = workspace.artifacts
+        self._drain = Drain(workspace.leases)
         self._clients: dict[str, EngineClient] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._memory: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -48,7 +51,7 @@ class ResidencyManager:
 
     async def load(self, model: TunedModel) -> dict[str, Any]:
         """Want the adapter loaded, and load it now. Raises EngineError with vLLM's reason."""
-        await asyncio.to_thread(self._store.models.want, model.name, "loaded")
+        await asyncio.to_thread(self._store.models.want, model.name, Desired.LOADED)
         engine = await self._ready_engine(model.base)
         self._failed_at.pop((engine.name, engine.run, model.sha256), None)
         await self._ensure_loaded(engine, model)
@@ -59,7 +62,7 @@ class ResidencyManager:
 
         After `wait` seconds the answer is `draining`: it goes on without being waited for.
         """
-        await asyncio.to_thread(self._store.models.want, model.name, "unloaded")
+        await asyncio.to_thread(self._store.models.want, model.name, Desired.UNLOADED)
         engine = await asyncio.to_thread(self._store.engines.get, model.base)
         if engine is not None and engine.state is EngineState.READY:
             wanted = await asyncio.to_thread(self._store.models.wanted_adapters, model.base)
@@ -104,7 +107,7 @@ class ResidencyManager:
                 s: row for s, row in noted.items() if row.state in (Residency.LOADED, Residency.DRAINING)
             }
             client = self._client(engine)
-            names = await client.models() - {(engine.info or {}).get("internal_name")}
+            names = await client.models() - {_info(engine).internal_name}
             for name in names - whole.keys():
                 await client.unload(name, None)
             for number in await client.held() - {row.number for row in whole.values()}:
@@ -122,10 +125,9 @@ class ResidencyManager:
                 return
             await self._note(engine, model.sha256, Residency.LOADING)
             try:
-                if (engine.info or {}).get("fingerprint") != model.base_fingerprint:
+                if _info(engine).fingerprint != model.base_fingerprint:
                     raise EngineError(f"it was trained on another model that was named {model.base} then")
-                folder = self._data.artifact(model.sha256)
-                await asyncio.to_thread(_check_artifact, folder, model.sha256)
+                folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
                 async with self._memory[engine.name]:
                     await self._make_room(engine)
                     number = await self._client(engine).load(model.sha256, folder)
@@ -142,7 +144,7 @@ class ResidencyManager:
         """Evict the least recently used adapter where the engine's slots are full: never a pinned or a busy one."""
         noted = await asyncio.to_thread(self._store.engines.residents, engine)
         there = [sha256 for sha256, row in noted.items() if row.state is Residency.LOADED]
-        room = int((engine.info or {}).get("max_adapters", 0))
+        room = _info(engine).max_adapters
         if len(there) < room:
             return
         pinned = await asyncio.to_thread(self._store.models.pinned, engine.name)
@@ -155,7 +157,7 @@ class ResidencyManager:
                 if unused is None:
                     continue
                 with unused:
-                    await asyncio.to_thread(self._store.models.want_weights, sha256, "unloaded")
+                    await asyncio.to_thread(self._store.models.want_weights, sha256, Desired.UNLOADED)
                     await self._note(engine, sha256, None)
                     await self._client(engine).unload(sha256, noted[sha256].number)
             log.info("engine %s evicted %s, the least recently used", engine.name, sha256)
@@ -229,16 +231,24 @@ class ResidencyManager:
         return client
 
 
+def _info(engine: Engine) -> EngineInfo:
+    assert engine.info is not None, "a ready engine was started"
+    return engine.info
+
+
 def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("engine %s could not unload %s: %s", engine, sha256, error)
 
 
-def _check_artifact(folder: Path, sha256: str) -> None:
-    """The files are what the registry says they are: a torn or changed adapter never reaches vLLM."""
+def _checked(artifacts: ArtifactStore, sha256: str) -> Path:
+    """The adapter's folder, whose files are what the registry says they are: a torn or changed adapter never reaches
+    vLLM. Raises EngineError."""
+    folder = artifacts.local(sha256)
     try:
         found = adapter_sha256(folder)
     except (OSError, ValueError) as error:
         raise EngineError(f"the adapter's files cannot be read: {error}") from error
     if found != sha256:
         raise EngineError(f"the adapter's files have changed: their hash is {found}")
+    return folder

@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 from tunewright.config import settings_in_child
 from tunewright.errors import StorageFull
 from tunewright.logs import configure_logging
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import PERIOD, beat
 
@@ -45,9 +45,9 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         configure_logging(settings.log_level)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
         self._store = Store.open(settings.resolved_database_url)
-        data = DataFolder(settings.data_dir)
-        self._heartbeat = data.heartbeat("worker")
-        self._manager = ResidencyManager(self._store, data)
+        workspace = Workspace(settings.data_dir)
+        self._heartbeat = workspace.heartbeat("worker")
+        self._manager = ResidencyManager(self._store, workspace)
         self._answers: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, daemon=True, name="residency").start()
@@ -87,7 +87,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         return output
 
     async def _carry_out(self, operation: dict[str, Any]) -> dict[str, Any]:
-        from tunewright.engine.client import EngineError
+        from tunewright.engine.http import EngineError
 
         model = await asyncio.to_thread(self._store.models.get, operation["model"])
         if model is None:

@@ -30,6 +30,7 @@ from tunewright.evaluate.folder import (
     ReferenceRow,
     Rendering,
 )
+from tunewright.registry.safetensors_file import weight_files
 from tunewright.rows.masking import encode_text, normalised
 from tunewright.rows.probes import rows_or_probes
 
@@ -124,9 +125,7 @@ def _is_awq(folder: Path) -> bool:
 
 def _place(base: Path, *, may_use_gpu: bool) -> str:
     """A GPU if there may be one and it has room for the base, else the CPU. Raises NoRoom."""
-    weights = sum(file.stat().st_size for file in base.glob("*.safetensors")) * (
-        _UNPACKED if _is_awq(base) else 1
-    )
+    weights = sum(file.stat().st_size for file in weight_files(base)) * (_UNPACKED if _is_awq(base) else 1)
     needed = weights * _ROOM_FOR_THE_REST + _SPARE
     free = {"cpu": psutil.virtual_memory().available}
     if may_use_gpu and torch.cuda.is_available():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import safe_open
+
+from tunewright.registry.safetensors_file import tensor_files
 
 
 class Weights(Protocol):
@@ -19,10 +20,10 @@ class Weights(Protocol):
 
 
 class SafetensorsWeights:
-    """The tensors of a folder's `*.safetensors`, as they are stored; nothing is read before it is asked for."""
+    """A model folder's tensors, as they are stored; none is read before it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OSError, and safetensors' own error where a file is none."""
+        """Raises BadTensors and OSError, as `weight_files`."""
         self._files = tensor_files(folder)
 
     def get(self, name: str, device: str) -> torch.Tensor:
@@ -35,19 +36,3 @@ class SafetensorsWeights:
 
     def names(self) -> list[str]:
         return sorted(self._files)
-
-    def files(self) -> dict[str, Path]:
-        """In which file each tensor lies."""
-        return dict(self._files)
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """In which file each tensor lies: by the index where there is one, else by the files' headers."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            files |= dict.fromkeys(file.keys(), path)
-    return files

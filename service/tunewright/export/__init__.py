@@ -5,9 +5,3 @@ measures what was lost on the way. Knows its job folder and nothing of the API o
 `events.jsonl`, `model/` or `adapter/`, and last `result.json`. Importing this package must not import torch: the
 scheduler shares `export.folder`.
 """
-
-from __future__ import annotations
-
-
-class ExportStopped(Exception):
-    """`stop` said so. What was whole stays; the next call goes on from it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tunewright.export.folder import ExportSpec, read_spec
+from tunewright.export.folder import ExportSpec
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.process import run_in_folder
 
@@ -17,5 +17,5 @@ def _run(folder: JobFolder, spec: ExportSpec) -> int:
 
 if __name__ == "__main__":
     sys.exit(
-        run_in_folder("tunewright.export", __doc__, read_spec, lambda spec: f"export {spec.job_id}", _run)
+        run_in_folder("tunewright.export", __doc__, ExportSpec, lambda spec: f"export {spec.job_id}", _run)
     )

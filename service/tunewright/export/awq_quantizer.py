@@ -35,7 +35,7 @@ from tunewright.export.model_files import copy_tokenizer
 from tunewright.export.quantizer import Quantized, QuantizeOptions
 from tunewright.export.shards import pieces, write_shards
 from tunewright.registry.awq_check import check_awq
-from tunewright.registry.safetensors_file import read_shapes
+from tunewright.registry.safetensors_file import read_shapes, weight_files
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PLAN = "plan.json"
@@ -112,7 +112,7 @@ def _plan(
     model: Path, rows: list[list[int]], options: QuantizeOptions, device: str, dtype: torch.dtype
 ) -> str:
     """What finished layers depend on."""
-    status = {file.name: file.stat() for file in sorted(model.glob("*.safetensors"))}
+    status = {file.name: file.stat() for file in weight_files(model)}
     return json.dumps(
         {
             "model": {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()},
@@ -225,10 +225,7 @@ def _assemble(
     names = {piece.name for piece in packed}
     quantized = {f"{name.removesuffix('.qweight')}.weight" for name in names if name.endswith(".qweight")}
     rest = [
-        piece
-        for file in sorted(set(SafetensorsWeights(model).files().values()))
-        for piece in pieces(file)
-        if piece.name not in names | quantized
+        piece for file in weight_files(model) for piece in pieces(file) if piece.name not in names | quantized
     ]
     config["quantization_config"] = {
         "quant_method": "awq",

@@ -33,9 +33,8 @@ from safetensors.torch import save_file
 
 from tunewright.atomic import publish_folder
 from tunewright.errors import ExportUnsupported, InvalidAdapter, InvalidRequest
-from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import read, same_numbers
-from tunewright.export.folder import Method
+from tunewright.export.folder import CombineMethod
 from tunewright.export.low_rank import Factors, add, nearest
 from tunewright.export.model_files import as_json
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
@@ -68,13 +67,12 @@ def combine(
     base: Path,
     out: Path,
     *,
-    method: Method,
+    method: CombineMethod,
     density: float = DENSITY,
     rank: int | None = None,
     max_rank: int = MAX_RANK,
     seed: int = 0,
     on_module: Callable[[int, int], None] = lambda done, modules: None,
-    stop: Callable[[], bool] = lambda: False,
 ) -> Combined:
     """Make the PEFT folder `out` of the PEFT folders `adapters`, each with its weight. `out` must not be there yet.
 
@@ -84,10 +82,10 @@ def combine(
     `dare` keep.
     The same inputs and `seed` make the same bytes.
 
-    `on_module` is called after each module with how many are done and are there; `stop` before each. Raises
-    InvalidRequest for arguments that make no sense, ExportUnsupported for adapters whose change is no low-rank
-    product, InvalidAdapter for ones that do not fit the base, ExportStopped, FileExistsError, OSError. That the
-    adapters were trained on this very base, not on another of the same shape, is for the caller to know.
+    `on_module` is called after each module with how many are done and are there. Raises InvalidRequest for arguments
+    that make no sense, ExportUnsupported for adapters whose change is no low-rank product, InvalidAdapter for ones that
+    do not fit the base, FileExistsError, OSError. That the adapters were trained on this very base, not on another of
+    the same shape, is for the caller to know.
     """
     weights = _check_arguments(adapters, method, density, rank, max_rank)
     if out.exists():
@@ -99,8 +97,6 @@ def combine(
             found.setdefault(change.module, []).append((change, weight))
     factors: dict[str, Factors] = {}
     for module in sorted(found):
-        if stop():
-            raise ExportStopped
         factors[module] = _combined(module, found[module], method, density, rank, max_rank, seed)
         on_module(len(factors), len(found))
     kinds = {module: changes[0][0].kind for module, changes in found.items()}
@@ -112,8 +108,10 @@ def _check_arguments(
     adapters: Sequence[tuple[Path, float]], method: str, density: float, rank: int | None, max_rank: int
 ) -> list[float]:
     """The weights that count. Raises InvalidRequest."""
-    if method not in get_args(Method):
-        raise InvalidRequest(f"method is {method!r}; it must be one of {get_args(Method)}.", param="method")
+    if method not in get_args(CombineMethod):
+        raise InvalidRequest(
+            f"method is {method!r}; it must be one of {get_args(CombineMethod)}.", param="method"
+        )
     if len(adapters) < 2:
         raise InvalidRequest("Combining takes two adapters at least.", param="adapters")
     weights = [float(weight) for _, weight in adapters]

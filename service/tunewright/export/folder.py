@@ -7,10 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.evaluate.folder import RowsFrom
-from tunewright.jobs.folder import JobFolder
 
 Format = Literal["merged", "awq", "adapter"]
-Method = Literal["linear", "ties", "dare", "soup"]
+CombineMethod = Literal["linear", "ties", "dare", "soup"]
 
 
 class SourceAdapter(BaseModel):
@@ -27,7 +26,7 @@ class SourceAdapter(BaseModel):
 class Combine(BaseModel):
     """How several adapters become one (`export.combine`)."""
 
-    method: Method = "linear"
+    method: CombineMethod = "linear"
     density: float = 0.5
     rank: int | None = None
     max_rank: int
@@ -86,8 +85,3 @@ class ExportSpec(BaseModel):
     """Publish it also past the bounds, with the fact on record."""
     facts: dict[str, Any] = {}
     """Lineage for the model card."""
-
-
-def read_spec(folder: JobFolder) -> ExportSpec:
-    """Raises OSError and ValueError."""
-    return ExportSpec.model_validate_json(folder.spec_file.read_text())

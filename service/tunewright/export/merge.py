@@ -20,13 +20,12 @@ import torch
 
 from tunewright.atomic import sync_folder, write_atomically
 from tunewright.errors import ExportUnsupported
-from tunewright.export import ExportStopped
 from tunewright.export.arithmetic import blocks, read
 from tunewright.export.model_files import as_json, copy_tokenizer, model_config, write_file
-from tunewright.export.shards import INDEX, SHARD_BYTES, shard_names, split
+from tunewright.export.shards import SHARD_BYTES, shard_names, split
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE
 from tunewright.registry.mergeable import MergePlan, Output, check_mergeable
-from tunewright.registry.safetensors_file import header_of
+from tunewright.registry.safetensors_file import INDEX, header_of
 
 _FORMAT = 1
 """Raised where the same inputs come to make other files: what an older version left is not gone on with."""
@@ -87,7 +86,6 @@ def merge(
     shard_bytes: int = SHARD_BYTES,
     chat_template: str | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[], bool] = lambda: False,
 ) -> Merged:
     """Merge the PEFT folder `adapter` into the model folder `base`, as the model folder `out`.
 
@@ -95,8 +93,8 @@ def merge(
     The same inputs make the same bytes. `out` is absent, or what an earlier call left there, killed or not: with the
     same inputs its shards are kept, with others all of it goes. `plan_file(out)` tells which; it stays beside `out`.
 
-    `on_progress` is called after each tensor, `stop` before each block of 4 MiB. Raises as `check_mergeable`;
-    ExportStopped; FileExistsError where `out` is something else; OSError.
+    `on_progress` is called after each tensor. Raises as `check_mergeable`; FileExistsError where `out` is
+    something else; OSError.
     """
     plan = check_mergeable(base, adapter)
     _check_same(plan)
@@ -106,7 +104,7 @@ def merge(
     progress = _Tracker(shards, kept, on_progress)
     for shard in shards:
         if shard.name not in kept:
-            _write_shard(out, shard, progress, stop)
+            _write_shard(out, shard, progress)
     if len(shards) > 1:
         write_file(out / INDEX, _index(shards))
     copy_tokenizer(base, out, chat_template)
@@ -178,15 +176,13 @@ def _is_whole(out: Path, shard: _Shard) -> bool:
     return path.is_file() and path.stat().st_size == len(shard.header) + shard.size
 
 
-def _write_shard(out: Path, shard: _Shard, progress: _Tracker, stop: Callable[[], bool]) -> None:
+def _write_shard(out: Path, shard: _Shard, progress: _Tracker) -> None:
     temporary = out / f".{shard.name}.tmp"
     try:
         with temporary.open("wb") as file:
             file.write(shard.header)
             for output in shard.outputs:
                 for block in blocks(output):
-                    if stop():
-                        raise ExportStopped
                     file.write(block)
                 progress.tensor(output)
             file.flush()

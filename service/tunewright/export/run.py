@@ -25,8 +25,8 @@ from tunewright.export.quantizer import QuantizeOptions, Quantizer
 from tunewright.export.rows import ExportText
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
-from tunewright.jobs.process import leave
-from tunewright.registry.data_folder import folder_size
+from tunewright.jobs.process import leave, rank
+from tunewright.registry.content import folder_size
 
 log = logging.getLogger("tunewright.export")
 
@@ -62,7 +62,7 @@ class _Export:
     def __init__(self, folder: JobFolder, spec: ExportSpec) -> None:
         self._folder = folder
         self._spec = spec
-        self._events = EventLog(folder)
+        self._events = EventLog(folder, rank())
         self._progress = Progress(folder, self._events)
         self._device = spec.device
         is_base = spec.source == spec.base_name

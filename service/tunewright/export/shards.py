@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tunewright.registry.safetensors_file import header_of, read_header
+from tunewright.registry.safetensors_file import INDEX, header_of, read_header
 
 SHARD_BYTES = 5 * 10**9
 """Bytes of a file at most, as transformers and AutoAWQ write them; a tensor alone may have more."""
-INDEX = "model.safetensors.index.json"
 _BLOCK = 1 << 24
 Item = TypeVar("Item")
 

@@ -23,10 +23,6 @@ class TrainingFailed(Exception):
         self.code = code
 
 
-class TrainingStopped(Exception):
-    """Asked to stop; a checkpoint is saved and a later run goes on from it."""
-
-
 def explain(
     error: Exception, folder: Path, *, process: str = "trainer", advice: str = LESS
 ) -> TrainingFailed | None:

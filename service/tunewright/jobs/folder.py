@@ -1,4 +1,4 @@
-"""The job folder: what the scheduler writes, what the trainer writes, and how each is made whole or absent."""
+"""The job folder: what the scheduler and the job's process write there, and how files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,77 +8,44 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.atomic import write_atomically
 
 STOPPED_RESUMABLE = 75
-"""Exit code of a trainer that was asked to stop and saved a checkpoint (EX_TEMPFAIL)."""
-
-
+"""Exit code of a process that was asked to stop and saved what is done (EX_TEMPFAIL)."""
 DISK_FULL = 74
-"""Exit code of a trainer that could not even write its result (EX_IOERR)."""
-
-
-class JobSpec(BaseModel):
-    """`spec.json`: all a trainer is told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    job_id: str
-    base_name: str
-    base_hub_id: str | None = None
-    base_path: str
-    trust_remote_code: bool = False
-    parent_adapter: str | None = None
-    """A PEFT folder to go on from."""
-    training_file: str
-    validation_file: str | None = None
-    chat_template: str | None = None
-    """Takes the place of the model's own."""
-    seed: int
-    device: str
-    """`cpu` or `cuda`; which GPU is the environment's business."""
-    tuning: dict[str, Any]
-    """A `plan.defaults.Resolved`, as a dict."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints, beside those at the end of each epoch."""
+"""Exit code of a process that could not even write its result (EX_IOERR)."""
 
 
 class Outcome(BaseModel):
-    """What every job's `result.json` says: how it ended. It is the last thing that its process writes: without it, the
-    run is not over."""
+    """What every job's `result.json` says: how the run ended. It is the last thing that the process writes: without it,
+    the run has not ended."""
 
     status: Literal["succeeded", "failed"]
     error_code: str | None = None
     error_message: str | None = None
     report: dict[str, Any] | None = None
-    """What was measured of its product, also of one that is not to be published."""
+    """What was measured of the product, also of one that is not to be published: the kind's report, as JSON."""
 
 
-class JobResult(Outcome):
-    """A trainer's `result.json`."""
-
-    trained_tokens: int = 0
-    metrics: dict[str, float] = {}
-    checkpoints: dict[int, dict[str, float]] = {}
-    """Step and metrics of the checkpoints at the ends of the last epochs, whose adapters can be used."""
-
-
+Spec = TypeVar("Spec", bound=BaseModel)
 Result = TypeVar("Result", bound=Outcome)
 
 
 class JobFolder:
-    """Paths and atomic writes. Any of it may be looked at while a trainer runs, or after it was killed."""
+    """Paths and atomic writes. Every file may be read while a process works in the folder, or after it was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec_file = path / "spec.json"
         self.events_file = path / "events.jsonl"
-        self.log_file = path / "trainer.log"
+        self.log_file = path / "process.log"
+        self._older_log_file = path / "trainer.log"  # its name in earlier versions
         self.process_file = path / "process.json"
         self.heartbeat_file = path / "heartbeat"
         self.result_file = path / "result.json"
@@ -91,31 +58,38 @@ class JobFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.spec_file, spec.model_dump_json(indent=2))
 
-    def read_spec(self) -> JobSpec:
-        return JobSpec.model_validate_json(self.spec_file.read_text())
+    def read_spec(self, spec: type[Spec]) -> Spec:
+        """Raises OSError and ValueError."""
+        return spec.model_validate_json(self.spec_file.read_text())
 
     def write_result(self, result: Outcome) -> None:
         write_atomically(self.result_file, result.model_dump_json(indent=2))
 
-    def read_result(self) -> JobResult | None:
-        return self._read(JobResult)
-
-    def read_outcome(self) -> Outcome | None:
-        """Of a job of any kind."""
-        return self._read(Outcome)
-
-    def _read(self, result: type[Result]) -> Result | None:
+    def read_result(self, result: type[Result]) -> Result | None:
+        """None where there is none, or no whole one."""
         try:
             return result.model_validate_json(self.result_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
 
+    def read_outcome(self) -> Outcome | None:
+        """How the run of a job of any kind ended."""
+        return self.read_result(Outcome)
+
+    def read_log(self) -> str:
+        """What the job's processes printed, all attempts one after another; empty where there is nothing."""
+        text = ""
+        for file in (self._older_log_file, self.log_file):
+            with suppress(FileNotFoundError):
+                text += file.read_text(errors="replace")
+        return text
+
     def beat(self) -> None:
-        """The trainer gets on: called at every step, and within long ones."""
+        """Report progress: called at every step, and within long ones."""
         self.heartbeat_file.touch()
 
     def last_beat(self) -> float:
-        """When it did, in Unix seconds; 0.0 for never."""
+        """When progress was reported last, in Unix seconds; 0.0 for never."""
         try:
             return self.heartbeat_file.stat().st_mtime
         except FileNotFoundError:
@@ -142,7 +116,7 @@ class JobFolder:
             try:
                 events.append(json.loads(line))
             except ValueError:
-                continue  # the half line of a killed trainer, closed by the next one's newline
+                continue  # the half line of a killed process, closed by the next one's newline
         return events, offset + end
 
     def unfinished(self, product: Path) -> Path:
@@ -150,7 +124,7 @@ class JobFolder:
         return self.path / f".{product.name}.tmp"
 
     def remove_products(self) -> None:
-        """Whole ones and half ones, checkpoints too."""
+        """Remove whole and half products, and checkpoints."""
         for product in (self.adapter, self.model):
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
@@ -168,12 +142,17 @@ class JobFolder:
 
 
 class EventLog:
-    """Appends to `events.jsonl`. A line is written whole, with one write call, and flushed to the system."""
+    """Appends to `events.jsonl`. A line is written whole, with one write call, and flushed to the system.
 
-    def __init__(self, folder: JobFolder) -> None:
-        self._descriptor = os.open(folder.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if os.fstat(self._descriptor).st_size:
-            os.write(self._descriptor, b"\n")  # end what a killed trainer may have left half-written
+    Of several processes that work on one job, the one of rank 0 writes and the others write nothing.
+    """
+
+    def __init__(self, folder: JobFolder, rank: int = 0) -> None:
+        self._descriptor: int | None = None
+        if rank == 0:
+            self._descriptor = os.open(folder.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if os.fstat(self._descriptor).st_size:
+                os.write(self._descriptor, b"\n")  # end what a killed process may have left half-written
 
     def message(self, text: str, level: str = "info", data: dict[str, Any] | None = None) -> None:
         self._write({"type": "message", "level": level, "message": text, "data": data})
@@ -182,8 +161,8 @@ class EventLog:
         self._write({"type": "metrics", "level": "info", "message": text, "data": data})
 
     def _write(self, event: dict[str, Any]) -> None:
+        if self._descriptor is None:
+            return
         line = (json.dumps({"created_at": time.time(), **event}, allow_nan=False) + "\n").encode()
-        if os.write(self._descriptor, line) < len(line):
-            raise OSError(
-                errno.ENOSPC, os.strerror(errno.ENOSPC)
-            )  # as much was written as there was room for
+        if os.write(self._descriptor, line) < len(line):  # as much was written as there was room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,5 +1,5 @@
-"""What every job's process does first and last, whatever the job's kind: it takes the folder for itself, says who it
-is, and leaves its result."""
+"""What the process of every job does first and last, whatever the job's kind: it locks the folder, sets its title, and
+writes its result."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ Spec = TypeVar("Spec", bound=BaseModel)
 def run_in_folder(
     module: str,
     about: str | None,
-    read: Callable[[JobFolder], Spec],
+    spec_model: type[Spec],
     title: Callable[[Spec], str],
     run: Callable[[JobFolder, Spec], int],
 ) -> int:
     """`python -m module JOB_DIR`; returns the exit code.
 
+    The process that is started here, the launcher, holds the folder's lock for as long as it lives, whether it works
+    itself or starts one process for each rank.
+
     0 the job is over and result.json says how; 75 asked to stop, and what is done is saved; 2 the folder has no spec;
     3 another process has it; 74 the disk is full, so that there is no result.json; else it crashed and may be started
-    again. `run` is called only when the job is ours, and is what imports torch.
+    again. `run` is called only once the lock is held, and is what imports torch.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("folder", type=Path, help="job folder with a spec.json")
     folder = JobFolder(parser.parse_args().folder.resolve())
     try:
-        spec = read(folder)
+        spec = folder.read_spec(spec_model)
     except (OSError, ValueError) as error:
         print(f"{folder.spec_file}: not a job spec: {error}", file=sys.stderr)
         return 2
@@ -59,8 +62,16 @@ def run_in_folder(
     return code
 
 
+def rank() -> int:
+    """The rank of this process among those that work on the job, as launchers of torch processes set it; 0 where it is
+    the only one. Rank 0 alone writes events, checkpoints and products."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def leave(folder: JobFolder, outcome: Outcome) -> int:
-    """Write the result, which ends the job; returns the exit code."""
+    """Write the result, which ends the run; returns the exit code."""
+    if rank() != 0:
+        return 0
     if outcome.error_code == "disk_full":
         folder.remove_products()  # they are of no use any more, and the result may fit where they were
     try:

@@ -7,8 +7,13 @@ learns less and forgets less" (Biderman et al. 2024) for all-linear targets and 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.plan.options import Auto, HyperparameterOptions, TuningOptions
+
+Value = TypeVar("Value")
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 EFFECTIVE_BATCH = 32
@@ -20,9 +25,10 @@ _RANKS = ((1_000, 8), (10_000, 16), (100_000, 32), (math.inf, 64))
 """Rank by rows: under 1k, under 10k, up to 100k, more. Alpha is twice the rank."""
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(BaseModel):
     """All options of a training run, none of them "auto"."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: str
     learning_rate: float
@@ -43,11 +49,9 @@ class Resolved:
     dropout: float | None
     target_modules: str | list[str] | None
     use_rslora: bool
-    use_dora: bool
+    use_dora: bool = False
+    """An earlier version stored none."""
     quantization: str | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def rank_for(rows: int, max_rank: int) -> int:
@@ -58,8 +62,8 @@ def rank_for(rows: int, max_rank: int) -> int:
 
 def resolve(
     *,
-    tuning: dict[str, Any],
-    hyperparameters: dict[str, Any],
+    tuning: TuningOptions,
+    hyperparameters: HyperparameterOptions,
     rows: int,
     context: int,
     max_rank: int,
@@ -67,42 +71,41 @@ def resolve(
 ) -> Resolved:
     """Options of a run over `rows` rows on a model with `context` tokens.
 
-    `tuning` are Tunewright's own options and win over OpenAI's `hyperparameters`; "auto" and None mean: choose.
+    `tuning` are Tunewright's own options and take precedence over OpenAI's `hyperparameters`.
     """
-
-    def given(options: dict[str, Any], key: str, default: Any) -> Any:
-        value = options.get(key)
-        return default if value is None or value == "auto" else value
-
-    method = given(tuning, "type", "lora")
-    multiplier = given(hyperparameters, "learning_rate_multiplier", 1.0)
-    learning_rate = given(tuning, "learning_rate", LEARNING_RATES[method] * multiplier)
-    epochs = given(tuning, "n_epochs", given(hyperparameters, "n_epochs", EPOCHS))
-    batch = given(tuning, "batch_size", given(hyperparameters, "batch_size", batch_for(rows)))
+    type = "lora" if tuning.type == "auto" else tuning.type
+    multiplier = _given(hyperparameters.learning_rate_multiplier, 1.0)
+    epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, EPOCHS))
+    batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows)))
     per_device, accumulation = split_batch(batch, 8 if device == "cpu" else 4)
-    adapter = method != "full"
-    rank = given(tuning, "rank", rank_for(rows, max_rank)) if adapter else None
+    adapter = type != "full"
+    rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
     return Resolved(
-        type=method,
-        learning_rate=float(learning_rate),
-        n_epochs=int(epochs),
-        batch_size=int(batch),
+        type=type,
+        learning_rate=_given(tuning.learning_rate, LEARNING_RATES[type] * multiplier),
+        n_epochs=epochs,
+        batch_size=batch,
         per_device_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
-        max_length=min(given(tuning, "max_length", MAX_LENGTH), context),
-        truncation=given(tuning, "truncation", "truncate"),
-        warmup_ratio=given(tuning, "warmup_ratio", WARMUP_RATIO),
-        lr_scheduler_type=given(tuning, "lr_scheduler_type", "cosine"),
-        max_grad_norm=given(tuning, "max_grad_norm", MAX_GRAD_NORM),
-        weight_decay=given(tuning, "weight_decay", 0.0),
+        max_length=min(_given(tuning.max_length, MAX_LENGTH), context),
+        truncation=tuning.truncation,
+        warmup_ratio=_given(tuning.warmup_ratio, WARMUP_RATIO),
+        lr_scheduler_type=_given(tuning.lr_scheduler_type, "cosine"),
+        max_grad_norm=_given(tuning.max_grad_norm, MAX_GRAD_NORM),
+        weight_decay=_given(tuning.weight_decay, 0.0),
         rank=rank,
-        alpha=float(given(tuning, "alpha", 2 * rank)) if rank else None,
-        dropout=float(given(tuning, "dropout", 0.0)) if adapter else None,
-        target_modules=given(tuning, "target_modules", "all-linear") if adapter else None,
-        use_rslora=bool(given(tuning, "use_rslora", False)) if adapter else False,
-        use_dora=bool(given(tuning, "use_dora", False)) if adapter else False,
-        quantization="nf4" if method == "qlora" else None,
+        alpha=_given(tuning.alpha, 2.0 * rank) if rank else None,
+        dropout=_given(tuning.dropout, 0.0) if adapter else None,
+        target_modules=_given(tuning.target_modules, "all-linear") if adapter else None,
+        use_rslora=tuning.use_rslora and adapter,
+        use_dora=tuning.use_dora and adapter,
+        quantization="nf4" if type == "qlora" else None,
     )
+
+
+def _given(asked: Value | Auto, default: Value) -> Value:
+    """What was asked for, or the default for "auto"."""
+    return default if asked == "auto" else asked
 
 
 def batch_for(rows: int) -> int:

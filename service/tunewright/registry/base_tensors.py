@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.errors import ExportUnsupported
-from tunewright.registry.safetensors_file import FLOATS, BadTensors, Tensor, read_header, read_tensors
+from tunewright.registry.safetensors_file import (
+    FLOATS,
+    BadTensors,
+    Tensor,
+    read_header,
+    read_tensors,
+    weight_files,
+)
 
 HEAD = "lm_head"
 """The output head of every causal model here that can have its weight tied to the embeddings'."""
@@ -47,7 +54,10 @@ class BaseTensors:
         """Raises ExportUnsupported for a base of another kind, and OSError where it cannot be read."""
         self.folder = folder
         self.config = _read_config(folder)
-        self.files = weight_files(folder)
+        try:
+            self.files = weight_files(folder)
+        except (BadTensors, FileNotFoundError) as error:
+            raise ExportUnsupported(f"The base cannot be used: {error}.", param="base") from error
         self.tensors: dict[str, Stored] = {}
         for file in self.files:
             for tensor in _read(file):
@@ -89,31 +99,6 @@ class BaseTensors:
         """Its weight is [in, out]."""
         known = self.config.get("model_type") in _CONV1D_MODELS
         return known and module.rpartition(".")[2] in _CONV1D_MODULES
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of its weights, as transformers takes them: `model.safetensors`, else those of the index, else all.
-
-    Raises ExportUnsupported where there is none, or one is missing.
-    """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = [folder / name for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ExportUnsupported(f"The base's {index.name} cannot be read: {error!r}.") from error
-        for file in files:
-            if file.parent != folder or not file.is_file():
-                raise ExportUnsupported(f"The base's {index.name} names {file.name}, which is not there.")
-        return files
-    if files := sorted(folder.glob("*.safetensors")):
-        return files
-    raise ExportUnsupported(
-        "The base has no weights in safetensors files: save it anew with `save_pretrained`.", param="base"
-    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import Base
+from tunewright.registry.safetensors_file import BadTensors, weight_files
 from tunewright.rows.templates import folder_template
 
 _DEFAULT_CONTEXT = 2048
@@ -76,9 +77,10 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
         raise BaseUnavailable(f"{folder}/config.json is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise BaseUnavailable(f"{folder}/config.json is no JSON object")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise BaseUnavailable(f"{folder} has no *.safetensors weights (pickled ones are never loaded)")
+    try:
+        weights = weight_files(folder)
+    except (BadTensors, OSError) as error:
+        raise BaseUnavailable(f"{folder} cannot be used: {error}") from error
     text_config = config.get("text_config") or config
     context = text_config.get("max_position_embeddings") or _DEFAULT_CONTEXT
     if not isinstance(context, int):

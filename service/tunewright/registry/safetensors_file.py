@@ -1,5 +1,5 @@
-"""Safetensors files, read as bytes: where each tensor lies, and whether its numbers are finite. No torch; numpy where
-numbers are looked at.
+"""Safetensors files, read as bytes: which of a folder's files are a model's weights, where each tensor lies, and
+whether its numbers are finite. No torch; numpy where numbers are looked at.
 
 A file is the header's length (8 bytes, little endian), the header (JSON: name -> dtype, shape, offsets), and the
 tensors without gaps between them (https://github.com/huggingface/safetensors#format).
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+INDEX = "model.safetensors.index.json"
+"""Names the file of each tensor, where a model's weights are in several."""
 LARGEST_HEADER = 32 * 2**20
 """Bytes. An adapter of 50,000 tensors has 8 MB; parsing one as large as the format allows would take gigabytes."""
 FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
@@ -24,7 +26,7 @@ _BLOCK = 1 << 20
 
 
 class BadTensors(Exception):
-    """The file is no safetensors file, or a faulty one; the message says where."""
+    """The file is no safetensors file or index, or a faulty one; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,64 @@ def read_tensors(file: BinaryIO) -> list[Tensor]:
     return tensors
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights: `model.safetensors`, else those that the index names, else all
+    `*.safetensors`; sorted by name.
+
+    Raises FileNotFoundError where there is none or one of the index is missing, BadTensors where the index is faulty,
+    and OSError.
+    """
+    # The order is that of transformers (`_get_resolved_checkpoint_files`), which trains and measures adapters. vLLM
+    # (`filter_duplicate_safetensors_files`) takes the files of the index where there is one, else all. The two
+    # differ where model.safetensors lies beside an index of other files (vLLM takes the index's), beside shards without
+    # an index (vLLM reads them too), and where there are only shards without an index (transformers loads nothing).
+    whole, index = folder / "model.safetensors", folder / INDEX
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return _indexed(index)
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    raise FileNotFoundError(
+        "it has no *.safetensors weights (pickled ones are never loaded): save it anew with `save_pretrained`"
+    )
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [index.parent / name for name in names]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadTensors(f"its {index.name} cannot be read: {error!r}") from error
+    if not files:
+        raise BadTensors(f"its {index.name} names no files")
+    for name, file in zip(names, files, strict=True):
+        if file.parent != index.parent or not file.is_file():
+            raise FileNotFoundError(f"its {index.name} names {name}, which is not there")
+    return files
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The file of each tensor in a model folder, from the headers. Raises as `weight_files`."""
+    return {name: path for path, header in _headers(folder) for name in header}
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of every tensor in a model folder's `*.safetensors`. Raises BadTensors and OSError."""
+    """(dtype, shape) of every tensor in a model folder, from the headers. Raises as `weight_files`."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header, _ = read_header(file)
+    for path, header in _headers(folder):
         try:
             shapes |= {name: (str(e["dtype"]), tuple(e["shape"])) for name, e in header.items()}
         except (TypeError, KeyError) as error:
             raise BadTensors(f"the header of {path} is faulty: {error!r}") from error
     return shapes
+
+
+def _headers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            header, _ = read_header(file)
+        yield path, header
 
 
 def read_finite(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:

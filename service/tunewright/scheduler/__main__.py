@@ -12,7 +12,8 @@ from setproctitle import setproctitle
 from tunewright.config import settings_in_child
 from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityGate
@@ -40,14 +41,14 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     store = Store.open(settings.resolved_database_url)
-    data = DataFolder(settings.data_dir)
-    devices = find_devices(settings)
+    workspace = Workspace(settings.data_dir)
+    devices = Devices(find_devices(settings), store)
     lifeline = inherited_lifeline()
-    engines = EngineKeeper(settings, store, data, lifeline, devices)
-    parity = ParityGate(settings, store, data, lifeline, devices)
-    jobs = JobRunner(settings, store, data, engines, lifeline, devices, lent=parity.devices_in_use)
-    retention = Retention(settings, store, data)
-    heartbeat = data.heartbeat("scheduler")
+    engines = EngineKeeper(settings, store, workspace, lifeline, devices)
+    parity = ParityGate(settings, store, workspace, lifeline, devices)
+    jobs = JobRunner(settings, store, workspace, engines, lifeline, devices)
+    retention = Retention(settings, store, workspace)
+    heartbeat = workspace.heartbeat("scheduler")
     while not stopping:
         for part in (engines, jobs, parity, retention):
             try:

@@ -17,16 +17,17 @@ from tunewright.engine.client import probe
 from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
+from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
-from tunewright.scheduler.reports import exit_words
-from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of, trusts
-from tunewright.store.records import Deployment
+from tunewright.scheduler.processes import ChildProcess, stop_all
+from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of
+from tunewright.store.records import Deployment, EngineInfo
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
-from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.scheduler")
 
@@ -44,21 +45,21 @@ class EngineKeeper:
     """One engine for each base and each deployment. `tick()` never blocks for long: probes run in threads."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: list[str]
+        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: Devices
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._lifeline = lifeline
         self._devices = devices
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
-        self._drains = Drain(data.leases)
-        self._sockets = socket_folder(data.path)
+        self._drains = Drain(workspace.leases)
+        self._sockets = socket_folder(workspace.path)
         self._served: dict[str, Served] = {}
-        options = options_of_bases(settings, devices)
+        options = options_of_bases(settings, devices.names)
         store.engines.declare(list(options))
         for base in settings.bases:
-            trusted = trusts(settings, store, base.name)
+            trusted = trusts_code(settings, store, base.name)
             self._add(Served(base.name, options[base.name], Source(base, trusted)))
         self._sync()
 
@@ -84,24 +85,20 @@ class EngineKeeper:
                 continue
             elif served.info is None:
                 self._inspect(served)
-            elif served.group is None:
+            elif served.process is None:
                 if time.monotonic() >= served.start_at:
                     self._start(served, served.info)
-            elif not served.group.is_alive():
+            elif not served.process.is_alive():
                 self._died(served, self._last_words(served))
             else:
-                served.group.keep_watched(self._lifeline, served.title)
                 self._look(served)
 
     def stop(self, grace: float) -> None:
         """End all engines, together."""
-        groups = [s.group for s in self._served.values() if s.group is not None]
-        for group in groups:
-            group.terminate()
-        deadline = time.monotonic() + grace
-        for group in groups:
-            group.wait(max(0.0, deadline - time.monotonic()))
-            group.end()
+        processes = [s.process for s in self._served.values() if s.process is not None]
+        stop_all(processes, grace)
+        for process in processes:
+            process.end()
         for served in self._served.values():
             if served.state is not EngineState.FAILED:
                 self._store.engines.set_state(served.name, EngineState.STOPPED)
@@ -133,27 +130,34 @@ class EngineKeeper:
 
     def _adopt(self, served: Served) -> None:
         """Take over an engine that an earlier scheduler left running; one that is half-dead is ended."""
-        group = ProcessGroup.adopt(self._record(served))
+        process = ChildProcess.adopt(
+            self._record(served), lifeline=self._lifeline, name=f"engine {served.name}"
+        )
         row = self._store.engines.get(served.name)
-        if group is not None and group.is_alive() and row is not None and row.socket == str(served.socket):
-            served.group = group
+        if (
+            process is not None
+            and process.is_alive()
+            and row is not None
+            and row.socket == str(served.socket)
+        ):
+            served.process = process
             served.state = row.state if row.state is EngineState.READY else EngineState.STARTING
             served.started_at = time.monotonic()
-            log.info("engine %s still runs (pid %s)", served.name, group.pid)
-        elif group is not None:
-            group.end()
-        if served.group is None and served.state is not EngineState.FAILED:
+            log.info("engine %s still runs (pid %s)", served.name, process.pid)
+        elif process is not None:
+            process.end()
+        if served.process is None and served.state is not EngineState.FAILED:
             self._store.engines.set_state(served.name, EngineState.STOPPED)
 
     def _keep_placed(self, served: Served, deployment: Deployment) -> None:
         """Where it was placed once, unless the devices or the bases are others now."""
         others = {name: one.options for name, one in self._served.items() if name != served.name}
-        if served.group is not None or still_fits(served.options, self._devices, others):
+        if served.process is not None or still_fits(served.options, self._devices.names, others):
             return
         try:
             served.options = place(
                 self._settings,
-                self._devices,
+                self._devices.names,
                 served.name,
                 deployment.asked,
                 others,
@@ -181,7 +185,7 @@ class EngineKeeper:
 
     def _find(self, served: Served) -> BaseInfo:
         if served.source is None:
-            served.source = source_of(self._settings, self._store, self._data, served.name)
+            served.source = source_of(self._settings, self._store, self._workspace.artifacts, served.name)
         return inspect_base(served.source.base, served.source.fingerprint)
 
     # one engine's life
@@ -190,43 +194,44 @@ class EngineKeeper:
         assert served.source is not None, "its model was found"
         name, options = served.name, served.options
         served.socket.unlink(missing_ok=True)
-        folder = self._data.engine(name)
+        folder = self._workspace.engine(name)
         log_file = folder / "engine.log"
         if log_file.exists():
             log_file.replace(folder / "engine.log.1")
-        told = {
-            "device": options.device,
-            "internal_name": info.internal_name,
-            "fingerprint": info.fingerprint,
-            "path": str(info.path),
-            "has_chat_template": info.chat_template is not None,
-            "max_model_len": options.max_model_len or info.context,
-            "vocab_size": info.vocab_size,
-            "quantization": info.quantization,
-            "enable_lora": options.enable_lora,
-            "max_lora_rank": options.max_lora_rank,
-            "max_adapters": options.max_adapters,
-            "trust_remote_code": served.source.trust_remote_code,
-            "deployment": served.deployment.id if served.deployment else None,
-        }
-        if self._store.engines.starting(name, str(served.socket), told) is None:
+        started = EngineInfo(
+            device=options.device,
+            internal_name=info.internal_name,
+            fingerprint=info.fingerprint,
+            path=info.path,
+            has_chat_template=info.chat_template is not None,
+            max_model_len=options.max_model_len or info.context,
+            vocab_size=info.vocab_size,
+            quantization=info.quantization,
+            enable_lora=options.enable_lora,
+            max_lora_rank=options.max_lora_rank,
+            max_adapters=options.max_adapters,
+            trust_remote_code=served.source.trust_remote_code,
+            deployment=served.deployment.id if served.deployment else None,
+        )
+        if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # it was deleted just now
         command = engine_command(
             self._settings, info, served.socket, options, trust_remote_code=served.source.trust_remote_code
         )
-        with log_file.open("wb") as output:
-            served.group = ProcessGroup.start(
-                command,
-                record_path=self._record(served),
-                environment=child_environment(engine_environment(options.device)),
-                lifeline=self._lifeline,
-                output=output,
-                title=served.title,
-            )
+        served.process = ChildProcess.start(
+            command,
+            record=self._record(served),
+            log_file=log_file,
+            environment=child_environment(engine_environment(options.device)),
+            lifeline=self._lifeline,
+            name=f"engine {served.name}",
+        )
         served.state = EngineState.STARTING
         served.started_at = time.monotonic()
         served.probes_failed = 0
-        log.info("engine %s starts on %s (pid %s, log %s)", name, options.device, served.group.pid, log_file)
+        log.info(
+            "engine %s starts on %s (pid %s, log %s)", name, options.device, served.process.pid, log_file
+        )
 
     def _look(self, served: Served) -> None:
         """Ask a running engine how it is; one question at a time."""
@@ -255,11 +260,11 @@ class EngineKeeper:
 
     def _is_ready(self, served: Served, answer: dict[str, Any]) -> None:
         row = self._store.engines.get(served.name)
-        assert row is not None and served.info is not None
+        assert row is not None and row.info is not None and served.info is not None
         context = next(
             (m.get("max_model_len") for m in answer["data"] if m["id"] == served.info.internal_name), None
         )
-        info = {**(row.info or {}), "max_model_len": context or served.info.context}
+        info = row.info.model_copy(update={"max_model_len": context or served.info.context})
         self._store.engines.set_state(
             served.name, EngineState.READY, reason=None, ready_at=time.time(), info=info
         )
@@ -269,9 +274,9 @@ class EngineKeeper:
         log.info("engine %s is ready after %.0f s", served.name, time.monotonic() - served.started_at)
 
     def _died(self, served: Served, why: str) -> None:
-        assert served.group is not None
-        served.group.end()
-        served.group = None
+        assert served.process is not None
+        served.process.end()
+        served.process = None
         served.probe = None
         self._back_off(served, why)
 
@@ -298,21 +303,20 @@ class EngineKeeper:
 
     def _drain(self, served: Served, deployment: Deployment) -> None:
         """End it after its last request, or when its time is over; then it is gone."""
-        group = served.group
-        if group is None:
+        process = served.process
+        if process is None:
             self._forget(served, deployment)
             return
         if served.end_by is None:
             served.unused = self._drains.try_unused(served.name, ENGINE)
             is_late = time.time() >= (deployment.drain_until or 0)
-            if served.unused is None and group.is_alive() and not is_late:
-                group.keep_watched(self._lifeline, served.title)
+            if served.unused is None and process.is_alive() and not is_late:
                 return
-            group.terminate()
+            process.terminate()
             served.end_by = time.monotonic() + _END_GRACE
-        elif not group.is_alive() or time.monotonic() > served.end_by:
-            group.end()
-            served.group = None
+        elif not process.is_alive() or time.monotonic() > served.end_by:
+            process.end()
+            served.process = None
             self._forget(served, deployment)
 
     def _forget(self, served: Served, deployment: Deployment) -> None:
@@ -321,17 +325,17 @@ class EngineKeeper:
         if served.unused is not None:
             served.unused.close()
         served.socket.unlink(missing_ok=True)
-        shutil.rmtree(self._data.engine(served.name), ignore_errors=True)
+        shutil.rmtree(self._workspace.engine(served.name), ignore_errors=True)
         log.info("the deployment of %s (%s) is gone", served.name, deployment.id)
 
     def _record(self, served: Served) -> Path:
-        return self._data.engine(served.name) / "process.json"
+        return self._workspace.engine(served.name) / "process.json"
 
     def _last_words(self, served: Served) -> str:
         """How it ended, and vLLM's own reason, picked out of its log."""
-        assert served.group is not None
-        code = served.group.exit_code
-        how = "" if code is None else f" with {exit_words(code)}"
-        log_file = self._data.engine(served.name) / "engine.log"
+        assert served.process is not None
+        how = served.process.exit()
+        ended = "" if how.code is None else f" with {how.words}"
+        log_file = self._workspace.engine(served.name) / "engine.log"
         rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
-        return f"it ended{how}: {last_error(log_file)} ({rest})"
+        return f"it ended{ended}: {last_error(log_file)} ({rest})"

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
-from tunewright.engine.scoring import EngineRefused, Scorer
+from tunewright.engine.http import EngineHTTP, EngineRefused
+from tunewright.engine.scoring import SCORING_TIMEOUT, Scorer
 from tunewright.evaluate.compare import Mismatch, common, compare
 from tunewright.evaluate.folder import ParitySpec, Reference, Rendering
 from tunewright.store.records import Engine, TunedModel
 
 
 def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference) -> dict[str, Any]:
-    """The content of a model's `parity`; the engine must hold it. Raises EngineError."""
+    """The content of a model's `parity`; the engine must hold it. Raises EngineError. Blocks: for threads."""
+    return asyncio.run(_judge(engine, model, spec, reference))
+
+
+async def _judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference) -> dict[str, Any]:
     assert engine.socket is not None and engine.info is not None, "a ready engine has both"
-    base = engine.info["internal_name"]
-    with Scorer(engine.socket) as scorer:
-        rows = []
+    base = engine.info.internal_name
+    async with EngineHTTP(engine.socket, SCORING_TIMEOUT) as http:
+        scorer = Scorer(http)
+        rows, mismatches = [], []
         for row in reference.rows:
-            plain, adapted = scorer.score(base, row.tokens), scorer.score(model.sha256, row.tokens)
-            rows.append(common(row, plain, adapted))
-        mismatches = [found for one in reference.renderings if (found := _mismatch(scorer, base, model, one))]
-        version = scorer.version()
+            plain = await scorer.score(base, row.tokens)
+            rows.append(common(row, plain, await scorer.score(model.sha256, row.tokens)))
+        for rendering in reference.renderings:
+            if mismatch := await _mismatch(scorer, base, model, rendering):
+                mismatches.append(mismatch)
+        version = await scorer.version()
     return {
         **compare(rows, mismatches).as_dict(),
         "checked_at": time.time(),
@@ -32,7 +41,7 @@ def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Refere
     }
 
 
-def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Rendering) -> Mismatch | None:
+async def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Rendering) -> Mismatch | None:
     """Whether a request's prompt is not what it was in training."""
     prompt: dict[str, Any] = {"prompt": rendering.prompt}
     if rendering.messages is not None:
@@ -40,7 +49,7 @@ def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Rendering
         prompt |= {"tools": rendering.tools} if rendering.tools else {}
         prompt |= {"chat_template": model.chat_template} if model.chat_template else {}
     try:
-        tokens = scorer.tokenize(base, prompt)
+        tokens = await scorer.tokenize(base, prompt)
     except EngineRefused as refusal:
         return Mismatch(rendering.line, f"the engine refuses the prompt: {refusal}")
     if tokens == rendering.tokens:

@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunewright.config import Settings
+from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
-from tunewright.engine.scoring import EngineBusy
 from tunewright.errors import StorageFull
 from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
-from tunewright.registry.data_folder import DataFolder
+from tunewright.jobs.kinds import JobError
+from tunewright.registry.workspace import Workspace
+from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
 from tunewright.store.checks import Waiting
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, ModelState, Residency
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.scheduler")
@@ -63,13 +65,13 @@ class ParityGate:
     """A part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, lifeline: int, devices: list[str]
+        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: Devices
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._devices = devices
-        self._references = References(settings, data, lifeline)
+        self._references = References(settings, workspace, lifeline, devices)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
 
@@ -92,11 +94,6 @@ class ParityGate:
             self._start_reference(unmeasured)
         self._watch_reference(waiting)
 
-    def devices_in_use(self) -> Collection[str]:
-        """GPUs that the reference process was given."""
-        device = self._references.device
-        return () if device in (None, "cpu") else (device,)
-
     def stop(self) -> None:
         """What runs begins again at the next start."""
         self._references.stop()
@@ -113,8 +110,8 @@ class ParityGate:
         engine = self._store.engines.get(model.base)
         if engine is None or engine.state is not EngineState.READY:
             return False
-        if model.desired != "loaded":  # evicted, or unloaded by somebody, while its job waits
-            self._store.models.want(model.name, "loaded")
+        if model.desired is not Desired.LOADED:  # evicted, or unloaded by somebody, while its job waits
+            self._store.models.want(model.name, Desired.LOADED)
             return False
         held = self._store.engines.residents(engine)
         mine = held.get(model.sha256)
@@ -142,11 +139,13 @@ class ParityGate:
         batch = [first] if has_failed else others[:_AT_ONCE]
         engine = self._store.engines.get(first.model.base)
         assert engine is not None and engine.info is not None, "it was ready"
+        info = engine.info
+        assert info.path is not None and info.max_model_len is not None, "an engine that is ready has both"
         base = BaseSpec(
-            path=engine.info["path"],
-            trust_remote_code=bool(engine.info.get("trust_remote_code")),
-            device="cpu" if has_failed else self._free_gpu(),
-            context=engine.info["max_model_len"],
+            path=str(info.path),
+            trust_remote_code=info.trust_remote_code,
+            device=self._devices.lend_for_check(gpu=not has_failed),
+            context=info.max_model_len,
         )
         try:
             self._references.start([self._spec(one, base) for one in batch])
@@ -161,8 +160,8 @@ class ParityGate:
         return ParitySpec(
             base=base,
             adapter_id=one.model.id,
-            adapter=str(self._data.artifact(one.model.sha256)),
-            chat_template=one.job.chat_template if one.job else one.model.chat_template,
+            adapter=str(self._workspace.artifacts.local(one.model.sha256)),
+            chat_template=one.model.chat_template,
             rows_from=rows_from,
             rows_file=str(rows_file) if rows_file else None,
             rows=self._settings.parity_rows,
@@ -171,19 +170,12 @@ class ParityGate:
     def _rows(self, one: Waiting) -> tuple[RowsFrom, Path | None]:
         """Held-out rows of its job, else those it was trained on, as far as they are still there."""
         if one.job is not None:
-            files: dict[RowsFrom, str | None] = {
-                "validation_file": one.job.validation_file,
-                "training_file": one.job.training_file,
-            }
-            for rows_from, id in files.items():
-                if id is not None and self._data.file(id).is_file():
-                    return rows_from, self._data.file(id)
+            roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
+            for role in roles:
+                id = one.job.file(role)
+                if id is not None and self._workspace.file(id).is_file():
+                    return role, self._workspace.file(id)
         return "probes", None
-
-    def _free_gpu(self) -> str:
-        """One that no job has, else the CPU."""
-        taken = {job.device for job in self._store.jobs.on_devices()}
-        return next((device for device in self._devices if device != "cpu" and device not in taken), "cpu")
 
     def _watch_reference(self, waiting: dict[str, Waiting]) -> None:
         ended = self._references.watch()
@@ -206,7 +198,7 @@ class ParityGate:
         except ValueError:
             folder.reference_file.unlink()
             raise
-        leases = Leases(self._data.leases)
+        leases = Leases(self._workspace.leases)
         if reference is None or not leases.take(engine.name, model.sha256):
             raise NotLoaded
         try:  # from here on it is not unloaded
@@ -236,7 +228,8 @@ class ParityGate:
         told = parity["reason"]
         failure = None
         if verdict is Verdict.FAIL:
-            failure = ("parity_failed", f"{one.model.name} is quarantined: {told} {_what_next(one.model)}")
+            text = f"{one.model.name} is quarantined: {told} {_what_next(one.model)}"
+            failure = JobError(code="parity_failed", message=text)
         self._record(one, parity, failure, told, "info" if verdict is Verdict.PASS else "warn")
 
     def _count_refusal(
@@ -244,7 +237,7 @@ class ParityGate:
     ) -> None:
         """Loading is tried again by itself, but not for ever. For room it waits."""
         loaded = sum(row.state is Residency.LOADED for row in held.values())
-        if loaded >= int((engine.info or {}).get("max_adapters", 0)):
+        if engine.info is None or loaded >= engine.info.max_adapters:
             return
         mine = held[one.model.sha256]
         check.refused_at.add(mine.at)
@@ -267,11 +260,11 @@ class ParityGate:
             parity |= {key: value for key, value in (one.model.parity or {}).items() if key == "forced"}
         elif quarantine:
             message = f"{one.model.name} is quarantined, since it could not be checked: {why} {_what_next(one.model)}"
-            failure = ("parity_not_checked", message)
+            failure = JobError(code="parity_not_checked", message=message)
         self._record(one, parity, failure, told, "warn")
 
     def _record(
-        self, one: Waiting, parity: dict[str, Any], failure: tuple[str, str] | None, told: str, level: str
+        self, one: Waiting, parity: dict[str, Any], failure: JobError | None, told: str, level: str
     ) -> None:
         event = {
             "level": level,

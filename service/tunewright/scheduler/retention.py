@@ -18,7 +18,9 @@ from pathlib import Path
 
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest
-from tunewright.registry.data_folder import DataFolder, folder_size
+from tunewright.jobs.kinds import registered_kinds
+from tunewright.registry.content import folder_size
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import TunedModel
 from tunewright.store.store import Store
 
@@ -47,11 +49,11 @@ class Retention:
     """A part of the scheduler. `tick()` never blocks: a round runs in a thread, at the start and every ten minutes."""
 
     def __init__(
-        self, settings: Settings, store: Store, data: DataFolder, clock: Callable[[], float] = time.time
+        self, settings: Settings, store: Store, workspace: Workspace, clock: Callable[[], float] = time.time
     ) -> None:
         self._settings = settings
         self._store = store
-        self._data = data
+        self._workspace = workspace
         self._clock = clock
         self._due = time.monotonic()
         self._stopping = threading.Event()
@@ -75,7 +77,7 @@ class Retention:
     def round(self) -> None:
         """Look at everything once."""
         for part in (
-            self._data.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
+            self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
             self._unlisted_files, self._job_folders,
         ):  # fmt: skip
             if self._stopping.is_set():
@@ -131,18 +133,18 @@ class Retention:
         )
 
     def _unused_artifacts(self) -> None:
-        names = _names(self._data.artifacts, "[0-9a-f]" * 64)
+        hashes = self._workspace.artifacts.hashes()  # before the rows, as in `_names`
         if not self._is_our_database():
             return
         things = []
-        for sha256 in names - self._store.models.weights_in_use():
-            path = self._data.artifact(sha256)
+        for sha256 in hashes - self._store.models.weights_in_use():
             with suppress(FileNotFoundError):  # its model was deleted, and it with it, a moment ago
+                stored = self._workspace.artifacts.stat(sha256)
                 things.append(
                     _Thing(
                         f"artifact {sha256}, which nothing points at",
-                        folder_size(path),
-                        path.stat().st_mtime,
+                        stored.bytes,
+                        stored.since,
                         partial(self._remove_artifact, sha256),
                     )
                 )
@@ -156,37 +158,43 @@ class Retention:
 
     def _unlisted_files(self) -> None:
         """A crash came between a file's bytes and its row, one way or the other."""
-        names = _names(self._data.files, "file-*")
+        names = _names(self._workspace.files, "file-*")
         if not self._is_our_database():
             return
         for id in names - {file.id for file, _ in self._store.files.last_used()}:
             with suppress(FileNotFoundError):  # it was deleted a moment ago
-                status = self._data.file(id).stat()
+                status = self._workspace.file(id).stat()
                 age = self._clock() - status.st_mtime
-                if age > _NEW and self._data.remove_file(id, partial(self._store.files.get, id)):
+                if age > _NEW and self._workspace.remove_file(id, partial(self._store.files.get, id)):
                     _note(f"file {id}", status.st_size, age, "it is not listed")
 
     def _job_folders(self) -> None:
         if self._settings.keep_job_folders_days is None:
             return
-        over_since = self._store.jobs.over_since()
+        ended_at = self._store.jobs.ended_at()
         things = [
             _Thing(
                 f"folder of job {id}",
-                folder_size(self._data.job(id)),
+                folder_size(self._workspace.job(id)),
                 since,
-                partial(self._data.remove_job, id),
+                partial(self._workspace.remove_job, id),
             )
-            for id in _names(self._data.jobs, "ftjob-*")
-            if (since := over_since.get(id)) is not None
+            for id in self._job_folder_names()
+            if (since := ended_at.get(id)) is not None
         ]
         self._prune("job-folders", things, total=0, days=self._settings.keep_job_folders_days, size=None)
+
+    def _job_folder_names(self) -> set[str]:
+        """The folders of jobs of every kind."""
+        return set().union(
+            *(_names(self._workspace.jobs, f"{kind.id_prefix}-*") for kind in registered_kinds())
+        )
 
     def _is_our_database(self) -> bool:
         """Whether what it does not point at is of no use. Rows of jobs are not deleted, so a job folder without one
         is another database's, or is newer than a copy that was put back: then it is somebody's work."""
-        folders = _names(self._data.jobs, "ftjob-*")
-        jobs = self._store.jobs.over_since().keys()
+        folders = self._job_folder_names()
+        jobs = self._store.jobs.ended_at().keys()
         strangers = sorted(folders - jobs)
         empty = not (jobs or self._store.files.last_used() or self._store.models.list(limit=1)[0])
         if not strangers and not empty:
@@ -195,8 +203,8 @@ class Retention:
         if strangers:
             self._tell(
                 "database",
-                f"{len(strangers)} folders in {self._data.jobs} are of no job in the database ({strangers[0]}, say): "
-                "it is another database, or an older copy. Until they are moved away, no file and no artifact is "
+                f"{len(strangers)} folders in {self._workspace.jobs} are of no job in the database ({strangers[0]}, "
+                "say): it is another database, or an older copy. Until they are moved away, no file and no artifact is "
                 "removed for being unknown to it.",
             )
         return False
@@ -239,7 +247,7 @@ class Retention:
                 return False
         except InvalidRequest:  # a job came that needs it
             return False
-        self._data.remove_file(id, lambda: self._store.files.get(id))
+        self._workspace.remove_file(id, lambda: self._store.files.get(id))
         return True
 
     def _remove_checkpoint(self, model: TunedModel) -> bool:
@@ -249,7 +257,7 @@ class Retention:
         return True
 
     def _remove_artifact(self, sha256: str) -> bool:
-        return self._data.remove_artifact(sha256, lambda: self._store.models.weights_in_use(sha256))
+        return self._workspace.artifacts.remove(sha256, lambda: self._store.models.weights_in_use(sha256))
 
     def _tell(self, about: str, warning: str) -> None:
         """Once, until it is no longer so."""

@@ -12,12 +12,13 @@ from typing import Any
 from tunewright.config import Base, Settings
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import Unused
+from tunewright.engine.trust import full_model, trusts_code
+from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.bases import BaseInfo, BaseUnavailable
-from tunewright.registry.data_folder import DataFolder
-from tunewright.store.records import Deployment, TunedModel
+from tunewright.scheduler.processes import ChildProcess
+from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
-from tunewright.supervisor.process import ProcessGroup
 
 BACKOFF_FIRST, BACKOFF_LAST = 2.0, 120.0
 
@@ -43,7 +44,7 @@ class Served:
     deployment: Deployment | None = None
     socket: Path = field(default_factory=Path)
     info: BaseInfo | None = None
-    group: ProcessGroup | None = None
+    process: ChildProcess | None = None
     state: EngineState = EngineState.STOPPED
     start_at: float = 0.0
     started_at: float = 0.0
@@ -56,11 +57,6 @@ class Served:
     """Held while a drained engine ends: nobody can send it a request."""
     end_by: float | None = None
     """When a drained engine is killed that does not end by itself."""
-
-    @property
-    def title(self) -> str:
-        """Of its lifeline's process."""
-        return f"tunewright: lifeline of engine {self.name}"
 
     def start_now(self) -> None:
         """Somebody asked for it."""
@@ -79,12 +75,12 @@ def socket_name(name: str, deployment: Deployment | None) -> str:
     return f"engine-{hashlib.sha256(tag.encode()).hexdigest()[:16]}.sock"
 
 
-def source_of(settings: Settings, store: Store, data: DataFolder, model: str) -> Source:
+def source_of(settings: Settings, store: Store, artifacts: ArtifactStore, model: str) -> Source:
     """Where a deployed model lies. Raises BaseUnavailable where there is no such model any more."""
-    trusted = trusts(settings, store, model)
-    tuned = _full_model(store, model)
+    trusted = trusts_code(settings, store, model)
+    tuned = full_model(store, model)
     if tuned is not None:
-        return Source(Base(model, str(data.artifact(tuned.sha256))), trusted, tuned.sha256)
+        return Source(Base(model, str(artifacts.local(tuned.sha256))), trusted, tuned.sha256)
     for base in settings.deployables:
         if base.name == model:
             return Source(base, trusted)
@@ -92,14 +88,3 @@ def source_of(settings: Settings, store: Store, data: DataFolder, model: str) ->
         f"there is no model {model}: start the service with --deployable {model}=PATH_OR_HUB_ID, or delete its "
         "deployment"
     )
-
-
-def trusts(settings: Settings, store: Store, name: str) -> bool:
-    """Whether the own Python code of a base or a deployed model may run; one that was made here has its base's."""
-    tuned = _full_model(store, name)
-    return (tuned.base if tuned else name) in settings.trust_remote_code
-
-
-def _full_model(store: Store, name: str) -> TunedModel | None:
-    tuned = store.models.get(name)
-    return tuned if tuned is not None and tuned.name == name and tuned.kind == "full" else None

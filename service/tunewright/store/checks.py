@@ -1,6 +1,6 @@
-"""The parity gate's side of the models: which of them wait to be checked, and what became of it.
+"""Which adapters wait to be checked by the parity gate, and the verdicts on them.
 
-A job whose adapter waits goes on running, without a device; the verdict ends it, in the same transaction.
+A job whose adapter waits is in the phase `check`; the verdict ends it, in the same transaction.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 
 from sqlalchemy import and_, or_, select, update
 
+from tunewright.jobs.kinds import JobError
+from tunewright.store import job_rows
 from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
-from tunewright.store.job_rows import Event, add_event, fail, succeed
+from tunewright.store.job_rows import Event
 from tunewright.store.records import Job, TunedModel
-from tunewright.store.states import ModelState
+from tunewright.store.states import Desired, ModelState
 from tunewright.store.tables import jobs, models
 
 _ASKED = models.c.parity["asked_at"].as_float().is_not(None)
@@ -44,28 +46,26 @@ class CheckStore:
         somebody asked about. (Others are checked when they are to be loaded.)"""
         awaited = and_(models.c.checkpoint_step.is_(None), UNFINISHED)
         query = (
-            select(models, *(column.label(f"of_job_{column.name}") for column in jobs.c))
+            select(models)
             .outerjoin(jobs, jobs.c.id == models.c.job_id)
             .where(models.c.kind == "adapter")
             .where(
                 or_(
-                    and_(models.c.state == ModelState.CHECKING, or_(models.c.desired == "loaded", awaited)),
+                    and_(
+                        models.c.state == ModelState.CHECKING,
+                        or_(models.c.desired == Desired.LOADED, awaited),
+                    ),
                     _ASKED,
                 )
             )
             .order_by(models.c.seq)
         )
         with self._database.read() as connection:
-            rows = [row._mapping for row in connection.execute(query)]
-        return [
-            Waiting(
-                TunedModel(**{column.name: row[column.name] for column in models.c}),
-                Job(**{column.name: row[f"of_job_{column.name}"] for column in jobs.c})
-                if row["of_job_seq"]
-                else None,
-            )
-            for row in rows
-        ]
+            found = [TunedModel(**row._mapping) for row in connection.execute(query)]
+            made_by = {one.job_id for one in found if one.job_id}
+            rows = connection.execute(select(jobs).where(jobs.c.id.in_(made_by))).all() if made_by else []
+            by_id = {job.id: job for job in job_rows.read(connection, rows)}
+        return [Waiting(model, by_id.get(model.job_id or "")) for model in found]
 
     def ask(self, id: str) -> None:
         """Have it checked again. One that is served is served meanwhile."""
@@ -79,18 +79,16 @@ class CheckStore:
                 update(models)
                 .where(models.c.id == id)
                 .values(
-                    desired="loaded",
+                    desired=Desired.LOADED,
                     state=ModelState.READY if row.state == ModelState.READY else ModelState.CHECKING,
                     parity={**(row.parity or {}), "asked_at": time.time()},
                 )
             )
 
-    def record(
-        self, id: str, parity: dict[str, Any], *, failure: tuple[str, str] | None, event: Event
-    ) -> None:
-        """The verdict: ready, or quarantined where there is a `failure` (code and message, for the job's error).
+    def record(self, id: str, parity: dict[str, Any], *, failure: JobError | None, event: Event) -> None:
+        """Store the verdict: ready, or quarantined where there is a `failure`, which becomes the job's error.
 
-        Nothing where nobody waits for one any more: it was deleted meanwhile.
+        Does nothing where the adapter does not wait for a check any more: it was deleted meanwhile.
         """
         with self._database.begin() as connection:
             row = connection.execute(
@@ -101,15 +99,16 @@ class CheckStore:
             ).one_or_none()
             if row is None or row.job_id is None:
                 return
-            if connection.scalar(select(jobs.c.id).where(jobs.c.id == row.job_id)) is None:
+            job = job_rows.get(connection, row.job_id)
+            if job is None:
                 return
-            add_event(connection, row.job_id, event)
+            job_rows.add_event(connection, job, event)
             if row.checkpoint_step is not None:
                 return
             if failure:
-                fail(connection, row.job_id, code=failure[0], message=failure[1])
+                job_rows.fail(connection, job.id, failure)
             else:
-                succeed(connection, row.job_id, model=row.name)
+                job_rows.succeed(connection, job.id, model=row.name)
 
     def force(self, id: str, *, who: str | None) -> None:
         """Serve an adapter all the same if it is quarantined, with the fact on record."""

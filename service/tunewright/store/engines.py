@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 
 from tunewright.store.database import Database
-from tunewright.store.records import Engine, ResidencyRow
+from tunewright.store.records import Engine, EngineInfo, ResidencyRow
 from tunewright.store.states import DeploymentState, EngineState, Residency
 from tunewright.store.tables import deployments, engines, models, residency
 
@@ -57,7 +57,7 @@ class EngineStore:
             row = connection.execute(select(engines).where(engines.c.name == name)).one_or_none()
         return Engine(**row._mapping) if row else None
 
-    def starting(self, name: str, socket: str, info: dict[str, Any]) -> Engine | None:
+    def starting(self, name: str, socket: str, info: EngineInfo) -> Engine | None:
         """A new run of the engine begins: what an earlier one held no longer counts. None where it is being drained."""
         with self._database.begin() as connection:
             row = connection.execute(
@@ -67,7 +67,7 @@ class EngineStore:
                     state=EngineState.STARTING,
                     run=engines.c.run + 1,
                     socket=socket,
-                    info=info,
+                    info=info.model_dump(mode="json"),
                     reason=None,
                     started_at=time.time(),
                     ready_at=None,
@@ -79,8 +79,12 @@ class EngineStore:
             connection.execute(delete(residency).where(residency.c.engine == name))
         return Engine(**row._mapping)
 
-    def set_state(self, name: str, state: EngineState, **values: Any) -> None:
-        """What the engine is now; one that is being drained stays so until it is gone."""
+    def set_state(
+        self, name: str, state: EngineState, *, info: EngineInfo | None = None, **values: Any
+    ) -> None:
+        """What the engine is now; one that is being drained stays so until it is gone. `info`: None to leave it."""
+        if info is not None:
+            values["info"] = info.model_dump(mode="json")
         changed = update(engines).where(engines.c.name == name, _MAY_CHANGE).values(state=state, **values)
         with self._database.begin() as connection:
             connection.execute(changed)

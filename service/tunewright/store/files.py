@@ -1,16 +1,16 @@
-"""Uploaded files: their rows. The bytes are `registry.folders`' business."""
+"""Rows of uploaded files. Their bytes lie in the workspace (`registry.workspace`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import case, delete, func, insert, select, union_all
+from sqlalchemy import case, delete, func, insert, select
 
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_file
 from tunewright.store.paging import page
 from tunewright.store.records import FileRecord
-from tunewright.store.tables import files, jobs
+from tunewright.store.tables import files, job_inputs, jobs
 
 
 class FileStore:
@@ -57,13 +57,18 @@ class FileStore:
             return bool(connection.execute(delete(files).where(files.c.id == id)).rowcount)
 
     def last_used(self) -> Sequence[tuple[FileRecord, float | None]]:
-        """Every file, and when it was last of use: made, or the end of the last job that read it; None where an
-        unfinished job needs it."""
-        read_by = [
-            select(column.label("file"), jobs.c.finished_at, case((UNFINISHED, 1), else_=0).label("needed"))
-            for column in (jobs.c.training_file, jobs.c.validation_file)
-        ]
-        uses = union_all(*read_by).subquery()
+        """Every file, and when it was last used: when it was made, or the end of the last job that read it; None where
+        an unfinished job needs it."""
+        uses = (
+            select(
+                job_inputs.c.file_id.label("file"),
+                jobs.c.finished_at,
+                case((UNFINISHED, 1), else_=0).label("needed"),
+            )
+            .join(jobs, jobs.c.id == job_inputs.c.job_id)
+            .where(job_inputs.c.file_id.is_not(None))
+            .subquery()
+        )
         query = (
             select(
                 files,

@@ -1,81 +1,210 @@
-"""The rows of jobs and of their events, in somebody's transaction."""
+"""Rows of jobs, with their inputs, devices and events. Every function works in the transaction of its caller.
+
+A job's state changes only here, and each change writes its event in the same transaction.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from pydantic import BaseModel
+from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from tunewright.ids import new_id
-from tunewright.store.records import Job
-from tunewright.store.states import JOB_MOVES, JobKind, JobState, ModelState
-from tunewright.store.tables import checkpoints, job_events, jobs, models
+from tunewright.jobs.kinds import JobError, JobProgress, kind_named
+from tunewright.store.records import Job, JobInput, NewJob
+from tunewright.store.states import JOB_MOVES, JobPhase, JobState, ModelState
+from tunewright.store.tables import checkpoints, job_devices, job_events, job_inputs, jobs, models
 
 Event = dict[str, Any]
 """level, type, message, data, and created_at where it is not now."""
+UNFINISHED = tuple(state for state in JobState if not state.is_final)
+ON_A_DEVICE = (JobState.RUNNING, JobState.PAUSING)
 
 
-def move(
-    connection: Connection,
-    id: str,
-    sources: Iterable[JobState],
-    target: JobState,
-    event: Event,
-    **values: Any,
-) -> tuple[Job | None, bool]:
-    """Move the job if it is in one of `sources`: the job as it is then, and whether it was moved."""
+@dataclass(frozen=True)
+class Move:
+    """A change of a job's state, and the event that says so. `{}` in the text is filled in by the caller."""
+
+    sources: tuple[JobState, ...]
+    target: JobState
+    text: str
+    level: str = "info"
+    phase: JobPhase | None = None
+    """None: it stays as it is."""
+
+
+VALIDATED = Move((JobState.VALIDATING_FILES,), JobState.QUEUED, "{}; moving job to queued state")
+HELD = Move((JobState.QUEUED,), JobState.PAUSED, "The job has been paused")
+PAUSE = Move((JobState.RUNNING,), JobState.PAUSING, "Pausing: a checkpoint is being saved")
+PAUSED = Move((JobState.PAUSING,), JobState.PAUSED, "The job has been paused", phase=JobPhase.PREPARE)
+RESUMED = Move((JobState.PAUSED,), JobState.QUEUED, "The job has been resumed; waiting for a device")
+REQUEUED = Move((JobState.RUNNING,), JobState.QUEUED, "{}", phase=JobPhase.PREPARE)
+STARTED = Move((JobState.QUEUED,), JobState.RUNNING, "{} started on {}", phase=JobPhase.RUN)
+CANCELLED = Move(UNFINISHED, JobState.CANCELLED, "The job has been cancelled.", "warn")
+SUCCEEDED = Move(ON_A_DEVICE, JobState.SUCCEEDED, "The job has successfully completed")
+FAILED = Move(
+    tuple(source for source, targets in JOB_MOVES.items() if JobState.FAILED in targets),
+    JobState.FAILED,
+    "The job failed: {}",
+    "error",
+)
+
+
+def create(connection: Connection, new: NewJob, **columns: Any) -> Job:
+    """Insert a job and its inputs. Whether the inputs are there is the caller's to check."""
+    kind = kind_named(new.kind)
+    values = {
+        "id": new_id(kind.id_prefix),
+        "kind": new.kind,
+        "state": JobState.VALIDATING_FILES,
+        "created_at": time.time(),
+        "base": new.base,
+        "seed": new.seed,
+        "metadata": new.metadata,
+        "request": as_json(new.request),
+        "idempotency_key": new.idempotency_key,
+        "fingerprint": new.fingerprint,
+        **columns,
+    }
+    row = connection.execute(insert(jobs).values(**values).returning(jobs)).one()
+    positions: dict[str, int] = defaultdict(int)
+    for one in new.inputs:
+        connection.execute(
+            insert(job_inputs).values(
+                job_id=row.id,
+                role=one.role,
+                position=positions[one.role],
+                file_id=one.file_id,
+                sha256=one.sha256,
+            )
+        )
+        positions[one.role] += 1
+    job = read_one(connection, row)
+    add_event(connection, job, message_event(f"Created {kind.noun}: {job.id}"))
+    return job
+
+
+def as_json(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def read(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
+    """Rows of `jobs` as records. Raises LookupError where a job's kind is not registered."""
+    if not rows:
+        return []
+    ids = [row._mapping["id"] for row in rows]
+    inputs: dict[str, list[JobInput]] = defaultdict(list)
+    found = select(job_inputs).where(job_inputs.c.job_id.in_(ids))
+    for one in connection.execute(found.order_by(job_inputs.c.role, job_inputs.c.position)):
+        inputs[one.job_id].append(JobInput(one.role, one.file_id, one.sha256))
+    devices: dict[str, list[str]] = defaultdict(list)
+    held = select(job_devices).where(job_devices.c.job_id.in_(ids)).order_by(job_devices.c.device)
+    for one in connection.execute(held):
+        devices[one.job_id].append(one.device)
+    return [
+        _record(row, tuple(inputs[row._mapping["id"]]), tuple(devices[row._mapping["id"]])) for row in rows
+    ]
+
+
+def read_one(connection: Connection, row: Row[Any]) -> Job:
+    return read(connection, [row])[0]
+
+
+def get(connection: Connection, id: str, *, lock: bool = False) -> Job | None:
+    """With `lock` nobody else changes the row until the transaction ends (on SQLite only one transaction writes)."""
+    query = select(jobs).where(jobs.c.id == id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    return read_one(connection, row) if row else None
+
+
+def _record(row: Row[Any], inputs: tuple[JobInput, ...], devices: tuple[str, ...]) -> Job:
+    values = dict(row._mapping)
+    kind = kind_named(values["kind"])
+
+    def parsed(column: str, model: type[BaseModel] | None) -> Any:
+        value = values[column]
+        return None if value is None or model is None else model.model_validate(value)
+
+    values |= {
+        "state": JobState(values["state"]),
+        "phase": JobPhase(values["phase"]),
+        "request": parsed("request", kind.request),
+        "resolved": parsed("resolved", kind.resolved),
+        "result": parsed("result", kind.result),
+        "report": parsed("report", kind.report),
+        "error": parsed("error", JobError),
+        "progress": parsed("progress", JobProgress),
+    }
+    return Job(**values, inputs=inputs, devices=devices)
+
+
+def move(connection: Connection, id: str, how: Move, *words: str, **values: Any) -> tuple[Job | None, bool]:
+    """Move the job if it is in a source state of the move: the job as it is then, and whether it was moved."""
+    if how.phase is not None:
+        values["phase"] = how.phase
     row = connection.execute(
         update(jobs)
-        .where(jobs.c.id == id, jobs.c.state.in_(list(sources)))
-        .values(state=target, **values)
+        .where(jobs.c.id == id, jobs.c.state.in_(how.sources))
+        .values(state=how.target, **values)
         .returning(jobs)
     ).one_or_none()
-    moved = row is not None
-    if moved:
-        add_event(connection, id, event)
-    else:
-        row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
-    return (Job(**row._mapping) if row else None), moved
+    if row is None:
+        return get(connection, id), False
+    if how.target not in ON_A_DEVICE and not how.target.is_final:
+        release(connection, id)
+        row = connection.execute(select(jobs).where(jobs.c.id == id)).one()
+    job = read_one(connection, row)
+    add_event(connection, job, message_event(how.text.format(*words), level=how.level))
+    return job, True
+
+
+def release(connection: Connection, id: str) -> None:
+    """The job holds no device any more."""
+    connection.execute(delete(job_devices).where(job_devices.c.job_id == id))
 
 
 def earlier(
-    connection: Connection, idempotency_key: str | None, fingerprint: str, twin_seconds: float
+    connection: Connection, idempotency_key: str | None, fingerprint: str, repeat_seconds: float
 ) -> Job | None:
+    """The job that the same request made before: by its key, or else one with the same fingerprint that is at most
+    `repeat_seconds` old and was neither cancelled nor failed."""
     if idempotency_key is not None:
         query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
     else:
         query = (
             select(jobs)
             .where(jobs.c.fingerprint == fingerprint, jobs.c.idempotency_key.is_(None))
-            .where(jobs.c.created_at > time.time() - twin_seconds)
+            .where(jobs.c.created_at > time.time() - repeat_seconds)
             .where(jobs.c.state.not_in([JobState.CANCELLED, JobState.FAILED]))
             .order_by(jobs.c.seq.desc())
             .limit(1)
         )
     row = connection.execute(query).one_or_none()
-    return Job(**row._mapping) if row else None
+    return read_one(connection, row) if row else None
 
 
-def await_verdict(
-    connection: Connection, id: str, *, trained_tokens: int, report: dict[str, Any] | None = None
+def await_check(
+    connection: Connection, id: str, *, result: dict[str, Any], report: dict[str, Any] | None = None
 ) -> bool:
-    """The job's products are about to be listed, to be checked: it goes on until then (`succeed`, `fail`). False where
-    it was cancelled before, or has products already."""
-    waits = connection.execute(
+    """The job's products are about to be listed and checked; the check ends it (`succeed`, `fail`). False where it was
+    cancelled before, or has products already."""
+    row = connection.execute(
         update(jobs)
-        .where(jobs.c.id == id, jobs.c.state.in_([JobState.RUNNING, JobState.PAUSING]))
+        .where(jobs.c.id == id, jobs.c.state.in_(ON_A_DEVICE))
         .where(~exists().where(models.c.job_id == id))
-        .values(trained_tokens=trained_tokens, report=report)
-    )
-    if waits.rowcount:
-        add_event(
-            connection,
-            id,
-            message_event("The adapter is made; checking it in the engine before it is listed"),
-        )
-    return bool(waits.rowcount)
+        .values(phase=JobPhase.CHECK, result=result, report=report)
+        .returning(jobs)
+    ).one_or_none()
+    if row is None:
+        return False
+    text = "The adapter is made; checking it in the engine before it is listed"
+    add_event(connection, read_one(connection, row), message_event(text))
+    return True
 
 
 def succeed(
@@ -83,54 +212,39 @@ def succeed(
     id: str,
     *,
     model: str,
-    trained_tokens: int | None = None,
+    result: dict[str, Any] | None = None,
     report: dict[str, Any] | None = None,
 ) -> bool:
-    """End the job well, in the transaction that lists its product; False where it was cancelled before."""
-    moved = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == id, jobs.c.state.in_([JobState.RUNNING, JobState.PAUSING]))
-        .values(
-            state=JobState.SUCCEEDED,
-            fine_tuned_model=model,
-            trained_tokens=func.coalesce(trained_tokens, jobs.c.trained_tokens),
-            report=jobs.c.report if report is None else report,
-            finished_at=time.time(),
-        )
-        .returning(jobs.c.kind)
-    ).one_or_none()
-    if moved is not None:
-        what = "fine-tuned model" if moved.kind == JobKind.FINE_TUNING else "model"
-        add_event(connection, id, message_event(f"New {what} created: {model}"))
-        add_event(connection, id, message_event("The job has successfully completed"))
-    return moved is not None
+    """End the job well, in the transaction that lists its product; False where it was cancelled before.
+
+    What was stored of `result` and `report` before the check is kept where none is given.
+    """
+    found = get(connection, id, lock=True)
+    if found is None or found.state not in ON_A_DEVICE:
+        return False
+    stored = as_json(found.result) if found.result else {}
+    values: dict[str, Any] = {
+        "result": {**stored, **(result or {}), "model": model},
+        "finished_at": time.time(),
+    }
+    if report is not None:
+        values["report"] = report
+    add_event(connection, found, message_event(f"New {kind_named(found.kind).product} created: {model}"))
+    return move(connection, id, SUCCEEDED, **values)[1]
 
 
 def fail(
-    connection: Connection,
-    id: str,
-    *,
-    code: str,
-    message: str,
-    param: str | None = None,
-    report: dict[str, Any] | None = None,
+    connection: Connection, id: str, error: JobError, *, report: dict[str, Any] | None = None
 ) -> Job | None:
-    """End the job badly, where it is not over; the job as it is then."""
+    """End the job badly, where it has not ended; the job as it is then."""
     measured = {} if report is None else {"report": report}
     return move(
-        connection,
-        id,
-        (source for source, targets in JOB_MOVES.items() if JobState.FAILED in targets),
-        JobState.FAILED,
-        message_event(f"The job failed: {message}", level="error"),
-        error={"code": code, "message": message, "param": param},
-        finished_at=time.time(),
-        **measured,
+        connection, id, FAILED, error.message, error=as_json(error), finished_at=time.time(), **measured
     )[0]
 
 
 def unlist_unchecked(connection: Connection, id: str) -> None:
-    """What the job made and nobody has checked yet."""
+    """Unlist what the job made and no check has judged yet."""
     unchecked = (models.c.job_id == id, models.c.state == ModelState.CHECKING)
     names = connection.scalars(delete(models).where(*unchecked).returning(models.c.name)).all()
     connection.execute(delete(checkpoints).where(checkpoints.c.model.in_(names)))
@@ -140,7 +254,13 @@ def message_event(text: str, *, level: str = "info") -> Event:
     return {"level": level, "type": "message", "message": text, "data": None}
 
 
-def add_event(connection: Connection, job_id: str, event: Event) -> None:
-    """In the transaction of what it tells."""
-    row = {"id": new_id("ftevent"), "job_id": job_id, "created_at": time.time(), "data": None, **event}
-    connection.execute(insert(job_events).values(**row))
+def add_event(connection: Connection, job: Job, event: Event) -> None:
+    """Store an event, in the transaction of what it reports."""
+    add_events(connection, job.id, job.kind, [event])
+
+
+def add_events(connection: Connection, id: str, kind: str, events: Iterable[Event]) -> None:
+    prefix = kind_named(kind).event_prefix
+    for event in events:
+        row = {"id": new_id(prefix), "job_id": id, "created_at": time.time(), "data": None, **event}
+        connection.execute(insert(job_events).values(**row))

@@ -1,26 +1,24 @@
-"""Jobs, of fine-tuning and of exports: creation, the scheduler's claims, what trainers report, and how jobs end."""
+"""Jobs of every kind: creation, the scheduler's claims, what their processes report, and how they end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, func, insert, select, update
+from sqlalchemy import case, exists, func, insert, literal, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
-from tunewright.ids import new_id
+from tunewright.jobs.kinds import JobError, kind_named
 from tunewright.store import job_rows
 from tunewright.store.database import Database
-from tunewright.store.inputs import INPUTS, UNFINISHED, require_inputs
+from tunewright.store.inputs import INPUTS, require_inputs
 from tunewright.store.job_rows import Event
 from tunewright.store.paging import page
-from tunewright.store.records import Checkpoint, Job, JobEvent
-from tunewright.store.states import JobKind, JobState
-from tunewright.store.tables import checkpoints, job_events, jobs
-
-_PREFIXES = {JobKind.FINE_TUNING: "ftjob", JobKind.EXPORT: "export"}
-_NAMES = {JobKind.FINE_TUNING: "fine-tuning job", JobKind.EXPORT: "export"}
+from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob
+from tunewright.store.states import JobPhase, JobState
+from tunewright.store.tables import checkpoints, job_devices, job_events, jobs
 
 
 class JobStore:
@@ -29,67 +27,47 @@ class JobStore:
 
     # what the API does
 
-    def create(self, values: dict[str, Any], *, twin_seconds: float = 0.0) -> Job:
+    def create(self, new: NewJob, *, repeat_seconds: float = 0.0, **columns: Any) -> Job:
         """Insert a job in `validating_files`, or give the one that an earlier try of the same request made.
 
-        Looked up and inserted in one transaction, so that retries at the same moment make one job too. Raises
-        InvalidRequest or NotFound where a file or the model it starts from is not there.
+        Looked up and inserted in one transaction, so that retries at the same moment make one job too. `columns` are
+        further columns of the row. Raises InvalidRequest or NotFound where one of its inputs is not there.
         """
-        kind = values.get("kind", JobKind.FINE_TUNING)
-        row = {
-            "id": new_id(_PREFIXES[kind]),
-            "created_at": time.time(),
-            "state": JobState.VALIDATING_FILES,
-            **values,
-        }
         with self._database.begin(alone=INPUTS) as connection:
-            earlier = job_rows.earlier(
-                connection, row.get("idempotency_key"), row["fingerprint"], twin_seconds
-            )
+            earlier = job_rows.earlier(connection, new.idempotency_key, new.fingerprint, repeat_seconds)
             if earlier is not None:
                 return earlier
-            require_inputs(connection, row)
-            job = Job(**connection.execute(insert(jobs).values(**row).returning(jobs)).one()._mapping)
-            job_rows.add_event(
-                connection, job.id, job_rows.message_event(f"Created {_NAMES[job.kind]}: {job.id}")
-            )
-        return job
+            require_inputs(connection, new)
+            return job_rows.create(connection, new, **columns)
 
-    def earlier(self, idempotency_key: str | None, fingerprint: str, twin_seconds: float) -> Job | None:
+    def earlier(self, idempotency_key: str | None, fingerprint: str, repeat_seconds: float) -> Job | None:
         """The job that this request made before: by its key, or, without one, if it was made from the same request
-        within the last `twin_seconds` and was not ended since."""
+        within the last `repeat_seconds` and has neither failed nor been cancelled since."""
         with self._database.read() as connection:
-            return job_rows.earlier(connection, idempotency_key, fingerprint, twin_seconds)
+            return job_rows.earlier(connection, idempotency_key, fingerprint, repeat_seconds)
 
     def count_waiting(self) -> int:
-        """Jobs that are neither over nor on a device."""
+        """Jobs that have not ended and are not on a device."""
         waiting = (JobState.VALIDATING_FILES, JobState.QUEUED, JobState.PAUSED)
         with self._database.read() as connection:
             return connection.scalar(select(func.count()).where(jobs.c.state.in_(waiting))) or 0
 
-    def get(self, id: str, kind: JobKind | None = None) -> Job | None:
-        """Of any kind, or of one."""
-        query = select(jobs).where(jobs.c.id == id)
-        if kind is not None:
-            query = query.where(jobs.c.kind == kind)
+    def get(self, id: str, kind: str | None = None) -> Job | None:
+        """The job, if it is of this kind; None means any kind."""
         with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return Job(**row._mapping) if row else None
+            job = job_rows.get(connection, id)
+        return job if job is not None and kind in (None, job.kind) else None
 
     def list(
-        self,
-        *,
-        after: str | None,
-        limit: int,
-        metadata: dict[str, str] | None = None,
-        kind: JobKind = JobKind.FINE_TUNING,
+        self, *, kind: str, after: str | None, limit: int, metadata: dict[str, str] | None = None
     ) -> tuple[Sequence[Job], bool]:
-        """A page of jobs, newest first, and whether there are more; `metadata` pairs must all match."""
+        """A page of jobs of one kind, newest first, and whether there are more; `metadata` pairs must all match."""
         query = select(jobs).where(jobs.c.kind == kind)
         for key, value in (metadata or {}).items():
-            query = query.where(jobs.c.job_metadata[key].as_string() == value)
+            query = query.where(jobs.c.metadata[key].as_string() == value)
         rows, more = page(self._database, query, jobs, after=after, limit=limit)
-        return [Job(**row._mapping) for row in rows], more
+        with self._database.read() as connection:
+            return job_rows.read(connection, rows), more
 
     def events(
         self, job_id: str, *, after: str | None, limit: int, ascending: bool = False
@@ -104,17 +82,10 @@ class JobStore:
         return [Checkpoint(**row._mapping) for row in rows], more
 
     def cancel(self, id: str) -> Job | None:
-        """Cancel in any state; the scheduler ends a trainer that still runs, and what was made but not yet checked is
-        unlisted. Raises InvalidRequest when final."""
+        """Cancel in any state; the scheduler ends a process that still runs, and what was made but not yet checked is
+        unlisted. Raises InvalidRequest where the job has ended."""
         with self._database.begin(alone=INPUTS) as connection:
-            job, moved = job_rows.move(
-                connection,
-                id,
-                (s for s in JobState if not s.is_final),
-                JobState.CANCELLED,
-                job_rows.message_event("The job has been cancelled.", level="warn"),
-                finished_at=time.time(),
-            )
+            job, moved = job_rows.move(connection, id, job_rows.CANCELLED, finished_at=time.time())
             if moved:
                 job_rows.unlist_unchecked(connection, id)
         if job is not None and not moved:
@@ -129,16 +100,9 @@ class JobStore:
 
         Raises InvalidRequest in other states.
         """
-        job, moved = self._move(
-            id, (JobState.QUEUED,), JobState.PAUSED, job_rows.message_event("The job has been paused")
-        )
+        job, moved = self._move(id, job_rows.HELD)
         if not moved:
-            job, moved = self._move(
-                id,
-                (JobState.RUNNING,),
-                JobState.PAUSING,
-                job_rows.message_event("Pausing: a checkpoint is being saved"),
-            )
+            job, moved = self._move(id, job_rows.PAUSE)
         if job is not None and job.state not in (JobState.PAUSING, JobState.PAUSED):
             raise InvalidRequest(
                 f"Job {id} is {job.state.value}. Only queued and running jobs can be paused.",
@@ -148,12 +112,7 @@ class JobStore:
 
     def resume(self, id: str) -> Job | None:
         """Queue a paused job again. Raises InvalidRequest in other states."""
-        job, moved = self._move(
-            id,
-            (JobState.PAUSED,),
-            JobState.QUEUED,
-            job_rows.message_event("The job has been resumed; waiting for a device"),
-        )
+        job, moved = self._move(id, job_rows.RESUMED)
         if job is not None and not moved:
             hint = (
                 "Wait until it is paused."
@@ -167,71 +126,67 @@ class JobStore:
 
     def in_states(self, *states: JobState) -> Sequence[Job]:
         """Oldest first."""
-        with self._database.read() as connection:
-            rows = connection.execute(select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.seq)).all()
-        return [Job(**row._mapping) for row in rows]
+        return self._jobs(jobs.c.state.in_(states))
 
     def on_devices(self) -> Sequence[Job]:
-        """Jobs that hold a device: running ones, and ended ones whose trainer has not been seen to end."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                select(jobs).where(jobs.c.device.is_not(None)).order_by(jobs.c.seq)
-            ).all()
-        return [Job(**row._mapping) for row in rows]
+        """Jobs that hold a device, oldest first: running ones, and ended ones whose process was not seen to end."""
+        return self._jobs(_holds_a_device())
 
-    def over_since(self) -> dict[str, float | None]:
-        """Every job, and when it ended; None while it is not over or its trainer may still write."""
-        query = select(
-            jobs.c.id, func.coalesce(jobs.c.finished_at, jobs.c.created_at), UNFINISHED, jobs.c.device
-        )
-        with self._database.read() as connection:
-            return {
-                id: None if unfinished or device is not None else ended
-                for id, ended, unfinished, device in connection.execute(query)
-            }
+    def active(self) -> Sequence[Job]:
+        """Jobs that the scheduler has something to do about, oldest first: those that are validated, are in one of the
+        phases of a running job, or still hold a device."""
+        states = (JobState.VALIDATING_FILES, *job_rows.ON_A_DEVICE)
+        return self._jobs(or_(jobs.c.state.in_(states), _holds_a_device()))
 
-    def mark_valid(self, id: str, resolved: dict[str, Any], summary: str) -> Job | None:
-        """Its data is good: queue it, with what every "auto" became."""
-        return self._move(
-            id,
-            (JobState.VALIDATING_FILES,),
-            JobState.QUEUED,
-            job_rows.message_event(summary),
-            resolved=resolved,
-        )[0]
+    def ended_at(self) -> dict[str, float | None]:
+        """For each job's id, when it ended (Unix seconds); None where it has not, or its process may still write."""
+        going_on = or_(jobs.c.state.in_(job_rows.UNFINISHED), _holds_a_device())
+        ended = func.coalesce(jobs.c.finished_at, jobs.c.created_at)
+        query = select(jobs.c.id, case((going_on, None), else_=ended))
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def mark_valid(self, id: str, resolved: dict[str, Any] | None, summary: str) -> Job | None:
+        """The job's inputs were found to be usable: it waits for a device."""
+        return self._move(id, job_rows.VALIDATED, summary, resolved=resolved)[0]
 
     def claim(self, device: str, bases: Sequence[str]) -> Job | None:
-        """Give `device` to the oldest queued job on one of `bases`, in one statement; None where none waits or the
-        device is taken."""
+        """Give `device` to the oldest queued job on one of `bases`; None where none waits or the device is taken."""
         waiting = (
-            select(jobs.c.id)
+            select(jobs.c.id, jobs.c.kind)
             .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases))
             .order_by(jobs.c.seq)
             .limit(1)
-            .scalar_subquery()
+            .with_for_update(skip_locked=True)
         )
-        holder = select(jobs.c.seq).where(jobs.c.device == device).exists()
-        with self._database.begin() as connection:
-            row = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == waiting, jobs.c.state == JobState.QUEUED, ~holder)
-                .values(
-                    state=JobState.RUNNING,
-                    device=device,
-                    started_at=func.coalesce(jobs.c.started_at, time.time()),
-                    attempt=0,
+        is_taken = exists().where(job_devices.c.device == device)
+        try:
+            with self._database.begin() as connection:
+                found = connection.execute(waiting).one_or_none()
+                if found is None:
+                    return None
+                hold = select(literal(device), literal(found.id)).where(~is_taken)
+                held = connection.execute(insert(job_devices).from_select(["device", "job_id"], hold))
+                if not held.rowcount:
+                    return None
+                noun = kind_named(found.kind).noun.capitalize()
+                started_at = func.coalesce(jobs.c.started_at, time.time())
+                job, moved = job_rows.move(
+                    connection, found.id, job_rows.STARTED, noun, device, started_at=started_at, attempt=0
                 )
-                .returning(jobs)
-            ).one_or_none()
-            if row is None:
-                return None
-            job = Job(**row._mapping)
-            job_rows.add_event(
-                connection,
-                job.id,
-                job_rows.message_event(f"{_NAMES[job.kind].capitalize()} started on {device}"),
+                assert moved, "its row is locked"
+                return job
+        except IntegrityError:  # another scheduler took the device at the same moment
+            return None
+
+    def set_phase(self, id: str, phase: JobPhase) -> None:
+        """Go on to the next phase, where the job has not ended."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id == id, jobs.c.state.in_(job_rows.ON_A_DEVICE))
+                .values(phase=phase)
             )
-        return job
 
     def count_attempt(self, id: str) -> int:
         with self._database.begin() as connection:
@@ -245,29 +200,21 @@ class JobStore:
             )
 
     def release(self, id: str) -> None:
-        """Its trainer is gone: the device is free."""
+        """The job's process is gone: its devices are free."""
         with self._database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == id).values(device=None))
+            job_rows.release(connection, id)
 
     def requeue(self, id: str, why: str) -> Job | None:
-        """Back to the queue, to go on from its last checkpoint."""
-        return self._move(id, (JobState.RUNNING,), JobState.QUEUED, job_rows.message_event(why), device=None)[
-            0
-        ]
+        """Back to the queue, to go on from what is saved."""
+        return self._move(id, job_rows.REQUEUED, why)[0]
 
     def paused(self, id: str) -> Job | None:
-        """Its trainer is gone and its device free."""
-        return self._move(
-            id,
-            (JobState.PAUSING,),
-            JobState.PAUSED,
-            job_rows.message_event("The job has been paused"),
-            device=None,
-        )[0]
+        """The job's process is gone and its devices free."""
+        return self._move(id, job_rows.PAUSED)[0]
 
     def rewind_events(self, id: str, size: int) -> None:
-        """No trainer runs and its events file has `size` bytes: fewer than were taken in, where power was lost before
-        the system wrote them. What is appended next counts again."""
+        """The job has no process and its events file has `size` bytes: fewer than were taken in, where power was lost
+        before the system wrote them. What is appended next counts again."""
         with self._database.begin() as connection:
             connection.execute(
                 update(jobs).where(jobs.c.id == id, jobs.c.events_offset > size).values(events_offset=size)
@@ -275,15 +222,14 @@ class JobStore:
 
     def take_in(
         self,
-        id: str,
+        job: Job,
         *,
-        offset: int,
         new_offset: int,
         events: Sequence[Event],
         progress: dict[str, Any] | None,
         last_step: int,
     ) -> None:
-        """Add what the trainer wrote between two offsets of its events file, exactly once.
+        """Add what the job's process wrote behind the offset that `job` has, exactly once.
 
         A new step starts the count of attempts anew.
         """
@@ -296,31 +242,30 @@ class JobStore:
             values["progress"] = progress
         with self._database.begin() as connection:
             taken = connection.execute(
-                update(jobs).where(jobs.c.id == id, jobs.c.events_offset == offset).values(**values)
+                update(jobs)
+                .where(jobs.c.id == job.id, jobs.c.events_offset == job.events_offset)
+                .values(**values)
             )
-            if not taken.rowcount:
-                return
-            for event in events:
-                job_rows.add_event(connection, id, event)
+            if taken.rowcount:
+                job_rows.add_events(connection, job.id, job.kind, events)
 
-    def fail(
-        self,
-        id: str,
-        *,
-        code: str,
-        message: str,
-        param: str | None = None,
-        report: dict[str, Any] | None = None,
-    ) -> Job | None:
+    def fail(self, id: str, error: JobError, *, report: dict[str, Any] | None = None) -> Job | None:
         with self._database.begin() as connection:
-            return job_rows.fail(connection, id, code=code, message=message, param=param, report=report)
+            return job_rows.fail(connection, id, error, report=report)
 
-    def add_event(self, id: str, event: Event) -> None:
+    def add_event(self, job: Job, event: Event) -> None:
         with self._database.begin() as connection:
-            job_rows.add_event(connection, id, event)
+            job_rows.add_event(connection, job, event)
 
-    def _move(
-        self, id: str, sources: Iterable[JobState], target: JobState, event: Event, **values: Any
-    ) -> tuple[Job | None, bool]:
+    def _jobs(self, *conditions: Any) -> Sequence[Job]:
+        with self._database.read() as connection:
+            rows = connection.execute(select(jobs).where(*conditions).order_by(jobs.c.seq)).all()
+            return job_rows.read(connection, rows)
+
+    def _move(self, id: str, how: job_rows.Move, *words: str, **values: Any) -> tuple[Job | None, bool]:
         with self._database.begin() as connection:
-            return job_rows.move(connection, id, sources, target, event, **values)
+            return job_rows.move(connection, id, how, *words, **values)
+
+
+def _holds_a_device() -> Any:
+    return exists().where(job_devices.c.job_id == jobs.c.id)

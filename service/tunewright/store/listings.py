@@ -12,7 +12,7 @@ from tunewright.store.database import Database
 from tunewright.store.models import engine_name
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
-from tunewright.store.states import ModelState, Residency
+from tunewright.store.states import Desired, ModelState, Residency
 from tunewright.store.tables import engines, models, residency
 
 
@@ -35,7 +35,7 @@ class Listings:
         """All models that may be served, newest first; of the checkpoints those that are wanted loaded."""
         shown = and_(
             models.c.state == ModelState.READY,
-            models.c.checkpoint_step.is_(None) | (models.c.desired == "loaded"),
+            models.c.checkpoint_step.is_(None) | (models.c.desired == Desired.LOADED),
         )
         with self._database.read() as connection:
             rows = connection.execute(_joined().where(shown).order_by(models.c.seq.desc())).all()
@@ -78,7 +78,7 @@ def _joined() -> Select[Any]:
 
 def _state() -> ColumnElement[str]:
     """`Listed.state`, as the database says it."""
-    unheld = case((models.c.desired == "loaded", "loading"), else_="unloaded")
+    unheld = case((models.c.desired == Desired.LOADED, "loading"), else_="unloaded")
     return case(
         (models.c.state != ModelState.READY, models.c.state),
         (residency.c.state.is_not(None), residency.c.state),

@@ -9,21 +9,31 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, select, union, update
 
 from tunewright.ids import new_id
+from tunewright.jobs.kinds import JobResult
 from tunewright.store.alias_rows import needed_by_aliases, refuse_aliased, take_out
 from tunewright.store.database import Database
 from tunewright.store.inputs import (
     INPUTS,
     UNFINISHED,
+    needed_by_a_job,
     refuse_deployed,
     refuse_needed_weights,
     refuse_unfinished,
-    starts_from,
 )
-from tunewright.store.job_rows import await_verdict, succeed
+from tunewright.store.job_rows import as_json, await_check, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import ModelState
-from tunewright.store.tables import checkpoints, deployments, engines, files, jobs, models, residency
+from tunewright.store.states import Desired, ModelState
+from tunewright.store.tables import (
+    checkpoints,
+    deployments,
+    engines,
+    files,
+    job_inputs,
+    jobs,
+    models,
+    residency,
+)
 
 
 class ModelStore:
@@ -35,26 +45,25 @@ class ModelStore:
         values: Sequence[dict[str, Any]],
         *,
         job_id: str,
-        trained_tokens: int = 0,
+        result: JobResult | None = None,
         checkpoint_metrics: dict[int, dict[str, float]] | None = None,
         result_file: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
     ) -> bool:
         """List a job's products and end the job, in one transaction; the first value is its final model. One whose
-        state is `checking` does not end the job: its verdict does (`store.checks`).
+        state is `checking` does not end the job: its check does (`store.checks`).
 
-        `checkpoint_metrics` are by step, for the values that are checkpoints; `result_file` is a row of `files`;
-        `report` is what was measured of the final model.
+        `result` is the job's result but for the model's name; `checkpoint_metrics` are by step, for the values that are
+        checkpoints; `result_file` is a row of `files`; `report` is what was measured of the final model.
         False where the job was cancelled meanwhile, or has products already; then nothing is listed.
         """
         final = values[0]
+        made = as_json(result) if result else {}
         with self._database.begin() as connection:
             if final.get("state") == ModelState.CHECKING:
-                goes_on = await_verdict(connection, job_id, trained_tokens=trained_tokens, report=report)
+                goes_on = await_check(connection, job_id, result=made, report=report)
             else:
-                goes_on = succeed(
-                    connection, job_id, model=final["name"], trained_tokens=trained_tokens, report=report
-                )
+                goes_on = succeed(connection, job_id, model=final["name"], result=made, report=report)
             if not goes_on:
                 return False
             for row in values:
@@ -113,7 +122,7 @@ class ModelStore:
         rows, more = page(self._database, query, models, after=after, limit=limit)
         return [TunedModel(**row._mapping) for row in rows], more
 
-    def want(self, name_or_id: str, desired: str) -> None:
+    def want(self, name_or_id: str, desired: Desired) -> None:
         with self._database.begin() as connection:
             connection.execute(
                 update(models)
@@ -121,14 +130,14 @@ class ModelStore:
                 .values(desired=desired)
             )
 
-    def want_weights(self, sha256: str, desired: str) -> None:
+    def want_weights(self, sha256: str, desired: Desired) -> None:
         """Of every model with these weights."""
         with self._database.begin() as connection:
             connection.execute(update(models).where(models.c.sha256 == sha256).values(desired=desired))
 
     def pin(self, name: str, pinned: bool) -> None:
         """A pinned adapter is wanted loaded and never evicted."""
-        values = {"pinned": pinned} | ({"desired": "loaded"} if pinned else {})
+        values = {"pinned": pinned} | ({"desired": Desired.LOADED} if pinned else {})
         with self._database.begin() as connection:
             connection.execute(update(models).where(models.c.name == name).values(**values))
 
@@ -170,10 +179,14 @@ class ModelStore:
     def weights_in_use(self, sha256: str | None = None) -> set[str]:
         """Hashes of the artifacts that a model has or an unfinished job starts from: all, or the one asked about."""
         listed = select(models.c.sha256)
-        started_from = select(jobs.c.parent_sha256).where(jobs.c.parent_sha256.is_not(None), UNFINISHED)
+        started_from = (
+            select(job_inputs.c.sha256)
+            .join(jobs, jobs.c.id == job_inputs.c.job_id)
+            .where(job_inputs.c.sha256.is_not(None), UNFINISHED)
+        )
         if sha256 is not None:
             listed = listed.where(models.c.sha256 == sha256)
-            started_from = started_from.where(jobs.c.parent_sha256 == sha256)
+            started_from = started_from.where(job_inputs.c.sha256 == sha256)
         with self._database.read() as connection:
             return set(connection.scalars(union(listed, started_from)))
 
@@ -183,7 +196,7 @@ class ModelStore:
         query = select(models).where(
             models.c.base == base,
             models.c.kind == "adapter",
-            models.c.desired == "loaded",
+            models.c.desired == Desired.LOADED,
             models.c.state.not_in([ModelState.QUARANTINED, ModelState.MERGE_ONLY]),
         )
         with self._database.read() as connection:
@@ -231,11 +244,11 @@ def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> No
 def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
     return (
         models.c.checkpoint_step.is_not(None)
-        & (models.c.desired == "unloaded")
+        & (models.c.desired == Desired.UNLOADED)
         & ~models.c.pinned
         & models.c.name.not_in(needed_by_aliases(connection))
         & ~exists().where(deployments.c.model == models.c.name)
-        & ~exists().where(starts_from(models.c.sha256), UNFINISHED)
+        & ~needed_by_a_job(models.c.sha256)
         & ~exists().where(
             residency.c.sha256 == models.c.sha256,
             residency.c.engine == engines.c.name,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.jobs.kinds import JobError, JobProgress, JobResult
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.states import (
     DeploymentState,
+    Desired,
     EngineState,
-    JobKind,
+    JobPhase,
     JobState,
     ModelState,
     Residency,
@@ -29,41 +34,78 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class JobInput:
+    """What a job is made from: an uploaded file, or the weights of a model."""
+
+    role: str
+    file_id: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Job:
+    """A job of any kind. `request`, `resolved`, `result` and `report` are models of its kind (`jobs.kinds`)."""
+
     seq: int
     id: str
-    kind: JobKind
+    kind: str
     state: JobState
+    phase: JobPhase
     created_at: float
     started_at: float | None
     finished_at: float | None
-    model: str
     base: str
-    parent_sha256: str | None
-    training_file: str
-    validation_file: str | None
-    suffix: str | None
     seed: int
-    job_metadata: dict[str, str] | None
-    chat_template: str | None
-    method: dict[str, Any]
-    tuning: dict[str, Any]
-    resolved: dict[str, Any] | None
-    fine_tuned_model: str | None
-    trained_tokens: int | None
-    error: dict[str, Any] | None
-    progress: dict[str, Any] | None
-    report: dict[str, Any] | None
+    metadata: dict[str, str] | None
+    request: BaseModel
+    resolved: BaseModel | None
+    result: JobResult | None
+    report: BaseModel | None
+    error: JobError | None
+    progress: JobProgress | None
     idempotency_key: str | None
     fingerprint: str
-    device: str | None
     attempt: int
     events_offset: int
     last_step: int
+    inputs: tuple[JobInput, ...]
+    devices: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", JobKind(self.kind))
-        object.__setattr__(self, "state", JobState(self.state))
+    def file(self, role: str) -> str | None:
+        """Id of the file that the job has in this role."""
+        return next((one.file_id for one in self.inputs if one.role == role and one.file_id), None)
+
+    def weights(self, role: str) -> list[str]:
+        """Hashes of the weights that the job has in this role, in their order."""
+        return [one.sha256 for one in self.inputs if one.role == role and one.sha256]
+
+    @property
+    def device(self) -> str | None:
+        """The first device that it holds."""
+        return self.devices[0] if self.devices else None
+
+    @property
+    def model(self) -> str | None:
+        """Public name of its product."""
+        return self.result.model if self.result else None
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to be created."""
+
+    kind: str
+    base: str
+    request: BaseModel
+    seed: int
+    inputs: tuple[JobInput, ...] = ()
+    metadata: dict[str, str] | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+    def position_of(self, one: JobInput) -> int:
+        """The position of an input among those of its role, from 0."""
+        return [other for other in self.inputs if other.role == one.role].index(one)
 
 
 @dataclass(frozen=True)
@@ -131,7 +173,7 @@ class TunedModel:
     chat_template: str | None
     bytes: int
     created_at: float
-    desired: str
+    desired: Desired
     source: Source
     lineage: Lineage | None
     state: ModelState
@@ -140,10 +182,40 @@ class TunedModel:
     last_used_at: float | None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "desired", Desired(self.desired))
         object.__setattr__(self, "source", Source(self.source))
         object.__setattr__(self, "state", ModelState(self.state))
         if isinstance(self.lineage, dict):
             object.__setattr__(self, "lineage", Lineage(**self.lineage))
+
+
+class EngineInfo(BaseModel):
+    """How a run of an engine was started. The fields without a default are those that every version has written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    """cpu, or cuda:N."""
+    internal_name: str
+    """What the engine calls its base."""
+    fingerprint: str
+    """Of the base, as `registry.bases.BaseInfo` has it."""
+    path: Path | None = None
+    """Folder of the base; None in a row of a version that did not write it, until the engine starts again."""
+    has_chat_template: bool = True
+    max_model_len: int | None = None
+    """Tokens."""
+    vocab_size: int | None = None
+    """Number of tokens, where the base's config has it."""
+    quantization: str | None = None
+    """How the base's weights are packed: awq, gptq, ..."""
+    enable_lora: bool = True
+    max_lora_rank: int | None = None
+    max_adapters: int = 0
+    """That it can hold."""
+    trust_remote_code: bool = False
+    deployment: str | None = None
+    """The deployment's id; None of a base."""
 
 
 @dataclass(frozen=True)
@@ -155,15 +227,18 @@ class Engine:
     reason: str | None
     started_at: float | None
     ready_at: float | None
-    info: dict[str, Any] | None
+    info: EngineInfo | None
+    """None until it was started once."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", EngineState(self.state))
+        if isinstance(self.info, dict):
+            object.__setattr__(self, "info", EngineInfo.model_validate(self.info))
 
     @property
     def is_deployed(self) -> bool:
         """Whether this run is a deployment's, which may be drained; bases stay as long as the service."""
-        return bool((self.info or {}).get("deployment"))
+        return self.info is not None and self.info.deployment is not None
 
 
 @dataclass(frozen=True)
@@ -222,7 +297,7 @@ class Listed:
             return self.model.state.value
         if self.held is not None:
             return self.held.state.value
-        return "loading" if self.model.desired == "loaded" else "unloaded"
+        return "loading" if self.model.desired is Desired.LOADED else "unloaded"
 
 
 @dataclass(frozen=True)

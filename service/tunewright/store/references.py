@@ -1,15 +1,16 @@
-"""What a SQLite database refers to in the data folder. Reads only columns that every revision has had."""
+"""What a SQLite database of any revision refers to in the data folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Connection, Select, func, inspect, literal_column, select
 
 from tunewright.store.sqlite_file import reading
 from tunewright.store.states import JobState
-from tunewright.store.tables import files, jobs, models
+from tunewright.store.tables import files, job_inputs, jobs, models
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def references(path: Path) -> References:
                 .order_by(func.min(models.c.seq))
             )
         }
-        started_from = select(jobs.c.parent_sha256).where(jobs.c.parent_sha256.is_not(None), ~_IS_OVER)
-        for sha256 in connection.scalars(started_from):
+        for sha256 in connection.scalars(_started_from(connection)):
             artifacts.setdefault(sha256, 0)
         listed = select(files.c.id, files.c.bytes, files.c.sha256).order_by(files.c.seq)
         return References(
@@ -62,3 +62,15 @@ def is_over(path: Path, job_id: str) -> bool:
 
 
 _IS_OVER = jobs.c.state.in_([state for state in JobState if state.is_final])
+
+
+def _started_from(connection: Connection) -> Select[Any]:
+    """Hashes of the weights that unfinished jobs start from. Before revision 0006 they were a column of `jobs`."""
+    if inspect(connection).has_table(job_inputs.name):
+        return (
+            select(job_inputs.c.sha256)
+            .join(jobs, jobs.c.id == job_inputs.c.job_id)
+            .where(job_inputs.c.sha256.is_not(None), ~_IS_OVER)
+        )
+    parent: ColumnElement[str] = literal_column("jobs.parent_sha256")
+    return select(parent).select_from(jobs).where(parent.is_not(None), ~_IS_OVER)

@@ -5,26 +5,17 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class JobKind(StrEnum):
-    """What a job does."""
-
-    FINE_TUNING = "fine_tuning"
-    """It trains."""
-    EXPORT = "export"
-    """It merges, combines or quantizes what was trained."""
-
-
 class JobState(StrEnum):
-    """Of a fine-tuning job, in OpenAI's words."""
+    """The state of a job, in the words of OpenAI's fine-tuning jobs."""
 
     VALIDATING_FILES = "validating_files"
     """Its data has not been read yet."""
     QUEUED = "queued"
     """Waiting for a device."""
     RUNNING = "running"
-    """A trainer has it, or will have it again after a crash."""
+    """It is in one of the phases `run`, `publish` and `check`."""
     PAUSING = "pausing"
-    """Asked to pause; its trainer is saving a checkpoint."""
+    """Asked to pause; its process is saving what is done."""
     PAUSED = "paused"
     """Stopped with a checkpoint, holding no device."""
     SUCCEEDED = "succeeded"
@@ -54,6 +45,19 @@ JOB_MOVES: dict[JobState, tuple[JobState, ...]] = {
 }
 
 
+class JobPhase(StrEnum):
+    """What is being done with a job that has not ended. A job that has ended keeps its last phase."""
+
+    PREPARE = "prepare"
+    """Its inputs are checked, or it waits for a device."""
+    RUN = "run"
+    """It holds a device, and its process works or is started again."""
+    PUBLISH = "publish"
+    """Its process has succeeded, and its product is being listed."""
+    CHECK = "check"
+    """Its product is listed and held back until a check has judged it."""
+
+
 class Source(StrEnum):
     """Where a model came from."""
 
@@ -80,6 +84,15 @@ class ModelState(StrEnum):
     """It failed a check: it is kept, and not served unless somebody forces it."""
     MERGE_ONLY = "merge_only"
     """An adapter of a kind that the engine does not serve: it can be merged."""
+
+
+class Desired(StrEnum):
+    """What a model's adapter is meant to be in the engine of its base; what became of that is its `Residency`."""
+
+    LOADED = "loaded"
+    """The engine is asked to hold it."""
+    UNLOADED = "unloaded"
+    """The engine need not hold it. Also of full models, which no engine loads beside its base."""
 
 
 class Residency(StrEnum):

@@ -41,37 +41,43 @@ jobs = Table(
     Column("id", String(64), nullable=False, unique=True),
     Column("kind", String(16), nullable=False, server_default="fine_tuning"),
     Column("state", String(32), nullable=False, index=True),
+    Column("phase", String(16), nullable=False, server_default="prepare"),
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
-    Column("model", Text, nullable=False),  # as asked for: a base or a fine-tuned model
     Column("base", Text, nullable=False),
-    Column(
-        "parent_sha256", String(64)
-    ),  # the weights it starts from; an export of several names them in `tuning`
-    Column("training_file", String(64), nullable=False),  # empty for an export without calibration
-    Column("validation_file", String(64)),
-    Column("suffix", String(64)),
     Column("seed", BigInteger, nullable=False),
-    Column("job_metadata", JSON),
-    Column("chat_template", Text),
-    Column(
-        "method", JSON, nullable=False
-    ),  # OpenAI's `method`, as given, "auto" included; empty for an export
-    Column("tuning", JSON, nullable=False),  # `tuning` as given, or what an export was asked for
-    Column("resolved", JSON),  # what every "auto" became
-    Column("fine_tuned_model", Text),
-    Column("trained_tokens", BigInteger),
+    Column("metadata", JSON),
+    # parsed by the models that the kind has registered (`jobs.kinds`)
+    Column("request", JSON, nullable=False, server_default="{}"),
+    Column("resolved", JSON),
+    Column("result", JSON),
+    Column("report", JSON),
     Column("error", JSON),
     Column("progress", JSON),
-    Column("report", JSON),  # what was measured of its product
     Column("idempotency_key", String(255), unique=True),
     Column("fingerprint", String(64), nullable=False),
     # the scheduler's own columns
-    Column("device", String(32)),  # held from the claim until its trainer is seen to be gone
     Column("attempt", Integer, nullable=False, default=0),
     Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl taken in
     Column("last_step", Integer, nullable=False, default=0),  # the newest step reported
+)
+
+job_inputs = Table(
+    "job_inputs",  # what a job is made from: kept until the job has ended
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(32), primary_key=True),
+    Column("position", Integer, primary_key=True),  # among the inputs of one role, from 0
+    Column("file_id", String(64), index=True),  # either a file
+    Column("sha256", String(64), index=True),  # or a model's weights
+)
+
+job_devices = Table(
+    "job_devices",  # held from the claim until the job's process is seen to be gone
+    metadata,
+    Column("device", String(32), primary_key=True),
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
 job_events = Table(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from tunewright.jobs.folder import JobFolder, JobSpec
+from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.process import run_in_folder
+from tunewright.trainer.spec import TrainingSpec
 
 
-def _run(folder: JobFolder, spec: JobSpec) -> int:
+def _run(folder: JobFolder, spec: TrainingSpec) -> int:
     from tunewright.trainer.run import run_job
 
     return run_job(folder, spec)
@@ -17,6 +18,6 @@ def _run(folder: JobFolder, spec: JobSpec) -> int:
 if __name__ == "__main__":
     sys.exit(
         run_in_folder(
-            "tunewright.trainer", __doc__, JobFolder.read_spec, lambda spec: f"trainer {spec.job_id}", _run
+            "tunewright.trainer", __doc__, TrainingSpec, lambda spec: f"trainer {spec.job_id}", _run
         )
     )

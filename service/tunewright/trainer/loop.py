@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from tunewright.atomic import publish_folder
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
+from tunewright.jobs.process import rank
 
 KEPT_EPOCHS = 3
 """Checkpoints at the ends of epochs that stay usable, as in OpenAI's API."""
@@ -215,6 +216,8 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._reporter.flush()
+        if rank() != 0:
+            return
         step = state.global_step
         saved = self._folder.work / f"checkpoint-{step}"
         target = self._folder.checkpoints / f"step-{step}"

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from tunewright.jobs.failure import TrainingFailed
-from tunewright.jobs.folder import JobSpec
+from tunewright.trainer.spec import TrainingSpec
 
 
-def load_tokenizer(spec: JobSpec) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: TrainingSpec) -> PreTrainedTokenizerBase:
     """The base's tokenizer with the template the job trains through."""
     tokenizer = AutoTokenizer.from_pretrained(
         spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
@@ -34,7 +34,7 @@ def load_tokenizer(spec: JobSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
+def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     """The model to train, adapter and all, on its device.
 
     The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
@@ -43,9 +43,9 @@ def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
     """
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
-    quantized = tuning["type"] == "qlora"
+    quantized = tuning.type == "qlora"
     options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if quantized or (on_gpu and tuning["type"] == "lora") else torch.float32,
+        "dtype": torch.bfloat16 if quantized or (on_gpu and tuning.type == "lora") else torch.float32,
         "attn_implementation": _attention(on_gpu),
         "trust_remote_code": spec.trust_remote_code,
         "local_files_only": True,
@@ -67,7 +67,7 @@ def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
         )
     model = AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
     model.config.use_cache = False
-    if tuning["type"] == "full":
+    if tuning.type == "full":
         return model
     if quantized:
         _keep_unpacked(model)
@@ -81,7 +81,7 @@ def load_model(spec: JobSpec) -> PreTrainedModel | PeftModel:
     return adapted
 
 
-def _adapted(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
+def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     """With the adapter to go on from, or a new one."""
     tuning = spec.tuning
     if spec.parent_adapter is not None:
@@ -91,12 +91,12 @@ def _adapted(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
             model,
             LoraConfig(
                 task_type="CAUSAL_LM",
-                r=tuning["rank"],
-                lora_alpha=tuning["alpha"],
-                lora_dropout=tuning["dropout"],
-                target_modules=tuning["target_modules"],
-                use_rslora=tuning["use_rslora"],
-                use_dora=tuning.get("use_dora", False),  # a spec of an older version has none
+                r=tuning.rank,
+                lora_alpha=tuning.alpha,
+                lora_dropout=tuning.dropout,
+                target_modules=tuning.target_modules,
+                use_rslora=tuning.use_rslora,
+                use_dora=tuning.use_dora,
                 bias="none",
             ),
         )

@@ -1,189 +1,38 @@
-"""One training run from spec to result, top to bottom."""
+"""One training run: from the spec to `result.json`."""
 
 from __future__ import annotations
 
 import faulthandler
 import logging
-import math
-import os
-import shutil
-import signal
-from dataclasses import asdict
-from pathlib import Path
 
-import torch
 import transformers
-from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tunewright.atomic import publish_folder
 from tunewright.jobs.failure import explain
-from tunewright.jobs.folder import (
-    STOPPED_RESUMABLE,
-    EventLog,
-    JobFolder,
-    JobResult,
-    JobSpec,
-)
-from tunewright.jobs.process import leave
-from tunewright.rows.dataset import TokenizedFile, tokenize_file
-from tunewright.trainer.loop import Checkpointer, Heartbeat, HeldOutTrainer, Reporter, latest_checkpoint
-from tunewright.trainer.model import load_model, load_tokenizer
+from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
+from tunewright.jobs.process import leave, rank
+from tunewright.trainer.methods import supervised
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 log = logging.getLogger("tunewright.trainer")
 
+METHODS = {"supervised": supervised.train}
+"""One module a method: what it prepares, builds and reports."""
 
-def run_job(folder: JobFolder, spec: JobSpec) -> int:
-    """Train, and leave `result.json` behind; returns the exit code."""
-    faulthandler.enable()  # SIGABRT, sent to a trainer that hangs, leaves its stack in the log
+
+def run_job(folder: JobFolder, spec: TrainingSpec) -> int:
+    """Train, and write `result.json`; returns the exit code."""
+    faulthandler.enable()  # SIGABRT, sent to a trainer that hangs, writes its stack to the log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_info()
     transformers.logging.disable_progress_bar()
     try:
-        result = _train(folder, spec, EventLog(folder))
+        result = METHODS[spec.method](folder, spec, EventLog(folder, rank()))
     except Exception as error:
         failure = explain(error, folder.path)
         if failure is None:
             raise
         log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
-        result = JobResult(status="failed", error_code=failure.code, error_message=str(failure))
+        result = TrainingResult(status="failed", error_code=failure.code, error_message=str(failure))
     if result is None:
         return STOPPED_RESUMABLE
     return leave(folder, result)
-
-
-def _train(folder: JobFolder, spec: JobSpec, events: EventLog) -> JobResult | None:
-    """The result, or None where the run was asked to stop and saved a checkpoint."""
-    tuning = spec.tuning
-    transformers.set_seed(spec.seed)
-    tokenizer = load_tokenizer(spec)
-    heartbeat = Heartbeat(folder)
-    training = tokenize_file(
-        Path(spec.training_file),
-        tokenizer,
-        tuning["max_length"],
-        truncation=tuning["truncation"],
-        on_row=heartbeat.beat,
-    )
-    held_out = None
-    if spec.validation_file:
-        held_out = tokenize_file(
-            Path(spec.validation_file),
-            tokenizer,
-            tuning["max_length"],
-            truncation=tuning["truncation"],
-            what="validation_file",
-            on_row=heartbeat.beat,
-        )
-    resume_from = latest_checkpoint(folder)
-    if resume_from is None:
-        events.message(f"Training data: {training.describe()}")
-        if held_out is not None:
-            events.message(f"Validation data: {held_out.describe()}")
-    else:
-        events.message(
-            f"Going on from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn"
-        )
-
-    model = load_model(spec)
-    reporter = Reporter(events)
-    checkpointer = Checkpointer(folder, reporter, spec.checkpoint_seconds)
-    signal.signal(signal.SIGTERM, lambda *_: checkpointer.ask_to_stop())
-    shutil.rmtree(folder.work, ignore_errors=True)
-    trainer = HeldOutTrainer(
-        model=model,
-        args=_arguments(spec, folder, len(training.examples), held_out is not None),
-        train_dataset=_dataset(training),
-        eval_dataset=_dataset(held_out) if held_out else None,
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        callbacks=[reporter, checkpointer, heartbeat],
-    )
-    if held_out is not None and resume_from is None:
-        before = trainer.evaluate()
-        events.message(
-            f"Validation loss before training: {before['eval_loss']:.4f}",
-            data={
-                "step": 0,
-                "valid_loss": before["eval_loss"],
-                "valid_mean_token_accuracy": before["eval_mean_token_accuracy"],
-            },
-        )
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    reporter.flush()
-    if checkpointer.stopped:
-        events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
-        return None
-    _save_product(trainer, tokenizer, folder, spec)
-    return JobResult(
-        status="succeeded",
-        trained_tokens=training.tokens * tuning["n_epochs"],
-        metrics=reporter.latest,
-        checkpoints=checkpointer.usable(),
-    )
-
-
-def _arguments(spec: JobSpec, folder: JobFolder, rows: int, evaluates: bool) -> SFTConfig:
-    tuning = spec.tuning
-    on_gpu = spec.device != "cpu"
-    steps = math.ceil(
-        math.ceil(rows / tuning["per_device_batch_size"]) / tuning["gradient_accumulation_steps"]
-    )
-    total = steps * tuning["n_epochs"]
-    return SFTConfig(
-        output_dir=str(folder.work),
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        seed=spec.seed,
-        data_seed=spec.seed,
-        num_train_epochs=tuning["n_epochs"],
-        per_device_train_batch_size=tuning["per_device_batch_size"],
-        per_device_eval_batch_size=tuning["per_device_batch_size"],
-        gradient_accumulation_steps=tuning["gradient_accumulation_steps"],
-        learning_rate=tuning["learning_rate"],
-        lr_scheduler_type=tuning["lr_scheduler_type"],
-        warmup_steps=math.ceil(total * tuning["warmup_ratio"]),
-        weight_decay=tuning["weight_decay"],
-        max_grad_norm=tuning["max_grad_norm"],
-        max_length=tuning["max_length"],
-        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-        gradient_checkpointing=on_gpu,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
-        dataset_kwargs={"skip_prepare_dataset": True},  # tokenized and masked by us, for any template
-        logging_steps=max(1, total // 1000),
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch" if evaluates else "no",
-        save_strategy="no",  # the Checkpointer asks for saves
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-    )
-
-
-def _dataset(file: TokenizedFile) -> Dataset:
-    return Dataset.from_list([asdict(example) for example in file.examples])
-
-
-def _save_product(
-    trainer: HeldOutTrainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder, spec: JobSpec
-) -> None:
-    """The PEFT folder or the whole model, under its name only when complete."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    is_adapter = isinstance(model, PeftModel)
-    final = folder.adapter if is_adapter else folder.model
-    temporary = folder.unfinished(final)
-    for stale in (temporary, final):
-        shutil.rmtree(stale, ignore_errors=True)
-    if is_adapter:
-        model.save_pretrained(temporary, safe_serialization=True)
-    else:
-        model.config.use_cache = True
-        model.to(torch.bfloat16).save_pretrained(temporary, safe_serialization=True, max_shard_size="5GB")
-        tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").unlink(missing_ok=True)  # peft's card has only placeholders
-    os.chmod(temporary, 0o755)
-    publish_folder(temporary, final)

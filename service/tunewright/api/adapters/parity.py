@@ -4,36 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from tunewright.api.http.wire import Wire
+from tunewright.wire import Wire
 
 Verdict = Literal["pass", "fail", "no_measurable_effect", "not_checked"]
-
-
-PARITY_EXAMPLE: dict[str, Any] = {
-    "verdict": "pass",
-    "reason": "Parity with peft: slope 1.0062, correlation 0.9773, effect 0.3094, difference 0.0659, noise 0.0473 nats"
-    " over 328 tokens of 8 rows",
-    "checked_at": 1795337561.4,
-    "check_pending": False,
-    "rows_from": "validation_file",
-    "rows": 8,
-    "tokens": 328,
-    "prompts": 16,
-    "slope": 1.0062,
-    "correlation": 0.9773,
-    "effect": 0.3094,
-    "noise": 0.0473,
-    "residual": 0.0659,
-    "mean_difference": 0.045,
-    "max_difference": 0.437,
-    "top1_agreement": 0.985,
-    "worst_rows": [],
-    "reference": {"device": "cpu", "dtype": "bfloat16", "seconds": 6.2},
-    "versions": {"vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.0"},
-    "forced": None,
-}
 
 
 class RowObject(Wire):
@@ -96,7 +71,6 @@ class ParityObject(Wire):
     reference: ReferenceObject | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     forced: ForcedObject | None = None
-    model_config = ConfigDict(json_schema_extra={"examples": [PARITY_EXAMPLE]})
 
     @classmethod
     def of(cls, parity: dict[str, Any] | None) -> ParityObject | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +25,9 @@ from tunewright.registry.adapter_check import (
 from tunewright.registry.adapter_config import LARGEST_CONFIG, parse_adapter_config
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
 from tunewright.registry.base_modules import BaseModules
-from tunewright.registry.data_folder import adapter_sha256, folder_size
 from tunewright.registry.safetensors_file import BadTensors
-from tunewright.store.records import Engine, Lineage, TunedModel
-from tunewright.store.states import EngineState, ModelState, Source
+from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
+from tunewright.store.states import Desired, EngineState, ModelState, Source
 
 _HUB_SECONDS = 300.0
 
@@ -47,7 +46,7 @@ def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked:
     """An archive, or an adapter's two files. Raises InvalidRequest, TooLarge and EngineUnavailable."""
     origin = _printable(", ".join(sorted(file.filename or "" for file in files)))
     with (
-        TemporaryDirectory(prefix="unpacked-", dir=context.data.tmp) as temporary,
+        TemporaryDirectory(prefix="unpacked-", dir=context.workspace.tmp) as temporary,
         _uploaded(files, Path(temporary), _largest(context)) as found,
     ):
         return _register(context, found, asked, Source.UPLOAD, Lineage(origin=origin))
@@ -106,15 +105,12 @@ def _register(
     context: ServiceContext, files: AdapterFiles, asked: Registration, source: Source, lineage: Lineage
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
-    largest = (engine.info or {}).get("max_lora_rank", context.settings.max_lora_rank)
+    largest = _info(engine).max_lora_rank or context.settings.max_lora_rank
     checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
-    data = context.data
-    with TemporaryDirectory(prefix="adapter-", dir=data.tmp) as temporary:
+    with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         checked.write(files.weights, Path(temporary))
-        sha256 = adapter_sha256(Path(temporary))
-        with data.keeping(sha256):
-            artifact = data.publish(Path(temporary), sha256)
-            return _list(context, checked, asked, engine, artifact, source, lineage)
+        sha256 = context.workspace.artifacts.put(Path(temporary), kept)
+        return _list(context, checked, asked, engine, sha256, source, lineage)
 
 
 def _list(
@@ -122,7 +118,7 @@ def _list(
     checked: CheckedAdapter,
     asked: Registration,
     engine: Engine,
-    artifact: Path,
+    sha256: str,
     source: Source,
     lineage: Lineage,
 ) -> TunedModel:
@@ -134,21 +130,21 @@ def _list(
             "id": id,
             "name": name,
             "kind": "adapter",
-            "sha256": artifact.name,
+            "sha256": sha256,
             "base": engine.name,
-            "base_fingerprint": (engine.info or {})["fingerprint"],
+            "base_fingerprint": _info(engine).fingerprint,
             "method": "lora",
             "rank": checked.config.rank,
             "alpha": checked.config.alpha,
             "target_modules": checked.targets,
-            "bytes": folder_size(artifact),
-            "desired": "loaded" if asked.load else "unloaded",
+            "bytes": context.workspace.artifacts.stat(sha256).bytes,
+            "desired": Desired.LOADED if asked.load else Desired.UNLOADED,
             "source": source,
             "lineage": asdict(lineage),
             "state": ModelState.CHECKING if context.settings.parity == "on" else ModelState.READY,
         }
     )
-    if (listed.name, listed.sha256) != (name, artifact.name):
+    if (listed.name, listed.sha256) != (name, sha256):
         raise InvalidRequest(
             "This Idempotency-Key was used for another request; use a new key for a new adapter.",
             code="idempotency_key_reused",
@@ -185,17 +181,23 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     if asked in deployed and not deployed[asked].options.get("enable_lora", True):
         raise InvalidRequest(f"{asked} is deployed without adapters (enable_lora false).", param="base")
     engine = context.store.engines.get(asked)
-    if engine is None or engine.state is EngineState.STOPPED or "path" not in (engine.info or {}):
+    if engine is None or engine.state is EngineState.STOPPED or not engine.info or not engine.info.path:
         raise EngineUnavailable(
             f"The base {asked} is not here yet, so the adapter cannot be checked against it (GET /ready says when)."
         )
     return engine
 
 
+def _info(engine: Engine) -> EngineInfo:
+    assert engine.info is not None, "`_engine` refuses one without"
+    return engine.info
+
+
 def _modules(engine: Engine) -> BaseModules:
-    assert engine.info is not None
+    path = _info(engine).path
+    assert path is not None, "`_engine` refuses one without"
     try:
-        return BaseModules(engine.name, Path(engine.info["path"]))
+        return BaseModules(engine.name, path)
     except (OSError, ValueError, BadTensors) as error:
         raise EngineUnavailable(
             f"The files of the base {engine.name} cannot be read, to check the adapter against them: {error}."

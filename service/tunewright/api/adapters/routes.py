@@ -18,13 +18,14 @@ from tunewright.api.adapters.schemas import BASE, LOAD, RegisterAdapter, Suffix
 from tunewright.api.gateway.routing import refuse_unservable
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.wire import After, Deleted, Force, Page, Text, User, page_of
+from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.store.listings import AdapterFilter
 from tunewright.store.records import Listed, TunedModel
 from tunewright.store.states import ModelState
+from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from tunewright.api.http.wire import Body, Wire
 from tunewright.store.records import Lineage, TunedModel
+from tunewright.wire import Body, Wire
 
 Suffix = Annotated[
     str,
@@ -36,14 +36,6 @@ class RegisterAdapter(Body):
     base: str | None = Field(None, max_length=128, description=BASE)
     suffix: Suffix | None = None
     load: bool = Field(True, strict=True, description=LOAD)
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"path": "/srv/adapters/support", "base": "tunewright-tiny", "suffix": "support"},
-                {"hub_id": "org/support-lora", "revision": "main", "load": False},
-            ]
-        }
-    )
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -77,18 +69,3 @@ class LineageObject(Wire):
     @classmethod
     def of(cls, model: TunedModel) -> LineageObject:
         return cls(base_fingerprint=model.base_fingerprint, **vars(model.lineage or Lineage()))
-
-
-LINEAGE_EXAMPLE: dict[str, Any] = {
-    "base_fingerprint": "0b8ac0a5d1f9e7c3b2a4968778695a4b3c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f",
-    "parent_sha256": None,
-    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-    "training_sha256": "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8",
-    "validation_file": None,
-    "validation_sha256": None,
-    "seed": 7,
-    "metrics": {"train_loss": 0.21, "train_mean_token_accuracy": 0.94},
-    "origin": None,
-    "revision": None,
-    "created_by": None,
-}

@@ -7,18 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from tunewright.api.http.wire import Body, Wire
 from tunewright.registry.aliases import MOST_TARGETS, Alias, AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.records import AliasVersion, ShadowAnswer
+from tunewright.wire import Body, Wire
 
-_OLD, _NEW = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:pirate:Qw8rT2yU"
-_TARGETS: list[Any] = [{"model": _NEW, "weight": 1.0}, {"model": _OLD, "weight": 9.0}]
-_GUARD: dict[str, Any] = {
-    "max_error_rate": 0.05,
-    "max_p99_seconds": 2.0,
-    "window_seconds": 600.0,
-    "min_requests": 100,
-}
 Version = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Model = Annotated[
@@ -80,15 +72,6 @@ class PutAlias(Body):
         None, description=f"{_EXPECTED}; 0: there must be none."
     )
     wait: bool = Field(True, strict=True, description=_WAIT)
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"targets": [{"model": _OLD}]},
-                {"targets": _TARGETS, "guard": _GUARD, "expected_version": 1},
-                {"targets": [{"model": _OLD}], "shadow": {"model": _NEW, "share": 0.1}},
-            ]
-        }
-    )
 
     def parts(self) -> tuple[tuple[AliasTarget, ...], AliasShadow | None, AliasGuard | None]:
         targets = tuple(AliasTarget(**target.model_dump()) for target in self.targets)
@@ -102,7 +85,6 @@ class RollbackAlias(Body):
     version: Version | None = Field(None, description="Left out: what the alias was before.")
     expected_version: Version | None = Field(None, description=f"{_EXPECTED}.")
     wait: bool = Field(True, strict=True, description=_WAIT)
-    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"version": 1, "expected_version": 3}]})
 
 
 class TargetObject(Wire):
@@ -133,22 +115,6 @@ class AliasObject(Wire):
     guard: GuardObject | None
     created_at: int
     updated_at: int = Field(description="When this version was put.")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "support-bot",
-                    "object": "alias",
-                    "version": 2,
-                    "targets": _TARGETS,
-                    "shadow": None,
-                    "guard": _GUARD,
-                    "created_at": 1795337534,
-                    "updated_at": 1795341134,
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, alias: Alias) -> AliasObject:
@@ -175,25 +141,6 @@ class AliasVersionObject(Wire):
     who: str | None = Field(description="What `X-Tunewright-User` said; guard where it was the guard.")
     why: str
     rolled_back_to: int | None = Field(description="The version that it repeats, where it is a rollback.")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "3",
-                    "object": "alias.version",
-                    "alias": "support-bot",
-                    "version": 3,
-                    "targets": [{"model": _OLD, "weight": 1.0}],
-                    "shadow": None,
-                    "guard": None,
-                    "created_at": 1795341194,
-                    "who": "guard",
-                    "why": f"rollback to version 1: 9 of 120 requests to {_NEW} failed (7.5%; max_error_rate is 5.0%)",
-                    "rolled_back_to": 1,
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, version: AliasVersion) -> AliasVersionObject:
@@ -223,26 +170,7 @@ class ShadowAnswerObject(Wire):
     status: int = Field(description="Of HTTP.")
     request: Any = Field(description="The body, without `stream`; a text, its beginning, above 64 KiB.")
     answer: Any = Field(description="As `request`; an error where the status is one.")
-    model_config = ConfigDict(
-        protected_namespaces=(),
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "shadow-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "object": "alias.shadow_answer",
-                    "alias": "support-bot",
-                    "model": _NEW,
-                    "answered_by": _OLD,
-                    "path": "/v1/completions",
-                    "created_at": 1795341134,
-                    "seconds": 0.41,
-                    "status": 200,
-                    "request": {"model": "support-bot", "prompt": "The sky", "max_tokens": 2},
-                    "answer": {"model": _NEW, "choices": [{"index": 0, "text": " is blue"}]},
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(protected_namespaces=())
 
     @classmethod
     def of(cls, answer: ShadowAnswer) -> ShadowAnswerObject:

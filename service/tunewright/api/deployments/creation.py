@@ -12,7 +12,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.placement import needed_on_cpu, options_of_bases, place
 from tunewright.errors import InvalidRequest, NotFound
-from tunewright.registry.data_folder import folder_size
+from tunewright.registry.content import folder_size
 from tunewright.store.deployments import Deployed, already_served
 from tunewright.store.records import Deployment, TunedModel
 from tunewright.store.states import EngineState, ModelState

@@ -140,7 +140,7 @@ def _show(context: ServiceContext, id_or_model: str) -> DeploymentObject:
 
 def _object(context: ServiceContext, found: Deployed, usage: Usage) -> DeploymentObject:
     deployment, engine = found
-    record = context.data.engine(deployment.model) / "process.json"
+    record = context.workspace.engine(deployment.model) / "process.json"
     on_it, _ = context.store.listings.adapters(
         AdapterFilter(base=deployment.model), after=None, limit=_ADAPTERS
     )
@@ -160,7 +160,7 @@ def _object(context: ServiceContext, found: Deployed, usage: Usage) -> Deploymen
 
 
 def _log(context: ServiceContext, found: Deployed) -> Path:
-    return context.data.engine(found[0].model) / "engine.log"
+    return context.workspace.engine(found[0].model) / "engine.log"
 
 
 def _lines(log: Path, tail: int | None) -> list[str]:

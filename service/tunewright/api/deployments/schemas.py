@@ -6,13 +6,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator
 
-from tunewright.api.http.wire import Body, Wire
 from tunewright.sizes import Size
 from tunewright.store.records import Deployment, Engine
 from tunewright.store.states import EngineState
+from tunewright.wire import Body, Wire
 
-_MODEL = "ft:tunewright-tiny:pirate:Zk3mP0aY"
-_GIB = 2**30
 _State = Literal["starting", "ready", "backoff", "failed", "draining"]
 _SIZE_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -81,14 +79,6 @@ class CreateDeployment(Body):
         description="A full model of GET /v1/models, or one named by --deployable.",
     )
     engine: EngineBody = EngineBody()
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": _MODEL},
-                {"model": _MODEL, "engine": {"device": "cuda:0", "gpu_memory_utilization": 0.2}},
-            ]
-        }
-    )
 
 
 class EngineOptionsObject(Wire):
@@ -135,44 +125,7 @@ class DeploymentObject(Wire):
     device_memory_bytes: int | None = Field(description="Of the GPU's, where the driver tells.")
     adapters: list[HeldAdapter] = Field(description="What the engine holds.")
     log_tail: list[str] | None = Field(None, description="Last lines of vLLM's log; null in lists.")
-    model_config = ConfigDict(
-        protected_namespaces=(),
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "deploy-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "object": "deployment",
-                    "model": _MODEL,
-                    "state": "ready",
-                    "reason": None,
-                    "device": "cuda:0",
-                    "engine": {"gpu_memory_utilization": 0.2},
-                    "options": {
-                        "device": "cuda:0",
-                        "gpu_memory_utilization": 0.2,
-                        "kv_cache_memory": None,
-                        "enable_lora": True,
-                        "max_loras": 4,
-                        "max_cpu_loras": 64,
-                        "max_lora_rank": 64,
-                        "max_model_len": None,
-                        "max_num_seqs": None,
-                        "enforce_eager": False,
-                        "dtype": "auto",
-                        "weights_bytes": 988097824,
-                    },
-                    "max_model_len": 32768,
-                    "created_at": 1795337534,
-                    "started_at": 1795337535,
-                    "ready_at": 1795337571,
-                    "memory_bytes": 3 * _GIB,
-                    "device_memory_bytes": 16 * _GIB,
-                    "adapters": [],
-                    "log_tail": ["INFO:     Application startup complete."],
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(protected_namespaces=())
 
     @classmethod
     def of(
@@ -194,7 +147,7 @@ class DeploymentObject(Wire):
             device=deployment.options["device"],
             engine=deployment.asked,
             options=EngineOptionsObject(**deployment.options),
-            max_model_len=((engine.info if engine else None) or {}).get("max_model_len"),
+            max_model_len=engine.info.max_model_len if engine and engine.info else None,
             created_at=int(deployment.created_at),
             started_at=_whole(engine.started_at if engine else None),
             ready_at=_whole(engine.ready_at if engine else None),

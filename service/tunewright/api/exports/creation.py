@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunewright.api.exports.schemas import CreateExport
-from tunewright.api.fine_tuning.creation import check_training_file, create_once
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.jobs.creation import check_training_file, create_once
 from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound
 from tunewright.evaluate.folder import RowsFrom
+from tunewright.kinds import EXPORT
+from tunewright.kinds.export.models import (
+    CALIBRATION_FILE,
+    SOURCE,
+    VALIDATION_FILE,
+    CombineRequest,
+    ExportRequest,
+    SourceModel,
+)
 from tunewright.registry.awq_check import check_awq
-from tunewright.registry.data_folder import adapter_config
+from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import check_mergeable, merge_only
 from tunewright.registry.safetensors_file import BadTensors, read_shapes
-from tunewright.store.records import Engine, Job, TunedModel
-from tunewright.store.states import JobKind, ModelState
+from tunewright.store.records import Engine, Job, JobInput, NewJob, TunedModel
+from tunewright.store.states import ModelState
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,12 @@ class _Source:
     """Not a base."""
 
     @property
+    def models(self) -> list[TunedModel]:
+        return [*(adapter for adapter, _ in self.adapters), *([self.whole] if self.whole else [])]
+
+    @property
     def first(self) -> TunedModel | None:
-        return self.adapters[0][0] if self.adapters else self.whole
+        return self.models[0] if self.models else None
 
 
 def create_export(context: ServiceContext, body: CreateExport, idempotency_key: str | None) -> Job:
@@ -42,7 +54,7 @@ def create_export(context: ServiceContext, body: CreateExport, idempotency_key: 
     return create_once(context, body, idempotency_key, lambda: _checked(context, body))
 
 
-def _checked(context: ServiceContext, body: CreateExport) -> dict[str, Any]:
+def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
     source = _source(context, body)
     notes = _check_adapters(context, body, source)
     group_size = _check_awq(body, source)
@@ -60,37 +72,37 @@ def _checked(context: ServiceContext, body: CreateExport) -> dict[str, Any]:
         )
     bounds = {"merged": context.settings.max_merged_kl, "awq": context.settings.max_awq_kl, "adapter": None}
     first = source.first
-    combine = body.combine.model_dump() if body.combine else None
-    if combine is None and body.models is not None:
-        combine = {"method": "linear", "density": 0.5, "rank": None}
-    return {
-        "kind": JobKind.EXPORT,
-        "model": first.name if first else source.base,
-        "base": source.base,
-        "parent_sha256": first.sha256 if first else None,
-        "training_file": (calibration if body.format == "awq" else None) or "",
-        "validation_file": validation,
-        "suffix": body.suffix or _suffix(first, body.format),
-        "seed": body.seed,
-        "job_metadata": body.metadata,
-        "chat_template": first.chat_template if first else None,
-        "method": {},
-        "tuning": {
-            "format": body.format,
-            "models": [
-                {"model": adapter.name, "sha256": adapter.sha256, "weight": weight}
-                for adapter, weight in source.adapters
-            ],
-            "combine": combine,
-            "calibration_rows": body.calibration_rows if body.format == "awq" else None,
-            "group_size": group_size,
-            "rows": body.validation_rows,
-            "rows_from": rows_from,
-            "max_kl": body.max_kl if body.max_kl is not None else bounds[body.format],
-            "force": body.force,
-            "notes": notes,
-        },
-    }
+    files = {CALIBRATION_FILE: calibration if body.format == "awq" else None, VALIDATION_FILE: validation}
+    inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
+    inputs += [JobInput(SOURCE, sha256=model.sha256) for model in source.models]
+    return NewJob(
+        kind=EXPORT.name,
+        base=source.base,
+        request=ExportRequest(
+            model=first.name if first else source.base,
+            suffix=body.suffix or _suffix(first, body.format),
+            chat_template=first.chat_template if first else None,
+            format=body.format,
+            models=[SourceModel(model=adapter.name, weight=weight) for adapter, weight in source.adapters],
+            combine=_combine(body),
+            calibration_rows=body.calibration_rows if body.format == "awq" else None,
+            group_size=group_size,
+            rows=body.validation_rows,
+            rows_from=rows_from,
+            max_kl=body.max_kl if body.max_kl is not None else bounds[body.format],
+            force=body.force,
+            notes=notes,
+        ),
+        seed=body.seed,
+        inputs=tuple(inputs),
+        metadata=body.metadata,
+    )
+
+
+def _combine(body: CreateExport) -> CombineRequest | None:
+    if body.combine is not None:
+        return CombineRequest(**body.combine.model_dump())
+    return CombineRequest() if body.models is not None else None
 
 
 def _suffix(first: TunedModel | None, format: str) -> str:
@@ -126,7 +138,7 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
         engine = _engine(context, bases.pop())
         for adapter, _ in adapters:
             _refuse_unusable(adapter, engine, param)
-        return _Source(engine.name, Path((engine.info or {})["path"]), adapters)
+        return _Source(engine.name, _base_path(engine), adapters)
     whole = found[0][0]
     name = names[0][0]
     if body.format == "merged":
@@ -138,11 +150,11 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
         )
     if whole is None:
         engine = _engine(context, name)
-        return _Source(name, Path((engine.info or {})["path"]), [])
+        return _Source(name, _base_path(engine), [])
     if whole.method == "awq":
         raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
     _refuse_unusable(whole, _engine(context, whole.base), "model")
-    return _Source(whole.base, context.data.artifact(whole.sha256), [], whole)
+    return _Source(whole.base, context.workspace.artifacts.local(whole.sha256), [], whole)
 
 
 def _is_adapter(model: TunedModel | None) -> bool:
@@ -169,7 +181,7 @@ def _refuse_unusable(adapter: TunedModel, engine: Engine, param: str) -> None:
         raise InvalidRequest(
             f"{adapter.name} is being checked: wait until it is listed.", param=param, code="model_not_ready"
         )
-    if adapter.base_fingerprint != (engine.info or {}).get("fingerprint"):
+    if engine.info is None or adapter.base_fingerprint != engine.info.fingerprint:
         raise InvalidRequest(
             f"{adapter.name} was trained on another model that was named {adapter.base} then.",
             param=param,
@@ -186,9 +198,14 @@ def _engine(context: ServiceContext, base: str) -> Engine:
             param="model",
             code="base_not_served",
         )
-    if not {"path", "fingerprint"} <= (engine.info or {}).keys():
+    if engine.info is None or engine.info.path is None:
         raise EngineUnavailable(f"The base {base} is not here yet (GET /ready says when).")
     return engine
+
+
+def _base_path(engine: Engine) -> Path:
+    assert engine.info is not None and engine.info.path is not None, "`_engine` refuses one without"
+    return engine.info.path
 
 
 # what can be done with it
@@ -205,7 +222,7 @@ def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source
             param="combine.rank",
         )
     for adapter, _ in source.adapters:
-        folder = context.data.artifact(adapter.sha256)
+        folder = context.workspace.artifacts.local(adapter.sha256)
         try:
             config = adapter_config(folder)
             check_mergeable(source.path, folder)
@@ -263,13 +280,12 @@ def _files(
 
 def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None]:
     """The training and the validation file of the first job among what is exported, as far as they are still here."""
-    models = [*(adapter for adapter, _ in source.adapters), *([source.whole] if source.whole else [])]
-    for model in models:
+    for model in source.models:
         job = context.store.jobs.get(model.job_id) if model.job_id else None
         if job is not None:
             there = [
                 id if id and context.store.files.get(id) else None
-                for id in (job.training_file, job.validation_file)
+                for id in (job.file("training_file"), job.file("validation_file"))
             ]
             if any(there):
                 return there[0], there[1]

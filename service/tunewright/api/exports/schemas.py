@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.api.adapters.schemas import Suffix
-from tunewright.api.fine_tuning.schemas import JobError, check_metadata
-from tunewright.api.http.wire import Body, Wire
-from tunewright.evaluate.folder import RowsFrom
-from tunewright.export.folder import Format, Method
-from tunewright.store.records import Job
+from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
+from tunewright.export.folder import CombineMethod, Format
+from tunewright.kinds.export.kind import request_of
+from tunewright.kinds.export.models import CALIBRATION_FILE, VALIDATION_FILE, ExportReport
+from tunewright.store.records import Job, JobEvent
 from tunewright.store.states import JobState
+from tunewright.wire import Body, Wire
 
 MOST_MODELS = 16
 Rows = Annotated[int, Field(strict=True, ge=1, le=4096)]
@@ -29,7 +29,7 @@ class WeightedModel(Body):
 class CombineOptions(Body):
     """How several adapters become one."""
 
-    method: Method = Field(
+    method: CombineMethod = Field(
         "linear",
         description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, "
         "with one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu "
@@ -82,22 +82,6 @@ class CreateExport(Body):
     )
     force: bool = Field(False, strict=True, description="Publish it also past the gate, with that on record.")
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the export.")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "format": "merged"},
-                {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "format": "awq", "group_size": "largest"},
-                {
-                    "models": [
-                        {"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "weight": 0.7},
-                        {"model": "ft:tunewright-tiny:formal:Bq1nR5tX", "weight": 0.3},
-                    ],
-                    "format": "adapter",
-                    "combine": {"method": "ties"},
-                },
-            ]
-        }
-    )
 
     @field_validator("metadata")
     @classmethod
@@ -132,58 +116,6 @@ class ExportProgress(Wire):
     eta_seconds: float | None = Field(None, description="Seconds left of this phase.")
 
 
-class QualityRow(Wire):
-    """One model over the held-out rows; null where its numbers overflow."""
-
-    name: str = Field(
-        description="base, adapter, adapter in bfloat16, model (a whole one), merged or awq; of several adapters also "
-        "their own names."
-    )
-    loss: float | None = Field(description="Nats for each token.")
-    kl: float | None = Field(description="From the source to this model, in nats for each token.")
-    top1_agreement: float | None = Field(
-        description="Share of tokens where both hold the same for the likeliest."
-    )
-
-
-class Quality(Wire):
-    """What the export lost against what it came from."""
-
-    source: str = Field(description="The row that the others are compared with.")
-    models: list[QualityRow]
-    rows: int
-    tokens: int
-    rows_from: RowsFrom
-
-
-class Gate(Wire):
-    """Whether the product is published."""
-
-    max_kl: float | None = Field(
-        description="Nats for each token; null for a combined adapter, which is a new thing."
-    )
-    noise: float | None = Field(
-        None,
-        description="KL divergence of the adapter computed in bfloat16 from the same in float32: what serving it does "
-        "to it anyway.",
-    )
-    kl: float | None
-    passed: bool
-    forced: bool = Field(description="Published all the same.")
-
-
-class ExportReport(Wire):
-    """What was measured of the product; also of one that the gate holds back."""
-
-    quality: Quality
-    gate: Gate
-    bytes: int | None = Field(None, description="Of the product on disk.")
-    source_bytes: int | None = Field(None, description="Of what it was made of: the base and its adapter.")
-    details: dict[str, Any] = Field(
-        default_factory=dict, description="Of each phase: seconds, shards, layers, errors, versions."
-    )
-
-
 class ExportObject(Wire):
     """A job that makes a model of models, without training."""
 
@@ -214,104 +146,62 @@ class ExportObject(Wire):
     seed: int
     suffix: str | None
     metadata: dict[str, str] | None
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "export-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "object": "export",
-                    "created_at": 1795337494,
-                    "started_at": 1795337495,
-                    "finished_at": 1795337534,
-                    "status": "succeeded",
-                    "model": "ft:tunewright-tiny:pirate:Zk3mP0aY",
-                    "models": [{"model": "ft:tunewright-tiny:pirate:Zk3mP0aY", "weight": 1.0}],
-                    "base": "tunewright-tiny",
-                    "format": "merged",
-                    "combine": None,
-                    "exported_model": "ft:tunewright-tiny:pirate-merged:Zk3mP0aY",
-                    "progress": None,
-                    "estimated_finish": None,
-                    "error": None,
-                    "report": {
-                        "quality": {
-                            "source": "adapter",
-                            "models": [
-                                {"name": "base", "loss": 1.5571, "kl": 1.9023, "top1_agreement": 0.61},
-                                {"name": "adapter", "loss": 0.0032, "kl": 0.0, "top1_agreement": 1.0},
-                                {
-                                    "name": "adapter in bfloat16",
-                                    "loss": 0.0032,
-                                    "kl": 0.000004,
-                                    "top1_agreement": 1.0,
-                                },
-                                {"name": "merged", "loss": 0.0032, "kl": 0.0000001, "top1_agreement": 1.0},
-                            ],
-                            "rows": 32,
-                            "tokens": 453,
-                            "rows_from": "validation_file",
-                        },
-                        "gate": {
-                            "max_kl": 0.00002,
-                            "noise": 0.000004,
-                            "kl": 0.0000001,
-                            "passed": True,
-                            "forced": False,
-                        },
-                        "bytes": 9051136,
-                        "source_bytes": 10263648,
-                        "details": {"merge": {"seconds": 0.4, "shards": 1}},
-                    },
-                    "notes": [],
-                    "calibration_file": None,
-                    "calibration_rows": None,
-                    "group_size": None,
-                    "validation_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "validation_rows": 64,
-                    "max_kl": None,
-                    "force": False,
-                    "seed": 0,
-                    "suffix": "pirate-merged",
-                    "metadata": None,
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, job: Job) -> ExportObject:
-        asked, progress = job.tuning, job.progress
-        eta = progress.get("eta_seconds") if progress else None
-        is_running = job.state is JobState.RUNNING and eta is not None
+        request, progress = request_of(job), job.progress
         return cls(
             id=job.id,
             created_at=int(job.created_at),
             started_at=int(job.started_at) if job.started_at else None,
             finished_at=int(job.finished_at) if job.finished_at else None,
             status=job.state,
-            model=job.model,
-            models=[
-                WeightedModel(model=source["model"], weight=source["weight"]) for source in asked["models"]
-            ],
+            model=request.model,
+            models=[WeightedModel(model=source.model, weight=source.weight) for source in request.models],
             base=job.base,
-            format=asked["format"],
-            combine=CombineOptions(**asked["combine"]) if asked["combine"] else None,
-            exported_model=job.fine_tuned_model,
-            progress=ExportProgress(**{k: progress.get(k) for k in ExportProgress.model_fields})
+            format=request.format,
+            combine=CombineOptions(**request.combine.model_dump()) if request.combine else None,
+            exported_model=job.model,
+            progress=ExportProgress(**progress.model_dump(include=set(ExportProgress.model_fields)))
             if progress
             else None,
-            estimated_finish=int(time.time() + (eta or 0)) if is_running else None,
-            error=JobError(**job.error) if job.error else None,
-            report=ExportReport(**job.report) if job.report else None,
-            notes=asked["notes"],
-            calibration_file=job.training_file or None,
-            calibration_rows=asked["calibration_rows"],
-            group_size=asked["group_size"],
-            validation_file=job.validation_file,
-            validation_rows=asked["rows"],
-            max_kl=asked["max_kl"],
-            force=asked["force"],
+            estimated_finish=estimated_finish(job),
+            error=JobError.of(job.error),
+            report=job.report if isinstance(job.report, ExportReport) else None,
+            notes=request.notes,
+            calibration_file=job.file(CALIBRATION_FILE),
+            calibration_rows=request.calibration_rows,
+            group_size=request.group_size,
+            validation_file=job.file(VALIDATION_FILE),
+            validation_rows=request.rows,
+            max_kl=request.max_kl,
+            force=request.force,
             seed=job.seed,
-            suffix=job.suffix,
-            metadata=job.job_metadata,
+            suffix=request.suffix,
+            metadata=job.metadata,
+        )
+
+
+class ExportEventObject(Wire):
+    """An export's event. Metric events have their numbers in `data`."""
+
+    id: str
+    object: Literal["export.event"] = "export.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None = Field(
+        description="step, total_steps, phase, eta_seconds (of the phase), memory_bytes."
+    )
+
+    @classmethod
+    def of(cls, event: JobEvent) -> ExportEventObject:
+        return cls(
+            id=event.id,
+            created_at=int(event.created_at),
+            level=event.level,
+            type=event.type,
+            message=event.message,
+            data=event.data,
         )

@@ -13,11 +13,12 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.wire import After, Deleted, Page, Text, page_of
+from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
+from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
@@ -46,7 +47,7 @@ def _name(given: str | None) -> str:
 def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str) -> FileRecord:
     """On disk and synced first, listed last: a crash leaves a stray temporary file at most."""
     id = new_id("file")
-    temporary = context.data.tmp / id
+    temporary = context.workspace.tmp / id
     digest, size = hashlib.sha256(), 0
     try:
         with temporary.open("wb") as target:
@@ -58,8 +59,8 @@ def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str
             os.fsync(target.fileno())
         if size == 0:
             raise InvalidRequest("The file is empty.", param="file")
-        with context.data.keeping(id):
-            context.data.keep_file(temporary, id)
+        with context.workspace.keeping(id):
+            context.workspace.keep_file(temporary, id)
             try:
                 return context.store.files.add(
                     id=id,
@@ -70,7 +71,7 @@ def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str
                     created_at=time.time(),
                 )
             except StorageFull:
-                context.data.file(id).unlink()
+                context.workspace.file(id).unlink()
                 raise
     except OSError as error:
         if is_disk_full(error):
@@ -118,7 +119,7 @@ def retrieve(context: Context, file_id: str) -> FileObject:
 )
 def content(context: Context, file_id: str) -> FileResponse:
     record = _get(context, file_id)
-    path = context.data.file(record.id)
+    path = context.workspace.file(record.id)
     if not path.is_file():  # deleted meanwhile
         raise _not_found(file_id)
     return FileResponse(path, filename=record.filename, media_type="application/octet-stream")
@@ -129,7 +130,7 @@ def delete(context: Context, file_id: str) -> Deleted:
     record = _get(context, file_id)
     files = context.store.files
     files.delete(record.id)
-    context.data.remove_file(record.id, lambda: files.get(record.id))
+    context.workspace.remove_file(record.id, lambda: files.get(record.id))
     return Deleted(id=record.id, object="file")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from tunewright.api.http.wire import Wire
 from tunewright.store.records import FileRecord
+from tunewright.wire import Wire
 
 
 class FileObject(Wire):
@@ -23,22 +23,6 @@ class FileObject(Wire):
     )
     status: Literal["processed"] = "processed"
     sha256: str
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "object": "file",
-                    "bytes": 27160,
-                    "created_at": 1795337494,
-                    "filename": "train.jsonl",
-                    "purpose": "fine-tune",
-                    "status": "processed",
-                    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, record: FileRecord) -> FileObject:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Callable
-from typing import Any
 
 from tunewright.api.deployments.creation import trainable_deployments
-from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Method, Supervised, Tuning
+from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.http.wire import Body
-from tunewright.errors import InvalidRequest, NotFound, TooManyRequests, UnsupportedFeature
-from tunewright.registry.data_folder import adapter_config
+from tunewright.api.jobs.creation import check_training_file, create_once
+from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature
+from tunewright.kinds import FINE_TUNING
+from tunewright.kinds.fine_tuning.models import (
+    PARENT,
+    TRAINING_FILE,
+    VALIDATION_FILE,
+    FineTuningRequest,
+)
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.registry.content import adapter_config
 from tunewright.rows.templates import check_template
-from tunewright.store.records import Job, TunedModel
-
-_TWIN_SECONDS = 5.0
-"""An identical request without an Idempotency-Key this soon is a retry: OpenAI's client repeats POSTs without one."""
-
-_QUEUE_MOVES = 30.0
+from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 
 
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
@@ -27,42 +27,7 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
     return create_once(context, body, idempotency_key, lambda: _checked(context, body))
 
 
-def create_once(
-    context: ServiceContext, body: Body, idempotency_key: str | None, check: Callable[[], dict[str, Any]]
-) -> Job:
-    """The job that this request made before, or one with the values that `check` gives.
-
-    Raises what `check` does, and InvalidRequest, NotFound or TooManyRequests.
-    """
-    asked = f"{type(body).__name__}{body.model_dump_json()}"
-    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
-    jobs = context.store.jobs
-    earlier = jobs.earlier(idempotency_key, fingerprint, _TWIN_SECONDS)
-    if earlier is None:
-        values = check()
-        _check_queue(context)
-        values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
-        earlier = jobs.create(values, twin_seconds=_TWIN_SECONDS)
-    if earlier.fingerprint != fingerprint:
-        raise InvalidRequest(
-            "This Idempotency-Key was used for another request; use a new key for a new job.",
-            code="idempotency_key_reused",
-        )
-    return earlier
-
-
-def _check_queue(context: ServiceContext) -> None:
-    most = context.settings.max_queued_jobs
-    if context.store.jobs.count_waiting() >= most:
-        raise TooManyRequests(
-            f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "
-            "or cancel some.",
-            code="too_many_jobs",
-            retry_after=_QUEUE_MOVES,
-        )
-
-
-def _checked(context: ServiceContext, body: CreateJob) -> dict[str, Any]:
+def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
         if id is not None:
             check_training_file(context, param, id)
@@ -75,45 +40,41 @@ def _checked(context: ServiceContext, body: CreateJob) -> dict[str, Any]:
     if parent is not None:
         tuning = _on_top_of(context, parent, tuning)
     _check_rank(context, base, tuning)
-    return {
-        "model": body.model,
-        "base": base,
-        "parent_sha256": parent.sha256 if parent else None,
-        "training_file": body.training_file,
-        "validation_file": body.validation_file,
-        "suffix": body.suffix,
-        "seed": body.seed if body.seed is not None else secrets.randbelow(2**31),
-        "job_metadata": body.metadata,
-        "chat_template": body.chat_template or (parent.chat_template if parent else None),
-        "method": _method(body).model_dump(),
-        "tuning": tuning.model_dump(),
-    }
-
-
-def _method(body: CreateJob) -> Method:
-    """OpenAI moved the hyperparameters into `method`; both places are read, the new one wins."""
-    method = body.method or Method(
-        supervised=Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
+    files = {TRAINING_FILE: body.training_file, VALIDATION_FILE: body.validation_file}
+    inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
+    if parent is not None:
+        inputs.append(JobInput(PARENT, sha256=parent.sha256))
+    return NewJob(
+        kind=FINE_TUNING.name,
+        base=base,
+        request=FineTuningRequest(
+            model=body.model,
+            suffix=body.suffix,
+            chat_template=body.chat_template or (parent.chat_template if parent else None),
+            hyperparameters=HyperparameterOptions(**_hyperparameters(body).model_dump()),
+            tuning=TuningOptions(**tuning.model_dump()),
+        ),
+        seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
+        inputs=tuple(inputs),
+        metadata=body.metadata,
     )
-    if body.method is not None and body.hyperparameters is not None:
-        older = body.hyperparameters.model_dump(exclude_unset=True)
-        newer = body.method.supervised.hyperparameters.model_dump(exclude_unset=True)
-        if {**older, **newer} != {**newer, **older}:
-            raise InvalidRequest(
-                "`hyperparameters` and `method.supervised.hyperparameters` disagree; give only the latter.",
-                param="hyperparameters",
-            )
-        method = Method(supervised=Supervised(hyperparameters=Hyperparameters(**(older | newer))))
-    return method
 
 
-def check_training_file(context: ServiceContext, param: str, id: str) -> None:
-    """Raises InvalidRequest where it is not there, or for another purpose."""
-    record = context.store.files.get(id)
-    if record is None:
-        raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)
-    if record.purpose != "fine-tune":
-        raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)
+def _hyperparameters(body: CreateJob) -> Hyperparameters:
+    """OpenAI moved the hyperparameters into `method`; both places are read, and the new one takes precedence."""
+    older = body.hyperparameters
+    if body.method is None:
+        return older or Hyperparameters()
+    newer = body.method.supervised.hyperparameters
+    if older is None:
+        return newer
+    old, new = older.model_dump(exclude_unset=True), newer.model_dump(exclude_unset=True)
+    if {**old, **new} != {**new, **old}:
+        raise InvalidRequest(
+            "`hyperparameters` and `method.supervised.hyperparameters` disagree; give only the latter.",
+            param="hyperparameters",
+        )
+    return Hyperparameters(**(old | new))
 
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
@@ -153,7 +114,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
 def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:
     """Of a model that is deployed from elsewhere."""
     engine = context.store.engines.get(name)
-    quantization = (engine.info or {}).get("quantization") if engine else None
+    quantization = engine.info.quantization if engine and engine.info else None
     if quantization:
         raise _quantized(name, quantization)
     if tuning.type == "full":
@@ -217,7 +178,7 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
             param="tuning.type",
         )
     try:
-        config = adapter_config(context.data.artifact(parent.sha256))
+        config = adapter_config(context.workspace.artifacts.local(parent.sha256))
     except FileNotFoundError as error:
         raise NotFound(
             f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from tunewright.api.http.wire import Body, Wire
+from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
+from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
+from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.store.records import Checkpoint, Job, JobEvent
 from tunewright.store.states import JobState
+from tunewright.wire import Body, Wire
 
-MOST_METADATA = 16
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
-
-
-def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
-    """Raises ValueError where there are too many pairs, or too long ones."""
-    pairs = (value or {}).items()
-    if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
-        raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
-    return value
 
 
 class Hyperparameters(Body):
@@ -115,20 +108,6 @@ class CreateJob(Body):
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         None, description="Jinja template to train through, which then also serves the result."
     )
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "tunewright-tiny",
-                    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "suffix": "pirate",
-                    "seed": 7,
-                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
-                    "tuning": {"type": "lora", "rank": 8},
-                }
-            ]
-        }
-    )
 
     @field_validator("integrations")
     @classmethod
@@ -150,12 +129,6 @@ class CreateJob(Body):
     @classmethod
     def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         return check_metadata(value)
-
-
-class JobError(Wire):
-    code: str
-    message: str
-    param: str | None = None
 
 
 class Progress(Wire):
@@ -194,78 +167,46 @@ class JobObject(Wire):
         description="As asked for until the files are validated, then what became of it."
     )
     progress: Progress | None
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "object": "fine_tuning.job",
-                    "created_at": 1795337494,
-                    "finished_at": None,
-                    "estimated_finish": 1795337534,
-                    "model": "tunewright-tiny",
-                    "fine_tuned_model": None,
-                    "organization_id": "tunewright",
-                    "status": "running",
-                    "hyperparameters": {"n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto"},
-                    "method": {"type": "supervised"},
-                    "training_file": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e",
-                    "validation_file": None,
-                    "result_files": [],
-                    "trained_tokens": None,
-                    "error": None,
-                    "seed": 7,
-                    "suffix": "pirate",
-                    "metadata": None,
-                    "integrations": [],
-                    "tuning": {"type": "lora", "rank": 8, "alpha": 16.0, "learning_rate": 0.0002},
-                    "progress": {"step": 12, "total_steps": 24, "train_loss": 0.91, "eta_seconds": 14.2},
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
-        asked = Hyperparameters(**(job.method.get("supervised") or {}).get("hyperparameters", {}))
-        resolved = job.resolved
+        request = request_of(job)
+        asked = Hyperparameters(**request.hyperparameters.model_dump())
+        resolved = resolved_of(job) if job.resolved else None
         shown = (
             Hyperparameters(
-                n_epochs=resolved["n_epochs"],
-                batch_size=resolved["batch_size"],
+                n_epochs=resolved.n_epochs,
+                batch_size=resolved.batch_size,
                 learning_rate_multiplier=asked.learning_rate_multiplier,
             )
             if resolved
             else asked
         )
-        progress = job.progress
-        eta = progress.get("eta_seconds") if progress else None
-        running = job.state is JobState.RUNNING and progress is not None and eta is not None
+        progress, training_file = job.progress, job.file(TRAINING_FILE)
+        assert training_file is not None, "every job has a training file"
         return cls(
             id=job.id,
             created_at=int(job.created_at),
             finished_at=int(job.finished_at) if job.finished_at else None,
-            estimated_finish=_now_plus(eta) if running else None,
-            model=job.model,
-            fine_tuned_model=job.fine_tuned_model,
+            estimated_finish=estimated_finish(job),
+            model=request.model,
+            fine_tuned_model=job.model,
             status=job.state,
             hyperparameters=shown,
             method=Method(supervised=Supervised(hyperparameters=shown)),
-            training_file=job.training_file,
-            validation_file=job.validation_file,
+            training_file=training_file,
+            validation_file=job.file(VALIDATION_FILE),
             result_files=[result_file_id(job.id)] if job.state is JobState.SUCCEEDED else [],
-            trained_tokens=job.trained_tokens,
-            error=JobError(**job.error) if job.error else None,
+            trained_tokens=job.result.trained_tokens if isinstance(job.result, FineTuningResult) else None,
+            error=JobError.of(job.error),
             seed=job.seed,
-            suffix=job.suffix,
-            metadata=job.job_metadata,
-            tuning=resolved or job.tuning,
-            progress=Progress(**{k: progress.get(k) for k in Progress.model_fields}) if progress else None,
+            suffix=request.suffix,
+            metadata=job.metadata,
+            tuning=(resolved or request.tuning).model_dump(),
+            progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
+            if progress
+            else None,
         )
-
-
-def _now_plus(seconds: float | None) -> int:
-    return int(time.time() + (seconds or 0))
 
 
 class EventObject(Wire):
@@ -280,21 +221,6 @@ class EventObject(Wire):
     data: dict[str, Any] | None = Field(
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
         "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds."
-    )
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "ftevent-1bXvN5rQ8yTzK0cLdM7fWgHj",
-                    "object": "fine_tuning.job.event",
-                    "created_at": 1795337500,
-                    "level": "info",
-                    "type": "metrics",
-                    "message": "Step 12/24: training loss=0.9134",
-                    "data": {"step": 12, "total_steps": 24, "train_loss": 0.9134, "learning_rate": 0.0001},
-                }
-            ]
-        }
     )
 
     @classmethod
@@ -319,21 +245,6 @@ class CheckpointObject(Wire):
     fine_tuned_model_checkpoint: str
     step_number: int
     metrics: dict[str, float]
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "ftckpt-0aBcD1eFgH2iJkL3mNoP4qRs",
-                    "object": "fine_tuning.job.checkpoint",
-                    "created_at": 1795337510,
-                    "fine_tuning_job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "fine_tuned_model_checkpoint": "ft:tunewright-tiny:pirate:Zk3mP0aY:ckpt-step-8",
-                    "step_number": 8,
-                    "metrics": {"train_loss": 1.2, "valid_loss": 1.3},
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointObject:

@@ -14,7 +14,6 @@ from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -23,6 +22,7 @@ from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.http.errors import error_response
+from tunewright.engine.http import Answer, EngineBusy, EngineHTTP, read_error
 from tunewright.errors import (
     EngineUnavailable,
     InvalidRequest,
@@ -42,7 +42,6 @@ _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
-_JSON = {"Content-Type": "application/json"}
 _GRAMMAR_FAILED = "Internal server error"
 """All that vLLM says where it ends a request with an error, and a faulty grammar is what makes it do so."""
 _GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
@@ -50,7 +49,7 @@ _LOST = "The engine was lost while answering: try again."
 
 
 class Gateway:
-    """One connection pool for each engine's socket. Opened in the event loop that serves.
+    """One connection pool for each engine. Opened in the event loop that serves.
 
     `request_timeout`: seconds that a generation may take.
     """
@@ -67,23 +66,18 @@ class Gateway:
         self.guard = Guard(aliases)
         self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
         self.request_timeout = request_timeout
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._engines: dict[str, EngineHTTP] = {}
 
     async def close(self) -> None:
         await self.shadow.close()
-        for session in self._sessions.values():
-            await session.close()
+        for engine in self._engines.values():
+            await engine.close()
 
-    def session(self, socket: str) -> aiohttp.ClientSession:
-        session = self._sessions.get(socket)
-        if session is None:
-            session = self._sessions[socket] = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path=socket, limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                auto_decompress=False,
-                read_bufsize=1 << 18,
-            )
-        return session
+    def engine(self, socket: str) -> EngineHTTP:
+        engine = self._engines.get(socket)
+        if engine is None:
+            engine = self._engines[socket] = EngineHTTP(socket)
+        return engine
 
     async def ask(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         """The status and the whole answer of a model, to a request that is not streamed. Raises TunewrightError."""
@@ -91,9 +85,9 @@ class Gateway:
             target = await self.router.find(model, held)
             data = _upstream_body(path, body, target)
             try:
-                async with self.session(target.socket).post(_url(path), data=data, headers=_JSON) as upstream:
+                async with self.engine(target.socket).post(path, data) as upstream:
                     return upstream.status, _renamed(await upstream.read(), target)
-            except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+            except EngineBusy as error:
                 raise EngineUnavailable(_LOST) from error
 
 
@@ -164,8 +158,7 @@ class Relay(Response):
         """Ask vLLM and pass on its answer; False where the engine does not know the adapter (any more): look again."""
         data = _upstream_body(self._path, self._body, target)
         try:
-            session = self._gateway.session(target.socket)
-            async with session.post(_url(self._path), data=data, headers=_JSON) as upstream:
+            async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
                 if upstream.status >= 400:
                     text = await upstream.read()
                     if upstream.status == 404 and may_retry:
@@ -186,11 +179,11 @@ class Relay(Response):
                     await send(start)
                     await send({"type": "http.response.body", "body": text})
                 return True
-        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            log.warning("engine at %s: %r", target.socket, error)
+        except EngineBusy as error:
+            log.warning("engine at %s: %s", target.socket, error)
             raise EngineUnavailable(_LOST) from error
 
-    async def _pass_events(self, upstream: aiohttp.ClientResponse, target: Target, send: Send) -> None:
+    async def _pass_events(self, upstream: Answer, target: Target, send: Send) -> None:
         """Whole events only, so that a name is never cut in two; an end without [DONE] is told as an error."""
         waiting = b""
         last = b""
@@ -238,11 +231,7 @@ def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
     return write_body(body)
 
 
-def _url(path: str) -> str:
-    return f"http://engine{path}"
-
-
-def _start(upstream: aiohttp.ClientResponse, target: Target, alias: Alias | None) -> Message:
+def _start(upstream: Answer, target: Target, alias: Alias | None) -> Message:
     headers = [
         (b"content-type", upstream.headers.get("Content-Type", "application/json").encode()),
         (b"cache-control", b"no-cache"),
@@ -271,13 +260,7 @@ def _renamed(data: bytes, target: Target) -> bytes:
 
 def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, Any]) -> TunewrightError:
     """vLLM's error in OpenAI's form, under the public name."""
-    try:
-        body = json.loads(text)
-        error = body.get("error", body)
-        message = str(error.get("message") or error.get("detail") or f"HTTP {status}")
-        param = error.get("param")
-    except (ValueError, AttributeError):
-        message, param = text.decode(errors="replace")[:500] or f"HTTP {status}", None
+    message, param = read_error(status, text)
     message = message.replace(target.internal_name, target.public_name)
     if len(message) > _LONGEST_MESSAGE:  # it may quote the whole body
         message = message[:_LONGEST_MESSAGE] + "..."
@@ -297,4 +280,4 @@ def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, A
         return NotFound(message, param="model", code="model_not_found")
     if status == 404:
         return NotFound(message)
-    return InvalidRequest(message, param=str(param) if param else None)
+    return InvalidRequest(message, param=param)

@@ -15,7 +15,7 @@ from tunewright.engine.leases import ENGINE, Leases
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests
 from tunewright.registry.aliases import Alias, pick
 from tunewright.store.records import Engine, TunedModel
-from tunewright.store.states import EngineState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, ModelState, Residency
 from tunewright.store.store import Store
 
 _WAIT_FOR_LOADING = 30.0
@@ -143,7 +143,7 @@ class Router:
 
     async def _have_loaded(self, model: TunedModel) -> None:
         """Wait for one load, however many requests ask for it."""
-        if model.desired != "loaded" and not self._load_on_demand:
+        if model.desired is not Desired.LOADED and not self._load_on_demand:
             raise InvalidRequest(
                 f"{model.name} is not loaded: load it with POST /v1/adapters/{model.id}/load.",
                 param="model",
@@ -156,7 +156,7 @@ class Router:
         done, _ = await asyncio.wait({task}, timeout=_WAIT_FOR_LOADING)
         if done:
             task.result()
-            await asyncio.sleep(_LOOK_AGAIN if model.desired == "loaded" else 0)
+            await asyncio.sleep(_LOOK_AGAIN if model.desired is Desired.LOADED else 0)
 
     async def _ask_to_load(self, name: str) -> None:
         answer = await self._load({"op": "load", "model": name})
@@ -238,9 +238,9 @@ def _target(engine: Engine, model: TunedModel | None) -> Target:
     adapter = model if model is not None and model.kind == "adapter" else None
     return Target(
         engine.socket,
-        adapter.sha256 if adapter else engine.info["internal_name"],
+        adapter.sha256 if adapter else engine.info.internal_name,
         adapter.name if adapter else engine.name,
         adapter.chat_template if adapter else None,
-        engine.info.get("has_chat_template", True),
-        engine.info.get("vocab_size"),
+        engine.info.has_chat_template,
+        engine.info.vocab_size,
     )

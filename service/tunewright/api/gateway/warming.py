@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import EngineUnavailable
-from tunewright.store.states import EngineState, Residency
+from tunewright.store.states import Desired, EngineState, Residency
 
 
 async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> None:
@@ -23,12 +23,12 @@ async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> No
                 why = f": {engine.reason}" if engine and engine.reason else ""
                 raise _left(alias, f"the engine of {name} is not ready ({state}{why})")
             continue
-        is_loaded = held is not None and held.state is Residency.LOADED and model.desired == "loaded"
+        is_loaded = held is not None and held.state is Residency.LOADED and model.desired is Desired.LOADED
         if is_loaded and engine is not None and engine.state is EngineState.READY:
             continue
         answer = await context.control({"op": "load", "model": name})
         if "error" in answer:
-            if model.desired != "loaded":
+            if model.desired is not Desired.LOADED:
                 await context.control({"op": "unload", "model": name})
             raise _left(alias, f"{name} could not be loaded: {answer['error']}")
 

@@ -52,7 +52,7 @@ def ready(context: Context, request: Request, response: Response) -> Ready:
 def _process(context: ServiceContext, name: str) -> Component:
     """It touches its heartbeat about every second; an old one means that it hangs or is being restarted."""
     try:
-        age = time.time() - context.data.heartbeat(name).stat().st_mtime
+        age = time.time() - context.workspace.heartbeat(name).stat().st_mtime
     except FileNotFoundError:
         return Component(ready=False, state="starting")
     if age > _HEARTBEAT_LATE:

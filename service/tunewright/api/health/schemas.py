@@ -6,13 +6,12 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from tunewright.api.http.wire import Wire
+from tunewright.wire import Wire
 
 
 class Health(Wire):
     status: Literal["ok"] = "ok"
     version: str
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok", "version": "0.1.0"}]})
 
 
 class Component(Wire):
@@ -29,35 +28,3 @@ class Ready(Wire):
 
     ready: bool
     components: dict[str, Component]
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "ready": True,
-                    "components": {
-                        "api": {
-                            "ready": True,
-                            "required": True,
-                            "state": "ready",
-                            "reason": None,
-                            "model": None,
-                        },
-                        "scheduler": {
-                            "ready": True,
-                            "required": True,
-                            "state": "ready",
-                            "reason": None,
-                            "model": None,
-                        },
-                        "engine:tunewright-tiny": {
-                            "ready": True,
-                            "required": True,
-                            "state": "ready",
-                            "reason": None,
-                            "model": "tunewright-tiny",
-                        },
-                    },
-                }
-            ]
-        }
-    )

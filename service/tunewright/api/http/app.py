@@ -27,7 +27,7 @@ from tunewright.api.models import routes as models
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
 from tunewright.engine.worker import EngineAPI
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
 _BODY_LIMIT = 32 * 2**20
@@ -71,10 +71,10 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     )
     errors.install_error_handlers(app)
     openapi.describe(app)
-    data = DataFolder(settings.data_dir)
+    workspace = Workspace(settings.data_dir)
     names = Router(
         store,
-        data.leases,
+        workspace.leases,
         spec.control,
         max_requests=settings.max_requests,
         load_on_demand=settings.load_on_demand,
@@ -83,7 +83,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout
     )
     app.state.context = ServiceContext(
-        settings, store, data, spec.control, functools.cache(lambda: find_devices(settings))
+        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings))
     )
     return server, spec
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 
 from tunewright.config import Settings
 from tunewright.errors import NotFound
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -21,7 +21,7 @@ Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 class ServiceContext:
     settings: Settings
     store: Store
-    data: DataFolder
+    workspace: Workspace
     control: Control
     devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
     """Where engines may be."""

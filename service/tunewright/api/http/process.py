@@ -29,7 +29,7 @@ from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
 from tunewright.config import Settings, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
-from tunewright.registry.data_folder import DataFolder
+from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import PERIOD, HeartbeatWatch
 
@@ -54,13 +54,13 @@ def main() -> int:
     server, _ = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
     manager = _start_workers(server)
-    data = DataFolder(settings.data_dir)
-    tempfile.tempdir = str(data.tmp)  # uploads are spooled beside where they will lie
-    heartbeat = ApiHeartbeat(data.heartbeat("api"), server._shutdown_event.is_set)
+    workspace = Workspace(settings.data_dir)
+    tempfile.tempdir = str(workspace.tmp)  # uploads are spooled beside where they will lie
+    heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
     web = web_server(server.app, settings, heartbeat.beat)
     threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
-    watch = HeartbeatWatch(data.heartbeat("worker"), settings.hang_timeout)
+    watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])

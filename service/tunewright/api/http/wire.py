@@ -1,55 +1,17 @@
-"""Bodies that every part of the API shares."""
+"""Bodies and parameters that every part of the API shares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Header, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
+
+from tunewright.wire import Text, Wire
 
 Item = TypeVar("Item")
 
 
-class Wire(BaseModel):
-    """A response body."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Body(BaseModel):
-    """A request body: what it does not know it refuses, so that a typo is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    @field_validator("*")
-    @classmethod
-    def _check_text(cls, value: object) -> object:
-        for text in _texts(value):
-            _storable(text)
-        return value
-
-
-def _storable(text: str) -> str:
-    """Raises ValueError for JSON's two kinds of text that no file or database takes."""
-    if "\0" in text:
-        raise ValueError("the character U+0000 cannot be stored; leave it out")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
-    return text
-
-
-def _texts(value: object) -> Iterator[str]:
-    """The strings of a field: itself, or what it has in a list or an object."""
-    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    for item in items if isinstance(items, list) else [items]:
-        if isinstance(item, str):
-            yield item
-
-
-Text = Annotated[str, AfterValidator(_storable)]
 After = Annotated[Text | None, Query(description="The last id of the page before.")]
 Force = Annotated[
     bool,
@@ -76,20 +38,6 @@ class ErrorResponse(Wire):
     """Every error, whatever its status."""
 
     error: ErrorDetail
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "message": "No such model: 'ft:tiny::nope'.",
-                        "type": "invalid_request_error",
-                        "param": "model",
-                        "code": "model_not_found",
-                    }
-                }
-            ]
-        }
-    )
 
 
 class Page(Wire, Generic[Item]):
@@ -106,11 +54,6 @@ class Deleted(Wire):
     id: str
     object: str
     deleted: bool = True
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"id": "file-7aZkQ3vJ0c9yW2mXb4LrTn5e", "object": "file", "deleted": True}]
-        }
-    )
 
 
 def page_of(items: list[Any], more: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What jobs of every kind tell: their events, as pages or as a stream, and the log of their process."""
+"""What jobs of every kind report: their events, as pages or as a stream, and the log of their process."""
 
 from __future__ import annotations
 
@@ -6,36 +6,42 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Header, Query, Request
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi import Request
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import BaseModel
 
-from tunewright.api.fine_tuning.schemas import MOST_METADATA, EventObject
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.http.wire import Page, page_of
+from tunewright.api.http.wire import page_of
+from tunewright.api.jobs.schemas import MOST_METADATA
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder
-from tunewright.store.records import Job
+from tunewright.kinds.kind import Kind
+from tunewright.store.records import Job, JobEvent
 
 _EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
+"""Seconds."""
+ShowEvent = Callable[[JobEvent], BaseModel]
+"""An event as the API shows it."""
 
-Stream = Annotated[bool, Query(description="Server-sent events from `after` on, or from the beginning.")]
-LastEventId = Annotated[str | None, Header(description="As browsers send it when they reconnect.")]
-Tail = Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")]
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
-        "job has ended (`data: [DONE]`).",
-        "content": {
-            "text/event-stream": {"example": 'id: ftevent-1\ndata: {"type": "message"}\n\ndata: [DONE]\n\n'}
-        },
+
+def events_responses(kind: Kind) -> dict[int | str, dict[str, Any]]:
+    """`responses` of the route of a kind's events."""
+    example = f'id: {kind.event_prefix}-1\ndata: {{"type": "message"}}\n\ndata: [DONE]\n\n'
+    return {
+        200: {
+            "description": "A page, newest first; with `stream=true` server-sent events, oldest first, until the "
+            "job has ended (`data: [DONE]`).",
+            "content": {"text/event-stream": {"example": example}},
+        }
     }
-}
+
+
 LOGS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Text.", "content": {"text/plain": {"example": "INFO Training 24 steps\n"}}}
 }
-"""Of a route's `responses`."""
+"""`responses` of the routes of logs."""
 
 
 def wanted_metadata(request: Request) -> dict[str, str]:
@@ -52,24 +58,29 @@ def wanted_metadata(request: Request) -> dict[str, str]:
     return wanted
 
 
-async def events_of(
-    context: ServiceContext, get: Callable[[], Job], after: str | None, limit: int, stream: bool
-) -> Response | Page[EventObject]:
-    """A page of the events of the job that `get` gives (it raises NotFound), or a stream of them."""
-    job = await asyncio.to_thread(get)
-    events = context.store.jobs.events
-    if stream:
-        await asyncio.to_thread(events, job.id, after=after, limit=1)  # refused before it begins
-        return StreamingResponse(
-            _event_stream(context, job.id, after),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache"},
-        )
-    found, more = await asyncio.to_thread(events, job.id, after=after, limit=limit)
-    return Page(**page_of([EventObject.of(event) for event in found], more))
+async def events_page(
+    context: ServiceContext, job: Job, after: str | None, limit: int, show: ShowEvent
+) -> dict[str, Any]:
+    """The fields of a `Page` of the job's events, newest first."""
+    found, more = await asyncio.to_thread(context.store.jobs.events, job.id, after=after, limit=limit)
+    return page_of([show(event) for event in found], more) | {"object": "list"}
 
 
-async def _event_stream(context: ServiceContext, job_id: str, after: str | None) -> AsyncIterator[str]:
+async def events_stream(
+    context: ServiceContext, job: Job, after: str | None, show: ShowEvent
+) -> StreamingResponse:
+    """The job's events as server-sent events, from `after` on. Raises InvalidRequest where there is no such event."""
+    await asyncio.to_thread(context.store.jobs.events, job.id, after=after, limit=1)
+    return StreamingResponse(
+        _event_stream(context, job.id, after, show),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache"},
+    )
+
+
+async def _event_stream(
+    context: ServiceContext, job_id: str, after: str | None, show: ShowEvent
+) -> AsyncIterator[str]:
     quiet_since = time.monotonic()
     while True:
         job = await asyncio.to_thread(context.store.jobs.get, job_id)
@@ -79,7 +90,7 @@ async def _event_stream(context: ServiceContext, job_id: str, after: str | None)
         for event in found:
             after = event.id
             quiet_since = time.monotonic()
-            yield f"id: {event.id}\ndata: {json.dumps(EventObject.of(event).model_dump())}\n\n"
+            yield f"id: {event.id}\ndata: {json.dumps(show(event).model_dump())}\n\n"
         if more:
             continue
         if job is None or (job.state.is_final and not found):
@@ -92,11 +103,8 @@ async def _event_stream(context: ServiceContext, job_id: str, after: str | None)
 
 
 def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:
-    """What the job's process printed; empty where there is nothing yet, or any more."""
-    try:
-        text = JobFolder(context.data.job(job.id)).log_file.read_text(errors="replace")
-    except FileNotFoundError:
-        text = ""
+    """What the job's process printed; empty where there is nothing yet, or nothing any more."""
+    text = JobFolder(context.workspace.job(job.id)).read_log()
     if tail is not None:
         text = "".join(text.splitlines(keepends=True)[-tail:])
     return PlainTextResponse(text)

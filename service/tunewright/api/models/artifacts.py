@@ -27,7 +27,7 @@ TAR: dict[int | str, dict[str, Any]] = {
 
 def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
     """The model's folder. Raises FileNotFoundError where it was removed meanwhile."""
-    files = _open(context.data.artifact(model.sha256))
+    files = _open(context.workspace.artifacts.local(model.sha256))
     name = model.name.replace(":", "-").replace("/", "-")
     return StreamingResponse(
         _tar(files, name),
@@ -62,7 +62,7 @@ async def remove(
 def _unlist(context: ServiceContext, model: TunedModel, force: bool, who: str | None) -> None:
     models = context.store.models
     models.delete(model, force=force, who=who)
-    context.data.remove_artifact(model.sha256, lambda: models.weights_in_use(model.sha256))
+    context.workspace.artifacts.remove(model.sha256, lambda: models.weights_in_use(model.sha256))
 
 
 def _open(folder: Path) -> list[BufferedReader]:

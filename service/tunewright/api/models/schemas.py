@@ -7,19 +7,17 @@ from typing import Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from tunewright.api.adapters.parity import PARITY_EXAMPLE, ParityObject
-from tunewright.api.adapters.schemas import LINEAGE_EXAMPLE, LineageObject
+from tunewright.api.adapters.parity import ParityObject
+from tunewright.api.adapters.schemas import LineageObject
 from tunewright.api.aliases.schemas import TargetObject
-from tunewright.api.http.wire import Wire
 from tunewright.registry.aliases import Alias
 from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
-from tunewright.store.states import EngineState, ModelState, Residency, Source
+from tunewright.store.states import Desired, EngineState, ModelState, Residency, Source
+from tunewright.wire import Wire
 
 AdapterState = Literal[
     "loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"
 ]
-_NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
-_SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 class ModelObject(Wire):
@@ -44,28 +42,7 @@ class ModelObject(Wire):
     targets: list[TargetObject] | None = Field(
         None, description="Of an alias: the models that answer for it."
     )
-    model_config = ConfigDict(
-        protected_namespaces=(),
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": _NAME,
-                    "object": "model",
-                    "created": 1795337534,
-                    "owned_by": "tunewright",
-                    "kind": "adapter",
-                    "base": "tunewright-tiny",
-                    "state": "ready",
-                    "max_model_len": 1024,
-                    "job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "adapter_id": "adapter-Qw8rT2yU6iOp1aSd3fGh5jKl",
-                    "method": "lora",
-                    "sha256": _SHA,
-                    "bytes": 1212512,
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(protected_namespaces=())
 
     @classmethod
     def of_engine(cls, engine: Engine) -> ModelObject:
@@ -75,7 +52,7 @@ class ModelObject(Wire):
             kind="base",
             base=None,
             state=engine.state.value,
-            max_model_len=(engine.info or {}).get("max_model_len"),
+            max_model_len=engine.info.max_model_len if engine.info else None,
         )
 
     @classmethod
@@ -104,7 +81,7 @@ class ModelObject(Wire):
             kind="adapter" if model.kind == "adapter" else "full",
             base=model.base,
             state=model_state(model, engine, listed.held),
-            max_model_len=(engine.info or {}).get("max_model_len") if engine else None,
+            max_model_len=engine.info.max_model_len if engine and engine.info else None,
             job_id=model.job_id,
             adapter_id=model.id if model.kind == "adapter" else None,
             method=model.method,
@@ -136,42 +113,6 @@ class AdapterObject(Wire):
     state: AdapterState
     error: str | None
     parity: ParityObject | None = Field(description="Whether it does in the engine what it does in peft.")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "adapter-Qw8rT2yU6iOp1aSd3fGh5jKl",
-                    "object": "adapter",
-                    "created_at": 1795337534,
-                    "model": _NAME,
-                    "base": "tunewright-tiny",
-                    "job_id": "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d",
-                    "checkpoint_step": None,
-                    "method": "lora",
-                    "rank": 8,
-                    "alpha": 16.0,
-                    "target_modules": [
-                        "down_proj",
-                        "gate_proj",
-                        "k_proj",
-                        "o_proj",
-                        "q_proj",
-                        "up_proj",
-                        "v_proj",
-                    ],
-                    "bytes": 1212512,
-                    "sha256": _SHA,
-                    "source": "job",
-                    "lineage": LINEAGE_EXAMPLE,
-                    "desired": "loaded",
-                    "pinned": False,
-                    "state": "loaded",
-                    "error": None,
-                    "parity": PARITY_EXAMPLE,
-                }
-            ]
-        }
-    )
 
     @classmethod
     def of(cls, listed: Listed) -> AdapterObject:
@@ -192,7 +133,7 @@ class AdapterObject(Wire):
             source=model.source,
             lineage=LineageObject.of(model),
             pinned=model.pinned,
-            desired="loaded" if model.desired == "loaded" else "unloaded",
+            desired=model.desired.value,
             state=cast(AdapterState, listed.state),
             error=held.error if held else None,
             parity=ParityObject.of(model.parity),
@@ -211,4 +152,4 @@ def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | N
         return engine.state.value
     if held is not None:
         return "ready" if held.state is Residency.LOADED else held.state.value
-    return "loading" if model.desired == "loaded" else "unloaded"
+    return "loading" if model.desired is Desired.LOADED else "unloaded"

@@ -1,0 +1,241 @@
+"""What fine-tuning jobs and exports share: the methods of `client.jobs` and `client.exports`, and of their records."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import PrivateAttr
+
+from .._core import endpoints
+from .._core.call import Call
+from .._core.inputs import job_body
+from .._core.pages import PageData
+from .._core.progress import ProgressReporter
+from .._core.retry import backoff
+from .._core.waiting import Wait, ended_job, requested_delay
+from .._errors import TunewrightError, WaitTimeoutError
+from ..types import JobEvent, WorkRecord
+from .callbacks import AsyncCallback, notify
+from .http import AsyncHTTP, AsyncResource
+from .pager import AsyncPager
+from .streams import AsyncEventStream, AsyncStream
+
+EVENTS_PER_PAGE = 100
+
+
+class AsyncBoundJob(WorkRecord):
+    """A job or export as it was when it was read, with methods that ask its client."""
+
+    _jobs: AsyncJobResource[Any] | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """pydantic calls this with the validation context, which is the AsyncJobResource that read the record."""
+        if isinstance(context, AsyncJobResource):
+            self._jobs = context
+
+    @property
+    def _resource(self) -> AsyncJobResource[Self]:
+        if self._jobs is None:
+            raise TunewrightError(
+                f"this {type(self).__name__} did not come from a client: use the client's methods with its id"
+            )
+        return self._jobs
+
+    async def refresh(self) -> Self:
+        """The present state of the job."""
+        return await self._resource.retrieve(self.id)
+
+    async def cancel(self) -> Self:
+        """See `client.jobs.cancel`, which `client.exports` has too, as it has all of the following."""
+        return await self._resource.cancel(self.id)
+
+    async def pause(self) -> Self:
+        """See `client.jobs.pause`."""
+        return await self._resource.pause(self.id)
+
+    async def resume(self) -> Self:
+        """See `client.jobs.resume`."""
+        return await self._resource.resume(self.id)
+
+    def events(self, after: str | None = None, limit: int | None = None) -> AsyncPager[JobEvent]:
+        """See `client.jobs.events`."""
+        return self._resource.events(self.id, after, limit)
+
+    def stream_events(
+        self, after: str | None = None, reconnect_timeout: float = 60.0
+    ) -> AsyncStream[JobEvent]:
+        """See `client.jobs.stream_events`."""
+        return self._resource.stream_events(self.id, after, reconnect_timeout)
+
+    async def logs(self, tail: int | None = None) -> str:
+        """See `client.jobs.logs`."""
+        return await self._resource.logs(self.id, tail)
+
+    async def wait(
+        self,
+        *,
+        timeout: float | None = None,
+        poll_interval: float = 2.0,
+        progress: bool = False,
+        on_event: AsyncCallback[JobEvent] | None = None,
+    ) -> Self:
+        """See `client.jobs.wait`."""
+        return await self._resource.wait(
+            self.id, timeout=timeout, poll_interval=poll_interval, progress=progress, on_event=on_event
+        )
+
+
+J = TypeVar("J", bound=AsyncBoundJob)
+
+
+class AsyncJobResource(AsyncResource, Generic[J]):
+    """The methods that `client.jobs` and `client.exports` share. `job_id` is the id of a job or an export."""
+
+    _path: ClassVar[str]
+    _record: type[J]
+
+    def list(self, after: str | None = None, limit: int | None = None) -> AsyncPager[J]:
+        """All of them, newest first; `limit` is the size of a page."""
+        return self._http.page(endpoints.list_jobs(self._path, self._parse, after, limit))
+
+    async def retrieve(self, job_id: str) -> J:
+        """The present state of one. Raises NotFoundError."""
+        return await self._http.fetch(endpoints.retrieve_job(self._path, self._parse, job_id))
+
+    async def cancel(self, job_id: str) -> J:
+        """Stop one for good. Raises BadRequestError for one that has ended."""
+        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "cancel"))
+
+    async def pause(self, job_id: str) -> J:
+        """Let one save its state and free its device, to be resumed later. It is `pausing` until then."""
+        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "pause"))
+
+    async def resume(self, job_id: str) -> J:
+        """Continue a paused one from its saved state."""
+        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "resume"))
+
+    def events(self, job_id: str, after: str | None = None, limit: int | None = None) -> AsyncPager[JobEvent]:
+        """The events of one, newest first. `after` is the id of the event before the first older one."""
+        return self._http.page(endpoints.list_events(self._path, job_id, after, limit))
+
+    def stream_events(
+        self, job_id: str, after: str | None = None, reconnect_timeout: float = 60.0
+    ) -> AsyncStream[JobEvent]:
+        """The events of one as they happen, oldest first, from the first one or from the one after the id `after`.
+        The stream ends when the job does.
+
+        A broken connection is replaced, and the stream continues after the last event. Raises the last failure when
+        no connection works for `reconnect_timeout` seconds.
+        """
+        return AsyncEventStream(self._http, self._path, job_id, after, reconnect_timeout)
+
+    async def logs(self, job_id: str, tail: int | None = None) -> str:
+        """The output of its process; with `tail`, only so many last lines."""
+        return await self._http.fetch(endpoints.job_logs(self._path, job_id, tail))
+
+    async def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,
+        poll_interval: float = 2.0,
+        progress: bool = False,
+        on_event: AsyncCallback[JobEvent] | None = None,
+    ) -> J:
+        """Wait until one has succeeded, and return it. Times are in seconds.
+
+        - timeout: None waits without a limit, also for a server that does not answer
+        - poll_interval: the time between two requests
+        - progress: show a bar on stderr, or single lines where stderr is no terminal
+        - on_event: called with each event once, oldest first, from the first event of the job
+
+        Raises JobFailedError, whose message says why, JobCancelledError, WaitTimeoutError (the job continues in the
+        server), NotFoundError. A restart of the server is no error. A paused job is waited for until it is resumed
+        or cancelled.
+        """
+        wait = Wait(timeout, self._http.settings.max_retries)
+        call = endpoints.retrieve_job(self._path, self._parse, job_id)
+        new_events = AsyncNewEvents(self._path, job_id, from_the_first=on_event is not None)
+        reporter = ProgressReporter() if progress else None
+        job: J | None = None
+        try:
+            while True:
+                http = self._http.once(wait.request_seconds())
+                delay = poll_interval
+                events: list[JobEvent] = []
+                try:
+                    latest = await http.fetch(call)
+                    if on_event is not None or reporter is not None:
+                        events = await new_events.read(http)
+                except TunewrightError as error:
+                    if not wait.tolerates(error):
+                        raise
+                    delay = max(requested_delay(error), min(poll_interval, backoff(wait.failures)))
+                    if reporter is not None:
+                        reporter.server_unavailable(error)
+                else:
+                    wait.succeeded()
+                    job = latest
+                    if on_event is not None:
+                        for event in events:
+                            await notify(on_event, event)
+                    if reporter is not None:
+                        reporter.update(job, events)
+                    if job.is_final:
+                        return ended_job(job)
+                pause = wait.pause(delay)
+                if pause is None:
+                    state = f"is still {job.status}" if job else "could not be read"
+                    message = f"{job_id} {state} after {timeout:g} seconds"
+                    raise WaitTimeoutError(message, job) from wait.last_error
+                await asyncio.sleep(pause)
+        finally:
+            if reporter is not None:
+                reporter.close()
+
+    async def _create(
+        self, files: Mapping[str, str | Path | None], idempotency_key: str | None, fields: Mapping[str, Any]
+    ) -> J:
+        """Upload the `files` that are paths, then create the job. `files` and `fields` have the names of the body.
+
+        The keys of the uploads are made of the job's key, so that a repetition with this key does nothing twice.
+        """
+        key = idempotency_key or str(uuid.uuid4())
+        body = dict(fields)
+        for name, file in files.items():
+            if isinstance(file, Path):
+                file_key = f"{key}-{name.replace('_', '-')}"
+                upload = endpoints.upload_file(file, "fine-tune", None, file_key)
+                body[name] = (await self._http.fetch(upload)).id
+            else:
+                body[name] = file
+        return await self._http.fetch(endpoints.create_job(self._path, self._parse, job_body(body), key))
+
+    def _parse(self, data: Any) -> J:
+        return self._record.model_validate(data, context=self)
+
+
+class AsyncNewEvents:
+    """Finds the events that are new since the last request, in a list that starts with the newest."""
+
+    def __init__(self, path: str, job_id: str, from_the_first: bool) -> None:
+        """`from_the_first`: read back to the first event of the job; otherwise only the newest page."""
+        self._call = endpoints.list_events(path, job_id, None, EVENTS_PER_PAGE)
+        self._from_the_first = from_the_first
+        self._seen: set[str] = set()
+
+    async def read(self, http: AsyncHTTP) -> list[JobEvent]:
+        """The new events, oldest first. If it raises, the next call gives these events again."""
+        new: list[JobEvent] = []
+        call: Call[PageData[JobEvent]] | None = self._call
+        while call is not None:
+            page = await http.fetch(call)
+            unseen = [event for event in page.data if event.id not in self._seen]
+            new += unseen
+            call = page.next_call if self._from_the_first and len(unseen) == len(page.data) else None
+        self._seen.update(event.id for event in new)
+        return new[::-1]

@@ -1,0 +1,77 @@
+"""Conversions of arguments that may be given in several forms to the JSON that the API takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..types import AliasGuard, AliasShadow, AliasTarget, CombineOptions, WeightedModel
+
+Targets = str | Mapping[str, float] | Sequence[str | AliasTarget | Mapping[str, Any]]
+"""The targets of an alias: a model's name, weights by name, or a list of names and objects."""
+ShadowInput = str | AliasShadow | Mapping[str, Any]
+GuardInput = AliasGuard | Mapping[str, Any]
+WeightedModels = Mapping[str, float] | Sequence[str | WeightedModel | Mapping[str, Any]]
+"""The adapters of an export: weights by name, or a list of names and of objects with `model` and `weight`."""
+CombineInput = str | CombineOptions | Mapping[str, Any]
+
+
+def alias_body(
+    targets: Targets,
+    shadow: ShadowInput | None,
+    guard: GuardInput | None,
+    expected_version: int | None,
+    wait: bool,
+) -> dict[str, Any]:
+    """The body of the request that sets an alias."""
+    body = {
+        "targets": _weighted(targets),
+        "shadow": None if shadow is None else _object(shadow),
+        "guard": None if guard is None else _object(guard),
+        "expected_version": expected_version,
+        "wait": wait,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def source_fields(
+    model: str | None, models: WeightedModels | None, combine: CombineInput | None
+) -> dict[str, Any]:
+    """The fields of an export that say what is exported. Raises ValueError unless exactly one of `model` and `models`
+    is given."""
+    if (model is None) == (models is None):
+        raise ValueError("give one of model and models")
+    return {
+        "model": model,
+        "models": None if models is None else _weighted(models),
+        "combine": {"method": combine} if isinstance(combine, str) else combine,
+    }
+
+
+def job_body(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the request that creates a job: without fields that are None, typed objects as plain ones."""
+    return {
+        name: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+        for name, value in fields.items()
+        if value is not None
+    }
+
+
+def _weighted(models: Targets | WeightedModels) -> list[dict[str, Any]]:
+    """A list of objects with `model` and, where a weight was given, `weight`. The server has a default weight."""
+    if isinstance(models, str):
+        models = [models]
+    elif isinstance(models, Mapping):
+        models = [{"model": model, "weight": weight} for model, weight in models.items()]
+    return [_object(model) for model in models]
+
+
+def _object(value: str | BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """A model's name, a typed object or a mapping as a plain object."""
+    if isinstance(value, str):
+        return {"model": value}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.model_dump(exclude_unset=True)

@@ -1,0 +1,61 @@
+"""From a checked request to a job in the store, whatever its kind: repeated requests, and the limit of the queue."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from tunewright.api.http.context import ServiceContext
+from tunewright.errors import InvalidRequest, TooManyRequests
+from tunewright.store.records import Job, NewJob
+from tunewright.wire import Body
+
+_REPEAT_SECONDS = 5.0
+"""An identical request without an Idempotency-Key this soon is a retry: OpenAI's client repeats POSTs without one."""
+_RETRY_AFTER = 30.0
+"""Seconds after which a full queue may have moved on."""
+
+
+def create_once(
+    context: ServiceContext, body: Body, idempotency_key: str | None, check: Callable[[], NewJob]
+) -> Job:
+    """The job that this request made before, or the new one that `check` gives.
+
+    Raises what `check` does, and InvalidRequest, NotFound or TooManyRequests.
+    """
+    content = f"{type(body).__name__}{body.model_dump_json()}"
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    jobs = context.store.jobs
+    job = jobs.earlier(idempotency_key, fingerprint, _REPEAT_SECONDS)
+    if job is None:
+        new = check()
+        _check_queue(context)
+        new = replace(new, idempotency_key=idempotency_key, fingerprint=fingerprint)
+        job = jobs.create(new, repeat_seconds=_REPEAT_SECONDS)
+    if job.fingerprint != fingerprint:
+        raise InvalidRequest(
+            "This Idempotency-Key was used for another request; use a new key for a new job.",
+            code="idempotency_key_reused",
+        )
+    return job
+
+
+def _check_queue(context: ServiceContext) -> None:
+    most = context.settings.max_queued_jobs
+    if context.store.jobs.count_waiting() >= most:
+        raise TooManyRequests(
+            f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "
+            "or cancel some.",
+            code="too_many_jobs",
+            retry_after=_RETRY_AFTER,
+        )
+
+
+def check_training_file(context: ServiceContext, param: str, id: str) -> None:
+    """Raises InvalidRequest where it is not there, or for another purpose."""
+    record = context.store.files.get(id)
+    if record is None:
+        raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)
+    if record.purpose != "fine-tune":
+        raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)

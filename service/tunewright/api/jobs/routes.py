@@ -1,0 +1,155 @@
+"""The routes that jobs of every kind have: list, retrieve, cancel, pause, resume, events and logs."""
+
+# No `from __future__ import annotations`: FastAPI could not resolve annotations that name the arguments of
+# `add_job_routes`.
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import PlainTextResponse, Response
+
+from tunewright.api.http.context import Context, ServiceContext
+from tunewright.api.http.errors import responses
+from tunewright.api.http.wire import After, Page, page_of
+from tunewright.api.jobs.reports import (
+    LOGS,
+    events_page,
+    events_responses,
+    events_stream,
+    log_of,
+    wanted_metadata,
+)
+from tunewright.errors import NotFound
+from tunewright.kinds.kind import Kind
+from tunewright.store.records import Job, JobEvent
+from tunewright.wire import Wire
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Stream = Annotated[bool, Query(description="Server-sent events from `after` on, or from the beginning.")]
+LastEventId = Annotated[str | None, Header(description="As browsers send it when they reconnect.")]
+Tail = Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How jobs of a kind appear in the API."""
+
+    job: type[Wire]
+    event: type[Wire]
+    show: Callable[[Job], Any]
+    show_event: Callable[[JobEvent], Any]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The texts of a kind's routes in the OpenAPI document."""
+
+    one: str
+    """With its article: "an export"."""
+    many: str
+    not_found: str
+    """The error code for an id that there is not."""
+    log: str
+    cancel: str
+    pause: str
+    resume: str
+    logs: str
+
+
+def find_job(context: ServiceContext, kind: Kind, id: str, *, param: str, code: str) -> Job:
+    """The job of this kind. Raises NotFound."""
+    job = context.store.jobs.get(id, kind.name)
+    if job is None:
+        raise NotFound(f"No such {kind.noun}: {id!r}.", param=param, code=code)
+    return job
+
+
+def add_job_routes(
+    router: APIRouter,
+    kind: Kind,
+    *,
+    param: str,
+    shown: Shown,
+    words: Words,
+    may_resume: Callable[[Any, Job], None] = lambda context, job: None,
+) -> None:
+    """Mount the routes on the router of a kind's collection. `param` names the id in paths and errors.
+
+    `may_resume(context, job)` raises where a paused job could not run.
+    """
+
+    def find(context: Context, job_id: Annotated[str, Path(alias=param)]) -> Job:
+        return find_job(context, kind, job_id, param=param, code=words.not_found)
+
+    Found = Annotated[Job, Depends(find)]  # noqa: N806 (a type)
+    job_page: Any = Page[shown.job]  # type: ignore[name-defined]
+    event_page: Any = Page[shown.event]  # type: ignore[name-defined]
+    paused = words.one.replace(" ", " paused ", 1).replace("an paused", "a paused")
+
+    @router.get(
+        "", summary=f"List {words.many}", response_model=job_page, responses=responses(400),
+        name=f"list_{words.many}", description="Newest first. `metadata[key]=value` keeps those that match.",
+    )  # fmt: skip
+    def list_(context: Context, request: Request, after: After = None, limit: Limit = 20) -> Any:
+        wanted = wanted_metadata(request)
+        found, more = context.store.jobs.list(kind=kind.name, after=after, limit=limit, metadata=wanted)
+        return page_of([shown.show(job) for job in found], more) | {"object": "list"}
+
+    item = f"/{{{param}}}"
+
+    @router.get(item, summary=f"Retrieve {words.one}", response_model=shown.job, responses=responses(404))
+    def retrieve(job: Found) -> Any:
+        return shown.show(job)
+
+    def add_action(name: str, summary: str, description: str, act: Callable[[Any, Job], Job | None]) -> None:
+        def action(context: Context, job: Found) -> Any:
+            changed = act(context, job)
+            assert changed is not None, "it was there a moment ago, and jobs are not deleted"
+            return shown.show(changed)
+
+        router.add_api_route(
+            f"{item}/{name}", action, methods=["POST"], summary=summary, description=description, name=name,
+            response_model=shown.job, responses=responses(400, 404, 507),
+        )  # fmt: skip
+
+    def resume(context: Any, job: Job) -> Job | None:
+        may_resume(context, job)
+        return context.store.jobs.resume(job.id)  # type: ignore[no-any-return]
+
+    add_action(
+        "cancel", f"Cancel {words.one}", words.cancel, lambda context, job: context.store.jobs.cancel(job.id)
+    )
+    add_action(
+        "pause", f"Pause {words.one}", words.pause, lambda context, job: context.store.jobs.pause(job.id)
+    )
+    add_action("resume", f"Resume {paused}", words.resume, resume)
+
+    @router.get(
+        f"{item}/events",
+        summary=f"List or stream {words.one}'s events",
+        response_model=event_page,
+        responses={**events_responses(kind), **responses(400, 404)},
+    )
+    async def events(
+        context: Context,
+        job: Found,
+        after: After = None,
+        limit: Limit = 20,
+        stream: Stream = False,
+        last_event_id: LastEventId = None,
+    ) -> Any:
+        if stream:
+            return await events_stream(context, job, after or last_event_id, shown.show_event)
+        return await events_page(context, job, after, limit, shown.show_event)
+
+    @router.get(
+        f"{item}/logs",
+        summary=f"Read {words.log}",
+        response_class=PlainTextResponse,
+        responses={**LOGS, **responses(400, 404)},
+        description=words.logs,
+    )
+    def logs(context: Context, job: Found, tail: Tail = None) -> Response:
+        return log_of(context, job, tail)

@@ -1,0 +1,36 @@
+"""Bodies that jobs of every kind share."""
+
+from __future__ import annotations
+
+import time
+
+from tunewright.jobs import kinds
+from tunewright.store.records import Job
+from tunewright.store.states import JobState
+from tunewright.wire import Wire
+
+MOST_METADATA = 16
+
+
+def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Raises ValueError where there are too many pairs, or too long ones."""
+    pairs = (value or {}).items()
+    if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
+        raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
+    return value
+
+
+class JobError(Wire):
+    code: str
+    message: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, error: kinds.JobError | None) -> JobError | None:
+        return cls(**error.model_dump()) if error else None
+
+
+def estimated_finish(job: Job) -> int | None:
+    """When the job's process will be done (Unix seconds), as far as its newest step says."""
+    eta = job.progress.eta_seconds if job.progress else None
+    return int(time.time() + eta) if job.state is JobState.RUNNING and eta is not None else None

@@ -1,0 +1,187 @@
+"""How a vLLM server is reached over its unix socket: connections, timeouts, errors. Whatever asks one, asks here.
+
+Control (`EngineHTTP.request`) sends JSON, each time on a connection of its own. The bytes of generations
+(`EngineHTTP.post`) go over connections that are kept and used again. Both are aiohttp's, which a generation needs
+for its speed (docs/decisions/0001).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Self
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+
+log = logging.getLogger("tunewright.engine")
+
+SERVER_KEEPS = 75
+"""Seconds for which vLLM keeps an idle connection: `command.engine_environment` asks it to (its default is 5)."""
+_POOL_KEEPS = 15.0
+"""Seconds for which an idle connection is used again. Far less than `SERVER_KEEPS`, so that this side is the first to
+close, and no request meets the server's close."""
+_CONNECT_TIMEOUT = 10.0
+_CONTROL_TIMEOUT = 120.0
+_JSON = {"Content-Type": "application/json"}
+
+Answer = aiohttp.ClientResponse
+"""What `EngineHTTP.post` gives: the status and the headers are there, the bytes are read as they come."""
+
+
+class EngineError(Exception):
+    """vLLM broke down over what it was asked, or did something else; the message is its own."""
+
+
+class EngineBusy(EngineError):
+    """vLLM does not answer, or says that it cannot now: ask again."""
+
+
+class EngineRefused(EngineError):
+    """vLLM will not take what it was asked."""
+
+
+_was_used: ContextVar[bool] = ContextVar("was_used")
+"""Whether the connection of this task's request was used by one before."""
+
+
+class _Pool(aiohttp.UnixConnector):
+    """Sets `_was_used`. (aiohttp's own tracing says it too, and costs a third more for each request.)"""
+
+    def __init__(self, path: str, **options: Any) -> None:
+        super().__init__(path, **options)
+        self._seen: WeakSet[object] = WeakSet()
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        _was_used.set(connection.protocol in self._seen)
+        self._seen.add(connection.protocol)
+        return connection
+
+
+class EngineHTTP:
+    """One vLLM server. Use it in one event loop, as an async context manager, or `close` it.
+
+    `timeout`: seconds that one `request` may take; a `post` has no limit but those of its caller.
+    """
+
+    def __init__(self, socket: str, timeout: float = _CONTROL_TIMEOUT) -> None:
+        self.socket = socket
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    async def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The value of the JSON that it answers; the text, or None where there is none, of an answer that is not JSON.
+
+        Raises EngineBusy, EngineRefused, and EngineError where vLLM breaks down over it.
+        """
+        try:
+            async with self._session(keep=False).request(
+                method, _url(path), json=body, timeout=self._timeout
+            ) as response:
+                text = await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise _no_answer(error) from error
+        _raise_for(response.status, text)
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text.decode(errors="replace") or None
+
+    @asynccontextmanager
+    async def post(self, path: str, data: bytes) -> AsyncIterator[Answer]:
+        """The answer to a JSON body, whatever its status, once its headers are there. Leaving the block before the
+        answer is whole closes the connection, which aborts the request in vLLM.
+
+        Raises EngineBusy where there is no answer, or it ends before it is whole.
+        """
+        try:
+            async with await self._send(path, data) as response:
+                yield response
+        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+            raise _no_answer(error) from error
+
+    async def _send(self, path: str, data: bytes) -> Answer:
+        """On a connection that was used before, if there is one; where it turns out to be closed, on a new one.
+
+        A server closes idle connections, and its close may cross with a request. Nothing of the answer has come then,
+        and nothing but an engine's end makes a server close a connection without an answer to a request that it has
+        read: an engine that has ended refuses the new connection. So a generation is not made twice. A connection that
+        was new does not break for having been idle: what breaks it is told to the caller.
+        """
+        _was_used.set(False)
+        try:
+            return await self._session(keep=True).post(_url(path), data=data, headers=_JSON)
+        except aiohttp.ClientConnectionError as error:
+            if not _was_used.get() or _has_begun(error):
+                raise
+            log.debug("engine at %s closed an idle connection (%r): asking on a new one", self.socket, error)
+        return await self._session(keep=False).post(_url(path), data=data, headers=_JSON)
+
+    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
+        """Made on first use, in the event loop that uses it. `keep`: connections are used again."""
+        session = self._sessions.get(keep)
+        if session is None:
+            session = self._sessions[keep] = aiohttp.ClientSession(
+                connector=_Pool(path=self.socket, limit=0, keepalive_timeout=_POOL_KEEPS)
+                if keep
+                else aiohttp.UnixConnector(path=self.socket, limit=0, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+                auto_decompress=False,
+                read_bufsize=1 << 18,
+            )
+        return session
+
+
+def read_error(status: int, text: bytes) -> tuple[str, str | None]:
+    """vLLM's message of an error, and the parameter that it names, if it names one."""
+    param = None
+    try:
+        body = json.loads(text)
+        error = body.get("error", body)
+        message = error if isinstance(error, str) else error.get("message") or error.get("detail")
+        param = None if isinstance(error, str) else error.get("param")
+    except (ValueError, AttributeError):
+        message = text.decode(errors="replace")[:500]
+    return str(message or f"HTTP {status}"), str(param) if param else None
+
+
+def _raise_for(status: int, text: bytes) -> None:
+    if status < 400:
+        return
+    message, _ = read_error(status, text)
+    if status in (429, 503):
+        raise EngineBusy(message)
+    raise (EngineError if status >= 500 else EngineRefused)(message)
+
+
+def _no_answer(error: Exception) -> EngineBusy:
+    return EngineBusy(f"the engine does not answer: {type(error).__name__} {error}")
+
+
+def _has_begun(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether a part of the answer's head had come when the connection was closed."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
+
+
+def _url(path: str) -> str:
+    return f"http://engine{path}"

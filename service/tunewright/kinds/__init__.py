@@ -1,0 +1,21 @@
+"""The kinds of jobs, a folder each. A kind is registered by its line here, for the store (`jobs.kinds`) too."""
+
+from __future__ import annotations
+
+from tunewright.jobs.kinds import kind_named, register
+from tunewright.kinds.export.kind import Export
+from tunewright.kinds.fine_tuning.kind import FineTuning
+from tunewright.kinds.kind import Kind
+
+FINE_TUNING = FineTuning()
+EXPORT = Export()
+
+for _kind in (FINE_TUNING, EXPORT):
+    register(_kind)
+
+
+def kind_of(name: str) -> Kind:
+    """Raises LookupError where no such kind is registered."""
+    kind = kind_named(name)
+    assert isinstance(kind, Kind), f"{name} was registered without what it does"
+    return kind

@@ -1,0 +1,106 @@
+"""Fine-tuning jobs: a base or an earlier model is trained on a file of rows."""
+
+from __future__ import annotations
+
+from tunewright.engine.trust import trusts_code
+from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.data import check_data
+from tunewright.kinds.fine_tuning.models import (
+    PARENT,
+    TRAINING_FILE,
+    VALIDATION_FILE,
+    FineTuningRequest,
+    FineTuningResult,
+)
+from tunewright.kinds.fine_tuning.publishing import publish_products
+from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
+from tunewright.plan.defaults import Resolved, resolve
+from tunewright.registry.bases import BaseInfo
+from tunewright.store.records import Job
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
+
+
+class FineTuning(Kind):
+    name = "fine_tuning"
+    id_prefix, event_prefix = "ftjob", "ftevent"
+    noun, product = "fine-tuning job", "fine-tuned model"
+    request, resolved, result = FineTuningRequest, Resolved, FineTuningResult
+    path = "/v1/fine_tuning/jobs"
+    module, process = "tunewright.trainer", "trainer"
+    saves = "its last checkpoint"
+    on_kill = "lower batch_size or max_length, or use type qlora"
+
+    def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
+        request = request_of(job)
+        parents = job.weights(PARENT)
+        parent = service.store.models.by_sha256(parents[0]) if parents else None
+        if parent is not None and parent.base_fingerprint != base.fingerprint:
+            raise JobRefused(
+                "base_changed",
+                f"{request.model} was trained on another model that was named {job.base} then",
+                "model",
+            )
+        template = request.chat_template or base.chat_template
+        reports = {
+            role: check_data(service.workspace.file(id), role, template, base.name)
+            for role in (TRAINING_FILE, VALIDATION_FILE)
+            if (id := job.file(role)) is not None
+        }
+        report = reports[TRAINING_FILE]
+        resolved = resolve(
+            tuning=request.tuning,
+            hyperparameters=request.hyperparameters,
+            rows=report.rows,
+            context=base.context,
+            max_rank=_max_rank(service, job.base),
+            device="cuda" if service.on_gpu else "cpu",
+        )
+        summary = f"Files validated ({report.rows} rows, {report.format.value})"
+        if resolved.use_dora:
+            summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
+        return Validated(resolved, summary)
+
+    def spec(self, service: Service, job: Job, base: BaseInfo) -> TrainingSpec:
+        request, resolved = request_of(job), resolved_of(job)
+        assert job.device is not None, "only jobs that hold a device are launched"
+        parents = job.weights(PARENT)
+        parent = service.workspace.artifacts.local(parents[0]) if parents else None
+        training, validation = job.file(TRAINING_FILE), job.file(VALIDATION_FILE)
+        assert training is not None, "every job has a training file"
+        is_full = resolved.type == "full"
+        return TrainingSpec(
+            job_id=job.id,
+            base_name=base.name,
+            base_hub_id=base.hub_id,
+            base_path=str(parent if parent and is_full else base.path),
+            trust_remote_code=trusts_code(service.settings, service.store, base.name),
+            parent_adapter=str(parent) if parent and not is_full else None,
+            training_file=str(service.workspace.file(training)),
+            validation_file=str(service.workspace.file(validation)) if validation else None,
+            chat_template=request.chat_template,
+            seed=job.seed,
+            device=job.device.split(":")[0],
+            method=request.method,
+            tuning=resolved,
+        )
+
+    def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
+        result = folder.read_result(TrainingResult)
+        assert result is not None, "only what has succeeded is published"
+        publish_products(service, job, base, folder, result)
+
+
+def request_of(job: Job) -> FineTuningRequest:
+    assert isinstance(job.request, FineTuningRequest), f"{job.id} is no fine-tuning job"
+    return job.request
+
+
+def resolved_of(job: Job) -> Resolved:
+    assert isinstance(job.resolved, Resolved), f"{job.id} was not validated"
+    return job.resolved
+
+
+def _max_rank(service: Service, base: str) -> int:
+    """The largest rank that the engine of the base serves."""
+    found = service.store.deployments.get(base)
+    return int(found[0].options["max_lora_rank"]) if found else service.settings.max_lora_rank

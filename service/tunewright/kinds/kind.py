@@ -1,0 +1,76 @@
+"""What a kind of job does: how its inputs are checked, what its process is given, and what becomes of its product."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from tunewright.config import Settings
+from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.kinds import JobKind
+from tunewright.registry.bases import BaseInfo
+from tunewright.registry.workspace import Workspace
+from tunewright.store.records import Job
+from tunewright.store.store import Store
+
+
+class JobRefused(Exception):
+    """The job cannot begin: `code`, the message and `param` become its error."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Service:
+    """What kinds need of the scheduler's process."""
+
+    settings: Settings
+    store: Store
+    workspace: Workspace
+    on_gpu: bool
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What was found when a job's inputs were checked."""
+
+    resolved: BaseModel | None
+    """What every `auto` became: the kind's model `resolved`."""
+    summary: str
+    """One line for the job's events."""
+
+
+class Kind(JobKind, ABC):
+    """A kind of job. The scheduler treats jobs of every kind alike; everything that differs is here.
+
+    A subclass sets the attributes, and `kinds/__init__.py` lists one instance of it.
+    """
+
+    path: str
+    """The collection of its jobs in the API."""
+    module: str
+    """Run as `python -m module JOB_DIR`, on a folder that may hold an earlier run's work (`jobs.process`)."""
+    process: str
+    """The name of the process in titles, messages and error codes."""
+    saves: str
+    """What a process that is started again goes on from, in messages."""
+    on_kill: str
+    """What may help where the process needs more memory than there is, in messages."""
+
+    @abstractmethod
+    def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
+        """Check the job's inputs. Raises JobRefused and StorageFull."""
+
+    @abstractmethod
+    def spec(self, service: Service, job: Job, base: BaseInfo) -> BaseModel:
+        """Everything that the process needs to know, for `spec.json`."""
+
+    @abstractmethod
+    def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
+        """List the product of a process that has succeeded, and end the job with `store.models.publish`, or have a
+        check end it. Safe to repeat after a crash. Raises InvalidAdapter where the product cannot be used."""

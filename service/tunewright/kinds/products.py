@@ -1,0 +1,76 @@
+"""Rows of `models` for the products of jobs, whose folders are published on the way."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tunewright.config import Settings
+from tunewright.registry.adapter_check import WEIGHTS_FILE, check_numbers
+from tunewright.registry.artifacts import ArtifactStore
+from tunewright.registry.content import adapter_config
+from tunewright.registry.mergeable import merge_only
+from tunewright.store.records import Lineage
+from tunewright.store.states import Desired, ModelState
+from tunewright.store.store import Store
+
+
+def state_of_new_adapter(settings: Settings) -> ModelState:
+    """Adapters wait for the parity gate where it is on."""
+    return ModelState.CHECKING if settings.parity == "on" else ModelState.READY
+
+
+def lineage_of_files(store: Store, training_file: str | None, validation_file: str | None) -> Lineage:
+    """The files of a model's lineage, with their hashes as far as they are still there."""
+    training, validation = (
+        store.files.get(id) if id is not None else None for id in (training_file, validation_file)
+    )
+    return Lineage(
+        training_file=training_file,
+        training_sha256=training.sha256 if training else None,
+        validation_file=validation_file,
+        validation_sha256=validation.sha256 if validation else None,
+    )
+
+
+def model_row(
+    artifacts: ArtifactStore, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
+) -> dict[str, Any]:
+    """Publish the folder of a whole model; `kept` holds it until its row is written."""
+    sha256 = artifacts.put(source, kept)
+    return {
+        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
+        "desired": Desired.UNLOADED, "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
+    }  # fmt: skip
+
+
+def adapter_row(
+    artifacts: ArtifactStore,
+    kept: ExitStack,
+    source: Path,
+    name: str,
+    step: int | None,
+    common: dict[str, Any],
+) -> dict[str, Any]:
+    """Publish a PEFT folder; `kept` holds it until its row is written. Raises InvalidAdapter where a number is NaN or
+    infinite."""
+    check_numbers(source / WEIGHTS_FILE)
+    sha256 = artifacts.put(source, kept)
+    config = adapter_config(source)
+    modules = config["target_modules"]
+    if merge_only(config):
+        common = {**common, "state": ModelState.MERGE_ONLY}
+    is_wanted = step is None and not merge_only(config)
+    return {
+        **common,
+        "name": name,
+        "kind": "adapter",
+        "sha256": sha256,
+        "bytes": artifacts.stat(sha256).bytes,
+        "desired": Desired.LOADED if is_wanted else Desired.UNLOADED,
+        "checkpoint_step": step,
+        "rank": config["r"],
+        "alpha": float(config["lora_alpha"]),
+        "target_modules": sorted(modules) if isinstance(modules, list) else [modules],
+    }

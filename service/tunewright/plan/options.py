@@ -1,0 +1,53 @@
+"""The options of a training run as they were asked for: `auto` where the choice is left to the service.
+
+The API checks their bounds (`api/fine_tuning/schemas.py`). Here they have only types, so that a row which an earlier
+version stored can always be read.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+Auto = Literal["auto"]
+
+
+class _Options(BaseModel):
+    """Options whose absence, null and `auto` mean the same."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_auto(cls, value: object) -> object:
+        return "auto" if value is None else value
+
+
+class TuningOptions(_Options):
+    """Tunewright's own options. They take precedence over OpenAI's hyperparameters."""
+
+    type: Literal["auto", "lora", "qlora", "full"] = "auto"
+    rank: int | Auto = "auto"
+    alpha: float | Auto = "auto"
+    dropout: float | Auto = "auto"
+    target_modules: list[str] | str = "auto"
+    use_rslora: bool = False
+    use_dora: bool = False
+    learning_rate: float | Auto = "auto"
+    n_epochs: int | Auto = "auto"
+    batch_size: int | Auto = "auto"
+    max_length: int | Auto = "auto"
+    truncation: str = "truncate"
+    warmup_ratio: float | Auto = "auto"
+    lr_scheduler_type: str = "auto"
+    max_grad_norm: float | Auto = "auto"
+    weight_decay: float | Auto = "auto"
+
+
+class HyperparameterOptions(_Options):
+    """OpenAI's hyperparameters."""
+
+    n_epochs: int | Auto = "auto"
+    batch_size: int | Auto = "auto"
+    learning_rate_multiplier: float | Auto = "auto"

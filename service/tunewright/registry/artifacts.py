@@ -1,0 +1,123 @@
+"""The artifact store: adapters and whole models, immutable, each named by the hash of its content.
+
+`ArtifactStore` is the contract that the rest of the service relies on; `LocalArtifacts` keeps them on the local disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tunewright.atomic import publish_folder
+from tunewright.registry.content import artifact_files, artifact_sha256, folder_size
+from tunewright.registry.removals import Removals
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    bytes: int
+    since: float
+    """Unix time at which it was put there."""
+
+
+class ArtifactStore(Protocol):
+    """Any method may block (it reads, copies or waits), so none is called in an event loop. Several processes use
+    the store at the same time."""
+
+    def create(self) -> None:
+        """Make the store ready for use; nothing to do where it is. Raises OSError."""
+
+    def put(self, folder: Path, kept: ExitStack | None = None) -> str:
+        """Store the artifact in `folder`, and return the hash of its content.
+
+        An adapter is stored as its two files, a whole model as all files directly in the folder, which must not
+        change meanwhile and is not needed afterwards. The artifact appears whole or not at all, also after a crash;
+        putting the same again changes nothing, and many may do so at once. Where `kept` is given, the artifact is
+        held in it as by `keeping`, from before it appears: close it when the artifact is listed. Raises OSError, and
+        ValueError where an adapter's config is no JSON.
+        """
+
+    def local(self, sha256: str) -> Path:
+        """A folder on this machine with the artifact's files, which are not to be changed.
+
+        The same path each time, and also where there is no such artifact: opening its files raises
+        FileNotFoundError then. So it does after a removal; what is open already can be read to its end.
+        """
+
+    def keeping(self, sha256: str) -> AbstractContextManager[None]:
+        """No process removes this artifact meanwhile, whether it is there or is yet to be put.
+
+        Many may hold the same. Waits while it is being removed; ends with the process at the latest.
+        """
+
+    def remove(self, sha256: str, is_used: Callable[[], object]) -> bool:
+        """Remove it unless `is_used()`; whether it was removed. No error where it is not there.
+
+        Waits until nothing holds it any more, and only then asks `is_used`.
+        """
+
+    def hashes(self) -> set[str]:
+        """The artifacts that are there now."""
+
+    def stat(self, sha256: str) -> StoredArtifact:
+        """Its size and age. Raises FileNotFoundError where it is not there."""
+
+
+class LocalArtifacts:
+    """Artifacts in `root/<sha256>/`. Unfinished ones lie in `tmp`, on the same file system."""
+
+    def __init__(self, root: Path, tmp: Path, removals: Removals) -> None:
+        self._root = root
+        self._tmp = tmp
+        self._removals = removals
+
+    def create(self) -> None:
+        self._root.mkdir(mode=0o700, exist_ok=True)
+
+    def put(self, folder: Path, kept: ExitStack | None = None) -> str:
+        sha256 = artifact_sha256(folder)
+        if kept is not None:
+            kept.enter_context(self.keeping(sha256))
+        final = self.local(sha256)
+        if not final.exists():
+            self._publish(folder, final)
+        return sha256
+
+    def local(self, sha256: str) -> Path:
+        return self._root / sha256
+
+    def keeping(self, sha256: str) -> AbstractContextManager[None]:
+        return self._removals.keeping(sha256)
+
+    def remove(self, sha256: str, is_used: Callable[[], object]) -> bool:
+        return self._removals.remove(self.local(sha256), is_used)
+
+    def hashes(self) -> set[str]:
+        return {path.name for path in self._root.glob("[0-9a-f]" * 64)}
+
+    def stat(self, sha256: str) -> StoredArtifact:
+        folder = self.local(sha256)
+        since = folder.stat().st_mtime  # first: a folder that is not there has a size of 0
+        return StoredArtifact(folder_size(folder), since)
+
+    def _publish(self, folder: Path, final: Path) -> None:
+        temporary = Path(tempfile.mkdtemp(prefix="artifact-", dir=self._tmp))
+        try:
+            temporary.chmod(0o755)
+            for file in artifact_files(folder):
+                try:  # immutable on both sides: no second copy of the bytes
+                    os.link(file, temporary / file.name)
+                except OSError:
+                    shutil.copy2(file, temporary / file.name)
+            publish_folder(temporary, final)
+        except OSError:
+            if not final.exists():  # else another process published the same meanwhile
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""The workspace: the folder on the local disk where the service keeps what it works with.
+
+tunewright.db                the store
+files/<id>                   uploads
+jobs/<id>/                   job folders
+artifacts/<sha256>/          adapters and full models; what lies there belongs to `registry/artifacts.py`
+engines/<model>/             logs and process records of the engines
+run/                         process records, locks
+tmp/                         what is not finished; emptied at start
+backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from urllib.parse import quote
+
+from tunewright.atomic import sync_folder
+from tunewright.registry.artifacts import ArtifactStore, LocalArtifacts
+from tunewright.registry.removals import Removals, destroy
+
+
+class Workspace:
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.files = self.path / "files"
+        self.jobs = self.path / "jobs"
+        self.engines = self.path / "engines"
+        self.run = self.path / "run"
+        self.leases = self.run / "leases"
+        self.tmp = self.path / "tmp"
+        self._removals = Removals(self.run, self.tmp)
+        self.artifacts: ArtifactStore = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)
+
+    def create(self) -> None:
+        """Make the folders, readable by their owner alone. Raises OSError."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.files, self.jobs, self.engines, self.run, self.leases, self.tmp):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self.artifacts.create()
+
+    def clear_unfinished(self) -> None:
+        """Remove what a crash left half-made. Only at start, before anything writes."""
+        for leftover in self.tmp.iterdir():
+            destroy(leftover)
+
+    def finish_removals(self) -> None:
+        """Remove what is out of sight but not gone, where a crash cut its removal off."""
+        self._removals.finish()
+
+    def file(self, id: str) -> Path:
+        return self.files / id
+
+    def job(self, id: str) -> Path:
+        return self.jobs / id
+
+    def heartbeat(self, process: str) -> Path:
+        """What `api`, `scheduler` or `worker` touches while it works."""
+        return self.run / f"{process}.heartbeat"
+
+    def engine(self, name: str) -> Path:
+        folder = self.engines / file_name(name)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def keeping(self, id: str) -> AbstractContextManager[None]:
+        """Hold this from before a file appears under `id` until it is listed: no process removes it in between.
+
+        Many may hold the same file. Waits while it is being removed.
+        """
+        return self._removals.keeping(id)
+
+    def keep_file(self, temporary: Path, id: str) -> None:
+        """Give an upload, written and synced under `tmp/`, its place. List it while `keeping(id)`."""
+        os.replace(temporary, self.file(id))
+        sync_folder(self.files)
+
+    def remove_file(self, id: str, is_used: Callable[[], object]) -> bool:
+        """Remove it unless `is_used()`; whether it was removed."""
+        return self._removals.remove(self.file(id), is_used)
+
+    def remove_job(self, id: str) -> bool:
+        """Remove the folder of a job that is over; whether there was one."""
+        return self._removals.remove(self.job(id), lambda: False)
+
+
+def file_name(name: str) -> str:
+    """A model's name as part of a file's: quoted, and by its hash where that is too long for a file system."""
+    quoted = quote(name, safe="")
+    return quoted if len(quoted) <= 160 else hashlib.sha256(name.encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""The devices of this machine, and who holds each: the one place that jobs, checks and engines ask.
+
+Jobs hold devices in the store, so that a new scheduler finds them again. A check's device is lent for as long as its
+process runs. Engines share devices with both: their part of a GPU's memory is set when they are placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewright.store.store import Store
+
+
+class Devices:
+    def __init__(self, names: Sequence[str], store: Store) -> None:
+        """`names`: `["cpu"]`, or `["cuda:0", ...]`."""
+        self.names = list(names)
+        self._store = store
+        self._lent: set[str] = set()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.names[0] != "cpu"
+
+    def for_jobs(self) -> Sequence[str]:
+        """Devices that a job may claim, in the order to try: engines fill them from the front, jobs from the back."""
+        return [name for name in reversed(self.names) if name not in self._lent]
+
+    def lend_for_check(self, *, gpu: bool) -> str:
+        """A GPU that no job holds, where one is wanted and free; else the CPU."""
+        held = {name for job in self._store.jobs.on_devices() for name in job.devices}
+        free = [name for name in self.names if name != "cpu" and name not in held]
+        device = free[0] if gpu and free else "cpu"
+        self.lend(device)
+        return device
+
+    def lend(self, device: str) -> None:
+        """A check uses it: no job claims it meanwhile. The CPU is shared."""
+        if device != "cpu":
+            self._lent.add(device)
+
+    def give_back(self, device: str) -> None:
+        self._lent.discard(device)
+
+
+def visible_to(device: str) -> dict[str, str]:
+    """The environment in which a process sees this device alone."""
+    return {"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:") if device.startswith("cuda:") else ""}

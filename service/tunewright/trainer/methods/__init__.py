@@ -1,0 +1,1 @@
+"""The training methods, a module each. `trainer.run` picks one by the spec."""

@@ -1,0 +1,35 @@
+"""What a training run leaves: an adapter's PEFT folder, or a whole model's folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from tunewright.atomic import publish_folder
+from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.process import rank
+
+
+def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder) -> None:
+    """Write the PEFT folder or the whole model, which appears under its name only when it is complete."""
+    if rank() != 0:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    is_adapter = isinstance(model, PeftModel)
+    final = folder.adapter if is_adapter else folder.model
+    temporary = folder.unfinished(final)
+    for stale in (temporary, final):
+        shutil.rmtree(stale, ignore_errors=True)
+    if is_adapter:
+        model.save_pretrained(temporary, safe_serialization=True)
+    else:
+        model.config.use_cache = True
+        model.to(torch.bfloat16).save_pretrained(temporary, safe_serialization=True, max_shard_size="5GB")
+        tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").unlink(missing_ok=True)  # peft's card has only placeholders
+    os.chmod(temporary, 0o755)
+    publish_folder(temporary, final)

@@ -1,0 +1,52 @@
+"""What request and response bodies have in common, and the text that can be stored. Beside pydantic
+they import the examples alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+
+from tunewright.examples import add_examples
+
+
+class Wire(BaseModel):
+    """A response body."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=add_examples)
+
+
+class Body(BaseModel):
+    """A request body. Unknown fields are refused, so that a typo is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=add_examples)
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        for text in _texts(value):
+            _storable(text)
+        return value
+
+
+def _storable(text: str) -> str:
+    """Raises ValueError for JSON's two kinds of text that no file or database takes."""
+    if "\0" in text:
+        raise ValueError("the character U+0000 cannot be stored; leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    return text
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The strings in a field: the value itself, or those in a list or an object."""
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    for item in items if isinstance(items, list) else [items]:
+        if isinstance(item, str):
+            yield item
+
+
+Text = Annotated[str, AfterValidator(_storable)]

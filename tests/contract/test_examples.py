@@ -1,0 +1,57 @@
+"""The examples of the wire models are valid, belong to a model, and are in the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tunewright.api.http import app  # noqa: F401  (imports all wire models)
+from tunewright.wire import Body, Wire
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "service" / "tunewright"
+
+
+def descendants(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from descendants(child)
+
+
+MODELS = sorted({*descendants(Body), *descendants(Wire)}, key=lambda model: model.__name__)
+EXAMPLES = [
+    pytest.param(model, example, id=f"{model.__name__}-{number}")
+    for model in MODELS
+    for number, example in enumerate(model.model_json_schema().get("examples", []))
+]
+
+
+@pytest.mark.parametrize(("model", "example"), EXAMPLES)
+def test_every_example_is_valid(model: type[BaseModel], example: dict[str, Any]) -> None:
+    parsed = model.model_validate_json(json.dumps(example))
+
+    assert parsed.model_dump(mode="json", exclude_unset=True) == example
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("examples.json")), ids=lambda file: file.parent.name)
+def test_every_entry_of_a_file_is_shown_in_the_schema_of_a_model(file: Path) -> None:
+    package = ".".join(file.parent.relative_to(PACKAGE.parent).parts)
+    models = {model.__name__: model for model in MODELS if model.__module__.rpartition(".")[0] == package}
+
+    for name, examples in json.loads(file.read_text()).items():
+        assert name in models, f"{package} has no such model"
+        assert models[name].model_json_schema()["examples"] == examples
+
+
+def test_every_file_of_examples_is_packaged() -> None:
+    setuptools = pytest.importorskip("setuptools.config.pyprojecttoml", reason="needs setuptools")
+    patterns = setuptools.read_configuration(ROOT / "pyproject.toml", expand=False)["tool"]["setuptools"]
+
+    packaged = {p for pattern in patterns["package-data"]["tunewright"] for p in PACKAGE.glob(pattern)}
+
+    assert set(PACKAGE.rglob("examples.json")) <= packaged
