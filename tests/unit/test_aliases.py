@@ -598,7 +598,7 @@ def worker(store: Store) -> Worker:
 def server() -> Iterator[Any]:
     """What it is made of does not change from test to test, its store does."""
     nowhere = Store.open("sqlite://")
-    yield build(Settings.model_construct(), nowhere)[0]
+    yield build(Settings(), nowhere)[0]
     nowhere.close()
 
 
