@@ -22,7 +22,7 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.http.middleware import Gatekeeper
+from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.models import routes as models
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
@@ -64,7 +64,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         app.include_router(routes.router)
     upload = settings.max_upload + _FORM_OVERHEAD
     app.add_middleware(
-        Gatekeeper,
+        AccessMiddleware,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
         max_uploads=settings.max_uploads,

@@ -98,7 +98,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_fault(request: Request, error: Exception) -> Response:
         log.error("%s %s broke down", request.method, request.url.path, exc_info=error)
         response = error_response(Internal("The service hit a fault of its own; its log has the details."))
-        response.headers["x-request-id"] = request.state.request_id  # this answer goes past the Gatekeeper
+        response.headers["x-request-id"] = request.state.request_id  # this answer bypasses AccessMiddleware
         return response
 
     app.add_exception_handler(TunewrightError, on_domain_error)

@@ -37,7 +37,7 @@ class _Refused(Exception):
     """The application is not to see the rest of the body."""
 
 
-class Gatekeeper:
+class AccessMiddleware:
     """`api_key` None: open. `limits`: bytes by path, `None` for every other path. `max_uploads`: at once."""
 
     def __init__(
