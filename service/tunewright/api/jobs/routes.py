@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse, Response
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.reports import (
+from tunewright.api.jobs.events import (
     LOGS,
     events_page,
     events_responses,
