@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from tunewright.cli.job_commands import JOBS
 from tunewright.cli.options import Remote, examples, on_service
 from tunewright.cli.watch import tell_created
-from tunewright.cli.work import JOBS
 
 
 class LocalOrUploaded(click.ParamType[Any]):

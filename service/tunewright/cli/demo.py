@@ -16,8 +16,8 @@ from typing import Any
 import click
 from rich.status import Status
 
-from tunewright.cli.demo_report import Answer, Losses, Phases, print_results, print_snippets
 from tunewright.cli.demo_service import DemoError, DemoService, Interrupts
+from tunewright.cli.demo_summary import Answer, Losses, Phases, print_results, print_snippets
 from tunewright.cli.options import examples
 from tunewright.cli.output import Output, plain
 from tunewright.cli.progress import view_for, watch_job

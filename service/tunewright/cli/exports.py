@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from tunewright.cli.create_export import create
+from tunewright.cli.job_commands import EXPORTS, action_command, events_command, logs_command, pairs, steps
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import number, page_size, size, when
 from tunewright.cli.watch import watch_command
-from tunewright.cli.work import EXPORTS, action_command, events_command, logs_command, pairs, steps
 from tunewright_client import Export, ExportGate, ExportQualityRow, ExportReport
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
+from tunewright.cli.job_commands import JobKind
 from tunewright.cli.options import INTERRUPTED, Remote, examples, on_service
 from tunewright.cli.progress import view_for, watch_job
-from tunewright.cli.work import Kind
 from tunewright_client import Export, Job, JobError
 
 
-def watch_command(kind: Kind, then: str) -> click.Command:
+def watch_command(kind: JobKind, then: str) -> click.Command:
     """`watch`; `then` is an example of what to do with $MODEL afterwards."""
 
     @click.command(
@@ -28,7 +28,7 @@ def watch_command(kind: Kind, then: str) -> click.Command:
     return watch
 
 
-def tell_created(remote: Remote, kind: Kind, job: Job | Export, watch: bool) -> int:
+def tell_created(remote: Remote, kind: JobKind, job: Job | Export, watch: bool) -> int:
     """Print what was created, and watch it if that was asked for; returns the exit code."""
     if remote.out.as_json:
         remote.out.json(job)
@@ -39,7 +39,7 @@ def tell_created(remote: Remote, kind: Kind, job: Job | Export, watch: bool) -> 
     return watch_to_the_end(remote, kind, job.id) if watch else 0
 
 
-def watch_to_the_end(remote: Remote, kind: Kind, job_id: str) -> int:
+def watch_to_the_end(remote: Remote, kind: JobKind, job_id: str) -> int:
     """Raises JobError where the job does not succeed; returns the exit code."""
     try:
         with view_for(remote.out) as view:

@@ -17,7 +17,7 @@ FOLLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Kind:
+class JobKind:
     """Jobs of one kind, as the command line speaks of them."""
 
     group: str
@@ -36,8 +36,8 @@ class Kind:
         return " ".join(("tunewright", self.group, command, self.example, *rest))
 
 
-JOBS = Kind("jobs", "job", "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.jobs)
-EXPORTS = Kind("exports", "export", "export-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.exports)
+JOBS = JobKind("jobs", "job", "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.jobs)
+EXPORTS = JobKind("exports", "export", "export-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.exports)
 
 
 def steps(record: Job | Export) -> str | None:
@@ -51,7 +51,7 @@ def pairs(values: dict[str, Any] | None) -> str | None:
     return " ".join(f"{key}={value}" for key, value in (values or {}).items()) or None
 
 
-def logs_command(kind: Kind, help: str) -> click.Command:
+def logs_command(kind: JobKind, help: str) -> click.Command:
     """`logs`."""
 
     @click.command(
@@ -92,7 +92,7 @@ def logs_command(kind: Kind, help: str) -> click.Command:
     return logs
 
 
-def events_command(kind: Kind, number: str) -> click.Command:
+def events_command(kind: JobKind, number: str) -> click.Command:
     """`events`; `number` is one of its data, for the example."""
 
     @click.command(
@@ -130,7 +130,7 @@ def _row(event: JobEvent) -> tuple[str | None, str, str]:
     return when(event.created_at), event.level, event.message
 
 
-def action_command(kind: Kind, action: str, help: str) -> click.Command:
+def action_command(kind: JobKind, action: str, help: str) -> click.Command:
     """`cancel`, `pause` or `resume`, of one or several."""
 
     @click.command(name=action, help=help, epilog=examples(kind.example_of(action)))
