@@ -10,7 +10,7 @@ from tunewright.api.exports.creation import create_export
 from tunewright.api.exports.schemas import CreateExport, ExportEventObject, ExportObject
 from tunewright.api.http.context import Context
 from tunewright.api.http.errors import responses
-from tunewright.api.jobs.routes import Shown, Words, add_job_routes
+from tunewright.api.jobs.routes import JobSchemas, RouteTexts, add_job_routes
 from tunewright.kinds import EXPORT
 
 router = APIRouter(prefix="/v1/exports", tags=["Exports"])
@@ -32,8 +32,8 @@ add_job_routes(
     router,
     EXPORT,
     param="export_id",
-    shown=Shown(ExportObject, ExportEventObject, ExportObject.of, ExportEventObject.of),
-    words=Words(
+    schemas=JobSchemas(ExportObject, ExportEventObject, ExportObject.of, ExportEventObject.of),
+    texts=RouteTexts(
         one="an export",
         many="exports",
         not_found="export_not_found",

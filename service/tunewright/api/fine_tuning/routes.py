@@ -12,7 +12,7 @@ from tunewright.api.fine_tuning.schemas import CheckpointObject, CreateJob, Even
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.routes import Shown, Words, add_job_routes, find_job
+from tunewright.api.jobs.routes import JobSchemas, RouteTexts, add_job_routes, find_job
 from tunewright.errors import InvalidRequest
 from tunewright.kinds import FINE_TUNING
 from tunewright.store.records import Job
@@ -47,8 +47,8 @@ add_job_routes(
     router,
     FINE_TUNING,
     param="job_id",
-    shown=Shown(JobObject, EventObject, JobObject.of, EventObject.of),
-    words=Words(
+    schemas=JobSchemas(JobObject, EventObject, JobObject.of, EventObject.of),
+    texts=RouteTexts(
         one="a job",
         many="jobs",
         not_found="fine_tuning_job_not_found",
