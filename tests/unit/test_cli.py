@@ -479,7 +479,7 @@ def test_ctrl_c_leaves_the_job_and_says_so(run: Run, service: FakeService) -> No
     interrupt_when(lambda: any(path == JOB for _, path, _ in service.requests))
     code, out, err = run("jobs", "watch", "ftjob-1")
     assert (code, out) == (130, "")
-    assert "ftjob-1 goes on" in err
+    assert "ftjob-1 continues" in err
 
 
 def test_events_and_logs(run: Run, service: FakeService) -> None:

@@ -1,4 +1,4 @@
-"""`tunewright jobs create`, and the types of options that what creates jobs has."""
+"""`tunewright jobs create`, and the option types that it shares with `tunewright exports create`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from tunewright.cli.job_commands import JOBS
 from tunewright.cli.options import Remote, examples, on_service
-from tunewright.cli.watch import tell_created
+from tunewright.cli.watch import print_created
 
 
 class LocalOrUploaded(click.ParamType[Any]):
@@ -28,7 +28,7 @@ class LocalOrUploaded(click.ParamType[Any]):
 
 
 class KeyValue(click.ParamType[Any]):
-    """KEY=VALUE."""
+    """KEY=VALUE, as (key, value)."""
 
     name = "KEY=VALUE"
 
@@ -52,12 +52,12 @@ FILE = LocalOrUploaded()
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
 )
-@click.option("--model", "-m", required=True, help="The base, or a fine-tuned model to go on from.")
+@click.option("--model", "-m", required=True, help="The base, or a fine-tuned model to continue from.")
 @click.option(
     "--file", "-f", "--training-file", "training_file", type=FILE, required=True,
     help="JSONL to train on: a file here, which is uploaded, or an uploaded file's id.",
 )  # fmt: skip
-@click.option("--validation-file", type=FILE, help="JSONL held out, for the validation loss.")
+@click.option("--validation-file", type=FILE, help="Held-out JSONL, for the validation loss.")
 @click.option(
     "--method", type=click.Choice(["lora", "qlora", "full"]),
     help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",
@@ -67,7 +67,7 @@ FILE = LocalOrUploaded()
 @click.option(
     "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="For example 2e-4.  [default: chosen]"
 )
-@click.option("--rank", type=click.IntRange(1), help="Of the adapter.  [default: chosen by the rows]")
+@click.option("--rank", type=click.IntRange(1), help="Rank of the adapter.  [default: chosen by the rows]")
 @click.option(
     "--use-dora", is_flag=True,
     help="Train magnitudes beside the adapter (DoRA). vLLM serves no DoRA: the result is merged to be served.",
@@ -101,7 +101,7 @@ def create(
 ) -> int:
     """Start a fine-tuning job and print its id.
 
-    What is not given is chosen by the service, and shown by `jobs show`.
+    The service chooses the options that are not given; `jobs show` shows them.
     """
     options = {
         "type": method,
@@ -121,4 +121,4 @@ def create(
         metadata=dict(metadata) or None,
         chat_template=chat_template_file.read_text(encoding="utf-8") if chat_template_file else None,
     )
-    return tell_created(remote, JOBS, job, watch)
+    return print_created(remote, JOBS, job, watch)

@@ -1,4 +1,4 @@
-"""Watching a job of any kind to its end: `tunewright jobs watch`, and what was just created."""
+"""Watches a job of any kind to its end: `tunewright jobs watch`, and the `--watch` of `create`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunewright_client import Export, Job, JobError
 
 
 def watch_command(kind: JobKind, then: str) -> click.Command:
-    """`watch`; `then` is an example of what to do with $MODEL afterwards."""
+    """The command `watch`; `then` is an example of a command that uses $MODEL afterwards."""
 
     @click.command(
         name="watch",
@@ -28,8 +28,8 @@ def watch_command(kind: JobKind, then: str) -> click.Command:
     return watch
 
 
-def tell_created(remote: Remote, kind: JobKind, job: Job | Export, watch: bool) -> int:
-    """Print what was created, and watch it if that was asked for; returns the exit code."""
+def print_created(remote: Remote, kind: JobKind, job: Job | Export, watch: bool) -> int:
+    """Print the id of a created job, and watch it where `watch` is set. Returns the exit code."""
     if remote.out.as_json:
         remote.out.json(job)
     elif watch:
@@ -40,13 +40,13 @@ def tell_created(remote: Remote, kind: JobKind, job: Job | Export, watch: bool) 
 
 
 def watch_to_the_end(remote: Remote, kind: JobKind, job_id: str) -> int:
-    """Raises JobError where the job does not succeed; returns the exit code."""
+    """Show the progress of a job until it has ended. Returns the exit code; raises JobError unless it succeeds."""
     try:
         with view_for(remote.out) as view:
             job = watch_job(kind.of(remote.client).wait, job_id, view)
     except KeyboardInterrupt:
         remote.out.note(
-            f"\n{job_id} goes on without us. See it again: tunewright {kind.group} watch {job_id}. "
+            f"\n{job_id} continues. Watch it again: tunewright {kind.group} watch {job_id}. "
             f"Stop it: tunewright {kind.group} cancel {job_id}."
         )
         return INTERRUPTED

@@ -88,10 +88,8 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
                 again = time.monotonic() + _PUT_AGAIN_AFTER
                 while item.response is None and time.monotonic() < again:
                     await _wait_for_answer(item)
-        except (
-            OSError,
-            EOFError,
-        ) as error:  # the queue's process was killed; the api ends soon because of it
+        except (OSError, EOFError) as error:
+            # The process of the queue was killed; the api ends soon because of it.
             raise EngineUnavailable(
                 "The control queue was lost; it is being restarted.", retry_after=3
             ) from error

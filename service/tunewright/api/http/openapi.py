@@ -157,10 +157,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document["components"].setdefault("securitySchemes", {})["bearer"] = {"type": "http", "scheme": "bearer"}
     document["security"] = [{}, {"bearer": []}]
     schemas = document["components"]["schemas"]
-    for unused in (
-        "HTTPValidationError",
-        "ValidationError",
-    ):  # the API's own are ErrorResponse, with status 400
+    # The API's own are ErrorResponse, with status 400.
+    for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for operations in document["paths"].values():
         for operation in operations.values():

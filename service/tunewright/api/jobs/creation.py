@@ -12,7 +12,7 @@ from tunewright.store.records import Job, NewJob
 from tunewright.wire import Body
 
 _REPEAT_SECONDS = 5.0
-"""An identical request without an Idempotency-Key within this time is a repeat: OpenAI's client retries POSTs so."""
+"""An identical request without an Idempotency-Key within this time is a repeat: OpenAI's client retries without one."""
 _RETRY_AFTER = 30.0
 """Seconds after which a client may retry where the queue was full."""
 
