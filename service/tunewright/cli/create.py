@@ -42,13 +42,14 @@ class KeyValue(click.ParamType[Any]):
 
 
 FILE = LocalOrUploaded()
+_TYPES = click.Choice(["lora", "qlora", "full"])
 
 
 @click.command(
     epilog=examples(
         "tunewright jobs create --model tunewright-tiny --file train.jsonl --watch",
         "tunewright jobs create --model my-base --file train.jsonl --validation-file valid.jsonl \\",
-        "    --method qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
+        "    --type qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
 )
@@ -59,9 +60,10 @@ FILE = LocalOrUploaded()
 )  # fmt: skip
 @click.option("--validation-file", type=FILE, help="Held-out JSONL, for the validation loss.")
 @click.option(
-    "--method", type=click.Choice(["lora", "qlora", "full"]),
+    "--type", "tuning_type", type=_TYPES,
     help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",
 )  # fmt: skip
+@click.option("--method", "older_type", type=_TYPES, hidden=True)  # the name of --type in earlier versions
 @click.option("--epochs", type=click.IntRange(1), help="Times through the file.  [default: chosen]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows for each step.  [default: chosen]")
 @click.option(
@@ -87,7 +89,8 @@ def create(
     model: str,
     training_file: str | Path,
     validation_file: str | Path | None,
-    method: str | None,
+    tuning_type: str | None,
+    older_type: str | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -103,8 +106,10 @@ def create(
 
     The service chooses the options that are not given; `jobs show` shows them.
     """
+    if tuning_type and older_type:
+        raise click.UsageError("--method is the older name of --type: give --type only")
     options = {
-        "type": method,
+        "type": tuning_type or older_type,
         "n_epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
