@@ -134,7 +134,7 @@ def _lineage(adapter: Adapter) -> list[tuple[str, object]]:
         ("training file", made_from.training_file),
         ("validation file", made_from.validation_file),
         ("seed", made_from.seed),
-        ("went on from", made_from.parent_sha256),
+        ("continued from", made_from.parent_sha256),
         *[(name.replace("_", " "), number(value)) for name, value in (made_from.metrics or {}).items()],
     ]
 

@@ -13,7 +13,7 @@ from tunewright_client import Alias, AliasGuard, AliasShadow, AliasTarget, Alias
 
 _OLD, _NEW = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:pirate:Qw8rT2yU"
 _MOST_CHARACTERS = 60
-"""Of an answer, in a table."""
+"""Length at which an answer is cut in a table."""
 
 
 @click.group(cls=Commands)

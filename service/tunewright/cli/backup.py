@@ -129,7 +129,7 @@ def restore(
             ),
         ]
     )
-    out.note("The service goes on with it." if done.running else "Start the service to go on with it.")
+    out.note("The service continues with it." if done.running else "Start the service to continue with it.")
 
 
 def _where(data_dir: Path | None, database_url: str | None) -> tuple[Path, str]:

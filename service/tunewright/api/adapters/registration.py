@@ -185,7 +185,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     engine = context.store.engines.get(asked)
     if engine is None or engine.state is EngineState.STOPPED or not engine.info or not engine.info.path:
         raise EngineUnavailable(
-            f"The base {asked} is not here yet, so the adapter cannot be checked against it (GET /ready says when)."
+            f"The base {asked} is not available yet, so the adapter cannot be checked (GET /ready says when)."
         )
     return engine
 

@@ -33,7 +33,7 @@ class TargetBody(Body):
 
 
 class ShadowBody(Body):
-    """A model that gets copies of requests; its answers are recorded, and sent to nobody."""
+    """A model that gets copies of requests; its answers are recorded, and not sent to any client."""
 
     model: _Model
     share: Annotated[_Number, Field(gt=0, le=1)] = Field(1.0, description="Share of the requests.")

@@ -202,7 +202,7 @@ def _engine(context: ServiceContext, base: str) -> Engine:
             code="base_not_served",
         )
     if engine.info is None or engine.info.path is None:
-        raise EngineUnavailable(f"The base {base} is not here yet (GET /ready says when).")
+        raise EngineUnavailable(f"The base {base} is not available yet (GET /ready says when).")
     return engine
 
 

@@ -102,7 +102,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
         if parent.name not in served:
             raise InvalidRequest(
                 f"{parent.name} is not deployed, so an adapter on it could not be served: deploy it first, with "
-                "POST /v1/deployments, or use tuning.type full to go on from its weights.",
+                "POST /v1/deployments, or use tuning.type full to continue from its weights.",
                 param="tuning.type",
                 code="model_not_served",
             )
@@ -201,7 +201,7 @@ def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning
         asked = sorted(asked) if isinstance(asked, list) else asked
         if asked not in ("auto", "all-linear") and asked != value:
             raise InvalidRequest(
-                f"{parent.name} has {key} {value}; going on from it cannot change that to {asked}.",
+                f"{parent.name} has {key} {value}; a job that continues from it cannot change that to {asked}.",
                 param=f"tuning.{key}",
             )
     return tuning.model_copy(update=fixed)

@@ -38,7 +38,7 @@ def _may_resume(context: ServiceContext, job: Job) -> None:
     bases = [base.name for base in context.settings.bases]
     if job.base not in bases and job.base not in trainable_deployments(context):
         raise InvalidRequest(
-            f"{job.base}, the base of {job.id}, is neither among the bases here nor deployed: it would wait for ever.",
+            f"{job.base}, the base of {job.id}, is neither among the bases here nor deployed: the job would never run.",
             code="base_not_served",
         )
 
@@ -55,8 +55,8 @@ add_job_routes(
         log="the trainer's own log",
         cancel="In any state but the final ones. A trainer that runs is ended within seconds.",
         pause="A running job saves a checkpoint after the step under way, and then frees its device.",
-        resume="It queues for a device and goes on from its checkpoint.",
-        logs="What the training process printed, all attempts one after another.\n\n"
+        resume="It queues for a device and continues from its checkpoint.",
+        logs="The output of the training process, all attempts one after another.\n\n"
         "Empty before it starts, and once the folder of an ended job was removed (`--keep-job-folders-days`).",
     ),
     may_resume=_may_resume,

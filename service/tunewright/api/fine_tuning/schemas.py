@@ -90,7 +90,8 @@ class CreateJob(Body):
     """OpenAI's request, with `tuning` and `chat_template` beside it."""
 
     model: str = Field(
-        max_length=512, description="A named base, or a finished adapter or model (`ft:...`) to go on from."
+        max_length=512,
+        description="A named base, or a finished adapter or model (`ft:...`) to continue from.",
     )
     training_file: str = Field(max_length=64, description="Id of an uploaded file.")
     validation_file: Annotated[str, Field(max_length=64)] | None = None
