@@ -50,7 +50,7 @@ class Fault:
 
 
 @dataclass
-class FileReport:
+class FileSummary:
     """The result of a check."""
 
     format: DataFormat
@@ -67,9 +67,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, json.loads(line)
 
 
-def check_file(path: Path) -> FileReport:
+def check_file(path: Path) -> FileSummary:
     """Check the whole file, line by line. Raises InvalidData with up to ten faults, or where the file is not JSONL."""
-    report: FileReport | None = None
+    summary: FileSummary | None = None
     faults: list[Fault] = []
     rows = characters = 0
     first, is_json = b"", False
@@ -83,11 +83,11 @@ def check_file(path: Path) -> FileReport:
                 first = first or line
                 try:
                     found = _check_line(line)
-                    if report is None:
-                        report = FileReport(found, 0, 0)
-                    elif found is not report.format:
+                    if summary is None:
+                        summary = FileSummary(found, 0, 0)
+                    elif found is not summary.format:
                         raise _Fault(
-                            f"this row has the {found.value} format, the first one the {report.format.value} format; "
+                            f"this row has the {found.value} format, the first one the {summary.format.value} format; "
                             "use one format in a file"
                         )
                 except _Fault as fault:
@@ -99,7 +99,7 @@ def check_file(path: Path) -> FileReport:
         raise InvalidData(f"the file cannot be read: {error.strerror}") from error
     if rows == 0:
         raise InvalidData("the file is empty: it needs one JSON object per line")
-    if report is None and (detected := _other_format(first, rows, is_json=is_json)):
+    if summary is None and (detected := _other_format(first, rows, is_json=is_json)):
         raise InvalidData(
             f"the file is {detected}, not JSONL: it needs one JSON object in each line, such as "
             '{"prompt": "2+2=", "completion": " 4"}'
@@ -107,9 +107,9 @@ def check_file(path: Path) -> FileReport:
     if faults:
         more = " (and maybe more)" if len(faults) >= _MAX_FAULTS else ""
         raise InvalidData("; ".join(map(str, faults)) + more)
-    assert report is not None
-    report.rows, report.characters = rows, characters
-    return report
+    assert summary is not None
+    summary.rows, summary.characters = rows, characters
+    return summary
 
 
 class _Fault(Exception):
