@@ -153,14 +153,14 @@ def _judge(numbers: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: 
     if mismatches:
         first = mismatches[0]
         return Verdict.FAIL, (
-            f"No parity with training: {len(mismatches)} prompts are not what they were there; in line {first.line} "
-            f"{first.why}. Is it another chat template?"
+            f"No parity with training: {len(mismatches)} prompts have other tokens there; in line {first.line} "
+            f"{first.why}. Does the adapter need another chat template?"
         )
     if not_finite:
         return Verdict.FAIL, f"No parity with peft: numbers overflow at {not_finite} tokens ({measured})"
     if noise > LARGEST_NOISE:
         return Verdict.FAIL, (
-            f"No parity with transformers: without the adapter already they differ by {noise:.4f} nats, above "
+            f"No parity with transformers: they differ even without the adapter, by {noise:.4f} nats, above "
             f"{LARGEST_NOISE}. Does the engine serve another base? ({measured})"
         )
     of_noise, of_effect = LARGEST_RESIDUAL

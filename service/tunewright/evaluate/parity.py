@@ -30,7 +30,7 @@ def main() -> int:
     for folder in folders:
         try:
             spec = folder.read_spec()
-        except (OSError, ValueError) as error:  # its adapter may have been deleted meanwhile
+        except (OSError, ValueError) as error:  # its adapter may have been deleted
             print(f"{folder.spec_file}: not a spec: {error}", file=sys.stderr)
             status = 2
             continue

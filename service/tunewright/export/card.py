@@ -84,7 +84,7 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
     ]
     if gate["forced"]:
         lines.append(
-            f"**Past the gate** (KL divergence at most {gate['max_kl']:.3g}): it was published by force."
+            f"**It exceeds the gate** (KL divergence at most {gate['max_kl']:.3g}) and was published by force."
         )
     elif gate["max_kl"] is not None:
         lines.append(f"It passed the gate: KL divergence at most {gate['max_kl']:.3g}.")

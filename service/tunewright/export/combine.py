@@ -55,7 +55,7 @@ class Combined:
     rank: int
     modules: int
     error: float
-    """Of all modules together; 0.0 where no rank was cut."""
+    """The error of all modules together; 0.0 where no rank was cut."""
     worst_module: str | None
     """The module with the largest error; None where all are exact."""
     worst_error: float

@@ -30,7 +30,7 @@ from tunewright.registry.content import folder_size
 
 log = logging.getLogger("tunewright.export")
 
-_ADVICE = "Free some of it: an export needs about one layer of the model and what it computes of a few rows."
+_ADVICE = "Free some of it: an export needs about one layer of the model and its activations for a few rows."
 NOISE_BOUND = 5.0
 """The largest KL divergence of a merged model from its adapter, as a multiple of the noise.
 
@@ -237,7 +237,7 @@ class _Export:
                 report=report,
             )
         if over:
-            self._events.message(f"Past the gate, and published since `force` says so: {exceeded}", "warn")
+            self._events.message(f"Exceeds the gate, published since `force` is set: {exceeded}", "warn")
         else:
             self._events.message(
                 f"Measured: KL divergence from the {self._source} {_shown(measured.kl)} nats for each token, top-1 "
@@ -259,7 +259,7 @@ class _Export:
         if effect is not None and lost is not None and lost > effect:
             self._events.message(
                 f"Quantizing changes more (KL {lost:.3g}) than the adapter does (KL of the base {effect:.3g}): on "
-                "these rows it can hardly be told from the base",
+                "these rows it hardly differs from the base",
                 "warn",
             )
 

@@ -181,7 +181,7 @@ def _zip(source: BinaryIO) -> Iterator[_Member]:
             if member.flag_bits & 1:
                 raise _refused(f"{name!r} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _refused(f"{name!r} is packed by another method than deflate")
+                raise _refused(f"{name!r} is compressed by another method than deflate")
             yield member.filename, None if member.filename.endswith("/") else partial(_open, archive, member)
 
 

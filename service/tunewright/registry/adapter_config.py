@@ -136,7 +136,7 @@ def read_config(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"adapter_config.json is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise InvalidAdapter("adapter_config.json is no JSON object.")
+        raise InvalidAdapter("adapter_config.json is not a JSON object.")
     return config
 
 

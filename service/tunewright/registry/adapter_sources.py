@@ -62,7 +62,7 @@ def folder_on_server(path: str, roots: Sequence[Path]) -> Path:
             param="path",
         )
     if not os.path.isdir(folder):
-        raise InvalidRequest(f"{path} is no folder on the server.", param="path")
+        raise InvalidRequest(f"{path} is not a folder on the server.", param="path")
     return folder
 
 
@@ -83,13 +83,13 @@ def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
         if path.name == WEIGHTS_FILE and found:
             raise pickled(f"{found}, which the folder has in place of {WEIGHTS_FILE}, is pickled") from None
         raise InvalidAdapter(
-            f"There is no {path.name}: it is no folder of an adapter that peft saved."
+            f"There is no {path.name}: the folder is not an adapter that peft saved."
         ) from None
     except OSError as error:
         raise InvalidAdapter(f"{path.name} cannot be read: {error.strerror}.") from error
     try:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InvalidAdapter(f"{path.name} is no plain file.")
+            raise InvalidAdapter(f"{path.name} is not a regular file.")
         # The path of the opened file; its name may belong to another file by now.
         real = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
         if roots is not None and not _is_in(real, roots):
@@ -130,7 +130,7 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
     try:
         return Path(done.result(timeout))
     except TimeoutError as error:
-        raise _failed(hub_id, f"it took more than {timeout:.0f} s; what has come so far is kept") from error
+        raise _failed(hub_id, f"it took more than {timeout:.0f} s; the downloaded part is kept") from error
     except Exception as error:
         # The client raises many types: no network, no such repository, gated, offline.
         raise _failed(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0]) from error

@@ -110,7 +110,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ExportUnsupported(f"The base's config.json cannot be read: {error}.", param="base") from error
     if not isinstance(config, dict):
-        raise ExportUnsupported("The base's config.json is no JSON object.", param="base")
+        raise ExportUnsupported("The base's config.json is not a JSON object.", param="base")
     if config.get("quantization_config") or config.get("compression_config"):
         raise _refused(
             "is quantized (quantization_config in its config.json), and merging into packed weights would round the "

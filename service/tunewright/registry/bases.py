@@ -76,7 +76,7 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
     except ValueError as error:
         raise BaseUnavailable(f"{folder}/config.json is not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise BaseUnavailable(f"{folder}/config.json is no JSON object")
+        raise BaseUnavailable(f"{folder}/config.json is not a JSON object")
     try:
         weights = weight_files(folder)
     except (BadTensors, OSError) as error:

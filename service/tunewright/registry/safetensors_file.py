@@ -54,7 +54,7 @@ def read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     except (ValueError, RecursionError) as error:
         raise BadTensors(f"its header cannot be read: {error}") from error
     if not isinstance(header, dict):
-        raise BadTensors("its header is no JSON object")
+        raise BadTensors("its header is not a JSON object")
     header.pop("__metadata__", None)
     return header, 8 + length
 

@@ -102,7 +102,7 @@ def _without_unlearnt(mask: list[int], learnt: list[bool], speaks: list[bool]) -
         inside = bool(value)
         result.append(int(bool(value) and runs < len(wanted) and wanted[runs]))
     if runs + 1 != len(wanted):
-        raise MaskingError("adjacent assistant turns of different weight cannot be told apart")
+        raise MaskingError("adjacent assistant turns of different weight cannot be separated")
     return result
 
 
