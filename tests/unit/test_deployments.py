@@ -335,6 +335,7 @@ async def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
         assert not list(data.leases.iterdir())
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("now", "kind", "code", "message"),
     [
@@ -345,7 +346,7 @@ async def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
         (None, InvalidRequest, "model_not_served", "POST /v1/deployments"),
     ],
 )
-def test_one_that_does_not_answer_says_why(
+async def test_one_that_does_not_answer_says_why(
     store: Store,
     deployment: Deployment,
     now: EngineState | None,
@@ -366,7 +367,7 @@ def test_one_that_does_not_answer_says_why(
             await gateway_for(store).router.find(FULL, held)
 
     with pytest.raises(kind) as refused:
-        asyncio.run(run())
+        await run()
     error = refused.value
     assert isinstance(error, EngineUnavailable | InvalidRequest | NotFound)
     assert error.code == code

@@ -227,7 +227,8 @@ def test_control_does_not_use_connections_again(socket: Path) -> None:
         assert len(server.open) == 2
 
 
-def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_connection(
+@pytest.mark.anyio
+async def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_connection(
     store: Store, socket: Path, engine: Engine
 ) -> None:
     async def scenario() -> list[int]:
@@ -244,7 +245,7 @@ def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_connection
         return statuses
 
     with serving(socket, close_unread):
-        assert asyncio.run(scenario()) == [200, 200, 200]
+        assert (await scenario()) == [200, 200, 200]
 
 
 def test_engines_keep_idle_connections_much_longer_than_the_gateway() -> None:
@@ -303,21 +304,19 @@ async def test_an_error_says_whether_to_ask_again(
     assert type(raised.value) is error
 
 
-def test_an_engine_that_is_not_there_or_too_slow_is_busy(socket: Path) -> None:
+@pytest.mark.anyio
+async def test_an_engine_that_is_not_there_or_too_slow_is_busy(socket: Path) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(10)
         return web.Response()
 
-    async def scenario() -> None:
-        async with EngineHTTP(str(socket), timeout=0.05) as engine:
+    async with EngineHTTP(str(socket), timeout=0.05) as engine:
+        with pytest.raises(EngineBusy, match="does not answer"):
+            await engine.request("GET", "/health")
+        async with engine_at(socket, handler):
             with pytest.raises(EngineBusy, match="does not answer"):
-                await engine.request("GET", "/health")
-            async with engine_at(socket, handler):
-                with pytest.raises(EngineBusy, match="does not answer"):
-                    await engine.request("POST", PATH, {})
-
-    asyncio.run(scenario())
-    assert probe(socket) is None
+                await engine.request("POST", PATH, {})
+    assert await asyncio.to_thread(probe, socket) is None
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def test_a_name_is_rewritten_wherever_chunks_are_cut(cuts: set[int], public: str
     assert client.body == WHOLE.replace(f'"{INTERNAL}"'.encode(), json.dumps(public).encode())
 
 
-def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: Engine) -> None:
     """The first event is with the client before the second one exists."""
 
     async def run() -> bytes:
@@ -155,7 +156,7 @@ def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: E
             await asking
         return client.body
 
-    assert asyncio.run(run()).endswith(b"data: [DONE]\n\n")
+    assert (await run()).endswith(b"data: [DONE]\n\n")
 
 
 # ends
@@ -226,8 +227,9 @@ def test_an_engine_that_dies_before_it_answers(store: Store, socket: Path, engin
     assert client.headers["retry-after"] == "5"
 
 
-def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
-    client = asyncio.run(ask(store, {"model": BASE}))
+@pytest.mark.anyio
+async def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
+    client = await ask(store, {"model": BASE})
     assert (client.status, client.error["code"]) == (503, "engine_unavailable")
 
 
@@ -302,8 +304,9 @@ def test_a_second_404_is_the_answer(store: Store, socket: Path, engine: Engine) 
 # disconnects
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_client_that_leaves_ends_the_engines_work(
+async def test_a_client_that_leaves_ends_the_engines_work(
     store: Store, socket: Path, engine: Engine, streams: bool
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -322,7 +325,7 @@ def test_a_client_that_leaves_ends_the_engines_work(
             await asyncio.wait_for(asking, 5)
 
     began = asyncio.Event()
-    asyncio.run(run())
+    await run()
 
 
 # templates
@@ -412,25 +415,28 @@ def test_requests_for_an_adapter_that_is_not_there_load_it_once(
     assert asked == [{"op": "load", "model": TUNED}]
 
 
-def test_a_load_that_fails_is_told(store: Store, engine: Engine, publish_model: Publish) -> None:
+@pytest.mark.anyio
+async def test_a_load_that_fails_is_told(store: Store, engine: Engine, publish_model: Publish) -> None:
     publish_model({"desired": "unloaded"})
-    client = asyncio.run(ask(store, {"model": TUNED}))
+    client = await ask(store, {"model": TUNED})
     assert (client.status, client.error["code"]) == (503, "load_failed")
     assert "nothing loads here" in client.error["message"]
 
 
-def test_it_does_not_wait_for_ever(
+@pytest.mark.anyio
+async def test_it_does_not_wait_for_ever(
     store: Store, engine: Engine, publish_model: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routing, "_WAIT_FOR_LOADING", 0.2)
     publish_model({})
-    client = asyncio.run(ask(store, {"model": TUNED}, load=never))
+    client = await ask(store, {"model": TUNED}, load=never)
     assert client.status == 503
     assert "still being loaded" in client.error["message"]
     assert "retry-after" in client.headers
 
 
-def test_a_request_holds_its_adapter_until_it_ends(
+@pytest.mark.anyio
+async def test_a_request_holds_its_adapter_until_it_ends(
     store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
     publish_model({})
@@ -462,7 +468,7 @@ def test_a_request_holds_its_adapter_until_it_ends(
         assert await unused()
         assert client.headers["x-tunewright-model"] == TUNED
 
-    asyncio.run(run())
+    await run()
 
 
 @pytest.mark.anyio
@@ -486,6 +492,7 @@ async def test_an_adapter_that_is_drained_is_waited_for(
         assert (await asking).status == 200
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("values", "residency", "status", "code"),
     [
@@ -496,7 +503,7 @@ async def test_an_adapter_that_is_drained_is_waited_for(
         ({"base": "elsewhere"}, None, 400, "invalid_value"),
     ],
 )
-def test_a_model_that_cannot_answer_says_why(
+async def test_a_model_that_cannot_answer_says_why(
     store: Store,
     engine: Engine,
     publish_model: Publish,
@@ -510,27 +517,30 @@ def test_a_model_that_cannot_answer_says_why(
     publish_model(values)
     if residency:
         store.engines.set_residency(engine, SHA, residency, error="out of slots")
-    client = asyncio.run(ask(store, {"model": TUNED}))
+    client = await ask(store, {"model": TUNED})
     assert (client.status, client.error["code"]) == (status, code)
     if residency is Residency.FAILED:
         assert "out of slots" in client.error["message"]
 
 
-def test_an_unloaded_adapter_is_left_alone_where_loading_on_demand_is_off(
+@pytest.mark.anyio
+async def test_an_unloaded_adapter_is_left_alone_where_loading_on_demand_is_off(
     store: Store, engine: Engine, publish_model: Publish
 ) -> None:
     publish_model({"desired": "unloaded"})
-    client = asyncio.run(ask(store, {"model": TUNED}, load_on_demand=False))
+    client = await ask(store, {"model": TUNED}, load_on_demand=False)
     assert (client.status, client.error["code"]) == (400, "model_not_loaded")
 
 
-def test_an_unknown_model(store: Store, engine: Engine) -> None:
-    client = asyncio.run(ask(store, {"model": "nobody"}))
+@pytest.mark.anyio
+async def test_an_unknown_model(store: Store, engine: Engine) -> None:
+    client = await ask(store, {"model": "nobody"})
     assert (client.status, client.error["code"], client.error["param"]) == (404, "model_not_found", "model")
 
 
-def test_an_engine_that_is_not_ready_says_why(store: Store, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_an_engine_that_is_not_ready_says_why(store: Store, engine: Engine) -> None:
     store.engines.set_state(BASE, EngineState.BACKOFF, reason="it died of thirst")
-    client = asyncio.run(ask(store, {"model": BASE}))
+    client = await ask(store, {"model": BASE})
     assert client.status == 503
     assert "it died of thirst" in client.error["message"]

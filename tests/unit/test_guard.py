@@ -221,7 +221,10 @@ async def test_who_changes_the_alias_first_is_heard(traffic: Traffic) -> None:
     assert traffic.store.aliases.get(BOT) is None
 
 
-def test_one_rollback_however_many_fail_meanwhile(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_one_rollback_however_many_fail_meanwhile(
+    traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     rollback = traffic.store.aliases.rollback
     monkeypatch.setattr(
@@ -230,15 +233,16 @@ def test_one_rollback_however_many_fail_meanwhile(traffic: Traffic, monkeypatch:
         lambda _, *args, **kwargs: calls.append(args) or rollback(*args, **kwargs),
     )
     traffic.put("m1")
-    asyncio.run(traffic.end(traffic.put("m2", limits=ERRORS), "m2", failed=500))
+    await traffic.end(traffic.put("m2", limits=ERRORS), "m2", failed=500)
     assert calls == [(BOT, 1)]
     assert version(traffic) == 3
 
 
-def test_there_may_be_nothing_to_go_back_to(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.anyio
+async def test_there_may_be_nothing_to_go_back_to(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
     first = traffic.put("m1", limits=ERRORS)
     with caplog.at_level(logging.WARNING):
-        asyncio.run(traffic.end(first, "m1", failed=100))
+        await traffic.end(first, "m1", failed=100)
     assert version(traffic) == 1
     assert [record.getMessage() for record in caplog.records] == [
         "guard: 20 of 20 requests to m1 failed (100.0%; max_error_rate is 10.0%), and support-bot has no earlier "
@@ -246,28 +250,33 @@ def test_there_may_be_nothing_to_go_back_to(traffic: Traffic, caplog: pytest.Log
     ]
 
 
-def test_a_rollback_is_logged(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.anyio
+async def test_a_rollback_is_logged(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
     traffic.put("m1")
     with caplog.at_level(logging.WARNING):
-        asyncio.run(traffic.end(traffic.put("m2", limits=ERRORS), "m2", failed=20))
+        await traffic.end(traffic.put("m2", limits=ERRORS), "m2", failed=20)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "rolled support-bot back from version 2 to version 1, as version 3" in record.getMessage()
 
 
-def test_what_cannot_be_gone_back_to_is_told(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.anyio
+async def test_what_cannot_be_gone_back_to_is_told(
+    traffic: Traffic, caplog: pytest.LogCaptureFixture
+) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=ERRORS)
     with traffic.store.database.begin() as connection:
         connection.execute(models.update().where(models.c.name == "m1").values(state=ModelState.QUARANTINED))
-    asyncio.run(traffic.end(flipped, "m2", failed=50))
+    await traffic.end(flipped, "m2", failed=50)
     assert version(traffic) == 2
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert "m1 is quarantined" in record.getMessage()
 
 
-def test_a_database_that_fails_is_asked_again(
+@pytest.mark.anyio
+async def test_a_database_that_fails_is_asked_again(
     traffic: Traffic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     traffic.put("m1")
@@ -278,7 +287,7 @@ def test_a_database_that_fails_is_asked_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(type(traffic.store.aliases), "rollback", broken)
-        asyncio.run(traffic.end(flipped, "m2", failed=20))
+        await traffic.end(flipped, "m2", failed=20)
     assert "could not be rolled back" in caplog.text
-    asyncio.run(traffic.end(flipped, "m2", failed=1))
+    await traffic.end(flipped, "m2", failed=1)
     assert version(traffic) == 3

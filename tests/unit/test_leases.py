@@ -61,7 +61,8 @@ async def test_nobody_is_admitted_while_it_is_let_go_of(tmp_path: Path) -> None:
     assert leases.take(*ADAPTER)
 
 
-def test_a_drain_waits_for_the_last_lease(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_drain_waits_for_the_last_lease(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
     leases.take(*ADAPTER)
 
@@ -73,10 +74,11 @@ def test_a_drain_waits_for_the_last_lease(tmp_path: Path) -> None:
         with found:
             return time.monotonic() - began
 
-    assert 0.25 < asyncio.run(drain()) < 2
+    assert 0.25 < (await drain()) < 2
 
 
-def test_a_cancelled_drain_lets_requests_in_again(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_cancelled_drain_lets_requests_in_again(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
     leases.take(*ADAPTER)
 
@@ -87,7 +89,7 @@ def test_a_cancelled_drain_lets_requests_in_again(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(give_up())
+    await give_up()
     leases.give_back(*ADAPTER)
     assert leases.take(*ADAPTER)
 
@@ -138,7 +140,8 @@ def _admit(folder: Path, state: Path, seconds: float, seed: int) -> None:
     os._exit(0)
 
 
-def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
     """Three gateways hammer; the worker drains and loads again as residency does, some hundred times."""
     folder, state = tmp_path / "leases", tmp_path / "loaded"
     folder.mkdir()
@@ -164,7 +167,7 @@ def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
             await asyncio.sleep(0.002)
         return rounds
 
-    rounds = asyncio.run(unload_and_load())
+    rounds = await unload_and_load()
     for gateway in gateways:
         gateway.join()
     assert [gateway.exitcode for gateway in gateways] == [0, 0, 0]

@@ -69,7 +69,8 @@ async def until(condition: Callable[[], Any]) -> None:
 # how many generations
 
 
-def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, engine: Engine) -> None:
     async def run() -> None:
         go_on = asyncio.Event()
 
@@ -92,7 +93,7 @@ def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, e
             assert [client.status for client in clients] == [200, 200, 429, 200]
             assert len(fake.seen) == 3, "what is refused does not reach the engine"
 
-    asyncio.run(run())
+    await run()
 
 
 @pytest.mark.anyio
@@ -120,7 +121,8 @@ async def test_who_waits_for_an_adapter_counts(
         assert (waits.status, gateway.router.in_flight[BASE]) == (200, 0)
 
 
-def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
     store.engines.declare([BASE, "other"])
     store.engines.starting("other", str(socket), engine_info(internal_name="o"))
     store.engines.set_state("other", EngineState.READY)
@@ -140,10 +142,11 @@ def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engin
             busy.leaves.set()
             await running
 
-    asyncio.run(run())
+    await run()
 
 
-def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine: Engine) -> None:
     """Answers, errors, lost engines, clients that leave, tasks that are cancelled, timeouts; at random moments."""
     chance = random.Random(7)
     most, at_once, peak = 12, 0, 0
@@ -196,7 +199,7 @@ def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine:
             assert gateway.router.in_flight == {BASE: 0}
             await until(lambda: at_once == 0)
 
-    asyncio.run(run())
+    await run()
     assert 1 < peak <= most
 
 
@@ -212,8 +215,9 @@ def never_ends(request: web.Request, body: dict[str, Any]) -> Any:
     return answer()
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_generation_that_takes_too_long_is_ended(
+async def test_a_generation_that_takes_too_long_is_ended(
     store: Store, socket: Path, engine: Engine, streams: bool
 ) -> None:
     async def run() -> Client:
@@ -225,7 +229,7 @@ def test_a_generation_that_takes_too_long_is_ended(
             await asyncio.wait_for(fake.aborted.wait(), 5)
             return client
 
-    client = asyncio.run(run())
+    client = await run()
     if streams:
         first, last, rest = client.body.split(b"\n\n")
         assert (client.status, first + b"\n\n", rest) == (200, EVENT, b"")
@@ -237,7 +241,10 @@ def test_a_generation_that_takes_too_long_is_ended(
     assert "0.3 s" in error["message"]
 
 
-def test_the_wait_for_an_adapter_is_part_of_it(store: Store, engine: Engine, publish_model: Publish) -> None:
+@pytest.mark.anyio
+async def test_the_wait_for_an_adapter_is_part_of_it(
+    store: Store, engine: Engine, publish_model: Publish
+) -> None:
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADING)
 
@@ -249,7 +256,7 @@ def test_the_wait_for_an_adapter_is_part_of_it(store: Store, engine: Engine, pub
         await relay(gateway_for(store, request_timeout=0.2, load=never), client, model=TUNED)
         return client.status
 
-    assert asyncio.run(run()) == 504
+    assert (await run()) == 504
 
 
 # jobs
@@ -321,10 +328,11 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.2)
     access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
-    client = asyncio.run(post(access, CHAT, b"{", b'"model"'))
+    client = await post(access, CHAT, b"{", b'"model"')
     assert (client.status, client.error["code"], client.headers["connection"]) == (
         408,
         "body_stalled",
@@ -333,7 +341,8 @@ def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     assert "after 8 bytes" in client.error["message"]
 
 
-def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.5)
     got = b""
 
@@ -347,11 +356,12 @@ def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None
         return {"type": "http.request", "body": b"", "more_body": False}
 
     access = AccessMiddleware(app, None, {None: 2**20}, 8)
-    client = asyncio.run(post(access, CHAT, *[b"x"] * 6, pause=0.15))
+    client = await post(access, CHAT, *[b"x"] * 6, pause=0.15)
     assert (client.status, got) == (200, b"x" * 6)
 
 
-def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.05)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -374,7 +384,7 @@ def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytes
         await AccessMiddleware(app, None, {None: 2**20}, 8)(scope, receive, client.send)
         return client
 
-    assert asyncio.run(run()).status == 200
+    assert (await run()).status == 200
 
 
 @pytest.mark.anyio
@@ -543,7 +553,8 @@ async def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine:
         assert [body["prompt"] for _, body in fake.seen] == [[99]]
 
 
-def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine) -> None:
     """Half a surrogate pair, and a message as long as the body it quotes."""
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -555,14 +566,15 @@ def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine)
             await relay(gateway, client, prompt="\ud800" * 10**6)  # as if it were not refused before
             return client
 
-    client = asyncio.run(run())
+    client = await run()
     assert client.status == 400
     assert client.error["message"].startswith("wrong: \ud800")
     assert len(client.error["message"]) < 3000
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(("key", "status"), [("response_format", 400), ("tools", 400), ("seed", 503)])
-def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
+async def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
     store: Store, socket: Path, engine: Engine, key: str, status: int
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -574,7 +586,7 @@ def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
             await relay(gateway, client, **{key: {}})
             return client
 
-    assert asyncio.run(run()).status == status
+    assert (await run()).status == status
 
 
 def test_every_error_that_asks_for_patience_says_for_how_long() -> None:
@@ -765,7 +777,8 @@ def test_a_body_of_a_hundred_megabytes_is_refused_and_not_kept(served: tuple[Ser
     assert peak - before < 60, "32 MiB are the limit"
 
 
-def test_heads_of_requests_must_come_in_time_and_be_small(
+@pytest.mark.anyio
+async def test_heads_of_requests_must_come_in_time_and_be_small(
     store: Store, data: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
@@ -814,4 +827,4 @@ def test_heads_of_requests_must_come_in_time_and_be_small(
         web.should_exit = True
         await serving
 
-    asyncio.run(run())
+    await run()

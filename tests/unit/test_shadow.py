@@ -110,7 +110,8 @@ def test_its_share_is_kept_over_many(store: Store, alias: Alias) -> None:
     assert 70 < len(engine.asked) < 130
 
 
-def test_too_many_at_once_are_dropped_and_counted(
+@pytest.mark.anyio
+async def test_too_many_at_once_are_dropped_and_counted(
     store: Store, alias: Alias, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> Shadow:
@@ -129,13 +130,14 @@ def test_too_many_at_once_are_dropped_and_counted(
         return shadow
 
     with caplog.at_level(logging.WARNING):
-        shadow = asyncio.run(run())
+        shadow = await run()
     assert shadow.dropped == {BOT: 4}
     assert len(store.shadow_answers.list(BOT)[0]) == 17
     assert len(caplog.records) == 1, "told once, not for each"
 
 
-def test_copying_does_not_wait(store: Store, alias: Alias) -> None:
+@pytest.mark.anyio
+async def test_copying_does_not_wait(store: Store, alias: Alias) -> None:
     async def run() -> None:
         engine = Engine()
         engine.may_answer.clear()
@@ -146,7 +148,7 @@ def test_copying_does_not_wait(store: Store, alias: Alias) -> None:
         await shadow.close()
         assert shadow._tasks == set()
 
-    asyncio.run(run())
+    await run()
     assert store.shadow_answers.list(BOT)[0] == []
 
 
