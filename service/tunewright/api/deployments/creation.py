@@ -22,7 +22,7 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
     """`asked`: fields of `EngineOptions` that are not left to the service. Raises InvalidRequest, NotFound and
     EngineUnavailable, or gives the deployment that the same request made before."""
     settings = context.settings
-    if name in [base.name for base in settings.bases]:
+    if name in [base.name for base in settings.models.bases]:
         raise already_served(name)
     tuned = context.store.models.get(name)
     if tuned is not None:
@@ -39,7 +39,9 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
             if engine is None or engine.state not in (EngineState.READY, EngineState.FAILED)
         )
         free = psutil.virtual_memory().available - coming
-        placed = place(settings, context.devices(), model, asked, others, weights=weights, free_memory=free)
+        placed = place(
+            settings.serving, context.devices(), model, asked, others, weights=weights, free_memory=free
+        )
         return asdict(placed)
 
     return context.store.deployments.create(model, asked, beside, sha256=tuned.sha256 if tuned else None)
@@ -76,12 +78,12 @@ def _refuse_undeployable(model: TunedModel) -> None:
 
 def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
     """Bytes of its files; None where they have yet to be fetched from a hub."""
-    for base in context.settings.deployables:
+    for base in context.settings.models.deployables:
         if base.name == name:
             return folder_size(base.path) if base.path is not None and base.path.is_dir() else None
     if context.store.aliases.get(name) is not None:
         raise InvalidRequest(f"{name} is an alias: name a model.", param="model")
-    known = ", ".join(base.name for base in context.settings.deployables)
+    known = ", ".join(base.name for base in context.settings.models.deployables)
     also = f", and {known} (--deployable)" if known else ""
     raise NotFound(
         f"No such model: {name!r}. Full models that GET /v1/models lists can be deployed{also}.",

@@ -115,7 +115,7 @@ async def delete(
     """No new request reaches it, those that run end, then its engine does. The answer comes when it is gone. Not while
     an unfinished job trains on it, nor while an alias has it or an adapter on it. The model and the adapters stay."""
     found, _ = await asyncio.to_thread(deployed, context, deployment)
-    wait = context.settings.drain_timeout if timeout is None else timeout
+    wait = context.settings.serving.drain_timeout if timeout is None else timeout
     store = context.store.deployments
     await asyncio.to_thread(store.drain, found.id, time.time() + wait, force=force, who=user)
     left = await asyncio.to_thread(store.get, found.id)

@@ -79,7 +79,7 @@ def _hyperparameters(body: CreateJob) -> Hyperparameters:
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
     """(base, the model to go on from). An adapter on a deployed model has that for its base, and goes on from none."""
-    bases = [base.name for base in context.settings.bases]
+    bases = [base.name for base in context.settings.models.bases]
     if name in bases:
         return name, None
     parent = context.store.models.get(name)
@@ -137,7 +137,7 @@ def _quantized(name: str, how: str) -> UnsupportedFeature:
 def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
     deployment = trainable_deployments(context).get(base)
     options = deployment.options if deployment else {}
-    largest = options.get("max_lora_rank", context.settings.max_lora_rank)
+    largest = options.get("max_lora_rank", context.settings.serving.max_lora_rank)
     if tuning.type != "full" and not options.get("enable_lora", True):
         raise InvalidRequest(
             f"{base} is deployed without adapters (enable_lora false), so one on it could not be served: deploy it "
