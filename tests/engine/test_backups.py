@@ -162,7 +162,7 @@ def test_a_running_service_changes_over(changed: Changed, tmp_path: Path) -> Non
         done = tunewright("restore", tmp_path / "a.tar", "--data-dir", data.path, "--replace")
         assert done.returncode == 0, done.stderr
         assert files(service) == before, "asked while its processes start again"
-    assert "The service goes on with it." in done.stderr
+    assert "The service continues with it." in done.stderr
     assert f"kept in {kept(data).path}" in done.stdout
     assert knocking.answers > 3
     assert knocking.failures == [], "who asked meanwhile waited"
@@ -228,7 +228,7 @@ def test_a_service_killed_while_it_changes_over_is_stood_in_for(tmp_path: Path) 
         service.process.wait()
         told = restore.communicate(timeout=60)[0]
         assert restore.returncode == 0, told
-        assert "Start the service to go on with it." in told
+        assert "Start the service to continue with it." in told
     assert backups.missing(data) == []
     assert kept(data).file(after).exists()
     shutil.rmtree(kept(data).path)
