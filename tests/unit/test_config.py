@@ -23,7 +23,7 @@ from tunewright.config import (
     settings_from_command_line,
     settings_in_child,
 )
-from tunewright.config.settings import _ORDER
+from tunewright.config.settings import HELP_ORDER
 
 OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "host": (["--host", "::1"], "::1", "::1"),
@@ -87,8 +87,8 @@ def test_every_option_is_listed_here() -> None:
 
 def test_every_option_has_its_place_in_the_help_and_one_group() -> None:
     grouped = [name for _, group in Settings() for name in type(group).model_fields]
-    assert sorted(grouped) == sorted(_ORDER)
-    assert list(Options.model_fields) == _ORDER
+    assert sorted(grouped) == sorted(HELP_ORDER)
+    assert list(Options.model_fields) == HELP_ORDER
 
 
 def test_an_option_is_in_its_group_alone() -> None:

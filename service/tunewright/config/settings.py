@@ -29,7 +29,7 @@ from tunewright.config.options import (
 )
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
-_ORDER = [
+HELP_ORDER = [
     "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "device", "max_lora_rank",
     "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "engine_start_timeout",
@@ -39,9 +39,9 @@ _ORDER = [
     "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
     "keep_job_folders_days", "log_level",
 ]  # fmt: skip
-"""The options as `tunewright serve --help` lists them."""
+"""All options, in the order in which `tunewright serve --help` lists them."""
 
-G = TypeVar("G", bound=Group)
+_G = TypeVar("_G", bound=Group)
 
 
 class Options(
@@ -63,7 +63,7 @@ class Options(
     )
 
 
-for _name in _ORDER:
+for _name in HELP_ORDER:
     Options.model_fields[_name] = Options.model_fields.pop(_name)
 
 
@@ -83,7 +83,7 @@ class Settings(BaseModel):
     processes: ProcessOptions = ProcessOptions()
 
     def __init__(self, **options: Any) -> None:
-        """Raises ValidationError."""
+        """Check the options together, and hand each to its group. Raises ValidationError."""
         flat = Options(**options)
         super().__init__(
             server=_part(ServerOptions, flat),
@@ -111,13 +111,13 @@ class Settings(BaseModel):
         return {HANDOVER_VARIABLE: json.dumps(values)}
 
 
-def _part(group: type[G], flat: Options) -> G:
+def _part(group: type[_G], flat: Options) -> _G:
     """One group of options that have been checked."""
     return group(**{option: getattr(flat, option) for option in group.model_fields})
 
 
 def settings_from_command_line(argv: list[str]) -> Settings:
-    """Of `tunewright serve`. Raises ValidationError and SettingsError.
+    """The settings that `tunewright serve` is started with. Raises ValidationError and SettingsError.
 
     Repeated --vllm-arg become one value here: pydantic's parser cuts lists at commas, which vLLM's JSON has.
     """
