@@ -279,7 +279,7 @@ def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path)
         second.stop()
     messages = [event.message for event in told]
     assert any(message.startswith("Restored from a backup") for message in messages)
-    assert any(message.startswith("Going on from the checkpoint at step") for message in messages), messages
+    assert any(message.startswith("Resuming from the checkpoint at step") for message in messages), messages
     steps = [event.data["step"] for event in told if event.type == "metrics" and event.data]
     assert steps == list(range(1, 7)), "each once, those before the backup among them"
     assert (done.fine_tuned_model, again) == (undisturbed.fine_tuned_model, expected)

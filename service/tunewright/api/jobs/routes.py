@@ -3,11 +3,12 @@
 # No `from __future__ import annotations`: FastAPI could not resolve annotations that name the arguments of
 # `add_job_routes`.
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from tunewright.api.http.context import Context, ServiceContext
@@ -80,10 +81,11 @@ def add_job_routes(
     `may_resume(context, job)` raises where a paused job could not run if it were resumed.
     """
 
-    def find(context: Context, job_id: Annotated[str, Path(alias=param)]) -> Job:
-        return find_job(context, kind, job_id, param=param, code=texts.not_found)
+    def find(context: ServiceContext, id: str) -> Job:
+        return find_job(context, kind, id, param=param, code=texts.not_found)
 
-    Found = Annotated[Job, Depends(find)]  # noqa: N806 (a type)
+    # No dependency finds the job: it would answer 404 before the other parameters are validated.
+    JobId = Annotated[str, Path(alias=param)]  # noqa: N806 (a type)
     job_page: Any = Page[schemas.job]  # type: ignore[name-defined]
     event_page: Any = Page[schemas.event]  # type: ignore[name-defined]
     paused = texts.one.replace(" ", " paused ", 1).replace("an paused", "a paused")
@@ -100,12 +102,12 @@ def add_job_routes(
     item = f"/{{{param}}}"
 
     @router.get(item, summary=f"Retrieve {texts.one}", response_model=schemas.job, responses=responses(404))
-    def retrieve(job: Found) -> Any:
-        return schemas.show(job)
+    def retrieve(context: Context, job_id: JobId) -> Any:
+        return schemas.show(find(context, job_id))
 
     def add_action(name: str, summary: str, description: str, act: Callable[[Any, Job], Job | None]) -> None:
-        def action(context: Context, job: Found) -> Any:
-            changed = act(context, job)
+        def action(context: Context, job_id: JobId) -> Any:
+            changed = act(context, find(context, job_id))
             assert changed is not None, "`find` has found it, and jobs are not deleted"
             return schemas.show(changed)
 
@@ -134,12 +136,13 @@ def add_job_routes(
     )
     async def events(
         context: Context,
-        job: Found,
+        job_id: JobId,
         after: After = None,
         limit: Limit = 20,
         stream: Stream = False,
         last_event_id: LastEventId = None,
     ) -> Any:
+        job = await asyncio.to_thread(find, context, job_id)
         if stream:
             return await events_stream(context, job, after or last_event_id, schemas.show_event)
         return await events_page(context, job, after, limit, schemas.show_event)
@@ -151,5 +154,5 @@ def add_job_routes(
         responses={**LOGS, **responses(400, 404)},
         description=texts.logs,
     )
-    def logs(context: Context, job: Found, tail: Tail = None) -> Response:
-        return log_of(context, job, tail)
+    def logs(context: Context, job_id: JobId, tail: Tail = None) -> Response:
+        return log_of(context, find(context, job_id), tail)
