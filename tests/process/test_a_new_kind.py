@@ -19,7 +19,7 @@ from counting_job import Counted, CountingSpec
 from rows import FILE
 from tunewright.backup.create import make_backup
 from tunewright.backup.restore import restore_archive
-from tunewright.config import Settings, embedded_base_path
+from tunewright.config import RetentionOptions, Settings, embedded_base_path
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.kinds import JobResult, kind_named, register, unregister
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
@@ -92,7 +92,7 @@ class World:
         self.store, self.data, self.lifeline = store, data, lifeline
         base = f"{BASE}={embedded_base_path()}"
         self.settings = Settings(base=[base], data_dir=data.path, step_timeout=30.0, device="cpu")
-        info = inspect_base(self.settings.bases[0])
+        info = inspect_base(self.settings.models.bases[0])
         engines: Any = SimpleNamespace(
             base=lambda name: info, bases_here=lambda: [BASE], names=lambda: [BASE]
         )
@@ -210,8 +210,8 @@ def test_cancelled_it_ends_and_leaves_no_work(world: World) -> None:
 def test_its_folder_is_pruned_and_no_strangers_work(world: World) -> None:
     id = world.create()
     world.ends(id)
-    settings = Settings(data_dir=world.data.path, keep_job_folders_days=1)
-    retention = Retention(settings, world.store, world.data, lambda: time.time() + 2 * DAY)
+    options = RetentionOptions(keep_job_folders_days=1)
+    retention = Retention(options, world.store, world.data, lambda: time.time() + 2 * DAY)
     stranger = world.data.job("count-stranger")
     stranger.mkdir()
     retention.round()

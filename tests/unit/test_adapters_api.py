@@ -59,8 +59,8 @@ def built() -> dict[str, Any]:
 def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(ready: bool = True, **options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="2MB", **{"parity": "off", **options})
-        store.engines.declare([base.name for base in settings.bases])
-        for base in settings.bases if ready else ():
+        store.engines.declare([base.name for base in settings.models.bases])
+        for base in settings.models.bases if ready else ():
             info = engine_info(fingerprint=FINGERPRINT, path=base.source, max_model_len=64)
             store.engines.starting(base.name, "/tmp/s", info)
             store.engines.set_state(base.name, EngineState.READY)

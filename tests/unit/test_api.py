@@ -24,7 +24,7 @@ from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs import events as job_events
 from tunewright.api.models import artifacts
-from tunewright.config import Settings
+from tunewright.config import RetentionOptions, Settings
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.fine_tuning.kind import request_of
 from tunewright.registry.workspace import Workspace
@@ -72,7 +72,7 @@ def built() -> dict[str, Any]:
 def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(**options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="200KB", **options)
-        store.engines.declare([base.name for base in settings.bases])
+        store.engines.declare([base.name for base in settings.models.bases])
         if str(options) not in built:
             built[str(options)] = build(settings, store)
         server, spec = built[str(options)]
@@ -205,7 +205,7 @@ def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
 ) -> None:
     job = create(api)
     api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
-    Retention(Settings(keep_files_days=1), store, data, lambda: time.time() + 99_999).round()
+    Retention(RetentionOptions(keep_files_days=1), store, data, lambda: time.time() + 99_999).round()
     told = error(api.get(f"/v1/files/{job['training_file']}/content"), 404)
     assert told["code"] == "file_not_found"
     assert "deleted" in told["message"]

@@ -616,8 +616,8 @@ class Server:
             "from tunewright.config import settings_in_child\n"
             "from tunewright.store.store import Store\n"
             "settings = settings_in_child()\n"
-            "server, _ = build(settings, Store.open(settings.resolved_database_url))\n"
-            "web = web_server(server.app, settings)\n"
+            "server, _ = build(settings, Store.open(settings.storage.resolved_database_url))\n"
+            "web = web_server(server.app, settings.server)\n"
             "web.config.lifespan = 'off'  # LitServe's, which needs its workers\n"
             "web.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])\n"
         )
@@ -705,7 +705,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
     data.create()
     shutil.copyfile(migrated_database, data.path / "tunewright.db")
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"], slow_reader_timeout=2)
-    store, torrent = Store.open(settings.resolved_database_url), Torrent()
+    store, torrent = Store.open(settings.storage.resolved_database_url), Torrent()
     store.engines.declare([BASE])
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
         store.engines.starting(BASE, f"{folder}/s", engine_info(internal_name="base"))
@@ -783,7 +783,7 @@ async def test_heads_of_requests_must_come_in_time_and_be_small(
 ) -> None:
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"])
-    web = web_server(build(settings, store)[0].app, settings)
+    web = web_server(build(settings, store)[0].app, settings.server)
     web.config.lifespan = "off"
     whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /health HTTP/1.1\r\nA: "

@@ -57,7 +57,7 @@ def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked:
 
 def register_folder(context: ServiceContext, path: str, asked: Registration) -> TunedModel:
     """Register a PEFT folder on the server. Raises the same as `register_upload`."""
-    roots = [Path(root).expanduser() for root in context.settings.adapter_root]
+    roots = [Path(root).expanduser() for root in context.settings.models.adapter_root]
     folder = folder_on_server(path, roots)
     with open_folder(folder, _largest(context), roots) as found:
         return _register(context, found, asked, Source.FOLDER, Lineage(origin=str(folder)))
@@ -74,7 +74,7 @@ def register_from_hub(
 
 
 def _largest(context: ServiceContext) -> int:
-    return context.settings.max_adapter_size
+    return context.settings.models.max_adapter_size
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _register(
     context: ServiceContext, files: AdapterFiles, asked: Registration, source: Source, lineage: Lineage
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
-    largest = _info(engine).max_lora_rank or context.settings.max_lora_rank
+    largest = _info(engine).max_lora_rank or context.settings.serving.max_lora_rank
     checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         checked.write(files.weights, Path(temporary))
@@ -144,7 +144,7 @@ def _list(
             "desired": Desired.LOADED if asked.load else Desired.UNLOADED,
             "source": source,
             "lineage": asdict(lineage),
-            "state": ModelState.CHECKING if context.settings.parity == "on" else ModelState.READY,
+            "state": ModelState.CHECKING if context.settings.parity.is_on else ModelState.READY,
         }
     )
     if (listed.name, listed.sha256) != (name, sha256):
@@ -158,8 +158,11 @@ def _list(
 def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> Engine:
     """The engine of the adapter's base. Raises InvalidRequest, and EngineUnavailable while the base is fetched."""
     deployed = trainable_deployments(context)
-    sources = {base.name: base.source for base in (*context.settings.bases, *context.settings.deployables)}
-    own = [base.name for base in context.settings.bases]
+    sources = {
+        base.name: base.source
+        for base in (*context.settings.models.bases, *context.settings.models.deployables)
+    }
+    own = [base.name for base in context.settings.models.bases]
     bases = [*own, *deployed]
     if asked is None:
         hint = parse_adapter_config(files.config).base_hint

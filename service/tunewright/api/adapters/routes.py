@@ -171,7 +171,7 @@ async def _control(context: ServiceContext, adapter: str, operation: str) -> Ada
     model = await asyncio.to_thread(_get, context, adapter)
     if operation == "load":
         refuse_unservable(model)
-    wait = context.settings.drain_timeout
+    wait = context.settings.serving.drain_timeout
     answer = await context.control({"op": operation, "model": model.name, "wait": wait})
     if "error" in answer:
         raise EngineUnavailable(

@@ -25,7 +25,7 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
     EngineUnavailable.
     """
     settings = context.settings
-    if name in [base.name for base in settings.bases]:
+    if name in [base.name for base in settings.models.bases]:
         raise already_served(name)
     tuned = context.store.models.get(name)
     if tuned is not None:
@@ -42,7 +42,9 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
             if engine is None or engine.state not in (EngineState.READY, EngineState.FAILED)
         )
         free = psutil.virtual_memory().available - coming
-        placed = place(settings, context.devices(), model, asked, others, weights=weights, free_memory=free)
+        placed = place(
+            settings.serving, context.devices(), model, asked, others, weights=weights, free_memory=free
+        )
         return asdict(placed)
 
     return context.store.deployments.create(model, asked, beside, sha256=tuned.sha256 if tuned else None)
@@ -79,12 +81,12 @@ def _refuse_undeployable(model: TunedModel) -> None:
 
 def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
     """The size of the model's files in bytes; None where they are not fetched from the hub yet."""
-    for base in context.settings.deployables:
+    for base in context.settings.models.deployables:
         if base.name == name:
             return folder_size(base.path) if base.path is not None and base.path.is_dir() else None
     if context.store.aliases.get(name) is not None:
         raise InvalidRequest(f"{name} is an alias: name a model.", param="model")
-    known = ", ".join(base.name for base in context.settings.deployables)
+    known = ", ".join(base.name for base in context.settings.models.deployables)
     also = f", and {known} (--deployable)" if known else ""
     raise NotFound(
         f"No such model: {name!r}. Full models that GET /v1/models lists can be deployed{also}.",

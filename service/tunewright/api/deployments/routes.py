@@ -115,7 +115,7 @@ async def delete(
     """It takes no new requests; its engine ends after the running ones, and then the answer comes. Refused while an
     unfinished job trains on it, or an alias has it or an adapter on it. The model and the adapters are kept."""
     found, _ = await asyncio.to_thread(deployed, context, deployment)
-    wait = context.settings.drain_timeout if timeout is None else timeout
+    wait = context.settings.serving.drain_timeout if timeout is None else timeout
     store = context.store.deployments
     await asyncio.to_thread(store.drain, found.id, time.time() + wait, force=force, who=user)
     left = await asyncio.to_thread(store.get, found.id)

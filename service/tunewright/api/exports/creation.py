@@ -73,7 +73,11 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
         notes.append(
             "The quality is measured on rows that were trained on: give a `validation_file` for held-out ones."
         )
-    bounds = {"merged": context.settings.max_merged_kl, "awq": context.settings.max_awq_kl, "adapter": None}
+    bounds = {
+        "merged": context.settings.exports.max_merged_kl,
+        "awq": context.settings.exports.max_awq_kl,
+        "adapter": None,
+    }
     first = source.first
     files = {CALIBRATION_FILE: calibration if body.format == "awq" else None, VALIDATION_FILE: validation}
     inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
@@ -217,7 +221,7 @@ def _base_path(engine: Engine) -> Path:
 def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source) -> list[str]:
     """Notes about the adapters for the user. Raises InvalidRequest where they cannot be merged or combined."""
     notes = []
-    most = context.settings.max_lora_rank
+    most = context.settings.serving.max_lora_rank
     if body.combine is not None and (body.combine.rank or 0) > most:
         raise InvalidRequest(
             f"The engine serves adapters up to rank {most}: ask for no more, or start the service with a larger "

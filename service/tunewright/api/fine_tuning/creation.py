@@ -82,7 +82,7 @@ def _hyperparameters(body: CreateJob) -> Hyperparameters:
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
     """The base, and the model whose training is continued, if any. An adapter on a deployed model has it as base."""
-    bases = [base.name for base in context.settings.bases]
+    bases = [base.name for base in context.settings.models.bases]
     if name in bases:
         return name, None
     parent = context.store.models.get(name)
@@ -140,7 +140,7 @@ def _quantized(name: str, how: str) -> UnsupportedFeature:
 def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
     deployment = trainable_deployments(context).get(base)
     options = deployment.options if deployment else {}
-    largest = options.get("max_lora_rank", context.settings.max_lora_rank)
+    largest = options.get("max_lora_rank", context.settings.serving.max_lora_rank)
     if tuning.type != "full" and not options.get("enable_lora", True):
         raise InvalidRequest(
             f"{base} is deployed without adapters (enable_lora false), so one on it could not be served: deploy it "

@@ -59,7 +59,7 @@ def _process(context: ServiceContext, name: str) -> Component:
     except FileNotFoundError:
         return Component(ready=False, state="starting")
     if age > _HEARTBEAT_LATE:
-        limit = context.settings.hang_timeout
+        limit = context.settings.processes.hang_timeout
         reason = f"no sign of life for {age:.0f} s; after {limit:.0f} s it is killed and started again"
         return Component(ready=False, state="late", reason=reason)
     return Component(ready=True, state="ready")

@@ -62,28 +62,28 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (health, files, fine_tuning, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
-    upload = settings.max_upload + _FORM_OVERHEAD
+    upload = settings.server.max_upload + _FORM_OVERHEAD
     app.add_middleware(
         AccessMiddleware,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
         limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
-        max_uploads=settings.max_uploads,
+        max_uploads=settings.server.max_uploads,
     )
     errors.install_error_handlers(app)
     openapi.describe(app)
-    workspace = Workspace(settings.data_dir)
+    workspace = Workspace(settings.storage.data_dir)
     names = Router(
         store,
         workspace.leases,
         spec.control,
-        max_requests=settings.max_requests,
-        load_on_demand=settings.load_on_demand,
+        max_requests=settings.server.max_requests,
+        load_on_demand=settings.serving.load_on_demand,
     )
     spec.gateway = Gateway(
-        names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout
+        names, store.aliases, store.shadow_answers, request_timeout=settings.server.request_timeout
     )
     app.state.context = ServiceContext(
-        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings))
+        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings.processes))
     )
     return server, spec
 

@@ -172,12 +172,15 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def document_text() -> str:
     """The document as it is committed."""
     from tunewright.api.http.app import build  # here, since it imports this module
-    from tunewright.config import Settings
+    from tunewright.config import ServerOptions, Settings, StorageOptions
     from tunewright.store.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
+        settings = Settings.model_construct(
+            server=ServerOptions(max_upload=ByteSize(0)), storage=StorageOptions(data_dir=Path(folder))
+        )
         store = Store.open("sqlite://")
-        server, _ = build(Settings.model_construct(data_dir=Path(folder), max_upload=ByteSize(0)), store)
+        server, _ = build(settings, store)
         store.close()
     return json.dumps(server.app.openapi(), indent=2, sort_keys=True) + "\n"
 

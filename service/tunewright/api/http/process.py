@@ -26,7 +26,7 @@ from setproctitle import setproctitle
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
 from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
-from tunewright.config import Settings, settings_in_child
+from tunewright.config import ServerOptions, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
@@ -48,19 +48,19 @@ def main() -> int:
     descriptor = parser.parse_args().fd
     settings = settings_in_child()
     setproctitle("tunewright: api")
-    configure_logging(settings.log_level)
+    configure_logging(settings.processes.log_level)
     _allow_many_connections()
-    store = Store.open(settings.resolved_database_url)
+    store = Store.open(settings.storage.resolved_database_url)
     server, _ = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # for multiprocessing's socket
     manager = _start_workers(server)
-    workspace = Workspace(settings.data_dir)
+    workspace = Workspace(settings.storage.data_dir)
     tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
-    web = web_server(server.app, settings, heartbeat.beat)
+    web = web_server(server.app, settings.server, heartbeat.beat)
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
-    watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.hang_timeout)
+    watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
@@ -87,7 +87,9 @@ class _BeatingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def web_server(app: FastAPI, settings: Settings, beat: Callable[[], None] = lambda: None) -> uvicorn.Server:
+def web_server(
+    app: FastAPI, options: ServerOptions, beat: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
     return _BeatingServer(
         uvicorn.Config(
             app,
@@ -96,7 +98,7 @@ def web_server(app: FastAPI, settings: Settings, beat: Callable[[], None] = lamb
             timeout_graceful_shutdown=_GRACE,
             timeout_keep_alive=75,
             http=functools.partial(  # type: ignore[arg-type]
-                Connection, slow_reader_timeout=settings.slow_reader_timeout
+                Connection, slow_reader_timeout=options.slow_reader_timeout
             ),
             loop="uvloop",
             server_header=False,

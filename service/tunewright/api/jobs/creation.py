@@ -42,7 +42,7 @@ def create_once(
 
 
 def _check_queue(context: ServiceContext) -> None:
-    most = context.settings.max_queued_jobs
+    most = context.settings.jobs.max_queued_jobs
     if context.store.jobs.count_waiting() >= most:
         raise TooManyRequests(
             f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "

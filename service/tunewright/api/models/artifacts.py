@@ -48,7 +48,7 @@ async def remove(
     if force:
         await asyncio.to_thread(context.store.aliases.take_out, model.name, who=who)
     if model.kind == "adapter":
-        wait = context.settings.drain_timeout
+        wait = context.settings.serving.drain_timeout
         answer = await context.control({"op": "unload", "model": model.name, "wait": wait})
         if answer.get("state") == "draining":
             raise EngineUnavailable(
