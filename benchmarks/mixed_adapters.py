@@ -97,7 +97,7 @@ async def measure(url: str, base: str, adapters: list[str], options: argparse.Na
 
 
 def wait_checked(client: Tunewright, adapter_id: str) -> Adapter:
-    """Until the parity gate has judged it."""
+    """Until the parity check has judged it."""
     while (adapter := client.adapters.retrieve(adapter_id)).state == "checking":
         time.sleep(0.5)
     return adapter

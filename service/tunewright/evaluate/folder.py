@@ -1,4 +1,4 @@
-"""What the scheduler tells the reference process of the parity gate, and what comes back."""
+"""What the scheduler tells the reference process of the parity check, and what comes back."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tunewright.store.store import Store
 
 
 def state_of_new_adapter(settings: Settings) -> ModelState:
-    """Adapters wait for the parity gate where it is on."""
+    """Adapters wait for the parity check where it is on."""
     return ModelState.CHECKING if settings.parity == "on" else ModelState.READY
 
 

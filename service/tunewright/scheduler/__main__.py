@@ -16,7 +16,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
-from tunewright.scheduler.parity import ParityGate
+from tunewright.scheduler.parity import ParityChecker
 from tunewright.scheduler.retention import Retention
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import beat
@@ -45,7 +45,7 @@ def main() -> int:
     devices = Devices(find_devices(settings), store)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, workspace, lifeline, devices)
-    parity = ParityGate(settings, store, workspace, lifeline, devices)
+    parity = ParityChecker(settings, store, workspace, lifeline, devices)
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices)
     retention = Retention(settings, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")

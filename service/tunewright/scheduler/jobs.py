@@ -21,8 +21,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.background import Background
 from tunewright.scheduler.devices import Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
+from tunewright.scheduler.events import take_in_events
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
-from tunewright.scheduler.reports import take_in_events
 from tunewright.store.records import Job
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.store import Store

@@ -1,4 +1,4 @@
-"""The parity gate: an adapter is served only after it was seen to do in the engine what it does in peft.
+"""The parity check: an adapter is served only after it was seen to do in the engine what it does in peft.
 
 For each adapter that waits (`store.checks`): a reference process (`evaluate.parity`) scores a few rows with
 transformers and peft; the engine, which holds the adapter already though no request reaches it, scores the same
@@ -27,7 +27,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
-from tunewright.store.checks import Waiting
+from tunewright.store.checks import PendingCheck
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelState, Residency
 from tunewright.store.store import Store
@@ -61,7 +61,7 @@ class _Check:
     """Of the engine, which stopped answering when it was asked."""
 
 
-class ParityGate:
+class ParityChecker:
     """A part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
@@ -99,7 +99,7 @@ class ParityGate:
         self._references.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _go_on(self, one: Waiting, check: _Check) -> bool:
+    def _go_on(self, one: PendingCheck, check: _Check) -> bool:
         """True where the reference is what it waits for."""
         model = one.model
         if check.judging is not None:
@@ -127,7 +127,7 @@ class ParityGate:
 
     # the reference
 
-    def _start_reference(self, unmeasured: Sequence[Waiting]) -> None:
+    def _start_reference(self, unmeasured: Sequence[PendingCheck]) -> None:
         """Of the oldest and of others on its base; one that failed before goes alone, and not on a GPU again."""
         first = unmeasured[0]
         has_failed = self._checks[first.model.id].failures > 0
@@ -155,7 +155,7 @@ class ParityGate:
             return
         log.info("on %s: checking %s", base.device, ", ".join(one.model.name for one in batch))
 
-    def _spec(self, one: Waiting, base: BaseSpec) -> ParitySpec:
+    def _spec(self, one: PendingCheck, base: BaseSpec) -> ParitySpec:
         rows_from, rows_file = self._rows(one)
         return ParitySpec(
             base=base,
@@ -167,7 +167,7 @@ class ParityGate:
             rows=self._settings.parity_rows,
         )
 
-    def _rows(self, one: Waiting) -> tuple[RowsFrom, Path | None]:
+    def _rows(self, one: PendingCheck) -> tuple[RowsFrom, Path | None]:
         """Held-out rows of its job, else those it was trained on, as far as they are still there."""
         if one.job is not None:
             roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
@@ -177,7 +177,7 @@ class ParityGate:
                     return role, self._workspace.file(id)
         return "probes", None
 
-    def _watch_reference(self, waiting: dict[str, Waiting]) -> None:
+    def _watch_reference(self, waiting: dict[str, PendingCheck]) -> None:
         ended = self._references.watch()
         if ended is None or ended.why is None:
             return
@@ -209,7 +209,7 @@ class ParityGate:
         finally:
             leases.give_back(engine.name, model.sha256)
 
-    def _take_verdict(self, one: Waiting, check: _Check, judging: Future[dict[str, Any]]) -> None:
+    def _take_verdict(self, one: PendingCheck, check: _Check, judging: Future[dict[str, Any]]) -> None:
         try:
             parity = judging.result()
         except NotLoaded:
@@ -233,7 +233,7 @@ class ParityGate:
         self._record(one, parity, failure, told, "info" if verdict is Verdict.PASS else "warn")
 
     def _count_refusal(
-        self, one: Waiting, check: _Check, engine: Engine, held: dict[str, ResidencyRow]
+        self, one: PendingCheck, check: _Check, engine: Engine, held: dict[str, ResidencyRow]
     ) -> None:
         """Loading is tried again by itself, but not for ever. For room it waits."""
         loaded = sum(row.state is Residency.LOADED for row in held.values())
@@ -244,14 +244,14 @@ class ParityGate:
         if len(check.refused_at) >= MAX_FAILURES:
             self._not_checked(one, f"the engine could not load it: {mine.error}.", quarantine=True)
 
-    def _failed(self, one: Waiting, check: _Check, why: str) -> None:
+    def _failed(self, one: PendingCheck, check: _Check, why: str) -> None:
         log.warning("checking %s: %s", one.model.name, why)
         check.failures += 1
         check.not_before = time.monotonic() + _AGAIN_AFTER
         if check.failures >= MAX_FAILURES:
             self._not_checked(one, why, quarantine=True)
 
-    def _not_checked(self, one: Waiting, why: str, *, quarantine: bool) -> None:
+    def _not_checked(self, one: PendingCheck, why: str, *, quarantine: bool) -> None:
         """What is served already stays so: nothing was found against it."""
         told = f"Not checked: {why}"
         parity = {"verdict": Verdict.NOT_CHECKED, "reason": told, "checked_at": time.time()}
@@ -264,7 +264,7 @@ class ParityGate:
         self._record(one, parity, failure, told, "warn")
 
     def _record(
-        self, one: Waiting, parity: dict[str, Any], failure: JobError | None, told: str, level: str
+        self, one: PendingCheck, parity: dict[str, Any], failure: JobError | None, told: str, level: str
     ) -> None:
         event = {
             "level": level,

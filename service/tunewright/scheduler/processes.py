@@ -1,6 +1,6 @@
 """A child process of the scheduler: started, adopted from an earlier scheduler, watched and ended.
 
-Jobs, the reference process of the parity gate, and engines are all watched with this. What a silent process means, and
+Jobs, the reference process of the parity check, and engines are all watched with this. What a silent process means, and
 whether it is started again, is decided by those who watch.
 """
 

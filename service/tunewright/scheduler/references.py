@@ -1,4 +1,4 @@
-"""The reference process of the parity gate: at most one, since the machine must have room for its base beside the rest.
+"""The reference process of the parity check: at most one, since its base must fit in memory beside the rest.
 
 It measures several adapters of one base in a row (`evaluate.parity`). A new scheduler finds what a killed one left: the
 process by its record, and its results in their folders.

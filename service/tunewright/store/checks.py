@@ -1,4 +1,4 @@
-"""Which adapters wait to be checked by the parity gate, and the verdicts on them.
+"""Which adapters wait to be checked by the parity check, and the verdicts on them.
 
 A job whose adapter waits is in the phase `check`; the verdict ends it, in the same transaction.
 """
@@ -25,7 +25,7 @@ _ASKED = models.c.parity["asked_at"].as_float().is_not(None)
 
 
 @dataclass(frozen=True)
-class Waiting:
+class PendingCheck:
     """An adapter that is to be checked, and the job that made it."""
 
     model: TunedModel
@@ -41,7 +41,7 @@ class CheckStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def waiting(self) -> Sequence[Waiting]:
+    def waiting(self) -> Sequence[PendingCheck]:
         """Adapters to check now, oldest first: those that are wanted loaded or that a job waits for, and those that
         somebody asked about. (Others are checked when they are to be loaded.)"""
         awaited = and_(models.c.checkpoint_step.is_(None), UNFINISHED)
@@ -65,7 +65,7 @@ class CheckStore:
             made_by = {one.job_id for one in found if one.job_id}
             rows = connection.execute(select(jobs).where(jobs.c.id.in_(made_by))).all() if made_by else []
             by_id = {job.id: job for job in job_rows.read(connection, rows)}
-        return [Waiting(model, by_id.get(model.job_id or "")) for model in found]
+        return [PendingCheck(model, by_id.get(model.job_id or "")) for model in found]
 
     def ask(self, id: str) -> None:
         """Have it checked again. One that is served is served meanwhile."""

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, Select, Table, and_, case, select
 from tunewright.store.database import Database
 from tunewright.store.models import engine_name
 from tunewright.store.paging import page
-from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
+from tunewright.store.records import Engine, ModelWithEngine, ResidencyRow, TunedModel
 from tunewright.store.states import Desired, ModelState, Residency
 from tunewright.store.tables import engines, models, residency
 
@@ -23,7 +23,7 @@ class AdapterFilter:
     base: str | None = None
     job_id: str | None = None
     state: str | None = None
-    """As `Listed.state` has it."""
+    """As `ModelWithEngine.state` has it."""
     loaded: bool | None = None
 
 
@@ -31,7 +31,7 @@ class Listings:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def models(self) -> Sequence[Listed]:
+    def models(self) -> Sequence[ModelWithEngine]:
         """All models that may be served, newest first; of the checkpoints those that are wanted loaded."""
         shown = and_(
             models.c.state == ModelState.READY,
@@ -41,7 +41,7 @@ class Listings:
             rows = connection.execute(_joined().where(shown).order_by(models.c.seq.desc())).all()
         return [_listed(row) for row in rows]
 
-    def named(self, names: Collection[str]) -> dict[str, Listed]:
+    def named(self, names: Collection[str]) -> dict[str, ModelWithEngine]:
         """Models of these names; those that there are."""
         with self._database.read() as connection:
             rows = connection.execute(_joined().where(models.c.name.in_(names))).all()
@@ -49,7 +49,7 @@ class Listings:
 
     def adapters(
         self, wanted: AdapterFilter, *, after: str | None, limit: int
-    ) -> tuple[Sequence[Listed], bool]:
+    ) -> tuple[Sequence[ModelWithEngine], bool]:
         """A page of adapters, newest first, checkpoints among them, and whether there are more."""
         query = _joined().where(models.c.kind == "adapter")
         if wanted.base is not None:
@@ -77,7 +77,7 @@ def _joined() -> Select[Any]:
 
 
 def _state() -> ColumnElement[str]:
-    """`Listed.state`, as the database says it."""
+    """`ModelWithEngine.state`, as the database says it."""
     unheld = case((models.c.desired == Desired.LOADED, "loading"), else_="unloaded")
     return case(
         (models.c.state != ModelState.READY, models.c.state),
@@ -86,13 +86,13 @@ def _state() -> ColumnElement[str]:
     )
 
 
-def _listed(row: Row[Any]) -> Listed:
+def _listed(row: Row[Any]) -> ModelWithEngine:
     values = row._mapping
 
     def of(table: Table) -> dict[str, Any]:
         return {column.name: values[f"{table.name}_{column.name}"] for column in table.c}
 
-    return Listed(
+    return ModelWithEngine(
         TunedModel(**of(models)),
         Engine(**of(engines)) if values["engines_name"] is not None else None,
         ResidencyRow(**of(residency)) if values["residency_sha256"] is not None else None,

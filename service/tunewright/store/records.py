@@ -283,7 +283,7 @@ class ResidencyRow:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ModelWithEngine:
     """A model, with the engine of its base (None where that is not served), and what the engine holds of it."""
 
     model: TunedModel

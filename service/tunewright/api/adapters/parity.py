@@ -1,4 +1,4 @@
-"""What the parity gate found."""
+"""What the parity check found."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def publish_products(
     """List the final adapter (to be loaded) and the checkpoints of its epochs (to be loaded on request), or the full
     model.
 
-    Where the parity gate is on, adapters wait for it, and the job waits for the verdict on the final one. Safe to
+    Where the parity check is on, adapters wait for it, and the job waits for the verdict on the final one. Safe to
     repeat after a crash: artifacts are named by their content, and the listing is one transaction. Raises
     InvalidAdapter where a weight is NaN or infinite: then nothing is listed.
     """
