@@ -241,7 +241,7 @@ def test_a_new_scheduler_adopts_the_reference(checker: Checker, reference: Calla
     checker.until(lambda: checker.starts() == 1)
     second = checker.again()
     for _ in range(5):
-        second.checker.tick()
+        second.parity.tick()
     (second.folder.path / "go").touch()
     second.until(lambda: second.job().state is JobState.SUCCEEDED)
     assert second.starts() == 1
@@ -392,7 +392,7 @@ def test_a_cancelled_job_leaves_nothing(checker: Checker, reference: Callable[[s
 
 def test_switched_off_nothing_waits(checker: Checker) -> None:
     off = checker.again(parity="off")
-    off.checker.tick()
+    off.parity.tick()
     assert (off.job().state, off.model().state, off.starts()) == (JobState.SUCCEEDED, ModelState.READY, 0)
     assert (off.model().parity or {})["verdict"] == "not_checked"
 
@@ -401,12 +401,12 @@ def test_a_served_adapter_that_is_checked_again_is_served_meanwhile(
     checker: Checker, verdict: Callable[[Any], None]
 ) -> None:
     checker.until(lambda: checker.job().state is JobState.SUCCEEDED)
-    checker.store.checks.ask(checker.model().id)
+    checker.store.checks.request(checker.model().id)
     assert (checker.model().state, "asked_at" in (checker.model().parity or {})) == (ModelState.READY, True)
     verdict(FAIL)
     checker.until(lambda: checker.model().state is ModelState.QUARANTINED)
     assert (checker.job().state, checker.starts()) == (JobState.SUCCEEDED, 2)
-    checker.store.checks.ask(checker.model().id)
+    checker.store.checks.request(checker.model().id)
     assert checker.model().state is ModelState.CHECKING
     verdict(PASS)
     checker.until(lambda: checker.model().state is ModelState.READY)
@@ -418,7 +418,7 @@ def test_what_is_served_stays_so_where_it_could_not_be_checked_again(
 ) -> None:
     checker.until(lambda: checker.job().state is JobState.SUCCEEDED)
     reference("exit 1")
-    checker.store.checks.ask(checker.model().id)
+    checker.store.checks.request(checker.model().id)
     checker.until(lambda: "asked_at" not in (checker.model().parity or {}))
     assert (checker.model().state, (checker.model().parity or {})["verdict"]) == (
         ModelState.READY,
@@ -432,7 +432,7 @@ def test_switched_off_a_quarantined_one_is_still_checked_when_somebody_asks(
     verdict(FAIL)
     checker.until(lambda: checker.job().state.is_final)
     off = checker.again(parity="off")
-    off.store.checks.ask(checker.model().id)
+    off.store.checks.request(checker.model().id)
     off.until(lambda: off.model().state is not ModelState.CHECKING)
     assert (off.model().state, off.starts()) == (ModelState.QUARANTINED, 2)
 

@@ -1,4 +1,4 @@
-"""Checks files of rows for jobs that read them."""
+"""Checks the data files of jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunewright.rows.formats import DataFormat, FileReport, InvalidData, check_f
 
 
 def check_data(path: Path, param: str, chat_template: str | None, base: str) -> FileReport:
-    """Check a file whose rows are to go through `chat_template`. Raises JobRefused."""
+    """Check a file whose chat rows will be rendered with `chat_template`. Raises JobRefused."""
     try:
         report = check_file(path)
     except InvalidData as error:

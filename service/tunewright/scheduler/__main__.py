@@ -26,7 +26,7 @@ log = logging.getLogger("tunewright.scheduler")
 
 _TICK = 0.2
 _TRAINER_GRACE, _ENGINE_GRACE = 8.0, 4.0
-"""Seconds to stop; together under the 15 s in which `tunewright serve` promises to end."""
+"""Seconds that processes have to stop; together less than the 15 s in which `tunewright serve` promises to end."""
 
 
 def main() -> int:
@@ -53,10 +53,11 @@ def main() -> int:
         for part in (engines, jobs, parity, retention):
             try:
                 part.tick()
-            except Exception:  # one bad row or a full disk must not end what keeps everything else running
+            except Exception:  # one bad row or a full disk must not end the scheduler
                 log.exception("%s: a round failed; trying again", type(part).__name__)
                 time.sleep(1)
-            beat(heartbeat)  # after each part: one may wait 30 s for the database's lock
+            # after each part, since one may wait 30 s for the database's lock
+            beat(heartbeat)
         time.sleep(_TICK)
     retention.stop()
     parity.stop()

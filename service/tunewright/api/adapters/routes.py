@@ -147,7 +147,7 @@ def check(context: Context, adapter: str) -> AdapterObject:
     model = _get(context, adapter)
     if model.state is ModelState.MERGE_ONLY:
         refuse_unservable(model)
-    context.store.checks.ask(model.id)
+    context.store.checks.request(model.id)
     return _show(context, model.name)
 
 
