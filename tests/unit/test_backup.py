@@ -453,7 +453,7 @@ def test_jobs_that_always_end_meanwhile_do_not_hold_a_backup_up(
 ) -> None:
     """The archive has them as unfinished, without the result of which the product is gone."""
     write(used.data.job(used.running.id) / "result.json", '{"status": "succeeded"}')
-    monkeypatch.setattr(create, "is_over", lambda path, id: True)
+    monkeypatch.setattr(create, "has_ended", lambda path, id: True)
     made = backup_of(used.data, tmp_path / "a.tar")
     names = {name.split("/")[2] for name in made.manifest.members if used.running.id in name.split("/")}
     assert names == {"spec.json", "events.jsonl", "trainer.log", "checkpoints"}

@@ -27,7 +27,7 @@ from tunewright.ids import utc_stamp
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
-from tunewright.store.references import References, is_over, references
+from tunewright.store.references import References, has_ended, references
 from tunewright.store.sqlite_file import snapshot, sqlite_path
 
 ATTEMPTS = 3
@@ -201,7 +201,7 @@ class _Gatherer:
             else:
                 self.left_out.append(f"step {step} of {id}")
         self._records(source.path, target.path, but={source.result_file.name})
-        if is_over(self._database, id):  # so its folder is being emptied
+        if has_ended(self._database, id):  # so its folder is being emptied
             if not self._is_last:
                 raise _Gone(f"job {id} has ended since")
             target.result_file.unlink(missing_ok=True)  # without its product; the job will train again

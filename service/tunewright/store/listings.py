@@ -1,4 +1,4 @@
-"""Models as lists show them: each with its engine and what that holds of it. One query for a page, however long."""
+"""Lists of models, each with its engine and its residency there. One query for each page."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tunewright.store.tables import engines, models, residency
 
 @dataclass(frozen=True)
 class AdapterFilter:
-    """What a list of adapters is narrowed to; None: to nothing."""
+    """The conditions of a list of adapters; None sets no condition."""
 
     base: str | None = None
     job_id: str | None = None
     state: str | None = None
-    """As `ModelWithEngine.state` has it."""
+    """A value of `ModelWithEngine.state`."""
     loaded: bool | None = None
 
 
@@ -32,7 +32,7 @@ class Listings:
         self._database = database
 
     def models(self) -> Sequence[ModelWithEngine]:
-        """All models that may be served, newest first; of the checkpoints those that are wanted loaded."""
+        """All models that may be served, newest first; of the checkpoints only those that should be loaded."""
         shown = and_(
             models.c.state == ModelState.READY,
             models.c.checkpoint_step.is_(None) | (models.c.desired == Desired.LOADED),
@@ -42,7 +42,7 @@ class Listings:
         return [_listed(row) for row in rows]
 
     def named(self, names: Collection[str]) -> dict[str, ModelWithEngine]:
-        """Models of these names; those that there are."""
+        """The existing models among these names, by name."""
         with self._database.read() as connection:
             rows = connection.execute(_joined().where(models.c.name.in_(names))).all()
         return {listed.model.name: listed for listed in map(_listed, rows)}
@@ -77,7 +77,7 @@ def _joined() -> Select[Any]:
 
 
 def _state() -> ColumnElement[str]:
-    """`ModelWithEngine.state`, as the database says it."""
+    """`ModelWithEngine.state` as a SQL expression."""
     unheld = case((models.c.desired == Desired.LOADED, "loading"), else_="unloaded")
     return case(
         (models.c.state != ModelState.READY, models.c.state),
