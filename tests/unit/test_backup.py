@@ -580,7 +580,7 @@ def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path
     assert (jobs[pausing.id].state, jobs[pausing.id].device) == (JobState.PAUSED, None)
     assert jobs[used.finished.id].state is JobState.SUCCEEDED
     events = store.jobs.events(used.running.id, after=None, limit=1)[0]
-    assert events[0].message.startswith("Restored from a backup; the job goes on")
+    assert events[0].message.startswith("Restored from a backup; the job continues")
     assert store.engines.list() == [], "an engine that ran elsewhere is none of ours"
     ((deployment, engine),) = store.deployments.all()
     assert (deployment.model, deployment.asked, engine) == ("ft:other:full:1", {"max_loras": 2}, None)

@@ -121,7 +121,9 @@ def _prepare(path: Path) -> None:
         store.engines.forget()
         for job in store.jobs.on_devices():
             if job.state is JobState.RUNNING:
-                store.jobs.requeue(job.id, "Restored from a backup; the job goes on from its last checkpoint")
+                store.jobs.requeue(
+                    job.id, "Restored from a backup; the job continues from its last checkpoint"
+                )
             elif job.state is JobState.PAUSING:
                 store.jobs.paused(job.id)
             else:

@@ -107,7 +107,7 @@ class JobRunner:
             if job.state is JobState.PAUSING:
                 self._store.jobs.paused(job.id)
             elif job.state is JobState.RUNNING:
-                self._store.jobs.requeue(job.id, "The service stops; the job goes on when it starts again")
+                self._store.jobs.requeue(job.id, "The service stops; the job continues when it starts again")
         self._background.stop()
 
     # prepare

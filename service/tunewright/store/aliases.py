@@ -231,7 +231,7 @@ def _refuse_numbers(content: Content) -> None:
     for target in content.targets:
         if names.count(target.model) > 1:
             raise InvalidRequest(
-                f"{target.model} is there twice: give it once, with one weight.", param="targets"
+                f"{target.model} is given twice: give it once, with one weight.", param="targets"
             )
         if not (math.isfinite(target.weight) and target.weight > 0):
             raise InvalidRequest(
