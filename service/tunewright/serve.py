@@ -27,7 +27,7 @@ _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
 
 
 def main(argv: list[str]) -> int:
-    """Runs until it is told to stop. Returns the exit code: 2 for wrong options, 1 where it cannot start."""
+    """Run the service until it is stopped. Returns the exit code: 2 for wrong options, 1 where it cannot start."""
     try:
         settings = settings_from_command_line(argv)
     except (ValidationError, SettingsError) as error:
@@ -71,9 +71,9 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(settings: Settings, workspace: Workspace) -> None:
-    """What must be done while none of the service's processes runs: at the start, and to take in a restored backup.
+    """Prepare the data folder while none of the service's processes runs: at the start, and after a restore.
 
-    The database comes first: where it is refused, nothing was touched. Raises BackupError and DatabaseUnusable.
+    The database comes first: where it is refused, nothing else was changed. Raises BackupError and DatabaseUnusable.
     """
     try:
         finish_restore(workspace)
@@ -134,7 +134,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _explain(error: ValidationError | SettingsError) -> str:
-    """One line: which option, what is wrong."""
+    """One line that names the option and what is wrong with it."""
     if isinstance(error, SettingsError):
         return str(error).splitlines()[0]
     first = error.errors()[0]

@@ -30,7 +30,7 @@ from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.http import connection, middleware
 from tunewright.api.http.app import build
-from tunewright.api.http.middleware import Gatekeeper
+from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.http.process import web_server
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, TooLarge, TunewrightError
@@ -299,7 +299,7 @@ def test_jobs_wait_until_they_hold_a_device(store: Store) -> None:
 # bodies that come slowly, and uploads
 
 
-async def post(gatekeeper: Any, path: str, *chunks: bytes, pause: float = 0.0) -> Client:
+async def post(access: Any, path: str, *chunks: bytes, pause: float = 0.0) -> Client:
     """Sends the chunks and then nothing more, without an end."""
     client = Client()
     coming = list(chunks)
@@ -312,7 +312,7 @@ async def post(gatekeeper: Any, path: str, *chunks: bytes, pause: float = 0.0) -
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
     async with asyncio.timeout(10):
-        await gatekeeper(scope, receive, client.send)
+        await access(scope, receive, client.send)
     return client
 
 
@@ -325,8 +325,8 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
 
 def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.2)
-    gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 8)
-    client = asyncio.run(post(gatekeeper, CHAT, b"{", b'"model"'))
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    client = asyncio.run(post(access, CHAT, b"{", b'"model"'))
     assert (client.status, client.error["code"], client.headers["connection"]) == (
         408,
         "body_stalled",
@@ -348,8 +348,8 @@ def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None
     async def ended() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    gatekeeper = Gatekeeper(app, None, {None: 2**20}, 8)
-    client = asyncio.run(post(gatekeeper, CHAT, *[b"x"] * 6, pause=0.15))
+    access = AccessMiddleware(app, None, {None: 2**20}, 8)
+    client = asyncio.run(post(access, CHAT, *[b"x"] * 6, pause=0.15))
     assert (client.status, got) == (200, b"x" * 6)
 
 
@@ -373,7 +373,7 @@ def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytes
             return next(messages, None) or await client.receive()
 
         scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-        await Gatekeeper(app, None, {None: 2**20}, 8)(scope, receive, client.send)
+        await AccessMiddleware(app, None, {None: 2**20}, 8)(scope, receive, client.send)
         return client
 
     assert asyncio.run(run()).status == 200
@@ -383,15 +383,15 @@ def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
 
     async def run() -> None:
-        gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 2)
+        access = AccessMiddleware(reads_all, None, {None: 2**20}, 2)
         paths = ("/v1/files", "/v1/adapters/upload")
-        running = [asyncio.create_task(post(gatekeeper, path, b"x")) for path in paths]
+        running = [asyncio.create_task(post(access, path, b"x")) for path in paths]
         await asyncio.sleep(0.1)
-        refused = await post(gatekeeper, "/v1/files", b"x")
+        refused = await post(access, "/v1/files", b"x")
         assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
         assert refused.headers["retry-after"] == "5"
         assert [client.status for client in await asyncio.gather(*running)] == [408, 408]
-        assert (await post(gatekeeper, "/v1/files", b"x")).status == 408, "their places are free again"
+        assert (await post(access, "/v1/files", b"x")).status == 408, "their places are free again"
 
     asyncio.run(run())
 

@@ -73,5 +73,6 @@ class Kind(JobKind, ABC):
 
     @abstractmethod
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
-        """List the product of a process that has succeeded, with `store.models.publish`, which ends the job or leaves
-        that to a check. Safe to repeat after a crash. Raises InvalidAdapter where the product cannot be used."""
+        """List the product of a process that has succeeded, and end the job: with `store.models.publish`, which may
+        leave the end to a check, or with `store.jobs.succeed` where the product is no model. Safe to repeat after a
+        crash. Raises InvalidAdapter where the product cannot be used."""

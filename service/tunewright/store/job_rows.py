@@ -211,13 +211,14 @@ def succeed(
     connection: Connection,
     id: str,
     *,
-    model: str,
+    model: str | None = None,
     result: dict[str, Any] | None = None,
     report: dict[str, Any] | None = None,
 ) -> bool:
-    """End the job with success, in the transaction that lists its product; False where it was cancelled before.
+    """End the job with success, in the transaction that lists its product, if it has one; False where it was cancelled
+    before.
 
-    Where `result` or `report` is not given, what was stored before the check is kept.
+    Where `result` or `report` is not given, what was stored before a check is kept.
     """
     found = get(connection, id, lock=True)
     if found is None or found.state not in ON_A_DEVICE:
@@ -229,7 +230,8 @@ def succeed(
     }
     if report is not None:
         values["report"] = report
-    add_event(connection, found, message_event(f"New {kind_named(found.kind).product} created: {model}"))
+    if model is not None:
+        add_event(connection, found, message_event(f"New {kind_named(found.kind).product} created: {model}"))
     return move(connection, id, SUCCEEDED, **values)[1]
 
 

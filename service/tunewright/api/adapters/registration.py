@@ -1,4 +1,4 @@
-"""From an adapter's files to a listed adapter: everything that can be wrong with it is found before it is listed."""
+"""Registers adapters from their files. An adapter is checked completely before it is listed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HUB_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Registration:
-    """What is asked for, beside the files."""
+    """The options of a registration, beside the files."""
 
     base: str | None
     suffix: str | None
@@ -43,7 +43,10 @@ class Registration:
 
 
 def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked: Registration) -> TunedModel:
-    """An archive, or an adapter's two files. Raises InvalidRequest, TooLarge and EngineUnavailable."""
+    """Register an uploaded archive, or the two uploaded files of an adapter.
+
+    Raises InvalidRequest, TooLarge and EngineUnavailable.
+    """
     origin = _printable(", ".join(sorted(file.filename or "" for file in files)))
     with (
         TemporaryDirectory(prefix="unpacked-", dir=context.workspace.tmp) as temporary,
@@ -53,7 +56,7 @@ def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked:
 
 
 def register_folder(context: ServiceContext, path: str, asked: Registration) -> TunedModel:
-    """A PEFT folder on the server. Raises as `register_upload`."""
+    """Register a PEFT folder on the server. Raises the same as `register_upload`."""
     roots = [Path(root).expanduser() for root in context.settings.adapter_root]
     folder = folder_on_server(path, roots)
     with open_folder(folder, _largest(context), roots) as found:
@@ -63,7 +66,7 @@ def register_folder(context: ServiceContext, path: str, asked: Registration) -> 
 def register_from_hub(
     context: ServiceContext, hub_id: str, revision: str | None, asked: Registration
 ) -> TunedModel:
-    """A repository on the hub. Raises as `register_upload`."""
+    """Register a repository of the hub. Raises the same as `register_upload`."""
     folder = fetch_from_hub(hub_id, revision, _HUB_SECONDS)
     with open_folder(folder, _largest(context)) as found:
         lineage = Lineage(origin=hub_id, revision=folder.name)
@@ -153,8 +156,7 @@ def _list(
 
 
 def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> Engine:
-    """The engine of the base that the adapter is for. Raises InvalidRequest, and EngineUnavailable where the base is
-    not here yet."""
+    """The engine of the adapter's base. Raises InvalidRequest, and EngineUnavailable while the base is fetched."""
     deployed = trainable_deployments(context)
     sources = {base.name: base.source for base in (*context.settings.bases, *context.settings.deployables)}
     own = [base.name for base in context.settings.bases]
@@ -183,7 +185,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     engine = context.store.engines.get(asked)
     if engine is None or engine.state is EngineState.STOPPED or not engine.info or not engine.info.path:
         raise EngineUnavailable(
-            f"The base {asked} is not here yet, so the adapter cannot be checked against it (GET /ready says when)."
+            f"The base {asked} is not available yet, so the adapter cannot be checked (GET /ready says when)."
         )
     return engine
 

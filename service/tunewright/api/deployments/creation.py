@@ -1,4 +1,4 @@
-"""From a request to a deployment: what may be deployed, and where there is room for it."""
+"""Creates deployments: checks whether the model can be deployed, and places its engine on a device."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from tunewright.store.states import EngineState, ModelState
 
 
 def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Deployment:
-    """`asked`: fields of `EngineOptions` that are not left to the service. Raises InvalidRequest, NotFound and
-    EngineUnavailable, or gives the deployment that the same request made before."""
+    """Create a deployment, or return the one that the same request created before.
+
+    `asked` has the fields of `EngineOptions` that the request sets. Raises InvalidRequest, NotFound and
+    EngineUnavailable.
+    """
     settings = context.settings
     if name in [base.name for base in settings.bases]:
         raise already_served(name)
@@ -46,7 +49,7 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
 
 
 def deployed(context: ServiceContext, id_or_model: str) -> Deployed:
-    """Raises NotFound."""
+    """The deployment with this id, or of this model. Raises NotFound."""
     found = context.store.deployments.get(id_or_model)
     if found is None:
         raise NotFound(
@@ -56,7 +59,7 @@ def deployed(context: ServiceContext, id_or_model: str) -> Deployed:
 
 
 def trainable_deployments(context: ServiceContext) -> dict[str, Deployment]:
-    """Those that stay, by the names of their models."""
+    """The deployments that are not being taken down, by the names of their models."""
     return {one.model: one for one, _ in context.store.deployments.all() if not one.is_draining}
 
 
@@ -75,7 +78,7 @@ def _refuse_undeployable(model: TunedModel) -> None:
 
 
 def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
-    """Bytes of its files; None where they have yet to be fetched from a hub."""
+    """The size of the model's files in bytes; None where they are not fetched from the hub yet."""
     for base in context.settings.deployables:
         if base.name == name:
             return folder_size(base.path) if base.path is not None and base.path.is_dir() else None
