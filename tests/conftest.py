@@ -38,6 +38,12 @@ def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of tests marked `anyio`: the service runs on asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file at the newest schema, to be copied: the migrations run once a session."""
     path = tmp_path_factory.mktemp("migrated") / "tunewright.db"

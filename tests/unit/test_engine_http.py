@@ -286,21 +286,21 @@ def test_no_request_of_a_burst_fails_when_uvicorn_closes_idle_connections(socket
 # errors
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("status", "error"),
     [(400, EngineRefused), (404, EngineRefused), (429, EngineBusy), (503, EngineBusy), (500, EngineError)],
 )
-def test_an_error_says_whether_to_ask_again(socket: Path, status: int, error: type[EngineError]) -> None:
+async def test_an_error_says_whether_to_ask_again(
+    socket: Path, status: int, error: type[EngineError]
+) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "it is so"}}, status=status)
 
-    async def scenario() -> None:
-        async with engine_at(socket, handler), EngineHTTP(str(socket)) as engine:
-            with pytest.raises(EngineError, match=r"^it is so$") as raised:
-                await engine.request("POST", PATH, {})
-        assert type(raised.value) is error
-
-    asyncio.run(scenario())
+    async with engine_at(socket, handler), EngineHTTP(str(socket)) as engine:
+        with pytest.raises(EngineError, match=r"^it is so$") as raised:
+            await engine.request("POST", PATH, {})
+    assert type(raised.value) is error
 
 
 def test_an_engine_that_is_not_there_or_too_slow_is_busy(socket: Path) -> None:

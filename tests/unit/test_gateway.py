@@ -465,7 +465,8 @@ def test_a_request_holds_its_adapter_until_it_ends(
     asyncio.run(run())
 
 
-def test_an_adapter_that_is_drained_is_waited_for(
+@pytest.mark.anyio
+async def test_an_adapter_that_is_drained_is_waited_for(
     store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
     """Its row still says loaded, but the worker has begun to let go of it: nobody is admitted."""
@@ -475,17 +476,14 @@ def test_an_adapter_that_is_drained_is_waited_for(
     async def load(operation: dict[str, Any]) -> dict[str, Any]:
         return {"state": "loaded"}
 
-    async def run() -> None:
-        async with engine_at(socket, say_hello) as fake:
-            found = await Drain(data.leases).wait_unused(BASE, SHA, 0)
-            assert found is not None
-            with found:
-                asking = asyncio.create_task(ask(store, {"model": TUNED}, load=load))
-                await asyncio.sleep(0.3)
-                assert (asking.done(), fake.seen) == (False, [])
-            assert (await asking).status == 200
-
-    asyncio.run(run())
+    async with engine_at(socket, say_hello) as fake:
+        found = await Drain(data.leases).wait_unused(BASE, SHA, 0)
+        assert found is not None
+        with found:
+            asking = asyncio.create_task(ask(store, {"model": TUNED}, load=load))
+            await asyncio.sleep(0.3)
+            assert (asking.done(), fake.seen) == (False, [])
+        assert (await asking).status == 200
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,16 @@ def test_adapters_are_apart(tmp_path: Path) -> None:
     assert unused(tmp_path)
 
 
-def test_nobody_is_admitted_while_it_is_let_go_of(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_nobody_is_admitted_while_it_is_let_go_of(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
 
-    async def let_go() -> None:
-        found = await Drain(tmp_path).wait_unused(*ADAPTER, 0)
-        assert found is not None
-        with found:
-            assert not leases.take(*ADAPTER)
-            assert leases.count(*ADAPTER) == 0
-        assert leases.take(*ADAPTER)
-
-    asyncio.run(let_go())
+    found = await Drain(tmp_path).wait_unused(*ADAPTER, 0)
+    assert found is not None
+    with found:
+        assert not leases.take(*ADAPTER)
+        assert leases.count(*ADAPTER) == 0
+    assert leases.take(*ADAPTER)
 
 
 def test_a_drain_waits_for_the_last_lease(tmp_path: Path) -> None:

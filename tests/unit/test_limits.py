@@ -95,7 +95,8 @@ def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, e
     asyncio.run(run())
 
 
-def test_who_waits_for_an_adapter_counts(
+@pytest.mark.anyio
+async def test_who_waits_for_an_adapter_counts(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
     publish_model({})
@@ -107,19 +108,16 @@ def test_who_waits_for_an_adapter_counts(
         await loaded.wait()
         return {"state": "loaded"}
 
-    async def run() -> None:
-        async with gateway_to(store, socket, say_hello, max_requests=1, load=load) as (gateway, _):
-            waits, refused = Client(), Client()
-            waiting = relay(gateway, waits, model=TUNED)
-            await until(lambda: gateway.router.in_flight[BASE] == 1)
-            await relay(gateway, refused)
-            assert refused.status == 429
-            store.engines.set_residency(engine, SHA, Residency.LOADED)
-            loaded.set()
-            await waiting
-            assert (waits.status, gateway.router.in_flight[BASE]) == (200, 0)
-
-    asyncio.run(run())
+    async with gateway_to(store, socket, say_hello, max_requests=1, load=load) as (gateway, _):
+        waits, refused = Client(), Client()
+        waiting = relay(gateway, waits, model=TUNED)
+        await until(lambda: gateway.router.in_flight[BASE] == 1)
+        await relay(gateway, refused)
+        assert refused.status == 429
+        store.engines.set_residency(engine, SHA, Residency.LOADED)
+        loaded.set()
+        await waiting
+        assert (waits.status, gateway.router.in_flight[BASE]) == (200, 0)
 
 
 def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
@@ -379,21 +377,19 @@ def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytes
     assert asyncio.run(run()).status == 200
 
 
-def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
 
-    async def run() -> None:
-        access = AccessMiddleware(reads_all, None, {None: 2**20}, 2)
-        paths = ("/v1/files", "/v1/adapters/upload")
-        running = [asyncio.create_task(post(access, path, b"x")) for path in paths]
-        await asyncio.sleep(0.1)
-        refused = await post(access, "/v1/files", b"x")
-        assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
-        assert refused.headers["retry-after"] == "5"
-        assert [client.status for client in await asyncio.gather(*running)] == [408, 408]
-        assert (await post(access, "/v1/files", b"x")).status == 408, "their places are free again"
-
-    asyncio.run(run())
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 2)
+    paths = ("/v1/files", "/v1/adapters/upload")
+    running = [asyncio.create_task(post(access, path, b"x")) for path in paths]
+    await asyncio.sleep(0.1)
+    refused = await post(access, "/v1/files", b"x")
+    assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
+    assert refused.headers["retry-after"] == "5"
+    assert [client.status for client in await asyncio.gather(*running)] == [408, 408]
+    assert (await post(access, "/v1/files", b"x")).status == 408, "their places are free again"
 
 
 # bodies of generations
@@ -533,20 +529,18 @@ def test_tokens_inside_it_and_what_is_no_token_are_not(body: dict[str, Any]) -> 
     check_tokens(body, 100)
 
 
-def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine: Engine) -> None:
     assert engine.info is not None
     info = engine.info.model_copy(update={"vocab_size": 100})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
 
-    async def run() -> None:
-        async with gateway_to(store, socket, say_hello) as (gateway, fake):
-            wrong, right = Client(), Client()
-            await relay(gateway, wrong, prompt=[100])
-            await relay(gateway, right, prompt=[99])
-            assert (wrong.status, wrong.error["param"], right.status) == (400, "prompt", 200)
-            assert [body["prompt"] for _, body in fake.seen] == [[99]]
-
-    asyncio.run(run())
+    async with gateway_to(store, socket, say_hello) as (gateway, fake):
+        wrong, right = Client(), Client()
+        await relay(gateway, wrong, prompt=[100])
+        await relay(gateway, right, prompt=[99])
+        assert (wrong.status, wrong.error["param"], right.status) == (400, "prompt", 200)
+        assert [body["prompt"] for _, body in fake.seen] == [[99]]
 
 
 def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine) -> None:
