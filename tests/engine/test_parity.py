@@ -1,4 +1,4 @@
-"""The parity gate in front of a real vLLM: what it lets through, and what it catches."""
+"""The parity check in front of a real vLLM: what it lets through, and what it catches."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tunewright.api.adapters.parity import ParityObject
 from tunewright.api.adapters.schemas import LineageObject
 from tunewright.api.aliases.schemas import TargetObject
 from tunewright.registry.aliases import Alias
-from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
+from tunewright.store.records import Engine, ModelWithEngine, ResidencyRow, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelState, Residency, Source
 from tunewright.wire import Wire
 
@@ -71,7 +71,7 @@ class ModelObject(Wire):
         )
 
     @classmethod
-    def of(cls, listed: Listed) -> ModelObject:
+    def of(cls, listed: ModelWithEngine) -> ModelObject:
         model, engine = listed.model, listed.engine
         return cls(
             id=model.name,
@@ -115,7 +115,7 @@ class AdapterObject(Wire):
     )
 
     @classmethod
-    def of(cls, listed: Listed) -> AdapterObject:
+    def of(cls, listed: ModelWithEngine) -> AdapterObject:
         model, held = listed.model, listed.held
         return cls(
             id=model.id,
