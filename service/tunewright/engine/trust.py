@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tunewright.config import ModelOptions
 from tunewright.store.records import TunedModel
+from tunewright.store.states import ModelKind
 from tunewright.store.store import Store
 
 
@@ -16,4 +17,4 @@ def trusts_code(models: ModelOptions, store: Store, name: str) -> bool:
 def full_model(store: Store, name: str) -> TunedModel | None:
     """The full model of this name, if it was made here."""
     tuned = store.models.get(name)
-    return tuned if tuned is not None and tuned.name == name and tuned.kind == "full" else None
+    return tuned if tuned is not None and tuned.name == name and tuned.kind is ModelKind.FULL else None

@@ -12,7 +12,7 @@ from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Lineage
-from tunewright.store.states import Desired, ModelState
+from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.store import Store
 
 
@@ -41,7 +41,7 @@ def model_row(
     written."""
     sha256 = artifacts.put(source, kept)
     return {
-        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
+        **common, "name": name, "kind": ModelKind.FULL, "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
         "desired": Desired.UNLOADED, "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
     }  # fmt: skip
 
@@ -66,7 +66,7 @@ def adapter_row(
     return {
         **common,
         "name": name,
-        "kind": "adapter",
+        "kind": ModelKind.ADAPTER,
         "sha256": sha256,
         "bytes": artifacts.stat(sha256).bytes,
         "desired": Desired.LOADED if is_wanted else Desired.UNLOADED,

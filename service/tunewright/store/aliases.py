@@ -38,7 +38,7 @@ from tunewright.store.alias_rows import (
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS
 from tunewright.store.records import AliasVersion
-from tunewright.store.states import EngineState, ModelState
+from tunewright.store.states import EngineState, ModelKind, ModelState
 from tunewright.store.tables import alias_versions, aliases, engines, models
 
 
@@ -256,7 +256,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
         raise InvalidRequest(f"No such model: {name!r}.", param=param)
     if model is None:
         return
-    if model.kind != "adapter" and not _is_served(connection, name):
+    if model.kind is not ModelKind.ADAPTER and not _is_served(connection, name):
         raise InvalidRequest(
             f"{name} is a full model, and not deployed: deploy it first, with POST /v1/deployments.",
             param=param,
@@ -265,7 +265,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
     if model.state != ModelState.READY:
         why = _WHY_NOT[ModelState(model.state)]
         raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
-    if model.kind == "adapter" and not _is_served(connection, model.base):
+    if model.kind is ModelKind.ADAPTER and not _is_served(connection, model.base):
         raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)
 
 

@@ -18,7 +18,7 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
 from tunewright.store.job_rows import Event
 from tunewright.store.records import Job, TunedModel
-from tunewright.store.states import Desired, ModelState
+from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.tables import jobs, models
 
 _IS_REQUESTED = models.c.parity["asked_at"].as_float().is_not(None)
@@ -48,7 +48,7 @@ class CheckStore:
         query = (
             select(models)
             .outerjoin(jobs, jobs.c.id == models.c.job_id)
-            .where(models.c.kind == "adapter")
+            .where(models.c.kind == ModelKind.ADAPTER)
             .where(
                 or_(
                     and_(

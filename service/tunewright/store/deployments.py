@@ -21,7 +21,7 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, refuse_base_of_jobs
 from tunewright.store.paging import page
 from tunewright.store.records import Deployment, Engine
-from tunewright.store.states import DeploymentState, EngineState
+from tunewright.store.states import DeploymentState, EngineState, ModelKind
 from tunewright.store.tables import deployments, engines, models, residency
 
 Deployed = tuple[Deployment, Engine | None]
@@ -101,7 +101,7 @@ class DeploymentStore:
             if model is None:
                 return
             refuse_base_of_jobs(connection, model)
-            on_it = select(models.c.name).where(models.c.base == model, models.c.kind == "adapter")
+            on_it = select(models.c.name).where(models.c.base == model, models.c.kind == ModelKind.ADAPTER)
             for name in [model, *connection.scalars(on_it)]:
                 if force:
                     take_out(connection, name, who)

@@ -12,7 +12,7 @@ from tunewright.store.database import Database
 from tunewright.store.models import engine_name
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ModelWithEngine, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, ModelState, Residency
+from tunewright.store.states import Desired, ModelKind, ModelState, Residency
 from tunewright.store.tables import engines, models, residency
 
 
@@ -51,7 +51,7 @@ class Listings:
         self, wanted: AdapterFilter, *, after: str | None, limit: int
     ) -> tuple[Sequence[ModelWithEngine], bool]:
         """A page of adapters, newest first, checkpoints among them, and whether there are more."""
-        query = _joined().where(models.c.kind == "adapter")
+        query = _joined().where(models.c.kind == ModelKind.ADAPTER)
         if wanted.base is not None:
             query = query.where(models.c.base == wanted.base)
         if wanted.job_id is not None:

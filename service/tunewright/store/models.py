@@ -23,7 +23,7 @@ from tunewright.store.inputs import (
 from tunewright.store.job_rows import as_json, await_check, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, ModelState
+from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.tables import (
     checkpoints,
     deployments,
@@ -67,7 +67,7 @@ class ModelStore:
             if not is_open:
                 return False
             for row in values:
-                prefix = "adapter" if row["kind"] == "adapter" else "model"
+                prefix = "adapter" if row["kind"] == ModelKind.ADAPTER else "model"
                 connection.execute(
                     insert(models).values(id=new_id(prefix), created_at=time.time(), job_id=job_id, **row)
                 )
@@ -114,7 +114,7 @@ class ModelStore:
             return connection.scalar(select(exists().where(models.c.job_id == job_id))) or False
 
     def list(
-        self, *, kind: str | None = None, after: str | None = None, limit: int = 10**6
+        self, *, kind: ModelKind | None = None, after: str | None = None, limit: int = 10**6
     ) -> tuple[Sequence[TunedModel], bool]:
         query = select(models)
         if kind:
@@ -197,7 +197,7 @@ class ModelStore:
         check are among them, since the engine has to score them."""
         query = select(models).where(
             models.c.base == base,
-            models.c.kind == "adapter",
+            models.c.kind == ModelKind.ADAPTER,
             models.c.desired == Desired.LOADED,
             models.c.state.not_in([ModelState.QUARANTINED, ModelState.MERGE_ONLY]),
         )
@@ -228,11 +228,11 @@ class ModelStore:
 
 def engine_name() -> ColumnElement[str]:
     """The name of the engine that serves a row of `models`: its base's for an adapter, its own for a full model."""
-    return case((models.c.kind == "adapter", models.c.base), else_=models.c.name)
+    return case((models.c.kind == ModelKind.ADAPTER, models.c.base), else_=models.c.name)
 
 
 def _engine_of(model: TunedModel) -> str:
-    return model.base if model.kind == "adapter" else model.name
+    return model.base if model.kind is ModelKind.ADAPTER else model.name
 
 
 def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> None:

@@ -16,6 +16,8 @@ from tunewright.store.states import (
     EngineState,
     JobPhase,
     JobState,
+    ModelKind,
+    ModelMethod,
     ModelState,
     Residency,
     Source,
@@ -160,13 +162,13 @@ class TunedModel:
     seq: int
     id: str
     name: str
-    kind: str
+    kind: ModelKind
     sha256: str
     base: str
     base_fingerprint: str
     job_id: str | None
     checkpoint_step: int | None
-    method: str
+    method: ModelMethod
     rank: int | None
     alpha: float | None
     target_modules: list[str] | None
@@ -182,6 +184,8 @@ class TunedModel:
     last_used_at: float | None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", ModelKind(self.kind))
+        object.__setattr__(self, "method", ModelMethod(self.method))
         object.__setattr__(self, "desired", Desired(self.desired))
         object.__setattr__(self, "source", Source(self.source))
         object.__setattr__(self, "state", ModelState(self.state))

@@ -73,6 +73,26 @@ class Source(StrEnum):
     """Made here from other models, without training."""
 
 
+class ModelKind(StrEnum):
+    """What a model of the registry consists of."""
+
+    ADAPTER = "adapter"
+    """LoRA weights on a base."""
+    FULL = "full"
+    """All weights."""
+
+
+class ModelMethod(StrEnum):
+    """How a model of the registry was made."""
+
+    LORA = "lora"
+    QLORA = "qlora"
+    FULL = "full"
+    """Training of all weights."""
+    MERGED = "merged"
+    AWQ = "awq"
+
+
 class ModelState(StrEnum):
     """The state of a model in the registry."""
 

@@ -24,7 +24,7 @@ from tunewright.api.models.schemas import AdapterObject, AdapterState
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.store.listings import AdapterFilter
 from tunewright.store.records import ModelWithEngine, TunedModel
-from tunewright.store.states import ModelState
+from tunewright.store.states import ModelKind, ModelState
 from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
@@ -191,7 +191,7 @@ def _show(context: ServiceContext, name: str) -> AdapterObject:
 
 def _get(context: ServiceContext, adapter: str) -> TunedModel:
     model = context.store.models.get(adapter)
-    if model is None or model.kind != "adapter":
+    if model is None or model.kind is not ModelKind.ADAPTER:
         raise _not_found(adapter)
     return model
 

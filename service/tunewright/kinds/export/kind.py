@@ -24,7 +24,7 @@ from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job, Lineage
-from tunewright.store.states import Source
+from tunewright.store.states import ModelMethod, Source
 
 
 class Export(Kind):
@@ -127,12 +127,12 @@ class Export(Kind):
         }
         with ExitStack() as kept:
             if request.format == "adapter":
-                common |= {"method": "lora", "state": state_of_new_adapter(service.settings.parity)}
+                common |= {"method": ModelMethod.LORA, "state": state_of_new_adapter(service.settings.parity)}
                 product = adapter_row(
                     service.workspace.artifacts, kept, folder.adapter, _name(job), None, common
                 )
             else:
-                common["method"] = request.format
+                common["method"] = ModelMethod(request.format)
                 product = model_row(service.workspace.artifacts, kept, folder.model, _name(job), common)
             service.store.models.publish([product], job_id=job.id, report=outcome.report)
 

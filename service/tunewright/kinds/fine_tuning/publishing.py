@@ -24,6 +24,7 @@ from tunewright.plan.defaults import Resolved
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
+from tunewright.store.states import ModelMethod
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingResult
 
@@ -46,7 +47,7 @@ def publish_products(
     common: dict[str, Any] = {
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        "method": resolved.type,
+        "method": ModelMethod(resolved.type),
         "chat_template": request.chat_template,
     }
     name = model_name(job.base, request.suffix, job.id)
