@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from vllm.lora.ops.torch_ops import lora_ops
 
-from tunewright.engine.vllm_plugin import without_adapterless_tokens
+from tunewright.engine.vllm_plugin import request_amx, without_adapterless_tokens
 
 SLOTS, IN, OUT = 4, 6, 8
 INDICES = torch.tensor([0, -1, 3, -1, 1])
@@ -56,3 +57,28 @@ def test_it_is_mended_once() -> None:
 def test_vllm_finds_it() -> None:
     [found] = entry_points(group="vllm.general_plugins", name="tunewright")
     assert found.value == "tunewright.engine.vllm_plugin:register"
+
+
+def cpu_with(*, amx: bool, granted: bool) -> SimpleNamespace:
+    """A stand-in for the module torch.cpu; `requests` counts how often AMX was requested."""
+    cpu = SimpleNamespace(requests=0)
+
+    def init_amx() -> bool:
+        cpu.requests += 1
+        return granted
+
+    cpu._is_amx_tile_supported = lambda: amx
+    cpu._init_amx = init_amx
+    return cpu
+
+
+@pytest.mark.parametrize(
+    ("amx", "granted", "requests", "used"),
+    [(True, True, 1, True), (True, False, 1, False), (False, False, 0, False)],
+)
+def test_amx_is_used_only_where_the_system_grants_it(
+    amx: bool, granted: bool, requests: int, used: bool
+) -> None:
+    cpu = cpu_with(amx=amx, granted=granted)
+    request_amx(cpu)
+    assert (cpu.requests, cpu._is_amx_tile_supported()) == (requests, used)

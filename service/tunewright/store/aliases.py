@@ -256,7 +256,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
         raise InvalidRequest(f"No such model: {name!r}.", param=param)
     if model is None:
         return
-    if model.kind is not ModelKind.ADAPTER and not _is_served(connection, name):
+    if model.kind != ModelKind.ADAPTER and not _is_served(connection, name):
         raise InvalidRequest(
             f"{name} is a full model, and not deployed: deploy it first, with POST /v1/deployments.",
             param=param,
@@ -265,7 +265,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
     if model.state != ModelState.READY:
         why = _WHY_NOT[ModelState(model.state)]
         raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
-    if model.kind is ModelKind.ADAPTER and not _is_served(connection, model.base):
+    if model.kind == ModelKind.ADAPTER and not _is_served(connection, model.base):
         raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)
 
 

@@ -166,8 +166,8 @@ class JobStore:
                 if found is None:
                     return None
                 hold = select(literal(device), literal(found.id)).where(~is_taken)
-                held = connection.execute(insert(job_devices).from_select(["device", "job_id"], hold))
-                if not held.rowcount:
+                held = insert(job_devices).from_select(["device", "job_id"], hold)
+                if connection.scalar(held.returning(job_devices.c.device)) is None:
                     return None
                 noun = kind_named(found.kind).noun.capitalize()
                 started_at = func.coalesce(jobs.c.started_at, time.time())
