@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -82,7 +81,8 @@ def engine(quantized: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
-def test_vllm_computes_what_the_quantized_numbers_mean(
+@pytest.mark.anyio
+async def test_vllm_computes_what_the_quantized_numbers_mean(
     engine: str, quantized: Path, tmp_path: Path, with_adapter: bool
 ) -> None:
     asked = rows("validation.jsonl", 8)
@@ -93,7 +93,7 @@ def test_vllm_computes_what_the_quantized_numbers_mean(
         with _client(engine) as client:
             body = {"lora_name": "adapter", "lora_path": str(adapter)}
             client.post("/v1/load_lora_adapter", json=body).raise_for_status()
-    told = asyncio.run(scores(engine, "adapter" if adapter else "base", asked))
+    told = await scores(engine, "adapter" if adapter else "base", asked)
 
     model = streamed_model(
         quantized, weights=AwqWeights(quantized), device="cpu", dtype=torch.float32, adapter=adapter

@@ -308,14 +308,13 @@ async def chunked_post(
     return status, body, read
 
 
-def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient, data: Workspace) -> None:
-    import asyncio
-
+@pytest.mark.anyio
+async def test_a_body_that_grows_too_large_is_refused_while_it_streams(
+    api: TestClient, data: Workspace
+) -> None:
     endless = form_of(iter([b"x" * 65536] * 1000))  # not quite: 64 MiB against a limit of 1.2
     tracemalloc.start()
-    status, body, read = asyncio.run(
-        chunked_post(api.app, "/v1/files", endless, "multipart/form-data; boundary=x")
-    )
+    status, body, read = await chunked_post(api.app, "/v1/files", endless, "multipart/form-data; boundary=x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (status, json.loads(body)["error"]["code"]) == (413, "too_large")
@@ -324,15 +323,14 @@ def test_a_body_that_grows_too_large_is_refused_while_it_streams(api: TestClient
     assert list(data.files.iterdir()) == []
 
 
-def test_a_large_upload_is_not_held_in_memory(make: Make, data: Workspace) -> None:
-    import asyncio
-
+@pytest.mark.anyio
+async def test_a_large_upload_is_not_held_in_memory(make: Make, data: Workspace) -> None:
     api = make()
     app = build(Settings(data_dir=data.path, max_upload="64MiB"), api.app.state.context.store)[0].app  # type: ignore[attr-defined]
     block = b"x" * 65536
     tracemalloc.start()
-    status, body, _ = asyncio.run(
-        chunked_post(app, "/v1/files", form_of(iter([block] * 480)), "multipart/form-data; boundary=x")
+    status, body, _ = await chunked_post(
+        app, "/v1/files", form_of(iter([block] * 480)), "multipart/form-data; boundary=x"
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

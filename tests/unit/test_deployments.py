@@ -289,18 +289,17 @@ def deployment(store: Store) -> Deployment:
     return made
 
 
-def test_a_request_finds_a_deployed_model_by_its_name(store: Store, deployment: Deployment) -> None:
-    async def run() -> None:
-        router = gateway_for(store).router
-        with ExitStack() as held:
-            target = await router.find(FULL, held)
-        assert (target.socket, target.internal_name, target.public_name) == ("/tmp/s", "base-1", FULL)
-        assert target.chat_template is None, "its folder has it"
-
-    asyncio.run(run())
+@pytest.mark.anyio
+async def test_a_request_finds_a_deployed_model_by_its_name(store: Store, deployment: Deployment) -> None:
+    router = gateway_for(store).router
+    with ExitStack() as held:
+        target = await router.find(FULL, held)
+    assert (target.socket, target.internal_name, target.public_name) == ("/tmp/s", "base-1", FULL)
+    assert target.chat_template is None, "its folder has it"
 
 
-def test_a_request_holds_its_engine_from_the_first_one_on(
+@pytest.mark.anyio
+async def test_a_request_holds_its_engine_from_the_first_one_on(
     store: Store, deployment: Deployment, data: Workspace
 ) -> None:
     """Also one of an adapter; and what is held cannot be drained."""
@@ -310,35 +309,30 @@ def test_a_request_holds_its_engine_from_the_first_one_on(
     store.engines.set_residency(engine, PRODUCT["sha256"], Residency.LOADED, number=1)
     drain = Drain(data.leases)
 
-    async def run() -> None:
-        router = gateway_for(store).router
-        for name in (FULL, ADAPTER, FULL):
-            with ExitStack() as held:
-                await router.find(name, held)
-                assert drain.try_unused(FULL, ENGINE) is None, name
-                idle = drain.try_unused(FULL, PRODUCT["sha256"])
-                assert (idle is None) is (name == ADAPTER)
-                if idle is not None:
-                    idle.close()
-            unused = drain.try_unused(FULL, ENGINE)
-            assert unused is not None, name
-            unused.close()
-
-    asyncio.run(run())
+    router = gateway_for(store).router
+    for name in (FULL, ADAPTER, FULL):
+        with ExitStack() as held:
+            await router.find(name, held)
+            assert drain.try_unused(FULL, ENGINE) is None, name
+            idle = drain.try_unused(FULL, PRODUCT["sha256"])
+            assert (idle is None) is (name == ADAPTER)
+            if idle is not None:
+                idle.close()
+        unused = drain.try_unused(FULL, ENGINE)
+        assert unused is not None, name
+        unused.close()
 
 
-def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
+@pytest.mark.anyio
+async def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
     store.engines.declare([BASE])
     store.engines.starting(BASE, "/tmp/b", engine_info(internal_name="base-0"))
     store.engines.set_state(BASE, EngineState.READY)
 
-    async def run() -> None:
-        router = gateway_for(store).router
-        with ExitStack() as held:
-            await router.find(BASE, held)
-            assert not list(data.leases.iterdir())
-
-    asyncio.run(run())
+    router = gateway_for(store).router
+    with ExitStack() as held:
+        await router.find(BASE, held)
+        assert not list(data.leases.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -351,7 +345,8 @@ def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
         (None, InvalidRequest, "model_not_served", "POST /v1/deployments"),
     ],
 )
-def test_one_that_does_not_answer_says_why(
+@pytest.mark.anyio
+async def test_one_that_does_not_answer_says_why(
     store: Store,
     deployment: Deployment,
     now: EngineState | None,
@@ -367,12 +362,8 @@ def test_one_that_does_not_answer_says_why(
     else:
         store.engines.set_state(FULL, now, reason=reason)
 
-    async def run() -> None:
-        with ExitStack() as held:
-            await gateway_for(store).router.find(FULL, held)
-
-    with pytest.raises(kind) as refused:
-        asyncio.run(run())
+    with ExitStack() as held, pytest.raises(kind) as refused:
+        await gateway_for(store).router.find(FULL, held)
     error = refused.value
     assert isinstance(error, EngineUnavailable | InvalidRequest | NotFound)
     assert error.code == code

@@ -69,33 +69,32 @@ async def until(condition: Callable[[], Any]) -> None:
 # how many generations
 
 
-def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, engine: Engine) -> None:
-    async def run() -> None:
-        go_on = asyncio.Event()
+@pytest.mark.anyio
+async def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, engine: Engine) -> None:
+    go_on = asyncio.Event()
 
-        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            await go_on.wait()
-            return await say_hello(request, body)
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await go_on.wait()
+        return await say_hello(request, body)
 
-        async with gateway_to(store, socket, handler, max_requests=2) as (gateway, fake):
-            clients = [Client() for _ in range(4)]
-            running = [relay(gateway, client) for client in clients[:2]]
-            await until(lambda: len(fake.seen) == 2)
-            await relay(gateway, clients[2])
-            refused = clients[2]
-            assert (refused.status, refused.headers["retry-after"]) == (429, "1")
-            assert (refused.error["type"], refused.error["code"]) == ("rate_limit_error", "too_many_requests")
-            assert "--max-requests" in refused.error["message"]
-            go_on.set()
-            await asyncio.gather(*running)
-            await relay(gateway, clients[3])
-            assert [client.status for client in clients] == [200, 200, 429, 200]
-            assert len(fake.seen) == 3, "what is refused does not reach the engine"
-
-    asyncio.run(run())
+    async with gateway_to(store, socket, handler, max_requests=2) as (gateway, fake):
+        clients = [Client() for _ in range(4)]
+        running = [relay(gateway, client) for client in clients[:2]]
+        await until(lambda: len(fake.seen) == 2)
+        await relay(gateway, clients[2])
+        refused = clients[2]
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert (refused.error["type"], refused.error["code"]) == ("rate_limit_error", "too_many_requests")
+        assert "--max-requests" in refused.error["message"]
+        go_on.set()
+        await asyncio.gather(*running)
+        await relay(gateway, clients[3])
+        assert [client.status for client in clients] == [200, 200, 429, 200]
+        assert len(fake.seen) == 3, "what is refused does not reach the engine"
 
 
-def test_who_waits_for_an_adapter_counts(
+@pytest.mark.anyio
+async def test_who_waits_for_an_adapter_counts(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
     publish_model({})
@@ -107,45 +106,41 @@ def test_who_waits_for_an_adapter_counts(
         await loaded.wait()
         return {"state": "loaded"}
 
-    async def run() -> None:
-        async with gateway_to(store, socket, say_hello, max_requests=1, load=load) as (gateway, _):
-            waits, refused = Client(), Client()
-            waiting = relay(gateway, waits, model=TUNED)
-            await until(lambda: gateway.router.in_flight[BASE] == 1)
-            await relay(gateway, refused)
-            assert refused.status == 429
-            store.engines.set_residency(engine, SHA, Residency.LOADED)
-            loaded.set()
-            await waiting
-            assert (waits.status, gateway.router.in_flight[BASE]) == (200, 0)
-
-    asyncio.run(run())
+    async with gateway_to(store, socket, say_hello, max_requests=1, load=load) as (gateway, _):
+        waits, refused = Client(), Client()
+        waiting = relay(gateway, waits, model=TUNED)
+        await until(lambda: gateway.router.in_flight[BASE] == 1)
+        await relay(gateway, refused)
+        assert refused.status == 429
+        store.engines.set_residency(engine, SHA, Residency.LOADED)
+        loaded.set()
+        await waiting
+        assert (waits.status, gateway.router.in_flight[BASE]) == (200, 0)
 
 
-def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine: Engine) -> None:
     store.engines.declare([BASE, "other"])
     store.engines.starting("other", str(socket), engine_info(internal_name="o"))
     store.engines.set_state("other", EngineState.READY)
 
-    async def run() -> None:
-        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            if body["model"] != "o":
-                await asyncio.sleep(30)
-            return await say_hello(request, body)
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["model"] != "o":
+            await asyncio.sleep(30)
+        return await say_hello(request, body)
 
-        async with gateway_to(store, socket, handler, max_requests=1) as (gateway, fake):
-            busy, free = Client(), Client()
-            running = relay(gateway, busy)
-            await until(lambda: fake.seen)
-            await relay(gateway, free, model="other")
-            assert free.status == 200
-            busy.leaves.set()
-            await running
-
-    asyncio.run(run())
+    async with gateway_to(store, socket, handler, max_requests=1) as (gateway, fake):
+        busy, free = Client(), Client()
+        running = relay(gateway, busy)
+        await until(lambda: fake.seen)
+        await relay(gateway, free, model="other")
+        assert free.status == 200
+        busy.leaves.set()
+        await running
 
 
-def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine: Engine) -> None:
     """Answers, errors, lost engines, clients that leave, tasks that are cancelled, timeouts; at random moments."""
     chance = random.Random(7)
     most, at_once, peak = 12, 0, 0
@@ -167,38 +162,35 @@ def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, engine:
         finally:
             at_once -= 1
 
-    async def run() -> None:
-        async with gateway_to(store, socket, handler, max_requests=most, request_timeout=60) as (gateway, _):
+    async with gateway_to(store, socket, handler, max_requests=most, request_timeout=60) as (gateway, _):
 
-            async def once(what: str) -> int:
-                client = Client()
-                task = relay(gateway, client, what=what)
-                if what in ("leave", "cancel"):
-                    await asyncio.sleep(chance.random() * 0.1)
-                    client.leaves.set() if what == "leave" else task.cancel()
-                await asyncio.wait([task])
-                assert 0 <= gateway.router.in_flight[BASE] <= most
-                return client.status if client.messages else 0
+        async def once(what: str) -> int:
+            client = Client()
+            task = relay(gateway, client, what=what)
+            if what in ("leave", "cancel"):
+                await asyncio.sleep(chance.random() * 0.1)
+                client.leaves.set() if what == "leave" else task.cancel()
+            await asyncio.wait([task])
+            assert 0 <= gateway.router.in_flight[BASE] <= most
+            return client.status if client.messages else 0
 
-            async def until_admitted(what: str) -> tuple[str, int]:
-                while (status := await once(what)) == 429:
-                    await asyncio.sleep(chance.random() * 0.1)
-                return what, status
+        async def until_admitted(what: str) -> tuple[str, int]:
+            while (status := await once(what)) == 429:
+                await asyncio.sleep(chance.random() * 0.1)
+            return what, status
 
-            kinds = ["fine", "stream", "wrong", "gone", "error", "lost"]
-            random_kinds = ["leave", "cancel"]
-            async with asyncio.timeout(60):
-                answers = await asyncio.gather(*map(until_admitted, (kinds + random_kinds) * 8))
-            assert {answer for answer in answers if answer[0] in kinds} == {
-                ("fine", 200), ("stream", 200), ("wrong", 400), ("gone", 404), ("error", 503), ("lost", 503),
-            }  # fmt: skip
-            assert gateway.router.in_flight[BASE] == 0
-            gateway.request_timeout = 0.6
-            assert set(await asyncio.gather(*(once("hang") for _ in range(2 * most)))) == {429, 504}
-            assert gateway.router.in_flight == {BASE: 0}
-            await until(lambda: at_once == 0)
-
-    asyncio.run(run())
+        kinds = ["fine", "stream", "wrong", "gone", "error", "lost"]
+        random_kinds = ["leave", "cancel"]
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(*map(until_admitted, (kinds + random_kinds) * 8))
+        assert {answer for answer in answers if answer[0] in kinds} == {
+            ("fine", 200), ("stream", 200), ("wrong", 400), ("gone", 404), ("error", 503), ("lost", 503),
+        }  # fmt: skip
+        assert gateway.router.in_flight[BASE] == 0
+        gateway.request_timeout = 0.6
+        assert set(await asyncio.gather(*(once("hang") for _ in range(2 * most)))) == {429, 504}
+        assert gateway.router.in_flight == {BASE: 0}
+        await until(lambda: at_once == 0)
     assert 1 < peak <= most
 
 
@@ -215,19 +207,16 @@ def never_ends(request: web.Request, body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_generation_that_takes_too_long_is_ended(
+@pytest.mark.anyio
+async def test_a_generation_that_takes_too_long_is_ended(
     store: Store, socket: Path, engine: Engine, streams: bool
 ) -> None:
-    async def run() -> Client:
-        async with gateway_to(store, socket, never_ends, request_timeout=0.3) as (gateway, fake):
-            client = Client()
-            began = time.monotonic()
-            await relay(gateway, client, stream=streams)
-            assert 0.3 <= time.monotonic() - began < 5
-            await asyncio.wait_for(fake.aborted.wait(), 5)
-            return client
-
-    client = asyncio.run(run())
+    client = Client()
+    async with gateway_to(store, socket, never_ends, request_timeout=0.3) as (gateway, fake):
+        began = time.monotonic()
+        await relay(gateway, client, stream=streams)
+        assert 0.3 <= time.monotonic() - began < 5
+        await asyncio.wait_for(fake.aborted.wait(), 5)
     if streams:
         first, last, rest = client.body.split(b"\n\n")
         assert (client.status, first + b"\n\n", rest) == (200, EVENT, b"")
@@ -239,19 +228,19 @@ def test_a_generation_that_takes_too_long_is_ended(
     assert "0.3 s" in error["message"]
 
 
-def test_the_wait_for_an_adapter_is_part_of_it(store: Store, engine: Engine, publish_model: Publish) -> None:
+@pytest.mark.anyio
+async def test_the_wait_for_an_adapter_is_part_of_it(
+    store: Store, engine: Engine, publish_model: Publish
+) -> None:
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADING)
 
     async def never(operation: dict[str, Any]) -> dict[str, Any]:
         return await asyncio.Event().wait()  # type: ignore[return-value]
 
-    async def run() -> int:
-        client = Client()
-        await relay(gateway_for(store, request_timeout=0.2, load=never), client, model=TUNED)
-        return client.status
-
-    assert asyncio.run(run()) == 504
+    client = Client()
+    await relay(gateway_for(store, request_timeout=0.2, load=never), client, model=TUNED)
+    assert client.status == 504
 
 
 # jobs
@@ -323,10 +312,11 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.2)
     gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 8)
-    client = asyncio.run(post(gatekeeper, CHAT, b"{", b'"model"'))
+    client = await post(gatekeeper, CHAT, b"{", b'"model"')
     assert (client.status, client.error["code"], client.headers["connection"]) == (
         408,
         "body_stalled",
@@ -335,7 +325,8 @@ def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     assert "after 8 bytes" in client.error["message"]
 
 
-def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.5)
     got = b""
 
@@ -349,11 +340,12 @@ def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None
         return {"type": "http.request", "body": b"", "more_body": False}
 
     gatekeeper = Gatekeeper(app, None, {None: 2**20}, 8)
-    client = asyncio.run(post(gatekeeper, CHAT, *[b"x"] * 6, pause=0.15))
+    client = await post(gatekeeper, CHAT, *[b"x"] * 6, pause=0.15)
     assert (client.status, got) == (200, b"x" * 6)
 
 
-def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.05)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -365,35 +357,30 @@ def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytes
     async def whole() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def run() -> Client:
-        client = Client()
-        messages = iter([await whole()])
+    client = Client()
+    messages = iter([await whole()])
 
-        async def receive() -> dict[str, Any]:
-            return next(messages, None) or await client.receive()
+    async def receive() -> dict[str, Any]:
+        return next(messages, None) or await client.receive()
 
-        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-        await Gatekeeper(app, None, {None: 2**20}, 8)(scope, receive, client.send)
-        return client
-
-    assert asyncio.run(run()).status == 200
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    await Gatekeeper(app, None, {None: 2**20}, 8)(scope, receive, client.send)
+    assert client.status == 200
 
 
-def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
 
-    async def run() -> None:
-        gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 2)
-        paths = ("/v1/files", "/v1/adapters/upload")
-        running = [asyncio.create_task(post(gatekeeper, path, b"x")) for path in paths]
-        await asyncio.sleep(0.1)
-        refused = await post(gatekeeper, "/v1/files", b"x")
-        assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
-        assert refused.headers["retry-after"] == "5"
-        assert [client.status for client in await asyncio.gather(*running)] == [408, 408]
-        assert (await post(gatekeeper, "/v1/files", b"x")).status == 408, "their places are free again"
-
-    asyncio.run(run())
+    gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 2)
+    paths = ("/v1/files", "/v1/adapters/upload")
+    running = [asyncio.create_task(post(gatekeeper, path, b"x")) for path in paths]
+    await asyncio.sleep(0.1)
+    refused = await post(gatekeeper, "/v1/files", b"x")
+    assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
+    assert refused.headers["retry-after"] == "5"
+    assert [client.status for client in await asyncio.gather(*running)] == [408, 408]
+    assert (await post(gatekeeper, "/v1/files", b"x")).status == 408, "their places are free again"
 
 
 # bodies of generations
@@ -533,54 +520,47 @@ def test_tokens_inside_it_and_what_is_no_token_are_not(body: dict[str, Any]) -> 
     check_tokens(body, 100)
 
 
-def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_the_vocabulary_is_the_engines(store: Store, socket: Path, engine: Engine) -> None:
     assert engine.info is not None
     info = engine.info.model_copy(update={"vocab_size": 100})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
 
-    async def run() -> None:
-        async with gateway_to(store, socket, say_hello) as (gateway, fake):
-            wrong, right = Client(), Client()
-            await relay(gateway, wrong, prompt=[100])
-            await relay(gateway, right, prompt=[99])
-            assert (wrong.status, wrong.error["param"], right.status) == (400, "prompt", 200)
-            assert [body["prompt"] for _, body in fake.seen] == [[99]]
-
-    asyncio.run(run())
+    async with gateway_to(store, socket, say_hello) as (gateway, fake):
+        wrong, right = Client(), Client()
+        await relay(gateway, wrong, prompt=[100])
+        await relay(gateway, right, prompt=[99])
+        assert (wrong.status, wrong.error["param"], right.status) == (400, "prompt", 200)
+        assert [body["prompt"] for _, body in fake.seen] == [[99]]
 
 
-def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_an_error_can_quote_anything(store: Store, socket: Path, engine: Engine) -> None:
     """Half a surrogate pair, and a message as long as the body it quotes."""
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": f"wrong: {body['prompt']}"}}, status=400)
 
-    async def run() -> Client:
-        async with gateway_to(store, socket, handler) as (gateway, _):
-            client = Client()
-            await relay(gateway, client, prompt="\ud800" * 10**6)  # as if it were not refused before
-            return client
-
-    client = asyncio.run(run())
+    client = Client()
+    async with gateway_to(store, socket, handler) as (gateway, _):
+        await relay(gateway, client, prompt="\ud800" * 10**6)  # as if it were not refused before
     assert client.status == 400
     assert client.error["message"].startswith("wrong: \ud800")
     assert len(client.error["message"]) < 3000
 
 
 @pytest.mark.parametrize(("key", "status"), [("response_format", 400), ("tools", 400), ("seed", 503)])
-def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
+@pytest.mark.anyio
+async def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
     store: Store, socket: Path, engine: Engine, key: str, status: int
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "Internal server error"}}, status=500)
 
-    async def run() -> Client:
-        async with gateway_to(store, socket, handler) as (gateway, _):
-            client = Client()
-            await relay(gateway, client, **{key: {}})
-            return client
-
-    assert asyncio.run(run()).status == status
+    client = Client()
+    async with gateway_to(store, socket, handler) as (gateway, _):
+        await relay(gateway, client, **{key: {}})
+    assert client.status == status
 
 
 def test_every_error_that_asks_for_patience_says_for_how_long() -> None:
@@ -771,7 +751,8 @@ def test_a_body_of_a_hundred_megabytes_is_refused_and_not_kept(served: tuple[Ser
     assert peak - before < 60, "32 MiB are the limit"
 
 
-def test_heads_of_requests_must_come_in_time_and_be_small(
+@pytest.mark.anyio
+async def test_heads_of_requests_must_come_in_time_and_be_small(
     store: Store, data: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
@@ -781,43 +762,40 @@ def test_heads_of_requests_must_come_in_time_and_be_small(
     whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /health HTTP/1.1\r\nA: "
 
-    async def run() -> None:
-        listener = sockets.create_server(("127.0.0.1", 0))
-        address = listener.getsockname()
-        serving = asyncio.create_task(web.serve(sockets=[listener]))
+    listener = sockets.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    serving = asyncio.create_task(web.serve(sockets=[listener]))
 
-        async def ended(*parts: bytes, pause: float = 0.0) -> float:
-            """Seconds until the server ends a connection on which these parts were sent."""
-            reader, writer = await asyncio.open_connection(*address)
-            began = time.monotonic()
-            try:
-                for part in parts:
-                    writer.write(part)
-                    await writer.drain()
-                    await asyncio.sleep(pause)
-                async with asyncio.timeout(1.5):
-                    while await reader.read(65536):
-                        pass
-            except ConnectionError:
-                pass
-            except TimeoutError:
-                return float("inf")
-            finally:
-                writer.close()
-            return time.monotonic() - began
+    async def ended(*parts: bytes, pause: float = 0.0) -> float:
+        """Seconds until the server ends a connection on which these parts were sent."""
+        reader, writer = await asyncio.open_connection(*address)
+        began = time.monotonic()
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause)
+            async with asyncio.timeout(1.5):
+                while await reader.read(65536):
+                    pass
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            return float("inf")
+        finally:
+            writer.close()
+        return time.monotonic() - began
 
-        nothing, dripping, second, huge, quiet = await asyncio.gather(
-            ended(),
-            ended(half, *[b"x"] * 12, pause=0.1),
-            ended(whole + half),
-            ended(half, *[b"x" * 65536] * 8),
-            ended(whole),
-        )
-        for seconds in (nothing, dripping, second):
-            assert 0.4 < seconds < 1.9
-        assert huge < 0.4
-        assert quiet == float("inf"), "between requests a connection may be quiet"
-        web.should_exit = True
-        await serving
-
-    asyncio.run(run())
+    nothing, dripping, second, huge, quiet = await asyncio.gather(
+        ended(),
+        ended(half, *[b"x"] * 12, pause=0.1),
+        ended(whole + half),
+        ended(half, *[b"x" * 65536] * 8),
+        ended(whole),
+    )
+    for seconds in (nothing, dripping, second):
+        assert 0.4 < seconds < 1.9
+    assert huge < 0.4
+    assert quiet == float("inf"), "between requests a connection may be quiet"
+    web.should_exit = True
+    await serving
