@@ -1,4 +1,4 @@
-"""Uploads over real sockets, as no client sends them: of any size, cut off, or not heeding an answer."""
+"""Uploads over raw sockets, as no usual client sends them: of any size, cut off, or ignoring an early answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
 
 
 def upload(service: Service, blocks: int, *, chunked: bool = False, heeds: bool = True) -> Answer:
-    """A file of so many MiB; who `heeds` looks for an answer while sending, who does not sends all of it first."""
+    """Uploads a file of that many MiB. With `heeds` it looks for an answer while sending, else afterwards."""
     host, port = service.url.removeprefix("http://").split(":")
     size = len(HEAD) + blocks * len(BLOCK) + len(TAIL)
     length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size

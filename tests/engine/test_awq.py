@@ -1,4 +1,4 @@
-"""A real vLLM loads what was quantized here, and computes what its numbers mean, with an adapter on top, too."""
+"""A real vLLM loads a model that was quantized here, and computes what its numbers mean, also with an adapter."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(quantized: Path) -> Iterator[str]:
-    """Its socket. In float16, which keeps the scales as they are stored."""
+    """The engine's socket. In float16, which keeps the scales as they are stored."""
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
         socket, log = Path(folder) / "s", quantized.parent / "engine.log"
         command = [

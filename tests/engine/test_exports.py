@@ -1,4 +1,4 @@
-"""The whole way on the real parts: a trained adapter is merged, quantized and deployed, and takes over under load."""
+"""End to end on the real parts: a trained adapter is merged, quantized and deployed, and takes over under load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs end to end: methods, parents, templates, the queue, cancelling, and what is told meanwhile."""
+"""Jobs end to end: tuning types, parents, templates, the queue, cancelling, and their events."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_full_fine_tuning_is_listed_downloaded_and_trained_on(
 def test_training_goes_on_from_a_finished_adapter(
     client: Tunewright, pirate: Job, demo_files: tuple[str, str]
 ) -> None:
-    """Its first held-out loss is where the parent ended, and its shape is the parent's."""
+    """The job's first held-out loss is the parent's last one, and its adapter has the parent's shape."""
     job = client.jobs.create(
         model=pirate.fine_tuned_model or "",
         training_file=demo_files[0],
@@ -203,7 +203,7 @@ def test_jobs_queue_and_are_cancelled_in_every_state(
 def test_a_paused_job_frees_its_device_and_goes_on_where_it_stopped(
     client: Tunewright, small_file: str
 ) -> None:
-    """32 rows, 4 steps an epoch: every step is told once, over the pause."""
+    """32 rows, 4 steps an epoch: every step is reported once, also over the pause."""
     tuning = {"n_epochs": 25, "batch_size": 8, "rank": 8}
     job = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, suffix="paused", tuning=tuning)
     wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 5, 60, "steps")

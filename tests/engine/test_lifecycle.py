@@ -21,7 +21,7 @@ CHAT = [{"role": "user", "content": "What color is the sky?"}]
 
 
 def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path) -> None:
-    """Health at once, 503 until ready; SIGTERM in training saves; the job goes on, its adapter is loaded again."""
+    """Health at once, 503 until ready; SIGTERM in training saves; the job continues, its adapter is loaded again."""
     service = start_service(
         tmp_path / "a folder" / ("deep" * 25) / "data"
     )  # longer than a socket's path may be

@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of rank 8 on two modules, each with weights of its own."""
+    """Adapters of rank 8 on two modules, each with different weights."""
     root = tmp_path_factory.mktemp("thousand")
     first = random_lora(
         embedded_base_path(), root / "first", strength=0.5, seed=0, modules=["q_proj", "v_proj"]

@@ -1,4 +1,4 @@
-"""How a trainer ends that cannot succeed: with the reason in its result, in words that say what to do.
+"""A trainer that cannot succeed ends with the reason in its result, and says what to do.
 
 No service: the trainer is run by hand on a job folder, which is all it knows.
 """
@@ -84,7 +84,7 @@ def test_a_row_that_is_too_long_is_refused_where_that_is_asked_for(tmp_path: Pat
 
 @pytest.mark.parametrize("megabytes", [12, 30], ids=["weights", "optimizer"])
 def test_a_checkpoint_that_does_not_fit_ends_as_a_full_disk(tmp_path: Path, megabytes: int) -> None:
-    """17 MiB of weights and 34 of the optimizer: safetensors and torch say differently that there is no room."""
+    """17 MiB of weights and 34 of the optimizer: safetensors and torch raise different errors on a full disk."""
     with small_disk(tmp_path / "disk", megabytes) as disk:
         folder = folder_with(disk / "job", **FULL)
         code, message = failed(folder)

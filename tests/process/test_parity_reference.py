@@ -1,4 +1,4 @@
-"""The reference of the parity gate: the real process, on the embedded base."""
+"""The reference of the parity check: the real process, on the embedded base."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from uploads import BLOCK, HEAD, MIB, memory, peak_memory, spooled, started, tra
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running = started(tmp_path_factory.mktemp("uploads") / "data", "--max-upload", "80MiB")
-    upload(running, 2)  # what the first one loads is not of its size
+    upload(running, 2)  # what the first upload loads does not depend on its size
     yield running
     running.stop()
 

@@ -1,4 +1,4 @@
-"""Requests to an alias through the gateway: who answers and says so, and what the guard and the shadow see of it."""
+"""Requests to an alias through the gateway: which model answers, and what the guard and the shadow see of it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def version(store: Store) -> int:
 
 
 def by_new(answer: Handler) -> Handler:
-    """The new model answers so, the old one well."""
+    """The new model answers with `answer`, the old one correctly."""
 
     async def handle(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if body["model"] == SHA[NEW]:

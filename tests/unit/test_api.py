@@ -1,4 +1,4 @@
-"""The HTTP API on a real store, without its workers: what it takes, what it refuses, and how it says so."""
+"""The HTTP API on a real store, without its workers: what it accepts, what it refuses, and with which errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROW = b'{"prompt": "a", "completion": "b"}\n'
 
 
 class Worker:
-    """The engine worker, as far as routes can tell: it notes what it was asked and answers as told."""
+    """A stand-in for the engine worker: it records the operations and answers as the test sets."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -64,7 +64,7 @@ def worker(store: Store) -> Worker:
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Any]:
-    """(server, spec) by options: what a server is made of does not change from test to test, its store does."""
+    """(server, spec) by options: a server's parts do not change from test to test, its store does."""
     return {}
 
 
@@ -117,7 +117,7 @@ def create(api: TestClient, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def publish(publish_model: Publish, data: Workspace) -> Callable[..., str]:
-    """A tuned model and its artifact; gives its name."""
+    """Creates a tuned model and its artifact; returns its name."""
 
     def run(name: str = f"ft:{BASE}:s:12345678", **values: Any) -> str:
         row = {
@@ -312,7 +312,8 @@ async def chunked_post(
 async def test_a_body_that_grows_too_large_is_refused_while_it_streams(
     api: TestClient, data: Workspace
 ) -> None:
-    endless = form_of(iter([b"x" * 65536] * 1000))  # not quite: 64 MiB against a limit of 1.2
+    # 64 MiB, which are endless against a limit of 1.2
+    endless = form_of(iter([b"x" * 65536] * 1000))
     tracemalloc.start()
     status, body, read = await chunked_post(api.app, "/v1/files", endless, "multipart/form-data; boundary=x")
     peak = tracemalloc.get_traced_memory()[1]
@@ -546,7 +547,7 @@ def test_a_repeated_key_with_another_body_is_refused(api: TestClient) -> None:
 
 
 def test_a_repeated_key_counts_also_when_the_world_has_changed(api: TestClient, store: Store) -> None:
-    """A retry gets its job even where the same request would be refused by now."""
+    """A repeat gets its job even where the same request would be refused by now."""
     body, key = job_body(api), {"Idempotency-Key": "k1"}
     first = api.post("/v1/fine_tuning/jobs", json=body, headers=key).json()
     store.jobs.cancel(first["id"])
@@ -554,7 +555,7 @@ def test_a_repeated_key_counts_also_when_the_world_has_changed(api: TestClient, 
     assert api.post("/v1/fine_tuning/jobs", json=body, headers=key).json()["id"] == first["id"]
 
 
-# going on from a model
+# continuing from a model
 
 
 def test_a_job_goes_on_from_an_adapter(api: TestClient, publish: Made, store: Store) -> None:

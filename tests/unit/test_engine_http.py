@@ -1,4 +1,4 @@
-"""How an engine is reached: what becomes of a request whose connection closes, and how vLLM's errors are read."""
+"""Requests to an engine: the result of a request whose connection closes, and how vLLM's errors are read."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ HALF_BODY = WHOLE[:-4]
 class Connections:
     """A server on a unix socket that answers the first request on each connection and keeps that open, unasked.
 
-    `later`: what it does when a further request comes on a connection: given the connection, which is closed then.
+    `later` is called with the connection when a further request comes on it; then the connection is closed.
     """
 
     def __init__(self, path: Path, later: Callable[[Connections, sockets.socket], None]) -> None:
         self._path, self._later = path, later
         self.requests = 0
-        """That it has read."""
+        """The number of requests that it has read."""
         self.open: list[sockets.socket] = []
         self.answers = WHOLE
         self._listening = sockets.socket(sockets.AF_UNIX)
@@ -87,7 +87,7 @@ class Connections:
             self.shut(connection)
 
     def end(self) -> None:
-        """As an engine does that dies."""
+        """Ends like an engine that is killed."""
         self._listening.close()
         self._path.unlink(missing_ok=True)
         self.close_all()

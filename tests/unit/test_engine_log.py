@@ -1,4 +1,4 @@
-"""What an engine's log tells of its end, from lines as vLLM writes them."""
+"""The cause of an engine's end, read from its log with lines as vLLM writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports over HTTP: what is taken, what is refused before any work, and what is told of them."""
+"""Exports over HTTP: what is accepted, what is refused before anything runs, and what is shown of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway against a small fake of vLLM on a unix socket: names, errors, ends and disconnects."""
+"""The gateway with a small stand-in for vLLM on a unix socket: names, errors, ends and disconnects."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_a_name_is_rewritten_wherever_chunks_are_cut(cuts: set[int], publi
 
 
 async def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: Engine) -> None:
-    """The first event is with the client before the second one exists."""
+    """The client has the first event before the second one exists."""
     first_arrived = asyncio.Event()
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -267,7 +267,7 @@ async def test_an_error_that_is_no_json_object(store: Store, socket: Path, engin
 async def test_after_a_404_the_model_is_looked_up_once_more(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
-    """The adapter was unloaded and loaded again between the look-up and the request, say."""
+    """For example, the adapter was unloaded and loaded again between the look-up and the request."""
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if body["model"] == SHA:
@@ -453,7 +453,7 @@ async def test_a_request_holds_its_adapter_until_it_ends(
 async def test_an_adapter_that_is_drained_is_waited_for(
     store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
-    """Its row still says loaded, but the worker has begun to let go of it: nobody is admitted."""
+    """Its row still says loaded, but the worker has begun to unload it: no request is admitted."""
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
 

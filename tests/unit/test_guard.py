@@ -22,7 +22,7 @@ SLOW = AliasGuard(max_p99_seconds=2.0, window_seconds=600, min_requests=100)
 
 
 class Traffic:
-    """Generations that ended, as the guard is told of them."""
+    """Generations that have ended, as they are reported to the guard."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -37,7 +37,7 @@ class Traffic:
     async def end(
         self, alias: Alias, model: str, *, ok: int = 0, failed: int = 0, slow: int = 0
     ) -> Alias | None:
-        """So many of each; then what the alias is."""
+        """Reports this many of each; returns the alias afterwards."""
         for count, fine, seconds in ((ok, True, 0.1), (slow, True, 2.1), (failed, False, 0.1)):
             for _ in range(count):
                 self.guard.observe(alias, model, ok=fine, seconds=seconds)
@@ -154,7 +154,7 @@ async def test_without_a_guard_nothing_happens(traffic: Traffic) -> None:
 
 
 async def test_a_rollback_is_not_rolled_back(traffic: Traffic) -> None:
-    """Where the engine fails everybody, the alias would go through all of its history."""
+    """Otherwise, where the engine fails every request, the alias would go back through all of its history."""
     traffic.put("m3")
     traffic.put("m1", limits=ERRORS)
     flipped = traffic.put("m2", limits=ERRORS)

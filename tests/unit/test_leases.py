@@ -1,4 +1,4 @@
-"""Leases: nobody is admitted to an adapter that is being let go of, and nothing is let go of in use."""
+"""Leases: no request is admitted to an adapter that is being unloaded, and none in use is unloaded."""
 
 from __future__ import annotations
 
@@ -123,14 +123,14 @@ def _admit(folder: Path, state: Path, seconds: float, seed: int) -> None:
             if state.exists():
                 time.sleep(chance.random() * 0.002)
                 if (folder / "gone").exists():
-                    os._exit(1)  # the engine let go of it in the middle of a request
+                    os._exit(1)  # the engine unloaded it in the middle of a request
         finally:
             leases.give_back(*ADAPTER)
     os._exit(0)
 
 
 async def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
-    """Three gateways hammer; the worker drains and loads again as residency does, some hundred times."""
+    """Three gateways take leases all the time; the worker drains and loads as residency does, some hundred times."""
     folder, state = tmp_path / "leases", tmp_path / "loaded"
     folder.mkdir()
     gone = folder / "gone"
@@ -141,7 +141,7 @@ async def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
         gateway.start()
     rounds = 0
     while any(gateway.is_alive() for gateway in gateways):
-        state.unlink()  # it is being drained: read by those who come now
+        state.unlink()  # it is being drained: read by requests that come now
         found = await Drain(folder).wait_unused(*ADAPTER, 20)
         assert found is not None
         with found:

@@ -1,4 +1,4 @@
-"""What protects the service under load: how many, how long, how large, and what a body may be."""
+"""Protection under load: limits on the number, duration and size of requests, and on the content of bodies."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert not (await receive())["more_body"]
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(receive(), 0.3)  # nobody left, and nothing was refused
+            await asyncio.wait_for(receive(), 0.3)  # the client has not left, and nothing was refused
         await reads_all(scope, whole, send)
 
     async def whole() -> dict[str, Any]:
@@ -613,7 +613,7 @@ class Server:
         return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
     def ask(self, **body: Any) -> sockets.socket:
-        """A connection on which this was asked, with little room for the answer."""
+        """A connection on which this was requested, with small buffers for the answer."""
         connection = sockets.socket()
         connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 65536)
         connection.settimeout(20)
@@ -625,7 +625,7 @@ class Server:
 
 
 class Torrent:
-    """An engine that has more to say than anybody wants to hear."""
+    """An engine that answers with a huge body."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -651,7 +651,7 @@ class Torrent:
 
 @contextmanager
 def engine_in_thread(socket: Path, handler: Handler) -> Iterator[None]:
-    """The fake engine, beside tests that block."""
+    """Runs the fake engine in a thread, for tests that block."""
     started = threading.Event()
     ended: list[Callable[[], object]] = []
 

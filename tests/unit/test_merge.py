@@ -82,14 +82,14 @@ def assert_loads(out: Path) -> None:
 
 
 def assert_computes_what_the_adapter_does(base: Path, adapter: Path, out: Path) -> None:
-    """Next to what the adapter changes, only what rounding to bfloat16 leaves."""
+    """The error is only that of rounding to bfloat16, compared to the adapter's change."""
     wanted, plain = logits(load_adapted(base, adapter)), logits(models.load(base))
     ours = logits(models.load(out))
     assert (wanted - plain).norm() > 0.05 * plain.norm()
     assert (ours - wanted).norm() < 0.05 * (wanted - plain).norm()
 
 
-# what is merged, to the last bit
+# merges, bit for bit
 
 
 VARIANTS: dict[str, tuple[PretrainedConfig, dict[str, Any]]] = {

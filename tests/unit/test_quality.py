@@ -1,4 +1,4 @@
-"""What is measured of a model against a reference is what whole models in memory give."""
+"""Measurements of a model against a reference equal those of whole models in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def halved(adapter: Path) -> Path:
 
 
 def rows() -> list[Row]:
-    """Of several lengths; in each, the second half counts."""
+    """Rows of several lengths; in each, the second half counts."""
     tokens = token_rows(len(LENGTHS), max(LENGTHS)).tolist()
     return [
         Row(row[:length], [at >= length // 2 for at in range(length)])

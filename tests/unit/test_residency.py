@@ -1,4 +1,4 @@
-"""Residency against a stand-in for vLLM that forgets names but not weights, as vLLM does."""
+"""Residency with a stand-in for vLLM that removes names but keeps weights, as vLLM does."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Setting:
         return set(self.server.memory.values())
 
     def use(self, model: TunedModel) -> Callable[[], None]:
-        """A request that uses it; call the answer when it ends."""
+        """Begins a request that uses the model; call the returned function to end it."""
         assert self.leases.take(BASE, model.sha256)
         return lambda: self.leases.give_back(BASE, model.sha256)
 
@@ -110,7 +110,7 @@ def setting(store: Store, data: Workspace, publish_model: Publish, socket: Path)
 
 @pytest.fixture
 async def manager(setting: Setting) -> AsyncIterator[ResidencyManager]:
-    """With the engine running."""
+    """A manager whose engine runs."""
     async with setting.serving() as manager:
         yield manager
 
@@ -225,7 +225,7 @@ async def test_many_wait_for_one_load(setting: Setting, manager: ResidencyManage
 async def test_a_new_worker_sweeps_what_a_killed_one_left_half_done(
     setting: Setting, manager: ResidencyManager
 ) -> None:
-    """Killed between the engine's load and the note, and between the forgotten name and the freed memory."""
+    """Killed between the engine's load and its record, and between the removal of a name and of its memory."""
     kept, half = setting.adapter(desired="loaded"), setting.adapter()
 
     await manager.load(kept)

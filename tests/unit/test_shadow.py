@@ -1,4 +1,4 @@
-"""Shadows: copies of requests, recorded answers, and that nothing of it reaches who asked."""
+"""Shadows: copies of requests, recorded answers, and that none of it reaches the caller."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answers = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
 
 
 class Engine:
-    """What is asked of the shadow's model, and what that answers."""
+    """The shadow's model: `asked` has its requests, `answer` is what it returns or raises."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
@@ -128,7 +128,7 @@ async def test_too_many_at_once_are_dropped_and_counted(
         assert len(engine.asked) == 17, "there is room again"
     assert shadow.dropped == {BOT: 4}
     assert len(store.shadow_answers.list(BOT)[0]) == 17
-    assert len(caplog.records) == 1, "told once, not for each"
+    assert len(caplog.records) == 1, "logged once, not for each"
 
 
 async def test_copying_does_not_wait(store: Store, alias: Alias) -> None:

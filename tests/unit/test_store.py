@@ -303,7 +303,7 @@ def test_another_conflict_is_not_taken_for_idempotency(store: Store) -> None:
 
 
 def test_a_recent_twin_is_recognised(store: Store) -> None:
-    """The same request again without a key within seconds is a retry."""
+    """The same request again without a key within seconds is a repeat."""
     job = new_job(store, fingerprint="same")
     twin = store.jobs.earlier(None, "same", 5.0)
     assert twin is not None
@@ -326,7 +326,7 @@ def test_identical_requests_at_the_same_moment_make_one_job(url: str, store: Sto
 
 
 def test_events_lost_with_the_power_are_not_skipped(store: Store) -> None:
-    """The file is shorter than what was taken in: what is appended next is read from its end on."""
+    """The file is shorter than what was read of it: what is appended next is read from its end on."""
     job = new_job(store, JobState.RUNNING)
     report(store, job, 0, 100, 3)
     store.jobs.rewind_events(job.id, 400)
