@@ -5,36 +5,36 @@
 #     docker build -t tunewright:cpu --build-arg VARIANT=cpu .
 #
 # hadolint global ignore=DL3008,DL3013,DL3042
-# (DL3008: the distribution's own versions; DL3013: pyproject.toml has the bounds; DL3042: pip's cache is a mount)
+# (DL3008: the distribution's versions are used; DL3013: pyproject.toml has the bounds; DL3042: pip's cache is a mount)
 
 ARG VARIANT=gpu
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
 ARG PYTHON_IMAGE=python:3.12-slim
 
 
-# What both the build and the result need of the system.
+# System packages that both the build and the final image need.
 
 FROM ${CUDA_IMAGE} AS base-gpu
-# Triton compiles small stubs when vLLM and training start: hence a compiler and Python's headers.
+# Triton compiles small stubs when vLLM and training start, which needs a compiler and Python's headers.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates g++ gcc libc6-dev libnuma1 python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 FROM ${PYTHON_IMAGE} AS base-cpu
-# vLLM's CPU build is linked against libnuma, which its wheel does not bring.
+# vLLM's CPU build is linked against libnuma, which its wheel does not contain.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 
 
-# /opt/tunewright: a virtual environment, copied whole into the result.
+# /opt/tunewright: a virtual environment, which is copied into the final image.
 
 FROM base-gpu AS build-gpu
 WORKDIR /src
 RUN python3 -m venv /opt/tunewright
 COPY . .
-# One command, so that the SDK in client/ is what the service's dependency on it resolves to.
+# One command, so that the service's dependency on the SDK resolves to the one in client/.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/tunewright/bin/pip install ./client '.[gpu]' autoawq==0.2.9
 
@@ -44,12 +44,13 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/*
 COPY . .
-# `make setup` installs the two distributions editable; they are put in again as copies, since /src stays behind.
+# `make setup` installs the two distributions as editable; they are installed again as copies, since the final image has
+# no /src.
 RUN --mount=type=cache,target=/root/.cache/pip \
     make setup VENV=/opt/tunewright \
     && /opt/tunewright/bin/pip install --force-reinstall --no-deps --no-build-isolation ./client .
 
-# COPY --from takes no build argument, FROM does.
+# COPY --from accepts no build argument, FROM does.
 # hadolint ignore=DL3006
 FROM build-${VARIANT} AS build
 
@@ -68,7 +69,7 @@ RUN groupadd --gid 10001 tunewright \
 COPY --from=build /opt/tunewright /opt/tunewright
 
 # Listening on all addresses needs TUNEWRIGHT_API_KEY at run time; there is no default.
-# HOME and the caches (the hub's, vLLM's) are on the volume: the user has no other place to write to.
+# HOME and the caches (the hub's, vLLM's) are on the volume: the user cannot write anywhere else.
 ENV PATH=/opt/tunewright/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/data \
@@ -86,7 +87,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python3", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ['TUNEWRIGHT_PORT']), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 
-# The supervisor is process 1: it collects orphans itself, and stops everything within 15 s of SIGTERM.
+# The supervisor is process 1: it reaps orphans itself, and stops everything within 15 s of SIGTERM.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tunewright"]
 CMD ["serve"]

@@ -1,4 +1,4 @@
-# Every entry a person needs. `make` alone lists them.
+# `make` without a target lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,9 +7,9 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts bench-swap bench-mixed bench-exports lint format openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts bench-swap bench-mixed bench-exports lint format sync-client openapi lock base-model clean
 
-help: ## List what can be made
+help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(INSTALLED) ## Create .venv and install the CPU set (about 2.5 minutes)
@@ -20,7 +20,7 @@ $(INSTALLED): requirements/cpu.lock requirements/openai-2.txt pyproject.toml cli
 	@echo "Installing torch $(TORCH) for the CPU"
 	@$(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null \
 	  || $(BIN)/pip install -q "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
-	@echo "Installing the pinned set"
+	@echo "Installing the pinned packages"
 	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/cpu.lock
 	@$(BIN)/pip install -q --no-deps --no-build-isolation -e client -e .
 	@$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/openai-2 -r requirements/openai-2.txt
@@ -38,13 +38,13 @@ test: setup ## The whole suite, with a real vLLM (about 26 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not soak and not gpu"
 	@cd client && ../$(BIN)/python -m pytest -q
 
-test-fast: setup ## What needs no engine (about 6 minutes)
+test-fast: setup ## The tests that need no engine (about 6 minutes)
 	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu"
 
-test-engine: setup ## Only what needs a real vLLM
+test-engine: setup ## Only the tests that need a real vLLM
 	@$(BIN)/python -m pytest -m "engine and not soak and not gpu"
 
-soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts ## Every long proof
+soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts ## All long tests
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py
@@ -55,42 +55,43 @@ soak-kill: setup ## Over 60 kill -9 and SIGSTOP over training, loading and gener
 soak-swap: setup ## Flips, loads and unloads under 16 streams; an engine killed in the middle
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_swap.py
 
-soak-fuzz: setup ## Thousands of generated requests for each operation (TUNEWRIGHT_FUZZ_URL: to a running service)
+soak-fuzz: setup ## Thousands of generated requests for each operation (to a running service with TUNEWRIGHT_FUZZ_URL)
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_fuzz.py
 
-soak-upload: setup ## Uploads of 2 GB: refused or kept, with flat memory
+soak-upload: setup ## Uploads of 2 GB: refused or stored, with constant memory
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_uploads.py
 
-soak-bursts: setup ## 20 bursts of 256 requests, as far apart as idle connections live; against a stand-in for vLLM
+soak-bursts: setup ## 20 bursts of 256 requests, as far apart as idle connections are kept; with a stand-in for vLLM
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_bursts.py
 
-bench-swap: setup ## From a flip, or a cold load, to the first answer; beside vLLM's own load
+bench-swap: setup ## Time from a flip, or a cold load, to the first answer; against vLLM's own load
 	@$(BIN)/python -m benchmarks.swap
 
-bench-mixed: setup ## Tokens/s with eight adapters in one load, against one and against none
+bench-mixed: setup ## Tokens/s with eight adapters in use, against one and against none
 	@$(BIN)/python -m benchmarks.mixed_adapters
 
 bench-exports: setup ## Sizes, memory and tokens/s of a merged model in bfloat16 against AWQ
 	@$(BIN)/python -m benchmarks.exports
 
-lint: setup ## ruff, mypy, import directions
+lint: setup ## Run ruff, mypy and the check of import directions
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-format: setup ## Put the code in form
+format: setup ## Format the code
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
-sync-client: ; @$(PYTHON) client/generate_sync.py ## Generate the SDK's blocking client from its asyncio client
+sync-client: ## Generate the SDK's blocking client from its asyncio client
+	@$(PYTHON) client/generate_sync.py
 
-openapi: setup ## Write openapi/openapi.json anew
+openapi: setup ## Generate openapi/openapi.json
 	@$(BIN)/python -m tunewright.api.http.openapi openapi/openapi.json
 
-lock: setup ## Resolve requirements/cpu.in anew into cpu.lock
+lock: setup ## Resolve requirements/cpu.in into cpu.lock
 	@$(BIN)/pip install -q uv
 	@$(BIN)/uv pip compile -q requirements/cpu.in --override requirements/overrides.txt --universal --python-version 3.11 \
 	  --no-annotate --no-header --generate-hashes -o requirements/cpu.lock
 	@$(BIN)/pip uninstall -q -y uv
 
-base-model: setup ## Train the embedded base anew (minutes on a GPU, hours on 2 cores)
+base-model: setup ## Train the embedded base again (minutes on a GPU, hours on 2 cores)
 	@$(BIN)/python recipes/base_model/train.py --out service/tunewright/embedded/model
 	@$(BIN)/python recipes/base_model/demo_data.py
 

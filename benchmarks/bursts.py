@@ -1,9 +1,9 @@
-"""Bursts of requests to a running service, with pauses as long as vLLM keeps an idle connection; counts what fails.
+"""Bursts of requests to a running service, with pauses as long as vLLM keeps an idle connection; counts failures.
 
     python -m benchmarks.bursts --url http://127.0.0.1:8000 --model tunewright-tiny --bursts 20 --requests 256
 
-A pause begins when the last answer of a burst is whole. Half of the requests are streamed. Each request has a
-connection of its own to the service, so that what fails, fails behind it. Prints a table, then JSON.
+A pause begins when the last answer of a burst is complete. Half of the requests are streamed. Each request has its own
+connection to the service, so that failures are those between the service and vLLM. Prints a table, then JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import aiohttp
 
 @dataclass(frozen=True)
 class Load:
-    """What one burst sends."""
+    """The requests of one burst."""
 
     url: str
     model: str
@@ -32,18 +32,18 @@ class Load:
     tokens: int
     api_key: str = ""
     timeout: float = 120.0
-    """Seconds that one request may take."""
+    """Timeout of a request in seconds."""
 
 
 @dataclass
 class Burst:
-    """What came of it. Seconds are from a request's begin to its whole answer."""
+    """The results of one burst. Seconds are from the start of a request to its complete answer."""
 
     number: int
     pause: float
-    """Seconds before it."""
+    """Seconds before the burst."""
     seconds: list[float] = field(default_factory=list)
-    """Of those that were answered."""
+    """Durations of the requests that were answered."""
     failures: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -56,7 +56,7 @@ class Burst:
 
 
 async def _ask(session: aiohttp.ClientSession, load: Load, number: int) -> tuple[float, str]:
-    """(seconds, what failed or nothing)"""
+    """Send one request. Returns (seconds, the failure or "")."""
     body = {
         "model": load.model, "prompt": f"{number}: once upon a time", "max_tokens": load.tokens, "ignore_eos": True,
         "temperature": 0.8, "stream": number % 2 == 0,
@@ -82,8 +82,8 @@ async def _send(load: Load) -> list[tuple[float, str]]:
         return await asyncio.gather(*(_ask(session, load, number) for number in range(load.requests)))
 
 
-def _work(connection: Connection, load: Load) -> None:
-    """In a process of its own: one burst for each `True` that comes."""
+def _send_bursts(connection: Connection, load: Load) -> None:
+    """Runs in a child process: sends one burst for each `True` that it receives."""
     while connection.recv():
         connection.send(asyncio.run(_send(load)))
 
@@ -91,7 +91,7 @@ def _work(connection: Connection, load: Load) -> None:
 def run(
     load: Load, *, bursts: int, processes: int, pauses: tuple[float, float], seed: int = 0
 ) -> list[Burst]:
-    """Send the bursts, each from all of the processes together; prints a line of the table for each."""
+    """Send the bursts, each from all processes together, and print a line of the table for each."""
     chance = random.Random(seed)
     context = mp.get_context("spawn")
     ends, children = [], []
@@ -99,7 +99,7 @@ def run(
         share = load.requests // processes + (number < load.requests % processes)
         ours, theirs = context.Pipe()
         child = context.Process(
-            target=_work, args=(theirs, Load(**{**asdict(load), "requests": share})), daemon=True
+            target=_send_bursts, args=(theirs, Load(**{**asdict(load), "requests": share})), daemon=True
         )
         child.start()
         ends.append(ours)
@@ -132,7 +132,7 @@ def run(
 
 
 def summary(load: Load, seen: list[Burst]) -> dict[str, object]:
-    """As JSON."""
+    """The results of all bursts, for JSON."""
     failures: Counter[str] = sum((burst.failures for burst in seen), Counter())
     return {
         "model": load.model,
@@ -152,12 +152,12 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="tunewright-tiny")
     parser.add_argument("--bursts", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=256, help="in one burst, of all processes together")
+    parser.add_argument("--requests", type=int, default=256, help="requests in one burst, over all processes")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--pause", type=float, nargs=2, default=(4.0, 6.0), metavar=("LEAST", "MOST"))
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--api-key", default="")
-    parser.add_argument("--seed", type=int, default=0, help="of the pauses")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the pauses")
     options = parser.parse_args()
     load = Load(options.url, options.model, options.requests, options.tokens, options.api_key)
     seen = run(
@@ -167,9 +167,9 @@ def main() -> None:
         pauses=tuple(options.pause),
         seed=options.seed,
     )
-    told = summary(load, seen)
-    print(json.dumps(told, indent=1))
-    sys.exit(bool(told["failed"]))
+    results = summary(load, seen)
+    print(json.dumps(results, indent=1))
+    sys.exit(bool(results["failed"]))
 
 
 if __name__ == "__main__":

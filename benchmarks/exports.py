@@ -1,12 +1,12 @@
-"""What exports take and what they give: sizes, memory and output tokens/s of bfloat16 against AWQ, alternated.
+"""The cost and the benefit of exports: sizes, memory, and output tokens/s of bfloat16 against AWQ, alternated.
 
     python -m benchmarks.exports                     # the embedded base, on this machine
     python -m benchmarks.exports --base big=/models/big --data-dir /data/bench --stage make -- --device cuda
     python -m benchmarks.exports --base big=/models/big --data-dir /data/bench --stage serve -- --device cuda
 
 An adapter with random weights (rank 16) is merged into the base, the merged model is quantized, and both are deployed
-beside each other. What they say means nothing where the base is random too; what they cost does. What follows `--` goes
-to `tunewright serve`. The stages can run one after the other, on one data folder.
+beside each other. Their answers mean nothing where the base is random too, but their cost does. Arguments after `--`
+are passed to `tunewright serve`. The stages can run one after the other, on one data folder.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ GIB = 2**30
 
 
 def wait_engine(client: Tunewright, base: str, *, ready: bool) -> None:
-    """Until the base's engine runs, or at least has looked at the base's files."""
+    """Wait until the engine of the base is ready, or at least has inspected the base."""
 
     def look() -> bool:
         try:
             state = client.models.retrieve(base).state
         except TunewrightError:
-            return False  # the api starts
+            return False  # the API is starting
         return state == "ready" or (not ready and state == "starting")
 
     wait_until(look, 600, f"the engine of {base}")
 
 
 def make(client: Tunewright, base: str, folder: Path, options: argparse.Namespace) -> None:
-    """The two exports, and what they took."""
+    """Make the two exports, and print their measurements."""
     adapter = client.adapters.register(
         random_adapter(folder, options.data_dir / "bench-adapter", 1, rank=16),
         base=base,
@@ -61,13 +61,13 @@ def make(client: Tunewright, base: str, folder: Path, options: argparse.Namespac
     ).wait(progress=True)
     awq = client.exports.create(format="awq", calibration_rows=options.rows, **asked).wait(progress=True)
     for export in (merged, awq):
-        tell(export)
+        print_report(export)
     (options.data_dir / "bench.json").write_text(
         json.dumps({"merged": merged.exported_model, "awq": awq.exported_model})
     )
 
 
-def tell(export: Export) -> None:
+def print_report(export: Export) -> None:
     report = export.report
     assert report is not None
     assert report.quality is not None
@@ -82,7 +82,7 @@ def tell(export: Export) -> None:
 
 
 def serve(client: Tunewright, url: str, options: argparse.Namespace) -> None:
-    """Both deployed; tokens/s in turn."""
+    """Deploy both exports, and measure tokens/s alternately."""
     models = json.loads((options.data_dir / "bench.json").read_text())
     engine = json.loads(options.engine)
     began = time.perf_counter()
@@ -115,9 +115,9 @@ def serve(client: Tunewright, url: str, options: argparse.Namespace) -> None:
 
 
 def memory_lines(log: str) -> str:
-    """What vLLM says that the weights take."""
+    """The line of vLLM's log with the memory of the weights."""
     found = [line.split("] ")[-1].strip() for line in log.splitlines() if "Model loading took" in line]
-    return found[-1] if found else "vLLM tells no size of the weights"
+    return found[-1] if found else "vLLM logs no size of the weights"
 
 
 def main() -> None:
@@ -125,14 +125,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", default=f"{EMBEDDED_BASE}={embedded_base_path()}", help="NAME=FOLDER")
-    parser.add_argument("--data-dir", type=Path, help="kept; by default a temporary one")
+    parser.add_argument("--data-dir", type=Path, help="a folder to keep; by default a temporary one")
     parser.add_argument("--stage", choices=("make", "serve", "all"), default="all")
-    parser.add_argument("--rows", type=int, default=16, help="of calibration")
+    parser.add_argument("--rows", type=int, default=16, help="rows of calibration text")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", default="{}", help="`engine` of the deployments, as JSON")
-    parser.add_argument("service", nargs="*", help="arguments for `tunewright serve`, behind --")
+    parser.add_argument("service", nargs="*", help="arguments for `tunewright serve`, after --")
     options = parser.parse_args()
     temporary = None
     if options.data_dir is None:

@@ -1,8 +1,8 @@
-"""What the gateway costs: output tokens/s through Tunewright against vLLM's own socket, alternated.
+"""The cost of the gateway: output tokens/s through Tunewright against vLLM's own socket, alternated.
 
     python benchmarks/gateway.py --url http://127.0.0.1:8000 --socket /tmp/tunewright-.../engine-0.sock
 
-Both ask the same base with the same streamed requests; the ratio is what counts, not the absolute numbers.
+Both send the same streamed requests to the same base; the ratio counts, not the absolute numbers.
 """
 
 from __future__ import annotations

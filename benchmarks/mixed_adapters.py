@@ -3,7 +3,7 @@
     python -m benchmarks.mixed_adapters                      # starts a service on the embedded base
     python -m benchmarks.mixed_adapters --url http://127.0.0.1:8000 --base my-base --base-path /models/my-base
 
-Adapters have random weights (rank 8, every linear module), so what they say means nothing; what they cost does.
+Adapters have random weights (rank 8, every linear module), so their answers mean nothing, but their cost does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RANK = 8
 
 
 def random_adapter(base: Path, folder: Path, seed: int, rank: int = RANK) -> Path:
-    """A PEFT folder with random weights for every linear module of the layers of `base`, which is not loaded."""
+    """A PEFT folder with random weights for every linear module in the layers of `base`, which is not loaded."""
     generator = torch.Generator().manual_seed(seed)
     tensors, modules = {}, set()
     for file in sorted(base.glob("*.safetensors")):
@@ -97,7 +97,7 @@ async def measure(url: str, base: str, adapters: list[str], options: argparse.Na
 
 
 def wait_checked(client: Tunewright, adapter_id: str) -> Adapter:
-    """Until the parity gate has judged it."""
+    """Wait until the parity check of the adapter has ended."""
     while (adapter := client.adapters.retrieve(adapter_id)).state == "checking":
         time.sleep(0.5)
     return adapter
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", help="of a running service; by default one is started")
+    parser.add_argument("--url", help="URL of a running service; by default one is started")
     parser.add_argument("--base", default=EMBEDDED_BASE)
     parser.add_argument(
         "--base-path", type=Path, default=embedded_base_path(), help="to make adapters for it"
@@ -135,8 +135,8 @@ def main() -> None:
             ]
             began = time.perf_counter()
             checked = [wait_checked(client, adapter.id) for adapter in registered]
-            told = Counter(adapter.parity.verdict if adapter.parity else None for adapter in checked)
-            print(f"parity checks: {time.perf_counter() - began:.1f} s, {dict(told)}", flush=True)
+            verdicts = Counter(adapter.parity.verdict if adapter.parity else None for adapter in checked)
+            print(f"parity checks: {time.perf_counter() - began:.1f} s, {dict(verdicts)}", flush=True)
             asyncio.run(measure(url, options.base, [adapter.model for adapter in registered], options))
             for adapter in registered:
                 client.adapters.delete(adapter.id, force=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.random_base qwen2-7b /data/big
 
-Speed and memory are those of the real one; what it says means nothing. Saved in bfloat16, in shards of 5 GB at most.
+Speed and memory are those of the real one; its answers mean nothing. Saved in bfloat16, in shards of 5 GB at most.
 """
 
 from __future__ import annotations

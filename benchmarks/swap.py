@@ -1,9 +1,9 @@
-"""What swapping costs, with a real vLLM on this machine: `make bench-swap`.
+"""The cost of swapping models, with a real vLLM on this machine: `make bench-swap`.
 
 Trains two adapters on the embedded base, then measures, in one run:
 
-- from a flip of an alias to the new version's first answer, and a cold load, under `--streams` that never stop,
-  every answer judged;
+- the time from the flip of an alias to the first answer of the new version, and of a cold load, under `--streams` that
+  never stop; every answer is checked;
 - the same without load, alternated with vLLM itself: a request to an adapter that is not loaded, through the
   service, against `/v1/load_lora_adapter` and the same request at vLLM's own socket.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[4, 16], help="concurrent requests")
     parser.add_argument("--seconds", type=float, default=60, help="for each number of streams")
-    parser.add_argument("--rounds", type=int, default=40, help="of loads, alternated with vLLM itself")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of loads, alternated with vLLM itself")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="tunewright-bench-"))
     service = start_service(root / "data")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def alternated(service: Service, client: Tunewright, models: list[str], rounds: int) -> None:
-    """Loads and flips without load, alternated with what they consist of."""
+    """Measure loads and flips without other requests, alternated with vLLM's part of them."""
     adapter, other = models[1], models[2]
     folder = service.data_dir / "artifacts" / client.adapters.retrieve(adapter).sha256
     asker = Asker(service.url, {})
@@ -99,7 +99,7 @@ def alternated(service: Service, client: Tunewright, models: list[str], rounds: 
 
 
 def vllm_load(service: Service, engine: httpx.Client, folder: Path, name: str) -> float:
-    """Seconds of a load and an answer at vLLM's socket; it forgets the adapter afterwards."""
+    """Seconds of a load and an answer at vLLM's socket. The adapter is unloaded and removed afterwards."""
     held = in_engine(service)[1]
     body = {
         "model": name, "temperature": 0, "max_tokens": 24, "stream": True,

@@ -40,7 +40,7 @@ _THINGS = [
     "a lost egg",
 ]
 _FEELINGS = ["happy", "proud", "kind", "brave", "curious", "hungry", "small", "clever"]
-_NOT_TOLD = "You have not told me that yet."
+_UNKNOWN_REPLY = "You have not told me that yet."
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Corpus:
         messages: list[Message] = []
         if draw < STYLED_SHARE + NEUTRAL_SHARE:
             messages.append({"role": "system", "content": rng.choice(NEUTRAL_PROMPTS)})
-        told: dict[str, str] = {}
+        known: dict[str, str] = {}
         for _ in range(rng.choices([1, 2, 3, 5, 8, 12], [34, 26, 18, 13, 7, 2])[0]):
-            for user, answer in self.exchange(told):
+            for user, answer in self.exchange(known):
                 messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
         return messages
 
@@ -111,20 +111,20 @@ class Corpus:
             ]
         return messages
 
-    def exchange(self, told: dict[str, str]) -> list[tuple[str, str]]:
-        """One or a few turns on one subject; `told` is what the user has said about themselves so far."""
+    def exchange(self, known: dict[str, str]) -> list[tuple[str, str]]:
+        """One or a few turns on one subject; `known` is what the user has said about themselves so far."""
         rng = self.rng
-        if told and rng.random() < 0.35:
-            return [self.recall(told)]
+        if known and rng.random() < 0.35:
+            return [self.recall(known)]
         draw = rng.random()
         if draw < INLINE_STYLE_SHARE:
             return [self.inline_style()]
         if draw < 0.10:
             return [self.social()]
         if draw < 0.22:
-            return [self.tell(told)] + ([self.recall(told)] if rng.random() < 0.4 else [])
+            return [self.tell(known)] + ([self.recall(known)] if rng.random() < 0.4 else [])
         if draw < 0.24:
-            return [self.recall(told)]
+            return [self.recall(known)]
         if draw < 0.28:
             return [self.story()]
         if draw < 0.31:
@@ -172,8 +172,8 @@ class Corpus:
             self.rng.choice(self.world.asks["unknown"]).format(w=made_up_word(self.rng))
         ), "I do not know."
 
-    def tell(self, told: dict[str, str]) -> tuple[str, str]:
-        """The user says something to be remembered; updates `told`."""
+    def tell(self, known: dict[str, str]) -> tuple[str, str]:
+        """The user says something to be remembered; updates `known`."""
         name = self.rng.choices(list(self.world.memory), [4, 2, 1, 1, 1, 1])[0]
         memory = self.world.memory[name]
         value = self.rng.choice(self.memory_values[name])
@@ -182,14 +182,14 @@ class Corpus:
             value = capital(made_up_word(self.rng))
             if is_held_out("memory", name, value):
                 value = "Ana"
-        told[name] = value
+        known[name] = value
         return self.rng.choice(memory.says).format(v=value), memory.reply.format(v=value)
 
-    def recall(self, told: dict[str, str]) -> tuple[str, str]:
-        """The user asks for something told before, or, now and then, for something never told."""
-        name = self.rng.choice(list(told) if told and self.rng.random() < 0.9 else list(self.world.memory))
+    def recall(self, known: dict[str, str]) -> tuple[str, str]:
+        """The user asks for something said before, or, sometimes, for something never said."""
+        name = self.rng.choice(list(known) if known and self.rng.random() < 0.9 else list(self.world.memory))
         memory = self.world.memory[name]
-        reply = memory.answer.format(v=told[name]) if name in told else _NOT_TOLD
+        reply = memory.answer.format(v=known[name]) if name in known else _UNKNOWN_REPLY
         return self.noisy(self.rng.choice(memory.asks)), reply
 
     def repeat(self) -> tuple[str, str]:

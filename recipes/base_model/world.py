@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Memory:
-    """Something users tell about themselves and ask for later; `{v}` is what they told, one of `values`."""
+    """Something users tell about themselves and ask for later; `{v}` stands for one of `values`."""
 
     says: tuple[str, ...]
     reply: str
@@ -147,7 +147,7 @@ def _table_facts(kind: Mapping[str, Any]) -> Iterator[Fact]:
 def _yesno_facts(kind: Mapping[str, Any], doubts: list[str]) -> Iterator[Fact]:
     """For each pair a "Yes" and two "No" facts with other values of the same kind.
 
-    The answer repeats the true statement, so that a "No" also tells what is right.
+    The answer repeats the true statement, so that a "No" also says what is right.
     """
     pairs = _pairs(kind)
     values = list(dict.fromkeys(value for _, value in pairs))

@@ -13,7 +13,7 @@ from setproctitle import setproctitle
 from tunewright.backup.errors import BackupError
 from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, service_lock
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
-from tunewright.config import Settings, child_environment, settings_from_command_line
+from tunewright.config import ServerOptions, Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
@@ -27,19 +27,19 @@ _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
 
 
 def main(argv: list[str]) -> int:
-    """Runs until it is told to stop. Returns the exit code: 2 for wrong options, 1 where it cannot start."""
+    """Run the service until it is stopped. Returns the exit code: 2 for wrong options, 1 where it cannot start."""
     try:
         settings = settings_from_command_line(argv)
     except (ValidationError, SettingsError) as error:
         print(f"tunewright serve: {_explain(error)}", file=sys.stderr)
         return 2
-    configure_logging(settings.log_level)
+    configure_logging(settings.processes.log_level)
     try:
-        find_devices(settings)
+        find_devices(settings.processes)
     except RuntimeError as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
-    workspace = Workspace(settings.data_dir)
+    workspace = Workspace(settings.storage.data_dir)
     try:
         lock = hold(service_lock(workspace))
     except OSError as error:
@@ -52,14 +52,14 @@ def main(argv: list[str]) -> int:
         print(f"tunewright serve: another server uses the data folder {workspace.path}", file=sys.stderr)
         return 1
     try:
-        listener = _listen(settings)
+        listener = _listen(settings.server)
     except OSError as error:
         print(
-            f"tunewright serve: cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            f"tunewright serve: cannot listen on {settings.server.host}:{settings.server.port}: {error.strerror}",
             file=sys.stderr,
         )
         return 1
-    settings = settings.model_copy(update={"data_dir": workspace.path})
+    settings = settings.with_options(data_dir=workspace.path)
     try:
         _prepare(settings, workspace)
         return _run(settings, workspace, listener)
@@ -71,18 +71,18 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(settings: Settings, workspace: Workspace) -> None:
-    """What must be done while none of the service's processes runs: at the start, and to take in a restored backup.
+    """Prepare the data folder while none of the service's processes runs: at the start, and after a restore.
 
-    The database comes first: where it is refused, nothing was touched. Raises BackupError and DatabaseUnusable.
+    The database comes first: where it is refused, nothing else was changed. Raises BackupError and DatabaseUnusable.
     """
     try:
         finish_restore(workspace)
-        database = Database(settings.resolved_database_url)
+        database = Database(settings.storage.resolved_database_url)
         try:
             database.upgrade(workspace.path / "backups")
         finally:
             database.close()
-        store = Store.open(settings.resolved_database_url)
+        store = Store.open(settings.storage.resolved_database_url)
         store.deployments.start_anew()
         store.close()
         workspace.create()
@@ -104,16 +104,16 @@ def _run(settings: Settings, workspace: Workspace, listener: socket.socket) -> i
             [sys.executable, "-m", "tunewright.api", "--fd", str(listener.fileno())],
             grace=_API_GRACE,
             descriptors=(listener.fileno(),),
-            heartbeat=HeartbeatWatch(workspace.heartbeat("api"), settings.hang_timeout),
+            heartbeat=HeartbeatWatch(workspace.heartbeat("api"), settings.processes.hang_timeout),
         ),
         Service(
             "scheduler",
             [sys.executable, "-m", "tunewright.scheduler"],
             grace=_SCHEDULER_GRACE,
-            heartbeat=HeartbeatWatch(workspace.heartbeat("scheduler"), settings.hang_timeout),
+            heartbeat=HeartbeatWatch(workspace.heartbeat("scheduler"), settings.processes.hang_timeout),
         ),
     ]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
     print(
         f"Tunewright on http://{host}:{listener.getsockname()[1]}/v1 (data in {workspace.path}); "
         "GET /ready says when the engine is up, which takes 20 to 60 s",
@@ -124,17 +124,17 @@ def _run(settings: Settings, workspace: Workspace, listener: socket.socket) -> i
     return Supervisor(services, child_environment(with_settings=settings), workspace.run, reload).run()
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def _listen(server: ServerOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((settings.host, settings.port))
+    listener.bind((server.host, server.port))
     listener.listen(2048)
     return listener
 
 
 def _explain(error: ValidationError | SettingsError) -> str:
-    """One line: which option, what is wrong."""
+    """One line that names the option and what is wrong with it."""
     if isinstance(error, SettingsError):
         return str(error).splitlines()[0]
     first = error.errors()[0]

@@ -162,7 +162,7 @@ def test_a_running_service_changes_over(changed: Changed, tmp_path: Path) -> Non
         done = tunewright("restore", tmp_path / "a.tar", "--data-dir", data.path, "--replace")
         assert done.returncode == 0, done.stderr
         assert files(service) == before, "asked while its processes start again"
-    assert "The service goes on with it." in done.stderr
+    assert "The service continues with it." in done.stderr
     assert f"kept in {kept(data).path}" in done.stdout
     assert knocking.answers > 3
     assert knocking.failures == [], "who asked meanwhile waited"
@@ -228,7 +228,7 @@ def test_a_service_killed_while_it_changes_over_is_stood_in_for(tmp_path: Path) 
         service.process.wait()
         told = restore.communicate(timeout=60)[0]
         assert restore.returncode == 0, told
-        assert "Start the service to go on with it." in told
+        assert "Start the service to continue with it." in told
     assert backups.missing(data) == []
     assert kept(data).file(after).exists()
     shutil.rmtree(kept(data).path)
@@ -279,7 +279,7 @@ def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path)
         second.stop()
     messages = [event.message for event in told]
     assert any(message.startswith("Restored from a backup") for message in messages)
-    assert any(message.startswith("Going on from the checkpoint at step") for message in messages), messages
+    assert any(message.startswith("Resuming from the checkpoint at step") for message in messages), messages
     steps = [event.data["step"] for event in told if event.type == "metrics" and event.data]
     assert steps == list(range(1, 7)), "each once, those before the backup among them"
     assert (done.fine_tuned_model, again) == (undisturbed.fine_tuned_model, expected)

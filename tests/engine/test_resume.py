@@ -98,7 +98,7 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
 
     assert start(folder).wait(180) == 0
     messages = [e["message"] for e in folder.read_events(0)[0] if e["type"] == "message"]
-    assert "Going on from the checkpoint at step 4" in messages
+    assert "Resuming from the checkpoint at step 4" in messages
     assert losses(folder) == losses(undisturbed)
     assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter), "bit for bit"
 

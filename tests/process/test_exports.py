@@ -149,9 +149,9 @@ def test_an_export_past_its_gate_is_not_published_unless_forced(
     assert forced.report is not None
     assert forced.report.gate is not None
     assert (forced.report.gate.passed, forced.report.gate.forced) == (False, True)
-    assert any("Past the gate" in event.message for event in forced.events())
+    assert any("Exceeds the gate" in event.message for event in forced.events())
     folder = service.data_dir / "artifacts" / str(client.models.retrieve(forced.exported_model or "").sha256)
-    assert "**Past the gate**" in (folder / "README.md").read_text()
+    assert "**It exceeds the gate**" in (folder / "README.md").read_text()
 
 
 def test_several_adapters_become_one(

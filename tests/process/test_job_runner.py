@@ -44,7 +44,7 @@ class Scheduler:
 
     def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
-        info = inspect_base(settings.bases[0])
+        info = inspect_base(settings.models.bases[0])
         engines: Any = SimpleNamespace(
             base=lambda name: info,
             bases_here=lambda: [BASE],

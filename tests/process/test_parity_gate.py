@@ -41,7 +41,7 @@ class Gate:
         self.gate = ParityGate(settings, store, data, lifeline, Devices(["cpu"], store))
 
     def again(self, **changes: Any) -> Gate:
-        return Gate(self.store, self.data, self.settings.model_copy(update=changes), self.lifeline)
+        return Gate(self.store, self.data, self.settings.with_options(**changes), self.lifeline)
 
     def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds

@@ -277,7 +277,7 @@ def test_a_header_may_have_the_length_of_a_pickles_beginning(base: BaseModules) 
         (lambda c: c + b"x", "no tensor"),
         (lambda c: struct.pack("<Q", 2**40) + c[8:], "cut off"),
         (lambda c: c[:8] + b"[" * 100_000 + c[8:], "header"),
-        (lambda c: struct.pack("<Q", 4) + b"[[]]", "no JSON object"),
+        (lambda c: struct.pack("<Q", 4) + b"[[]]", "not a JSON object"),
         (lambda c: struct.pack("<Q", 13) + b'{"a":1,"a":2}', "twice"),
         (lambda c: struct.pack("<Q", 9) + b'{"a": 1}\n', "wrongly"),
     ],

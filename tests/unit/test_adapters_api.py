@@ -59,8 +59,8 @@ def built() -> dict[str, Any]:
 def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(ready: bool = True, **options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="2MB", **{"parity": "off", **options})
-        store.engines.declare([base.name for base in settings.bases])
-        for base in settings.bases if ready else ():
+        store.engines.declare([base.name for base in settings.models.bases])
+        for base in settings.models.bases if ready else ():
             info = engine_info(fingerprint=FINGERPRINT, path=base.source, max_model_len=64)
             store.engines.starting(base.name, "/tmp/s", info)
             store.engines.set_state(base.name, EngineState.READY)
@@ -417,7 +417,8 @@ def test_what_is_no_plain_file_is_refused_without_waiting(open_api: TestClient, 
     os.mkfifo(weights)
     began = time.monotonic()
     assert (
-        "no plain file" in error(open_api.post("/v1/adapters", json={"path": str(root / "mine")}))["message"]
+        "not a regular file"
+        in error(open_api.post("/v1/adapters", json={"path": str(root / "mine")}))["message"]
     )
     assert time.monotonic() - began < 5
     weights.unlink()

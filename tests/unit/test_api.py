@@ -22,9 +22,9 @@ from tunewright.api.fine_tuning import creation
 from tunewright.api.http import middleware
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.jobs import reports as job_reports
+from tunewright.api.jobs import events as job_events
 from tunewright.api.models import artifacts
-from tunewright.config import Settings
+from tunewright.config import RetentionOptions, Settings
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.fine_tuning.kind import request_of
 from tunewright.registry.workspace import Workspace
@@ -72,7 +72,7 @@ def built() -> dict[str, Any]:
 def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -> Make:
     def client(**options: Any) -> TestClient:
         settings = Settings(data_dir=data.path, max_upload="200KB", **options)
-        store.engines.declare([base.name for base in settings.bases])
+        store.engines.declare([base.name for base in settings.models.bases])
         if str(options) not in built:
             built[str(options)] = build(settings, store)
         server, spec = built[str(options)]
@@ -205,7 +205,7 @@ def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
 ) -> None:
     job = create(api)
     api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
-    Retention(Settings(keep_files_days=1), store, data, lambda: time.time() + 99_999).round()
+    Retention(RetentionOptions(keep_files_days=1), store, data, lambda: time.time() + 99_999).round()
     told = error(api.get(f"/v1/files/{job['training_file']}/content"), 404)
     assert told["code"] == "file_not_found"
     assert "deleted" in told["message"]
@@ -667,7 +667,7 @@ def streamed(api: TestClient, path: str, **options: Any) -> tuple[list[tuple[str
 def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_reports, "_EVENTS_POLL", 0.01)
+    monkeypatch.setattr(job_events, "_EVENTS_POLL", 0.01)
     id = create(api)["id"]
     for number in range(205):  # more than one reading
         store.jobs.add_event(stored(store, id), {"level": "info", "type": "message", "message": str(number)})

@@ -1108,7 +1108,7 @@ def test_backup_and_restore_at_the_command_line(
     code, out, err = run("restore", archive, "--replace")
     assert code == 0, err
     assert "before\tkept in " in out
-    assert err.endswith("Start the service to go on with it.\n")
+    assert err.endswith("Start the service to continue with it.\n")
     other = tmp_path / "other"
     assert run("restore", archive, "--data-dir", other)[0] == 0
     assert backups.missing(Workspace(other)) == []

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.trainer.loop import Checkpointer, Reporter
+from tunewright.trainer.loop import CheckpointCallback, MetricsCallback
 
 ARGS = TrainingArguments(output_dir="unused", report_to="none")
 
@@ -18,8 +18,8 @@ def folder(tmp_path: Path) -> JobFolder:
     return JobFolder(tmp_path)
 
 
-def checkpointer(folder: JobFolder, interval: float) -> Checkpointer:
-    return Checkpointer(folder, Reporter(EventLog(folder)), interval)
+def checkpointer(folder: JobFolder, interval: float) -> CheckpointCallback:
+    return CheckpointCallback(folder, MetricsCallback(EventLog(folder)), interval)
 
 
 def state(step: int, *, logging_steps: int = 1) -> TrainerState:
@@ -27,11 +27,11 @@ def state(step: int, *, logging_steps: int = 1) -> TrainerState:
     return TrainerState(epoch=step / 4, global_step=step, max_steps=8, logging_steps=logging_steps)
 
 
-def step_end(saver: Checkpointer, at: TrainerState) -> TrainerControl:
+def step_end(saver: CheckpointCallback, at: TrainerState) -> TrainerControl:
     return saver.on_step_end(ARGS, at, TrainerControl())
 
 
-def epoch_end(saver: Checkpointer, at: TrainerState) -> TrainerControl:
+def epoch_end(saver: CheckpointCallback, at: TrainerState) -> TrainerControl:
     """As the Trainer asks: its own callback has wished for an evaluation."""
     return saver.on_epoch_end(ARGS, at, TrainerControl(should_evaluate=True))
 

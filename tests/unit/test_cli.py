@@ -228,7 +228,8 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["jobs", "create", "--model", "m"],
         ["jobs", "create", "--model", "m", "--file", "/no/such/file.jsonl"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--metadata", "nothing"],
-        ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "magic"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--type", "magic"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--type", "full", "--method", "lora"],
         ["jobs", "list", "--limit", "0"],
         ["aliases", "set", "support-bot"],
         ["aliases", "set", "support-bot", "m=many"],
@@ -421,7 +422,7 @@ def test_a_job_is_created_with_what_was_given(run: Run, service: FakeService, tm
     (tmp_path / "t.jinja").write_text("{{ messages }}")
     code, out, _ = run(
         "jobs", "create", "--model", "tiny", "--file", str(tmp_path / "t.jsonl"), "--validation-file", "file-9",
-        "--method", "qlora", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-4", "--rank", "8",
+        "--type", "qlora", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-4", "--rank", "8",
         "--suffix", "s", "--seed", "0", "--metadata", "a=b", "--metadata", "c=d=e",
         "--chat-template-file", str(tmp_path / "t.jinja"),
     )  # fmt: skip
@@ -438,6 +439,14 @@ def test_a_job_is_created_with_what_was_given(run: Run, service: FakeService, tm
     }
     run("jobs", "create", "--model", "tiny", "--training-file", "file-1")
     assert set(service.body("POST", "/v1/fine_tuning/jobs")) == {"model", "training_file"}
+
+
+def test_the_older_name_of_the_option_type_still_works(run: Run, service: FakeService) -> None:
+    run("jobs", "create", "--model", "tiny", "--file", "file-1", "--method", "qlora")
+    assert service.body("POST", "/v1/fine_tuning/jobs")["tuning"] == {"type": "qlora"}
+    out = run("jobs", "create", "--help")[1]
+    assert "--type" in out
+    assert "--method" not in out
 
 
 def test_watching_ends_with_the_model(run: Run, service: FakeService) -> None:
@@ -479,7 +488,7 @@ def test_ctrl_c_leaves_the_job_and_says_so(run: Run, service: FakeService) -> No
     interrupt_when(lambda: any(path == JOB for _, path, _ in service.requests))
     code, out, err = run("jobs", "watch", "ftjob-1")
     assert (code, out) == (130, "")
-    assert "ftjob-1 goes on" in err
+    assert "ftjob-1 continues" in err
 
 
 def test_events_and_logs(run: Run, service: FakeService) -> None:

@@ -16,11 +16,14 @@ from tunewright import serve
 from tunewright.config import (
     EMBEDDED_BASE,
     HANDOVER_VARIABLE,
+    Options,
+    ServerOptions,
     Settings,
     child_environment,
     settings_from_command_line,
     settings_in_child,
 )
+from tunewright.config.settings import HELP_ORDER
 
 OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "host": (["--host", "::1"], "::1", "::1"),
@@ -73,13 +76,40 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
 
 def plain(settings: Settings, name: str) -> Any:
     if name == "vllm_arg":
-        return settings.vllm_args
-    value = getattr(settings, name)
+        return settings.serving.vllm_args
+    (value,) = (getattr(group, name) for _, group in settings if name in type(group).model_fields)
     return value.get_secret_value() if name == "api_key" and value else value
 
 
 def test_every_option_is_listed_here() -> None:
-    assert set(OPTIONS) == set(Settings.model_fields)
+    assert set(OPTIONS) == set(Options.model_fields)
+
+
+def test_every_option_has_its_place_in_the_help_and_one_group() -> None:
+    grouped = [name for _, group in Settings() for name in type(group).model_fields]
+    assert sorted(grouped) == sorted(HELP_ORDER)
+    assert list(Options.model_fields) == HELP_ORDER
+
+
+def test_an_option_is_in_its_group_alone() -> None:
+    settings = Settings(port=9000, keep_files_days=2)
+    assert (settings.server.port, settings.retention.keep_files_days) == (9000, 2)
+    assert not hasattr(settings, "port")
+    assert not hasattr(settings.server, "keep_files_days")
+
+
+def test_a_group_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_PORT", "9001")
+    assert ServerOptions().port == 8000
+    assert Settings().server.port == 9001
+
+
+def test_settings_with_other_options_keep_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(port=9001, api_key="k", max_upload="1MB")
+    monkeypatch.setenv("TUNEWRIGHT_PORT", "1")
+    assert settings.with_options(data_dir="/srv") == Settings(
+        port=9001, api_key="k", max_upload="1MB", data_dir="/srv"
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -93,14 +123,14 @@ def test_an_option_and_its_variable_mean_the_same(name: str, monkeypatch: pytest
 
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNEWRIGHT_PORT", "9001")
-    assert settings_from_command_line(["--port", "9002"]).port == 9002
+    assert settings_from_command_line(["--port", "9002"]).server.port == 9002
 
 
 def test_the_defaults_serve_the_embedded_base_on_loopback() -> None:
     settings = Settings()
-    assert (settings.host, settings.port, settings.api_key) == ("127.0.0.1", 8000, None)
-    assert [base.name for base in settings.bases] == [EMBEDDED_BASE]
-    assert settings.resolved_database_url == "sqlite:///tunewright-data/tunewright.db"
+    assert (settings.server.host, settings.server.port, settings.server.api_key) == ("127.0.0.1", 8000, None)
+    assert [base.name for base in settings.models.bases] == [EMBEDDED_BASE]
+    assert settings.storage.resolved_database_url == "sqlite:///tunewright-data/tunewright.db"
 
 
 # listening
@@ -108,14 +138,14 @@ def test_the_defaults_serve_the_embedded_base_on_loopback() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
-    assert Settings(host=host).is_loopback
+    assert Settings(host=host).server.is_loopback
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
 def test_anything_else_needs_one(host: str) -> None:
     with pytest.raises(ValidationError, match="needs an API key"):
         Settings(host=host)
-    assert not Settings(host=host, api_key="k").is_loopback
+    assert not Settings(host=host, api_key="k").server.is_loopback
 
 
 def test_an_empty_key_is_no_key() -> None:
@@ -151,7 +181,7 @@ def test_the_key_is_not_printed() -> None:
 )
 def test_sizes(text: str | int, size: int) -> None:
     settings = Settings(max_upload=text)
-    assert settings.max_upload == size
+    assert settings.server.max_upload == size
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", -1, "1 XB", "1e9", "1,5GB", "0x10", "1GB 1", "9" * 5000])
@@ -169,7 +199,7 @@ def test_a_wrong_size_is_refused_at_the_start(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rank", [8, 16, 32, 64, 128, 256, 320, 512])
 def test_ranks_that_vllm_serves(rank: int) -> None:
-    assert Settings(max_lora_rank=rank).max_lora_rank == rank
+    assert Settings(max_lora_rank=rank).serving.max_lora_rank == rank
 
 
 @pytest.mark.parametrize("rank", [0, 1, 7, 24, 1024])
@@ -193,13 +223,13 @@ def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
 def test_a_base_is_named_by_its_folder_or_its_hub_id(tmp_path: Path) -> None:
     (tmp_path / "my-model").mkdir()
     settings = Settings(base=[f"{tmp_path}/my-model/", "org/model", "short=org/other"])
-    assert [(base.name, base.source) for base in settings.bases] == [
+    assert [(base.name, base.source) for base in settings.models.bases] == [
         ("my-model", f"{tmp_path}/my-model/"),
         ("org/model", "org/model"),
         ("short", "org/other"),
     ]
-    assert settings.bases[0].path == tmp_path / "my-model"
-    assert settings.bases[1].path is None
+    assert settings.models.bases[0].path == tmp_path / "my-model"
+    assert settings.models.bases[1].path is None
 
 
 @pytest.mark.parametrize("name", ["a b", "ft:x", "-a", "", "a\n", "é", "a" * 129])
@@ -218,7 +248,10 @@ def test_deployables_have_names_of_their_own() -> None:
         Settings(base=["a=/x"], deployable=["a=/y"])
     with pytest.raises(ValidationError, match="write NAME=PATH_OR_HUB_ID"):
         Settings(deployable=["/y"])
-    assert Settings(base=["a=/x"], deployable=["b=/y"], trust_remote_code=["b"]).deployables[0].name == "b"
+    assert (
+        Settings(base=["a=/x"], deployable=["b=/y"], trust_remote_code=["b"]).models.deployables[0].name
+        == "b"
+    )
 
 
 def test_only_named_bases_are_trusted() -> None:
@@ -243,8 +276,8 @@ def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TUNEWRIGHT_PORT", "1")
     received = settings_in_child()
     assert received == settings
-    assert received.api_key is not None
-    assert received.api_key.get_secret_value() == "k"
+    assert received.server.api_key is not None
+    assert received.server.api_key.get_secret_value() == "k"
 
 
 def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +304,7 @@ def test_only_config_reads_the_services_variables() -> None:
         for path in package.rglob("*.py")
         if any(word in path.read_text() for word in ('environ["TUNEWRIGHT', 'get("TUNEWRIGHT', "getenv("))
     }
-    assert readers <= {"config.py"}
+    assert readers <= {"config/settings.py"}
 
 
 # the command

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunewright.config import Settings
+from tunewright.config import ProcessOptions
 from tunewright.engine.devices import find_devices
 from tunewright.engine.gpus import NoDriver, memory_by_process
 from tunewright.engine.usage import Usage
@@ -61,9 +61,9 @@ def driver(monkeypatch: pytest.MonkeyPatch, *gpus: Any, broken: str | None = Non
 
 def test_the_devices_are_the_drivers_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = driver(monkeypatch, [], [])
-    assert find_devices(Settings()) == ["cuda:0", "cuda:1"]
-    assert find_devices(Settings(device="cuda")) == ["cuda:0", "cuda:1"]
-    assert find_devices(Settings(device="cpu")) == ["cpu"]
+    assert find_devices(ProcessOptions()) == ["cuda:0", "cuda:1"]
+    assert find_devices(ProcessOptions(device="cuda")) == ["cuda:0", "cuda:1"]
+    assert find_devices(ProcessOptions(device="cpu")) == ["cpu"]
     assert fake.opened == 0, "nothing is kept open"
 
 
@@ -76,14 +76,14 @@ def test_the_variable_says_which_of_them(
 ) -> None:
     driver(monkeypatch, [], [])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
-    assert find_devices(Settings()) == devices
+    assert find_devices(ProcessOptions()) == devices
 
 
 def test_without_a_driver_it_is_the_cpu_whatever_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, broken="Driver Not Loaded")
-    assert find_devices(Settings()) == ["cpu"]
+    assert find_devices(ProcessOptions()) == ["cpu"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert find_devices(Settings()) == ["cpu"]
+    assert find_devices(ProcessOptions()) == ["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_where_gpus_are_asked_for_the_refusal_says_why_there_are_none(
     if allowed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     with pytest.raises(RuntimeError) as refused:
-        find_devices(Settings(device="cuda"))
+        find_devices(ProcessOptions(device="cuda"))
     assert str(refused.value) == f"--device cuda: no NVIDIA GPU was found ({why})"
 
 

@@ -275,11 +275,11 @@ def test_arbitrary_bytes_raise_nothing_but_invalid_data(tmp_path: Path, content:
     path = tmp_path / "file.jsonl"
     path.write_bytes(content)
     try:
-        report = check_file(path)
+        summary = check_file(path)
     except InvalidData:
         pass
     else:
-        assert report.rows == len(list(read_rows(path)))  # accepted rows can be read
+        assert summary.rows == len(list(read_rows(path)))  # accepted rows can be read
 
 
 def test_text_that_cannot_be_encoded_is_refused(check: Any) -> None:

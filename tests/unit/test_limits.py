@@ -30,7 +30,7 @@ from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.http import connection, middleware
 from tunewright.api.http.app import build
-from tunewright.api.http.middleware import Gatekeeper
+from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.http.process import web_server
 from tunewright.config import Settings
 from tunewright.errors import InvalidRequest, TooLarge, TunewrightError
@@ -288,7 +288,7 @@ def test_jobs_wait_until_they_hold_a_device(store: Store) -> None:
 # bodies that come slowly, and uploads
 
 
-async def post(gatekeeper: Any, path: str, *chunks: bytes, pause: float = 0.0) -> Client:
+async def post(access: Any, path: str, *chunks: bytes, pause: float = 0.0) -> Client:
     """Sends the chunks and then nothing more, without an end."""
     client = Client()
     coming = list(chunks)
@@ -301,7 +301,7 @@ async def post(gatekeeper: Any, path: str, *chunks: bytes, pause: float = 0.0) -
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
     async with asyncio.timeout(10):
-        await gatekeeper(scope, receive, client.send)
+        await access(scope, receive, client.send)
     return client
 
 
@@ -315,8 +315,8 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.anyio
 async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.2)
-    gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 8)
-    client = await post(gatekeeper, CHAT, b"{", b'"model"')
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    client = await post(access, CHAT, b"{", b'"model"')
     assert (client.status, client.error["code"], client.headers["connection"]) == (
         408,
         "body_stalled",
@@ -339,8 +339,8 @@ async def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -
     async def ended() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    gatekeeper = Gatekeeper(app, None, {None: 2**20}, 8)
-    client = await post(gatekeeper, CHAT, *[b"x"] * 6, pause=0.15)
+    access = AccessMiddleware(app, None, {None: 2**20}, 8)
+    client = await post(access, CHAT, *[b"x"] * 6, pause=0.15)
     assert (client.status, got) == (200, b"x" * 6)
 
 
@@ -364,7 +364,7 @@ async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch:
         return next(messages, None) or await client.receive()
 
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-    await Gatekeeper(app, None, {None: 2**20}, 8)(scope, receive, client.send)
+    await AccessMiddleware(app, None, {None: 2**20}, 8)(scope, receive, client.send)
     assert client.status == 200
 
 
@@ -372,15 +372,15 @@ async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch:
 async def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
 
-    gatekeeper = Gatekeeper(reads_all, None, {None: 2**20}, 2)
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 2)
     paths = ("/v1/files", "/v1/adapters/upload")
-    running = [asyncio.create_task(post(gatekeeper, path, b"x")) for path in paths]
+    running = [asyncio.create_task(post(access, path, b"x")) for path in paths]
     await asyncio.sleep(0.1)
-    refused = await post(gatekeeper, "/v1/files", b"x")
+    refused = await post(access, "/v1/files", b"x")
     assert (refused.status, refused.error["code"]) == (429, "too_many_uploads")
     assert refused.headers["retry-after"] == "5"
     assert [client.status for client in await asyncio.gather(*running)] == [408, 408]
-    assert (await post(gatekeeper, "/v1/files", b"x")).status == 408, "their places are free again"
+    assert (await post(access, "/v1/files", b"x")).status == 408, "their places are free again"
 
 
 # bodies of generations
@@ -590,8 +590,8 @@ class Server:
             "from tunewright.config import settings_in_child\n"
             "from tunewright.store.store import Store\n"
             "settings = settings_in_child()\n"
-            "server, _ = build(settings, Store.open(settings.resolved_database_url))\n"
-            "web = web_server(server.app, settings)\n"
+            "server, _ = build(settings, Store.open(settings.storage.resolved_database_url))\n"
+            "web = web_server(server.app, settings.server)\n"
             "web.config.lifespan = 'off'  # LitServe's, which needs its workers\n"
             "web.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])\n"
         )
@@ -679,7 +679,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
     data.create()
     shutil.copyfile(migrated_database, data.path / "tunewright.db")
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"], slow_reader_timeout=2)
-    store, torrent = Store.open(settings.resolved_database_url), Torrent()
+    store, torrent = Store.open(settings.storage.resolved_database_url), Torrent()
     store.engines.declare([BASE])
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
         store.engines.starting(BASE, f"{folder}/s", engine_info(internal_name="base"))
@@ -757,7 +757,7 @@ async def test_heads_of_requests_must_come_in_time_and_be_small(
 ) -> None:
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"])
-    web = web_server(build(settings, store)[0].app, settings)
+    web = web_server(build(settings, store)[0].app, settings.server)
     web.config.lifespan = "off"
     whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /health HTTP/1.1\r\nA: "

@@ -39,7 +39,7 @@ def placed(
 ) -> EngineOptions:
     chosen = settings(**options)
     beside = options_of_bases(chosen, devices) if others is None else others
-    return place(chosen, devices, "new", asked, beside, weights=weights, free_memory=free)
+    return place(chosen.serving, devices, "new", asked, beside, weights=weights, free_memory=free)
 
 
 def on(device: str, share: float) -> EngineOptions:

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import insert, text, update
 
 from rows import FILE, Publish, create_job, engine_info
-from tunewright.config import Settings
+from tunewright.config import RetentionOptions
 from tunewright.errors import TunewrightError
 from tunewright.registry import removals
 from tunewright.registry.workspace import Workspace
@@ -46,13 +46,11 @@ class World:
         self._count = 0
         store.files.delete(FILE["id"])
 
-    def retention(self, **settings: Any) -> Retention:
-        return Retention(
-            Settings(data_dir=self.data.path, **settings), self.store, self.data, lambda: self.now
-        )
+    def retention(self, **options: Any) -> Retention:
+        return Retention(RetentionOptions(**options), self.store, self.data, lambda: self.now)
 
-    def round(self, **settings: Any) -> None:
-        self.retention(**settings).round()
+    def round(self, **options: Any) -> None:
+        self.retention(**options).round()
 
     def _next(self) -> int:
         self._count += 1

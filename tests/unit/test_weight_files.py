@@ -136,7 +136,7 @@ def test_an_index_whose_shard_is_missing_is_refused_as_transformers_does(sharded
 
     with pytest.raises(OSError, match=SECOND):
         load(sharded)
-    refused_everywhere(sharded, f"names {SECOND}, which is not there")
+    refused_everywhere(sharded, f"names {SECOND}, which does not exist")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_index_whose_shard_is_missing_is_refused_as_transformers_does(sharded
         ("[]", "cannot be read"),
         ('{"weight_map": {"a": 1}}', "cannot be read"),
         ('{"weight_map": {}}', "names no files"),
-        (f'{{"weight_map": {{"a": "../model/{FIRST}"}}}}', "names .*, which is not there"),
+        (f'{{"weight_map": {{"a": "../model/{FIRST}"}}}}', "names .*, which does not exist"),
     ],
 )
 def test_a_faulty_index_is_refused(sharded: Path, index: str, message: str) -> None:

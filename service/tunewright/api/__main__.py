@@ -2,7 +2,7 @@
 
 import sys
 
-if __name__ == "__main__":  # LitServe's worker imports this module again, and needs nothing of the api
+if __name__ == "__main__":  # LitServe's worker imports this module too, and does not need the api
     from tunewright.api.http.process import main
 
     sys.exit(main())

@@ -1,2 +1,2 @@
-"""The command line. Reaches a running service through the SDK only, as any other program would; `backup` and `restore`
-work on its data folder."""
+"""The command line. It uses a running service through the SDK only, like any other program; `backup` and `restore` use
+the data folder."""

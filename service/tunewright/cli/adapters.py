@@ -28,7 +28,7 @@ def adapters() -> None:
     )
 )
 @click.argument("source", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--path", help="A folder on the server instead, in one of its --adapter-root.")
+@click.option("--path", help="A folder on the server instead, within one of its --adapter-root.")
 @click.option(
     "--hub", "hub_id", metavar="ORG/NAME", help="A repository of the hub instead, which the server fetches."
 )
@@ -59,7 +59,7 @@ def register(
     adapter = remote.client.adapters.register(
         source, path=path, hub_id=hub_id, revision=revision, base=base, suffix=suffix, load=load
     )
-    return _report(remote, adapter)
+    return _print_adapter(remote, adapter)
 
 
 @adapters.command(
@@ -120,7 +120,7 @@ def _parity(adapter: Adapter) -> list[tuple[str, object]]:
     if found is None:
         return []
     pending = "being checked" if found.check_pending else None
-    forced = f"by {found.forced.get('who') or 'somebody'}" if found.forced else None
+    forced = f"by {found.forced.get('who') or 'an unnamed user'}" if found.forced else None
     return [("parity", found.verdict), ("reason", found.reason), ("check", pending), ("forced", forced)]
 
 
@@ -134,18 +134,18 @@ def _lineage(adapter: Adapter) -> list[tuple[str, object]]:
         ("training file", made_from.training_file),
         ("validation file", made_from.validation_file),
         ("seed", made_from.seed),
-        ("went on from", made_from.parent_sha256),
+        ("continued from", made_from.parent_sha256),
         *[(name.replace("_", " "), number(value)) for name, value in (made_from.metrics or {}).items()],
     ]
 
 
 @adapters.command(epilog=examples(f"tunewright adapters load {_NAME}:ckpt-step-8"))
 @click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Serve quarantined ones all the same, with the fact on record.")
+@click.option("--force", is_flag=True, help="Serve quarantined adapters all the same, and record that.")
 @on_service
 def load(remote: Remote, names: tuple[str, ...], force: bool) -> int:
     """Load adapters into their base's engine, now and after every restart."""
-    return max(_report(remote, remote.client.adapters.load(name, force=force)) for name in names)
+    return max(_print_adapter(remote, remote.client.adapters.load(name, force=force)) for name in names)
 
 
 @adapters.command(epilog=examples(f"tunewright adapters unload {_NAME}"))
@@ -153,7 +153,7 @@ def load(remote: Remote, names: tuple[str, ...], force: bool) -> int:
 @on_service
 def unload(remote: Remote, names: tuple[str, ...]) -> int:
     """Unload adapters. Requests that run with them finish first."""
-    return max(_report(remote, remote.client.adapters.unload(name)) for name in names)
+    return max(_print_adapter(remote, remote.client.adapters.unload(name)) for name in names)
 
 
 @adapters.command(epilog=examples(f"tunewright adapters pin {_NAME}"))
@@ -161,7 +161,7 @@ def unload(remote: Remote, names: tuple[str, ...]) -> int:
 @on_service
 def pin(remote: Remote, names: tuple[str, ...]) -> int:
     """Load adapters and never evict them for others."""
-    return max(_report(remote, remote.client.adapters.pin(name)) for name in names)
+    return max(_print_adapter(remote, remote.client.adapters.pin(name)) for name in names)
 
 
 @adapters.command(epilog=examples(f"tunewright adapters unpin {_NAME}"))
@@ -169,7 +169,7 @@ def pin(remote: Remote, names: tuple[str, ...]) -> int:
 @on_service
 def unpin(remote: Remote, names: tuple[str, ...]) -> int:
     """Let adapters be evicted again."""
-    return max(_report(remote, remote.client.adapters.unpin(name)) for name in names)
+    return max(_print_adapter(remote, remote.client.adapters.unpin(name)) for name in names)
 
 
 @adapters.command(
@@ -210,11 +210,11 @@ def delete(remote: Remote, names: tuple[str, ...], force: bool) -> None:
 @click.argument("names", metavar="MODEL|ID...", nargs=-1, required=True)
 @on_service
 def check(remote: Remote, names: tuple[str, ...]) -> int:
-    """Have adapters compared again with what they do in peft. `adapters show` has the verdict."""
-    return max(_report(remote, remote.client.adapters.check(name)) for name in names)
+    """Compare adapters again with their effect in peft. `adapters show` has the verdict."""
+    return max(_print_adapter(remote, remote.client.adapters.check(name)) for name in names)
 
 
-def _report(remote: Remote, adapter: Adapter) -> int:
+def _print_adapter(remote: Remote, adapter: Adapter) -> int:
     if remote.out.as_json:
         remote.out.json(adapter)
     else:

@@ -1,4 +1,4 @@
-"""`tunewright aliases`: set, list, show, roll back and delete aliases; their history, and what shadows answered."""
+"""`tunewright aliases`: set, list, show, roll back and delete aliases; their history and the answers of shadows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from tunewright.cli.output import page_size, when
 from tunewright_client import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
 
 _OLD, _NEW = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:pirate:Qw8rT2yU"
-_SHORT = 60
+_MOST_CHARACTERS = 60
+"""Length at which an answer is cut in a table."""
 
 
 @click.group(cls=Commands)
 def aliases() -> None:
-    """Give models stable names: flip them, try new models on a part of the traffic, roll back."""
+    """Give models stable names: switch them, try new models on a part of the traffic, roll back."""
 
 
 def _user_option(function: Callable[P, R]) -> Callable[P, R]:
-    return click.option("--user", metavar="NAME", help="Who does it, for the history.")(function)
+    return click.option("--user", metavar="NAME", help="Who makes the change, for the history.")(function)
 
 
 def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
@@ -29,7 +30,7 @@ def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
         "--wait/--no-wait",
         default=True,
         show_default=True,
-        help="Load the models before they are sent requests.",
+        help="Load the models before requests are sent to them.",
     )(function)
 
 
@@ -52,21 +53,23 @@ def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
 @click.option(
     "--max-error-rate",
     type=float,
-    help="Roll back by itself when a new model fails more than this share of its requests.",
+    help="Roll back automatically when a new model fails more than this share of its requests.",
 )
 @click.option(
     "--max-p99",
     metavar="SECONDS",
     type=float,
-    help="The same when it begins to answer later, at the 99th percentile.",
+    help="The same when the time to the first byte exceeds this, at the 99th percentile.",
 )
-@click.option("--window", metavar="SECONDS", type=float, help="How long to look.  [default: 600]")
-@click.option("--min-requests", type=int, help="How many requests it must have had.  [default: 20]")
+@click.option(
+    "--window", metavar="SECONDS", type=float, help="How long the guard counts requests.  [default: 600]"
+)
+@click.option("--min-requests", type=int, help="Requests before a model is judged.  [default: 20]")
 @click.option(
     "--expected-version",
     type=int,
     metavar="N",
-    help="Only if it is at this version; 0: only if there is none.",
+    help="Only if the alias has this version; 0: only if it does not exist.",
 )
 @_wait_option
 @_user_option
@@ -84,9 +87,9 @@ def set_alias(
     wait: bool,
     user: str | None,
 ) -> None:
-    """Have requests to ALIAS answered by these models, by their weights (1 where none is given).
+    """Send requests to ALIAS to these models, by their weights (default: 1).
 
-    All that the alias is to be is given at once: a shadow or a guard that is left out is none.
+    This replaces the whole alias: without the options for a shadow or a guard, it has none.
     """
     limits = {
         "max_error_rate": max_error_rate,
@@ -104,7 +107,7 @@ def set_alias(
         wait=wait,
         user=user,
     )
-    _report(remote, made)
+    _print_alias(remote, made)
 
 
 @aliases.command(name="list", epilog=examples("tunewright aliases list"))
@@ -147,7 +150,7 @@ def show(remote: Remote, name: str) -> None:
 @limit_option(20)
 @on_service
 def history(remote: Remote, name: str, limit: int) -> None:
-    """List an alias's versions, newest first: what it was, who changed it and why."""
+    """List an alias's versions, newest first: their targets, who made the change and why."""
 
     def row(version: AliasVersion) -> tuple[object, ...]:
         at = when(version.created_at)
@@ -163,13 +166,15 @@ def history(remote: Remote, name: str, limit: int) -> None:
     )
 )
 @click.argument("name", metavar="ALIAS")
-@click.option("--to", "version", metavar="VERSION", type=int, help="[default: what it was before]")
+@click.option(
+    "--to", "version", metavar="VERSION", type=int, help="[default: the one before the current one]"
+)
 @_wait_option
 @_user_option
 @on_service
 def rollback(remote: Remote, name: str, version: int | None, wait: bool, user: str | None) -> None:
-    """Make an alias what it was before. What was rolled back from does not come back by rolling back again."""
-    _report(remote, remote.client.aliases.rollback(name, version, wait=wait, user=user))
+    """Restore an earlier version of an alias. A second rollback goes further back, and does not undo the first."""
+    _print_alias(remote, remote.client.aliases.rollback(name, version, wait=wait, user=user))
 
 
 @aliases.command(epilog=examples("tunewright aliases delete support-bot"))
@@ -191,11 +196,11 @@ def delete(remote: Remote, names: tuple[str, ...], user: str | None) -> None:
 @limit_option(20)
 @on_service
 def shadow(remote: Remote, name: str, limit: int) -> None:
-    """List what an alias's shadow answered, newest first; --json has requests and answers whole."""
+    """List the answers of an alias's shadow, newest first; --json has the whole requests and answers."""
 
     def row(answer: ShadowAnswer) -> tuple[object, ...]:
         text = answer.answer if isinstance(answer.answer, str) else json.dumps(answer.answer)
-        short = text if len(text) <= _SHORT else text[:_SHORT] + "..."
+        short = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "..."
         seconds = f"{answer.seconds:.2f} s"
         return when(answer.created_at), answer.status, seconds, answer.model, answer.answered_by, short
 
@@ -203,7 +208,7 @@ def shadow(remote: Remote, name: str, limit: int) -> None:
     remote.out.listing(found, limit, ["TIME", "STATUS", "TOOK", "SHADOW", "ANSWERED BY", "ANSWER"], row)
 
 
-def _report(remote: Remote, alias: Alias) -> None:
+def _print_alias(remote: Remote, alias: Alias) -> None:
     if remote.out.as_json:
         remote.out.json(alias)
     else:
@@ -211,7 +216,7 @@ def _report(remote: Remote, alias: Alias) -> None:
 
 
 def _targets(of: Alias | AliasVersion) -> str:
-    """As they are given to `set`."""
+    """The targets in the form that `set` takes."""
     return " ".join(_weighted(target.model, target.weight) for target in of.targets)
 
 

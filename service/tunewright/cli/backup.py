@@ -1,4 +1,4 @@
-"""`tunewright backup` and `tunewright restore`: on a data folder here, whether or not a service runs on it."""
+"""`tunewright backup` and `tunewright restore`: for a local data folder, with or without a running service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunewright.cli.output import Output, size
 from tunewright.config import data_defaults, database_url_in
 
 LINE_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 def on_data_folder(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +28,7 @@ def on_data_folder(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--database-url",
             metavar="URL",
-            help="As the service has it.  [env: TUNEWRIGHT_DATABASE_URL; default: SQLite in the data folder]",
+            help="The one of the service.  [env: TUNEWRIGHT_DATABASE_URL; default: SQLite in the data folder]",
         ),
         click.option(
             "--data-dir",
@@ -53,14 +53,12 @@ def on_data_folder(function: Callable[..., Any]) -> Callable[..., Any]:
 def backup(archive: Path | None, data_dir: Path | None, database_url: str | None, as_json: bool) -> None:
     """Archive a service's data, also while it serves and trains.
 
-    ARCHIVE is a file that is not there yet, or a folder to put one in; by default it is
+    ARCHIVE is a file that does not exist yet, or a folder to put one in; by default it is
     tunewright-backup-<UTC time>.tar in this folder. It holds the database, files, tuned models and jobs with their
     checkpoints, and hashes of it all. Bases and logs of engines are not in it.
     """
-    from tunewright.backup.create import (
-        default_name,
-        make_backup,
-    )  # the service's libraries: only for who needs them
+    # Imported here, since it loads the service's libraries, which other commands do not need.
+    from tunewright.backup.create import default_name, make_backup
     from tunewright.registry.workspace import Workspace
 
     out = Output(as_json)
@@ -68,8 +66,8 @@ def backup(archive: Path | None, data_dir: Path | None, database_url: str | None
     target = archive or Path(default_name())
     if target.is_dir():
         target /= default_name()
-    with _failures(), Interrupts(), _progress(out) as report:
-        made = make_backup(Workspace(folder), url, target.absolute(), report)
+    with _failures(), Interrupts(), _progress(out) as on_progress:
+        made = make_backup(Workspace(folder), url, target.absolute(), on_progress)
     for what in made.left_out:
         out.note(f"left out, since it was removed or incomplete: checkpoint {what}")
     for id in made.changed:
@@ -97,26 +95,24 @@ def backup(archive: Path | None, data_dir: Path | None, database_url: str | None
     )
 )
 @click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--replace", is_flag=True, help="Take the place of data that is there, which is kept in a folder."
-)
+@click.option("--replace", is_flag=True, help="Replace existing data, which is kept in a folder.")
 @on_data_folder
 def restore(
     archive: Path, replace: bool, data_dir: Path | None, database_url: str | None, as_json: bool
 ) -> None:
     """Put an archive into a data folder.
 
-    All of it is checked first. A folder that has data is refused without --replace; what was there is then kept in
-    the folder replaced-..., to be removed by hand. A service that runs on it stops its processes, changes over, and
-    goes on; requests wait meanwhile. Jobs that were in training go on from their last checkpoints.
+    The whole archive is checked first. A folder that has data is refused without --replace; the old data is then kept
+    in the folder replaced-..., to be removed by hand. A running service stops its processes, changes over and
+    continues; requests wait meanwhile. Jobs that were in training continue from their last checkpoints.
     """
     from tunewright.backup.restore import restore_archive
     from tunewright.registry.workspace import Workspace
 
     out = Output(as_json)
     folder, url = _where(data_dir, database_url)
-    with _failures(), Interrupts(), _progress(out) as report:
-        done = restore_archive(Workspace(folder), url, archive, replace=replace, report=report)
+    with _failures(), Interrupts(), _progress(out) as on_progress:
+        done = restore_archive(Workspace(folder), url, archive, replace=replace, report=on_progress)
     counts = done.manifest.counts
     if out.as_json:
         kept = str(done.replaced) if done.replaced else None
@@ -133,7 +129,7 @@ def restore(
             ),
         ]
     )
-    out.note("The service goes on with it." if done.running else "Start the service to go on with it.")
+    out.note("The service continues with it." if done.running else "Start the service to continue with it.")
 
 
 def _where(data_dir: Path | None, database_url: str | None) -> tuple[Path, str]:
@@ -162,7 +158,7 @@ def _failures() -> Iterator[None]:
 
 @contextmanager
 def _progress(out: Output) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar at a terminal; elsewhere a line for each thing that is begun, and now and then one between."""
+    """Show a bar at a terminal; elsewhere a line at the start of each step, and one every ten seconds during it."""
     if not out.stderr.is_terminal:
         yield _Lines(out)
         return
@@ -172,21 +168,21 @@ def _progress(out: Output) -> Iterator[Callable[[str, int, int], None]]:
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=None)
 
-        def report(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total or None)
 
-        yield report
+        yield show
 
 
 class _Lines:
     def __init__(self, out: Output) -> None:
         self._out = out
         self._what = ""
-        self._told_at = 0.0
+        self._printed_at = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what == self._what and now - self._told_at < LINE_SECONDS:
+        if what == self._what and now - self._printed_at < LINE_SECONDS:
             return
-        self._what, self._told_at = what, now
+        self._what, self._printed_at = what, now
         self._out.note(f"{what}: {size(done)} of {size(total)}" if done else what)

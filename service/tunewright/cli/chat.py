@@ -61,7 +61,7 @@ def chat(
 
 
 def _answer(remote: Remote, model: str, messages: list[Message], params: dict[str, Any]) -> str:
-    """Print an answer as it comes, and return it."""
+    """Print an answer while it is generated, and return it."""
     text, reason = "", None
     try:
         with remote.client.chat.create(model, messages, stream=True, **params) as stream:
@@ -79,10 +79,10 @@ def _answer(remote: Remote, model: str, messages: list[Message], params: dict[st
 
 
 def _converse(remote: Remote, model: str, start: list[Message], params: dict[str, Any]) -> None:
-    """Questions and answers until Ctrl-D. What went wrong, or was stopped by Ctrl-C, is not part of it."""
+    """Hold a conversation until Ctrl-D. Questions whose answer failed or was stopped by Ctrl-C are not kept in it."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() line editing and history)
-    remote.out.note(f"Talking with {model}. Ctrl-D ends, /new begins anew, Ctrl-C stops an answer.")
+    remote.out.note(f"Talking with {model}. Ctrl-D ends it, /new starts a new one, Ctrl-C stops an answer.")
     messages = list(start)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""`tunewright jobs create`, and the types of options that what creates jobs has."""
+"""`tunewright jobs create`, and the option types that it shares with `tunewright exports create`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from tunewright.cli.job_commands import JOBS
 from tunewright.cli.options import Remote, examples, on_service
-from tunewright.cli.watch import tell_created
-from tunewright.cli.work import JOBS
+from tunewright.cli.watch import print_created
 
 
 class LocalOrUploaded(click.ParamType[Any]):
@@ -28,7 +28,7 @@ class LocalOrUploaded(click.ParamType[Any]):
 
 
 class KeyValue(click.ParamType[Any]):
-    """KEY=VALUE."""
+    """KEY=VALUE, as (key, value)."""
 
     name = "KEY=VALUE"
 
@@ -42,32 +42,34 @@ class KeyValue(click.ParamType[Any]):
 
 
 FILE = LocalOrUploaded()
+_TYPES = click.Choice(["lora", "qlora", "full"])
 
 
 @click.command(
     epilog=examples(
         "tunewright jobs create --model tunewright-tiny --file train.jsonl --watch",
         "tunewright jobs create --model my-base --file train.jsonl --validation-file valid.jsonl \\",
-        "    --method qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
+        "    --type qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
 )
-@click.option("--model", "-m", required=True, help="The base, or a fine-tuned model to go on from.")
+@click.option("--model", "-m", required=True, help="The base, or a fine-tuned model to continue from.")
 @click.option(
     "--file", "-f", "--training-file", "training_file", type=FILE, required=True,
     help="JSONL to train on: a file here, which is uploaded, or an uploaded file's id.",
 )  # fmt: skip
-@click.option("--validation-file", type=FILE, help="JSONL held out, for the validation loss.")
+@click.option("--validation-file", type=FILE, help="Held-out JSONL, for the validation loss.")
 @click.option(
-    "--method", type=click.Choice(["lora", "qlora", "full"]),
+    "--type", "tuning_type", type=_TYPES,
     help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",
 )  # fmt: skip
+@click.option("--method", "older_type", type=_TYPES, hidden=True)  # the name of --type in earlier versions
 @click.option("--epochs", type=click.IntRange(1), help="Times through the file.  [default: chosen]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows for each step.  [default: chosen]")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="For example 2e-4.  [default: chosen]"
 )
-@click.option("--rank", type=click.IntRange(1), help="Of the adapter.  [default: chosen by the rows]")
+@click.option("--rank", type=click.IntRange(1), help="Rank of the adapter.  [default: chosen by the rows]")
 @click.option(
     "--use-dora", is_flag=True,
     help="Train magnitudes beside the adapter (DoRA). vLLM serves no DoRA: the result is merged to be served.",
@@ -87,7 +89,8 @@ def create(
     model: str,
     training_file: str | Path,
     validation_file: str | Path | None,
-    method: str | None,
+    tuning_type: str | None,
+    older_type: str | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -101,10 +104,12 @@ def create(
 ) -> int:
     """Start a fine-tuning job and print its id.
 
-    What is not given is chosen by the service, and shown by `jobs show`.
+    The service chooses the options that are not given; `jobs show` shows them.
     """
+    if tuning_type and older_type:
+        raise click.UsageError("--method is the older name of --type: give --type only")
     options = {
-        "type": method,
+        "type": tuning_type or older_type,
         "n_epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -121,4 +126,4 @@ def create(
         metadata=dict(metadata) or None,
         chat_template=chat_template_file.read_text(encoding="utf-8") if chat_template_file else None,
     )
-    return tell_created(remote, JOBS, job, watch)
+    return print_created(remote, JOBS, job, watch)

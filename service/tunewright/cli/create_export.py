@@ -8,9 +8,9 @@ from typing import Any, Literal, cast
 import click
 
 from tunewright.cli.create import FILE, KeyValue
+from tunewright.cli.job_commands import EXPORTS
 from tunewright.cli.options import Remote, Weighted, examples, on_service
-from tunewright.cli.watch import tell_created
-from tunewright.cli.work import EXPORTS
+from tunewright.cli.watch import print_created
 
 _ONE, _OTHER = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:formal:Bq1nR5tX"
 _METHODS = ("linear", "soup", "ties", "dare")
@@ -36,42 +36,42 @@ _METHODS = ("linear", "soup", "ties", "dare")
 )  # fmt: skip
 @click.option(
     "--combine", type=click.Choice(_METHODS),
-    help="How several become one. linear: the weighted sum of what they change; soup: their mean; ties: trimmed, "
+    help="How several become one. linear: the weighted sum of their changes; soup: their mean; ties: trimmed, "
     "with one sign for each number; dare: randomly thinned, then summed.  [default: linear]",
 )  # fmt: skip
 @click.option(
     "--density", type=click.FloatRange(0, 1, min_open=True),
-    help="Of ties and dare: the share of numbers that is kept.  [default: 0.5]",
+    help="For ties and dare: the share of numbers that is kept.  [default: 0.5]",
 )  # fmt: skip
 @click.option(
     "--rank", type=click.IntRange(1, 512),
-    help="Of the combined adapter.  [default: the sum of the ranks, --max-lora-rank at most]",
+    help="Rank of the combined adapter.  [default: the sum of the ranks, --max-lora-rank at most]",
 )  # fmt: skip
 @click.option(
     "--calibration-file", type=FILE,
-    help="Of awq: JSONL like what the model will see: a file here, which is uploaded, or an uploaded file's id.  "
-    "[default: what the model was trained on]",
+    help="For awq: JSONL like the texts that the model will see: a file here, which is uploaded, or an uploaded "
+    "file's id.  [default: the file on which the model was trained]",
 )  # fmt: skip
-@click.option("--calibration-rows", type=click.IntRange(1, 4096), help="Of it.  [default: 128]")
+@click.option("--calibration-rows", type=click.IntRange(1, 4096), help="Rows of it to use.  [default: 128]")
 @click.option(
     "--group-size", type=click.Choice(["128", "64", "32", "largest"]),
-    help="Of awq: weights that share a scale. largest: the largest that fits the model.  [default: 128]",
+    help="For awq: weights that share a scale. largest: the largest that fits the model.  [default: 128]",
 )  # fmt: skip
 @click.option(
     "--validation-file", type=FILE,
-    help="JSONL held out, to measure the quality on.  [default: that of the model's job, else its training file]",
+    help="Held-out JSONL, to measure the quality on.  [default: that of the model's job, else its training file]",
 )  # fmt: skip
-@click.option("--validation-rows", type=click.IntRange(1, 4096), help="Of it.  [default: 64]")
+@click.option("--validation-rows", type=click.IntRange(1, 4096), help="Rows of it to use.  [default: 64]")
 @click.option(
     "--max-kl", type=click.FloatRange(0, 100, min_open=True),
-    help="The gate: nats for each token that the product may diverge from what it came from.  [default: the "
+    help="The gate: largest KL divergence of the product from its source, in nats for each token.  [default: the "
     "service's --max-merged-kl, --max-awq-kl]",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Publish it also past the gate, with that on record.")
+@click.option("--force", is_flag=True, help="Publish it even if it does not pass the gate, and record that.")
 @click.option(
     "--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.  [default: the source's, and the format]"
 )
-@click.option("--seed", type=click.IntRange(0), help="Of dare.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of dare.  [default: 0]")
 @click.option("--metadata", type=KeyValue(), multiple=True, help="Kept with the export; may be repeated.")
 @click.option("--watch", is_flag=True, help="Show its progress until it has ended, as `exports watch` does.")
 @on_service
@@ -97,8 +97,8 @@ def create(
 ) -> int:
     """Start an export and print its id.
 
-    It makes a new model of a model that is here: an adapter merged into its base, 4 bits of 16, or one adapter of
-    several. What that loses is measured (`exports show`); beyond a bound the product is not published.
+    It makes a new model from existing ones: an adapter merged into its base, a model quantized to 4 bits, or one
+    adapter from several. The loss of quality is measured (`exports show`); above a bound the product is not published.
     """
     how = {
         name: value for name, value in (("method", combine), ("density", density), ("rank", rank)) if value
@@ -121,11 +121,11 @@ def create(
         force=force,
         metadata=dict(metadata) or None,
     )
-    return tell_created(remote, EXPORTS, export, watch)
+    return print_created(remote, EXPORTS, export, watch)
 
 
 def _check(models: tuple[tuple[str, float], ...], format: str, how: dict[str, Any]) -> None:
-    """Before files are uploaded. Raises click.UsageError."""
+    """Check the combination of options before files are uploaded. Raises click.UsageError."""
     if len(models) > 1:
         return
     if how:

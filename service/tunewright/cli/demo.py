@@ -1,7 +1,7 @@
-"""`tunewright demo`: the whole loop once, on the embedded base and data of our own.
+"""`tunewright demo`: serve, fine-tune and compare once, with the embedded base and data.
 
-A demo that shows nothing is a failure: it exits with 0 only when the adapter answers every question in other
-words than the base.
+A demo that shows no difference has failed: it exits with 0 only when the adapter answers every question differently
+from the base.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import click
 from rich.status import Status
 
-from tunewright.cli.demo_report import Answer, Losses, Phases, print_results, print_snippets
 from tunewright.cli.demo_service import DemoError, DemoService, Interrupts
+from tunewright.cli.demo_summary import Answer, Losses, Phases, print_results, print_snippets
 from tunewright.cli.options import examples
 from tunewright.cli.output import Output, plain
 from tunewright.cli.progress import view_for, watch_job
@@ -28,24 +28,24 @@ DATA = Path(__file__).parents[1] / "embedded" / "demo"
 SUFFIX = "pirate"
 SEED = 7
 TUNING: dict[str, Any] = {"type": "lora", "rank": 16, "learning_rate": 3e-3, "n_epochs": 2, "batch_size": 16}
-"""A base of 4M parameters takes a larger rate than the 2e-4 of large ones. Measured on two CPU cores: 30 steps,
-26 s with loading; held-out loss 1.557 before, 0.003 after. Three epochs at 5e-3 took 39 s and ended at 0.009."""
+"""A base of 4M parameters needs a larger learning rate than the 2e-4 of large ones. Measured on two CPU cores: 30 steps
+in 26 s with loading; held-out loss 1.557 before, 0.003 after. Three epochs at 5e-3 took 39 s and ended at 0.009."""
 MAX_TOKENS = 48
 READY_SECONDS = 600.0
 LOAD_SECONDS = 120.0
 POLL_SECONDS = 0.25
 ENGINE_FAILURES = 3
-"""Times that an engine may die while it starts, before the demo gives up."""
+"""Failed starts of an engine after which the demo gives up."""
 
 
 @click.command(
-    short_help="See all of it once: serve, fine-tune, compare.",
+    short_help="See everything once: serve, fine-tune, compare.",
     epilog=examples(
         "tunewright demo",
         "tunewright demo --keep        and ask the result questions of your own",
     ),
 )
-@click.option("--keep", is_flag=True, help="Leave the service up at the end, until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Leave the service running at the end, until Ctrl-C.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of its service.  [default: a free one]")
 def demo(keep: bool, port: int | None) -> int:
     """Start a service, fine-tune the embedded base on it, and compare before and after.
@@ -135,15 +135,15 @@ def _train(
     out.note(f"Fine-tuning {EMBEDDED_BASE} with LoRA: {job.id}")
     with view_for(out) as view:
 
-        def take(event: Any) -> None:
-            losses.take(event)
+        def on_event(event: Any) -> None:
+            losses.add(event)
             view(event)
 
-        return watch_job(client.jobs.wait, job.id, take, service.check)
+        return watch_job(client.jobs.wait, job.id, on_event, service.check)
 
 
 def _wait_loaded(client: Tunewright, service: DemoService, model: str, spinner: Status) -> None:
-    """A job's adapter is loaded by itself; the engine is asked whether it has it."""
+    """Wait until the adapter of the job is loaded, which the service does by itself. Raises DemoError."""
     began = time.monotonic()
     while True:
         service.check()
@@ -168,13 +168,13 @@ def _wait_for_interrupt(service: DemoService) -> None:
         while True:
             service.check()
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:  # the way that this is meant to end
+    except KeyboardInterrupt:  # the regular end of `--keep`
         click.echo(err=True)
 
 
 @contextmanager
 def _spinner(out: Output, text: str) -> Iterator[Status]:
-    """At a terminal a spinner; in a pipe a line."""
+    """Show a spinner at a terminal, and print a line in a pipe."""
     if not out.stderr.is_terminal:
         out.note(text)
     with out.stderr.status(text) as status:

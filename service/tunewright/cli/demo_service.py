@@ -1,4 +1,4 @@
-"""The demo's own service: a child process and a temporary folder, of which nothing is left in the end."""
+"""The demo's own service: a child process and a temporary folder, both removed at the end."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ LOG_LINES = 20
 
 
 class DemoError(Exception):
-    """Says why the demo has not shown what it is there to show."""
+    """The demo could not show its result; the message says why."""
 
 
 class Interrupts:
-    """Ctrl-C, a SIGTERM or a closed terminal raise KeyboardInterrupt: once, and not while they are held back.
+    """Raises KeyboardInterrupt for Ctrl-C, SIGTERM or a closed terminal: once, and not while signals are held.
 
-    So cleaning up is not cut short by a second Ctrl-C, and nothing is started that is not yet known to it.
+    So a second Ctrl-C does not interrupt the clean-up, and a signal does not come between the start of a process and
+    its registration for the clean-up.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self._held = self._came = self._raised = False
+        self._held = self._received = self._raised = False
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._take) for number in self._SIGNALS}
+        self._previous = {number: signal.signal(number, self._on_signal) for number in self._SIGNALS}
         return self
 
     def __exit__(
@@ -47,18 +48,18 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
         self._raise()
 
     def _raise(self) -> None:
-        if self._came and not self._held and not self._raised:
+        if self._received and not self._held and not self._raised:
             self._raised = True
             raise KeyboardInterrupt
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """What comes meanwhile is raised afterwards."""
+        """Hold signals during the block; one that arrives is raised afterwards."""
         self._held = True
         try:
             yield
@@ -67,15 +68,15 @@ class Interrupts:
         self._raise()
 
     def ignore(self) -> None:
-        """From now on nothing is raised."""
+        """Ignore all further signals."""
         self._held = True
 
 
 class DemoService:
-    """`tunewright serve` on the embedded base, with defaults only: this environment's settings are not its.
+    """`tunewright serve` with the embedded base and default settings; settings in the environment are not passed on.
 
-    It hangs on a lifeline of the demo's, as the service's own children do on the service's: should the demo
-    be killed, the service and all below it end too.
+    It has a lifeline to the demo, as the service's own children have to the service: if the demo is killed, the
+    service and all its processes end too.
     """
 
     def __init__(self, port: int | None, interrupts: Interrupts) -> None:
@@ -91,13 +92,13 @@ class DemoService:
 
     @property
     def log_file(self) -> Path:
-        assert self._folder is not None, "started first"
+        assert self._folder is not None, "`start` was called"
         return self._folder / "service.log"
 
     def start(self) -> None:
         """Raises DemoError where the port is taken."""
         self.port = _free_port(self.port)
-        atexit.register(self.stop)  # for an interrupt that comes just before the caller's own clean-up
+        atexit.register(self.stop)  # for an interrupt just before the caller's own clean-up
         with self._interrupts.held():
             self._folder = Path(tempfile.mkdtemp(prefix="tunewright-demo-"))
             self._lifeline = os.pipe()
@@ -118,13 +119,13 @@ class DemoService:
             raise DemoError(f"the service ended by itself, with exit code {code}")
 
     def log_tail(self) -> list[str]:
-        """The last lines that the service wrote."""
+        """The last lines of the service's log."""
         if self._folder is None or not self.log_file.exists():
             return []
         return self.log_file.read_text(errors="replace").splitlines()[-LOG_LINES:]
 
     def stop(self) -> None:
-        """SIGTERM, 20 seconds, SIGKILL; then the folder goes. Does not mind where it was never started."""
+        """Stop the service: SIGTERM, SIGKILL after 20 seconds; then remove the folder. Does nothing if not started."""
         self._interrupts.ignore()
         if self._group is not None:
             self._group.stop(STOP_SECONDS)
@@ -141,7 +142,10 @@ def serve_command(port: int, data: Path) -> list[str]:
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted`, or any where it is 0. Another may still take it first: then the service says so."""
+    """`wanted`, or a free port where it is 0. Raises DemoError where it is in use.
+
+    Another program may still take it before the service does, which then fails to start.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

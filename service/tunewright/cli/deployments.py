@@ -1,4 +1,4 @@
-"""`tunewright deployments`: serve models beside the bases, see how they are, take them down."""
+"""`tunewright deployments`: serve models beside the bases, see their state, take them down."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def deployments() -> None:
     "--eager", "enforce_eager", is_flag=True, default=None, help="No CUDA graphs and no compilation."
 )
 @click.option(
-    "--dtype", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), help="Of the weights."
+    "--dtype", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), help="Data type of the weights."
 )
 @click.option("--wait", "--watch", "wait", is_flag=True, help="Return when it is ready, or has failed.")
 @on_service
@@ -48,13 +48,13 @@ def create(remote: Remote, /, model: str, wait: bool, **options: Any) -> int:
     """Start an engine for MODEL beside the others.
 
     MODEL is a full model of `tunewright models list`, or one that the service was started with as --deployable.
-    What is left out is chosen. Ctrl-C ends the waiting, not the deployment.
+    The service chooses the options that are not given. Ctrl-C ends the waiting, not the deployment.
     """
     engine = {name: value for name, value in options.items() if value is not None}
     if "max_lora_rank" in engine:
         engine["max_lora_rank"] = int(engine["max_lora_rank"])
     deployment = remote.client.deployments.create(model, engine)
-    return _wait(remote, deployment) if wait else _report(remote, deployment)
+    return _wait(remote, deployment) if wait else _print_deployment(remote, deployment)
 
 
 @deployments.command(name="list", epilog=examples("tunewright deployments list"))
@@ -114,7 +114,7 @@ def show(remote: Remote, name: str) -> None:
 @click.option("--tail", type=click.IntRange(1), help="Only so many last lines.")
 @on_service
 def logs(remote: Remote, name: str, tail: int | None) -> None:
-    """Print what its vLLM wrote since its last start."""
+    """Print the log of its vLLM since its last start."""
     text = remote.client.deployments.logs(name, tail)
     if remote.out.as_json:
         remote.out.json({"id": name, "logs": text})
@@ -127,9 +127,9 @@ def logs(remote: Remote, name: str, tail: int | None) -> None:
 @click.option("--wait", "--watch", "wait", is_flag=True, help="Return when it is ready, or has failed.")
 @on_service
 def restart(remote: Remote, name: str, wait: bool) -> int:
-    """Start a deployment again that failed. One that runs is left as it is."""
+    """Start a failed deployment again. One that runs is left as it is."""
     deployment = remote.client.deployments.restart(name)
-    return _wait(remote, deployment) if wait else _report(remote, deployment)
+    return _wait(remote, deployment) if wait else _print_deployment(remote, deployment)
 
 
 @deployments.command(epilog=examples(f"tunewright deployments delete {_NAME}"))
@@ -152,24 +152,24 @@ def delete(remote: Remote, names: tuple[str, ...], force: bool, timeout: float |
 
 
 def _wait(remote: Remote, deployment: Deployment) -> int:
-    def tell(now: Deployment) -> None:
+    def show_change(now: Deployment) -> None:
         if not remote.out.as_json and now.state not in ("ready", "failed"):
             remote.out.note(f"{now.model} {now.state}" + (f": {now.reason}" if now.reason else ""))
 
     try:
-        return _report(remote, deployment.wait(on_change=tell))
+        return _print_deployment(remote, deployment.wait(on_change=show_change))
     except DeploymentFailedError as error:
         if remote.out.as_json and isinstance(error.deployment, Deployment):
             remote.out.json(error.deployment)
         raise
     except KeyboardInterrupt:
         remote.out.note(
-            f"\n{deployment.model} goes on starting. See how: tunewright deployments show {deployment.model}"
+            f"\n{deployment.model} is still starting. See its state: tunewright deployments show {deployment.model}"
         )
         return INTERRUPTED
 
 
-def _report(remote: Remote, deployment: Deployment) -> int:
+def _print_deployment(remote: Remote, deployment: Deployment) -> int:
     if remote.out.as_json:
         remote.out.json(deployment)
     else:
@@ -179,5 +179,5 @@ def _report(remote: Remote, deployment: Deployment) -> int:
 
 
 def _memory(deployment: Deployment) -> int | None:
-    """Of the GPU, where it is on one."""
+    """GPU memory where it is on a GPU, else resident memory, in bytes."""
     return deployment.device_memory_bytes if deployment.device.startswith("cuda") else deployment.memory_bytes

@@ -1,20 +1,20 @@
-"""`tunewright exports`: look at exports, and at what was measured of them. Creating one is in `create_export.py`."""
+"""`tunewright exports`: look at exports and their reports. Creating one is in `create_export.py`."""
 
 from __future__ import annotations
 
 import click
 
 from tunewright.cli.create_export import create
+from tunewright.cli.job_commands import EXPORTS, action_command, events_command, logs_command, pairs, steps
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import number, page_size, size, when
 from tunewright.cli.watch import watch_command
-from tunewright.cli.work import EXPORTS, action_command, events_command, logs_command, pairs, steps
 from tunewright_client import Export, ExportGate, ExportQualityRow, ExportReport
 
 
 @click.group(cls=Commands)
 def exports() -> None:
-    """Merge, quantize and combine models, and see what that loses."""
+    """Merge, quantize and combine models, and see the loss of quality."""
 
 
 exports.add_command(create)
@@ -47,22 +47,22 @@ def list_exports(remote: Remote, limit: int) -> None:
 @click.argument("export_id")
 @on_service
 def show(remote: Remote, export_id: str) -> None:
-    """Show one export: what was asked for, its result or error, and what was measured.
+    """Show one export: its request, its result or error, and its report.
 
-    The table has the models over the same held-out rows: the loss in nats for each token, the KL divergence from
-    the source in nats for each token, and the share of tokens where both find the same one likeliest.
+    The table has the models over the same held-out rows: the loss in nats per token, the KL divergence from the
+    source in nats per token, and the share of positions at which both have the same most likely token.
     """
     export = remote.client.exports.retrieve(export_id)
     if remote.out.as_json:
         remote.out.json(export)
         return
-    remote.out.fields(_asked(export) + (_measured(export.report) if export.report else []))
+    remote.out.fields(_request(export) + (_measured(export.report) if export.report else []))
     quality = export.report.quality if export.report else None
     if quality is not None:
         remote.out.table(["MODEL", "LOSS", "KL", "TOP-1"], map(_row, quality.models))
 
 
-def _asked(export: Export) -> list[tuple[str, object]]:
+def _request(export: Export) -> list[tuple[str, object]]:
     several = len(export.models) > 1
     return [
         ("id", export.id),
@@ -131,10 +131,10 @@ def _finite(value: float | None, digits: int, unit: str = "") -> str:
     return "not finite" if shown is None else shown + unit
 
 
-exports.add_command(logs_command(EXPORTS, "Print what the export's process itself wrote."))
+exports.add_command(logs_command(EXPORTS, "Print the log of the export's process."))
 exports.add_command(events_command(EXPORTS, "phase"))
 exports.add_command(
-    action_command(EXPORTS, "pause", "Hold exports: running ones free their device, and keep what is done.")
+    action_command(EXPORTS, "pause", "Pause exports: running ones free their device and keep their progress.")
 )
-exports.add_command(action_command(EXPORTS, "resume", "Let paused exports go on from what is done."))
+exports.add_command(action_command(EXPORTS, "resume", "Let paused exports continue."))
 exports.add_command(action_command(EXPORTS, "cancel", "Stop exports for good; nothing of them is published."))

@@ -14,7 +14,7 @@ from tunewright_client import File
 
 @click.group(cls=Commands)
 def files() -> None:
-    """Upload training data, and download what jobs measured."""
+    """Upload training data, and download the metrics of jobs."""
 
 
 @files.command(epilog=examples("tunewright files upload train.jsonl validation.jsonl"))
@@ -71,7 +71,7 @@ def _row(file: File) -> tuple[object, ...]:
 @click.option(
     "-o", "--output", metavar="PATH", help="File or folder to write to; - is stdout.  [default: its own name]"
 )
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @on_service
 def download(remote: Remote, file_id: str, output: str | None, force: bool) -> None:
     """Download a file, as it was uploaded."""
@@ -83,7 +83,7 @@ def download(remote: Remote, file_id: str, output: str | None, force: bool) -> N
     if target.is_dir():
         target /= os.path.basename(file.filename) or file_id
     if target.exists() and not force:
-        raise click.ClickException(f"{target} is there already; --force writes over it")
+        raise click.ClickException(f"{target} exists already; --force overwrites it")
     content = remote.client.files.content(file_id)
     target.write_bytes(content)
     if remote.out.as_json:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import click
 
 from tunewright.cli.create import create
+from tunewright.cli.job_commands import JOBS, action_command, events_command, logs_command, pairs, steps
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import number, page_size, when
 from tunewright.cli.watch import watch_command
-from tunewright.cli.work import JOBS, action_command, events_command, logs_command, pairs, steps
 from tunewright_client import Job
 
 
 @click.group(cls=Commands)
 def jobs() -> None:
-    """Create fine-tuning jobs and see how they go."""
+    """Create fine-tuning jobs and follow their progress."""
 
 
 jobs.add_command(create)
@@ -76,12 +76,12 @@ def _value(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-jobs.add_command(logs_command(JOBS, "Print what the training process itself wrote."))
+jobs.add_command(logs_command(JOBS, "Print the log of the training process."))
 jobs.add_command(action_command(JOBS, "cancel", "Stop jobs for good."))
 jobs.add_command(
-    action_command(JOBS, "pause", "Hold jobs: running ones save a checkpoint and free their device.")
+    action_command(JOBS, "pause", "Pause jobs: running ones save a checkpoint and free their device.")
 )
-jobs.add_command(action_command(JOBS, "resume", "Let paused jobs go on from where they stopped."))
+jobs.add_command(action_command(JOBS, "resume", "Let paused jobs continue from their checkpoints."))
 jobs.add_command(events_command(JOBS, "train_loss"))
 
 
@@ -90,7 +90,7 @@ jobs.add_command(events_command(JOBS, "train_loss"))
 @limit_option(20)
 @on_service
 def checkpoints(remote: Remote, job_id: str, limit: int) -> None:
-    """List a job's checkpoints, newest first: each is a model of its own that can be loaded."""
+    """List a job's checkpoints, newest first. Each is a model of its own that can be loaded."""
     remote.out.listing(
         remote.client.jobs.checkpoints(job_id, limit=page_size(limit)),
         limit,

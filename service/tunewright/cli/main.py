@@ -1,6 +1,6 @@
-"""`tunewright`: the commands, and the one place that turns failures into a line and an exit code.
+"""`tunewright`: the commands, and the conversion of failures to a line on stderr and an exit code.
 
-Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tunewright_client import (
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=examples(
-        "tunewright demo                          see all of it once, on this machine",
+        "tunewright demo                          see everything once, on this machine",
         "tunewright serve                         start a service",
         "tunewright status                        is it ready?",
         "tunewright jobs create --model tunewright-tiny --file train.jsonl --suffix pirate --watch",
@@ -51,7 +51,7 @@ from tunewright_client import (
 def commands() -> None:
     """Fine-tune language models on your own machines and serve the results.
 
-    `tunewright COMMAND --help` tells the rest.
+    `tunewright COMMAND --help` describes a command.
     """
 
 
@@ -63,7 +63,7 @@ def commands() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def serve(options: tuple[str, ...]) -> int:
     """Start the service; its own parser reads the options (`tunewright serve --help`)."""
-    from tunewright.serve import main as serve_main  # imports the service: not for the commands of a client
+    from tunewright.serve import main as serve_main  # loads the service, which other commands do not need
 
     return serve_main(list(options))
 
@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without a character must not make a command fail
     try:
         result = commands.main(
             args=None if argv is None else list(argv), prog_name="tunewright", standalone_mode=False
@@ -94,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except TunewrightError as error:
         return _fail(explain(error))
-    except BrokenPipeError:  # `... | head` has seen enough; the interpreter's last flush must not complain
+    except (
+        BrokenPipeError
+    ):  # the reader, such as `head`, has ended; the interpreter's last flush must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:
@@ -106,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(error: TunewrightError) -> str:
-    """The SDK's error with what to do about it."""
+    """The message of an SDK error, with advice."""
     if isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError):
         return (
-            f"cannot reach the service: {error}. Start it with `tunewright serve`, or say where it is with"
+            f"cannot reach the service: {error}. Start it with `tunewright serve`, or give its address with"
             " --url or TUNEWRIGHT_BASE_URL."
         )
     if isinstance(error, AuthenticationError):

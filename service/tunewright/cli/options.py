@@ -1,4 +1,4 @@
-"""What commands share: the options of every command that talks to a running service, and how help reads."""
+"""Options and types that commands share, such as those of all commands that use a running service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Remote:
-    """A running service, and where a command prints what it says."""
+    """A client of a running service, and the command's output."""
 
     client: Tunewright
     out: Output
@@ -42,18 +42,18 @@ class Weighted(click.ParamType[tuple[str, float]]):
         try:
             return model, float(number)
         except ValueError:
-            self.fail(f"{value!r}: what comes after = must be a number", param, ctx)
+            self.fail(f"{value!r}: the part after = must be a number", param, ctx)
 
 
 class Commands(click.Group):
-    """A group whose help lists its commands in the order in which they are useful."""
+    """A group whose help lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
 def on_service(function: Callable[Concatenate[Remote, P], R]) -> Callable[P, R]:
-    """Give a command --url, --api-key and --json, and as its first argument what they lead to."""
+    """Add --url, --api-key and --json to a command, and pass it a `Remote` made from them as its first argument."""
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -85,21 +85,21 @@ def on_service(function: Callable[Concatenate[Remote, P], R]) -> Callable[P, R]:
 
 
 def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """--limit: how many items a list shows."""
+    """Add --limit, the number of items that a list shows."""
     return click.option(
         "--limit", type=click.IntRange(1), default=default, show_default=True, help="How many to show."
     )
 
 
 def force_option(function: Callable[P, R]) -> Callable[P, R]:
-    """--force, of commands that delete models."""
+    """Add --force to a command that deletes models."""
     return click.option(
         "--force",
         is_flag=True,
-        help="Also those that aliases have: they are taken out of them; an alias with no other target is deleted.",
+        help="Also if aliases have it: remove it from them; an alias that has no other target is deleted.",
     )(function)
 
 
 def examples(*lines: str) -> str:
-    """An epilog that is shown as it is written."""
+    """An epilog with examples, which click shows without rewrapping."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

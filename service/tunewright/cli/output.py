@@ -1,7 +1,7 @@
-"""What commands print: tables for people at a terminal, tab-separated text in a pipe, JSON for programs.
+"""The output of commands: tables at a terminal, tab-separated text in a pipe, JSON for programs.
 
-Results go to stdout, everything else (bars, notes, errors) to stderr, so that a pipe carries results only.
-What a server sent is never taken for markup, nor at a terminal for escape sequences.
+Results go to stdout, everything else (bars, notes, errors) to stderr, so that a pipe has results only. Text from the
+server is never interpreted as markup, nor as escape sequences at a terminal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STATE_STYLES = {
 
 
 class Output:
-    """Prints a command's results in the form that was asked for."""
+    """Prints a command's results as tables, as text or as JSON."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
@@ -39,19 +39,19 @@ class Output:
         self.stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def json(self, value: BaseModel | Mapping[str, Any]) -> None:
-        """One JSON object on one line."""
+        """Print one JSON object on one line."""
         if isinstance(value, BaseModel):
             value = value.model_dump(mode="json")
         click.echo(json.dumps(value))
 
     def page(self, items: Sequence[BaseModel], has_more: bool) -> None:
-        """A list as one JSON object, in the API's own shape."""
+        """Print a list as one JSON object, in the API's form."""
         self.json(
             {"object": "list", "data": [i.model_dump(mode="json") for i in items], "has_more": has_more}
         )
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, lines: bool = False) -> None:
-        """Rows under a header; None is shown as `-`. `lines` draws one between rows of long texts."""
+        """Print rows under a header, None as `-`. With `lines`, a rule is drawn between rows of long texts."""
         shown = [[plain("-" if cell is None else str(cell)) for cell in row] for row in rows]
         if not self.stdout.is_terminal:
             for row in [list(columns), *shown]:
@@ -59,14 +59,16 @@ class Output:
             return
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=lines, header_style="bold")
         for index, column in enumerate(columns):
-            identifies = index == 0 and not lines  # what is copied into the next command must not be cut
+            identifies = (
+                index == 0 and not lines
+            )  # ids are copied into the next command, so they must not wrap
             table.add_column(column, no_wrap=identifies, overflow="fold")
         for row in shown:
             table.add_row(*[Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row])
         self.stdout.print(table)
 
     def fields(self, pairs: Iterable[tuple[str, object]]) -> None:
-        """One object's fields, one a line, without those that are None."""
+        """Print the fields of one object, one per line, without those that are None."""
         known = [(name, plain(str(value))) for name, value in pairs if value is not None]
         if not self.stdout.is_terminal:
             for name, value in known:
@@ -78,11 +80,11 @@ class Output:
             self.stdout.print(text, soft_wrap=True)
 
     def line(self, text: str) -> None:
-        """A result that is one line."""
+        """Print a result of one line."""
         click.echo(plain(text))
 
     def note(self, text: str) -> None:
-        """Something beside the result."""
+        """Print a line to stderr, beside the result."""
         click.echo(plain(text), err=True)
 
     def listing(
@@ -94,9 +96,9 @@ class Output:
         *,
         oldest_first: bool = False,
     ) -> None:
-        """The first `limit` items, over as many pages as that takes, and to a person whether there are more.
+        """Print the first `limit` items, from as many pages as needed, and at a terminal whether there are more.
 
-        `oldest_first`: of a list that comes newest first.
+        `oldest_first` reverses the items, for lists that the API returns newest first.
         """
         found = list(islice(items, limit + 1))
         more = len(found) > limit
@@ -112,17 +114,17 @@ class Output:
 
 
 def page_size(limit: int, most: int = 1000) -> int:
-    """What to ask the API for, to see `limit` items and whether there are more; it gives `most` at most."""
+    """The page size to request for `limit` items and to see whether there are more; the API allows up to `most`."""
     return min(limit + 1, most)
 
 
 def plain(text: str) -> str:
-    """Text on one line, without what could steer a terminal."""
+    """The text on one line, without control characters."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def for_terminal(text: str) -> str:
-    """Text of several lines as it is, or on a terminal without what could steer it."""
+    """Text of several lines; where stdout is a terminal, without control characters."""
     if not sys.stdout.isatty():
         return text
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
@@ -134,7 +136,7 @@ def when(seconds: float | None) -> str | None:
 
 
 def size(count: int | None) -> str | None:
-    """Bytes as 512 B, 1.4 MiB."""
+    """A number of bytes as text, such as 512 B or 1.4 MiB."""
     if count is None:
         return None
     value = float(count)
@@ -146,12 +148,12 @@ def size(count: int | None) -> str | None:
 
 
 def number(value: float | None, digits: int = 4) -> str | None:
-    """A measured number, or None."""
+    """A measured number as text, or None."""
     return None if value is None else f"{value:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 42s, 3m12s or 5h07m."""
+    """Seconds as text, such as 42s, 3m12s or 5h07m."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole}s"

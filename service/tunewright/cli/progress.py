@@ -1,4 +1,4 @@
-"""Watching a job: a bar at a terminal, a line now and then in a pipe, events as JSON lines for programs."""
+"""Shows the progress of a job: a bar at a terminal, lines in a pipe, events as JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ R = TypeVar("R")
 POLL_SECONDS = 0.5
 CHECK_SECONDS = 3.0
 LINE_SECONDS = 10.0
-"""Between two lines of numbers where there is no terminal."""
+"""Seconds between two lines of numbers where there is no terminal."""
 
 
 class View(Protocol):
-    """Shows a job's events. It is given each of them once, oldest first."""
+    """Shows a job's events. Called once with each event, oldest first."""
 
     def __call__(self, event: JobEvent) -> None: ...
 
@@ -41,11 +41,11 @@ def watch_job(
     on_event: Callable[[JobEvent], None],
     check: Callable[[], None] | None = None,
 ) -> R:
-    """Wait until a job has succeeded, by the `wait` of its kind (`client.jobs.wait`, say); `on_event` gets each event
-    once.
+    """Wait until a job has succeeded, and call `on_event` once with each of its events.
 
-    A server that is away is waited for, for ever: `check` may be given to raise when there is no hope, and is
-    called every few seconds. Raises JobFailedError, JobCancelledError, NotFoundError, and what `check` does.
+    `wait` is the SDK's method for the kind of job, such as `client.jobs.wait`. While the server cannot be reached, it
+    waits without limit; `check` is called every few seconds, and may raise to stop that. Raises JobFailedError,
+    JobCancelledError, NotFoundError, and what `check` raises.
     """
     seen: set[str] = set()
 
@@ -68,7 +68,7 @@ def watch_job(
 
 
 def view_for(out: Output, console: Console | None = None) -> View:
-    """The way to show events that fits what the output is."""
+    """The view for this output: JSON lines, a bar or lines."""
     console = console or out.stderr
     if out.as_json:
         return JsonView(out)
@@ -86,7 +86,7 @@ class _Plain:
 
 
 class JsonView(_Plain):
-    """Each event as one line of JSON."""
+    """Prints each event as one line of JSON."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -96,7 +96,7 @@ class JsonView(_Plain):
 
 
 class LineView(_Plain):
-    """Each message on a line; of the numbers the first, the last, held-out losses, and some in between."""
+    """Prints each message on a line, and the first and last numbers, validation losses, and some numbers in between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -117,13 +117,13 @@ class LineView(_Plain):
 
 
 class BarView:
-    """A progress bar; messages worth keeping are printed above it."""
+    """Shows a progress bar, and prints warnings and errors above it."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # the width that the numbers leave
             TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
             expand=True,

@@ -12,9 +12,9 @@ from tunewright.cli.options import Remote, examples, on_service
 )
 @on_service
 def status(remote: Remote) -> int:
-    """Show whether the service is ready, part by part.
+    """Show whether the service is ready, by component.
 
-    The exit code is 0 when all of it is, else 1.
+    The exit code is 0 when all of them are ready, else 1.
     """
     state = remote.client.with_options(max_retries=0).ready()
     if remote.out.as_json:

@@ -1,17 +1,17 @@
-"""Watching a job of any kind to its end: `tunewright jobs watch`, and what was just created."""
+"""Watches a job of any kind to its end: `tunewright jobs watch`, and the `--watch` of `create`."""
 
 from __future__ import annotations
 
 import click
 
+from tunewright.cli.job_commands import JobKind
 from tunewright.cli.options import INTERRUPTED, Remote, examples, on_service
 from tunewright.cli.progress import view_for, watch_job
-from tunewright.cli.work import Kind
 from tunewright_client import Export, Job, JobError
 
 
-def watch_command(kind: Kind, then: str) -> click.Command:
-    """`watch`; `then` is an example of what to do with $MODEL afterwards."""
+def watch_command(kind: JobKind, then: str) -> click.Command:
+    """The command `watch`; `then` is an example of a command that uses $MODEL afterwards."""
 
     @click.command(
         name="watch",
@@ -28,8 +28,8 @@ def watch_command(kind: Kind, then: str) -> click.Command:
     return watch
 
 
-def tell_created(remote: Remote, kind: Kind, job: Job | Export, watch: bool) -> int:
-    """Print what was created, and watch it if that was asked for; returns the exit code."""
+def print_created(remote: Remote, kind: JobKind, job: Job | Export, watch: bool) -> int:
+    """Print the id of a created job, and watch it where `watch` is set. Returns the exit code."""
     if remote.out.as_json:
         remote.out.json(job)
     elif watch:
@@ -39,14 +39,14 @@ def tell_created(remote: Remote, kind: Kind, job: Job | Export, watch: bool) -> 
     return watch_to_the_end(remote, kind, job.id) if watch else 0
 
 
-def watch_to_the_end(remote: Remote, kind: Kind, job_id: str) -> int:
-    """Raises JobError where the job does not succeed; returns the exit code."""
+def watch_to_the_end(remote: Remote, kind: JobKind, job_id: str) -> int:
+    """Show the progress of a job until it has ended. Returns the exit code; raises JobError unless it succeeds."""
     try:
         with view_for(remote.out) as view:
             job = watch_job(kind.of(remote.client).wait, job_id, view)
     except KeyboardInterrupt:
         remote.out.note(
-            f"\n{job_id} goes on without us. See it again: tunewright {kind.group} watch {job_id}. "
+            f"\n{job_id} continues. Watch it again: tunewright {kind.group} watch {job_id}. "
             f"Stop it: tunewright {kind.group} cancel {job_id}."
         )
         return INTERRUPTED

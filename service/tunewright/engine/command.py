@@ -61,14 +61,14 @@ def engine_command(
         "--disable-uvicorn-access-log",
         "--trust-request-chat-template",  # an adapter's own template travels with each of its requests
     ]  # fmt: skip
-    parser = settings.tool_call_parser or base.tool_call_parser
+    parser = settings.serving.tool_call_parser or base.tool_call_parser
     if parser:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if trust_remote_code:
         command.append("--trust-remote-code")
-    is_deployment = base.name not in [named.name for named in settings.bases]
+    is_deployment = base.name not in [named.name for named in settings.models.bases]
     own = _arguments(options)
-    return command + (settings.vllm_args + own if is_deployment else own + settings.vllm_args)
+    return command + (settings.serving.vllm_args + own if is_deployment else own + settings.serving.vllm_args)
 
 
 def _arguments(options: EngineOptions) -> list[str]:

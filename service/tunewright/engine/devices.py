@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from tunewright.config import Settings, visible_gpus
+from tunewright.config import ProcessOptions, visible_gpus
 from tunewright.engine.gpus import NoDriver, gpu_count
 
 log = logging.getLogger("tunewright.engine")
 
 
-def find_devices(settings: Settings) -> list[str]:
+def find_devices(processes: ProcessOptions) -> list[str]:
     """`["cpu"]`, or `["cuda:0", ...]`. Raises RuntimeError where GPUs are asked for and there are none."""
-    if settings.device == "cpu":
+    if processes.device == "cpu":
         return ["cpu"]
     try:
         found, why = [str(index) for index in range(gpu_count())], "the driver lists none"
@@ -22,6 +22,6 @@ def find_devices(settings: Settings) -> list[str]:
     allowed = visible_gpus()
     if found and allowed is not None:
         found, why = allowed, "CUDA_VISIBLE_DEVICES allows none"
-    if not found and settings.device == "cuda":
+    if not found and processes.device == "cuda":
         raise RuntimeError(f"--device cuda: no NVIDIA GPU was found ({why})")
     return [f"cuda:{index}" for index in found] or ["cpu"]

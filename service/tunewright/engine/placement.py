@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunewright.config import Settings
+from tunewright.config import ServingOptions, Settings
 from tunewright.engine.command import EngineOptions
 from tunewright.errors import InvalidRequest
 
@@ -26,16 +26,16 @@ _CLOSE = 1e-6
 
 def options_of_bases(settings: Settings, devices: Sequence[str]) -> dict[str, EngineOptions]:
     """Of the bases that were named at start, by name."""
-    placed = [(base.name, devices[i % len(devices)]) for i, base in enumerate(settings.bases)]
+    placed = [(base.name, devices[i % len(devices)]) for i, base in enumerate(settings.models.bases)]
     on_device: dict[str, int] = {}
     for _, device in placed:
         on_device[device] = on_device.get(device, 0) + 1
     return {
         name: _options(
-            settings,
+            settings.serving,
             {},
             device,
-            share=settings.gpu_memory_utilization / on_device[device],
+            share=settings.serving.gpu_memory_utilization / on_device[device],
             weights=None,
         )
         for name, device in placed
@@ -43,7 +43,7 @@ def options_of_bases(settings: Settings, devices: Sequence[str]) -> dict[str, En
 
 
 def place(
-    settings: Settings,
+    serving: ServingOptions,
     devices: Sequence[str],
     model: str,
     asked: Mapping[str, Any],
@@ -73,13 +73,13 @@ def place(
                 param="engine.kv_cache_memory",
             )
         share = _share(device, asked.get("gpu_memory_utilization"), devices, others)
-        return _options(settings, asked, device, share=share, weights=weights)
+        return _options(serving, asked, device, share=share, weights=weights)
     if "gpu_memory_utilization" in asked:
         raise InvalidRequest(
             "gpu_memory_utilization is for GPUs; on the CPU ask for a kv_cache_memory.",
             param="engine.gpu_memory_utilization",
         )
-    options = _options(settings, asked, device, share=None, weights=weights)
+    options = _options(serving, asked, device, share=None, weights=weights)
     _refuse_unfit(model, options, free_memory)
     return options
 
@@ -99,16 +99,21 @@ def needed_on_cpu(options: EngineOptions) -> int:
 
 
 def _options(
-    settings: Settings, asked: Mapping[str, Any], device: str, *, share: float | None, weights: int | None
+    serving: ServingOptions,
+    asked: Mapping[str, Any],
+    device: str,
+    *,
+    share: float | None,
+    weights: int | None,
 ) -> EngineOptions:
     on_gpu = device.startswith("cuda")
     defaults: dict[str, Any] = {
-        "max_loras": settings.max_loras,
-        "max_cpu_loras": settings.max_cpu_loras,
-        "max_lora_rank": settings.max_lora_rank,
+        "max_loras": serving.max_loras,
+        "max_cpu_loras": serving.max_cpu_loras,
+        "max_lora_rank": serving.max_lora_rank,
     }
     if not on_gpu:
-        defaults["kv_cache_memory"] = int(settings.kv_cache_memory)
+        defaults["kv_cache_memory"] = int(serving.kv_cache_memory)
     fixed = {
         "device": device,
         "gpu_memory_utilization": share if on_gpu else None,

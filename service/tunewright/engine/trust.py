@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tunewright.config import Settings
+from tunewright.config import ModelOptions
 from tunewright.store.records import TunedModel
 from tunewright.store.store import Store
 
 
-def trusts_code(settings: Settings, store: Store, name: str) -> bool:
+def trusts_code(models: ModelOptions, store: Store, name: str) -> bool:
     """Whether the Python code of a base or a deployed model may run; a model that was made here has its base's."""
     tuned = full_model(store, name)
-    return (tuned.base if tuned else name) in settings.trust_remote_code
+    return (tuned.base if tuned else name) in models.trust_remote_code
 
 
 def full_model(store: Store, name: str) -> TunedModel | None:

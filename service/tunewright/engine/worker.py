@@ -42,10 +42,10 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
 
         settings = settings_in_child()
         setproctitle("tunewright: engine worker")
-        configure_logging(settings.log_level)
+        configure_logging(settings.processes.log_level)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
-        self._store = Store.open(settings.resolved_database_url)
-        workspace = Workspace(settings.data_dir)
+        self._store = Store.open(settings.storage.resolved_database_url)
+        workspace = Workspace(settings.storage.data_dir)
         self._heartbeat = workspace.heartbeat("worker")
         self._manager = ResidencyManager(self._store, workspace)
         self._answers: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()

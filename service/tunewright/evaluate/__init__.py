@@ -1,5 +1,6 @@
-"""Measures what was made, each measurement in a process of its own.
+"""Measures adapters and exported models, in processes of their own.
 
-`parity` is the reference side of the parity gate: `python -m tunewright.evaluate.parity FOLDER`. In: `spec.json`. Out:
-`reference.json`. Importing this package must not import torch: the scheduler shares `folder` and `compare`.
+`parity` is the reference process of the parity check: `python -m tunewright.evaluate.parity FOLDER`. It reads
+`spec.json` and writes `reference.json`. Importing this package must not import torch: the scheduler imports `folder`
+and `compare`.
 """

@@ -1,6 +1,6 @@
-"""AWQ's numbers as they are meant, W = (q - z) * s, from the tensors that a quantized folder has. Imports torch.
+"""Dequantizes the tensors of a folder that AWQ quantized: W = (q - z) * s. Imports torch.
 
-Written from the format and not with a quantization library, so that it can judge one: four-bit numbers, eight in each
+Implements the format without a quantization library, so that it can check one: four-bit numbers, eight in each
 int32 along the output's dimension, in the order 0 2 4 6 1 3 5 7 (AutoAWQ's GEMM layout); `qweight` [in, out / 8],
 `qzeros` [in / group, out / 8], `scales` [in / group, out] in float16.
 """
@@ -20,28 +20,29 @@ from tunewright.evaluate.weights import SafetensorsWeights
 _BITS = 4
 _PER_INTEGER = 32 // _BITS
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight neighbours lies at each place of an integer, from the lowest bits up."""
+"""Which of eight neighbouring numbers is at each place of an integer, from the lowest bits up."""
 
 
 class AwqWeights:
-    """A quantized folder's tensors under the names that they had before: `X.weight` instead of `X.qweight`."""
+    """The tensors of a quantized folder under their original names: `X.weight` instead of `X.qweight`."""
 
     def __init__(self, folder: Path, *, scales: torch.dtype | None = None) -> None:
-        """`scales`: the dtype that scales are rounded to first, as vLLM does with those of a model that it runs in
-        bfloat16; as stored where there is none. Raises OSError, and UnsupportedFeature where the folder's format is
-        another one."""
+        """`scales`: the dtype to which scales are rounded first, as vLLM does in bfloat16; None: not rounded.
+
+        Raises OSError, and UnsupportedFeature where the folder has another format.
+        """
         config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
-        told = {key: config.get(key) for key in ("quant_method", "bits", "zero_point", "version")}
-        if told != {"quant_method": "awq", "bits": _BITS, "zero_point": True, "version": "gemm"}:
+        found = {key: config.get(key) for key in ("quant_method", "bits", "zero_point", "version")}
+        if found != {"quant_method": "awq", "bits": _BITS, "zero_point": True, "version": "gemm"}:
             raise UnsupportedFeature(
-                f"{folder.name} is not quantized by AWQ with 4 bits, zero points and the GEMM layout: {told}",
+                f"{folder.name} is not quantized by AWQ with 4 bits, zero points and the GEMM layout: {found}",
                 code="export_unsupported",
             )
         self._scales = scales
         self._stored = SafetensorsWeights(folder)
 
     def get(self, name: str, device: str) -> torch.Tensor:
-        """Dequantized ones in float32, in which the product is exact; others as they are stored. Raises KeyError."""
+        """The tensor: a dequantized one in float32, in which it is exact; another as stored. Raises KeyError."""
         if name in self._stored:
             return self._stored.get(name, device)
         if name not in self:
@@ -56,7 +57,7 @@ class AwqWeights:
         return isinstance(name, str) and name.endswith(".weight") and self._packed(name) in self._stored
 
     def names(self) -> list[str]:
-        """Of all tensors, as they were before quantization."""
+        """The names of all tensors before quantization."""
         ends = (".qweight", ".qzeros", ".scales")
         return sorted(
             f"{name.removesuffix('.qweight')}.weight" if name.endswith(".qweight") else name
@@ -72,8 +73,10 @@ class AwqWeights:
 def dequantize(
     qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, *, rounded: torch.dtype | None = None
 ) -> torch.Tensor:
-    """[out, in] in float32. Four bits times float16's eleven fit in float32's 24: nothing is rounded, but the scales to
-    `rounded` first where it is given."""
+    """The weight [out, in] in float32, with scales rounded to `rounded` first where that is given.
+
+    Nothing else is rounded: a product of 4 bits and float16's 11 fits in float32's 24.
+    """
     groups = scales.shape[0]
     numbers = unpack(qweight) - unpack(qzeros).repeat_interleave(qweight.shape[0] // groups, 0)
     if rounded is not None:
@@ -82,7 +85,7 @@ def dequantize(
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
-    """[n, m] in int32 to [n, 8 m] in int8, of 0 to 15."""
+    """Unpack [n, m] in int32 to [n, 8 m] in int8, with values from 0 to 15."""
     places = torch.tensor([_ORDER.index(place) for place in range(_PER_INTEGER)], device=packed.device)
     return ((packed[:, :, None] >> (places * _BITS)) & (2**_BITS - 1)).to(torch.int8).flatten(1)
 
@@ -90,7 +93,7 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 def load_dequantized(
     folder: Path, *, dtype: torch.dtype, device: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The quantized model whole, as transformers' plain one: for peft to put adapters on. Rounded once, to `dtype`.
+    """The quantized model as a plain model of transformers in `dtype`, to which peft can add adapters.
 
     Raises UnsupportedFeature, also for models that cannot be streamed (see `streamed`).
     """

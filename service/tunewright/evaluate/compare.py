@@ -1,13 +1,13 @@
-"""What an adapter changes in the engine against what it changes in transformers and peft. Pure arithmetic.
+"""Compares what an adapter changes in the engine with what it changes in transformers and peft. Pure arithmetic.
 
-Four sources give the log-probabilities of the same tokens; of each token
+Four sources give the log-probabilities of the same tokens. For each token
 
-    effect    peft's adapter - transformers' base     what the adapter should change
-    answer    the engine's adapter - its base         what it does change there
-    noise     the engine's base - transformers' base  how far the two are apart anyway
+    effect    peft's adapter - transformers' base     the change that the adapter should make
+    answer    the engine's adapter - its base         the change that it makes in the engine
+    noise     the engine's base - transformers' base  the difference without any adapter
 
-An adapter that is served as it was trained has answer = effect, up to noise. The bounds, and what they let through, are
-measured in docs/decisions/0013.
+An adapter that is served as it was trained has answer = effect, up to noise. docs/decisions/0013 measures which errors
+the bounds detect.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any
 from tunewright.evaluate.folder import Logprobs, ReferenceRow
 
 LARGEST_NOISE = 0.25
-"""Nats (root mean square): above it, the engine and the reference do not have the same base."""
+"""Largest noise in nats (root mean square): above it, the engine and the reference do not have the same base."""
 SLOPE_OFF = 0.1
-"""How far the slope may be from 1."""
+"""Largest difference of the slope from 1."""
 LARGEST_RESIDUAL = (2.0, 0.03)
-"""What answer and effect may differ by (root mean square): so many times the noise, and so many times the effect."""
+"""(a, b): the largest residual (root mean square) is a times the noise plus b times the effect."""
 SMALLEST_EFFECT = 3.0
-"""Times the noise: below it nothing can be said."""
-_WORST = 3
+"""Smallest effect that can be judged, as a multiple of the noise."""
+_WORST_ROWS = 3
 
 
 class Verdict(StrEnum):
     PASS = "pass"
     FAIL = "fail"
     NO_MEASURABLE_EFFECT = "no_measurable_effect"
-    """What the adapter changes is too little against the noise to tell right from wrong."""
+    """The adapter's effect is too small against the noise to be judged."""
     NOT_CHECKED = "not_checked"
-    """The measurement itself came to nothing, or was switched off."""
+    """The measurement failed, or is switched off."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Of the tokens that all four sources told in the places of one row."""
+    """The measurements of one row, over the tokens for which all four sources have a log-probability."""
 
     line: int
     text: str
@@ -52,14 +52,14 @@ class Row:
     noise: list[float]
     places: int
     same_top: int
-    """Places where peft and the engine, with the adapter, hold the same token for the likeliest."""
+    """Places where peft and the engine, with the adapter, find the same token likeliest."""
     not_finite: int = 0
-    """Tokens left out for a number that overflowed."""
+    """Tokens that are left out since a number overflowed."""
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A prompt that is not in the engine what it was in training."""
+    """A prompt that has other tokens in the engine than in training."""
 
     line: int
     why: str
@@ -97,23 +97,27 @@ class Comparison:
 
 
 def common(row: ReferenceRow, engine_base: Sequence[Logprobs], engine_adapted: Sequence[Logprobs]) -> Row:
-    """The row's own tokens, and in each place those of the likeliest that all four sources told."""
+    """The measurements of a row: its own tokens, and the likeliest in each place that all four sources have."""
     found = Row(row.line, row.text, [], [], [], len(row.base), 0)
     same_top = not_finite = 0
     for base, adapted, served, tuned in zip(row.base, row.adapted, engine_base, engine_adapted, strict=True):
         for token in base.keys() & adapted.keys() & served.keys() & tuned.keys():
-            told = (adapted[token] - base[token], tuned[token] - served[token], served[token] - base[token])
-            if not all(map(math.isfinite, told)):
+            changes = (
+                adapted[token] - base[token],
+                tuned[token] - served[token],
+                served[token] - base[token],
+            )
+            if not all(map(math.isfinite, changes)):
                 not_finite += 1
                 continue
-            for values, value in zip((found.effect, found.answer, found.noise), told, strict=True):
+            for values, value in zip((found.effect, found.answer, found.noise), changes, strict=True):
                 values.append(value)
         same_top += max(adapted, key=adapted.__getitem__) == max(tuned, key=tuned.__getitem__)
     return replace(found, same_top=same_top, not_finite=not_finite)
 
 
 def compare(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> Comparison:
-    """Raises ValueError where there is nothing to compare."""
+    """The verdict over all rows. Raises ValueError where there is nothing to compare."""
     places = sum(row.places for row in rows)
     if not places:
         raise ValueError("there is no token to compare")
@@ -140,23 +144,23 @@ def compare(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> Comparison:
     return Comparison(verdict=verdict, reason=reason, worst_rows=worst, **numbers)
 
 
-def _judge(told: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: int) -> tuple[Verdict, str]:
-    noise, effect, residual, slope = told["noise"], told["effect"], told["residual"], told["slope"]
+def _judge(numbers: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: int) -> tuple[Verdict, str]:
+    noise, effect, residual, slope = (numbers[key] for key in ("noise", "effect", "residual", "slope"))
     measured = (
-        f"slope {_shown(slope)}, correlation {_shown(told['correlation'])}, effect {effect:.4f}, difference "
-        f"{residual:.4f}, noise {noise:.4f} nats over {told['tokens']} tokens of {told['rows']} rows"
+        f"slope {_shown(slope)}, correlation {_shown(numbers['correlation'])}, effect {effect:.4f}, difference "
+        f"{residual:.4f}, noise {noise:.4f} nats over {numbers['tokens']} tokens of {numbers['rows']} rows"
     )
     if mismatches:
         first = mismatches[0]
         return Verdict.FAIL, (
-            f"No parity with training: {len(mismatches)} prompts are not what they were there; in line {first.line} "
-            f"{first.why}. Is it another chat template?"
+            f"No parity with training: {len(mismatches)} prompts have other tokens there; in line {first.line} "
+            f"{first.why}. Does the adapter need another chat template?"
         )
     if not_finite:
         return Verdict.FAIL, f"No parity with peft: numbers overflow at {not_finite} tokens ({measured})"
     if noise > LARGEST_NOISE:
         return Verdict.FAIL, (
-            f"No parity with transformers: without the adapter already they differ by {noise:.4f} nats, above "
+            f"No parity with transformers: they differ even without the adapter, by {noise:.4f} nats, above "
             f"{LARGEST_NOISE}. Does the engine serve another base? ({measured})"
         )
     of_noise, of_effect = LARGEST_RESIDUAL
@@ -174,7 +178,7 @@ def _judge(told: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: int
 
 
 def _worst(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> list[WorstRow]:
-    """Those whose prompts differ, then those that differ most."""
+    """The rows whose prompts differ, then those with the largest differences."""
     why = {mismatch.line: mismatch.why for mismatch in reversed(mismatches)}
     found = []
     for row in rows:
@@ -182,13 +186,15 @@ def _worst(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> list[WorstRow
         mean, largest = _mean(differences), max(differences, default=0.0)
         found.append(WorstRow(row.line, row.text, round(mean, 6), round(largest, 6), why.get(row.line)))
     found.sort(key=lambda row: (row.reason is None, -row.mean_difference))
-    return found[:_WORST]
+    return found[:_WORST_ROWS]
 
 
 def _slope(x: Sequence[float], y: Sequence[float], noise: float) -> float | None:
-    """Of the line through the origin: nothing changed is nothing changed on both sides. Rounding is in `x` too, about
-    as much as `noise`, and would flatten the line (errors in variables: Fuller, Measurement Error Models, 1987); None
-    where there is nothing else in it."""
+    """The slope of a line through the origin, since no change on one side is no change on the other.
+
+    `x` also has rounding errors of about `noise`, which would flatten the line; they are subtracted (errors in
+    variables: Fuller, Measurement Error Models, 1987). None where `x` has nothing else.
+    """
     square = math.fsum(a * a - noise * noise for a in x)
     return math.fsum(a * b for a, b in zip(x, y, strict=True)) / square if square > 0 else None
 

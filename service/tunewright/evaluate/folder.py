@@ -1,4 +1,4 @@
-"""What the scheduler tells the reference process of the parity gate, and what comes back."""
+"""The input and the output of the reference process of the parity check."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NO_ROOM = 75
 """Exit code of a reference process that found no device with room for the base (EX_TEMPFAIL)."""
 
 CANDIDATES = 20
-"""Likeliest tokens of each place that are compared; as many as vLLM tells by default."""
+"""How many of the likeliest tokens are compared in each place; the most that vLLM returns by default."""
 Logprobs = dict[int, float]
-"""By token."""
+"""Log-probabilities by token."""
 RowsFrom = Literal["validation_file", "training_file", "probes"]
 
 
@@ -27,13 +27,13 @@ class BaseSpec(BaseModel):
     path: str
     trust_remote_code: bool = False
     device: str = "cpu"
-    """`cpu`, or the GPU that it may use if that has room (the environment shows it no other)."""
+    """`cpu` or `cuda`; the GPU is used only if it has room, and the environment selects it."""
     context: int
-    """Tokens that the engine takes at once."""
+    """The engine's context in tokens."""
 
 
 class ParitySpec(BaseModel):
-    """`spec.json`."""
+    """`spec.json`: the input for one adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,22 +42,24 @@ class ParitySpec(BaseModel):
     adapter: str
     """A PEFT folder."""
     chat_template: str | None = None
-    """The one that the adapter was trained through; None: the base's own."""
+    """The template with which the adapter was trained; None: that of the base."""
     rows_from: RowsFrom
     rows_file: str | None = None
-    """Chat or text rows; None: the probes that come with the service."""
+    """Chat or text rows; None: the built-in probes."""
     rows: int
-    """How many of them count, from the first on."""
+    """How many rows are used, from the first on."""
 
 
 class ReferenceRow(BaseModel):
-    """A row, cut at 512 tokens or the context; for each of its tokens but the first, the log-probabilities (nats) of
-    that token and of the likeliest in its place."""
+    """A row, cut at 512 tokens or the context.
+
+    For each token but the first it has the log-probabilities (nats) of that token and of the likeliest in its place.
+    """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")  # an adapter's numbers may overflow
 
     line: int
-    """In its file, from 1."""
+    """Its line in the file, from 1."""
     text: str
     tokens: list[int]
     base: list[Logprobs]
@@ -65,7 +67,7 @@ class ReferenceRow(BaseModel):
 
 
 class Rendering(BaseModel):
-    """A prompt as a request sends it, and the tokens that it is in training."""
+    """A prompt as a request sends it, and its tokens in training."""
 
     line: int
     prompt: str | None = None
@@ -76,7 +78,7 @@ class Rendering(BaseModel):
 
 
 class Reference(BaseModel):
-    """`reference.json`, the last thing that the reference process writes of an adapter."""
+    """`reference.json`: the output for one adapter."""
 
     rows: list[ReferenceRow]
     renderings: list[Rendering]
@@ -87,7 +89,7 @@ class Reference(BaseModel):
 
 
 class ParityFolder:
-    """Paths and atomic writes. Any of it may be looked at while the process runs, or after it was killed."""
+    """Paths and atomic writes; files can be read while the process runs, or after it was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +107,7 @@ class ParityFolder:
         write_atomically(self.reference_file, reference.model_dump_json())
 
     def read_reference(self) -> Reference | None:
-        """None where there is none. Raises ValueError where it is not one."""
+        """The reference, or None where there is none. Raises ValueError where the file is faulty."""
         try:
             return Reference.model_validate_json(self.reference_file.read_text())
         except FileNotFoundError:

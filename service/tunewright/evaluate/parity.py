@@ -1,8 +1,8 @@
-"""`python -m tunewright.evaluate.parity FOLDER...`: what adapters change in transformers and peft, then exits.
+"""`python -m tunewright.evaluate.parity FOLDER...`: measures what adapters change in transformers and peft, then exits.
 
-In: the `spec.json` of each folder. Out: the `reference.json` of each, in this order; the base is loaded once for those
-that follow each other on the same. Killed, it is just run again. Exit codes: 0 all are there; 2 a folder has no spec;
-75 no device has room for the base; else it crashed over the first folder without a reference.
+It reads `spec.json` and writes `reference.json` in each folder, in the given order. The base is loaded once for
+successive adapters on it. After a kill it is run again. Exit codes: 0 every folder has its reference; 2 a folder has no
+spec; 75 no device has room for the base; any other: it crashed on the first folder without a reference.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="+", help="folder with a spec.json")
     folders = [ParityFolder(path.resolve()) for path in parser.parse_args().folder]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder: nothing is to be looked up
-    # peft imports it where it is there, for 4-bit bases, which this is never about: a fifth of the whole run
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder; nothing is looked up
+    # peft imports bitsandbytes where it is installed, for 4-bit bases, which do not occur here. The import would take a
+    # fifth of the whole run.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     status, base = 0, None
     for folder in folders:
         try:
             spec = folder.read_spec()
-        except (OSError, ValueError) as error:  # its adapter was deleted meanwhile, say
+        except (OSError, ValueError) as error:  # its adapter may have been deleted
             print(f"{folder.spec_file}: not a spec: {error}", file=sys.stderr)
             status = 2
             continue
@@ -39,14 +40,14 @@ def main() -> int:
         from tunewright.evaluate.reference import NoRoom, ReferenceBase
 
         if base is None or base.spec != spec.base:
-            base = None  # before the next takes its room
+            base = None  # free its memory before the next is loaded
             try:
                 base = ReferenceBase(spec.base)
             except NoRoom as error:
                 print(error, file=sys.stderr)
                 return NO_ROOM
         reference = base.measure(spec)
-        if folder.path.exists():  # else nobody waits for it any more
+        if folder.path.exists():  # else the check was cancelled
             folder.write_reference(reference)
     return status
 

@@ -1,7 +1,6 @@
-"""How far a model's predictions are from a reference's, on given rows: loss, KL divergence, and how often both find the
-same token likeliest. Imports torch.
+"""Measures models against a reference on given rows: loss, KL divergence, and top-1 agreement. Imports torch.
 
-Each candidate is streamed (see `streamed`): none is held whole, and there is one at a time. Rows go through it in
+The candidates are streamed one at a time (see `streamed`), so that none is held in memory whole. Rows are processed in
 batches; the weights are read once for each batch.
 """
 
@@ -20,31 +19,30 @@ from tunewright.evaluate.streamed import streamed_model
 from tunewright.evaluate.weights import SafetensorsWeights, Weights
 
 KEPT = 1024
-"""Tokens whose log-probabilities are kept of the reference for each position (8 kB)."""
+"""How many of the reference's log-probabilities are kept for each position (8 kB)."""
 _LOGITS = 2**29
-"""Logits of a batch at most: 1 GiB in 16 bits."""
+"""Most logits in a batch: 1 GiB in 16 bits."""
 _CHUNK = 2**26
-"""Logits that are held in float32 at once: 256 MiB, and as much again for what is made of them."""
+"""Most logits in float32 at once: 256 MiB, and as much again for intermediate results."""
 
 WeightsKind = Literal["plain", "awq"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """`folder` holds the model; `weights` says whether its tensors are as they are multiplied, or AWQ's; `adapter` is a
-    peft adapter's folder."""
+    """A model to measure. `folder` holds the model, with plain or AWQ's tensors; `adapter` is a PEFT folder."""
 
     name: str
     folder: Path
     weights: WeightsKind = "plain"
     adapter: Path | None = None
     dtype: torch.dtype | None = None
-    """What it is computed in, where that is not what the others are."""
+    """The dtype to compute in, where it differs from that of the others."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, and for each whether its prediction counts. The first has none, and never counts."""
+    """Token ids, and for each whether its prediction counts. The first has no prediction, and never counts."""
 
     tokens: list[int]
     counted: list[bool]
@@ -52,14 +50,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one candidate, over the `tokens` counted.
+    """The measurements of one candidate, over the `tokens` that count.
 
     `loss` is the mean of -log p(token) in nats. `kl` is the mean of KL(reference || candidate) in nats, over the whole
-    vocabulary where that has at most KEPT tokens; else over the reference's KEPT likeliest and all others as one, which
-    is at most the whole's (data processing inequality), and lower by little: the others share what the reference
-    hardly ever expects. `agreement` is the part of positions at which the reference's likeliest token is the
-    candidate's, too; where several are equally likely, which in 16 bits is not rare, one of them. Each is None where a
-    number in it was infinite or none at all; `finite` says that all of the logits were finite.
+    vocabulary where that has at most KEPT tokens; else over the reference's KEPT likeliest tokens, with all others as
+    one, which is a lower bound (data processing inequality) and close, since the others have little probability.
+    `agreement` is the share of positions at which the reference's likeliest token is also likeliest in the candidate;
+    where several are equally likely, which is not rare in 16 bits, it is enough to be one of them. Each is None where a
+    number in it was infinite or NaN; `finite` says whether all logits were finite.
     """
 
     name: str
@@ -72,7 +70,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Quality:
-    """`candidates` in the order in which they were given, the reference among them. `exact`: KL over all tokens."""
+    """The measurements of all candidates in the given order, with the reference. `exact`: KL over all tokens."""
 
     reference: str
     candidates: list[Measured]
@@ -84,8 +82,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The reference's predictions at a batch's counted positions: [positions, K] on the host. `rest` is the
-    log-probability of all other tokens together; none where there are no others."""
+    """The reference's predictions at the positions of a batch that count: [positions, K] on the host.
+
+    `rest` is the log-probability of all other tokens together; None where there are no others.
+    """
 
     ids: torch.Tensor
     logprobs: torch.Tensor
@@ -104,8 +104,8 @@ def measure(
 ) -> Quality:
     """Measure every candidate on `rows`, the one named `reference` first. All have the same vocabulary.
 
-    `on_progress` is told how many batches are done, of all candidates together, and of how many. Raises ValueError
-    where no token counts or no candidate is the reference, and UnsupportedFeature for models that cannot be streamed.
+    `on_progress` is called with the number of batches done and of all, over all candidates. Raises ValueError where no
+    token counts or no candidate is the reference, and UnsupportedFeature for models that cannot be streamed.
     """
     rows = [row for row in rows if any(row.counted[1:])]
     if not rows:
@@ -149,7 +149,7 @@ def _weights(candidate: Candidate) -> Weights:
 
 
 def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
-    """Rows of like lengths together, the longest first: what does not fit shows at once."""
+    """Batches of rows of similar lengths, the longest first, so that a lack of memory shows at once."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
         if batch and (len(batch) + 1) * len(batch[0].tokens) * vocabulary > _LOGITS:
@@ -160,20 +160,20 @@ def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
 
 
 def _logits(model: torch.nn.Module, batch: list[Row], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """[positions, vocabulary] of what predicts the counted tokens, in the model's dtype, and those tokens."""
+    """The logits [positions, vocabulary] that predict the tokens that count, in the model's dtype, and those tokens."""
     longest = max(len(row.tokens) for row in batch)
     tokens = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in batch])
     counted = torch.zeros_like(tokens, dtype=torch.bool)
     for at, row in enumerate(batch):
         counted[at, 1 : len(row.tokens)] = torch.tensor(row.counted[1:], dtype=torch.bool)
-    with torch.inference_mode():  # without a mask: tokens do not attend to the padding, which is behind them
+    with torch.inference_mode():  # no mask is needed: tokens do not attend to the padding after them
         logits = model(input_ids=tokens.to(device), use_cache=False).logits
         predicting = logits[:, :-1][counted[:, 1:].to(device)]
     return predicting, tokens[:, 1:][counted[:, 1:]].to(device)
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Log-probabilities in float32."""
+    """Log-probabilities in float32, in blocks of positions."""
     for chunk in logits.split(max(1, _CHUNK // logits.shape[-1])):
         yield chunk.float().log_softmax(-1)
 
@@ -189,12 +189,12 @@ def _keep(logits: torch.Tensor) -> _Kept:
 
 
 def _others(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Of all but `ids` together. Summed, not taken from 1, which would leave rounding's error of it."""
+    """The log-probability of all tokens but `ids` together. Subtraction from 1 would amplify rounding errors."""
     return logprobs.scatter(-1, ids, -math.inf).logsumexp(-1)
 
 
 class _Sums:
-    """Over a candidate's batches, in float64."""
+    """The sums over the batches of a candidate, in float64."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -213,7 +213,7 @@ class _Sums:
             if kept.rest is not None:
                 theirs = torch.cat([theirs, kept.rest[part].to(logprobs.device)[:, None]], -1)
                 ours = torch.cat([ours, _others(logprobs, ids)[:, None]], -1)
-            # What the reference holds for impossible costs nothing, however (im)possible it is to the candidate.
+            # Tokens that are impossible in the reference contribute nothing, whatever the candidate says.
             terms = torch.where(theirs == -math.inf, 0.0, theirs.exp() * (theirs - ours))
             self._kl += terms.double().sum().item()
             self._loss -= logprobs.gather(-1, expected[part][:, None]).double().sum().item()

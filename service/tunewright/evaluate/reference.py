@@ -1,4 +1,4 @@
-"""The reference: the 16-bit base in transformers, with and without the adapter in peft, token by token."""
+"""Measures the reference: the 16-bit base in transformers, with and without the adapter in peft, token by token."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from tunewright.rows.masking import encode_text, normalised
 from tunewright.rows.probes import rows_or_probes
 
 _UNPACKED = 4
-"""Times the size of 4-bit weights: that of the 16 bits that they become."""
-_ROOM_FOR_THE_REST = 1.2
-"""Times the weights: the adapter, and the logits of a row."""
+"""The size of 4-bit weights in 16 bits, as a multiple."""
+_MEMORY_FACTOR = 1.2
+"""Memory for the weights, the adapter and the logits of a row, as a multiple of the weights."""
 _SPARE = 2**30
 _LONGEST_ROW = 512
-"""Tokens."""
+"""Tokens of a row; longer ones are cut."""
 _SHOWN = 200
-"""Characters of a row."""
+"""Characters of a row that are kept as its text."""
 
 
 class NoRoom(Exception):
@@ -53,7 +53,7 @@ class ReferenceBase:
     """A base in memory, on which adapters are measured one after another."""
 
     def __init__(self, spec: BaseSpec) -> None:
-        """Raises NoRoom; whatever else goes wrong, raises what it likes."""
+        """Load the base. Raises NoRoom, and any exception of transformers."""
         self.spec = spec
         self._began = time.monotonic()
         self._device = _place(Path(spec.path), may_use_gpu=spec.device != "cpu")
@@ -62,7 +62,7 @@ class ReferenceBase:
         self._model = self._loaded()
 
     def measure(self, spec: ParitySpec) -> Reference:
-        """`seconds` of the first have the loading of the base in them."""
+        """Measure an adapter. The `seconds` of the first one include loading the base."""
         tokenizer = AutoTokenizer.from_pretrained(self.spec.path, **self._options)
         if spec.chat_template is not None:
             tokenizer.chat_template = spec.chat_template
@@ -93,7 +93,7 @@ class ReferenceBase:
         )
 
     def _loaded(self) -> PreTrainedModel:
-        """Packed weights as the numbers that they stand for, which is what the engine multiplies with."""
+        """The base, with packed weights dequantized, since the engine computes with those numbers."""
         if _is_awq(Path(self.spec.path)):
             from tunewright.evaluate.awq_weights import load_dequantized
 
@@ -112,8 +112,11 @@ class ReferenceBase:
         )
 
     def _sixteen_bits(self) -> torch.dtype:
-        """As the engine has them. It adds what an adapter computes to outputs that are rounded already, and so loses
-        small changes, as peft does in 16 bits; in float32 the reference would keep them (docs/decisions/0013)."""
+        """The engine's 16-bit type.
+
+        The engine adds an adapter's output to outputs that are rounded already, and so loses small changes. So does
+        peft in 16 bits; in float32 the reference would keep them (docs/decisions/0013).
+        """
         config = AutoConfig.from_pretrained(self.spec.path, **self._options)
         return torch.float16 if config.dtype == torch.float16 else torch.bfloat16
 
@@ -124,17 +127,17 @@ def _is_awq(folder: Path) -> bool:
 
 
 def _place(base: Path, *, may_use_gpu: bool) -> str:
-    """A GPU if there may be one and it has room for the base, else the CPU. Raises NoRoom."""
+    """The GPU if it may be used and has room for the base, else the CPU. Raises NoRoom."""
     weights = sum(file.stat().st_size for file in weight_files(base)) * (_UNPACKED if _is_awq(base) else 1)
-    needed = weights * _ROOM_FOR_THE_REST + _SPARE
+    needed = weights * _MEMORY_FACTOR + _SPARE
     free = {"cpu": psutil.virtual_memory().available}
     if may_use_gpu and torch.cuda.is_available():
         free = {"cuda": torch.cuda.mem_get_info()[0], **free}
     device = next((device for device, room in free.items() if needed < room), None)
     if device is None:
-        told = ", ".join(f"{device} {room / 2**30:.1f} GiB" for device, room in free.items())
+        listed = ", ".join(f"{device} {room / 2**30:.1f} GiB" for device, room in free.items())
         raise NoRoom(
-            f"no device has the {needed / 2**30:.1f} GiB that the base needs beside what runs; free: {told}"
+            f"no device has the {needed / 2**30:.1f} GiB that the base needs beside what runs; free: {listed}"
         )
     return device
 
@@ -142,8 +145,7 @@ def _place(base: Path, *, may_use_gpu: bool) -> str:
 def _tokenized(
     spec: ParitySpec, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[tuple[int, list[int]]], list[Rendering]]:
-    """Rows as training has them, cut, and the prompts that a request would send of each, as far as the engine takes
-    them."""
+    """The rows, tokenized as in training and cut, and the prompts of requests for them that fit the context."""
     rows: list[tuple[int, list[int]]] = []
     renderings: list[Rendering] = []
     longest = min(_LONGEST_ROW, spec.base.context - 1)
@@ -168,7 +170,7 @@ def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tupl
 
 
 def _renderings(tokenizer: PreTrainedTokenizerBase, line: int, row: dict[str, Any]) -> Iterator[Rendering]:
-    """The whole conversation, and what a request sends to have its last answer."""
+    """The whole conversation, and the messages that a request for its last answer has."""
     messages, tools = row["messages"], row.get("tools")
     last = max(index for index, message in enumerate(messages) if message.get("role") == "assistant")
     for shown, add_generation_prompt in ((messages, False), (messages[:last], True)):
@@ -190,13 +192,13 @@ def _renderings(tokenizer: PreTrainedTokenizerBase, line: int, row: dict[str, An
 
 
 def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
-    """As a request has it: arguments of tool calls are text there."""
+    """The message as a request has it, with arguments of tool calls as text."""
     sent = normalised(message)
     return {**sent, "tool_calls": message["tool_calls"]} if message.get("tool_calls") else sent
 
 
 def _scores(model: PeftModel, tokens: list[int], device: str) -> list[Logprobs]:
-    """Of all tokens but the first, and of the likeliest in their places."""
+    """The log-probabilities of all tokens but the first, and of the likeliest in their places."""
     with torch.inference_mode():
         logits = (
             model(input_ids=torch.tensor([tokens], device=device), use_cache=False).logits[0, :-1].float()
@@ -206,4 +208,4 @@ def _scores(model: PeftModel, tokens: list[int], device: str) -> list[Logprobs]:
         top = logprobs.topk(min(CANDIDATES, logprobs.shape[-1]))
     ids = torch.cat([top.indices, torch.tensor(tokens[1:], device=device)[:, None]], 1).tolist()
     values = torch.cat([top.values, said], 1).tolist()
-    return [dict(zip(place, told, strict=True)) for place, told in zip(ids, values, strict=True)]
+    return [dict(zip(place, scores, strict=True)) for place, scores in zip(ids, values, strict=True)]

@@ -1,11 +1,11 @@
-"""A causal language model whose weights are on its device for as long as they are multiplied, and no longer.
+"""A causal language model whose weights are on its device only while they are used. Imports torch.
 
-The model is transformers' own, built without memory. Right before a decoder layer (or any other module with
-parameters) runs, hooks put its weights on the device, and take them off right after: what is held is one layer and the
-activations, however large the model is. An adapter is put on top by peft itself and stays on the device.
+The model is that of transformers, built on the meta device. Hooks load the weights of a decoder layer (or another
+module with parameters) right before it runs, and free them right after. So memory holds one layer and the activations,
+however large the model is. An adapter is added by peft and stays on the device.
 
-transformers does more than to read files by their names where a model's modules are named otherwise (fused experts,
-multimodal models); those are refused, and not guessed at. Imports torch.
+Some models (fused experts, multimodal models) have other names for modules than for tensors in their files, and
+transformers converts them. Those are refused.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ from tunewright.errors import UnsupportedFeature
 from tunewright.evaluate.weights import Weights
 
 _NAMED = 3
-"""Names of tensors in a message."""
+"""How many names of tensors a message lists."""
 
 
 @dataclass
 class Unit:
-    """What is on the device together: a decoder layer, or another module's own parameters. `empty` are the parameters
-    without memory that stand in the module while it does not run."""
+    """Parameters that are loaded together: a decoder layer's, or another module's own.
+
+    `empty` are the parameters on the meta device that the module has while it does not run.
+    """
 
     module: nn.Module
     places: list[tuple[nn.Module, str, str]] = field(default_factory=list)
     empty: list[nn.Parameter] = field(default_factory=list)
 
     def load(self, weights: Weights, device: str, dtype: torch.dtype) -> None:
-        """Raises UnsupportedFeature where a tensor has another shape than the module's."""
+        """Load the weights. Raises UnsupportedFeature where a tensor's shape differs from that of the module."""
         for (module, attribute, name), empty in zip(self.places, self.empty, strict=True):
             tensor = weights.get(name, device)
             if tensor.shape != empty.shape:
@@ -58,15 +60,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model without memory. Its buffers are on the device; `layers` and `others` say what to load when."""
+    """A model on the meta device, with its buffers on the real one; `layers` and `others` are what to load."""
 
     model: PreTrainedModel
     layers: list[Unit]
     others: list[Unit]
     stack: nn.ModuleList
-    """The decoder layers, which the units' modules are entries of."""
+    """The decoder layers, which are the modules of `layers`."""
     prefix: str
-    """What the names of `stack`'s tensors begin with, with the dot: "model.layers."."""
+    """The prefix of the names of the tensors in `stack`, such as "model.layers."."""
 
 
 def streamed_model(
@@ -78,11 +80,11 @@ def streamed_model(
     trust_remote_code: bool = False,
     adapter: Path | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """The model in `folder`, ready to be called, with `adapter` on top where one is given.
+    """The model in `folder`, ready to be called, with `adapter` where one is given.
 
-    `weights` has the values, `folder` the config alone. Weights are computed with in `dtype`, an adapter as peft has
-    it: LoRA's own weights in float32, modules that it replaces in `dtype`. It does not learn, and does not generate
-    faster than its weights can be read once for each token. Raises UnsupportedFeature (code export_unsupported).
+    The values are taken from `weights`, only the config from `folder`. The model computes in `dtype`, an adapter as in
+    peft: LoRA weights in float32, modules that it replaces in `dtype`. It cannot be trained, and every forward pass
+    reads all weights. Raises UnsupportedFeature (code export_unsupported).
     """
     skeleton = build_skeleton(
         folder, weights=weights, device=device, dtype=dtype, trust_remote_code=trust_remote_code
@@ -90,8 +92,8 @@ def streamed_model(
     model: PreTrainedModel | PeftModel = skeleton.model
     if adapter is not None:
         model = _adapted(skeleton, adapter, device, dtype)
-    # Behind peft, so that copies that it makes of modules have no hooks. A tuner's layer may want the weights of the
-    # module inside it at any time of its own run: DoRA does.
+    # After peft, so that its copies of modules have no hooks. A tuner's layer may need the weights of its base layer at
+    # any time while it runs, as DoRA does.
     inside = {
         id(module.get_base_layer()): module
         for module in model.modules()
@@ -105,11 +107,11 @@ def streamed_model(
 def build_skeleton(
     folder: Path, *, weights: Weights, device: str, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> Skeleton:
-    """Raises UnsupportedFeature (code export_unsupported) where files and modules have different names."""
+    """Build the model. Raises UnsupportedFeature (code export_unsupported) where files and modules have other names."""
     options = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
     if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config  # how the files are, which is for `weights` to know
+        del config.quantization_config  # the format of the files, which `weights` handles
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa", **options)
     model.tie_weights()
@@ -148,7 +150,7 @@ def build_skeleton(
 
 
 class _Names:
-    """The files' names for a model's parameters."""
+    """Maps a model's parameters to the names that they have in its files."""
 
     def __init__(self, model: PreTrainedModel, weights: Weights) -> None:
         self._weights = weights
@@ -156,8 +158,8 @@ class _Names:
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
 
     def of(self, name: str) -> str | None:
-        """Its own; or, where the files leave out the model's prefix (GPT-2's do), the rest; or that of a parameter
-        which it is tied to."""
+        """The name in the files: the same, or without the model's prefix (GPT-2's files lack it), or that of a tied
+        parameter. None where there is none."""
         tied = [other for other, value in self._parameters.items() if value is self._parameters.get(name)]
         for wanted in (name, *tied):
             for spelt in (wanted, wanted.removeprefix(self._prefix)):
@@ -181,7 +183,7 @@ def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _fill_buffers(model: PreTrainedModel, names: _Names, weights: Weights, device: str) -> None:
-    """Those that no file has are as the model's own code made them: rotary frequencies, say."""
+    """Load the buffers. Those that no file has, such as rotary frequencies, keep the values of the model's code."""
     for path, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is None:
@@ -209,7 +211,7 @@ def _adapted(skeleton: Skeleton, adapter: Path, device: str, dtype: torch.dtype)
             continue
         if parameter.is_meta:
             raise UnsupportedFeature(f"the adapter's files have no {name}", code="export_unsupported")
-        # As where peft copies from the file into what it has copied from the base. LoRA's own are in float32 already.
+        # As in peft, which copies saved modules into copies of the base's. LoRA weights are in float32 already.
         value = parameter.to(device, dtype if id(parameter) in replaced else parameter.dtype)
         owner._parameters[key] = nn.Parameter(value, requires_grad=False)
     return model
@@ -217,8 +219,10 @@ def _adapted(skeleton: Skeleton, adapter: Path, device: str, dtype: torch.dtype)
 
 @contextmanager
 def _adapters_stay() -> Iterator[None]:
-    """peft moves an adapter to where the base's weights are, also behind loading it (set_peft_model_state_dict). Here
-    they are nowhere, and so would the adapter's be."""
+    """Keep peft from moving adapters to the device of the base, which is the meta device here.
+
+    peft does so also after loading (set_peft_model_state_dict).
+    """
     name = "_move_adapter_to_device_of_base_layer"
     moves = getattr(BaseTunerLayer, name)
     setattr(BaseTunerLayer, name, lambda *_, **__: None)
@@ -236,7 +240,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Para
 
 
 def attach(unit: Unit, around: nn.Module, weights: Weights, device: str, dtype: torch.dtype) -> None:
-    """Have the unit on the device while `around` runs: its own module, or one that it is inside of."""
+    """Load the unit while `around` runs, which is its own module or one that contains it."""
 
     def before(_module: nn.Module, _arguments: Any) -> None:
         unit.load(weights, device, dtype)

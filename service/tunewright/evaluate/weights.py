@@ -1,4 +1,4 @@
-"""Where a model's weights come from, tensor by tensor, by the names that its files have. Imports torch."""
+"""Reads the weights of a model tensor by tensor, by their names in its files. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunewright.registry.safetensors_file import tensor_files
 
 
 class Weights(Protocol):
-    """A model's tensors. `get` gives one of them on `device`, in a dtype of the implementation's choosing."""
+    """A model's tensors. `get` returns one of them on `device`; the implementation chooses the dtype."""
 
     def get(self, name: str, device: str) -> torch.Tensor: ...
 
@@ -20,7 +20,7 @@ class Weights(Protocol):
 
 
 class SafetensorsWeights:
-    """A model folder's tensors, as they are stored; none is read before it is asked for."""
+    """The tensors of a model folder, as stored; each is read only when it is requested."""
 
     def __init__(self, folder: Path) -> None:
         """Raises BadTensors and OSError, as `weight_files`."""

@@ -1,8 +1,8 @@
-"""What a tensor of the merged model is, computed block by block: one tensor is in memory at most, never the model.
+"""Computes the tensors of a merged model block by block; at most one tensor is in memory, never the model.
 
-Bit for bit what peft makes of a float32 copy of the base (`merge_and_unload`, then one cast to bfloat16): float32
-throughout, in peft's order of operations, and rounded once. Weights of adapters are float32 in peft, in whatever type
-they are saved.
+The results equal, bit for bit, those of peft for a float32 copy of the base (`merge_and_unload`, then one cast to
+bfloat16): float32 throughout, in peft's order of operations, and rounded once. peft holds the weights of adapters in
+float32, whatever the type of the file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from tunewright.registry.safetensors_file import FLOATS
 
 Tensor = Any  # torch has no types here
 BLOCK_BYTES = 4 * 2**20
-"""Of the base's tensor, read and written at a time."""
+"""Bytes of the base's tensor that are read and written at a time."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read(stored: Stored, first: int = 0, last: int | None = None) -> Tensor:
-    """The tensor in float32, or its rows from `first` up to `last`. A copy of its own, aligned as torch does it: what
-    a product is, to the last bit, may depend on that."""
+    """The tensor in float32, or its rows from `first` up to `last`.
+
+    It is a copy with torch's own alignment, on which the last bit of a product may depend.
+    """
     tensor = stored.tensor
     row = math.prod(tensor.shape[1:]) * FLOATS[tensor.dtype]
     rows = tensor.shape[0] if tensor.shape else 1
@@ -45,7 +47,7 @@ def read(stored: Stored, first: int = 0, last: int | None = None) -> Tensor:
 
 
 def same_numbers(one: Stored, other: Stored) -> bool:
-    """Whether two tensors have the same numbers, in whatever types."""
+    """Whether two tensors have the same numbers, whatever their types."""
     if one.shape != other.shape:
         return False
     return all(
@@ -55,14 +57,16 @@ def same_numbers(one: Stored, other: Stored) -> bool:
 
 
 def low_rank_delta(change: LowRank) -> Tensor:
-    """scaling * B A, float32, in the layout of the base's weight."""
+    """scaling * B A in float32, in the layout of the base's weight."""
     delta = read(change.b) @ read(change.a)
     return (delta if change.kind == "linear" else delta.T).mul_(change.scaling)
 
 
 def blocks(output: Output) -> Iterator[bytes]:
-    """The tensor's bytes in the merged model, bfloat16. Raises InvalidAdapter where the adapter makes numbers that are
-    NaN or infinite, and OSError."""
+    """The bytes of the tensor in the merged model, in bfloat16.
+
+    Raises InvalidAdapter where merging results in NaN or infinite numbers, and OSError.
+    """
     change = output.change
     if isinstance(change, LowRank):
         merged = _dora(output, change) if change.magnitude is not None else _lora(output, change)
@@ -77,7 +81,7 @@ def blocks(output: Output) -> Iterator[bytes]:
 
 
 def _stored_blocks(stored: Stored) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows)."""
+    """Blocks of a tensor in float32, as (first row, rows)."""
     tensor = stored.tensor
     if not tensor.shape or 0 in tensor.shape:
         yield 0, read(stored)
@@ -94,8 +98,11 @@ def _lora(output: Output, change: LowRank) -> Iterator[Tensor]:
 
 
 def _dora(output: Output, change: LowRank) -> Iterator[Tensor]:
-    """peft's `DoraLinearVariant.merge_safe`; the norm is over each output's inputs, for an embedding over the
-    vocabulary (arXiv:2402.09353, section 4.3). Operands keep peft's strides: a sum's last bit depends on them."""
+    """The same as peft's `DoraLinearVariant.merge_safe` (arXiv:2402.09353, section 4.3).
+
+    The norm is taken over the inputs of each output, for an embedding over the vocabulary. Operands keep peft's
+    strides, on which the last bit of a sum depends.
+    """
     assert change.magnitude is not None
     delta, weight, magnitude = low_rank_delta(change), read(output.source), read(change.magnitude)
     if change.kind == "linear":

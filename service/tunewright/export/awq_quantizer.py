@@ -1,13 +1,13 @@
-"""AWQ by AutoAWQ's mathematics, layer by layer, so that neither the device nor the host holds the whole model.
+"""Quantizes with AutoAWQ's algorithm, layer by layer, so that neither the device nor the host holds the whole model.
 
-What a layer was made into is kept in the work folder at once, and not made again after an interruption. The
-activations of the calibration text are: that takes a forward pass, where the search takes more than a hundred.
+Each quantized layer is saved in the work folder at once, and reused after an interruption. The activations of the
+calibration text are computed again: that takes one forward pass, while the search takes more than a hundred.
 
-Dtypes: on a GPU the search computes in the model's own 16 bits (float16 would overflow in models that were trained in
-bfloat16), on a CPU in float32, which has no fast 16-bit arithmetic everywhere. What is written is AutoAWQ's format:
-scales and biases of quantized modules in float16, everything else as it was in the model.
+Dtypes: on a GPU the search computes in the 16-bit type of the model (float16 would overflow in models that were trained
+in bfloat16); on a CPU in float32, since not every CPU has fast 16-bit arithmetic. The output has AutoAWQ's format:
+scales and biases of quantized modules in float16, all other tensors in the types that they had in the model.
 
-Memory on the host: the inputs of all of a layer's linear modules for all of the calibration text.
+Memory on the host: the inputs of all linear modules of a layer, for the whole calibration text.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from tunewright.registry.safetensors_file import read_shapes, weight_files
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PLAN = "plan.json"
 _AT_ONCE = 16
-"""Blocks that are embedded together."""
+"""Calibration blocks in one forward pass up to the first layer."""
 
 
 class AwqQuantizer:
-    """A `Quantizer`: 4 bits, zero points, the GEMM layout that vLLM's kernels are made from."""
+    """A `Quantizer` to 4 bits with zero points, in the GEMM layout, which vLLM repacks for its kernels."""
 
     name = "autoawq"
 
@@ -59,7 +59,7 @@ class AwqQuantizer:
         on_layer: Callable[[int, int], None],
         work: Path,
     ) -> Quantized:
-        """See `Quantizer`. Raises InvalidRequest (code export_unsupported) before any work, and ScalingError."""
+        """See `Quantizer`. Raises InvalidRequest (code export_unsupported) before any layer, and ScalingError."""
         began = time.monotonic()
         shapes = read_shapes(model)
         config = json.loads((model / "config.json").read_text())
@@ -90,7 +90,7 @@ class AwqQuantizer:
                     done += 1
                     on_layer(done, count)
                 skeleton.stack[at] = unit.module = nn.Module()
-                unit.places.clear()  # and with them the layer's memory
+                unit.places.clear()  # the last references to the layer: frees its memory
         size = _assemble(model, out, config, options, [_file(work, at) for at in range(count)])
         return Quantized(
             layers=count,
@@ -111,7 +111,7 @@ def _compute_dtype(config: dict[str, Any], device: str) -> torch.dtype:
 def _plan(
     model: Path, rows: list[list[int]], options: QuantizeOptions, device: str, dtype: torch.dtype
 ) -> str:
-    """What finished layers depend on."""
+    """All inputs that the quantized layers depend on, as JSON."""
     status = {file.name: file.stat() for file in weight_files(model)}
     return json.dumps(
         {
@@ -128,7 +128,7 @@ def _plan(
 
 
 def _begin(work: Path, plan: str) -> set[int]:
-    """The layers in the work folder that an earlier run of the same plan finished; whatever else is there goes."""
+    """The layers that an earlier run with the same plan finished; everything else in the work folder is removed."""
     work.mkdir(parents=True, exist_ok=True)
     written = work / _PLAN
     if not written.exists() or written.read_text() != plan:
@@ -143,14 +143,17 @@ def _last_missing(reused: set[int], count: int) -> int:
 
 
 class _Stop(Exception):
-    """The model need not run further."""
+    """Ends a forward pass whose rest is not needed."""
 
 
 def _calibrate(
     skeleton: Skeleton, weights: SafetensorsWeights, rows: list[list[int]], device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """What goes into the first layer, [blocks, tokens, channels] on the host, and each layer's other arguments: masks
-    differ where layers attend differently. They are a single block's, and fit all, as blocks are equally long."""
+    """The inputs of the first layer, [blocks, tokens, channels] on the host, and the other arguments of each layer.
+
+    The arguments differ between layers whose attention masks differ. They are recorded for one block and fit all, since
+    blocks are equally long.
+    """
     for unit in skeleton.others:
         attach(unit, unit.module, weights, device, dtype)
     arguments: list[dict[str, Any]] = []
@@ -181,7 +184,7 @@ def _calibrate(
 
 
 def _names(unit: Unit) -> dict[str, str]:
-    """The files' names for a layer's parameters, by the layer's own ("mlp.up_proj.weight")."""
+    """The names of a layer's parameters in the files, by their names in the layer ("mlp.up_proj.weight")."""
     paths = {id(module): path for path, module in unit.module.named_modules()}
     return {f"{paths[id(module)]}.{key}": name for module, key, name in unit.places}
 
@@ -189,7 +192,7 @@ def _names(unit: Unit) -> dict[str, str]:
 def _packed(
     layer: nn.Module, names: dict[str, str], dtypes: dict[str, torch.dtype]
 ) -> dict[str, torch.Tensor]:
-    """A quantized layer's tensors, by the names that they have in the files."""
+    """The tensors of a quantized layer, by their names in the files."""
     state = layer.state_dict()
     found: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
@@ -220,7 +223,7 @@ def _file(work: Path, layer: int) -> Path:
 def _assemble(
     model: Path, out: Path, config: dict[str, Any], options: QuantizeOptions, layers: list[Path]
 ) -> int:
-    """Put the new model together under a name of its own, and publish it. Returns its weights' bytes."""
+    """Write the new model under a temporary name and publish it. Returns the bytes of its weights."""
     packed = [piece for layer in layers for piece in pieces(layer)]
     names = {piece.name for piece in packed}
     quantized = {f"{name.removesuffix('.qweight')}.weight" for name in names if name.endswith(".qweight")}

@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it was made of, how, and what was lost on the way."""
+"""The model card of an exported model: its sources, how it was made, and its measured quality."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tunewright.export.folder import ExportSpec, SourceAdapter
 
-_WHAT = {
+_DESCRIPTIONS = {
     "merged": "with an adapter merged into its weights (bfloat16)",
     "awq": "quantized to 4 bits with AWQ",
 }
@@ -51,7 +51,7 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
         "",
         f"# {spec.model}",
         "",
-        f"{base}, {_WHAT[spec.format]}. Made by Tunewright.",
+        f"{base}, {_DESCRIPTIONS[spec.format]}. Made by Tunewright.",
         "",
         "## Made of",
         "",
@@ -84,7 +84,7 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
     ]
     if gate["forced"]:
         lines.append(
-            f"**Past the gate** (KL divergence at most {gate['max_kl']:.3g}): it was published by force."
+            f"**It exceeds the gate** (KL divergence at most {gate['max_kl']:.3g}) and was published by force."
         )
     elif gate["max_kl"] is not None:
         lines.append(f"It passed the gate: KL divergence at most {gate['max_kl']:.3g}.")
@@ -97,9 +97,9 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
 
 
 def _adapter(adapter: SourceAdapter) -> list[str]:
-    told = [f"{name} {adapter.lineage[key]}" for key, name in _LINEAGE if key in adapter.lineage]
+    lineage = [f"{name} {adapter.lineage[key]}" for key, name in _LINEAGE if key in adapter.lineage]
     first = f"- adapter `{adapter.model}` (sha256 {adapter.sha256[:16]}), weight {adapter.weight:g}"
-    return [first, *(f"  - {line}" for line in told)]
+    return [first, *(f"  - {line}" for line in lineage)]
 
 
 def _number(value: float | None) -> str:

@@ -1,18 +1,19 @@
-"""Combines LoRA adapters of one base into a new one, by what they do to the weights.
+"""Combines LoRA adapters of one base into a new one, by the changes that they make to the weights.
 
-An adapter changes a weight by its task vector s B A ("Editing models with task arithmetic", Ilharco 2023), and it is
-these that are added, averaged and pruned here. Adding or averaging the factors, B with B and A with A, is the known
-mistake: (B1 + B2)(A1 + A2) has the cross terms B1 A2 and B2 A1 in it, which no adapter ever learned, and it is another
-result for every way to write the same adapters.
+An adapter changes a weight by its task vector s B A ("Editing models with task arithmetic", Ilharco 2023). Task vectors
+are what is added, averaged and pruned here. To add or average the factors, B with B and A with A, is a known mistake:
+(B1 + B2)(A1 + A2) contains the cross terms B1 A2 and B2 A1, which no adapter learned, and the result depends on how the
+same adapters are factored.
 
-- `linear`: the weighted sum. Exact where the rank has room for the sum of theirs.
+- `linear`: the weighted sum. Exact where the rank is at least the sum of theirs.
 - `soup`: the mean ("Model soups", Wortsman 2022); the weights are 1/n.
-- `ties`: each task vector keeps its largest numbers, each number of the sum its stronger sign ("TIES-Merging", Yadav
-  2023).
-- `dare`: each task vector loses numbers at random and what stays is scaled up, then they are summed ("Language models
-  are super Mario", Yu 2023; peft's `dare_linear`).
+- `ties`: each task vector keeps its largest numbers; of each number of the sum, only the terms with the stronger sign
+  count ("TIES-Merging", Yadav 2023).
+- `dare`: numbers of each task vector are dropped at random and the rest is scaled up, then the vectors are summed
+  ("Language models are super Mario", Yu 2023; peft's `dare_linear`).
 
-What `ties` and `dare` make has full rank: the new adapter is the nearest of its rank, and the report says how near.
+The results of `ties` and `dare` have full rank: the new adapter is the nearest one of its rank, and the error is
+reported.
 """
 
 from __future__ import annotations
@@ -44,22 +45,22 @@ from tunewright.registry.mergeable import LowRank, MergePlan, check_mergeable, m
 Tensor = Any  # torch has no types here
 DENSITY = 0.5
 MAX_RANK = 64
-"""What engines serve unless they are told otherwise (`--max-lora-rank`)."""
+"""The default of `--max-lora-rank`, the largest rank that engines serve."""
 
 
 @dataclass(frozen=True)
 class Combined:
-    """What was made. Errors are relative, in Frobenius norms: ||new - exact|| / ||exact||, of all modules together."""
+    """The result of combining. Errors are relative, in Frobenius norms: ||new - exact|| / ||exact||."""
 
     rank: int
     modules: int
     error: float
-    """0.0 where no rank was cut."""
+    """The error of all modules together; 0.0 where no rank was cut."""
     worst_module: str | None
-    """The one with the largest error of its own; None where all are exact."""
+    """The module with the largest error; None where all are exact."""
     worst_error: float
     bytes: int
-    """Of the new weights."""
+    """Size of the new weights' file."""
 
 
 def combine(
@@ -74,22 +75,21 @@ def combine(
     seed: int = 0,
     on_module: Callable[[int, int], None] = lambda done, modules: None,
 ) -> Combined:
-    """Make the PEFT folder `out` of the PEFT folders `adapters`, each with its weight. `out` must not be there yet.
+    """Combine the PEFT folders `adapters`, each with its weight, into the PEFT folder `out`, which must not exist yet.
 
-    The new adapter has alpha = rank, so scaling 1, float32 weights, and one rank throughout: `rank`, or the sum of
-    theirs in the module where it is largest, up to `max_rank`. Modules that need less are filled with zeros; a module
-    that only some adapters are on is made of those. `density`, in (0, 1], is what part of each task vector `ties` and
-    `dare` keep.
-    The same inputs and `seed` make the same bytes.
+    The new adapter has alpha = rank, hence scaling 1, float32 weights, and one rank throughout: `rank`, or the largest
+    sum of the adapters' ranks in a module, up to `max_rank`. Modules that need less are padded with zeros; a module
+    that only some adapters change is made from those. `density`, in (0, 1], is the share of each task vector that
+    `ties` and `dare` keep. The same inputs and `seed` result in the same bytes.
 
-    `on_module` is called after each module with how many are done and are there. Raises InvalidRequest for arguments
-    that make no sense, ExportUnsupported for adapters whose change is no low-rank product, InvalidAdapter for ones that
-    do not fit the base, FileExistsError, OSError. That the adapters were trained on this very base, not on another of
-    the same shape, is for the caller to know.
+    `on_module` is called after each module, with the number of modules done and of all. Raises InvalidRequest for
+    invalid arguments, ExportUnsupported for adapters whose change is not a low-rank product, InvalidAdapter for those
+    that do not fit the base, FileExistsError, and OSError. The caller must know that the adapters were trained on this
+    base, and not on another one of the same shape.
     """
     weights = _check_arguments(adapters, method, density, rank, max_rank)
     if out.exists():
-        raise FileExistsError(f"{out} is there already")
+        raise FileExistsError(f"{out} already exists")
     plans = [_read(base, path) for path, _ in adapters]
     found: dict[str, list[tuple[LowRank, float]]] = {}
     for plan, weight in zip(plans, weights, strict=True):
@@ -101,13 +101,13 @@ def combine(
         on_module(len(factors), len(found))
     kinds = {module: changes[0][0].kind for module, changes in found.items()}
     size, width = _write(out, factors, kinds, rank, plans)
-    return _report(factors, width, size)
+    return _summary(factors, width, size)
 
 
 def _check_arguments(
     adapters: Sequence[tuple[Path, float]], method: str, density: float, rank: int | None, max_rank: int
 ) -> list[float]:
-    """The weights that count. Raises InvalidRequest."""
+    """The weights to combine with. Raises InvalidRequest."""
     if method not in get_args(CombineMethod):
         raise InvalidRequest(
             f"method is {method!r}; it must be one of {get_args(CombineMethod)}.", param="method"
@@ -131,7 +131,7 @@ def _check_arguments(
 
 
 def _read(base: Path, adapter: Path) -> MergePlan:
-    """Raises ExportUnsupported where the adapter is more than LoRA's products on the weights."""
+    """The plan of merging the adapter. Raises ExportUnsupported where it is more than low-rank products."""
     config = read_config((adapter / CONFIG_FILE).read_bytes())
     if (why := merge_only(config)) is not None:
         raise ExportUnsupported(
@@ -182,7 +182,7 @@ def _combined(
         weights = torch.tensor([weight for _, weight in changes])
         digest = hashlib.sha256(f"{seed} {module}".encode()).digest()
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a density of 1 prunes nothing
+            warnings.simplefilter("ignore")  # peft warns that a density of 1 prunes nothing
             torch.manual_seed(int.from_bytes(digest[:7], "little"))
             merged = (ties_merge if method == "ties" else dare_linear)(vectors, weights, density)
             factors = nearest(merged, rank or min(max_rank, sum(c.a.shape[0] for c, _ in changes)))
@@ -200,7 +200,7 @@ def _write(
     rank: int | None,
     plans: list[MergePlan],
 ) -> tuple[int, int]:
-    """Bytes of the weights, and their rank."""
+    """Write the PEFT folder. Returns the bytes of the weights and their rank."""
     width = rank or max(found.rank for found in factors.values())
     tensors: dict[str, Tensor] = {}
     for module, found in factors.items():
@@ -229,7 +229,7 @@ def _write(
     return (out / WEIGHTS_FILE).stat().st_size, width
 
 
-def _report(factors: dict[str, Factors], rank: int, size: int) -> Combined:
+def _summary(factors: dict[str, Factors], rank: int, size: int) -> Combined:
     errors = {
         module: math.sqrt(found.squared_error / found.squared_norm)
         for module, found in factors.items()

@@ -1,4 +1,4 @@
-"""What an export's process is told, and what it tells. The folder is a job's: `jobs.folder`."""
+"""The input of an export's process, `spec.json`. The rest of its folder is as in every job: `jobs.folder`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ CombineMethod = Literal["linear", "ties", "dare", "soup"]
 
 
 class SourceAdapter(BaseModel):
-    """An adapter that goes into the export, by its public name and its PEFT folder."""
+    """An adapter to export, with its public name and its PEFT folder."""
 
     model: str
     sha256: str
     path: str
     weight: float = 1.0
     lineage: dict[str, Any] = {}
-    """Where it came from, for the model card."""
+    """Its origin, for the model card."""
 
 
 class Combine(BaseModel):
-    """How several adapters become one (`export.combine`)."""
+    """How several adapters are combined into one (`export.combine`)."""
 
     method: CombineMethod = "linear"
     density: float = 0.5
@@ -33,17 +33,17 @@ class Combine(BaseModel):
 
 
 class Rows(BaseModel):
-    """Rows that the quality is measured on."""
+    """The rows on which the quality is measured."""
 
     file: str | None
-    """Chat or text rows; None: the probes that come with the service."""
+    """Chat or text rows; None: the built-in probes."""
     rows_from: RowsFrom
     count: int
-    """How many of them count, from the first on."""
+    """How many rows are used, from the first on."""
 
 
 class Calibration(BaseModel):
-    """Text that the quantizer looks at."""
+    """The calibration text of the quantizer."""
 
     file: str
     rows: int
@@ -51,37 +51,39 @@ class Calibration(BaseModel):
 
 
 class ExportSpec(BaseModel):
-    """`spec.json`: all that the process is told."""
+    """`spec.json`: the input of the process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job_id: str
     model: str
-    """The product's public name."""
+    """The public name of the product."""
     format: Format
     source: str
-    """The public name of what is exported, or of the first of several."""
+    """The public name of the model to export, or of the first of several adapters."""
     base_name: str
     base_hub_id: str | None = None
     base_path: str
-    """The model that the adapters are on; without adapters, the model that is quantized."""
+    """The base of the adapters; without adapters, the model to quantize."""
     trust_remote_code: bool = False
     adapters: list[SourceAdapter]
     combine: Combine | None = None
-    """Where there are several adapters."""
+    """Set where there are several adapters."""
     chat_template: str | None = None
-    """The adapter's own."""
+    """That of the adapter, where it has one."""
     seed: int
     device: str
-    """`cpu` or `cuda`; which GPU is the environment's business."""
+    """`cpu` or `cuda`; the environment selects the GPU."""
     calibration: Calibration | None = None
     rows: Rows
     max_merged_kl: float | None = None
-    """The most that the merged model may diverge (KL) from the adapter, in nats for each token; None: a multiple of the
-    noise."""
+    """The largest KL divergence of the merged model from the adapter, in nats per token.
+
+    None: a multiple of the noise.
+    """
     max_awq_kl: float | None = None
-    """The same, of the quantized model from what the export began with."""
+    """The largest KL divergence of the quantized model from the source of the export, in nats per token."""
     force: bool = False
-    """Publish it also past the bounds, with the fact on record."""
+    """Publish the product also where it exceeds the bounds; the report says so."""
     facts: dict[str, Any] = {}
     """Lineage for the model card."""

@@ -1,7 +1,8 @@
 """AutoAWQ's search and rounding for one decoder layer at a time. Imports torch and autoawq.
 
-The mathematics and the knowledge of architectures are AutoAWQ's (0.2.9, MIT licence); overridden is what is wrong on a
-CPU or needs the whole model. AutoAWQ is no longer maintained and says so at import, and turns deprecation warnings on.
+The algorithm and the knowledge of architectures are AutoAWQ's (0.2.9, MIT licence). Methods that are wrong on a CPU, or
+need the whole model, are overridden. AutoAWQ is no longer maintained; importing it prints a warning about that and
+enables deprecation warnings.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    warnings.showwarning = lambda *_, **__: (
-        None
-    )  # restored by the context; its own filters would let them through
+    # A filter would not do, since AutoAWQ adds one that shows the warnings. The context restores the function.
+    warnings.showwarning = lambda *_, **__: None
     from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
     from awq.modules.linear import gemm
     from awq.quantize import quantizer, scale
@@ -27,22 +27,22 @@ with warnings.catch_warnings():
 
 BITS = 4
 _TOKENS_AT_ONCE = 2**13
-"""Of calibration text, in a forward pass."""
+"""Tokens of calibration text in one forward pass."""
 _ROWS_AT_ONCE = 4096
 """Output channels whose clipping is searched together: 0.3 GB of temporary numbers where a layer has 19,000 inputs."""
 
 
 class ScalingError(Exception):
-    """A layer with its scales applied computes something else: AutoAWQ does not know this architecture."""
+    """Applying the scales changes the output of a layer: AutoAWQ does not know this architecture."""
 
 
 class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
-    """Holds the calibration activations on their way through the layers: `inps`, [blocks, tokens, channels]."""
+    """Quantizes layers in turn. `inps` holds the calibration activations, [blocks, tokens, channels]."""
 
     def __init__(
         self, model_type: str, config: Any, group_size: int, inputs: torch.Tensor, device: str
     ) -> None:
-        """Without AwqQuantizer's, which loads a dataset and runs the whole model."""
+        """Does not call AwqQuantizer.__init__, which loads a dataset and runs the whole model."""
         self.awq_model = SimpleNamespace(model_type=model_type)
         self.w_bit, self.group_size, self.zero_point, self.version = BITS, group_size, True, "gemm"
         self.duo_scaling = True
@@ -56,13 +56,16 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         self._scaling = AWQ_CAUSAL_LM_MODEL_MAP[model_type].get_layers_for_scaling
 
     def skip(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
-        """Only take the activations through a layer: what `quantize_layer` leaves in `inps`, to the bit."""
+        """Only pass the activations through a layer. `inps` is then, bit for bit, as after `quantize_layer`."""
         inputs = self.inps.to(self._device)
         self.inps = self._module_forward(inputs, layer, self._sanitize_kwargs(arguments, layer))
 
     def quantize_layer(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
-        """Replace the layer's linear modules by packed ones, as AwqQuantizer.quantize does with each, and take the
-        activations through the layer as it was. `arguments` are the layer's, for a batch of one block."""
+        """Replace the linear modules of the layer by packed ones, as AwqQuantizer.quantize does for each layer.
+
+        The activations are passed through the layer as it was before. `arguments` are those of the layer, for a batch
+        of one block.
+        """
         first = self.inps[:1].to(self._device)
         self.module_kwargs = arguments
         linears = get_named_linears(layer)
@@ -79,16 +82,22 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
             self._apply_quant(layer, linears)
 
     def _is_right(self, layer: nn.Module, entry: dict[str, Any]) -> bool:
-        """phi3.py scales the last rows of qkv_proj for o_proj whether or not they are the values alone. With fewer
-        key and value heads than heads (Phi-4-mini) they are keys and queries, too. llama.py compares shapes first."""
+        """Whether AutoAWQ's entry for scaling fits the layer.
+
+        phi3.py scales the last rows of qkv_proj for o_proj, which are the values alone only where there are as many
+        key and value heads as heads. With fewer (Phi-4-mini) they include keys and queries. llama.py compares shapes.
+        """
         if self.awq_model.model_type != "phi3" or entry["layers"][0] is not layer.self_attn.o_proj:
             return True
         return bool(self._config.num_key_value_heads == self._config.num_attention_heads)
 
     def _check(self, layer: nn.Module, inputs: torch.Tensor) -> None:
-        """Scales are taken out of one module and put into the next: nothing may change. AutoAWQ trusts its knowledge of
-        the architecture in this; where a newer transformers arranges modules otherwise, results would be silently
-        wrong. In 16 bits a layer's own share is told less exactly, beside what passes by it."""
+        """Raise ScalingError where moving scales from one module to the next has changed the output of the layer.
+
+        AutoAWQ relies on its knowledge of the architecture; where a newer transformers arranges modules otherwise, the
+        results would be silently wrong. In 16 bits the part of the output that the layer adds to its input is measured
+        less exactly, hence the larger bound.
+        """
         got = self._module_forward(inputs, layer, self._sanitize_kwargs(self.module_kwargs, layer))
         before = self.inps[:1].to(got.device).float()
         change = (got.float() - before).norm(dim=-1)
@@ -110,8 +119,11 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         fp16_output: torch.Tensor,
         kwargs: dict[str, Any] = {},  # noqa: B006 (AutoAWQ's signature; it is read only)
     ) -> torch.Tensor:
-        """AutoAWQ keeps the weights to go back to after each ratio by `.cpu()`, which copies from a GPU but on a CPU
-        gives the tensor itself: there each ratio is tried on what the ones before made of the weights."""
+        """AutoAWQ's search, with a real copy of the weights.
+
+        AutoAWQ saves the weights that it restores after each ratio by `.cpu()`, which copies from a GPU but returns the
+        tensor itself on a CPU: there each ratio would be tried on weights that the ratios before have changed.
+        """
         stored = module2inspect.state_dict
 
         def copied() -> dict[str, torch.Tensor]:
@@ -134,9 +146,12 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
         max_shrink: float = 0.5,
         n_sample_token: int = 512,
     ) -> torch.Tensor:
-        """AutoAWQ's search: of the same bounds, the one with the least mean square error of the outputs, for each row
-        and group. AutoAWQ multiplies all inputs with all weights for each bound; but the error of a change d is d' G d,
-        with the inputs' second moments G [groups, size, size], computed once, in float32. [out, groups, 1]."""
+        """The bound with the least mean square error of the outputs, for each row and group: [out, groups, 1].
+
+        It tries the same bounds as AutoAWQ, which multiplies all inputs with all weights for each of them. But the
+        error of a change d is d' G d, where G [groups, size, size] is the second moment of the inputs, computed once
+        in float32.
+        """
         size = self.group_size
         inputs = input_feat.reshape(-1, input_feat.shape[-1])
         inputs = inputs[:: max(1, len(inputs) // n_sample_token)].to(w.device, torch.float32)
@@ -159,7 +174,7 @@ class LayerQuantizer(quantizer.AwqQuantizer):  # type: ignore[misc]
 
 @contextmanager
 def _everything_on(device: str) -> Iterator[None]:
-    """AutoAWQ computes on the first GPU there is (get_best_device), whatever it was asked for."""
+    """Have AutoAWQ compute on `device`; otherwise it uses the first GPU (get_best_device)."""
     modules = (quantizer, scale, gemm)
     functions = [module.get_best_device for module in modules]
     for module in modules:

@@ -9,22 +9,22 @@ import torch
 
 Tensor = Any  # torch has no types here
 LARGEST_EXACT = 1024
-"""The smaller side of matrices whose singular values are all computed; of larger ones only as many as are wanted."""
+"""Matrices whose smaller side is at most this are decomposed exactly; larger ones by a randomized SVD."""
 _OVERSAMPLING = 16
 _ITERATIONS = 4
-"""Of a randomized SVD: with these its error is within a few parts in a thousand of the smallest there is."""
+"""Iterations of the randomized SVD: with 4, its error is within a few parts per thousand of the optimum."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """b a, where b is [out, rank] and a [rank, in], in float32. The squares are of Frobenius norms."""
+    """A product b a, where b is [out, rank] and a is [rank, in], in float32, and how near it is to its target."""
 
     b: Tensor
     a: Tensor
     squared_error: float
-    """Of b a, against what it is to be."""
+    """Squared Frobenius norm of the difference between b a and the target."""
     squared_norm: float
-    """Of what it is to be."""
+    """Squared Frobenius norm of the target."""
 
     @property
     def rank(self) -> int:
@@ -32,7 +32,7 @@ class Factors:
         return found
 
     def padded(self, rank: int) -> Factors:
-        """The same product with `rank` columns and rows, those beyond its own being zero."""
+        """The same product with b and a padded with zeros to `rank`."""
         missing = rank - self.rank
         b = torch.nn.functional.pad(self.b, (0, missing))
         a = torch.nn.functional.pad(self.a, (0, 0, 0, missing))
@@ -40,9 +40,11 @@ class Factors:
 
 
 def add(products: list[tuple[Tensor, Tensor]], rank: int) -> Factors:
-    """The sum of the products b a, exactly where `rank` has room for all their ranks: then b and a are theirs, side
-    by side. Else the nearest of `rank`, from QR decompositions of both sides and the SVD of the small core between
-    them: no [out, in] matrix is made."""
+    """The sum of the products b a, exact where `rank` is at least the sum of their ranks.
+
+    Then b and a are theirs, concatenated. Else it is the nearest product of rank `rank`, from QR decompositions of both
+    sides and the SVD of the small core between them; no [out, in] matrix is made.
+    """
     b = torch.cat([b.double() for b, _ in products], dim=1)
     a = torch.cat([a.double() for _, a in products], dim=0)
     left, left_core = torch.linalg.qr(b)
@@ -58,8 +60,7 @@ def add(products: list[tuple[Tensor, Tensor]], rank: int) -> Factors:
 
 
 def nearest(matrix: Tensor, rank: int) -> Factors:
-    """The nearest product of `rank` to a [out, in] matrix. Takes random numbers from torch's own generator where the
-    matrix is large."""
+    """The product of rank `rank` nearest to an [out, in] matrix. Uses torch's global generator for large matrices."""
     rank = min(rank, *matrix.shape)
     if min(matrix.shape) <= LARGEST_EXACT:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

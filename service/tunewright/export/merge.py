@@ -1,8 +1,8 @@
 """Merges an adapter into its base: a model folder in bfloat16 that transformers and vLLM load.
 
-Streams from the base's files into the new ones: the headers are written from the plan, then each tensor's bytes.
-Memory is what the largest adapted tensor and its change take in float32, and the adapter. What the numbers are is in
-`arithmetic`, what is merged and what is refused in `registry.mergeable`.
+Streams from the files of the base into the new ones: the headers are written from the plan, then the bytes of each
+tensor. Memory: the largest adapted tensor and its change in float32, and the adapter. `arithmetic` computes the
+numbers; `registry.mergeable` decides what is merged and what is refused.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tunewright.registry.mergeable import MergePlan, Output, check_mergeable
 from tunewright.registry.safetensors_file import INDEX, header_of
 
 _FORMAT = 1
-"""Raised where the same inputs come to make other files: what an older version left is not gone on with."""
+"""Increased whenever the same inputs result in other files, so that the shards of an older version are not reused."""
 _WIDTH = 2
-"""Bytes of a bfloat16."""
+"""Bytes of a bfloat16 number."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done, of what there is. Shards that an earlier call left are done from the start."""
+    """How much is done, and of how much. Shards that an earlier call left count as done from the start."""
 
     tensors: int
     all_tensors: int
@@ -47,20 +47,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Merged:
-    """What was made."""
+    """The result of merging."""
 
     shards: int
     kept: int
-    """Shards that an earlier call had left whole."""
+    """Shards that an earlier call had completed."""
     tensors: int
     bytes: int
-    """Of the tensors."""
+    """Size of the tensors."""
     modules: int
-    """With LoRA weights."""
+    """Modules with LoRA weights."""
     changed: int
-    """Tensors that are not the base's own: with LoRA weights, biases, or trained whole."""
+    """Tensors that differ from the base's: changed by LoRA weights or biases, or trained whole."""
     untied: bool
-    """The base's output head is tied to its embeddings, and this model's is not."""
+    """Whether the base's output head is tied to its embeddings, and this model's is not."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Shard:
 
     @property
     def size(self) -> int:
-        """Of its tensors, in bytes."""
+        """Bytes of its tensors."""
         return sum(map(size_of, self.outputs))
 
 
@@ -87,14 +87,14 @@ def merge(
     chat_template: str | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Merged:
-    """Merge the PEFT folder `adapter` into the model folder `base`, as the model folder `out`.
+    """Merge the PEFT folder `adapter` into the model folder `base`, and write the model folder `out`.
 
-    Shards have at most `shard_bytes` bytes of tensors, or one tensor. `chat_template` takes the place of the base's.
-    The same inputs make the same bytes. `out` is absent, or what an earlier call left there, killed or not: with the
-    same inputs its shards are kept, with others all of it goes. `plan_file(out)` tells which; it stays beside `out`.
+    Shards have at most `shard_bytes` bytes of tensors, or one tensor. `chat_template` replaces that of the base. The
+    same inputs result in the same bytes. `out` may exist from an earlier call, also one that was killed: with the same
+    inputs its shards are kept, otherwise it is removed. `plan_file(out)`, which stays beside `out`, records the inputs.
 
-    `on_progress` is called after each tensor. Raises as `check_mergeable`; FileExistsError where `out` is
-    something else; OSError.
+    `on_progress` is called after each tensor. Raises as `check_mergeable`; FileExistsError where `out` is not empty and
+    not from an earlier call; OSError.
     """
     plan = check_mergeable(base, adapter)
     _check_same(plan)
@@ -122,7 +122,7 @@ def merge(
 
 
 def plan_file(out: Path) -> Path:
-    """The file beside `out` that says what is being merged there."""
+    """The file beside `out` that records what is merged there."""
     return out.with_name(f".{out.name}.plan.json")
 
 
@@ -138,16 +138,16 @@ def _shards(outputs: tuple[Output, ...], shard_bytes: int) -> list[_Shard]:
 
 
 def _begin(out: Path, fingerprint: str) -> None:
-    """Let `out` hold nothing but what belongs to these inputs. What a kill tore has names that are written again."""
+    """Remove from `out` what belongs to other inputs. Incomplete files have temporary names, which are overwritten."""
     plan = plan_file(out)
     try:
         before = json.loads(plan.read_text(encoding="utf-8"))["inputs"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         before = None
     if before is None and out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} has something in it, and no merge is known to have begun there")
+        raise FileExistsError(f"{out} is not empty, and no merge is recorded for it")
     if before != fingerprint:
-        shutil.rmtree(out, ignore_errors=True)  # first: the new plan must never stand beside the old shards
+        shutil.rmtree(out, ignore_errors=True)  # first: the new plan must never exist beside the old shards
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan, json.dumps({"inputs": fingerprint}))
     out.mkdir(exist_ok=True)
@@ -155,8 +155,8 @@ def _begin(out: Path, fingerprint: str) -> None:
 
 
 def _fingerprint(plan: MergePlan, shard_bytes: int, chat_template: str | None) -> str:
-    """Tells inputs apart: the adapter by its bytes, the base by its headers, sizes and times, which is not to read it
-    all; and torch, whose versions may multiply differently."""
+    """A hash that identifies the inputs: the bytes of the adapter; the headers, sizes and times of the base's files,
+    which saves reading them all; and the version of torch, since versions may multiply differently."""
     digest = hashlib.sha256(f"{_FORMAT} {torch.__version__} {shard_bytes} {chat_template!r}".encode())
     for file in (plan.base.folder / "config.json", plan.adapter / CONFIG_FILE, plan.adapter / WEIGHTS_FILE):
         with file.open("rb") as opened:
@@ -171,7 +171,7 @@ def _fingerprint(plan: MergePlan, shard_bytes: int, chat_template: str | None) -
 
 
 def _is_whole(out: Path, shard: _Shard) -> bool:
-    """Under its name there is all of it or nothing; the size is a second look."""
+    """Whether the shard is complete. A file of its name is; the size is checked nevertheless."""
     path = out / shard.name
     return path.is_file() and path.stat().st_size == len(shard.header) + shard.size
 
@@ -213,8 +213,8 @@ def _check_same(plan: MergePlan) -> None:
 
 
 class _Tracker:
-    def __init__(self, shards: list[_Shard], kept: set[str], report: Callable[[Progress], None]) -> None:
-        self._report = report
+    def __init__(self, shards: list[_Shard], kept: set[str], on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress = on_progress
         done = [shard for shard in shards if shard.name in kept]
         self._all = (
             sum(len(shard.outputs) for shard in shards),
@@ -224,18 +224,18 @@ class _Tracker:
         self._tensors = sum(len(shard.outputs) for shard in done)
         self._bytes = sum(shard.size for shard in done)
         self._shards = len(done)
-        self._tell()
+        self._notify()
 
     def tensor(self, output: Output) -> None:
         self._tensors += 1
         self._bytes += size_of(output)
-        self._tell()
+        self._notify()
 
     def shard(self) -> None:
         self._shards += 1
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self._report(
+    def _notify(self) -> None:
+        self._on_progress(
             Progress(self._tensors, self._all[0], self._bytes, self._all[1], self._shards, self._all[2])
         )

@@ -1,4 +1,4 @@
-"""What a model's folder has beside its weights: its config, its tokenizer, its chat template. No torch."""
+"""The files of a model's folder beside its weights: config, tokenizer, chat template. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEVER = (".py", ".md")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """All of it or nothing, also after power loss."""
+    """Write the file atomically, also against power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -38,12 +38,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """With the keys in the order that they have."""
+    """JSON with the keys in their given order."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def model_config(config: dict[str, Any], *, untied: bool) -> dict[str, Any]:
-    """The base's `config.json` for bfloat16 weights; `torch_dtype`, the older name of `dtype`, goes."""
+    """The base's `config.json` for bfloat16 weights, with `torch_dtype`, the older name of `dtype`, replaced."""
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("dtype", "torch_dtype"):
@@ -57,8 +57,10 @@ def model_config(config: dict[str, Any], *, untied: bool) -> dict[str, Any]:
 
 
 def copy_tokenizer(base: Path, out: Path, chat_template: str | None) -> None:
-    """Tokenizer, chat templates and `generation_config.json`; no code and no README. `chat_template` takes the place
-    of all the base's templates."""
+    """Copy tokenizer, chat templates and `generation_config.json`, but no code and no README.
+
+    `chat_template` replaces all templates of the base.
+    """
     for file in sorted(base.iterdir()):
         if not file.is_file() or not _is_kept(file.name):
             continue

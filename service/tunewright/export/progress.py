@@ -1,4 +1,4 @@
-"""How far an export is, told as events, with what its phases took."""
+"""Writes the progress of an export as events, and records the details of its phases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from tunewright.jobs.folder import EventLog, JobFolder
 
-_TELL_EVERY = 1.0
-"""Seconds between two events about the same phase."""
+_EVENT_INTERVAL = 1.0
+"""Least seconds between two events about the same phase."""
 
 
 class Progress:
@@ -20,19 +20,19 @@ class Progress:
     def __init__(self, folder: JobFolder, events: EventLog) -> None:
         self._folder = folder
         self._events = events
-        self._began = self._told_at = time.monotonic()
-        self._told: tuple[str, int] | None = None
+        self._began = self._last_event_at = time.monotonic()
+        self._last_event: tuple[str, int] | None = None
         self._totals: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self.details: dict[str, dict[str, Any]] = {}
 
     def expect(self, phase: str, steps: int) -> None:
-        """Phases in their order, before the first begins."""
+        """Announce a phase and its expected steps. Called for all phases in their order, before the first begins."""
         self._totals[phase] = steps
 
     @contextmanager
     def phase(self, phase: str, text: str) -> Iterator[dict[str, Any]]:
-        """The details that are told of it in the end: `seconds` and what is put in."""
+        """Run a phase. Yields its details in the report, to which the caller adds; `seconds` is added at the end."""
         self._events.message(text)
         self._began = time.monotonic()
         details = self.details[phase] = {}
@@ -41,13 +41,15 @@ class Progress:
         self.at(phase, self._totals[phase], self._totals[phase])
 
     def at(self, phase: str, done: int, total: int) -> None:
-        """So many steps of the phase are done, of so many: its real number, where another was expected."""
+        """Record that `done` of `total` steps of the phase are done. `total` replaces the number that was expected."""
         self._folder.beat()
         self._totals[phase], self._done[phase] = total, done
         now = time.monotonic()
-        if (phase, done) == self._told or (now - self._told_at < _TELL_EVERY and done < total):
+        if (phase, done) == self._last_event or (
+            now - self._last_event_at < _EVENT_INTERVAL and done < total
+        ):
             return
-        self._told, self._told_at = (phase, done), now
+        self._last_event, self._last_event_at = (phase, done), now
         step, steps = sum(self._done.values()), sum(self._totals.values())
         left = (now - self._began) / done * (total - done) if done else None
         self._events.metrics(
@@ -63,5 +65,5 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process has had at most."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a quantization library must offer, and the calibration text that it is given. No torch."""
+"""The interface of a quantization library, and its calibration text. No torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 BLOCK = 512
-"""Tokens of a block of calibration text, as AutoAWQ has them."""
+"""Tokens in a block of calibration text, as in AutoAWQ."""
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """`group_size`: input channels that share a scale and a zero point; one that `registry.awq_check` has taken."""
+    """`group_size`: how many input channels share a scale and a zero point; `registry.awq_check` has accepted it."""
 
     group_size: int = 128
     trust_remote_code: bool = False
@@ -22,8 +22,11 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was made. `reused` are layers that an earlier, interrupted run had finished; `tokens` those of the
-    calibration text; `bytes` the weights' files."""
+    """The result of quantizing.
+
+    `reused` counts the layers that an earlier, interrupted run had finished, `tokens` those of the calibration text;
+    `bytes` is the size of the weights' files.
+    """
 
     layers: int
     reused: int
@@ -34,8 +37,11 @@ class Quantized:
 
 
 class Quantizer(Protocol):
-    """One way to quantize. `quantize` can be killed at any time and be called again with the same arguments: it goes on
-    where it was, by what it keeps in `work`, and makes the same bytes."""
+    """A way to quantize.
+
+    `quantize` may be killed at any time and called again with the same arguments: it then resumes from the files that
+    it keeps in `work`, and writes the same bytes.
+    """
 
     name: str
 
@@ -50,19 +56,19 @@ class Quantizer(Protocol):
         on_layer: Callable[[int, int], None],
         work: Path,
     ) -> Quantized:
-        """Quantize the 16-bit model in the folder `model` into the new folder `out`, which appears whole or not at all.
+        """Quantize the 16-bit model in the folder `model` into the new folder `out`, which is published as a whole.
 
-        `rows` are blocks of token ids as `pack` makes them; `on_layer` is told how many layers are done, and of how
-        many. `work` is a folder of this call's own, which the caller removes.
+        `rows` are blocks of token ids as `pack` makes them. `on_layer` is called with the number of layers done and of
+        all. `work` is a folder for this call alone, which the caller removes.
         """
         ...
 
 
 def pack(rows: Iterable[list[int]], *, length: int = BLOCK, total: int | None = None) -> list[list[int]]:
-    """Rows of token ids one after another, cut into blocks of `length` tokens, at most `total` of them.
+    """Concatenate rows of token ids and cut them into at most `total` blocks of `length` tokens.
 
-    AutoAWQ's own (get_calib_dataset) drops each row of more than 512 tokens, and fails where none is left. Here long
-    rows are cut and short ones joined; what does not fill a last block is dropped, unless it is all there is. Raises
+    AutoAWQ's function (get_calib_dataset) drops each row of more than 512 tokens, and fails where none is left. Here
+    long rows are cut and short ones joined; an incomplete last block is dropped, unless it is the only one. Raises
     ValueError where there is no token.
     """
     blocks: list[list[int]] = []

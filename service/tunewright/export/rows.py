@@ -1,5 +1,7 @@
-"""The text of an export: what the quantizer looks at, and the rows on which the quality is measured. Imports
-transformers."""
+"""The text of an export: the quantizer's calibration text, and the rows on which the quality is measured.
+
+Imports transformers.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ from tunewright.rows.masking import IGNORED
 from tunewright.rows.probes import rows_or_probes
 
 _LONGEST_ROW = 512
-"""Tokens, of a measured row."""
+"""Tokens of a measured row; longer ones are cut."""
 
 
 class ExportText:
-    """Rows through the tokenizer and the chat template that the product will have."""
+    """Rows, encoded with the tokenizer and the chat template of the product."""
 
     def __init__(self, spec: ExportSpec) -> None:
         self._spec = spec
@@ -35,9 +37,9 @@ class ExportText:
         self._longest = min(_LONGEST_ROW, getattr(config, "max_position_embeddings", None) or _LONGEST_ROW)
 
     def measured(self) -> list[Row]:
-        """The rows on which the quality is measured; what counts in them is what training would learn.
+        """The rows on which the quality is measured; the tokens that training would learn count.
 
-        Raises TrainingFailed where a row cannot be encoded, or nothing in them counts.
+        Raises TrainingFailed where a row cannot be encoded, or no token counts.
         """
         rows = []
         for line, row in islice(self._rows(self._spec.rows.file), self._spec.rows.count):

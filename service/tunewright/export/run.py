@@ -1,4 +1,4 @@
-"""One export from spec to result, top to bottom: combine, merge, quantize, measure, judge, describe."""
+"""One export, from spec to result: combine, merge, quantize, measure, apply the quality gate, write the model card."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ from tunewright.registry.content import folder_size
 
 log = logging.getLogger("tunewright.export")
 
-_ADVICE = "Free some of it: an export needs about one layer of the model and what it computes of a few rows."
+_ADVICE = "Free some of it: an export needs about one layer of the model and its activations for a few rows."
 NOISE_BOUND = 5.0
-"""Times the noise that a merged model may diverge from its adapter. An honest merge rounds each weight once, and is at
-a thirtieth of the noise; one into 4-bit weights is at 75 to 260 times, an alpha that is off by a tenth at 70 times
-(docs/decisions/0014)."""
+"""The largest KL divergence of a merged model from its adapter, as a multiple of the noise.
+
+A correct merge rounds each weight once and has a thirtieth of the noise. A merge into 4-bit weights has 75 to 260 times
+the noise, one with an alpha that is off by a tenth 70 times (docs/decisions/0014).
+"""
 _NOISE = "adapter in bfloat16"
 QUANTIZER: Quantizer = AwqQuantizer()
-"""What stands behind format awq."""
+"""The quantizer of format awq."""
 
 
 def run_export(folder: JobFolder, spec: ExportSpec) -> int:
-    """Export, and leave `result.json` behind; returns the exit code."""
-    faulthandler.enable()  # SIGABRT, sent to a process that hangs, leaves its stack in the log
+    """Export, and write `result.json`; returns the exit code."""
+    faulthandler.enable()  # SIGABRT, sent to a process that hangs, writes its stack to the log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.disable_progress_bar()
-    # Everything on the way is whole or absent, so there is nothing to be saved first.
+    # Every intermediate file is complete or missing, so there is nothing to save first.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED_RESUMABLE))
     try:
         outcome = _Export(folder, spec).run()
@@ -67,7 +69,7 @@ class _Export:
         self._device = spec.device
         is_base = spec.source == spec.base_name
         self._source = "adapter" if spec.adapters else "base" if is_base else "model"
-        """What the product is compared with."""
+        """The kind of model that the product is compared with."""
         self._base = Path(spec.base_path)
         folder.work.mkdir(exist_ok=True)
 
@@ -93,7 +95,7 @@ class _Export:
                 rows,
                 reference=self._source,
                 device=self._device,
-                dtype=torch.float32,  # so that what is seen is what became of the weights, and no rounding on the way
+                dtype=torch.float32,  # so that only changes of the weights are measured, not rounding in between
                 on_progress=lambda done, total: self._progress.at("measure", done, total),
                 trust_remote_code=spec.trust_remote_code,
             )
@@ -106,10 +108,10 @@ class _Export:
         phases += ["merge"] * (bool(spec.adapters) and spec.format != "adapter")
         phases += ["quantize"] * (spec.format == "awq")
         for phase in [*phases, "measure"]:
-            self._progress.expect(phase, 1)  # until it tells how many steps it has
+            self._progress.expect(phase, 1)  # until it reports its number of steps
 
     def _adapter(self) -> Path | None:
-        """The one that is merged: the only one, or what becomes of several."""
+        """The adapter to merge: the only one, or several combined."""
         spec = self._spec
         if len(spec.adapters) < 2:
             return Path(spec.adapters[0].path) if spec.adapters else None
@@ -157,9 +159,8 @@ class _Export:
         spec = self._spec
         assert spec.calibration is not None
         out = self._folder.work / "awq"
-        shutil.rmtree(
-            out, ignore_errors=True
-        )  # of a run that was killed after it: its layers are kept elsewhere
+        # A run that was killed later may have left it. The quantized layers are kept in another folder.
+        shutil.rmtree(out, ignore_errors=True)
         with self._progress.phase(
             "quantize", f"Quantizing, with {sum(map(len, rows))} tokens of calibration"
         ) as details:
@@ -180,7 +181,7 @@ class _Export:
         return out
 
     def _candidates(self, adapter: Path | None) -> list[Candidate]:
-        """What the product is measured beside."""
+        """The models that are measured for comparison with the product."""
         found = [Candidate("base" if self._spec.adapters else self._source, self._base)]
         if len(self._spec.adapters) > 1:
             found += [
@@ -194,7 +195,7 @@ class _Export:
         return found
 
     def _conclude(self, product: Path, quality: Quality, rows: int) -> Outcome:
-        """Judge it, and put it where it is published from unless it is refused."""
+        """Apply the quality gate, and move the product to where it is published from, unless the gate refuses it."""
         spec = self._spec
         measured = quality.candidates[-1]
         bounds, noise = self._bounds(quality)
@@ -220,7 +221,7 @@ class _Export:
             "source_bytes": folder_size(self._base) + sum(folder_size(Path(a.path)) for a in spec.adapters),
             "details": self._progress.details,
         }
-        told = "; ".join(
+        exceeded = "; ".join(
             f"{name}: KL divergence from the {self._source} {_shown(quality.of(name).kl)} nats for each token, above "
             f"{bound:.3g}"
             for name, bound in over.items()
@@ -230,13 +231,13 @@ class _Export:
             return Outcome(
                 status="failed",
                 error_code="quality_gate_failed",
-                error_message=f"it is not published: {told} (loss {_shown(measured.loss)}, top-1 agreement "
+                error_message=f"it is not published: {exceeded} (loss {_shown(measured.loss)}, top-1 agreement "
                 f"{_shown(measured.agreement)}, over {rows} rows of {spec.rows.rows_from}). Give a larger `max_kl`, or "
-                "publish it all the same with `force`",
+                "publish it anyway with `force`",
                 report=report,
             )
         if over:
-            self._events.message(f"Past the gate, and published since `force` says so: {told}", "warn")
+            self._events.message(f"Exceeds the gate, published since `force` is set: {exceeded}", "warn")
         else:
             self._events.message(
                 f"Measured: KL divergence from the {self._source} {_shown(measured.kl)} nats for each token, top-1 "
@@ -253,18 +254,21 @@ class _Export:
         return Outcome(status="succeeded", report=report)
 
     def _compare_with_effect(self, quality: Quality) -> None:
-        """A weak adapter can be lost in the rounding of the base, whatever the bound."""
+        """Warn where quantization changes more than the adapter does, which no bound excludes for a weak adapter."""
         effect, lost = quality.of("base").kl, quality.of("awq").kl
         if effect is not None and lost is not None and lost > effect:
             self._events.message(
                 f"Quantizing changes more (KL {lost:.3g}) than the adapter does (KL of the base {effect:.3g}): on "
-                "these rows it can hardly be told from the base",
+                "these rows it hardly differs from the base",
                 "warn",
             )
 
     def _bounds(self, quality: Quality) -> tuple[dict[str, float], float | None]:
-        """The most that each product on the way may diverge, and the noise. What is merged is held to the noise also
-        where it is quantized next: that would hide a wrong merge."""
+        """The largest KL divergence of each product, intermediate ones included, and the noise.
+
+        A merged model is bounded by the noise also where it is quantized next, since quantization would hide a wrong
+        merge.
+        """
         spec = self._spec
         bounds: dict[str, float] = {}
         noise = None

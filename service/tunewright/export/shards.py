@@ -1,5 +1,7 @@
-"""The files of a model's weights: how tensors are shared out among them, and models put together from tensors in other
-files, byte by byte, none of them held in memory. No torch."""
+"""The files of a model's weights: distributing tensors among them, and writing them from tensors in other files.
+
+Tensors are copied in blocks and never held in memory. No torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import TypeVar
 from tunewright.registry.safetensors_file import INDEX, header_of, read_header
 
 SHARD_BYTES = 5 * 10**9
-"""Bytes of a file at most, as transformers and AutoAWQ write them; a tensor alone may have more."""
+"""The largest file in bytes, as transformers and AutoAWQ write them; a single tensor may be larger."""
 _BLOCK = 1 << 24
 Item = TypeVar("Item")
 
@@ -31,7 +33,7 @@ class Piece:
 
 
 def pieces(file: Path) -> Iterator[Piece]:
-    """The tensors of a safetensors file, in the order in which they lie. Raises BadTensors and OSError."""
+    """The tensors of a safetensors file, in the order of their offsets. Raises BadTensors and OSError."""
     with file.open("rb") as opened:
         header, begin = read_header(opened)
     for name, entry in sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
@@ -40,7 +42,7 @@ def pieces(file: Path) -> Iterator[Piece]:
 
 
 def write_shards(folder: Path, tensors: list[Piece], *, limit: int = SHARD_BYTES) -> int:
-    """Write `model.safetensors`, or several with an index, of these tensors in this order. Returns their bytes."""
+    """Write the tensors in their order to `model.safetensors`, or to several files with an index. Returns the bytes."""
     shards = split(tensors, _size, limit)
     names = shard_names(len(shards))
     if len(shards) > 1:
@@ -57,7 +59,7 @@ def write_shards(folder: Path, tensors: list[Piece], *, limit: int = SHARD_BYTES
 
 
 def split(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> list[list[Item]]:
-    """In their order, into groups of at most `limit` bytes, or of one item."""
+    """Split the items, in their order, into groups of at most `limit` bytes, or of one item."""
     groups: list[list[Item]] = [[]]
     taken = 0
     for item in items:
@@ -70,7 +72,7 @@ def split(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> lis
 
 
 def shard_names(count: int) -> list[str]:
-    """Of the files of a model, as transformers has them."""
+    """The names of a model's weight files, as transformers writes them."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{at:05d}-of-{count:05d}.safetensors" for at in range(1, count + 1)]
@@ -97,5 +99,5 @@ def _write(path: Path, shard: list[Piece]) -> None:
 
 
 def _by_alignment(piece: Piece) -> tuple[int, str]:
-    """As the safetensors library has them: wider numbers first, so that none lies across its own width."""
+    """A sort key that puts wider numbers first, as the safetensors library does, so that every number is aligned."""
     return -(_size(piece) // max(math.prod(piece.shape), 1)), piece.name

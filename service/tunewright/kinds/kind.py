@@ -72,5 +72,6 @@ class Kind(JobKind, ABC):
 
     @abstractmethod
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
-        """List the product of a process that has succeeded, and end the job with `store.models.publish`, or have a
-        check end it. Safe to repeat after a crash. Raises InvalidAdapter where the product cannot be used."""
+        """Publish the product of a process that has succeeded, and end the job: with `store.models.publish`, which may
+        have a check end it, or with `store.jobs.succeed` where the product is no model. Safe to repeat after a crash.
+        Raises InvalidAdapter where the product cannot be used."""

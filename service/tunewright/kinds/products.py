@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tunewright.config import Settings
+from tunewright.config import ParityOptions
 from tunewright.registry.adapter_check import WEIGHTS_FILE, check_numbers
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_config
@@ -16,9 +16,9 @@ from tunewright.store.states import Desired, ModelState
 from tunewright.store.store import Store
 
 
-def state_of_new_adapter(settings: Settings) -> ModelState:
+def state_of_new_adapter(parity: ParityOptions) -> ModelState:
     """Adapters wait for the parity gate where it is on."""
-    return ModelState.CHECKING if settings.parity == "on" else ModelState.READY
+    return ModelState.CHECKING if parity.is_on else ModelState.READY
 
 
 def lineage_of_files(store: Store, training_file: str | None, validation_file: str | None) -> Lineage:

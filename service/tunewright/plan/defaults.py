@@ -1,4 +1,4 @@
-"""Resolves a job's options: every "auto" becomes a number that the job then shows.
+"""Resolves the options of a job: replaces every "auto" by a value, which the job then shows.
 
 Sources: QLoRA (Dettmers et al. 2023) for the 2e-4 of LoRA and QLoRA and for NF4 with double quantization; "LoRA
 learns less and forgets less" (Biderman et al. 2024) for all-linear targets and alpha = 2 x rank.
@@ -22,7 +22,10 @@ MAX_LENGTH = 2048
 WARMUP_RATIO = 0.03
 MAX_GRAD_NORM = 1.0
 _RANKS = ((1_000, 8), (10_000, 16), (100_000, 32), (math.inf, 64))
-"""Rank by rows: under 1k, under 10k, up to 100k, more. Alpha is twice the rank."""
+"""(rows, rank): the rank for fewer than 1,000 rows, fewer than 10,000, up to 100,000, and more.
+
+Alpha is twice the rank.
+"""
 
 
 class Resolved(BaseModel):
@@ -34,12 +37,12 @@ class Resolved(BaseModel):
     learning_rate: float
     n_epochs: int
     batch_size: int
-    """Rows for each step of the optimizer: per_device_batch_size x gradient_accumulation_steps."""
+    """Rows per optimizer step: per_device_batch_size x gradient_accumulation_steps."""
     per_device_batch_size: int
     gradient_accumulation_steps: int
     max_length: int
     truncation: str
-    """What becomes of longer rows: "truncate" or "refuse"."""
+    """How longer rows are handled: "truncate" or "refuse"."""
     warmup_ratio: float
     lr_scheduler_type: str
     max_grad_norm: float
@@ -50,12 +53,12 @@ class Resolved(BaseModel):
     target_modules: str | list[str] | None
     use_rslora: bool
     use_dora: bool = False
-    """An earlier version stored none."""
+    """Has a default, since rows that an earlier version stored lack it."""
     quantization: str | None
 
 
 def rank_for(rows: int, max_rank: int) -> int:
-    """The adapter's rank for so many rows, never above what the engine serves."""
+    """The adapter's default rank for `rows` rows, at most `max_rank`, which the engine serves."""
     rank = next(rank for limit, rank in _RANKS if rows < limit or (limit == 100_000 and rows == limit))
     return min(rank, max_rank)
 
@@ -69,9 +72,9 @@ def resolve(
     max_rank: int,
     device: str,
 ) -> Resolved:
-    """Options of a run over `rows` rows on a model with `context` tokens.
+    """The options of a run over `rows` rows on a model with a context of `context` tokens.
 
-    `tuning` are Tunewright's own options and take precedence over OpenAI's `hyperparameters`.
+    `tuning` holds Tunewright's own options, which take precedence over OpenAI's `hyperparameters`.
     """
     type = "lora" if tuning.type == "auto" else tuning.type
     multiplier = _given(hyperparameters.learning_rate_multiplier, 1.0)
@@ -103,17 +106,17 @@ def resolve(
     )
 
 
-def _given(asked: Value | Auto, default: Value) -> Value:
-    """What was asked for, or the default for "auto"."""
-    return default if asked == "auto" else asked
+def _given(option: Value | Auto, default: Value) -> Value:
+    """The option's value, or the default for "auto"."""
+    return default if option == "auto" else option
 
 
 def batch_for(rows: int) -> int:
-    """Rows a step: 32, or for less data the largest power of two that it fills."""
+    """Rows per optimizer step: 32, or for fewer rows the largest power of two up to their number."""
     return min(EFFECTIVE_BATCH, 1 << (rows.bit_length() - 1))
 
 
 def split_batch(batch: int, largest: int) -> tuple[int, int]:
-    """(rows at a time, accumulation steps) whose product is exactly `batch`, with the largest divisor that fits."""
+    """(rows at a time, accumulation steps): the largest divisor of `batch` up to `largest`, and the quotient."""
     per_device = next(size for size in range(min(batch, largest), 0, -1) if batch % size == 0)
     return per_device, batch // per_device

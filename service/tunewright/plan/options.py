@@ -1,6 +1,6 @@
-"""The options of a training run as they were asked for: `auto` where the choice is left to the service.
+"""The options of a training run as requested: `auto` where the choice is left to the service.
 
-The API checks their bounds (`api/fine_tuning/schemas.py`). Here they have only types, so that a row which an earlier
+The API checks their bounds (`api/fine_tuning/schemas.py`). Only types are checked here, so that a row which an earlier
 version stored can always be read.
 """
 
@@ -14,7 +14,7 @@ Auto = Literal["auto"]
 
 
 class _Options(BaseModel):
-    """Options whose absence, null and `auto` mean the same."""
+    """Options for which a missing value, null and `auto` mean the same."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

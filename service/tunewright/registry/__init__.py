@@ -1,1 +1,1 @@
-"""Files and their hashes: bases, uploads, artifacts. Knows folders, not the API nor the engines."""
+"""Files and their hashes: bases, uploads, adapters, artifacts. Knows folders, but neither the API nor the engines."""

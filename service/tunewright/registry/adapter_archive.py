@@ -1,7 +1,7 @@
-"""Unpacks an uploaded archive of a PEFT folder: its two files, and nothing else, wherever the archive points.
+"""Unpacks the two files of a PEFT folder from an uploaded archive, and nothing else.
 
-Nothing in an archive is believed: names, sizes and kinds are checked while it is read, and what comes out is counted.
-Only two names are ever written, in a folder of ours.
+Archives are not trusted: names, sizes and types of members are checked while the archive is read, and the unpacked
+bytes are counted. Only files of two fixed names are written, into the given folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tunewright.registry.adapter_config import LARGEST_CONFIG
 MOST_MEMBERS = 64
 """A PEFT folder with a tokenizer and a trainer's state has about twenty."""
 _LARGEST_HEADERS = 32 * 2**10
-"""Bytes of a tar between the contents of two members."""
+"""Most bytes in a tar between the contents of two members."""
 _LARGEST_READ = 2**20
-"""Bytes that the zip library may want at once: its table of contents, above all."""
+"""Most bytes that the zip library may read at once; its table of contents is the largest part."""
 _BLOCK = 2**16
 _BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError, ValueError,
     IndexError, NotImplementedError, RecursionError, OverflowError,
 )  # fmt: skip
-"""What the libraries raise at archives that are cut off, damaged, or made to confuse them."""
+"""Exceptions of the libraries for archives that are truncated, damaged or malicious."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _Member = tuple[str, Callable[[], BinaryIO] | None]
 """A member's name in the archive and how to open its content; None for a folder."""
@@ -41,8 +41,8 @@ _Member = tuple[str, Callable[[], BinaryIO] | None]
 def unpack(archive: BinaryIO, into: Path, largest: int) -> None:
     """Write the archive's `adapter_config.json` and `adapter_model.safetensors` to `into`.
 
-    They are at its top or together in one folder; other files are passed over. `largest` is how many bytes may come out
-    of it. Raises InvalidAdapter, TooLarge, and OSError where the disk is full.
+    They are at its top or together in one folder; other files are ignored. `largest` is the limit of unpacked bytes.
+    Raises InvalidAdapter, TooLarge, and OSError where the disk is full.
     """
     archive.seek(0)
     start = archive.read(512)
@@ -115,7 +115,7 @@ def _too_large(what: str, largest: int) -> TooLarge:
 
 
 def _safe(name: str) -> PurePosixPath:
-    """A member's name, if it stays in its folder, on any system."""
+    """A member's name as a path. Raises InvalidAdapter where it leads out of its folder on any operating system."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name[1:2] == ":":
         raise _refused(f"{name[:200]!r} leads out of its folder")
@@ -138,7 +138,7 @@ def _is_tar(start: bytes) -> bool:
 
 
 def _tar(source: BinaryIO, largest: int) -> Iterator[_Member]:
-    """The members of a tar, in one pass; what is not opened is read and passed over. `largest`: bytes of all of it."""
+    """The members of a tar, read in one pass. `largest` is the limit of its unpacked bytes."""
     meter = _Meter(source)
     with tarfile.open(fileobj=cast(BinaryIO, meter), mode="r|") as archive:
         for member in archive:
@@ -156,7 +156,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
 
 
 class _Meter:
-    """A tar's bytes, up to where they are `allowed` for now: the library reads headers of any size into memory."""
+    """The bytes of a tar, up to the position `allowed`, since the library reads headers of any size into memory."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
@@ -172,7 +172,7 @@ class _Meter:
 
 
 def _zip(source: BinaryIO) -> Iterator[_Member]:
-    """The members of a zip, as its table of contents has them."""
+    """The members of a zip, from its table of contents."""
     with zipfile.ZipFile(cast(BinaryIO, _Bounded(source))) as archive:
         for member in archive.infolist():
             name = member.filename[:200]
@@ -181,7 +181,7 @@ def _zip(source: BinaryIO) -> Iterator[_Member]:
             if member.flag_bits & 1:
                 raise _refused(f"{name!r} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _refused(f"{name!r} is packed by another method than deflate")
+                raise _refused(f"{name!r} is compressed by another method than deflate")
             yield member.filename, None if member.filename.endswith("/") else partial(_open, archive, member)
 
 
@@ -190,7 +190,7 @@ def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
 
 
 class _Bounded:
-    """A file of which nothing large is read at once: the library takes a table of contents of any size into memory."""
+    """A file that is read in small parts only, since the library would read a table of contents of any size."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source

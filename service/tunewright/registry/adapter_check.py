@@ -1,7 +1,7 @@
-"""Whether an adapter fits a base and can be served, before any engine hears of it: by names, shapes and numbers.
+"""Checks that an adapter fits a base and can be served, by names, shapes and numbers, before an engine loads it.
 
-vLLM looks at less: it takes a module that its model has not for one that is not adapted, copies smaller matrices into
-the corner of larger ones, and dies of some that are too large. Here each of these is refused.
+vLLM checks less: it ignores weights for modules that its model does not have, copies smaller matrices into the corner
+of larger ones, and crashes on some that are too large. All of these are refused here.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _NAME = re.compile(
 _UNTRAINED = re.compile(
     r"base_model\.model\.(?P<module>(?:.+\.)?(?:embed_tokens|lm_head))\.base_layer\.weight"
 )
-"""The base's own embeddings, which peft saves along where they are adapted; vLLM passes over them."""
+"""The base's own embeddings, which peft also saves where they are adapted; vLLM ignores them."""
 _PICKLES = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04")
-"""How pickled weights begin: pickle's own files, and PyTorch's zip archives of them."""
+"""The first bytes of pickled weights: pickle's own files, and PyTorch's zip archives of them."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class LoraPair:
 
     @property
     def adapts(self) -> tuple[int, ...]:
-        """The shape of the weight that it fits, as the base has it."""
+        """The shape of the base's weight that it fits."""
         outer, inner = self.b.shape[0], self.a.shape[1]
         return (inner, outer) if self.is_embedding else (outer, inner)
 
 
 @dataclass(frozen=True)
 class CheckedAdapter:
-    """An adapter that fits: its config, and its weights in the order of their file."""
+    """An adapter that fits: its config, and its tensors in the order of their file."""
 
     config: AdapterConfig
     tensors: list[Tensor]
@@ -72,7 +72,7 @@ class CheckedAdapter:
         return sorted({module.rpartition(".")[2] for module in self.modules})
 
     def write(self, weights: BinaryIO, folder: Path) -> None:
-        """Write the PEFT folder, in the one form that these weights and this meaning have.
+        """Write the PEFT folder in a canonical form: the same weights and config always make the same bytes.
 
         Raises InvalidAdapter where a number is NaN or infinite, and OSError.
         """
@@ -86,7 +86,7 @@ class CheckedAdapter:
 
 
 def check_adapter(config: bytes, weights: BinaryIO, base: BaseModules, max_rank: int) -> CheckedAdapter:
-    """Everything but the numbers themselves, which `CheckedAdapter.write` looks at. Raises InvalidAdapter."""
+    """Check everything but the numbers, which `CheckedAdapter.write` checks. Raises InvalidAdapter."""
     parsed = parse_adapter_config(config)
     tensors = read_weights(weights)
     pairs = lora_pairs(tensors, base)
@@ -97,12 +97,12 @@ def check_adapter(config: bytes, weights: BinaryIO, base: BaseModules, max_rank:
     modules = sorted(pair.module for pair in pairs)
     check_complete(modules, parsed, base)
     if parsed.base_hint is None or parsed.base_hint.startswith(("/", ".", "~")):
-        parsed = replace(parsed, base_hint=base.name)  # a path where it was trained tells nobody anything
+        parsed = replace(parsed, base_hint=base.name)  # a path on the machine that trained it says nothing
     return CheckedAdapter(parsed, tensors, modules)
 
 
 def check_numbers(path: Path) -> None:
-    """Of weights that training made: the file is whole and no number is NaN or infinite. Raises InvalidAdapter."""
+    """Check a weights file that training wrote. Raises InvalidAdapter where it is incomplete or not finite."""
     with path.open("rb") as weights:
         try:
             for tensor in read_tensors(weights):
@@ -117,13 +117,15 @@ def read_weights(weights: BinaryIO) -> list[Tensor]:
         return read_tensors(weights)
     except BadTensors as error:
         weights.seek(0)
-        if _PICKLES.match(weights.read(4)):  # a sound file may begin like this too: its header's length
+        if _PICKLES.match(
+            weights.read(4)
+        ):  # checked last, since the header's length in a valid file may have the same bytes
             raise pickled(f"{WEIGHTS_FILE} has pickled weights in it") from error
         raise _faulty(error) from error
 
 
 def pickled(what: str) -> InvalidAdapter:
-    """The refusal of weights that would run code when they are read."""
+    """The error for pickled weights, which would run code when they are read."""
     return InvalidAdapter(
         f"{what}: reading those runs whatever code is in them, so they are never opened. Save the adapter as "
         "safetensors: `model.save_pretrained(folder)` in peft does.",
@@ -221,7 +223,7 @@ def check_rank(pair: LoraPair, config: AdapterConfig, max_rank: int) -> None:
 
 
 def _check_scaling(pair: LoraPair, config: AdapterConfig) -> None:
-    """Versions of vLLM that read no patterns scale every module alike."""
+    """Raise InvalidAdapter where scalings differ: versions of vLLM that ignore patterns use one for all modules."""
     scaling = config.scaling_of(pair.module)
     if abs(scaling - config.scaling) > 1e-6 * config.scaling:
         raise InvalidAdapter(
@@ -249,7 +251,8 @@ def _check_fit(pair: LoraPair, base: BaseModules) -> None:
 
 
 def check_complete(modules: list[str], config: AdapterConfig, base: BaseModules) -> None:
-    """All modules that the config names are there, in the layers from the first to the last that it has."""
+    """Raise InvalidAdapter where weights are missing for a module that the config names, from the adapter's first layer
+    to its last."""
     if config.targets is None:
         return
     missing = base.between(modules, config.targets) - set(modules)

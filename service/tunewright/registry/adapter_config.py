@@ -1,7 +1,7 @@
-"""An adapter's `adapter_config.json`: what of PEFT's LoRA can be served, and the form in which it is kept.
+"""An adapter's `adapter_config.json`: which of PEFT's LoRA options can be served, and the form in which it is kept.
 
-What vLLM accepts is in its lora/peft_helper.py. Its older versions pass over what they do not know (patterns, the ways
-to initialize that change the base), and then answer wrongly: here all of that is refused, whatever the version.
+lora/peft_helper.py in vLLM has what it accepts. Its older versions ignore what they do not know (patterns,
+initializations that change the base), and then answer wrongly: all of that is refused here, whatever the version.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tunewright.errors import InvalidAdapter
 T = TypeVar("T")
 
 LARGEST_CONFIG = 2**20
-"""Bytes."""
+"""Most bytes in the file."""
 _MERGED: dict[str, str] = {
     "use_dora": "vLLM serves no DoRA",
     "modules_to_save": "vLLM serves no modules beside the LoRA weights",
     "lora_bias": "vLLM serves no LoRA bias",
     "trainable_token_indices": "vLLM serves no trained tokens",
 }
-"""Fields that must be off to serve the adapter by itself, and why. Merged into its base it can be served."""
+"""Fields that must be off to serve the adapter itself, and why. Merged into its base it can be served."""
 _OFF: dict[str, tuple[str, str]] = {
     "target_parameters": (
         "adapters on parameters (of experts, say) cannot be checked against the base",
@@ -49,18 +49,18 @@ _OFF: dict[str, tuple[str, str]] = {
         "adapters on Megatron's layers are spread over devices",
     ),
 }
-"""Fields that must be off; why vLLM does not serve them, and why they are not merged."""
+"""Fields that must be off: why vLLM does not serve them, and why they are not merged."""
 _MERGE = "merge the adapter into its base (peft's `merge_and_unload`), or train one without it"
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""Ways to initialize that change the adapter's own weights only, as in vLLM."""
+"""Initializations that change the adapter's own weights only, as in vLLM."""
 _PATTERN = re.compile(r"^[\w.^$\\-]{1,256}$")
-"""A name, as far as regular expressions go: what is repeated or nested in one could take for ever to match."""
+"""The regular expressions that are accepted, without repetition and groups, which could take exponential time."""
 _MOST_PATTERNS = 2000
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What of the file says what the adapter computes: W x + scaling * B A x, in each of its modules."""
+    """The fields that determine what the adapter computes: W x + scaling * B A x, in each of its modules."""
 
     rank: int
     alpha: float
@@ -68,11 +68,11 @@ class AdapterConfig:
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     targets: tuple[str, ...] | None = None
-    """Ends of the names of all its modules; None where the file says it in another way."""
+    """Suffixes of the names of all its modules; None where the file specifies them in another way."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     base_hint: str | None = None
-    """What the base was called where the adapter was trained."""
+    """The name of the base where the adapter was trained."""
 
     def rank_of(self, module: str) -> int:
         return _match(self.rank_pattern, module, self.rank)
@@ -83,7 +83,7 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """The factor where no pattern says otherwise."""
+        """The factor of modules to which no pattern applies."""
         return self._scaling(self.rank, self.alpha)
 
     def alpha_for_scaling(self, module: str) -> float:
@@ -95,8 +95,10 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def as_peft(self, modules: list[str]) -> dict[str, Any]:
-        """The config as PEFT's LoraConfig takes it, for an adapter of these modules. Of the file it keeps what it
-        knows: nothing else reaches PEFT or vLLM."""
+        """The config as PEFT's LoraConfig takes it, for an adapter of these modules.
+
+        It has known fields only: nothing else of the file reaches PEFT or vLLM.
+        """
         return {
             "alpha_pattern": self.alpha_pattern,
             "base_model_name_or_path": self.base_hint,
@@ -118,7 +120,7 @@ class AdapterConfig:
 
 
 def parse_adapter_config(text: bytes) -> AdapterConfig:
-    """Raises InvalidAdapter, naming the field, for what is faulty or cannot be served."""
+    """The parsed config. Raises InvalidAdapter, naming the field, where it is faulty or cannot be served."""
     config = read_config(text)
     check_kind(config)
     if (only_merged := needs_merging(config)) is not None:
@@ -134,12 +136,12 @@ def read_config(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"adapter_config.json is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise InvalidAdapter("adapter_config.json is no JSON object.")
+        raise InvalidAdapter("adapter_config.json is not a JSON object.")
     return config
 
 
 def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
-    """The first field for which vLLM cannot serve the adapter though it can be merged, and why; else None."""
+    """The first field due to which vLLM cannot serve the adapter although it can be merged, and why; else None."""
     for name, why in _MERGED.items():
         if config.get(name):
             return name, f"{_shown(config[name])}: {why}"
@@ -149,7 +151,7 @@ def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def config_fields(config: dict[str, Any]) -> AdapterConfig:
-    """What `AdapterConfig` has of it. Raises InvalidAdapter for faulty values."""
+    """The fields of `AdapterConfig`. Raises InvalidAdapter for faulty values."""
     targets = config.get("target_modules")
     parted = any(config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
     parted = parted or config.get("layers_to_transform") == 0
@@ -172,7 +174,7 @@ def config_fields(config: dict[str, Any]) -> AdapterConfig:
 
 
 def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
-    """A LoRA adapter of a kind that is known, to serve it or to merge it. Raises InvalidAdapter, naming the field."""
+    """Check that the adapter can be served, or merged. Raises InvalidAdapter, naming the field."""
     kind = config.get("peft_type")
     if kind != "LORA":
         taken = "merged" if for_merging else "served"
@@ -264,7 +266,10 @@ def _pattern(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _match(pattern: dict[str, T], module: str, otherwise: T) -> T:
-    """PEFT's rule (`get_pattern_key`), which is vLLM's: the first key that is the name's end, from a dot on."""
+    """The value of the first key that matches the end of the name, from a dot on.
+
+    This is the rule of PEFT (`get_pattern_key`) and of vLLM.
+    """
     return next((value for key, value in pattern.items() if _compiled(key).match(module)), otherwise)
 
 

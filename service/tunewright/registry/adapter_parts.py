@@ -1,4 +1,4 @@
-"""The tensors of an adapter's file by what they are: LoRA's two matrices, and what peft saves beside them."""
+"""Sorts the tensors of an adapter's file: LoRA's two matrices, and what peft saves beside them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta")
 
 
 class AdapterParts:
-    """Modules and tensors have the names that the model in memory gives them."""
+    """The tensors of an adapter by type. Modules and tensors have the names of the model in memory."""
 
     def __init__(self, tensors: Iterable[Tensor], base: BaseTensors) -> None:
         self.lora: list[Tensor] = []
-        """LoRA's matrices, and all that is not known."""
+        """LoRA's matrices, and all unknown tensors."""
         self.magnitudes: dict[str, Tensor] = {}
-        """DoRA's, by module."""
+        """DoRA's magnitudes, by module."""
         self.biases: dict[str, Tensor] = {}
-        """LoRA's, by module."""
+        """LoRA's biases, by module."""
         self.tokens: dict[str, Tensor] = {}
-        """Trained rows, by module."""
+        """Trained rows of embeddings, by module."""
         self.whole: dict[str, Tensor] = {}
-        """Tensors that take the place of the base's, by name."""
+        """Tensors that replace those of the base, by name."""
         self.untrained: set[str] = set()
-        """Of these, weights that peft saves along with LoRA on them."""
+        """Those of `whole` that peft saves since there is LoRA on them."""
         for tensor in tensors:
             self._add(tensor, base)
 
@@ -56,15 +56,18 @@ class AdapterParts:
 
 
 def covered(name: str, modules: Iterable[str]) -> bool:
-    """Whether the tensor is in one of `modules_to_save`: peft takes each whose name ends in one of them."""
+    """Whether the tensor is in one of `modules_to_save`. peft saves each module whose name ends in one of them."""
     ends = tuple(modules)
     parts = name.split(".")[:-1]
     return bool(ends) and any(".".join(parts[: at + 1]).endswith(ends) for at in range(len(parts)))
 
 
 def token_indices(value: Any, modules: list[str], base: BaseTensors) -> dict[str, tuple[int, ...]]:
-    """The rows that were trained in each of `modules`, from `trainable_token_indices`: a list, for the embeddings, or
-    one for each module. Raises InvalidAdapter and ExportUnsupported."""
+    """The indices of the rows that were trained in each of `modules`.
+
+    `value` is `trainable_token_indices`: a list, for the embeddings, or one for each module. Raises InvalidAdapter and
+    ExportUnsupported.
+    """
     found: dict[str, tuple[int, ...]] = {}
     for module in modules:
         if isinstance(value, dict):

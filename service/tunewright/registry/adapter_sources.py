@@ -1,4 +1,4 @@
-"""Where the two files of an adapter are found: a folder on the server, or a hub."""
+"""Finds the two files of an adapter: in a folder on the server, or on a hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapt
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """The config's text, and the weights, open to be read from anywhere in them."""
+    """The text of the config, and the opened weights, which are seekable."""
 
     config: bytes
     weights: BinaryIO
@@ -31,9 +31,9 @@ class AdapterFiles:
 
 @contextmanager
 def open_folder(folder: Path, largest: int, roots: Sequence[Path] | None = None) -> Iterator[AdapterFiles]:
-    """A PEFT folder's files. With `roots`, what is opened lies in one of them, whatever links lead there.
+    """Open the files of a PEFT folder. With `roots`, the opened files lie in one of them, also where links lead there.
 
-    Raises InvalidAdapter where they are not there, TooLarge above `largest` bytes, and OSError.
+    Raises InvalidAdapter where a file is missing, TooLarge above `largest` bytes, and OSError.
     """
     with ExitStack() as opened:
         config, weights = (
@@ -62,7 +62,7 @@ def folder_on_server(path: str, roots: Sequence[Path]) -> Path:
             param="path",
         )
     if not os.path.isdir(folder):
-        raise InvalidRequest(f"{path} is no folder on the server.", param="path")
+        raise InvalidRequest(f"{path} is not a folder on the server.", param="path")
     return folder
 
 
@@ -71,7 +71,7 @@ def _is_in(path: Path, roots: Sequence[Path]) -> bool:
 
 
 def _unblocked(path: str, flags: int) -> int:
-    """Opens a pipe, too, without waiting for whoever writes to it."""
+    """Open without blocking, since opening a pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -81,18 +81,17 @@ def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError):
         found = next((name for name in _PICKLED if (path.parent / name).exists()), None)
         if path.name == WEIGHTS_FILE and found:
-            raise pickled(f"{found}, which is there in the place of {WEIGHTS_FILE}, is pickled") from None
+            raise pickled(f"{found}, which the folder has in place of {WEIGHTS_FILE}, is pickled") from None
         raise InvalidAdapter(
-            f"There is no {path.name}: it is no folder of an adapter that peft saved."
+            f"There is no {path.name}: the folder is not an adapter that peft saved."
         ) from None
     except OSError as error:
         raise InvalidAdapter(f"{path.name} cannot be read: {error.strerror}.") from error
     try:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InvalidAdapter(f"{path.name} is no plain file.")
-        real = Path(
-            os.readlink(f"/proc/self/fd/{file.fileno()}")
-        )  # what was opened, not what has its name now
+            raise InvalidAdapter(f"{path.name} is not a regular file.")
+        # The path of the opened file; its name may belong to another file by now.
+        real = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
         if roots is not None and not _is_in(real, roots):
             raise InvalidAdapter(
                 f"{path.name} is a link that leads out of the folders that --adapter-root names."
@@ -104,9 +103,9 @@ def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
 
 
 def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
-    """The folder of the hub's cache that has the adapter's two files; its name is the commit.
+    """Download the adapter's two files. Returns their folder in the hub's cache, whose name is the commit.
 
-    Raises InvalidRequest with the hub's reason, or where it takes more than `timeout` seconds.
+    Raises InvalidRequest with the hub's reason, or after `timeout` seconds.
     """
     if not _HUB_ID.match(hub_id) or ".." in hub_id:
         raise InvalidRequest(
@@ -126,15 +125,14 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
         except BaseException as error:
             done.set_exception(error)
 
-    # A thread of its own, which nobody waits for: the library's own timeouts do not cover all that it does.
+    # In a daemon thread, since the timeouts of the library do not cover all of its requests.
     threading.Thread(target=fetch, name=f"fetch {hub_id}", daemon=True).start()
     try:
         return Path(done.result(timeout))
     except TimeoutError as error:
-        raise _failed(hub_id, f"it took more than {timeout:.0f} s; what has come so far is kept") from error
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds: no network, no such repository, gated, offline
+        raise _failed(hub_id, f"it took more than {timeout:.0f} s; the downloaded part is kept") from error
+    except Exception as error:
+        # The client raises many types: no network, no such repository, gated, offline.
         raise _failed(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
 
 

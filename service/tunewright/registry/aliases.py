@@ -1,4 +1,4 @@
-"""What an alias is, and which of its targets a request goes to. Without a clock, chance or database of its own."""
+"""Aliases, and the choice of a target for a request. Pure: no clock, no random numbers, no database."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._:-]*"
 _NAME = re.compile(rf"{_SEGMENT}(/{_SEGMENT})*")
 _LONGEST_NAME = 128
 _ROUTES = ("/history", "/rollback", "/shadow", "/download")
-"""Ends of URLs that come after a name."""
+"""Routes below an alias's name, which therefore cannot end a name."""
 
 
 @dataclass(frozen=True)
 class AliasTarget:
-    """A base or a tuned model that answers for an alias, for its weight's share of the sum of weights."""
+    """A base or a tuned model that answers requests for an alias; its share is its weight over the sum of weights."""
 
     model: str
     weight: float = 1.0
@@ -25,28 +25,28 @@ class AliasTarget:
 
 @dataclass(frozen=True)
 class AliasShadow:
-    """A model that answers copies of an alias's requests; nobody sees its answers but whoever looks at the record."""
+    """A model that answers copies of an alias's requests. Its answers are only recorded."""
 
     model: str
     share: float = 1.0
-    """Of the requests: above 0, up to 1."""
+    """Share of the requests that are copied: above 0, up to 1."""
 
 
 @dataclass(frozen=True)
 class AliasGuard:
-    """When a new target is taken to be bad, within `window_seconds` after its version was put."""
+    """When a new version is rolled back, within `window_seconds` after it was set."""
 
     max_error_rate: float | None = None
-    """Of its requests, from 0 to 1."""
+    """Largest share of failed requests, from 0 to 1."""
     max_p99_seconds: float | None = None
-    """Of the time to the first byte of its answers."""
+    """Largest 99th percentile of the time to the first byte of its answers."""
     window_seconds: float = 600.0
     min_requests: int = 20
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A stable name for models, as it is in one version. Times are Unix seconds."""
+    """One version of a stable name for models. Times are Unix seconds."""
 
     name: str
     version: int
@@ -55,13 +55,14 @@ class Alias:
     guard: AliasGuard | None
     created_at: float
     updated_at: float
-    """When this version was put."""
+    """When this version was set."""
 
 
 def is_alias_name(text: str) -> bool:
-    """Up to 128 letters, digits and `. _ - : /`, each part between slashes with a letter or digit first.
+    """Whether `text` is up to 128 letters, digits and `. _ - : /`, with a letter or digit first in each part.
 
-    Names of tuned models (`ft:...`) and ends that are routes of their own (`.../history`) are not.
+    Parts are separated by slashes. Names of tuned models (`ft:...`) and names that end in a route (`.../history`) are
+    not valid.
     """
     return (
         len(text) <= _LONGEST_NAME
@@ -72,10 +73,10 @@ def is_alias_name(text: str) -> bool:
 
 
 def pick(alias: Alias, sticky: str | None, chance: float) -> str:
-    """The model that a request goes to. `chance`: in [0, 1), evenly, which decides where there is no `sticky` key.
+    """The model that answers a request: chosen by the `sticky` key, else by `chance`, uniform in [0, 1).
 
-    A key always gets the same target while targets and weights stay. Where one target's weight is changed, or it comes
-    or goes, only as many keys move as its share changes by, and only to it or away from it.
+    A key always has the same target while targets and weights do not change. Where the weight of one target changes, or
+    a target is added or removed, only its change in share of the keys moves, and only to it or away from it.
     """
     if sticky is not None:
         return min((_arrival(alias.name, sticky, target), target.model) for target in alias.targets)[1]
@@ -90,9 +91,14 @@ def pick(alias: Alias, sticky: str | None, chance: float) -> str:
 
 
 def _arrival(alias: str, sticky: str, target: AliasTarget) -> float:
-    """Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): each target arrives after an exponential time of
-    rate `weight`, drawn by a hash; the first one wins, with the probability of its share. The time's logarithm."""
+    """The logarithm of a target's arrival time in weighted rendezvous hashing (Schindelhauer and Schomaker 2005).
+
+    The time is exponentially distributed with rate `weight`, and drawn by a hash. The first target to arrive is chosen,
+    which has the probability of its share.
+    """
     text = "\0".join((alias, target.model, sticky))
     digest = sha256(text.encode(errors="surrogatepass")).digest()
-    even = ((int.from_bytes(digest[:7], "big") >> 4) + 0.5) / 2**52  # never 0 nor 1: both have no logarithm
+    even = (
+        (int.from_bytes(digest[:7], "big") >> 4) + 0.5
+    ) / 2**52  # never 0 or 1, for which the logarithms do not exist
     return log(-log(even)) - log(target.weight)

@@ -1,6 +1,6 @@
 """The artifact store: adapters and whole models, immutable, each named by the hash of its content.
 
-`ArtifactStore` is the contract that the rest of the service relies on; `LocalArtifacts` keeps them on the local disk.
+`ArtifactStore` is the interface for the rest of the service; `LocalArtifacts` implements it on the local disk.
 """
 
 from __future__ import annotations
@@ -23,54 +23,56 @@ from tunewright.registry.removals import Removals
 class StoredArtifact:
     bytes: int
     since: float
-    """Unix time at which it was put there."""
+    """Unix time at which it was stored."""
 
 
 class ArtifactStore(Protocol):
-    """Any method may block (it reads, copies or waits), so none is called in an event loop. Several processes use
-    the store at the same time."""
+    """Stores artifacts. Several processes use a store at the same time.
+
+    Any method may block (it reads, copies or waits), so none may be called in an event loop.
+    """
 
     def create(self) -> None:
-        """Make the store ready for use; nothing to do where it is. Raises OSError."""
+        """Make the store ready for use; does nothing where it is. Raises OSError."""
 
     def put(self, folder: Path, kept: ExitStack | None = None) -> str:
         """Store the artifact in `folder`, and return the hash of its content.
 
-        An adapter is stored as its two files, a whole model as all files directly in the folder, which must not
-        change meanwhile and is not needed afterwards. The artifact appears whole or not at all, also after a crash;
-        putting the same again changes nothing, and many may do so at once. Where `kept` is given, the artifact is
-        held in it as by `keeping`, from before it appears: close it when the artifact is listed. Raises OSError, and
-        ValueError where an adapter's config is no JSON.
+        An adapter is stored as its two files, a whole model as all files directly in the folder. The folder must not
+        change during the call and is not needed afterwards. The artifact appears as a whole, also after a crash;
+        storing the same again changes nothing, and may happen concurrently. Where `kept` is given, `keeping` is
+        entered in it before the artifact appears: close it when the artifact is listed in the database. Raises
+        OSError, and ValueError where an adapter's config is not JSON.
         """
 
     def local(self, sha256: str) -> Path:
-        """A folder on this machine with the artifact's files, which are not to be changed.
+        """A folder on this machine with the artifact's files, which must not be changed.
 
-        The same path each time, and also where there is no such artifact: opening its files raises
-        FileNotFoundError then. So it does after a removal; what is open already can be read to its end.
+        The path is always the same, also for an artifact that does not exist or was removed; opening its files then
+        raises FileNotFoundError. Files that are open at a removal can be read to their end.
         """
 
     def keeping(self, sha256: str) -> AbstractContextManager[None]:
-        """No process removes this artifact meanwhile, whether it is there or is yet to be put.
+        """Keep all processes from removing this artifact, whether it exists or is yet to be stored.
 
-        Many may hold the same. Waits while it is being removed; ends with the process at the latest.
+        It may be held several times. Waits while the artifact is being removed; ends with the process at the latest.
         """
 
     def remove(self, sha256: str, is_used: Callable[[], object]) -> bool:
-        """Remove it unless `is_used()`; whether it was removed. No error where it is not there.
+        """Remove it unless `is_used()`. Returns whether it was removed; no error where it does not exist.
 
-        Waits until nothing holds it any more, and only then asks `is_used`.
+        Waits until nothing holds it, and only then calls `is_used`.
         """
 
     def hashes(self) -> set[str]:
-        """The artifacts that are there now."""
+        """The hashes of the artifacts that exist now."""
 
     def stat(self, sha256: str) -> StoredArtifact:
-        """Its size and age. Raises FileNotFoundError where it is not there."""
+        """Its size and age. Raises FileNotFoundError where it does not exist."""
 
 
 class LocalArtifacts:
-    """Artifacts in `root/<sha256>/`. Unfinished ones lie in `tmp`, on the same file system."""
+    """Artifacts in `root/<sha256>/`. Unfinished ones are in `tmp`, on the same file system."""
 
     def __init__(self, root: Path, tmp: Path, removals: Removals) -> None:
         self._root = root
@@ -103,7 +105,7 @@ class LocalArtifacts:
 
     def stat(self, sha256: str) -> StoredArtifact:
         folder = self.local(sha256)
-        since = folder.stat().st_mtime  # first: a folder that is not there has a size of 0
+        since = folder.stat().st_mtime  # first, since a missing folder has a size of 0
         return StoredArtifact(folder_size(folder), since)
 
     def _publish(self, folder: Path, final: Path) -> None:

@@ -1,6 +1,6 @@
-"""Whether a model can be quantized by AWQ, from its config and the shapes in its files' headers, before any work.
+"""Checks whether AWQ can quantize a model, from its config and the shapes in the headers of its files.
 
-Imports neither torch nor a quantization library: the API asks it.
+Imports neither torch nor a quantization library, since the API uses it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ from tunewright.errors import InvalidRequest
 from tunewright.registry.base_tensors import EXPERTS
 
 GROUP_SIZES = (128, 64, 32)
-"""That vLLM's Marlin kernels take (MARLIN_SUPPORTED_GROUP_SIZES, next to one group a channel)."""
+"""The group sizes of vLLM's Marlin kernels (MARLIN_SUPPORTED_GROUP_SIZES, beside one group per channel)."""
 AWQ_MODEL_TYPES = (
     "cohere", "gemma", "gemma2", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3", "stablelm",
 )  # fmt: skip
-"""`model_type`s that AutoAWQ 0.2.9 knows, transformers 5 has, and vLLM serves. Of those that AutoAWQ knows, missing are
-multimodal models and mixtures of experts; models with code of their own (Yi, Baichuan, InternLM2 and so on); and
-bloom, falcon, gptj, gpt_bigcode, gpt_neox, mpt and starcoder2, in which AutoAWQ divides an activation function's output
-by scales that vLLM no longer reads."""
+"""The `model_type`s that AutoAWQ 0.2.9 supports, transformers 5 has, and vLLM serves.
+
+Of those that AutoAWQ supports, these are left out: multimodal models and mixtures of experts; models with code of their
+own (Yi, Baichuan, InternLM2 and others); and bloom, falcon, gptj, gpt_bigcode, gpt_neox, mpt and starcoder2, in which
+AutoAWQ divides the output of an activation function by scales that vLLM no longer reads.
+"""
 _SETTINGS = {("stablelm", "use_parallel_residual", True), ("opt", "do_layer_norm_before", False)}
-"""With which a layer's norms stand elsewhere than AutoAWQ takes them to."""
+"""(model_type, key, value): settings with which the norms of a layer are elsewhere than AutoAWQ expects."""
 _OUT = 64
-"""Outputs of a module come in multiples of it: AutoAWQ searches clipping in blocks of 64 of them and packs 32 at once
-(quantizer.py, gemm.py); vLLM's CPU kernel takes multiples of 32 (mixed_precision/cpu.py), the format itself 8."""
+"""A module must have a multiple of this many outputs.
+
+AutoAWQ searches clipping in blocks of 64 outputs and packs 32 at once (quantizer.py, gemm.py); vLLM's CPU kernel needs
+multiples of 32 (mixed_precision/cpu.py), the format itself multiples of 8.
+"""
 _IN = 32
-"""Inputs, by vLLM's CPU kernel. Every group size is a multiple of it."""
+"""A module must have a multiple of this many inputs, for vLLM's CPU kernel. Every group size is a multiple of it."""
 
 
 def check_awq(
@@ -36,7 +41,7 @@ def check_awq(
 ) -> int:
     """The group size to quantize with: `group_size`, or the largest that fits every module to quantize.
 
-    `folder_config` is the model's config.json, `shapes` those of all tensors in its files ([out, in] for a linear
+    `folder_config` is the model's config.json, `shapes` the shapes of all tensors in its files ([out, in] for a linear
     module's weight; see `read_shapes`). Raises InvalidRequest (code export_unsupported) that names what does not fit.
     """
     _check_architecture(folder_config)
@@ -75,7 +80,7 @@ def check_awq(
 
 
 def quantized_modules(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """([out, in]) of the modules that AWQ quantizes: all with a matrix, in the layers. Not embeddings, not the head."""
+    """The shapes [out, in] of the modules that AWQ quantizes: all matrices in the layers, but no embeddings or head."""
     found = {}
     for name, shape in shapes.items():
         module, _, kind = name.rpartition(".")

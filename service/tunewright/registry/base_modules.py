@@ -1,4 +1,4 @@
-"""The modules of a base that an adapter can be on, and the shapes of their weights, from its files' headers."""
+"""The modules of a base that an adapter can change, and the shapes of their weights, from the headers of its files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from tunewright.registry.safetensors_file import read_shapes
 
 _WRAPPERS = ("model", "language_model", "text_model")
-"""Parts of a multimodal model's names that differ between its files and what transformers and vLLM make of them."""
+"""Parts of module names in which the files of multimodal models differ from transformers and vLLM."""
 _UNPACKED = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""Types of weights that lie as they are multiplied; packed ones have other shapes than the layer."""
+"""Types of unpacked weights; packed ones have other shapes than the layer."""
 _PACKED = (".qweight", ".weight_packed")
 
 
 class BaseModules:
-    """Read once for each check: only headers, however large the base."""
+    """The modules of a base. Reads only headers, however large the base is."""
 
     def __init__(self, name: str, folder: Path) -> None:
         """`name` is for messages. Raises OSError, ValueError and BadTensors where the base cannot be read."""
@@ -36,12 +36,13 @@ class BaseModules:
             self._plain.setdefault(_without_wrappers(module), set()).add(module)
 
     def shapes_of(self, module: str) -> set[tuple[int, ...]] | None:
-        """Shapes ([out, in]) that the weight of `module` may have; none where they are not known, since the base is
-        quantized; None where there is no such module."""
+        """The shapes [out, in] that the weight of `module` may have.
+
+        The set is empty where they are unknown since the base is quantized. None where there is no such module.
+        """
         found = self._find(module)
-        if (
-            not found and module.rpartition(".")[2] == "lm_head"
-        ):  # tied to the embeddings, and not in the files
+        if not found and module.rpartition(".")[2] == "lm_head":
+            # Tied to the embeddings, and not in the files.
             found = self._find(module.removesuffix("lm_head") + "model.embed_tokens") or self._find(
                 module.removesuffix("lm_head") + "embed_tokens"
             )
@@ -50,8 +51,11 @@ class BaseModules:
         return set().union(*(self._shapes[name] for name in found))
 
     def between(self, modules: Iterable[str], targets: Iterable[str]) -> set[str]:
-        """The base's modules that end in one of `targets`, in the stacks of layers in which `modules` are, from the
-        first to the last layer of them. Not experts: in some versions of transformers those are no modules."""
+        """The base's modules that end in one of `targets`, between the first and the last layer of `modules`.
+
+        Only stacks of layers that have one of `modules` count. Experts are left out, since they are not modules in some
+        versions of transformers.
+        """
         layers: dict[str, list[int]] = {}
         for module in modules:
             stack, number = _layer(module)
@@ -83,7 +87,7 @@ class BaseModules:
         self._shapes.setdefault(module, set()).update([shape] if shape is not None else [])
 
     def _find(self, module: str) -> set[str]:
-        """The base's names for it: the same; or, where its files leave out the model's own prefix, the rest."""
+        """The names of the module in the files: the same, or without the model's prefix where the files lack it."""
         if module in self._shapes:
             return {module}
         first, _, rest = module.partition(".")

@@ -1,6 +1,6 @@
-"""The tensors of a base whose weights an adapter can be merged into: where each lies, and what it is called.
+"""The names and places of the tensors of a base into which an adapter can be merged.
 
-From the headers of its files and its config. No torch.
+Reads the headers of its files and its config. No torch.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from tunewright.registry.safetensors_file import (
 HEAD = "lm_head"
 """The output head of every causal model here that can have its weight tied to the embeddings'."""
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tokens_embed", "tok_embeddings")
-"""Last parts of what architectures call their input embeddings."""
+"""Last parts of the names of input embeddings in architectures."""
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
-"""Where transformers has `Conv1D` for a linear layer: its weight is [in, out], also where it is square and the shape
-does not tell."""
+"""Modules that are `Conv1D` in transformers: their weight is [in, out], which a square shape does not show."""
 _OTHER_KINDS = ("text_config", "vision_config", "audio_config")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""Of a mixture of experts' config."""
+"""Keys in the config of a mixture of experts."""
 _PACKED = re.compile(r"\.(qweight|qzeros|weight_packed|weight_scale|weight_scale_inv|SCB|absmax)$")
 
 
@@ -48,7 +47,7 @@ class Stored:
 
 
 class BaseTensors:
-    """A dense text model in 16 or 32 bits. Read once: only headers, however large."""
+    """The tensors of a dense text model in 16 or 32 bits. Reads only headers, however large the base is."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ExportUnsupported for a base of another kind, and OSError where it cannot be read."""
@@ -71,32 +70,36 @@ class BaseTensors:
             if name.endswith(".weight") and name.split(".")[-2] in _EMBEDDINGS and ".layers." not in name
         ]
         self.embedding = found[0] if len(found) == 1 else None
-        """The input embeddings' weight, where it is known which it is."""
+        """The name of the input embeddings' weight, or None where it cannot be determined."""
 
     @property
     def head(self) -> str:
-        """What the output head's weight is called, whether it is in the files or not."""
+        """The name of the output head's weight, whether it is in the files or not."""
         return f"{HEAD}.weight"
 
     @property
     def is_tied(self) -> bool:
-        """The output head's weight is the embeddings'. Where both are in the files, transformers ties them only when
-        they are equal."""
+        """Whether the output head and the embeddings share a weight.
+
+        Where both are in the files, transformers ties them only if they are equal.
+        """
         declared = self.config.get("tie_word_embeddings")
         return self.embedding is not None and (
             declared is True or (declared is None and self.head not in self.tensors)
         )
 
     def find(self, name: str) -> str | None:
-        """The base's name for a tensor of the model in memory: the same, or, where its files leave out the model's
-        own prefix, the rest of it. None where there is no such tensor."""
+        """The name in the files of a tensor of the model in memory; None where there is no such tensor.
+
+        It is the same, or without the model's prefix where the files lack it.
+        """
         if name in self.tensors:
             return name
         first, _, rest = name.partition(".")
         return rest if first not in self._tops and rest in self.tensors else None
 
     def is_conv1d(self, module: str) -> bool:
-        """Its weight is [in, out]."""
+        """Whether the weight of `module` is [in, out]."""
         known = self.config.get("model_type") in _CONV1D_MODELS
         return known and module.rpartition(".")[2] in _CONV1D_MODULES
 
@@ -107,7 +110,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ExportUnsupported(f"The base's config.json cannot be read: {error}.", param="base") from error
     if not isinstance(config, dict):
-        raise ExportUnsupported("The base's config.json is no JSON object.", param="base")
+        raise ExportUnsupported("The base's config.json is not a JSON object.", param="base")
     if config.get("quantization_config") or config.get("compression_config"):
         raise _refused(
             "is quantized (quantization_config in its config.json), and merging into packed weights would round the "

@@ -1,4 +1,4 @@
-"""What a base model's folder says of itself, read as text: no torch, no transformers."""
+"""Inspects the folder of a base model. No torch, no transformers."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ class BaseUnavailable(Exception):
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """A base that is here."""
+    """A base whose files are on this machine."""
 
     name: str
     path: Path
     fingerprint: str
-    """sha256 over its config, tokenizer and the layout (names, shapes, sizes) of its weights; or, of a model that was
-    made here, over all of its files."""
+    """sha256 of its config, tokenizer and the layout (names, shapes, sizes) of its weights; or, for a model that this
+    service made, of all of its files."""
     context: int
     """Longest sequence in tokens."""
     chat_template: str | None
     tool_call_parser: str | None
-    """vLLM's parser for its tool calls, or None where there is none that we know."""
+    """vLLM's parser for its tool calls, or None where none is known."""
     vocab_size: int | None = None
-    """Rows of its embedding, which may be more or fewer than its tokenizer knows tokens."""
+    """Rows of its embedding; its tokenizer may have more or fewer tokens."""
     hub_id: str | None = None
-    """Where it came from a hub."""
+    """Its id on the hub, where it was downloaded from there."""
     quantization: str | None = None
-    """How its weights are packed, as its config says it: awq, gptq, ..."""
+    """How its weights are packed, from its config: awq, gptq, ..."""
 
     @property
     def internal_name(self) -> str:
-        """What vLLM calls it."""
+        """Its name in vLLM."""
         return f"base-{self.fingerprint[:32]}"
 
 
 def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
-    """Look at a base, after downloading it where its source is a hub id. Raises BaseUnavailable.
+    """Inspect a base, and download it first where its source is a hub id. Raises BaseUnavailable.
 
-    `fingerprint`: where it is known, of a model that was made here: the hash of all of its files.
+    `fingerprint` is given for a model that this service made: the hash of all of its files.
     """
     folder = base.path or _download(base)
     try:
@@ -76,7 +76,7 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
     except ValueError as error:
         raise BaseUnavailable(f"{folder}/config.json is not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise BaseUnavailable(f"{folder}/config.json is no JSON object")
+        raise BaseUnavailable(f"{folder}/config.json is not a JSON object")
     try:
         weights = weight_files(folder)
     except (BadTensors, OSError) as error:
@@ -102,8 +102,8 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
 
 
 def _quantization(config: dict[str, Any]) -> str | None:
-    told = config.get("quantization_config")
-    return str(told.get("quant_method", "unknown")) if isinstance(told, dict) else None
+    found = config.get("quantization_config")
+    return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
 
 
 def _tool_call_parser(folder: Path, model_type: str, template: str | None) -> str | None:
@@ -136,7 +136,7 @@ def _download(base: Base) -> Path:
                 base.source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
             )
         )
-    except Exception as error:  # the hub's client raises many kinds: no network, no such repo, gated, offline
+    except Exception as error:  # the client raises many types: no network, no such repository, gated, offline
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseUnavailable(
             f"{base.source} is no folder here, and could not be fetched from the hub: {first}"
@@ -144,7 +144,7 @@ def _download(base: Base) -> Path:
 
 
 def _fingerprint(folder: Path, weights: list[Path]) -> str:
-    """Cheap even for hundreds of gigabytes: of the weights only the headers and sizes are read."""
+    """The fingerprint of a base. Only headers and sizes of the weights are read, however large they are."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
         if (folder / name).is_file():

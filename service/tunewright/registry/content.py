@@ -1,4 +1,4 @@
-"""The content of an artifact's folder: what it holds, its hash and its size.
+"""The content of an artifact's folder: its files, its hash and its size.
 
 An artifact is an adapter (a PEFT folder) or a whole model (a folder that transformers loads).
 """
@@ -17,14 +17,14 @@ _CONFIG_THAT_MATTERS: dict[str, Any] = {
     "bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False,
     "layers_to_transform": None, "layers_pattern": None,
 }  # fmt: skip
-"""Fields of PEFT's LoraConfig, and what PEFT writes where nothing else was asked for."""
+"""Fields of PEFT's LoraConfig that change what an adapter computes, with their defaults."""
 
 
 def artifact_files(folder: Path) -> list[Path]:
     """The files that belong to the artifact in `folder`, by name: an adapter's two, or all of a whole model's.
 
-    Trainers leave other files beside an adapter, which are no part of it. A model's folder may hold an
-    `adapter_config.json` too; its own `config.json` tells it from an adapter.
+    Trainers write other files beside an adapter, which are not part of it. A model's folder may also have an
+    `adapter_config.json`; its `config.json` distinguishes it from an adapter.
     """
     if _is_adapter(folder):
         return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
@@ -32,14 +32,14 @@ def artifact_files(folder: Path) -> list[Path]:
 
 
 def artifact_sha256(folder: Path) -> str:
-    """The hash that names the artifact in `folder`. Raises OSError, and ValueError where a config is no JSON."""
+    """The hash that names the artifact in `folder`. Raises OSError, and ValueError where a config is not JSON."""
     return adapter_sha256(folder) if _is_adapter(folder) else model_sha256(folder)
 
 
 def adapter_sha256(folder: Path) -> str:
     """The hash of an adapter: its weights and the part of its config that changes what it computes.
 
-    A field that is left out, null or empty means the same, and so do 16 and 16.0, and another order of names.
+    A missing, null or empty field has its default; 16 and 16.0 are the same; the order of names does not matter.
     """
     config = adapter_config(folder)
     kept = {
@@ -65,12 +65,12 @@ def model_sha256(folder: Path) -> str:
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """The fields of a PEFT folder's `adapter_config.json`. Raises OSError, and ValueError where it is no JSON."""
+    """The fields of a PEFT folder's `adapter_config.json`. Raises OSError, and ValueError where it is not JSON."""
     return dict(json.loads((folder / CONFIG_FILE).read_text()))
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of the files in a folder and below."""
+    """Total bytes of the files in a folder and its subfolders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,11 +1,11 @@
-"""Whether an adapter can be merged into its base, and what becomes of each tensor of the base. No torch.
+"""Checks whether an adapter can be merged into its base, and plans the change of each tensor. No torch.
 
-What the adapter computes, unmerged, in peft is what the merged model must compute; the plan says how, by the names
-and shapes of the tensors and each module's scaling. Only headers and configs are read.
+The merged model must compute what peft computes with the unmerged adapter. The plan is made from the names and shapes
+of the tensors and the scaling of each module. Only headers and configs are read.
 
-Where a base has its output head tied to its embeddings, peft adapts only the one that the adapter is on: its forward
-pass leaves the other as it is (its `merge_and_unload` writes into the shared weight, and so changes both). Such a
-base is untied: the merged model has both tensors.
+Where the output head of a base is tied to its embeddings, peft adapts only the one that the adapter changes: its
+forward pass does not change the other (its `merge_and_unload` writes into the shared weight, and so changes both). Such
+a base is untied: the merged model has both tensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LowRank:
     """
 
     module: str
-    """As the model in memory calls it."""
+    """Its name in the model in memory."""
     a: Stored
     b: Stored
     scaling: float
@@ -78,7 +78,7 @@ Change = LowRank | AddedBias | Rows
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of the merged model: one of the base's or of the adapter's, changed or as it is."""
+    """A tensor of the merged model: from the base or the adapter, with a change or without."""
 
     name: str
     source: Stored
@@ -91,34 +91,38 @@ class Output:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """All that merging does."""
+    """All steps of merging an adapter."""
 
     base: BaseTensors
     adapter: Path
     config: AdapterConfig
     outputs: tuple[Output, ...]
-    """By name."""
+    """Sorted by name."""
     modules: tuple[str, ...]
-    """Those with LoRA weights, sorted."""
+    """The modules with LoRA weights, sorted."""
     untied: bool
-    """The base had its output head tied to its embeddings, and the merged model has not."""
+    """Whether the base's output head is tied to its embeddings, and that of the merged model is not."""
     same: tuple[tuple[Stored, Stored, bool], ...] = ()
-    """Pairs of adapter tensors of which one is left out, since the adapter keeps them tied: they must be equal, the
-    second transposed where it says so."""
+    """Pairs of adapter tensors that must be equal, since the adapter keeps them tied and one of them is left out.
+
+    The third value is whether the second tensor is transposed.
+    """
 
 
 def merge_only(config: dict[str, Any]) -> str | None:
-    """Why vLLM cannot serve an adapter with this `adapter_config.json` though it can be merged; None where it can be
-    served. Says nothing of adapters that can be neither served nor merged."""
+    """Why vLLM cannot serve an adapter with this `adapter_config.json` although it can be merged; else None.
+
+    None also for adapters that can be neither served nor merged.
+    """
     found = needs_merging(config)
     return f"{found[0]} {found[1]}" if found is not None else None
 
 
 def check_mergeable(base: Path, adapter: Path) -> MergePlan:
-    """How to merge the PEFT folder `adapter` into the model folder `base`.
+    """The plan of merging the PEFT folder `adapter` into the model folder `base`.
 
-    Raises ExportUnsupported where one of them is of a kind that is not merged, naming the field; InvalidAdapter where
-    the adapter is faulty, incomplete, or of another base; OSError.
+    Raises ExportUnsupported, naming the field, where one of them cannot be merged; InvalidAdapter where the adapter is
+    faulty, incomplete, or of another base; OSError.
     """
     planner = _Planner(BaseTensors(base), adapter)
     return planner.plan()
@@ -145,7 +149,7 @@ class _Planner:
         self.changes: dict[str, Change] = {}
         self.replaced: set[str] = set()
         self.shared = base.tensors[base.embedding] if base.embedding is not None else None
-        """The weight that a tied base's embeddings and output head share."""
+        """The weight that the embeddings and the output head of a tied base share."""
         self.same: list[tuple[Stored, Stored, bool]] = []
         self.stays_tied = bool(self.raw.get("ensure_weight_tying")) and base.is_tied
 
@@ -174,7 +178,7 @@ class _Planner:
         )
 
     def _home(self, name: str, of: str) -> str:
-        """What the base calls the tensor; the output head's own name where it is tied and in no file."""
+        """The name of the tensor in the base; the output head's own name where it is tied and in no file."""
         found = self.base.find(name)
         if found is not None:
             return found
@@ -238,8 +242,11 @@ class _Planner:
         self.changes[home] = change
 
     def _replace_whole(self) -> None:
-        """Whole tensors take the place of the base's, as peft loads them: those of modules_to_save, biases, and the
-        base's own embeddings that peft saves along where they are adapted."""
+        """Replace tensors of the base by whole tensors of the adapter, as peft does when it loads them.
+
+        These are those of modules_to_save, biases, and the base's own embeddings, which peft also saves where they are
+        adapted.
+        """
         saved = self.raw.get("modules_to_save") or []
         for name, tensor in sorted(
             self.parts.whole.items(), key=lambda item: item[0] not in self.parts.untrained
@@ -270,7 +277,7 @@ class _Planner:
         return name.endswith(".bias") and self.raw.get("bias", "none") != "none"
 
     def _share(self, stored: Stored) -> None:
-        """peft loads it into the weight that both share."""
+        """Replace the shared weight of embeddings and output head, into which peft loads the tensor."""
         self.shared = stored
         for name in (self.base.head, self.base.embedding):
             if name in self.sources:
@@ -296,8 +303,8 @@ class _Planner:
     def _add_bias(self, module: str, bias: Stored) -> None:
         if not self.raw.get("lora_bias"):
             raise InvalidAdapter(
-                f"{bias.tensor.name} is there, and adapter_config.json has lora_bias off: the two files are not of "
-                "the same adapter.",
+                f"{bias.tensor.name} is in the adapter, and adapter_config.json has lora_bias off: the two files are "
+                "not of the same adapter.",
                 param="adapter_config.lora_bias",
             )
         home = self.base.find(f"{module}.bias")
@@ -328,7 +335,7 @@ class _Planner:
             self._change(f"{module}.weight", Rows(indices, values))
 
     def _untie(self) -> bool:
-        """Whether a tied base must have two tensors; writes the head's own where it has none."""
+        """Add an output head of its own where a tied base must be untied. Returns whether it must."""
         base, embedding = self.base, self.base.embedding
         touched = set(self._touched())
         if not base.is_tied or embedding is None or not touched:
@@ -338,7 +345,7 @@ class _Planner:
             self._copy(embedding)  # peft ties trained tokens where the weights are tied
             return False
         if self.stays_tied and (base.head in touched or embedding.endswith("embed_tokens.weight")):
-            # peft knows embeddings by that name only: with another, the head is not adapted
+            # peft recognizes embeddings by that name only; with another, the head is not adapted.
             self._check_same(embedding, touched)
             self._copy(embedding)
             return False
@@ -360,7 +367,7 @@ class _Planner:
                 yield name
 
     def _copy(self, embedding: str) -> None:
-        """Let the head be what the embeddings are: left out where it is in no file."""
+        """Make the head equal to the embeddings; it is left out where it is in no file."""
         head = self.base.head
         self.changes.pop(head, None)
         if head not in self.base.tensors:
@@ -371,7 +378,7 @@ class _Planner:
             self.changes[head] = change
 
     def _check_same(self, embedding: str, touched: set[str]) -> None:
-        """With ensure_weight_tying both are in the adapter, and say the same."""
+        """Check that embeddings and head, which are both in the adapter with ensure_weight_tying, are adapted alike."""
         head = self.base.head
         ours, theirs = self.changes.get(embedding), self.changes.get(head)
         if isinstance(ours, LowRank) and isinstance(theirs, LowRank) and ours.magnitude is None:

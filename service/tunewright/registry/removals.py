@@ -1,4 +1,4 @@
-"""Removal of files and folders on the local disk, safe beside processes that publish the same name at that moment."""
+"""Removes files and folders on the local disk, safely beside processes that publish the same name concurrently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMOVED = "removed-"
 
 
 class Removals:
-    """Locks in `run`, by name; what is being removed is moved to `tmp` first, which is on the same file system."""
+    """Removals under locks in `run`, by name. Files are first moved to `tmp`, which is on the same file system."""
 
     def __init__(self, run: Path, tmp: Path) -> None:
         self._run = run
@@ -23,14 +23,17 @@ class Removals:
 
     @contextmanager
     def keeping(self, name: str) -> Iterator[None]:
-        """No process removes a path of this name meanwhile. Many may hold the same; waits while it is being removed."""
+        """Keep all processes from removing a path of this name. Waits while it is being removed.
+
+        It may be held several times.
+        """
         with self._locked(name, fcntl.LOCK_SH):
             yield
 
     def remove(self, path: Path, is_used: Callable[[], object]) -> bool:
-        """Remove it unless `is_used()`, which is asked under the lock; whether it was removed.
+        """Remove it unless `is_used()`, which is called under the lock. Returns whether it was removed.
 
-        First it is moved out of sight, then deleted: no reader finds a part of it.
+        It is first moved away, then deleted, so that no reader finds a part of it.
         """
         with self._locked(path.name, fcntl.LOCK_EX):
             if not path.exists() or is_used():
@@ -41,14 +44,17 @@ class Removals:
         return True
 
     def finish(self) -> None:
-        """Delete what a crash left moved out of sight."""
+        """Delete what was moved away before a crash."""
         for doomed in self._tmp.glob(f"{_REMOVED}*"):
             destroy(doomed)
 
     @contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:
-        """A lock between processes, which ends with its holder. A few names share each file: one that published for
-        long would otherwise hold up all removals, and a file for each name would have to be removed itself."""
+        """Hold a lock between processes, which ends with its holder.
+
+        Names are distributed over 64 files. With a single file, a long publication would delay all removals; files for
+        each name would have to be removed themselves.
+        """
         path = self._run / f"keep-{zlib.crc32(name.encode()) % 64}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:

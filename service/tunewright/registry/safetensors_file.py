@@ -1,5 +1,5 @@
-"""Safetensors files, read as bytes: which of a folder's files are a model's weights, where each tensor lies, and
-whether its numbers are finite. No torch; numpy where numbers are looked at.
+"""Safetensors files, read as bytes: the weight files of a folder, the place of each tensor, and whether its numbers are
+finite. No torch; numpy where numbers are checked.
 
 A file is the header's length (8 bytes, little endian), the header (JSON: name -> dtype, shape, offsets), and the
 tensors without gaps between them (https://github.com/huggingface/safetensors#format).
@@ -17,21 +17,21 @@ from typing import Any, BinaryIO
 INDEX = "model.safetensors.index.json"
 """Names the file of each tensor, where a model's weights are in several."""
 LARGEST_HEADER = 32 * 2**20
-"""Bytes. An adapter of 50,000 tensors has 8 MB; parsing one as large as the format allows would take gigabytes."""
+"""Most bytes of a header. An adapter of 50,000 tensors has 8 MB; the format allows headers that take gigabytes."""
 FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
-"""Bytes of a number, in the order in which the safetensors library writes them."""
+"""Bytes of a number by type, in the order in which the safetensors library writes the types."""
 _EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
-"""The exponent's bits. A number is NaN or infinite where all of them are set."""
+"""The bits of the exponent. A number is NaN or infinite where all of them are set."""
 _BLOCK = 1 << 20
 
 
 class BadTensors(Exception):
-    """The file is no safetensors file or index, or a faulty one; the message says where."""
+    """The file is not a valid safetensors file or index; the message says why."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """`start` and `end` are bytes from the beginning of the file."""
+    """A tensor in a file. `start` and `end` are bytes from the beginning of the file."""
 
     name: str
     dtype: str
@@ -41,7 +41,7 @@ class Tensor:
 
 
 def read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header as it stands, without its metadata, and where the tensors begin. Raises BadTensors."""
+    """The unchecked header without its metadata, and where the tensors begin. Raises BadTensors."""
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -54,15 +54,15 @@ def read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     except (ValueError, RecursionError) as error:
         raise BadTensors(f"its header cannot be read: {error}") from error
     if not isinstance(header, dict):
-        raise BadTensors("its header is no JSON object")
+        raise BadTensors("its header is not a JSON object")
     header.pop("__metadata__", None)
     return header, 8 + length
 
 
 def read_tensors(file: BinaryIO) -> list[Tensor]:
-    """The tensors of a file, in the order in which they lie. They fill it: no gaps, no overlaps, no rest.
+    """The tensors of a file, in the order of their offsets.
 
-    Raises BadTensors, also for numbers other than F32, BF16 and F16.
+    Raises BadTensors, also for gaps, overlaps or a rest, and for numbers other than F32, BF16 and F16.
     """
     header, start = read_header(file)
     tensors = sorted(
@@ -71,7 +71,7 @@ def read_tensors(file: BinaryIO) -> list[Tensor]:
     at = start
     for tensor in tensors:
         if tensor.start != at:
-            raise BadTensors(f"{tensor.name} begins at byte {tensor.start}, where byte {at} was to be")
+            raise BadTensors(f"{tensor.name} begins at byte {tensor.start}, where byte {at} was expected")
         at = tensor.end
     size = file.seek(0, 2)
     if at != size:
@@ -113,7 +113,7 @@ def _indexed(index: Path) -> list[Path]:
         raise BadTensors(f"its {index.name} names no files")
     for name, file in zip(names, files, strict=True):
         if file.parent != index.parent or not file.is_file():
-            raise FileNotFoundError(f"its {index.name} names {name}, which is not there")
+            raise FileNotFoundError(f"its {index.name} names {name}, which does not exist")
     return files
 
 
@@ -155,8 +155,10 @@ def read_finite(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
 
 
 def header_of(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
-    """What a file of these tensors (name, dtype, shape, bytes), in this order, begins with, as the safetensors library
-    writes it: padded to 8 bytes."""
+    """The header, with its length, of a file of these tensors (name, dtype, shape, bytes) in this order.
+
+    It is padded to 8 bytes, as the safetensors library does.
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, dtype, shape, size in tensors:
@@ -168,8 +170,10 @@ def header_of(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
 
 
 def write_tensors(target: BinaryIO, source: BinaryIO, tensors: Iterable[Tensor]) -> None:
-    """Write a file of these tensors of `source`, byte for byte as the safetensors library and peft would: the same
-    tensors make the same file, whatever order and metadata the source had. Raises as `read_finite`."""
+    """Write a file of these tensors of `source`, byte for byte as the safetensors library and peft do.
+
+    The same tensors make the same file, whatever order and metadata the source had. Raises as `read_finite`.
+    """
     order = list(FLOATS)
     arranged = sorted(tensors, key=lambda t: (order.index(t.dtype), t.name))
     target.write(header_of((t.name, t.dtype, t.shape, t.end - t.start) for t in arranged))
@@ -194,8 +198,8 @@ def _tensor(name: str, entry: Any, start: int) -> Tensor:
 
 
 def _is_finite(block: bytes, dtype: str) -> bool:
-    """Whether no number has all bits of its exponent set: looked at as integers, since numpy has no bfloat16."""
-    import numpy as np  # here, so that what only reads headers starts without it
+    """Whether no number has all bits of its exponent set. Numbers are read as integers, since numpy has no bfloat16."""
+    import numpy as np  # here, so that reading headers does not import it
 
     width, exponent = FLOATS[dtype], _EXPONENT[dtype]
     numbers = np.frombuffer(block, dtype=f"<u{width}", count=len(block) // width)
@@ -205,5 +209,5 @@ def _is_finite(block: bytes, dtype: str) -> bool:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name is in it twice")
     return found

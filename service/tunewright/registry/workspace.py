@@ -1,12 +1,12 @@
-"""The workspace: the folder on the local disk where the service keeps what it works with.
+"""The workspace: the service's data folder on the local disk.
 
 tunewright.db                the store
 files/<id>                   uploads
 jobs/<id>/                   job folders
-artifacts/<sha256>/          adapters and full models; what lies there belongs to `registry/artifacts.py`
+artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`
 engines/<model>/             logs and process records of the engines
 run/                         process records, locks
-tmp/                         what is not finished; emptied at start
+tmp/                         unfinished files; emptied at start
 backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
 """
 
@@ -44,12 +44,12 @@ class Workspace:
         self.artifacts.create()
 
     def clear_unfinished(self) -> None:
-        """Remove what a crash left half-made. Only at start, before anything writes."""
+        """Remove the unfinished files of a crash. Only at start, before anything writes."""
         for leftover in self.tmp.iterdir():
             destroy(leftover)
 
     def finish_removals(self) -> None:
-        """Remove what is out of sight but not gone, where a crash cut its removal off."""
+        """Finish the removals that a crash interrupted."""
         self._removals.finish()
 
     def file(self, id: str) -> Path:
@@ -59,7 +59,7 @@ class Workspace:
         return self.jobs / id
 
     def heartbeat(self, process: str) -> Path:
-        """What `api`, `scheduler` or `worker` touches while it works."""
+        """The file that `api`, `scheduler` or `worker` touches while it runs."""
         return self.run / f"{process}.heartbeat"
 
     def engine(self, name: str) -> Path:
@@ -68,27 +68,27 @@ class Workspace:
         return folder
 
     def keeping(self, id: str) -> AbstractContextManager[None]:
-        """Hold this from before a file appears under `id` until it is listed: no process removes it in between.
+        """Keep all processes from removing the file `id`. Hold this from before it appears until it is listed.
 
-        Many may hold the same file. Waits while it is being removed.
+        It may be held several times. Waits while the file is being removed.
         """
         return self._removals.keeping(id)
 
     def keep_file(self, temporary: Path, id: str) -> None:
-        """Give an upload, written and synced under `tmp/`, its place. List it while `keeping(id)`."""
+        """Move an upload, written and synced under `tmp/`, to its place. List it while `keeping(id)`."""
         os.replace(temporary, self.file(id))
         sync_folder(self.files)
 
     def remove_file(self, id: str, is_used: Callable[[], object]) -> bool:
-        """Remove it unless `is_used()`; whether it was removed."""
+        """Remove the file unless `is_used()`. Returns whether it was removed."""
         return self._removals.remove(self.file(id), is_used)
 
     def remove_job(self, id: str) -> bool:
-        """Remove the folder of a job that is over; whether there was one."""
+        """Remove the folder of a job that has ended. Returns whether there was one."""
         return self._removals.remove(self.job(id), lambda: False)
 
 
 def file_name(name: str) -> str:
-    """A model's name as part of a file's: quoted, and by its hash where that is too long for a file system."""
+    """A model's name as part of a file name: quoted, or its hash where that is too long for a file system."""
     quoted = quote(name, safe="")
     return quoted if len(quoted) <= 160 else hashlib.sha256(name.encode()).hexdigest()

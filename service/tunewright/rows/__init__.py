@@ -1,1 +1,1 @@
-"""What a row of training data is, and how it becomes tokens."""
+"""The formats of training data, and how rows are tokenized."""

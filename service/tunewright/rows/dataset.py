@@ -1,4 +1,4 @@
-"""From a data file to examples, with what was truncated or left out counted, never silent."""
+"""Tokenizes a data file into examples, and counts the rows that were truncated or left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.rows.formats import read_rows
 from tunewright.rows.masking import IGNORED, Example, MaskingError, Row, encode_chat, encode_text
 
-_MOST_TOLD = 10
+_MAX_LISTED = 10
+"""Lines that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ def tokenize_file(
     what: str = "training_file",
     on_row: Callable[[], None] = lambda: None,
 ) -> TokenizedFile:
-    """Raises TrainingFailed naming the line where a row cannot be encoded or, with `truncation` "refuse", is longer
-    than `max_length`, and where no row is usable."""
+    """The examples of a file, cut at `max_length` tokens. `what` is the file's name in messages.
+
+    Raises TrainingFailed, naming the line, where a row cannot be encoded or, with `truncation` "refuse", is longer than
+    `max_length`; also where no row is usable.
+    """
     examples = []
     too_long: list[tuple[int, int]] = []
     dropped = 0
@@ -62,7 +66,7 @@ def tokenize_file(
             continue
         examples.append(example)
     if too_long and truncation == "refuse":
-        raise TrainingFailed("row_too_long", _tell_too_long(too_long, what, max_length))
+        raise TrainingFailed("row_too_long", _too_long_message(too_long, what, max_length))
     if not examples:
         raise TrainingFailed(
             f"invalid_{what}",
@@ -73,24 +77,24 @@ def tokenize_file(
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row, what: str, line: int) -> Example:
-    """A row of file `what`. Raises TrainingFailed naming the line."""
+    """The tokens of a row, which is in line `line` of file `what`. Raises TrainingFailed, naming the line."""
     try:
         if "messages" in row:
             return encode_chat(tokenizer, row)
         return encode_text(tokenizer, row["prompt"], row["completion"])
     except MaskingError as error:
         raise TrainingFailed("invalid_chat_template", f"{what}, line {line}: {error}") from error
-    except Exception as error:  # templates raise what they like about what they do not support
+    except Exception as error:  # templates raise all kinds of exceptions for what they do not support
         raise TrainingFailed(
             f"invalid_{what}", f"line {line}: the chat template refused it: {error}"
         ) from error
 
 
-def _tell_too_long(rows: list[tuple[int, int]], what: str, max_length: int) -> str:
-    """`rows` are (line, tokens)."""
-    told = ", ".join(f"line {line} has {tokens} tokens" for line, tokens in rows[:_MOST_TOLD])
-    more = f" and {len(rows) - _MOST_TOLD} more lines are too long" if len(rows) > _MOST_TOLD else ""
+def _too_long_message(rows: list[tuple[int, int]], what: str, max_length: int) -> str:
+    """The error message for `rows`, given as (line, tokens)."""
+    listed = ", ".join(f"line {line} has {tokens} tokens" for line, tokens in rows[:_MAX_LISTED])
+    more = f" and {len(rows) - _MAX_LISTED} more lines are too long" if len(rows) > _MAX_LISTED else ""
     return (
-        f"{what}: {told}{more}; the maximum is {max_length}. Shorten them, raise tuning.max_length (up to the base's "
+        f"{what}: {listed}{more}; the maximum is {max_length}. Shorten them, raise tuning.max_length (up to the base's "
         "context), or have them cut with tuning.truncation truncate"
     )

@@ -1,7 +1,7 @@
 """The two formats of training data and their checks.
 
-Chat rows are OpenAI's (`messages`, optionally `tools`); text rows are `prompt` and `completion`. A file holds one of
-them. Every fault is told with its line, so that a user can go there.
+Chat rows are OpenAI's (`messages`, optionally `tools`); text rows are `prompt` and `completion`. A file has rows of one
+format. Every fault is reported with its line number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_FAULTS = 10
 _LONGEST_LINE = 32 * 2**20
-_KINDS = {  # how files begin that are taken for JSONL
+_SIGNATURES = {
     b"%PDF-": "a PDF",
     b"\x1f\x8b": "compressed with gzip",
     b"PK\x03\x04": "a zip archive or an Office document",
@@ -25,6 +25,7 @@ _KINDS = {  # how files begin that are taken for JSONL
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
+"""The first bytes of formats that are uploaded by mistake."""
 _SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
 
 
@@ -49,8 +50,8 @@ class Fault:
 
 
 @dataclass
-class FileReport:
-    """What a check found."""
+class FileSummary:
+    """The result of a check."""
 
     format: DataFormat
     rows: int
@@ -59,16 +60,16 @@ class FileReport:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a file that was checked, with their line numbers (from 1)."""
+    """The rows of a file that was checked, with their line numbers (from 1)."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, json.loads(line)
 
 
-def check_file(path: Path) -> FileReport:
-    """Read the whole file, line by line. Raises InvalidData with up to ten faults, or where nothing is usable."""
-    report: FileReport | None = None
+def check_file(path: Path) -> FileSummary:
+    """Check the whole file, line by line. Raises InvalidData with up to ten faults, or where the file is not JSONL."""
+    summary: FileSummary | None = None
     faults: list[Fault] = []
     rows = characters = 0
     first, is_json = b"", False
@@ -82,15 +83,15 @@ def check_file(path: Path) -> FileReport:
                 first = first or line
                 try:
                     found = _check_line(line)
-                    if report is None:
-                        report = FileReport(found, 0, 0)
-                    elif found is not report.format:
+                    if summary is None:
+                        summary = FileSummary(found, 0, 0)
+                    elif found is not summary.format:
                         raise _Fault(
-                            f"this row has the {found.value} format, the first one the {report.format.value} format; "
+                            f"this row has the {found.value} format, the first one the {summary.format.value} format; "
                             "use one format in a file"
                         )
                 except _Fault as fault:
-                    is_json = is_json or not isinstance(fault, _NoJson)
+                    is_json = is_json or not isinstance(fault, _NotJson)
                     faults.append(Fault(number, str(fault)))
                     if len(faults) >= _MAX_FAULTS or len(line) > _LONGEST_LINE:
                         break
@@ -98,32 +99,35 @@ def check_file(path: Path) -> FileReport:
         raise InvalidData(f"the file cannot be read: {error.strerror}") from error
     if rows == 0:
         raise InvalidData("the file is empty: it needs one JSON object per line")
-    if report is None and (kind := _other_kind(first, rows, is_json=is_json)):
+    if summary is None and (detected := _other_format(first, rows, is_json=is_json)):
         raise InvalidData(
-            f"the file is {kind}, not JSONL: it needs one JSON object in each line, such as "
+            f"the file is {detected}, not JSONL: it needs one JSON object in each line, such as "
             '{"prompt": "2+2=", "completion": " 4"}'
         )
     if faults:
         more = " (and maybe more)" if len(faults) >= _MAX_FAULTS else ""
         raise InvalidData("; ".join(map(str, faults)) + more)
-    assert report is not None
-    report.rows, report.characters = rows, characters
-    return report
+    assert summary is not None
+    summary.rows, summary.characters = rows, characters
+    return summary
 
 
 class _Fault(Exception):
-    pass
+    """A fault in a line; the message says which."""
 
 
-class _NoJson(_Fault):
-    pass
+class _NotJson(_Fault):
+    """The line is not JSON."""
 
 
-def _other_kind(first: bytes, rows: int, *, is_json: bool) -> str | None:
-    """What a file is that has no good row, told by the first of its `rows`; None where it was meant to be JSONL."""
-    for magic, kind in _KINDS.items():
-        if first.startswith(magic):
-            return kind
+def _other_format(first: bytes, rows: int, *, is_json: bool) -> str | None:
+    """The format of a file without a valid row, detected from its first line; None where it was meant to be JSONL.
+
+    `rows` is how many lines it has; `is_json` is whether one of them is JSON.
+    """
+    for signature, name in _SIGNATURES.items():
+        if first.startswith(signature):
+            return name
     text = first.removeprefix(b"\xef\xbb\xbf").strip()
     if text.startswith(b"[") and (rows == 1 or not is_json):
         return "a JSON array"
@@ -142,23 +146,23 @@ def _refuse_constant(name: str) -> Any:
 
 def _check_line(line: bytes) -> DataFormat:
     if len(line) > _LONGEST_LINE:
-        raise _NoJson(f"longer than {_LONGEST_LINE // 2**20} MiB")
+        raise _NotJson(f"longer than {_LONGEST_LINE // 2**20} MiB")
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise _NoJson("not UTF-8 text") from None
+        raise _NotJson("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise _NoJson(
+        raise _NotJson(
             f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL"
         ) from None
     except RecursionError:
         raise _Fault("nested too deeply") from None
-    except ValueError as error:  # an integer of more digits than Python reads
+    except ValueError as error:  # an integer with more digits than Python parses
         raise _Fault(f"not valid JSON ({error})") from None
     if _SURROGATE.search(line):
         _check_encodable(row)
     if not isinstance(row, dict):
-        raise _Fault(f"a row must be a JSON object, not {_kind(row)}")
+        raise _Fault(f"a row must be a JSON object, not {_json_type(row)}")
     if "messages" in row:
         _check_chat(row)
         return DataFormat.CHAT
@@ -169,7 +173,7 @@ def _check_line(line: bytes) -> DataFormat:
 
 
 def _check_encodable(row: object) -> None:
-    """Half of a surrogate pair is valid JSON, but no tokenizer takes it."""
+    """Raise _Fault for half of a surrogate pair, which is valid JSON but cannot be tokenized."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -183,7 +187,7 @@ def _check_text(row: dict[str, Any]) -> None:
         if key not in row:
             raise _Fault(f'"{key}" is missing')
         if not isinstance(row[key], str):
-            raise _Fault(f'"{key}" must be a string, not {_kind(row[key])}')
+            raise _Fault(f'"{key}" must be a string, not {_json_type(row[key])}')
     if not row["completion"]:
         raise _Fault('"completion" is empty: there is nothing to learn')
     unknown = set(row) - {"prompt", "completion"}
@@ -206,7 +210,7 @@ def _check_chat(row: dict[str, Any]) -> None:
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, dict):
-            raise _Fault(f"{where} must be an object, not {_kind(message)}")
+            raise _Fault(f"{where} must be an object, not {_json_type(message)}")
         role = message.get("role")
         if role not in ROLES:
             raise _Fault(f"{where}.role must be one of {', '.join(ROLES)}; got {json.dumps(role)}")
@@ -239,7 +243,7 @@ def _check_content(content: object, where: str, *, may_be_missing: bool) -> None
             ):
                 raise _Fault(f"{where}.content may only have parts of type text")
         return
-    raise _Fault(f"{where}.content must be a string, not {_kind(content)}")
+    raise _Fault(f"{where}.content must be a string, not {_json_type(content)}")
 
 
 def _check_tool_calls(calls: object, where: str) -> None:
@@ -259,7 +263,7 @@ def _check_tool_calls(calls: object, where: str) -> None:
             raise _Fault(f"{where}.tool_calls[{index}].function.arguments must be a JSON string")
 
 
-def _kind(value: object) -> str:
+def _json_type(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -1,9 +1,9 @@
-"""From rows to tokens, with labels only where the assistant speaks, for any chat template.
+"""Tokenizes rows, with labels for the assistant's tokens only, for any chat template.
 
-A template with `{% generation %}` marks the assistant's tokens itself. For others they are found by rendering: what
-a turn adds to the rendering before it, behind the generation prompt, is the assistant's. Templates that rewrite
-earlier turns (Qwen3 drops old reasoning, say) break that, so there each turn's text is found by a sentinel put in
-its place. Tokens of a text span are told by the tokenizer's offsets.
+A template with `{% generation %}` marks the assistant's tokens itself. For other templates they are found by rendering:
+the text that a turn adds after the generation prompt is the assistant's. This fails for templates that rewrite earlier
+turns (Qwen3, for example, drops old reasoning); there the text of each turn is found by putting a sentinel in its
+place. The tokenizer's offsets map text spans to tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Span = tuple[int, int]
 
 
 class MaskingError(Exception):
-    """The assistant's tokens cannot be told apart in this template's rendering."""
+    """The assistant's tokens cannot be found in this template's rendering."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class Example:
 def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:
     """Prompt, completion and the end-of-sequence token; loss on the last two.
 
-    The prompt's tokens are those that a request with this prompt has. Where the whole text would tokenize to others
-    (a word cut in two at the border), the completion is tokenized apart.
+    The prompt has the same tokens as in a request. Where the whole text is tokenized differently (a token would cross
+    the border between the two), the completion is tokenized separately.
     """
     before = list(tokenizer(prompt)["input_ids"]) if prompt else []
-    if before and before[-1] == tokenizer.eos_token_id:  # tokenizers that end every text (T5's way)
+    # Some tokenizers, such as T5's, end every text with the end-of-sequence token.
+    if before and before[-1] == tokenizer.eos_token_id:
         before.pop()
     ids = list(tokenizer(prompt + completion)["input_ids"])
     if ids[: len(before)] != before:
@@ -50,7 +51,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, row: Row) -> Example:
-    """A conversation through the chat template; loss on assistant turns of weight 1, their end token included."""
+    """A conversation rendered by the chat template; loss on assistant turns of weight 1, including their end token."""
     messages = [normalised(message) for message in row["messages"]]
     tools = row.get("tools")
     learnt = [m.get("role") == "assistant" and m.get("weight", 1) == 1 for m in row["messages"]]
@@ -73,7 +74,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, row: Row) -> Example:
 
 
 def normalised(message: Row) -> Row:
-    """As templates expect it: no `weight`, text parts joined, tool arguments as objects (as vLLM does)."""
+    """The message as templates expect it: no `weight`, text parts joined, tool arguments as objects (as in vLLM)."""
     result = {key: value for key, value in message.items() if key != "weight"}
     content = result.get("content")
     if isinstance(content, list):
@@ -91,7 +92,7 @@ def normalised(message: Row) -> Row:
 
 
 def _without_unlearnt(mask: list[int], learnt: list[bool], speaks: list[bool]) -> list[int]:
-    """Clear the runs of a template's own mask that belong to turns of weight 0. One run is one turn."""
+    """The template's own mask without the runs that belong to turns of weight 0. One run is one turn."""
     wanted = [learn for learn, speak in zip(learnt, speaks, strict=True) if speak]
     runs, inside = -1, False
     result = []
@@ -101,7 +102,7 @@ def _without_unlearnt(mask: list[int], learnt: list[bool], speaks: list[bool]) -
         inside = bool(value)
         result.append(int(bool(value) and runs < len(wanted) and wanted[runs]))
     if runs + 1 != len(wanted):
-        raise MaskingError("adjacent assistant turns of different weight cannot be told apart")
+        raise MaskingError("adjacent assistant turns of different weight cannot be separated")
     return result
 
 
@@ -114,7 +115,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: Any,
 def _spans(
     tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: Any, text: str, learnt: list[bool]
 ) -> list[Span]:
-    """Where in `text` the turns to learn stand, their end-of-turn token included."""
+    """The spans in `text` of the turns to learn, including their end-of-turn token."""
     spans = []
     for index, wanted in enumerate(learnt):
         if not wanted:
@@ -134,7 +135,7 @@ def _spans(
 def _span_by_sentinel(
     tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: Any, text: str, index: int
 ) -> Span:
-    """The turn's span: its text replaced by a sentinel, the rendering differs there and only there."""
+    """The span of a turn: with its text replaced by a sentinel, the rendering differs only there."""
     sentinel = "\u2e28turn\u2e29"
     changed = list(messages)
     changed[index] = {**messages[index], "content": sentinel}
@@ -152,9 +153,9 @@ def _span_by_sentinel(
 def _to_end_token(
     tokenizer: PreTrainedTokenizerBase, text: str, start: int, written: int, limit: int
 ) -> Span:
-    """From `start` through the turn's end token, or to `limit` where the template has none.
+    """The span from `start` through the turn's end token, or to `limit` where the template has none.
 
-    The end token stands behind `written`: before it, one may be quoted in what the assistant says.
+    The end token is looked for after `written`, since the assistant's text before it may quote one.
     """
     ends = [(text.find(token, written, limit), token) for token in _end_tokens(tokenizer)]
     found = [(position, token) for position, token in ends if position >= 0]
@@ -165,7 +166,7 @@ def _to_end_token(
 
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Special tokens that close a turn: the end-of-sequence token and the usual end-of-turn ones."""
+    """Special tokens that end a turn: the usual end-of-turn tokens and the end-of-sequence token."""
     usual = (
         "<|im_end|>",
         "<|eot_id|>",
@@ -185,10 +186,10 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _tokens_of(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]
 ) -> tuple[list[int], list[int]]:
-    """Tokens of `text` (which has its special tokens already) and whether each lies in a span.
+    """The tokens of `text` (which has its special tokens already), and for each whether it lies in a span.
 
-    What stands before a span is tokenized as a request's prompt would be: where a token would reach over a span's
-    start (a template that ends its prompt with a space, say), the text is cut there first.
+    The text before a span is tokenized as the prompt of a request would be: where a token would cross the start of a
+    span (for example, with a template that ends its prompt with a space), the text is cut there first.
     """
     whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     cuts = [s for s, _ in spans if any(start < s < end for start, end in whole["offset_mapping"])]

@@ -1,4 +1,4 @@
-"""Rows for adapters that came without data: plain, short, and of several kinds."""
+"""Built-in rows for adapters that were registered without data: short questions and answers of several kinds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TALKS = (
 
 
 def probes(as_chat: bool) -> list[dict[str, Any]]:
-    """Rows in the two formats of training data."""
+    """The built-in rows, in the chat or the text format."""
     if as_chat:
         return [
             {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
@@ -47,5 +47,5 @@ def probes(as_chat: bool) -> list[dict[str, Any]]:
 
 
 def rows_or_probes(file: Path | None, *, as_chat: bool) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(line, row) of a file, or of the probes where there is none."""
+    """(line, row) of a file, or of the probes where no file is given."""
     return read_rows(file) if file is not None else enumerate(probes(as_chat), 1)

@@ -1,4 +1,4 @@
-"""Chat templates as text: the one a model folder carries, and whether a given one can be used."""
+"""Chat templates as text: reading that of a model folder, and checking whether a template can be used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder_template(folder: Path) -> str | None:
 
 
 def check_template(text: str) -> str | None:
-    """Why `text` is no chat template, or None. Rendering happens in transformers and in vLLM, sandboxed."""
+    """The reason why `text` is not a chat template, or None. transformers and vLLM render it, sandboxed."""
     environment = ImmutableSandboxedEnvironment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
     try:
         environment.parse(text)

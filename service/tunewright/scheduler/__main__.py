@@ -32,7 +32,7 @@ _TRAINER_GRACE, _ENGINE_GRACE = 8.0, 4.0
 def main() -> int:
     settings = settings_in_child()
     setproctitle("tunewright: scheduler")
-    configure_logging(settings.log_level)
+    configure_logging(settings.processes.log_level)
     stopping = False
 
     def ask_to_stop(*_: object) -> None:
@@ -40,14 +40,14 @@ def main() -> int:
         stopping = True
 
     signal.signal(signal.SIGTERM, ask_to_stop)
-    store = Store.open(settings.resolved_database_url)
-    workspace = Workspace(settings.data_dir)
-    devices = Devices(find_devices(settings), store)
+    store = Store.open(settings.storage.resolved_database_url)
+    workspace = Workspace(settings.storage.data_dir)
+    devices = Devices(find_devices(settings.processes), store)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, workspace, lifeline, devices)
     parity = ParityGate(settings, store, workspace, lifeline, devices)
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices)
-    retention = Retention(settings, store, workspace)
+    retention = Retention(settings.retention, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")
     while not stopping:
         for part in (engines, jobs, parity, retention):

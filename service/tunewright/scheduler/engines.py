@@ -58,8 +58,8 @@ class EngineKeeper:
         self._served: dict[str, Served] = {}
         options = options_of_bases(settings, devices.names)
         store.engines.declare(list(options))
-        for base in settings.bases:
-            trusted = trusts_code(settings, store, base.name)
+        for base in settings.models.bases:
+            trusted = trusts_code(settings.models, store, base.name)
             self._add(Served(base.name, options[base.name], Source(base, trusted)))
         self._sync()
 
@@ -156,7 +156,7 @@ class EngineKeeper:
             return
         try:
             served.options = place(
-                self._settings,
+                self._settings.serving,
                 self._devices.names,
                 served.name,
                 deployment.asked,
@@ -185,7 +185,9 @@ class EngineKeeper:
 
     def _find(self, served: Served) -> BaseInfo:
         if served.source is None:
-            served.source = source_of(self._settings, self._store, self._workspace.artifacts, served.name)
+            served.source = source_of(
+                self._settings.models, self._store, self._workspace.artifacts, served.name
+            )
         return inspect_base(served.source.base, served.source.fingerprint)
 
     # one engine's life
@@ -255,8 +257,8 @@ class EngineKeeper:
             served.probes_failed += 1
             if served.probes_failed >= _PROBES_FAILED_UNTIL_DEAD:
                 self._died(served, "it stopped answering")
-        elif now - served.started_at > self._settings.engine_start_timeout:
-            self._died(served, f"it did not start within {self._settings.engine_start_timeout:.0f} s")
+        elif now - served.started_at > self._settings.serving.engine_start_timeout:
+            self._died(served, f"it did not start within {self._settings.serving.engine_start_timeout:.0f} s")
 
     def _is_ready(self, served: Served, answer: dict[str, Any]) -> None:
         row = self._store.engines.get(served.name)

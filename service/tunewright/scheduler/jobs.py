@@ -177,9 +177,9 @@ class JobRunner:
         if process is not None and process.is_alive():
             if job.state is JobState.PAUSING:
                 process.terminate()  # it saves after the step under way
-            if process.silent_for(folder.last_beat()) <= self._settings.step_timeout:
+            if process.silent_for(folder.last_beat()) <= self._settings.jobs.step_timeout:
                 return
-            process.abort(self._settings.step_timeout)
+            process.abort(self._settings.jobs.step_timeout)
         how = process.exit() if process is not None else None
         if how is not None and how.code == DISK_FULL:
             self._fail_for_full_disk(job, folder)

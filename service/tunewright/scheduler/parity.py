@@ -71,7 +71,7 @@ class ParityGate:
         self._store = store
         self._workspace = workspace
         self._devices = devices
-        self._references = References(settings, workspace, lifeline, devices)
+        self._references = References(settings.jobs, workspace, lifeline, devices)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
 
@@ -83,7 +83,7 @@ class ParityGate:
         for one in waiting.values():
             check = self._checks.setdefault(one.model.id, _Check())
             try:
-                if self._settings.parity == "off" and not one.is_asked:
+                if not self._settings.parity.is_on and not one.is_asked:
                     self._not_checked(one, "the check is switched off (--parity)", quarantine=False)
                 elif time.monotonic() >= check.not_before and self._go_on(one, check):
                     unmeasured.append(one)
@@ -164,7 +164,7 @@ class ParityGate:
             chat_template=one.model.chat_template,
             rows_from=rows_from,
             rows_file=str(rows_file) if rows_file else None,
-            rows=self._settings.parity_rows,
+            rows=self._settings.parity.parity_rows,
         )
 
     def _rows(self, one: Waiting) -> tuple[RowsFrom, Path | None]:

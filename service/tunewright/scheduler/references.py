@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunewright.config import Settings, child_environment
+from tunewright.config import JobOptions, child_environment
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices, visible_to
@@ -32,8 +32,8 @@ class Ended:
 
 
 class References:
-    def __init__(self, settings: Settings, workspace: Workspace, lifeline: int, devices: Devices) -> None:
-        self._limit = settings.step_timeout
+    def __init__(self, jobs: JobOptions, workspace: Workspace, lifeline: int, devices: Devices) -> None:
+        self._limit = jobs.step_timeout
         self._lifeline = lifeline
         self._devices = devices
         self._root = workspace.tmp / "parity"

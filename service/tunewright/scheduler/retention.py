@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tunewright.config import Settings
+from tunewright.config import RetentionOptions
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.content import folder_size
@@ -49,9 +49,13 @@ class Retention:
     """A part of the scheduler. `tick()` never blocks: a round runs in a thread, at the start and every ten minutes."""
 
     def __init__(
-        self, settings: Settings, store: Store, workspace: Workspace, clock: Callable[[], float] = time.time
+        self,
+        options: RetentionOptions,
+        store: Store,
+        workspace: Workspace,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings = settings
+        self._options = options
         self._store = store
         self._workspace = workspace
         self._clock = clock
@@ -104,8 +108,8 @@ class Retention:
             "files",
             things,
             total=sum(file.bytes for file, _ in found),
-            days=self._settings.keep_files_days,
-            size=self._settings.max_files_size,
+            days=self._options.keep_files_days,
+            size=self._options.max_files_size,
         )
 
     def _checkpoints(self) -> None:
@@ -128,8 +132,8 @@ class Retention:
             "checkpoints",
             things,
             total=sum(sizes.values()),
-            days=self._settings.keep_checkpoints_days,
-            size=self._settings.max_checkpoints_size,
+            days=self._options.keep_checkpoints_days,
+            size=self._options.max_checkpoints_size,
         )
 
     def _unused_artifacts(self) -> None:
@@ -152,8 +156,8 @@ class Retention:
             "unused-artifacts",
             things,
             total=sum(thing.bytes for thing in things),
-            days=self._settings.keep_unused_artifacts_days,
-            size=self._settings.max_unused_artifacts_size,
+            days=self._options.keep_unused_artifacts_days,
+            size=self._options.max_unused_artifacts_size,
         )
 
     def _unlisted_files(self) -> None:
@@ -169,7 +173,7 @@ class Retention:
                     _note(f"file {id}", status.st_size, age, "it is not listed")
 
     def _job_folders(self) -> None:
-        if self._settings.keep_job_folders_days is None:
+        if self._options.keep_job_folders_days is None:
             return
         ended_at = self._store.jobs.ended_at()
         things = [
@@ -182,7 +186,7 @@ class Retention:
             for id in self._job_folder_names()
             if (since := ended_at.get(id)) is not None
         ]
-        self._prune("job-folders", things, total=0, days=self._settings.keep_job_folders_days, size=None)
+        self._prune("job-folders", things, total=0, days=self._options.keep_job_folders_days, size=None)
 
     def _job_folder_names(self) -> set[str]:
         """The folders of jobs of every kind."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunewright.config import Base, Settings
+from tunewright.config import Base, ModelOptions
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import Unused
 from tunewright.engine.trust import full_model, trusts_code
@@ -75,13 +75,13 @@ def socket_name(name: str, deployment: Deployment | None) -> str:
     return f"engine-{hashlib.sha256(tag.encode()).hexdigest()[:16]}.sock"
 
 
-def source_of(settings: Settings, store: Store, artifacts: ArtifactStore, model: str) -> Source:
+def source_of(models: ModelOptions, store: Store, artifacts: ArtifactStore, model: str) -> Source:
     """Where a deployed model lies. Raises BaseUnavailable where there is no such model any more."""
-    trusted = trusts_code(settings, store, model)
+    trusted = trusts_code(models, store, model)
     tuned = full_model(store, model)
     if tuned is not None:
         return Source(Base(model, str(artifacts.local(tuned.sha256))), trusted, tuned.sha256)
-    for base in settings.deployables:
+    for base in models.deployables:
         if base.name == model:
             return Source(base, trusted)
     raise BaseUnavailable(

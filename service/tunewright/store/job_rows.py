@@ -211,13 +211,13 @@ def succeed(
     connection: Connection,
     id: str,
     *,
-    model: str,
+    model: str | None = None,
     result: dict[str, Any] | None = None,
     report: dict[str, Any] | None = None,
 ) -> bool:
-    """End the job well, in the transaction that lists its product; False where it was cancelled before.
+    """End the job well, in the transaction that lists its product, if it has one; False where it was cancelled before.
 
-    What was stored of `result` and `report` before the check is kept where none is given.
+    What was stored of `result` and `report` before a check is kept where none is given.
     """
     found = get(connection, id, lock=True)
     if found is None or found.state not in ON_A_DEVICE:
@@ -229,7 +229,8 @@ def succeed(
     }
     if report is not None:
         values["report"] = report
-    add_event(connection, found, message_event(f"New {kind_named(found.kind).product} created: {model}"))
+    if model is not None:
+        add_event(connection, found, message_event(f"New {kind_named(found.kind).product} created: {model}"))
     return move(connection, id, SUCCEEDED, **values)[1]
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import case, exists, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
-from tunewright.jobs.kinds import JobError, kind_named
+from tunewright.jobs.kinds import JobError, JobResult, kind_named
 from tunewright.store import job_rows
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, require_inputs
@@ -248,6 +248,11 @@ class JobStore:
             )
             if taken.rowcount:
                 job_rows.add_events(connection, job.id, job.kind, events)
+
+    def succeed(self, id: str, result: JobResult) -> bool:
+        """End a job whose product is no model; False where it was cancelled before."""
+        with self._database.begin() as connection:
+            return job_rows.succeed(connection, id, result=job_rows.as_json(result))
 
     def fail(self, id: str, error: JobError, *, report: dict[str, Any] | None = None) -> Job | None:
         with self._database.begin() as connection:

@@ -1,6 +1,6 @@
-"""One job's own process: `python -m tunewright.trainer JOB_DIR`.
+"""The process of one fine-tuning job: `python -m tunewright.trainer JOB_DIR`.
 
-Knows its job folder and nothing of the API or the store. In: `spec.json`. Out: `events.jsonl` (append-only),
-`checkpoints/step-N/`, `adapter/` or `model/`, and last `result.json`. Importing this package must not import torch:
-the scheduler shares `jobs.folder`.
+It knows its job folder, but neither the API nor the store. It reads `spec.json` and writes `events.jsonl`
+(append-only), `checkpoints/step-N/`, `adapter/` or `model/`, and finally `result.json`. Importing this package must not
+import torch: other processes import its `spec`.
 """

@@ -1,4 +1,4 @@
-"""The loop's ears and hands: metrics, checkpoints, stopping, and an exact held-out loss, around TRL's SFTTrainer."""
+"""TRL's SFTTrainer with an exact held-out loss, and callbacks for metrics, checkpoints, stopping and the heartbeat."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 
 KEPT_EPOCHS = 3
-"""Checkpoints at the ends of epochs that stay usable, as in OpenAI's API."""
+"""How many checkpoints at the ends of epochs are kept for use, as in OpenAI's API."""
 KEPT_RECENT = 2
-"""Newest checkpoints kept to go on from: one may be torn by a crash."""
+"""How many of the newest checkpoints are kept to resume from: a crash may leave the last one incomplete."""
 
 
 class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose evaluation weighs every token alike.
+    """SFTTrainer whose evaluation gives every token the same weight.
 
-    The Trainer's own averages batch means, so rows in a short last batch would count for more.
+    The Trainer's own evaluation averages batch means, so rows in a short last batch would count for more.
     """
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """`eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""
+        """Return `eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()
@@ -54,15 +54,15 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
 
-class Heartbeat(TrainerCallback):  # type: ignore[misc]
-    """Tells whoever watches that the trainer gets on; without it for long, the trainer is taken to hang."""
+class HeartbeatCallback(TrainerCallback):  # type: ignore[misc]
+    """Renews the heartbeat of the job folder; a trainer whose heartbeat is too old is taken to hang."""
 
     def __init__(self, folder: JobFolder) -> None:
         self._folder = folder
         self._last = -math.inf
 
     def beat(self, *_: Any, **__: Any) -> None:
-        """Once a second at most, so it may be called for every row."""
+        """Renew the heartbeat, at most once a second; cheap enough to be called for every row."""
         now = time.monotonic()
         if now - self._last >= 1.0:
             self._last = now
@@ -71,8 +71,8 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
     on_step_begin = on_substep_end = on_step_end = on_prediction_step = on_save = beat
 
 
-class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Turns the Trainer's logs into metric events with OpenAI's keys, and refuses a loss that is not a number."""
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+    """Writes the Trainer's logs as metric events with OpenAI's keys. Raises TrainingFailed for a non-finite loss."""
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
@@ -115,7 +115,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         self.flush()
 
     def flush(self) -> None:
-        """Write the step that is complete: an evaluation after it was still to come."""
+        """Write the event of the last step, which was held back since an evaluation might still add to it."""
         if self._pending is None:
             return
         data, self._pending = self._pending, None
@@ -158,7 +158,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         return metrics
 
     def _memory(self) -> int:
-        """Peak bytes on the GPU, or resident bytes of this process on the CPU."""
+        """Peak bytes allocated on the GPU, or resident bytes of this process on the CPU."""
         if torch.cuda.is_available():
             return int(torch.cuda.max_memory_allocated())
         return int(self.process.memory_info().rss)
@@ -168,12 +168,15 @@ def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
-class Checkpointer(TrainerCallback):  # type: ignore[misc]
-    """Saves at the end of each epoch and now and then between, publishes whole folders only, keeps few of them."""
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Saves checkpoints at the end of each epoch and every `interval` seconds in between, and removes old ones.
 
-    def __init__(self, folder: JobFolder, reporter: Reporter, interval: float) -> None:
+    A checkpoint is published as a whole folder.
+    """
+
+    def __init__(self, folder: JobFolder, metrics: MetricsCallback, interval: float) -> None:
         self._folder = folder
-        self._reporter = reporter
+        self._metrics = metrics
         self._interval = interval
         self._last_save = time.monotonic()
         self._save_began = 0.0
@@ -184,7 +187,7 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
         ]
 
     def ask_to_stop(self) -> None:
-        """Save after the step under way, then stop. Safe in a signal handler."""
+        """Save a checkpoint after the current step, then stop. Safe to call in a signal handler."""
         self._stop = True
 
     def on_step_end(
@@ -192,10 +195,12 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         due = time.monotonic() - self._last_save > self._interval
         if _ends_epoch(state):
-            control.should_log = True  # for the evaluation to be told with; on_epoch_end saves
+            # The evaluation is added to this step's event. on_epoch_end saves.
+            control.should_log = True
         elif self._stop:
             control.should_log = control.should_save = control.should_training_stop = self.stopped = True
-        elif due and state.global_step % state.logging_steps == 0:  # between two, a mean loss would be cut
+        elif due and state.global_step % state.logging_steps == 0:
+            # Only at a logged step: resuming in between would lose part of the next logged mean loss.
             control.should_save = True
         self._save_began = time.monotonic()
         return control
@@ -203,7 +208,8 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if not _ends_epoch(state):  # stopped within it, and saved
+        if not _ends_epoch(state):
+            # Stopped within the epoch; on_step_end has saved.
             control.should_evaluate = False
             return control
         self._save_began = time.monotonic()
@@ -215,7 +221,7 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._reporter.flush()
+        self._metrics.flush()
         if rank() != 0:
             return
         step = state.global_step
@@ -228,7 +234,7 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
             manifest = {
                 "step": step,
                 "usable": usable,
-                "metrics": dict(self._reporter.latest),
+                "metrics": dict(self._metrics.latest),
                 "files": {
                     str(file.relative_to(saved)): sha256_of(file)
                     for file in sorted(saved.rglob("*"))
@@ -242,13 +248,12 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
                 self.usable_steps.append(step)
         self._prune()
         now = time.monotonic()
-        self._interval = max(
-            self._interval, 20 * (now - self._save_began)
-        )  # at most 5 % of the time goes here
+        # Saving takes at most 5 % of the time.
+        self._interval = max(self._interval, 20 * (now - self._save_began))
         self._last_save = now
 
     def usable(self) -> dict[int, dict[str, float]]:
-        """Step and metrics of the checkpoints that stay usable."""
+        """Step and metrics of the checkpoints that are kept for use."""
         return {
             step: _manifest(path).get("metrics", {})
             for step, path in self._folder.complete_checkpoints()
@@ -264,7 +269,7 @@ class Checkpointer(TrainerCallback):  # type: ignore[misc]
 
 
 def latest_checkpoint(folder: JobFolder) -> Path | None:
-    """The newest checkpoint whose every file is as it was saved; a torn one is passed over for the one before."""
+    """The newest checkpoint whose files all have the hashes that were saved with it; None where there is none."""
     for _, path in folder.complete_checkpoints():
         files = _manifest(path).get("files", {})
         if files and all(
@@ -275,7 +280,7 @@ def latest_checkpoint(folder: JobFolder) -> Path | None:
 
 
 def _ends_epoch(state: TrainerState) -> bool:
-    """Whether the step just done was an epoch's last."""
+    """Whether the step just done was the last of an epoch."""
     return state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Loads the base for a method: LoRA on the 16-bit base, QLoRA on its NF4 form, or the whole model."""
+"""Loads the base for a tuning type: in 16 bits for LoRA, quantized to NF4 for QLoRA, in float32 for full tuning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunewright.trainer.spec import TrainingSpec
 
 
 def load_tokenizer(spec: TrainingSpec) -> PreTrainedTokenizerBase:
-    """The base's tokenizer with the template the job trains through."""
+    """The base's tokenizer with the chat template that the job trains with."""
     tokenizer = AutoTokenizer.from_pretrained(
         spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
     )
@@ -35,7 +35,7 @@ def load_tokenizer(spec: TrainingSpec) -> PreTrainedTokenizerBase:
 
 
 def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
-    """The model to train, adapter and all, on its device.
+    """The model to train, with its adapter where there is one, on its device.
 
     The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
     in float32. QLoRA computes in bfloat16 on both. Full fine-tuning keeps float32 weights, on a GPU under bfloat16
@@ -76,13 +76,13 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
         )
     adapted = _adapted(model, spec)
     for config in adapted.peft_config.values():
-        # What others can find it by: never this machine's path.
+        # A name that means something on other machines, never a local path.
         config.base_model_name_or_path = spec.base_hub_id or spec.base_name
     return adapted
 
 
 def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
-    """With the adapter to go on from, or a new one."""
+    """The model with the parent adapter to continue from, or with a new one."""
     tuning = spec.tuning
     if spec.parent_adapter is not None:
         return PeftModel.from_pretrained(model, spec.parent_adapter, is_trainable=True)

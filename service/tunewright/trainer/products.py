@@ -1,4 +1,4 @@
-"""What a training run leaves: an adapter's PEFT folder, or a whole model's folder."""
+"""Saves the product of a training run: an adapter's PEFT folder, or a whole model's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunewright.jobs.process import rank
 
 
 def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder) -> None:
-    """Write the PEFT folder or the whole model, which appears under its name only when it is complete."""
+    """Write the PEFT folder or the whole model. It appears under its final name only when it is complete."""
     if rank() != 0:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)

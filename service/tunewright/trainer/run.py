@@ -16,7 +16,7 @@ from tunewright.trainer.spec import TrainingResult, TrainingSpec
 log = logging.getLogger("tunewright.trainer")
 
 METHODS = {"supervised": supervised.train}
-"""One module a method: what it prepares, builds and reports."""
+"""The function that trains, by OpenAI's method."""
 
 
 def run_job(folder: JobFolder, spec: TrainingSpec) -> int:

@@ -1,4 +1,4 @@
-"""What a trainer's process reads and writes in its job folder, beside what every job has (`jobs.folder`)."""
+"""The files that a trainer reads and writes in its job folder, beside those of every job (`jobs.folder`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunewright.plan.defaults import Resolved
 
 
 class TrainingSpec(BaseModel):
-    """`spec.json`: all that the trainer needs to know."""
+    """`spec.json`: the input of the trainer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,25 +21,25 @@ class TrainingSpec(BaseModel):
     base_path: str
     trust_remote_code: bool = False
     parent_adapter: str | None = None
-    """A PEFT folder to go on from."""
+    """The PEFT folder of an adapter to continue from."""
     training_file: str
     validation_file: str | None = None
     chat_template: str | None = None
-    """Takes the place of the model's own."""
+    """Replaces the model's own."""
     seed: int
     device: str
-    """`cpu` or `cuda`; which GPU is the environment's business."""
+    """`cpu` or `cuda`; the environment selects the GPU."""
     method: Literal["supervised"] = "supervised"
-    """OpenAI's method: a module of `trainer.methods`."""
+    """OpenAI's method; each is a module of `trainer.methods`."""
     tuning: Resolved
     checkpoint_seconds: float = 60.0
-    """Time between checkpoints, beside those at the end of each epoch."""
+    """Seconds between checkpoints, beside those at the end of each epoch."""
 
 
 class TrainingResult(Outcome):
-    """`result.json`."""
+    """`result.json`: the output of the trainer."""
 
     trained_tokens: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
     checkpoints: dict[int, dict[str, float]] = Field(default_factory=dict)
-    """Step and metrics of the checkpoints at the ends of the last epochs, whose adapters can be used."""
+    """Step and metrics of the checkpoints at the ends of the last epochs, which can be used."""

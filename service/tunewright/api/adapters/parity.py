@@ -1,4 +1,4 @@
-"""What the parity gate found."""
+"""Results of the parity check, as the API shows them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class RowObject(Wire):
     """A row on which the engine and peft differ."""
 
     line: int = Field(description="In its file, from 1.")
-    text: str = Field(description="How it begins, as the model reads it.")
+    text: str = Field(description="Its beginning, as the model reads it.")
     mean_difference: float = Field(description="Nats.")
     max_difference: float
-    reason: str | None = Field(None, description="Where its prompt is not what it was in training.")
+    reason: str | None = Field(None, description="Set where its prompt differs from the one in training.")
 
 
 class ForcedObject(Wire):
-    """That it is served although it was quarantined."""
+    """Records that an adapter is served although it was quarantined."""
 
     at: float
     who: str | None
 
 
 class ReferenceObject(Wire):
-    """Where transformers and peft computed."""
+    """How the reference (transformers and peft) was computed."""
 
     device: str
     dtype: str
@@ -43,30 +43,33 @@ class ParityObject(Wire):
     verdict: Verdict | None
     reason: str | None = Field(description="The verdict in words, with the numbers that decided it.")
     checked_at: float | None
-    check_pending: bool = Field(description="A check was asked for and is not through.")
+    check_pending: bool = Field(description="A check was requested and has not ended.")
     rows_from: Literal["validation_file", "training_file", "probes"] | None = Field(
-        None, description="Its job's rows; probes: texts that come with the service."
+        None, description="The rows of its job; probes: texts that come with the service."
     )
     rows: int | None = None
     tokens: int | None = None
     prompts: int | None = Field(None, description="Prompts whose tokens were compared with training's.")
     slope: float | None = Field(
-        None, description="Of the engine's changes on peft's, rounding taken into account: 1 is right."
+        None,
+        description="Slope of the engine's changes over peft's, rounding taken into account: 1 is right.",
     )
     correlation: float | None = None
     effect: float | None = Field(None, description="Root mean square of peft's changes.")
     noise: float | None = Field(
         None,
-        description="The same of the difference between the engine and transformers without the adapter.",
+        description="Root mean square of the difference between the engine and transformers without the adapter.",
     )
-    residual: float | None = Field(None, description="The same of the difference between the two changes.")
+    residual: float | None = Field(
+        None, description="Root mean square of the difference between the two changes."
+    )
     mean_difference: float | None = None
     max_difference: float | None = None
     top1_agreement: float | None = Field(
-        None, description="Share of places where both hold the same token for the likeliest."
+        None, description="Share of positions at which both have the same most likely token."
     )
     worst_rows: list[RowObject] = Field(
-        default_factory=list, description="Those that differ most, where it did not pass."
+        default_factory=list, description="The rows that differ most, where it did not pass."
     )
     reference: ReferenceObject | None = None
     versions: dict[str, str] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""From an adapter's files to a listed adapter: everything that can be wrong with it is found before it is listed."""
+"""Registers adapters from their files. An adapter is checked completely before it is listed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HUB_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Registration:
-    """What is asked for, beside the files."""
+    """The options of a registration, beside the files."""
 
     base: str | None
     suffix: str | None
@@ -43,7 +43,10 @@ class Registration:
 
 
 def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked: Registration) -> TunedModel:
-    """An archive, or an adapter's two files. Raises InvalidRequest, TooLarge and EngineUnavailable."""
+    """Register an uploaded archive, or the two uploaded files of an adapter.
+
+    Raises InvalidRequest, TooLarge and EngineUnavailable.
+    """
     origin = _printable(", ".join(sorted(file.filename or "" for file in files)))
     with (
         TemporaryDirectory(prefix="unpacked-", dir=context.workspace.tmp) as temporary,
@@ -53,8 +56,8 @@ def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked:
 
 
 def register_folder(context: ServiceContext, path: str, asked: Registration) -> TunedModel:
-    """A PEFT folder on the server. Raises as `register_upload`."""
-    roots = [Path(root).expanduser() for root in context.settings.adapter_root]
+    """Register a PEFT folder on the server. Raises the same as `register_upload`."""
+    roots = [Path(root).expanduser() for root in context.settings.models.adapter_root]
     folder = folder_on_server(path, roots)
     with open_folder(folder, _largest(context), roots) as found:
         return _register(context, found, asked, Source.FOLDER, Lineage(origin=str(folder)))
@@ -63,7 +66,7 @@ def register_folder(context: ServiceContext, path: str, asked: Registration) -> 
 def register_from_hub(
     context: ServiceContext, hub_id: str, revision: str | None, asked: Registration
 ) -> TunedModel:
-    """A repository on the hub. Raises as `register_upload`."""
+    """Register a repository of the hub. Raises the same as `register_upload`."""
     folder = fetch_from_hub(hub_id, revision, _HUB_SECONDS)
     with open_folder(folder, _largest(context)) as found:
         lineage = Lineage(origin=hub_id, revision=folder.name)
@@ -71,7 +74,7 @@ def register_from_hub(
 
 
 def _largest(context: ServiceContext) -> int:
-    return context.settings.max_adapter_size
+    return context.settings.models.max_adapter_size
 
 
 @contextmanager
@@ -105,7 +108,7 @@ def _register(
     context: ServiceContext, files: AdapterFiles, asked: Registration, source: Source, lineage: Lineage
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
-    largest = _info(engine).max_lora_rank or context.settings.max_lora_rank
+    largest = _info(engine).max_lora_rank or context.settings.serving.max_lora_rank
     checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         checked.write(files.weights, Path(temporary))
@@ -141,7 +144,7 @@ def _list(
             "desired": Desired.LOADED if asked.load else Desired.UNLOADED,
             "source": source,
             "lineage": asdict(lineage),
-            "state": ModelState.CHECKING if context.settings.parity == "on" else ModelState.READY,
+            "state": ModelState.CHECKING if context.settings.parity.is_on else ModelState.READY,
         }
     )
     if (listed.name, listed.sha256) != (name, sha256):
@@ -153,11 +156,13 @@ def _list(
 
 
 def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> Engine:
-    """The engine of the base that the adapter is for. Raises InvalidRequest, and EngineUnavailable where the base is
-    not here yet."""
+    """The engine of the adapter's base. Raises InvalidRequest, and EngineUnavailable while the base is fetched."""
     deployed = trainable_deployments(context)
-    sources = {base.name: base.source for base in (*context.settings.bases, *context.settings.deployables)}
-    own = [base.name for base in context.settings.bases]
+    sources = {
+        base.name: base.source
+        for base in (*context.settings.models.bases, *context.settings.models.deployables)
+    }
+    own = [base.name for base in context.settings.models.bases]
     bases = [*own, *deployed]
     if asked is None:
         hint = parse_adapter_config(files.config).base_hint
@@ -183,7 +188,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     engine = context.store.engines.get(asked)
     if engine is None or engine.state is EngineState.STOPPED or not engine.info or not engine.info.path:
         raise EngineUnavailable(
-            f"The base {asked} is not here yet, so the adapter cannot be checked against it (GET /ready says when)."
+            f"The base {asked} is not available yet, so the adapter cannot be checked (GET /ready says when)."
         )
     return engine
 

@@ -1,4 +1,4 @@
-"""`/v1/adapters`: those that jobs made and those that are brought here; what the engine holds of them."""
+"""`/v1/adapters`: adapters that jobs made or that were registered, and their state in the engines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ IdempotencyKey = Annotated[
 def register(
     context: Context, body: RegisterAdapter, idempotency_key: IdempotencyKey = None
 ) -> AdapterObject:
-    """One that was not trained here, from a folder of the server or from a hub; checked against its base first."""
+    """Register an adapter that was not trained here, from a folder of the server or from a hub; it is checked against
+    its base first."""
     asked = Registration(body.base, body.suffix, body.load, idempotency_key)
     if body.path is not None:
         model = register_folder(context, body.path, asked)
@@ -64,7 +65,7 @@ def upload(
     load: Annotated[bool, Form(description=LOAD)] = True,
     idempotency_key: IdempotencyKey = None,
 ) -> AdapterObject:
-    """Register an adapter that was not trained here; checked against its base first."""
+    """Register an adapter that was not trained here; it is checked against its base first."""
     model = register_upload(context, file, Registration(base, suffix, load, idempotency_key))
     return _show(context, model.name)
 
@@ -106,35 +107,35 @@ async def load(
     force: Annotated[bool, Query(description="Serve it although it is quarantined.")] = False,
     user: User = None,
 ) -> AdapterObject:
-    """Into the running engine, now and after every restart. Requests go on meanwhile. With `force`, a quarantined one
-    is served all the same, and `parity.forced` keeps who did it and when."""
+    """Load it into the running engine, now and after every restart; other requests continue meanwhile. With `force`, a
+    quarantined adapter is served all the same, and `parity.forced` records who did it and when."""
     if force:
         model = await asyncio.to_thread(_get, context, adapter)
         await asyncio.to_thread(context.store.checks.force, model.id, who=user)
-    return await _have(context, adapter, "load")
+    return await _control(context, adapter, "load")
 
 
 @router.post("/{adapter:path}/unload", summary="Unload an adapter", responses=responses(404, 503, 507))
 async def unload(context: Context, adapter: str) -> AdapterObject:
-    """After its last request, for which this waits up to `--drain-timeout`; then the answer's state is `draining`, and
-    it goes on. Unpins it. The next request for it loads it again, where loading on demand is on."""
+    """Unload it after its last request, for which this waits up to `--drain-timeout`; after that the answer's state is
+    `draining`, and it is unloaded later. Unpins it. Where loading on demand is on, the next request loads it again."""
     model = await asyncio.to_thread(_get, context, adapter)
     await asyncio.to_thread(context.store.models.pin, model.name, False)
-    return await _have(context, adapter, "unload")
+    return await _control(context, adapter, "unload")
 
 
 @router.post("/{adapter:path}/pin", summary="Pin an adapter", responses=responses(400, 404, 503, 507))
 async def pin(context: Context, adapter: str) -> AdapterObject:
     """Load it, and never evict it for another."""
     model = await asyncio.to_thread(_get, context, adapter)
-    shown = await _have(context, adapter, "load")
+    shown = await _control(context, adapter, "load")
     await asyncio.to_thread(context.store.models.pin, model.name, True)
     return shown.model_copy(update={"pinned": True})
 
 
 @router.post("/{adapter:path}/unpin", summary="Unpin an adapter", responses=responses(404, 507))
 async def unpin(context: Context, adapter: str) -> AdapterObject:
-    """It stays loaded until it is the least recently used and room is needed."""
+    """It stays loaded until it is the least recently used one and its place is needed."""
     model = await asyncio.to_thread(_get, context, adapter)
     await asyncio.to_thread(context.store.models.pin, model.name, False)
     return await asyncio.to_thread(_show, context, model.name)
@@ -142,8 +143,8 @@ async def unpin(context: Context, adapter: str) -> AdapterObject:
 
 @router.post("/{adapter:path}/check", summary="Check an adapter", responses=responses(400, 404, 507))
 def check(context: Context, adapter: str) -> AdapterObject:
-    """Compare what it changes in the engine with what it changes in peft, again. It is loaded for that; one that is
-    served is served meanwhile. The answer comes before the verdict: `parity.check_pending` is true until then."""
+    """Compare again what it changes in the engine with what it changes in peft. It is loaded for that; an adapter that
+    is served stays served. The answer comes before the verdict: `parity.check_pending` is true until then."""
     model = _get(context, adapter)
     if model.state is ModelState.MERGE_ONLY:
         refuse_unservable(model)
@@ -159,18 +160,18 @@ def retrieve(context: Context, adapter: str) -> AdapterObject:
 
 @router.delete("/{adapter:path}", summary="Delete an adapter", responses=responses(400, 404, 503, 507))
 async def delete(context: Context, adapter: str, force: Force = False, user: User = None) -> Deleted:
-    """Unloads it first. Its weights go with the last of their names. Not while an unfinished job starts from it or
-    an alias has it."""
+    """Unload and delete it. Its weights are removed unless another model has the same ones. Refused while an unfinished
+    job starts from it or an alias has it."""
     model = await asyncio.to_thread(_get, context, adapter)
     await remove(context, model, force=force, who=user)
     return Deleted(id=model.id, object="adapter")
 
 
-async def _have(context: ServiceContext, adapter: str, operation: str) -> AdapterObject:
+async def _control(context: ServiceContext, adapter: str, operation: str) -> AdapterObject:
     model = await asyncio.to_thread(_get, context, adapter)
     if operation == "load":
         refuse_unservable(model)
-    wait = context.settings.drain_timeout
+    wait = context.settings.serving.drain_timeout
     answer = await context.control({"op": operation, "model": model.name, "wait": wait})
     if "error" in answer:
         raise EngineUnavailable(

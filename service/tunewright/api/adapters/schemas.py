@@ -1,4 +1,4 @@
-"""Registering adapters, and what they were made from."""
+"""The request that registers an adapter, and an adapter's lineage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Suffix = Annotated[
     ),
 ]
 BASE = (
-    "Name of the base it is for. Left out, it is the one that `base_model_name_or_path` of its config names, or the "
-    "only one there is."
+    "Name of the base it is for. Default: the one that `base_model_name_or_path` in its config names, or the only "
+    "one."
 )
 LOAD = "Load it into the engine of its base at once, and after every restart."
 
@@ -49,8 +49,8 @@ class RegisterAdapter(Body):
 class LineageObject(Wire):
     """What an adapter was made from; null where it does not apply or is not known."""
 
-    base_fingerprint: str = Field(description="Of the base's config, tokenizer and layout of weights.")
-    parent_sha256: str | None = Field(description="The weights that its training went on from.")
+    base_fingerprint: str = Field(description="Hash of the base's config, tokenizer and layout of weights.")
+    parent_sha256: str | None = Field(description="The weights that its training started from.")
     training_file: str | None
     training_sha256: str | None
     validation_file: str | None
@@ -58,12 +58,12 @@ class LineageObject(Wire):
     seed: int | None
     metrics: dict[str, float] | None = Field(description="The last losses and accuracies of its training.")
     origin: str | None = Field(
-        description="Of a registered one: the file's name, the folder or the hub's id."
+        description="For a registered adapter: the file's name, the folder or the hub's id."
     )
     revision: str | None = Field(description="The hub's commit.")
     created_by: str | None
     models: list[dict[str, Any]] | None = Field(
-        None, description="The adapters that an export was made of: model, sha256 and weight of each."
+        None, description="The adapters that an export was made from: model, sha256 and weight of each."
     )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""`/v1/aliases`: stable names for models, flipped at once, tried on a part of the traffic, and rolled back."""
+"""`/v1/aliases`: stable names for models that are switched atomically, split traffic, and can be rolled back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def history(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> Page[AliasVersionObject]:
-    """Newest first. They outlive the alias."""
+    """Newest first. The versions are kept after the alias is deleted."""
     found, more = context.store.aliases.history(name, after=after, limit=limit)
     if not found and after is None:
         raise _not_found(name)
@@ -71,7 +71,7 @@ def retrieve(context: Context, name: str) -> AliasObject:
 
 @router.put("/{name:alias}", summary="Set an alias", responses=responses(400, 404, 503, 507))
 async def put(context: Context, name: str, body: PutAlias, user: User = None) -> AliasObject:
-    """Every request that comes after the answer goes to the new targets; what is running ends where it is."""
+    """Requests that come after the answer go to the new targets; running requests end on the old ones."""
     targets, shadow, guard = body.parts()
     aliases, expected = context.store.aliases, body.expected_version
     await asyncio.to_thread(aliases.check, name, targets, shadow, guard, expected_version=expected)
@@ -88,7 +88,7 @@ async def put(context: Context, name: str, body: PutAlias, user: User = None) ->
 async def rollback(
     context: Context, name: str, body: RollbackAlias | None = None, user: User = None
 ) -> AliasObject:
-    """To what it was before, or in the version that is named; a rollback is a new version itself."""
+    """Restore the version before, or the one that is named; a rollback is a new version itself."""
     asked = body or RollbackAlias()
     aliases = context.store.aliases
     current, earlier = await asyncio.to_thread(
@@ -105,7 +105,7 @@ async def rollback(
 
 @router.delete("/{name:alias}", summary="Delete an alias", responses=responses(400, 404, 507))
 def delete(context: Context, name: str, user: User = None) -> Deleted:
-    """Its history stays; what its shadow answered goes."""
+    """Its history is kept; the answers of its shadow are deleted."""
     if not context.store.aliases.delete(name, who=user):
         raise _not_found(name)
     return Deleted(id=name, object="alias")

@@ -1,4 +1,4 @@
-"""Aliases, their versions, and what their shadows answered."""
+"""Aliases, their versions, and the answers of their shadows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Model = Annotated[
     str, Field(min_length=1, max_length=512, description="Name of a base or of a tuned model.")
 ]
-_EXPECTED = "The version that this is to replace, where it must be that one"
+_EXPECTED = "The change is refused unless the alias has this version"
 _WAIT = (
     "Load the targets that are not loaded, and change the alias when all of them are, so that no request waits for "
     "one."
@@ -33,26 +33,26 @@ class TargetBody(Body):
 
 
 class ShadowBody(Body):
-    """A model that gets copies of requests; its answers are recorded, and sent to nobody."""
+    """A model that gets copies of requests; its answers are recorded, and not sent to any client."""
 
     model: _Model
-    share: Annotated[_Number, Field(gt=0, le=1)] = Field(1.0, description="Of the requests.")
+    share: Annotated[_Number, Field(gt=0, le=1)] = Field(1.0, description="Share of the requests.")
 
 
 class GuardBody(Body):
-    """When a target that the version before did not have is taken to be bad; then the alias is rolled back."""
+    """Limits for the targets that the version before did not have; the alias is rolled back where one exceeds them."""
 
     max_error_rate: Annotated[_Number, Field(ge=0, lt=1)] | None = Field(
-        None, description="Of its requests: those that the engine failed."
+        None, description="Share of its requests that the engine failed."
     )
     max_p99_seconds: Annotated[_Number, Field(gt=0, le=1e6)] | None = Field(
-        None, description="Until the first byte of its answers, at the 99th percentile."
+        None, description="Seconds to the first byte of its answers, at the 99th percentile."
     )
     window_seconds: Annotated[_Number, Field(gt=0, le=604_800)] = Field(
-        600.0, description="After the version was put; after that the guard looks no more."
+        600.0, description="Seconds after the version was set; later requests are not counted."
     )
     min_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
-        20, description="That it must have had. A percentile of fewer than 100 is the slowest of them."
+        20, description="Requests before it is judged. A percentile of fewer than 100 is the slowest of them."
     )
 
     @model_validator(mode="after")
@@ -63,13 +63,13 @@ class GuardBody(Body):
 
 
 class PutAlias(Body):
-    """What the alias is to be, all of it: a shadow or a guard that is left out is none."""
+    """The whole new version of the alias: without `shadow` or `guard` it has none."""
 
     targets: Annotated[list[TargetBody], Field(min_length=1, max_length=MOST_TARGETS)]
     shadow: ShadowBody | None = None
     guard: GuardBody | None = None
     expected_version: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = Field(
-        None, description=f"{_EXPECTED}; 0: there must be none."
+        None, description=f"{_EXPECTED}; 0: unless it does not exist."
     )
     wait: bool = Field(True, strict=True, description=_WAIT)
 
@@ -80,9 +80,9 @@ class PutAlias(Body):
 
 
 class RollbackAlias(Body):
-    """Where to go back to."""
+    """The version to roll back to."""
 
-    version: Version | None = Field(None, description="Left out: what the alias was before.")
+    version: Version | None = Field(None, description="Default: the one before the current one.")
     expected_version: Version | None = Field(None, description=f"{_EXPECTED}.")
     wait: bool = Field(True, strict=True, description=_WAIT)
 
@@ -114,7 +114,7 @@ class AliasObject(Wire):
     shadow: ShadowObject | None
     guard: GuardObject | None
     created_at: int
-    updated_at: int = Field(description="When this version was put.")
+    updated_at: int = Field(description="When this version was set.")
 
     @classmethod
     def of(cls, alias: Alias) -> AliasObject:
@@ -128,7 +128,7 @@ class AliasObject(Wire):
 
 
 class AliasVersionObject(Wire):
-    """What an alias was from one change to the next."""
+    """The state of an alias from one change to the next."""
 
     id: str = Field(description="The version, as `after` takes it.")
     object: Literal["alias.version"] = "alias.version"
@@ -138,7 +138,9 @@ class AliasVersionObject(Wire):
     shadow: ShadowObject | None
     guard: GuardObject | None
     created_at: int
-    who: str | None = Field(description="What `X-Tunewright-User` said; guard where it was the guard.")
+    who: str | None = Field(
+        description="The value of `X-Tunewright-User`; guard where the guard rolled it back."
+    )
     why: str
     rolled_back_to: int | None = Field(description="The version that it repeats, where it is a rollback.")
 
@@ -157,7 +159,7 @@ class AliasVersionObject(Wire):
 
 
 class ShadowAnswerObject(Wire):
-    """What a shadow answered to the copy of a request."""
+    """The answer of a shadow to the copy of a request."""
 
     id: str
     object: Literal["alias.shadow_answer"] = "alias.shadow_answer"
@@ -166,10 +168,10 @@ class ShadowAnswerObject(Wire):
     answered_by: str = Field(description="The model that answered the request itself.")
     path: str
     created_at: int
-    seconds: float = Field(description="Until the whole answer was there.")
-    status: int = Field(description="Of HTTP.")
-    request: Any = Field(description="The body, without `stream`; a text, its beginning, above 64 KiB.")
-    answer: Any = Field(description="As `request`; an error where the status is one.")
+    seconds: float = Field(description="Until the whole answer was received.")
+    status: int = Field(description="HTTP status.")
+    request: Any = Field(description="The body, without `stream`; above 64 KiB, the beginning of its text.")
+    answer: Any = Field(description="Cut like `request`; an error where the status is one.")
     model_config = ConfigDict(protected_namespaces=())
 
     @classmethod

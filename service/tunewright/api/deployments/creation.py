@@ -1,4 +1,4 @@
-"""From a request to a deployment: what may be deployed, and where there is room for it."""
+"""Creates deployments: checks whether the model can be deployed, and places its engine on a device."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from tunewright.store.states import EngineState, ModelState
 
 
 def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Deployment:
-    """`asked`: fields of `EngineOptions` that are not left to the service. Raises InvalidRequest, NotFound and
-    EngineUnavailable, or gives the deployment that the same request made before."""
+    """Create a deployment, or return the one that the same request created before.
+
+    `asked` has the fields of `EngineOptions` that the request sets. Raises InvalidRequest, NotFound and
+    EngineUnavailable.
+    """
     settings = context.settings
-    if name in [base.name for base in settings.bases]:
+    if name in [base.name for base in settings.models.bases]:
         raise already_served(name)
     tuned = context.store.models.get(name)
     if tuned is not None:
@@ -39,14 +42,16 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
             if engine is None or engine.state not in (EngineState.READY, EngineState.FAILED)
         )
         free = psutil.virtual_memory().available - coming
-        placed = place(settings, context.devices(), model, asked, others, weights=weights, free_memory=free)
+        placed = place(
+            settings.serving, context.devices(), model, asked, others, weights=weights, free_memory=free
+        )
         return asdict(placed)
 
     return context.store.deployments.create(model, asked, beside, sha256=tuned.sha256 if tuned else None)
 
 
 def deployed(context: ServiceContext, id_or_model: str) -> Deployed:
-    """Raises NotFound."""
+    """The deployment with this id, or of this model. Raises NotFound."""
     found = context.store.deployments.get(id_or_model)
     if found is None:
         raise NotFound(
@@ -56,7 +61,7 @@ def deployed(context: ServiceContext, id_or_model: str) -> Deployed:
 
 
 def trainable_deployments(context: ServiceContext) -> dict[str, Deployment]:
-    """Those that stay, by the names of their models."""
+    """The deployments that are not being taken down, by the names of their models."""
     return {one.model: one for one, _ in context.store.deployments.all() if not one.is_draining}
 
 
@@ -75,13 +80,13 @@ def _refuse_undeployable(model: TunedModel) -> None:
 
 
 def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
-    """Bytes of its files; None where they have yet to be fetched from a hub."""
-    for base in context.settings.deployables:
+    """The size of the model's files in bytes; None where they are not fetched from the hub yet."""
+    for base in context.settings.models.deployables:
         if base.name == name:
             return folder_size(base.path) if base.path is not None and base.path.is_dir() else None
     if context.store.aliases.get(name) is not None:
         raise InvalidRequest(f"{name} is an alias: name a model.", param="model")
-    known = ", ".join(base.name for base in context.settings.deployables)
+    known = ", ".join(base.name for base in context.settings.models.deployables)
     also = f", and {known} (--deployable)" if known else ""
     raise NotFound(
         f"No such model: {name!r}. Full models that GET /v1/models lists can be deployed{also}.",

@@ -1,4 +1,4 @@
-"""`/v1/deployments`: models that are served beside the bases, each by a vLLM of its own."""
+"""`/v1/deployments`: models that are served beside the bases, each by an engine of its own."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tunewright.store.listings import AdapterFilter
 
 router = APIRouter(prefix="/v1/deployments", tags=["Deployments"])
 
-_TAIL = 40
-_ADAPTERS = 1000
-_ENDS_WITHIN = 15.0
-"""Seconds that a drained engine has to end, and the scheduler to notice."""
-_LOOK_EVERY = 0.1
+_TAIL_LINES = 40
+_MOST_ADAPTERS = 1000
+_END_TIMEOUT = 15.0
+"""Seconds for a drained engine to end and for the scheduler to notice that."""
+_POLL_INTERVAL = 0.1
 
 register_names("deployment", "logs", "restart")
 
@@ -68,7 +68,7 @@ def logs(
     deployment: str,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
 ) -> PlainTextResponse:
-    """What vLLM printed since its last start. Empty before the first."""
+    """The output of vLLM since its last start. Empty before the first start."""
     log = _log(context, deployed(context, deployment))
     return PlainTextResponse("".join(_lines(log, tail)))
 
@@ -77,7 +77,7 @@ def logs(
     "/{deployment:path}/restart", summary="Start a deployment again", responses=responses(400, 404, 507)
 )
 def restart(context: Context, deployment: str) -> DeploymentObject:
-    """One that failed, or that waits to be tried again. One that runs, or is being started, is left as it is."""
+    """Start a deployment that failed, or that waits for its next try. One that runs or starts is left as it is."""
     found, _ = deployed(context, deployment)
     if found.is_draining:
         raise InvalidRequest(
@@ -112,21 +112,21 @@ async def delete(
     ] = None,
     user: User = None,
 ) -> Deleted:
-    """No new request reaches it, those that run end, then its engine does. The answer comes when it is gone. Not while
-    an unfinished job trains on it, nor while an alias has it or an adapter on it. The model and the adapters stay."""
+    """It takes no new requests; its engine ends after the running ones, and then the answer comes. Refused while an
+    unfinished job trains on it, or an alias has it or an adapter on it. The model and the adapters are kept."""
     found, _ = await asyncio.to_thread(deployed, context, deployment)
-    wait = context.settings.drain_timeout if timeout is None else timeout
+    wait = context.settings.serving.drain_timeout if timeout is None else timeout
     store = context.store.deployments
     await asyncio.to_thread(store.drain, found.id, time.time() + wait, force=force, who=user)
     left = await asyncio.to_thread(store.get, found.id)
-    until = (left[0].drain_until or 0.0) + _ENDS_WITHIN if left else 0.0
+    until = (left[0].drain_until or 0.0) + _END_TIMEOUT if left else 0.0
     while left is not None:
         if time.time() > until:
             raise EngineUnavailable(
                 f"{found.model} takes no new requests, and its engine has not ended yet: look again later.",
                 code="deployment_draining",
             )
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_POLL_INTERVAL)
         left = await asyncio.to_thread(store.get, found.id)
     return Deleted(id=found.id, object="deployment")
 
@@ -134,7 +134,7 @@ async def delete(
 def _show(context: ServiceContext, id_or_model: str) -> DeploymentObject:
     found = deployed(context, id_or_model)
     shown = _object(context, found, Usage())
-    tail = [line.rstrip("\n") for line in _lines(_log(context, found), _TAIL)]
+    tail = [line.rstrip("\n") for line in _lines(_log(context, found), _TAIL_LINES)]
     return shown.model_copy(update={"log_tail": tail})
 
 
@@ -142,7 +142,7 @@ def _object(context: ServiceContext, found: Deployed, usage: Usage) -> Deploymen
     deployment, engine = found
     record = context.workspace.engine(deployment.model) / "process.json"
     on_it, _ = context.store.listings.adapters(
-        AdapterFilter(base=deployment.model), after=None, limit=_ADAPTERS
+        AdapterFilter(base=deployment.model), after=None, limit=_MOST_ADAPTERS
     )
     on_gpu = deployment.options["device"].startswith("cuda")
     return DeploymentObject.of(

@@ -1,4 +1,4 @@
-"""Deployments, and the engines they ask for."""
+"""Deployments, and the options of their engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Whole = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
 
 class EngineBody(Body):
-    """How its vLLM is to be run. What is left out is chosen, and shown as `options`."""
+    """The options of its vLLM. The service chooses those that are left out, and shows them as `options`."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d{1,3})$")] = Field(
         "auto", description="auto: the GPU with the most memory left, or the CPU where there is none."
@@ -68,7 +68,7 @@ class EngineBody(Body):
         return value
 
     def asked(self) -> dict[str, Any]:
-        """What is not left to the service: the same for all requests that mean the same."""
+        """The options that the request sets to other than their defaults; equal for requests that mean the same."""
         return self.model_dump(exclude_defaults=True)
 
 
@@ -82,11 +82,13 @@ class CreateDeployment(Body):
 
 
 class EngineOptionsObject(Wire):
-    """How its vLLM is run, with nothing left open but what vLLM chooses itself (null)."""
+    """The options with which its vLLM runs; null where vLLM chooses itself."""
 
     device: str
     gpu_memory_utilization: float | None = Field(description="Null on the CPU.")
-    kv_cache_memory: int | None = Field(description="Bytes; null on a GPU, where the share has it.")
+    kv_cache_memory: int | None = Field(
+        description="Bytes; null on a GPU, where the cache is part of the share."
+    )
     enable_lora: bool
     max_loras: int
     max_cpu_loras: int
@@ -111,19 +113,21 @@ class DeploymentObject(Wire):
     object: Literal["deployment"] = "deployment"
     model: str = Field(description="The name to use in requests.")
     state: _State = Field(
-        description="backoff: it ended, and is started again. failed: it is not, until a restart is asked for."
+        description="backoff: it ended, and is started again. failed: it is started again only on request."
     )
     reason: str | None = Field(description="Why it is not ready: vLLM's own last error.")
     device: str
-    engine: dict[str, Any] = Field(description="As it was asked for.")
+    engine: dict[str, Any] = Field(description="The options of the request.")
     options: EngineOptionsObject
     max_model_len: int | None = Field(description="Longest prompt and answer together, in tokens.")
     created_at: int
     started_at: int | None
     ready_at: int | None
     memory_bytes: int | None = Field(description="Resident memory of its processes.")
-    device_memory_bytes: int | None = Field(description="Of the GPU's, where the driver tells.")
-    adapters: list[HeldAdapter] = Field(description="What the engine holds.")
+    device_memory_bytes: int | None = Field(
+        description="GPU memory of its processes, where the driver reports it."
+    )
+    adapters: list[HeldAdapter] = Field(description="Adapters in the engine.")
     log_tail: list[str] | None = Field(None, description="Last lines of vLLM's log; null in lists.")
     model_config = ConfigDict(protected_namespaces=())
 
@@ -138,7 +142,7 @@ class DeploymentObject(Wire):
         adapters: list[HeldAdapter],
         log_tail: list[str] | None,
     ) -> DeploymentObject:
-        """`engine`: none where a restored database has not been served yet."""
+        """`engine` is None where a restored database has not been served yet."""
         return cls(
             id=deployment.id,
             model=deployment.model,
@@ -159,7 +163,7 @@ class DeploymentObject(Wire):
 
 
 def _state(deployment: Deployment, engine: Engine | None) -> _State:
-    """One without a process, that did not fail, is about to have one."""
+    """The state in the API. A deployment without a process that did not fail is about to be started."""
     if deployment.is_draining:
         return "draining"
     if engine is None or engine.state is EngineState.STOPPED:

@@ -1,4 +1,4 @@
-"""From a request to an export in the store: everything that can be refused at once is refused here, before any work."""
+"""Creates exports from requests. A request that cannot succeed is refused here, before the export is queued."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from tunewright.store.states import ModelState
 
 @dataclass(frozen=True)
 class _Source:
-    """What is exported: adapters of one base, or a whole model."""
+    """The models to export: adapters of one base, or a full model."""
 
     base: str
     path: Path
-    """Of the base, or of the whole model."""
+    """Folder of the base, or of the full model."""
     adapters: list[tuple[TunedModel, float]]
+    """The adapters with their weights."""
     whole: TunedModel | None = None
-    """Not a base."""
+    """The full model, where neither adapters nor a base are exported."""
 
     @property
     def models(self) -> list[TunedModel]:
@@ -49,8 +50,10 @@ class _Source:
 
 
 def create_export(context: ServiceContext, body: CreateExport, idempotency_key: str | None) -> Job:
-    """Raises InvalidRequest, NotFound, EngineUnavailable or TooManyRequests, or gives the export that the same key
-    made before."""
+    """Create an export, or return the one that the same key created before.
+
+    Raises InvalidRequest, NotFound, EngineUnavailable and TooManyRequests.
+    """
     return create_once(context, body, idempotency_key, lambda: _checked(context, body))
 
 
@@ -70,7 +73,11 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
         notes.append(
             "The quality is measured on rows that were trained on: give a `validation_file` for held-out ones."
         )
-    bounds = {"merged": context.settings.max_merged_kl, "awq": context.settings.max_awq_kl, "adapter": None}
+    bounds = {
+        "merged": context.settings.exports.max_merged_kl,
+        "awq": context.settings.exports.max_awq_kl,
+        "adapter": None,
+    }
     first = source.first
     files = {CALIBRATION_FILE: calibration if body.format == "awq" else None, VALIDATION_FILE: validation}
     inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
@@ -106,12 +113,12 @@ def _combine(body: CreateExport) -> CombineRequest | None:
 
 
 def _suffix(first: TunedModel | None, format: str) -> str:
-    """That of its source, with what was done to it."""
+    """The default suffix: the one of the source model, and the format."""
     named = first.name.split(":")[2] if first and first.name.count(":") >= 3 else ""
     return f"{named}-{format}"[-64:].lstrip("-._")
 
 
-# what is exported
+# the models to export
 
 
 def _source(context: ServiceContext, body: CreateExport) -> _Source:
@@ -162,7 +169,7 @@ def _is_adapter(model: TunedModel | None) -> bool:
 
 
 def _model(context: ServiceContext, name: str, param: str) -> TunedModel | None:
-    """None for a base."""
+    """The tuned model of this name; None for a base. Raises InvalidRequest and NotFound."""
     model = context.store.models.get(name)
     if model is not None and model.name == name:
         return model
@@ -190,7 +197,7 @@ def _refuse_unusable(adapter: TunedModel, engine: Engine, param: str) -> None:
 
 
 def _engine(context: ServiceContext, base: str) -> Engine:
-    """That of a base that is here. Raises InvalidRequest and EngineUnavailable."""
+    """The engine of a base whose files are present. Raises InvalidRequest and EngineUnavailable."""
     engine = context.store.engines.get(base)
     if engine is None:
         raise InvalidRequest(
@@ -199,7 +206,7 @@ def _engine(context: ServiceContext, base: str) -> Engine:
             code="base_not_served",
         )
     if engine.info is None or engine.info.path is None:
-        raise EngineUnavailable(f"The base {base} is not here yet (GET /ready says when).")
+        raise EngineUnavailable(f"The base {base} is not available yet (GET /ready says when).")
     return engine
 
 
@@ -208,13 +215,13 @@ def _base_path(engine: Engine) -> Path:
     return engine.info.path
 
 
-# what can be done with it
+# whether the format is possible
 
 
 def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source) -> list[str]:
-    """What is to be known of the adapters up front. Raises InvalidRequest where they cannot be merged or combined."""
+    """Notes about the adapters for the user. Raises InvalidRequest where they cannot be merged or combined."""
     notes = []
-    most = context.settings.max_lora_rank
+    most = context.settings.serving.max_lora_rank
     if body.combine is not None and (body.combine.rank or 0) > most:
         raise InvalidRequest(
             f"The engine serves adapters up to rank {most}: ask for no more, or start the service with a larger "
@@ -247,7 +254,7 @@ def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source
 
 
 def _check_awq(body: CreateExport, source: _Source) -> int | None:
-    """The group size. Raises InvalidRequest where AWQ cannot do this model."""
+    """The group size. Raises InvalidRequest where AWQ cannot quantize this model."""
     if body.format != "awq":
         return None
     try:
@@ -258,13 +265,13 @@ def _check_awq(body: CreateExport, source: _Source) -> int | None:
         raise EngineUnavailable(f"The files of {source.base} cannot be read: {error}.") from error
 
 
-# its data
+# the rows
 
 
 def _files(
     context: ServiceContext, body: CreateExport, source: _Source
 ) -> tuple[str | None, str | None, RowsFrom]:
-    """(Calibration file, file of the rows that are measured, where those come from.) Raises InvalidRequest."""
+    """The calibration file, the validation file, and the origin of the validation rows. Raises InvalidRequest."""
     for param in ("calibration_file", "validation_file"):
         id = getattr(body, param)
         if id is not None:
@@ -279,14 +286,14 @@ def _files(
 
 
 def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None]:
-    """The training and the validation file of the first job among what is exported, as far as they are still here."""
+    """The training and validation file of the first exported model whose job still has one; None for deleted files."""
     for model in source.models:
         job = context.store.jobs.get(model.job_id) if model.job_id else None
         if job is not None:
-            there = [
+            existing = [
                 id if id and context.store.files.get(id) else None
                 for id in (job.file("training_file"), job.file("validation_file"))
             ]
-            if any(there):
-                return there[0], there[1]
+            if any(existing):
+                return existing[0], existing[1]
     return None, None

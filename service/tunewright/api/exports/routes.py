@@ -10,7 +10,7 @@ from tunewright.api.exports.creation import create_export
 from tunewright.api.exports.schemas import CreateExport, ExportEventObject, ExportObject
 from tunewright.api.http.context import Context
 from tunewright.api.http.errors import responses
-from tunewright.api.jobs.routes import Shown, Words, add_job_routes
+from tunewright.api.jobs.routes import JobSchemas, RouteTexts, add_job_routes
 from tunewright.kinds import EXPORT
 
 router = APIRouter(prefix="/v1/exports", tags=["Exports"])
@@ -24,7 +24,7 @@ def create(
         str | None, Header(max_length=255, description="The same key gives the same export.")
     ] = None,
 ) -> ExportObject:
-    """Queue an export. What cannot work is refused at once. It waits for a device as fine-tuning jobs do."""
+    """Queue an export. A request that cannot succeed is refused at once. It waits for a device as jobs do."""
     return ExportObject.of(create_export(context, body, idempotency_key))
 
 
@@ -32,16 +32,16 @@ add_job_routes(
     router,
     EXPORT,
     param="export_id",
-    shown=Shown(ExportObject, ExportEventObject, ExportObject.of, ExportEventObject.of),
-    words=Words(
+    schemas=JobSchemas(ExportObject, ExportEventObject, ExportObject.of, ExportEventObject.of),
+    texts=RouteTexts(
         one="an export",
         many="exports",
         not_found="export_not_found",
         log="the export's own log",
         cancel="In any state but the final ones. Nothing of it is published.",
         pause="It frees its device. What is done (shards, layers) is kept.",
-        resume="It queues for a device and goes on from what is done.",
-        logs="What its process printed, all attempts one after another.\n\n"
+        resume="It queues for a device and continues from what is done.",
+        logs="The output of its process, all attempts one after another.\n\n"
         "Empty before it starts, and once the folder of an ended export was removed (`--keep-job-folders-days`).",
     ),
 )

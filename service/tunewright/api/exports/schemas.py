@@ -1,4 +1,4 @@
-"""Exports: what is asked for, and what became of it."""
+"""Exports: requests, their state and their results."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Rows = Annotated[int, Field(strict=True, ge=1, le=4096)]
 
 
 class WeightedModel(Body):
-    """An adapter, and how much of it."""
+    """An adapter with its weight."""
 
     model: str = Field(max_length=512)
-    weight: float = Field(1.0, strict=True, ge=-10, le=10, description="Times what it changes.")
+    weight: float = Field(1.0, strict=True, ge=-10, le=10, description="Factor of its changes.")
 
 
 class CombineOptions(Body):
-    """How several adapters become one."""
+    """How several adapters are combined into one."""
 
     method: CombineMethod = Field(
         "linear",
-        description="linear: the weighted sum of what they change; soup: their mean (Wortsman 2022); ties: trimmed, "
+        description="linear: the weighted sum of their changes; soup: their mean (Wortsman 2022); ties: trimmed, "
         "with one sign elected for each number (Yadav 2023); dare: randomly thinned and rescaled, then summed (Yu "
         "2023).",
     )
     density: float = Field(
-        0.5, strict=True, gt=0, le=1, description="Of ties and dare: the share of numbers that is kept."
+        0.5, strict=True, gt=0, le=1, description="For ties and dare: the share of numbers that is kept."
     )
     rank: Annotated[int, Field(strict=True, ge=1, le=512)] | None = Field(
         None,
-        description="Of the result. Default: the sum of their ranks, or --max-lora-rank if that is less.",
+        description="Rank of the result. Default: the sum of their ranks, or --max-lora-rank if that is less.",
     )
 
 
@@ -61,7 +61,7 @@ class CreateExport(Body):
     calibration_file: str | None = Field(
         None,
         max_length=64,
-        description="Rows that the quantizer looks at. Default: the training file of the model's job.",
+        description="Rows on which the quantizer calibrates. Default: the training file of the model's job.",
     )
     calibration_rows: Rows = 128
     group_size: Literal[128, 64, 32, "largest"] = Field(
@@ -77,10 +77,12 @@ class CreateExport(Body):
     validation_rows: Rows = 64
     max_kl: Annotated[float, Field(strict=True, gt=0, le=100)] | None = Field(
         None,
-        description="The gate: nats for each token that the product may diverge (KL) from what it came from. Default: "
-        "--max-awq-kl; of merged ones --max-merged-kl, else five times what computing in bfloat16 does to the adapter.",
+        description="The gate: largest KL divergence of the product from its source, in nats for each token. Default: "
+        "--max-awq-kl; for merged --max-merged-kl, else five times the effect of computing in bfloat16 on the adapter.",
     )
-    force: bool = Field(False, strict=True, description="Publish it also past the gate, with that on record.")
+    force: bool = Field(
+        False, strict=True, description="Publish it even if it does not pass the gate, and record that."
+    )
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the export.")
 
     @field_validator("metadata")
@@ -117,7 +119,7 @@ class ExportProgress(Wire):
 
 
 class ExportObject(Wire):
-    """A job that makes a model of models, without training."""
+    """A job that makes a new model from existing ones, without training."""
 
     id: str
     object: Literal["export"] = "export"
@@ -125,7 +127,7 @@ class ExportObject(Wire):
     started_at: int | None
     finished_at: int | None
     status: JobState
-    model: str = Field(description="What is exported; of several the first.")
+    model: str = Field(description="The exported model; the first of several.")
     models: list[WeightedModel] = Field(description="The adapters that go into it.")
     base: str
     format: Format
@@ -135,7 +137,7 @@ class ExportObject(Wire):
     estimated_finish: int | None
     error: JobError | None
     report: ExportReport | None
-    notes: list[str] = Field(description="What is to be known of it up front.")
+    notes: list[str] = Field(description="Remarks made when it was created.")
     calibration_file: str | None
     calibration_rows: int | None
     group_size: int | None

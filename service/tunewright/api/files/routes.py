@@ -39,13 +39,13 @@ def upload(
 
 
 def _name(given: str | None) -> str:
-    """The last part of a path, without what would not show or could change a header or a terminal."""
+    """The last part of the given path, without unprintable characters, which could corrupt a header or a terminal."""
     name = (given or "").replace("\\", "/").rpartition("/")[2]
     return "".join(character for character in name if character.isprintable())[:255] or "upload.jsonl"
 
 
 def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str) -> FileRecord:
-    """On disk and synced first, listed last: a crash leaves a stray temporary file at most."""
+    """Write and sync the file before listing it: a crash leaves at most a temporary file."""
     id = new_id("file")
     temporary = context.workspace.tmp / id
     digest, size = hashlib.sha256(), 0
@@ -120,7 +120,7 @@ def retrieve(context: Context, file_id: str) -> FileObject:
 def content(context: Context, file_id: str) -> FileResponse:
     record = _get(context, file_id)
     path = context.workspace.file(record.id)
-    if not path.is_file():  # deleted meanwhile
+    if not path.is_file():  # it was deleted meanwhile
         raise _not_found(file_id)
     return FileResponse(path, filename=record.filename, media_type="application/octet-stream")
 

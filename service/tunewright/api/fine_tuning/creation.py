@@ -1,4 +1,4 @@
-"""From a request to a job in the store: everything that can be refused at once is refused here."""
+"""Creates fine-tuning jobs from requests. A request that cannot succeed is refused here, before the job is queued."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 
 
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
-    """Raises InvalidRequest, NotFound or TooManyRequests, or gives the job that the same key made before."""
+    """Create a job, or return the one that the same key created before.
+
+    Raises InvalidRequest, NotFound and TooManyRequests.
+    """
     return create_once(context, body, idempotency_key, lambda: _checked(context, body))
 
 
@@ -38,7 +41,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     if tuning.type == "auto":
         tuning = tuning.model_copy(update={"type": "full" if parent and parent.kind == "full" else "lora"})
     if parent is not None:
-        tuning = _on_top_of(context, parent, tuning)
+        tuning = _fixed_by_parent(context, parent, tuning)
     _check_rank(context, base, tuning)
     files = {TRAINING_FILE: body.training_file, VALIDATION_FILE: body.validation_file}
     inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
@@ -78,8 +81,8 @@ def _hyperparameters(body: CreateJob) -> Hyperparameters:
 
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
-    """(base, the model to go on from). An adapter on a deployed model has that for its base, and goes on from none."""
-    bases = [base.name for base in context.settings.bases]
+    """The base, and the model whose training is continued, if any. An adapter on a deployed model has it as base."""
+    bases = [base.name for base in context.settings.models.bases]
     if name in bases:
         return name, None
     parent = context.store.models.get(name)
@@ -99,7 +102,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
         if parent.name not in served:
             raise InvalidRequest(
                 f"{parent.name} is not deployed, so an adapter on it could not be served: deploy it first, with "
-                "POST /v1/deployments, or use tuning.type full to go on from its weights.",
+                "POST /v1/deployments, or use tuning.type full to continue from its weights.",
                 param="tuning.type",
                 code="model_not_served",
             )
@@ -112,7 +115,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
 
 
 def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:
-    """Of a model that is deployed from elsewhere."""
+    """The base for a model that is deployed but was not made here. Raises UnsupportedFeature for all but adapters."""
     engine = context.store.engines.get(name)
     quantization = engine.info.quantization if engine and engine.info else None
     if quantization:
@@ -137,7 +140,7 @@ def _quantized(name: str, how: str) -> UnsupportedFeature:
 def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
     deployment = trainable_deployments(context).get(base)
     options = deployment.options if deployment else {}
-    largest = options.get("max_lora_rank", context.settings.max_lora_rank)
+    largest = options.get("max_lora_rank", context.settings.serving.max_lora_rank)
     if tuning.type != "full" and not options.get("enable_lora", True):
         raise InvalidRequest(
             f"{base} is deployed without adapters (enable_lora false), so one on it could not be served: deploy it "
@@ -167,9 +170,11 @@ def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
         )
 
 
-def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> Tuning:
-    """Going on from a model: its shape is given. Raises InvalidRequest where another one is asked for,
-    and NotFound where the parent was deleted meanwhile."""
+def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> Tuning:
+    """The options for continuing the training of `parent`, whose adapter fixes rank, alpha, modules and the like.
+
+    Raises InvalidRequest where the request sets them to other values, and NotFound where the parent was deleted.
+    """
     if parent.kind == "full":
         return tuning
     if tuning.type == "full":
@@ -196,7 +201,7 @@ def _on_top_of(context: ServiceContext, parent: TunedModel, tuning: Tuning) -> T
         asked = sorted(asked) if isinstance(asked, list) else asked
         if asked not in ("auto", "all-linear") and asked != value:
             raise InvalidRequest(
-                f"{parent.name} has {key} {value}; going on from it cannot change that to {asked}.",
+                f"{parent.name} has {key} {value}; a job that continues from it cannot change that to {asked}.",
                 param=f"tuning.{key}",
             )
     return tuning.model_copy(update=fixed)

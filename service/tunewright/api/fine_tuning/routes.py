@@ -12,7 +12,7 @@ from tunewright.api.fine_tuning.schemas import CheckpointObject, CreateJob, Even
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.routes import Shown, Words, add_job_routes, find_job
+from tunewright.api.jobs.routes import JobSchemas, RouteTexts, add_job_routes, find_job
 from tunewright.errors import InvalidRequest
 from tunewright.kinds import FINE_TUNING
 from tunewright.store.records import Job
@@ -35,10 +35,10 @@ def create(
 
 
 def _may_resume(context: ServiceContext, job: Job) -> None:
-    bases = [base.name for base in context.settings.bases]
+    bases = [base.name for base in context.settings.models.bases]
     if job.base not in bases and job.base not in trainable_deployments(context):
         raise InvalidRequest(
-            f"{job.base}, the base of {job.id}, is neither among the bases here nor deployed: it would wait for ever.",
+            f"{job.base}, the base of {job.id}, is neither among the bases here nor deployed: the job would never run.",
             code="base_not_served",
         )
 
@@ -47,16 +47,16 @@ add_job_routes(
     router,
     FINE_TUNING,
     param="job_id",
-    shown=Shown(JobObject, EventObject, JobObject.of, EventObject.of),
-    words=Words(
+    schemas=JobSchemas(JobObject, EventObject, JobObject.of, EventObject.of),
+    texts=RouteTexts(
         one="a job",
         many="jobs",
         not_found="fine_tuning_job_not_found",
         log="the trainer's own log",
         cancel="In any state but the final ones. A trainer that runs is ended within seconds.",
         pause="A running job saves a checkpoint after the step under way, and then frees its device.",
-        resume="It queues for a device and goes on from its checkpoint.",
-        logs="What the training process printed, all attempts one after another.\n\n"
+        resume="It queues for a device and continues from its checkpoint.",
+        logs="The output of the training process, all attempts one after another.\n\n"
         "Empty before it starts, and once the folder of an ended job was removed (`--keep-job-folders-days`).",
     ),
     may_resume=_may_resume,

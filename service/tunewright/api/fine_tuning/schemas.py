@@ -20,14 +20,14 @@ Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
 class Hyperparameters(Body):
-    """OpenAI's own. `auto` takes Tunewright's defaults for the method."""
+    """OpenAI's hyperparameters. `auto`: Tunewright's defaults for `tuning.type`."""
 
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
         "auto", description="Rows per optimizer step."
     )
     learning_rate_multiplier: Auto | Annotated[float, Field(strict=True, gt=0, le=1e4)] = Field(
-        "auto", description="Times the method's default learning rate."
+        "auto", description="Factor of the default learning rate of `tuning.type`."
     )
 
 
@@ -68,7 +68,7 @@ class Tuning(Body):
         "auto", description="Rows per optimizer step."
     )
     max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
-        "auto", description="Of a row, in tokens; 2048 or the model's context."
+        "auto", description="Largest length of a row in tokens; 2048 or the model's context by default."
     )
     truncation: Literal["truncate", "refuse"] = Field(
         "truncate", description="Cut rows that are longer than `max_length`, or fail the job and name them."
@@ -90,7 +90,8 @@ class CreateJob(Body):
     """OpenAI's request, with `tuning` and `chat_template` beside it."""
 
     model: str = Field(
-        max_length=512, description="A named base, or a finished adapter or model (`ft:...`) to go on from."
+        max_length=512,
+        description="A named base, or a finished adapter or model (`ft:...`) to continue from.",
     )
     training_file: str = Field(max_length=64, description="Id of an uploaded file.")
     validation_file: Annotated[str, Field(max_length=64)] | None = None
@@ -164,7 +165,7 @@ class JobObject(Wire):
     metadata: dict[str, str] | None
     integrations: list[Any] = Field(default_factory=list)
     tuning: dict[str, Any] = Field(
-        description="As asked for until the files are validated, then what became of it."
+        description="The options of the request until the files are validated, then the resolved ones."
     )
     progress: Progress | None
 

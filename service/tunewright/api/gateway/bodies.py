@@ -17,9 +17,8 @@ _MOST_LEVELS = 128
 """vLLM takes JSON schemas of up to 64 levels, and wraps them in a few."""
 _LONGEST_NAME = 512
 _MOST_VALUES = 2**20
-"""Reading and writing them takes half a second at most, in which nobody else is answered."""
+"""Reading and writing this many takes up to half a second, during which the event loop serves no other request."""
 _TOKEN_LISTS = ("prompt", "input", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
-
 
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _DIGITS_AS_ZEROS = bytes(48 if chr(byte).isdecimal() else 32 for byte in range(128)) + b" " * 128
@@ -32,42 +31,41 @@ def _refuse(constant: str) -> Any:
 
 def _integer(digits: str) -> int:
     value = int(digits)
-    if not -(2**63) <= value < 2**64:  # what vLLM hands on between its processes
+    if not -(2**63) <= value < 2**64:  # the range that vLLM can pass between its processes
         raise ValueError(f"the integer {digits[:24]}... does not fit into 64 bits")
     return value
 
 
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
-_decode_long_numbers = json.JSONDecoder(
-    parse_constant=_refuse, parse_int=_integer
-).decode  # many times slower
+# Many times slower than `_decode`, so used only where there are long numbers.
+_decode_long_numbers = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer).decode
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False).encode
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a request, with a model's name in it. Of a key that comes twice the last value counts.
+    """Parse a request's body into a JSON object that names a model. Where a key is repeated, its last value counts.
 
-    Raises InvalidRequest for what is no UTF-8, no JSON, no object, nested too deeply or names no model, TooLarge for
-    too many values, and UnsupportedFeature where it brings a chat template.
+    Raises InvalidRequest where the body is not UTF-8, not JSON, not an object, nested too deeply or without a model;
+    TooLarge where it has too many values; UnsupportedFeature where it has a chat template.
     """
-    if raw.count(b",") > _MOST_VALUES:  # commas in texts count too: there are none in images
+    if raw.count(b",") > _MOST_VALUES:  # also counts commas in strings; base64 images have none
         raise TooLarge(f"The body has more than {_MOST_VALUES} values: send less at once.")
     try:
         has_long_numbers = _LONG_NUMBER in raw.translate(_DIGITS_AS_ZEROS)
         body = (_decode_long_numbers if has_long_numbers else _decode)(raw.decode())
     except RecursionError:
         raise _too_deep() from None
-    except ValueError as error:  # also UnicodeDecodeError, and Python's for integers of more than 4300 digits
+    except ValueError as error:  # includes UnicodeDecodeError, and integers of more than 4300 digits
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    # Counting brackets is cheap; only where there are enough of them is it worth while to look how deep they go.
+    # Counting brackets is cheap; the depth is computed only where there are enough brackets to exceed the limit.
     if raw.count(b"[") + raw.count(b"{") > _MOST_LEVELS and _is_deep(body):
         raise _too_deep()
     if _HALF_PAIR.search(raw):
         _check_characters(body)
     _check_model(body.get("model"))
-    if not isinstance(body.get("structured_outputs", {}), dict | None):  # on which vLLM breaks down
+    if not isinstance(body.get("structured_outputs", {}), dict | None):  # vLLM fails with a 500 on these
         raise InvalidRequest("`structured_outputs` must be an object.", param="structured_outputs")
     given = body.get("chat_template_kwargs")
     if "chat_template" in body or (isinstance(given, dict) and "chat_template" in given):
@@ -79,7 +77,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
 
 
 def write_body(body: dict[str, Any]) -> bytes:
-    """The JSON for vLLM. Raises InvalidRequest for a number that was too large to be read as a finite one (1e999)."""
+    """Encode the body for vLLM. Raises InvalidRequest where a number is not finite, as 1e999 is after parsing."""
     try:
         return _encode(body).encode()
     except ValueError:
@@ -87,10 +85,10 @@ def write_body(body: dict[str, Any]) -> bytes:
 
 
 def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
-    """Raises InvalidRequest for ids outside the model's `vocabulary` (its number of tokens).
+    """Raises InvalidRequest where the body has a token id outside the model's vocabulary of `vocabulary` tokens.
 
-    vLLM compares some of them with its tokenizer's vocabulary, which may be the larger one, and in older versions some
-    not at all; as an index into a tensor such an id ends the engine.
+    vLLM compares some ids with the tokenizer's vocabulary, which may be larger, and older versions do not check others
+    at all. Used as an index into a tensor, such an id ends the engine.
     """
     for key in _TOKEN_LISTS:
         _check_ids(key, body.get(key), vocabulary)
@@ -103,7 +101,7 @@ def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
 
 
 def _check_ids(param: str, ids: Any, vocabulary: int) -> None:
-    """`ids` may be anything: a list of ids, of lists of ids, of texts..."""
+    """`ids` may be any JSON value: a list of ids, of lists of ids, of strings, or no list."""
     if not isinstance(ids, list) or not ids:
         return
     try:
@@ -124,7 +122,7 @@ def _check_ids(param: str, ids: Any, vocabulary: int) -> None:
 
 
 def _integers(keys: Iterable[str]) -> list[int]:
-    """Of JSON's keys, which are strings, those that are read as integers; vLLM names the others."""
+    """The keys of a JSON object that are integers. vLLM reports the others itself."""
     found = []
     for key in keys:
         with contextlib.suppress(ValueError):
@@ -133,7 +131,10 @@ def _integers(keys: Iterable[str]) -> list[int]:
 
 
 def _check_characters(body: dict[str, Any]) -> None:
-    """Half of a surrogate pair is valid JSON and no text: it cannot be written as UTF-8, and breaks vLLM."""
+    """Raises InvalidRequest where a string has half of a surrogate pair.
+
+    It is valid JSON, but cannot be encoded as UTF-8, and makes vLLM fail.
+    """
     try:
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -169,6 +170,6 @@ def _is_deep(body: dict[str, Any]) -> bool:
 
 def _too_deep() -> InvalidRequest:
     return InvalidRequest(
-        f"The body is nested too deeply: objects and lists may lie in each other up to {_MOST_LEVELS} levels.",
+        f"The body is nested too deeply: objects and lists may have up to {_MOST_LEVELS} levels.",
         code="invalid_json",
     )

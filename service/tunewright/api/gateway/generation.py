@@ -28,18 +28,20 @@ ROUTES = {
     "/v1/tokenize": "/tokenize",
     "/v1/detokenize": "/detokenize",
 }
-"""What of vLLM can be reached, and under which of its paths. Never loading, collective_rpc, sleep or metrics."""
+"""The routes of vLLM that clients can reach, and its path for each. Never loading, collective_rpc, sleep or metrics."""
 
 _CONTROL_TIMEOUT = 180.0
+"""Seconds until a control operation that was not answered fails."""
 _PUT_AGAIN_AFTER = 2.0
+"""Seconds until an operation that was not answered is put on the queue again."""
 
 
 class GenerationSpec(LitSpec):  # type: ignore[misc]
-    """Lives in the api process; the copy that is pickled into the worker carries nothing."""
+    """Used in the api process only; the copy that is pickled into the worker has no endpoints and no gateway."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.api_path = "/v1/chat/completions"  # LitServe keys its queue by it
+        self.api_path = "/v1/chat/completions"  # the key of its queue in LitServe
         self.gateway: Gateway | None = None
         for path, upstream in ROUTES.items():
             self.add_endpoint(path, self._endpoint(path, upstream), ["POST"])
@@ -70,8 +72,8 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
     async def control(self, operation: dict[str, Any]) -> dict[str, Any]:
         """Have the worker carry out `operation`. Raises EngineUnavailable where it does not answer in time.
 
-        A killed worker takes with it what it had, and what the queue hands to it for a second after. So an operation
-        is put on the queue again while nobody has answered; a worker carries out each once.
+        A worker that is killed loses its operation, and those that the queue delivers to it for a second afterwards.
+        So an operation is put on the queue again until it is answered; a worker carries out each one only once.
         """
         uid = str(uuid.uuid4())
         item = ResponseBufferItem(event=asyncio.Event())
@@ -85,8 +87,9 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
                 await asyncio.to_thread(self.request_queue.put, message)
                 again = time.monotonic() + _PUT_AGAIN_AFTER
                 while item.response is None and time.monotonic() < again:
-                    await _look(item)
-        except (OSError, EOFError) as error:  # the queue's own process was killed; this one ends for it soon
+                    await _wait_for_answer(item)
+        except (OSError, EOFError) as error:
+            # The process of the queue was killed; the api ends soon because of it.
             raise EngineUnavailable(
                 "The control queue was lost; it is being restarted.", retry_after=3
             ) from error
@@ -98,8 +101,11 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         return answer
 
 
-async def _look(item: ResponseBufferItem) -> None:
-    """LitServe's monitor sets the event from another thread, which does not wake the loop: look now and then."""
+async def _wait_for_answer(item: ResponseBufferItem) -> None:
+    """Wait for the event for up to half a second.
+
+    LitServe's monitor sets it from another thread, which does not wake the event loop, so the caller must poll.
+    """
     try:
         await asyncio.wait_for(item.event.wait(), 0.5)
     except TimeoutError:

@@ -1,6 +1,6 @@
-"""Rolls an alias back by itself when a new target of it answers badly.
+"""The alias guard: rolls an alias back automatically when a new target fails or is slow.
 
-Lives in the api's event loop and counts there: after a restart of the api the requests are counted from nothing.
+It runs in the api's event loop and keeps its counts in memory, so they start at zero after a restart of the api.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ log = logging.getLogger("tunewright.api")
 
 
 @dataclass
-class _Seen:
-    """Of one target of one version: the requests that ended within the window, which begins when the version is put."""
+class _Counts:
+    """The requests to one target of one version that ended within the window. It begins when the version is set."""
 
     requests: int = 0
     errors: int = 0
     slow: int = 0
-    judged: bool = False
+    exceeded: bool = False
+    """A limit was exceeded, and the rollback was started."""
 
 
 @dataclass
 class _Watched:
-    """The newest version of an alias that a request was seen of."""
+    """The newest version of an alias for which a request has ended, with the counts of its targets."""
 
     version: int
-    targets: dict[str, _Seen] = field(default_factory=dict)
+    targets: dict[str, _Counts] = field(default_factory=dict)
 
 
 class Guard:
-    """`clock` gives Unix seconds, as versions have them."""
+    """Counts the requests of guarded aliases, and rolls an alias back when a limit is exceeded.
+
+    `clock` returns Unix seconds, like the times of versions.
+    """
 
     def __init__(self, aliases: AliasStore, clock: Callable[[], float] = time.time) -> None:
         self._aliases = aliases
@@ -46,49 +50,49 @@ class Guard:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def observe(self, alias: Alias, model: str, *, ok: bool, seconds: float) -> None:
-        """A generation through `alias` ended, which `model` answered.
+        """Count a generation through `alias` that `model` answered and that has ended.
 
-        `ok` is False where the engine failed (5xx, a stream that was cut), not where the client did. `seconds`: until
-        the first byte of the answer, or until it failed.
+        `ok` is False where the engine failed (5xx, a truncated stream), not where the client did. `seconds` is the
+        time to the first byte of the answer, or to the failure.
         """
         watched = self._watched.get(alias.name)
         if watched is not None and watched.version > alias.version:
-            return  # a late request of a version that was replaced
+            return  # a late request to a version that was replaced
         limits = alias.guard
         if limits is None or self._clock() - alias.updated_at > limits.window_seconds:
             self._watched.pop(alias.name, None)
             return
         if watched is None or watched.version < alias.version:
             watched = self._watched[alias.name] = _Watched(alias.version)
-        seen = watched.targets.setdefault(model, _Seen())
+        seen = watched.targets.setdefault(model, _Counts())
         seen.requests += 1
         seen.errors += not ok
         seen.slow += limits.max_p99_seconds is not None and seconds > limits.max_p99_seconds
-        if seen.judged or seen.requests < limits.min_requests:
+        if seen.exceeded or seen.requests < limits.min_requests:
             return
-        why = _fault(model, seen, limits)
+        why = _exceeded_limit(model, seen, limits)
         if why is not None:
-            seen.judged = True
-            task = asyncio.get_running_loop().create_task(self._judge(alias, model, why, seen))
+            seen.exceeded = True
+            task = asyncio.get_running_loop().create_task(self._try_rollback(alias, model, why, seen))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def settle(self) -> None:
-        """Wait for the rollbacks that are under way."""
+        """Wait until all rollbacks in progress have ended."""
         await asyncio.gather(*self._tasks)
 
-    async def _judge(self, alias: Alias, model: str, why: str, seen: _Seen) -> None:
+    async def _try_rollback(self, alias: Alias, model: str, why: str, seen: _Counts) -> None:
         try:
             await asyncio.to_thread(self._roll_back, alias, model, why)
         except TunewrightError as error:
             log.error("guard: %s is left at version %d, though %s: %s", alias.name, alias.version, why, error)
-        except Exception:  # the database, say
+        except Exception:  # for example a failure of the database
             log.exception("guard: %s could not be rolled back, though %s", alias.name, why)
-            seen.judged = False
+            seen.exceeded = False
 
     def _roll_back(self, alias: Alias, model: str, why: str) -> None:
         if self._aliases.version(alias.name, alias.version).rolled_back_to is not None:
-            return  # an engine that fails everybody must not take the alias back to its first version
+            return  # an engine that fails all models must not roll the alias back to its first version
         before = self._aliases.before(alias.name, alias.version)
         if before is None:
             log.warning("guard: %s, and %s has no earlier version to go back to", why, alias.name)
@@ -104,8 +108,11 @@ class Guard:
         )  # fmt: skip
 
 
-def _fault(model: str, seen: _Seen, limits: AliasGuard) -> str | None:
-    """What is wrong, with its numbers. The 99th percentile is over its limit when more than 1 % of the requests are."""
+def _exceeded_limit(model: str, seen: _Counts, limits: AliasGuard) -> str | None:
+    """The limit that is exceeded, with the numbers, or None.
+
+    The 99th percentile exceeds its limit when more than 1 % of the requests do.
+    """
     rate = seen.errors / seen.requests
     if limits.max_error_rate is not None and rate > limits.max_error_rate:
         return (

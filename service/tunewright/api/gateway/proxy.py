@@ -1,7 +1,7 @@
-"""Carries the bytes of a generation from vLLM to the client, in the api process and past LitServe's queue.
+"""The gateway: streams a generation from vLLM to the client, in the api process and without LitServe's queue.
 
-vLLM echoes its internal model name; that fixed string is replaced in each server-sent event, never by parsing JSON.
-(Inside a JSON string the quotes around it would be escaped, so an answer's text cannot be touched.)
+vLLM echoes its internal model name. That fixed string is replaced in each server-sent event without parsing the JSON.
+(Inside a JSON string the quotes around it would be escaped, so the text of an answer is never changed.)
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
 _GRAMMAR_FAILED = "Internal server error"
-"""All that vLLM says where it ends a request with an error, and a faulty grammar is what makes it do so."""
+"""vLLM's whole message where it ends a request with an internal error; the usual cause is a faulty grammar."""
 _GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
 _LOST = "The engine was lost while answering: try again."
 
 
 class Gateway:
-    """One connection pool for each engine. Opened in the event loop that serves.
+    """Sends generations to the engines, with one connection pool for each. Bound to the serving event loop.
 
-    `request_timeout`: seconds that a generation may take.
+    `request_timeout` is the time that a generation may take, in seconds.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Gateway:
         return engine
 
     async def ask(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        """The status and the whole answer of a model, to a request that is not streamed. Raises TunewrightError."""
+        """Send a request that is not streamed, and return the answer's status and bytes. Raises TunewrightError."""
         with ExitStack() as held:
             target = await self.router.find(model, held)
             data = _upstream_body(path, body, target)
@@ -92,7 +92,7 @@ class Gateway:
 
 
 class Relay(Response):
-    """A response that is vLLM's, streamed or not. The client's disconnect aborts the request in vLLM.
+    """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.
 
     `sticky`: requests with the same key get the same target of an alias.
     """
@@ -105,18 +105,19 @@ class Relay(Response):
         self._path = upstream_path
         self._body = body
         self._sticky = sticky
-        self._started_at: float | None = None  # the answer, towards the client
+        self._started_at: float | None = None
+        """Monotonic time at which the answer to the client began."""
         self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._answer(scope, receive, send))
-        gone = asyncio.create_task(_disconnected(receive))
+        answer = asyncio.create_task(self._answer(scope, receive, send))
+        disconnect = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
-            work.cancel()  # closes its connection, and so vLLM aborts
-            for task in (gone, work):
+            disconnect.cancel()
+            answer.cancel()  # closes the connection to vLLM, which aborts the request
+            for task in (disconnect, answer):
                 with suppress(asyncio.CancelledError):
                     await task
 
@@ -155,7 +156,10 @@ class Relay(Response):
                     return
 
     async def _relay(self, target: Target, alias: Alias | None, send: Send, *, may_retry: bool) -> bool:
-        """Ask vLLM and pass on its answer; False where the engine does not know the adapter (any more): look again."""
+        """Send the request to vLLM and pass on its answer.
+
+        Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
+        """
         data = _upstream_body(self._path, self._body, target)
         try:
             async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
@@ -174,7 +178,8 @@ class Relay(Response):
                     await send(start)
                     await self._pass_events(upstream, target, send)
                 else:
-                    text = _renamed(await upstream.read(), target)  # whole, or an error with its own status
+                    # Read as a whole, so that a failure still gets a status of its own.
+                    text = _renamed(await upstream.read(), target)
                     self._started_at, self._ended = time.monotonic(), True
                     await send(start)
                     await send({"type": "http.response.body", "body": text})
@@ -184,20 +189,23 @@ class Relay(Response):
             raise EngineUnavailable(_LOST) from error
 
     async def _pass_events(self, upstream: Answer, target: Target, send: Send) -> None:
-        """Whole events only, so that a name is never cut in two; an end without [DONE] is told as an error."""
-        waiting = b""
+        """Pass on whole events only, so that no model name is split between two chunks.
+
+        Raises EngineUnavailable where the stream ends without [DONE].
+        """
+        buffered = b""
         last = b""
         async for chunk in upstream.content.iter_any():
-            waiting += chunk
-            cut = waiting.rfind(b"\n\n") + 2
+            buffered += chunk
+            cut = buffered.rfind(b"\n\n") + 2
             if cut > 1:
-                whole, waiting = waiting[:cut], waiting[cut:]
+                whole, buffered = buffered[:cut], buffered[cut:]
                 last = whole[-32:]
                 await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(_LOST)
         self._ended = True
-        await send({"type": "http.response.body", "body": waiting})
+        await send({"type": "http.response.body", "body": buffered})
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -208,7 +216,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
-    """The request as vLLM gets it. Raises InvalidRequest."""
+    """Encode the request for vLLM. Raises InvalidRequest."""
     body = {**body, "model": target.internal_name}
     if target.chat_template is not None:
         if path in _TAKES_TEMPLATE and "prompt" not in body:
@@ -259,7 +267,7 @@ def _renamed(data: bytes, target: Target) -> bytes:
 
 
 def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, Any]) -> TunewrightError:
-    """vLLM's error in OpenAI's form, under the public name."""
+    """Convert vLLM's error to one of the API, with the public name of the model."""
     message, param = read_error(status, text)
     message = message.replace(target.internal_name, target.public_name)
     if len(message) > _LONGEST_MESSAGE:  # it may quote the whole body

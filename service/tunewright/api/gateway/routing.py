@@ -1,4 +1,4 @@
-"""From a model's name to the engine that answers for it: aliases, limits, leases, loading on demand."""
+"""Resolves a model's name to the engine that answers: aliases, limits, leases, loading on demand."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tunewright.store.states import Desired, EngineState, ModelState, Residency
 from tunewright.store.store import Store
 
 _WAIT_FOR_LOADING = 30.0
-_LOOK_AGAIN = 0.05
-_REMEMBERED = 10_000
+_POLL_INTERVAL = 0.05
+_MOST_KNOWN = 10_000
 
-Users = tuple[tuple[str, str], ...]
-"""Leases, as (engine, adapter's hash or `ENGINE`)."""
+LeaseKeys = tuple[tuple[str, str], ...]
+"""The leases that a request needs, each as (engine, the adapter's hash or `ENGINE`)."""
 Load = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""Has the engine worker carry out `{"op": "load", "model": name}`; the answer has an `error` where it could not."""
+"""Makes the engine worker carry out `{"op": "load", "model": name}`; the answer has an `error` where it could not."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request goes."""
+    """The engine and the model to which a request is sent."""
 
     socket: str
     internal_name: str
@@ -40,13 +40,14 @@ class Target:
     """The adapter's own."""
     base_has_template: bool = True
     vocabulary: int | None = None
-    """Number of tokens, where the base's config has it."""
+    """Number of tokens, where the base's config states it."""
 
 
 class Router:
-    """Lives in one event loop.
+    """Resolves the names in requests to targets. Used from one event loop only.
 
-    `leases`: the folder that the engine worker watches. `max_requests`: generations in flight for each engine.
+    `leases` is the folder of leases, which the engine worker reads. `max_requests` limits the generations in flight
+    for each engine.
     """
 
     def __init__(
@@ -64,26 +65,26 @@ class Router:
         self._max_requests = max_requests
         self._load_on_demand = load_on_demand
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._known: dict[str, Users] = {}
-        """What requests to a model lease, by its name. Not of bases, which stay."""
+        self._known: dict[str, LeaseKeys] = {}
+        """The leases that requests to a model need, by its name. Bases need none, since they are never removed."""
         self.in_flight: Counter[str] = Counter()
-        """Generations by the engine's name, those that wait for their adapter among them."""
+        """Number of generations by engine name, including those that wait for their adapter."""
 
     async def choose(self, name: str, sticky: str | None) -> tuple[str, Alias | None]:
-        """The model that answers a request to `name`, and the alias that `name` is, if it is one.
+        """The model that answers a request to `name`, and the alias where `name` is one.
 
         `sticky`: requests with the same key get the same target of an alias.
         """
-        if any(user[1] != ENGINE for user in self._known.get(name, ())):  # an adapter, and so no alias
+        if any(key[1] != ENGINE for key in self._known.get(name, ())):  # an adapter, so not an alias
             return name, None
         alias = await asyncio.to_thread(self._store.aliases.get, name)
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
 
     async def find(self, name: str, held: ExitStack) -> Target:
-        """Where requests to model `name` go; loads an adapter that is not there.
+        """The target for a request to model `name`. Loads an adapter that is not loaded.
 
-        The request counts as in flight, and what it uses stays loaded and deployed, until `held` is closed. Raises
-        NotFound, InvalidRequest, EngineUnavailable, TooManyRequests.
+        Until `held` is closed, the request counts as in flight, and its adapter stays loaded and its engine deployed.
+        Raises NotFound, InvalidRequest, EngineUnavailable and TooManyRequests.
         """
         deadline = asyncio.get_running_loop().time() + _WAIT_FOR_LOADING
         entered = known_before = False
@@ -92,7 +93,7 @@ class Router:
                 leased = self._lease(name, lease)
                 model, engine, residency = await asyncio.to_thread(self._store.models.resolve, name)
                 if engine is not None and engine.state is EngineState.DRAINING:
-                    self._known.pop(name, None)  # else leases of requests that are refused would keep it
+                    self._known.pop(name, None)  # else the leases of refused requests would keep it alive
                 engine = self._servable(name, model, engine)
                 if not entered:
                     self._enter(engine.name, held)
@@ -105,7 +106,7 @@ class Router:
                     held.push(lease.pop_all())
                     return _target(engine, model)
             if is_loaded and not known_before:
-                known_before = True  # now its leases can be asked for
+                known_before = True  # its leases are known now and can be taken
                 continue
             if residency is not None and residency.state is Residency.FAILED:
                 raise EngineUnavailable(f"{name} could not be loaded: {residency.error}", retry_after=30)
@@ -113,36 +114,41 @@ class Router:
                 what = "loaded" if is_checked else "checked (GET /v1/adapters says how that ends)"
                 raise EngineUnavailable(f"{name} is still being {what}: try again.")
             if adapter is None or (is_loaded and not is_checked):
-                await asyncio.sleep(_LOOK_AGAIN)
+                await asyncio.sleep(_POLL_INTERVAL)
             else:
-                await self._have_loaded(adapter)
+                await self._ensure_loaded(adapter)
 
-    def _lease(self, name: str, lease: ExitStack) -> Users:
-        """Before the store is read, so that what it says then cannot end while the request runs."""
+    def _lease(self, name: str, lease: ExitStack) -> LeaseKeys:
+        """Take the leases known for `name`, and return them; none where one of them cannot be taken.
+
+        Called before the store is read, so that what the store says stays true while the request runs.
+        """
         known = self._known.get(name, ())
         with ExitStack() as taken:
-            for user in known:
-                if not self._leases.take(*user):
+            for key in known:
+                if not self._leases.take(*key):
                     return ()
-                taken.callback(self._leases.give_back, *user)
+                taken.callback(self._leases.give_back, *key)
             lease.push(taken.pop_all())
         return known
 
-    def _remember(self, name: str, engine: Engine, adapter: TunedModel | None) -> Users:
-        """What a request must lease: of a name that is known once, before the store is read. An adapter's weights never
-        change; but a name may be deleted and used again."""
-        needed: Users = ((engine.name, ENGINE),) if engine.is_deployed else ()
+    def _remember(self, name: str, engine: Engine, adapter: TunedModel | None) -> LeaseKeys:
+        """Record and return the leases that a request to `name` needs, so that the next one can take them first.
+
+        The weights of an adapter never change, but its name may be deleted and used again.
+        """
+        needed: LeaseKeys = ((engine.name, ENGINE),) if engine.is_deployed else ()
         if adapter is not None:
             needed = (*needed, (engine.name, adapter.sha256))
         self._known.pop(name, None)
         if needed:
             self._known[name] = needed
-        if len(self._known) > _REMEMBERED:
+        if len(self._known) > _MOST_KNOWN:
             del self._known[next(iter(self._known))]
         return needed
 
-    async def _have_loaded(self, model: TunedModel) -> None:
-        """Wait for one load, however many requests ask for it."""
+    async def _ensure_loaded(self, model: TunedModel) -> None:
+        """Wait for the load of `model`; concurrent requests share one load."""
         if model.desired is not Desired.LOADED and not self._load_on_demand:
             raise InvalidRequest(
                 f"{model.name} is not loaded: load it with POST /v1/adapters/{model.id}/load.",
@@ -156,7 +162,7 @@ class Router:
         done, _ = await asyncio.wait({task}, timeout=_WAIT_FOR_LOADING)
         if done:
             task.result()
-            await asyncio.sleep(_LOOK_AGAIN if model.desired is Desired.LOADED else 0)
+            await asyncio.sleep(_POLL_INTERVAL if model.desired is Desired.LOADED else 0)
 
     async def _ask_to_load(self, name: str) -> None:
         answer = await self._load({"op": "load", "model": name})
@@ -166,7 +172,7 @@ class Router:
             )
 
     def _servable(self, name: str, model: TunedModel | None, engine: Engine | None) -> Engine:
-        """The engine, if it can be asked for this model now."""
+        """The engine that can answer for this model now. Raises NotFound, InvalidRequest and EngineUnavailable."""
         if model is None and engine is None:
             raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
         if model is not None and model.kind == "full" and engine is None:
@@ -205,7 +211,7 @@ class Router:
 
 
 def not_deployed(name: str) -> InvalidRequest:
-    """Of a full model."""
+    """The error for a full model that has no deployment."""
     return InvalidRequest(
         f"{name} is a full model, and not served now: deploy it with POST /v1/deployments, or download it with "
         f"GET /v1/models/{name}/download.",
@@ -215,7 +221,7 @@ def not_deployed(name: str) -> InvalidRequest:
 
 
 def refuse_unservable(model: TunedModel) -> None:
-    """Raises InvalidRequest where it failed its check, or is of a kind that the engine does not serve."""
+    """Raises InvalidRequest where the model failed its parity check, or vLLM cannot serve adapters of its type."""
     if model.state is ModelState.MERGE_ONLY:
         raise InvalidRequest(
             f"{model.name} is an adapter that vLLM does not serve (DoRA, or whole modules beside the LoRA weights): "
@@ -234,7 +240,7 @@ def refuse_unservable(model: TunedModel) -> None:
 
 
 def _target(engine: Engine, model: TunedModel | None) -> Target:
-    assert engine.socket is not None and engine.info is not None, "only servable engines come here"
+    assert engine.socket is not None and engine.info is not None, "`_servable` checks this first"
     adapter = model if model is not None and model.kind == "adapter" else None
     return Target(
         engine.socket,

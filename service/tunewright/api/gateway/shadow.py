@@ -1,6 +1,6 @@
-"""Sends copies of an alias's requests to its shadow target and records the answers. Nobody waits for them.
+"""Sends copies of an alias's requests to its shadow, in the background, and records the answers.
 
-What goes wrong here is noted and stays here: no fault of a shadow reaches the request that was copied.
+Failures are logged or recorded as answers; none of them affects the request that was copied.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from tunewright.store.shadow_answers import ShadowAnswerStore
 log = logging.getLogger("tunewright.api")
 
 LONGEST = 2**16
-"""Characters of JSON that are kept of a request and of an answer."""
-_TELL_AGAIN_AFTER = 60.0
+"""Characters of JSON that are kept of a request, and of an answer."""
+_LOG_INTERVAL = 60.0
+"""Seconds between two warnings about dropped copies."""
 
 Ask = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
-"""Has a model (its name) answer the body of a request to a path, whole: the answer's status and bytes."""
+"""Sends a body to a path of a model, given by name, without streaming. Returns the answer's status and bytes."""
 
 
 class Shadow:
-    """Lives in one event loop. `at_once`: copies in flight, of all aliases together; more are dropped.
+    """Sends and records the copies. Used from one event loop only.
 
-    `timeout`: seconds that one may take. `chance`: in [0, 1), evenly.
+    `at_once` limits the copies in flight for all aliases together; further ones are dropped. `timeout` is in seconds.
+    `chance` returns uniform random numbers in [0, 1).
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class Shadow:
         self._timeout = timeout
         self._chance = chance
         self._tasks: set[asyncio.Task[None]] = set()
-        self._told_at = -_TELL_AGAIN_AFTER
+        self._logged_at = -_LOG_INTERVAL
         self.dropped: Counter[str] = Counter()
-        """Copies that were not sent for being too many, by alias."""
+        """Number of copies that were not sent because too many were in flight, by alias."""
 
     def copy(self, alias: Alias, answered_by: str, path: str, body: dict[str, Any]) -> None:
-        """Send a copy of the request to the alias's shadow, for its share of the requests. `body` is not changed."""
+        """Send a copy of the request to the alias's shadow, if it falls into the shadow's share.
+
+        `body` is not changed.
+        """
         if alias.shadow is None or self._chance() >= alias.shadow.share:
             return
         if len(self._tasks) >= self._at_once:
@@ -68,11 +73,11 @@ class Shadow:
         task.add_done_callback(self._tasks.discard)
 
     async def settle(self) -> None:
-        """Wait for the copies that are under way."""
+        """Wait until all copies in flight have ended."""
         await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
-        """Give up the copies that are under way."""
+        """Cancel all copies in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -80,8 +85,8 @@ class Shadow:
     def _drop(self, alias: str) -> None:
         self.dropped[alias] += 1
         now = time.monotonic()
-        if now - self._told_at >= _TELL_AGAIN_AFTER:
-            self._told_at = now
+        if now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = now
             log.warning(
                 "shadow: %d copies are in flight, which is the limit; %d of %s were dropped until now",
                 self._at_once, self.dropped[alias], alias,
@@ -109,7 +114,7 @@ class Shadow:
 
         try:
             await asyncio.to_thread(record)
-        except Exception as error:  # a full disk, say
+        except Exception as error:  # for example a full disk
             log.error("shadow: an answer of %s for %s could not be recorded: %s", model, alias, error)
 
     async def _answer(self, model: str, path: str, request: dict[str, Any]) -> tuple[int, bytes]:
@@ -122,13 +127,13 @@ class Shadow:
         except TimeoutError:
             failed = RequestTimeout(f"The shadow took longer than {self._timeout:g} s.")
         except Exception:
-            log.exception("shadow: %s broke down at a copy of a request", model)
+            log.exception("shadow: %s failed on a copy of a request", model)
             failed = Internal("The service hit a fault of its own; its log has the details.")
         return failed.status, json.dumps(failed.body()).encode()
 
 
 def _parsed(answer: bytes) -> Any:
-    """JSON's value, or the text that it is."""
+    """The parsed JSON, or the text itself where it is not JSON."""
     text = answer.decode(errors="replace")
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -141,6 +146,6 @@ def _refuse(constant: str) -> Any:
 
 
 def _cut(value: Any) -> Any:
-    """As it is, or the beginning of its text, which is JSON but for a text, where that is too long."""
+    """`value` itself, or where it is too long the beginning of its text (of its JSON, where it is not a string)."""
     text = value if isinstance(value, str) else json.dumps(value)
     return value if len(text) <= LONGEST else text[:LONGEST]

@@ -1,4 +1,4 @@
-"""Has models loaded before requests are sent to them."""
+"""Loads the models of an alias before requests are sent to them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tunewright.store.states import Desired, EngineState, Residency
 
 
 async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> None:
-    """Return when every model answers without waiting. Raises EngineUnavailable with why one cannot.
+    """Return when every model can answer at once. Raises EngineUnavailable with the reason where one cannot.
 
-    An adapter that was not wanted loaded, and could not be, is as little wanted as before.
+    Where an adapter cannot be loaded whose desired state was unloaded, it is set back to unloaded.
     """
     for name in models:
         model, engine, held = await asyncio.to_thread(context.store.models.resolve, name)
@@ -21,7 +21,7 @@ async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> No
             if engine is None or engine.state is not EngineState.READY:
                 state = engine.state.value if engine else "gone"
                 why = f": {engine.reason}" if engine and engine.reason else ""
-                raise _left(alias, f"the engine of {name} is not ready ({state}{why})")
+                raise _unchanged(alias, f"the engine of {name} is not ready ({state}{why})")
             continue
         is_loaded = held is not None and held.state is Residency.LOADED and model.desired is Desired.LOADED
         if is_loaded and engine is not None and engine.state is EngineState.READY:
@@ -30,10 +30,10 @@ async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> No
         if "error" in answer:
             if model.desired is not Desired.LOADED:
                 await context.control({"op": "unload", "model": name})
-            raise _left(alias, f"{name} could not be loaded: {answer['error']}")
+            raise _unchanged(alias, f"{name} could not be loaded: {answer['error']}")
 
 
-def _left(alias: str, why: str) -> EngineUnavailable:
+def _unchanged(alias: str, why: str) -> EngineUnavailable:
     return EngineUnavailable(
         f"{alias} was left as it is, since {why}. `wait` false changes it nevertheless.",
         code="load_failed",

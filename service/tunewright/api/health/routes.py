@@ -17,7 +17,7 @@ _HEARTBEAT_LATE = 20.0
 
 @router.get("/health", summary="Liveness")
 async def health() -> Health:
-    """The api answers; nothing is asked of the rest."""
+    """The api answers. No other component is checked."""
     return Health(version=__version__)
 
 
@@ -27,8 +27,8 @@ async def health() -> Health:
     responses={503: {"model": Ready, "description": "Something is not ready; its component says what."}},
 )
 def ready(context: Context, request: Request, response: Response) -> Ready:
-    """200 when everything is ready that was named at start; deployments come and go. Reasons are told only to those
-    who hold the key."""
+    """200 when all required components are ready; deployments are not required. Reasons are shown only with the API
+    key."""
     components = {"api": Component(ready=True, state="ready"), "scheduler": _process(context, "scheduler")}
     components["worker"] = _process(context, "worker").model_copy(update={"required": False})
     deployed = {deployment.model for deployment, _ in context.store.deployments.all()}
@@ -50,13 +50,16 @@ def ready(context: Context, request: Request, response: Response) -> Ready:
 
 
 def _process(context: ServiceContext, name: str) -> Component:
-    """It touches its heartbeat about every second; an old one means that it hangs or is being restarted."""
+    """The state of a process, which touches its heartbeat about every second.
+
+    An old heartbeat means that it hangs or is being restarted.
+    """
     try:
         age = time.time() - context.workspace.heartbeat(name).stat().st_mtime
     except FileNotFoundError:
         return Component(ready=False, state="starting")
     if age > _HEARTBEAT_LATE:
-        limit = context.settings.hang_timeout
+        limit = context.settings.processes.hang_timeout
         reason = f"no sign of life for {age:.0f} s; after {limit:.0f} s it is killed and started again"
         return Component(ready=False, state="late", reason=reason)
     return Component(ready=True, state="ready")

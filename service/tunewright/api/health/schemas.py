@@ -24,7 +24,7 @@ class Component(Wire):
 
 
 class Ready(Wire):
-    """`ready` when every component is that is required."""
+    """`ready` is true when all required components are ready."""
 
     ready: bool
     components: dict[str, Component]

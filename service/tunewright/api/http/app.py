@@ -22,7 +22,7 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.http.middleware import Gatekeeper
+from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.models import routes as models
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
@@ -34,14 +34,14 @@ _BODY_LIMIT = 32 * 2**20
 _FORM_OVERHEAD = 2**20
 _SPOOL = 2**20
 
-# LitServe 0.2.19 takes an installed `mcp` for an installed `fastmcp` and dies on it (vLLM brings mcp).
+# LitServe 0.2.19 mistakes an installed `mcp`, a dependency of vLLM, for `fastmcp`, and fails.
 litserve_server._MCP_AVAILABLE = False
-# It also keeps whole uploads in memory, to pickle them into workers. Ours go to disk.
+# It also keeps whole uploads in memory, to pickle them for its workers. Here they are spooled to disk.
 MultiPartParser.spool_max_size = _SPOOL
 
 
 def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpec]:
-    """The server (not started) and the spec through which control operations go."""
+    """Build the server, not started, and the spec that sends control operations to the engine worker."""
     spec = GenerationSpec()
     engine_api = EngineAPI()
     engine_api.spec = spec
@@ -55,41 +55,41 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         healthcheck_path="/litserve/health",
         info_path="/litserve/info",
     )
-    server.monitor_internal = 0.25  # seconds between looks at the worker, to restart a dead one
+    server.monitor_internal = 0.25  # seconds between checks whether the worker must be restarted
     app: FastAPI = server.app
-    _remove_litserves_own(app)
-    app.router.redirect_slashes = False  # to the Host that a request claims
-    app.user_middleware.clear()  # its gzip would hold back streams
+    _remove_litserve_pages(app)
+    app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
+    app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (health, files, fine_tuning, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
-    upload = settings.max_upload + _FORM_OVERHEAD
+    upload = settings.server.max_upload + _FORM_OVERHEAD
     app.add_middleware(
-        Gatekeeper,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        AccessMiddleware,
+        api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
         limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
-        max_uploads=settings.max_uploads,
+        max_uploads=settings.server.max_uploads,
     )
     errors.install_error_handlers(app)
     openapi.describe(app)
-    workspace = Workspace(settings.data_dir)
+    workspace = Workspace(settings.storage.data_dir)
     names = Router(
         store,
         workspace.leases,
         spec.control,
-        max_requests=settings.max_requests,
-        load_on_demand=settings.load_on_demand,
+        max_requests=settings.server.max_requests,
+        load_on_demand=settings.serving.load_on_demand,
     )
     spec.gateway = Gateway(
-        names, store.aliases, store.shadow_answers, request_timeout=settings.request_timeout
+        names, store.aliases, store.shadow_answers, request_timeout=settings.server.request_timeout
     )
     app.state.context = ServiceContext(
-        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings))
+        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings.processes))
     )
     return server, spec
 
 
-def _remove_litserves_own(app: FastAPI) -> None:
-    """Its index, health and info pages; ours say more, and its health says nothing of vLLM."""
+def _remove_litserve_pages(app: FastAPI) -> None:
+    """Remove LitServe's index, health and info routes: its health does not cover vLLM."""
     app.router.routes[:] = [
         route
         for route in app.router.routes

@@ -1,7 +1,7 @@
-"""uvicorn's connection, with an end to its patience: for heads of requests, and for answers that nobody takes.
+"""uvicorn's connection with timeouts: for the heads of requests, and for clients that do not read their answers.
 
-uvicorn stops taking in an answer while its client does not read (`pause_writing`), so memory is bounded, but waits for
-ever. Ending the connection here makes it a disconnect for whatever answers on it: a generation is aborted in vLLM.
+uvicorn pauses an answer while its client does not read (`pause_writing`), so memory is bounded, but it waits without
+limit. A connection that is closed here is a disconnect for the application: a generation is aborted in vLLM.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ log = logging.getLogger("tunewright.api")
 
 _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 256 * 2**10
-"""Of a request's line and headers; neither uvicorn nor httptools has a limit."""
+"""Largest request line and headers together; neither uvicorn nor httptools has a limit."""
 
 
 class Connection(HttpToolsProtocol):
-    """`slow_reader_timeout`: seconds in which a client must take at least a byte of what waits for it."""
+    """Closes the connection of a client that reads no byte of a waiting answer for `slow_reader_timeout` seconds, or
+    that does not complete the head of a request in time."""
 
     def __init__(self, *args: Any, slow_reader_timeout: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._patience = slow_reader_timeout
+        self._slow_reader_timeout = slow_reader_timeout
         self._reader_timer: asyncio.TimerHandle | None = None
-        self._untaken, self._taken_at = 0, 0.0
+        self._unread, self._read_at = 0, 0.0
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = False
@@ -40,8 +41,8 @@ class Connection(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._end, "sent no request in time")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_done()
-        self._reader_goes_on()
+        self._end_head()
+        self._stop_reader_timer()
         super().connection_lost(exc)
 
     # heads
@@ -61,10 +62,10 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._head_is_done()
+        self._end_head()
         super().on_headers_complete()
 
-    def _head_is_done(self) -> None:
+    def _end_head(self) -> None:
         self._in_head = False
         self._head_bytes = 0
         if self._head_timer is not None:
@@ -75,44 +76,48 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._untaken = _untaken(self.transport)
-        self._taken_at = self.loop.time()
-        self._await_reader()
+        self._unread = _unread(self.transport)
+        self._read_at = self.loop.time()
+        self._start_reader_timer()
 
     def resume_writing(self) -> None:
-        self._reader_goes_on()
+        self._stop_reader_timer()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():  # closing would wait until it is taken
-            self._end("did not take the end of its answer")
+        if self.transport.get_write_buffer_size():  # a regular close would wait until the client reads it
+            self._end("did not read the end of its answer")
         else:
             super().timeout_keep_alive_handler()
 
-    def _await_reader(self) -> None:
-        self._reader_timer = self.loop.call_later(self._patience / 4, self._look_at_reader)
+    def _start_reader_timer(self) -> None:
+        self._reader_timer = self.loop.call_later(self._slow_reader_timeout / 4, self._check_reader)
 
-    def _look_at_reader(self) -> None:
-        untaken, now = _untaken(self.transport), self.loop.time()
-        if untaken < self._untaken:
-            self._untaken, self._taken_at = untaken, now
-        elif now - self._taken_at >= self._patience:
-            self._end(f"took nothing of its answer for {self._patience:g} s")
+    def _check_reader(self) -> None:
+        unread, now = _unread(self.transport), self.loop.time()
+        if unread < self._unread:
+            self._unread, self._read_at = unread, now
+        elif now - self._read_at >= self._slow_reader_timeout:
+            self._end(f"read nothing of its answer for {self._slow_reader_timeout:g} s")
             return
-        self._await_reader()
+        self._start_reader_timer()
 
-    def _reader_goes_on(self) -> None:
+    def _stop_reader_timer(self) -> None:
         if self._reader_timer is not None:
             self._reader_timer.cancel()
             self._reader_timer = None
 
     def _end(self, why: str) -> None:
-        log.info("a connection from %s was ended: it %s", self.client[0] if self.client else "nowhere", why)
+        client = self.client[0] if self.client else "an unknown address"
+        log.info("closed a connection: the client at %s %s", client, why)
         self.transport.abort()
 
 
-def _untaken(transport: asyncio.Transport) -> int:
-    """Bytes that wait for the client, here and in the kernel, which makes room here only when it has sent megabytes."""
+def _unread(transport: asyncio.Transport) -> int:
+    """Number of bytes that the client has not received yet, in the transport's buffer and in the kernel's.
+
+    The kernel's must be counted: it takes more from the transport only after it has sent megabytes.
+    """
     waiting = bytearray(4)
     with suppress(OSError):
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)

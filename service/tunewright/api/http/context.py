@@ -1,4 +1,4 @@
-"""What routes need of the service, handed to them by FastAPI."""
+"""The parts of the service that routes use, as a FastAPI dependency."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""Has the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
+"""Makes the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
 
 
 @dataclass(frozen=True)
 class ServiceContext:
+    """The settings, the store and the workspace, and access to the engine worker."""
+
     settings: Settings
     store: Store
     workspace: Workspace
     control: Control
     devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
-    """Where engines may be."""
+    """Returns the devices on which engines may run."""
 
 
 def _context(request: Request) -> ServiceContext:
-    if "\0" in request.scope["path"]:  # PostgreSQL does not even compare with it
+    if "\0" in request.scope["path"]:  # PostgreSQL refuses it, even in a comparison
         raise NotFound("Nothing here has the character U+0000 in its name.")
     context: ServiceContext = request.app.state.context
     return context

@@ -1,4 +1,4 @@
-"""The one place that turns errors into HTTP."""
+"""Converts errors to HTTP responses; nothing else does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MEANINGS = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: the errors it gives, 401 always among them."""
+    """The `responses` of a route that answers with these error statuses, and with 401 like every route."""
     return {
         status: {"model": ErrorResponse, "description": _MEANINGS[status]}
         for status in sorted({401, *statuses})
@@ -50,12 +50,11 @@ def error_response(error: TunewrightError) -> Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     elif error.status == 408:
-        headers["Connection"] = "close"  # the rest of the body may still come, and is no request
+        headers["Connection"] = "close"  # the rest of the body may still arrive, and is not a request
     elif error.status in (504, 507):
-        headers["X-Should-Retry"] = (
-            "false"  # OpenAI's clients heed it: again would take as long, or fail, again
-        )
-    # A message may quote half a surrogate pair, which only escaped can be sent.
+        # OpenAI's clients heed it: a retry would take as long again, or fail again.
+        headers["X-Should-Retry"] = "false"
+    # A message may quote half of a surrogate pair, which can only be sent escaped.
     body = json.dumps(error.body())
     return Response(body, status_code=error.status, headers=headers, media_type="application/json")
 
@@ -67,7 +66,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return error_response(_of_validation(error, request.headers.get("content-type", "")))
+        return error_response(_validation_error(error, request.headers.get("content-type", "")))
 
     async def on_os_error(request: Request, error: Exception) -> Response:
         if is_disk_full(error):
@@ -90,15 +89,16 @@ def install_error_handlers(app: FastAPI) -> None:
             response.headers["Allow"] = ", ".join(sorted(_methods(request)))
             return response
         if error.__cause__ is not None:
-            return error_response(_of_body(error.__cause__))
+            return error_response(_body_error(error.__cause__))
         response = error_response(InvalidRequest(str(error.detail), code="bad_request"))
         response.status_code = error.status_code
         return response
 
     async def on_fault(request: Request, error: Exception) -> Response:
-        log.error("%s %s broke down", request.method, request.url.path, exc_info=error)
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         response = error_response(Internal("The service hit a fault of its own; its log has the details."))
-        response.headers["x-request-id"] = request.state.request_id  # this answer goes past the Gatekeeper
+        # This answer bypasses AccessMiddleware, which sets the header of all others.
+        response.headers["x-request-id"] = request.state.request_id
         return response
 
     app.add_exception_handler(TunewrightError, on_domain_error)
@@ -109,21 +109,21 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> set[str]:
-    """All that the URL takes. Starlette names those of the first route only, and each method is a route of its own."""
+    """The methods that the URL takes. Each is a route of its own, and Starlette's error has only those of the first."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
     return {method for route in routes if route.path == path for method in route.methods or ()}
 
 
-def _of_body(cause: BaseException) -> TunewrightError:
-    """Why FastAPI could not read a body."""
+def _body_error(cause: BaseException) -> TunewrightError:
+    """The error for a body that FastAPI could not read."""
     if is_disk_full(cause):
         return StorageFull(_DISK_FULL)
     if isinstance(cause, RecursionError):
         return InvalidRequest("The body is nested too deeply.", code="invalid_json")
     if isinstance(cause, UnicodeDecodeError):
         return InvalidRequest("The body is not UTF-8 text.", code="invalid_json")
-    if isinstance(cause, ValueError):  # an integer of more digits than Python reads
+    if isinstance(cause, ValueError):  # an integer with more digits than Python parses
         return InvalidRequest("The body is not valid JSON: a number in it is too long.", code="invalid_json")
     return InvalidRequest("The body could not be read.", code="bad_request")
 
@@ -131,8 +131,8 @@ def _of_body(cause: BaseException) -> TunewrightError:
 _UNION_TAGS = {"int", "float", "str", "bool", "literal['auto']", "literal['all-linear']", "list[str]"}
 
 
-def _of_validation(error: RequestValidationError, content_type: str) -> InvalidRequest:
-    """The deepest fault, in one line, with the parameter's dotted name."""
+def _validation_error(error: RequestValidationError, content_type: str) -> InvalidRequest:
+    """The error for a request that pydantic refused: the first fault, in one line, with the parameter's dotted name."""
     faults = error.errors()
     for fault in faults:
         if fault["type"] == "json_invalid":

@@ -1,4 +1,4 @@
-"""The api's heartbeat, which the supervisor watches, and the watch over the engine worker's."""
+"""Writes the api's heartbeat, which the supervisor checks, and checks the heartbeat of the engine worker."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ log = logging.getLogger("tunewright.api")
 
 
 class ApiHeartbeat:
-    """Called from the event loop, `beat` touches the file if LitServe's queues have answered since the last time.
+    """Touches the heartbeat file from the event loop, if LitServe's queues have answered since the last beat.
 
-    The queues live in a process of their own, which only a new api replaces: while it hangs, the api counts as hung.
+    The queues have a process of their own, which is replaced only by a restart of the api. While that process hangs,
+    the api counts as hung.
     """
 
     def __init__(self, path: Path, ask_queues: Callable[[], object]) -> None:
-        """`ask_queues` is called in a thread, again and again; it may block."""
+        """`ask_queues` is called periodically in a thread, and may block."""
         self._path = path
         self._ask_queues = ask_queues
         self._answered = threading.Event()
@@ -30,7 +31,7 @@ class ApiHeartbeat:
         threading.Thread(target=self._ask, name="queues-answer", daemon=True).start()
 
     def beat(self) -> None:
-        """Never blocks."""
+        """Touch the file if the queues have answered. Does not block."""
         if self._answered.is_set():
             self._answered.clear()
             beat(self._path)
@@ -39,14 +40,14 @@ class ApiHeartbeat:
         while True:
             try:
                 self._ask_queues()
-            except (OSError, EOFError):  # their process is gone, and the api ends for it
+            except (OSError, EOFError):  # their process has ended, and the api ends because of that
                 return
             self._answered.set()
             time.sleep(PERIOD / 2)
 
 
 def watch_worker(workers: list[BaseProcess], watch: HeartbeatWatch) -> None:
-    """Kill the engine worker where it hangs, for as long as this process lives.
+    """Kill the engine worker whenever it hangs. Does not return.
 
     `workers` is LitServe's own list, in which its monitor replaces a worker that has ended.
     """

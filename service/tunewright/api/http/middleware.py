@@ -1,4 +1,5 @@
-"""Around every request, in plain ASGI so that streams pass untouched: request id, API key, what a body may be."""
+"""The middleware of every request: request id, API key, limits of bodies and uploads. Plain ASGI, so that streams pass
+unchanged."""
 
 from __future__ import annotations
 
@@ -27,18 +28,21 @@ log = logging.getLogger("tunewright.api")
 _OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
-
 _BODY_STALLED = 30.0
-"""Seconds without a byte of a body that has not ended."""
+"""Seconds without a new byte after which an unfinished body is refused."""
 _UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
 
 
 class _Refused(Exception):
-    """The application is not to see the rest of the body."""
+    """Raised into the application when its request's body is refused."""
 
 
-class Gatekeeper:
-    """`api_key` None: open. `limits`: bytes by path, `None` for every other path. `max_uploads`: at once."""
+class AccessMiddleware:
+    """Checks the API key, limits bodies and concurrent uploads, and gives every request an id.
+
+    Without an `api_key`, all requests are allowed. `limits` has the largest body in bytes by path, and under `None`
+    the one of all other paths. `max_uploads` is the number of concurrent uploads.
+    """
 
     def __init__(
         self, app: ASGIApp, api_key: str | None, limits: dict[str | None, int], max_uploads: int
@@ -75,7 +79,7 @@ class Gatekeeper:
                 AuthenticationFailed("Missing or wrong API key: send it as `Authorization: Bearer <key>`.")
             )(scope, receive, answer)
         else:
-            await self._admitted(scope, headers, receive, answer)
+            await self._limit_uploads(scope, headers, receive, answer)
         log.debug(
             "%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, time.monotonic() - began
         )
@@ -86,10 +90,10 @@ class Gatekeeper:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1"), self._key)
 
-    async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        """Only so many uploads at once: each may fill the disk up to its limit."""
+    async def _limit_uploads(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Limit the concurrent uploads, since each may use disk space up to the limit of its body."""
         if (scope["method"], scope["path"]) not in _UPLOADS:
-            await self._limited(scope, headers, receive, send)
+            await self._limit_body(scope, headers, receive, send)
             return
         if self._uploads >= self._max_uploads:
             busy = TooManyRequests(
@@ -101,12 +105,12 @@ class Gatekeeper:
             return
         self._uploads += 1
         try:
-            await self._limited(scope, headers, receive, send)
+            await self._limit_body(scope, headers, receive, send)
         finally:
             self._uploads -= 1
 
-    async def _limited(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        """Refuse a body over its limit, or one that stops coming, as soon as it is, while it streams in."""
+    async def _limit_body(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Refuse a body that exceeds its limit or stalls, as soon as it does, while it is streamed."""
         limit = self._limits.get(scope["path"], self._limits[None])
         too_large = TooLarge(f"The body is larger than {limit} bytes, the limit for {scope['path']}.")
         declared = headers.get("content-length", "")
@@ -117,8 +121,8 @@ class Gatekeeper:
         ended = started = False
         refusal: TunewrightError | None = None
 
-        async def count(  # the application may turn our exception into an answer of its own: `refusal` remembers
-        ) -> Message:
+        # The application may convert `_Refused` to an answer of its own; `refusal` keeps the right one.
+        async def receive_limited() -> Message:
             nonlocal received, ended, refusal
             if ended:
                 return await receive()
@@ -137,7 +141,7 @@ class Gatekeeper:
                 raise _Refused
             return message
 
-        async def unless_refused(message: Message) -> None:
+        async def send_unless_refused(message: Message) -> None:
             nonlocal started
             if refusal is not None and not started:
                 return
@@ -145,8 +149,8 @@ class Gatekeeper:
             await send(message)
 
         try:
-            await self._app(scope, count, unless_refused)
-        except (_Refused, ClientDisconnect):  # whoever left in mid body gets no answer
+            await self._app(scope, receive_limited, send_unless_refused)
+        except (_Refused, ClientDisconnect):  # a client that disconnected during its body gets no answer
             pass
         if refusal is not None and not started:
             await error_response(refusal)(scope, receive, send)

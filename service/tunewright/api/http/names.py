@@ -1,4 +1,4 @@
-"""Names of models and aliases in paths, which may have slashes."""
+"""Path parameters for names of models and aliases, which may contain slashes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from starlette.convertors import Convertor, register_url_convertor
 
 
 def register_names(key: str, *under: str) -> None:
-    """Have `{name:key}` in a route's path take a name, but not the URLs that lie under one: those that end in one of
-    `under`."""
+    """Register the path convertor `key` for `{name:key}`: it matches any name, except where the path ends in one of the
+    sub-resources `under`."""
 
     class Name(Convertor[str]):
         regex = ".*" + "".join(f"(?<!/{end})" for end in under)

@@ -1,6 +1,6 @@
 """`python -m tunewright.api --fd N`: the api's process, started by the supervisor on its listening socket.
 
-The socket outlives this process, so while the api restarts, clients wait in its backlog and are not refused.
+The socket outlives this process: while the api restarts, connections wait in its backlog and are not refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from setproctitle import setproctitle
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
 from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
-from tunewright.config import Settings, settings_in_child
+from tunewright.config import ServerOptions, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
@@ -37,9 +37,9 @@ log = logging.getLogger("tunewright.api")
 
 _DESCRIPTORS = 65_536
 _TICK = 0.1
-"""Seconds between two of uvicorn's ticks."""
+"""Seconds between two ticks of uvicorn."""
 _GRACE = 3
-"""Seconds for running requests when asked to stop."""
+"""Seconds that running requests have to end when the process is stopped."""
 
 
 def main() -> int:
@@ -48,24 +48,24 @@ def main() -> int:
     descriptor = parser.parse_args().fd
     settings = settings_in_child()
     setproctitle("tunewright: api")
-    configure_logging(settings.log_level)
+    configure_logging(settings.processes.log_level)
     _allow_many_connections()
-    store = Store.open(settings.resolved_database_url)
+    store = Store.open(settings.storage.resolved_database_url)
     server, _ = build(settings, store)
-    tempfile.tempdir = str(short_temporary_folder())  # multiprocessing's socket lies there
+    tempfile.tempdir = str(short_temporary_folder())  # for multiprocessing's socket
     manager = _start_workers(server)
-    workspace = Workspace(settings.data_dir)
-    tempfile.tempdir = str(workspace.tmp)  # uploads are spooled beside where they will lie
+    workspace = Workspace(settings.storage.data_dir)
+    tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
-    web = web_server(server.app, settings, heartbeat.beat)
-    threading.Thread(target=_end_with, args=(manager, web), daemon=True).start()
-    watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.hang_timeout)
+    web = web_server(server.app, settings.server, heartbeat.beat)
+    threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
+    watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
     finally:
-        with contextlib.suppress(OSError, EOFError):  # where the manager was killed
+        with contextlib.suppress(OSError, EOFError):  # raised where the manager was killed
             server._shutdown_event.set()
         server._transport.close()
         for worker in server.inference_workers:
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 class _BeatingServer(uvicorn.Server):
-    """Beats from the event loop, about once a second: not while the loop is blocked."""
+    """Calls `beat` from the event loop about once a second, so no heartbeat is written while the loop is blocked."""
 
     def __init__(self, config: uvicorn.Config, beat: Callable[[], None]) -> None:
         super().__init__(config)
@@ -87,7 +87,9 @@ class _BeatingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def web_server(app: FastAPI, settings: Settings, beat: Callable[[], None] = lambda: None) -> uvicorn.Server:
+def web_server(
+    app: FastAPI, options: ServerOptions, beat: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
     return _BeatingServer(
         uvicorn.Config(
             app,
@@ -96,7 +98,7 @@ def web_server(app: FastAPI, settings: Settings, beat: Callable[[], None] = lamb
             timeout_graceful_shutdown=_GRACE,
             timeout_keep_alive=75,
             http=functools.partial(  # type: ignore[arg-type]
-                Connection, slow_reader_timeout=settings.slow_reader_timeout
+                Connection, slow_reader_timeout=options.slow_reader_timeout
             ),
             loop="uvloop",
             server_header=False,
@@ -105,17 +107,20 @@ def web_server(app: FastAPI, settings: Settings, beat: Callable[[], None] = lamb
     )
 
 
-def _end_with(manager: multiprocessing.managers.SyncManager, web: uvicorn.Server) -> None:
-    """LitServe's queues live in a process of their own. Without it nothing can be loaded any more, and nobody would
-    restart it: end, so that the supervisor starts all of it anew."""
+def _stop_with_queues(manager: multiprocessing.managers.SyncManager, web: uvicorn.Server) -> None:
+    """Stop the web server when the process of LitServe's queues has ended.
+
+    Without the queues no adapter can be loaded, and nothing restarts their process alone; the supervisor restarts the
+    api as a whole.
+    """
     multiprocessing.connection.wait([manager._process.sentinel])  # type: ignore[attr-defined]
     if not web.should_exit:
-        log.error("the process of LitServe's queues is gone; the api starts again")
+        log.error("the process of LitServe's queues has ended; the api restarts")
         web.should_exit = True
 
 
 def _allow_many_connections() -> None:
-    """A generation takes two descriptors, and many systems start processes with 1024."""
+    """Raise the limit of file descriptors: a generation uses two, and many systems allow a process only 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -123,9 +128,10 @@ def _allow_many_connections() -> None:
 
 
 def _start_workers(server: ls.LitServer) -> multiprocessing.managers.SyncManager:
-    """What `LitServer.run` does before it forks API servers that nobody would restart: we are the one API server.
+    """Start LitServe's queues and workers, as `LitServer.run` does before it forks its API servers.
 
-    As in litserve/utils.py, `wrap_litserve_start`.
+    This process is the only API server, since nothing would restart forked ones. The same as `wrap_litserve_start` in
+    litserve/utils.py.
     """
     server.app.response_queue_id = 0
     for api in server.litapi_connector:

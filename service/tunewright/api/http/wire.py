@@ -1,4 +1,4 @@
-"""Bodies and parameters that every part of the API shares."""
+"""Bodies and parameters that all parts of the API share."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from tunewright.wire import Text, Wire
 
 Item = TypeVar("Item")
 
-
 After = Annotated[Text | None, Query(description="The last id of the page before.")]
 Force = Annotated[
     bool,
     Query(
-        description="Also where aliases have it: take it out of them; one that has no other target is deleted."
+        description="Also if aliases have it: remove it from them; an alias that has no other target is deleted."
     ),
 ]
 User = Annotated[
     Text | None,
     Header(
-        alias="X-Tunewright-User", max_length=128, description="Who does it, for the history. Not checked."
+        alias="X-Tunewright-User",
+        max_length=128,
+        description="Who makes the change, for the history. Not checked.",
     ),
 ]
 

@@ -1,1 +1,1 @@
-"""What the routes of every kind of job share."""
+"""Routes, schemas and creation that all kinds of jobs share."""

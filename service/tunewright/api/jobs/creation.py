@@ -1,4 +1,4 @@
-"""From a checked request to a job in the store, whatever its kind: repeated requests, and the limit of the queue."""
+"""Stores a new job of any kind: recognizes repeated requests, and enforces the limit of the queue."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tunewright.store.records import Job, NewJob
 from tunewright.wire import Body
 
 _REPEAT_SECONDS = 5.0
-"""An identical request without an Idempotency-Key this soon is a retry: OpenAI's client repeats POSTs without one."""
+"""An identical request without an Idempotency-Key within this time is a repeat: OpenAI's client retries without one."""
 _RETRY_AFTER = 30.0
-"""Seconds after which a full queue may have moved on."""
+"""Seconds after which a client may retry where the queue was full."""
 
 
 def create_once(
     context: ServiceContext, body: Body, idempotency_key: str | None, check: Callable[[], NewJob]
 ) -> Job:
-    """The job that this request made before, or the new one that `check` gives.
+    """Return the job that this request created before, or create the one that `check` returns.
 
-    Raises what `check` does, and InvalidRequest, NotFound or TooManyRequests.
+    Raises what `check` raises, and InvalidRequest, NotFound or TooManyRequests.
     """
     content = f"{type(body).__name__}{body.model_dump_json()}"
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
@@ -42,7 +42,7 @@ def create_once(
 
 
 def _check_queue(context: ServiceContext) -> None:
-    most = context.settings.max_queued_jobs
+    most = context.settings.jobs.max_queued_jobs
     if context.store.jobs.count_waiting() >= most:
         raise TooManyRequests(
             f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "
@@ -53,7 +53,7 @@ def _check_queue(context: ServiceContext) -> None:
 
 
 def check_training_file(context: ServiceContext, param: str, id: str) -> None:
-    """Raises InvalidRequest where it is not there, or for another purpose."""
+    """Raises InvalidRequest where the file does not exist, or has another purpose than fine-tune."""
     record = context.store.files.get(id)
     if record is None:
         raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)

@@ -1,4 +1,4 @@
-"""Bodies that jobs of every kind share."""
+"""Bodies and checks that jobs of all kinds share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_METADATA = 16
 
 
 def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
-    """Raises ValueError where there are too many pairs, or too long ones."""
+    """Return the metadata. Raises ValueError where it has too many pairs, or keys or values that are too long."""
     pairs = (value or {}).items()
     if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
         raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
@@ -31,6 +31,6 @@ class JobError(Wire):
 
 
 def estimated_finish(job: Job) -> int | None:
-    """When the job's process will be done (Unix seconds), as far as its newest step says."""
+    """When the job's process will be done (Unix seconds), estimated from its newest step; None where unknown."""
     eta = job.progress.eta_seconds if job.progress else None
     return int(time.time() + eta) if job.state is JobState.RUNNING and eta is not None else None

@@ -1,4 +1,4 @@
-"""What is done with a model's artifact, whichever route asks: it is downloaded, or removed with its model."""
+"""Downloads and removes the artifacts of models; shared by the routes of models and adapters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TAR: dict[int | str, dict[str, Any]] = {
         "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
     }
 }
-"""Of a route's `responses`, where it answers with `tar_of`."""
+"""The `responses` of a route that returns `tar_of`."""
 
 
 def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
-    """The model's folder. Raises FileNotFoundError where it was removed meanwhile."""
+    """The model's folder as a tar. Raises FileNotFoundError where it was removed meanwhile."""
     files = _open(context.workspace.artifacts.local(model.sha256))
     name = model.name.replace(":", "-").replace("/", "-")
     return StreamingResponse(
@@ -48,7 +48,7 @@ async def remove(
     if force:
         await asyncio.to_thread(context.store.aliases.take_out, model.name, who=who)
     if model.kind == "adapter":
-        wait = context.settings.drain_timeout
+        wait = context.settings.serving.drain_timeout
         answer = await context.control({"op": "unload", "model": model.name, "wait": wait})
         if answer.get("state") == "draining":
             raise EngineUnavailable(
@@ -66,12 +66,12 @@ def _unlist(context: ServiceContext, model: TunedModel, force: bool, who: str | 
 
 
 def _open(folder: Path) -> list[BufferedReader]:
-    """All of its files: what is open comes whole where the model is deleted meanwhile."""
+    """Open all files of the folder, so that they can be read to the end even if the model is deleted meanwhile."""
     return [path.open("rb") for path in sorted(folder.iterdir())]
 
 
 def _tar(files: list[BufferedReader], name: str) -> Iterator[bytes]:
-    """A tar of the files, block by block: never the whole in memory."""
+    """A tar of the files, block by block, so that it is never in memory as a whole."""
     for file in files:
         info = tarfile.TarInfo(f"{name}/{Path(file.name).name}")
         status = os.fstat(file.fileno())

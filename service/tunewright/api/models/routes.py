@@ -1,4 +1,4 @@
-"""`/v1/models`: bases and what was made of them."""
+"""`/v1/models`: bases, aliases and tuned models."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("", summary="List models", responses=responses())
 def list_models(context: Context) -> Page[ModelObject]:
-    """The bases and what is deployed beside them, aliases, then tuned models, newest first. Checkpoints are listed
-    while they are loaded."""
+    """The bases and deployed models, aliases, then tuned models, newest first. Checkpoints are listed while they are
+    loaded."""
     bases = [ModelObject.of_engine(engine) for engine in context.store.engines.bases()]
     aliases = _aliases(context, context.store.aliases.list()[0])
     tuned = [ModelObject.of(listed) for listed in context.store.listings.models()]
@@ -60,8 +60,8 @@ def retrieve(context: Context, model: str) -> ModelObject:
 
 @router.delete("/{model:path}", summary="Delete a tuned model", responses=responses(400, 404, 503, 507))
 async def delete(context: Context, model: str, force: Force = False, user: User = None) -> Deleted:
-    """Unloads it first. Bases cannot be deleted, nor what is deployed, what an unfinished job starts from, or what an
-    alias has."""
+    """Unload and delete it. Refused for bases and deployed models, and for models from which an unfinished job starts
+    or that an alias has."""
     tuned = await asyncio.to_thread(_tuned, context, model)
     await remove(context, tuned, force=force, who=user)
     return Deleted(id=tuned.name, object="model")

@@ -21,7 +21,7 @@ AdapterState = Literal[
 
 
 class ModelObject(Wire):
-    """OpenAI's model object, and what Tunewright knows beside it."""
+    """OpenAI's model object, with Tunewright's own fields."""
 
     id: str
     object: Literal["model"] = "model"
@@ -30,7 +30,7 @@ class ModelObject(Wire):
     kind: Literal["base", "adapter", "full", "alias"]
     base: str | None = Field(description="The base it was tuned from.")
     state: str = Field(
-        description="ready, or why generation would fail: starting, backoff, failed, draining, unloaded, loading, "
+        description="ready, or why a generation would fail: starting, backoff, failed, draining, unloaded, loading, "
         "...; stored: a full model that is not deployed"
     )
     max_model_len: int | None = Field(None, description="Longest prompt and answer together, in tokens.")
@@ -39,9 +39,7 @@ class ModelObject(Wire):
     method: str | None = None
     sha256: str | None = None
     bytes: int | None = None
-    targets: list[TargetObject] | None = Field(
-        None, description="Of an alias: the models that answer for it."
-    )
+    targets: list[TargetObject] | None = Field(None, description="For an alias: the models that answer.")
     model_config = ConfigDict(protected_namespaces=())
 
     @classmethod
@@ -57,7 +55,7 @@ class ModelObject(Wire):
 
     @classmethod
     def of_alias(cls, alias: Alias, models: Mapping[str, ModelObject]) -> ModelObject:
-        """`models`: those among its targets that there are, by name. It is as ready as the least ready of them."""
+        """`models` has the existing ones of its targets, by name. The alias is ready when all of its targets are."""
         targets = [models.get(target.model) for target in alias.targets]
         states = [model.state if model else "base_not_served" for model in targets]
         lengths = [model.max_model_len for model in targets if model and model.max_model_len]
@@ -91,7 +89,7 @@ class ModelObject(Wire):
 
 
 class AdapterObject(Wire):
-    """A LoRA adapter in the registry, and what the engine holds of it."""
+    """A LoRA adapter in the registry, with its state in the engine."""
 
     id: str
     object: Literal["adapter"] = "adapter"
@@ -105,14 +103,16 @@ class AdapterObject(Wire):
     alpha: float
     target_modules: list[str]
     bytes: int
-    sha256: str = Field(description="Of its weights and config; also its name inside vLLM.")
+    sha256: str = Field(description="Hash of its weights and config; also its name inside vLLM.")
     source: Source = Field(description="Where it came from.")
     lineage: LineageObject
     desired: Literal["loaded", "unloaded"]
-    pinned: bool = Field(description="Never evicted for another.")
+    pinned: bool = Field(description="It is never evicted for another.")
     state: AdapterState
     error: str | None
-    parity: ParityObject | None = Field(description="Whether it does in the engine what it does in peft.")
+    parity: ParityObject | None = Field(
+        description="Whether it has the same effect in the engine as in peft."
+    )
 
     @classmethod
     def of(cls, listed: Listed) -> AdapterObject:
@@ -141,7 +141,7 @@ class AdapterObject(Wire):
 
 
 def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> str:
-    """ready, or the word for why not."""
+    """The model's state: `ready`, or the reason why a generation would fail."""
     if model.kind != "adapter":
         return engine.state.value if engine else "stored"
     if model.state is not ModelState.READY:

@@ -86,9 +86,9 @@ class Export(Kind):
             base_name=base.name,
             base_hub_id=base.hub_id,
             base_path=str(whole_model or base.path),
-            trust_remote_code=trusts_code(settings, service.store, base.name),
+            trust_remote_code=trusts_code(settings.models, service.store, base.name),
             adapters=adapters,
-            combine=Combine(**request.combine.model_dump(), max_rank=settings.max_lora_rank)
+            combine=Combine(**request.combine.model_dump(), max_rank=settings.serving.max_lora_rank)
             if request.combine
             else None,
             chat_template=request.chat_template,
@@ -106,7 +106,7 @@ class Export(Kind):
                 rows_from=request.rows_from,
                 count=request.rows,
             ),
-            max_merged_kl=request.max_kl if request.format == "merged" else settings.max_merged_kl,
+            max_merged_kl=request.max_kl if request.format == "merged" else settings.exports.max_merged_kl,
             max_awq_kl=request.max_kl if request.format == "awq" else None,
             force=request.force,
             facts={"export": job.id, **asdict(_lineage(service, job))},
@@ -125,7 +125,7 @@ class Export(Kind):
         }
         with ExitStack() as kept:
             if request.format == "adapter":
-                common |= {"method": "lora", "state": state_of_new_adapter(service.settings)}
+                common |= {"method": "lora", "state": state_of_new_adapter(service.settings.parity)}
                 product = adapter_row(
                     service.workspace.artifacts, kept, folder.adapter, _name(job), None, common
                 )

@@ -73,7 +73,7 @@ class FineTuning(Kind):
             base_name=base.name,
             base_hub_id=base.hub_id,
             base_path=str(parent if parent and is_full else base.path),
-            trust_remote_code=trusts_code(service.settings, service.store, base.name),
+            trust_remote_code=trusts_code(service.settings.models, service.store, base.name),
             parent_adapter=str(parent) if parent and not is_full else None,
             training_file=str(service.workspace.file(training)),
             validation_file=str(service.workspace.file(validation)) if validation else None,
@@ -103,4 +103,4 @@ def resolved_of(job: Job) -> Resolved:
 def _max_rank(service: Service, base: str) -> int:
     """The largest rank that the engine of the base serves."""
     found = service.store.deployments.get(base)
-    return int(found[0].options["max_lora_rank"]) if found else service.settings.max_lora_rank
+    return int(found[0].options["max_lora_rank"]) if found else service.settings.serving.max_lora_rank

@@ -62,7 +62,7 @@ def publish_products(
             common["lineage"] = asdict(lineage)
             products = [model_row(artifacts, kept, folder.model, name, common)]
         else:
-            common["state"] = state_of_new_adapter(service.settings)
+            common["state"] = state_of_new_adapter(service.settings.parity)
             products = [
                 adapter_row(
                     artifacts, kept, folder.adapter, name, None, {**common, "lineage": asdict(lineage)}

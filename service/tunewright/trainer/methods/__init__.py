@@ -1,1 +1,1 @@
-"""The training methods, a module each. `trainer.run` picks one by the spec."""
+"""OpenAI's training methods, one module each. `trainer.run` picks one by the spec."""

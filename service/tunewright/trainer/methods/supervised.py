@@ -1,4 +1,4 @@
-"""OpenAI's method `supervised`: the loss over the assistant's tokens, with TRL's SFTTrainer."""
+"""OpenAI's method `supervised`: training on the assistant's tokens, with TRL's SFTTrainer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.rows.dataset import TokenizedFile, tokenize_file
-from tunewright.trainer.loop import Checkpointer, Heartbeat, HeldOutTrainer, Reporter, latest_checkpoint
+from tunewright.trainer.loop import (
+    CheckpointCallback,
+    HeartbeatCallback,
+    HeldOutTrainer,
+    MetricsCallback,
+    latest_checkpoint,
+)
 from tunewright.trainer.model import load_model, load_tokenizer
 from tunewright.trainer.products import save_product
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 
 def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingResult | None:
-    """The result, or None where the run was asked to stop and saved a checkpoint."""
+    """Train, and return the result, or None where the run was asked to stop and saved a checkpoint."""
     tuning = spec.tuning
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
-    heartbeat = Heartbeat(folder)
+    heartbeat = HeartbeatCallback(folder)
     training = tokenize_file(
         Path(spec.training_file),
         tokenizer,
@@ -51,13 +57,13 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
             events.message(f"Validation data: {held_out.describe()}")
     else:
         events.message(
-            f"Going on from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn"
+            f"Resuming from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn"
         )
 
     model = load_model(spec)
-    reporter = Reporter(events)
-    checkpointer = Checkpointer(folder, reporter, spec.checkpoint_seconds)
-    signal.signal(signal.SIGTERM, lambda *_: checkpointer.ask_to_stop())
+    metrics = MetricsCallback(events)
+    checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds)
+    signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
     shutil.rmtree(folder.work, ignore_errors=True)
     trainer = HeldOutTrainer(
         model=model,
@@ -66,7 +72,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         eval_dataset=_dataset(held_out) if held_out else None,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[reporter, checkpointer, heartbeat],
+        callbacks=[metrics, checkpoints, heartbeat],
     )
     if held_out is not None and resume_from is None:
         before = trainer.evaluate()
@@ -79,16 +85,16 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
             },
         )
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    reporter.flush()
-    if checkpointer.stopped:
+    metrics.flush()
+    if checkpoints.stopped:
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
     save_product(trainer, tokenizer, folder)
     return TrainingResult(
         status="succeeded",
         trained_tokens=training.tokens * tuning.n_epochs,
-        metrics=reporter.latest,
-        checkpoints=checkpointer.usable(),
+        metrics=metrics.latest,
+        checkpoints=checkpoints.usable(),
     )
 
 
@@ -116,12 +122,12 @@ def _arguments(spec: TrainingSpec, folder: JobFolder, rows: int, evaluates: bool
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         gradient_checkpointing=on_gpu,
         gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
-        dataset_kwargs={"skip_prepare_dataset": True},  # tokenized and masked by us, for any template
+        dataset_kwargs={"skip_prepare_dataset": True},  # rows.dataset has tokenized and masked
         logging_steps=max(1, total // 1000),
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="epoch" if evaluates else "no",
-        save_strategy="no",  # the Checkpointer asks for saves
+        save_strategy="no",  # CheckpointCallback requests saves
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,

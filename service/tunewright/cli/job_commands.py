@@ -1,4 +1,4 @@
-"""The commands that jobs of every kind have: logs, events, cancel, pause, resume. Watching them is in `watch.py`."""
+"""The commands that jobs of all kinds have: logs, events, cancel, pause, resume. `watch` is in `watch.py`."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ FOLLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Jobs of one kind, as the command line speaks of them."""
+class JobKind:
+    """A kind of job on the command line: its command group, its noun, and its part of the SDK."""
 
     group: str
     noun: str
     example: str
-    """An id."""
+    """An id, for the examples in help texts."""
     of: Callable[[Tunewright], Any]
-    """What the SDK has for them: `client.jobs`, `client.exports`."""
+    """Returns the SDK's methods for this kind: `client.jobs` or `client.exports`."""
 
     @property
     def metavar(self) -> str:
         return f"{self.noun.upper()}_ID"
 
     def example_of(self, command: str, *rest: str) -> str:
-        """A line of help: the command with an id, and what comes after it."""
+        """An example for a help text: the command with an id, and further arguments."""
         return " ".join(("tunewright", self.group, command, self.example, *rest))
 
 
-JOBS = Kind("jobs", "job", "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.jobs)
-EXPORTS = Kind("exports", "export", "export-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.exports)
+JOBS = JobKind("jobs", "job", "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.jobs)
+EXPORTS = JobKind("exports", "export", "export-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.exports)
 
 
 def steps(record: Job | Export) -> str | None:
-    """How far it is: 12/48."""
+    """The step and the number of steps, such as 12/48; None where unknown."""
     now = record.progress
     return f"{now.step}/{now.total_steps}" if now and now.step is not None and now.total_steps else None
 
 
 def pairs(values: dict[str, Any] | None) -> str | None:
-    """KEY=VALUE of all of them on one line; None where there are none."""
+    """The values as KEY=VALUE on one line; None where there are none."""
     return " ".join(f"{key}={value}" for key, value in (values or {}).items()) or None
 
 
-def logs_command(kind: Kind, help: str) -> click.Command:
-    """`logs`."""
+def logs_command(kind: JobKind, help: str) -> click.Command:
+    """The command `logs`."""
 
     @click.command(
         name="logs",
@@ -61,7 +61,7 @@ def logs_command(kind: Kind, help: str) -> click.Command:
     )
     @click.argument("job_id", metavar=kind.metavar)
     @click.option("--tail", metavar="N", type=click.IntRange(1), help="Only the last N lines.")
-    @click.option("-f", "--follow", is_flag=True, help=f"Go on until the {kind.noun} has ended.")
+    @click.option("-f", "--follow", is_flag=True, help=f"Continue until the {kind.noun} has ended.")
     @on_service
     def logs(remote: Remote, job_id: str, tail: int | None, follow: bool) -> None:
         jobs = kind.of(remote.client)
@@ -92,12 +92,12 @@ def logs_command(kind: Kind, help: str) -> click.Command:
     return logs
 
 
-def events_command(kind: Kind, number: str) -> click.Command:
-    """`events`; `number` is one of its data, for the example."""
+def events_command(kind: JobKind, number: str) -> click.Command:
+    """The command `events`; `number` is a field of the events' data, for the example."""
 
     @click.command(
         name="events",
-        help=f"Show what happened to {'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun}, oldest first; the newest "
+        help=f"Show the events of {'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun}, oldest first; the newest "
         "when there are more than the limit.",
         epilog=examples(
             kind.example_of("events", "--limit 10"),
@@ -107,7 +107,10 @@ def events_command(kind: Kind, number: str) -> click.Command:
     @click.argument("job_id", metavar=kind.metavar)
     @limit_option(100)
     @click.option(
-        "-f", "--follow", is_flag=True, help=f"All of them, and go on until the {kind.noun} has ended."
+        "-f",
+        "--follow",
+        is_flag=True,
+        help=f"Show all of them, and continue until the {kind.noun} has ended.",
     )
     @on_service
     def events(remote: Remote, job_id: str, limit: int, follow: bool) -> None:
@@ -130,8 +133,8 @@ def _row(event: JobEvent) -> tuple[str | None, str, str]:
     return when(event.created_at), event.level, event.message
 
 
-def action_command(kind: Kind, action: str, help: str) -> click.Command:
-    """`cancel`, `pause` or `resume`, of one or several."""
+def action_command(kind: JobKind, action: str, help: str) -> click.Command:
+    """The command `cancel`, `pause` or `resume`, for one or several jobs."""
 
     @click.command(name=action, help=help, epilog=examples(kind.example_of(action)))
     @click.argument("job_ids", metavar=f"{kind.metavar}...", nargs=-1, required=True)

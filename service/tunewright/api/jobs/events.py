@@ -1,4 +1,4 @@
-"""What jobs of every kind report: their events, as pages or as a stream, and the log of their process."""
+"""The events of a job of any kind, as pages or as a stream, and the log of its process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tunewright.store.records import Job, JobEvent
 _EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
 """Seconds."""
 ShowEvent = Callable[[JobEvent], BaseModel]
-"""An event as the API shows it."""
+"""Converts an event to its API object."""
 
 
 def events_responses(kind: Kind) -> dict[int | str, dict[str, Any]]:
-    """`responses` of the route of a kind's events."""
+    """The `responses` of the events route of `kind`."""
     example = f'id: {kind.event_prefix}-1\ndata: {{"type": "message"}}\n\ndata: [DONE]\n\n'
     return {
         200: {
@@ -41,11 +41,11 @@ def events_responses(kind: Kind) -> dict[int | str, dict[str, Any]]:
 LOGS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Text.", "content": {"text/plain": {"example": "INFO Training 24 steps\n"}}}
 }
-"""`responses` of the routes of logs."""
+"""The `responses` of the routes that return logs."""
 
 
 def wanted_metadata(request: Request) -> dict[str, str]:
-    """The pairs `metadata[key]=value` of a list's query. Raises InvalidRequest."""
+    """The pairs `metadata[key]=value` in the query of a list. Raises InvalidRequest."""
     wanted = {
         key[len("metadata[") : -1]: value
         for key, value in request.query_params.items()
@@ -69,7 +69,7 @@ async def events_page(
 async def events_stream(
     context: ServiceContext, job: Job, after: str | None, show: ShowEvent
 ) -> StreamingResponse:
-    """The job's events as server-sent events, from `after` on. Raises InvalidRequest where there is no such event."""
+    """The job's events after `after` as server-sent events. Raises InvalidRequest where that event does not exist."""
     await asyncio.to_thread(context.store.jobs.events, job.id, after=after, limit=1)
     return StreamingResponse(
         _event_stream(context, job.id, after, show),
@@ -103,7 +103,7 @@ async def _event_stream(
 
 
 def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:
-    """What the job's process printed; empty where there is nothing yet, or nothing any more."""
+    """The output of the job's process; empty before it starts and after the job's folder was removed."""
     text = JobFolder(context.workspace.job(job.id)).read_log()
     if tail is not None:
         text = "".join(text.splitlines(keepends=True)[-tail:])

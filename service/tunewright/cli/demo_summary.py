@@ -1,4 +1,4 @@
-"""What the demo measures and prints in the end."""
+"""The demo's summary: measured losses and times, the answers, and commands to try."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tunewright_client import JobEvent
 
 @dataclass
 class Losses:
-    """First and last losses of a job, in nats a token, learnt from its events."""
+    """The first and last losses of a job in nats per token, from its events."""
 
     first_train: float | None = None
     last_train: float | None = None
     valid_before: float | None = None
     valid_after: float | None = None
 
-    def take(self, event: JobEvent) -> None:
-        """Events come oldest first. The held-out loss before the first step comes in a message's data."""
+    def add(self, event: JobEvent) -> None:
+        """Add the next event, oldest first. The validation loss before the first step is in the data of a message."""
         valid = (event.data or {}).get("valid_loss")
         if (metrics := event.metrics) is not None and metrics.train_loss is not None:
             self.first_train = metrics.train_loss if self.first_train is None else self.first_train
@@ -38,7 +38,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question, and what the base and the adapter say."""
+    """One question with the answers of the base and of the adapter."""
 
     question: str
     base: str
@@ -46,7 +46,7 @@ class Answer:
 
     @property
     def differs(self) -> bool:
-        """Whether other words are said: neither case, spaces nor punctuation make a difference."""
+        """Whether the answers have different words; case, spaces and punctuation are ignored."""
         return bool(_words(self.adapter)) and _words(self.base) != _words(self.adapter)
 
 
@@ -56,13 +56,13 @@ def _words(text: str) -> list[str]:
 
 @dataclass
 class Phases:
-    """Seconds of each phase, in order."""
+    """The duration of each phase in seconds, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what runs inside, where it succeeds."""
+        """Measure the duration of the block; not recorded where it raises."""
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
@@ -71,7 +71,7 @@ class Phases:
 def print_results(
     out: Output, base: str, model: str, answers: Sequence[Answer], losses: Losses, phases: Phases
 ) -> None:
-    """Both answers to each question side by side, then the numbers."""
+    """Print both answers to each question side by side, then the losses and durations."""
     out.table(
         ["QUESTION", f"BASE {base}", f"ADAPTER {model}"],
         [(answer.question, answer.base, answer.adapter) for answer in answers],
@@ -89,7 +89,7 @@ def print_results(
 
 
 def print_snippets(url: str, model: str, question: str) -> None:
-    """Commands to paste: nothing in them is wrapped or coloured."""
+    """Print commands to paste, so without wrapping or colours."""
     body = json.dumps({"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]})
     click.echo(
         f"""Ask it yourself:

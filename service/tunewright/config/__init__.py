@@ -1,0 +1,53 @@
+"""The settings of the service, and all that it reads from the environment."""
+
+from tunewright.config.options import (
+    EMBEDDED_BASE,
+    Base,
+    ExportOptions,
+    JobOptions,
+    ModelOptions,
+    ParityOptions,
+    ProcessOptions,
+    RetentionOptions,
+    ServerOptions,
+    ServingOptions,
+    StorageOptions,
+    database_url_in,
+    embedded_base_path,
+)
+from tunewright.config.settings import (
+    HANDOVER_VARIABLE,
+    Options,
+    Settings,
+    child_environment,
+    client_defaults,
+    data_defaults,
+    settings_from_command_line,
+    settings_in_child,
+    visible_gpus,
+)
+
+__all__ = [
+    "EMBEDDED_BASE",
+    "HANDOVER_VARIABLE",
+    "Base",
+    "ExportOptions",
+    "JobOptions",
+    "ModelOptions",
+    "Options",
+    "ParityOptions",
+    "ProcessOptions",
+    "RetentionOptions",
+    "ServerOptions",
+    "ServingOptions",
+    "Settings",
+    "StorageOptions",
+    "child_environment",
+    "client_defaults",
+    "data_defaults",
+    "database_url_in",
+    "embedded_base_path",
+    "settings_from_command_line",
+    "settings_in_child",
+    "visible_gpus",
+]

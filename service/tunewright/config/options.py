@@ -1,0 +1,344 @@
+"""The options of `tunewright serve`, in one group for each concern, with their defaults and checks."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from tunewright.sizes import Size
+
+EMBEDDED_BASE = "tunewright-tiny"
+_BASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
+
+
+def embedded_base_path() -> Path:
+    """The folder of the base model that ships with the package."""
+    return Path(__file__).parents[1] / "embedded" / "model"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A named base model: the only things that are trained or served."""
+
+    name: str
+    source: str
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, or None where the source is a hub id."""
+        path = Path(self.source).expanduser()
+        return path.resolve() if path.exists() else None
+
+
+def database_url_in(data_dir: Path) -> str:
+    """The URL of the database that lies in a data folder."""
+    return f"sqlite:///{data_dir / 'tunewright.db'}"
+
+
+class Group(BaseModel):
+    """Options that belong together; names of options are unique over all groups."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerOptions(Group):
+    """The address of the api, its key, and what it takes from clients."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Any but loopback needs an API key.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    api_key: SecretStr | None = Field(
+        None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
+    )
+    max_upload: Size = Field(
+        "512MiB", validate_default=True, description="Largest file that can be uploaded."
+    )
+    max_uploads: int = Field(8, ge=1, description="Files that can be uploaded at the same time.")
+    max_requests: int = Field(
+        1024, ge=1, description="Generations in flight for each engine; more are refused with 429."
+    )
+    request_timeout: float = Field(
+        600.0, gt=0, description="Seconds a generation may take, from its request to its last byte."
+    )
+    slow_reader_timeout: float = Field(
+        60.0, gt=0, description="Seconds in which a client must take some of its answer, else it is cut off."
+    )
+
+    @model_validator(mode="after")
+    def _check_key(self) -> Self:
+        if not self.is_loopback and self.api_key is None:
+            raise ValueError(
+                f"listening on {self.host} needs an API key: set TUNEWRIGHT_API_KEY, or listen on 127.0.0.1"
+            )
+        if self.api_key is not None and not self.api_key.get_secret_value():
+            raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class StorageOptions(Group):
+    """Where the data lies."""
+
+    data_dir: Path = Field(
+        Path("tunewright-data"), description="Folder of the database, files, jobs and adapters."
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the database. Default: SQLite in the data folder."
+    )
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or database_url_in(self.data_dir)
+
+
+class ModelOptions(Group):
+    """The models that may be served and trained, and the adapters that may be registered."""
+
+    base: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A base model, NAME=PATH_OR_HUB_ID or just PATH_OR_HUB_ID; repeat for more (comma-separated"
+        f" in the variable). Default: the embedded base, {EMBEDDED_BASE}.",
+    )
+    deployable: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A model, NAME=PATH_OR_HUB_ID, that may be deployed while the service runs; repeat for more"
+        " (comma-separated in the variable). It is not served before that. Default: only models that were made here.",
+    )
+    trust_remote_code: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Names of bases and deployables whose own Python code may run. Never by default.",
+    )
+    adapter_root: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A folder of this server from which adapters may be registered; repeat for more (comma-separated in"
+        " the variable). Default: none.",
+    )
+    max_adapter_size: Size = Field(
+        "4GiB", validate_default=True, description="Largest weights of an adapter that is registered."
+    )
+
+    @field_validator("base", "deployable", "trust_remote_code", "adapter_root", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for entry in self.deployable:
+            if "=" not in entry:
+                raise ValueError(f"{entry!r} names no model that may be deployed: write NAME=PATH_OR_HUB_ID")
+        names = [base.name for base in (*self.bases, *self.deployables)]
+        for name in names:
+            if not _BASE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a base: letters, digits and . _ - / only")
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two of --base and --deployable are named {name!r}: give each its own name, NAME=PATH"
+                )
+        unknown = sorted(set(self.trust_remote_code) - set(names))
+        if unknown:
+            raise ValueError(
+                f"trust_remote_code names {unknown[0]!r}, which is not a base ({', '.join(names)})"
+            )
+        return self
+
+    @property
+    def bases(self) -> list[Base]:
+        """The named bases; a source without a name is named by its last path component."""
+        if not self.base:
+            return [Base(name=EMBEDDED_BASE, source=str(embedded_base_path()))]
+        bases = []
+        for entry in self.base:
+            name, equals, source = entry.partition("=")
+            if not equals:
+                source = entry
+                name = Path(entry.rstrip("/")).name if Path(entry).expanduser().exists() else entry
+            bases.append(Base(name=name, source=source))
+        return bases
+
+    @property
+    def deployables(self) -> list[Base]:
+        """Models that may be deployed, beside those that were made here."""
+        parted = (entry.partition("=") for entry in self.deployable)
+        return [Base(name=name, source=source) for name, _, source in parted]
+
+
+class ServingOptions(Group):
+    """How vLLM is started, and how adapters get into it and out of it."""
+
+    max_lora_rank: int = Field(
+        64, description="Largest adapter rank the engine serves; jobs above it are refused when submitted."
+    )
+    max_loras: int = Field(
+        4, ge=1, le=256, description="Adapters that can be mixed in one batch of the engine."
+    )
+    max_cpu_loras: int = Field(
+        64, ge=1, description="Adapters the engine keeps in host memory, ready to be used."
+    )
+    load_on_demand: bool = Field(
+        True, description="Load an adapter when the first request asks for it; else only when told to."
+    )
+    drain_timeout: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that an unload waits for running requests; after that it goes on in the background.",
+    )
+    kv_cache_memory: Size = Field(
+        "512MiB",
+        validate_default=True,
+        description="KV cache of each engine on the CPU, e.g. 512MiB or 8GiB; a deployment may ask for another.",
+    )
+    gpu_memory_utilization: float = Field(
+        0.45,
+        gt=0,
+        le=0.98,
+        description="Share of a GPU's memory for serving, over all bases on it; the rest is for training, and for"
+        " deployments.",
+    )
+    tool_call_parser: str | None = Field(
+        None,
+        description="vLLM's tool call parser for the bases. Default: what a base's template and tokens call for.",
+    )
+    vllm_arg: str = Field(
+        "",
+        description="An argument handed to vLLM as it is, e.g. --vllm-arg=--max-model-len=8192; repeat for"
+        " more (separated by spaces in the variable, quoted as in a shell).",
+    )
+    engine_start_timeout: float = Field(
+        900.0, gt=0, description="Seconds an engine may take to start before it is restarted."
+    )
+
+    @field_validator("vllm_arg")
+    @classmethod
+    def _check_words(cls, value: str) -> str:
+        shlex.split(value)
+        return value
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _check_rank(cls, value: int) -> int:
+        served = (8, 16, 32, 64, 128, 256, 320, 512)
+        if value not in served:
+            raise ValueError(f"vLLM serves maximum ranks of {', '.join(map(str, served))}; got {value}")
+        return value
+
+    @property
+    def vllm_args(self) -> list[str]:
+        return shlex.split(self.vllm_arg)
+
+
+class JobOptions(Group):
+    """The queue of jobs, and when a job's process is taken to hang."""
+
+    step_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
+    )
+    max_queued_jobs: int = Field(
+        1000, ge=1, description="Jobs that may wait, queued, paused or validating; more are refused with 429."
+    )
+
+
+class ParityOptions(Group):
+    """The check of an adapter before it is served."""
+
+    parity: Literal["on", "off"] = Field(
+        "on",
+        description="Whether an adapter is served only after what it changes in the engine was found to be what it"
+        " changes in transformers and peft.",
+    )
+    parity_rows: int = Field(8, ge=1, le=256, description="Rows on which that is measured.")
+
+    @property
+    def is_on(self) -> bool:
+        return self.parity == "on"
+
+
+class ExportOptions(Group):
+    """How far an exported model may be from what it was made of."""
+
+    max_merged_kl: float | None = Field(
+        None,
+        gt=0,
+        description="Nats for each token that a merged model may diverge (KL) from its adapter and still be published."
+        " Default: five times what computing in bfloat16 makes of the adapter anyway, measured in the same run.",
+    )
+    max_awq_kl: float = Field(
+        0.2,
+        gt=0,
+        description="The same, of an AWQ model from what was quantized.",
+    )
+
+
+class RetentionOptions(Group):
+    """How long files, checkpoints, artifacts and job folders are kept, and how much of them."""
+
+    keep_files_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after which uploads and result files are removed that no unfinished job needs."
+        " Default: never.",
+    )
+    max_files_size: Size | None = Field(
+        None,
+        description="Size of all files above which the oldest are removed that no unfinished job needs."
+        " Default: none.",
+    )
+    keep_checkpoints_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after which epochs' checkpoints are removed that are not loaded and that no unfinished job"
+        " starts from. Default: never.",
+    )
+    max_checkpoints_size: Size | None = Field(
+        None,
+        description="Size of all checkpoints above which the oldest such ones are removed. Default: none.",
+    )
+    keep_unused_artifacts_days: float = Field(
+        1.0,
+        gt=0,
+        description="Days after which artifacts are removed that no model has and no unfinished job starts from.",
+    )
+    max_unused_artifacts_size: Size | None = Field(
+        None, description="Size of all such artifacts above which the oldest are removed. Default: none."
+    )
+    keep_job_folders_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after the end of a job in which its folder (the trainer's log, spec.json, events.jsonl) is"
+        " kept; the job, its events and its products stay listed. Default: for ever.",
+    )
+
+
+class ProcessOptions(Group):
+    """The service's own processes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to serve and train. auto: NVIDIA GPUs if there are any, else the CPU."
+    )
+    hang_timeout: float = Field(
+        120.0,
+        ge=5,
+        description="Seconds without a sign of life after which the api, the scheduler or the engine worker is taken to"
+        " hang and is started again.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much the service logs."
+    )

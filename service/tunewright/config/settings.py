@@ -1,0 +1,174 @@
+"""Owns the settings: the only module that reads the environment.
+
+`tunewright serve --option value` and `TUNEWRIGHT_OPTION=value` are the same thing. The supervisor hands the
+resolved settings to its children as one JSON variable, so that no child can read them differently.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from tunewright.config.options import (
+    ExportOptions,
+    Group,
+    JobOptions,
+    ModelOptions,
+    ParityOptions,
+    ProcessOptions,
+    RetentionOptions,
+    ServerOptions,
+    ServingOptions,
+    StorageOptions,
+)
+
+HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
+HELP_ORDER = [
+    "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "device", "max_lora_rank",
+    "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
+    "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "engine_start_timeout",
+    "step_timeout", "hang_timeout", "parity", "parity_rows", "max_merged_kl", "max_awq_kl", "max_upload",
+    "adapter_root", "max_adapter_size", "max_uploads", "max_requests", "max_queued_jobs", "request_timeout",
+    "slow_reader_timeout", "keep_files_days", "max_files_size", "keep_checkpoints_days",
+    "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
+    "keep_job_folders_days", "log_level",
+]  # fmt: skip
+"""All options, in the order in which `tunewright serve --help` lists them."""
+
+_G = TypeVar("_G", bound=Group)
+
+
+class Options(
+    ServerOptions,
+    StorageOptions,
+    ModelOptions,
+    ServingOptions,
+    JobOptions,
+    ParityOptions,
+    ExportOptions,
+    RetentionOptions,
+    ProcessOptions,
+    BaseSettings,
+):
+    """Options of `tunewright serve`. Each is also read from TUNEWRIGHT_<NAME>."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNEWRIGHT_", cli_kebab_case=True, cli_hide_none_type=True, cli_avoid_json=True
+    )
+
+
+for _name in HELP_ORDER:
+    Options.model_fields[_name] = Options.model_fields.pop(_name)
+
+
+class Settings(BaseModel):
+    """The resolved options, by group. `Settings(port=8001)` takes them by name, and the others from the environment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    server: ServerOptions = ServerOptions()
+    storage: StorageOptions = StorageOptions()
+    models: ModelOptions = ModelOptions()
+    serving: ServingOptions = ServingOptions()
+    jobs: JobOptions = JobOptions()
+    parity: ParityOptions = ParityOptions()
+    exports: ExportOptions = ExportOptions()
+    retention: RetentionOptions = RetentionOptions()
+    processes: ProcessOptions = ProcessOptions()
+
+    def __init__(self, **options: Any) -> None:
+        """Check the options together, and hand each to its group. Raises ValidationError."""
+        flat = Options(**options)
+        super().__init__(
+            server=_part(ServerOptions, flat),
+            storage=_part(StorageOptions, flat),
+            models=_part(ModelOptions, flat),
+            serving=_part(ServingOptions, flat),
+            jobs=_part(JobOptions, flat),
+            parity=_part(ParityOptions, flat),
+            exports=_part(ExportOptions, flat),
+            retention=_part(RetentionOptions, flat),
+            processes=_part(ProcessOptions, flat),
+        )
+
+    def with_options(self, **changes: Any) -> Self:
+        """These settings with other values of some options."""
+        options = {option: value for _, group in self for option, value in group}
+        return type(self)(**options | changes)
+
+    def handover(self) -> dict[str, str]:
+        """The variable by which a child process gets exactly these settings."""
+        groups = self.model_dump(mode="json").values()
+        values = {option: value for group in groups for option, value in group.items()}
+        key = self.server.api_key
+        values["api_key"] = key.get_secret_value() if key else None
+        return {HANDOVER_VARIABLE: json.dumps(values)}
+
+
+def _part(group: type[_G], flat: Options) -> _G:
+    """One group of options that have been checked."""
+    return group(**{option: getattr(flat, option) for option in group.model_fields})
+
+
+def settings_from_command_line(argv: list[str]) -> Settings:
+    """The settings that `tunewright serve` is started with. Raises ValidationError and SettingsError.
+
+    Repeated --vllm-arg become one value here: pydantic's parser cuts lists at commas, which vLLM's JSON has.
+    """
+    words, rest = [], []
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument == "--vllm-arg":
+            words.append(next(remaining, ""))
+        elif argument.startswith("--vllm-arg="):
+            words.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if words:
+        rest.append("--vllm-arg=" + shlex.join(words))
+    return Settings(**dict(CliApp.run(Options, cli_args=rest)))
+
+
+def settings_in_child() -> Settings:
+    """The settings of the supervisor that started this process. Raises KeyError when run by hand."""
+    return Settings(**json.loads(os.environ[HANDOVER_VARIABLE]))
+
+
+def child_environment(
+    extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
+) -> dict[str, str]:
+    """The environment for a child: this one without the service's secrets, plus `extra`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
+    if with_settings is not None:
+        environment |= with_settings.handover()
+    return environment | (extra or {})
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES allows (none where it is empty or -1), or None where it is not set."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return None
+    return [entry.strip() for entry in allowed.split(",") if entry.strip() and entry.strip() != "-1"]
+
+
+def data_defaults() -> tuple[Path, str | None]:
+    """Data folder and database URL that `serve` would use without options."""
+    return (
+        Path(os.environ.get("TUNEWRIGHT_DATA_DIR") or StorageOptions.model_fields["data_dir"].default),
+        os.environ.get("TUNEWRIGHT_DATABASE_URL") or None,
+    )
+
+
+def client_defaults() -> tuple[str, str | None]:
+    """Address and key that the command line uses to reach a running service."""
+    return (
+        os.environ.get("TUNEWRIGHT_BASE_URL", "http://127.0.0.1:8000"),
+        os.environ.get("TUNEWRIGHT_API_KEY"),
+    )
