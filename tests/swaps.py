@@ -62,20 +62,20 @@ class Answer:
 class Asker:
     """Sends requests and judges the answers: each must be that of the version it names.
 
-    `patience`: seconds within which a 503 is asked again when its Retry-After says, as the SDK does.
+    `retry_seconds`: seconds within which a 503 is asked again when its Retry-After says, as the SDK does.
     """
 
-    def __init__(self, url: str, expected: dict[tuple[str, str], str], *, patience: float = 0) -> None:
+    def __init__(self, url: str, expected: dict[tuple[str, str], str], *, retry_seconds: float = 0) -> None:
         self._url = url
         self._expected = expected
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
     def ask(self, client: httpx.Client, model: str, question: str, *, streamed: bool) -> Answer:
         first = time.monotonic()
         while True:
             began = time.monotonic()
             answer = replace(self._ask(client, model, question, streamed=streamed), began=began)
-            if not answer.fault.startswith("HTTP 503 after ") or began - first > self._patience:
+            if not answer.fault.startswith("HTTP 503 after ") or began - first > self._retry_seconds:
                 return answer
             time.sleep(float(answer.fault.split()[3]))
 
@@ -169,7 +169,7 @@ class Swapper:
         expected: dict[tuple[str, str], str],
         *,
         seed: int = 5,
-        patience: float = 0,
+        retry_seconds: float = 0,
     ) -> None:
         self.service = service
         self.models = models
@@ -179,7 +179,7 @@ class Swapper:
         self._chance = random.Random(seed)
         self._stop = threading.Event()
         self._target = models[0]
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
     def run(
         self,
@@ -207,7 +207,7 @@ class Swapper:
             self._stop.set()
             for thread in threads:
                 thread.join(120)
-        assert not any(thread.is_alive() for thread in threads), "somebody hangs"
+        assert not any(thread.is_alive() for thread in threads), "a thread hangs"
         return self.seen
 
     def _every(self, seconds: float, act: Callable[[], None]) -> None:
@@ -235,7 +235,7 @@ class Swapper:
         self.seen.began.append(began)
 
     def _asker(self) -> Asker:
-        return Asker(self.service.url, self.expected, patience=self._patience)
+        return Asker(self.service.url, self.expected, retry_seconds=self._retry_seconds)
 
     def _flip(self) -> None:
         """Moves the alias to another version; now and then to two of them."""

@@ -93,13 +93,13 @@ async def test_vllm_computes_what_the_quantized_numbers_mean(
         with _client(engine) as client:
             body = {"lora_name": "adapter", "lora_path": str(adapter)}
             client.post("/v1/load_lora_adapter", json=body).raise_for_status()
-    told = await scores(engine, "adapter" if adapter else "base", asked)
+    scored = await scores(engine, "adapter" if adapter else "base", asked)
 
     model = streamed_model(
         quantized, weights=AwqWeights(quantized), device="cpu", dtype=torch.float32, adapter=adapter
     )
     differences = []
-    for tokens, places in zip(asked, told, strict=True):
+    for tokens, places in zip(asked, scored, strict=True):
         with torch.inference_mode():
             logprobs = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].log_softmax(-1)
         differences += [

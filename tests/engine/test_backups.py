@@ -273,14 +273,14 @@ def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path)
     try:
         with second.client(timeout=60) as client:
             done = client.jobs.wait(job.id, timeout=300)
-            told = list(client.jobs.stream_events(job.id))
+            events = list(client.jobs.stream_events(job.id))
             again = client.adapters.retrieve(done.fine_tuned_model or "").sha256
     finally:
         second.stop()
-    messages = [event.message for event in told]
+    messages = [event.message for event in events]
     assert any(message.startswith("Restored from a backup") for message in messages)
     assert any(message.startswith("Resuming from the checkpoint at step") for message in messages), messages
-    steps = [event.data["step"] for event in told if event.type == "metrics" and event.data]
+    steps = [event.data["step"] for event in events if event.type == "metrics" and event.data]
     assert steps == list(range(1, 7)), "each once, those before the backup among them"
     assert (done.fine_tuned_model, again) == (undisturbed.fine_tuned_model, expected)
     assert backups.missing(data) == []

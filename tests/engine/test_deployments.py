@@ -95,12 +95,12 @@ def test_it_answers_as_its_weights_do_in_transformers(
 ) -> None:
     folder = service.data_dir / "artifacts" / str(client.models.retrieve(full).sha256)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    told, expected = [], []
+    answers, expected = [], []
     for question in QUESTIONS:
-        told.append(answer(client, full, question))
+        answers.append(answer(client, full, question))
         expected.append(tokenizer.decode(greedy(folder, question, 16), skip_special_tokens=True))
-    assert told == expected
-    assert told != [answer(client, EMBEDDED_BASE, question) for question in QUESTIONS]
+    assert answers == expected
+    assert answers != [answer(client, EMBEDDED_BASE, question) for question in QUESTIONS]
     shown = client.deployments.retrieve(full)
     assert (shown.state, shown.device) == ("ready", "cpu")
     assert shown.memory_bytes is not None

@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing(
     assert over.error is not None
     assert over.error.code == "disk_full", over.error.message
     steps = [e.metrics.step for e in client.jobs.stream_events(job.id) if e.metrics]
-    assert steps == list(range(1, len(steps) + 1)), "each step is told, and once"
+    assert steps == list(range(1, len(steps) + 1)), "each step is reported, and once"
     assert ended(client, waiting).status == "succeeded"
     works(client, rows)
     assert service.process.poll() is None

@@ -90,8 +90,8 @@ def _from_vllm(client: Tunewright, model: str, ids: list[list[int]]) -> np.ndarr
         answer = client.completions.create(
             model=model, prompt=row, max_tokens=1, temperature=0, prompt_logprobs=0
         )
-        told = answer.choices[0].model_extra["prompt_logprobs"][1:]
-        values += [entry[str(token)]["logprob"] for entry, token in zip(told, row[1:], strict=True)]
+        entries = answer.choices[0].model_extra["prompt_logprobs"][1:]
+        values += [entry[str(token)]["logprob"] for entry, token in zip(entries, row[1:], strict=True)]
     return np.array(values)
 
 

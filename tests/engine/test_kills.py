@@ -71,11 +71,11 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
                 recover(role, wait_until(lambda role=role: kill(service, role), 60, f"a {role} to stop"))
         assert askers.bad == []
         with service.client(timeout=60) as client:
-            told = Training.of(client, service, done)
+            resumed = Training.of(client, service, done)
             named = [job.metadata["name"] for job in client.jobs.list(limit=100) if job.metadata]
-        assert told.doubled == []
-        assert told.losses == undisturbed.losses
-        assert told.sha256 == undisturbed.sha256, "bit for bit"
+        assert resumed.doubled == []
+        assert resumed.losses == undisturbed.losses
+        assert resumed.sha256 == undisturbed.sha256, "bit for bit"
         assert sorted(named) == ["disturbed", "undisturbed"]
         assert recoveries.seconds["api"][0] < 10, "3 on a machine that does nothing else"
         print(recoveries.table())

@@ -45,8 +45,8 @@ def engine(service: Service) -> Iterator[httpx.Client]:
         yield opened
 
 
-def top_logprobs(told: Any) -> Logprobs:
-    return dict(told["choices"][0]["logprobs"]["top_logprobs"][0])
+def top_logprobs(completion: Any) -> Logprobs:
+    return dict(completion["choices"][0]["logprobs"]["top_logprobs"][0])
 
 
 def body(model: str) -> dict[str, Any]:

@@ -64,9 +64,9 @@ def start(folder: JobFolder) -> subprocess.Popen[bytes]:
 
 def losses(folder: JobFolder) -> dict[int, Any]:
     """The last event of each step: a resumed trainer repeats the steps since its checkpoint."""
-    told = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
+    metrics = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
     return {
-        d["step"]: (d["train_loss"], d.get("valid_loss"), d["learning_rate"], d["grad_norm"]) for d in told
+        d["step"]: (d["train_loss"], d.get("valid_loss"), d["learning_rate"], d["grad_norm"]) for d in metrics
     }
 
 
@@ -112,8 +112,8 @@ def test_sigterm_saves_and_the_rest_follows(undisturbed: JobFolder, tmp_path: Pa
     process.terminate()
     assert process.wait(60) == STOPPED_RESUMABLE
     assert start(folder).wait(180) == 0
-    told = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
-    assert told == list(range(1, STEPS + 1)), "nothing is done twice"
+    steps = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
+    assert steps == list(range(1, STEPS + 1)), "nothing is done twice"
     assert losses(folder) == losses(undisturbed)
     assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter)
 

@@ -60,7 +60,7 @@ def test_an_absurd_learning_rate_ends_as_a_loss_that_is_no_number(tmp_path: Path
     assert message.startswith("the loss became nan at step ")
     assert "lower the learning rate, or look for broken rows in the data" in message
     steps = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
-    assert steps, "what was before is told"
+    assert steps, "the steps before are reported"
 
 
 def test_memory_that_does_not_suffice_is_told_as_that(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_without_room_for_the_result_the_exit_code_tells(tmp_path: Path) -> None
         assert folder.read_result(TrainingResult) is None
         assert not folder.checkpoints.exists()
         ballast.unlink()
-        assert all(event["type"] for event in folder.read_events(0)[0]), "what is told is whole"
+        assert all(event["type"] for event in folder.read_events(0)[0]), "each event is whole"
 
 
 class Cause(Exception):

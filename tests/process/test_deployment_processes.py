@@ -103,9 +103,9 @@ def test_a_model_is_served_beside_the_others_and_taken_down(service: Service, cl
     tiny = pid_of(service, BASE)
     made = client.deployments.create(FULL, {"max_loras": 2})
     assert made.state == "starting"
-    told: list[str] = []
-    done = made.wait(timeout=30, on_change=lambda now: told.append(now.state))
-    assert told[-1] == "ready"
+    states: list[str] = []
+    done = made.wait(timeout=30, on_change=lambda now: states.append(now.state))
+    assert states[-1] == "ready"
     assert (done.id, done.model, done.state, done.device) == (made.id, FULL, "ready", "cpu")
     assert done.memory_bytes is not None
     assert done.memory_bytes > 10 * 2**20

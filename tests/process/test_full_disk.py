@@ -54,7 +54,7 @@ def test_an_upload_without_room_leaves_nothing(service: Service, api: httpx.Clie
     """16 MiB hold neither 20 nor twice 9: the received body and the copy that is kept."""
     there, room = traces(service), free(service.data_dir)
     listed = api.get("/v1/files").json()
-    answer = upload(service, megabytes, heeds=False)
+    answer = upload(service, megabytes, reads_early=False)
     assert (answer.status, answer.body["error"]["code"]) == (507, "storage_full")
     assert "free some space" in answer.body["error"]["message"].lower()
     assert traces(service) == there

@@ -194,10 +194,10 @@ def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
             assert set(jobs) == {"undisturbed", *soak.jobs}, "each job is there, and once"
             assert len(client.jobs.list(limit=100).data) == len(jobs)
             for name, job in jobs.items():
-                told = Training.of(client, service, client.jobs.wait(job.id, timeout=600))
-                assert told.doubled == [], name
-                assert told.losses == undisturbed.losses, name
-                assert told.sha256 == undisturbed.sha256, name
+                training = Training.of(client, service, client.jobs.wait(job.id, timeout=600))
+                assert training.doubled == [], name
+                assert training.losses == undisturbed.losses, name
+                assert training.sha256 == undisturbed.sha256, name
         print(f"\n{soak.kills} kills in {time.monotonic() - began:.0f} s; {len(jobs)} jobs, all equal to the")
         print(f"undisturbed one, bit for bit; answers: {dict(askers.counts)}, bad: {len(askers.bad)}")
         print(soak.recoveries.table())

@@ -62,7 +62,7 @@ def test_an_engine_killed_in_the_middle_fails_only_what_was_in_flight(
 ) -> None:
     """A request in the meantime is refused with a time to retry (503 with Retry-After), and then gets its answer."""
     expected = learn_answers(service, models)
-    swapper = Swapper(service, models, expected, patience=240)
+    swapper = Swapper(service, models, expected, retry_seconds=240)
     moments: dict[str, float] = {}
 
     def kill_it() -> None:
@@ -70,10 +70,10 @@ def test_an_engine_killed_in_the_middle_fails_only_what_was_in_flight(
         moments["killed"] = time.monotonic()
         assert kill(service, "EngineCore")
         with httpx.Client(timeout=120) as client:
-            told = Asker(service.url, expected, patience=240).ask(
+            result = Asker(service.url, expected, retry_seconds=240).ask(
                 client, models[1], QUESTIONS[0], streamed=False
             )
-        assert not told.fault, told
+        assert not result.fault, result
         moments["healed"] = time.monotonic()
         time.sleep(20)
 

@@ -567,8 +567,8 @@ def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: S
     store.checks.record(
         shown["id"], found, failure=JobError(code="parity_failed", message="No parity."), event=failed
     )
-    told = api.get(url).json()
-    assert (told["state"], told["parity"]["slope"], told["parity"]["check_pending"]) == (
+    current = api.get(url).json()
+    assert (current["state"], current["parity"]["slope"], current["parity"]["check_pending"]) == (
         "quarantined",
         0.5,
         False,

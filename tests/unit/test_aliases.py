@@ -761,8 +761,8 @@ def test_rolling_back_loads_what_it_goes_back_to(api: TestClient, worker: Worker
     assert worker.asked == [("load", OLD)]
     again = ok(api.post(f"/v1/aliases/{BOT}/rollback", json={"expected_version": 2}))
     assert again == back, "a repeated request"
-    told = error(api.post(f"/v1/aliases/{BOT}/rollback", json={"version": 2, "expected_version": 2}), 400)
-    assert told["code"] == "alias_version_conflict"
+    refused = error(api.post(f"/v1/aliases/{BOT}/rollback", json={"version": 2, "expected_version": 2}), 400)
+    assert refused["code"] == "alias_version_conflict"
     assert error(api.post(f"/v1/aliases/{BOT}/rollback"), 400)["param"] == "version"
     store.engines.set_residency(engine, f"{1:064}", None)
     worker.errors[NEW] = "no slot is free"

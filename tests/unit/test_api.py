@@ -423,8 +423,8 @@ def test_a_refusal_names_the_parameter(
     api: TestClient, change: dict[str, Any], param: str, code: str
 ) -> None:
     answer = api.post("/v1/fine_tuning/jobs", json={**job_body(api), **change})
-    told = error(answer, 400)
-    assert (told["param"], told["code"], told["type"]) == (param, code, "invalid_request_error")
+    refused = error(answer, 400)
+    assert (refused["param"], refused["code"], refused["type"]) == (param, code, "invalid_request_error")
     assert api.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
@@ -493,8 +493,8 @@ def test_a_body_that_is_no_object(api: TestClient, content: bytes) -> None:
 
 
 def test_missing_parameters_are_named(api: TestClient) -> None:
-    told = error(api.post("/v1/fine_tuning/jobs", json={"model": BASE}), 400)
-    assert (told["param"], told["code"]) == ("training_file", "missing_parameter")
+    refused = error(api.post("/v1/fine_tuning/jobs", json={"model": BASE}), 400)
+    assert (refused["param"], refused["code"]) == ("training_file", "missing_parameter")
 
 
 def test_a_rank_above_the_engines_says_what_to_do(make: Make) -> None:
@@ -542,8 +542,8 @@ def test_a_repeated_key_gives_the_first_job(api: TestClient) -> None:
 def test_a_repeated_key_with_another_body_is_refused(api: TestClient) -> None:
     body, key = job_body(api), {"Idempotency-Key": "k1"}
     api.post("/v1/fine_tuning/jobs", json=body, headers=key)
-    told = error(api.post("/v1/fine_tuning/jobs", json={**body, "seed": 9}, headers=key), 400)
-    assert told["code"] == "idempotency_key_reused"
+    refused = error(api.post("/v1/fine_tuning/jobs", json={**body, "seed": 9}, headers=key), 400)
+    assert refused["code"] == "idempotency_key_reused"
 
 
 def test_a_repeated_key_counts_also_when_the_world_has_changed(api: TestClient, store: Store) -> None:
@@ -626,8 +626,8 @@ def test_cancelling_twice_is_a_400_that_no_client_retries(api: TestClient) -> No
 
 @pytest.mark.parametrize("tail", ["", "/events", "/events?stream=true", "/checkpoints", "/logs"])
 def test_an_unknown_job(api: TestClient, tail: str) -> None:
-    told = error(api.get(f"/v1/fine_tuning/jobs/ftjob-none{tail}"), 404)
-    assert told["code"] == "fine_tuning_job_not_found"
+    refused = error(api.get(f"/v1/fine_tuning/jobs/ftjob-none{tail}"), 404)
+    assert refused["code"] == "fine_tuning_job_not_found"
     error(api.post("/v1/fine_tuning/jobs/ftjob-none/cancel"), 404)
 
 
@@ -845,8 +845,8 @@ def test_a_model_whose_files_go_this_moment_is_not_there(
     name = publish()
     data.artifacts.remove("a" * 64, lambda: False)
     assert error(api.get(f"/v1/models/{name}/download"), 404)["code"] == "model_not_found"
-    told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
-    assert (told["code"], told["param"]) == ("model_not_found", "model")
+    refused = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
+    assert (refused["code"], refused["param"]) == ("model_not_found", "model")
 
 
 def test_deleting_a_model_unloads_it_and_removes_its_files(

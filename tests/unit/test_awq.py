@@ -345,11 +345,11 @@ def test_layers_of_other_calibration_text_are_not_reused(llama: Path, tmp_path: 
 
 
 def test_progress_is_told_after_each_layer(llama: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
-    quantize(llama, tmp_path, on_layer=lambda done, total: told.append((done, total)))
+    quantize(llama, tmp_path, on_layer=lambda done, total: progress.append((done, total)))
 
-    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert progress == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_what_cannot_be_quantized_is_refused_before_any_work(tmp_path: Path) -> None:

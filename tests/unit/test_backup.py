@@ -1096,10 +1096,10 @@ def test_backup_and_restore_at_the_command_line(
     monkeypatch.chdir(tmp_path)
     code, out, err = run("backup", "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert (told["files"], told["artifacts"], told["jobs"], told["checkpoints"]) == (2, 1, 2, 2)
+    printed = json.loads(out)
+    assert (printed["files"], printed["artifacts"], printed["jobs"], printed["checkpoints"]) == (2, 1, 2, 2)
     (archive,) = tmp_path.glob("tunewright-backup-2*Z.tar")
-    assert (told["archive"], told["bytes"]) == (archive.name, archive.stat().st_size)
+    assert (printed["archive"], printed["bytes"]) == (archive.name, archive.stat().st_size)
     assert "copying: " in err
 
     code, out, err = run("restore", archive)

@@ -301,10 +301,10 @@ def test_adapters_that_cancel_leave_nothing(base: Path, two: tuple[Path, Path], 
 
 
 def test_progress_is_reported_after_each_module(base: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     weighted = [(path, 1.0) for path in two]
-    combine(weighted, base, tmp_path / "a", method="linear", on_module=lambda *at: told.append(at))
-    assert told == [(n, 6) for n in range(1, 7)]
+    combine(weighted, base, tmp_path / "a", method="linear", on_module=lambda *at: progress.append(at))
+    assert progress == [(n, 6) for n in range(1, 7)]
 
 
 def test_a_folder_that_exists_is_not_overwritten(base: Path, two: tuple[Path, Path], tmp_path: Path) -> None:

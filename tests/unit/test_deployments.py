@@ -54,8 +54,8 @@ def deploy(store: Store, model: str = FULL, **asked: Any) -> Deployment:
 
 
 def ready(store: Store, deployment: Deployment, socket: str = "/tmp/s", **info: Any) -> None:
-    told = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
-    store.engines.starting(deployment.model, socket, told)
+    started = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
+    store.engines.starting(deployment.model, socket, started)
     store.engines.set_state(deployment.model, EngineState.READY)
 
 
@@ -376,7 +376,7 @@ def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, d
     """Admitted requests are waited for; one that comes after the last of them is refused, and does not hang."""
     drain = Drain(data.leases)
     admitted = threading.Event()
-    let_go = threading.Event()
+    may_end = threading.Event()
     outcomes: list[str] = []
 
     def ask() -> None:
@@ -385,7 +385,7 @@ def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, d
             with ExitStack() as held:
                 await router.find(FULL, held)
                 admitted.set()
-                await asyncio.to_thread(let_go.wait, 10)
+                await asyncio.to_thread(may_end.wait, 10)
                 outcomes.append("finished")
             try:
                 with ExitStack() as held:
@@ -401,7 +401,7 @@ def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, d
     assert admitted.wait(10)
     store.deployments.drain(deployment.id, time.time() + 60)
     assert drain.try_unused(FULL, ENGINE) is None
-    let_go.set()
+    may_end.set()
     thread.join(10)
     assert outcomes == ["finished", "refused"]
     unused = drain.try_unused(FULL, ENGINE)

@@ -228,7 +228,7 @@ async def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "told", "message"),
+    ("status", "answer", "public_status", "message"),
     [
         (400, {"error": {"message": f"{INTERNAL} is wrong", "param": "top_p"}}, 400, "tiny is wrong"),
         (400, {"object": "error", "message": "too long", "param": None}, 400, "too long"),
@@ -243,13 +243,13 @@ async def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
     ],
 )
 async def test_the_engines_errors_are_told_in_openais_form(
-    store: Store, socket: Path, engine: Engine, status: int, answer: Any, told: int, message: str
+    store: Store, socket: Path, engine: Engine, status: int, answer: Any, public_status: int, message: str
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response(answer, status=status)
 
     client, _ = await ask_once(store, socket, handler, {"model": BASE})
-    assert client.status == told
+    assert client.status == public_status
     assert message in client.error["message"]
     assert set(client.error) == {"message", "type", "param", "code"}
 

@@ -706,7 +706,7 @@ def test_readers_that_take_nothing_cost_little_and_are_cut_off(served: tuple[Ser
         peak = max(peak, server.memory)
     assert 0 < torrent.written < 2**25, "the engine waits, too"
     assert peak - before < 100, "24 MiB, read, renamed and on their way; and next to nothing of the gibibyte"
-    assert torrent.ended.wait(10), "the engine was not told"
+    assert torrent.ended.wait(10), "the engine was not stopped"
     time.sleep(1)
     assert server.memory - before < 40
     for reader in readers:
