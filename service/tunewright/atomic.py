@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, also after power loss."""
+"""Files and folders that appear complete or not at all, also after power loss."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a write failed for want of space, on the disk or in the user's quota."""
+    """Whether a write failed because the disk or the user's quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """All of it or nothing, also after power loss."""
+    """Replace the file at `path` with `text`: completely or not at all, also after power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -22,7 +22,7 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # half a file, most likely on a full disk
+        temporary.unlink(missing_ok=True)  # an incomplete file, most likely on a full disk
         raise
     sync_folder(path.parent)
 
@@ -37,7 +37,7 @@ def sync_folder(path: Path) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Move a finished folder to its name, durably: its files are synced first."""
+    """Rename a complete folder to its final name, durably: its files are synced first."""
     for file in temporary.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

@@ -1,29 +1,29 @@
-"""The error tree. Every error a user can meet is one of these; `api/errors.py` alone turns them into HTTP.
+"""The error tree. Every error that a user can see is one of these; `api/errors.py` alone turns them into HTTP.
 
 TunewrightError
-├── InvalidRequest         400  the request is wrong: says which parameter and what to do
-│   ├── UnsupportedFeature 400  right in OpenAI's API, not offered here
+├── InvalidRequest         400  the request is wrong; the message names the parameter and the remedy
+│   ├── UnsupportedFeature 400  valid in OpenAI's API, not offered here
 │   ├── ExportUnsupported  400  the adapter or its base is of a kind that cannot be merged or combined
-│   └── InvalidAdapter     400  its files are faulty, do not fit the base, or cannot be served
+│   └── InvalidAdapter     400  the adapter's files are faulty, do not fit the base, or cannot be served
 ├── AuthenticationFailed   401
 ├── NotFound               404
 ├── BodyStalled            408  the request's body stopped coming
 ├── TooLarge               413
-├── TooManyRequests        429  a limit of the service is reached; `retry_after` seconds
-├── EngineUnavailable      503  generation cannot be answered now; `retry_after` seconds
-├── Busy                   503  the database is written to without a pause
-├── RequestTimeout         504  a generation took too long; clients must not try again by themselves
-├── StorageFull            507  the disk is full: nothing of it was kept, reading goes on
+├── TooManyRequests        429  a limit of the service is reached; retry after `retry_after` seconds
+├── EngineUnavailable      503  no engine can answer the generation now; retry after `retry_after` seconds
+├── Busy                   503  the database's write lock was not available in time
+├── RequestTimeout         504  a generation took too long; clients must not retry automatically
+├── StorageFull            507  the disk is full: nothing was stored; reads still work
 └── Internal               500
 
-A permanent conflict (cancelling a finished job, say) is InvalidRequest: OpenAI's client retries 409 by itself.
+A permanent conflict (cancelling a finished job, say) is an InvalidRequest: OpenAI's client retries 409 automatically.
 """
 
 from __future__ import annotations
 
 
 class TunewrightError(Exception):
-    """Base of the tree; `type`, `code` and `param` are the fields of OpenAI's error object."""
+    """Base class of all errors; `type`, `code` and `param` are the fields of OpenAI's error object."""
 
     status = 500
     type = "server_error"
@@ -46,7 +46,7 @@ class TunewrightError(Exception):
             self.retry_after = retry_after
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's error object."""
+        """The error as OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 

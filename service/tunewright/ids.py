@@ -1,6 +1,6 @@
-"""Owns the identifiers the API hands out.
+"""The identifiers that the API returns.
 
-The prefixes are OpenAI's (`file-`, `ftjob-`, `ftevent-`, `ftckpt-`), so that logs and habits carry over.
+The prefixes are OpenAI's (`file-`, `ftjob-`, `ftevent-`, `ftckpt-`), so that they are familiar to its users.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def new_id(prefix: str) -> str:
 
 
 def id_for_key(prefix: str, key: str) -> str:
-    """The identifier of what a request with this Idempotency-Key makes: the same for each of its repetitions."""
+    """The identifier of what a request with this Idempotency-Key creates: the same for each repeat of the request."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest(), "big")
     letters = []
     for _ in range(24):
@@ -31,22 +31,22 @@ def id_for_key(prefix: str, key: str) -> str:
 
 
 def model_name(base: str, suffix: str | None, id: str, checkpoint_step: int | None = None) -> str:
-    """The public name of a job's product or of a registered adapter, by its id: `ft:<base>:<suffix>:<id>`, with
+    """The public name of a job's product or of a registered adapter, made from its id: `ft:<base>:<suffix>:<id>`, with
     `:ckpt-step-<n>` for a checkpoint."""
     name = f"ft:{base}:{suffix or ''}:{id.rpartition('-')[2][:8]}"
     return name if checkpoint_step is None else f"{name}:ckpt-step-{checkpoint_step}"
 
 
 def is_suffix(text: str) -> bool:
-    """Whether `text` can stand in a model name: up to 64 letters, digits, dots, dashes, underscores."""
+    """Whether `text` is valid as a model name's suffix: up to 64 letters, digits, dots, dashes, underscores."""
     return bool(_SUFFIX.fullmatch(text))
 
 
 def result_file_id(job_id: str) -> str:
-    """The file of a finished job's metrics."""
+    """The id of the file that has a finished job's metrics."""
     return "file-" + job_id.removeprefix("ftjob-")
 
 
 def utc_stamp() -> str:
-    """Now, to stand in a file's name: `20260131T093000Z`."""
+    """The current time for use in file names: `20260131T093000Z`."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""One way of logging for every process of the service: lines on stderr."""
+"""The logging configuration of every process of the service: lines on stderr."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class World:
         self.settings = Settings(base=[base], data_dir=data.path, step_timeout=30.0, device="cpu")
         info = inspect_base(self.settings.models.bases[0])
         engines: Any = SimpleNamespace(
-            base=lambda name: info, bases_here=lambda: [BASE], names=lambda: [BASE]
+            base=lambda name: info, available_bases=lambda: [BASE], names=lambda: [BASE]
         )
         self.runner = JobRunner(self.settings, store, data, engines, lifeline, Devices(["cpu"], store))
 
@@ -231,7 +231,7 @@ def test_it_is_backed_up_and_goes_on_where_it_is_restored(world: World, tmp_path
     made = make_backup(world.data, url_of(world.data), tmp_path / "a.tar", silent)
     world.runner.stop(5)
     restored = Workspace(tmp_path / "restored")
-    restore_archive(restored, url_of(restored), made.path, replace=False, report=silent)
+    restore_archive(restored, url_of(restored), made.path, replace=False, on_progress=silent)
     store = Store.open(url_of(restored))
     other = World(store, restored, world.lifeline)
     assert other.job(id).state is JobState.QUEUED

@@ -47,7 +47,7 @@ class Scheduler:
         info = inspect_base(settings.models.bases[0])
         engines: Any = SimpleNamespace(
             base=lambda name: info,
-            bases_here=lambda: [BASE],
+            available_bases=lambda: [BASE],
             names=lambda: [BASE],
         )
         self.runner = JobRunner(settings, store, data, engines, lifeline, Devices(["cpu"], store))

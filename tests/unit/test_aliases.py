@@ -261,7 +261,7 @@ def test_versions_of_many_at_once_have_no_gaps(url: str, each: Store) -> None:
     [
         ([], "targets", "1 to 32 targets; got 0"),
         ([target(f"m{n}") for n in range(33)], "targets", "got 33"),
-        ([target("m1"), target("m1", 2)], "targets", "m1 is there twice"),
+        ([target("m1"), target("m1", 2)], "targets", "m1 is given twice"),
         ([target("m1", 0.0)], "targets", "weight of m1"),
         ([target("m1", -1.0)], "targets", "weight of m1"),
         ([target("m1", math.inf)], "targets", "weight of m1"),

@@ -101,7 +101,7 @@ def backup_of(data: Workspace, archive: Path) -> Backup:
 
 
 def restore_into(data: Workspace, archive: Path, *, replace: bool = False) -> Restored:
-    return restore_archive(data, url_of(data), archive, replace=replace, report=silent)
+    return restore_archive(data, url_of(data), archive, replace=replace, on_progress=silent)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def leaves_nothing(folder: Path, act: Callable[[], object], match: str) -> None:
 
 def test_an_archive_is_never_written_over(used: Used, archive: Path, tmp_path: Path) -> None:
     before = archive.read_bytes()
-    leaves_nothing(tmp_path, lambda: backup_of(used.data, archive), "is there already")
+    leaves_nothing(tmp_path, lambda: backup_of(used.data, archive), "exists already")
     assert archive.read_bytes() == before
 
 
@@ -222,7 +222,7 @@ def test_other_databases_are_dumped_by_their_own_means(
     url = "postgresql://me:secret@host/db"
     for act, means in (
         (lambda: make_backup(used.data, url, tmp_path / "b.tar", silent), "pg_dump"),
-        (lambda: restore_archive(used.data, url, archive, replace=True, report=silent), "pg_restore"),
+        (lambda: restore_archive(used.data, url, archive, replace=True, on_progress=silent), "pg_restore"),
     ):
         leaves_nothing(tmp_path, act, rf"postgresql://me:\*\*\*@host/db is not SQLite: .*{means}")
 
@@ -233,7 +233,7 @@ def test_what_is_listed_and_lost_is_told(used: Used, tmp_path: Path, what: str) 
         used.data.file("file-1").unlink()
     else:
         shutil.rmtree(used.data.artifacts.local(used.sha256))
-    leaves_nothing(tmp_path, lambda: backup_of(used.data, tmp_path / "a.tar"), "not there, and so 3 times")
+    leaves_nothing(tmp_path, lambda: backup_of(used.data, tmp_path / "a.tar"), "not exist, in 3 attempts")
 
 
 def test_a_damaged_database_is_not_archived(used: Used, tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_jobs_that_always_end_meanwhile_do_not_hold_a_backup_up(
 ) -> None:
     """The archive has them as unfinished, without the result whose product was removed."""
     write(used.data.job(used.running.id) / "result.json", '{"status": "succeeded"}')
-    monkeypatch.setattr(create, "is_over", lambda path, id: True)
+    monkeypatch.setattr(create, "has_ended", lambda path, id: True)
     made = backup_of(used.data, tmp_path / "a.tar")
     names = {name.split("/")[2] for name in made.manifest.members if used.running.id in name.split("/")}
     assert names == {"spec.json", "events.jsonl", "trainer.log", "checkpoints"}
@@ -580,7 +580,7 @@ def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path
     assert (jobs[pausing.id].state, jobs[pausing.id].device) == (JobState.PAUSED, None)
     assert jobs[used.finished.id].state is JobState.SUCCEEDED
     events = store.jobs.events(used.running.id, after=None, limit=1)[0]
-    assert events[0].message.startswith("Restored from a backup; the job goes on")
+    assert events[0].message.startswith("Restored from a backup; the job continues")
     assert store.engines.list() == [], "an engine that ran elsewhere is none of ours"
     ((deployment, engine),) = store.deployments.all()
     assert (deployment.model, deployment.asked, engine) == ("ft:other:full:1", {"max_loras": 2}, None)
@@ -805,7 +805,7 @@ def test_a_link_is_not_moved_away(used: Used, archive: Path, tmp_path: Path) -> 
 def test_a_database_elsewhere_is_not_restored(used: Used, archive: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'other.db'}"
     with pytest.raises(BackupError, match=r"names .*other.db: restore without it"):
-        restore_archive(used.data, url, archive, replace=True, report=silent)
+        restore_archive(used.data, url, archive, replace=True, on_progress=silent)
 
 
 def rewrite(
@@ -853,7 +853,9 @@ def test_two_restores_at_once_make_one_of_them(used: Used, archive: Path, target
                 barrier.wait(10)
 
         try:
-            outcomes.append(restore_archive(target, url_of(target), archive, replace=False, report=together))
+            outcomes.append(
+                restore_archive(target, url_of(target), archive, replace=False, on_progress=together)
+            )
         except BackupError as error:
             outcomes.append(str(error))
 
@@ -864,7 +866,7 @@ def test_two_restores_at_once_make_one_of_them(used: Used, archive: Path, target
         thread.join()
     refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
     assert len(refused) == 1
-    assert "another restore is at work" in refused[0] or "has data already" in refused[0]
+    assert "another restore is running" in refused[0] or "has data already" in refused[0]
     assert backups.missing(target) == []
     assert sorted(path.name for path in target.path.iterdir()) == sorted([*CONTENT, "run"])
 
@@ -872,14 +874,14 @@ def test_two_restores_at_once_make_one_of_them(used: Used, archive: Path, target
 def test_neither_a_backup_nor_a_restore_disturbs_a_restore(used: Used, archive: Path, tmp_path: Path) -> None:
     with held(archive_lock(used.data)) as ours:
         assert ours
-        with pytest.raises(BackupError, match="another restore is at work"):
+        with pytest.raises(BackupError, match="another restore is running"):
             restore_into(used.data, archive, replace=True)
         with pytest.raises(BackupError, match=r"a restore into .* is under way"):
             backup_of(used.data, tmp_path / "b.tar")
     with held(archive_lock(used.data), shared=True) as ours:
         assert ours
         backup_of(used.data, tmp_path / "b.tar")
-        with pytest.raises(BackupError, match="a backup or another restore is at work"):
+        with pytest.raises(BackupError, match="a backup or another restore is running"):
             restore_into(used.data, archive, replace=True)
     write_atomically(swap._asked(used.data), "{}")
     with pytest.raises(BackupError, match=r"a restore into .* is under way"):
@@ -1020,7 +1022,7 @@ def test_what_a_killed_restore_unpacked_is_removed_by_the_next(archive: Path, ta
 @pytest.fixture
 def service(used: Used, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceRecord]:
     """A process that holds the data folder's lock, and does nothing else."""
-    monkeypatch.setattr(restore, "_PATIENCE", 0.3)
+    monkeypatch.setattr(restore, "_SERVICE_TIMEOUT", 0.3)
     record = ServiceRecord(known_revisions()[0], str(used.data.path / DATABASE))
     with held(service_lock(used.data)) as ours:
         assert ours
@@ -1040,7 +1042,7 @@ def refused_under_a_service(used: Used, archive: Path, match: str) -> None:
 def test_a_service_that_does_not_take_it_on_keeps_its_data(
     used: Used, archive: Path, service: ServiceRecord
 ) -> None:
-    refused_under_a_service(used, archive, "did not take it on within .* Nothing was changed")
+    refused_under_a_service(used, archive, "did not begin the restore within .* Nothing was changed")
 
 
 def test_a_service_of_another_version_is_left_alone(

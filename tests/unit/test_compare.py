@@ -78,10 +78,10 @@ def test_what_changes_nothing_in_peft_and_much_in_the_engine_fails() -> None:
 
 
 def test_a_prompt_that_is_another_fails_whatever_the_numbers_say() -> None:
-    found: Comparison = compare(rows(), [Mismatch(3, "they part at token 2")])
+    found: Comparison = compare(rows(), [Mismatch(3, "they differ from token 2 on")])
     assert found.verdict is Verdict.FAIL
-    assert "they part at token 2" in found.reason
-    assert (found.worst_rows[0].line, found.worst_rows[0].reason) == (3, "they part at token 2")
+    assert "they differ from token 2 on" in found.reason
+    assert (found.worst_rows[0].line, found.worst_rows[0].reason) == (3, "they differ from token 2 on")
 
 
 def test_the_rows_that_differ_most_are_told() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from vllm.lora.ops.torch_ops import lora_ops
 
-from tunewright.engine.vllm_plugin import leaving_out
+from tunewright.engine.vllm_plugin import without_adapterless_tokens
 
 SLOTS, IN, OUT = 4, 6, 8
 INDICES = torch.tensor([0, -1, 3, -1, 1])
@@ -41,7 +41,7 @@ def test_tokens_without_an_adapter_are_left_out(
     operator = getattr(lora_ops, name)
     plain, mended = torch.zeros(len(INDICES), OUT), torch.zeros(len(INDICES), OUT)
     CALLS[name](operator, inputs, weights, plain)
-    CALLS[name](leaving_out(operator), inputs, weights, mended)
+    CALLS[name](without_adapterless_tokens(operator), inputs, weights, mended)
     with_adapter = INDICES >= 0
     assert torch.equal(mended[with_adapter], plain[with_adapter])
     assert not mended[~with_adapter].any()
@@ -49,8 +49,8 @@ def test_tokens_without_an_adapter_are_left_out(
 
 
 def test_it_is_mended_once() -> None:
-    once = leaving_out(lora_ops.bgmv_shrink)
-    assert leaving_out(once) is once
+    once = without_adapterless_tokens(lora_ops.bgmv_shrink)
+    assert without_adapterless_tokens(once) is once
 
 
 def test_vllm_finds_it() -> None:

@@ -1,5 +1,5 @@
-"""Backups: archives of the database and of what it refers to, made beside a running service and put back under it.
+"""Backups: archives of the database and of what it refers to. They are made and restored while a service may run.
 
-Beside `api/` and `scheduler/`: the command line makes and restores archives, `serve` carries out a restore that was
-decided, and nothing else knows of them.
+The command line makes archives and requests restores, `serve` carries a pending restore out, and no other part of the
+service imports this package.
 """

@@ -6,8 +6,8 @@
     jobs/<id>/<name>             job folders
     manifest.json
 
-Nothing else may be in it, so nothing is ever written elsewhere than under these names. It is unpacked by the code
-here and not by `tarfile.extract`: owners, modes, links and devices are not taken over.
+Nothing else may be in it, so nothing is ever written elsewhere than under these names. It is unpacked by this module
+and not by `tarfile.extract`: owners, modes, links and devices are ignored.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ FORMAT = 1
 DATABASE = "tunewright.db"
 FOLDERS = ("files", "jobs", "artifacts")
 _MANIFEST = "manifest.json"
-_MOST_MANIFEST = 512 * 2**20
+_MAX_MANIFEST = 512 * 2**20
 _BLOCK = 2**20
 
 OnBytes = Callable[[int], None]
-"""Told of each block that was read: how many bytes it has."""
+"""Called after each block that was read, with its number of bytes."""
 
 
 class Member(BaseModel):
@@ -47,15 +47,15 @@ class Member(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an archive holds, and whose it is."""
+    """The members of an archive, and the version and time at which it was made."""
 
     model_config = ConfigDict(frozen=True)
 
     format: int = FORMAT
     version: str
-    """Of Tunewright."""
+    """The version of Tunewright."""
     revision: str
-    """Of the database."""
+    """The revision of the database."""
     created_at: str
     """UTC, as in 2026-01-31T09:30:00Z."""
     counts: dict[str, int]
@@ -68,7 +68,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Opened:
-    """A file that is open; of one that grows, what it has now."""
+    """An open file, with its current size: a file that grows is archived up to there."""
 
     name: str
     file: IO[bytes]
@@ -82,7 +82,7 @@ class Opened:
 
 
 class ArchiveWriter:
-    """Writes members as they come, then the manifest."""
+    """Writes the members in the order in which they are added, then the manifest."""
 
     def __init__(self, target: IO[bytes]) -> None:
         self._tar = tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, copybufsize=_BLOCK)
@@ -90,7 +90,8 @@ class ArchiveWriter:
 
     def add(self, source: Opened, on_bytes: OnBytes) -> None:
         reader = _Hashing(source.file, on_bytes)
-        self._tar.addfile(_header(source), reader)  # type: ignore[arg-type]  # it only calls read(n)
+        # addfile only calls read(n)
+        self._tar.addfile(_header(source), reader)  # type: ignore[arg-type]
         self._members[source.name] = Member(bytes=source.size, sha256=reader.digest.hexdigest())
 
     def finish(self, *, version: str, revision: str, created_at: str, counts: dict[str, int]) -> Manifest:
@@ -106,7 +107,7 @@ class ArchiveWriter:
 
 
 class Archive:
-    """An archive that is open, whose members are those of its manifest. Their bytes are looked at by `verify`."""
+    """An open archive, whose members were found to match its manifest. Their bytes are checked by `verify`."""
 
     def __init__(self, path: Path, tar: tarfile.TarFile) -> None:
         """Raises BackupError."""
@@ -134,7 +135,8 @@ class Archive:
                 pass
 
     def unpack(self, folder: Path, on_bytes: OnBytes) -> None:
-        """Write all members into `folder`, which is made, readable by its owner alone; on disk when it returns."""
+        """Write all members into `folder`, which is created if needed, readable only by its owner, and synced to
+        disk."""
         for name in (".", *FOLDERS):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         for name, info in self._infos.items():
@@ -166,7 +168,7 @@ class Archive:
             )
 
     def _read_manifest(self, info: tarfile.TarInfo) -> Manifest:
-        if info.size > _MOST_MANIFEST:
+        if info.size > _MAX_MANIFEST:
             raise BackupError(f"{self._path} is refused: its manifest has {info.size} bytes")
         file = self._tar.extractfile(info)
         assert file is not None, "only plain files were let in"
@@ -200,7 +202,7 @@ class Archive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Raises BackupError and OSError."""
+    """Open the archive at `path`. Raises BackupError and OSError."""
     with ExitStack() as stack:
         with _readable(path):
             archive = Archive(path, stack.enter_context(tarfile.open(path, "r:")))
@@ -216,7 +218,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _refuse_unsafe(path: Path, info: tarfile.TarInfo) -> None:
-    """Plain files under the names of the module's docstring, and nothing else."""
+    """Raises BackupError for a member that is not a plain file with a name as in this module's docstring."""
     parts = info.name.split("/")
     depth = {"files": 2, "jobs": 3, "artifacts": 3}
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse() or info.size < 0:
@@ -227,11 +229,11 @@ def _refuse_unsafe(path: Path, info: tarfile.TarInfo) -> None:
         parts[0] in depth and len(parts) >= depth[parts[0]] and (parts[0] != "files" or len(parts) == 2)
     )
     if not known:
-        raise BackupError(f"{path} is refused: {info.name!r} is nothing that a backup holds")
+        raise BackupError(f"{path} is refused: {info.name!r} is not a member of a backup")
 
 
 class _Hashing:
-    """Reads a file, and keeps the hash of what was read."""
+    """Reads a file and computes the hash of what was read."""
 
     def __init__(self, file: IO[bytes], on_bytes: OnBytes) -> None:
         self.digest = hashlib.sha256()

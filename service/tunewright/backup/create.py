@@ -1,9 +1,9 @@
-"""`tunewright backup`: one archive of the database and of what it refers to, also while the service works.
+"""`tunewright backup`: one archive of the database and of what it refers to, also while the service runs.
 
-The database is copied as a snapshot. What it refers to is there by then, since bytes come before rows, and does not
-change, but it may be deleted at any time. So it is gathered by hard links in a folder of its own, just before the
-snapshot and again just after it, and copied from there at leisure. What both miss was deleted in between or is lost:
-then a new snapshot is taken.
+The database is copied as a snapshot. What it refers to exists by then, since bytes are written before rows, and does
+not change, but it may be deleted at any time. So it is collected as hard links in a separate folder, just before the
+snapshot and again just after it, and copied into the archive from there. What both collections miss was deleted in
+between or is lost: then a new snapshot is taken.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from tunewright.ids import utc_stamp
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database
-from tunewright.store.references import References, is_over, references
+from tunewright.store.references import References, has_ended, references
 from tunewright.store.sqlite_file import snapshot, sqlite_path
 
 ATTEMPTS = 3
 _OF_A_RUN = {"process.json", "lock", "heartbeat"}
-"""What lies in a job's folder for its processes only."""
+"""Names in a job's folder that only concern its running processes."""
 
-Report = Callable[[str, int, int], None]
-"""Told what is done now, and how many bytes of how many are."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the current activity, the number of bytes that are done, and their total number."""
 
 
 @dataclass
 class Backup:
-    """What was made."""
+    """A backup that was made."""
 
     path: Path
     bytes: int
     manifest: Manifest
     left_out: list[str]
-    """Checkpoints that vanished or were torn: older ones, which a running trainer removes."""
+    """Checkpoints that were removed meanwhile or incomplete: older ones, which a running trainer removes."""
     changed: list[str]
-    """Files whose bytes are no longer those that were uploaded."""
+    """Ids of files whose bytes are no longer those that were uploaded."""
 
 
 def default_name() -> str:
     return f"tunewright-backup-{utc_stamp()}.tar"
 
 
-def make_backup(workspace: Workspace, database_url: str, archive: Path, report: Report) -> Backup:
-    """Write `archive`, which must not be there and appears only when it is whole and on disk.
+def make_backup(workspace: Workspace, database_url: str, archive: Path, on_progress: OnProgress) -> Backup:
+    """Write `archive`, which must not exist, and appears only when it is complete and synced to disk.
 
     Raises BackupError, DatabaseUnusable and OSError; then nothing is left of it.
     """
@@ -71,7 +71,7 @@ def make_backup(workspace: Workspace, database_url: str, archive: Path, report: 
     if not archive.parent.is_dir():
         raise BackupError(f"there is no folder {archive.parent} to put an archive in")
     if archive.exists():
-        raise BackupError(f"{archive} is there already: give another name, or remove it")
+        raise BackupError(f"{archive} exists already: give another name, or remove it")
     require_its_user(workspace)
     with ExitStack() as stack:
         ours = stack.enter_context(held(archive_lock(workspace), shared=True))
@@ -81,17 +81,17 @@ def make_backup(workspace: Workspace, database_url: str, archive: Path, report: 
         for number in range(1, ATTEMPTS + 1):
             try:
                 backup = _attempt(
-                    workspace, database, temporary / f"{number}.tar", report, is_last=number == ATTEMPTS
+                    workspace, database, temporary / f"{number}.tar", on_progress, is_last=number == ATTEMPTS
                 )
                 break
             except _Gone as gone:
                 if number == ATTEMPTS:
                     raise BackupError(
-                        f"{gone}, and so {ATTEMPTS} times. Where it was not deleted just now, it is lost: put it back "
+                        f"{gone}, in {ATTEMPTS} attempts. If it was not deleted just now, it is lost: put it back "
                         "from an earlier backup, or delete its entry (tunewright files delete, or models delete)"
                     ) from gone
         if archive.exists():
-            raise BackupError(f"{archive} was made by somebody else meanwhile: give another name")
+            raise BackupError(f"{archive} was made by another process meanwhile: give another name")
         os.replace(backup.path, archive)
         sync_folder(archive.parent)
     backup.path = archive
@@ -99,14 +99,16 @@ def make_backup(workspace: Workspace, database_url: str, archive: Path, report: 
 
 
 class _Gone(Exception):
-    """What the snapshot refers to is no longer there, or no longer as it was then."""
+    """Something that the snapshot refers to does not exist any more, or has changed since."""
 
 
-def _attempt(workspace: Workspace, database: Path, archive: Path, report: Report, *, is_last: bool) -> Backup:
-    """Raises _Gone."""
+def _attempt(
+    workspace: Workspace, database: Path, archive: Path, on_progress: OnProgress, *, is_last: bool
+) -> Backup:
+    """Write the archive from one snapshot. Raises _Gone."""
     workspace.tmp.mkdir(mode=0o700, exist_ok=True)
     with scratch_folder(workspace.tmp, "backup-") as gathered:
-        report("copying the database", 0, 0)
+        on_progress("copying the database", 0, 0)
         gatherer = _Gatherer(workspace, database, gathered, is_last=is_last)
         gatherer.gather_ahead(references(database))
         created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -120,10 +122,9 @@ def _attempt(workspace: Workspace, database: Path, archive: Path, report: Report
             os.fchmod(target.fileno(), 0o600)
             writer = ArchiveWriter(target)
             try:
-                _copy(gathered, writer, report)
-            except (
-                FileNotFoundError
-            ) as error:  # a service that starts empties the folder of unfinished things
+                _copy(gathered, writer, on_progress)
+            except FileNotFoundError as error:
+                # a service that starts empties the folder of temporary files
                 raise _Gone(f"{error.filename} was removed") from error
             manifest = writer.finish(
                 version=__version__, revision=revision, created_at=created_at, counts=gatherer.counts
@@ -136,7 +137,7 @@ def _attempt(workspace: Workspace, database: Path, archive: Path, report: Report
     return Backup(archive, archive.stat().st_size, manifest, gatherer.left_out, changed)
 
 
-def _copy(gathered: Path, writer: ArchiveWriter, report: Report) -> None:
+def _copy(gathered: Path, writer: ArchiveWriter, on_progress: OnProgress) -> None:
     names = sorted(_names(gathered))
     total = sum((gathered / name).stat().st_size for name in names)
     done = 0
@@ -144,7 +145,7 @@ def _copy(gathered: Path, writer: ArchiveWriter, report: Report) -> None:
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        report("copying", done, max(done, total))
+        on_progress("copying", done, max(done, total))
 
     for name in names:
         with (gathered / name).open("rb") as file:
@@ -163,25 +164,29 @@ class _Gatherer:
         self.left_out: list[str] = []
 
     def gather_ahead(self, refers_to: References) -> None:
-        """What does not change. Some of it may be gone by the time of the snapshot."""
+        """Gather files and artifacts, which do not change. Some may be deleted before the snapshot is taken."""
         for file in refers_to.files:
             _take(self._workspace.file(file.id), self._folder / "files" / file.id)
         for sha256 in refers_to.artifacts:
             _take_folder(self._workspace.artifacts.local(sha256), self._folder / "artifacts" / sha256)
 
     def gather(self, refers_to: References) -> None:
-        """What is removed soonest comes first. Raises _Gone."""
+        """Gather everything, beginning with what may be removed soonest. Raises _Gone."""
         for id in refers_to.unfinished:
             self._unfinished_job(id)
         for file in refers_to.files:
             if not _take(self._workspace.file(file.id), self._folder / "files" / file.id):
-                raise _Gone(f"the file {file.id} is listed, and {self._workspace.file(file.id)} is not there")
+                raise _Gone(
+                    f"the file {file.id} is listed, but {self._workspace.file(file.id)} does not exist"
+                )
         for sha256 in refers_to.artifacts:
             if not _take_folder(self._workspace.artifacts.local(sha256), self._folder / "artifacts" / sha256):
                 raise _Gone(
-                    f"a model is listed, and its weights {self._workspace.artifacts.local(sha256)} are not there"
+                    f"a model is listed, but its weights {self._workspace.artifacts.local(sha256)} do not exist"
                 )
-        for id in refers_to.finished:  # their folders may be gone: what the service needs is in the database
+        for (
+            id
+        ) in refers_to.finished:  # their folders may be removed: what the service needs is in the database
             self._records(self._workspace.job(id), self._folder / "jobs" / id, but=set())
         self._keep_only("files", {file.id for file in refers_to.files})
         self._keep_only("artifacts", refers_to.artifacts.keys())
@@ -190,9 +195,12 @@ class _Gatherer:
         self.counts["jobs"] = len(refers_to.unfinished) + len(refers_to.finished)
 
     def _unfinished_job(self, id: str) -> None:
-        """A trainer may be at work in its folder, and the scheduler empties it when the job has ended."""
+        """Gather the folder of an unfinished job. Its process may write to it, and the scheduler empties it when the
+        job has ended. Raises _Gone."""
         source, target = JobFolder(self._workspace.job(id)), JobFolder(self._folder / "jobs" / id)
-        if _take(source.result_file, target.result_file):  # written after the product, so that is whole
+        if _take(
+            source.result_file, target.result_file
+        ):  # written after the product, which is therefore complete
             _take_folder(source.adapter, target.adapter)
             _take_folder(source.model, target.model)
         for step, path in source.complete_checkpoints():
@@ -201,15 +209,15 @@ class _Gatherer:
             else:
                 self.left_out.append(f"step {step} of {id}")
         self._records(source.path, target.path, but={source.result_file.name})
-        if is_over(self._database, id):  # so its folder is being emptied
+        if has_ended(self._database, id):  # so its folder is being emptied
             if not self._is_last:
                 raise _Gone(f"job {id} has ended since")
-            target.result_file.unlink(missing_ok=True)  # without its product; the job will train again
+            target.result_file.unlink(missing_ok=True)  # its product may be missing: the job will run again
             for product in (target.adapter, target.model):
                 shutil.rmtree(product, ignore_errors=True)
 
     def _keep_only(self, kind: str, names: Set[str]) -> None:
-        """What was gathered ahead, and deleted before the snapshot, is not in it."""
+        """Remove what was gathered ahead and is not in the snapshot, since it was deleted before."""
         folder = self._folder / kind
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name not in names:
@@ -217,7 +225,7 @@ class _Gatherer:
 
     @staticmethod
     def _records(source: Path, target: Path, *, but: set[str]) -> None:
-        """What the folder itself has: the spec, the events, the log."""
+        """Gather the files directly in a job's folder: the spec, the events, the log."""
         with suppress(FileNotFoundError):
             for entry in os.scandir(source):
                 unwanted = entry.name in _OF_A_RUN | but or entry.name.startswith(".")
@@ -226,7 +234,8 @@ class _Gatherer:
 
 
 def _take(source: Path, target: Path) -> bool:
-    """Whether it was there, now or when it was taken before. It may still grow there, but not vanish."""
+    """Link `source` to `target`, or copy it. False where it does not exist and was not taken before. Later writes to
+    the file are visible in the link; its removal does not affect it."""
     if target.exists():
         return True
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +252,7 @@ def _take(source: Path, target: Path) -> bool:
 
 
 def _take_folder(source: Path, target: Path) -> bool:
-    """Whether it was there with something in it, all of it until the end; or was taken before."""
+    """Take all files of a folder. False, with nothing taken, where it is missing, empty, or loses files meanwhile."""
     if target.is_dir():
         return True
     try:
@@ -257,7 +266,8 @@ def _take_folder(source: Path, target: Path) -> bool:
 
 
 def _take_checkpoint(source: Path, target: Path) -> bool:
-    """Whether it is whole: one that is being removed may have its manifest still, but not all that this names."""
+    """Take a checkpoint. False, with nothing taken, where it is incomplete: one that is being removed may still have
+    its manifest, but not all files that this names."""
     if not _take_folder(source, target):
         return False
     try:
@@ -271,7 +281,7 @@ def _take_checkpoint(source: Path, target: Path) -> bool:
 
 
 def _names(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Of the plain files in it and below. Raises FileNotFoundError."""
+    """Relative names of the plain files in a folder and below. Raises FileNotFoundError."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

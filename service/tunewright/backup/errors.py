@@ -1,7 +1,7 @@
-"""What can go wrong with a backup."""
+"""The error of backups and restores."""
 
 from __future__ import annotations
 
 
 class BackupError(Exception):
-    """One line: what is wrong, where, and what to do."""
+    """A backup or restore failed. The message is one line: what is wrong, where, and what to do."""

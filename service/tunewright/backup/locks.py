@@ -1,4 +1,4 @@
-"""Who may touch the data folder: the service's own lock, and the one of backups and restores."""
+"""The locks of the data folder: the service's own, and the one of backups and restores."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tunewright.atomic import write_atomically
 from tunewright.backup.errors import BackupError
 from tunewright.registry.workspace import Workspace
 
-_BEING_MADE = 60.0
-"""Seconds in which a new folder may not be locked yet."""
+_UNLOCKED_SECONDS = 60.0
+"""Age up to which an unlocked folder is kept: its process may not have locked it yet."""
 
 
 def hold(path: Path, *, shared: bool = False) -> int | None:
-    """A lock that ends when its descriptor is closed, or its process ends; None where another holds it.
+    """Take a lock, which ends when the returned descriptor is closed or the process ends. None where another process
+    holds it.
 
-    Makes the data folder of the lock where it is not there, readable by its owner alone. Raises OSError.
+    Creates the data folder of the lock where it does not exist, readable only by its owner. Raises OSError.
     """
     path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -43,7 +44,7 @@ def hold(path: Path, *, shared: bool = False) -> int | None:
 
 @contextmanager
 def held(path: Path, *, shared: bool = False) -> Iterator[bool]:
-    """The same for a block; whether it was had."""
+    """Hold a lock for a block, which gets whether the lock was taken."""
     descriptor = hold(path, shared=shared)
     try:
         yield descriptor is not None
@@ -54,10 +55,10 @@ def held(path: Path, *, shared: bool = False) -> Iterator[bool]:
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder for the block, which goes with it. What killed processes left of such folders goes first."""
+    """A folder that is removed after the block. Such folders of killed processes are removed first."""
     for left in parent.glob(f"{prefix}*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _BEING_MADE:
+            if time.time() - left.stat().st_mtime > _UNLOCKED_SECONDS:
                 with _locked_folder(left):
                     shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
@@ -70,7 +71,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[None]:
-    """Raises BlockingIOError where another process works in it."""
+    """Lock a folder for a block. Raises BlockingIOError where another process has locked it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,36 +81,37 @@ def _locked_folder(folder: Path) -> Iterator[None]:
 
 
 def service_lock(workspace: Workspace) -> Path:
-    """Held by the service for as long as it runs: whoever holds it may move what lies in the folder."""
+    """The lock that the service holds for as long as it runs. Its holder may move the contents of the data folder."""
     return workspace.run / "lock"
 
 
 def require_its_user(workspace: Workspace) -> None:
-    """What another user leaves in the folder, a lock say, the service could not open. Raises BackupError."""
+    """Raises BackupError where the service runs as another user: it could not open the files that this process
+    makes."""
     try:
         owner = service_lock(workspace).stat().st_uid
-    except FileNotFoundError:  # no service was there yet
+    except FileNotFoundError:  # no service has used the folder yet
         return
     if owner != os.geteuid():
         raise BackupError(
-            f"the service on {workspace.path} is user {owner}'s, and this is user {os.geteuid()}: run it as that user "
-            f"(sudo -u '#{owner}' ...). Nothing was changed"
+            f"the service on {workspace.path} is user {owner}'s, and this is user {os.geteuid()}: run this as that "
+            f"user (sudo -u '#{owner}' ...). Nothing was changed"
         )
 
 
 def archive_lock(workspace: Workspace) -> Path:
-    """Held by the command line: shared by backups, alone by a restore."""
+    """The lock of the command line: backups share it, a restore holds it exclusively."""
     return workspace.run / "archive.lock"
 
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """What the service that holds the lock is, for who would put other data under it."""
+    """The version and database of the running service, for the command that restores into its data folder."""
 
     revision: str
-    """Of the database that it works with."""
+    """The revision of its database."""
     database: str
-    """Its file, or a URL without the password."""
+    """The file of its database, or its URL without the password."""
 
     def write(self, workspace: Workspace) -> None:
         write_atomically(workspace.run / "service.json", json.dumps(asdict(self)))

@@ -1,6 +1,6 @@
-"""`tunewright restore`: checks an archive, unpacks it beside the data, and has it take the data's place.
+"""`tunewright restore`: checks an archive, unpacks it beside the current data, and replaces the data by it.
 
-Nothing is changed before all of it was checked, unpacked and prepared; how it then takes its place is `swap.py`'s.
+Nothing is changed before all of it was checked, unpacked and prepared; `swap.py` then replaces the data.
 """
 
 from __future__ import annotations
@@ -31,27 +31,29 @@ from tunewright.store.sqlite_file import settle, sqlite_path
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
-Report = Callable[[str, int, int], None]
-"""Told what is done now, and how many bytes of how many are; 0 of 0 where it is a wait."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the current activity, the number of bytes that are done, and their total; 0 of 0 while waiting."""
 
-_PATIENCE = 120.0
-"""Seconds in which a service begins: its processes are given up to 14 to stop."""
+_SERVICE_TIMEOUT = 120.0
+"""Seconds in which a running service has to begin the restore: its processes have up to 14 to stop."""
 
 
 @dataclass(frozen=True)
 class Restored:
+    """A restore that was made."""
+
     manifest: Manifest
     replaced: Path | None
-    """Where what was there before is kept."""
+    """The folder that keeps the earlier data; None where there was none."""
     running: bool
-    """Whether a service took it on, and goes on with it."""
+    """Whether a running service made the restore, and continues with the restored data."""
 
 
 def restore_archive(
-    workspace: Workspace, database_url: str, archive: Path, *, replace: bool, report: Report
+    workspace: Workspace, database_url: str, archive: Path, *, replace: bool, on_progress: OnProgress
 ) -> Restored:
-    """Put an archive into a data folder: one without data, or, with `replace`, in the place of what is there, also
-    while a service runs on it.
+    """Restore an archive into a data folder that has no data, or, with `replace`, in place of its data. A service may
+    run on it.
 
     Raises BackupError, DatabaseUnusable and OSError; then nothing was changed, unless the message says so.
     """
@@ -66,17 +68,17 @@ def restore_archive(
                 f"{archive} was made by a newer Tunewright ({manifest.version}; this is {__version__}): restore it "
                 "with that version. Nothing was changed"
             )
-        opened.verify(_counting(report, "checking", manifest.bytes))
+        opened.verify(_counting(on_progress, "checking", manifest.bytes))
         with held(archive_lock(workspace)) as ours:
             if not ours:
                 raise BackupError(
-                    f"a backup or another restore is at work in {workspace.path}: try again when it is done"
+                    f"a backup or another restore is running in {workspace.path}: try again when it is done"
                 )
-            _see_it_done(workspace, report)  # one that was asked for by a command that was killed
+            _complete_pending(workspace, on_progress)  # the request of a command that was killed
             clear_abandoned(workspace)
-            plan = _unpack(workspace, opened, report)
+            plan = _unpack(workspace, opened, on_progress)
             try:
-                running = _take_place(workspace, plan, replace, report)
+                running = _replace_data(workspace, plan, replace, on_progress)
             finally:
                 if not is_restore_pending(workspace):
                     shutil.rmtree(workspace.path / plan.staging, ignore_errors=True)
@@ -84,7 +86,7 @@ def restore_archive(
     return Restored(manifest, replaced if replaced.exists() else None, running)
 
 
-def _unpack(workspace: Workspace, archive: Archive, report: Report) -> Plan:
+def _unpack(workspace: Workspace, archive: Archive, on_progress: OnProgress) -> Plan:
     plan = Plan(_unused(workspace, "restore"), _unused(workspace, "replaced"))
     staging = workspace.path / plan.staging
     size, room = archive.manifest.bytes, shutil.disk_usage(workspace.path).free
@@ -94,8 +96,8 @@ def _unpack(workspace: Workspace, archive: Archive, report: Report) -> Plan:
         )
     staging.mkdir(mode=0o700)
     try:
-        archive.unpack(staging, _counting(report, "unpacking", size))
-        report("preparing the database", 0, 0)
+        archive.unpack(staging, _counting(on_progress, "unpacking", size))
+        on_progress("preparing the database", 0, 0)
         _prepare(staging / DATABASE)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -104,22 +106,24 @@ def _unpack(workspace: Workspace, archive: Archive, report: Report) -> Plan:
 
 
 def _unused(workspace: Workspace, kind: str) -> str:
-    """A name that says when; two in one second are told apart by a number."""
+    """An unused name with the current time, and with a number where the name of this second is taken."""
     stamp = f"{kind}-{utc_stamp()}"
     names = [stamp, *(f"{stamp}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not (workspace.path / name).exists())
 
 
 def _prepare(path: Path) -> None:
-    """Bring the database to this version, and forget what was only so where and when the backup was made: which
-    engines ran, and which jobs were in training. Those wait for a device again, and go on from their checkpoints."""
+    """Upgrade the database to this version, and remove what was only true when and where the backup was made: which
+    engines ran, and which jobs were running. These jobs are queued again, and continue from their checkpoints."""
     store = Store.open(f"sqlite:///{path}")
     try:
         store.database.upgrade()
         store.engines.forget()
         for job in store.jobs.on_devices():
             if job.state is JobState.RUNNING:
-                store.jobs.requeue(job.id, "Restored from a backup; the job goes on from its last checkpoint")
+                store.jobs.requeue(
+                    job.id, "Restored from a backup; the job continues from its last checkpoint"
+                )
             elif job.state is JobState.PAUSING:
                 store.jobs.paused(job.id)
             else:
@@ -129,8 +133,8 @@ def _prepare(path: Path) -> None:
     settle(path)
 
 
-def _take_place(workspace: Workspace, plan: Plan, replace: bool, report: Report) -> bool:
-    """Whether a service took it on."""
+def _replace_data(workspace: Workspace, plan: Plan, replace: bool, on_progress: OnProgress) -> bool:
+    """Replace the data by what was unpacked. Returns whether a running service did it."""
     _require_plain_folders(workspace)
     with held(service_lock(workspace)) as ours:
         if not replace:
@@ -142,45 +146,45 @@ def _take_place(workspace: Workspace, plan: Plan, replace: bool, report: Report)
             except KeyboardInterrupt:
                 if not is_restore_pending(workspace):
                     raise
-                finish_restore(workspace)  # quickly done, and the next restore would have to do it first
+                finish_restore(workspace)  # it is quick, and the next restore would have to do it first
             return False
     _require_same_version(workspace)
     try:
         ask(workspace, plan)
-        return _see_it_done(workspace, report)
+        return _complete_pending(workspace, on_progress)
     except KeyboardInterrupt:
         if not is_restore_pending(workspace):
             raise
-        raise _given_up(workspace, "interrupted") from None
+        raise _withdrawn(workspace, "interrupted") from None
 
 
-def _see_it_done(workspace: Workspace, report: Report) -> bool:
-    """Wait until the service has made the restore that is pending, or make it where there is none (any more).
+def _complete_pending(workspace: Workspace, on_progress: OnProgress) -> bool:
+    """Wait until the running service has made the pending restore, or make it where no service runs.
 
-    Whether the service made it.
+    Returns whether the service made it.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _SERVICE_TIMEOUT
     while is_restore_pending(workspace):
-        report("waiting for the service to change over", 0, 0)
+        on_progress("waiting for the service to change over", 0, 0)
         with held(service_lock(workspace)) as ours:
             if ours:
                 finish_restore(workspace)
                 return False
         if time.monotonic() > deadline:
-            raise _given_up(
+            raise _withdrawn(
                 workspace,
-                f"the service did not take it on within {_PATIENCE:.0f} s: stop it, and run this again",
+                f"the service did not begin the restore within {_SERVICE_TIMEOUT:.0f} s: stop it, and run this again",
             )
         time.sleep(0.1)
     return True
 
 
-def _given_up(workspace: Workspace, why: str) -> BackupError:
+def _withdrawn(workspace: Workspace, why: str) -> BackupError:
+    """Withdraw the request for a restore, if it has not begun. Returns the error to raise."""
     if take_back(workspace):
         return BackupError(f"{why}. Nothing was changed")
     return BackupError(
-        f"{why}, and the restore into {workspace.path} has begun: the service goes on with it, or finishes it "
-        "when it starts"
+        f"{why}, and the restore into {workspace.path} has begun: the service completes it now, or when it starts"
     )
 
 
@@ -213,7 +217,7 @@ def _require_same_version(workspace: Workspace) -> None:
 
 
 def _require_plain_folders(workspace: Workspace) -> None:
-    """What is renamed can neither be a mount nor lie elsewhere."""
+    """Raises BackupError where the data is behind a link or a mount, which cannot be renamed."""
     for name in (DATABASE, *FOLDERS):
         path = workspace.path / name
         if path.is_symlink() or path.is_mount():
@@ -226,17 +230,17 @@ def _require_plain_folders(workspace: Workspace) -> None:
 def _refuse_data(workspace: Workspace) -> None:
     if has_data(workspace):
         raise BackupError(
-            f"{workspace.path} has data already: give another --data-dir, or --replace, which keeps what is there in a "
+            f"{workspace.path} has data already: give another --data-dir, or --replace, which keeps that data in a "
             "folder beside it. Nothing was changed"
         )
 
 
-def _counting(report: Report, what: str, total: int) -> Callable[[int], None]:
+def _counting(on_progress: OnProgress, what: str, total: int) -> Callable[[int], None]:
     done = 0
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        report(what, done, total)
+        on_progress(what, done, total)
 
     return on_bytes

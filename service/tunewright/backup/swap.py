@@ -1,10 +1,10 @@
-"""The moment of a restore: what was unpacked takes the place of what is there, all of it or nothing.
+"""The last step of a restore: what was unpacked replaces the data, completely or not at all.
 
-A restore is asked for by one file, `run/restore.json`, written atomically when everything is checked, unpacked and on
-disk. From then on it is made, whoever dies: by the running service between two lives of its processes, by the command
-itself where no service runs, or at the next start. Whoever makes it holds the service's lock, and says that it has
-begun by renaming that file; until then, who asked may take it back. Each step can be repeated, and tells by what is
-there whether it was made.
+A restore is requested by one file, `run/restore.json`, which is written atomically when everything was checked,
+unpacked and synced to disk. From then on it is made even if processes are killed: by the running service after it has
+stopped its processes, by the command itself where no service runs, or at the next start. The process that makes it
+holds the service's lock, and renames that file when it begins; until then the request can be withdrawn. Each step can
+be repeated, since the files themselves show whether it was made.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tunewright.supervisor.process import ProcessGroup
 log = logging.getLogger("tunewright.backup")
 
 _LOGS = tuple(f"{DATABASE}-{kind}" for kind in ("wal", "shm", "journal"))
-"""What SQLite may leave beside the database; it belongs to the old one."""
+"""Files that SQLite may leave beside a database, and that belong to the old one."""
 _STAGING = re.compile(r"restore-[0-9A-Za-z-]+")
 _REPLACED = re.compile(r"replaced-[0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Two folders in the data folder: of what is to come, and for what it takes the place of."""
+    """Two names of folders in the data folder: of the unpacked data, and for the data that it replaces."""
 
     staging: str
     replaced: str
 
 
 def has_data(workspace: Workspace) -> bool:
-    """Whether there is anything that a restore would replace."""
+    """Whether the data folder has anything that a restore would replace."""
     return any(
         any(path.iterdir()) if path.is_dir() else path.exists()
         for path in (workspace.path / name for name in (DATABASE, *FOLDERS))
@@ -49,12 +49,12 @@ def has_data(workspace: Workspace) -> bool:
 
 
 def ask(workspace: Workspace, plan: Plan) -> None:
-    """From here on the restore is made, unless it is taken back."""
+    """Request a restore: it will be made, unless the request is withdrawn."""
     write_atomically(_asked(workspace), json.dumps(asdict(plan)))
 
 
 def take_back(workspace: Workspace) -> bool:
-    """Whether it had not begun, so that nothing was changed and nothing will be."""
+    """Withdraw the request for a restore. False where the restore has begun, or none was requested."""
     try:
         _asked(workspace).unlink()
     except FileNotFoundError:
@@ -64,13 +64,13 @@ def take_back(workspace: Workspace) -> bool:
 
 
 def is_restore_pending(workspace: Workspace) -> bool:
-    """Whether one was asked for and is not done."""
+    """Whether a restore was requested and is not complete."""
     return _asked(workspace).exists() or _begun(workspace).exists()
 
 
 def finish_restore(workspace: Workspace) -> None:
-    """Make the restore that is pending, if there is one. The caller holds the service's lock, and none of the service's
-    processes is meant to live. Raises BackupError; then it stays pending."""
+    """Make the pending restore, if there is one. The caller holds the service's lock, and has stopped the service's
+    processes. Raises BackupError; then the restore stays pending."""
     if not is_restore_pending(workspace):
         return
     try:
@@ -92,7 +92,7 @@ def finish_restore(workspace: Workspace) -> None:
 
 
 def clear_abandoned(workspace: Workspace) -> None:
-    """Remove what restores that were killed while they unpacked left behind. The caller holds the archive's lock."""
+    """Remove what restores left that were killed while unpacking. The caller holds the archive lock."""
     if not is_restore_pending(workspace):
         for path in workspace.path.iterdir():
             if _STAGING.fullmatch(path.name):
@@ -100,7 +100,8 @@ def clear_abandoned(workspace: Workspace) -> None:
 
 
 def _swap(workspace: Workspace, plan: Plan) -> None:
-    """Move the old out and the new in, name by name. What still waits in the staging folder is not done."""
+    """Move the old data out and the new data in, name by name. A name that is still in the staging folder was not
+    replaced yet."""
     staging, replaced = workspace.path / plan.staging, workspace.path / plan.replaced
     if (staging / DATABASE).exists():
         for name in _LOGS:
@@ -115,18 +116,18 @@ def _swap(workspace: Workspace, plan: Plan) -> None:
 
 
 def _move(old: Path, kept: Path) -> None:
-    """Out of the way, if it is there; an empty folder is not kept."""
+    """Move `old` to `kept`, if it exists; an empty folder is removed instead."""
     if old.is_dir() and not old.is_symlink() and not any(old.iterdir()):
         old.rmdir()
     elif os.path.lexists(old):
         if os.path.lexists(kept):
-            raise FileExistsError(errno.EEXIST, "it was moved before, and made anew since", str(old))
+            raise FileExistsError(errno.EEXIST, "it was moved before, and has been created again", str(old))
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         os.replace(old, kept)
 
 
 def _end_leftovers(workspace: Workspace) -> None:
-    """End processes of a service that was killed, or whose scheduler did not get to end them all."""
+    """End the processes that a killed service, or a scheduler that could not end all of them, has left."""
     below = [(folder, "*/process.json") for folder in (workspace.engines, workspace.jobs, workspace.tmp)]
     for folder, pattern in [(workspace.run, "*.json"), *below]:
         for record in folder.glob(pattern):
@@ -148,8 +149,10 @@ def _read(path: Path) -> Plan:
 
 
 def _asked(workspace: Workspace) -> Path:
+    """The file that requests a restore."""
     return workspace.run / "restore.json"
 
 
 def _begun(workspace: Workspace) -> Path:
+    """The name of that file when the restore has begun."""
     return workspace.run / "restore-begun.json"

@@ -112,7 +112,7 @@ def restore(
     out = Output(as_json)
     folder, url = _where(data_dir, database_url)
     with _failures(), Interrupts(), _progress(out) as on_progress:
-        done = restore_archive(Workspace(folder), url, archive, replace=replace, report=on_progress)
+        done = restore_archive(Workspace(folder), url, archive, replace=replace, on_progress=on_progress)
     counts = done.manifest.counts
     if out.as_json:
         kept = str(done.replaced) if done.replaced else None

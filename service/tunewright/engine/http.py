@@ -1,8 +1,8 @@
-"""How a vLLM server is reached over its unix socket: connections, timeouts, errors. Whatever asks one, asks here.
+"""HTTP requests to a vLLM server over its unix socket: connections, timeouts, errors. All requests to engines are made
+here.
 
-Control (`EngineHTTP.request`) sends JSON, each time on a connection of its own. The bytes of generations
-(`EngineHTTP.post`) go over connections that are kept and used again. Both are aiohttp's, which a generation needs
-for its speed (docs/decisions/0001).
+Control requests (`EngineHTTP.request`) send JSON, each on a new connection. Generations (`EngineHTTP.post`) use
+connections that are kept open. Both use aiohttp, which generations need for its speed (docs/decisions/0001).
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from aiohttp.tracing import Trace
 log = logging.getLogger("tunewright.engine")
 
 SERVER_KEEPS = 75
-"""Seconds for which vLLM keeps an idle connection: `command.engine_environment` asks it to (its default is 5)."""
+"""Seconds for which vLLM keeps an idle connection, as `command.engine_environment` sets it (its default is 5)."""
 _POOL_KEEPS = 15.0
-"""Seconds for which an idle connection is used again. Far less than `SERVER_KEEPS`, so that this side is the first to
-close, and no request meets the server's close."""
+"""Seconds for which an idle connection is reused. Far less than `SERVER_KEEPS`, so that this side closes first, and no
+request is sent while the server closes the connection."""
 _CONNECT_TIMEOUT = 10.0
 _CONTROL_TIMEOUT = 120.0
 _JSON = {"Content-Type": "application/json"}
 
 Answer = aiohttp.ClientResponse
-"""What `EngineHTTP.post` gives: the status and the headers are there, the bytes are read as they come."""
+"""The result of `EngineHTTP.post`: status and headers have been received, the body is read as it arrives."""
 
 
 class EngineError(Exception):
-    """vLLM broke down over what it was asked, or did something else; the message is its own."""
+    """vLLM failed while it handled a request, or did not do what it answered; the message is vLLM's."""
 
 
 class EngineBusy(EngineError):
-    """vLLM does not answer, or says that it cannot now: ask again."""
+    """vLLM does not answer, or answers that it cannot handle the request now: try again."""
 
 
 class EngineRefused(EngineError):
-    """vLLM will not take what it was asked."""
+    """vLLM refuses the request as invalid."""
 
 
 _was_used: ContextVar[bool] = ContextVar("was_used")
-"""Whether the connection of this task's request was used by one before."""
+"""Whether the connection of this task's request was used by an earlier request."""
 
 
 class _Pool(aiohttp.UnixConnector):
-    """Sets `_was_used`. (aiohttp's own tracing says it too, and costs a third more for each request.)"""
+    """A connector that sets `_was_used`. (aiohttp's tracing has the same information, but makes each request a third
+    slower.)"""
 
     def __init__(self, path: str, **options: Any) -> None:
         super().__init__(path, **options)
@@ -68,9 +69,9 @@ class _Pool(aiohttp.UnixConnector):
 
 
 class EngineHTTP:
-    """One vLLM server. Use it in one event loop, as an async context manager, or `close` it.
+    """Requests to one vLLM server. Use it in one event loop, as an async context manager, or `close` it.
 
-    `timeout`: seconds that one `request` may take; a `post` has no limit but those of its caller.
+    `timeout`: seconds that one `request` may take; a `post` has no limit of its own.
     """
 
     def __init__(self, socket: str, timeout: float = _CONTROL_TIMEOUT) -> None:
@@ -90,9 +91,9 @@ class EngineHTTP:
         self._sessions.clear()
 
     async def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The value of the JSON that it answers; the text, or None where there is none, of an answer that is not JSON.
+        """The JSON value of the answer; if it is not JSON, its text, or None where it is empty.
 
-        Raises EngineBusy, EngineRefused, and EngineError where vLLM breaks down over it.
+        Raises EngineBusy, EngineRefused, and EngineError where vLLM fails.
         """
         try:
             async with self._session(keep=False).request(
@@ -109,10 +110,10 @@ class EngineHTTP:
 
     @asynccontextmanager
     async def post(self, path: str, data: bytes) -> AsyncIterator[Answer]:
-        """The answer to a JSON body, whatever its status, once its headers are there. Leaving the block before the
-        answer is whole closes the connection, which aborts the request in vLLM.
+        """The answer to a JSON body, of any status, as soon as its headers have arrived. Leaving the block before the
+        answer is complete closes the connection, which aborts the request in vLLM.
 
-        Raises EngineBusy where there is no answer, or it ends before it is whole.
+        Raises EngineBusy where there is no answer, or an incomplete one.
         """
         try:
             async with await self._send(path, data) as response:
@@ -121,12 +122,12 @@ class EngineHTTP:
             raise _no_answer(error) from error
 
     async def _send(self, path: str, data: bytes) -> Answer:
-        """On a connection that was used before, if there is one; where it turns out to be closed, on a new one.
+        """Send on a kept connection, if there is one; where the server has closed it, once more on a new one.
 
-        A server closes idle connections, and its close may cross with a request. Nothing of the answer has come then,
-        and nothing but an engine's end makes a server close a connection without an answer to a request that it has
-        read: an engine that has ended refuses the new connection. So a generation is not made twice. A connection that
-        was new does not break for having been idle: what breaks it is told to the caller.
+        A server closes idle connections, and may do so at the moment when a request is sent. Then no part of an answer
+        arrives. A server that has read a request closes the connection without an answer only where the engine ends,
+        and then it refuses the new connection. So no generation is made twice. A new connection cannot fail for having
+        been idle, so its errors are raised to the caller.
         """
         _was_used.set(False)
         try:
@@ -134,11 +135,11 @@ class EngineHTTP:
         except aiohttp.ClientConnectionError as error:
             if not _was_used.get() or _has_begun(error):
                 raise
-            log.debug("engine at %s closed an idle connection (%r): asking on a new one", self.socket, error)
+            log.debug("engine at %s closed an idle connection (%r): using a new one", self.socket, error)
         return await self._session(keep=False).post(_url(path), data=data, headers=_JSON)
 
     def _session(self, *, keep: bool) -> aiohttp.ClientSession:
-        """Made on first use, in the event loop that uses it. `keep`: connections are used again."""
+        """The session, made on first use in the event loop that uses it. `keep`: its connections are kept open."""
         session = self._sessions.get(keep)
         if session is None:
             session = self._sessions[keep] = aiohttp.ClientSession(
@@ -153,7 +154,7 @@ class EngineHTTP:
 
 
 def read_error(status: int, text: bytes) -> tuple[str, str | None]:
-    """vLLM's message of an error, and the parameter that it names, if it names one."""
+    """The message of a vLLM error, and the parameter that it names, if any."""
     param = None
     try:
         body = json.loads(text)
@@ -179,7 +180,7 @@ def _no_answer(error: Exception) -> EngineBusy:
 
 
 def _has_begun(error: aiohttp.ClientConnectionError) -> bool:
-    """Whether a part of the answer's head had come when the connection was closed."""
+    """Whether part of the answer's head had arrived when the connection was closed."""
     return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
 
 

@@ -1,15 +1,15 @@
-"""Which adapters and deployments requests are using right now, told from process to process by the kernel.
+"""Leases on the adapters and deployments that requests are using, as file locks shared by all processes.
 
-The gateway (api process) holds a shared lock on an adapter's file for as long as one of its requests uses it; whoever
-wants the engine to let go takes the exclusive one, and so knows that nobody does. A killed process gives its locks
-back by dying. With the order below, an unload cannot race an admission:
+The gateway (in the api process) holds a shared lock on an adapter's file for as long as one of its requests uses the
+adapter. The process that unloads the adapter takes the exclusive lock, and so knows that no request uses it. The kernel
+releases the locks of a killed process. With the order below, an unload cannot race with the admission of a request:
 
-    gateway: take the lease, then read that the adapter is loaded; give it back where it is not
-    worker:  write that it is being drained, then wait for the last lease to go
+    gateway: take the lease, then read that the adapter is loaded; give the lease back where it is not
+    worker:  write that the adapter is being drained, then wait until the last lease was given back
 
-A deployment's engine is drained in the same way, under the key `ENGINE`; there the scheduler is who waits.
+A deployment's engine is drained in the same way, under the key `ENGINE`; there the scheduler waits.
 
-The file's time of modification is when the adapter was last let go of, for LRU eviction.
+The file's time of modification is the end of the adapter's last use, for LRU eviction.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pathlib import Path
 from tunewright.registry.workspace import file_name
 
 ENGINE = "engine"
-"""In an adapter's place: the engine itself."""
-_LOOK_EVERY = 0.02
+"""The key of the engine itself, in place of an adapter's hash."""
+_POLL_SECONDS = 0.02
 
 
 class Leases:
-    """The gateway's side. Counts in memory, so that only the first and the last request of an adapter cost a lock.
-    Not for threads: it lives in one event loop."""
+    """The leases of the gateway. It counts requests in memory, so that only the first and the last request of an
+    adapter touch the lock. Not thread-safe: use it in one event loop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[Path, tuple[int, int]] = {}
 
     def take(self, engine: str, sha256: str) -> bool:
-        """One more request uses it; False where it is being unloaded just now."""
+        """Take a lease for one more request; False where the adapter is being unloaded."""
         path = _path(self._folder, engine, sha256)
         held = self._held.get(path)
         if held is not None:
@@ -52,7 +52,7 @@ class Leases:
         return True
 
     def give_back(self, engine: str, sha256: str) -> None:
-        """One request fewer uses it."""
+        """Give back the lease of one request."""
         path = _path(self._folder, engine, sha256)
         descriptor, count = self._held[path]
         if count > 1:
@@ -63,18 +63,19 @@ class Leases:
         os.close(descriptor)
 
     def count(self, engine: str, sha256: str) -> int:
-        """Requests that use it."""
+        """Number of requests that use the adapter."""
         return self._held.get(_path(self._folder, engine, sha256), (0, 0))[1]
 
 
 class Drain:
-    """The side that waits."""
+    """Waits for leases to be given back."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def try_unused(self, engine: str, sha256: str) -> Unused | None:
-        """Nobody uses it at this moment, and nobody can until `close` is called; None where somebody does."""
+        """Lock an adapter that no request uses, so that none can use it until `close` is called; None where a request
+        does."""
         descriptor = _open(_path(self._folder, engine, sha256))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,27 +85,26 @@ class Drain:
         return Unused(descriptor)
 
     async def wait_unused(self, engine: str, sha256: str, timeout: float) -> Unused | None:
-        """Nobody uses it any more, and nobody can until `close` is called; None where somebody does after `timeout`
-        seconds."""
+        """Wait until no request uses the adapter, and lock it like `try_unused`; None after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (unused := self.try_unused(engine, sha256)) is None and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_SECONDS)
         return unused
 
     def last_used(self, engine: str, sha256: str) -> float:
-        """Unix seconds; 0.0 for never."""
+        """End of the adapter's last use in Unix seconds; 0.0 for never."""
         try:
             return _path(self._folder, engine, sha256).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def touch(self, engine: str, sha256: str) -> None:
-        """It counts as used now: it was just loaded for somebody."""
+        """Let the adapter count as used now, since it was just loaded for a request."""
         _path(self._folder, engine, sha256).touch(mode=0o600)
 
 
 class Unused:
-    """An adapter that no request can use while this is open."""
+    """A lock on an adapter: no request can use it before `close` is called."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -1,7 +1,7 @@
-"""Which engine gets which device, and how much of its memory. Arithmetic only: nothing is started here.
+"""Chooses the device of each engine, and its share of the device's memory. Only computes; starts nothing.
 
-Bases are spread over the devices at start; deployments are placed one by one, beside what is there. On a GPU the shares
-of all engines on it must leave a rest; on the CPU a deployment must fit the memory that is free.
+Bases are distributed over the devices at start; deployments are placed one by one, beside the existing engines. On a
+GPU the shares of all engines together have a limit; on the CPU a deployment must fit into the free memory.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tunewright.engine.command import EngineOptions
 from tunewright.errors import InvalidRequest
 
 MOST_OF_A_GPU = 0.95
-"""Of its memory, for all engines on it together: the driver and the processes take some too."""
+"""Largest share of a GPU's memory for all its engines together: the driver and the processes need some too."""
 DEFAULT_SHARE = 0.3
 LEAST_SHARE = 0.02
 PROCESS_BYTES = 2**30
-"""What a vLLM takes on the CPU beside weights and KV cache."""
+"""Memory that a vLLM process needs on the CPU in addition to weights and KV cache."""
 _LEAST_KV_CACHE = 16 * 2**20
 _CLOSE = 1e-6
 
 
 def options_of_bases(settings: Settings, devices: Sequence[str]) -> dict[str, EngineOptions]:
-    """Of the bases that were named at start, by name."""
+    """The options of the service's bases, by name."""
     placed = [(base.name, devices[i % len(devices)]) for i, base in enumerate(settings.models.bases)]
     on_device: dict[str, int] = {}
     for _, device in placed:
@@ -54,9 +54,9 @@ def place(
 ) -> EngineOptions:
     """The options of a new deployment beside `others`: all other engines, by the names of their models.
 
-    `asked`: fields of `EngineOptions`, `device` may be "auto". `weights`: bytes of the model's files, where they are
-    known. `free_memory`: of the machine, in bytes, as far as it is not spoken for. Raises InvalidRequest with the
-    numbers where it does not fit, or the device is not there.
+    `asked`: fields of `EngineOptions`; `device` may be "auto". `weights`: size of the model's files in bytes, if known.
+    `free_memory`: bytes of the machine's memory that are free and not reserved. Raises InvalidRequest, with the
+    numbers, where the deployment does not fit, and where the device does not exist.
     """
     device = asked.get("device", "auto")
     if device not in ("auto", *devices):
@@ -64,7 +64,7 @@ def place(
             f"There is no device {device} here: {', '.join(devices)}.", param="engine.device"
         )
     if device == "auto":
-        device = max(devices, key=lambda one: _left(one, others))  # the first of those that have the most
+        device = max(devices, key=lambda one: _left(one, others))  # the first of those with the most left
     if device.startswith("cuda"):
         if "kv_cache_memory" in asked:
             raise InvalidRequest(
@@ -85,14 +85,14 @@ def place(
 
 
 def still_fits(options: EngineOptions, devices: Sequence[str], others: Mapping[str, EngineOptions]) -> bool:
-    """Whether a deployment may stay where it was placed: devices and bases may be others than they were then."""
+    """Whether a deployment may stay where it was placed. Devices and bases may have changed since."""
     if options.device not in devices:
         return False
     return (options.gpu_memory_utilization or 0.0) <= _left(options.device, others) + _CLOSE
 
 
 def needed_on_cpu(options: EngineOptions) -> int:
-    """Bytes of the machine's memory that an engine will take; 0 where it is on a GPU."""
+    """Bytes of the machine's memory that an engine needs; 0 for one on a GPU."""
     if options.on_gpu:
         return 0
     return (options.weights_bytes or 0) + (options.kv_cache_memory or 0) + PROCESS_BYTES
@@ -124,16 +124,17 @@ def _options(
 
 
 def _left(device: str, others: Mapping[str, EngineOptions]) -> float:
-    """Of a GPU's memory, for one more engine."""
+    """The share of a device's memory that is left for one more engine."""
     return MOST_OF_A_GPU - sum(share for _, share in _shares(device, others))
 
 
 def _shares(device: str, others: Mapping[str, EngineOptions]) -> list[tuple[str, float]]:
+    """Names of the engines on a device, and their shares of its memory."""
     return [(name, one.gpu_memory_utilization or 0.0) for name, one in others.items() if one.device == device]
 
 
 def _fitting(left: float) -> float:
-    """The largest share in thousandths."""
+    """The largest share that fits, rounded down to thousandths."""
     return math.floor((left + _CLOSE) * 1000) / 1000
 
 
@@ -144,7 +145,9 @@ def _share(
     share = min(DEFAULT_SHARE, _fitting(left)) if asked is None else asked
     if share >= LEAST_SHARE and share <= left + _CLOSE:
         return share
-    who = ", ".join(f"{name} has {taken:.3g}" for name, taken in _shares(device, others)) or "nobody has any"
+    who = (
+        ", ".join(f"{name} has {taken:.3g}" for name, taken in _shares(device, others)) or "no engine has any"
+    )
     rest = max(0.0, left)
     advice = f"Ask for {_fitting(rest):.3g} or less, or delete" if rest >= LEAST_SHARE else "Delete"
     better = [
@@ -175,7 +178,7 @@ def _refuse_unfit(model: str, options: EngineOptions, free: int) -> None:
     raise InvalidRequest(
         f"{model} does not fit: it needs {_gib(needed)} ({_gib(weights)} for weights, {_gib(cache)} for the KV cache, "
         f"{_gib(PROCESS_BYTES)} for the process), and {_gib(max(0, free))} of the machine's memory are free and not "
-        f"spoken for: {advice}.",
+        f"reserved: {advice}.",
         param="engine.kv_cache_memory",
         code="does_not_fit",
     )

@@ -1,11 +1,12 @@
-"""Which adapters each engine holds. One writer: this code, in the LitServe worker.
+"""Loads and unloads the adapters of each engine. Only this code does so, in the LitServe worker.
 
-The store says which adapters should be loaded; `ResidencyManager` makes it so, now when asked and by itself every half
-second, and notes what is there for the gateway to read. An adapter's name inside vLLM is its content hash, never
-reused, so that a new version under an old public name can never meet the old one's cached prefix (vllm #42125).
+The store says which adapters should be loaded. `ResidencyManager` brings the engines into that state, at once on
+request and otherwise every half second, and records the actual state for the gateway. An adapter's name in vLLM is the
+hash of its content, which is never reused: a new version under an old public name cannot hit the prefix cache of the
+old one (vllm #42125).
 
-An engine lets go of an adapter only after its last request (`engine.leases`), and is asked whether it did: its server
-forgets names, its workers keep weights, and both count.
+An adapter is unloaded only after its last request (`engine.leases`). Then both the names in vLLM's server and the
+weights in its workers are checked, since unloading in vLLM removes only the name.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from tunewright.store.store import Store
 log = logging.getLogger("tunewright.engine")
 
 _RETRY_FAILED_AFTER = 30.0
+"""Seconds until a failed load is tried again."""
 _DRAIN_SLICE = 0.25
-"""Seconds after which a drain looks whether the adapter is wanted again."""
+"""Seconds after which a drain checks whether the adapter should be loaded again."""
 
 
 class ResidencyManager:
-    """Owns load and unload. A lock for each adapter of each engine (many waiters, one load), and one for each engine's
-    memory, so that what came and went with an operation can be told."""
+    """Loads and unloads adapters. There is a lock for each adapter in each engine (many waiters, one load), and one for
+    each engine's memory, so that the effect of a load can be seen by comparing before and after."""
 
     def __init__(self, store: Store, workspace: Workspace) -> None:
         self._store = store
@@ -47,10 +49,10 @@ class ResidencyManager:
         self._memory: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._failed_at: dict[tuple[str, int, str], float] = {}
         self._swept: set[tuple[str, int]] = set()
-        self._letting_go: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._unloading: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def load(self, model: TunedModel) -> dict[str, Any]:
-        """Want the adapter loaded, and load it now. Raises EngineError with vLLM's reason."""
+        """Record that the adapter should be loaded, and load it now. Raises EngineError with vLLM's reason."""
         await asyncio.to_thread(self._store.models.want, model.name, Desired.LOADED)
         engine = await self._ready_engine(model.base)
         self._failed_at.pop((engine.name, engine.run, model.sha256), None)
@@ -58,24 +60,26 @@ class ResidencyManager:
         return {"state": "loaded"}
 
     async def unload(self, model: TunedModel, wait: float) -> dict[str, Any]:
-        """Want the adapter unloaded, and let go of it after its last request, unless another model has its weights.
+        """Record that the adapter should be unloaded, and unload it after its last request, unless another model has
+        the same weights.
 
-        After `wait` seconds the answer is `draining`: it goes on without being waited for.
+        Where this takes longer than `wait` seconds, the answer is `draining`, and the unload continues in the
+        background.
         """
         await asyncio.to_thread(self._store.models.want, model.name, Desired.UNLOADED)
         engine = await asyncio.to_thread(self._store.engines.get, model.base)
         if engine is not None and engine.state is EngineState.READY:
             wanted = await asyncio.to_thread(self._store.models.wanted_adapters, model.base)
             if model.sha256 not in wanted:
-                letting_go = self._let_go(engine, model.sha256)
-                done, _ = await asyncio.wait({letting_go}, timeout=wait)
+                unloading = self._start_unload(engine, model.sha256)
+                done, _ = await asyncio.wait({unloading}, timeout=wait)
                 if not done:
                     return {"state": "draining"}
-                letting_go.result()
+                unloading.result()
         return {"state": "unloaded"}
 
     async def reconcile(self) -> None:
-        """One round over all engines: load what is wanted, unload what is not."""
+        """One round over all engines: load the adapters that should be loaded, and unload others."""
         for engine in await asyncio.to_thread(self._store.engines.list):
             if engine.state is EngineState.READY:
                 try:
@@ -94,13 +98,13 @@ class ResidencyManager:
                 continue
             failed = self._failed_at.get((engine.name, engine.run, sha256))
             if failed is None or now - failed > _RETRY_FAILED_AFTER:
-                with contextlib.suppress(EngineError):  # noted in the store; tried again later
+                with contextlib.suppress(EngineError):  # recorded in the store; tried again later
                     await self._ensure_loaded(engine, model)
         for sha256 in noted.keys() - wanted.keys():
-            self._let_go(engine, sha256)
+            self._start_unload(engine, sha256)
 
     async def _sweep(self, engine: Engine) -> None:
-        """A worker before us may have been killed at anything: the engine forgets what is not noted as loaded."""
+        """Unload what is not recorded as loaded: an earlier worker may have been killed in the middle of a load."""
         async with self._memory[engine.name]:
             noted = await asyncio.to_thread(self._store.engines.residents, engine)
             whole = {
@@ -126,7 +130,7 @@ class ResidencyManager:
             await self._note(engine, model.sha256, Residency.LOADING)
             try:
                 if _info(engine).fingerprint != model.base_fingerprint:
-                    raise EngineError(f"it was trained on another model that was named {model.base} then")
+                    raise EngineError(f"it was trained on another model, which was named {model.base} then")
                 folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
                 async with self._memory[engine.name]:
                     await self._make_room(engine)
@@ -141,14 +145,15 @@ class ResidencyManager:
             log.info("engine %s loaded %s", engine.name, model.name)
 
     async def _make_room(self, engine: Engine) -> None:
-        """Evict the least recently used adapter where the engine's slots are full: never a pinned or a busy one."""
+        """Evict the least recently used adapter that is neither pinned nor in use, where the engine's slots are
+        full."""
         noted = await asyncio.to_thread(self._store.engines.residents, engine)
-        there = [sha256 for sha256, row in noted.items() if row.state is Residency.LOADED]
+        loaded = [sha256 for sha256, row in noted.items() if row.state is Residency.LOADED]
         room = _info(engine).max_adapters
-        if len(there) < room:
+        if len(loaded) < room:
             return
         pinned = await asyncio.to_thread(self._store.models.pinned, engine.name)
-        for sha256 in sorted(there, key=lambda one: self._drain.last_used(engine.name, one)):
+        for sha256 in sorted(loaded, key=lambda one: self._drain.last_used(engine.name, one)):
             lock = self._locks[(engine.name, sha256)]
             if sha256 in pinned or lock.locked():
                 continue
@@ -163,20 +168,21 @@ class ResidencyManager:
             log.info("engine %s evicted %s, the least recently used", engine.name, sha256)
             return
         raise EngineError(
-            f"all {len(there)} adapters that the engine has room for are pinned or in use (--max-cpu-loras)"
+            f"all {len(loaded)} adapters that the engine has room for are pinned or in use (--max-cpu-loras)"
         )
 
-    def _let_go(self, engine: Engine, sha256: str) -> asyncio.Task[None]:
-        """Unload it in the background, once however often it is asked for."""
+    def _start_unload(self, engine: Engine, sha256: str) -> asyncio.Task[None]:
+        """Unload the adapter in the background, in one task however often this is called."""
         key = (engine.name, sha256)
-        task = self._letting_go.get(key)
+        task = self._unloading.get(key)
         if task is None or task.done():
-            task = self._letting_go[key] = asyncio.create_task(self._ensure_unloaded(engine, sha256))
+            task = self._unloading[key] = asyncio.create_task(self._ensure_unloaded(engine, sha256))
             task.add_done_callback(lambda done: _log_failure(done, engine.name, sha256))
         return task
 
     async def _ensure_unloaded(self, engine: Engine, sha256: str) -> None:
-        """First the gateway stops sending it requests, then the last one ends, then the engine lets go."""
+        """Unload the adapter: record that it is drained, so that the gateway sends no more requests, wait for the last
+        one, then have the engine unload it."""
         async with self._locks[(engine.name, sha256)]:
             row = (await asyncio.to_thread(self._store.engines.residents, engine)).get(sha256)
             if row is None or await self._is_wanted(engine, sha256):
@@ -188,7 +194,7 @@ class ResidencyManager:
             while (unused := await self._drain.wait_unused(engine.name, sha256, _DRAIN_SLICE)) is None:
                 current = await asyncio.to_thread(self._store.engines.get, engine.name)
                 if current is None or (current.run, current.state) != (engine.run, EngineState.READY):
-                    return  # the engine is gone, and all that it held
+                    return  # this run of the engine has ended, so it holds no adapters
                 if await self._is_wanted(engine, sha256):
                     await self._note(engine, sha256, Residency.LOADED, number=row.number)
                     return
@@ -242,8 +248,8 @@ def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:
 
 
 def _checked(artifacts: ArtifactStore, sha256: str) -> Path:
-    """The adapter's folder, whose files are what the registry says they are: a torn or changed adapter never reaches
-    vLLM. Raises EngineError."""
+    """The adapter's folder, after its hash was compared: an incomplete or changed adapter is never loaded into vLLM.
+    Raises EngineError."""
     folder = artifacts.local(sha256)
     try:
         found = adapter_sha256(folder)

@@ -1,4 +1,4 @@
-"""What engines take of the machine's memory and of the GPUs', looked up at this moment."""
+"""Current use of the machine's and the GPUs' memory by engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunewright.supervisor.process import GroupRecord
 
 
 class Usage:
-    """One look at the processes there are; the driver is asked at most once, and only where a GPU is asked about."""
+    """The memory of the processes that exist now. The driver is queried at most once, and only for `device_memory`."""
 
     def __init__(self) -> None:
         self._groups: dict[int, list[int]] = {}
@@ -24,11 +24,11 @@ class Usage:
                 continue
 
     def memory(self, record: Path) -> int | None:
-        """Resident bytes of all processes of the group that is on record; None where it does not run."""
+        """Resident bytes of all processes of the recorded group; None where it does not run."""
         return _sum([_resident(pid) for pid in self._pids(record)])
 
     def device_memory(self, record: Path) -> int | None:
-        """Bytes of the GPUs' memory; None where it does not run, or the driver does not tell."""
+        """Bytes of GPU memory of the recorded group; None where it does not run, or the driver does not report them."""
         return _sum([self._on_gpus.get(pid) for pid in self._pids(record)])
 
     def _pids(self, record: Path) -> list[int]:

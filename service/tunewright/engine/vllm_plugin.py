@@ -1,8 +1,8 @@
-"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: mends its LoRA on the CPU.
+"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects LoRA on the CPU.
 
-A token without an adapter has the index -1 there, and vLLM's torch operators (0.32) take that for the last slot: as
-soon as all `--max-loras` slots have been used, the base answers with somebody's adapter mixed in. Its GPU kernels leave
-such tokens out, and so do these.
+A token without an adapter has the index -1, which vLLM's torch operators (0.32) take for the last slot: as soon as all
+`--max-loras` slots have been used, answers of the base are mixed with an adapter. vLLM's GPU kernels leave such tokens
+out, and so do the corrected operators.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ def register() -> None:
     from vllm.lora.punica_wrapper import punica_cpu
 
     for name in _OPERATORS:
-        mended = leaving_out(getattr(lora_ops, name))
+        corrected = without_adapterless_tokens(getattr(lora_ops, name))
         for module in (lora_ops, torch_ops, punica_cpu):
-            setattr(module, name, mended)
+            setattr(module, name, corrected)
 
 
-def leaving_out(operator: Any) -> Any:
-    """The operator on the inputs [tokens, in] of tokens that have an adapter; the others count as zeros."""
-    if hasattr(operator, "mended"):
+def without_adapterless_tokens(operator: Any) -> Any:
+    """The operator, applied to inputs [tokens, in] in which tokens without an adapter are zeros."""
+    if hasattr(operator, "corrected"):
         return operator
 
-    def mended(inputs: Any, weights: Any, output: Any, indices: Any, *rest: Any, **named: Any) -> Any:
+    def corrected(inputs: Any, weights: Any, output: Any, indices: Any, *rest: Any, **named: Any) -> Any:
         has_adapter = (indices >= 0).unsqueeze(1)
         return operator(inputs * has_adapter, weights, output, indices, *rest, **named)
 
-    mended.mended = True  # type: ignore[attr-defined]
-    return mended
+    corrected.corrected = True  # type: ignore[attr-defined]
+    return corrected

@@ -1,8 +1,8 @@
-"""EngineAPI, the LitServe worker process: adapter residency behind LitServe's queue.
+"""EngineAPI, the LitServe worker process, which loads and unloads adapters behind LitServe's queue.
 
-It imports no torch. Killed, it comes back and goes on from the store; generation with loaded adapters does not
-notice. Requests are control operations: `{"id": unique, "op": "load" | "unload", "model": name}`; answers are
-`{"state": ...}` or `{"error": message}`. One that comes again under its id is not done again.
+It imports no torch. When it is killed, it is started again and continues from the store; generations with loaded
+adapters are not affected. Requests are operations: `{"id": unique, "op": "load" | "unload", "model": name}`; answers
+are `{"state": ...}` or `{"error": message}`. A repeat with the same id is not carried out again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from tunewright.supervisor.heartbeat import PERIOD, beat
 
 log = logging.getLogger("tunewright.engine")
 _INTERVAL = 0.5
+"""Seconds between two rounds over all engines."""
 _REMEMBERED = 10_000
-"""Operations of which it is known that they were taken."""
+"""Operations whose ids are remembered, so that repeats are recognized."""
 
 
 class EngineAPI(ls.LitAPI):  # type: ignore[misc]
-    """Pickled into the worker: everything is opened in `setup`, and imported there what the api has no use for."""
+    """The worker's code. It is pickled into the worker, so everything is opened in `setup`, and modules that the api
+    process does not need are imported there."""
 
     def __init__(self) -> None:
         super().__init__(enable_async=True)

@@ -1,1 +1,1 @@
-"""What every job has: its folder, its process, its events and how it fails. Imports neither the store nor torch."""
+"""What jobs of all kinds share: the folder, the process, events and failures. Imports neither the store nor torch."""

@@ -1,4 +1,4 @@
-"""How a training run ends without a product."""
+"""Turns exceptions in a job's process into the job's error."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from tunewright.atomic import is_disk_full
 from tunewright.errors import InvalidRequest
 
-LESS = "Lower batch_size or max_length, or use type qlora."
+MEMORY_ADVICE = "Lower batch_size or max_length, or use type qlora."
 _FULL_BELOW = 2**20
-"""Bytes. What torch had half written, and leaves, takes up the rest."""
+"""Free bytes under which a disk counts as full: a file that torch did not finish takes up the rest."""
 
 
 class TrainingFailed(Exception):
@@ -24,9 +24,9 @@ class TrainingFailed(Exception):
 
 
 def explain(
-    error: Exception, folder: Path, *, process: str = "trainer", advice: str = LESS
+    error: Exception, folder: Path, *, process: str = "trainer", advice: str = MEMORY_ADVICE
 ) -> TrainingFailed | None:
-    """What a job's error says of it; None for a fault that nobody foresaw, after which the process is started again.
+    """The job's error for an exception; None for an unexpected one, after which the process is started again.
 
     `advice`: what to do where the memory is too small.
     """
@@ -40,7 +40,7 @@ def explain(
             f"the device ran out of memory: {_first_line(error)} {advice}",
         )
     causes = list(_causes(error))
-    if any(is_disk_full(cause) or _tells_disk_full(cause, folder) for cause in causes):
+    if any(is_disk_full(cause) or _reports_disk_full(cause, folder) for cause in causes):
         return TrainingFailed(
             "disk_full",
             f"the disk is full: the {process} could not write to {folder} ({_first_line(error)}). Free some space "
@@ -52,14 +52,16 @@ def explain(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch reports a full GPU by an exception class, and a full CPU by a message. It is not imported for this."""
+    """Whether memory ran out. torch has an exception class for a GPU, and only a message for the CPU. torch is not
+    imported for this."""
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
     return on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _tells_disk_full(error: BaseException, folder: Path) -> bool:
-    """safetensors and torch do not raise OSError: one quotes it, the other says that what it wrote came out shorter."""
+def _reports_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether the message means a full disk. safetensors and torch do not raise OSError: safetensors quotes one, and
+    torch says that less was written than expected."""
     text = str(error)
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return True

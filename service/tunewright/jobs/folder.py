@@ -1,4 +1,4 @@
-"""The job folder: what the scheduler and the job's process write there, and how files appear whole or not at all."""
+"""The job folder, through which the scheduler and the job's process communicate. Its files are written atomically."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pydantic import BaseModel
 from tunewright.atomic import write_atomically
 
 STOPPED_RESUMABLE = 75
-"""Exit code of a process that was asked to stop and saved what is done (EX_TEMPFAIL)."""
+"""Exit code of a process that was asked to stop and saved its progress (EX_TEMPFAIL)."""
 DISK_FULL = 74
 """Exit code of a process that could not even write its result (EX_IOERR)."""
 
 
 class Outcome(BaseModel):
-    """What every job's `result.json` says: how the run ended. It is the last thing that the process writes: without it,
+    """How a run ended: the content of `result.json`, whatever the job's kind. The process writes it last: without it,
     the run has not ended."""
 
     status: Literal["succeeded", "failed"]
     error_code: str | None = None
     error_message: str | None = None
     report: dict[str, Any] | None = None
-    """What was measured of the product, also of one that is not to be published: the kind's report, as JSON."""
+    """What was measured of the product, even where it is not published: the kind's report, as JSON."""
 
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -38,7 +38,7 @@ Result = TypeVar("Result", bound=Outcome)
 
 
 class JobFolder:
-    """Paths and atomic writes. Every file may be read while a process works in the folder, or after it was killed."""
+    """Paths and atomic writes. Every file may be read while the job's process runs, or after it was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,14 +59,14 @@ class JobFolder:
         write_atomically(self.spec_file, spec.model_dump_json(indent=2))
 
     def read_spec(self, spec: type[Spec]) -> Spec:
-        """Raises OSError and ValueError."""
+        """The content of `spec.json`. Raises OSError and ValueError."""
         return spec.model_validate_json(self.spec_file.read_text())
 
     def write_result(self, result: Outcome) -> None:
         write_atomically(self.result_file, result.model_dump_json(indent=2))
 
     def read_result(self, result: type[Result]) -> Result | None:
-        """None where there is none, or no whole one."""
+        """The content of `result.json`; None where it is missing or incomplete."""
         try:
             return result.model_validate_json(self.result_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -77,7 +77,7 @@ class JobFolder:
         return self.read_result(Outcome)
 
     def read_log(self) -> str:
-        """What the job's processes printed, all attempts one after another; empty where there is nothing."""
+        """The output of the job's processes, all attempts one after another; empty where there is none."""
         text = ""
         for file in (self._older_log_file, self.log_file):
             with suppress(FileNotFoundError):
@@ -85,25 +85,26 @@ class JobFolder:
         return text
 
     def beat(self) -> None:
-        """Report progress: called at every step, and within long ones."""
+        """Signal progress: called at every step, and within long ones."""
         self.heartbeat_file.touch()
 
     def last_beat(self) -> float:
-        """When progress was reported last, in Unix seconds; 0.0 for never."""
+        """Time of the last progress in Unix seconds; 0.0 for never."""
         try:
             return self.heartbeat_file.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def events_size(self) -> int:
-        """Bytes of the events file."""
+        """Size of the events file in bytes."""
         try:
             return self.events_file.stat().st_size
         except FileNotFoundError:
             return 0
 
     def read_events(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Whole lines from byte `offset` on, and the offset behind them. A torn last line waits for its rest."""
+        """The complete lines from byte `offset` on, and the offset behind them. An incomplete last line is left for the
+        next call."""
         try:
             with self.events_file.open("rb") as file:
                 file.seek(offset)
@@ -116,15 +117,15 @@ class JobFolder:
             try:
                 events.append(json.loads(line))
             except ValueError:
-                continue  # the half line of a killed process, closed by the next one's newline
+                continue  # the incomplete line of a killed process, ended by the next one's newline
         return events, offset + end
 
     def unfinished(self, product: Path) -> Path:
-        """Where a product lies until it is complete."""
+        """The path of a product until it is complete."""
         return self.path / f".{product.name}.tmp"
 
     def remove_products(self) -> None:
-        """Remove whole and half products, and checkpoints."""
+        """Remove products, complete or not, and checkpoints."""
         for product in (self.adapter, self.model):
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
@@ -132,7 +133,8 @@ class JobFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:
-        """(step, folder), newest first. A folder appears under its name only when all of it is on disk."""
+        """Steps and folders of the complete checkpoints, newest first. A folder gets its name only when all of it is on
+        disk."""
         found = []
         for path in self.checkpoints.glob("step-*"):
             number = path.name.removeprefix("step-")
@@ -142,9 +144,9 @@ class JobFolder:
 
 
 class EventLog:
-    """Appends to `events.jsonl`. A line is written whole, with one write call, and flushed to the system.
+    """Appends to `events.jsonl`. Each line is written with one write call, and flushed to the system.
 
-    Of several processes that work on one job, the one of rank 0 writes and the others write nothing.
+    Where a job has several processes, only the one of rank 0 writes.
     """
 
     def __init__(self, folder: JobFolder, rank: int = 0) -> None:
@@ -152,7 +154,7 @@ class EventLog:
         if rank == 0:
             self._descriptor = os.open(folder.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if os.fstat(self._descriptor).st_size:
-                os.write(self._descriptor, b"\n")  # end what a killed process may have left half-written
+                os.write(self._descriptor, b"\n")  # end a line that a killed process may have left incomplete
 
     def message(self, text: str, level: str = "info", data: dict[str, Any] | None = None) -> None:
         self._write({"type": "message", "level": level, "message": text, "data": data})
@@ -164,5 +166,5 @@ class EventLog:
         if self._descriptor is None:
             return
         line = (json.dumps({"created_at": time.time(), **event}, allow_nan=False) + "\n").encode()
-        if os.write(self._descriptor, line) < len(line):  # as much was written as there was room for
+        if os.write(self._descriptor, line) < len(line):  # the disk became full within the line
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,7 +1,7 @@
-"""The kinds of jobs there are, as far as the store has to know them: names, and the models of what a row holds.
+"""The job kinds as the store needs them: their names, and the pydantic models of the columns of a row.
 
-`kinds/` has what a kind does, and registers each of them here. The store parses rows with these models, so it can read
-no job of a kind that is not registered.
+The package `kinds` implements the kinds and registers each of them here. The store parses rows with these models, so it
+cannot read a job of a kind that is not registered.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class JobResult(BaseModel):
-    """What a job has made. Kinds add fields."""
+    """The result of a job. Kinds add fields."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str | None = None
-    """Public name of the product, once it is listed."""
+    """Public name of the product; None until it is listed."""
 
 
 class JobError(BaseModel):
@@ -31,14 +31,14 @@ class JobError(BaseModel):
 
 
 class JobProgress(BaseModel):
-    """The newest step that a job's process reported. Steps count from 1."""
+    """The newest step in the events of a job's process. Steps count from 1."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     step: int
     total_steps: int = 0
     eta_seconds: float | None = None
-    """Seconds left, of training or of a phase."""
+    """Seconds left in training, or in the phase of an export."""
     train_loss: float | None = None
     """Nats per trained token."""
     phase: str | None = None
@@ -46,27 +46,27 @@ class JobProgress(BaseModel):
 
 
 class JobKind:
-    """A kind of job. Subclasses set every attribute; `kinds.kind.Kind` adds what a kind does."""
+    """A kind of job. Subclasses set every attribute; `kinds.kind.Kind` adds the behaviour."""
 
     name: str
-    """Stored in each row: it must not change."""
+    """Stored in each row, so it must not change."""
     id_prefix: str
     event_prefix: str
     """Prefixes of the identifiers of its jobs and of their events."""
     noun: str
-    """The job in messages, lower case, without an article."""
+    """What messages call a job of this kind: lower case, without an article."""
     product: str = "model"
-    """Its product in messages."""
+    """What messages call its product."""
     request: type[BaseModel]
-    """What was asked for, `auto` included."""
+    """The parameters of the request, `auto` included."""
     resolved: type[BaseModel] | None = None
-    """What every `auto` became when the job was validated."""
+    """The values that were chosen for every `auto` when the job was validated."""
     result: type[JobResult] = JobResult
     report: type[BaseModel] | None = None
     """What was measured of the product."""
 
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
-        """Public name of the model whose weights are the input at this position of a role, for messages."""
+        """Public name of the model whose weights are the input at this position of a role. For messages."""
         return str(getattr(request, "model", role))
 
 
@@ -82,12 +82,12 @@ def register(kind: JobKind) -> None:
 
 
 def unregister(kind: JobKind) -> None:
-    """Forget a kind, which a test has defined."""
+    """Remove a kind that a test has registered."""
     _registered.pop(kind.name, None)
 
 
 def kind_named(name: str) -> JobKind:
-    """Raises LookupError where no such kind is registered."""
+    """The kind of this name. Raises LookupError where no such kind is registered."""
     try:
         return _registered[name]
     except KeyError:

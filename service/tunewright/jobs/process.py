@@ -1,5 +1,5 @@
-"""What the process of every job does first and last, whatever the job's kind: it locks the folder, sets its title, and
-writes its result."""
+"""The first and last steps of a job's process, the same for all kinds: lock the folder, set the title, write the
+result."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def run_in_folder(
     title: Callable[[Spec], str],
     run: Callable[[JobFolder, Spec], int],
 ) -> int:
-    """`python -m module JOB_DIR`; returns the exit code.
+    """The main function of `python -m module JOB_DIR`; returns the exit code.
 
-    The process that is started here, the launcher, holds the folder's lock for as long as it lives, whether it works
-    itself or starts one process for each rank.
+    This process, the launcher, holds the folder's lock for as long as it lives, whether it runs the job itself or
+    starts one process for each rank.
 
-    0 the job is over and result.json says how; 75 asked to stop, and what is done is saved; 2 the folder has no spec;
-    3 another process has it; 74 the disk is full, so that there is no result.json; else it crashed and may be started
-    again. `run` is called only once the lock is held, and is what imports torch.
+    Exit codes: 0 the run has ended and result.json says how; 75 it was asked to stop and saved its progress; 2 the
+    folder has no spec; 3 another process holds the lock; 74 the disk is full, so that there is no result.json; any
+    other code: it crashed and may be started again. `run` is called when the lock is held; it imports torch.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("folder", type=Path, help="job folder with a spec.json")
@@ -54,26 +54,26 @@ def run_in_folder(
     if folder.read_outcome() is not None:
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # models are folders: nothing is to be looked up
+    os.environ["HF_HUB_OFFLINE"] = "1"  # models are local folders: nothing has to be looked up
     code = run(folder, spec)
     if code == DISK_FULL:
-        # What is left to print would not fit either, and Python would exit with a code of its own.
+        # Buffered output could not be written either, and Python would then exit with a code of its own.
         os._exit(code)
     return code
 
 
 def rank() -> int:
-    """The rank of this process among those that work on the job, as launchers of torch processes set it; 0 where it is
-    the only one. Rank 0 alone writes events, checkpoints and products."""
+    """The rank of this process among those of the job, from the variable that torch launchers set; 0 where it is the
+    only one. Rank 0 alone writes events, checkpoints and products."""
     return int(os.environ.get("RANK", "0"))
 
 
 def leave(folder: JobFolder, outcome: Outcome) -> int:
-    """Write the result, which ends the run; returns the exit code."""
+    """Write the result, which ends the run. Returns the exit code."""
     if rank() != 0:
         return 0
     if outcome.error_code == "disk_full":
-        folder.remove_products()  # they are of no use any more, and the result may fit where they were
+        folder.remove_products()  # they cannot be used any more, and the result needs the room
     try:
         folder.write_result(outcome)
     except OSError as error:

@@ -1,4 +1,5 @@
-"""The kinds of jobs, a folder each. A kind is registered by its line here, for the store (`jobs.kinds`) too."""
+"""The kinds of jobs, one folder for each. Each kind is registered here, which makes it known to the store
+(`jobs.kinds`) too."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ for _kind in (FINE_TUNING, EXPORT):
 
 
 def kind_of(name: str) -> Kind:
-    """Raises LookupError where no such kind is registered."""
+    """The kind of this name. Raises LookupError where no such kind is registered."""
     kind = kind_named(name)
-    assert isinstance(kind, Kind), f"{name} was registered without what it does"
+    assert isinstance(kind, Kind), f"the registered kind {name} is no Kind"
     return kind

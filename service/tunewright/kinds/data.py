@@ -1,4 +1,4 @@
-"""Checks files of rows for jobs that read them."""
+"""Checks the data files of jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunewright.rows.formats import DataFormat, FileSummary, InvalidData, check_
 
 
 def check_data(path: Path, param: str, chat_template: str | None, base: str) -> FileSummary:
-    """Check a file whose rows are to go through `chat_template`. Raises JobRefused."""
+    """Check a file whose chat rows will be rendered with `chat_template`. Raises JobRefused."""
     try:
         summary = check_file(path)
     except InvalidData as error:

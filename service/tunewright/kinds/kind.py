@@ -1,4 +1,4 @@
-"""What a kind of job does: how its inputs are checked, what its process is given, and what becomes of its product."""
+"""The interface of job kinds: validation of inputs, the spec of the job's process, and publishing of the product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunewright.store.store import Store
 
 
 class JobRefused(Exception):
-    """The job cannot begin: `code`, the message and `param` become its error."""
+    """The job cannot start: `code`, the message and `param` become its error."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class JobRefused(Exception):
 
 @dataclass(frozen=True)
 class Service:
-    """What kinds need of the scheduler's process."""
+    """What job kinds may use in the scheduler's process."""
 
     settings: Settings
     store: Store
@@ -37,10 +37,10 @@ class Service:
 
 @dataclass(frozen=True)
 class Validated:
-    """What was found when a job's inputs were checked."""
+    """The result of checking a job's inputs."""
 
     resolved: BaseModel | None
-    """What every `auto` became: the kind's model `resolved`."""
+    """The values chosen for every `auto`: an instance of the kind's model `resolved`."""
     summary: str
     """One line for the job's events."""
 
@@ -54,13 +54,14 @@ class Kind(JobKind, ABC):
     path: str
     """The collection of its jobs in the API."""
     module: str
-    """Run as `python -m module JOB_DIR`, on a folder that may hold an earlier run's work (`jobs.process`)."""
+    """Run as `python -m module JOB_DIR`, on a folder that may hold the checkpoints of an earlier run
+    (`jobs.process`)."""
     process: str
     """The name of the process in titles, messages and error codes."""
     saves: str
-    """What a process that is started again goes on from, in messages."""
+    """What a process that is started again continues from, in messages."""
     on_kill: str
-    """What may help where the process needs more memory than there is, in messages."""
+    """Advice for a process that needs more memory than there is, in messages."""
 
     @abstractmethod
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
@@ -68,10 +69,10 @@ class Kind(JobKind, ABC):
 
     @abstractmethod
     def spec(self, service: Service, job: Job, base: BaseInfo) -> BaseModel:
-        """Everything that the process needs to know, for `spec.json`."""
+        """Everything that the process needs, as the content of `spec.json`."""
 
     @abstractmethod
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
-        """Publish the product of a process that has succeeded, and end the job: with `store.models.publish`, which may
-        have a check end it, or with `store.jobs.succeed` where the product is no model. Safe to repeat after a crash.
-        Raises InvalidAdapter where the product cannot be used."""
+        """List the product of a process that has succeeded, and end the job: with `store.models.publish`, which may
+        leave the end to a check, or with `store.jobs.succeed` where the product is no model. Safe to repeat after a
+        crash. Raises InvalidAdapter where the product cannot be used."""

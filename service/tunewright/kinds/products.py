@@ -1,4 +1,4 @@
-"""Rows of `models` for the products of jobs, whose folders are published on the way."""
+"""Makes rows of `models` for the products of jobs, and stores the products as artifacts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import merge_only
 from tunewright.store.records import Lineage
-from tunewright.store.states import Desired, ModelState
+from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.store import Store
 
 
 def state_of_new_adapter(parity: ParityOptions) -> ModelState:
-    """Adapters wait for the parity gate where it is on."""
+    """New adapters wait for the parity check where it is on."""
     return ModelState.CHECKING if parity.is_on else ModelState.READY
 
 
 def lineage_of_files(store: Store, training_file: str | None, validation_file: str | None) -> Lineage:
-    """The files of a model's lineage, with their hashes as far as they are still there."""
+    """The files of a model's lineage, with the hashes of those that still exist."""
     training, validation = (
         store.files.get(id) if id is not None else None for id in (training_file, validation_file)
     )
@@ -37,10 +37,11 @@ def lineage_of_files(store: Store, training_file: str | None, validation_file: s
 def model_row(
     artifacts: ArtifactStore, kept: ExitStack, source: Path, name: str, common: dict[str, Any]
 ) -> dict[str, Any]:
-    """Publish the folder of a whole model; `kept` holds it until its row is written."""
+    """Store the folder of a full model as an artifact, and make its row; `kept` protects the artifact until the row is
+    written."""
     sha256 = artifacts.put(source, kept)
     return {
-        **common, "name": name, "kind": "full", "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
+        **common, "name": name, "kind": ModelKind.FULL, "sha256": sha256, "bytes": artifacts.stat(sha256).bytes,
         "desired": Desired.UNLOADED, "checkpoint_step": None, "rank": None, "alpha": None, "target_modules": None,
     }  # fmt: skip
 
@@ -53,8 +54,8 @@ def adapter_row(
     step: int | None,
     common: dict[str, Any],
 ) -> dict[str, Any]:
-    """Publish a PEFT folder; `kept` holds it until its row is written. Raises InvalidAdapter where a number is NaN or
-    infinite."""
+    """Store a PEFT folder as an artifact, and make its row; `kept` protects the artifact until the row is written.
+    Raises InvalidAdapter where a weight is NaN or infinite."""
     check_numbers(source / WEIGHTS_FILE)
     sha256 = artifacts.put(source, kept)
     config = adapter_config(source)
@@ -65,7 +66,7 @@ def adapter_row(
     return {
         **common,
         "name": name,
-        "kind": "adapter",
+        "kind": ModelKind.ADAPTER,
         "sha256": sha256,
         "bytes": artifacts.stat(sha256).bytes,
         "desired": Desired.LOADED if is_wanted else Desired.UNLOADED,

@@ -1,2 +1,2 @@
-"""Owns the devices: claims jobs, launches trainers and engines, watches both, and makes the store's desired state
-so. Imports no `api/`."""
+"""The scheduler owns the devices: it claims jobs, starts and watches the processes of jobs and engines, and brings them
+into the state that the store says is desired. Imports no `api/`."""

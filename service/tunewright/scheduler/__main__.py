@@ -16,7 +16,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.jobs import JobRunner
-from tunewright.scheduler.parity import ParityGate
+from tunewright.scheduler.parity import ParityChecker
 from tunewright.scheduler.retention import Retention
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import beat
@@ -26,7 +26,7 @@ log = logging.getLogger("tunewright.scheduler")
 
 _TICK = 0.2
 _TRAINER_GRACE, _ENGINE_GRACE = 8.0, 4.0
-"""Seconds to stop; together under the 15 s in which `tunewright serve` promises to end."""
+"""Seconds that processes have to stop; together less than the 15 s in which `tunewright serve` promises to end."""
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
     devices = Devices(find_devices(settings.processes), store)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, workspace, lifeline, devices)
-    parity = ParityGate(settings, store, workspace, lifeline, devices)
+    parity = ParityChecker(settings, store, workspace, lifeline, devices)
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices)
     retention = Retention(settings.retention, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")
@@ -53,10 +53,11 @@ def main() -> int:
         for part in (engines, jobs, parity, retention):
             try:
                 part.tick()
-            except Exception:  # one bad row or a full disk must not end what keeps everything else running
+            except Exception:  # one bad row or a full disk must not end the scheduler
                 log.exception("%s: a round failed; trying again", type(part).__name__)
                 time.sleep(1)
-            beat(heartbeat)  # after each part: one may wait 30 s for the database's lock
+            # after each part, since one may wait 30 s for the database's lock
+            beat(heartbeat)
         time.sleep(_TICK)
     retention.stop()
     parity.stop()

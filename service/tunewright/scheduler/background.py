@@ -1,4 +1,4 @@
-"""Work in threads on behalf of the scheduler's loop, which must not block: one piece of work for each key."""
+"""Tasks that run in threads, so that the scheduler's loop does not block: at most one task for each key."""
 
 from __future__ import annotations
 
@@ -8,44 +8,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
+    """A pool of threads, and the tasks that were started in it, by key."""
+
     def __init__(self, workers: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
         self._running: dict[str, Future[None]] = {}
         self._not_before: dict[str, float] = {}
 
     def is_running(self, key: str) -> bool:
-        """Whether the work goes on, or waits for a thread."""
+        """Whether the task runs or waits for a thread."""
         future = self._running.get(key)
         return future is not None and not future.done()
 
-    def start(self, key: str, work: Callable[[], None]) -> None:
-        """Start it, unless it was put off and its time has not come."""
+    def start(self, key: str, task: Callable[[], None]) -> None:
+        """Start a task, unless the key has one already or was postponed to a later time."""
         if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
-            self._running[key] = self._threads.submit(work)
+            self._running[key] = self._threads.submit(task)
 
     def collect(self, key: str) -> Future[None] | None:
-        """Work that is done, once."""
+        """The finished task of this key, which is returned once; None where none has finished."""
         future = self._running.get(key)
         if future is None or not future.done():
             return None
         return self._running.pop(key)
 
-    def put_off(self, key: str, seconds: float) -> bool:
-        """Start it no sooner; whether it is put off for the first time."""
+    def postpone(self, key: str, seconds: float) -> bool:
+        """Do not start a task for this key in the next `seconds`. Returns whether this is the first time."""
         is_first = key not in self._not_before
         self._not_before[key] = time.monotonic() + seconds
         return is_first
 
     def forget(self, key: str) -> None:
+        """Drop the key's task and its postponement."""
         self._not_before.pop(key, None)
         self._running.pop(key, None)
 
     def keep_only(self, keys: Container[str]) -> None:
-        """Forget what was done or put off for others."""
+        """Drop the tasks and postponements of all other keys."""
         for known in (self._running, self._not_before):
             for key in [key for key in known if key not in keys]:
                 del known[key]
 
     def stop(self) -> None:
-        """Start nothing more, and do not wait for what runs."""
+        """Start no more tasks, and do not wait for those that run."""
         self._threads.shutdown(wait=False, cancel_futures=True)

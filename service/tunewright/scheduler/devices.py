@@ -1,7 +1,8 @@
-"""The devices of this machine, and who holds each: the one place that jobs, checks and engines ask.
+"""The devices of this machine, and which job or check uses each.
 
-Jobs hold devices in the store, so that a new scheduler finds them again. A check's device is lent for as long as its
-process runs. Engines share devices with both: their part of a GPU's memory is set when they are placed.
+The devices that jobs hold are recorded in the store, so that a new scheduler finds them again. A check borrows a device
+for as long as its process runs. Engines share devices with both: their part of a GPU's memory is set when they are
+placed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from tunewright.store.store import Store
 
 
 class Devices:
+    """The devices that jobs may claim and checks may borrow."""
+
     def __init__(self, names: Sequence[str], store: Store) -> None:
         """`names`: `["cpu"]`, or `["cuda:0", ...]`."""
         self.names = list(names)
@@ -23,11 +26,11 @@ class Devices:
         return self.names[0] != "cpu"
 
     def for_jobs(self) -> Sequence[str]:
-        """Devices that a job may claim, in the order to try: engines fill them from the front, jobs from the back."""
+        """Devices that a job may claim, in the order to try: jobs take the last first, since engines take the first."""
         return [name for name in reversed(self.names) if name not in self._lent]
 
     def lend_for_check(self, *, gpu: bool) -> str:
-        """A GPU that no job holds, where one is wanted and free; else the CPU."""
+        """Lend a GPU that no job holds, where `gpu` is set and one is free; else the CPU."""
         held = {name for job in self._store.jobs.on_devices() for name in job.devices}
         free = [name for name in self.names if name != "cpu" and name not in held]
         device = free[0] if gpu and free else "cpu"
@@ -35,7 +38,7 @@ class Devices:
         return device
 
     def lend(self, device: str) -> None:
-        """A check uses it: no job claims it meanwhile. The CPU is shared."""
+        """Record that a check uses the device, so that no job claims it. The CPU is shared."""
         if device != "cpu":
             self._lent.add(device)
 
@@ -44,5 +47,5 @@ class Devices:
 
 
 def visible_to(device: str) -> dict[str, str]:
-    """The environment in which a process sees this device alone."""
+    """Environment variables with which a process sees only this device."""
     return {"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:") if device.startswith("cuda:") else ""}

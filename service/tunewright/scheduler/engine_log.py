@@ -1,4 +1,4 @@
-"""What an engine's log tells of its end."""
+"""Finds the reason why an engine ended in its log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MOST_LINES, _MOST_TEXT = 4, 500
 
 
 def last_error(log_file: Path) -> str:
-    """The last error that is named, without vLLM's prefixes and with the lines that belong to it; else a process's
-    death."""
+    """The last error in the log, without vLLM's prefixes and with the lines that belong to it; else the message about a
+    process that died."""
     try:
         with log_file.open("rb") as file:
             file.seek(max(0, log_file.stat().st_size - 65536))
@@ -44,10 +44,10 @@ def last_error(log_file: Path) -> str:
 
 
 def _with_its_own(lines: list[str], at: int) -> list[str]:
-    """The error at `at`, and the indented lines after it: pydantic tells there what is wrong."""
-    told = [lines[at].strip()]
+    """The error at `at`, and the indented lines after it, where pydantic has the details."""
+    found = [lines[at].strip()]
     for line in lines[at + 1 : at + _MOST_LINES]:
         if not line.startswith("  ") or line.strip().startswith(("File ", "^", "For further information")):
             break
-        told.append(line.strip())
-    return told
+        found.append(line.strip())
+    return found

@@ -1,4 +1,4 @@
-"""Keeps a vLLM server running for each base and each deployment: start, health, backoff, drain, and why it died."""
+"""Keeps a vLLM server running for each base and each deployment: start, health, backoff, drain, reason of its end."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from tunewright.store.store import Store
 log = logging.getLogger("tunewright.scheduler")
 
 _PROBE_STARTING, _PROBE_READY = 0.5, 2.0
-"""Seconds between looks at an engine."""
+"""Seconds between two health probes of an engine that starts, and of one that is ready."""
 _PROBES_FAILED_UNTIL_DEAD = 5
 _STABLE_AFTER = 120.0
+"""Seconds of running after which the backoff is reset."""
 _END_GRACE = 4.0
 """Seconds that a drained engine has to end."""
 MAX_STARTS = 3
-"""Of a deployment that was never ready; after that it has failed, until somebody asks."""
+"""Failed starts of a deployment that was never ready, after which it is not started again until a user asks."""
 
 
 class EngineKeeper:
@@ -64,15 +65,15 @@ class EngineKeeper:
         self._sync()
 
     def base(self, name: str) -> BaseInfo | None:
-        """The base, or the deployed model, once it was found to be there."""
+        """The base or deployed model of this name; None until its files were found."""
         served = self._served.get(name)
         return served.info if served is not None else None
 
     def names(self) -> list[str]:
-        """Of what may be trained on, here yet or not."""
+        """Names of the bases and deployed models that can be trained on, whether or not their files were found yet."""
         return list(self._served)
 
-    def bases_here(self) -> list[str]:
+    def available_bases(self) -> list[str]:
         """Names of the bases and deployed models that can be trained on now."""
         return [name for name, served in self._served.items() if served.info is not None]
 
@@ -89,9 +90,9 @@ class EngineKeeper:
                 if time.monotonic() >= served.start_at:
                     self._start(served, served.info)
             elif not served.process.is_alive():
-                self._died(served, self._last_words(served))
+                self._died(served, self._reason_of_end(served))
             else:
-                self._look(served)
+                self._check_health(served)
 
     def stop(self, grace: float) -> None:
         """End all engines, together."""
@@ -104,10 +105,10 @@ class EngineKeeper:
                 self._store.engines.set_state(served.name, EngineState.STOPPED)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    # what there is to be served
+    # the models to serve
 
     def _sync(self) -> None:
-        """Take in what the store says of deployments: new ones, ones to drain, ones to start again."""
+        """Read the deployments from the store: new ones, ones to drain, ones to start again."""
         for deployment, engine in self._store.deployments.all():
             served = self._served.get(deployment.model)
             if served is None:
@@ -118,8 +119,8 @@ class EngineKeeper:
                 self._add(served)
                 self._keep_placed(served, deployment)
             served.deployment = deployment
-            asked = engine is not None and engine.state is EngineState.STOPPED
-            if asked and served.state in (EngineState.FAILED, EngineState.BACKOFF):
+            is_requested = engine is not None and engine.state is EngineState.STOPPED
+            if is_requested and served.state in (EngineState.FAILED, EngineState.BACKOFF):
                 served.start_now()
                 self._keep_placed(served, deployment)
 
@@ -129,7 +130,7 @@ class EngineKeeper:
         self._adopt(served)
 
     def _adopt(self, served: Served) -> None:
-        """Take over an engine that an earlier scheduler left running; one that is half-dead is ended."""
+        """Adopt an engine that an earlier scheduler left running; end what is left of one that no longer works."""
         process = ChildProcess.adopt(
             self._record(served), lifeline=self._lifeline, name=f"engine {served.name}"
         )
@@ -143,14 +144,14 @@ class EngineKeeper:
             served.process = process
             served.state = row.state if row.state is EngineState.READY else EngineState.STARTING
             served.started_at = time.monotonic()
-            log.info("engine %s still runs (pid %s)", served.name, process.pid)
+            log.info("engine %s is still running (pid %s)", served.name, process.pid)
         elif process is not None:
             process.end()
         if served.process is None and served.state is not EngineState.FAILED:
             self._store.engines.set_state(served.name, EngineState.STOPPED)
 
     def _keep_placed(self, served: Served, deployment: Deployment) -> None:
-        """Where it was placed once, unless the devices or the bases are others now."""
+        """Keep a deployment where it was placed, unless the devices or bases have changed and it no longer fits."""
         others = {name: one.options for name, one in self._served.items() if name != served.name}
         if served.process is not None or still_fits(served.options, self._devices.names, others):
             return
@@ -170,7 +171,7 @@ class EngineKeeper:
             self._store.deployments.place(deployment.id, asdict(served.options))
 
     def _inspect(self, served: Served) -> None:
-        """Find the model, maybe downloading it, in a thread."""
+        """Find the model in a thread, since it may have to be downloaded."""
         if served.inspection is None:
             if time.monotonic() >= served.start_at:
                 served.inspection = self._threads.submit(self._find, served)
@@ -190,7 +191,7 @@ class EngineKeeper:
             )
         return inspect_base(served.source.base, served.source.fingerprint)
 
-    # one engine's life
+    # the life of one engine
 
     def _start(self, served: Served, info: BaseInfo) -> None:
         assert served.source is not None, "its model was found"
@@ -216,7 +217,7 @@ class EngineKeeper:
             deployment=served.deployment.id if served.deployment else None,
         )
         if self._store.engines.starting(name, str(served.socket), started) is None:
-            return  # it was deleted just now
+            return  # the deployment was deleted just now
         command = engine_command(
             self._settings, info, served.socket, options, trust_remote_code=served.source.trust_remote_code
         )
@@ -235,8 +236,8 @@ class EngineKeeper:
             "engine %s starts on %s (pid %s, log %s)", name, options.device, served.process.pid, log_file
         )
 
-    def _look(self, served: Served) -> None:
-        """Ask a running engine how it is; one question at a time."""
+    def _check_health(self, served: Served) -> None:
+        """Probe a running engine, with at most one probe at a time."""
         now = time.monotonic()
         if served.probe is None:
             every = _PROBE_READY if served.state is EngineState.READY else _PROBE_STARTING
@@ -299,12 +300,12 @@ class EngineKeeper:
         return now is not None and now[0].was_ready
 
     def _give_up(self, served: Served, why: str) -> None:
-        log.error("engine %s: %s; not tried again until it is asked for", served.name, why)
+        log.error("engine %s: %s; it is not started again until a user asks for it", served.name, why)
         served.state = EngineState.FAILED
         self._store.engines.set_state(served.name, EngineState.FAILED, reason=why)
 
     def _drain(self, served: Served, deployment: Deployment) -> None:
-        """End it after its last request, or when its time is over; then it is gone."""
+        """End the engine after its last request, or at the deadline of the drain; then forget the deployment."""
         process = served.process
         if process is None:
             self._forget(served, deployment)
@@ -328,16 +329,16 @@ class EngineKeeper:
             served.unused.close()
         served.socket.unlink(missing_ok=True)
         shutil.rmtree(self._workspace.engine(served.name), ignore_errors=True)
-        log.info("the deployment of %s (%s) is gone", served.name, deployment.id)
+        log.info("the deployment of %s (%s) was removed", served.name, deployment.id)
 
     def _record(self, served: Served) -> Path:
         return self._workspace.engine(served.name) / "process.json"
 
-    def _last_words(self, served: Served) -> str:
-        """How it ended, and vLLM's own reason, picked out of its log."""
+    def _reason_of_end(self, served: Served) -> str:
+        """How the engine's process ended, and the last error in vLLM's log."""
         assert served.process is not None
         how = served.process.exit()
-        ended = "" if how.code is None else f" with {how.words}"
+        ended = "" if how.code is None else f" with {how.description}"
         log_file = self._workspace.engine(served.name) / "engine.log"
         rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
         return f"it ended{ended}: {last_error(log_file)} ({rest})"

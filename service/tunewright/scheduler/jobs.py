@@ -1,4 +1,4 @@
-"""From a submitted job to its product: one handler for each phase of a job."""
+"""Takes jobs from submission to their product: one handler for each phase of a job."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.background import Background
 from tunewright.scheduler.devices import Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
+from tunewright.scheduler.events import take_in_events
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
-from tunewright.scheduler.reports import take_in_events
 from tunewright.store.records import Job
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.store import Store
@@ -30,13 +30,13 @@ from tunewright.store.store import Store
 log = logging.getLogger("tunewright.scheduler")
 
 MAX_ATTEMPTS = 3
-"""Starts of a process that was seen to end without a new step in between, after which the job fails."""
+"""Starts of a process, each seen to end without a new step, after which the job fails."""
 _PUBLISH_AGAIN_AFTER = _VALIDATE_AGAIN_AFTER = 10.0
 """Seconds."""
 
 
 class JobRunner:
-    """Moves jobs along. State lives in the store and in job folders; what is held here can be lost."""
+    """Runs jobs. Their state is in the store and in job folders; nothing is lost with this object."""
 
     def __init__(
         self,
@@ -60,12 +60,13 @@ class JobRunner:
             JobPhase.PREPARE: self._prepare,
             JobPhase.RUN: self._run,
             JobPhase.PUBLISH: self._publish,
-            JobPhase.CHECK: self._let_go,  # the verdict ends the job (`scheduler.parity`)
+            # the verdict ends the job (`scheduler.parity`)
+            JobPhase.CHECK: self._release,
         }
         self._fail_without_base()
 
     def _fail_without_base(self) -> None:
-        """Jobs on a base that this start of the service does not name would wait for ever."""
+        """Fail jobs on a base that the service was started without: they would wait for ever."""
         named = self._engines.names()
         for job in self._store.jobs.in_states(*(state for state in JobState if not state.is_final)):
             if job.base not in named and job.state is not JobState.PAUSED:
@@ -73,13 +74,13 @@ class JobRunner:
                 self._store.jobs.fail(job.id, JobError(code="base_not_served", message=text))
 
     def tick(self) -> None:
-        """One round over all jobs. Raises OSError and StorageFull where a disk is full, after the other jobs had their
-        turn: the next round tries again."""
+        """One round over all jobs. Raises OSError and StorageFull where a disk is full, after all other jobs were
+        handled: the next round tries again."""
         failed: Exception | None = None
         active = self._store.jobs.active()
         self._background.keep_only({job.id for job in active})
         for job in active:
-            handle = self._let_go if job.state.is_final else self._handlers[job.phase]
+            handle = self._release if job.state.is_final else self._handlers[job.phase]
             try:
                 handle(job)
             except (OSError, StorageFull) as error:
@@ -88,12 +89,12 @@ class JobRunner:
             raise failed
         if self._store.jobs.in_states(JobState.QUEUED):
             for device in self._devices.for_jobs():
-                claimed = self._store.jobs.claim(device, self._engines.bases_here())
+                claimed = self._store.jobs.claim(device, self._engines.available_bases())
                 if claimed is not None:
                     self._launch(claimed)
 
     def stop(self, grace: float) -> None:
-        """Processes save what is done and end; their jobs stay in the store and go on at the next start."""
+        """Have processes save their progress and end; their jobs stay in the store and continue at the next start."""
         stop_all(list(self.processes.values()), grace)
         for job in self._store.jobs.on_devices():
             process = self.processes.pop(job.id, None)
@@ -106,13 +107,13 @@ class JobRunner:
             if job.state is JobState.PAUSING:
                 self._store.jobs.paused(job.id)
             elif job.state is JobState.RUNNING:
-                self._store.jobs.requeue(job.id, "The service stops; the job goes on when it starts again")
+                self._store.jobs.requeue(job.id, "The service stops; the job continues when it starts again")
         self._background.stop()
 
     # prepare
 
     def _prepare(self, job: Job) -> None:
-        """Check the job's inputs, in a thread, once its base is here."""
+        """Check the job's inputs, in a thread, once its base is available."""
         done = self._background.collect(job.id)
         if done is not None:
             self._prepared(job, done)
@@ -135,18 +136,18 @@ class JobRunner:
             self._background.forget(job.id)
             return
         log.error("validating %s: %r", job.id, error)
-        if isinstance(error, StorageFull):  # nothing is wrong with the job
-            self._background.put_off(job.id, _VALIDATE_AGAIN_AFTER)
+        if isinstance(error, StorageFull):  # no fault of the job
+            self._background.postpone(job.id, _VALIDATE_AGAIN_AFTER)
             return
-        text = f"validation broke down: {error!r}"
+        text = f"validation failed unexpectedly: {error!r}"
         self._store.jobs.fail(job.id, JobError(code="internal_error", message=text))
 
     # run
 
     def _launch(self, job: Job) -> None:
-        """Start the process of a claimed job, on a folder that may hold an earlier run's work."""
+        """Start the process of a claimed job, in a folder that may hold the checkpoints of an earlier run."""
         base = self._engines.base(job.base)
-        assert base is not None, "only jobs on bases that are here are claimed"
+        assert base is not None, "only jobs on available bases are claimed"
         folder = self._folder(job)
         folder.write_spec(kind_of(job.kind).spec(self._service, job, base))
         self._start_process(job, folder)
@@ -170,13 +171,13 @@ class JobRunner:
         log.info("job %s runs on %s (pid %s)", job.id, job.device, process.pid)
 
     def _run(self, job: Job) -> None:
-        """Take in what the job's process wrote, and see whether it has ended or hangs."""
+        """Store the events that the job's process wrote, and see whether it has ended or hangs."""
         folder = self._folder(job)
         process = self._process_of(job, folder)
         take_in_events(self._store, job, folder)
         if process is not None and process.is_alive():
             if job.state is JobState.PAUSING:
-                process.terminate()  # it saves after the step under way
+                process.terminate()  # it saves a checkpoint after the current step
             if process.silent_for(folder.last_beat()) <= self._settings.jobs.step_timeout:
                 return
             process.abort(self._settings.jobs.step_timeout)
@@ -200,7 +201,8 @@ class JobRunner:
         return process
 
     def _ended(self, job: Job, folder: JobFolder, how: Exit | None) -> None:
-        """The job's process is gone. `how` is None where nobody saw it end: the service was gone too."""
+        """Decide how the job continues after its process has ended. `how` is None where the end was not observed, since
+        the service was not running either."""
         if how is not None and how.code == STOPPED_RESUMABLE and job.state is JobState.RUNNING:
             self._store.jobs.requeue(job.id, "Stopped with a checkpoint; waiting to go on")
             return
@@ -216,7 +218,7 @@ class JobRunner:
             self._store.jobs.set_phase(job.id, JobPhase.PUBLISH)
 
     def _start_again(self, job: Job, folder: JobFolder, how: Exit | None) -> None:
-        """The process left no result: start it again, unless that has happened time after time."""
+        """Start a process that left no result again, unless that has happened too many times in a row."""
         if job.state is JobState.PAUSING:
             self._store.jobs.paused(job.id)
             return
@@ -226,7 +228,7 @@ class JobRunner:
         kind = kind_of(job.kind)
         if job.device not in self._devices.names:
             self._store.jobs.requeue(job.id, f"The device {job.device} is gone; waiting for another")
-        elif not folder.spec_file.exists():  # there was no room for it
+        elif not folder.spec_file.exists():  # the disk was full when it was written
             if self._engines.base(job.base) is not None:
                 self._launch(job)
         elif how is None:  # no fault of the job
@@ -234,17 +236,19 @@ class JobRunner:
         elif current.attempt >= MAX_ATTEMPTS:
             what = "hung" if how.silent_seconds is not None else "crashed"
             text = (
-                f"its {kind.process} ended {current.attempt} times without a new step, last with {how.words}: "
+                f"its {kind.process} ended {current.attempt} times without a new step, last with {how.description}: "
                 f"{last_line(folder.log_file)} (GET {kind.path}/{job.id}/logs has the rest)"
-                f"{out_of_memory_hint(how.words, kind.on_kill)}"
+                f"{out_of_memory_hint(how.description, kind.on_kill)}"
             )
             self._store.jobs.fail(job.id, JobError(code=f"{kind.process}_{what}", message=text))
         else:
-            self._warn(job, f"The {kind.process} ended with {how.words}; starting it again from {kind.saves}")
+            self._warn(
+                job, f"The {kind.process} ended with {how.description}; starting it again from {kind.saves}"
+            )
             self._start_process(job, folder)
 
     def _fail_for_full_disk(self, job: Job, folder: JobFolder) -> None:
-        """First make room: where the database is on the same disk, it could not store the failure either."""
+        """Fail the job, after making room: where the database is on the same disk, it could not store the failure."""
         folder.remove_products()
         text = (
             f"the disk is full: the {kind_of(job.kind).process} could not write to {folder.path}. Free some space "
@@ -255,7 +259,7 @@ class JobRunner:
     # publish
 
     def _publish(self, job: Job) -> None:
-        """List the product, in a thread, once the base is here."""
+        """List the product, in a thread, once the base is available."""
         done = self._background.collect(job.id)
         if done is not None:
             self._published(job, done)
@@ -269,7 +273,7 @@ class JobRunner:
             return
         log.error("publishing %s: %r", job.id, error)
         if isinstance(error, OSError | DatabaseError | StorageFull):  # a full disk, say: the product is kept
-            if self._background.put_off(job.id, _PUBLISH_AGAIN_AFTER):
+            if self._background.postpone(job.id, _PUBLISH_AGAIN_AFTER):
                 self._warn(job, f"Its product could not be published yet: {error}; trying again")
             return
         code = "adapter_invalid" if isinstance(error, InvalidAdapter) else "internal_error"
@@ -278,8 +282,9 @@ class JobRunner:
 
     # the end
 
-    def _let_go(self, job: Job) -> None:
-        """A job whose process has done its part lets go of its devices, its process and what only that needs."""
+    def _release(self, job: Job) -> None:
+        """Free the devices of a job whose process is no longer needed, end that process, and remove its products from
+        the job folder."""
         if self._background.is_running(job.id) or not (job.devices or job.id in self.processes):
             return
         self._background.forget(job.id)

@@ -1,4 +1,4 @@
-"""Asks an engine what the reference process asked transformers and peft, and compares."""
+"""Scores in an engine the tokens that the reference process scored with transformers and peft, and compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tunewright.store.records import Engine, TunedModel
 
 
 def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Reference) -> dict[str, Any]:
-    """The content of a model's `parity`; the engine must hold it. Raises EngineError. Blocks: for threads."""
+    """The content of a model's `parity`. The engine must hold the model. Raises EngineError. Blocks, so call it in a
+    thread."""
     return asyncio.run(_judge(engine, model, spec, reference))
 
 
@@ -42,7 +43,7 @@ async def _judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference:
 
 
 async def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Rendering) -> Mismatch | None:
-    """Whether a request's prompt is not what it was in training."""
+    """How a request's prompt differs from the prompt in training; None where it does not."""
     prompt: dict[str, Any] = {"prompt": rendering.prompt}
     if rendering.messages is not None:
         prompt = {"messages": rendering.messages, "add_generation_prompt": rendering.add_generation_prompt}
@@ -61,6 +62,6 @@ async def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Ren
     )
     return Mismatch(
         rendering.line,
-        f"the engine makes {len(tokens)} tokens of the prompt, training made {len(rendering.tokens)}; they part at "
-        f"token {place + 1}",
+        f"the engine makes {len(tokens)} tokens of the prompt, training made {len(rendering.tokens)}; they differ from "
+        f"token {place + 1} on",
     )

@@ -1,9 +1,9 @@
-"""The parity gate: an adapter is served only after it was seen to do in the engine what it does in peft.
+"""The parity check: an adapter is served only after it was found to have the same effect in the engine as in peft.
 
-For each adapter that waits (`store.checks`): a reference process (`evaluate.parity`) scores a few rows with
-transformers and peft; the engine, which holds the adapter already though no request reaches it, scores the same
-tokens; `evaluate.compare` judges; one transaction writes the verdict down and ends the job that waits for it.
-What is held here can be lost: a killed scheduler finds the reference process, or its result, or begins again.
+For each pending check (`store.checks`), a reference process (`evaluate.parity`) scores a few rows with transformers and
+peft. The engine, which has loaded the adapter already although no request reaches it, scores the same tokens, and
+`evaluate.compare` gives the verdict. One transaction stores the verdict and ends the job that waits for it.
+Nothing here has to survive: a new scheduler adopts the reference process, finds its result, or starts again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
-from tunewright.store.checks import Waiting
+from tunewright.store.checks import PendingCheck
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelState, Residency
 from tunewright.store.store import Store
@@ -35,34 +35,34 @@ from tunewright.store.store import Store
 log = logging.getLogger("tunewright.scheduler")
 
 MAX_FAILURES = 3
-"""After so many an adapter cannot be checked, and is quarantined."""
+"""Failures after which an adapter counts as impossible to check, and is quarantined."""
 _AGAIN_AFTER, _WAIT = 5.0, 30.0
-"""Seconds: after a failure, and for room."""
+"""Seconds until the next try: after a failure, and where memory or disk space is missing."""
 _AT_ONCE = 16
-"""Adapters that one reference process measures."""
+"""Most adapters that one reference process measures."""
 
 
 class NotLoaded(Exception):
-    """The adapter left the engine, or is about to: try again."""
+    """The engine does not hold the adapter any more, or is about to unload it: try again."""
 
 
 @dataclass
 class _Check:
-    """What is known of one check in this process."""
+    """The state of one check in this process."""
 
     judging: Future[dict[str, Any]] | None = None
     run: int = 0
-    """Of the engine that is asked."""
+    """The run of the engine that scores the adapter."""
     failures: int = 0
     not_before: float = 0.0
     refused_at: set[float] = field(default_factory=set)
-    """When the engine refused to load the adapter."""
+    """Times at which the engine refused to load the adapter."""
     lost_runs: set[int] = field(default_factory=set)
-    """Of the engine, which stopped answering when it was asked."""
+    """Runs in which the engine stopped answering while it scored the adapter."""
 
 
-class ParityGate:
-    """A part of the scheduler's loop; `tick()` never blocks for long."""
+class ParityChecker:
+    """Runs the pending checks, as a part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
         self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: Devices
@@ -83,9 +83,9 @@ class ParityGate:
         for one in waiting.values():
             check = self._checks.setdefault(one.model.id, _Check())
             try:
-                if not self._settings.parity.is_on and not one.is_asked:
+                if not self._settings.parity.is_on and not one.is_requested:
                     self._not_checked(one, "the check is switched off (--parity)", quarantine=False)
-                elif time.monotonic() >= check.not_before and self._go_on(one, check):
+                elif time.monotonic() >= check.not_before and self._advance(one, check):
                     unmeasured.append(one)
             except StorageFull as error:
                 log.warning("checking %s: %s; trying again", one.model.name, error)
@@ -95,12 +95,12 @@ class ParityGate:
         self._watch_reference(waiting)
 
     def stop(self) -> None:
-        """What runs begins again at the next start."""
+        """End the checks that run; they begin again at the next start."""
         self._references.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _go_on(self, one: Waiting, check: _Check) -> bool:
-        """True where the reference is what it waits for."""
+    def _advance(self, one: PendingCheck, check: _Check) -> bool:
+        """Do the next step of a check, if one is possible. Returns whether it waits for the reference process."""
         model = one.model
         if check.judging is not None:
             if check.judging.done():
@@ -110,25 +110,26 @@ class ParityGate:
         engine = self._store.engines.get(model.base)
         if engine is None or engine.state is not EngineState.READY:
             return False
-        if model.desired is not Desired.LOADED:  # evicted, or unloaded by somebody, while its job waits
+        if model.desired is not Desired.LOADED:  # evicted, or unloaded by a user, while its job waits
             self._store.models.want(model.name, Desired.LOADED)
             return False
         held = self._store.engines.residents(engine)
-        mine = held.get(model.sha256)
-        if mine is not None and mine.state is Residency.FAILED:
+        residency = held.get(model.sha256)
+        if residency is not None and residency.state is Residency.FAILED:
             self._count_refusal(one, check, engine, held)
             return False
         if not self._references.is_measured(model.id):
             return True
-        if mine is not None and mine.state is Residency.LOADED:
+        if residency is not None and residency.state is Residency.LOADED:
             check.run = engine.run
             check.judging = self._threads.submit(self._judge, engine, model)
         return False
 
     # the reference
 
-    def _start_reference(self, unmeasured: Sequence[Waiting]) -> None:
-        """Of the oldest and of others on its base; one that failed before goes alone, and not on a GPU again."""
+    def _start_reference(self, unmeasured: Sequence[PendingCheck]) -> None:
+        """Start the reference process for the oldest adapter and others on its base. One that failed before is measured
+        alone, and on the CPU."""
         first = unmeasured[0]
         has_failed = self._checks[first.model.id].failures > 0
         others = [
@@ -155,7 +156,7 @@ class ParityGate:
             return
         log.info("on %s: checking %s", base.device, ", ".join(one.model.name for one in batch))
 
-    def _spec(self, one: Waiting, base: BaseSpec) -> ParitySpec:
+    def _spec(self, one: PendingCheck, base: BaseSpec) -> ParitySpec:
         rows_from, rows_file = self._rows(one)
         return ParitySpec(
             base=base,
@@ -167,8 +168,9 @@ class ParityGate:
             rows=self._settings.parity.parity_rows,
         )
 
-    def _rows(self, one: Waiting) -> tuple[RowsFrom, Path | None]:
-        """Held-out rows of its job, else those it was trained on, as far as they are still there."""
+    def _rows(self, one: PendingCheck) -> tuple[RowsFrom, Path | None]:
+        """The validation file of the adapter's job, else its training file, where it still exists; else the built-in
+        probes."""
         if one.job is not None:
             roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
             for role in roles:
@@ -177,11 +179,11 @@ class ParityGate:
                     return role, self._workspace.file(id)
         return "probes", None
 
-    def _watch_reference(self, waiting: dict[str, Waiting]) -> None:
+    def _watch_reference(self, waiting: dict[str, PendingCheck]) -> None:
         ended = self._references.watch()
         if ended is None or ended.why is None:
             return
-        if ended.no_room and self._store.jobs.on_devices():  # there will be room
+        if ended.no_room and self._store.jobs.on_devices():  # memory becomes free when a job ends
             for id in ended.unmeasured:
                 self._checks[id].not_before = time.monotonic() + _WAIT
             return
@@ -201,7 +203,7 @@ class ParityGate:
         leases = Leases(self._workspace.leases)
         if reference is None or not leases.take(engine.name, model.sha256):
             raise NotLoaded
-        try:  # from here on it is not unloaded
+        try:  # the lease keeps the adapter loaded
             held = self._store.engines.residents(engine).get(model.sha256)
             if held is None or held.state is not Residency.LOADED:
                 raise NotLoaded
@@ -209,71 +211,72 @@ class ParityGate:
         finally:
             leases.give_back(engine.name, model.sha256)
 
-    def _take_verdict(self, one: Waiting, check: _Check, judging: Future[dict[str, Any]]) -> None:
+    def _take_verdict(self, one: PendingCheck, check: _Check, judging: Future[dict[str, Any]]) -> None:
         try:
             parity = judging.result()
         except NotLoaded:
             return
-        except EngineBusy as error:  # no fault of the adapter, unless it is what ends the engine
+        except EngineBusy as error:  # no fault of the adapter, unless the adapter makes the engine crash
             check.lost_runs.add(check.run)
             check.not_before = time.monotonic() + _AGAIN_AFTER
             if len(check.lost_runs) >= MAX_FAILURES:
                 self._not_checked(one, f"{error}, in {len(check.lost_runs)} of its runs.", quarantine=True)
             return
-        except Exception as error:  # an engine that answers otherwise than we know
+        except Exception as error:  # an engine whose answers have an unknown form
             log.exception("checking %s", one.model.name)
             self._failed(one, check, f"{type(error).__name__}: {error}.")
             return
         verdict = Verdict(parity["verdict"])
-        told = parity["reason"]
+        reason = parity["reason"]
         failure = None
         if verdict is Verdict.FAIL:
-            text = f"{one.model.name} is quarantined: {told} {_what_next(one.model)}"
+            text = f"{one.model.name} is quarantined: {reason} {_what_next(one.model)}"
             failure = JobError(code="parity_failed", message=text)
-        self._record(one, parity, failure, told, "info" if verdict is Verdict.PASS else "warn")
+        self._record(one, parity, failure, reason, "info" if verdict is Verdict.PASS else "warn")
 
     def _count_refusal(
-        self, one: Waiting, check: _Check, engine: Engine, held: dict[str, ResidencyRow]
+        self, one: PendingCheck, check: _Check, engine: Engine, held: dict[str, ResidencyRow]
     ) -> None:
-        """Loading is tried again by itself, but not for ever. For room it waits."""
+        """Count a refusal of the engine to load the adapter, which it tries again automatically; quarantine the adapter
+        after too many. A refusal because the engine is full does not count."""
         loaded = sum(row.state is Residency.LOADED for row in held.values())
         if engine.info is None or loaded >= engine.info.max_adapters:
             return
-        mine = held[one.model.sha256]
-        check.refused_at.add(mine.at)
+        refusal = held[one.model.sha256]
+        check.refused_at.add(refusal.at)
         if len(check.refused_at) >= MAX_FAILURES:
-            self._not_checked(one, f"the engine could not load it: {mine.error}.", quarantine=True)
+            self._not_checked(one, f"the engine could not load it: {refusal.error}.", quarantine=True)
 
-    def _failed(self, one: Waiting, check: _Check, why: str) -> None:
+    def _failed(self, one: PendingCheck, check: _Check, why: str) -> None:
         log.warning("checking %s: %s", one.model.name, why)
         check.failures += 1
         check.not_before = time.monotonic() + _AGAIN_AFTER
         if check.failures >= MAX_FAILURES:
             self._not_checked(one, why, quarantine=True)
 
-    def _not_checked(self, one: Waiting, why: str, *, quarantine: bool) -> None:
-        """What is served already stays so: nothing was found against it."""
-        told = f"Not checked: {why}"
-        parity = {"verdict": Verdict.NOT_CHECKED, "reason": told, "checked_at": time.time()}
+    def _not_checked(self, one: PendingCheck, why: str, *, quarantine: bool) -> None:
+        """Record that the check was not possible. An adapter that is served already stays so: no fault was found."""
+        reason = f"Not checked: {why}"
+        parity = {"verdict": Verdict.NOT_CHECKED, "reason": reason, "checked_at": time.time()}
         failure = None
         if one.model.state is ModelState.READY:
             parity |= {key: value for key, value in (one.model.parity or {}).items() if key == "forced"}
         elif quarantine:
             message = f"{one.model.name} is quarantined, since it could not be checked: {why} {_what_next(one.model)}"
             failure = JobError(code="parity_not_checked", message=message)
-        self._record(one, parity, failure, told, "warn")
+        self._record(one, parity, failure, reason, "warn")
 
     def _record(
-        self, one: Waiting, parity: dict[str, Any], failure: JobError | None, told: str, level: str
+        self, one: PendingCheck, parity: dict[str, Any], failure: JobError | None, reason: str, level: str
     ) -> None:
         event = {
             "level": level,
             "type": "message",
-            "message": told,
+            "message": reason,
             "data": {"model": one.model.name, "parity": parity},
         }
         self._store.checks.record(one.model.id, parity, failure=failure, event=event)
-        log.log(logging.WARNING if failure else logging.INFO, "%s: %s", one.model.name, told)
+        log.log(logging.WARNING if failure else logging.INFO, "%s: %s", one.model.name, reason)
         self._forget(one.model.id)
 
     def _forget(self, id: str) -> None:

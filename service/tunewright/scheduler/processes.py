@@ -1,7 +1,7 @@
 """A child process of the scheduler: started, adopted from an earlier scheduler, watched and ended.
 
-Jobs, the reference process of the parity gate, and engines are all watched with this. What a silent process means, and
-whether it is started again, is decided by those who watch.
+Jobs, engines and the reference process of the parity check are all watched with this. What a silent process means, and
+whether it is started again, is decided by the caller.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Self
 
 from tunewright.supervisor.process import ProcessGroup
 
-_LAST_WORDS = 2.0
-"""Seconds for a hung process to write its stack to its log."""
+_STACK_SECONDS = 2.0
+"""Seconds that a hung process has to write its stack to its log."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,18 @@ class Exit:
     code: int | None
     """None where another process had started it: only its parent learns the code."""
     silent_seconds: float | None = None
-    """Set where it was ended because it showed no progress for so long."""
+    """Set where it was ended because it made no progress for so long."""
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
+        """The cause, for messages that say "ended with ..."."""
         if self.silent_seconds is not None:
             return f"no sign of progress for {self.silent_seconds:.0f} s"
-        return exit_words(self.code)
+        return describe_exit(self.code)
 
 
 class ChildProcess:
-    """A process group (`supervisor.process`), the title of its lifeline, and how long it has shown no progress."""
+    """A process group (`supervisor.process`) with the title of its lifeline, and the time of its last progress."""
 
     def __init__(self, group: ProcessGroup, lifeline: int, title: str) -> None:
         self.group = group
@@ -58,7 +59,7 @@ class ChildProcess:
         name: str,
         append: bool = False,
     ) -> Self:
-        """Start `command`; its output goes to `log_file`. Raises OSError, and then nothing runs."""
+        """Start `command` with its output in `log_file`. Raises OSError; then no process is left."""
         title = _title(name)
         with log_file.open("ab" if append else "wb") as output:
             group = ProcessGroup.start(
@@ -73,7 +74,7 @@ class ChildProcess:
 
     @classmethod
     def adopt(cls, record: Path, *, lifeline: int, name: str) -> Self | None:
-        """The process on record, where it or its watcher still lives."""
+        """The recorded process, where it or its watcher is still alive."""
         group = ProcessGroup.adopt(record)
         return cls(group, lifeline, _title(name)) if group is not None else None
 
@@ -82,35 +83,35 @@ class ChildProcess:
         return self.group.pid
 
     def is_alive(self) -> bool:
-        """Whether the command runs. Gives it a new watcher where the old one was killed."""
+        """Whether the command runs. Starts a new watcher where the old one was killed."""
         if not self.group.is_alive():
             return False
         self.group.keep_watched(self._lifeline, self._title)
         return True
 
     def silent_for(self, sign: object) -> float:
-        """Seconds since `sign`, which changes with each step of progress, was seen to change. By the monotonic clock:
-        the system's may be set."""
+        """Seconds since `sign`, which differs after each step of progress, was seen to change. Measured by the
+        monotonic clock, since the system's may be set."""
         if sign != self._sign:
             self._sign, self._sign_at = sign, time.monotonic()
         return time.monotonic() - self._sign_at
 
     def abort(self, silent_seconds: float) -> None:
-        """End a process that hangs, which first may write its stack to its log."""
+        """Send SIGABRT to a process that hangs, and give it time to write its stack to its log."""
         self._hung_for = silent_seconds
         self.group.send(signal.SIGABRT)
-        self.group.wait(_LAST_WORDS)
+        self.group.wait(_STACK_SECONDS)
 
     def terminate(self) -> None:
-        """Ask it to stop; asking again does no harm."""
+        """Ask the process to stop. Safe to repeat."""
         self.group.terminate()
 
     def exit(self) -> Exit:
-        """How it ended."""
+        """How the process ended."""
         return Exit(self.group.exit_code, self._hung_for)
 
     def end(self) -> Exit:
-        """Kill what is left of it; how it ended by itself, if it did."""
+        """Kill what is left of the process. Returns how it had ended before."""
         how = self.exit()
         self.group.end()
         return how
@@ -125,21 +126,22 @@ def stop_all(processes: Sequence[ChildProcess], grace: float) -> None:
         process.group.wait(max(0.0, deadline - time.monotonic()))
 
 
-def exit_words(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
+    """An exit code as it stands in messages."""
     if code is None:
         return "an unknown exit code"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def out_of_memory_hint(how: str, advice: str) -> str:
-    """What may be done where the system has probably killed the process for its memory; else empty."""
-    if how != exit_words(-signal.SIGKILL):
+    """Advice for a process that the system has probably killed for its memory; else empty."""
+    if how != describe_exit(-signal.SIGKILL):
         return ""
-    return f". That signal mostly comes from the system, when the machine's memory runs out: {advice}"
+    return f". The system mostly sends that signal when the machine's memory runs out: {advice}"
 
 
 def last_line(log_file: Path) -> str:
-    """The last line of a process's log, or a phrase that says that there is none."""
+    """The last line of a process's log, or a phrase that says that the log is empty."""
     try:
         lines = log_file.read_text(errors="replace").strip().splitlines()
     except OSError:

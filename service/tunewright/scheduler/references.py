@@ -1,7 +1,7 @@
-"""The reference process of the parity gate: at most one, since the machine must have room for its base beside the rest.
+"""The reference process of the parity check: at most one, since its base must fit in memory beside the rest.
 
-It measures several adapters of one base in a row (`evaluate.parity`). A new scheduler finds what a killed one left: the
-process by its record, and its results in their folders.
+It measures several adapters of one base in a row (`evaluate.parity`). A new scheduler finds the process of a killed one
+by its record, and its results in their folders.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ class Ended:
     """A reference process that left adapters unmeasured."""
 
     unmeasured: Sequence[str]
-    """Ids of adapters; the first is the one over which it ended."""
+    """Ids of adapters; the first is the one that it was measuring when it ended."""
     why: str | None
-    """None where nobody saw it end, so that no adapter is to blame."""
+    """None where its end was not observed, so that no adapter is to blame."""
     no_room: bool
+    """Whether it ended because the memory was too small."""
 
 
 class References:
+    """Starts and watches the reference process, and knows the folders of its results."""
+
     def __init__(self, jobs: JobOptions, workspace: Workspace, lifeline: int, devices: Devices) -> None:
         self._limit = jobs.step_timeout
         self._lifeline = lifeline
@@ -49,7 +52,7 @@ class References:
         return self._process is not None
 
     def ids(self) -> list[str]:
-        """Adapters for which there is a spec."""
+        """Ids of the adapters that have a spec."""
         return sorted(path.parent.name for path in self._root.glob("*/spec.json"))
 
     def folder(self, id: str) -> ParityFolder:
@@ -59,7 +62,8 @@ class References:
         return self.folder(id).reference_file.exists()
 
     def start(self, specs: Sequence[ParitySpec]) -> None:
-        """Measure adapters of one base, on a device that was lent. Raises OSError; then the device is given back."""
+        """Start measuring adapters of one base, on the borrowed device in their specs. Raises OSError; then the device
+        was given back."""
         self._device = specs[0].base.device
         try:
             for spec in specs:
@@ -79,7 +83,7 @@ class References:
             raise
 
     def watch(self) -> Ended | None:
-        """None while it runs, and where it measured everything."""
+        """Watch the process. None while it runs, and where it has measured everything."""
         if self._process is None:
             return None
         if self._process.is_alive():
@@ -92,12 +96,12 @@ class References:
         if not unmeasured:
             return None
         hung = how.silent_seconds is not None
-        words = f"no result within {self._limit:.0f} s" if hung else how.words
-        why = f"the reference process ended with {words}: {last_line(self._log)}."
+        cause = f"no result within {self._limit:.0f} s" if hung else how.description
+        why = f"the reference process ended with {cause}: {last_line(self._log)}."
         return Ended(unmeasured, why if hung or how.code is not None else None, how.code == NO_ROOM)
 
     def forget(self, id: str) -> None:
-        """The verdict on an adapter is there, or nobody waits for it any more."""
+        """Remove the results of an adapter whose check is over."""
         shutil.rmtree(self.folder(id).path, ignore_errors=True)
         self._ids = [other for other in self._ids if other != id]
         if not self._ids:
@@ -106,7 +110,7 @@ class References:
             shutil.rmtree(self._root, ignore_errors=True)
 
     def stop(self) -> None:
-        """What runs begins again at the next start."""
+        """End the process, if it runs; unfinished measurements begin again at the next start."""
         if self._process is not None:
             self._process.end()
             self._process = None

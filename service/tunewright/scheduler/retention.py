@@ -1,8 +1,8 @@
-"""Keeps the data folder within its limits: removes old files, checkpoints, artifacts that nothing points at, and the
-folders of jobs that are over. Never what is in use.
+"""Keeps the workspace within its limits: removes old files, checkpoints, unreferenced artifacts, and the folders of
+jobs that have ended. Nothing in use is removed.
 
-A row goes first, in the transaction that finds it unneeded; then its bytes, out of sight before they are gone. Killed
-at any time, this leaves bytes that nothing points at, which a later round removes.
+A row is deleted first, in the transaction that finds it unneeded. Then its bytes are renamed and deleted. If the
+process is killed meanwhile, unreferenced bytes are left, which a later round removes.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ from tunewright.store.store import Store
 log = logging.getLogger("tunewright.retention")
 
 _EVERY = 600.0
+"""Seconds between two rounds."""
 _DAY = 86_400.0
 _NEW = 3600.0
-"""Seconds in which limits of size leave a thing alone (an upload waits for its job), and in which bytes without a row
-are not yet taken for a crash's."""
+"""Seconds in which something new is not removed for its size (an upload waits for its job), and in which bytes without
+a row are not yet taken for what a crash left."""
 
 
 @dataclass(frozen=True)
-class _Thing:
-    """What may go: nobody needed it when it was looked up."""
+class _Removable:
+    """Something that may be removed: it was not needed when it was looked up."""
 
     name: str
     bytes: int
-    """Freed with it: none where something else has the same artifact."""
+    """Bytes that its removal frees: 0 where another model has the same artifact."""
     since: float
+    """Unix seconds from which its age counts."""
     remove: Callable[[], bool]
-    """False where somebody needs it by now."""
+    """Returns False where it is needed by now."""
 
 
 class Retention:
-    """A part of the scheduler. `tick()` never blocks: a round runs in a thread, at the start and every ten minutes."""
+    """Removes what is over the limits, as a part of the scheduler. `tick()` never blocks: a round runs in a thread, at
+    the start and every ten minutes."""
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Retention:
         self._due = time.monotonic()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def tick(self) -> None:
         running = self._thread is not None and self._thread.is_alive()
@@ -73,13 +76,13 @@ class Retention:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the thing that is being removed; a large one is left half-gone, for the next start."""
+        """Stop after the current removal. A large one may be left incomplete, and is finished at the next start."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(0.5)
 
     def round(self) -> None:
-        """Look at everything once."""
+        """Apply all limits once."""
         for part in (
             self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
             self._unlisted_files, self._job_folders,
@@ -93,12 +96,12 @@ class Retention:
                     "%s failed; trying again in %.0f minutes", part.__name__.strip("_"), _EVERY / 60
                 )
 
-    # what there is
+    # candidates
 
     def _files(self) -> None:
         found = self._store.files.last_used()
         things = [
-            _Thing(
+            _Removable(
                 f"file {file.id} ({file.filename})", file.bytes, since, partial(self._remove_file, file.id)
             )
             for file, since in found
@@ -120,7 +123,7 @@ class Retention:
         ids = {model.id for model in idle}
         needed = {model.sha256 for model in listed if model.id not in ids}
         things = [
-            _Thing(
+            _Removable(
                 f"checkpoint {model.name}",
                 0 if model.sha256 in needed else model.bytes,
                 max(model.created_at, model.last_used_at or 0.0),
@@ -142,10 +145,10 @@ class Retention:
             return
         things = []
         for sha256 in hashes - self._store.models.weights_in_use():
-            with suppress(FileNotFoundError):  # its model was deleted, and it with it, a moment ago
+            with suppress(FileNotFoundError):  # deleted with its model a moment ago
                 stored = self._workspace.artifacts.stat(sha256)
                 things.append(
-                    _Thing(
+                    _Removable(
                         f"artifact {sha256}, which nothing points at",
                         stored.bytes,
                         stored.since,
@@ -161,7 +164,7 @@ class Retention:
         )
 
     def _unlisted_files(self) -> None:
-        """A crash came between a file's bytes and its row, one way or the other."""
+        """Remove files without a row, which a crash between writing their bytes and their row left."""
         names = _names(self._workspace.files, "file-*")
         if not self._is_our_database():
             return
@@ -170,14 +173,14 @@ class Retention:
                 status = self._workspace.file(id).stat()
                 age = self._clock() - status.st_mtime
                 if age > _NEW and self._workspace.remove_file(id, partial(self._store.files.get, id)):
-                    _note(f"file {id}", status.st_size, age, "it is not listed")
+                    _log_removal(f"file {id}", status.st_size, age, "it is not listed")
 
     def _job_folders(self) -> None:
         if self._options.keep_job_folders_days is None:
             return
         ended_at = self._store.jobs.ended_at()
         things = [
-            _Thing(
+            _Removable(
                 f"folder of job {id}",
                 folder_size(self._workspace.job(id)),
                 since,
@@ -195,17 +198,18 @@ class Retention:
         )
 
     def _is_our_database(self) -> bool:
-        """Whether what it does not point at is of no use. Rows of jobs are not deleted, so a job folder without one
-        is another database's, or is newer than a copy that was put back: then it is somebody's work."""
+        """Whether data that the database does not refer to may be removed. Rows of jobs are never deleted, so a job
+        folder without one belongs to another database or is newer than a restored copy of this one: then the data may
+        still be needed."""
         folders = self._job_folder_names()
         jobs = self._store.jobs.ended_at().keys()
         strangers = sorted(folders - jobs)
         empty = not (jobs or self._store.files.last_used() or self._store.models.list(limit=1)[0])
         if not strangers and not empty:
-            self._told.discard("database")
+            self._warned.discard("database")
             return True
         if strangers:
-            self._tell(
+            self._warn_once(
                 "database",
                 f"{len(strangers)} folders in {self._workspace.jobs} are of no job in the database ({strangers[0]}, "
                 "say): it is another database, or an older copy. Until they are moved away, no file and no artifact is "
@@ -213,10 +217,10 @@ class Retention:
             )
         return False
 
-    # how it goes
+    # removal
 
     def _prune(
-        self, kind: str, things: Sequence[_Thing], *, total: int, days: float | None, size: int | None
+        self, kind: str, things: Sequence[_Removable], *, total: int, days: float | None, size: int | None
     ) -> None:
         """Remove what is too old, then the oldest until `total` bytes are within `size`."""
         if days is None and size is None:
@@ -237,19 +241,19 @@ class Retention:
                     "removed %s (%s, %.1f days old): %s", thing.name, _size(thing.bytes), age / _DAY, why
                 )
         if size is not None and total > size:
-            self._tell(
+            self._warn_once(
                 kind,
                 f"{_size(total)} are over --max-{kind}-size {_size(size)}: what is left is in use, or newer than an "
                 "hour.",
             )
         else:
-            self._told.discard(kind)
+            self._warned.discard(kind)
 
     def _remove_file(self, id: str) -> bool:
         try:
             if not self._store.files.delete(id):
                 return False
-        except InvalidRequest:  # a job came that needs it
+        except InvalidRequest:  # a new job needs it
             return False
         self._workspace.remove_file(id, lambda: self._store.files.get(id))
         return True
@@ -263,24 +267,25 @@ class Retention:
     def _remove_artifact(self, sha256: str) -> bool:
         return self._workspace.artifacts.remove(sha256, lambda: self._store.models.weights_in_use(sha256))
 
-    def _tell(self, about: str, warning: str) -> None:
-        """Once, until it is no longer so."""
-        if about not in self._told:
-            self._told.add(about)
+    def _warn_once(self, about: str, warning: str) -> None:
+        """Log a warning once, until its reason is gone."""
+        if about not in self._warned:
+            self._warned.add(about)
             log.warning("%s", warning)
 
 
-def _names(folder: Path, like: str) -> set[str]:
-    """Of what lies there now, read before the rows: what is listed later was no leftover. The rest is not ours."""
-    return {path.name for path in folder.glob(like)}
+def _names(folder: Path, pattern: str) -> set[str]:
+    """Names in the folder. Read them before the rows, so that what gets a row in between does not count as a leftover.
+    Other names than those of the pattern are not the service's."""
+    return {path.name for path in folder.glob(pattern)}
 
 
-def _note(name: str, bytes: int, age: float, why: str) -> None:
+def _log_removal(name: str, bytes: int, age: float, why: str) -> None:
     log.info("removed %s (%s, %.1f days old): %s", name, _size(bytes), age / _DAY, why)
 
 
 def _size(bytes: int) -> str:
-    """For people, in the units of the settings."""
+    """A readable size, in the units of the settings."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if bytes >= factor:
             return f"{bytes / factor:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What the keeper of the engines knows of one of them, and where its model comes from."""
+"""The state of one engine in the scheduler, and where its model comes from."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
 BACKOFF_FIRST, BACKOFF_LAST = 2.0, 120.0
+"""Seconds before an engine is started again: the first time, and at most."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Source:
     base: Base
     trust_remote_code: bool = False
     fingerprint: str | None = None
-    """Hash of all of its files, of a model that was made here; None: what its folder says of itself."""
+    """Hash of all files, for a model that was made here; None for others: it is computed from the folder."""
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Served:
     name: str
     options: EngineOptions
     source: Source | None
-    """None: a deployment whose model has not been looked up."""
+    """None for a deployment whose model has not been looked up."""
     deployment: Deployment | None = None
     socket: Path = field(default_factory=Path)
     info: BaseInfo | None = None
@@ -54,29 +55,30 @@ class Served:
     probes_failed: int = 0
     inspection: Future[BaseInfo] | None = None
     unused: Unused | None = None
-    """Held while a drained engine ends: nobody can send it a request."""
+    """Held while a drained engine ends, so that no request can be sent to it."""
     end_by: float | None = None
-    """When a drained engine is killed that does not end by itself."""
+    """Time of the monotonic clock at which a drained engine is killed if it has not ended."""
 
     def start_now(self) -> None:
-        """Somebody asked for it."""
+        """Start it in the next round, because a user asked for it."""
         self.state, self.start_at, self.backoff = EngineState.STOPPED, 0.0, BACKOFF_FIRST
 
     def back_off(self) -> float:
-        """Seconds until it is started again, longer each time."""
+        """Postpone the next start. Returns the seconds until then, which grow each time."""
         wait, self.backoff = self.backoff, min(self.backoff * 2, BACKOFF_LAST)
         self.start_at = time.monotonic() + wait
         return wait
 
 
 def socket_name(name: str, deployment: Deployment | None) -> str:
-    """The same in every life of the scheduler, so that it finds the engine again; another for each deployment."""
+    """The name of the engine's socket: the same after a restart of the scheduler, which then finds the engine again,
+    and different for each deployment."""
     tag = f"{name}\0{deployment.id if deployment else ''}"
     return f"engine-{hashlib.sha256(tag.encode()).hexdigest()[:16]}.sock"
 
 
 def source_of(models: ModelOptions, store: Store, artifacts: ArtifactStore, model: str) -> Source:
-    """Where a deployed model lies. Raises BaseUnavailable where there is no such model any more."""
+    """Where a deployed model's files are. Raises BaseUnavailable where the model no longer exists."""
     trusted = trusts_code(models, store, model)
     tuned = full_model(store, model)
     if tuned is not None:

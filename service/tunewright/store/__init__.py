@@ -1,1 +1,1 @@
-"""What the service must not forget: tables, transitions, desired state. Database only; no files, no HTTP."""
+"""The durable state of the service: tables, transitions, desired state. Database only; no files, no HTTP."""

@@ -1,4 +1,4 @@
-"""The rows of aliases and of their versions, in somebody's transaction."""
+"""The rows of aliases and of their versions. Every function runs in the transaction of its caller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunewright.store.tables import alias_versions, aliases, shadow_answers
 
 
 class Content(NamedTuple):
-    """What a version says; the targets in the order of their names."""
+    """The content of a version; the targets are sorted by name."""
 
     targets: tuple[AliasTarget, ...]
     shadow: AliasShadow | None = None
@@ -23,6 +23,7 @@ class Content(NamedTuple):
 
     @property
     def models(self) -> set[str]:
+        """Names of the targets and of the shadow."""
         shadow = {self.shadow.model} if self.shadow else set()
         return {target.model for target in self.targets} | shadow
 
@@ -31,7 +32,7 @@ def content_of(of: Alias | AliasVersion) -> Content:
     return Content(of.targets, of.shadow, of.guard)
 
 
-# what is there
+# aliases
 
 
 def get(connection: Connection, name: str) -> Alias | None:
@@ -44,7 +45,7 @@ def all_aliases(connection: Connection) -> list[Alias]:
 
 
 def using(connection: Connection, model: str) -> list[Alias]:
-    """Aliases that have the model as a target or as their shadow."""
+    """The aliases that have the model as a target or as their shadow."""
     return [alias for alias in all_aliases(connection) if model in content_of(alias).models]
 
 
@@ -59,7 +60,7 @@ def refuse_aliased(connection: Connection, model: str) -> None:
 
 
 def take_out(connection: Connection, model: str, who: str | None) -> None:
-    """Out of its aliases; one whose only target it is is removed."""
+    """Take the model out of its aliases. An alias whose only target it is is deleted."""
     for alias in using(connection, model):
         targets = tuple(target for target in alias.targets if target.model != model)
         if not targets:
@@ -71,7 +72,7 @@ def take_out(connection: Connection, model: str, who: str | None) -> None:
 
 
 def needed_by_aliases(connection: Connection) -> set[str]:
-    """Models that aliases have now, and those that a rollback would bring back."""
+    """Models that aliases name now, and those that a rollback would restore."""
     found: set[str] = set()
     for alias in all_aliases(connection):
         found |= content_of(alias).models
@@ -84,12 +85,13 @@ def needed_by_aliases(connection: Connection) -> set[str]:
 
 
 def before(connection: Connection, name: str, version: int) -> AliasVersion | None:
-    """What a rollback from `version` goes to; from one that is a rollback itself, the one before what that repeats."""
+    """The version that a rollback from `version` restores. Where `version` is itself a rollback, it is the one before
+    the version that this restored."""
     while (repeated := version_of(connection, name, version).rolled_back_to) is not None:
         version = repeated
     earlier = versions(name).where(alias_versions.c.version < version).limit(2)
     found = [parse_version(row) for row in connection.execute(earlier)]
-    return next((row for row in found if row.targets), None)  # after a deletion comes no other deletion
+    return next((row for row in found if row.targets), None)  # no two deletions follow each other
 
 
 def version_of(connection: Connection, name: str, version: int) -> AliasVersion:
@@ -97,7 +99,7 @@ def version_of(connection: Connection, name: str, version: int) -> AliasVersion:
 
 
 def versions(name: str) -> Select[Any]:
-    """Newest first."""
+    """The query for the versions of an alias, newest first."""
     return (
         select(alias_versions).where(alias_versions.c.alias == name).order_by(alias_versions.c.version.desc())
     )
@@ -112,7 +114,7 @@ def write(
     *,
     rolled_back_to: int | None = None,
 ) -> Alias:
-    """The next version: a row of the history, and what the alias is now."""
+    """Write the alias's next version, to its history and as its current content."""
     version, now = _log(connection, name, content, who, why, rolled_back_to)
     values = {"version": version, "updated_at": now, **_columns(content)}
     changed = update(aliases).where(aliases.c.name == name).values(**values).returning(aliases)
@@ -125,6 +127,7 @@ def write(
 
 
 def remove(connection: Connection, name: str, who: str | None, why: str) -> None:
+    """Delete the alias and its shadow's answers. The deletion is a version of its history."""
     _log(connection, name, Content(()), who, why, None)
     connection.execute(delete(aliases).where(aliases.c.name == name))
     connection.execute(delete(shadow_answers).where(shadow_answers.c.alias == name))

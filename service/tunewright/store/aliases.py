@@ -1,8 +1,8 @@
-"""Aliases, and every version of them.
+"""Aliases and their versions.
 
-Each change is a new version, in the transaction that makes it; versions are numbered without gaps, also over a
-deletion. Whoever changes an alias or removes a model does so `alone=INPUTS`: a model that is put as a target is there,
-and stays unless it is taken out of its aliases.
+Each change is a new version, written in the same transaction; versions are numbered without gaps, even across a
+deletion. Transactions that change an alias or remove a model run `alone=INPUTS`, so the model of a target exists, and
+it cannot be deleted without being taken out of its aliases.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tunewright.store.alias_rows import (
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS
 from tunewright.store.records import AliasVersion
-from tunewright.store.states import EngineState, ModelState
+from tunewright.store.states import EngineState, ModelKind, ModelState
 from tunewright.store.tables import alias_versions, aliases, engines, models
 
 
@@ -57,11 +57,11 @@ class AliasStore:
         why: str = "set",
         expected_version: int | None = None,
     ) -> Alias:
-        """Make the alias what is given, for every request that is routed from now on. What it is already makes no new
-        version.
+        """Set the content of the alias, for every request that is routed from now on. A content equal to the current
+        one makes no new version.
 
-        `expected_version`: the one that is replaced; 0: there is none. Raises InvalidRequest where that is not so, the
-        name cannot be an alias's, or a model cannot be served.
+        `expected_version`: the version that is replaced; 0: the alias must not exist yet. Raises InvalidRequest where
+        the alias has another version, the name is not valid for an alias, or a model cannot be served.
         """
         content = Content(_ordered(targets), shadow, guard)
         with self._database.begin(alone=INPUTS) as connection:
@@ -99,7 +99,8 @@ class AliasStore:
     def history(
         self, name: str, *, after: int | None = None, limit: int = 10**6
     ) -> tuple[Sequence[AliasVersion], bool]:
-        """A page of versions, newest first, those before `after`, and whether there are more. It outlives the alias."""
+        """A page of versions, newest first, those before `after`, and whether there are more. The history stays when
+        the alias is deleted."""
         query = versions(name).limit(limit + 1)
         if after is not None:
             query = query.where(alias_versions.c.version < after)
@@ -110,7 +111,7 @@ class AliasStore:
     def plan_rollback(
         self, name: str, to_version: int | None = None, *, expected_version: int | None = None
     ) -> tuple[Alias, AliasVersion]:
-        """The alias, and the version that `rollback` would go to now. Raises what that would raise."""
+        """The alias, and the version that `rollback` would restore now. Raises what that would raise."""
         with self._database.read() as connection:
             current, earlier = _planned(connection, name, to_version, expected_version)
             _restorable(connection, earlier)
@@ -125,12 +126,12 @@ class AliasStore:
         because: str | None = None,
         expected_version: int | None = None,
     ) -> Alias:
-        """Make the alias what it was in `to_version`, or else before the current one, as a new version.
+        """Restore the content of `to_version`, by default the version before the current one, as a new version.
 
-        Where the current version is a rollback itself, the one before what it went back to is meant: what was rolled
-        back from does not come back. Repeated with the same `expected_version` it is not done again. Raises NotFound,
-        and InvalidRequest where there is no such version, or a target of it cannot be served now; without its shadow
-        it goes.
+        Where the current version is a rollback itself, the version before the one that it restored is taken, so that
+        no rollback restores what an earlier one removed. A repeat with the same `expected_version` changes nothing.
+        Raises NotFound, and InvalidRequest where the version does not exist or one of its targets cannot be served now.
+        A shadow that cannot be served now is left out.
         """
         with self._database.begin(alone=INPUTS) as connection:
             current, earlier = _planned(connection, name, to_version, expected_version)
@@ -141,7 +142,7 @@ class AliasStore:
             return write(connection, name, content, who, why, rolled_back_to=earlier.version)
 
     def delete(self, name: str, *, who: str | None = None) -> bool:
-        """Its history stays, its shadows' answers go. False where there is none."""
+        """Delete the alias and the answers of its shadows; its history stays. False where the alias does not exist."""
         with self._database.begin(alone=INPUTS) as connection:
             if get(connection, name) is None:
                 return False
@@ -149,22 +150,22 @@ class AliasStore:
         return True
 
     def before(self, name: str, version: int) -> AliasVersion | None:
-        """The version that a rollback from `version`, which there must be, goes to."""
+        """The version that a rollback from `version`, which must exist, restores."""
         with self._database.read() as connection:
             return before(connection, name, version)
 
     def version(self, name: str, version: int) -> AliasVersion:
-        """One that there must be."""
+        """A version, which must exist."""
         with self._database.read() as connection:
             return version_of(connection, name, version)
 
     def using(self, model: str) -> Sequence[str]:
-        """Names of the aliases that have the model as a target or as their shadow."""
+        """The names of the aliases that have the model as a target or as their shadow."""
         with self._database.read() as connection:
             return [alias.name for alias in using(connection, model)]
 
     def take_out(self, model: str, *, who: str | None = None) -> None:
-        """Take the model out of its aliases; one whose only target it is is deleted."""
+        """Take the model out of its aliases. An alias whose only target it is is deleted."""
         with self._database.begin(alone=INPUTS) as connection:
             take_out(connection, model, who)
 
@@ -173,7 +174,7 @@ def _ordered(targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
     return tuple(sorted(targets, key=lambda target: target.model))
 
 
-# what is refused
+# validation
 
 _WHY_NOT = {
     ModelState.QUARANTINED: "it failed a check",
@@ -185,7 +186,7 @@ _WHY_NOT = {
 def _accepted(
     connection: Connection, name: str, content: Content, expected_version: int | None
 ) -> Alias | None:
-    """The alias as it is now, if it may become `content`."""
+    """The current alias, if its content may become `content`. Raises InvalidRequest where it may not."""
     current = get(connection, name)
     is_repeated = current is not None and content_of(current) == content
     if not is_repeated:
@@ -223,14 +224,14 @@ def _refuse_name(connection: Connection, name: str) -> None:
 
 
 def _refuse_numbers(content: Content) -> None:
-    """Of targets, of weights, and of how often each model comes."""
+    """Raises InvalidRequest for a wrong number of targets, a wrong weight or share, or a model that is named twice."""
     names = [target.model for target in content.targets]
     if not 1 <= len(names) <= MOST_TARGETS:
         raise InvalidRequest(f"An alias has 1 to {MOST_TARGETS} targets; got {len(names)}.", param="targets")
     for target in content.targets:
         if names.count(target.model) > 1:
             raise InvalidRequest(
-                f"{target.model} is there twice: give it once, with one weight.", param="targets"
+                f"{target.model} is given twice: give it once, with one weight.", param="targets"
             )
         if not (math.isfinite(target.weight) and target.weight > 0):
             raise InvalidRequest(
@@ -255,7 +256,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
         raise InvalidRequest(f"No such model: {name!r}.", param=param)
     if model is None:
         return
-    if model.kind != "adapter" and not _is_served(connection, name):
+    if model.kind is not ModelKind.ADAPTER and not _is_served(connection, name):
         raise InvalidRequest(
             f"{name} is a full model, and not deployed: deploy it first, with POST /v1/deployments.",
             param=param,
@@ -264,7 +265,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
     if model.state != ModelState.READY:
         why = _WHY_NOT[ModelState(model.state)]
         raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
-    if model.kind == "adapter" and not _is_served(connection, model.base):
+    if model.kind is ModelKind.ADAPTER and not _is_served(connection, model.base):
         raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)
 
 
@@ -273,7 +274,7 @@ def _is_base(connection: Connection, name: str) -> bool:
 
 
 def _is_served(connection: Connection, name: str) -> bool:
-    """Whether an engine answers for it, or will soon; not one that is being taken down."""
+    """Whether an engine serves the model, or will soon. One that is being drained does not count."""
     stays = (engines.c.name == name, engines.c.state != EngineState.DRAINING)
     return connection.scalar(select(engines.c.name).where(*stays)) is not None
 
@@ -282,7 +283,8 @@ def _is_served(connection: Connection, name: str) -> bool:
 
 
 def _restorable(connection: Connection, earlier: AliasVersion) -> Content:
-    """What it was, without a shadow that cannot be served any more. Raises InvalidRequest for such a target."""
+    """The content of an earlier version, without a shadow that can no longer be served. Raises InvalidRequest where a
+    target can no longer be served."""
     content = content_of(earlier)
     for target in content.targets:
         _refuse_unservable(connection, target.model, "version")
@@ -303,7 +305,7 @@ def _planned(
     if expected_version == current.version - 1:
         now = version_of(connection, name, current.version)
         if now.rolled_back_to is not None and to_version in (None, now.rolled_back_to):
-            return current, now  # this very request, repeated
+            return current, now  # a repeat of the same request
     _expect(name, current, expected_version)
     if to_version is None:
         earlier = before(connection, name, current.version)

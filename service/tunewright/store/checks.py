@@ -1,6 +1,6 @@
-"""Which adapters wait to be checked by the parity gate, and the verdicts on them.
+"""The adapters that wait for their parity check, and the verdicts.
 
-A job whose adapter waits is in the phase `check`; the verdict ends it, in the same transaction.
+A job whose adapter waits is in the phase `check`; the verdict ends the job, in the same transaction.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
 from tunewright.store.job_rows import Event
 from tunewright.store.records import Job, TunedModel
-from tunewright.store.states import Desired, ModelState
+from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.tables import jobs, models
 
-_ASKED = models.c.parity["asked_at"].as_float().is_not(None)
+_IS_REQUESTED = models.c.parity["asked_at"].as_float().is_not(None)
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """An adapter that is to be checked, and the job that made it."""
+class PendingCheck:
+    """An adapter that waits for its check, and the job that made it."""
 
     model: TunedModel
     job: Job | None
 
     @property
-    def is_asked(self) -> bool:
-        """Whether somebody asked for it to be checked again."""
+    def is_requested(self) -> bool:
+        """Whether a user requested another check."""
         return "asked_at" in (self.model.parity or {})
 
 
@@ -41,21 +41,21 @@ class CheckStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def waiting(self) -> Sequence[Waiting]:
-        """Adapters to check now, oldest first: those that are wanted loaded or that a job waits for, and those that
-        somebody asked about. (Others are checked when they are to be loaded.)"""
+    def waiting(self) -> Sequence[PendingCheck]:
+        """Adapters to check now, oldest first: those that should be loaded or that a job waits for, and those for which
+        a user requested a check. (Others are checked before they are loaded.)"""
         awaited = and_(models.c.checkpoint_step.is_(None), UNFINISHED)
         query = (
             select(models)
             .outerjoin(jobs, jobs.c.id == models.c.job_id)
-            .where(models.c.kind == "adapter")
+            .where(models.c.kind == ModelKind.ADAPTER)
             .where(
                 or_(
                     and_(
                         models.c.state == ModelState.CHECKING,
                         or_(models.c.desired == Desired.LOADED, awaited),
                     ),
-                    _ASKED,
+                    _IS_REQUESTED,
                 )
             )
             .order_by(models.c.seq)
@@ -65,10 +65,10 @@ class CheckStore:
             made_by = {one.job_id for one in found if one.job_id}
             rows = connection.execute(select(jobs).where(jobs.c.id.in_(made_by))).all() if made_by else []
             by_id = {job.id: job for job in job_rows.read(connection, rows)}
-        return [Waiting(model, by_id.get(model.job_id or "")) for model in found]
+        return [PendingCheck(model, by_id.get(model.job_id or "")) for model in found]
 
-    def ask(self, id: str) -> None:
-        """Have it checked again. One that is served is served meanwhile."""
+    def request(self, id: str) -> None:
+        """Request another check of an adapter. One that is served stays served meanwhile."""
         with self._database.begin() as connection:
             row = connection.execute(
                 select(models.c.state, models.c.parity).where(models.c.id == id)
@@ -86,14 +86,15 @@ class CheckStore:
             )
 
     def record(self, id: str, parity: dict[str, Any], *, failure: JobError | None, event: Event) -> None:
-        """Store the verdict: ready, or quarantined where there is a `failure`, which becomes the job's error.
+        """Store the verdict: the adapter is ready, or quarantined where `failure` is given, which becomes the job's
+        error.
 
-        Does nothing where the adapter does not wait for a check any more: it was deleted meanwhile.
+        Does nothing where the adapter no longer waits for a check, since it was deleted meanwhile.
         """
         with self._database.begin() as connection:
             row = connection.execute(
                 update(models)
-                .where(models.c.id == id, or_(models.c.state == ModelState.CHECKING, _ASKED))
+                .where(models.c.id == id, or_(models.c.state == ModelState.CHECKING, _IS_REQUESTED))
                 .values(state=ModelState.QUARANTINED if failure else ModelState.READY, parity=parity)
                 .returning(models.c.job_id, models.c.name, models.c.checkpoint_step)
             ).one_or_none()
@@ -111,7 +112,7 @@ class CheckStore:
                 job_rows.succeed(connection, job.id, model=row.name)
 
     def force(self, id: str, *, who: str | None) -> None:
-        """Serve an adapter all the same if it is quarantined, with the fact on record."""
+        """Serve an adapter although it is quarantined, and record that and the user."""
         with self._database.begin() as connection:
             row = connection.execute(
                 select(models.c.state, models.c.parity).where(models.c.id == id)

@@ -29,7 +29,7 @@ from tunewright.store.tables import metadata
 
 log = logging.getLogger("tunewright.store")
 
-# Alembic is imported where it is used: only who upgrades pays for it, not every restart of the api.
+# Alembic is imported where it is used, so that only upgrades pay for it, and not every restart of the api.
 if TYPE_CHECKING:
     from alembic.config import Config
 
@@ -37,7 +37,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def known_revisions() -> list[str]:
-    """Of the tables, as far as this version of the service knows: newest first."""
+    """The revisions of the tables that this version of the service knows, newest first."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_alembic())
@@ -45,10 +45,11 @@ def known_revisions() -> list[str]:
 
 
 class Database:
-    """A pool of connections. `begin()` is the only way in: one transaction, committed or rolled back whole."""
+    """A pool of connections. `begin` is a transaction that is committed or rolled back as a whole; `read` only
+    reads."""
 
     def __init__(self, url: str) -> None:
-        """Raises DatabaseUnusable where the URL or its driver is not what SQLAlchemy knows."""
+        """Raises DatabaseUnusable where SQLAlchemy does not know the URL or its driver."""
         self.url = url
         sqlite_path(url)
         parsed = make_url(url)
@@ -67,11 +68,11 @@ class Database:
 
     @contextmanager
     def begin(self, *, alone: str | None = None) -> Iterator[Connection]:
-        """A transaction that writes (on SQLite it takes the write lock at once, so it never fails half-way).
+        """A transaction that writes. On SQLite it takes the write lock at its start, so it never fails in the middle.
 
-        Those with the same `alone` run one after another, so that what one looked up cannot change before it writes.
-        Raises StorageFull where the disk of the database is full, and Busy where others write without a pause; then
-        nothing of it is written.
+        Transactions with the same `alone` run one after another, so that what one has read cannot change before it
+        writes. Raises StorageFull where the disk of the database is full, and Busy where the write lock could not be
+        had in time; then nothing is written.
         """
         try:
             with self._engine.begin() as connection:
@@ -91,14 +92,15 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent view that writes nothing; on SQLite it neither waits for writers nor stops them."""
+        """A consistent view without writes; on SQLite it neither waits for writers nor blocks them."""
         with self._engine.connect().execution_options(read_only=True) as connection:
             yield connection
 
     def revision(self) -> str | None:
-        """Of its tables; None where there are none yet. Looks only, and at a SQLite file that nobody else has open.
+        """The revision of the tables; None where there are none yet. Reads only. No other process may have a SQLite
+        file open.
 
-        Raises DatabaseUnusable where it is damaged, newer than this service, or not one of Tunewright.
+        Raises DatabaseUnusable where the database is damaged, newer than this service, or not one of Tunewright.
         """
         path = sqlite_path(self.url)
         if path is not None:
@@ -119,7 +121,7 @@ class Database:
         tables = set(inspect(connection).get_table_names())
         found = MigrationContext.configure(connection).get_current_revision()
         if not self.is_sqlite:
-            tables &= metadata.tables.keys()  # others may have theirs beside ours
+            tables &= metadata.tables.keys()  # other programs may have their own tables in it
         if found is None and tables:
             raise DatabaseUnusable(
                 f"the database {self} is not one of Tunewright: it has tables ({', '.join(sorted(tables)[:3])}) and "
@@ -136,10 +138,11 @@ class Database:
         return found
 
     def upgrade(self, backups: Path | None = None) -> None:
-        """Bring the tables to this version of the service. Safe to call again; nobody else may have it open.
+        """Upgrade the tables to this version of the service. Safe to repeat; no other process may have the database
+        open.
 
-        Before a SQLite database with tables is changed, a copy goes to the folder `backups`, where one is given.
-        Raises DatabaseUnusable, as `revision` does and where the upgrade fails: then nothing was changed.
+        Before a SQLite database with tables is changed, it is copied to the folder `backups`, if one is given. Raises
+        DatabaseUnusable as `revision` does, and where the upgrade fails: then nothing was changed.
         """
         found, newest = self.revision(), known_revisions()[0]
         if found == newest:
@@ -173,7 +176,7 @@ class Database:
         temporary.unlink(missing_ok=True)
         snapshot(path, temporary)
         earlier = sorted(backups.glob(f"tunewright-{found}-*.db"))
-        if earlier and filecmp.cmp(earlier[-1], temporary, shallow=False):  # an upgrade that is tried again
+        if earlier and filecmp.cmp(earlier[-1], temporary, shallow=False):  # the upgrade was tried before
             temporary.unlink()
             return earlier[-1]
         final = backups / f"tunewright-{found}-{utc_stamp()}.db"
@@ -183,7 +186,7 @@ class Database:
         return final
 
     def __str__(self) -> str:
-        """What it is called in messages: its file, or its URL without the password."""
+        """The name in messages: its file, or its URL without the password."""
         path = sqlite_path(self.url)
         return str(path) if path else make_url(self.url).render_as_string(hide_password=True)
 
@@ -200,7 +203,7 @@ def _alembic() -> Config:
 
 
 def _first_line(error: BaseException) -> str:
-    """What the driver says, without SQLAlchemy's statement and links."""
+    """The driver's message, without SQLAlchemy's statement and links."""
     return (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -1,8 +1,8 @@
-"""Deployments: models that are served beside the bases. What they are meant to be is here; what becomes of it the
-scheduler writes into their engines' rows.
+"""Deployments: models that are served beside the bases. Their desired state is here; the scheduler writes the actual
+state to the rows of their engines.
 
-A deployment and the row of its engine come and go together. Whoever makes or ends one does so `alone=INPUTS`: where it
-is placed is decided on what all others have, and what an alias or an unfinished job needs is kept.
+A deployment and the row of its engine are created and removed together. These transactions run `alone=INPUTS`, since
+the placement depends on all other deployments, and what an alias or an unfinished job needs must be kept.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, refuse_base_of_jobs
 from tunewright.store.paging import page
 from tunewright.store.records import Deployment, Engine
-from tunewright.store.states import DeploymentState, EngineState
+from tunewright.store.states import DeploymentState, EngineState, ModelKind
 from tunewright.store.tables import deployments, engines, models, residency
 
 Deployed = tuple[Deployment, Engine | None]
-"""A deployment and its engine; without one only where a restored database has not been served yet."""
+"""A deployment and its engine, which is None only in a restored database that no service has run on yet."""
 Place = Callable[[Sequence[Deployed]], dict[str, Any]]
-"""From all other deployments to the options of a new one. Raises InvalidRequest where there is no room."""
+"""Chooses the options of a new deployment, given all others. Raises InvalidRequest where there is no room."""
 
 
 class DeploymentStore:
@@ -37,10 +37,10 @@ class DeploymentStore:
     def create(
         self, model: str, asked: Mapping[str, Any], place: Place, *, sha256: str | None = None
     ) -> Deployment:
-        """Serve `model`, or give the deployment that the same request made before.
+        """Serve `model`, or return the deployment that the same request created before.
 
-        `sha256`: of a row of `models`; it must still be there. Raises InvalidRequest, NotFound, and EngineUnavailable
-        where an earlier deployment of it is being taken down.
+        `sha256`: the hash of the model's row, which must still exist. Raises InvalidRequest, NotFound, and
+        EngineUnavailable where an earlier deployment of the model is being drained.
         """
         with self._database.begin(alone=INPUTS) as connection:
             found = connection.execute(select(deployments).where(deployments.c.model == model)).one_or_none()
@@ -79,21 +79,21 @@ class DeploymentStore:
         return _deployed(row) if row else None
 
     def all(self) -> Sequence[Deployed]:
-        """Oldest first."""
+        """All deployments, oldest first."""
         with self._database.read() as connection:
             return _all(connection)
 
     def list(self, *, after: str | None = None, limit: int = 10**6) -> tuple[Sequence[Deployed], bool]:
-        """A page, newest first, and whether there are more."""
+        """A page of deployments, newest first, and whether there are more."""
         rows, more = page(self._database, _joined(), deployments, after=after, limit=limit)
         return [_deployed(row) for row in rows], more
 
     def drain(self, id: str, until: float, *, force: bool = False, who: str | None = None) -> None:
-        """Take it down after its last request, at `until` (Unix seconds) at the latest. One that is being taken down
-        already goes on as it was asked to first.
+        """Take the deployment down after its last request, at `until` (Unix seconds) at the latest. One that is being
+        drained already keeps its first deadline.
 
-        With `force` it and the adapters on it are first taken out of their aliases, by `who`. Raises InvalidRequest
-        where an unfinished job trains on it or, without `force`, an alias has it or an adapter on it.
+        With `force` the model and the adapters on it are first taken out of their aliases, by `who`. Raises
+        InvalidRequest where an unfinished job needs the model or, without `force`, an alias has it or an adapter on it.
         """
         with self._database.begin(alone=INPUTS) as connection:
             active = (deployments.c.id == id, deployments.c.state == DeploymentState.ACTIVE)
@@ -101,7 +101,7 @@ class DeploymentStore:
             if model is None:
                 return
             refuse_base_of_jobs(connection, model)
-            on_it = select(models.c.name).where(models.c.base == model, models.c.kind == "adapter")
+            on_it = select(models.c.name).where(models.c.base == model, models.c.kind == ModelKind.ADAPTER)
             for name in [model, *connection.scalars(on_it)]:
                 if force:
                     take_out(connection, name, who)
@@ -114,7 +114,7 @@ class DeploymentStore:
             )
 
     def restart(self, id: str) -> None:
-        """Have one that failed, or waits to be tried again, started now; its failures count anew."""
+        """Have a deployment whose engine failed or is in backoff started now, and reset its failures."""
         down = engines.c.state.in_([EngineState.FAILED, EngineState.BACKOFF])
         with self._database.begin(alone=INPUTS) as connection:
             model = connection.scalar(select(deployments.c.model).where(deployments.c.id == id))
@@ -129,12 +129,12 @@ class DeploymentStore:
     # the scheduler's side
 
     def place(self, id: str, options: dict[str, Any]) -> None:
-        """Where it is now: the devices changed."""
+        """Store new options of a deployment that was placed again, since the devices changed."""
         with self._database.begin(alone=INPUTS) as connection:
             connection.execute(update(deployments).where(deployments.c.id == id).values(options=options))
 
     def count_failure(self, id: str) -> int:
-        """One more start came to nothing; how many in a row did."""
+        """Count a failed start. Returns the number of failed starts in a row."""
         failures = (
             update(deployments).where(deployments.c.id == id).values(failures=deployments.c.failures + 1)
         )
@@ -142,14 +142,14 @@ class DeploymentStore:
             return connection.scalar(failures.returning(deployments.c.failures)) or 0
 
     def is_ready(self, id: str) -> None:
-        """It was seen to work."""
+        """Record that its engine was ready, and reset its failures."""
         with self._database.begin() as connection:
             connection.execute(
                 update(deployments).where(deployments.c.id == id).values(failures=0, was_ready=True)
             )
 
     def remove(self, id: str) -> None:
-        """Its process has ended: it is gone, with its engine and what that held."""
+        """Remove a deployment whose process has ended, with the rows of its engine and of the adapters in it."""
         with self._database.begin(alone=INPUTS) as connection:
             model = connection.scalar(
                 delete(deployments).where(deployments.c.id == id).returning(deployments.c.model)
@@ -159,7 +159,7 @@ class DeploymentStore:
                 connection.execute(delete(engines).where(engines.c.name == model))
 
     def start_anew(self) -> None:
-        """The service starts: those that had failed are tried again too."""
+        """Reset failures at the start of the service, so that failed deployments are tried again."""
         with self._database.begin(alone=INPUTS) as connection:
             connection.execute(update(deployments).values(failures=0))
             connection.execute(
@@ -187,7 +187,7 @@ def _same(found: Deployment, asked: Mapping[str, Any]) -> Deployment:
 
 
 def already_served(model: str) -> InvalidRequest:
-    """Of a base."""
+    """The error for a deployment of a base."""
     return InvalidRequest(
         f"{model} is a base, which is served already: send requests to it.",
         param="model",

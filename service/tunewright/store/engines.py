@@ -1,4 +1,4 @@
-"""Engines: the vLLM servers there are meant to be, what each run of one is, and what it is known to hold."""
+"""Engines: the vLLM servers that should run, the state of the current run of each, and the adapters that it holds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class EngineStore:
         self._database = database
 
     def declare(self, names: Sequence[str]) -> None:
-        """The engines there are: of these bases, and of the deployments; others are forgotten. A deployment whose model
-        is one of the bases now is forgotten too."""
+        """Make the rows those of these bases and of the deployments, and delete others. A deployment whose model is one
+        of the bases now is deleted too."""
         with self._database.begin() as connection:
             connection.execute(delete(deployments).where(deployments.c.model.in_(names)))
             wanted = dict.fromkeys(names, EngineState.STOPPED)
@@ -36,13 +36,13 @@ class EngineStore:
                     connection.execute(insert(engines).values(name=name, state=state, run=0))
 
     def forget(self) -> None:
-        """All of them, and what they held: they ran elsewhere."""
+        """Delete the rows of all engines and of what they held: in a restored database they ran elsewhere."""
         with self._database.begin() as connection:
             connection.execute(delete(engines))
             connection.execute(delete(residency))
 
     def bases(self) -> Sequence[Engine]:
-        """Those whose model is not a row of `models`, and so is listed by them alone."""
+        """Engines whose model has no row in `models`."""
         query = select(engines).where(engines.c.name.not_in(select(models.c.name))).order_by(engines.c.name)
         with self._database.read() as connection:
             return [Engine(**row._mapping) for row in connection.execute(query)]
@@ -58,7 +58,7 @@ class EngineStore:
         return Engine(**row._mapping) if row else None
 
     def starting(self, name: str, socket: str, info: EngineInfo) -> Engine | None:
-        """A new run of the engine begins: what an earlier one held no longer counts. None where it is being drained."""
+        """Begin a new run of the engine, which holds no adapters yet. None where the engine is being drained."""
         with self._database.begin() as connection:
             row = connection.execute(
                 update(engines)
@@ -82,7 +82,7 @@ class EngineStore:
     def set_state(
         self, name: str, state: EngineState, *, info: EngineInfo | None = None, **values: Any
     ) -> None:
-        """What the engine is now; one that is being drained stays so until it is gone. `info`: None to leave it."""
+        """Set the state of the engine, unless it is being drained. `info`: None leaves it as it is."""
         if info is not None:
             values["info"] = info.model_dump(mode="json")
         changed = update(engines).where(engines.c.name == name, _MAY_CHANGE).values(state=state, **values)
@@ -90,7 +90,7 @@ class EngineStore:
             connection.execute(changed)
 
     def residents(self, engine: Engine) -> dict[str, ResidencyRow]:
-        """What this run of the engine is known to hold, by hash."""
+        """The adapters in this run of the engine, by hash."""
         query = select(residency).where(residency.c.engine == engine.name, residency.c.run == engine.run)
         with self._database.read() as connection:
             return {row.sha256: ResidencyRow(**row._mapping) for row in connection.execute(query)}
@@ -104,7 +104,7 @@ class EngineStore:
         error: str | None = None,
         number: int | None = None,
     ) -> None:
-        """Note what became of an adapter in this run; None: it is not there."""
+        """Record the state of an adapter in this run; None: the engine does not hold it."""
         key = (
             (residency.c.engine == engine.name)
             & (residency.c.run == engine.run)

@@ -1,4 +1,4 @@
-"""Rows of uploaded files. Their bytes lie in the workspace (`registry.workspace`)."""
+"""Rows of uploaded files. Their bytes are in the workspace (`registry.workspace`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FileStore:
     def list(
         self, *, purpose: str | None, after: str | None, limit: int, ascending: bool = False
     ) -> tuple[Sequence[FileRecord], bool]:
-        """A page of files and whether there are more."""
+        """A page of files, and whether there are more."""
         query = select(files)
         if purpose:
             query = query.where(files.c.purpose == purpose)
@@ -51,14 +51,14 @@ class FileStore:
         return [FileRecord(**row._mapping) for row in rows], more
 
     def delete(self, id: str) -> bool:
-        """Unlist a file; False where there is none. Raises InvalidRequest where an unfinished job needs it."""
+        """Delete a file's row; False where there is none. Raises InvalidRequest where an unfinished job needs it."""
         with self._database.begin(alone=INPUTS) as connection:
             refuse_needed_file(connection, id)
             return bool(connection.execute(delete(files).where(files.c.id == id)).rowcount)
 
     def last_used(self) -> Sequence[tuple[FileRecord, float | None]]:
-        """Every file, and when it was last used: when it was made, or the end of the last job that read it; None where
-        an unfinished job needs it."""
+        """Every file, and when it was last used: when it was created, or the end of the last job that read it; None
+        where an unfinished job needs it."""
         uses = (
             select(
                 job_inputs.c.file_id.label("file"),

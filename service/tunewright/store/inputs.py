@@ -1,8 +1,8 @@
-"""What jobs are made from: files, and weights of models. They are there when a job is created, and stay until it has
-ended. The same holds for the models of aliases and deployments.
+"""The inputs of jobs: files, and weights of models. They exist when a job is created, and are kept until it has ended.
+The same holds for the models of aliases and deployments.
 
-Whoever creates a job, or removes what one may need, looks and writes in one transaction, which runs `alone=INPUTS`: a
-job finds its inputs or is refused, and an input that an unfinished job needs is kept.
+A job is created, and a possible input is removed, in transactions that run `alone=INPUTS`: a job whose inputs do not
+exist is refused, and an input that an unfinished job needs is not removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def needed_by_a_job(sha256: str | ColumnElement[str]) -> ColumnElement[bool]:
 
 
 def require_inputs(connection: Connection, new: NewJob) -> None:
-    """Raises InvalidRequest or NotFound where an input of a new job is not there: it was removed just now."""
+    """Raises InvalidRequest or NotFound where an input of a new job does not exist, since it was removed just now."""
     for one in new.inputs:
         if one.file_id and connection.scalar(select(files.c.id).where(files.c.id == one.file_id)) is None:
             raise InvalidRequest(
@@ -91,6 +91,6 @@ def refuse_base_of_jobs(connection: Connection, model: str) -> None:
 
 
 def _needed_by(connection: Connection, which: ColumnElement[bool]) -> str | None:
-    """An unfinished job with such an input."""
+    """The id of an unfinished job with such an input; None where there is none."""
     query = select(jobs.c.id).join(job_inputs, and_(job_inputs.c.job_id == jobs.c.id, which))
     return connection.scalar(query.where(UNFINISHED).order_by(jobs.c.seq).limit(1))

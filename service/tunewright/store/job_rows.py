@@ -1,4 +1,4 @@
-"""Rows of jobs, with their inputs, devices and events. Every function works in the transaction of its caller.
+"""Rows of jobs, with their inputs, devices and events. Every function runs in the transaction of its caller.
 
 A job's state changes only here, and each change writes its event in the same transaction.
 """
@@ -21,21 +21,21 @@ from tunewright.store.states import JOB_MOVES, JobPhase, JobState, ModelState
 from tunewright.store.tables import checkpoints, job_devices, job_events, job_inputs, jobs, models
 
 Event = dict[str, Any]
-"""level, type, message, data, and created_at where it is not now."""
+"""The columns level, type, message and data, and created_at where it is not the current time."""
 UNFINISHED = tuple(state for state in JobState if not state.is_final)
 ON_A_DEVICE = (JobState.RUNNING, JobState.PAUSING)
 
 
 @dataclass(frozen=True)
 class Move:
-    """A change of a job's state, and the event that says so. `{}` in the text is filled in by the caller."""
+    """A change of a job's state, and the text of its event. The caller fills in each `{}` in the text."""
 
     sources: tuple[JobState, ...]
     target: JobState
     text: str
     level: str = "info"
     phase: JobPhase | None = None
-    """None: it stays as it is."""
+    """The new phase; None leaves it as it is."""
 
 
 VALIDATED = Move((JobState.VALIDATING_FILES,), JobState.QUEUED, "{}; moving job to queued state")
@@ -56,7 +56,7 @@ FAILED = Move(
 
 
 def create(connection: Connection, new: NewJob, **columns: Any) -> Job:
-    """Insert a job and its inputs. Whether the inputs are there is the caller's to check."""
+    """Insert a job and its inputs. The caller has checked that the inputs exist."""
     kind = kind_named(new.kind)
     values = {
         "id": new_id(kind.id_prefix),
@@ -116,7 +116,7 @@ def read_one(connection: Connection, row: Row[Any]) -> Job:
 
 
 def get(connection: Connection, id: str, *, lock: bool = False) -> Job | None:
-    """With `lock` nobody else changes the row until the transaction ends (on SQLite only one transaction writes)."""
+    """The job. With `lock` no other transaction changes its row before this one ends (on SQLite only one writes)."""
     query = select(jobs).where(jobs.c.id == id)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     return read_one(connection, row) if row else None
@@ -143,8 +143,8 @@ def _record(row: Row[Any], inputs: tuple[JobInput, ...], devices: tuple[str, ...
     return Job(**values, inputs=inputs, devices=devices)
 
 
-def move(connection: Connection, id: str, how: Move, *words: str, **values: Any) -> tuple[Job | None, bool]:
-    """Move the job if it is in a source state of the move: the job as it is then, and whether it was moved."""
+def move(connection: Connection, id: str, how: Move, *details: str, **values: Any) -> tuple[Job | None, bool]:
+    """Move the job if it is in a source state of the move. Returns the job as it is then, and whether it was moved."""
     if how.phase is not None:
         values["phase"] = how.phase
     row = connection.execute(
@@ -159,19 +159,19 @@ def move(connection: Connection, id: str, how: Move, *words: str, **values: Any)
         release(connection, id)
         row = connection.execute(select(jobs).where(jobs.c.id == id)).one()
     job = read_one(connection, row)
-    add_event(connection, job, message_event(how.text.format(*words), level=how.level))
+    add_event(connection, job, message_event(how.text.format(*details), level=how.level))
     return job, True
 
 
 def release(connection: Connection, id: str) -> None:
-    """The job holds no device any more."""
+    """Free the devices that the job holds."""
     connection.execute(delete(job_devices).where(job_devices.c.job_id == id))
 
 
 def earlier(
     connection: Connection, idempotency_key: str | None, fingerprint: str, repeat_seconds: float
 ) -> Job | None:
-    """The job that the same request made before: by its key, or else one with the same fingerprint that is at most
+    """The job that the same request created before: by its key, or else one with the same fingerprint that is at most
     `repeat_seconds` old and was neither cancelled nor failed."""
     if idempotency_key is not None:
         query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
@@ -191,8 +191,8 @@ def earlier(
 def await_check(
     connection: Connection, id: str, *, result: dict[str, Any], report: dict[str, Any] | None = None
 ) -> bool:
-    """The job's products are about to be listed and checked; the check ends it (`succeed`, `fail`). False where it was
-    cancelled before, or has products already."""
+    """Move the job to the phase `check`, before its products are listed; the check then ends the job (`succeed`,
+    `fail`). False where it was cancelled before, or has products already."""
     row = connection.execute(
         update(jobs)
         .where(jobs.c.id == id, jobs.c.state.in_(ON_A_DEVICE))
@@ -215,9 +215,10 @@ def succeed(
     result: dict[str, Any] | None = None,
     report: dict[str, Any] | None = None,
 ) -> bool:
-    """End the job well, in the transaction that lists its product, if it has one; False where it was cancelled before.
+    """End the job with success, in the transaction that lists its product, if it has one; False where it was cancelled
+    before.
 
-    What was stored of `result` and `report` before a check is kept where none is given.
+    Where `result` or `report` is not given, what was stored before a check is kept.
     """
     found = get(connection, id, lock=True)
     if found is None or found.state not in ON_A_DEVICE:
@@ -237,7 +238,7 @@ def succeed(
 def fail(
     connection: Connection, id: str, error: JobError, *, report: dict[str, Any] | None = None
 ) -> Job | None:
-    """End the job badly, where it has not ended; the job as it is then."""
+    """End the job with an error, unless it has ended. Returns the job as it is then."""
     measured = {} if report is None else {"report": report}
     return move(
         connection, id, FAILED, error.message, error=as_json(error), finished_at=time.time(), **measured
@@ -245,7 +246,7 @@ def fail(
 
 
 def unlist_unchecked(connection: Connection, id: str) -> None:
-    """Unlist what the job made and no check has judged yet."""
+    """Delete the rows of the job's products that no check has judged yet."""
     unchecked = (models.c.job_id == id, models.c.state == ModelState.CHECKING)
     names = connection.scalars(delete(models).where(*unchecked).returning(models.c.name)).all()
     connection.execute(delete(checkpoints).where(checkpoints.c.model.in_(names)))
@@ -256,7 +257,7 @@ def message_event(text: str, *, level: str = "info") -> Event:
 
 
 def add_event(connection: Connection, job: Job, event: Event) -> None:
-    """Store an event, in the transaction of what it reports."""
+    """Store an event, in the transaction of the change that it describes."""
     add_events(connection, job.id, job.kind, [event])
 
 

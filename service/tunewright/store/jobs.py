@@ -1,4 +1,4 @@
-"""Jobs of every kind: creation, the scheduler's claims, what their processes report, and how they end."""
+"""Jobs of every kind: creation, claims of the scheduler, events of their processes, and their end."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # what the API does
+    # for the API
 
     def create(self, new: NewJob, *, repeat_seconds: float = 0.0, **columns: Any) -> Job:
-        """Insert a job in `validating_files`, or give the one that an earlier try of the same request made.
+        """Insert a job in `validating_files`, or return the one that an earlier try of the same request created.
 
-        Looked up and inserted in one transaction, so that retries at the same moment make one job too. `columns` are
-        further columns of the row. Raises InvalidRequest or NotFound where one of its inputs is not there.
+        Lookup and insertion are one transaction, so that simultaneous repeats create one job too. `columns` are
+        further columns of the row. Raises InvalidRequest or NotFound where one of the job's inputs does not exist.
         """
         with self._database.begin(alone=INPUTS) as connection:
             earlier = job_rows.earlier(connection, new.idempotency_key, new.fingerprint, repeat_seconds)
@@ -41,13 +41,13 @@ class JobStore:
             return job_rows.create(connection, new, **columns)
 
     def earlier(self, idempotency_key: str | None, fingerprint: str, repeat_seconds: float) -> Job | None:
-        """The job that this request made before: by its key, or, without one, if it was made from the same request
+        """The job that this request created before: by its key or, without one, if it was created from the same request
         within the last `repeat_seconds` and has neither failed nor been cancelled since."""
         with self._database.read() as connection:
             return job_rows.earlier(connection, idempotency_key, fingerprint, repeat_seconds)
 
     def count_waiting(self) -> int:
-        """Jobs that have not ended and are not on a device."""
+        """Number of jobs that have not ended and are not on a device."""
         waiting = (JobState.VALIDATING_FILES, JobState.QUEUED, JobState.PAUSED)
         with self._database.read() as connection:
             return connection.scalar(select(func.count()).where(jobs.c.state.in_(waiting))) or 0
@@ -82,8 +82,8 @@ class JobStore:
         return [Checkpoint(**row._mapping) for row in rows], more
 
     def cancel(self, id: str) -> Job | None:
-        """Cancel in any state; the scheduler ends a process that still runs, and what was made but not yet checked is
-        unlisted. Raises InvalidRequest where the job has ended."""
+        """Cancel an unfinished job. The scheduler ends a process that still runs; products that were not checked yet
+        are no longer listed. Raises InvalidRequest where the job has ended."""
         with self._database.begin(alone=INPUTS) as connection:
             job, moved = job_rows.move(connection, id, job_rows.CANCELLED, finished_at=time.time())
             if moved:
@@ -122,32 +122,32 @@ class JobStore:
             raise InvalidRequest(f"Job {id} is {job.state.value}. {hint}", code="job_not_resumable")
         return job
 
-    # what the scheduler does
+    # for the scheduler
 
     def in_states(self, *states: JobState) -> Sequence[Job]:
-        """Oldest first."""
+        """Jobs in one of these states, oldest first."""
         return self._jobs(jobs.c.state.in_(states))
 
     def on_devices(self) -> Sequence[Job]:
-        """Jobs that hold a device, oldest first: running ones, and ended ones whose process was not seen to end."""
+        """Jobs that hold a device, oldest first: running ones, and ended ones whose process may still run."""
         return self._jobs(_holds_a_device())
 
     def active(self) -> Sequence[Job]:
-        """Jobs that the scheduler has something to do about, oldest first: those that are validated, are in one of the
-        phases of a running job, or still hold a device."""
+        """Jobs that the scheduler has to handle, oldest first: those that are being validated, are in one of the phases
+        of a running job, or still hold a device."""
         states = (JobState.VALIDATING_FILES, *job_rows.ON_A_DEVICE)
         return self._jobs(or_(jobs.c.state.in_(states), _holds_a_device()))
 
     def ended_at(self) -> dict[str, float | None]:
         """For each job's id, when it ended (Unix seconds); None where it has not, or its process may still write."""
-        going_on = or_(jobs.c.state.in_(job_rows.UNFINISHED), _holds_a_device())
+        unfinished = or_(jobs.c.state.in_(job_rows.UNFINISHED), _holds_a_device())
         ended = func.coalesce(jobs.c.finished_at, jobs.c.created_at)
-        query = select(jobs.c.id, case((going_on, None), else_=ended))
+        query = select(jobs.c.id, case((unfinished, None), else_=ended))
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def mark_valid(self, id: str, resolved: dict[str, Any] | None, summary: str) -> Job | None:
-        """The job's inputs were found to be usable: it waits for a device."""
+        """Queue a job whose inputs were found to be valid."""
         return self._move(id, job_rows.VALIDATED, summary, resolved=resolved)[0]
 
     def claim(self, device: str, bases: Sequence[str]) -> Job | None:
@@ -180,7 +180,7 @@ class JobStore:
             return None
 
     def set_phase(self, id: str, phase: JobPhase) -> None:
-        """Go on to the next phase, where the job has not ended."""
+        """Set the phase of a job that has not ended."""
         with self._database.begin() as connection:
             connection.execute(
                 update(jobs)
@@ -200,21 +200,21 @@ class JobStore:
             )
 
     def release(self, id: str) -> None:
-        """The job's process is gone: its devices are free."""
+        """Free the devices of a job whose process has ended."""
         with self._database.begin() as connection:
             job_rows.release(connection, id)
 
     def requeue(self, id: str, why: str) -> Job | None:
-        """Back to the queue, to go on from what is saved."""
+        """Queue a running job again; it will continue from its last checkpoint."""
         return self._move(id, job_rows.REQUEUED, why)[0]
 
     def paused(self, id: str) -> Job | None:
-        """The job's process is gone and its devices free."""
+        """Pause a job whose process has ended, and free its devices."""
         return self._move(id, job_rows.PAUSED)[0]
 
     def rewind_events(self, id: str, size: int) -> None:
-        """The job has no process and its events file has `size` bytes: fewer than were taken in, where power was lost
-        before the system wrote them. What is appended next counts again."""
+        """Lower the offset of a job without a process to the size of its events file in bytes, where the file is
+        shorter: power was lost before the system wrote all of it. Otherwise the next lines would be skipped."""
         with self._database.begin() as connection:
             connection.execute(
                 update(jobs).where(jobs.c.id == id, jobs.c.events_offset > size).values(events_offset=size)
@@ -229,9 +229,9 @@ class JobStore:
         progress: dict[str, Any] | None,
         last_step: int,
     ) -> None:
-        """Add what the job's process wrote behind the offset that `job` has, exactly once.
+        """Store the events that the job's process wrote behind the offset of `job`, exactly once.
 
-        A new step starts the count of attempts anew.
+        A new step resets the number of attempts.
         """
         values: dict[str, Any] = {
             "events_offset": new_offset,
@@ -267,9 +267,9 @@ class JobStore:
             rows = connection.execute(select(jobs).where(*conditions).order_by(jobs.c.seq)).all()
             return job_rows.read(connection, rows)
 
-    def _move(self, id: str, how: job_rows.Move, *words: str, **values: Any) -> tuple[Job | None, bool]:
+    def _move(self, id: str, how: job_rows.Move, *details: str, **values: Any) -> tuple[Job | None, bool]:
         with self._database.begin() as connection:
-            return job_rows.move(connection, id, how, *words, **values)
+            return job_rows.move(connection, id, how, *details, **values)
 
 
 def _holds_a_device() -> Any:

@@ -1,4 +1,4 @@
-"""Models as lists show them: each with its engine and what that holds of it. One query for a page, however long."""
+"""Lists of models, each with its engine and its residency there. One query for each page."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sqlalchemy import ColumnElement, Row, Select, Table, and_, case, select
 from tunewright.store.database import Database
 from tunewright.store.models import engine_name
 from tunewright.store.paging import page
-from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, ModelState, Residency
+from tunewright.store.records import Engine, ModelWithEngine, ResidencyRow, TunedModel
+from tunewright.store.states import Desired, ModelKind, ModelState, Residency
 from tunewright.store.tables import engines, models, residency
 
 
 @dataclass(frozen=True)
 class AdapterFilter:
-    """What a list of adapters is narrowed to; None: to nothing."""
+    """The conditions of a list of adapters; None sets no condition."""
 
     base: str | None = None
     job_id: str | None = None
     state: str | None = None
-    """As `Listed.state` has it."""
+    """A value of `ModelWithEngine.state`."""
     loaded: bool | None = None
 
 
@@ -31,8 +31,8 @@ class Listings:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def models(self) -> Sequence[Listed]:
-        """All models that may be served, newest first; of the checkpoints those that are wanted loaded."""
+    def models(self) -> Sequence[ModelWithEngine]:
+        """All models that may be served, newest first; of the checkpoints only those that should be loaded."""
         shown = and_(
             models.c.state == ModelState.READY,
             models.c.checkpoint_step.is_(None) | (models.c.desired == Desired.LOADED),
@@ -41,17 +41,17 @@ class Listings:
             rows = connection.execute(_joined().where(shown).order_by(models.c.seq.desc())).all()
         return [_listed(row) for row in rows]
 
-    def named(self, names: Collection[str]) -> dict[str, Listed]:
-        """Models of these names; those that there are."""
+    def named(self, names: Collection[str]) -> dict[str, ModelWithEngine]:
+        """The existing models among these names, by name."""
         with self._database.read() as connection:
             rows = connection.execute(_joined().where(models.c.name.in_(names))).all()
         return {listed.model.name: listed for listed in map(_listed, rows)}
 
     def adapters(
         self, wanted: AdapterFilter, *, after: str | None, limit: int
-    ) -> tuple[Sequence[Listed], bool]:
+    ) -> tuple[Sequence[ModelWithEngine], bool]:
         """A page of adapters, newest first, checkpoints among them, and whether there are more."""
-        query = _joined().where(models.c.kind == "adapter")
+        query = _joined().where(models.c.kind == ModelKind.ADAPTER)
         if wanted.base is not None:
             query = query.where(models.c.base == wanted.base)
         if wanted.job_id is not None:
@@ -77,7 +77,7 @@ def _joined() -> Select[Any]:
 
 
 def _state() -> ColumnElement[str]:
-    """`Listed.state`, as the database says it."""
+    """`ModelWithEngine.state` as a SQL expression."""
     unheld = case((models.c.desired == Desired.LOADED, "loading"), else_="unloaded")
     return case(
         (models.c.state != ModelState.READY, models.c.state),
@@ -86,13 +86,13 @@ def _state() -> ColumnElement[str]:
     )
 
 
-def _listed(row: Row[Any]) -> Listed:
+def _listed(row: Row[Any]) -> ModelWithEngine:
     values = row._mapping
 
     def of(table: Table) -> dict[str, Any]:
         return {column.name: values[f"{table.name}_{column.name}"] for column in table.c}
 
-    return Listed(
+    return ModelWithEngine(
         TunedModel(**of(models)),
         Engine(**of(engines)) if values["engines_name"] is not None else None,
         ResidencyRow(**of(residency)) if values["residency_sha256"] is not None else None,

@@ -1,4 +1,4 @@
-"""What jobs made (adapters and full models), and which of them should be loaded."""
+"""Adapters and full models, and which of them should be loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunewright.store.inputs import (
 from tunewright.store.job_rows import as_json, await_check, succeed
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, ModelState
+from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.tables import (
     checkpoints,
     deployments,
@@ -50,10 +50,10 @@ class ModelStore:
         result_file: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
     ) -> bool:
-        """List a job's products and end the job, in one transaction; the first value is its final model. One whose
-        state is `checking` does not end the job: its check does (`store.checks`).
+        """List a job's products and end the job, in one transaction. The first of `values` is the final model; where
+        its state is `checking`, its check ends the job instead (`store.checks`).
 
-        `result` is the job's result but for the model's name; `checkpoint_metrics` are by step, for the values that are
+        `result` is the job's result without the model's name; `checkpoint_metrics` are by step, for the values that are
         checkpoints; `result_file` is a row of `files`; `report` is what was measured of the final model.
         False where the job was cancelled meanwhile, or has products already; then nothing is listed.
         """
@@ -61,13 +61,13 @@ class ModelStore:
         made = as_json(result) if result else {}
         with self._database.begin() as connection:
             if final.get("state") == ModelState.CHECKING:
-                goes_on = await_check(connection, job_id, result=made, report=report)
+                is_open = await_check(connection, job_id, result=made, report=report)
             else:
-                goes_on = succeed(connection, job_id, model=final["name"], result=made, report=report)
-            if not goes_on:
+                is_open = succeed(connection, job_id, model=final["name"], result=made, report=report)
+            if not is_open:
                 return False
             for row in values:
-                prefix = "adapter" if row["kind"] == "adapter" else "model"
+                prefix = "adapter" if row["kind"] == ModelKind.ADAPTER else "model"
                 connection.execute(
                     insert(models).values(id=new_id(prefix), created_at=time.time(), job_id=job_id, **row)
                 )
@@ -88,7 +88,7 @@ class ModelStore:
         return True
 
     def register(self, values: dict[str, Any]) -> TunedModel:
-        """List an adapter that was not trained here, or give the one that has its `id`."""
+        """List an adapter that was not trained here, or return the existing one with its `id`."""
         with self._database.begin(alone="register an adapter") as connection:
             row = connection.execute(select(models).where(models.c.id == values["id"])).one_or_none()
             if row is None:
@@ -103,7 +103,7 @@ class ModelStore:
         return TunedModel(**row._mapping) if row else None
 
     def by_sha256(self, sha256: str) -> TunedModel | None:
-        """Any of the models with these weights."""
+        """One of the models with these weights; None where there is none."""
         with self._database.read() as connection:
             row = connection.execute(select(models).where(models.c.sha256 == sha256).limit(1)).one_or_none()
         return TunedModel(**row._mapping) if row else None
@@ -114,7 +114,7 @@ class ModelStore:
             return connection.scalar(select(exists().where(models.c.job_id == job_id))) or False
 
     def list(
-        self, *, kind: str | None = None, after: str | None = None, limit: int = 10**6
+        self, *, kind: ModelKind | None = None, after: str | None = None, limit: int = 10**6
     ) -> tuple[Sequence[TunedModel], bool]:
         query = select(models)
         if kind:
@@ -123,6 +123,7 @@ class ModelStore:
         return [TunedModel(**row._mapping) for row in rows], more
 
     def want(self, name_or_id: str, desired: Desired) -> None:
+        """Set whether the model should be loaded."""
         with self._database.begin() as connection:
             connection.execute(
                 update(models)
@@ -131,12 +132,12 @@ class ModelStore:
             )
 
     def want_weights(self, sha256: str, desired: Desired) -> None:
-        """Of every model with these weights."""
+        """Set whether the models with these weights should be loaded."""
         with self._database.begin() as connection:
             connection.execute(update(models).where(models.c.sha256 == sha256).values(desired=desired))
 
     def pin(self, name: str, pinned: bool) -> None:
-        """A pinned adapter is wanted loaded and never evicted."""
+        """Pin an adapter, which is then loaded and never evicted, or unpin it."""
         values = {"pinned": pinned} | ({"desired": Desired.LOADED} if pinned else {})
         with self._database.begin() as connection:
             connection.execute(update(models).where(models.c.name == name).values(**values))
@@ -149,15 +150,15 @@ class ModelStore:
             )
 
     def refuse_needed(self, model: TunedModel, *, force: bool = False) -> None:
-        """Raises InvalidRequest where an unfinished job starts from it, a deployment serves it or, without `force`, an
-        alias has it."""
+        """Raises InvalidRequest where an unfinished job starts from the model, a deployment serves it or, without
+        `force`, an alias has it."""
         with self._database.read() as connection:
             _refuse_needed(connection, model, force)
 
     def delete(self, model: TunedModel, *, force: bool = False, who: str | None = None) -> bool:
-        """Unlist a model, and the checkpoint that it is; False where it is not listed.
+        """Delete a model's row, and its row of `checkpoints`, if any; False where it is not listed.
 
-        With `force` it is first taken out of its aliases, by `who`. Raises as `refuse_needed`.
+        With `force` it is first taken out of its aliases, by `who`. Raises what `refuse_needed` raises.
         """
         with self._database.begin(alone=INPUTS) as connection:
             _refuse_needed(connection, model, force)
@@ -165,19 +166,20 @@ class ModelStore:
             return _unlist(connection, models.c.id == model.id)
 
     def idle_checkpoints(self) -> Sequence[TunedModel]:
-        """Checkpoints that are neither loaded nor wanted loaded nor pinned, and that no unfinished job and no alias
-        needs."""
+        """Checkpoints that are not loaded, should not be loaded, are not pinned, and are not needed by an alias or an
+        unfinished job."""
         with self._database.read() as connection:
             query = select(models).where(_is_idle_checkpoint(connection)).order_by(models.c.seq)
             return [TunedModel(**row._mapping) for row in connection.execute(query)]
 
     def delete_idle_checkpoint(self, id: str) -> bool:
-        """Unlist a checkpoint if it is still idle; False where it is not."""
+        """Delete a checkpoint's row if it is still idle; False where it is not."""
         with self._database.begin(alone=INPUTS) as connection:
             return _unlist(connection, models.c.id == id, _is_idle_checkpoint(connection))
 
     def weights_in_use(self, sha256: str | None = None) -> set[str]:
-        """Hashes of the artifacts that a model has or an unfinished job starts from: all, or the one asked about."""
+        """Hashes of the artifacts that belong to a model or that an unfinished job starts from: all, or only
+        `sha256`."""
         listed = select(models.c.sha256)
         started_from = (
             select(job_inputs.c.sha256)
@@ -191,11 +193,11 @@ class ModelStore:
             return set(connection.scalars(union(listed, started_from)))
 
     def wanted_adapters(self, base: str) -> dict[str, TunedModel]:
-        """Adapters of `base` that should be loaded, by hash (two names may share one). Those that are to be
-        checked too: the engine is asked about them."""
+        """Adapters of `base` that should be loaded, by hash (two names may share one). Adapters that wait for their
+        check are among them, since the engine has to score them."""
         query = select(models).where(
             models.c.base == base,
-            models.c.kind == "adapter",
+            models.c.kind == ModelKind.ADAPTER,
             models.c.desired == Desired.LOADED,
             models.c.state.not_in([ModelState.QUARANTINED, ModelState.MERGE_ONLY]),
         )
@@ -204,7 +206,7 @@ class ModelStore:
         return {row.sha256: TunedModel(**row._mapping) for row in rows}
 
     def resolve(self, name: str) -> tuple[TunedModel | None, Engine | None, ResidencyRow | None]:
-        """What a generation for model `name` needs to know, in one consistent view."""
+        """The model, its engine and its residency there, for a generation. One consistent view."""
         with self._database.read() as connection:
             model_row = connection.execute(select(models).where(models.c.name == name)).one_or_none()
             model = TunedModel(**model_row._mapping) if model_row else None
@@ -225,12 +227,12 @@ class ModelStore:
 
 
 def engine_name() -> ColumnElement[str]:
-    """Of the engine that a row of `models` is served by: an adapter by its base's, a full model by its own."""
-    return case((models.c.kind == "adapter", models.c.base), else_=models.c.name)
+    """The name of the engine that serves a row of `models`: its base's for an adapter, its own for a full model."""
+    return case((models.c.kind == ModelKind.ADAPTER, models.c.base), else_=models.c.name)
 
 
 def _engine_of(model: TunedModel) -> str:
-    return model.base if model.kind == "adapter" else model.name
+    return model.base if model.kind is ModelKind.ADAPTER else model.name
 
 
 def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> None:

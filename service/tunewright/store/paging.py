@@ -1,4 +1,4 @@
-"""OpenAI's paging, for every list: `after` an id, at most `limit` rows, and whether there are more."""
+"""OpenAI's paging for every list: at most `limit` rows after the id `after`, and whether there are more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def page(
 ) -> tuple[Sequence[Row[Any]], bool]:
     """Rows of `query` over `table` (which has `id` and `seq`), newest first unless `ascending`.
 
-    Raises InvalidRequest when `after` names no row: a client would otherwise start over without noticing.
+    Raises InvalidRequest where `after` is no row's id: the client would otherwise start again without noticing.
     """
     with database.read() as connection:
         if after is not None:

@@ -1,4 +1,4 @@
-"""Frozen records: a row of each table as the rest of the service sees it. Times are Unix seconds."""
+"""Frozen records of the rows of each table, for the rest of the service. Times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tunewright.store.states import (
     EngineState,
     JobPhase,
     JobState,
+    ModelKind,
+    ModelMethod,
     ModelState,
     Residency,
     Source,
@@ -35,7 +37,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class JobInput:
-    """What a job is made from: an uploaded file, or the weights of a model."""
+    """An input of a job: an uploaded file, or the weights of a model."""
 
     role: str
     file_id: str | None = None
@@ -72,21 +74,21 @@ class Job:
     devices: tuple[str, ...]
 
     def file(self, role: str) -> str | None:
-        """Id of the file that the job has in this role."""
+        """Id of the input file with this role; None where there is none."""
         return next((one.file_id for one in self.inputs if one.role == role and one.file_id), None)
 
     def weights(self, role: str) -> list[str]:
-        """Hashes of the weights that the job has in this role, in their order."""
+        """Hashes of the input weights with this role, in order of position."""
         return [one.sha256 for one in self.inputs if one.role == role and one.sha256]
 
     @property
     def device(self) -> str | None:
-        """The first device that it holds."""
+        """The first device that the job holds."""
         return self.devices[0] if self.devices else None
 
     @property
     def model(self) -> str | None:
-        """Public name of its product."""
+        """Public name of the job's product."""
         return self.result.model if self.result else None
 
 
@@ -104,7 +106,7 @@ class NewJob:
     fingerprint: str = ""
 
     def position_of(self, one: JobInput) -> int:
-        """The position of an input among those of its role, from 0."""
+        """The position of an input among those with its role, from 0."""
         return [other for other in self.inputs if other.role == one.role].index(one)
 
 
@@ -133,10 +135,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a model was made from; None where it does not apply or is not known. Files are named by id and content."""
+    """The origin of a model; fields are None where they do not apply or are not known."""
 
     parent_sha256: str | None = None
-    """Weights that its training went on from."""
+    """Hash of the weights from which training continued."""
     training_file: str | None = None
     training_sha256: str | None = None
     validation_file: str | None = None
@@ -145,12 +147,12 @@ class Lineage:
     metrics: dict[str, float] | None = None
     """The last losses and accuracies of its training."""
     origin: str | None = None
-    """Of a registered adapter: the file's name, the folder, or the hub's id."""
+    """For a registered adapter: the file's name, the folder, or the hub's id."""
     revision: str | None = None
     """The hub's commit."""
     created_by: str | None = None
     models: list[dict[str, Any]] | None = None
-    """The adapters that an export was made of: model, sha256 and weight of each."""
+    """The adapters from which an export was made: model, sha256 and weight of each."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,13 @@ class TunedModel:
     seq: int
     id: str
     name: str
-    kind: str
+    kind: ModelKind
     sha256: str
     base: str
     base_fingerprint: str
     job_id: str | None
     checkpoint_step: int | None
-    method: str
+    method: ModelMethod
     rank: int | None
     alpha: float | None
     target_modules: list[str] | None
@@ -182,6 +184,8 @@ class TunedModel:
     last_used_at: float | None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", ModelKind(self.kind))
+        object.__setattr__(self, "method", ModelMethod(self.method))
         object.__setattr__(self, "desired", Desired(self.desired))
         object.__setattr__(self, "source", Source(self.source))
         object.__setattr__(self, "state", ModelState(self.state))
@@ -190,32 +194,32 @@ class TunedModel:
 
 
 class EngineInfo(BaseModel):
-    """How a run of an engine was started. The fields without a default are those that every version has written."""
+    """How a run of an engine was started. Fields without a default were written by every version of the service."""
 
     model_config = ConfigDict(frozen=True)
 
     device: str
     """cpu, or cuda:N."""
     internal_name: str
-    """What the engine calls its base."""
+    """The name of the base in the engine."""
     fingerprint: str
-    """Of the base, as `registry.bases.BaseInfo` has it."""
+    """The base's fingerprint (`registry.bases.BaseInfo`)."""
     path: Path | None = None
-    """Folder of the base; None in a row of a version that did not write it, until the engine starts again."""
+    """The base's folder; None in the row of an earlier version, until the engine starts again."""
     has_chat_template: bool = True
     max_model_len: int | None = None
     """Tokens."""
     vocab_size: int | None = None
-    """Number of tokens, where the base's config has it."""
+    """Number of tokens, if the base's config has it."""
     quantization: str | None = None
-    """How the base's weights are packed: awq, gptq, ..."""
+    """Quantization method of the base's weights: awq, gptq, ..."""
     enable_lora: bool = True
     max_lora_rank: int | None = None
     max_adapters: int = 0
-    """That it can hold."""
+    """Number of adapters that it can hold."""
     trust_remote_code: bool = False
     deployment: str | None = None
-    """The deployment's id; None of a base."""
+    """The deployment's id; None for a base."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ class Engine:
     started_at: float | None
     ready_at: float | None
     info: EngineInfo | None
-    """None until it was started once."""
+    """None before its first start."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", EngineState(self.state))
@@ -237,26 +241,26 @@ class Engine:
 
     @property
     def is_deployed(self) -> bool:
-        """Whether this run is a deployment's, which may be drained; bases stay as long as the service."""
+        """Whether it is a deployment's engine, which may be drained; a base's runs as long as the service."""
         return self.info is not None and self.info.deployment is not None
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model that is served beside the bases. Its engine, named like the model, says what became of it."""
+    """A model that is served beside the bases. Its engine, which has the model's name, has the actual state."""
 
     seq: int
     id: str
     model: str
     asked: dict[str, Any]
-    """Options of its engine as they were given."""
+    """Options of its engine as requested."""
     options: dict[str, Any]
-    """What they became, fields of `engine.command.EngineOptions`."""
+    """The resulting options: fields of `engine.command.EngineOptions`."""
     created_at: float
     state: DeploymentState
     drain_until: float | None
     failures: int
-    """Starts in a row that ended without its ever having been ready."""
+    """Starts in a row after which its engine was not ready."""
     was_ready: bool
 
     def __post_init__(self) -> None:
@@ -276,15 +280,15 @@ class ResidencyRow:
     error: str | None
     at: float
     number: int | None
-    """Of a loaded adapter in the memory of vLLM's workers."""
+    """The number of a loaded adapter in the memory of vLLM's workers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", Residency(self.state))
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A model, with the engine of its base (None where that is not served), and what the engine holds of it."""
+class ModelWithEngine:
+    """A model, its engine (None where it is not served), and its residency in that engine."""
 
     model: TunedModel
     engine: Engine | None
@@ -292,7 +296,7 @@ class Listed:
 
     @property
     def state(self) -> str:
-        """Of an adapter: loaded, loading, unloaded or failed in its engine; or why it is held back from it."""
+        """The state of an adapter: its residency in the engine, or why the engine may not load it."""
         if self.model.state is not ModelState.READY:
             return self.model.state.value
         if self.held is not None:
@@ -302,7 +306,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class AliasVersion:
-    """What an alias was from one change to the next; without targets where the change was its deletion."""
+    """One version of an alias; without targets where it is the alias's deletion."""
 
     seq: int
     alias: str
@@ -314,12 +318,12 @@ class AliasVersion:
     who: str | None
     why: str
     rolled_back_to: int | None
-    """The version that it repeats, where it is a rollback."""
+    """The version that it restored, where it is a rollback."""
 
 
 @dataclass(frozen=True)
 class ShadowAnswer:
-    """What a shadow target answered to the copy of a request."""
+    """A shadow's answer to the copy of a request."""
 
     seq: int
     id: str
@@ -332,5 +336,5 @@ class ShadowAnswer:
     seconds: float
     status: int
     request: Any
-    """The body; a text, its beginning, where it is long."""
+    """The body; for a long one its beginning, as text."""
     answer: Any

@@ -1,4 +1,4 @@
-"""What a SQLite database of any revision refers to in the data folder."""
+"""The files, artifacts and job folders that a SQLite database of any revision refers to."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class References:
-    """In one state of the database; oldest first."""
+    """What one state of the database refers to; lists are oldest first."""
 
     files: list[ListedFile]
     artifacts: dict[str, int]
-    """Bytes by hash, of what models have and of what unfinished jobs start from."""
+    """Sizes in bytes by hash, of the weights of models and of those that unfinished jobs start from."""
     unfinished: list[str]
-    """Ids of jobs that are not over: their folders are needed to go on."""
+    """Ids of jobs that have not ended, so that their folders are needed."""
     finished: list[str]
+    """Ids of jobs that have ended."""
 
 
 def references(path: Path) -> References:
-    """Of the database file at `path`. Raises DatabaseUnusable."""
+    """What the database file at `path` refers to. Raises DatabaseUnusable."""
     with reading(path) as connection:
         artifacts = {
             sha256: int(size)
@@ -54,11 +55,11 @@ def references(path: Path) -> References:
         )
 
 
-def is_over(path: Path, job_id: str) -> bool:
-    """Whether the job has ended (or is unknown) in the database file at `path`, which others may write to."""
+def has_ended(path: Path, job_id: str) -> bool:
+    """Whether the job has ended (or is unknown) in the database file at `path`, which other processes may write to."""
     with reading(path) as connection:
-        still = connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id, ~_IS_OVER))
-    return still is None
+        unfinished = connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id, ~_IS_OVER))
+    return unfinished is None
 
 
 _IS_OVER = jobs.c.state.in_([state for state in JobState if state.is_final])

@@ -1,4 +1,4 @@
-"""What the shadows of aliases answered to copies of their requests: the newest of each alias."""
+"""The answers of shadows to copies of requests: the newest of each alias."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tunewright.store.records import ShadowAnswer
 from tunewright.store.tables import aliases, shadow_answers
 
 KEPT = 1000
-"""Of each alias."""
+"""Most answers that are kept for each alias."""
 
 
 class ShadowAnswerStore:
@@ -34,7 +34,8 @@ class ShadowAnswerStore:
         request: Any,
         answer: Any,
     ) -> None:
-        """Record one, unless the alias was deleted meanwhile, and forget its oldest where there are too many."""
+        """Store an answer, unless the alias was deleted meanwhile, and delete the alias's oldest where it has too
+        many."""
         of_alias = shadow_answers.c.alias == alias
         with self._database.begin() as connection:
             if connection.scalar(select(aliases.c.name).where(aliases.c.name == alias)) is None:
@@ -61,7 +62,7 @@ class ShadowAnswerStore:
     def list(
         self, alias: str, *, after: str | None = None, limit: int = KEPT
     ) -> tuple[Sequence[ShadowAnswer], bool]:
-        """A page of them, newest first, and whether there are more."""
+        """A page of answers, newest first, and whether there are more."""
         query = select(shadow_answers).where(shadow_answers.c.alias == alias)
         rows, more = page(self._database, query, shadow_answers, after=after, limit=limit)
         return [ShadowAnswer(**row._mapping) for row in rows], more

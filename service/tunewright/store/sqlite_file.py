@@ -1,4 +1,4 @@
-"""SQLite files: looked at without changing them, and copied while others write. Knows nothing of the tables."""
+"""SQLite files: read without changing them, and copied while other processes write. Does not know the tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DatabaseUnusable(Exception):
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of a SQLite database; None for one in memory and for every other kind. Raises DatabaseUnusable."""
+    """The file of a SQLite database; None for one in memory and for other databases. Raises DatabaseUnusable."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -35,10 +35,10 @@ def sqlite_path(url: str) -> Path | None:
 
 @contextmanager
 def reading(path: Path, *, alone: bool = False) -> Iterator[Connection]:
-    """A connection that cannot write. Raises DatabaseUnusable for what SQLite finds wrong with the file.
+    """A connection that cannot write. Raises DatabaseUnusable where SQLite cannot read the file.
 
-    `alone`: nobody else has the file open, nor opens it meanwhile; then nothing is left beside it either, unless a
-    crash left a log there that has to be read.
+    `alone`: no other process has the file open or opens it meanwhile. Then no further file is made beside it, unless a
+    crash left a log that has to be read.
     """
     with _explained(path), closing(_open_read_only(path, alone)) as opened:
         engine = create_engine("sqlite://", creator=lambda: opened)
@@ -79,7 +79,7 @@ def _damaged(path: Path, how: str) -> DatabaseUnusable:
 
 
 def check(path: Path) -> None:
-    """Look at every page of a database that nobody else has open. Raises DatabaseUnusable where it is damaged or
+    """Check every page of a database that no other process has open. Raises DatabaseUnusable where it is damaged or
     cannot be used."""
     if not os.access(path, os.R_OK | os.W_OK):
         raise DatabaseUnusable(
@@ -92,9 +92,10 @@ def check(path: Path) -> None:
 
 
 def snapshot(source: Path, target: Path) -> None:
-    """A consistent copy of a database, also while others write: one file, mode 0600, checked and on disk.
+    """Copy a database consistently to `target`, even while other processes write: one file, mode 0600, checked and
+    synced to disk.
 
-    Raises DatabaseUnusable, and OSError where there is no room. `target` must not be there.
+    Raises DatabaseUnusable, and OSError where the disk is full. `target` must not exist.
     """
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with (
@@ -116,7 +117,7 @@ def snapshot(source: Path, target: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Make it one file, with no log beside it, on disk. Nobody else may have it open."""
+    """Make the database one file without a log beside it, and sync it to disk. No other process may have it open."""
     with _explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
         if mode != "delete":

@@ -1,4 +1,4 @@
-"""The states, each with one line of meaning, and the moves between them that the database allows."""
+"""The states and their meanings, and the transitions of jobs that the store allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class JobState(StrEnum):
     RUNNING = "running"
     """It is in one of the phases `run`, `publish` and `check`."""
     PAUSING = "pausing"
-    """Asked to pause; its process is saving what is done."""
+    """Its process was asked to pause, and saves a checkpoint."""
     PAUSED = "paused"
     """Stopped with a checkpoint, holding no device."""
     SUCCEEDED = "succeeded"
@@ -23,7 +23,7 @@ class JobState(StrEnum):
     FAILED = "failed"
     """Its error says why."""
     CANCELLED = "cancelled"
-    """Ended by its user."""
+    """Ended by a user."""
 
     @property
     def is_final(self) -> bool:
@@ -46,16 +46,16 @@ JOB_MOVES: dict[JobState, tuple[JobState, ...]] = {
 
 
 class JobPhase(StrEnum):
-    """What is being done with a job that has not ended. A job that has ended keeps its last phase."""
+    """The stage of a job that has not ended. A job that has ended keeps its last phase."""
 
     PREPARE = "prepare"
     """Its inputs are checked, or it waits for a device."""
     RUN = "run"
-    """It holds a device, and its process works or is started again."""
+    """It holds a device, and its process runs or is started again."""
     PUBLISH = "publish"
     """Its process has succeeded, and its product is being listed."""
     CHECK = "check"
-    """Its product is listed and held back until a check has judged it."""
+    """Its product is listed, but not served before a check has judged it."""
 
 
 class Source(StrEnum):
@@ -70,65 +70,85 @@ class Source(StrEnum):
     HUB = "hub"
     """Fetched from a hub."""
     EXPORT = "export"
-    """Made of other models here, without training."""
+    """Made here from other models, without training."""
+
+
+class ModelKind(StrEnum):
+    """What a model of the registry consists of."""
+
+    ADAPTER = "adapter"
+    """LoRA weights on a base."""
+    FULL = "full"
+    """All weights."""
+
+
+class ModelMethod(StrEnum):
+    """How a model of the registry was made."""
+
+    LORA = "lora"
+    QLORA = "qlora"
+    FULL = "full"
+    """Training of all weights."""
+    MERGED = "merged"
+    AWQ = "awq"
 
 
 class ModelState(StrEnum):
-    """Of a model in the registry."""
+    """The state of a model in the registry."""
 
     READY = "ready"
     """It may be served."""
     CHECKING = "checking"
-    """It is held back until it has been checked."""
+    """It is not served before it has been checked."""
     QUARANTINED = "quarantined"
-    """It failed a check: it is kept, and not served unless somebody forces it."""
+    """It failed a check: it is kept, and not served unless a user forces it."""
     MERGE_ONLY = "merge_only"
-    """An adapter of a kind that the engine does not serve: it can be merged."""
+    """An adapter that the engine cannot serve, but that can be merged."""
 
 
 class Desired(StrEnum):
-    """What a model's adapter is meant to be in the engine of its base; what became of that is its `Residency`."""
+    """Whether the engine of its base should hold an adapter; the actual state is its `Residency`."""
 
     LOADED = "loaded"
-    """The engine is asked to hold it."""
+    """The engine should hold it."""
     UNLOADED = "unloaded"
-    """The engine need not hold it. Also of full models, which no engine loads beside its base."""
+    """The engine need not hold it. Full models have this value too, since no engine loads them beside its base."""
 
 
 class Residency(StrEnum):
-    """Of an adapter in one run of an engine."""
+    """The state of an adapter in one run of an engine."""
 
     LOADING = "loading"
-    """The engine was asked to take it."""
+    """The engine was asked to load it."""
     LOADED = "loaded"
-    """The engine answers with it."""
+    """The engine answers requests with it."""
     DRAINING = "draining"
-    """No request is sent to it any more; the engine lets go of it after the last one."""
+    """No new request is sent to it; the engine unloads it after the last one."""
     FAILED = "failed"
     """The engine refused it; the row's error says why."""
 
 
 class EngineState(StrEnum):
-    """Of a vLLM server."""
+    """The state of a vLLM server."""
 
     STOPPED = "stopped"
-    """No process, and none wanted now."""
+    """It has no process yet, or not any more."""
     STARTING = "starting"
     """Its process runs and does not answer yet."""
     READY = "ready"
     """It answers."""
     BACKOFF = "backoff"
-    """It died; the reason says of what, and it will be started again."""
+    """It ended, as the reason says, and will be started again."""
     FAILED = "failed"
-    """It could not be started; the reason says why, and it is not tried again until somebody asks. Of deployments."""
+    """It could not be started, as the reason says, and is not tried again until a user asks. Deployments only."""
     DRAINING = "draining"
-    """No request is sent to it any more; it ends after the last one, and is gone then. Of deployments."""
+    """No new request is sent to it; it ends after the last one, and is then removed. Deployments only."""
 
 
 class DeploymentState(StrEnum):
-    """What a deployment is meant to be; what became of that is its engine's state."""
+    """The desired state of a deployment; the actual state is its engine's."""
 
     ACTIVE = "active"
-    """Served."""
+    """It should be served."""
     DRAINING = "draining"
-    """Deleted; it ends after its last request."""
+    """It was deleted, and ends after its last request."""

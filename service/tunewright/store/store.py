@@ -1,4 +1,4 @@
-"""The store as one thing to hand around."""
+"""The store: the objects for all tables, on one database."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tunewright.store.shadow_answers import ShadowAnswerStore
 
 @dataclass(frozen=True)
 class Store:
+    """All parts of the store."""
+
     database: Database
     files: FileStore
     jobs: JobStore
@@ -32,7 +34,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Opens, does not upgrade: the supervisor did that before any of its children started."""
+        """Open the database without upgrading it: the supervisor does that before it starts its processes."""
         database = Database(url)
         return cls(
             database,

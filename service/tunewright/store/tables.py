@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core. `migrations/` builds them; a test holds the two alike."""
+"""The tables, as SQLAlchemy Core. `migrations/` builds them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ jobs = Table(
     Column("fingerprint", String(64), nullable=False),
     # the scheduler's own columns
     Column("attempt", Integer, nullable=False, default=0),
-    Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl taken in
-    Column("last_step", Integer, nullable=False, default=0),  # the newest step reported
+    Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl that were stored
+    Column("last_step", Integer, nullable=False, default=0),  # the newest step in the events
 )
 
 job_inputs = Table(
-    "job_inputs",  # what a job is made from: kept until the job has ended
+    "job_inputs",  # files and weights, which are kept until the job has ended
     metadata,
     Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("role", String(32), primary_key=True),
@@ -74,7 +74,7 @@ job_inputs = Table(
 )
 
 job_devices = Table(
-    "job_devices",  # held from the claim until the job's process is seen to be gone
+    "job_devices",  # held from the claim until the job's process was seen to end
     metadata,
     Column("device", String(32), primary_key=True),
     Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
@@ -138,7 +138,7 @@ models = Table(
 engines = Table(
     "engines",
     metadata,
-    Column("name", Text, primary_key=True),  # of the model it serves: a base's, or a deployment's
+    Column("name", Text, primary_key=True),  # the name of the base or deployed model
     Column("state", String(16), nullable=False),
     Column("run", Integer, nullable=False, default=0),  # counts starts: what an earlier run held is gone
     Column("socket", Text),
@@ -154,11 +154,11 @@ deployments = Table(
     Column("seq", _Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("model", Text, nullable=False, unique=True),
-    Column("asked", JSON, nullable=False),  # `engine` as given
-    Column("options", JSON, nullable=False),  # what that became
+    Column("asked", JSON, nullable=False),  # `engine` as requested
+    Column("options", JSON, nullable=False),  # the resulting options
     Column("created_at", Float, nullable=False),
     Column("state", String(16), nullable=False),  # active | draining
-    Column("drain_until", Float),  # when it is ended whatever runs
+    Column("drain_until", Float),  # when it is ended even if requests run
     Column("failures", Integer, nullable=False),  # starts in a row without ever being ready
     Column("was_ready", Boolean, nullable=False, server_default=false()),
 )
@@ -176,7 +176,7 @@ residency = Table(
 )
 
 aliases = Table(
-    "aliases",  # stable names for models, as they are now
+    "aliases",  # the current content of each alias
     metadata,
     Column("name", Text, primary_key=True),
     Column("version", Integer, nullable=False),
@@ -188,7 +188,7 @@ aliases = Table(
 )
 
 alias_versions = Table(
-    "alias_versions",  # what they were, who changed them and why
+    "alias_versions",  # their history: content, who changed them and why
     metadata,
     Column("seq", _Serial, primary_key=True, autoincrement=True),
     Column("alias", Text, nullable=False),
@@ -199,12 +199,12 @@ alias_versions = Table(
     Column("at", Float, nullable=False),
     Column("who", Text),
     Column("why", Text, nullable=False),
-    Column("rolled_back_to", Integer),  # the version that it repeats
+    Column("rolled_back_to", Integer),  # the version that it restored
     UniqueConstraint("alias", "version", name="uq_alias_versions"),
 )
 
 shadow_answers = Table(
-    "shadow_answers",  # what shadow targets answered to copies of the traffic
+    "shadow_answers",  # answers of shadows to copies of requests
     metadata,
     Column("seq", _Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),

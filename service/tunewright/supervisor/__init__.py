@@ -1,1 +1,1 @@
-"""Processes and their lifeline. Knows nothing of the rest of the service."""
+"""Child processes and their lifeline. Imports nothing of the rest of the service."""

@@ -1,4 +1,4 @@
-"""One wrapper for child processes: a process group with a lifeline. Knows nothing of what runs inside.
+"""A wrapper for child processes: a process group with a lifeline, whatever command runs in it.
 
 A group is led by a tiny watcher, `sh` blocked reading the lifeline: a pipe whose only write end the supervisor
 holds. When the supervisor dies, however it dies, the read returns and the watcher kills the whole group, and so
@@ -6,8 +6,8 @@ vLLM's EngineCore too, which ignores its parent's death (vllm #55510). A parent-
 when the spawning thread ends and does not reach grandchildren.
 
 The watcher starts before the command, and its id is recorded before the command exists. So the group's id stays
-valid for as long as the watcher lives, and whoever reads the record after a crash can end the group or adopt it,
-and never meets a command that nobody knows of.
+valid for as long as the watcher lives, and after a crash the record is enough to end the group or to adopt it: no
+command ever runs without being on record.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ LIFELINE_VARIABLE = "TUNEWRIGHT_LIFELINE_FD"
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process beyond doubt: ids are reused, an id with its start time (in clock ticks since boot) is not."""
+    """A unique identification of a process: ids are reused, but not with the same start time (clock ticks since
+    boot)."""
 
     pid: int
     started: int
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """Raises ProcessLookupError when there is no such process."""
+        """The identification of a running process. Raises ProcessLookupError where there is none."""
         stat = _stat(pid)
         if stat is None:
             raise ProcessLookupError(pid)
         return cls(pid, int(stat[19]))
 
     def is_alive(self) -> bool:
-        """A zombie counts as dead."""
+        """Whether the process runs. A zombie does not."""
         stat = _stat(self.pid)
         return stat is not None and int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
     def holds_its_id(self) -> bool:
-        """Alive or a zombie: the id cannot be another process's."""
+        """Whether the process is alive or a zombie, so that the id cannot be another process's."""
         stat = _stat(self.pid)
         return stat is not None and int(stat[19]) == self.started
 
@@ -62,16 +63,16 @@ def _stat(pid: int) -> list[str] | None:
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """What is written down of a group, enough to adopt or to end it from another process."""
+    """The record of a group, with which another process can adopt or end it."""
 
     group: int
-    """The process group's id: its first watcher's."""
+    """The process group's id, which is its first watcher's."""
     watcher: ProcessId
     command: ProcessId | None
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The record at `path`, or None where there is none or it is torn."""
+        """The record at `path`; None where it is missing or incomplete."""
         try:
             values = json.loads(path.read_text())
             command = values["command"]
@@ -132,11 +133,11 @@ class ProcessGroup:
             )
             try:
                 command_id = ProcessId.of(child.pid)
-            except ProcessLookupError:  # gone already and reaped elsewhere; the exit code tells the rest
+            except ProcessLookupError:  # it has ended and was reaped elsewhere; its exit code follows
                 command_id = ProcessId(child.pid, -1)
             record = GroupRecord(watcher.pid, watcher_id, command_id)
             record.write(record_path)
-        except BaseException:  # no such command, or no room for the record: then nothing may run unknown
+        except BaseException:  # no such command, or a full disk: no process may run without a record
             os.killpg(watcher.pid, signal.SIGKILL)
             for process in (watcher, child):
                 if process is not None:
@@ -149,7 +150,7 @@ class ProcessGroup:
 
     @classmethod
     def adopt(cls, record_path: Path) -> Self | None:
-        """The group on record, if its watcher or its command still lives."""
+        """The recorded group, if its watcher or its command is still alive."""
         record = GroupRecord.read(record_path)
         if record is None:
             return None
@@ -158,7 +159,7 @@ class ProcessGroup:
 
     @property
     def pid(self) -> int | None:
-        """Of the command."""
+        """The id of the command's process."""
         return self.record.command.pid if self.record.command else None
 
     def is_alive(self) -> bool:
@@ -169,11 +170,12 @@ class ProcessGroup:
 
     @property
     def exit_code(self) -> int | None:
-        """Of the command: None while it runs, and where another process started it (only its parent learns it)."""
+        """The command's exit code. None while it runs, and where another process started it: only its parent learns
+        it."""
         return self._child.poll() if self._child is not None else None
 
     def keep_watched(self, lifeline: int, title: str = "tunewright: lifeline") -> None:
-        """Give a group whose watcher was killed alone a new one, or the command would outlive the lifeline."""
+        """Start a new watcher where only the watcher was killed, since the command would outlive the lifeline."""
         if self.record.watcher.is_alive() or not self.is_alive():
             return
         if self._watcher is not None:
@@ -195,7 +197,7 @@ class ProcessGroup:
             try:
                 os.kill(self.pid, number)
             except ProcessLookupError:
-                pass  # it ended in between, which is what was asked
+                pass  # it has ended in between
 
     def wait(self, timeout: float) -> bool:
         """Wait until the command has ended; False after `timeout` seconds."""
@@ -207,14 +209,14 @@ class ProcessGroup:
         return True
 
     def end(self) -> None:
-        """Kill what is left of the group, its watcher included, and forget its record."""
-        # A group's id is not reused while it has a member: what the command left, where both were killed alone.
+        """Kill what is left of the group, its watcher included, and remove its record."""
+        # Where watcher and command were both killed alone, other members may be left; then the id is not reused.
         leader = _stat(self.record.group)
         if leader is None or self.record.watcher.holds_its_id() or self.is_alive():
             try:
                 os.killpg(self.record.group, signal.SIGKILL)
             except ProcessLookupError:
-                pass  # the group is gone already
+                pass  # the group has ended already
         for child in (self._child, self._watcher):
             if child is not None:
                 child.wait()
@@ -224,14 +226,14 @@ class ProcessGroup:
         self._record_path.unlink(missing_ok=True)
 
     def stop(self, grace: float) -> None:
-        """SIGTERM, `grace` seconds, then SIGKILL for the group."""
+        """Send SIGTERM to the command, and after at most `grace` seconds SIGKILL to the group."""
         self.terminate()
         self.wait(grace)
         self.end()
 
 
 def _watch(lifeline: int, title: str, *, group: int) -> subprocess.Popen[bytes]:
-    """A watcher in process group `group`; 0: as the leader of a new one."""
+    """Start a watcher in process group `group`; 0: as the leader of a new group."""
     return subprocess.Popen(
         [title, "-c", "read -r _; kill -KILL 0"],
         executable="/bin/sh",

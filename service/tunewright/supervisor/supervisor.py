@@ -1,7 +1,7 @@
 """`tunewright serve`: starts the api and the scheduler, restarts them when they end or hang, owns the lifeline.
 
-It knows commands and the files that they touch as a sign of life, not what they do. When it ends, in whatever way, the
-lifeline closes and nothing is left.
+It knows the commands and their heartbeat files, not what they do. When it ends, in whatever way, the lifeline closes
+and no process is left.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ class Service:
     name: str
     command: list[str]
     grace: float
-    """Seconds it is given to stop."""
+    """Seconds that it has to stop."""
     group: ProcessGroup | None = None
     backoff: float = _BACKOFF_FIRST
     started_at: float = 0.0
     start_at: float = 0.0
     descriptors: tuple[int, ...] = ()
-    """What it inherits beside the lifeline: a listening socket, say."""
+    """File descriptors that it inherits beside the lifeline: a listening socket, say."""
     heartbeat: HeartbeatWatch | None = None
-    """Where it is silent for longer than the limit, it is killed and started again."""
+    """Watches its heartbeat: a service that hangs is killed and started again."""
 
 
 @dataclass(frozen=True)
 class Reload:
-    """What has to be done, now and then, while none of the services runs."""
+    """An action that is carried out, when needed, while none of the services runs."""
 
     is_wanted: Callable[[], bool]
-    """Asked many times a second."""
+    """Whether the action is needed. Called many times a second."""
     carry_out: Callable[[], None]
-    """Afterwards it is not wanted any more. What it raises ends the supervisor."""
+    """The action, after which `is_wanted` must be false. An exception ends the supervisor."""
 
 
 class Supervisor:
-    """Keeps `services` running until it is told to stop; they are stopped in the order given."""
+    """Keeps `services` running until it gets a signal to stop; they are stopped in the order given."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Supervisor:
         self._lifeline, self._lifeline_write = os.pipe()  # neither end is inherited unless passed on
 
     def run(self) -> int:
-        """Blocks until SIGINT or SIGTERM; returns the exit code."""
+        """Run until SIGINT, SIGTERM or SIGHUP. Returns the exit code."""
         _become_subreaper()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
@@ -92,9 +92,7 @@ class Supervisor:
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if not self._stopping:
-            print(
-                "\nStopping: running jobs save a checkpoint, engines let go...", file=sys.stderr, flush=True
-            )
+            print("\nStopping: running jobs save a checkpoint, engines end...", file=sys.stderr, flush=True)
         self._stopping = True
 
     def _keep(self, service: Service) -> None:
@@ -141,7 +139,7 @@ class Supervisor:
 
 
 def _what_is_wrong(service: Service, group: ProcessGroup) -> str | None:
-    """None while it runs and beats."""
+    """The reason why a service has to be started again; None while it runs and its heartbeat changes."""
     if not group.is_alive():
         return f"ended with code {group.exit_code}"
     if service.heartbeat is not None and service.heartbeat.hangs():
@@ -154,7 +152,7 @@ def _title(service: Service) -> str:
 
 
 def _become_subreaper() -> None:
-    """Orphans of the scheduler come to us, so that none stays a zombie where there is no init (containers)."""
+    """Become the parent of the scheduler's orphans, so that none stays a zombie where there is no init (containers)."""
     try:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     except (OSError, AttributeError):  # not Linux: init reaps them
@@ -169,7 +167,7 @@ def _reap_adopted(own: set[int | None]) -> None:
         except ChildProcessError:
             return
         if info is None or info.si_pid in own:
-            return  # ours: its Popen collects it
+            return  # a service: its Popen collects it
         try:
             os.waitpid(info.si_pid, os.WNOHANG)
         except ChildProcessError:

@@ -27,7 +27,7 @@ from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, fo
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
-from tunewright.store.states import Desired, EngineState, ModelState, Source
+from tunewright.store.states import Desired, EngineState, ModelKind, ModelMethod, ModelState, Source
 
 _HUB_SECONDS = 300.0
 
@@ -132,11 +132,11 @@ def _list(
         {
             "id": id,
             "name": name,
-            "kind": "adapter",
+            "kind": ModelKind.ADAPTER,
             "sha256": sha256,
             "base": engine.name,
             "base_fingerprint": _info(engine).fingerprint,
-            "method": "lora",
+            "method": ModelMethod.LORA,
             "rank": checked.config.rank,
             "alpha": checked.config.alpha,
             "target_modules": checked.targets,
@@ -176,7 +176,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
         )
     if asked not in bases:
         model = context.store.models.get(asked)
-        if model is not None and model.kind == "full":
+        if model is not None and model.kind is ModelKind.FULL:
             raise InvalidRequest(
                 f"{asked} is not deployed: deploy it first, with POST /v1/deployments.",
                 param="base",

@@ -23,8 +23,8 @@ from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.store.listings import AdapterFilter
-from tunewright.store.records import Listed, TunedModel
-from tunewright.store.states import ModelState
+from tunewright.store.records import ModelWithEngine, TunedModel
+from tunewright.store.states import ModelKind, ModelState
 from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
@@ -148,7 +148,7 @@ def check(context: Context, adapter: str) -> AdapterObject:
     model = _get(context, adapter)
     if model.state is ModelState.MERGE_ONLY:
         refuse_unservable(model)
-    context.store.checks.ask(model.id)
+    context.store.checks.request(model.id)
     return _show(context, model.name)
 
 
@@ -186,12 +186,12 @@ def _show(context: ServiceContext, name: str) -> AdapterObject:
     model, engine, held = context.store.models.resolve(name)
     if model is None:
         raise _not_found(name)
-    return AdapterObject.of(Listed(model, engine, held))
+    return AdapterObject.of(ModelWithEngine(model, engine, held))
 
 
 def _get(context: ServiceContext, adapter: str) -> TunedModel:
     model = context.store.models.get(adapter)
-    if model is None or model.kind != "adapter":
+    if model is None or model.kind is not ModelKind.ADAPTER:
         raise _not_found(adapter)
     return model
 

@@ -15,7 +15,7 @@ from tunewright.errors import InvalidRequest, NotFound
 from tunewright.registry.content import folder_size
 from tunewright.store.deployments import Deployed, already_served
 from tunewright.store.records import Deployment, TunedModel
-from tunewright.store.states import EngineState, ModelState
+from tunewright.store.states import EngineState, ModelKind, ModelState
 
 
 def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Deployment:
@@ -66,7 +66,7 @@ def trainable_deployments(context: ServiceContext) -> dict[str, Deployment]:
 
 
 def _refuse_undeployable(model: TunedModel) -> None:
-    if model.kind == "adapter":
+    if model.kind is ModelKind.ADAPTER:
         raise InvalidRequest(
             f"{model.name} is an adapter: it is served on its base, {model.base}, without a deployment of its own "
             f"(POST /v1/adapters/{model.id}/load loads it). A merged or quantized export of it can be deployed.",

@@ -25,7 +25,7 @@ from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import check_mergeable, merge_only
 from tunewright.registry.safetensors_file import BadTensors, read_shapes
 from tunewright.store.records import Engine, Job, JobInput, NewJob, TunedModel
-from tunewright.store.states import ModelState
+from tunewright.store.states import ModelKind, ModelMethod, ModelState
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
     param = "models" if asked else "model"
     names = asked or [(body.model or "", 1.0)]
     found = [(_model(context, name, param), weight) for name, weight in names]
-    adapters = [(model, weight) for model, weight in found if model is not None and model.kind == "adapter"]
+    adapters = [
+        (model, weight) for model, weight in found if model is not None and model.kind is ModelKind.ADAPTER
+    ]
     if asked and len(adapters) < len(asked):
         other = next(
             name for (name, _), (model, _) in zip(asked, found, strict=True) if not _is_adapter(model)
@@ -158,14 +160,14 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
     if whole is None:
         engine = _engine(context, name)
         return _Source(name, _base_path(engine), [])
-    if whole.method == "awq":
+    if whole.method is ModelMethod.AWQ:
         raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
     _refuse_unusable(whole, _engine(context, whole.base), "model")
     return _Source(whole.base, context.workspace.artifacts.local(whole.sha256), [], whole)
 
 
 def _is_adapter(model: TunedModel | None) -> bool:
-    return model is not None and model.kind == "adapter"
+    return model is not None and model.kind is ModelKind.ADAPTER
 
 
 def _model(context: ServiceContext, name: str, param: str) -> TunedModel | None:

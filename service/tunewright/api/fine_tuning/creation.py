@@ -20,6 +20,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.content import adapter_config
 from tunewright.rows.templates import check_template
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
+from tunewright.store.states import ModelKind, ModelMethod
 
 
 def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | None) -> Job:
@@ -39,7 +40,9 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     tuning = body.tuning or Tuning()
     base, parent = _model(context, body.model, tuning)
     if tuning.type == "auto":
-        tuning = tuning.model_copy(update={"type": "full" if parent and parent.kind == "full" else "lora"})
+        tuning = tuning.model_copy(
+            update={"type": "full" if parent and parent.kind is ModelKind.FULL else "lora"}
+        )
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
     _check_rank(context, base, tuning)
@@ -96,9 +99,9 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
             param="model",
             code="model_not_found",
         )
-    if parent.method == "awq":
+    if parent.method is ModelMethod.AWQ:
         raise _quantized(parent.name, parent.method)
-    if parent.kind == "full" and tuning.type in ("lora", "qlora"):
+    if parent.kind is ModelKind.FULL and tuning.type in ("lora", "qlora"):
         if parent.name not in served:
             raise InvalidRequest(
                 f"{parent.name} is not deployed, so an adapter on it could not be served: deploy it first, with "
@@ -175,7 +178,7 @@ def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning
 
     Raises InvalidRequest where the request sets them to other values, and NotFound where the parent was deleted.
     """
-    if parent.kind == "full":
+    if parent.kind is ModelKind.FULL:
         return tuning
     if tuning.type == "full":
         raise UnsupportedFeature(

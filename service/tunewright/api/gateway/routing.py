@@ -15,7 +15,7 @@ from tunewright.engine.leases import ENGINE, Leases
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests
 from tunewright.registry.aliases import Alias, pick
 from tunewright.store.records import Engine, TunedModel
-from tunewright.store.states import Desired, EngineState, ModelState, Residency
+from tunewright.store.states import Desired, EngineState, ModelKind, ModelState, Residency
 from tunewright.store.store import Store
 
 _WAIT_FOR_LOADING = 30.0
@@ -98,7 +98,7 @@ class Router:
                 if not entered:
                     self._enter(engine.name, held)
                     entered = True
-                adapter = model if model is not None and model.kind == "adapter" else None
+                adapter = model if model is not None and model.kind is ModelKind.ADAPTER else None
                 needed = self._remember(name, engine, adapter)
                 is_loaded = adapter is None or (residency is not None and residency.state is Residency.LOADED)
                 is_checked = adapter is None or adapter.state is not ModelState.CHECKING
@@ -175,7 +175,7 @@ class Router:
         """The engine that can answer for this model now. Raises NotFound, InvalidRequest and EngineUnavailable."""
         if model is None and engine is None:
             raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
-        if model is not None and model.kind == "full" and engine is None:
+        if model is not None and model.kind is ModelKind.FULL and engine is None:
             raise not_deployed(name)
         if model is not None:
             refuse_unservable(model)
@@ -241,7 +241,7 @@ def refuse_unservable(model: TunedModel) -> None:
 
 def _target(engine: Engine, model: TunedModel | None) -> Target:
     assert engine.socket is not None and engine.info is not None, "`_servable` checks this first"
-    adapter = model if model is not None and model.kind == "adapter" else None
+    adapter = model if model is not None and model.kind is ModelKind.ADAPTER else None
     return Target(
         engine.socket,
         adapter.sha256 if adapter else engine.info.internal_name,

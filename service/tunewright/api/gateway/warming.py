@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import EngineUnavailable
-from tunewright.store.states import Desired, EngineState, Residency
+from tunewright.store.states import Desired, EngineState, ModelKind, Residency
 
 
 async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ async def warm(context: ServiceContext, alias: str, models: Sequence[str]) -> No
     """
     for name in models:
         model, engine, held = await asyncio.to_thread(context.store.models.resolve, name)
-        if model is None or model.kind != "adapter":
+        if model is None or model.kind is not ModelKind.ADAPTER:
             if engine is None or engine.state is not EngineState.READY:
                 state = engine.state.value if engine else "gone"
                 why = f": {engine.reason}" if engine and engine.reason else ""

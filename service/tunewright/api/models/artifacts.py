@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import EngineUnavailable
 from tunewright.store.records import TunedModel
+from tunewright.store.states import ModelKind
 
 TAR: dict[int | str, dict[str, Any]] = {
     200: {
@@ -47,7 +48,7 @@ async def remove(
     await asyncio.to_thread(context.store.models.refuse_needed, model, force=force)
     if force:
         await asyncio.to_thread(context.store.aliases.take_out, model.name, who=who)
-    if model.kind == "adapter":
+    if model.kind is ModelKind.ADAPTER:
         wait = context.settings.serving.drain_timeout
         answer = await context.control({"op": "unload", "model": model.name, "wait": wait})
         if answer.get("state") == "draining":

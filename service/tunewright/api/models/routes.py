@@ -15,7 +15,7 @@ from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import ModelObject
 from tunewright.errors import InvalidRequest, NotFound
 from tunewright.registry.aliases import Alias
-from tunewright.store.records import Listed, TunedModel
+from tunewright.store.records import ModelWithEngine, TunedModel
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 
@@ -52,7 +52,7 @@ def retrieve(context: Context, model: str) -> ModelObject:
         return _aliases(context, [alias])[0]
     tuned, engine, held = context.store.models.resolve(model)
     if tuned is not None:
-        return ModelObject.of(Listed(tuned, engine, held))
+        return ModelObject.of(ModelWithEngine(tuned, engine, held))
     if engine is not None:
         return ModelObject.of_engine(engine)
     raise _not_found(model)

@@ -11,8 +11,8 @@ from tunewright.api.adapters.parity import ParityObject
 from tunewright.api.adapters.schemas import LineageObject
 from tunewright.api.aliases.schemas import TargetObject
 from tunewright.registry.aliases import Alias
-from tunewright.store.records import Engine, Listed, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, EngineState, ModelState, Residency, Source
+from tunewright.store.records import Engine, ModelWithEngine, ResidencyRow, TunedModel
+from tunewright.store.states import Desired, EngineState, ModelKind, ModelState, Residency, Source
 from tunewright.wire import Wire
 
 AdapterState = Literal[
@@ -71,17 +71,17 @@ class ModelObject(Wire):
         )
 
     @classmethod
-    def of(cls, listed: Listed) -> ModelObject:
+    def of(cls, listed: ModelWithEngine) -> ModelObject:
         model, engine = listed.model, listed.engine
         return cls(
             id=model.name,
             created=int(model.created_at),
-            kind="adapter" if model.kind == "adapter" else "full",
+            kind="adapter" if model.kind is ModelKind.ADAPTER else "full",
             base=model.base,
             state=model_state(model, engine, listed.held),
             max_model_len=engine.info.max_model_len if engine and engine.info else None,
             job_id=model.job_id,
-            adapter_id=model.id if model.kind == "adapter" else None,
+            adapter_id=model.id if model.kind is ModelKind.ADAPTER else None,
             method=model.method,
             sha256=model.sha256,
             bytes=model.bytes,
@@ -115,7 +115,7 @@ class AdapterObject(Wire):
     )
 
     @classmethod
-    def of(cls, listed: Listed) -> AdapterObject:
+    def of(cls, listed: ModelWithEngine) -> AdapterObject:
         model, held = listed.model, listed.held
         return cls(
             id=model.id,
@@ -142,7 +142,7 @@ class AdapterObject(Wire):
 
 def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | None) -> str:
     """The model's state: `ready`, or the reason why a generation would fail."""
-    if model.kind != "adapter":
+    if model.kind is not ModelKind.ADAPTER:
         return engine.state.value if engine else "stored"
     if model.state is not ModelState.READY:
         return model.state.value

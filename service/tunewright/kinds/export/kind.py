@@ -1,4 +1,4 @@
-"""Exports: adapters are combined, merged into their base and quantized, and what that costs is measured."""
+"""Exports: adapters are combined, merged into their base and quantized, and the loss of quality is measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job, Lineage
-from tunewright.store.states import Source
+from tunewright.store.states import ModelMethod, Source
 
 
 class Export(Kind):
@@ -34,8 +34,10 @@ class Export(Kind):
     request, report = ExportRequest, ExportReport
     path = "/v1/exports"
     module, process = "tunewright.export", "export"
-    saves = "what is done of it"
-    on_kill = "an export needs about a layer of the model in float32, and what it computes of its rows"
+    saves = "its last complete step"
+    on_kill = (
+        "an export needs memory for about one layer of the model in float32, and for the results on its rows"
+    )
 
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
         assert isinstance(request, ExportRequest)
@@ -51,7 +53,7 @@ class Export(Kind):
         if fingerprints - {base.fingerprint}:
             raise JobRefused(
                 "base_changed",
-                f"{request.model} was trained on another model that was named {job.base} then",
+                f"{request.model} was trained on another model, which was named {job.base} then",
                 "model",
             )
         template = request.chat_template or base.chat_template
@@ -76,7 +78,7 @@ class Export(Kind):
             )
             for source, sha256 in zip(request.models, sources, strict=bool(request.models))
         ]
-        whole_model = service.workspace.artifacts.local(sources[0]) if sources and not adapters else None
+        full_model = service.workspace.artifacts.local(sources[0]) if sources and not adapters else None
         calibration, validation = job.file(CALIBRATION_FILE), job.file(VALIDATION_FILE)
         return ExportSpec(
             job_id=job.id,
@@ -85,7 +87,7 @@ class Export(Kind):
             source=request.model,
             base_name=base.name,
             base_hub_id=base.hub_id,
-            base_path=str(whole_model or base.path),
+            base_path=str(full_model or base.path),
             trust_remote_code=trusts_code(settings.models, service.store, base.name),
             adapters=adapters,
             combine=Combine(**request.combine.model_dump(), max_rank=settings.serving.max_lora_rank)
@@ -125,12 +127,12 @@ class Export(Kind):
         }
         with ExitStack() as kept:
             if request.format == "adapter":
-                common |= {"method": "lora", "state": state_of_new_adapter(service.settings.parity)}
+                common |= {"method": ModelMethod.LORA, "state": state_of_new_adapter(service.settings.parity)}
                 product = adapter_row(
                     service.workspace.artifacts, kept, folder.adapter, _name(job), None, common
                 )
             else:
-                common["method"] = request.format
+                common["method"] = ModelMethod(request.format)
                 product = model_row(service.workspace.artifacts, kept, folder.model, _name(job), common)
             service.store.models.publish([product], job_id=job.id, report=outcome.report)
 
@@ -141,7 +143,7 @@ def request_of(job: Job) -> ExportRequest:
 
 
 def _lineage_of_source(service: Service, name: str) -> dict[str, Any]:
-    """What is known of an adapter, for the model card."""
+    """The known properties of an adapter, for the model card."""
     model = service.store.models.get(name)
     if model is None:
         return {}

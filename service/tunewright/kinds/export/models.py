@@ -1,4 +1,4 @@
-"""What a row of an export holds: the request as it was checked, and the report on the product."""
+"""The models of an export's columns: the checked request, and the report on the product."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunewright.export.folder import CombineMethod, Format
 from tunewright.wire import Wire
 
 CALIBRATION_FILE, VALIDATION_FILE, SOURCE = "calibration_file", "validation_file", "source"
-"""Roles of an export's inputs: two files, and the weights of the adapters, in their order, or of the whole model."""
+"""Roles of an export's inputs: two files, and the weights of the adapters, in their order, or of the full model."""
 
 
 class SourceModel(BaseModel):
@@ -34,22 +34,22 @@ class CombineRequest(BaseModel):
 
 
 class ExportRequest(BaseModel):
-    """What was asked for, with the defaults that creation has filled in."""
+    """The request, with the defaults that were filled in when the job was created."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     model: str
-    """Public name of what is exported, or of the first of several adapters."""
+    """Public name of the exported model, or of the first of several adapters."""
     suffix: str | None = None
     chat_template: str | None = None
     format: Format
     models: list[SourceModel] = []
-    """The adapters; empty where a base or a whole model is exported."""
+    """The adapters; empty where a base or a full model is exported."""
     combine: CombineRequest | None = None
     calibration_rows: int | None = None
     group_size: int | None = None
     rows: int
-    """How many rows the quality is measured on."""
+    """Number of rows on which the quality is measured."""
     rows_from: RowsFrom
     max_kl: float | None = None
     force: bool = False

@@ -37,7 +37,7 @@ class FineTuning(Kind):
         if parent is not None and parent.base_fingerprint != base.fingerprint:
             raise JobRefused(
                 "base_changed",
-                f"{request.model} was trained on another model that was named {job.base} then",
+                f"{request.model} was trained on another model, which was named {job.base} then",
                 "model",
             )
         template = request.chat_template or base.chat_template

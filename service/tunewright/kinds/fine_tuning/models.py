@@ -1,4 +1,4 @@
-"""What a row of a fine-tuning job holds."""
+"""The models of a fine-tuning job's columns."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tunewright.jobs.kinds import JobResult
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
-"""Roles of a job's inputs: two files, and the weights of the model that its training goes on from."""
+"""Roles of a job's inputs: two files, and the weights of the model from which training continues."""
 
 
 class FineTuningRequest(BaseModel):
-    """What was asked for."""
+    """The parameters of the request."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     model: str
-    """A base, or the model to go on from, by the name in the request."""
+    """The name in the request: a base, or the model from which training continues."""
     suffix: str | None = None
     chat_template: str | None = None
     method: Literal["supervised"] = "supervised"
@@ -29,4 +29,6 @@ class FineTuningRequest(BaseModel):
 
 
 class FineTuningResult(JobResult):
+    """The result of a fine-tuning job."""
+
     trained_tokens: int | None = None

@@ -1,4 +1,4 @@
-"""Moves the products of a finished training run into the registry and lists them, all or none."""
+"""Stores the products of a finished training run as artifacts, and lists all of them or none."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tunewright.plan.defaults import Resolved
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
+from tunewright.store.states import ModelMethod
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingResult
 
@@ -31,10 +32,10 @@ from tunewright.trainer.spec import TrainingResult
 def publish_products(
     service: Service, job: Job, base: BaseInfo, folder: JobFolder, result: TrainingResult
 ) -> None:
-    """List the final adapter (to be loaded) and the checkpoints of its epochs (to be loaded on request), or the full
-    model.
+    """List the final adapter, which is loaded, and the checkpoints of its epochs, which are loaded on request; or the
+    full model.
 
-    Where the parity gate is on, adapters wait for it, and the job waits for the verdict on the final one. Safe to
+    Where the parity check is on, adapters wait for it, and the job waits for the verdict on the final one. Safe to
     repeat after a crash: artifacts are named by their content, and the listing is one transaction. Raises
     InvalidAdapter where a weight is NaN or infinite: then nothing is listed.
     """
@@ -46,7 +47,7 @@ def publish_products(
     common: dict[str, Any] = {
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        "method": resolved.type,
+        "method": ModelMethod(resolved.type),
         "chat_template": request.chat_template,
     }
     name = model_name(job.base, request.suffix, job.id)
@@ -93,7 +94,7 @@ _COLUMNS = (
 
 
 def _metrics_file(store: Store, workspace: Workspace, job: Job) -> dict[str, Any]:
-    """OpenAI's result file: the metrics of every step, as CSV. Written under its name; returns its row."""
+    """Write OpenAI's result file, a CSV with the metrics of every step. Returns its row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -6,7 +6,7 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-# A copy, not an import: a migration must keep meaning what it meant when it was written.
+# A copy, not an import: the effect of a migration must never change.
 _JOB_MOVES = {
     "validating_files": ("queued", "failed", "cancelled"),
     "queued": ("running", "paused", "failed", "cancelled"),

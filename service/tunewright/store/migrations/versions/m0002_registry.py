@@ -1,4 +1,4 @@
-"""Adapters that were not trained here, and what every model was made from."""
+"""Adapters that were not trained here, and the lineage of every model."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def upgrade() -> None:
 
 
 def _tell_lineage() -> None:
-    """Of the models that are there: what their jobs' rows still say."""
+    """Fill in the lineage of existing models from the rows of their jobs."""
     connection = op.get_bind()
     rows = connection.execute(
         sa.text(
@@ -66,5 +66,5 @@ def _last_metrics(connection: sa.Connection, job: str) -> dict[str, float] | Non
 
 
 def _parsed(value: Any) -> Any:
-    """JSON of a textual query: SQLite gives its text, PostgreSQL what it means."""
+    """A JSON value of a textual query: SQLite returns its text, PostgreSQL the parsed value."""
     return json.loads(value) if isinstance(value, str) else value

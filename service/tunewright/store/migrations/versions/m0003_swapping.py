@@ -1,4 +1,4 @@
-"""Aliases with their history and their shadows' answers, and what number an adapter has inside its engine."""
+"""Aliases with their history and their shadows' answers, and the number of an adapter in its engine."""
 
 import sqlalchemy as sa
 from alembic import op

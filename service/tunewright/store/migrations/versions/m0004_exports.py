@@ -1,4 +1,4 @@
-"""Exports: jobs of another kind, and what was measured of their products."""
+"""Exports: jobs of another kind, and the reports on their products."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,5 +1,5 @@
-"""Jobs of every kind alike: what a kind alone has is in `request`, `resolved` and `result`; inputs and devices have
-tables of their own; the phase is stored."""
+"""The same columns for jobs of every kind: what differs is in `request`, `resolved` and `result`; inputs and devices
+have separate tables; the phase is stored."""
 
 import json
 from typing import Any

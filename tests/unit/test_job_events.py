@@ -10,7 +10,7 @@ import pytest
 
 from rows import create_job, resolved
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.scheduler.reports import take_in_events
+from tunewright.scheduler.events import take_in_events
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store

@@ -1,4 +1,4 @@
-"""Takes the events that a job's process has written into the store: each line exactly once, and each step once."""
+"""Copies the events that a job's process has written into the store: each line exactly once, and each step once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tunewright.store.store import Store
 
 
 def take_in_events(store: Store, job: Job, folder: JobFolder) -> None:
-    """Read on from the job's offset. A resumed process repeats steps since its checkpoint: those are passed over."""
+    """Store the events behind the job's offset. A resumed process repeats the steps since its checkpoint: those are
+    skipped."""
     lines, offset = folder.read_events(job.events_offset)
     if offset == job.events_offset:
         return
