@@ -28,7 +28,7 @@ from .conftest import FAST, processes_of, start_service, wait_ready, wait_until
 BASE = Question(EMBEDDED_BASE, "What color is the sky?")
 TUNING = {**FAST, "n_epochs": 20}
 AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues"}
-"""Of 60: 48 rows, 16 at a time, 20 times."""
+"""The process to kill at each of these steps, of 60 in all: 48 rows, 16 at a time, 20 epochs."""
 
 
 @pytest.mark.timeout(900)
