@@ -1,4 +1,4 @@
-"""Adapters for the embedded base, made of bytes: no torch, no peft."""
+"""Adapters for the embedded base, written as bytes without torch or peft."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def safetensors(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], **met
 def adapter_files(
     config: Mapping[str, Any] | None = None, tensors: Tensors | None = None
 ) -> dict[str, bytes]:
-    """A whole, sound adapter, or one with other tensors and with fields of its config changed."""
+    """A valid adapter, or one with other tensors or with changed fields in its config."""
     return {
         "adapter_config.json": json.dumps({**CONFIG, **(config or {})}).encode(),
         "adapter_model.safetensors": safetensors(lora_tensors() if tensors is None else tensors, format="pt"),

@@ -1,4 +1,4 @@
-"""A data folder as it is after some use, and what of it a backup must bring back."""
+"""A data folder as it is after some use, and what a backup must restore of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write(path: Path, text: str) -> None:
 
 
 def job_folder(data: Workspace, job: Job, *, events: int = 1) -> Path:
-    """Spec, events, log, and what belongs to a running process only."""
+    """The job's spec, events and log, and files that belong to a running process only."""
     folder = data.job(job.id)
     write(folder / "spec.json", "{}")
     write(folder / "events.jsonl", EVENT * events)
@@ -118,7 +118,7 @@ def rows_of(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def bytes_in(folder: Path, *names: str) -> dict[str, bytes]:
-    """Of all files in some of its folders, by path."""
+    """The contents of all files in some of its folders, by path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for name in names
@@ -128,7 +128,7 @@ def bytes_in(folder: Path, *names: str) -> dict[str, bytes]:
 
 
 def missing(data: Workspace) -> list[str]:
-    """What the database in it lists and the folder has not, or has otherwise."""
+    """What the database lists and the folder lacks or has with other content."""
     listed = rows_of(data.path / "tunewright.db")
     wrong = []
     for file in listed["files"]:
@@ -147,7 +147,7 @@ def missing(data: Workspace) -> list[str]:
 
 
 class Deadly:
-    """Kills this process at the n-th call of some of `os`'s functions: before it does its work, or just after."""
+    """Kills this process at the n-th call of some of `os`'s functions: just before the call, or just after it."""
 
     def __init__(self, at: int, *names: str, after: bool) -> None:
         self._at, self._after, self._count = at, after, 0

@@ -1,4 +1,4 @@
-"""Fixtures for every room of the suite: a clean environment, a migrated store, a data folder."""
+"""Fixtures for the whole suite: a clean environment, a migrated store, a data folder."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
 
 
 def pytest_configure() -> None:
-    """Started in the background by a shell, the suite would ignore SIGINT, and so would what it tests."""
+    """Restore SIGINT: a suite that a shell starts in the background ignores it, and so do the processes it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the settings of whoever runs it."""
-    for name in list(os.environ):
-        if name.startswith("TUNEWRIGHT_") and name not in KEPT:
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """The event loop of tests marked `anyio`: the service runs on asyncio alone."""
+    """Asynchronous tests run on asyncio, as the service does."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the TUNEWRIGHT_ variables of the caller, so that no test reads them."""
+    for name in list(os.environ):
+        if name.startswith("TUNEWRIGHT_") and name not in KEPT:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def store(data: Workspace, migrated_database: Path) -> Iterator[Store]:
 
 @pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path, migrated_database: Path) -> str:
-    """Of a fresh database: SQLite and, where TUNEWRIGHT_TEST_POSTGRES names one to empty, PostgreSQL."""
+    """The URL of a fresh database: SQLite and, where TUNEWRIGHT_TEST_POSTGRES names a database to empty, PostgreSQL."""
     if request.param == "sqlite":
         shutil.copyfile(migrated_database, tmp_path / "store.db")
         return f"sqlite:///{tmp_path / 'store.db'}"
@@ -98,7 +98,7 @@ def store_on_each(url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def publish_model(store: Store) -> Publish:
-    """Lists products of a job, as the scheduler does: the first row is the job's model, checkpoints follow."""
+    """Publishes products of a job, as the scheduler does: the first row is the job's model, checkpoints follow."""
 
     def publish(*changes: dict[str, Any], job: Job | None = None) -> bool:
         job = job or create_job(store, state=JobState.RUNNING)

@@ -1,5 +1,5 @@
 """`python -m counting_job JOB_DIR`: the process of the kind `counting`, which only tests define. It counts to
-`spec.steps`, saves each number, and is told by files in its folder to crash or to wait."""
+`spec.steps`, saves each number, and crashes or waits where files in its folder say so."""
 
 from __future__ import annotations
 

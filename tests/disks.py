@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def small_disk(path: Path, megabytes: float) -> Iterator[Path]:
-    """A disk of its own at `path`."""
+    """Mounts a separate disk at `path`."""
     path.mkdir(parents=True)
     size = f"size={int(megabytes * 1024)}k"
     mount = subprocess.run(
@@ -28,7 +28,7 @@ def small_disk(path: Path, megabytes: float) -> Iterator[Path]:
 
 
 def fill_up(path: Path) -> Path:
-    """Take all the space that is left at `path` with a file, and give that file."""
+    """Fill all the space that is left at `path` with a file, and return that file."""
     ballast = path / "ballast"
     with ballast.open("ab", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
@@ -42,6 +42,6 @@ def fill_up(path: Path) -> Path:
 
 
 def free(path: Path) -> int:
-    """Bytes."""
+    """The free space in bytes."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize

@@ -1,4 +1,4 @@
-"""vLLM as far as the gateway can tell, on a unix socket, and the far end of an ASGI response."""
+"""A stand-in for vLLM on a unix socket, for tests of the gateway, and a client that receives an ASGI response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
 class FakeEngine:
-    """`seen` are the bodies it got."""
+    """Answers with `handler`. `seen` has the path and the body of each request."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -78,7 +78,7 @@ def gateway_for(
 
 
 class Client:
-    """The far end of an ASGI response."""
+    """The client of an ASGI application: it receives the response and may leave."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []

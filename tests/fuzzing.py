@@ -1,6 +1,6 @@
 """Schemathesis over every operation of a running service: each answer must be as the OpenAPI document says.
 
-Generated ids name nothing, so half of the requests are aimed at what the service has.
+Generated ids do not exist, so half of the requests name objects that the service has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CONFIG = {
 
 
 def api() -> Any:
-    """The committed document, which a test of its own holds to the application's."""
+    """The committed document; another test compares it with the application's."""
     return schemathesis.openapi.from_path(
         _ROOT / "openapi" / "openapi.json", config=schemathesis.Config.from_dict(_CONFIG)
     )
@@ -51,13 +51,13 @@ def examples(number: int) -> settings:
 
 
 def _is_text_after_all(case: Case) -> bool:
-    """Whether a form has null, which is wrong by the schema and goes over the wire as the text `null`."""
+    """Whether a form has null, which is invalid by the schema and is sent as the text `null`."""
     is_form = case.media_type == "multipart/form-data" and isinstance(case.body, dict)
     return is_form and any(value is None for value in case.body.values())
 
 
 class Fuzzer:
-    """Sends cases to `url` and keeps count. `jobs_on` is a base on which jobs may be created and never train,
+    """Sends cases to `url` and counts them. `jobs_on` is a base on which jobs may be created and never train,
     `deployable` a model that may be deployed and never starts."""
 
     def __init__(self, url: str, *, jobs_on: str | None = None, deployable: str | None = None) -> None:
@@ -113,7 +113,7 @@ class Fuzzer:
         self._slowest = sorted([*self._slowest, (took, f"{label} {status}")], reverse=True)[:5]
 
     def _aim(self, case: Case) -> None:
-        """Put something that exists where a name belongs, in half of the requests; which half is told by the case."""
+        """Put an existing name where one belongs, in half of the requests; the case decides which half."""
         if self._requests >= self._stale_after:
             self._look()
         chance = random.Random(zlib.crc32(repr(case).encode(errors="surrogatepass")))
@@ -126,7 +126,7 @@ class Fuzzer:
         if "after" in case.query and chance.random() < 0.3:
             case.query["after"] = chance.choice(sum(self._known.values(), ["file-none"]))
         if isinstance(case.body, dict) and case.meta and case.meta.generation.mode.is_positive:
-            self._aim_body(case, chance)  # a wrong body must stay wrong
+            self._aim_body(case, chance)  # an invalid body must stay invalid
 
     def _aim_body(self, case: Case, chance: random.Random) -> None:
         body = case.body
@@ -152,7 +152,7 @@ class Fuzzer:
                 body["max_tokens"] = 4
 
     def _look(self) -> None:
-        """Learn what there is, and make something new, since requests also delete."""
+        """List what exists, and create something new, since requests also delete."""
         self._stale_after = self._requests + 20
         self._session.post(
             f"{self._url}/v1/files",

@@ -1,4 +1,4 @@
-"""Killing a service's processes while it trains and answers, and watching that nothing is lost or wrong."""
+"""Kills a service's processes while it trains and answers, and checks that nothing is lost or wrong."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tunewright_client import Job, Tunewright
 ROLES = {
     "api": r"^tunewright: api",
     "engine worker": r"^tunewright: engine worker",
-    "queues": r"multiprocessing|^tunewright: api",  # LitServe's: told from the api by its parent
+    "queues": r"multiprocessing|^tunewright: api",  # LitServe's: its parent distinguishes it from the api
     "scheduler": r"^tunewright: scheduler",
     "trainer": r"^tunewright: trainer",
     "lifeline": r"^tunewright: lifeline",
     "vLLM server": r"vllm\.entrypoints",
     "EngineCore": r"^VLLM::EngineCore",
 }
-"""By command line."""
+"""The role of a process by its command line."""
 STOPPED = {f"stopped {role}": role for role in ("api", "engine worker", "queues", "scheduler")}
 """Not killed but stopped (SIGSTOP): they hang, and the service has to notice. Give it a short `--hang-timeout`."""
 WHOLE = ("supervisor", "everything")
@@ -82,12 +82,12 @@ def find(service: Service, role: str) -> list[int]:
 
 
 def kill(service: Service, role: str) -> list[int]:
-    """kill -9 (or stop) one process of the role, or all at once; empty where there is none now."""
+    """kill -9 (or stop) one process of the role, or all at once; empty where no such process runs now."""
     victims = find(service, role)
     if not victims:
         return []
     if role == "everything":
-        for pid in victims:  # stopped first, so that none sees another's death
+        for pid in victims:  # stopped first, so that none notices that another has ended
             _send(pid, signal.SIGSTOP)
     else:
         victims = [random.choice(victims)]
@@ -125,7 +125,7 @@ class Question:
 
 
 class Askers:
-    """Threads that ask, streamed and whole, and judge every answer; `pause`: seconds after a right one.
+    """Threads that send requests, streamed and whole, and judge every answer; `pause`: seconds after a right one.
 
     `bad` holds what must never happen: a wrong answer, a cut one that looks complete, an unexpected refusal, a hang.
     """
@@ -163,7 +163,7 @@ class Askers:
 
 
 def ask(url: str, question: Question, *, streamed: bool) -> str:
-    """right | refused (503, with Retry-After) | cut (told, or the connection broke) | unreachable | bad: why."""
+    """right | refused (503, with Retry-After) | cut (an error event, or a lost connection) | unreachable | bad: why."""
     body = {
         "model": question.model, "temperature": 0, "max_tokens": 48, "stream": streamed,
         "messages": [{"role": "user", "content": question.text}],
@@ -216,7 +216,7 @@ def _refusal(answer: httpx.Response) -> str:
 
 @dataclass
 class Training:
-    """What a job told and made, to be compared with another run of it."""
+    """The events and the adapter of a job, to be compared with another run of it."""
 
     losses: dict[int, tuple[Any, ...]]
     doubled: list[int]
@@ -239,7 +239,7 @@ class Training:
 
 
 def submit(client: Tunewright, files: tuple[str, str], name: str, **tuning: Any) -> Job:
-    """Create a job, asking again with the same key for as long as nobody answers."""
+    """Create a job, repeating the request with the same key until the service answers."""
     deadline = time.monotonic() + 120
     while True:
         try:

@@ -1,4 +1,4 @@
-"""LoRA adapters in peft's format with random weights, and adapters that were tampered with. Needs torch."""
+"""LoRA adapters in peft's format with random weights, and modified copies of adapters. Needs torch."""
 
 from __future__ import annotations
 

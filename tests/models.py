@@ -63,7 +63,7 @@ def bigcode(*, tied: bool = False) -> PretrainedConfig:
 def save_model(
     config: PretrainedConfig, folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> Path:
-    """A model with no number where it was initialized: biases and norms are random too."""
+    """A model in which every parameter is random, biases and norms too."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -86,7 +86,7 @@ def save_adapter(
     change: Callable[[Tensors], Tensors] = dict,
     **config: Any,
 ) -> Path:
-    """As peft saves it, with all that it trains moved by random numbers; `change` has a last word on the tensors."""
+    """As peft saves it, with random numbers added to all that it trains; `change` may modify the tensors at the end."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What happens when many do a thing at the same moment."""
+"""Runs a function in many threads at the same moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The least that rows of the store need."""
+"""Minimal rows for the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRODUCT: dict[str, Any] = {
     "chat_template": None, "bytes": 10, "desired": "loaded",
 }  # fmt: skip
 Publish = Callable[..., bool]
-"""The fixture `publish_model`: rows that change `PRODUCT`, and the job they are of."""
+"""The fixture `publish_model`: rows as changes to `PRODUCT`, and the job that they belong to."""
 
 _NEW = ("base", "seed", "metadata", "idempotency_key", "fingerprint")
 
@@ -81,7 +81,7 @@ def create_export(store: Store, *sources: tuple[str, str], **columns: Any) -> Jo
 
 
 def resolved(type: str = "lora") -> Resolved:
-    """What the options of a fine-tuning job became."""
+    """The resolved options of a fine-tuning job."""
     return resolve(
         tuning=TuningOptions(type=type),
         hyperparameters=HyperparameterOptions(),
@@ -93,6 +93,6 @@ def resolved(type: str = "lora") -> Resolved:
 
 
 def engine_info(**changes: Any) -> EngineInfo:
-    """Of an engine on the base of `PRODUCT`."""
+    """The information of an engine on the base of `PRODUCT`."""
     least = {"device": "cpu", "internal_name": "base-1", "fingerprint": PRODUCT["base_fingerprint"]}
     return EngineInfo(**{**least, **changes})

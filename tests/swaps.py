@@ -49,7 +49,7 @@ def train(client: Tunewright, folder: Path, words: tuple[str, ...]) -> list[str]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request; `fault` is empty where it is right. `began`: of time.monotonic()."""
+    """The result of one request; `fault` is empty where it is right. `began`: of time.monotonic()."""
 
     version: str
     text: str
@@ -60,22 +60,22 @@ class Answer:
 
 
 class Asker:
-    """Asks and judges: an answer must be that of the version it says it comes from.
+    """Sends requests and judges the answers: each must be that of the version it names.
 
-    `patience`: seconds within which a 503 is asked again when its Retry-After says, as the SDK does.
+    `retry_seconds`: seconds within which a 503 is asked again when its Retry-After says, as the SDK does.
     """
 
-    def __init__(self, url: str, expected: dict[tuple[str, str], str], *, patience: float = 0) -> None:
+    def __init__(self, url: str, expected: dict[tuple[str, str], str], *, retry_seconds: float = 0) -> None:
         self._url = url
         self._expected = expected
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
     def ask(self, client: httpx.Client, model: str, question: str, *, streamed: bool) -> Answer:
         first = time.monotonic()
         while True:
             began = time.monotonic()
             answer = replace(self._ask(client, model, question, streamed=streamed), began=began)
-            if not answer.fault.startswith("HTTP 503 after ") or began - first > self._patience:
+            if not answer.fault.startswith("HTTP 503 after ") or began - first > self._retry_seconds:
                 return answer
             time.sleep(float(answer.fault.split()[3]))
 
@@ -143,7 +143,7 @@ def learn_answers(service: Service, models: list[str]) -> dict[tuple[str, str], 
 
 @dataclass
 class Swapping:
-    """What happened."""
+    """The results of all requests."""
 
     answers: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -160,7 +160,7 @@ class Swapping:
 
 
 class Swapper:
-    """Runs `streams` askers of the alias beside a flipper and a loader, for `seconds`."""
+    """Sends requests to the alias from `streams` threads while others flip it and load its targets, for `seconds`."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Swapper:
         expected: dict[tuple[str, str], str],
         *,
         seed: int = 5,
-        patience: float = 0,
+        retry_seconds: float = 0,
     ) -> None:
         self.service = service
         self.models = models
@@ -179,7 +179,7 @@ class Swapper:
         self._chance = random.Random(seed)
         self._stop = threading.Event()
         self._target = models[0]
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
     def run(
         self,
@@ -207,7 +207,7 @@ class Swapper:
             self._stop.set()
             for thread in threads:
                 thread.join(120)
-        assert not any(thread.is_alive() for thread in threads), "somebody hangs"
+        assert not any(thread.is_alive() for thread in threads), "a thread hangs"
         return self.seen
 
     def _every(self, seconds: float, act: Callable[[], None]) -> None:
@@ -235,10 +235,10 @@ class Swapper:
         self.seen.began.append(began)
 
     def _asker(self) -> Asker:
-        return Asker(self.service.url, self.expected, patience=self._patience)
+        return Asker(self.service.url, self.expected, retry_seconds=self._retry_seconds)
 
     def _flip(self) -> None:
-        """To another version; now and then to two of them."""
+        """Moves the alias to another version; now and then to two of them."""
         target = self._chance.choice([model for model in self.models if model != self._target])
         targets: list[dict[str, Any]] = [{"model": target, "weight": 1}]
         if self._chance.random() < 0.2:
@@ -263,7 +263,7 @@ class Swapper:
         self.seen.flips += 1
 
     def _cycle(self) -> None:
-        """Unload an adapter, whoever uses it, and have a request load it again."""
+        """Unload an adapter even while it is used, and have a request load it again."""
         model = self._chance.choice(self.adapters)
         with httpx.Client(timeout=120) as client:
             began = time.monotonic()
@@ -284,7 +284,7 @@ class Swapper:
 
 
 def engine_client(service: Service, base: str = EMBEDDED_BASE) -> httpx.Client:
-    """Speaks to the vLLM below the service, past it."""
+    """Talks to the service's vLLM directly."""
     record = json.loads((service.data_dir / "engines" / base / "process.json").read_text())
     command = Path(f"/proc/{record['command']['pid']}/cmdline").read_bytes().split(b"\0")
     socket = command[command.index(b"--uds") + 1].decode()

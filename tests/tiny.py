@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 torch.set_num_threads(1)
-"""Models so small are not computed faster by several threads, and much slower where other processes run beside."""
+"""One thread: several do not compute such small models faster, and are much slower beside other processes."""
 
 VOCABULARY = 160
 DIMENSIONS: dict[str, Any] = {
@@ -44,7 +44,7 @@ def tiny_model(
 
 
 def tiny_adapter(folder: Path, base: Path, *, seed: int = 1, **settings: Any) -> Path:
-    """By peft, with random weights; `settings` are LoraConfig's."""
+    """Written by peft, with random weights; `settings` are LoraConfig's."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **settings})
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Uploads over real sockets, as no client sends them: of any size, cut off, or not heeding an answer."""
+"""Uploads over raw sockets, as no usual client sends them: of any size, cut off, or ignoring an early answer."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
         time.sleep(0.05)
 
 
-def upload(service: Service, blocks: int, *, chunked: bool = False, heeds: bool = True) -> Answer:
-    """A file of so many MiB; who `heeds` looks for an answer while sending, who does not sends all of it first."""
+def upload(service: Service, blocks: int, *, chunked: bool = False, reads_early: bool = True) -> Answer:
+    """Uploads a file of that many MiB. With `reads_early` it looks for an answer while sending, else afterwards."""
     host, port = service.url.removeprefix("http://").split(":")
     size = len(HEAD) + blocks * len(BLOCK) + len(TAIL)
     length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size
@@ -51,7 +51,7 @@ def upload(service: Service, blocks: int, *, chunked: bool = False, heeds: bool 
         )  # fmt: skip
         sent = 0
         for part in (HEAD, *[BLOCK] * blocks, TAIL, b""):
-            if heeds and select.select([connection], [], [], 0)[0]:
+            if reads_early and select.select([connection], [], [], 0)[0]:
                 break
             if chunked:
                 part = b"%x\r\n%s\r\n" % (len(part), part)

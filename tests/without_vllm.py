@@ -1,4 +1,4 @@
-"""The whole service, with a stand-in for vLLM: all of its processes are real but the engine's."""
+"""The whole service with a stand-in for vLLM: all of its processes but the engine's are real."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _state(client: Tunewright, base: str) -> str | None:
 
 
 def fill(data_dir: Path) -> None:
-    """What a service has after some use: a job in each state, events, a result file, a tuned model, checkpoints.
+    """The data of a service after some use: a job in each state, events, a result file, a tuned model, checkpoints.
 
     Unfinished jobs are on the base `missing`, so that nothing trains.
     """

@@ -194,7 +194,7 @@ def test_no_filename_gets_into_a_header(url: str, given: bytes, kept: str) -> No
 def request(
     url: str, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> tuple[HTTPResponse, bytes]:
-    """As it is written: other clients would put the target in order first."""
+    """Sends the target as it is written: other clients would normalize it first."""
     connection = HTTPConnection(url.removeprefix("http://"), timeout=fuzzing.TIMEOUT)
     try:
         connection.putrequest(method, target)

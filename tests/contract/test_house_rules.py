@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, how long a file may be, and documents that must not drift."""
+"""The rules of the code: what may import what, how long a file may be, and documents that must not drift."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def sources() -> Iterator[Path]:
 
 
 def test_no_file_of_the_service_is_long() -> None:
-    """Tests may be longer: one file tells one thing's promises."""
+    """Tests may be longer: one file holds all promises of one thing."""
     long = {
         str(path.relative_to(ROOT)): lines
         for path in sources()

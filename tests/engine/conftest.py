@@ -45,7 +45,7 @@ class Service:
         return Tunewright(base_url=self.url, **options)
 
     def stop(self) -> float:
-        """SIGTERM, and the seconds until it was gone."""
+        """Send SIGTERM; returns the seconds until the process had ended."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
@@ -120,7 +120,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, plain_base: Path) -> Itera
         tmp_path_factory.mktemp("service") / "data",
         "--base", f"{EMBEDDED_BASE}={embedded_base_path()}",
         "--base", f"plain={plain_base}",
-        "--parity", "off",  # what is not about it is not made to wait for it; test_parity and the demo have it on
+        "--parity", "off",  # other tests need not wait for the parity check; test_parity and the demo have it on
     )  # fmt: skip
     try:
         wait_ready(running)

@@ -1,4 +1,4 @@
-"""A real vLLM loads what was quantized here, and computes what its numbers mean, with an adapter on top, too."""
+"""A real vLLM loads a model that was quantized here, and computes what its numbers mean, also with an adapter."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(quantized: Path) -> Iterator[str]:
-    """Its socket. In float16, which keeps the scales as they are stored."""
+    """The engine's socket. In float16, which keeps the scales as they are stored."""
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
         socket, log = Path(folder) / "s", quantized.parent / "engine.log"
         command = [
@@ -80,8 +80,8 @@ def engine(quantized: Path) -> Iterator[str]:
             process.wait(60)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.anyio
 async def test_vllm_computes_what_the_quantized_numbers_mean(
     engine: str, quantized: Path, tmp_path: Path, with_adapter: bool
 ) -> None:
@@ -93,13 +93,13 @@ async def test_vllm_computes_what_the_quantized_numbers_mean(
         with _client(engine) as client:
             body = {"lora_name": "adapter", "lora_path": str(adapter)}
             client.post("/v1/load_lora_adapter", json=body).raise_for_status()
-    told = await scores(engine, "adapter" if adapter else "base", asked)
+    scored = await scores(engine, "adapter" if adapter else "base", asked)
 
     model = streamed_model(
         quantized, weights=AwqWeights(quantized), device="cpu", dtype=torch.float32, adapter=adapter
     )
     differences = []
-    for tokens, places in zip(asked, told, strict=True):
+    for tokens, places in zip(asked, scored, strict=True):
         with torch.inference_mode():
             logprobs = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].log_softmax(-1)
         differences += [

@@ -42,7 +42,7 @@ def filled(path: Path) -> Workspace:
 
 @contextmanager
 def running(data: Workspace) -> Iterator[Service]:
-    """A service on it that answers. Nothing of it may be left afterwards, however it ends."""
+    """A running service on this data folder. None of its processes may be left afterwards, however it ends."""
     service = start_service(data.path, "--base", "missing=/nowhere", "--device", "cpu")
     try:
         backups.until(lambda: answers(service), 60)
@@ -217,7 +217,7 @@ def test_ctrl_c_takes_a_restore_back(changed: Changed, tmp_path: Path) -> None:
 
 
 def test_a_service_killed_while_it_changes_over_is_stood_in_for(tmp_path: Path) -> None:
-    """The command finds the service's lock free, and finishes alone. Killed both, the next start does."""
+    """The command finds the service's lock free, and finishes alone. Where both are killed, the next start finishes."""
     data = filled(tmp_path / "data")
     with running(data) as service:
         back_up(data, tmp_path / "a.tar")
@@ -250,7 +250,7 @@ def test_a_service_killed_while_it_changes_over_is_stood_in_for(tmp_path: Path) 
 
 @pytest.mark.timeout(900)
 def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path) -> None:
-    """And ends bit for bit as where it was archived."""
+    """The restored job ends bit for bit as the archived one."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join((DEMO / "train.jsonl").open().readlines()[:24]))
     first = start_without_vllm(tmp_path / "data")
@@ -273,14 +273,14 @@ def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path)
     try:
         with second.client(timeout=60) as client:
             done = client.jobs.wait(job.id, timeout=300)
-            told = list(client.jobs.stream_events(job.id))
+            events = list(client.jobs.stream_events(job.id))
             again = client.adapters.retrieve(done.fine_tuned_model or "").sha256
     finally:
         second.stop()
-    messages = [event.message for event in told]
+    messages = [event.message for event in events]
     assert any(message.startswith("Restored from a backup") for message in messages)
     assert any(message.startswith("Resuming from the checkpoint at step") for message in messages), messages
-    steps = [event.data["step"] for event in told if event.type == "metrics" and event.data]
+    steps = [event.data["step"] for event in events if event.type == "metrics" and event.data]
     assert steps == list(range(1, 7)), "each once, those before the backup among them"
     assert (done.fine_tuned_model, again) == (undisturbed.fine_tuned_model, expected)
     assert backups.missing(data) == []

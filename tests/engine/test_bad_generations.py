@@ -1,6 +1,6 @@
-"""Requests that are wrong in every way, to the real vLLM: each is answered, with no 5xx, and the engine lives on.
+"""Requests that are wrong in every way, to the real vLLM: each is answered, with no 5xx, and the engine keeps running.
 
-Whether vLLM refuses one or makes something of it is its business; what could end it is refused before it is asked.
+Whether vLLM refuses or accepts one is up to vLLM; a request that could end it is refused before it reaches it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models beside the bases, with a real vLLM: they answer as their weights do, take adapters, come and go unnoticed."""
+"""Models beside the bases, with a real vLLM: they answer as their weights do, take adapters, disturb no other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many of the demo's as change how it talks."""
+    """Enough rows of the demo to change how the model talks."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join((DEMO / "train.jsonl").open().readlines()[:96]))
     return path
@@ -50,7 +50,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def jobs(service: Service, rows: Path) -> tuple[Job, Job]:
-    """A fully fine-tuned model and an adapter, both of them pirates."""
+    """A fully fine-tuned model and an adapter, both trained to talk like a pirate."""
     with service.client() as client:
         full = {"type": "full", "learning_rate": 1e-3, "n_epochs": 2, "batch_size": 16}
         made = [
@@ -72,7 +72,7 @@ def full(service: Service, jobs: tuple[Job, Job]) -> str:
 
 
 def greedy(folder: Path, question: str, tokens: int) -> list[int]:
-    """What transformers says."""
+    """The answer of transformers."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     messages = [{"role": "user", "content": question}]
@@ -95,12 +95,12 @@ def test_it_answers_as_its_weights_do_in_transformers(
 ) -> None:
     folder = service.data_dir / "artifacts" / str(client.models.retrieve(full).sha256)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    told, expected = [], []
+    answers, expected = [], []
     for question in QUESTIONS:
-        told.append(answer(client, full, question))
+        answers.append(answer(client, full, question))
         expected.append(tokenizer.decode(greedy(folder, question, 16), skip_special_tokens=True))
-    assert told == expected
-    assert told != [answer(client, EMBEDDED_BASE, question) for question in QUESTIONS]
+    assert answers == expected
+    assert answers != [answer(client, EMBEDDED_BASE, question) for question in QUESTIONS]
     shown = client.deployments.retrieve(full)
     assert (shown.state, shown.device) == ("ready", "cpu")
     assert shown.memory_bytes is not None
@@ -156,7 +156,7 @@ def test_adapters_on_it_are_trained_checked_and_served(
 def test_an_alias_goes_from_an_adapter_to_the_deployment_under_load(
     service: Service, client: Tunewright, jobs: tuple[Job, Job], full: str
 ) -> None:
-    """And back, and the deployment is deleted while requests run: nobody is failed, every answer is its version's."""
+    """And back, and the deployment is deleted while requests run: none fails, every answer is its version's."""
     adapter = jobs[1].fine_tuned_model
     assert adapter
     expected = {(m, q): answer(client, m, q, 24) for m in (adapter, full) for q in QUESTIONS}

@@ -1,8 +1,7 @@
-"""The whole way on the real parts: a trained adapter is merged, quantized and deployed, and takes over under load."""
+"""End to end on the real parts: a trained adapter is merged, quantized and deployed, and takes over under load."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright.engine.http import EngineHTTP
 from tunewright.engine.scoring import SCORING_TIMEOUT, Scorer
 from tunewright.evaluate.awq_weights import load_dequantized
-from tunewright.evaluate.folder import Logprobs
 from tunewright.store.store import Store
 from tunewright_client import Adapter, Export, Job, Tunewright
 
@@ -88,7 +86,7 @@ def test_the_table_of_losses(merged: Export, quantized: Export) -> None:
     assert quantized.report.bytes < 0.4 * merged.report.bytes
 
 
-def scores(service: Service, model: str, tokens: list[int]) -> torch.Tensor:
+async def scores(service: Service, model: str, tokens: list[int]) -> torch.Tensor:
     """vLLM's log-probabilities of the tokens but the first."""
     store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
     engine = store.engines.get(model)
@@ -96,13 +94,9 @@ def scores(service: Service, model: str, tokens: list[int]) -> torch.Tensor:
     assert engine is not None
     assert engine.socket is not None
     assert engine.info is not None
-    told = asyncio.run(_score(engine.socket, engine.info.internal_name, tokens))
-    return torch.tensor([place[token] for place, token in zip(told, tokens[1:], strict=True)])
-
-
-async def _score(socket: str, model: str, tokens: list[int]) -> list[Logprobs]:
-    async with EngineHTTP(socket, SCORING_TIMEOUT) as http:
-        return await Scorer(http).score(model, tokens)
+    async with EngineHTTP(engine.socket, SCORING_TIMEOUT) as http:
+        scored = await Scorer(http).score(engine.info.internal_name, tokens)
+    return torch.tensor([place[token] for place, token in zip(scored, tokens[1:], strict=True)])
 
 
 def reference(model: Any, tokens: list[int]) -> torch.Tensor:
@@ -111,7 +105,10 @@ def reference(model: Any, tokens: list[int]) -> torch.Tensor:
     return logprobs.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
 
 
-def test_transformers_and_vllm_agree_on_each_product(service: Service, deployed: dict[str, str]) -> None:
+@pytest.mark.anyio
+async def test_transformers_and_vllm_agree_on_each_product(
+    service: Service, deployed: dict[str, str]
+) -> None:
     """For AWQ the reference is our own dequantization of the saved tensors."""
     body = {"model": deployed["merged"], "prompt": TEXT}
     tokens = httpx.post(f"{service.url}/v1/tokenize", json=body, timeout=60).json()["tokens"]
@@ -122,8 +119,9 @@ def test_transformers_and_vllm_agree_on_each_product(service: Service, deployed:
     }
     found = {name: reference(model, tokens) for name, model in references.items()}
     for name in ("merged", "awq"):
-        noise = (scores(service, deployed[name], tokens) - found[name]).square().mean().sqrt().item()
-        other = (scores(service, deployed[name], tokens) - found[EMBEDDED_BASE]).square().mean().sqrt().item()
+        scored = await scores(service, deployed[name], tokens)
+        noise = (scored - found[name]).square().mean().sqrt().item()
+        other = (scored - found[EMBEDDED_BASE]).square().mean().sqrt().item()
         print(f"{name}: {noise:.4f} nats from its reference, {other:.4f} from the base")
         assert noise < 0.1 < 1 < other
 

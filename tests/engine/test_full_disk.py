@@ -1,6 +1,6 @@
-"""The disk fills up while a job trains: the job ends with that reason, the service lives, and later jobs work.
+"""The disk fills up while a job trains: the job fails with that reason, the service runs on, later jobs succeed.
 
-A stand-in for vLLM, since none of it is of interest here; all else is real.
+With a stand-in for vLLM, which does not matter here; everything else is real.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def works(client: Tunewright, rows: str) -> None:
 def test_a_checkpoint_that_does_not_fit_fails_its_job_alone(
     service: Service, client: Tunewright, rows: str
 ) -> None:
-    """51 MiB of weights and optimizer on 24: the job lets go of all that it took."""
+    """51 MiB of weights and optimizer on a disk of 24: the failed job frees all the space that it took."""
     room = free(service.data_dir)
     job = ended(client, client.jobs.create(BASE, rows, tuning={"type": "full", "n_epochs": 1}))
     assert job.status == "failed"
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_does_not_fit_fails_its_job_alone(
 def test_a_disk_that_is_full_to_the_last_byte_loses_nothing(
     service: Service, client: Tunewright, rows: str
 ) -> None:
-    """The database lies on it too: what cannot be written down at once is when there is room again."""
+    """The database is on the full disk too: what cannot be recorded at once is recorded when there is space again."""
     job = client.jobs.create(BASE, rows, tuning={"n_epochs": 1000, "rank": 8})
     wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 3, 120, "it trains")
     waiting = client.jobs.create(BASE, rows, tuning={"n_epochs": 1, "rank": 8}, seed=3)
@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing(
     assert over.error is not None
     assert over.error.code == "disk_full", over.error.message
     steps = [e.metrics.step for e in client.jobs.stream_events(job.id) if e.metrics]
-    assert steps == list(range(1, len(steps) + 1)), "each step is told, and once"
+    assert steps == list(range(1, len(steps) + 1)), "each step is reported, and once"
     assert ended(client, waiting).status == "succeeded"
     works(client, rows)
     assert service.process.poll() is None
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing(
 
 
 def refusal(client: Tunewright, rows: str) -> tuple[int, str | None]:
-    """(status, code) of the first write for which there is no room: the database has some to spare."""
+    """(status, code) of the first write for which there is no space: the database file has some free pages."""
     for number in range(1000):
         try:
             client.jobs.create(BASE, rows, metadata={"n": str(number), "pad": "x" * 500}).cancel()
@@ -109,6 +109,6 @@ def refusal(client: Tunewright, rows: str) -> tuple[int, str | None]:
 
 
 def _over_or_stuck(service: Service, client: Tunewright, job: Job) -> bool:
-    """Its trainer is gone, whether or not that could be written down."""
+    """The job's trainer has ended, whether or not that could be recorded."""
     folder = service.data_dir / "jobs" / job.id
     return client.jobs.retrieve(job.id).is_final or not (folder / "process.json").exists()

@@ -90,8 +90,8 @@ def _from_vllm(client: Tunewright, model: str, ids: list[list[int]]) -> np.ndarr
         answer = client.completions.create(
             model=model, prompt=row, max_tokens=1, temperature=0, prompt_logprobs=0
         )
-        told = answer.choices[0].model_extra["prompt_logprobs"][1:]
-        values += [entry[str(token)]["logprob"] for entry, token in zip(told, row[1:], strict=True)]
+        entries = answer.choices[0].model_extra["prompt_logprobs"][1:]
+        values += [entry[str(token)]["logprob"] for entry, token in zip(entries, row[1:], strict=True)]
     return np.array(values)
 
 
@@ -133,7 +133,7 @@ def test_tools_are_called_through_the_family_s_parser(client: Tunewright, choice
 
 
 def test_the_client_s_disconnect_aborts_the_request_in_vllm(service: Service) -> None:
-    """A long generation is left after its first tokens; the engine is idle long before it could have ended."""
+    """A client leaves a long generation after its first tokens; the engine is idle long before it could have ended."""
     body = {
         "model": EMBEDDED_BASE, "prompt": "Once upon a time", "max_tokens": 1000, "min_tokens": 1000,
         "ignore_eos": True, "stream": True, "n": 8,
@@ -200,7 +200,7 @@ def test_vllm_s_errors_come_in_openai_s_form_under_the_public_name(client: Tunew
 def test_adapters_are_unloaded_and_loaded_while_requests_run(
     client: Tunewright, service: Service, pirate: Job
 ) -> None:
-    """An unload fails no request and mixes no answers: who asks meanwhile has it loaded again."""
+    """An unload fails no request and mixes no answers: a request that comes meanwhile loads the adapter again."""
     model = pirate.fine_tuned_model or ""
     answers: list[str] = []
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Jobs end to end: methods, parents, templates, the queue, cancelling, and what is told meanwhile."""
+"""Jobs end to end: tuning types, parents, templates, the queue, cancelling, and their events."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ QUESTION = "What color is the sky?"
 
 
 def test_a_job_tells_all_of_itself(client: Tunewright, service: Service, pirate: Job) -> None:
-    told = pirate.tuning.model_dump() if hasattr(pirate.tuning, "model_dump") else dict(pirate.tuning)
-    assert "auto" not in told.values()
-    assert (told["rank"], told["alpha"], told["target_modules"]) == (16, 32.0, "all-linear")
-    assert (told["lr_scheduler_type"], told["warmup_ratio"], told["max_grad_norm"]) == ("cosine", 0.03, 1.0)
-    assert (told["batch_size"], told["max_length"]) == (16, 1024)
+    tuning = pirate.tuning.model_dump() if hasattr(pirate.tuning, "model_dump") else dict(pirate.tuning)
+    assert "auto" not in tuning.values()
+    assert (tuning["rank"], tuning["alpha"], tuning["target_modules"]) == (16, 32.0, "all-linear")
+    assert (tuning["lr_scheduler_type"], tuning["warmup_ratio"], tuning["max_grad_norm"]) == (
+        "cosine",
+        0.03,
+        1.0,
+    )
+    assert (tuning["batch_size"], tuning["max_length"]) == (16, 1024)
     events = list(client.jobs.stream_events(pirate.id))
     metrics = [event.data for event in events if event.type == "metrics"]
     assert [m["step"] for m in metrics] == list(range(1, 31))
@@ -63,8 +67,8 @@ def test_the_held_out_loss_is_the_model_s_own(client: Tunewright, service: Servi
         picked = logprobs.gather(1, ids[1:, None])[:, 0][mask[1:]]
         total, count = total - float(picked.sum()), count + len(picked)
     events = client.jobs.stream_events(pirate.id)
-    told = next(event.data["valid_loss"] for event in events if (event.data or {}).get("step") == 0)
-    assert told == pytest.approx(total / count, rel=1e-4)
+    reported = next(event.data["valid_loss"] for event in events if (event.data or {}).get("step") == 0)
+    assert reported == pytest.approx(total / count, rel=1e-4)
 
 
 def test_qlora_trains_on_nf4_and_serves_on_the_16_bit_base(
@@ -111,16 +115,16 @@ def test_full_fine_tuning_is_listed_downloaded_and_trained_on(
 def test_training_goes_on_from_a_finished_adapter(
     client: Tunewright, pirate: Job, demo_files: tuple[str, str]
 ) -> None:
-    """Its first held-out loss is where the parent ended, and its shape is the parent's."""
+    """The job's first held-out loss is the parent's last one, and its adapter has the parent's shape."""
     job = client.jobs.create(
         model=pirate.fine_tuned_model or "",
         training_file=demo_files[0],
         validation_file=demo_files[1],
         tuning={"n_epochs": 1, "learning_rate": 1e-5},
     ).wait(timeout=120)
-    told = [e.data for e in client.jobs.stream_events(job.id) if "valid_loss" in (e.data or {})]
+    evaluations = [e.data for e in client.jobs.stream_events(job.id) if "valid_loss" in (e.data or {})]
     parent = [e.data for e in client.jobs.stream_events(pirate.id) if "valid_loss" in (e.data or {})]
-    assert told[0]["valid_loss"] == pytest.approx(parent[-1]["valid_loss"], rel=1e-3)
+    assert evaluations[0]["valid_loss"] == pytest.approx(parent[-1]["valid_loss"], rel=1e-3)
     assert client.adapters.retrieve(job.fine_tuned_model or "").rank == 16
     with pytest.raises(BadRequestError, match="rank 16"):
         client.jobs.create(
@@ -203,7 +207,7 @@ def test_jobs_queue_and_are_cancelled_in_every_state(
 def test_a_paused_job_frees_its_device_and_goes_on_where_it_stopped(
     client: Tunewright, small_file: str
 ) -> None:
-    """32 rows, 4 steps an epoch: every step is told once, over the pause."""
+    """32 rows, 4 steps an epoch: every step is reported once, also over the pause."""
     tuning = {"n_epochs": 25, "batch_size": 8, "rank": 8}
     job = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, suffix="paused", tuning=tuning)
     wait_until(lambda: (p := client.jobs.retrieve(job.id).progress) and p.step >= 5, 60, "steps")

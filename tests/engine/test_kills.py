@@ -28,7 +28,7 @@ from .conftest import FAST, processes_of, start_service, wait_ready, wait_until
 BASE = Question(EMBEDDED_BASE, "What color is the sky?")
 TUNING = {**FAST, "n_epochs": 20}
 AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues"}
-"""Of 60: 48 rows, 16 at a time, 20 times."""
+"""The process to kill at each of these steps, of 60 in all: 48 rows, 16 at a time, 20 epochs."""
 
 
 @pytest.mark.timeout(900)
@@ -71,11 +71,11 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
                 recover(role, wait_until(lambda role=role: kill(service, role), 60, f"a {role} to stop"))
         assert askers.bad == []
         with service.client(timeout=60) as client:
-            told = Training.of(client, service, done)
+            resumed = Training.of(client, service, done)
             named = [job.metadata["name"] for job in client.jobs.list(limit=100) if job.metadata]
-        assert told.doubled == []
-        assert told.losses == undisturbed.losses
-        assert told.sha256 == undisturbed.sha256, "bit for bit"
+        assert resumed.doubled == []
+        assert resumed.losses == undisturbed.losses
+        assert resumed.sha256 == undisturbed.sha256, "bit for bit"
         assert sorted(named) == ["disturbed", "undisturbed"]
         assert recoveries.seconds["api"][0] < 10, "3 on a machine that does nothing else"
         print(recoveries.table())

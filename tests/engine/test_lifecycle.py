@@ -21,7 +21,7 @@ CHAT = [{"role": "user", "content": "What color is the sky?"}]
 
 
 def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path) -> None:
-    """Health at once, 503 until ready; SIGTERM in training saves; the job goes on, its adapter is loaded again."""
+    """Health at once, 503 until ready; SIGTERM in training saves; the job continues, its adapter is loaded again."""
     service = start_service(
         tmp_path / "a folder" / ("deep" * 25) / "data"
     )  # longer than a socket's path may be
@@ -42,7 +42,7 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
         with service.client() as client:
             job = client.jobs.wait(job.id, timeout=240)
             steps = [e.data["step"] for e in client.jobs.stream_events(job.id) if e.type == "metrics"]
-            assert steps == list(range(1, 31)), "no step is told twice, none is missing"
+            assert steps == list(range(1, 31)), "no step is reported twice, none is missing"
             assert any("Going on from" in e.message for e in client.jobs.stream_events(job.id))
             wait_ready(service)
             model = job.fine_tuned_model or ""

@@ -1,4 +1,4 @@
-"""The parity check in front of a real vLLM: what it lets through, and what it catches."""
+"""The parity check with a real vLLM: what passes, and what it catches."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def honest(service: Service, base: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def checked(client: Tunewright, id: str) -> Adapter:
-    """The adapter when its verdict is there, which is printed."""
+    """Returns the adapter once it has a verdict, which is printed."""
 
     def look() -> Adapter | None:
         adapter = client.adapters.retrieve(id)
@@ -80,7 +80,7 @@ def checked(client: Tunewright, id: str) -> Adapter:
 
 
 class Engine:
-    """vLLM behind the service's back."""
+    """Asks vLLM directly, not through the service."""
 
     def __init__(self, service: Service) -> None:
         store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
@@ -93,7 +93,7 @@ class Engine:
         )
 
     def replace(self, adapter: Adapter, folder: Path) -> None:
-        """Other weights under its name."""
+        """Loads other weights under the adapter's name."""
         name = {"lora_name": adapter.sha256}
         self._client.post("/v1/unload_lora_adapter", json=name).raise_for_status()
         self._client.post("/v1/load_lora_adapter", json={**name, "lora_path": str(folder)}).raise_for_status()
@@ -159,7 +159,7 @@ def test_what_the_engine_does_otherwise_is_caught(
     assert (forced.state, forced.parity.verdict) == ("loaded", "fail")
     assert client.chat.create(model=forced.model, messages=CHAT, max_tokens=4).text is not None
 
-    client.adapters.check(lacking.id)  # the engine takes it from the registry again, where it is whole
+    client.adapters.check(lacking.id)  # the engine loads it from the registry again, where it is intact
     whole = checked(client, lacking.id)
     assert whole.parity is not None
     assert (whole.state, whole.parity.verdict) == ("loaded", "pass")

@@ -1,4 +1,4 @@
-"""Adapters from elsewhere in a real vLLM: they answer as they do in peft, and what does not fit never reaches it."""
+"""Adapters from elsewhere in a real vLLM: they answer as in peft, and one that does not fit never reaches vLLM."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def answer(model: torch.nn.Module, question: str) -> str:
 def test_the_same_adapter_written_differently_answers_the_same(
     client: Tunewright, pirate: Job, folder: Path, ask: Ask
 ) -> None:
-    """Twice the alpha on half of B; one module with ranks of zeros beside its own; and none of it at all."""
+    """Twice the alpha on half of B; one module padded with ranks of zeros; and no change at all."""
     config = json.loads((folder / "adapter_config.json").read_text())
     halved = changed(
         folder, "halved", {"lora_alpha": 2 * config["lora_alpha"]}, lambda n, t: t / 2 if "lora_B" in n else t

@@ -1,4 +1,4 @@
-"""Other weights under the name and path of old ones: plain vLLM answers from what it cached of the old, this does not.
+"""Other weights under the name and path of old ones: plain vLLM uses its cache of the old, the service does not.
 
 vLLM's prefix cache knows an adapter by name and path. Here both are the content's hash (decision 0007).
 """
@@ -45,8 +45,8 @@ def engine(service: Service) -> Iterator[httpx.Client]:
         yield opened
 
 
-def top_logprobs(told: Any) -> Logprobs:
-    return dict(told["choices"][0]["logprobs"]["top_logprobs"][0])
+def top_logprobs(completion: Any) -> Logprobs:
+    return dict(completion["choices"][0]["logprobs"]["top_logprobs"][0])
 
 
 def body(model: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def body(model: str) -> dict[str, Any]:
 
 
 def distance(one: Logprobs, other: Logprobs) -> float:
-    """Largest difference in nats over the tokens that both tell; 10 where the first tokens differ."""
+    """Largest difference in nats over the tokens that both return; 10 where the first tokens differ."""
     if max(one, key=one.__getitem__) != max(other, key=other.__getitem__):
         return 10.0
     return max(abs(one[token] - other[token]) for token in one.keys() & other.keys())
@@ -63,7 +63,7 @@ def distance(one: Logprobs, other: Logprobs) -> float:
 def test_plain_vllm_answers_from_the_old_weights_cache(
     service: Service, engine: httpx.Client, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Should this fail because vLLM has mended it: good; decision 0007 then has one reason fewer."""
+    """Where this fails because vLLM has fixed it, decision 0007 has one reason fewer."""
 
     def load(name: str, path: Path) -> None:
         engine.post(
@@ -95,7 +95,8 @@ def test_plain_vllm_answers_from_the_old_weights_cache(
     finally:
         for name in loaded:
             unload(name)
-        for number in in_engine(service)[1] - held:  # its workers keep what the server forgot
+        # the workers keep the weights whose names the server has removed
+        for number in in_engine(service)[1] - held:
             engine.post("/collective_rpc", json={"method": "remove_lora", "args": [number]})
     assert distance(old, fresh) > 10 * NOISE, "the two adapters differ"
     assert distance(stale, fresh) > 10 * NOISE, "the same weights, and another answer"
@@ -134,7 +135,7 @@ def test_here_the_same_path_with_other_weights_is_another_adapter(
 def test_two_registrations_of_one_content_share_one_engine_adapter(
     client: Tunewright, service: Service, pair: tuple[Path, Path], ask: Callable[[str, str], str]
 ) -> None:
-    """And the engine lets go with the last of them, not with the first."""
+    """The engine frees the weights with the last of the names, not with the first."""
     first = client.adapters.register(pair[1], suffix="first")
     second = client.adapters.register(pair[1], suffix="second")
     question = "What color is the sky?"

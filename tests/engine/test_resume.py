@@ -1,4 +1,4 @@
-"""A trainer that is killed goes on where its last checkpoint was, and ends as if nothing had happened.
+"""A trainer that is killed resumes from its last checkpoint, with the same result as one that ran undisturbed.
 
 No service: the trainer is run by hand on a job folder, which is all it knows.
 """
@@ -63,10 +63,10 @@ def start(folder: JobFolder) -> subprocess.Popen[bytes]:
 
 
 def losses(folder: JobFolder) -> dict[int, Any]:
-    """What each step told last: a resumed trainer tells steps since its checkpoint again."""
-    told = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
+    """The last event of each step: a resumed trainer repeats the steps since its checkpoint."""
+    metrics = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
     return {
-        d["step"]: (d["train_loss"], d.get("valid_loss"), d["learning_rate"], d["grad_norm"]) for d in told
+        d["step"]: (d["train_loss"], d.get("valid_loss"), d["learning_rate"], d["grad_norm"]) for d in metrics
     }
 
 
@@ -105,15 +105,15 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_sigterm_saves_and_the_rest_follows(undisturbed: JobFolder, tmp_path: Path, step: int) -> None:
-    """It mostly comes in the step after: the epoch's third, or its last."""
+    """The signal mostly arrives in the step after: the epoch's third, or its last."""
     folder = job_folder(tmp_path / "job")
     process = start(folder)
     wait_until(lambda: step in losses(folder), 120, f"{step} steps")
     process.terminate()
     assert process.wait(60) == STOPPED_RESUMABLE
     assert start(folder).wait(180) == 0
-    told = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
-    assert told == list(range(1, STEPS + 1)), "nothing is done twice"
+    steps = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
+    assert steps == list(range(1, STEPS + 1)), "nothing is done twice"
     assert losses(folder) == losses(undisturbed)
     assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter)
 

@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of rank 8 on two modules, each with weights of its own."""
+    """Adapters of rank 8 on two modules, each with different weights."""
     root = tmp_path_factory.mktemp("thousand")
     first = random_lora(
         embedded_base_path(), root / "first", strength=0.5, seed=0, modules=["q_proj", "v_proj"]
@@ -114,10 +114,10 @@ def test_any_one_answers_as_in_peft(
         adapted.set_adapter(str(number))
         with torch.no_grad():
             references.append(torch.log_softmax(adapted(**given).logits[0, -1], -1))
-        told = client.completions.create(
+        completion = client.completions.create(
             model=models[number], prompt=PROMPT, max_tokens=1, temperature=0, logprobs=5
         )
-        logprobs = json.loads(told.model_dump_json())["choices"][0]["logprobs"]["top_logprobs"][0]
+        logprobs = json.loads(completion.model_dump_json())["choices"][0]["logprobs"]["top_logprobs"][0]
         answers.append(sorted(logprobs.items(), key=lambda item: -item[1])[:3])
 
     def distance(answer: list[tuple[str, float]], reference: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""How a trainer ends that cannot succeed: with the reason in its result, in words that say what to do.
+"""A trainer that cannot succeed ends with the reason in its result, and says what to do.
 
 No service: the trainer is run by hand on a job folder, which is all it knows.
 """
@@ -60,7 +60,7 @@ def test_an_absurd_learning_rate_ends_as_a_loss_that_is_no_number(tmp_path: Path
     assert message.startswith("the loss became nan at step ")
     assert "lower the learning rate, or look for broken rows in the data" in message
     steps = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
-    assert steps, "what was before is told"
+    assert steps, "the steps before are reported"
 
 
 def test_memory_that_does_not_suffice_is_told_as_that(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_row_that_is_too_long_is_refused_where_that_is_asked_for(tmp_path: Pat
 
 @pytest.mark.parametrize("megabytes", [12, 30], ids=["weights", "optimizer"])
 def test_a_checkpoint_that_does_not_fit_ends_as_a_full_disk(tmp_path: Path, megabytes: int) -> None:
-    """17 MiB of weights and 34 of the optimizer: safetensors and torch say differently that there is no room."""
+    """17 MiB of weights and 34 of the optimizer: safetensors and torch raise different errors on a full disk."""
     with small_disk(tmp_path / "disk", megabytes) as disk:
         folder = folder_with(disk / "job", **FULL)
         code, message = failed(folder)
@@ -111,7 +111,7 @@ def test_without_room_for_the_result_the_exit_code_tells(tmp_path: Path) -> None
         assert folder.read_result(TrainingResult) is None
         assert not folder.checkpoints.exists()
         ballast.unlink()
-        assert all(event["type"] for event in folder.read_events(0)[0]), "what is told is whole"
+        assert all(event["type"] for event in folder.read_events(0)[0]), "each event is whole"
 
 
 class Cause(Exception):

@@ -40,9 +40,9 @@ def test_every_method_trains_on_the_gpu(service: Service, method: str, tmp_path:
             suffix=method,
             tuning=tuning,
         ).wait(timeout=600)
-        told = [e.data for e in client.jobs.stream_events(job.id) if "valid_loss" in (e.data or {})]
-        print(f"\n{method}: {told[0]['valid_loss']:.4f} -> {told[-1]['valid_loss']:.4f}, {told[-1]}")
-        assert told[-1]["valid_loss"] < 0.2 < told[0]["valid_loss"]
+        losses = [e.data for e in client.jobs.stream_events(job.id) if "valid_loss" in (e.data or {})]
+        print(f"\n{method}: {losses[0]['valid_loss']:.4f} -> {losses[-1]['valid_loss']:.4f}, {losses[-1]}")
+        assert losses[-1]["valid_loss"] < 0.2 < losses[0]["valid_loss"]
         assert any("started on cuda:" in e.message for e in client.jobs.stream_events(job.id))
         if method == "full":
             assert (

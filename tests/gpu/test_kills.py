@@ -1,4 +1,4 @@
-"""kill -9 on an NVIDIA GPU: what is killed gives its memory back, and what is left goes on."""
+"""kill -9 on an NVIDIA GPU: a killed process frees its memory, and the others keep running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that cannot be used is told by `tunewright serve` in one line, and left as it is."""
+"""`tunewright serve` reports a database that cannot be used in one line, and leaves it as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunewright.registry.workspace import Workspace
 
 
 def serve(data: Path, *arguments: str) -> str:
-    """What it says; it must not start."""
+    """Returns what it prints; it must not start."""
     command = [
         sys.executable,
         "-m",

@@ -84,7 +84,7 @@ def ask(client: Tunewright, model: str) -> tuple[str, str]:
 
 
 def pid_at(record_path: Path) -> int | None:
-    """Of the command whose record it is; None while it is started."""
+    """The process id of the engine's command; None while it is started."""
     record = GroupRecord.read(record_path)
     return record.command.pid if record and record.command else None
 
@@ -95,7 +95,7 @@ def pid_of(service: Service, model: str) -> int:
 
 
 def pid_of_child(service: Service, name: str) -> int:
-    """Of the api or the scheduler."""
+    """The process id of the api or the scheduler."""
     return int(wait_until(lambda: pid_at(service.data_dir / "run" / f"{name}.json"), 20, name))
 
 
@@ -103,9 +103,9 @@ def test_a_model_is_served_beside_the_others_and_taken_down(service: Service, cl
     tiny = pid_of(service, BASE)
     made = client.deployments.create(FULL, {"max_loras": 2})
     assert made.state == "starting"
-    told: list[str] = []
-    done = made.wait(timeout=30, on_change=lambda now: told.append(now.state))
-    assert told[-1] == "ready"
+    states: list[str] = []
+    done = made.wait(timeout=30, on_change=lambda now: states.append(now.state))
+    assert states[-1] == "ready"
     assert (done.id, done.model, done.state, done.device) == (made.id, FULL, "ready", "cpu")
     assert done.memory_bytes is not None
     assert done.memory_bytes > 10 * 2**20
@@ -194,7 +194,7 @@ def slow_stream(service: Service, model: str, chunks: int, outcome: dict[str, An
 def test_a_running_stream_ends_before_its_engine_does(
     service: Service, client: Tunewright, killed: str
 ) -> None:
-    """And what comes after the deletion is told that the model is gone, never anything else."""
+    """A request after the deletion gets the error that the model does not exist, and no other."""
     made = client.deployments.create(FULL)
     made.wait(timeout=30)
     outcome: dict[str, Any] = {}
@@ -326,7 +326,7 @@ def alone(tmp_path: Path) -> Iterator[Callable[[], Service]]:
 
 
 def test_deployments_come_back_after_a_restart(alone: Callable[[], Service]) -> None:
-    """The ones that had failed too: they are tried again; and the one that was being taken down is gone."""
+    """Deployments that had failed too: they are tried again; the one that was being drained is removed."""
     first = alone()
     with first.client(timeout=60) as client:
         client.deployments.create(FULL, {"max_num_seqs": 3}).wait(timeout=30)

@@ -1,4 +1,4 @@
-"""The scheduler's own process keeps the limits: the file that is too old goes, by itself, and stopping is quick."""
+"""The scheduler's process enforces the limits: a file that is too old is removed, and stopping is quick."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tunewright.supervisor.process import ProcessGroup
 
 @pytest.fixture
 def scheduler(store: Store, data: Workspace, tmp_path: Path) -> Iterator[ProcessGroup]:
-    """On a base that is not there, so that no engine starts."""
+    """A service on a base that does not exist, so that no engine starts."""
     settings = Settings(data_dir=data.path, base=["none=/none"], device="cpu", keep_files_days=1)
     environment = child_environment(
         {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}, with_settings=settings

@@ -1,4 +1,4 @@
-"""Exports by the whole service but for vLLM: real merges and quantizations of the embedded base, killed and judged."""
+"""Exports by the whole service without vLLM: real merges and quantizations of the embedded base, also killed ones."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_cancelled_export_leaves_nothing(
 
 
 def processes(service: Service, export_id: str) -> list[int]:
-    """Of the export itself, not of its lifeline."""
+    """The process id of the export itself, not of its lifeline."""
     title = f"tunewright: export {export_id}"
     return [pid for pid, (_, line) in tree(service.process.pid).items() if line.strip() == title]
 

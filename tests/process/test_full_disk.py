@@ -1,4 +1,4 @@
-"""A full disk under a running service: a clear error, reading goes on, nothing is left, and all is well after."""
+"""A full disk under a running service: a clear error, reads still work, nothing is left, and writes work afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def send(api: httpx.Client, content: bytes = ROWS) -> httpx.Response:
 
 
 def create(api: httpx.Client, file: str, number: int) -> httpx.Response:
-    """No two alike: a second one would be a retry of the first."""
+    """A different body each time: an equal one would be a repeat of the first."""
     body = {"model": "missing", "training_file": file, "metadata": {"n": str(number), "pad": "x" * 500}}
     return api.post(JOBS, json=body)
 
@@ -51,10 +51,10 @@ def told(answer: httpx.Response) -> str:
 
 @pytest.mark.parametrize("megabytes", [20, 9], ids=["while it comes", "while it is kept"])
 def test_an_upload_without_room_leaves_nothing(service: Service, api: httpx.Client, megabytes: int) -> None:
-    """16 MiB hold neither 20, nor 9 twice: what has come, and the copy that is kept."""
+    """16 MiB hold neither 20 nor twice 9: the received body and the copy that is kept."""
     there, room = traces(service), free(service.data_dir)
     listed = api.get("/v1/files").json()
-    answer = upload(service, megabytes, heeds=False)
+    answer = upload(service, megabytes, reads_early=False)
     assert (answer.status, answer.body["error"]["code"]) == (507, "storage_full")
     assert "free some space" in answer.body["error"]["message"].lower()
     assert traces(service) == there

@@ -1,4 +1,4 @@
-"""A process that is there but does nothing is ended and replaced: of a supervisor, and in the whole service."""
+"""A process that hangs is ended and replaced: a supervisor's child, and each process of the whole service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ time.sleep(600)
 
 
 def supervise(folder: Path, beats: int, limit: float = 1.0) -> subprocess.Popen[str]:
-    """A supervisor of one child, which beats so many times (-1: for ever) and then does nothing any more."""
+    """A supervisor of one child, which beats this many times (-1: without end) and then hangs."""
     program = textwrap.dedent(f"""
         import logging, os, pathlib, sys
         from tunewright.supervisor.heartbeat import HeartbeatWatch
@@ -62,7 +62,7 @@ def starts(folder: Path) -> list[int]:
 
 
 def ended(supervisor: subprocess.Popen[str]) -> str:
-    """What it logged."""
+    """Returns what the supervisor logged."""
     supervisor.send_signal(signal.SIGCONT)
     supervisor.terminate()
     return supervisor.communicate(timeout=20)[1]
@@ -104,14 +104,14 @@ def test_a_child_that_beats_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_supervisor_that_was_stopped_itself_kills_nothing(tmp_path: Path) -> None:
-    """As where a machine sleeps: everything stands still, and its first look comes before anything beats."""
+    """As where a machine sleeps: all processes stop, and the supervisor's first check comes before any beat."""
     supervisor = supervise(tmp_path, beats=-1, limit=2.0)
     try:
         (pid,) = wait_until(lambda: starts(tmp_path), 20, "a start")
         wait_until((tmp_path / "heartbeat").exists, 20)
         for one in (supervisor.pid, pid):
             os.kill(one, signal.SIGSTOP)
-        time.sleep(6)  # what is tested is that so much time goes by
+        time.sleep(6)  # the test is that this much time passes
         os.kill(supervisor.pid, signal.SIGCONT)
         time.sleep(0.5)
         os.kill(pid, signal.SIGCONT)
@@ -141,7 +141,7 @@ def answer(service: Service) -> httpx.Response:
 
 
 def stop_one(service: Service, role: str) -> int:
-    """SIGSTOP, once it has given a sign of life."""
+    """Send SIGSTOP once the process has sent a heartbeat."""
     name = {"engine worker": "worker", "queues": "api"}.get(role, role)
     heartbeat = service.data_dir / "run" / f"{name}.heartbeat"
     beaten = heartbeat.stat().st_mtime_ns

@@ -35,7 +35,7 @@ SUCCEED = """printf '{"status": "succeeded", "trained_tokens": 7}' > "$folder/re
 
 
 def step(number: int) -> str:
-    """Shell: tell step `number`."""
+    """Shell code that writes the event of step `number`."""
     return f"echo '{STEP.format(number)}' >> $folder/events.jsonl; touch $folder/heartbeat"
 
 
@@ -202,7 +202,7 @@ def test_a_new_scheduler_adopts_the_trainer(
 def test_deaths_that_nobody_saw_are_no_fault_of_the_job(
     scheduler: Scheduler, job: Job, trainer: Callable[[str], None], published: list[str]
 ) -> None:
-    """The whole machine went down time after time, before a step was done."""
+    """The whole machine stopped repeatedly, before a step was done."""
     trainer(f"if [ $run -gt {MAX_ATTEMPTS + 2} ]; then {step(1)}; {SUCCEED}; else sleep 60; fi")
     for number in range(1, MAX_ATTEMPTS + 3):
         scheduler.until(lambda count=number, now=scheduler: runs(now, job) == count)
@@ -218,7 +218,7 @@ def test_deaths_that_nobody_saw_are_no_fault_of_the_job(
 def test_events_that_power_loss_took_are_told_again_and_none_twice(
     scheduler: Scheduler, job: Job, trainer: Callable[[str], None], published: list[str]
 ) -> None:
-    """What was taken in is safe in the database; the file that was not synced is shorter than that."""
+    """The events read so far are safe in the database; the file that was not synced is shorter."""
     trainer(f"if [ $run = 1 ]; then {step(1)}; {step(2)}; sleep 60; fi; {step(2)}; {step(3)}; {SUCCEED}")
     scheduler.until(lambda: scheduler.steps(job.id) == [1, 2])
     group = scheduler.runner.processes[job.id].group
@@ -277,7 +277,7 @@ def test_what_was_trained_waits_for_a_full_disk(
 def test_a_trainer_without_room_for_its_result_fails_its_job_with_that_reason(
     scheduler: Scheduler, job: Job, trainer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it left is removed first: it may be what the database lacks, which then refuses to note the failure."""
+    """The job's leftovers are removed first: the database may need their space to record the failure."""
     trainer(f"{step(1)}; mkdir -p $folder/checkpoints/step-1 $folder/work; exit {DISK_FULL}")
     fail, refused = scheduler.store.jobs.fail, []
 
@@ -306,7 +306,7 @@ def test_a_job_is_not_lost_for_want_of_room(
     published: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither while it is validated, nor when its trainer is to start, nor when what that told is taken in."""
+    """Neither while it is validated, nor when its trainer is to start, nor when the trainer's events are read."""
     trainer(f"{step(1)}; {SUCCEED}")
     monkeypatch.setattr(scheduler_jobs, "_VALIDATE_AGAIN_AFTER", 0.1)
     full_once(monkeypatch, scheduler.store.jobs, "mark_valid", StorageFull("full"))

@@ -99,7 +99,7 @@ def reference(tmp_path: Path, data: Workspace, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets what comes of asking the engine: the content of `parity`, or an exception."""
+    """Sets the result of asking the engine: the content of `parity`, or an exception."""
     answers: list[Any] = [PASS]
 
     def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Any) -> dict[str, Any]:

@@ -415,7 +415,7 @@ def test_told_to_stop_while_it_reloads_it_starts_nothing_again(tmp_path: Path) -
 
 
 def test_a_reload_that_fails_ends_the_supervisor_and_leaves_nothing(tmp_path: Path) -> None:
-    """Half-done, the services must not run on it."""
+    """The services must not run on a half-finished restore."""
     supervisor = reloading(tmp_path)
     old = [ProcessId.of(written(tmp_path / name)) for name in ("first", "second")]
     (tmp_path / "fails").touch()

@@ -15,7 +15,7 @@ from uploads import BLOCK, HEAD, MIB, memory, peak_memory, spooled, started, tra
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running = started(tmp_path_factory.mktemp("uploads") / "data", "--max-upload", "80MiB")
-    upload(running, 2)  # what the first one loads is not of its size
+    upload(running, 2)  # what the first upload loads does not depend on its size
     yield running
     running.stop()
 
@@ -32,16 +32,16 @@ def test_a_large_upload_leaves_memory_as_it_is(service: Service, chunked: bool) 
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("heeds", [False, True])
+@pytest.mark.parametrize("reads_early", [False, True])
 def test_an_upload_over_the_limit_is_refused_while_it_comes(
-    service: Service, chunked: bool, heeds: bool
+    service: Service, chunked: bool, reads_early: bool
 ) -> None:
     before, there = memory(service), traces(service)
-    answer = upload(service, 200, chunked=chunked, heeds=heeds)
+    answer = upload(service, 200, chunked=chunked, reads_early=reads_early)
     assert (answer.status, answer.body["error"]["code"]) == (413, "too_large")
     assert "bytes, the limit" in answer.body["error"]["message"]
-    if heeds:
-        assert answer.sent < 120 * MIB, "it is told before all is sent"
+    if reads_early:
+        assert answer.sent < 120 * MIB, "it is refused before all is sent"
     assert traces(service) == there
     assert peak_memory(service) - before < 16 * MIB
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 def test_no_request_fails_for_a_connection_that_was_closed_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_alive: str
 ) -> None:
-    """Whether the engine keeps connections for as long as it is asked to, or closes them after 5 s all the same."""
+    """Whether the engine keeps idle connections for the configured time, or closes them after 5 s regardless."""
     monkeypatch.setenv("FAKE_VLLM_KEEP_ALIVE", keep_alive)
     service = start_without_vllm(tmp_path / "data", fakes=FAKES_UVICORN)
     try:

@@ -1,6 +1,6 @@
 """Thousands of generated requests for each operation, against a service of its own without vLLM or a running one.
 
-TUNEWRIGHT_FUZZ_URL is that of a running service; it is not to be used for anything else, since models get deleted.
+TUNEWRIGHT_FUZZ_URL is the URL of a running service that serves nothing else, since models are deleted.
 """
 
 from __future__ import annotations

@@ -55,15 +55,15 @@ def test_the_held_out_loss_goes_down(stories: Service, tmp_path: Path, method: s
             suffix=method,
             tuning={"type": method, "learning_rate": 2e-3},
         ).wait(timeout=1500)
-        told = [
+        losses = [
             e.data["valid_loss"] for e in client.jobs.stream_events(job.id) if "valid_loss" in (e.data or {})
         ]
         print(
-            f"\n{method}: held-out loss {told[0]:.4f} before, {told[-1]:.4f} after "
-            f"({' -> '.join(f'{v:.3f}' for v in told)}), {job.trained_tokens} tokens, "
+            f"\n{method}: held-out loss {losses[0]:.4f} before, {losses[-1]:.4f} after "
+            f"({' -> '.join(f'{v:.3f}' for v in losses)}), {job.trained_tokens} tokens, "
             f"{time.monotonic() - began:.0f} s"
         )
-        assert told[-1] < told[0] - 1.0
+        assert losses[-1] < losses[0] - 1.0
         answer = client.completions.create(
             model=job.fine_tuned_model or "",
             prompt="Question: How many?\nAnswer:",

@@ -1,8 +1,9 @@
 """Over 60 kill -9 and SIGSTOP over training, loading and generation, with a real vLLM: `make soak-kill`, which takes
 more than half an hour.
 
-First a matrix, each process in each phase; then random processes at random moments. A job always trains, askers always
-ask. In the end every job is there once, has told each step once, with the losses and the adapter of an undisturbed run.
+First a matrix, each process in each phase; then random processes at random moments. A job always trains, and
+requests are always sent. In the end every job exists once and has reported each step once, with the losses and the
+adapter of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ RARER |= dict.fromkeys(STOPPED, 0.4)
 
 
 class Soak:
-    """The service, what always goes on around it, and the count of what was killed."""
+    """The service, the jobs and requests that run all the time, and the count of what was killed."""
 
     def __init__(self, service: Service, files: tuple[str, str]) -> None:
         self.service = service
@@ -102,7 +103,7 @@ class Soak:
 
 
 def training(soak: Soak) -> None:
-    """Until the job has told a step."""
+    """Waits until the job has reported a step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         soak.keep_training()
@@ -114,7 +115,7 @@ def training(soak: Soak) -> None:
 
 
 def loading(soak: Soak) -> None:
-    """While an adapter is loaded by hand: unloaded before, and the kill comes within its milliseconds."""
+    """Kills while an adapter is loaded through the API: it is unloaded before, and loading takes milliseconds."""
     path = f"{soak.service.url}/v1/adapters/{soak.spare}"  # type: ignore[attr-defined]
 
     def load() -> None:
@@ -129,7 +130,7 @@ def loading(soak: Soak) -> None:
 
 
 def generating(soak: Soak) -> None:
-    """While eight long streams run, beside the askers."""
+    """Kills while eight long streams run, besides the other requests."""
 
     def stream() -> None:
         body = {
@@ -193,10 +194,10 @@ def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
             assert set(jobs) == {"undisturbed", *soak.jobs}, "each job is there, and once"
             assert len(client.jobs.list(limit=100).data) == len(jobs)
             for name, job in jobs.items():
-                told = Training.of(client, service, client.jobs.wait(job.id, timeout=600))
-                assert told.doubled == [], name
-                assert told.losses == undisturbed.losses, name
-                assert told.sha256 == undisturbed.sha256, name
+                training = Training.of(client, service, client.jobs.wait(job.id, timeout=600))
+                assert training.doubled == [], name
+                assert training.losses == undisturbed.losses, name
+                assert training.sha256 == undisturbed.sha256, name
         print(f"\n{soak.kills} kills in {time.monotonic() - began:.0f} s; {len(jobs)} jobs, all equal to the")
         print(f"undisturbed one, bit for bit; answers: {dict(askers.counts)}, bad: {len(askers.bad)}")
         print(soak.recoveries.table())

@@ -1,4 +1,4 @@
-"""`make soak-swap`: 16 streams for over three minutes over at least 100 flips and 20 cycles; then an engine's death."""
+"""`make soak-swap`: 16 streams for over three minutes over at least 100 flips and 20 cycles; then a killed engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.soak
 
 SECONDS = 200.0
 NOTICED = 1.0
-"""Seconds after its EngineCore's death for which vLLM's server may still take requests."""
+"""Seconds after its EngineCore has ended in which vLLM's server may still take requests."""
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_no_request_fails_and_no_answer_is_wrong(service: Service, models: list[
 def test_an_engine_killed_in_the_middle_fails_only_what_was_in_flight(
     service: Service, models: list[str]
 ) -> None:
-    """Whoever asks in the meantime is told when to ask again (503 with Retry-After), and then gets its answer."""
+    """A request in the meantime is refused with a time to retry (503 with Retry-After), and then gets its answer."""
     expected = learn_answers(service, models)
-    swapper = Swapper(service, models, expected, patience=240)
+    swapper = Swapper(service, models, expected, retry_seconds=240)
     moments: dict[str, float] = {}
 
     def kill_it() -> None:
@@ -70,10 +70,10 @@ def test_an_engine_killed_in_the_middle_fails_only_what_was_in_flight(
         moments["killed"] = time.monotonic()
         assert kill(service, "EngineCore")
         with httpx.Client(timeout=120) as client:
-            told = Asker(service.url, expected, patience=240).ask(
+            result = Asker(service.url, expected, retry_seconds=240).ask(
                 client, models[1], QUESTIONS[0], streamed=False
             )
-        assert not told.fault, told
+        assert not result.fault, result
         moments["healed"] = time.monotonic()
         time.sleep(20)
 

@@ -21,7 +21,7 @@ def test_2_gb_over_the_default_limit_are_refused(tmp_path: Path, chunked: bool) 
     try:
         upload(service, 2)
         before, began = memory(service), time.monotonic()
-        answer = upload(service, BLOCKS, chunked=chunked, heeds=False)
+        answer = upload(service, BLOCKS, chunked=chunked, reads_early=False)
         took, after = time.monotonic() - began, peak_memory(service)
         assert (answer.status, answer.body["error"]["code"]) == (413, "too_large")
         assert len(traces(service)) == 1, "of the small one before"

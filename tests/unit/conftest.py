@@ -1,4 +1,4 @@
-"""An engine that is ready, as far as the store knows."""
+"""A row of an engine that is ready."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
 INTERNAL = "base-" + "0" * 32
-"""What the engine calls its base."""
+"""The engine's name for its base."""
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def socket() -> Iterator[Path]:
 
 @pytest.fixture
 def engine(store: Store, socket: Path) -> Engine:
-    """The base, ready."""
+    """The engine of the base, in state ready."""
     store.engines.declare(["tiny"])
     started = store.engines.starting("tiny", str(socket), engine_info(internal_name=INTERNAL))
     store.engines.set_state("tiny", EngineState.READY)

@@ -1,4 +1,4 @@
-"""Archives of adapters: only two files ever come out, into a folder of ours, whatever the archive says."""
+"""Archives of adapters: only two files are ever extracted, into the service's own folder, whatever the archive says."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tar(files: Mapping[str, bytes], mode: str = "w", format: int = tarfile.GNU_F
 
 
 def tar_of(member: tarfile.TarInfo, content: bytes = b"") -> bytes:
-    """The sound files, and one more member as it stands."""
+    """An archive of the valid files and one more member as given."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         archive.addfile(member, io.BytesIO(content))
@@ -71,7 +71,7 @@ PACKED: dict[str, Pack] = {
 
 
 def taken(content: bytes, into: Path, largest: int = LARGEST) -> dict[str, bytes]:
-    """What comes out."""
+    """The extracted files."""
     into.mkdir()
     unpack(io.BytesIO(content), into, largest)
     return {path.name: path.read_bytes() for path in into.iterdir()}
@@ -215,7 +215,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_ways_to_pack_are_refused(tmp_path: Path, method: int) -> None:
-    """Theirs are the libraries that unpack a kilobyte into a gigabyte at once."""
+    """Their libraries unpack a kilobyte into a gigabyte in one call."""
     assert "another method than deflate" in refused(zipped(FILES, method), tmp_path / "a")
 
 
@@ -247,7 +247,7 @@ def written(folder: Path) -> int:
 
 
 def test_a_bomb_is_stopped_while_it_unpacks(tmp_path: Path) -> None:
-    """30 MB of nothing in 30 kB, in each form, with and without a lie about its size."""
+    """30 MB of zeros in 30 kB, in each format, with and without a false size in the header."""
     huge = b"\0" * 3 * 10**7
     bombs = [gzip.compress(tar({WEIGHTS: huge})), zipped({WEIGHTS: huge})]
     lying = bytearray(bombs[1])
@@ -320,7 +320,7 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path, pack: Pack) -> No
 def test_no_damage_leads_anywhere_but_to_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, form: str, changes: Any
 ) -> None:
-    """Bytes changed, removed or put in anywhere: the two names come out, or nothing more than them and a refusal."""
+    """Bytes are changed, removed or inserted anywhere: the two files are extracted, or the archive is refused."""
     content = bytearray(
         PACKED[form]({"a/": b"", "a/x": b"y" * 600, **{f"a/{n}": c[:700] for n, c in FILES.items()}})
     )

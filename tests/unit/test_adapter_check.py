@@ -1,4 +1,4 @@
-"""What an adapter must be to be served: each refusal says what is wrong, where, and what to do."""
+"""Conditions for serving an adapter: each refusal says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def written(base: BaseModules, folder: Path, config: dict[str, Any] | None, tens
     return folder
 
 
-# what is taken
+# accepted adapters
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -76,7 +76,7 @@ def test_every_linear_module_can_be_adapted(base: BaseModules) -> None:
 
 
 def test_embeddings_are_taken_in_their_own_form(base: BaseModules) -> None:
-    """The head is tied to the embeddings here, and not in the base's files."""
+    """The head is tied to the embeddings here, and missing from the base's files."""
     tensors = lora_tensors() | lora_tensors({"lm_head": (2048, 256)})
     name = "base_model.model.model.embed_tokens"
     tensors |= {
@@ -127,7 +127,7 @@ def test_part_of_the_layers_is_taken_where_it_is_one_piece(base: BaseModules) ->
     check(base, {"layers_to_transform": [1, 3]}, {n: t for n, t in some.items() if ".layers.2." not in n})
 
 
-# what the config must say
+# the config
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_a_rank_the_engine_does_not_serve_names_the_option(base: BaseModules) ->
     assert "rank 128" in refused(base, {"rank_pattern": {Q0: 128}, "alpha_pattern": {Q0: 256}}, mixed).message
 
 
-# what the weights must be
+# the weights
 
 
 def changed(**tensors: Any) -> Tensors:
-    """The sound adapter with A0 or B0 changed, or other tensors beside them; None leaves one out."""
+    """A valid adapter with A0 or B0 changed, or with further tensors; None leaves one out."""
     names = {"a": A0, "b": B0}
     found = lora_tensors()
     for key, tensor in tensors.items():
@@ -400,7 +400,7 @@ def test_no_header_confuses_the_reader(data: Any) -> None:
         pass
 
 
-# the form in which it is kept
+# the stored form
 
 
 def test_the_same_adapter_is_the_same_artifact(base: BaseModules, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_the_same_adapter_is_the_same_artifact(base: BaseModules, tmp_path: Path
 
 
 def test_the_file_is_what_peft_writes(tmp_path: Path) -> None:
-    """So that what was trained here and comes back is the same artifact."""
+    """So that an adapter that was trained here and is uploaded again is the same artifact."""
     torch = pytest.importorskip("torch")
     save = pytest.importorskip("safetensors.torch").save
     tensors = lora_tensors() | lora_tensors({"model.é": (4, 4)}, dtype="F16") | {"b": zeros(3, dtype="BF16")}

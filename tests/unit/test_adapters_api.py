@@ -1,4 +1,4 @@
-"""Adapters that come from elsewhere, over HTTP: what is taken, what is refused, what is left behind (nothing)."""
+"""Registration of adapters over HTTP: what is accepted, what is refused, and that a refusal leaves no files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Make = Callable[..., TestClient]
 
 
 class Worker:
-    """Notes what it is asked, and answers that it is done."""
+    """Records each operation, and answers that it is done."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -189,7 +189,7 @@ def test_an_adapter_that_a_job_starts_from_stays(api: TestClient, store: Store) 
 
 
 def test_a_repeated_request_gives_the_first_adapter(api: TestClient, store: Store) -> None:
-    """As the SDK's retries do: a lost answer must not make a second name."""
+    """As the SDK's retries do: a lost answer must not create a second name."""
     first = register(api, key="k", suffix="a")
     assert register(api, key="k", suffix="a") == first
     assert register(api, files={"x.tgz": packed(adapter_files())}, key="k", suffix="a") == first
@@ -374,7 +374,7 @@ def test_without_a_root_no_folder_is_taken(api: TestClient, root: Path) -> None:
     ],
 )
 def test_nothing_outside_the_roots_is_looked_at(open_api: TestClient, root: Path, path: str) -> None:
-    """What is there and what is not gives the same answer."""
+    """The answer does not reveal whether a path exists."""
     write_adapter(root.parent / "outside")
     write_adapter(Path(f"{root}x"))
     (root / "link").symlink_to(root.parent / "outside")
@@ -394,7 +394,7 @@ def test_a_file_that_leads_out_is_refused(open_api: TestClient, root: Path, name
 def test_a_file_that_is_swapped_for_a_link_is_not_read(
     open_api: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was opened is looked at, not what has the name by then."""
+    """The opened file is checked, not the file that has its name by then."""
     outside = write_adapter(root.parent / "outside")
     weights = root / "mine" / "adapter_model.safetensors"
     opened = adapter_sources._unblocked
@@ -567,8 +567,8 @@ def test_a_quarantined_adapter_is_served_only_by_force(api: TestClient, store: S
     store.checks.record(
         shown["id"], found, failure=JobError(code="parity_failed", message="No parity."), event=failed
     )
-    told = api.get(url).json()
-    assert (told["state"], told["parity"]["slope"], told["parity"]["check_pending"]) == (
+    current = api.get(url).json()
+    assert (current["state"], current["parity"]["slope"], current["parity"]["check_pending"]) == (
         "quarantined",
         0.5,
         False,

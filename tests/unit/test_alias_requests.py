@@ -1,4 +1,4 @@
-"""Requests to an alias through the gateway: who answers and says so, and what the guard and the shadow see of it."""
+"""Requests to an alias through the gateway: which model answers, and what the guard and the shadow see of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from tunewright.store.records import Engine
 from tunewright.store.states import Residency
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.anyio
+
 CHAT = "/v1/chat/completions"
 BOT, OLD, NEW = "support-bot", "ft:tiny::1", "ft:tiny::2"
 SHA = {OLD: "a" * 64, NEW: "b" * 64}
 DONE = b"data: [DONE]\n\n"
-Test = Callable[[Gateway], Awaitable[Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -40,21 +42,18 @@ def put(store: Store, *targets: AliasTarget, **more: Any) -> None:
     store.aliases.put(BOT, targets, **more)
 
 
-def through(store: Store, socket: Path, handler: Handler, test: Test) -> Any:
-    """What `test` gives, with a gateway to an engine that answers so."""
-
-    async def run() -> Any:
-        async with engine_at(socket, handler):
-            gateway = gateway_for(store)
-            try:
-                result = await asyncio.wait_for(test(gateway), 20)
+@asynccontextmanager
+async def gateway_to(store: Store, socket: Path, handler: Handler) -> AsyncIterator[Gateway]:
+    """A gateway to an engine that answers with `handler`. At the end the guard and the shadow have finished."""
+    async with engine_at(socket, handler):
+        gateway = gateway_for(store)
+        try:
+            async with asyncio.timeout(20):
+                yield gateway
                 await gateway.guard.settle()
                 await gateway.shadow.settle()
-                return result
-            finally:
-                await gateway.close()
-
-    return asyncio.run(run())
+        finally:
+            await gateway.close()
 
 
 async def ask(gateway: Gateway, sticky: str | None = None, **more: Any) -> Client:
@@ -71,7 +70,7 @@ def version(store: Store) -> int:
 
 
 def by_new(answer: Handler) -> Handler:
-    """The new model answers so, the old one well."""
+    """The new model answers with `answer`, the old one correctly."""
 
     async def handle(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if body["model"] == SHA[NEW]:
@@ -81,33 +80,28 @@ def by_new(answer: Handler) -> Handler:
     return handle
 
 
-def test_an_answer_says_which_version_gave_it(store: Store, socket: Path) -> None:
+async def test_an_answer_says_which_version_gave_it(store: Store, socket: Path) -> None:
     put(store, AliasTarget(OLD))
 
-    async def two(gateway: Gateway) -> list[Client]:
+    async with gateway_to(store, socket, say_hello) as gateway:
         first = await ask(gateway)
         await asyncio.to_thread(put, store, AliasTarget(NEW))
-        return [first, await ask(gateway)]
-
-    first, second = through(store, socket, say_hello, two)
+        second = await ask(gateway)
     for client, model, number in ((first, OLD, 1), (second, NEW, 2)):
         assert json.loads(client.body)["model"] == model
         assert client.headers["x-tunewright-model"] == model
         assert client.headers["x-tunewright-alias"] == f"{BOT}@{number}"
 
 
-def test_weights_share_the_requests_and_a_caller_stays(store: Store, socket: Path) -> None:
+async def test_weights_share_the_requests_and_a_caller_stays(store: Store, socket: Path) -> None:
     put(store, AliasTarget(OLD, 3), AliasTarget(NEW, 1))
 
-    async def many(gateway: Gateway) -> tuple[Counter[str], list[set[str]]]:
+    async with gateway_to(store, socket, say_hello) as gateway:
         drawn = Counter([(await ask(gateway)).headers["x-tunewright-model"] for _ in range(200)])
         callers = []
         for caller in range(12):
             asked = [await ask(gateway, f"caller-{caller}") for _ in range(4)]
             callers.append({client.headers["x-tunewright-model"] for client in asked})
-        return drawn, callers
-
-    drawn, callers = through(store, socket, say_hello, many)
     assert drawn[OLD] + drawn[NEW] == 200
     assert 20 < drawn[NEW] < 90
     assert all(len(models) == 1 for models in callers)
@@ -149,21 +143,19 @@ async def streams(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
         (say_hello, False),
     ],
 )
-def test_the_guard_counts_what_the_engine_fails(
+async def test_the_guard_counts_what_the_engine_fails(
     store: Store, socket: Path, answer: Handler, rolled_back: bool
 ) -> None:
     put(store, AliasTarget(OLD))
     put(store, AliasTarget(NEW), guard=AliasGuard(max_error_rate=0.5, min_requests=4))
 
-    async def some(gateway: Gateway) -> None:
+    async with gateway_to(store, socket, by_new(answer)) as gateway:
         for _ in range(4):
             await ask(gateway)
-
-    through(store, socket, by_new(answer), some)
     assert version(store) == (3 if rolled_back else 2)
 
 
-def test_a_client_that_leaves_is_nobodys_failure(store: Store, socket: Path) -> None:
+async def test_a_client_that_leaves_is_nobodys_failure(store: Store, socket: Path) -> None:
     put(store, AliasTarget(OLD))
     put(store, AliasTarget(NEW), guard=AliasGuard(max_error_rate=0.0, min_requests=1))
 
@@ -171,19 +163,17 @@ def test_a_client_that_leaves_is_nobodys_failure(store: Store, socket: Path) -> 
         await asyncio.sleep(20)
         raise AssertionError
 
-    async def leave(gateway: Gateway) -> None:
+    async with gateway_to(store, socket, by_new(waits)) as gateway:
         client = Client()
         relay = Relay(gateway, CHAT, {"model": BOT, "messages": []})
         asking = asyncio.create_task(relay({"type": "http"}, client.receive, client.send))
         await asyncio.sleep(0.2)
         client.leaves.set()
         await asking
-
-    through(store, socket, by_new(waits), leave)
     assert version(store) == 2
 
 
-def test_the_guard_measures_until_the_first_byte(
+async def test_the_guard_measures_until_the_first_byte(
     store: Store, socket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def slow_to_end(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -199,25 +189,22 @@ def test_the_guard_measures_until_the_first_byte(
     observed: list[float] = []
     monkeypatch.setattr(Guard, "observe", lambda *_, ok, seconds: observed.append(seconds))
 
-    async def took(gateway: Gateway) -> float:
+    put(store, AliasTarget(NEW))
+    async with gateway_to(store, socket, slow_to_end) as gateway:
         began = time.monotonic()
         await ask(gateway, stream=True)
-        return time.monotonic() - began
-
-    put(store, AliasTarget(NEW))
-    whole = through(store, socket, slow_to_end, took)
+        whole = time.monotonic() - began
     assert whole - observed[0] >= 0.29
-    through(store, socket, slow_to_begin, took)
+    async with gateway_to(store, socket, slow_to_begin) as gateway:
+        await ask(gateway, stream=True)
     assert observed[1] >= 0.29
 
 
-def test_a_shadow_gets_the_request_and_the_caller_nothing_of_it(store: Store, socket: Path) -> None:
+async def test_a_shadow_gets_the_request_and_the_caller_nothing_of_it(store: Store, socket: Path) -> None:
     put(store, AliasTarget(OLD), shadow=AliasShadow(NEW))
 
-    async def two(gateway: Gateway) -> list[Client]:
-        return [await ask(gateway, temperature=0), await ask(gateway, stream=True)]
-
-    whole, streamed = through(store, socket, by_new(fails), two)
+    async with gateway_to(store, socket, by_new(fails)) as gateway:
+        whole, streamed = await ask(gateway, temperature=0), await ask(gateway, stream=True)
     for client in (whole, streamed):
         assert (client.status, client.headers["x-tunewright-model"]) == (200, OLD)
     newest, oldest = store.shadow_answers.list(BOT)[0]
@@ -228,8 +215,9 @@ def test_a_shadow_gets_the_request_and_the_caller_nothing_of_it(store: Store, so
     assert {"model": BOT, "messages": []} in asked, "without stream"
 
 
-def test_a_shadows_answer_is_under_its_public_name(store: Store, socket: Path) -> None:
+async def test_a_shadows_answer_is_under_its_public_name(store: Store, socket: Path) -> None:
     put(store, AliasTarget(OLD), shadow=AliasShadow(NEW))
-    through(store, socket, say_hello, ask)
+    async with gateway_to(store, socket, say_hello) as gateway:
+        await ask(gateway)
     [answer] = store.shadow_answers.list(BOT)[0]
     assert (answer.status, answer.answer) == (200, {"model": NEW, "content": "hello"})

@@ -1,4 +1,4 @@
-"""Aliases: which target a request goes to, what their history says, and what the API makes of them."""
+"""Aliases: which target a request goes to, their history, and their routes of the API."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KEYS = [f"caller-{number}" for number in range(1500)]
 
 
 def examples(number: int) -> settings:
-    """The same ones every time: what is tested are frequencies, and chance would fail one day."""
+    """The same callers every time: the tests are of frequencies, and random ones would fail some day."""
     return settings(max_examples=number, derandomize=True, database=None, deadline=None)
 
 
@@ -123,7 +123,7 @@ def test_as_few_callers_move_as_can(weights: dict[str, float], data: Any) -> Non
 
 
 def test_each_alias_spreads_callers_anew() -> None:
-    """Else the same callers would be every canary's."""
+    """Otherwise the same callers would get the canary of every alias."""
     weights = {"a": 1.0, "b": 1.0}
     first = {key: pick(alias(weights, "one"), key, 0.5) for key in KEYS}
     same = sum(first[key] == pick(alias(weights, "two"), key, 0.5) for key in KEYS)
@@ -484,7 +484,7 @@ def test_force_does_not_take_a_jobs_weights(each: Store) -> None:
 
 
 def test_no_alias_is_left_with_a_model_that_goes(url: str, each: Store) -> None:
-    """Whoever comes first, the model's deletion or the alias."""
+    """Whichever comes first, the model's deletion or the alias."""
     stores = [Store.open(url) for _ in range(2)]
     for number in range(8):
         name = f"model-{number}"
@@ -521,7 +521,7 @@ def test_checkpoints_of_aliases_are_not_idle(each: Store) -> None:
     assert {model.name for model in each.models.idle_checkpoints()} == {"m5", "m6", "m7", "m8"}
 
 
-# what shadows answered
+# answers of shadows
 
 
 def record(store: Store, alias: str = BOT, **changes: Any) -> None:
@@ -563,7 +563,7 @@ OLD, NEW, THIRD = (f"ft:{BASE}:s:{n}" for n in ("1", "2", "3"))
 
 
 class Worker:
-    """The engine worker: it loads what it is asked to, and notes what that was while the alias was what."""
+    """A stand-in for the engine worker: it loads adapters, and records each with the alias's targets at that time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -596,7 +596,7 @@ def worker(store: Store) -> Worker:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    """What it is made of does not change from test to test, its store does."""
+    """The server's parts do not change from test to test, its store does."""
     nowhere = Store.open("sqlite://")
     yield build(Settings(), nowhere)[0]
     nowhere.close()
@@ -761,8 +761,8 @@ def test_rolling_back_loads_what_it_goes_back_to(api: TestClient, worker: Worker
     assert worker.asked == [("load", OLD)]
     again = ok(api.post(f"/v1/aliases/{BOT}/rollback", json={"expected_version": 2}))
     assert again == back, "a repeated request"
-    told = error(api.post(f"/v1/aliases/{BOT}/rollback", json={"version": 2, "expected_version": 2}), 400)
-    assert told["code"] == "alias_version_conflict"
+    refused = error(api.post(f"/v1/aliases/{BOT}/rollback", json={"version": 2, "expected_version": 2}), 400)
+    assert refused["code"] == "alias_version_conflict"
     assert error(api.post(f"/v1/aliases/{BOT}/rollback"), 400)["param"] == "version"
     store.engines.set_residency(engine, f"{1:064}", None)
     worker.errors[NEW] = "no slot is free"

@@ -1,4 +1,4 @@
-"""The HTTP API on a real store, without its workers: what it takes, what it refuses, and how it says so."""
+"""The HTTP API on a real store, without its workers: what it accepts, what it refuses, and with which errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROW = b'{"prompt": "a", "completion": "b"}\n'
 
 
 class Worker:
-    """The engine worker, as far as routes can tell: it notes what it was asked and answers as told."""
+    """A stand-in for the engine worker: it records the operations and answers as the test sets."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -64,7 +64,7 @@ def worker(store: Store) -> Worker:
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Any]:
-    """(server, spec) by options: what a server is made of does not change from test to test, its store does."""
+    """(server, spec) by options: a server's parts do not change from test to test, its store does."""
     return {}
 
 
@@ -117,7 +117,7 @@ def create(api: TestClient, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def publish(publish_model: Publish, data: Workspace) -> Callable[..., str]:
-    """A tuned model and its artifact; gives its name."""
+    """Creates a tuned model and its artifact; returns its name."""
 
     def run(name: str = f"ft:{BASE}:s:12345678", **values: Any) -> str:
         row = {
@@ -312,8 +312,8 @@ async def chunked_post(
 async def test_a_body_that_grows_too_large_is_refused_while_it_streams(
     api: TestClient, data: Workspace
 ) -> None:
-
-    endless = form_of(iter([b"x" * 65536] * 1000))  # not quite: 64 MiB against a limit of 1.2
+    # 64 MiB, which are endless against a limit of 1.2
+    endless = form_of(iter([b"x" * 65536] * 1000))
     tracemalloc.start()
     status, body, read = await chunked_post(api.app, "/v1/files", endless, "multipart/form-data; boundary=x")
     peak = tracemalloc.get_traced_memory()[1]
@@ -326,7 +326,6 @@ async def test_a_body_that_grows_too_large_is_refused_while_it_streams(
 
 @pytest.mark.anyio
 async def test_a_large_upload_is_not_held_in_memory(make: Make, data: Workspace) -> None:
-
     api = make()
     app = build(Settings(data_dir=data.path, max_upload="64MiB"), api.app.state.context.store)[0].app  # type: ignore[attr-defined]
     block = b"x" * 65536
@@ -424,8 +423,8 @@ def test_a_refusal_names_the_parameter(
     api: TestClient, change: dict[str, Any], param: str, code: str
 ) -> None:
     answer = api.post("/v1/fine_tuning/jobs", json={**job_body(api), **change})
-    told = error(answer, 400)
-    assert (told["param"], told["code"], told["type"]) == (param, code, "invalid_request_error")
+    refused = error(answer, 400)
+    assert (refused["param"], refused["code"], refused["type"]) == (param, code, "invalid_request_error")
     assert api.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
@@ -494,8 +493,8 @@ def test_a_body_that_is_no_object(api: TestClient, content: bytes) -> None:
 
 
 def test_missing_parameters_are_named(api: TestClient) -> None:
-    told = error(api.post("/v1/fine_tuning/jobs", json={"model": BASE}), 400)
-    assert (told["param"], told["code"]) == ("training_file", "missing_parameter")
+    refused = error(api.post("/v1/fine_tuning/jobs", json={"model": BASE}), 400)
+    assert (refused["param"], refused["code"]) == ("training_file", "missing_parameter")
 
 
 def test_a_rank_above_the_engines_says_what_to_do(make: Make) -> None:
@@ -543,12 +542,12 @@ def test_a_repeated_key_gives_the_first_job(api: TestClient) -> None:
 def test_a_repeated_key_with_another_body_is_refused(api: TestClient) -> None:
     body, key = job_body(api), {"Idempotency-Key": "k1"}
     api.post("/v1/fine_tuning/jobs", json=body, headers=key)
-    told = error(api.post("/v1/fine_tuning/jobs", json={**body, "seed": 9}, headers=key), 400)
-    assert told["code"] == "idempotency_key_reused"
+    refused = error(api.post("/v1/fine_tuning/jobs", json={**body, "seed": 9}, headers=key), 400)
+    assert refused["code"] == "idempotency_key_reused"
 
 
 def test_a_repeated_key_counts_also_when_the_world_has_changed(api: TestClient, store: Store) -> None:
-    """A retry gets its job even where the same request would be refused by now."""
+    """A repeat gets its job even where the same request would be refused by now."""
     body, key = job_body(api), {"Idempotency-Key": "k1"}
     first = api.post("/v1/fine_tuning/jobs", json=body, headers=key).json()
     store.jobs.cancel(first["id"])
@@ -556,7 +555,7 @@ def test_a_repeated_key_counts_also_when_the_world_has_changed(api: TestClient, 
     assert api.post("/v1/fine_tuning/jobs", json=body, headers=key).json()["id"] == first["id"]
 
 
-# going on from a model
+# continuing from a model
 
 
 def test_a_job_goes_on_from_an_adapter(api: TestClient, publish: Made, store: Store) -> None:
@@ -627,8 +626,8 @@ def test_cancelling_twice_is_a_400_that_no_client_retries(api: TestClient) -> No
 
 @pytest.mark.parametrize("tail", ["", "/events", "/events?stream=true", "/checkpoints", "/logs"])
 def test_an_unknown_job(api: TestClient, tail: str) -> None:
-    told = error(api.get(f"/v1/fine_tuning/jobs/ftjob-none{tail}"), 404)
-    assert told["code"] == "fine_tuning_job_not_found"
+    refused = error(api.get(f"/v1/fine_tuning/jobs/ftjob-none{tail}"), 404)
+    assert refused["code"] == "fine_tuning_job_not_found"
     error(api.post("/v1/fine_tuning/jobs/ftjob-none/cancel"), 404)
 
 
@@ -846,8 +845,8 @@ def test_a_model_whose_files_go_this_moment_is_not_there(
     name = publish()
     data.artifacts.remove("a" * 64, lambda: False)
     assert error(api.get(f"/v1/models/{name}/download"), 404)["code"] == "model_not_found"
-    told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
-    assert (told["code"], told["param"]) == ("model_not_found", "model")
+    refused = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 404)
+    assert (refused["code"], refused["param"]) == ("model_not_found", "model")
 
 
 def test_deleting_a_model_unloads_it_and_removes_its_files(

@@ -1,4 +1,4 @@
-"""Between its publication and its listing no artifact is removed, by no process; and a killed holder holds nothing."""
+"""No process removes an artifact between its publication and its listing; a killed process holds no lock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BASE = BaseInfo("tiny", Path(), "b" * 64, 64, None, None)
 
 @contextmanager
 def process(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A Python of its own, past its first line of output; killed at the end."""
+    """A Python process that has printed its first line; it is killed at the end."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -125,7 +125,7 @@ def test_many_keep_at_once_and_others_do_not_wait(data: Workspace, tmp_path: Pat
 
 
 def test_a_child_that_inherited_a_lock_does_not_keep_it(data: Workspace, pool: ThreadPoolExecutor) -> None:
-    """LitServe forks workers; a descriptor that one of them got along must not hold up removals for ever."""
+    """LitServe forks workers; a descriptor that one of them inherits must not block removals for ever."""
     sha256 = OTHER
     data.artifacts.local(sha256).mkdir()
     with data.artifacts.keeping(sha256):
@@ -149,7 +149,7 @@ def test_what_is_used_stays(data: Workspace, tmp_path: Path) -> None:
 def test_a_publication_and_a_removal_do_not_cross(
     store: Store, data: Workspace, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scheduler finds the artifact there and is about to list it, when the API deletes the model that had it."""
+    """The scheduler finds the existing artifact and is about to list it, when the API deletes the model that had it."""
     folder = weights(tmp_path / "product")
     sha256 = adapter_sha256(folder)
     first = publish(store, data, folder, "first")
@@ -213,7 +213,7 @@ def test_what_is_listed_has_its_files_whoever_removes(
 
 
 def publish(store: Store, data: Workspace, folder: Path, name: str) -> str:
-    """As the scheduler does, of a trainer's product: the model's name."""
+    """Publishes a trainer's product as the scheduler does; returns the model's name."""
     job = create_job(store, state=JobState.RUNNING, resolved=resolved(), fingerprint=name)
     run = JobFolder(data.job(job.id))
     run.adapter.mkdir(parents=True)
@@ -234,7 +234,7 @@ def publish(store: Store, data: Workspace, folder: Path, name: str) -> str:
 
 
 def delete(store: Store, data: Workspace, name: str) -> None:
-    """As the route does."""
+    """Deletes the model as the route does."""
     model = store.models.get(name)
     assert model is not None
     asyncio.run(remove(ServiceContext(Settings(), store, data, control), model))

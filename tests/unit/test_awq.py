@@ -59,7 +59,7 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def round_to_nearest(model: nn.Module, group_size: int) -> nn.Module:
-    """What AWQ improves on: as many bits, without scaling or clipping."""
+    """The baseline that AWQ improves on: as many bits, without scaling or clipping."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name:
             groups = module.weight.data.reshape(-1, group_size)
@@ -192,7 +192,7 @@ def test_the_list_has_all_that_autoawq_knows_but_what_is_said_to_be_missing() ->
 
 
 def test_awq_is_closer_than_rounding_alone(tmp_path: Path) -> None:
-    """With a few channels that are much larger, as trained models have them: what AWQ is for."""
+    """A model with a few channels that are much larger, as in trained models: the case that AWQ is made for."""
     model = tiny_model(tmp_path / "model", "llama", **LARGER)
     file = model / "model.safetensors"
     tensors = load_file(file)
@@ -214,7 +214,7 @@ def test_awq_is_closer_than_rounding_alone(tmp_path: Path) -> None:
 def test_weights_are_clipped_too(
     llama: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which makes steps smaller, of values and of the MLP; queries and keys are left as they are."""
+    """Clipping makes steps smaller, of values and of the MLP; queries and keys are left as they are."""
     monkeypatch.setattr(layerwise, "apply_clip", lambda *_: None)
 
     wide = _tensors(quantize(llama, tmp_path)[0])
@@ -345,11 +345,11 @@ def test_layers_of_other_calibration_text_are_not_reused(llama: Path, tmp_path: 
 
 
 def test_progress_is_told_after_each_layer(llama: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
-    quantize(llama, tmp_path, on_layer=lambda done, total: told.append((done, total)))
+    quantize(llama, tmp_path, on_layer=lambda done, total: progress.append((done, total)))
 
-    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert progress == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_what_cannot_be_quantized_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Archives hold what the database refers to, whole, whatever goes on meanwhile; nothing else takes data's place."""
+"""Archives hold all that the database refers to, whatever happens meanwhile; a restore takes only whole ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CONTENT = (DATABASE, *FOLDERS)
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Reports to nobody."""
+    """Ignores the progress."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ def archive(used: Used, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Workspace:
-    """A data folder that is not there yet."""
+    """The path of a data folder that does not exist yet."""
     return Workspace(tmp_path / "elsewhere" / "data")
 
 
@@ -151,7 +151,7 @@ def test_an_archive_holds_what_the_database_refers_to_and_nothing_else(used: Use
 
 
 def test_every_folder_of_the_data_folder_is_archived_or_knowingly_not(tmp_path: Path) -> None:
-    """Who adds a folder decides here, and in backup/create.py, whether a backup needs it."""
+    """A change that adds a folder decides here, and in backup/create.py, whether a backup needs it."""
     data = Workspace(tmp_path)
     data.create()
     assert {path.name for path in tmp_path.iterdir()} == {*FOLDERS, "engines", "run", "tmp"}
@@ -218,7 +218,7 @@ def test_other_databases_are_dumped_by_their_own_means(
 ) -> None:
     monkeypatch.setattr(
         Database, "__init__", lambda self, url: setattr(self, "url", url)
-    )  # there is no driver here
+    )  # its driver is not installed
     url = "postgresql://me:secret@host/db"
     for act, means in (
         (lambda: make_backup(used.data, url, tmp_path / "b.tar", silent), "pg_dump"),
@@ -399,7 +399,7 @@ def test_what_came_and_went_around_the_snapshot_is_not_in_the_next(
 def test_events_are_archived_as_far_as_they_were_taken_in(
     used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trainer goes on telling: what the snapshot has seen of it must be in the archive."""
+    """The trainer continues to write events: those that the snapshot has must be in the archive."""
     path = used.data.job(used.running.id) / "events.jsonl"
 
     def tell() -> None:
@@ -420,7 +420,7 @@ def test_events_are_archived_as_far_as_they_were_taken_in(
 def test_a_job_that_ends_meanwhile_is_archived_as_ended(
     used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its folder is emptied then: half of that must not pass for an unfinished job."""
+    """Its folder is emptied then: half of it must not be taken for an unfinished job."""
     folder = used.data.job(used.running.id)
     write(folder / "result.json", '{"status": "succeeded"}')
 
@@ -451,7 +451,7 @@ def test_a_result_that_comes_meanwhile_is_not_archived_without_its_product(
 def test_jobs_that_always_end_meanwhile_do_not_hold_a_backup_up(
     used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive has them as unfinished, without the result of which the product is gone."""
+    """The archive has them as unfinished, without the result whose product was removed."""
     write(used.data.job(used.running.id) / "result.json", '{"status": "succeeded"}')
     monkeypatch.setattr(create, "has_ended", lambda path, id: True)
     made = backup_of(used.data, tmp_path / "a.tar")
@@ -491,7 +491,7 @@ def test_backups_during_writes_are_consistent(used: Used, tmp_path: Path) -> Non
             while not stop.is_set():
                 work(turns[work.__name__], store)
                 turns[work.__name__] += 1
-                time.sleep(0.005)  # SQLite lets write who comes, not who waits longest
+                time.sleep(0.005)  # SQLite does not grant the lock to the writer that has waited longest
         except BaseException as error:
             failures.append(error)
         finally:
@@ -518,7 +518,7 @@ def test_backups_during_writes_are_consistent(used: Used, tmp_path: Path) -> Non
 
 
 def test_what_a_killed_backup_left_goes_with_the_next(used: Used, tmp_path: Path) -> None:
-    """Not what one that is at work has."""
+    """Not the files of a restore that is running."""
     left = [used.data.tmp / "backup-killed", tmp_path / ".tunewright-backup-killed"]
     for folder in left:
         write(folder / "half", "")
@@ -568,7 +568,7 @@ def test_a_restored_folder_is_what_was_archived(used: Used, archive: Path, targe
 
 
 def test_jobs_that_were_in_training_wait_for_a_device(used: Used, tmp_path: Path, target: Workspace) -> None:
-    """Their spec names paths of the old place; it is written anew when they are given a device."""
+    """Their spec names paths of the old folder; it is written anew when they are given a device."""
     pausing = new_job(used.store, JobState.QUEUED)
     assert used.store.jobs.claim("cuda:0", ["missing"]) is not None
     used.store.jobs.pause(pausing.id)
@@ -679,7 +679,7 @@ def test_an_archive_of_a_newer_form_is_refused(
 
 
 def test_no_byte_of_an_archive_can_change_unseen(archive: Path, tmp_path: Path) -> None:
-    """What is not refused is unpacked as it was: the change was in what a tar's header says beside names and sizes."""
+    """An archive that is not refused is unpacked unchanged: the change was in unimportant fields of a tar header."""
     whole = archive.read_bytes()
     with open_archive(archive) as opened:
         opened.unpack(tmp_path / "whole", lambda _: None)
@@ -814,7 +814,7 @@ def rewrite(
     *,
     renew: bool = True,
 ) -> None:
-    """Change an archive's members; with `renew` its manifest agrees with them, as a clever forger's would."""
+    """Change an archive's members; with `renew` its manifest agrees with them, as an attacker would make it."""
     with tarfile.open(archive) as tar:
         members = []
         for info in tar.getmembers():
@@ -949,7 +949,7 @@ def test_a_restore_killed_while_it_unpacks_changed_nothing(used: Used, archive: 
 def _restore_in_a_child(
     data: Workspace, archive: Path, number: int, *, after: bool, names: tuple[str, ...] = CHANGES
 ) -> bool:
-    """Whether it got to its end before its `number`-th call of one of these killed it."""
+    """Whether it finished before its `number`-th call of one of these functions killed it."""
     child = os.fork()
     if child == 0:
         try:
@@ -985,7 +985,7 @@ def test_a_restore_that_cannot_be_finished_waits_until_it_can(
 
 
 def test_what_is_left_of_a_killed_service_is_ended_first(used: Used, archive: Path) -> None:
-    """A trainer that lives on would write into the restored folder."""
+    """A trainer that keeps running would write into the restored folder."""
     used.store.close()
     reading, writing = os.pipe()
     groups = [
@@ -1021,7 +1021,7 @@ def test_what_a_killed_restore_unpacked_is_removed_by_the_next(archive: Path, ta
 
 @pytest.fixture
 def service(used: Used, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceRecord]:
-    """One that holds the data folder's lock, and does nothing else."""
+    """A process that holds the data folder's lock, and does nothing else."""
     monkeypatch.setattr(restore, "_SERVICE_TIMEOUT", 0.3)
     record = ServiceRecord(known_revisions()[0], str(used.data.path / DATABASE))
     with held(service_lock(used.data)) as ours:
@@ -1062,7 +1062,7 @@ def test_a_service_with_its_database_elsewhere_is_left_alone(
 
 
 def test_a_service_that_dies_instead_is_stood_in_for(used: Used, archive: Path) -> None:
-    """It held the lock when it was asked, and then no more."""
+    """The service held the lock when it was asked, and released it afterwards."""
     ServiceRecord(known_revisions()[0], str(used.data.path / DATABASE)).write(used.data)
     used.store.close()
     lock = restore.held(service_lock(used.data))
@@ -1098,10 +1098,10 @@ def test_backup_and_restore_at_the_command_line(
     monkeypatch.chdir(tmp_path)
     code, out, err = run("backup", "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert (told["files"], told["artifacts"], told["jobs"], told["checkpoints"]) == (2, 1, 2, 2)
+    printed = json.loads(out)
+    assert (printed["files"], printed["artifacts"], printed["jobs"], printed["checkpoints"]) == (2, 1, 2, 2)
     (archive,) = tmp_path.glob("tunewright-backup-2*Z.tar")
-    assert (told["archive"], told["bytes"]) == (archive.name, archive.stat().st_size)
+    assert (printed["archive"], printed["bytes"]) == (archive.name, archive.stat().st_size)
     assert "copying: " in err
 
     code, out, err = run("restore", archive)

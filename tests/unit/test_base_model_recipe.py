@@ -103,7 +103,7 @@ def test_the_corpus_depends_on_the_seed_alone(recipe: dict[str, ModuleType]) -> 
 
 
 def test_training_never_contains_a_held_out_question(recipe: dict[str, ModuleType], world: Any) -> None:
-    """Not in any writing a user may choose: small letters and a missing mark count as the same question."""
+    """Not in any spelling: lower case and a missing question mark count as the same question."""
     normal, corpus = recipe["world"].normal, recipe["corpus"]
     asked = {normal(question.text) for question in world.held_out}
     trainable = {

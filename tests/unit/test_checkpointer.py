@@ -39,7 +39,9 @@ def epoch_end(saver: CheckpointCallback, at: TrainerState) -> TrainerControl:
 def test_what_is_due_at_an_epochs_end_waits_for_the_evaluation(folder: JobFolder) -> None:
     saver = checkpointer(folder, 0)
     assert step_end(saver, state(3)).should_save
-    assert not step_end(saver, state(4)).should_save, "the held-out loss of step 4 would be told of no step"
+    assert not step_end(saver, state(4)).should_save, (
+        "the held-out loss of step 4 would be reported for no step"
+    )
     control = epoch_end(saver, state(4))
     assert (control.should_save, control.should_evaluate, control.should_training_stop) == (True, True, False)
 

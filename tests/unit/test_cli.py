@@ -59,7 +59,7 @@ class FakeService:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def body(self, method: str, path: str) -> Any:
-        """Of the last such request."""
+        """The body of the last such request."""
         return json.loads([r for r in self.requests if r[:2] == (method, path)][-1][2])
 
     def answer(
@@ -146,7 +146,7 @@ EVENTS = [
 
 
 def serve_as_child() -> None:
-    """What the demo starts in place of `tunewright serve`, and how it misbehaves if told to."""
+    """The program that the demo starts in place of `tunewright serve`; options make it misbehave."""
     print("the service says hello", flush=True)
     mode = os.environ.get("FAKE_MODE")
     if mode == "dies":
@@ -703,7 +703,7 @@ def test_a_conversation_remembers(run: Run, service: FakeService, monkeypatch: p
 def demo(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Runs it over a pretended service; afterwards no process and no folder may be left."""
+    """Runs the demo over a pretended service; afterwards no process and no folder may be left."""
     groups: list[GroupRecord] = []
     start = demo_service.ProcessGroup.start
 

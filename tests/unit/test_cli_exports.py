@@ -73,7 +73,7 @@ def exports(service: FakeService) -> FakeService:
 
 
 def refused(service: FakeService, **gate: Any) -> None:
-    """The export's product is behind the gate."""
+    """The export's product is blocked by the gate."""
     error = {"code": "quality_gate_failed", "message": "KL divergence 0.50000, above 0.2"}
     report = {**REPORT, "gate": {"max_kl": 0.2, "kl": 0.5, "passed": False, "forced": False, **gate}}
     service.replies["GET", EXPORT] = 200, export("failed", error=error, report=report)

@@ -40,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of other ranks, scalings and modules."""
+    """Adapters of different ranks, scalings and modules."""
     folder = tmp_path_factory.mktemp("adapters")
     return save_adapter(base, folder / "a", **FIRST), save_adapter(base, folder / "b", **SECOND)
 
@@ -118,7 +118,7 @@ def test_what_the_model_says_is_what_the_summed_weights_say(
 def test_the_factors_do_not_matter_only_their_product(
     base: Path, two: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Averaging A with A and B with B would tell these two apart, which are the same adapter."""
+    """Averaging A with A and B with B would distinguish these two, which are the same adapter."""
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0))).Q
 
     def turned(tensors: Tensors) -> Tensors:
@@ -301,10 +301,10 @@ def test_adapters_that_cancel_leave_nothing(base: Path, two: tuple[Path, Path], 
 
 
 def test_progress_is_reported_after_each_module(base: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     weighted = [(path, 1.0) for path in two]
-    combine(weighted, base, tmp_path / "a", method="linear", on_module=lambda *at: told.append(at))
-    assert told == [(n, 6) for n in range(1, 7)]
+    combine(weighted, base, tmp_path / "a", method="linear", on_module=lambda *at: progress.append(at))
+    assert progress == [(n, 6) for n in range(1, 7)]
 
 
 def test_a_folder_that_exists_is_not_overwritten(base: Path, two: tuple[Path, Path], tmp_path: Path) -> None:

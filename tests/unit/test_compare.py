@@ -1,4 +1,4 @@
-"""What counts as parity, on made-up numbers."""
+"""The criteria of parity, on made-up numbers."""
 
 from __future__ import annotations
 

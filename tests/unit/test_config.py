@@ -297,7 +297,7 @@ def test_service_processes_get_one_variable(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_only_config_reads_the_services_variables() -> None:
-    """One reader of the environment: no other module looks at TUNEWRIGHT_ variables (the lifeline's aside)."""
+    """No other module reads TUNEWRIGHT_ variables (but for the lifeline's)."""
     package = Path(serve.__file__).parent
     readers = {
         path.relative_to(package).as_posix()

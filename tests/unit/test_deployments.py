@@ -1,4 +1,4 @@
-"""Deployments in the store, over HTTP and on a request's way: what is refused, and what nobody else notices."""
+"""Deployments in the store, over HTTP and on a request's way: what is refused, and what disturbs no other request."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def deploy(store: Store, model: str = FULL, **asked: Any) -> Deployment:
 
 
 def ready(store: Store, deployment: Deployment, socket: str = "/tmp/s", **info: Any) -> None:
-    told = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
-    store.engines.starting(deployment.model, socket, told)
+    started = engine_info(deployment=deployment.id, fingerprint="c" * 64, **info)
+    store.engines.starting(deployment.model, socket, started)
     store.engines.set_state(deployment.model, EngineState.READY)
 
 
@@ -97,7 +97,7 @@ def test_the_same_request_gives_the_same_deployment_and_another_is_refused(each:
 
 
 def test_many_at_once_make_one_deployment_and_share_one_room(each: Store) -> None:
-    """Where each is placed is decided on what all others have: five want 0.3 of 0.95, so three get it."""
+    """Each is placed with regard to all others: five want 0.3 of 0.95, so three get it."""
     for number in range(5):
         full(each, f"m{number}")
 
@@ -277,7 +277,7 @@ def test_a_start_of_the_service_tries_all_again(each: Store) -> None:
     assert state(each) is EngineState.STOPPED
 
 
-# requests on their way
+# requests to deployments
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ async def test_a_request_finds_a_deployed_model_by_its_name(store: Store, deploy
 async def test_a_request_holds_its_engine_from_the_first_one_on(
     store: Store, deployment: Deployment, data: Workspace
 ) -> None:
-    """Also one of an adapter; and what is held cannot be drained."""
+    """So does a request to an adapter; and an engine that is held cannot be drained."""
     register(store, ADAPTER, base=FULL)
     engine = store.engines.get(FULL)
     assert engine is not None
@@ -335,7 +335,6 @@ async def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
         assert not list(data.leases.iterdir())
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("now", "kind", "code", "message"),
     [
@@ -346,6 +345,7 @@ async def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
         (None, InvalidRequest, "model_not_served", "POST /v1/deployments"),
     ],
 )
+@pytest.mark.anyio
 async def test_one_that_does_not_answer_says_why(
     store: Store,
     deployment: Deployment,
@@ -362,12 +362,8 @@ async def test_one_that_does_not_answer_says_why(
     else:
         store.engines.set_state(FULL, now, reason=reason)
 
-    async def run() -> None:
-        with ExitStack() as held:
-            await gateway_for(store).router.find(FULL, held)
-
-    with pytest.raises(kind) as refused:
-        await run()
+    with ExitStack() as held, pytest.raises(kind) as refused:
+        await gateway_for(store).router.find(FULL, held)
     error = refused.value
     assert isinstance(error, EngineUnavailable | InvalidRequest | NotFound)
     assert error.code == code
@@ -377,10 +373,10 @@ async def test_one_that_does_not_answer_says_why(
 
 
 def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, data: Workspace) -> None:
-    """Whoever was admitted is waited for; whoever comes when nobody was left is refused, and hangs on nothing."""
+    """Admitted requests are waited for; one that comes after the last of them is refused, and does not hang."""
     drain = Drain(data.leases)
     admitted = threading.Event()
-    let_go = threading.Event()
+    may_end = threading.Event()
     outcomes: list[str] = []
 
     def ask() -> None:
@@ -389,7 +385,7 @@ def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, d
             with ExitStack() as held:
                 await router.find(FULL, held)
                 admitted.set()
-                await asyncio.to_thread(let_go.wait, 10)
+                await asyncio.to_thread(may_end.wait, 10)
                 outcomes.append("finished")
             try:
                 with ExitStack() as held:
@@ -405,7 +401,7 @@ def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, d
     assert admitted.wait(10)
     store.deployments.drain(deployment.id, time.time() + 60)
     assert drain.try_unused(FULL, ENGINE) is None
-    let_go.set()
+    may_end.set()
     thread.join(10)
     assert outcomes == ["finished", "refused"]
     unused = drain.try_unused(FULL, ENGINE)

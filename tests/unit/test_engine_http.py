@@ -1,4 +1,4 @@
-"""How an engine is reached: what becomes of a request whose connection closes, and how vLLM's errors are read."""
+"""Requests to an engine: the result of a request whose connection closes, and how vLLM's errors are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from tunewright.engine.http import EngineBusy, EngineError, EngineHTTP, EngineRe
 from tunewright.store.records import Engine
 from tunewright.store.store import Store
 
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
 PATH = "/v1/completions"
 BODY = b'{"model": "m"}'
 WHOLE = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"text": 1}'
@@ -39,13 +41,13 @@ HALF_BODY = WHOLE[:-4]
 class Connections:
     """A server on a unix socket that answers the first request on each connection and keeps that open, unasked.
 
-    `later`: what it does when a further request comes on a connection: given the connection, which is closed then.
+    `later` is called with the connection when a further request comes on it; then the connection is closed.
     """
 
     def __init__(self, path: Path, later: Callable[[Connections, sockets.socket], None]) -> None:
         self._path, self._later = path, later
         self.requests = 0
-        """That it has read."""
+        """The number of requests that it has read."""
         self.open: list[sockets.socket] = []
         self.answers = WHOLE
         self._listening = sockets.socket(sockets.AF_UNIX)
@@ -85,7 +87,7 @@ class Connections:
             self.shut(connection)
 
     def end(self) -> None:
-        """As an engine does that dies."""
+        """Ends like an engine that is killed."""
         self._listening.close()
         self._path.unlink(missing_ok=True)
         self.close_all()
@@ -95,16 +97,14 @@ def close_unread(server: Connections, connection: sockets.socket) -> None:
     """The close of an idle connection crosses with a request."""
 
 
-def run(scenario: Callable[[EngineHTTP], Coroutine[Any, Any, Any]], socket: Path) -> Any:
-    async def go() -> Any:
-        async with EngineHTTP(str(socket)) as engine:
-            return await asyncio.wait_for(scenario(engine), 20)
-
-    return asyncio.run(go())
+@pytest.fixture
+async def http_client(socket: Path) -> AsyncIterator[EngineHTTP]:
+    async with EngineHTTP(str(socket)) as client:
+        yield client
 
 
-async def ask(engine: EngineHTTP) -> bytes:
-    async with engine.post(PATH, BODY) as answer:
+async def ask(client: EngineHTTP) -> bytes:
+    async with client.post(PATH, BODY) as answer:
         assert answer.status == 200
         return await answer.read()
 
@@ -118,122 +118,103 @@ def serving(socket: Path, later: Callable[[Connections, sockets.socket], None]) 
         server.end()
 
 
-def test_a_connection_is_used_again(socket: Path) -> None:
+async def test_a_connection_is_used_again(socket: Path, http_client: EngineHTTP) -> None:
     def answer(server: Connections, connection: sockets.socket) -> None:
         server.read(connection)
         connection.sendall(WHOLE)
         select.select([connection], [], [], 5)
 
-    async def scenario(engine: EngineHTTP) -> None:
-        await ask(engine)
-        await ask(engine)
-
     with serving(socket, answer) as server:
-        run(scenario, socket)
+        await ask(http_client)
+        await ask(http_client)
         assert (server.requests, len(server.open)) == (2, 1)
 
 
-def test_a_request_that_meets_the_close_of_an_idle_connection_is_answered(socket: Path) -> None:
+async def test_a_request_that_meets_the_close_of_an_idle_connection_is_answered(
+    socket: Path, http_client: EngineHTTP
+) -> None:
     """The server closes when the request arrives, without reading it: the reader gets a reset."""
-
-    async def scenario(engine: EngineHTTP) -> bytes:
-        await ask(engine)
-        return await ask(engine)
-
     with serving(socket, close_unread) as server:
-        assert run(scenario, socket) == b'{"text": 1}'
+        await ask(http_client)
+        assert await ask(http_client) == b'{"text": 1}'
         assert (server.requests, len(server.open)) == (2, 2)
 
 
-def test_a_request_written_to_a_connection_that_was_just_closed_is_answered(socket: Path) -> None:
+async def test_a_request_written_to_a_connection_that_was_just_closed_is_answered(
+    socket: Path, http_client: EngineHTTP
+) -> None:
     """All of many idle connections are closed while the event loop is busy: a broken pipe when it writes."""
-
-    async def scenario(engine: EngineHTTP) -> list[bytes]:
-        await asyncio.gather(*(ask(engine) for _ in range(8)))
-        server.close_all()  # without a turn of the event loop between this and the requests
-        return await asyncio.gather(*(ask(engine) for _ in range(8)))
-
     with serving(socket, close_unread) as server:
-        assert run(scenario, socket) == [b'{"text": 1}'] * 8
+        await asyncio.gather(*(ask(http_client) for _ in range(8)))
+        server.close_all()  # without a turn of the event loop between this and the requests
+        assert await asyncio.gather(*(ask(http_client) for _ in range(8))) == [b'{"text": 1}'] * 8
         assert server.requests == 16
 
 
-def test_a_new_connection_that_breaks_is_not_asked_again(socket: Path) -> None:
+async def test_a_new_connection_that_breaks_is_not_asked_again(socket: Path, http_client: EngineHTTP) -> None:
     """It was not idle, so the engine has read the request or has ended: which is not known."""
-
-    async def scenario(engine: EngineHTTP) -> None:
-        with pytest.raises(EngineBusy, match="does not answer"):
-            await ask(engine)
-
     with serving(socket, close_unread) as server:
         server.answers = b""
-        run(scenario, socket)
+        with pytest.raises(EngineBusy, match="does not answer"):
+            await ask(http_client)
         assert server.requests == 1
 
 
-def test_an_engine_that_ended_meanwhile_does_not_answer(socket: Path) -> None:
-    async def scenario(engine: EngineHTTP) -> None:
-        await ask(engine)
+async def test_an_engine_that_ended_meanwhile_does_not_answer(socket: Path, http_client: EngineHTTP) -> None:
+    with serving(socket, close_unread) as server:
+        await ask(http_client)
         server.end()
         with pytest.raises(EngineBusy, match="does not answer"):
-            await ask(engine)
-
-    with serving(socket, close_unread) as server:
-        run(scenario, socket)
+            await ask(http_client)
         assert server.requests == 1
 
 
 @pytest.mark.parametrize("begun", [HALF_HEAD, HALF_BODY], ids=["head", "body"])
-def test_an_answer_that_has_begun_is_not_asked_for_again(socket: Path, begun: bytes) -> None:
+async def test_an_answer_that_has_begun_is_not_asked_for_again(
+    socket: Path, http_client: EngineHTTP, begun: bytes
+) -> None:
     def answer(server: Connections, connection: sockets.socket) -> None:
         server.read(connection)
         connection.sendall(begun)
 
-    async def scenario(engine: EngineHTTP) -> None:
-        await ask(engine)
-        with pytest.raises(EngineBusy, match="does not answer"):
-            await ask(engine)
-
     with serving(socket, answer) as server:
-        run(scenario, socket)
+        await ask(http_client)
+        with pytest.raises(EngineBusy, match="does not answer"):
+            await ask(http_client)
         assert (server.requests, len(server.open)) == (2, 1)
 
 
 @pytest.mark.parametrize("breaks", [1, 2])
-def test_a_generation_is_asked_for_at_most_twice(socket: Path, breaks: int) -> None:
+async def test_a_generation_is_asked_for_at_most_twice(
+    socket: Path, http_client: EngineHTTP, breaks: int
+) -> None:
     """The new connection may break too, which says more than that the old one was idle."""
 
     def refuse(server: Connections, connection: sockets.socket) -> None:
         server.answers = b"" if breaks == 2 else WHOLE
 
-    async def scenario(engine: EngineHTTP) -> bytes | None:
-        await ask(engine)
-        with suppress(EngineBusy):
-            return await ask(engine)
-        return None
-
+    answered: bytes | None = None
     with serving(socket, refuse) as server:
-        assert run(scenario, socket) == (b'{"text": 1}' if breaks == 1 else None)
+        await ask(http_client)
+        with suppress(EngineBusy):
+            answered = await ask(http_client)
+        assert answered == (b'{"text": 1}' if breaks == 1 else None)
         assert len(server.open) == 2
 
 
-def test_control_does_not_use_connections_again(socket: Path) -> None:
-    async def scenario(engine: EngineHTTP) -> Any:
-        await engine.request("POST", PATH, json.loads(BODY))
-        return await engine.request("POST", PATH, json.loads(BODY))
-
+async def test_control_does_not_use_connections_again(socket: Path, http_client: EngineHTTP) -> None:
     with serving(socket, close_unread) as server:
-        assert run(scenario, socket) == {"text": 1}
+        await http_client.request("POST", PATH, json.loads(BODY))
+        assert await http_client.request("POST", PATH, json.loads(BODY)) == {"text": 1}
         assert len(server.open) == 2
 
 
-@pytest.mark.anyio
 async def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_connection(
     store: Store, socket: Path, engine: Engine
 ) -> None:
-    async def scenario() -> list[int]:
-        gateway = gateway_for(store)
-        statuses = []
+    gateway = gateway_for(store)
+    statuses = []
+    with serving(socket, close_unread):
         try:
             for _ in range(3):
                 client = Client()
@@ -242,10 +223,7 @@ async def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_conn
                 statuses.append(client.status)
         finally:
             await gateway.close()
-        return statuses
-
-    with serving(socket, close_unread):
-        assert (await scenario()) == [200, 200, 200]
+    assert statuses == [200, 200, 200]
 
 
 def test_engines_keep_idle_connections_much_longer_than_the_gateway() -> None:
@@ -255,28 +233,25 @@ def test_engines_keep_idle_connections_much_longer_than_the_gateway() -> None:
     assert asked >= 2 * http._POOL_KEEPS
 
 
-def test_no_request_of_a_burst_fails_when_uvicorn_closes_idle_connections(socket: Path) -> None:
+async def test_no_request_of_a_burst_fails_when_uvicorn_closes_idle_connections(
+    socket: Path, http_client: EngineHTTP
+) -> None:
     """A short form of `make soak-bursts`, on vLLM's web server, which closes after a second here."""
     fakes = Path(__file__).parents[1] / "fakes_uvicorn"
     environment = {**os.environ, "PYTHONPATH": str(fakes), "FAKE_VLLM_KEEP_ALIVE": "1"}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "m"]
     server = subprocess.Popen([*command, "--uds", str(socket)], env=environment)
     chance = random.Random(0)
-
-    async def scenario(engine: EngineHTTP) -> list[bytes]:
-        answers = []
-        for _ in range(5):
-            answers += await asyncio.gather(*(ask(engine) for _ in range(128)))
-            await asyncio.sleep(chance.uniform(0.9, 1.0))
-            time.sleep(0.1)  # an event loop that is busy meets the close
-        return answers
-
+    answers = []
     try:
         deadline = time.monotonic() + 30
-        while probe(socket) is None:
+        while await asyncio.to_thread(probe, socket) is None:
             assert time.monotonic() < deadline, "it starts"
             time.sleep(0.05)
-        answers = run(scenario, socket)
+        for _ in range(5):
+            answers += await asyncio.gather(*(ask(http_client) for _ in range(128)))
+            await asyncio.sleep(chance.uniform(0.9, 1.0))
+            time.sleep(0.1)  # an event loop that is busy meets the close
     finally:
         server.terminate()
         server.wait()
@@ -287,7 +262,6 @@ def test_no_request_of_a_burst_fails_when_uvicorn_closes_idle_connections(socket
 # errors
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("status", "error"),
     [(400, EngineRefused), (404, EngineRefused), (429, EngineBusy), (503, EngineBusy), (500, EngineError)],
@@ -304,7 +278,6 @@ async def test_an_error_says_whether_to_ask_again(
     assert type(raised.value) is error
 
 
-@pytest.mark.anyio
 async def test_an_engine_that_is_not_there_or_too_slow_is_busy(socket: Path) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(10)

@@ -1,4 +1,4 @@
-"""Which engines a scheduler takes on when it starts, and where: devices and models may be others than they were."""
+"""Which engines a scheduler adopts when it starts, and where: devices and models may have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine's log tells of its end, from lines as vLLM writes them."""
+"""The cause of an engine's end, read from its log with lines as vLLM writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEFORE = "(APIServer pid=9) INFO 11-22 15:32:30 [loggers.py:335] Engine 000: Run
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "cause"),
     [
         (
             "(APIServer pid=9) WARNING 11-22 15:32:33 [core_client.py:818] [shutdown] MPClient: engine core exited "
@@ -45,10 +45,10 @@ BEFORE = "(APIServer pid=9) INFO 11-22 15:32:30 [loggers.py:335] Engine 000: Run
         ("", "EngineCore was killed or crashed"),
     ],
 )
-def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path: Path, lines: str, told: str) -> None:
+def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path: Path, lines: str, cause: str) -> None:
     log = tmp_path / "engine.log"
     log.write_text(BEFORE + lines + SHUTDOWN)
-    assert last_error(log).startswith(told)
+    assert last_error(log).startswith(cause)
 
 
 def test_an_engine_without_a_log_or_an_error_in_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Exports in the store: jobs of another kind, which keep what they are made of."""
+"""Exports in the store: jobs of another kind, whose models cannot be removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports over HTTP: what is taken, what is refused before any work, and what is told of them."""
+"""Exports over HTTP: what is accepted, what is refused before anything runs, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_an_export_is_a_job_of_its_own(api: TestClient, pirate: str, store: Stor
     assert [e["id"] for e in api.get("/v1/exports").json()["data"]] == [export["id"]]
     assert api.get("/v1/exports", params={"metadata[team]": "b"}).json()["data"] == []
     assert api.get("/v1/fine_tuning/jobs").json()["data"] == []
-    told = error(api.get(f"/v1/fine_tuning/jobs/{export['id']}"), 404)
-    assert told["code"] == "fine_tuning_job_not_found"
+    refused = error(api.get(f"/v1/fine_tuning/jobs/{export['id']}"), 404)
+    assert refused["code"] == "fine_tuning_job_not_found"
     events = api.get(f"/v1/exports/{export['id']}/events").json()["data"]
     assert [event["message"] for event in events] == [f"Created export: {export['id']}"]
 
@@ -164,8 +164,8 @@ def test_its_data_is_that_of_the_job(
 
 
 def test_awq_needs_text(api: TestClient, pirate: str) -> None:
-    told = error(api.post("/v1/exports", json={"model": pirate, "format": "awq"}))
-    assert (told["param"], told["code"]) == ("calibration_file", "missing_parameter")
+    refused = error(api.post("/v1/exports", json={"model": pirate, "format": "awq"}))
+    assert (refused["param"], refused["code"]) == ("calibration_file", "missing_parameter")
     answer = api.post("/v1/exports", json={"model": pirate, "format": "awq", "calibration_file": FILE["id"]})
     assert answer.json()["calibration_file"] == FILE["id"]
     missing = {"model": pirate, "format": "awq", "calibration_file": "file-none"}
@@ -245,8 +245,8 @@ def test_an_adapter_of_another_base_of_that_name(api: TestClient, register: Regi
 
 def test_states_of_adapters(api: TestClient, register: Register) -> None:
     checking = register("ft:tunewright-tiny:c:55555555", state=ModelState.CHECKING)
-    told = error(api.post("/v1/exports", json={"model": checking, "format": "merged"}))
-    assert told["code"] == "model_not_ready"
+    refused = error(api.post("/v1/exports", json={"model": checking, "format": "merged"}))
+    assert refused["code"] == "model_not_ready"
     quarantined = register("ft:tunewright-tiny:q:66666666", state=ModelState.QUARANTINED)
     export = api.post("/v1/exports", json={"model": quarantined, "format": "merged"}).json()
     assert "quarantined" in export["notes"][0]

@@ -1,4 +1,4 @@
-"""What `data.formats` promises: every fault is told with its line, and nothing but InvalidData comes out."""
+"""What `data.formats` promises: every fault is reported with its line, and only InvalidData is raised."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_arbitrary_bytes_raise_nothing_but_invalid_data(tmp_path: Path, content:
     except InvalidData:
         pass
     else:
-        assert summary.rows == len(list(read_rows(path)))  # what is taken can be read
+        assert summary.rows == len(list(read_rows(path)))  # accepted rows can be read
 
 
 def test_text_that_cannot_be_encoded_is_refused(check: Any) -> None:

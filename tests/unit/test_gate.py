@@ -1,4 +1,4 @@
-"""The gate of an export: what it lets through, and the faults that it is there for."""
+"""The quality gate of an export: what passes, and the faults that it is meant to find."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_quantization_does_not_hide_a_wrong_merge(
 def test_calibration_on_noise_does_no_harm_that_the_gate_would_have_to_stop(
     export: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On this base (docs/decisions/0014): a small part of what the adapter itself changes."""
+    """A bound on this base (docs/decisions/0014): a small part of what the adapter itself changes."""
 
     def noise(_: Any) -> list[list[int]]:
         generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""The gateway against a small fake of vLLM on a unix socket: names, errors, ends and disconnects."""
+"""The gateway with a small stand-in for vLLM on a unix socket: names, errors, ends and disconnects."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.anyio
+
 BASE, INTERNAL, SHA, TUNED = "tiny", "base-" + "0" * 32, "a" * 64, "ft:tiny::1"
 CHAT = "/v1/chat/completions"
 
@@ -41,15 +43,13 @@ async def ask(
     return client
 
 
-def ask_once(store: Store, socket: Path, handler: Handler, body: dict[str, Any], path: str = CHAT) -> Any:
-    """(client, what the engine saw)"""
-
-    async def run() -> Any:
-        async with engine_at(socket, handler) as fake:
-            client = await ask(store, body, path)
-            return client, fake.seen
-
-    return asyncio.run(run())
+async def ask_once(
+    store: Store, socket: Path, handler: Handler, body: dict[str, Any], path: str = CHAT
+) -> Any:
+    """Returns the client and the requests that the engine got."""
+    async with engine_at(socket, handler) as fake:
+        client = await ask(store, body, path)
+        return client, fake.seen
 
 
 def event(body: Any) -> bytes:
@@ -59,28 +59,28 @@ def event(body: Any) -> bytes:
 # names
 
 
-def test_the_engine_is_asked_by_its_own_name_and_answers_by_the_public_one(
+async def test_the_engine_is_asked_by_its_own_name_and_answers_by_the_public_one(
     store: Store, socket: Path, engine: Engine
 ) -> None:
     body = {"model": BASE, "messages": [], "temperature": 0}
-    client, seen = ask_once(store, socket, say_hello, body)
+    client, seen = await ask_once(store, socket, say_hello, body)
     assert seen == [(CHAT, {**body, "model": INTERNAL})]
     assert (client.status, client.headers["content-type"]) == (200, "application/json; charset=utf-8")
     assert json.loads(client.body) == {"model": BASE, "content": "hello"}
     assert body["model"] == BASE, "the request itself is not changed"
 
 
-def test_an_adapter_is_asked_for_by_its_hash(
+async def test_an_adapter_is_asked_for_by_its_hash(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
-    client, seen = ask_once(store, socket, say_hello, {"model": TUNED})
+    client, seen = await ask_once(store, socket, say_hello, {"model": TUNED})
     assert seen[0][1]["model"] == SHA
     assert json.loads(client.body)["model"] == TUNED
 
 
-def test_an_answers_text_is_never_touched(store: Store, socket: Path, engine: Engine) -> None:
+async def test_an_answers_text_is_never_touched(store: Store, socket: Path, engine: Engine) -> None:
     content = f'{INTERNAL} "model":"{INTERNAL}" and {{"model":"{INTERNAL}"}}'
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -90,9 +90,9 @@ def test_an_answers_text_is_never_touched(store: Store, socket: Path, engine: En
             {"model": INTERNAL, "content": content}, dumps=lambda o: json.dumps(o, separators=(",", ":"))
         )
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    client, _ = await ask_once(store, socket, handler, {"model": BASE})
     assert json.loads(client.body) == {"model": BASE, "content": content}
-    client, _ = ask_once(store, socket, handler, {"model": BASE, "stream": True})
+    client, _ = await ask_once(store, socket, handler, {"model": BASE, "stream": True})
     assert json.loads(client.body.split(b"\n\n")[0][6:]) == {"model": BASE, "delta": content}
 
 
@@ -108,16 +108,12 @@ class Chunks:
             yield piece
 
 
-def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Client:
+async def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Client:
     client = Client()
     relay = Relay(Gateway(None, None, None), path, {})  # type: ignore[arg-type]
     target = Target("", INTERNAL, public, None)
-
-    async def run() -> None:
-        await client.send({"type": "http.response.start", "status": 200, "headers": []})
-        await relay._pass_events(Chunks(pieces), target, client.send)  # type: ignore[arg-type]
-
-    asyncio.run(run())
+    await client.send({"type": "http.response.start", "status": 200, "headers": []})
+    await relay._pass_events(Chunks(pieces), target, client.send)  # type: ignore[arg-type]
     return client
 
 
@@ -129,34 +125,29 @@ WHOLE = b"".join(EVENTS) + b"data: [DONE]\n\n"
 
 @settings(max_examples=100, deadline=None)
 @given(st.sets(st.integers(1, len(WHOLE) - 1)), st.sampled_from([BASE, 'odd "name"\\', "ft:tiny:s:1"]))
-def test_a_name_is_rewritten_wherever_chunks_are_cut(cuts: set[int], public: str) -> None:
+async def test_a_name_is_rewritten_wherever_chunks_are_cut(cuts: set[int], public: str) -> None:
     bounds = [0, *sorted(cuts), len(WHOLE)]
-    client = pass_events([WHOLE[a:b] for a, b in itertools.pairwise(bounds)], public=public)
+    client = await pass_events([WHOLE[a:b] for a, b in itertools.pairwise(bounds)], public=public)
     assert client.body == WHOLE.replace(f'"{INTERNAL}"'.encode(), json.dumps(public).encode())
 
 
-@pytest.mark.anyio
 async def test_events_are_passed_on_as_they_come(store: Store, socket: Path, engine: Engine) -> None:
-    """The first event is with the client before the second one exists."""
+    """The client has the first event before the second one exists."""
+    first_arrived = asyncio.Event()
 
-    async def run() -> bytes:
-        first_arrived = asyncio.Event()
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request, EVENTS[0])
+        await asyncio.wait_for(first_arrived.wait(), 5)
+        await response.write(EVENTS[1] + b"data: [DONE]\n\n")
+        return response
 
-        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            response = await stream(request, EVENTS[0])
-            await asyncio.wait_for(first_arrived.wait(), 5)
-            await response.write(EVENTS[1] + b"data: [DONE]\n\n")
-            return response
-
-        client = Client()
-        async with engine_at(socket, handler):
-            asking = asyncio.create_task(ask(store, {"model": BASE, "stream": True}, client=client))
-            await asyncio.wait_for(client.got_something.wait(), 5)
-            first_arrived.set()
-            await asking
-        return client.body
-
-    assert (await run()).endswith(b"data: [DONE]\n\n")
+    client = Client()
+    async with engine_at(socket, handler):
+        asking = asyncio.create_task(ask(store, {"model": BASE, "stream": True}, client=client))
+        await asyncio.wait_for(client.got_something.wait(), 5)
+        first_arrived.set()
+        await asking
+    assert client.body.endswith(b"data: [DONE]\n\n")
 
 
 # ends
@@ -166,25 +157,26 @@ async def test_events_are_passed_on_as_they_come(store: Store, socket: Path, eng
 @pytest.mark.parametrize(
     "pieces", [[], EVENTS, [*EVENTS, b'data: {"half'], [b'data: {"text":"data: [DONE]"}\n\n']]
 )
-def test_an_end_without_done_is_told_as_an_error(
+async def test_an_end_without_done_is_told_as_an_error(
     store: Store, socket: Path, engine: Engine, path: str, pieces: list[bytes]
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return await stream(request, *pieces)
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE, "stream": True}, path)
+    client, _ = await ask_once(store, socket, handler, {"model": BASE, "stream": True}, path)
     last = client.body.split(b"\n\n")[-2]
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
     assert not client.body.endswith(b"data: [DONE]\n\n")
     assert b'data: {"half' not in client.body
 
 
-def test_other_routes_end_as_they_do() -> None:
+async def test_other_routes_end_as_they_do() -> None:
     events = [b'event: response.completed\ndata: {"model":"' + INTERNAL.encode() + b'"}\n\n']
-    assert pass_events(events, "/v1/responses").body == events[0].replace(INTERNAL.encode(), BASE.encode())
+    client = await pass_events(events, "/v1/responses")
+    assert client.body == events[0].replace(INTERNAL.encode(), BASE.encode())
 
 
-def test_an_engine_that_dies_while_it_streams(store: Store, socket: Path, engine: Engine) -> None:
+async def test_an_engine_that_dies_while_it_streams(store: Store, socket: Path, engine: Engine) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = await stream(request, *EVENTS)
         assert request.transport is not None
@@ -192,13 +184,13 @@ def test_an_engine_that_dies_while_it_streams(store: Store, socket: Path, engine
         request.transport.abort()
         return response
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE, "stream": True})
+    client, _ = await ask_once(store, socket, handler, {"model": BASE, "stream": True})
     assert client.status == 200
     assert b"The engine was lost" in client.body
     assert b"[DONE]" not in client.body
 
 
-def test_an_engine_that_dies_in_a_whole_answer(store: Store, socket: Path, engine: Engine) -> None:
+async def test_an_engine_that_dies_in_a_whole_answer(store: Store, socket: Path, engine: Engine) -> None:
     """What is not streamed has not begun for the client: it gets the error's own status, to try again."""
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -210,24 +202,23 @@ def test_an_engine_that_dies_in_a_whole_answer(store: Store, socket: Path, engin
         request.transport.abort()
         return response
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    client, _ = await ask_once(store, socket, handler, {"model": BASE})
     assert client.status == 503
     assert client.error["code"] == "engine_unavailable"
 
 
-def test_an_engine_that_dies_before_it_answers(store: Store, socket: Path, engine: Engine) -> None:
+async def test_an_engine_that_dies_before_it_answers(store: Store, socket: Path, engine: Engine) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    client, _ = await ask_once(store, socket, handler, {"model": BASE})
     assert client.status == 503
     assert client.error["code"] == "engine_unavailable"
     assert client.headers["retry-after"] == "5"
 
 
-@pytest.mark.anyio
 async def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
     client = await ask(store, {"model": BASE})
     assert (client.status, client.error["code"]) == (503, "engine_unavailable")
@@ -237,7 +228,7 @@ async def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "told", "message"),
+    ("status", "answer", "public_status", "message"),
     [
         (400, {"error": {"message": f"{INTERNAL} is wrong", "param": "top_p"}}, 400, "tiny is wrong"),
         (400, {"object": "error", "message": "too long", "param": None}, 400, "too long"),
@@ -251,32 +242,32 @@ async def test_no_engine_at_the_socket(store: Store, engine: Engine) -> None:
         ),
     ],
 )
-def test_the_engines_errors_are_told_in_openais_form(
-    store: Store, socket: Path, engine: Engine, status: int, answer: Any, told: int, message: str
+async def test_the_engines_errors_are_told_in_openais_form(
+    store: Store, socket: Path, engine: Engine, status: int, answer: Any, public_status: int, message: str
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response(answer, status=status)
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE})
-    assert client.status == told
+    client, _ = await ask_once(store, socket, handler, {"model": BASE})
+    assert client.status == public_status
     assert message in client.error["message"]
     assert set(client.error) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize("text", ["Internal Server Error", "", "[1]", '"x"', "null"])
-def test_an_error_that_is_no_json_object(store: Store, socket: Path, engine: Engine, text: str) -> None:
+async def test_an_error_that_is_no_json_object(store: Store, socket: Path, engine: Engine, text: str) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.Response(status=500, text=text)
 
-    client, _ = ask_once(store, socket, handler, {"model": BASE})
+    client, _ = await ask_once(store, socket, handler, {"model": BASE})
     assert client.status == 503
     assert client.error["message"].startswith("The engine failed: ")
 
 
-def test_after_a_404_the_model_is_looked_up_once_more(
+async def test_after_a_404_the_model_is_looked_up_once_more(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
-    """The adapter was unloaded and loaded again between the look-up and the request, say."""
+    """For example, the adapter was unloaded and loaded again between the look-up and the request."""
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if body["model"] == SHA:
@@ -288,44 +279,41 @@ def test_after_a_404_the_model_is_looked_up_once_more(
 
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
-    client, seen = ask_once(store, socket, handler, {"model": TUNED})
+    client, seen = await ask_once(store, socket, handler, {"model": TUNED})
     assert client.status == 200
     assert [body["model"] for _, body in seen] == [SHA, "c" * 64]
 
 
-def test_a_second_404_is_the_answer(store: Store, socket: Path, engine: Engine) -> None:
+async def test_a_second_404_is_the_answer(store: Store, socket: Path, engine: Engine) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "gone"}}, status=404)
 
-    client, seen = ask_once(store, socket, handler, {"model": BASE})
+    client, seen = await ask_once(store, socket, handler, {"model": BASE})
     assert (client.status, len(seen)) == (404, 2)
 
 
 # disconnects
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("streams", [True, False])
 async def test_a_client_that_leaves_ends_the_engines_work(
     store: Store, socket: Path, engine: Engine, streams: bool
 ) -> None:
+    began = asyncio.Event()
+
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = await stream(request, EVENTS[0]) if streams else web.StreamResponse()
         began.set()
         await asyncio.sleep(30)
         return response
 
-    async def run() -> None:
-        client = Client()
-        async with engine_at(socket, handler) as fake:
-            asking = asyncio.create_task(ask(store, {"model": BASE, "stream": streams}, client=client))
-            await asyncio.wait_for(began.wait(), 5)
-            client.leaves.set()
-            await asyncio.wait_for(fake.aborted.wait(), 5)
-            await asyncio.wait_for(asking, 5)
-
-    began = asyncio.Event()
-    await run()
+    client = Client()
+    async with engine_at(socket, handler) as fake:
+        asking = asyncio.create_task(ask(store, {"model": BASE, "stream": streams}, client=client))
+        await asyncio.wait_for(began.wait(), 5)
+        client.leaves.set()
+        await asyncio.wait_for(fake.aborted.wait(), 5)
+        await asyncio.wait_for(asking, 5)
 
 
 # templates
@@ -341,7 +329,7 @@ async def test_a_client_that_leaves_ends_the_engines_work(
         ("/v1/embeddings", {"input": "x"}, False),
     ],
 )
-def test_an_adapters_own_template_travels_with_its_requests(
+async def test_an_adapters_own_template_travels_with_its_requests(
     store: Store,
     socket: Path,
     engine: Engine,
@@ -352,32 +340,32 @@ def test_an_adapters_own_template_travels_with_its_requests(
 ) -> None:
     publish_model({"chat_template": "{{ messages }}"})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
-    _, seen = ask_once(store, socket, say_hello, {"model": TUNED, **body}, path)
+    _, seen = await ask_once(store, socket, say_hello, {"model": TUNED, **body}, path)
     assert seen[0][1].get("chat_template") == ("{{ messages }}" if sent else None)
-    _, seen = ask_once(store, socket, say_hello, {"model": BASE, **body}, path)
+    _, seen = await ask_once(store, socket, say_hello, {"model": BASE, **body}, path)
     assert "chat_template" not in seen[0][1]
 
 
-def test_a_base_without_a_template_says_that_it_cannot_chat(
+async def test_a_base_without_a_template_says_that_it_cannot_chat(
     store: Store, socket: Path, engine: Engine
 ) -> None:
     assert engine.info is not None
     info = engine.info.model_copy(update={"has_chat_template": False})
     store.engines.set_state(engine.name, EngineState.READY, info=info)
-    client, seen = ask_once(store, socket, say_hello, {"model": BASE})
+    client, seen = await ask_once(store, socket, say_hello, {"model": BASE})
     assert (client.status, client.error["code"]) == (400, "no_chat_template")
     assert "/v1/completions" in client.error["message"]
     assert seen == []
-    client, _ = ask_once(store, socket, say_hello, {"model": BASE, "prompt": "x"}, "/v1/completions")
+    client, _ = await ask_once(store, socket, say_hello, {"model": BASE, "prompt": "x"}, "/v1/completions")
     assert client.status == 200
 
 
-def test_a_route_that_takes_no_template_is_refused(
+async def test_a_route_that_takes_no_template_is_refused(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
     publish_model({"chat_template": "{{ messages }}"})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
-    client, seen = ask_once(store, socket, say_hello, {"model": TUNED}, "/v1/responses")
+    client, seen = await ask_once(store, socket, say_hello, {"model": TUNED}, "/v1/responses")
     assert (client.status, seen) == (400, [])
 
 
@@ -388,7 +376,7 @@ async def never(operation: dict[str, Any]) -> dict[str, Any]:
     return await asyncio.Event().wait()  # type: ignore[return-value]
 
 
-def test_requests_for_an_adapter_that_is_not_there_load_it_once(
+async def test_requests_for_an_adapter_that_is_not_there_load_it_once(
     store: Store, socket: Path, engine: Engine, publish_model: Publish
 ) -> None:
     publish_model({"desired": "unloaded"})
@@ -400,22 +388,18 @@ def test_requests_for_an_adapter_that_is_not_there_load_it_once(
         store.engines.set_residency(engine, SHA, Residency.LOADED)
         return {"state": "loaded"}
 
-    async def run() -> list[Client]:
-        gateway = gateway_for(store, load=load)
-        clients = [Client() for _ in range(20)]
-        async with engine_at(socket, say_hello):
-            relays = (Relay(gateway, CHAT, {"model": TUNED}) for _ in clients)
-            await asyncio.gather(
-                *(r({"type": "http"}, c.receive, c.send) for r, c in zip(relays, clients, strict=True))
-            )
-        await gateway.close()
-        return clients
-
-    assert [client.status for client in asyncio.run(run())] == [200] * 20
+    gateway = gateway_for(store, load=load)
+    clients = [Client() for _ in range(20)]
+    async with engine_at(socket, say_hello):
+        relays = (Relay(gateway, CHAT, {"model": TUNED}) for _ in clients)
+        await asyncio.gather(
+            *(r({"type": "http"}, c.receive, c.send) for r, c in zip(relays, clients, strict=True))
+        )
+    await gateway.close()
+    assert [client.status for client in clients] == [200] * 20
     assert asked == [{"op": "load", "model": TUNED}]
 
 
-@pytest.mark.anyio
 async def test_a_load_that_fails_is_told(store: Store, engine: Engine, publish_model: Publish) -> None:
     publish_model({"desired": "unloaded"})
     client = await ask(store, {"model": TUNED})
@@ -423,7 +407,6 @@ async def test_a_load_that_fails_is_told(store: Store, engine: Engine, publish_m
     assert "nothing loads here" in client.error["message"]
 
 
-@pytest.mark.anyio
 async def test_it_does_not_wait_for_ever(
     store: Store, engine: Engine, publish_model: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +418,6 @@ async def test_it_does_not_wait_for_ever(
     assert "retry-after" in client.headers
 
 
-@pytest.mark.anyio
 async def test_a_request_holds_its_adapter_until_it_ends(
     store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
@@ -449,33 +431,29 @@ async def test_a_request_holds_its_adapter_until_it_ends(
         with found:
             return True
 
-    async def run() -> None:
-        go_on = asyncio.Event()
+    go_on = asyncio.Event()
 
-        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            response = await stream(request, event({"model": SHA}))
-            await go_on.wait()
-            await response.write(b"data: [DONE]\n\n")
-            return response
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request, event({"model": SHA}))
+        await go_on.wait()
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
-        async with engine_at(socket, handler):
-            client = Client()
-            asking = asyncio.create_task(ask(store, {"model": TUNED, "stream": True}, client=client))
-            await client.got_something.wait()
-            assert not await unused()
-            go_on.set()
-            await asking
-        assert await unused()
-        assert client.headers["x-tunewright-model"] == TUNED
-
-    await run()
+    async with engine_at(socket, handler):
+        client = Client()
+        asking = asyncio.create_task(ask(store, {"model": TUNED, "stream": True}, client=client))
+        await client.got_something.wait()
+        assert not await unused()
+        go_on.set()
+        await asking
+    assert await unused()
+    assert client.headers["x-tunewright-model"] == TUNED
 
 
-@pytest.mark.anyio
 async def test_an_adapter_that_is_drained_is_waited_for(
     store: Store, socket: Path, engine: Engine, publish_model: Publish, data: Workspace
 ) -> None:
-    """Its row still says loaded, but the worker has begun to let go of it: nobody is admitted."""
+    """Its row still says loaded, but the worker has begun to unload it: no request is admitted."""
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
 
@@ -492,7 +470,6 @@ async def test_an_adapter_that_is_drained_is_waited_for(
         assert (await asking).status == 200
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("values", "residency", "status", "code"),
     [
@@ -523,7 +500,6 @@ async def test_a_model_that_cannot_answer_says_why(
         assert "out of slots" in client.error["message"]
 
 
-@pytest.mark.anyio
 async def test_an_unloaded_adapter_is_left_alone_where_loading_on_demand_is_off(
     store: Store, engine: Engine, publish_model: Publish
 ) -> None:
@@ -532,13 +508,11 @@ async def test_an_unloaded_adapter_is_left_alone_where_loading_on_demand_is_off(
     assert (client.status, client.error["code"]) == (400, "model_not_loaded")
 
 
-@pytest.mark.anyio
 async def test_an_unknown_model(store: Store, engine: Engine) -> None:
     client = await ask(store, {"model": "nobody"})
     assert (client.status, client.error["code"], client.error["param"]) == (404, "model_not_found", "model")
 
 
-@pytest.mark.anyio
 async def test_an_engine_that_is_not_ready_says_why(store: Store, engine: Engine) -> None:
     store.engines.set_state(BASE, EngineState.BACKOFF, reason="it died of thirst")
     client = await ask(store, {"model": BASE})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -16,13 +14,15 @@ from tunewright.store.states import ModelState
 from tunewright.store.store import Store
 from tunewright.store.tables import models
 
+pytestmark = pytest.mark.anyio
+
 BOT = "support-bot"
 ERRORS = AliasGuard(max_error_rate=0.1, window_seconds=600, min_requests=20)
 SLOW = AliasGuard(max_p99_seconds=2.0, window_seconds=600, min_requests=100)
 
 
 class Traffic:
-    """Generations that ended, as the guard is told of them."""
+    """Generations that have ended, as they are reported to the guard."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -37,7 +37,7 @@ class Traffic:
     async def end(
         self, alias: Alias, model: str, *, ok: int = 0, failed: int = 0, slow: int = 0
     ) -> Alias | None:
-        """So many of each; then what the alias is."""
+        """Reports this many of each; returns the alias afterwards."""
         for count, fine, seconds in ((ok, True, 0.1), (slow, True, 2.1), (failed, False, 0.1)):
             for _ in range(count):
                 self.guard.observe(alias, model, ok=fine, seconds=seconds)
@@ -54,24 +54,12 @@ def traffic(store: Store) -> Traffic:
     return Traffic(store)
 
 
-Test = Callable[[Traffic], Coroutine[Any, Any, None]]
-
-
-def in_a_loop(test: Test) -> Callable[[Traffic], None]:
-    def run(traffic: Traffic) -> None:
-        asyncio.run(test(traffic))
-
-    run.__name__ = test.__name__
-    return run
-
-
 def version(traffic: Traffic) -> int:
     alias = traffic.store.aliases.get(BOT)
     assert alias is not None
     return alias.version
 
 
-@in_a_loop
 async def test_a_new_target_that_fails_is_rolled_back(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m1", "m2", limits=ERRORS)
@@ -87,7 +75,6 @@ async def test_a_new_target_that_fails_is_rolled_back(traffic: Traffic) -> None:
     )
 
 
-@in_a_loop
 async def test_an_error_rate_at_its_limit_is_within_it(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=ERRORS)
@@ -97,7 +84,6 @@ async def test_an_error_rate_at_its_limit_is_within_it(traffic: Traffic) -> None
     assert version(traffic) == 3
 
 
-@in_a_loop
 async def test_a_new_target_that_is_slow_is_rolled_back(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=SLOW)
@@ -113,7 +99,6 @@ async def test_a_new_target_that_is_slow_is_rolled_back(traffic: Traffic) -> Non
     )
 
 
-@in_a_loop
 async def test_each_limit_is_of_its_own(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=SLOW)
@@ -124,7 +109,6 @@ async def test_each_limit_is_of_its_own(traffic: Traffic) -> None:
     assert version(traffic) == 3
 
 
-@in_a_loop
 async def test_a_target_that_was_there_before_is_not_blamed(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m1", "m2", limits=ERRORS)
@@ -134,7 +118,6 @@ async def test_a_target_that_was_there_before_is_not_blamed(traffic: Traffic) ->
     assert version(traffic) == 3, "and does not cover up for another"
 
 
-@in_a_loop
 async def test_targets_are_counted_apart(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", "m3", limits=ERRORS)
@@ -145,7 +128,6 @@ async def test_targets_are_counted_apart(traffic: Traffic) -> None:
     assert version(traffic) == 3
 
 
-@in_a_loop
 async def test_after_the_window_nobody_looks(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=ERRORS)
@@ -156,7 +138,6 @@ async def test_after_the_window_nobody_looks(traffic: Traffic) -> None:
     assert traffic.guard._watched == {}
 
 
-@in_a_loop
 async def test_within_the_window_it_does(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=ERRORS)
@@ -165,7 +146,6 @@ async def test_within_the_window_it_does(traffic: Traffic) -> None:
     assert version(traffic) == 3
 
 
-@in_a_loop
 async def test_without_a_guard_nothing_happens(traffic: Traffic) -> None:
     traffic.put("m1", limits=ERRORS)
     flipped = traffic.put("m2")
@@ -173,9 +153,8 @@ async def test_without_a_guard_nothing_happens(traffic: Traffic) -> None:
     assert version(traffic) == 2
 
 
-@in_a_loop
 async def test_a_rollback_is_not_rolled_back(traffic: Traffic) -> None:
-    """Where the engine fails everybody, the alias would go through all of its history."""
+    """Otherwise, where the engine fails every request, the alias would go back through all of its history."""
     traffic.put("m3")
     traffic.put("m1", limits=ERRORS)
     flipped = traffic.put("m2", limits=ERRORS)
@@ -186,7 +165,6 @@ async def test_a_rollback_is_not_rolled_back(traffic: Traffic) -> None:
     assert version(traffic) == 4
 
 
-@in_a_loop
 async def test_one_that_was_rolled_back_may_be_tried_again(traffic: Traffic) -> None:
     traffic.put("m1")
     await traffic.end(traffic.put("m2", limits=ERRORS), "m2", failed=20)
@@ -197,7 +175,6 @@ async def test_one_that_was_rolled_back_may_be_tried_again(traffic: Traffic) -> 
     assert version(traffic) == 5
 
 
-@in_a_loop
 async def test_late_requests_of_a_version_before_count_for_nothing(traffic: Traffic) -> None:
     plain, first = traffic.put("m1"), traffic.put("m2", limits=ERRORS)
     second = traffic.put("m3", limits=ERRORS)
@@ -209,7 +186,6 @@ async def test_late_requests_of_a_version_before_count_for_nothing(traffic: Traf
     assert version(traffic) == 4, "and forget nothing"
 
 
-@in_a_loop
 async def test_who_changes_the_alias_first_is_heard(traffic: Traffic) -> None:
     traffic.put("m1")
     flipped = traffic.put("m2", limits=ERRORS)
@@ -221,7 +197,6 @@ async def test_who_changes_the_alias_first_is_heard(traffic: Traffic) -> None:
     assert traffic.store.aliases.get(BOT) is None
 
 
-@pytest.mark.anyio
 async def test_one_rollback_however_many_fail_meanwhile(
     traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +213,6 @@ async def test_one_rollback_however_many_fail_meanwhile(
     assert version(traffic) == 3
 
 
-@pytest.mark.anyio
 async def test_there_may_be_nothing_to_go_back_to(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
     first = traffic.put("m1", limits=ERRORS)
     with caplog.at_level(logging.WARNING):
@@ -250,7 +224,6 @@ async def test_there_may_be_nothing_to_go_back_to(traffic: Traffic, caplog: pyte
     ]
 
 
-@pytest.mark.anyio
 async def test_a_rollback_is_logged(traffic: Traffic, caplog: pytest.LogCaptureFixture) -> None:
     traffic.put("m1")
     with caplog.at_level(logging.WARNING):
@@ -260,7 +233,6 @@ async def test_a_rollback_is_logged(traffic: Traffic, caplog: pytest.LogCaptureF
     assert "rolled support-bot back from version 2 to version 1, as version 3" in record.getMessage()
 
 
-@pytest.mark.anyio
 async def test_what_cannot_be_gone_back_to_is_told(
     traffic: Traffic, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,7 +247,6 @@ async def test_what_cannot_be_gone_back_to_is_told(
     assert "m1 is quarantined" in record.getMessage()
 
 
-@pytest.mark.anyio
 async def test_a_database_that_fails_is_asked_again(
     traffic: Traffic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

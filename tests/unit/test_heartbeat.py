@@ -1,4 +1,4 @@
-"""A process that is silent for too long hangs; a machine that slept or a disk that is full proves nothing."""
+"""A process without a heartbeat for too long hangs; a machine that slept or a full disk is no evidence of that."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class World:
         os.utime(self.path, (self.beats, self.beats))  # whatever the system's clock says
 
     def hangs_after(self, seconds: float, step: float = 0.5) -> bool:
-        """Look at it again and again over this time."""
+        """Check it repeatedly over this time."""
         for _ in range(int(seconds / step)):
             self.now += step
             if self.watch.hangs():

@@ -1,4 +1,4 @@
-"""What a trainer writes reaches the store once: torn lines wait, repeated steps are passed over."""
+"""A trainer's events reach the store once: incomplete lines wait, repeated steps are skipped."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_metric_that_is_no_number_is_refused(folder: JobFolder) -> None:
         EventLog(folder).metrics("x", {"loss": float("nan")})
 
 
-# taking in
+# storing
 
 
 def test_events_arrive_once_and_in_order(store: Store, job: Job, folder: JobFolder) -> None:

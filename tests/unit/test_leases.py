@@ -1,4 +1,4 @@
-"""Leases: nobody is admitted to an adapter that is being let go of, and nothing is let go of in use."""
+"""Leases: no request is admitted to an adapter that is being unloaded, and none in use is unloaded."""
 
 from __future__ import annotations
 
@@ -14,42 +14,40 @@ import pytest
 
 from tunewright.engine.leases import Drain, Leases
 
+pytestmark = pytest.mark.anyio
+
 ADAPTER = ("tiny/base", "a" * 64)
 
 
-def unused(folder: Path, timeout: float = 0.0) -> bool:
-    async def look() -> bool:
-        found = await Drain(folder).wait_unused(*ADAPTER, timeout)
-        if found is not None:
-            with found:
-                return True
-        return False
-
-    return asyncio.run(look())
+async def unused(folder: Path, timeout: float = 0.0) -> bool:
+    found = await Drain(folder).wait_unused(*ADAPTER, timeout)
+    if found is not None:
+        with found:
+            return True
+    return False
 
 
-def test_an_adapter_is_unused_before_the_first_and_after_the_last_lease(tmp_path: Path) -> None:
+async def test_an_adapter_is_unused_before_the_first_and_after_the_last_lease(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
-    assert unused(tmp_path)
+    assert await unused(tmp_path)
     assert leases.take(*ADAPTER)
     assert leases.take(*ADAPTER)
     assert leases.count(*ADAPTER) == 2
-    assert not unused(tmp_path)
+    assert not await unused(tmp_path)
     leases.give_back(*ADAPTER)
-    assert not unused(tmp_path)
+    assert not await unused(tmp_path)
     leases.give_back(*ADAPTER)
     assert leases.count(*ADAPTER) == 0
-    assert unused(tmp_path)
+    assert await unused(tmp_path)
 
 
-def test_adapters_are_apart(tmp_path: Path) -> None:
+async def test_adapters_are_apart(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
     assert leases.take("tiny/base", "b" * 64)
     assert leases.take("other", "a" * 64)
-    assert unused(tmp_path)
+    assert await unused(tmp_path)
 
 
-@pytest.mark.anyio
 async def test_nobody_is_admitted_while_it_is_let_go_of(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
 
@@ -61,35 +59,26 @@ async def test_nobody_is_admitted_while_it_is_let_go_of(tmp_path: Path) -> None:
     assert leases.take(*ADAPTER)
 
 
-@pytest.mark.anyio
 async def test_a_drain_waits_for_the_last_lease(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
     leases.take(*ADAPTER)
-
-    async def drain() -> float:
-        asyncio.get_running_loop().call_later(0.3, leases.give_back, *ADAPTER)
-        began = time.monotonic()
-        found = await Drain(tmp_path).wait_unused(*ADAPTER, 5)
-        assert found is not None
-        with found:
-            return time.monotonic() - began
-
-    assert 0.25 < (await drain()) < 2
+    asyncio.get_running_loop().call_later(0.3, leases.give_back, *ADAPTER)
+    began = time.monotonic()
+    found = await Drain(tmp_path).wait_unused(*ADAPTER, 5)
+    assert found is not None
+    with found:
+        assert 0.25 < time.monotonic() - began < 2
 
 
-@pytest.mark.anyio
 async def test_a_cancelled_drain_lets_requests_in_again(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
     leases.take(*ADAPTER)
 
-    async def give_up() -> None:
-        task = asyncio.create_task(Drain(tmp_path).wait_unused(*ADAPTER, 60))
-        await asyncio.sleep(0.1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    await give_up()
+    task = asyncio.create_task(Drain(tmp_path).wait_unused(*ADAPTER, 60))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     leases.give_back(*ADAPTER)
     assert leases.take(*ADAPTER)
 
@@ -111,16 +100,16 @@ def _hold(folder: Path, holding: multiprocessing.synchronize.Event) -> None:
     time.sleep(60)
 
 
-def test_a_killed_gateway_gives_its_leases_back(tmp_path: Path) -> None:
+async def test_a_killed_gateway_gives_its_leases_back(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     holding = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, holding))
     process.start()
     assert holding.wait(20)
-    assert not unused(tmp_path)
+    assert not await unused(tmp_path)
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
-    assert unused(tmp_path, 2)
+    assert await unused(tmp_path, 2)
 
 
 def _admit(folder: Path, state: Path, seconds: float, seed: int) -> None:
@@ -134,15 +123,14 @@ def _admit(folder: Path, state: Path, seconds: float, seed: int) -> None:
             if state.exists():
                 time.sleep(chance.random() * 0.002)
                 if (folder / "gone").exists():
-                    os._exit(1)  # the engine let go of it in the middle of a request
+                    os._exit(1)  # the engine unloaded it in the middle of a request
         finally:
             leases.give_back(*ADAPTER)
     os._exit(0)
 
 
-@pytest.mark.anyio
 async def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
-    """Three gateways hammer; the worker drains and loads again as residency does, some hundred times."""
+    """Three gateways take leases all the time; the worker drains and loads as residency does, some hundred times."""
     folder, state = tmp_path / "leases", tmp_path / "loaded"
     folder.mkdir()
     gone = folder / "gone"
@@ -151,23 +139,18 @@ async def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
     gateways = [context.Process(target=_admit, args=(folder, state, 2.0, seed)) for seed in range(3)]
     for gateway in gateways:
         gateway.start()
-
-    async def unload_and_load() -> int:
-        rounds = 0
-        while any(gateway.is_alive() for gateway in gateways):
-            state.unlink()  # it is being drained: read by those who come now
-            found = await Drain(folder).wait_unused(*ADAPTER, 20)
-            assert found is not None
-            with found:
-                gone.touch()  # the engine lets go...
-                await asyncio.sleep(0.001)
-                gone.unlink()  # ...and takes it again
-            state.touch()
-            rounds += 1
-            await asyncio.sleep(0.002)
-        return rounds
-
-    rounds = await unload_and_load()
+    rounds = 0
+    while any(gateway.is_alive() for gateway in gateways):
+        state.unlink()  # it is being drained: read by requests that come now
+        found = await Drain(folder).wait_unused(*ADAPTER, 20)
+        assert found is not None
+        with found:
+            gone.touch()  # the engine unloads it...
+            await asyncio.sleep(0.001)
+            gone.unlink()  # ...and loads it again
+        state.touch()
+        rounds += 1
+        await asyncio.sleep(0.002)
     for gateway in gateways:
         gateway.join()
     assert [gateway.exitcode for gateway in gateways] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""What protects the service under load: how many, how long, how large, and what a body may be."""
+"""Protection under load: limits on the number, duration and size of requests, and on the content of bodies."""
 
 from __future__ import annotations
 
@@ -71,29 +71,26 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @pytest.mark.anyio
 async def test_more_than_the_limit_are_told_to_come_back(store: Store, socket: Path, engine: Engine) -> None:
-    async def run() -> None:
-        go_on = asyncio.Event()
+    go_on = asyncio.Event()
 
-        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            await go_on.wait()
-            return await say_hello(request, body)
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await go_on.wait()
+        return await say_hello(request, body)
 
-        async with gateway_to(store, socket, handler, max_requests=2) as (gateway, fake):
-            clients = [Client() for _ in range(4)]
-            running = [relay(gateway, client) for client in clients[:2]]
-            await until(lambda: len(fake.seen) == 2)
-            await relay(gateway, clients[2])
-            refused = clients[2]
-            assert (refused.status, refused.headers["retry-after"]) == (429, "1")
-            assert (refused.error["type"], refused.error["code"]) == ("rate_limit_error", "too_many_requests")
-            assert "--max-requests" in refused.error["message"]
-            go_on.set()
-            await asyncio.gather(*running)
-            await relay(gateway, clients[3])
-            assert [client.status for client in clients] == [200, 200, 429, 200]
-            assert len(fake.seen) == 3, "what is refused does not reach the engine"
-
-    await run()
+    async with gateway_to(store, socket, handler, max_requests=2) as (gateway, fake):
+        clients = [Client() for _ in range(4)]
+        running = [relay(gateway, client) for client in clients[:2]]
+        await until(lambda: len(fake.seen) == 2)
+        await relay(gateway, clients[2])
+        refused = clients[2]
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert (refused.error["type"], refused.error["code"]) == ("rate_limit_error", "too_many_requests")
+        assert "--max-requests" in refused.error["message"]
+        go_on.set()
+        await asyncio.gather(*running)
+        await relay(gateway, clients[3])
+        assert [client.status for client in clients] == [200, 200, 429, 200]
+        assert len(fake.seen) == 3, "what is refused does not reach the engine"
 
 
 @pytest.mark.anyio
@@ -127,22 +124,19 @@ async def test_each_engine_has_its_own_limit(store: Store, socket: Path, engine:
     store.engines.starting("other", str(socket), engine_info(internal_name="o"))
     store.engines.set_state("other", EngineState.READY)
 
-    async def run() -> None:
-        async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            if body["model"] != "o":
-                await asyncio.sleep(30)
-            return await say_hello(request, body)
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["model"] != "o":
+            await asyncio.sleep(30)
+        return await say_hello(request, body)
 
-        async with gateway_to(store, socket, handler, max_requests=1) as (gateway, fake):
-            busy, free = Client(), Client()
-            running = relay(gateway, busy)
-            await until(lambda: fake.seen)
-            await relay(gateway, free, model="other")
-            assert free.status == 200
-            busy.leaves.set()
-            await running
-
-    await run()
+    async with gateway_to(store, socket, handler, max_requests=1) as (gateway, fake):
+        busy, free = Client(), Client()
+        running = relay(gateway, busy)
+        await until(lambda: fake.seen)
+        await relay(gateway, free, model="other")
+        assert free.status == 200
+        busy.leaves.set()
+        await running
 
 
 @pytest.mark.anyio
@@ -168,38 +162,35 @@ async def test_the_count_is_exact_whatever_happens(store: Store, socket: Path, e
         finally:
             at_once -= 1
 
-    async def run() -> None:
-        async with gateway_to(store, socket, handler, max_requests=most, request_timeout=60) as (gateway, _):
+    async with gateway_to(store, socket, handler, max_requests=most, request_timeout=60) as (gateway, _):
 
-            async def once(what: str) -> int:
-                client = Client()
-                task = relay(gateway, client, what=what)
-                if what in ("leave", "cancel"):
-                    await asyncio.sleep(chance.random() * 0.1)
-                    client.leaves.set() if what == "leave" else task.cancel()
-                await asyncio.wait([task])
-                assert 0 <= gateway.router.in_flight[BASE] <= most
-                return client.status if client.messages else 0
+        async def once(what: str) -> int:
+            client = Client()
+            task = relay(gateway, client, what=what)
+            if what in ("leave", "cancel"):
+                await asyncio.sleep(chance.random() * 0.1)
+                client.leaves.set() if what == "leave" else task.cancel()
+            await asyncio.wait([task])
+            assert 0 <= gateway.router.in_flight[BASE] <= most
+            return client.status if client.messages else 0
 
-            async def until_admitted(what: str) -> tuple[str, int]:
-                while (status := await once(what)) == 429:
-                    await asyncio.sleep(chance.random() * 0.1)
-                return what, status
+        async def until_admitted(what: str) -> tuple[str, int]:
+            while (status := await once(what)) == 429:
+                await asyncio.sleep(chance.random() * 0.1)
+            return what, status
 
-            kinds = ["fine", "stream", "wrong", "gone", "error", "lost"]
-            random_kinds = ["leave", "cancel"]
-            async with asyncio.timeout(60):
-                answers = await asyncio.gather(*map(until_admitted, (kinds + random_kinds) * 8))
-            assert {answer for answer in answers if answer[0] in kinds} == {
-                ("fine", 200), ("stream", 200), ("wrong", 400), ("gone", 404), ("error", 503), ("lost", 503),
-            }  # fmt: skip
-            assert gateway.router.in_flight[BASE] == 0
-            gateway.request_timeout = 0.6
-            assert set(await asyncio.gather(*(once("hang") for _ in range(2 * most)))) == {429, 504}
-            assert gateway.router.in_flight == {BASE: 0}
-            await until(lambda: at_once == 0)
-
-    await run()
+        kinds = ["fine", "stream", "wrong", "gone", "error", "lost"]
+        random_kinds = ["leave", "cancel"]
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(*map(until_admitted, (kinds + random_kinds) * 8))
+        assert {answer for answer in answers if answer[0] in kinds} == {
+            ("fine", 200), ("stream", 200), ("wrong", 400), ("gone", 404), ("error", 503), ("lost", 503),
+        }  # fmt: skip
+        assert gateway.router.in_flight[BASE] == 0
+        gateway.request_timeout = 0.6
+        assert set(await asyncio.gather(*(once("hang") for _ in range(2 * most)))) == {429, 504}
+        assert gateway.router.in_flight == {BASE: 0}
+        await until(lambda: at_once == 0)
     assert 1 < peak <= most
 
 
@@ -215,21 +206,17 @@ def never_ends(request: web.Request, body: dict[str, Any]) -> Any:
     return answer()
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.anyio
 async def test_a_generation_that_takes_too_long_is_ended(
     store: Store, socket: Path, engine: Engine, streams: bool
 ) -> None:
-    async def run() -> Client:
-        async with gateway_to(store, socket, never_ends, request_timeout=0.3) as (gateway, fake):
-            client = Client()
-            began = time.monotonic()
-            await relay(gateway, client, stream=streams)
-            assert 0.3 <= time.monotonic() - began < 5
-            await asyncio.wait_for(fake.aborted.wait(), 5)
-            return client
-
-    client = await run()
+    client = Client()
+    async with gateway_to(store, socket, never_ends, request_timeout=0.3) as (gateway, fake):
+        began = time.monotonic()
+        await relay(gateway, client, stream=streams)
+        assert 0.3 <= time.monotonic() - began < 5
+        await asyncio.wait_for(fake.aborted.wait(), 5)
     if streams:
         first, last, rest = client.body.split(b"\n\n")
         assert (client.status, first + b"\n\n", rest) == (200, EVENT, b"")
@@ -251,12 +238,9 @@ async def test_the_wait_for_an_adapter_is_part_of_it(
     async def never(operation: dict[str, Any]) -> dict[str, Any]:
         return await asyncio.Event().wait()  # type: ignore[return-value]
 
-    async def run() -> int:
-        client = Client()
-        await relay(gateway_for(store, request_timeout=0.2, load=never), client, model=TUNED)
-        return client.status
-
-    assert (await run()) == 504
+    client = Client()
+    await relay(gateway_for(store, request_timeout=0.2, load=never), client, model=TUNED)
+    assert client.status == 504
 
 
 # jobs
@@ -367,24 +351,21 @@ async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert not (await receive())["more_body"]
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(receive(), 0.3)  # nobody left, and nothing was refused
+            await asyncio.wait_for(receive(), 0.3)  # the client has not left, and nothing was refused
         await reads_all(scope, whole, send)
 
     async def whole() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def run() -> Client:
-        client = Client()
-        messages = iter([await whole()])
+    client = Client()
+    messages = iter([await whole()])
 
-        async def receive() -> dict[str, Any]:
-            return next(messages, None) or await client.receive()
+    async def receive() -> dict[str, Any]:
+        return next(messages, None) or await client.receive()
 
-        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-        await AccessMiddleware(app, None, {None: 2**20}, 8)(scope, receive, client.send)
-        return client
-
-    assert (await run()).status == 200
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    await AccessMiddleware(app, None, {None: 2**20}, 8)(scope, receive, client.send)
+    assert client.status == 200
 
 
 @pytest.mark.anyio
@@ -560,33 +541,26 @@ async def test_an_error_can_quote_anything(store: Store, socket: Path, engine: E
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": f"wrong: {body['prompt']}"}}, status=400)
 
-    async def run() -> Client:
-        async with gateway_to(store, socket, handler) as (gateway, _):
-            client = Client()
-            await relay(gateway, client, prompt="\ud800" * 10**6)  # as if it were not refused before
-            return client
-
-    client = await run()
+    client = Client()
+    async with gateway_to(store, socket, handler) as (gateway, _):
+        await relay(gateway, client, prompt="\ud800" * 10**6)  # as if it were not refused before
     assert client.status == 400
     assert client.error["message"].startswith("wrong: \ud800")
     assert len(client.error["message"]) < 3000
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(("key", "status"), [("response_format", 400), ("tools", 400), ("seed", 503)])
+@pytest.mark.anyio
 async def test_a_grammar_that_cannot_be_made_is_the_requests_fault(
     store: Store, socket: Path, engine: Engine, key: str, status: int
 ) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "Internal server error"}}, status=500)
 
-    async def run() -> Client:
-        async with gateway_to(store, socket, handler) as (gateway, _):
-            client = Client()
-            await relay(gateway, client, **{key: {}})
-            return client
-
-    assert (await run()).status == status
+    client = Client()
+    async with gateway_to(store, socket, handler) as (gateway, _):
+        await relay(gateway, client, **{key: {}})
+    assert client.status == status
 
 
 def test_every_error_that_asks_for_patience_says_for_how_long() -> None:
@@ -639,7 +613,7 @@ class Server:
         return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
     def ask(self, **body: Any) -> sockets.socket:
-        """A connection on which this was asked, with little room for the answer."""
+        """A connection on which this was requested, with small buffers for the answer."""
         connection = sockets.socket()
         connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 65536)
         connection.settimeout(20)
@@ -651,7 +625,7 @@ class Server:
 
 
 class Torrent:
-    """An engine that has more to say than anybody wants to hear."""
+    """An engine that answers with a huge body."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -677,7 +651,7 @@ class Torrent:
 
 @contextmanager
 def engine_in_thread(socket: Path, handler: Handler) -> Iterator[None]:
-    """The fake engine, beside tests that block."""
+    """Runs the fake engine in a thread, for tests that block."""
     started = threading.Event()
     ended: list[Callable[[], object]] = []
 
@@ -732,7 +706,7 @@ def test_readers_that_take_nothing_cost_little_and_are_cut_off(served: tuple[Ser
         peak = max(peak, server.memory)
     assert 0 < torrent.written < 2**25, "the engine waits, too"
     assert peak - before < 100, "24 MiB, read, renamed and on their way; and next to nothing of the gibibyte"
-    assert torrent.ended.wait(10), "the engine was not told"
+    assert torrent.ended.wait(10), "the engine was not stopped"
     time.sleep(1)
     assert server.memory - before < 40
     for reader in readers:
@@ -788,43 +762,40 @@ async def test_heads_of_requests_must_come_in_time_and_be_small(
     whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /health HTTP/1.1\r\nA: "
 
-    async def run() -> None:
-        listener = sockets.create_server(("127.0.0.1", 0))
-        address = listener.getsockname()
-        serving = asyncio.create_task(web.serve(sockets=[listener]))
+    listener = sockets.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    serving = asyncio.create_task(web.serve(sockets=[listener]))
 
-        async def ended(*parts: bytes, pause: float = 0.0) -> float:
-            """Seconds until the server ends a connection on which these parts were sent."""
-            reader, writer = await asyncio.open_connection(*address)
-            began = time.monotonic()
-            try:
-                for part in parts:
-                    writer.write(part)
-                    await writer.drain()
-                    await asyncio.sleep(pause)
-                async with asyncio.timeout(1.5):
-                    while await reader.read(65536):
-                        pass
-            except ConnectionError:
-                pass
-            except TimeoutError:
-                return float("inf")
-            finally:
-                writer.close()
-            return time.monotonic() - began
+    async def ended(*parts: bytes, pause: float = 0.0) -> float:
+        """Seconds until the server ends a connection on which these parts were sent."""
+        reader, writer = await asyncio.open_connection(*address)
+        began = time.monotonic()
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause)
+            async with asyncio.timeout(1.5):
+                while await reader.read(65536):
+                    pass
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            return float("inf")
+        finally:
+            writer.close()
+        return time.monotonic() - began
 
-        nothing, dripping, second, huge, quiet = await asyncio.gather(
-            ended(),
-            ended(half, *[b"x"] * 12, pause=0.1),
-            ended(whole + half),
-            ended(half, *[b"x" * 65536] * 8),
-            ended(whole),
-        )
-        for seconds in (nothing, dripping, second):
-            assert 0.4 < seconds < 1.9
-        assert huge < 0.4
-        assert quiet == float("inf"), "between requests a connection may be quiet"
-        web.should_exit = True
-        await serving
-
-    await run()
+    nothing, dripping, second, huge, quiet = await asyncio.gather(
+        ended(),
+        ended(half, *[b"x"] * 12, pause=0.1),
+        ended(whole + half),
+        ended(half, *[b"x" * 65536] * 8),
+        ended(whole),
+    )
+    for seconds in (nothing, dripping, second):
+        assert 0.4 < seconds < 1.9
+    assert huge < 0.4
+    assert quiet == float("inf"), "between requests a connection may be quiet"
+    web.should_exit = True
+    await serving

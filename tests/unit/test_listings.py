@@ -1,4 +1,4 @@
-"""Lists of models: one query a page, each with what its engine holds, and filters that mean what is shown."""
+"""Lists of models: one query a page, each model with its residency, and filters that agree with the shown states."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def register(store: Store, number: int, **changes: Any) -> str:
 
 @contextmanager
 def counted(store: Store) -> Iterator[list[str]]:
-    """The statements that are run meanwhile, transactions' own aside."""
+    """The statements that are run meanwhile, but for those of transactions."""
     statements: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -111,7 +111,7 @@ STATES = {"loaded", "loading", "draining", "unloaded", "failed", "checking", "qu
 
 
 def test_a_filter_means_what_is_shown(store: Store) -> None:
-    """The database's word for a state and the record's are the same, in every combination of what they are made of."""
+    """The database and the record derive the same state, from every combination of its columns."""
     store.engines.declare(["tiny"])
     engine = store.engines.starting("tiny", "/tmp/s", engine_info())
     number = 0

@@ -281,7 +281,7 @@ def test_random_conversations_of_other_families(families: Any, family: str, turn
 
 
 def test_a_family_that_drops_earlier_reasoning(families: Any) -> None:
-    """Qwen3's way: the last answer keeps its thoughts, an earlier one is rendered without them."""
+    """As in Qwen3: the last answer keeps its thoughts, an earlier one is rendered without them."""
     row = say("a", "<think>\nhm\n</think>\n\nfirst", "b", "<think>\nwell\n</think>\n\nsecond")
     example = with_template(families, QWEN3, row)
     assert example.input_ids == rendered(families, QWEN3, row)

@@ -82,14 +82,14 @@ def assert_loads(out: Path) -> None:
 
 
 def assert_computes_what_the_adapter_does(base: Path, adapter: Path, out: Path) -> None:
-    """Next to what the adapter changes, only what rounding to bfloat16 leaves."""
+    """The error is only that of rounding to bfloat16, compared to the adapter's change."""
     wanted, plain = logits(load_adapted(base, adapter)), logits(models.load(base))
     ours = logits(models.load(out))
     assert (wanted - plain).norm() > 0.05 * plain.norm()
     assert (ours - wanted).norm() < 0.05 * (wanted - plain).norm()
 
 
-# what is merged, to the last bit
+# merges, bit for bit
 
 
 VARIANTS: dict[str, tuple[PretrainedConfig, dict[str, Any]]] = {
@@ -387,13 +387,13 @@ def test_one_shard_has_no_index_and_is_as_the_library_writes_it(
 
 
 def test_the_progress_reaches_the_end(tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    told: list[Progress] = []
-    done = merge(*tiny, tmp_path / "out", shard_bytes=2_000_000, on_progress=told.append)
-    last = told[-1]
+    progress: list[Progress] = []
+    done = merge(*tiny, tmp_path / "out", shard_bytes=2_000_000, on_progress=progress.append)
+    last = progress[-1]
     assert (last.tensors, last.bytes, last.shards) == (last.all_tensors, last.all_bytes, last.all_shards)
     assert (last.tensors, last.bytes, last.shards) == (done.tensors, done.bytes, done.shards)
-    assert all(a.bytes <= b.bytes for a, b in itertools.pairwise(told))
-    assert len({t.tensors for t in told}) == done.tensors + 1
+    assert all(a.bytes <= b.bytes for a, b in itertools.pairwise(progress))
+    assert len({t.tensors for t in progress}) == done.tensors + 1
 
 
 # stopped and killed
@@ -424,9 +424,11 @@ def child(program: str, *arguments: object, **options: Any) -> subprocess.Popen[
 def test_killed_in_the_middle_it_goes_on_from_its_whole_shards(
     tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    told: list[Progress] = []
-    whole = merge(*tiny, tmp_path / "whole", shard_bytes=1_000_000, on_progress=told.append)
-    within = max(p.tensors for p in told if p.shards == 2) - 1  # all but the last tensor of the third shard
+    progress: list[Progress] = []
+    whole = merge(*tiny, tmp_path / "whole", shard_bytes=1_000_000, on_progress=progress.append)
+    within = (
+        max(p.tensors for p in progress if p.shards == 2) - 1
+    )  # all but the last tensor of the third shard
     out = tmp_path / "out"
     with child(CHILD, *tiny, out, within) as process:
         assert process.stdout is not None

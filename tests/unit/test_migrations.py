@@ -126,7 +126,7 @@ def test_jobs_of_earlier_versions_are_fine_tuning_jobs(old: Connection, url: str
 
 
 def at_revision(connection: Connection, revision: str) -> None:
-    """Go on to a later revision, in the transaction of the connection."""
+    """Migrate to a later revision, in the transaction of the connection."""
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)

@@ -36,7 +36,7 @@ def job(store: Store, type: str = "lora") -> Job:
 
 
 def trained(data: Workspace, job: Job, *steps: int, broken: tuple[int, ...] = ()) -> JobFolder:
-    """Its folder, with an adapter of its own for the end (step 0) and for each of `steps`."""
+    """The job's folder, with a different adapter for the end (step 0) and for each of `steps`."""
     folder = JobFolder(data.job(job.id))
     for step in (0, *steps):
         path = folder.checkpoints / f"step-{step}" if step else folder.adapter

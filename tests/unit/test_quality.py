@@ -1,4 +1,4 @@
-"""What is measured of a model against a reference is what whole models in memory give."""
+"""Measurements of a model against a reference equal those of whole models in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def halved(adapter: Path) -> Path:
 
 
 def rows() -> list[Row]:
-    """Of several lengths; in each, the second half counts."""
+    """Rows of several lengths; in each, the second half counts."""
     tokens = token_rows(len(LENGTHS), max(LENGTHS)).tolist()
     return [
         Row(row[:length], [at >= length // 2 for at in range(length)])
@@ -151,13 +151,15 @@ def test_batches_are_no_larger_than_allowed_and_change_nothing(
 ) -> None:
     candidates = [Candidate("base", base), Candidate("adapted", base, adapter=adapter)]
     at_once = measured(candidates).of("adapted")
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     monkeypatch.setattr(quality, "_LOGITS", 2 * 24 * VOCABULARY)
     monkeypatch.setattr(quality, "_CHUNK", 3 * VOCABULARY)
 
-    batched = measured(candidates, on_progress=lambda done, total: told.append((done, total))).of("adapted")
+    batched = measured(candidates, on_progress=lambda done, total: progress.append((done, total))).of(
+        "adapted"
+    )
 
-    assert told == [(at, 6) for at in range(1, 7)]  # 24 and 24; 17 and 9; 3
+    assert progress == [(at, 6) for at in range(1, 7)]  # 24 and 24; 17 and 9; 3
     sizes = [len(batch) * len(batch[0].tokens) for batch in quality._batches(rows(), VOCABULARY)]
     assert sizes == [48, 34, 3]
     assert batched.kl == pytest.approx(at_once.kl, abs=1e-6)

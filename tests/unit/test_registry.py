@@ -281,7 +281,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_base_of_the_hub_is_known_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what adapters trained on it name, for others to find it by."""
+    """Adapters that are trained on it refer to it by this name."""
     folder = model_folder(tmp_path / "snapshot")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
     assert inspect_base(Base("b", "org/model")).hub_id == "org/model"

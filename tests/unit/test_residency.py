@@ -1,4 +1,4 @@
-"""Residency against a stand-in for vLLM that forgets names but not weights, as vLLM does."""
+"""Residency with a stand-in for vLLM that removes names but keeps weights, as vLLM does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 
 BASE, INTERNAL, FINGERPRINT = "tiny", "base-0", "f" * 64
 ROOM = 3
@@ -86,7 +88,7 @@ class Setting:
         return set(self.server.memory.values())
 
     def use(self, model: TunedModel) -> Callable[[], None]:
-        """A request that uses it; call the answer when it ends."""
+        """Begins a request that uses the model; call the returned function to end it."""
         assert self.leases.take(BASE, model.sha256)
         return lambda: self.leases.give_back(BASE, model.sha256)
 
@@ -106,12 +108,11 @@ def setting(store: Store, data: Workspace, publish_model: Publish, socket: Path)
     return Setting(store, data, publish_model, socket)
 
 
-def run(setting: Setting, scenario: Callable[[ResidencyManager], Awaitable[Any]]) -> Any:
-    async def go() -> Any:
-        async with setting.serving() as manager:
-            return await asyncio.wait_for(scenario(manager), 20)
-
-    return asyncio.run(go())
+@pytest.fixture
+async def manager(setting: Setting) -> AsyncIterator[ResidencyManager]:
+    """A manager whose engine runs."""
+    async with setting.serving() as manager:
+        yield manager
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -120,32 +121,26 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_unloading_frees_the_workers_memory_too(setting: Setting) -> None:
+async def test_unloading_frees_the_workers_memory_too(setting: Setting, manager: ResidencyManager) -> None:
     first, second = setting.adapter(), setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(first)
-        await manager.load(second)
-        assert setting.in_memory() == {first.sha256, second.sha256}
-        assert await manager.unload(first, 5) == {"state": "unloaded"}
-        assert setting.in_memory() == {second.sha256}
-        assert setting.state(first) is None
-
-    run(setting, scenario)
+    await manager.load(first)
+    await manager.load(second)
+    assert setting.in_memory() == {first.sha256, second.sha256}
+    assert await manager.unload(first, 5) == {"state": "unloaded"}
+    assert setting.in_memory() == {second.sha256}
+    assert setting.state(first) is None
 
 
-def test_an_engine_that_keeps_the_weights_is_told_on(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_that_keeps_the_weights_is_told_on(
+    setting: Setting, manager: ResidencyManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(model)
-        setting.server.memory = _Sticky(setting.server.memory)
-        with pytest.raises(EngineError, match="still hold it"):
-            await manager.unload(model, 5)
-
-    run(setting, scenario)
+    await manager.load(model)
+    setting.server.memory = _Sticky(setting.server.memory)
+    with pytest.raises(EngineError, match="still hold it"):
+        await manager.unload(model, 5)
 
 
 class _Sticky(dict[int, str]):
@@ -153,117 +148,106 @@ class _Sticky(dict[int, str]):
         return None
 
 
-def test_a_running_request_keeps_its_adapter_and_new_ones_do_not_get_it(setting: Setting) -> None:
+async def test_a_running_request_keeps_its_adapter_and_new_ones_do_not_get_it(
+    setting: Setting, manager: ResidencyManager
+) -> None:
     model = setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(model)
-        ends = setting.use(model)
-        assert await manager.unload(model, 0.2) == {"state": "draining"}
-        assert setting.state(model) is Residency.DRAINING
-        assert setting.in_memory() == {model.sha256}
-        ends()
-        await until(lambda: setting.state(model) is None)
-        assert setting.in_memory() == set()
-
-    run(setting, scenario)
+    await manager.load(model)
+    ends = setting.use(model)
+    assert await manager.unload(model, 0.2) == {"state": "draining"}
+    assert setting.state(model) is Residency.DRAINING
+    assert setting.in_memory() == {model.sha256}
+    ends()
+    await until(lambda: setting.state(model) is None)
+    assert setting.in_memory() == set()
 
 
-def test_wanted_again_while_it_drains_it_stays(setting: Setting) -> None:
+async def test_wanted_again_while_it_drains_it_stays(setting: Setting, manager: ResidencyManager) -> None:
     model = setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(model)
-        number = next(iter(setting.server.memory))
-        ends = setting.use(model)
-        await manager.unload(model, 0.1)
-        assert await manager.load(model) == {"state": "loaded"}
-        ends()
-        await manager.reconcile()
-        assert setting.state(model) is Residency.LOADED
-        assert setting.server.memory == {number: model.sha256}, "it was never let go of"
-
-    run(setting, scenario)
+    await manager.load(model)
+    number = next(iter(setting.server.memory))
+    ends = setting.use(model)
+    await manager.unload(model, 0.1)
+    assert await manager.load(model) == {"state": "loaded"}
+    ends()
+    await manager.reconcile()
+    assert setting.state(model) is Residency.LOADED
+    assert setting.server.memory == {number: model.sha256}, "it was never let go of"
 
 
-def test_the_same_weights_under_two_names_are_held_once_until_neither_wants_them(setting: Setting) -> None:
+async def test_the_same_weights_under_two_names_are_held_once_until_neither_wants_them(
+    setting: Setting, manager: ResidencyManager
+) -> None:
     first = setting.adapter()
     twin = setting.adapter(like=first)
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(first)
-        await manager.load(twin)
-        assert len(setting.server.memory) == 1
-        await manager.unload(first, 1)
-        assert setting.state(twin) is Residency.LOADED
-        await manager.unload(twin, 1)
-        assert setting.server.memory == {}
-
-    run(setting, scenario)
+    await manager.load(first)
+    await manager.load(twin)
+    assert len(setting.server.memory) == 1
+    await manager.unload(first, 1)
+    assert setting.state(twin) is Residency.LOADED
+    await manager.unload(twin, 1)
+    assert setting.server.memory == {}
 
 
-def test_the_least_recently_used_makes_room_never_a_pinned_or_a_busy_one(setting: Setting) -> None:
+async def test_the_least_recently_used_makes_room_never_a_pinned_or_a_busy_one(
+    setting: Setting, manager: ResidencyManager
+) -> None:
     pinned, busy, old, new, newer = (setting.adapter() for _ in range(5))
 
-    async def scenario(manager: ResidencyManager) -> None:
-        for number, model in enumerate((pinned, busy, old)):
-            await manager.load(model)
-            path = next(p for p in setting.data.leases.iterdir() if p.name.endswith(model.sha256))
-            os.utime(path, (number, number))
-        setting.store.models.pin(pinned.name, True)
-        ends = setting.use(busy)
-        await manager.load(new)
-        assert setting.in_memory() == {pinned.sha256, busy.sha256, new.sha256}
-        setting.store.models.pin(new.name, True)
-        with pytest.raises(EngineError, match="pinned or in use"):
-            await manager.load(newer)
-        ends()
+    for number, model in enumerate((pinned, busy, old)):
+        await manager.load(model)
+        path = next(p for p in setting.data.leases.iterdir() if p.name.endswith(model.sha256))
+        os.utime(path, (number, number))
+    setting.store.models.pin(pinned.name, True)
+    ends = setting.use(busy)
+    await manager.load(new)
+    assert setting.in_memory() == {pinned.sha256, busy.sha256, new.sha256}
+    setting.store.models.pin(new.name, True)
+    with pytest.raises(EngineError, match="pinned or in use"):
         await manager.load(newer)
-        assert setting.in_memory() == {pinned.sha256, newer.sha256, new.sha256}
-        await manager.reconcile()
-        assert setting.in_memory() == {pinned.sha256, newer.sha256, new.sha256}, "what was evicted stays out"
+    ends()
+    await manager.load(newer)
+    assert setting.in_memory() == {pinned.sha256, newer.sha256, new.sha256}
+    await manager.reconcile()
+    assert setting.in_memory() == {pinned.sha256, newer.sha256, new.sha256}, "what was evicted stays out"
 
-    run(setting, scenario)
 
-
-def test_many_wait_for_one_load(setting: Setting) -> None:
+async def test_many_wait_for_one_load(setting: Setting, manager: ResidencyManager) -> None:
     model = setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await asyncio.gather(*(manager.load(model) for _ in range(20)))
-        assert setting.server._last == 1
-
-    run(setting, scenario)
+    await asyncio.gather(*(manager.load(model) for _ in range(20)))
+    assert setting.server._last == 1
 
 
-def test_a_new_worker_sweeps_what_a_killed_one_left_half_done(setting: Setting) -> None:
-    """Killed between the engine's load and the note, and between the forgotten name and the freed memory."""
+async def test_a_new_worker_sweeps_what_a_killed_one_left_half_done(
+    setting: Setting, manager: ResidencyManager
+) -> None:
+    """Killed between the engine's load and its record, and between the removal of a name and of its memory."""
     kept, half = setting.adapter(desired="loaded"), setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(kept)
-        number = next(iter(setting.server.memory))
-        setting.server._adapters[half.sha256] = 7
-        setting.server.memory |= {7: half.sha256, 8: "nobody"}
-        setting.store.engines.set_residency(setting.engine, half.sha256, Residency.LOADING)
-        await ResidencyManager(setting.store, setting.data).reconcile()
-        await until(lambda: setting.server.memory == {number: kept.sha256})
-        assert set(setting.server._adapters) == {kept.sha256}
-        assert setting.state(half) is None
-
-    run(setting, scenario)
+    await manager.load(kept)
+    number = next(iter(setting.server.memory))
+    setting.server._adapters[half.sha256] = 7
+    setting.server.memory |= {7: half.sha256, 8: "nobody"}
+    setting.store.engines.set_residency(setting.engine, half.sha256, Residency.LOADING)
+    await ResidencyManager(setting.store, setting.data).reconcile()
+    await until(lambda: setting.server.memory == {number: kept.sha256})
+    assert set(setting.server._adapters) == {kept.sha256}
+    assert setting.state(half) is None
 
 
-def test_after_an_engines_restart_what_was_wanted_is_loaded_again(setting: Setting) -> None:
+async def test_after_an_engines_restart_what_was_wanted_is_loaded_again(
+    setting: Setting, manager: ResidencyManager
+) -> None:
     model = setting.adapter()
 
-    async def scenario(manager: ResidencyManager) -> None:
-        await manager.load(model)
-        setting.server._adapters.clear()
-        setting.server.memory.clear()
-        setting.engine = setting.new_run()
-        await manager.reconcile()
-        assert setting.in_memory() == {model.sha256}
-        assert setting.state(model) is Residency.LOADED
-
-    run(setting, scenario)
+    await manager.load(model)
+    setting.server._adapters.clear()
+    setting.server.memory.clear()
+    setting.engine = setting.new_run()
+    await manager.reconcile()
+    assert setting.in_memory() == {model.sha256}
+    assert setting.state(model) is Residency.LOADED

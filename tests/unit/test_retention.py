@@ -1,4 +1,4 @@
-"""Limits on disk use: what is old or too much goes, what is in use never does, and a crash leaves nothing for ever."""
+"""Limits on disk use: old or excess data is removed, never data in use, and a crash leaves nothing for ever."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(store_on_each: Store) -> Store:
 
 
 class World:
-    """A store and a data folder in which things are as old as a test wants, `now` standing still."""
+    """A store and a data folder with objects of any age, at a fixed `now`."""
 
     def __init__(self, store: Store, data: Workspace, publish: Publish) -> None:
         self.store, self.data, self._publish = store, data, publish
@@ -57,7 +57,7 @@ class World:
         return self._count
 
     def file(self, age: float = 0.0, size: int = 10, purpose: str = "fine-tune") -> str:
-        """Of `age` days."""
+        """A file that is `age` days old."""
         id = f"file-{self._next()}"
         self.data.file(id).write_bytes(b"x" * size)
         self.store.files.add(
@@ -67,7 +67,7 @@ class World:
         return id
 
     def job(self, state: JobState = JobState.RUNNING, ended: float = 0.0, **values: Any) -> Job:
-        """In `state`; if that is final, `ended` days ago. Without a file of its own, it reads a new one."""
+        """A job in `state`; if that is final, it ended `ended` days ago. Without a given file, it reads a new one."""
         values.setdefault("training_file", None)
         values["training_file"] = values["training_file"] or self.file()
         values.setdefault("fingerprint", str(self._next()))
@@ -97,7 +97,7 @@ class World:
         sha256: str | None = None,
         **values: Any,
     ) -> str:
-        """A checkpoint, or with no step a product: its name. It has an artifact, and a job that is over."""
+        """The name of a new checkpoint, or without a step of a product, with an artifact and a job that has ended."""
         number = self._next()
         sha256 = sha256 or f"{number:064x}"
         self.artifact(sha256, age, size)
@@ -370,7 +370,7 @@ def test_what_is_not_the_services_is_left_alone(world: World) -> None:
         assert (folder / "lost+found").is_dir()
 
 
-# leftovers, and whose they are
+# leftovers of this and other databases
 
 
 def test_a_file_without_a_row_goes_after_an_hour(world: World, told: Told) -> None:
@@ -438,7 +438,7 @@ def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobSta
 
 
 class Killed(BaseException):
-    """As by SIGKILL: nothing after it runs."""
+    """Raised like a SIGKILL: no code after it runs."""
 
 
 def killed(*_: object, **__: object) -> None:
@@ -558,7 +558,7 @@ def test_it_stops_between_two_things(world: World, monkeypatch: pytest.MonkeyPat
 # races
 
 RACES = 100
-"""Each with a removal and a creation let go at almost the same moment."""
+"""The number of rounds, each with a removal and a creation at almost the same moment."""
 HEAD_STARTS = (0, 0.0002, 0.001, 0.05, -0.0002, -0.001, -0.05)
 """Seconds that the removal has; below 0: the creation."""
 
@@ -629,7 +629,7 @@ def test_no_job_is_left_without_what_it_starts_from(world: World, url: str) -> N
 
 
 def test_rounds_and_jobs_go_together(world: World, url: str) -> None:
-    """Whole rounds, and jobs on anything, in any order."""
+    """Whole rounds of removals, and jobs on any file, in any order."""
     ids = [world.file(9) for _ in range(100)]
     opened = Store.open(url)
 
@@ -650,7 +650,7 @@ def test_rounds_and_jobs_go_together(world: World, url: str) -> None:
     assert made == world.files()
 
 
-# whatever there is
+# any mix of objects
 
 
 @pytest.fixture
@@ -704,7 +704,7 @@ def test_in_any_world_limits_are_kept_and_what_is_in_use_stays(world: World, see
 
 
 def build(world: World, chance: random.Random) -> None:
-    """A world of anything: files, jobs in all states on some of them, models that share weights, leftovers."""
+    """Random objects: files, jobs in all states on some of them, models that share weights, leftovers."""
     uploads = [world.file(chance.uniform(0, 30), chance.randrange(200)) for _ in range(8)]
     names = [
         world.model(
@@ -735,7 +735,7 @@ def build(world: World, chance: random.Random) -> None:
 
 
 def in_use(world: World) -> tuple[set[str], set[str], set[str], set[str]]:
-    """By looking at every row, one by one: files, models, artifacts, job folders that must stay."""
+    """The files, models, artifacts and job folders that must stay, found by a check of every row."""
     unfinished = world.store.jobs.in_states(*UNFINISHED)
     with world.store.database.read() as connection:
         held = set(connection.scalars(text("SELECT sha256 FROM residency")))

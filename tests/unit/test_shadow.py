@@ -1,4 +1,4 @@
-"""Shadows: copies of requests, recorded answers, and that nothing of it reaches who asked."""
+"""Shadows: copies of requests, recorded answers, and that none of it reaches the caller."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tunewright.registry.aliases import Alias, AliasShadow, AliasTarget
 from tunewright.store.records import ShadowAnswer
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.anyio
+
 BOT = "support-bot"
 PATH = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": BOT, "messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
@@ -25,7 +27,7 @@ Answers = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
 
 
 class Engine:
-    """What is asked of the shadow's model, and what that answers."""
+    """The shadow's model: `asked` has its requests, `answer` is what it returns or raises."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
@@ -54,24 +56,20 @@ def shares(store: Store, share: float) -> Alias:
     return store.aliases.put(BOT, [AliasTarget("m1")], AliasShadow("m2", share))
 
 
-def copied(
+async def copied(
     store: Store, alias: Alias, engine: Engine, *bodies: dict[str, Any], **options: Any
 ) -> list[ShadowAnswer]:
-    """What is recorded after copies of these, oldest first."""
-
-    async def run() -> None:
-        shadow = Shadow(store.shadow_answers, engine, **options)
-        for body in bodies:
-            shadow.copy(alias, "m1", PATH, body)
-        await shadow.settle()
-
-    asyncio.run(run())
+    """Returns the answers recorded for copies of these requests, oldest first."""
+    shadow = Shadow(store.shadow_answers, engine, **options)
+    for body in bodies:
+        shadow.copy(alias, "m1", PATH, body)
+    await shadow.settle()
     return list(store.shadow_answers.list(BOT)[0])[::-1]
 
 
-def test_a_copy_is_answered_by_the_shadow_and_recorded(store: Store, alias: Alias) -> None:
+async def test_a_copy_is_answered_by_the_shadow_and_recorded(store: Store, alias: Alias) -> None:
     engine = Engine()
-    [found] = copied(store, alias, engine, BODY)
+    [found] = await copied(store, alias, engine, BODY)
     assert engine.asked == [("m2", PATH, BODY)]
     assert (found.alias, found.model, found.answered_by, found.path) == (BOT, "m2", "m1", PATH)
     assert (found.status, found.request, found.answer) == (200, BODY, {"text": "Hello"})
@@ -80,44 +78,45 @@ def test_a_copy_is_answered_by_the_shadow_and_recorded(store: Store, alias: Alia
     assert found.id.startswith("shadow-")
 
 
-def test_a_copy_is_not_streamed(store: Store, alias: Alias) -> None:
+async def test_a_copy_is_not_streamed(store: Store, alias: Alias) -> None:
     engine = Engine()
     body = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
-    [found] = copied(store, alias, engine, body)
+    [found] = await copied(store, alias, engine, body)
     assert engine.asked[0][2] == BODY
     assert found.request == BODY
     assert body["stream"] is True, "the request itself is"
 
 
-def test_an_alias_without_a_shadow_copies_nothing(store: Store, alias: Alias) -> None:
+async def test_an_alias_without_a_shadow_copies_nothing(store: Store, alias: Alias) -> None:
     plain = store.aliases.put(BOT, [AliasTarget("m1")])
     engine = Engine()
-    assert copied(store, plain, engine, BODY) == []
+    assert await copied(store, plain, engine, BODY) == []
     assert engine.asked == []
 
 
 @pytest.mark.parametrize(("share", "chance", "sent"), [(0.5, 0.49, 1), (0.5, 0.5, 0), (1.0, 0.999, 1)])
-def test_its_share_is_copied(store: Store, alias: Alias, share: float, chance: float, sent: int) -> None:
+async def test_its_share_is_copied(
+    store: Store, alias: Alias, share: float, chance: float, sent: int
+) -> None:
     engine = Engine()
-    copied(store, shares(store, share), engine, BODY, chance=lambda: chance)
+    await copied(store, shares(store, share), engine, BODY, chance=lambda: chance)
     assert len(engine.asked) == sent
 
 
-def test_its_share_is_kept_over_many(store: Store, alias: Alias) -> None:
+async def test_its_share_is_kept_over_many(store: Store, alias: Alias) -> None:
     engine = Engine()
     bodies = [{"n": n} for n in range(400)]
-    copied(store, shares(store, 0.25), engine, *bodies, chance=random.Random(7).random, at_once=400)
+    await copied(store, shares(store, 0.25), engine, *bodies, chance=random.Random(7).random, at_once=400)
     assert 70 < len(engine.asked) < 130
 
 
-@pytest.mark.anyio
 async def test_too_many_at_once_are_dropped_and_counted(
     store: Store, alias: Alias, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> Shadow:
-        engine = Engine()
-        engine.may_answer.clear()
-        shadow = Shadow(store.shadow_answers, engine, at_once=16)
+    engine = Engine()
+    engine.may_answer.clear()
+    shadow = Shadow(store.shadow_answers, engine, at_once=16)
+    with caplog.at_level(logging.WARNING):
         for _ in range(20):
             shadow.copy(alias, "m1", PATH, BODY)
         await asyncio.sleep(0)
@@ -127,28 +126,20 @@ async def test_too_many_at_once_are_dropped_and_counted(
         shadow.copy(alias, "m1", PATH, BODY)
         await shadow.settle()
         assert len(engine.asked) == 17, "there is room again"
-        return shadow
-
-    with caplog.at_level(logging.WARNING):
-        shadow = await run()
     assert shadow.dropped == {BOT: 4}
     assert len(store.shadow_answers.list(BOT)[0]) == 17
-    assert len(caplog.records) == 1, "told once, not for each"
+    assert len(caplog.records) == 1, "logged once, not for each"
 
 
-@pytest.mark.anyio
 async def test_copying_does_not_wait(store: Store, alias: Alias) -> None:
-    async def run() -> None:
-        engine = Engine()
-        engine.may_answer.clear()
-        shadow = Shadow(store.shadow_answers, engine)
-        shadow.copy(alias, "m1", PATH, BODY)
-        await asyncio.sleep(0.01)
-        assert engine.asked
-        await shadow.close()
-        assert shadow._tasks == set()
-
-    await run()
+    engine = Engine()
+    engine.may_answer.clear()
+    shadow = Shadow(store.shadow_answers, engine)
+    shadow.copy(alias, "m1", PATH, BODY)
+    await asyncio.sleep(0.01)
+    assert engine.asked
+    await shadow.close()
+    assert shadow._tasks == set()
     assert store.shadow_answers.list(BOT)[0] == []
 
 
@@ -160,40 +151,40 @@ async def test_copying_does_not_wait(store: Store, alias: Alias) -> None:
         ((503, b'{"error": {"code": "engine_unavailable"}}'), 503, "engine_unavailable"),
     ],
 )
-def test_what_goes_wrong_is_recorded_and_stays_here(
+async def test_what_goes_wrong_is_recorded_and_stays_here(
     store: Store, alias: Alias, answer: Any, status: int, code: str
 ) -> None:
     engine = Engine()
     engine.answer = answer
-    [found] = copied(store, alias, engine, BODY)
+    [found] = await copied(store, alias, engine, BODY)
     assert (found.status, found.answer["error"]["code"]) == (status, code)
 
 
-def test_a_shadow_that_takes_too_long_is_given_up(store: Store, alias: Alias) -> None:
+async def test_a_shadow_that_takes_too_long_is_given_up(store: Store, alias: Alias) -> None:
     engine = Engine()
     engine.may_answer.clear()
-    [found] = copied(store, alias, engine, BODY, timeout=0.01)
+    [found] = await copied(store, alias, engine, BODY, timeout=0.01)
     assert (found.status, found.answer["error"]["code"]) == (504, "request_timeout")
 
 
-def test_a_record_that_fails_stays_here(
+async def test_a_record_that_fails_stays_here(
     store: Store, alias: Alias, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise StorageFull("The disk is full.")
 
     monkeypatch.setattr(type(store.shadow_answers), "add", full)
-    assert copied(store, alias, Engine(), BODY) == []
+    assert await copied(store, alias, Engine(), BODY) == []
     assert "could not be recorded: The disk is full." in caplog.text
 
 
-def test_what_is_long_is_cut(store: Store, alias: Alias) -> None:
+async def test_what_is_long_is_cut(store: Store, alias: Alias) -> None:
     engine = Engine()
     long = "x" * LONGEST
     engine.answer = 200, json.dumps({"text": long}).encode()
     fits = {"model": BOT, "prompt": "x" * (LONGEST - len(json.dumps({"model": BOT, "prompt": ""})))}
-    [whole] = copied(store, alias, engine, fits)
-    _, cut = copied(store, alias, engine, {"model": BOT, "prompt": long})
+    [whole] = await copied(store, alias, engine, fits)
+    _, cut = await copied(store, alias, engine, {"model": BOT, "prompt": long})
     assert whole.request == fits
     assert cut.request == json.dumps({"model": BOT, "prompt": long})[:LONGEST]
     assert len(cut.request) == len(cut.answer) == LONGEST
@@ -210,12 +201,14 @@ def test_what_is_long_is_cut(store: Store, alias: Alias) -> None:
         (b"[" * 100_000, "[" * LONGEST),
     ],
 )
-def test_an_answer_that_is_no_json_is_text(store: Store, alias: Alias, answer: bytes, kept: str) -> None:
+async def test_an_answer_that_is_no_json_is_text(
+    store: Store, alias: Alias, answer: bytes, kept: str
+) -> None:
     engine = Engine()
     engine.answer = 200, answer
-    assert [found.answer for found in copied(store, alias, engine, BODY)] == [kept]
+    assert [found.answer for found in await copied(store, alias, engine, BODY)] == [kept]
 
 
-def test_a_copy_of_an_alias_that_is_deleted_is_forgotten(store: Store, alias: Alias) -> None:
+async def test_a_copy_of_an_alias_that_is_deleted_is_forgotten(store: Store, alias: Alias) -> None:
     store.aliases.delete(BOT)
-    assert copied(store, alias, Engine(), BODY) == []
+    assert await copied(store, alias, Engine(), BODY) == []

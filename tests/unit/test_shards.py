@@ -1,4 +1,4 @@
-"""A model's weights are put together from other files' tensors, in files of a limited size."""
+"""A model's weights are assembled from the tensors of other files, in files of a limited size."""
 
 from __future__ import annotations
 

@@ -303,11 +303,11 @@ def test_another_conflict_is_not_taken_for_idempotency(store: Store) -> None:
 
 
 def test_a_recent_twin_is_recognised(store: Store) -> None:
-    """The same request again without a key within seconds is a retry."""
+    """The same request again without a key within seconds is a repeat."""
     job = new_job(store, fingerprint="same")
-    twin = store.jobs.earlier(None, "same", 5.0)
-    assert twin is not None
-    assert twin.id == job.id
+    repeat = store.jobs.earlier(None, "same", 5.0)
+    assert repeat is not None
+    assert repeat.id == job.id
     assert store.jobs.earlier(None, "other", 5.0) is None
     assert store.jobs.earlier(None, "same", -1.0) is None, "it was long ago"
     store.jobs.cancel(job.id)
@@ -326,7 +326,7 @@ def test_identical_requests_at_the_same_moment_make_one_job(url: str, store: Sto
 
 
 def test_events_lost_with_the_power_are_not_skipped(store: Store) -> None:
-    """The file is shorter than what was taken in: what is appended next is read from its end on."""
+    """The file is shorter than what was read of it: what is appended next is read from its end on."""
     job = new_job(store, JobState.RUNNING)
     report(store, job, 0, 100, 3)
     store.jobs.rewind_events(job.id, 400)
@@ -552,18 +552,18 @@ def test_a_new_run_of_an_engine_holds_nothing_yet(store: Store, publish_model: P
 
 
 @pytest.mark.parametrize(
-    "told",
+    "written",
     [
         {"device": "cpu", "internal_name": "base-1", "fingerprint": "f"},  # of the first version
         {"device": "cpu", "internal_name": "base-1", "fingerprint": "f", "of_a_later_version": [1]},
     ],
 )
 def test_how_an_engine_was_started_is_read_as_other_versions_wrote_it(
-    store: Store, told: dict[str, Any]
+    store: Store, written: dict[str, Any]
 ) -> None:
     store.engines.declare(["tiny"])
     with store.database.begin() as connection:
-        connection.execute(update(engines).values(info=told))
+        connection.execute(update(engines).values(info=written))
     row = store.engines.get("tiny")
     assert row is not None
     assert row.info == EngineInfo(device="cpu", internal_name="base-1", fingerprint="f")
@@ -572,11 +572,11 @@ def test_how_an_engine_was_started_is_read_as_other_versions_wrote_it(
 
 def test_how_an_engine_was_started_is_read_as_it_was_written(store: Store) -> None:
     store.engines.declare(["tiny"])
-    told = engine_info(path="/base", max_model_len=9, deployment="deployment-1", trust_remote_code=True)
-    started = store.engines.starting("tiny", "/tmp/s", told)
+    written = engine_info(path="/base", max_model_len=9, deployment="deployment-1", trust_remote_code=True)
+    started = store.engines.starting("tiny", "/tmp/s", written)
     assert started is not None
-    assert started.info == told
-    longer = told.model_copy(update={"max_model_len": 99})
+    assert started.info == written
+    longer = written.model_copy(update={"max_model_len": 99})
     store.engines.set_state("tiny", EngineState.READY, info=longer)
     store.engines.set_state("tiny", EngineState.BACKOFF, reason="it died")
     row = store.engines.get("tiny")

@@ -22,7 +22,7 @@ REPLACED = {**ATTENTION, "modules_to_save": ["lm_head", "norm"]}
 
 
 def logits(model: nn.Module) -> torch.Tensor:
-    """Of two rows, the second padded."""
+    """The logits of two rows, the second padded."""
     tokens = token_rows(2, 24)
     mask = torch.ones_like(tokens)
     mask[1, 15:] = 0

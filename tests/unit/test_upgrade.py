@@ -33,7 +33,7 @@ def now() -> str:
 
 
 def future_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str, then: str = "pass") -> str:
-    """Make this service one that has a migration more; returns its revision."""
+    """Add a migration to this service; returns its revision."""
     migrations = folder / "migrations"
     shutil.copytree(module._MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
     text = FUTURE.format(revision="9999", before=before, then=then)
@@ -53,7 +53,7 @@ def columns(path: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, migrated_database: Path) -> Path:
-    """A data folder with a database that nobody has open."""
+    """A data folder with a database that no process has open."""
     path = tmp_path / "data"
     path.mkdir()
     shutil.copyfile(migrated_database, path / "tunewright.db")
@@ -92,7 +92,7 @@ def test_before_an_upgrade_the_database_is_copied(
 def test_what_waits_in_the_log_is_in_the_copy(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
 ) -> None:
-    """As a killed service leaves it."""
+    """The database as a killed service leaves it."""
     killed = tmp_path / "killed"
     with closing(sqlite3.connect(folder / "tunewright.db")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -1,7 +1,7 @@
-"""vLLM's server as far as Tunewright can tell: health, names, adapters, and the same short answer to everything.
+"""A stand-in for vLLM's server: health, names, adapters, and the same short answer to everything.
 
-A model folder with a file `cannot-start` ends it as a model does that vLLM cannot load. A streamed request with
-`chunks` gets so many, one every 50 ms.
+A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
+request with `chunks` gets that many, one every 50 ms.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Server:
         self._capacity = capacity
         self._last = 0
         self.memory: dict[int, str] = {}
-        """What its worker holds, by number, oldest first: as in vLLM, an unload forgets the name alone."""
+        """The adapters in its worker's memory, by number, oldest first: as in vLLM, an unload removes only the name."""
 
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()

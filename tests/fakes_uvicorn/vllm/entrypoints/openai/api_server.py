@@ -1,4 +1,4 @@
-"""vLLM's server as far as its connections go: uvicorn on a unix socket, with vLLM's time for idle connections.
+"""A stand-in for vLLM's server, for tests of connections: uvicorn on a unix socket, with vLLM's keep-alive timeout.
 
 That is VLLM_HTTP_TIMEOUT_KEEP_ALIVE, and 5 s without it, as in vLLM; FAKE_VLLM_KEEP_ALIVE overrules both, like an
 engine that ignores the variable. A completion takes `max_tokens` milliseconds. There are no adapters.
