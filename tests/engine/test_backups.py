@@ -181,7 +181,7 @@ def test_two_restores_do_not_mix(changed: Changed, tmp_path: Path) -> None:
     told = [one.communicate(timeout=120)[0] for one in commands]
     codes = sorted(one.returncode for one in commands)
     assert codes in ([0, 0], [0, 1]), told
-    assert codes == [0, 0] or any("another restore is at work" in text for text in told)
+    assert codes == [0, 0] or any("another restore is running" in text for text in told)
     assert after not in files(service)
     assert backups.missing(data) == []
     assert len(list(data.path.glob("replaced-*"))) == codes.count(0)

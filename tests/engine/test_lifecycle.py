@@ -43,7 +43,7 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
             job = client.jobs.wait(job.id, timeout=240)
             steps = [e.data["step"] for e in client.jobs.stream_events(job.id) if e.type == "metrics"]
             assert steps == list(range(1, 31)), "no step is reported twice, none is missing"
-            assert any("Going on from" in e.message for e in client.jobs.stream_events(job.id))
+            assert any("Resuming from" in e.message for e in client.jobs.stream_events(job.id))
             wait_ready(service)
             model = job.fine_tuned_model or ""
             assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -1156,3 +1158,18 @@ def test_failures_are_one_line(tmp_path: Path, run: Run) -> None:
         assert err.startswith("error: ")
         assert err.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_a_process_that_only_restores_can_read_jobs(archive: Path, tmp_path: Path) -> None:
+    """Their kinds are registered there too, not only where the API or the scheduler has been imported."""
+    command = [
+        sys.executable,
+        "-m",
+        "tunewright",
+        "restore",
+        str(archive),
+        "--data-dir",
+        str(tmp_path / "new"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import tunewright.kinds  # noqa: F401 (registers the kinds of jobs, whose rows are read here)
 from tunewright import __version__
 from tunewright.backup.archive import DATABASE, FOLDERS, Archive, Manifest, open_archive
 from tunewright.backup.errors import BackupError
