@@ -109,7 +109,12 @@ def reference(model: Any, tokens: list[int]) -> torch.Tensor:
 async def test_transformers_and_vllm_agree_on_each_product(
     service: Service, deployed: dict[str, str]
 ) -> None:
-    """For AWQ the reference is our own dequantization of the saved tensors."""
+    """For AWQ the reference is our own dequantization of the saved tensors.
+
+    Where the processor has AMX, vLLM quantizes the activations of AWQ models too: 0.21 nats from the reference instead
+    of 0.04.
+    """
+    bounds = {"merged": 0.1, "awq": 0.4 if torch.cpu._is_amx_tile_supported() else 0.1}
     body = {"model": deployed["merged"], "prompt": TEXT}
     tokens = httpx.post(f"{service.url}/v1/tokenize", json=body, timeout=60).json()["tokens"]
     references = {
@@ -123,7 +128,7 @@ async def test_transformers_and_vllm_agree_on_each_product(
         noise = (scored - found[name]).square().mean().sqrt().item()
         other = (scored - found[EMBEDDED_BASE]).square().mean().sqrt().item()
         print(f"{name}: {noise:.4f} nats from its reference, {other:.4f} from the base")
-        assert noise < 0.1 < 1 < other
+        assert noise < bounds[name] < 1 < other
 
 
 def test_an_alias_goes_from_the_adapter_to_awq_under_load(
