@@ -224,15 +224,15 @@ class Training:
 
     @classmethod
     def of(cls, client: Tunewright, service: Service, job: Job) -> Training:
-        told = [e.data for e in client.jobs.stream_events(job.id) if e.type == "metrics" and e.data]
-        steps = [data["step"] for data in told]
+        metrics = [e.data for e in client.jobs.stream_events(job.id) if e.type == "metrics" and e.data]
+        steps = [data["step"] for data in metrics]
         names = ("train_loss", "valid_loss", "grad_norm", "learning_rate")
         model = client.adapters.retrieve(job.fine_tuned_model or "")
         folder = next(
             path for path in (service.data_dir / "artifacts").iterdir() if path.name == model.sha256
         )
         return cls(
-            {data["step"]: tuple(data.get(name) for name in names) for data in told},
+            {data["step"]: tuple(data.get(name) for name in names) for data in metrics},
             [step for step, count in Counter(steps).items() if count > 1],
             adapter_sha256(folder),
         )

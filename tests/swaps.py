@@ -93,8 +93,8 @@ class Asker:
                 if answer.status_code != 200:
                     text = answer.read().decode(errors="replace")[:300]
                     wait = answer.headers.get("retry-after")
-                    told = f"{answer.status_code} after {wait}" if wait else str(answer.status_code)
-                    return Answer(version, text, 0, first, f"HTTP {told} {text}")
+                    status = f"{answer.status_code} after {wait}" if wait else str(answer.status_code)
+                    return Answer(version, text, 0, first, f"HTTP {status} {text}")
                 if not streamed:
                     answer.read()
                     whole = answer.json()
@@ -137,7 +137,7 @@ def learn_answers(service: Service, models: list[str]) -> dict[tuple[str, str], 
                 expected[model, question] = answer.text
     for question in QUESTIONS:
         said = [expected[model, question] for model in models]
-        assert len(set(said)) == len(models), f"the versions cannot be told apart: {said}"
+        assert len(set(said)) == len(models), f"the versions cannot be distinguished: {said}"
     return expected
 
 
@@ -230,8 +230,8 @@ class Swapper:
         else:
             self.seen.answers[answer.version] += 1
 
-    def _fault(self, told: str, began: float) -> None:
-        self.seen.faults.append(told)
+    def _fault(self, fault: str, began: float) -> None:
+        self.seen.faults.append(fault)
         self.seen.began.append(began)
 
     def _asker(self) -> Asker:
@@ -253,12 +253,14 @@ class Swapper:
             if answer.status_code != 200:
                 self._fault(f"flip: HTTP {answer.status_code} {answer.text[:200]}", began)
                 return
-            told = self._asker().ask(client, ALIAS, QUESTIONS[0], streamed=True)
-            self._note(told)
-            if len(targets) == 1 and not told.fault:
-                if told.version != target:
-                    self._fault(f"WRONG: flipped to {target}, then answered by {told.version}", told.began)
-                self.seen.flip_to_answer.append(told.first_byte)
+            answer = self._asker().ask(client, ALIAS, QUESTIONS[0], streamed=True)
+            self._note(answer)
+            if len(targets) == 1 and not answer.fault:
+                if answer.version != target:
+                    self._fault(
+                        f"WRONG: flipped to {target}, then answered by {answer.version}", answer.began
+                    )
+                self.seen.flip_to_answer.append(answer.first_byte)
         self._target = target
         self.seen.flips += 1
 
@@ -276,10 +278,10 @@ class Swapper:
                 self._fault(f"unload: HTTP {answer.status_code} {answer.text[:200]}", began)
                 return
             was_free = answer.json()["state"] == "unloaded"
-            told = self._asker().ask(client, model, QUESTIONS[1], streamed=False)
-            self._note(told)
-            if was_free and not told.fault:
-                self.seen.cold_load.append(told.seconds)
+            answer = self._asker().ask(client, model, QUESTIONS[1], streamed=False)
+            self._note(answer)
+            if was_free and not answer.fault:
+                self.seen.cold_load.append(answer.seconds)
         self.seen.cycles += 1
 
 

@@ -178,10 +178,10 @@ def test_a_running_service_changes_over(changed: Changed, tmp_path: Path) -> Non
 def test_two_restores_do_not_mix(changed: Changed, tmp_path: Path) -> None:
     data, service, after = changed
     commands = [restoring(data, tmp_path / "a.tar") for _ in range(2)]
-    told = [one.communicate(timeout=120)[0] for one in commands]
+    output = [one.communicate(timeout=120)[0] for one in commands]
     codes = sorted(one.returncode for one in commands)
-    assert codes in ([0, 0], [0, 1]), told
-    assert codes == [0, 0] or any("another restore is running" in text for text in told)
+    assert codes in ([0, 0], [0, 1]), output
+    assert codes == [0, 0] or any("another restore is running" in text for text in output)
     assert after not in files(service)
     assert backups.missing(data) == []
     assert len(list(data.path.glob("replaced-*"))) == codes.count(0)
@@ -207,11 +207,11 @@ def test_ctrl_c_takes_a_restore_back(changed: Changed, tmp_path: Path) -> None:
         restore = restoring(data, tmp_path / "a.tar")
         backups.until(lambda: asked(data), 60)
         restore.send_signal(signal.SIGINT)
-        told = restore.communicate(timeout=30)[0]
+        output = restore.communicate(timeout=30)[0]
     finally:
         service.process.send_signal(signal.SIGCONT)
     assert restore.returncode == 1
-    assert "interrupted. Nothing was changed" in told
+    assert "interrupted. Nothing was changed" in output
     assert after in files(service)
     assert not list(data.path.glob("re[sp]*"))
 
@@ -226,9 +226,9 @@ def test_a_service_killed_while_it_changes_over_is_stood_in_for(tmp_path: Path) 
         backups.until(lambda: asked(data), 60)
         service.process.kill()
         service.process.wait()
-        told = restore.communicate(timeout=60)[0]
-        assert restore.returncode == 0, told
-        assert "Start the service to continue with it." in told
+        output = restore.communicate(timeout=60)[0]
+        assert restore.returncode == 0, output
+        assert "Start the service to continue with it." in output
     assert backups.missing(data) == []
     assert kept(data).file(after).exists()
     shutil.rmtree(kept(data).path)

@@ -204,8 +204,8 @@ def test_a_job_ends_when_its_adapter_is_checked_whatever_is_killed_meanwhile(ser
             "the end",
         )
         assert ended.status == "succeeded", ended.error
-        told = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
-        assert any(message.startswith("Parity with peft: slope") for message in told)
+        messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
+        assert any(message.startswith("Parity with peft: slope") for message in messages)
     with service.client() as tunewright:
         found = tunewright.adapters.retrieve(ended.fine_tuned_model).parity
     assert found is not None

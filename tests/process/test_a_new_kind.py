@@ -181,9 +181,9 @@ def test_killed_it_goes_on_where_it_was(world: World) -> None:
     world.until(lambda: "Counting from 4" in world.messages(id))
     world.go_on(id)
     assert world.ends(id).result == CountingResult(total=5)
-    told = world.messages(id)
-    assert "The counter ended with signal 9; starting it again from its last number" in told
-    assert [text for text in told if text.startswith("Step")] == [f"Step {step}" for step in range(1, 6)]
+    messages = world.messages(id)
+    assert "The counter ended with signal 9; starting it again from its last number" in messages
+    assert [text for text in messages if text.startswith("Step")] == [f"Step {step}" for step in range(1, 6)]
 
 
 def test_paused_it_frees_its_device_and_resumed_it_goes_on(world: World) -> None:

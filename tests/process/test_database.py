@@ -61,12 +61,12 @@ def test_a_database_that_cannot_be_used_is_left_as_it_is(
     (data.tmp / "half").write_text("unfinished")
     spoil(data)
     before = backups.bytes_in(data.path, ".")
-    told = serve(data.path)
-    assert told.startswith(f"tunewright serve: the database {data.path / 'tunewright.db'} {says}")
-    assert "tunewright restore ARCHIVE" in told
+    refusal = serve(data.path)
+    assert refusal.startswith(f"tunewright serve: the database {data.path / 'tunewright.db'} {says}")
+    assert "tunewright restore ARCHIVE" in refusal
     assert backups.bytes_in(data.path, ".") == {**before, "run/lock": b""}
 
 
 def test_a_database_without_its_driver_is_told_without_its_password(tmp_path: Path) -> None:
-    told = serve(tmp_path, "--database-url", "oracle+none://me:secret@host/x")
-    assert told.startswith("tunewright serve: the database oracle+none://me:***@host/x cannot be used")
+    refusal = serve(tmp_path, "--database-url", "oracle+none://me:secret@host/x")
+    assert refusal.startswith("tunewright serve: the database oracle+none://me:***@host/x cannot be used")

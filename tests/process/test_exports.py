@@ -223,8 +223,8 @@ def test_awq_killed_in_the_middle_goes_on_and_is_the_same(
         weights.append((folder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert table(export) == table(undisturbed)
-    told = [e.message for e in client.exports.stream_events(export.id)]
-    assert sum("The export ended with signal 9" in message for message in told) == 3
+    messages = [e.message for e in client.exports.stream_events(export.id)]
+    assert sum("The export ended with signal 9" in message for message in messages) == 3
 
 
 def test_a_cancelled_export_leaves_nothing(

@@ -42,7 +42,7 @@ def create(api: httpx.Client, file: str, number: int) -> httpx.Response:
     return api.post(JOBS, json=body)
 
 
-def told(answer: httpx.Response) -> str:
+def error_message(answer: httpx.Response) -> str:
     assert answer.status_code == 507, answer.text
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("server_error", "storage_full")
@@ -69,12 +69,12 @@ def test_on_a_full_disk_reading_goes_on(service: Service, api: httpx.Client) -> 
     there = traces(service)
     ballast = fill_up(service.data_dir)
     try:
-        assert "Nothing of it is kept" in told(send(api))
+        assert "Nothing of it is kept" in error_message(send(api))
         for number in range(2000):
             answer = create(api, file, number)
             if answer.status_code != 200:
                 break
-        assert "nothing was changed" in told(answer)
+        assert "nothing was changed" in error_message(answer)
         jobs = api.get(JOBS, params={"limit": 1000}).json()["data"]
         assert len(jobs) == number + 1
         for path in (f"{JOBS}/{job}", f"{JOBS}/{job}/events", f"/v1/files/{file}", "/v1/models", "/health"):

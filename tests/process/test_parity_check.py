@@ -154,8 +154,8 @@ def test_a_job_ends_with_the_verdict_on_its_adapter(checker: Checker) -> None:
         FineTuningResult(model=NAME, trained_tokens=7),
     )
     assert (checker.model().state, checker.model().parity) == (ModelState.READY, {"checked_at": 1.0, **PASS})
-    told = checker.messages(checker.job().id)
-    assert told[-3:] == [
+    messages = checker.messages(checker.job().id)
+    assert messages[-3:] == [
         PASS["reason"],
         f"New fine-tuned model created: {NAME}",
         "The job has successfully completed",

@@ -131,7 +131,7 @@ def test_part_of_the_layers_is_taken_where_it_is_one_piece(base: BaseModules) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type", "only LORA"),
         ({"peft_type": None}, "peft_type", "only LORA"),
@@ -168,11 +168,11 @@ def test_part_of_the_layers_is_taken_where_it_is_one_piece(base: BaseModules) ->
     ],
 )
 def test_a_config_that_cannot_be_served_names_its_field(
-    base: BaseModules, change: dict[str, Any], field: str, told: str
+    base: BaseModules, change: dict[str, Any], field: str, message: str
 ) -> None:
     error = refused(base, change)
     assert error.param == f"adapter_config.{field}"
-    assert told in error.message
+    assert message in error.message
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
@@ -211,7 +211,7 @@ def changed(**tensors: Any) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "message"),
     [
         (changed(b=None), f"{Q0} has lora_A but no lora_B"),
         (changed(a=None), f"{Q0} has lora_B but no lora_A"),
@@ -237,8 +237,8 @@ def changed(**tensors: Any) -> Tensors:
         (changed(a=("I8", (4, 256), b"\0" * 1024)), "save it as F32"),
     ],
 )
-def test_weights_that_do_not_fit_say_where(base: BaseModules, tensors: Tensors, told: str) -> None:
-    assert told in refused(base, tensors=tensors).message
+def test_weights_that_do_not_fit_say_where(base: BaseModules, tensors: Tensors, message: str) -> None:
+    assert message in refused(base, tensors=tensors).message
 
 
 def test_an_adapter_with_a_hole_is_incomplete(base: BaseModules) -> None:
@@ -268,7 +268,7 @@ def test_a_header_may_have_the_length_of_a_pickles_beginning(base: BaseModules) 
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda c: b"", "no safetensors"),
         (lambda c: c[:7], "no safetensors"),
@@ -282,8 +282,8 @@ def test_a_header_may_have_the_length_of_a_pickles_beginning(base: BaseModules) 
         (lambda c: struct.pack("<Q", 9) + b'{"a": 1}\n', "wrongly"),
     ],
 )
-def test_a_damaged_file_is_refused(base: BaseModules, damage: Any, told: str) -> None:
-    assert told in refused(base, weights=damage(safetensors(lora_tensors()))).message
+def test_a_damaged_file_is_refused(base: BaseModules, damage: Any, message: str) -> None:
+    assert message in refused(base, weights=damage(safetensors(lora_tensors()))).message
 
 
 def test_a_header_of_any_size_is_not_read(base: BaseModules, monkeypatch: pytest.MonkeyPatch) -> None:

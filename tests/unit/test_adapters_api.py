@@ -216,7 +216,7 @@ def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data
 
 
 @pytest.mark.parametrize(
-    ("files", "code", "told"),
+    ("files", "code", "message"),
     [
         (adapter_files({"lora_alpha": float("nan")}), "adapter_invalid", "lora_alpha NaN"),
         (adapter_files({"use_dora": True}), "adapter_unsupported", "DoRA"),
@@ -242,12 +242,12 @@ def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data
     ],
 )
 def test_a_refusal_says_why_and_leaves_nothing(
-    api: TestClient, data: Workspace, store: Store, files: dict[str, bytes], code: str, told: str
+    api: TestClient, data: Workspace, store: Store, files: dict[str, bytes], code: str, message: str
 ) -> None:
     answer = upload(api, files)
     refused = error(answer, 413 if code == "too_large" else 400)
     assert refused["code"] == code
-    assert told in refused["message"]
+    assert message in refused["message"]
     assert nothing_left(data, store)
 
 

@@ -185,7 +185,7 @@ def set_state(store: Store, name: str, state: ModelState) -> None:
         connection.execute(update(models).where(models.c.name == name).values(state=state))
 
 
-def told(store: Store, name: str = BOT) -> list[tuple[int, list[str], str]]:
+def history_of(store: Store, name: str = BOT) -> list[tuple[int, list[str], str]]:
     """The history: versions, their models, and why."""
     found, _ = store.aliases.history(name)
     return [(v.version, [t.model for t in v.targets], v.why) for v in found]
@@ -213,7 +213,7 @@ def test_what_changes_nothing_makes_no_version(each: Store) -> None:
     first = each.aliases.put(BOT, [target("m1"), target("m2")], AliasShadow("m3"), expected_version=0)
     again = each.aliases.put(BOT, [target("m2"), target("m1")], AliasShadow("m3"), expected_version=0)
     assert again == first, "a repeated request"
-    assert len(told(each)) == 1
+    assert len(history_of(each)) == 1
     assert each.aliases.put(BOT, [target("m1"), target("m2")], AliasShadow("m3", 0.5)).version == 2
 
 
@@ -227,7 +227,7 @@ def test_only_the_expected_version_is_replaced(each: Store) -> None:
     for expected in (0, 1, 3):
         with pytest.raises(InvalidRequest, match="is at version 2"):
             each.aliases.put(BOT, [target("m1")], expected_version=expected)
-    assert told(each) == [(2, ["m2"], "set"), (1, ["m1"], "set")]
+    assert history_of(each) == [(2, ["m2"], "set"), (1, ["m1"], "set")]
 
 
 def test_of_two_who_expect_the_same_version_one_is_heard(url: str, each: Store) -> None:
@@ -245,7 +245,7 @@ def test_of_two_who_expect_the_same_version_one_is_heard(url: str, each: Store) 
     for index, opened in enumerate(stores):
         opened.aliases.put(f"alias-{index}", [target("m1")])
         opened.close()
-    assert [version for version, *_ in told(each)] == [2, 1]
+    assert [version for version, *_ in history_of(each)] == [2, 1]
 
 
 def test_versions_of_many_at_once_have_no_gaps(url: str, each: Store) -> None:
@@ -253,7 +253,7 @@ def test_versions_of_many_at_once_have_no_gaps(url: str, each: Store) -> None:
     at_once(6, lambda i: stores[i].aliases.put(BOT, [target("m1", i + 1)]))
     for opened in stores:
         opened.close()
-    assert [version for version, *_ in told(each)] == [6, 5, 4, 3, 2, 1]
+    assert [version for version, *_ in history_of(each)] == [6, 5, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_targets_that_are_refused(each: Store, targets: list[AliasTarget], param
             attempt(BOT, targets)
         assert refused.value.param == param
     assert each.aliases.get(BOT) is None
-    assert told(each) == []
+    assert history_of(each) == []
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_what_was_rolled_back_from_does_not_come_back(each: Store) -> None:
         each.aliases.put(BOT, [target(model)])
     each.aliases.rollback(BOT)
     each.aliases.rollback(BOT, because="slow")
-    assert told(each)[:2] == [
+    assert history_of(each)[:2] == [
         (5, ["m1"], "rollback to version 1: slow"),
         (4, ["m2"], "rollback to version 2"),
     ]
@@ -358,7 +358,7 @@ def test_what_was_rolled_back_from_does_not_come_back(each: Store) -> None:
         each.aliases.rollback(BOT)
     each.aliases.put(BOT, [target("m3")])
     assert each.aliases.rollback(BOT).targets == (target("m1"),)
-    assert told(each)[0] == (7, ["m1"], "rollback to version 5")
+    assert history_of(each)[0] == (7, ["m1"], "rollback to version 5")
     with pytest.raises(InvalidRequest, match="no earlier version"):
         each.aliases.rollback(BOT)
     assert each.aliases.rollback(BOT, 3).targets == (target("m3"),), "unless it is asked for"
@@ -390,7 +390,7 @@ def test_a_repeated_rollback_is_done_once(each: Store) -> None:
     for to_version, expected in ((1, 3), (None, 2), (None, 9)):
         with pytest.raises(InvalidRequest, match="is at version 4"):
             each.aliases.rollback(BOT, to_version, expected_version=expected)
-    assert len(told(each)) == 4
+    assert len(history_of(each)) == 4
 
 
 def test_a_rollback_to_a_model_that_cannot_be_served_is_refused(each: Store) -> None:
@@ -412,7 +412,7 @@ def test_a_plan_is_what_a_rollback_does(each: Store) -> None:
     assert (current.version, earlier.version) == (2, 1)
     with pytest.raises(InvalidRequest):
         each.aliases.plan_rollback(BOT, expected_version=1)
-    assert len(told(each)) == 2
+    assert len(history_of(each)) == 2
 
 
 # deleting
@@ -423,7 +423,7 @@ def test_a_history_outlives_its_alias(each: Store) -> None:
     record(each)
     assert each.aliases.delete(BOT, who="ann")
     assert each.aliases.get(BOT) is None
-    assert told(each) == [(2, [], "deleted"), (1, ["m1"], "set")]
+    assert history_of(each) == [(2, [], "deleted"), (1, ["m1"], "set")]
     assert each.aliases.history(BOT)[0][0].who == "ann"
     assert each.shadow_answers.list(BOT)[0] == []
     assert each.aliases.delete(BOT) is False
@@ -462,11 +462,11 @@ def test_a_forced_deletion_takes_the_model_out_of_its_aliases(each: Store) -> No
     assert (now.version, now.targets, now.shadow, now.guard) == (
         2, (target("m2", 3),), AliasShadow("m3"), guard,
     )  # fmt: skip
-    assert told(each)[0] == (2, ["m2"], "a model was deleted: m1")
+    assert history_of(each)[0] == (2, ["m2"], "a model was deleted: m1")
     assert each.aliases.history(BOT)[0][0].who == "ann"
     assert each.aliases.get("only") is None
-    assert told(each, "only")[0] == (2, [], "its only target was deleted: m1")
-    assert len(told(each, "untouched")) == 1
+    assert history_of(each, "only")[0] == (2, [], "its only target was deleted: m1")
+    assert len(history_of(each, "untouched")) == 1
     each.models.delete(listed(each, "m3"), force=True)
     now = each.aliases.get(BOT)
     assert now is not None
@@ -668,10 +668,10 @@ def test_a_flip_to_what_cannot_be_loaded_changes_nothing(
     ok(put(api, OLD))
     worker.errors[NEW] = "no slot is free"
     answer = put(api, NEW)
-    told = error(answer, 503)
-    assert told["code"] == "load_failed"
-    assert "no slot is free" in told["message"]
-    assert NEW in told["message"]
+    refused = error(answer, 503)
+    assert refused["code"] == "load_failed"
+    assert "no slot is free" in refused["message"]
+    assert NEW in refused["message"]
     assert answer.headers["retry-after"]
     assert ok(api.get(f"/v1/aliases/{BOT}"))["version"] == 1
     assert worker.asked[-1] == ("unload", NEW), "it would be tried for ever"
@@ -815,13 +815,13 @@ def test_what_an_alias_has_is_deleted_only_by_force(
     api: TestClient, store: Store, worker: Worker, data: Workspace, route: str
 ) -> None:
     ok(put(api, OLD, NEW))
-    told = error(api.delete(f"/v1/{route}/{NEW}"), 400)
-    assert (told["code"], BOT in told["message"]) == ("model_in_use", True)
+    refused = error(api.delete(f"/v1/{route}/{NEW}"), 400)
+    assert (refused["code"], BOT in refused["message"]) == ("model_in_use", True)
     assert worker.asked[-1] == ("load", NEW)
     worker.unloaded = "draining"
     forced = {"force": "true"}
-    told = error(api.delete(f"/v1/{route}/{NEW}", params=forced), 503)
-    assert told["code"] == "model_draining"
+    refused = error(api.delete(f"/v1/{route}/{NEW}", params=forced), 503)
+    assert refused["code"] == "model_draining"
     assert store.models.get(NEW), "its requests still run"
     worker.unloaded = "unloaded"
     ok(api.delete(f"/v1/{route}/{NEW}", params=forced, headers={"X-Tunewright-User": "ann"}))

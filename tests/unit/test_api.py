@@ -206,9 +206,9 @@ def test_a_job_shows_the_file_that_is_gone_and_reading_it_is_a_404(
     job = create(api)
     api.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
     Retention(RetentionOptions(keep_files_days=1), store, data, lambda: time.time() + 99_999).round()
-    told = error(api.get(f"/v1/files/{job['training_file']}/content"), 404)
-    assert told["code"] == "file_not_found"
-    assert "deleted" in told["message"]
+    refused = error(api.get(f"/v1/files/{job['training_file']}/content"), 404)
+    assert refused["code"] == "file_not_found"
+    assert "deleted" in refused["message"]
     shown = api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
     assert shown["training_file"] == job["training_file"]
 
@@ -230,9 +230,9 @@ def test_a_file_that_goes_while_its_job_is_checked_is_refused(
         return real(*arguments)
 
     monkeypatch.setattr(creation, "_model", slow)
-    told = error(api.post("/v1/fine_tuning/jobs", json=body), 400)
-    assert told["param"] == "training_file"
-    assert body["training_file"] in told["message"]
+    refused = error(api.post("/v1/fine_tuning/jobs", json=body), 400)
+    assert refused["param"] == "training_file"
+    assert body["training_file"] in refused["message"]
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr("os.fsync", full)
     answer = api.post("/v1/files", files={"file": ("a", ROW)}, data={"purpose": "fine-tune"})
-    told = error(answer, 507)
-    assert (told["code"], told["type"]) == ("storage_full", "server_error")
-    assert "Nothing of it is kept" in told["message"]
+    refused = error(answer, 507)
+    assert (refused["code"], refused["type"]) == ("storage_full", "server_error")
+    assert "Nothing of it is kept" in refused["message"]
     assert list(data.tmp.iterdir()) == list(data.files.iterdir()) == []
     assert [file["id"] for file in api.get("/v1/files").json()["data"]] == [FILE["id"]]
 
@@ -478,8 +478,10 @@ def test_a_job_that_has_ended_is_told_with_how(api: TestClient) -> None:
 
 
 def test_a_body_that_is_not_sent_as_json_is_told_so(api: TestClient) -> None:
-    told = error(api.post("/v1/fine_tuning/jobs", content=b"{}", headers={"content-type": "text/csv"}), 400)
-    assert told["message"] == (
+    refused = error(
+        api.post("/v1/fine_tuning/jobs", content=b"{}", headers={"content-type": "text/csv"}), 400
+    )
+    assert refused["message"] == (
         "The body is not read as JSON, since its Content-Type is text/csv: send it with the header Content-Type: "
         "application/json."
     )
@@ -499,16 +501,16 @@ def test_missing_parameters_are_named(api: TestClient) -> None:
 
 def test_a_rank_above_the_engines_says_what_to_do(make: Make) -> None:
     api = make(max_lora_rank=16)
-    told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, tuning={"rank": 17})), 400)
-    assert "up to rank 16" in told["message"]
-    assert "--max-lora-rank" in told["message"]
+    refused = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, tuning={"rank": 17})), 400)
+    assert "up to rank 16" in refused["message"]
+    assert "--max-lora-rank" in refused["message"]
     assert create(api, tuning={"rank": 16})["tuning"]["rank"] == 16
 
 
 def test_an_unknown_model_is_told_with_those_there_are(api: TestClient) -> None:
-    told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model="gpt-9")), 404)
-    assert (told["param"], told["code"]) == ("model", "model_not_found")
-    assert BASE in told["message"]
+    refused = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model="gpt-9")), 404)
+    assert (refused["param"], refused["code"]) == ("model", "model_not_found")
+    assert BASE in refused["message"]
 
 
 def test_openais_older_place_for_hyperparameters_is_read(api: TestClient) -> None:
@@ -599,8 +601,8 @@ def test_a_full_model_is_trained_on_as_full(api: TestClient, publish: Made) -> N
 
 def test_a_model_of_a_base_that_is_gone_is_refused(api: TestClient, publish: Made) -> None:
     name = publish(base="elsewhere")
-    told = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 400)
-    assert "elsewhere" in told["message"]
+    refused = error(api.post("/v1/fine_tuning/jobs", json=job_body(api, model=name)), 400)
+    assert "elsewhere" in refused["message"]
 
 
 # jobs
@@ -798,9 +800,9 @@ def test_a_load_that_fails_says_why(api: TestClient, publish: Made, worker: Work
     name = publish()
     worker.error = "no slot is free"
     answer = api.post(f"/v1/adapters/{name}/load")
-    told = error(answer, 503)
-    assert told["code"] == "load_failed"
-    assert "no slot is free" in told["message"]
+    refused = error(answer, 503)
+    assert refused["code"] == "load_failed"
+    assert "no slot is free" in refused["message"]
     assert "retry-after" in answer.headers
 
 
@@ -949,8 +951,8 @@ def test_health_is_open_and_readiness_keeps_its_reasons(locked: TestClient, stor
     answer = locked.get("/ready")
     assert answer.status_code == 503
     assert "secret" not in answer.text
-    told = locked.get("/ready", headers={"authorization": "Bearer the-key"}).json()
-    assert told["components"][f"engine:{BASE}"]["reason"] == "/secret/path is gone"
+    refused = locked.get("/ready", headers={"authorization": "Bearer the-key"}).json()
+    assert refused["components"][f"engine:{BASE}"]["reason"] == "/secret/path is gone"
 
 
 def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, data: Workspace) -> None:

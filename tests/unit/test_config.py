@@ -323,10 +323,10 @@ def test_wrong_options_are_told_in_one_line(
     arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert serve.main(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("tunewright serve: ")
-    assert line in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("tunewright serve: ")
+    assert line in printed
+    assert printed.count("\n") == 1
 
 
 def test_an_unknown_option_is_refused() -> None:

@@ -100,5 +100,5 @@ def test_what_was_measured_is_kept_however_it_ends(store_on_each: Store) -> None
         found = store_on_each.jobs.get(job.id)
         assert found is not None
         assert (found.state, found.report) == (state, report)
-    told = [e.message for e in store_on_each.jobs.events(published.id, after=None, limit=2)[0]]
-    assert told == ["The job has successfully completed", "New model created: ft:tiny:merged:9"]
+    messages = [e.message for e in store_on_each.jobs.events(published.id, after=None, limit=2)[0]]
+    assert messages == ["The job has successfully completed", "New model created: ft:tiny:merged:9"]

@@ -208,25 +208,25 @@ def test_what_makes_no_sense_is_refused(
     api: TestClient, pirate: str, body: dict[str, Any], words: str
 ) -> None:
     text = json.dumps(body).replace("Infinity", "1e400")
-    told = error(api.post("/v1/exports", content=text, headers={"Content-Type": "application/json"}))
-    assert words in told["message"] or words in str(told["param"])
+    refused = error(api.post("/v1/exports", content=text, headers={"Content-Type": "application/json"}))
+    assert words in refused["message"] or words in str(refused["param"])
 
 
 def test_what_there_is_nothing_to_merge_of(api: TestClient, register: Register, data: Workspace) -> None:
     full = register("ft:tunewright-tiny:all:33333333", embedded_base_path(), kind="full", method="full")
     for model in (full, BASE):
-        told = error(api.post("/v1/exports", json={"model": model, "format": "merged"}))
-        assert told["code"] == "nothing_to_merge"
-        assert "nothing to merge" in told["message"]
+        refused = error(api.post("/v1/exports", json={"model": model, "format": "merged"}))
+        assert refused["code"] == "nothing_to_merge"
+        assert "nothing to merge" in refused["message"]
     awq = {"format": "awq", "calibration_file": FILE["id"]}
     assert api.post("/v1/exports", json={"model": full, **awq}).status_code == 200
     assert api.post("/v1/exports", json={"model": BASE, **awq}).status_code == 200
     quantized = register("ft:tunewright-tiny:q:44444444", embedded_base_path(), kind="full", method="awq")
     assert error(api.post("/v1/exports", json={"model": quantized, **awq}))["code"] == "already_quantized"
-    told = error(
+    refused = error(
         api.post("/v1/exports", json={"models": [{"model": full}, {"model": BASE}], "format": "adapter"})
     )
-    assert told["code"] == "not_an_adapter"
+    assert refused["code"] == "not_an_adapter"
 
 
 def test_unknown_models_and_aliases(api: TestClient, pirate: str, store: Store) -> None:
@@ -258,11 +258,11 @@ def test_dora_is_merged_and_not_combined(
     dora = register("ft:tunewright-tiny:d:77777777", _as_dora(lora, tmp_path / "dora"), state="merge_only")
     export = api.post("/v1/exports", json={"model": dora, "format": "merged"}).json()
     assert any("served only when merged" in note and "DoRA" in note for note in export["notes"])
-    told = error(
+    refused = error(
         api.post("/v1/exports", json={"models": [{"model": pirate}, {"model": dora}], "format": "adapter"})
     )
-    assert told["code"] == "export_unsupported"
-    assert dora in told["message"]
+    assert refused["code"] == "export_unsupported"
+    assert dora in refused["message"]
 
 
 def test_rank_above_the_engines(api: TestClient, pirate: str, register: Register, tmp_path: Path) -> None:
@@ -285,10 +285,10 @@ def test_dimensions_that_awq_cannot_pack_are_named(
     tensors[name] = tensors[name][:, :172].contiguous()
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     body = {"model": BASE, "format": "awq", "calibration_file": FILE["id"], "group_size": "largest"}
-    told = error(make(base=base).post("/v1/exports", json=body))
-    assert told["code"] == "export_unsupported"
-    assert name.removesuffix(".weight") in told["message"]
-    assert "172" in told["message"]
+    refused = error(make(base=base).post("/v1/exports", json=body))
+    assert refused["code"] == "export_unsupported"
+    assert name.removesuffix(".weight") in refused["message"]
+    assert "172" in refused["message"]
 
 
 def test_events_logs_pause_and_resume(api: TestClient, pirate: str, store: Store, data: Workspace) -> None:

@@ -107,12 +107,12 @@ FAULTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_told_with_its_line(check: Any, name: str) -> None:
     row, message = FAULTS[name]
-    with pytest.raises(InvalidData) as told:
+    with pytest.raises(InvalidData) as raised:
         check(lines(row, b"", row))  # the first row, a blank line, the third line
-    assert message in str(told.value)
-    assert str(told.value).startswith("line 1: ")
-    assert "line 3: " in str(told.value)
-    assert "line 2: " not in str(told.value)
+    assert message in str(raised.value)
+    assert str(raised.value).startswith("line 1: ")
+    assert "line 3: " in str(raised.value)
+    assert "line 2: " not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ NOT_JSONL = 'not JSONL: it needs one JSON object in each line, such as {"prompt"
     ],
 )
 def test_a_file_of_another_kind_is_called_by_its_name(check: Any, content: bytes, kind: str) -> None:
-    with pytest.raises(InvalidData) as told:
+    with pytest.raises(InvalidData) as raised:
         check(content)
-    assert str(told.value) == f"the file is {kind}, {NOT_JSONL}"
+    assert str(raised.value) == f"the file is {kind}, {NOT_JSONL}"
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_one_good_row_is_enough_to_be_jsonl(check: Any, content: bytes) -> None:
 
 def test_a_line_without_end_is_not_read_whole(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_LONGEST_LINE", 2**20)
-    with pytest.raises(InvalidData) as told:
+    with pytest.raises(InvalidData) as raised:
         check(b'{"prompt": "' + b"x" * 3 * 2**20)
-    assert str(told.value) == "line 1: longer than 1 MiB"
+    assert str(raised.value) == "line 1: longer than 1 MiB"
     assert check(lines({"prompt": "x" * (2**20 - 100), "completion": "y"})).rows == 1
 
 
-TOLD = {  # in full, as a user reads them
+MESSAGES = {  # in full, as a user reads them
     b'{"messages": [{"role": "user", "content": "hi"}]': (
         "line 1: not valid JSON (Expecting ',' delimiter at column 49); the file must be JSONL"
     ),
@@ -213,11 +213,11 @@ TOLD = {  # in full, as a user reads them
 }
 
 
-@pytest.mark.parametrize("content", TOLD)
+@pytest.mark.parametrize("content", MESSAGES)
 def test_messages_say_what_and_where_and_what_to_do(check: Any, content: bytes) -> None:
-    with pytest.raises(InvalidData) as told:
+    with pytest.raises(InvalidData) as raised:
         check(content)
-    assert str(told.value) == TOLD[content]
+    assert str(raised.value) == MESSAGES[content]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
@@ -239,16 +239,16 @@ def test_one_format_in_a_file(check: Any) -> None:
 
 
 def test_a_bad_first_row_does_not_decide_the_format(check: Any) -> None:
-    with pytest.raises(InvalidData) as told:
+    with pytest.raises(InvalidData) as raised:
         check(lines({"prompt": 1}, GOOD))
-    assert str(told.value).count("line ") == 1
+    assert str(raised.value).count("line ") == 1
 
 
 def test_ten_faults_are_told_and_that_there_may_be_more(check: Any) -> None:
-    with pytest.raises(InvalidData) as told:
+    with pytest.raises(InvalidData) as raised:
         check(lines(*[{}] * 12))
-    assert str(told.value).count("line ") == 10
-    assert str(told.value).endswith("(and maybe more)")
+    assert str(raised.value).count("line ") == 10
+    assert str(raised.value).endswith("(and maybe more)")
     with pytest.raises(InvalidData) as few:
         check(lines(*[{}] * 9))
     assert "maybe more" not in str(few.value)

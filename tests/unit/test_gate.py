@@ -177,9 +177,9 @@ def test_bases_and_whole_models_are_quantized_as_they_are(
     assert gate(outcome)["noise"] is None
 
 
-@pytest.mark.parametrize(("strength", "is_told"), [(0.01, True), (0.3, False)])
+@pytest.mark.parametrize(("strength", "is_reported"), [(0.01, True), (0.3, False)])
 def test_an_adapter_that_is_lost_in_quantization_is_told(
-    export: Callable[..., Outcome], tmp_path: Path, strength: float, is_told: bool
+    export: Callable[..., Outcome], tmp_path: Path, strength: float, is_reported: bool
 ) -> None:
     other = random_lora(BASE, tmp_path / "other", strength=strength, seed=6)
     outcome = export(
@@ -189,8 +189,8 @@ def test_an_adapter_that_is_lost_in_quantization_is_told(
         max_awq_kl=100.0,
     )
     assert outcome.status == "succeeded", outcome.error_message
-    told = (tmp_path / "job" / "events.jsonl").read_text()
-    assert ("Quantizing changes more" in told) is is_told
+    events = (tmp_path / "job" / "events.jsonl").read_text()
+    assert ("Quantizing changes more" in events) is is_reported
 
 
 def test_an_adapter_that_overflows_is_not_published(

@@ -421,10 +421,10 @@ def test_long_rows_are_refused_by_line_where_that_is_asked_for(tokenizer: Any, t
     long = '{"prompt": "a b c d e f g h i", "completion": " x"}\n'
     path.write_text('{"prompt": "a", "completion": " x"}\n' + long)
     tokens = len(encode_text(tokenizer, "a b c d e f g h i", " x").input_ids)
-    with pytest.raises(TrainingFailed) as told:
+    with pytest.raises(TrainingFailed) as raised:
         tokenize_file(path, tokenizer, 8, truncation="refuse", what="validation_file")
-    assert told.value.code == "row_too_long"
-    assert str(told.value) == (
+    assert raised.value.code == "row_too_long"
+    assert str(raised.value) == (
         f"validation_file: line 2 has {tokens} tokens; the maximum is 8. Shorten them, raise tuning.max_length (up to "
         "the base's context), or have them cut with tuning.truncation truncate"
     )

@@ -558,7 +558,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized"),
         ({"text_config": {}}, "multimodal"),
@@ -568,17 +568,17 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     ],
 )
 def test_a_base_of_another_kind_is_refused(
-    pair: tuple[Path, Path], change: dict[str, Any], told: str
+    pair: tuple[Path, Path], change: dict[str, Any], message: str
 ) -> None:
     check_mergeable(*pair)
     edit(pair[0], "config.json", **change)
     error = refused(*pair)
-    assert told in error.message
+    assert message in error.message
     assert (error.code, error.param) == ("export_unsupported", "base")
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "told"),
+    ("name", "tensor", "message"),
     [
         ("model.layers.0.self_attn.q_proj.qweight", torch.zeros(4, 4, dtype=torch.int32), "quantized"),
         ("model.layers.0.self_attn.q_proj.weight", torch.zeros(32, 16, dtype=torch.uint8), "quantized"),
@@ -588,12 +588,12 @@ def test_a_base_of_another_kind_is_refused(
     ],
 )
 def test_packed_weights_and_experts_are_known_by_their_tensors(
-    pair: tuple[Path, Path], name: str, tensor: Any, told: str
+    pair: tuple[Path, Path], name: str, tensor: Any, message: str
 ) -> None:
     weights = load_weights(pair[0]) | {name: tensor}
     save_file(weights, pair[0] / "model.safetensors", metadata={"format": "pt"})
     error = refused(*pair)
-    assert told in error.message
+    assert message in error.message
     assert error.code == "export_unsupported"
 
 
@@ -628,7 +628,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(
-    ("config", "tensors", "told"),
+    ("config", "tensors", "message"),
     [
         ({}, {f"{Q0}.lora_A.weight": None}, "no lora_A"),
         ({}, {f"{Q0}.lora_A.weight": None, f"{Q0}.lora_B.weight": None}, "incomplete"),
@@ -661,13 +661,13 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_says_where(
-    pair: tuple[Path, Path], config: dict[str, Any], tensors: dict[str, Any], told: str, tmp_path: Path
+    pair: tuple[Path, Path], config: dict[str, Any], tensors: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     def changed(before: Tensors) -> Tensors:
         return {name: t for name, t in (before | tensors).items() if t is not None}
 
     error = refused(pair[0], tampered(pair[1], tmp_path / "tampered", changed, **config))
-    assert told in error.message
+    assert message in error.message
     assert error.code in (
         "export_unsupported",
         "adapter_invalid",
@@ -721,8 +721,8 @@ def test_files_beside_the_models_own_are_not_merged(pair: tuple[Path, Path], tmp
     ],
 )
 def test_what_can_only_be_served_merged_is_told(config: dict[str, Any], field: str | None) -> None:
-    told = merge_only(config)
-    assert (told is None) if field is None else (told is not None and told.startswith(f"{field} "))
+    message = merge_only(config)
+    assert (message is None) if field is None else (message is not None and message.startswith(f"{field} "))
 
 
 def test_checking_needs_no_torch() -> None:

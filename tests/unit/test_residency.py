@@ -97,9 +97,11 @@ class Setting:
         runner = web.AppRunner(fake.application(self.server), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(self._socket)).start()
+        manager = ResidencyManager(self.store, self.data)
         try:
-            yield ResidencyManager(self.store, self.data)
+            yield manager
         finally:
+            await manager.close()
             await runner.cleanup()
 
 

@@ -142,19 +142,19 @@ def world(store: Store, data: Workspace, publish_model: Publish) -> World:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What was logged since it was last asked."""
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What retention logged since it was last asked."""
     caplog.set_level(logging.INFO, "tunewright.retention")
 
     def ask() -> list[str]:
-        messages = [record.getMessage() for record in caplog.records]
+        messages = [record.getMessage() for record in caplog.records if record.name == "tunewright.retention"]
         caplog.clear()
         return messages
 
     return ask
 
 
-Told = Callable[[], list[str]]
+Logged = Callable[[], list[str]]
 
 
 # files
@@ -172,13 +172,13 @@ def test_nothing_that_is_listed_goes_without_a_limit(world: World) -> None:
     assert (folder / "trainer.log").is_file()
 
 
-def test_an_old_file_goes_and_the_log_says_why(world: World, told: Told) -> None:
+def test_an_old_file_goes_and_the_log_says_why(world: World, logged: Logged) -> None:
     old, new = world.file(31, size=3 * 2**20), world.file(29)
     world.round(keep_files_days=30)
     assert world.files() == {new}
     assert not world.data.file(old).exists()
     assert list(world.data.tmp.iterdir()) == []
-    assert told() == [f"removed file {old} ({old}.jsonl) (3.0 MiB, 31.0 days old): --keep-files-days 30"]
+    assert logged() == [f"removed file {old} ({old}.jsonl) (3.0 MiB, 31.0 days old): --keep-files-days 30"]
 
 
 @pytest.mark.parametrize("column", ["training_file", "validation_file"])
@@ -223,14 +223,14 @@ def test_result_files_go_like_uploads(world: World) -> None:
     assert not world.data.file(result).exists()
 
 
-def test_the_oldest_files_go_until_the_rest_fits(world: World, told: Told) -> None:
+def test_the_oldest_files_go_until_the_rest_fits(world: World, logged: Logged) -> None:
     ages = (5, 1, 4, 2, 3)
     by_age = {age: world.file(age, size=100) for age in ages}
     world.round(max_files_size="300B")
     assert world.files() == {by_age[age] for age in (1, 2, 3)}
-    assert [line.split(" ")[2] for line in told()] == [by_age[5], by_age[4]]
+    assert [line.split(" ")[2] for line in logged()] == [by_age[5], by_age[4]]
     world.round(max_files_size="300B")
-    assert told() == []
+    assert logged() == []
 
 
 def test_what_is_in_use_counts_for_the_size_and_stays(world: World) -> None:
@@ -241,33 +241,33 @@ def test_what_is_in_use_counts_for_the_size_and_stays(world: World) -> None:
     assert idle not in world.files()
 
 
-def test_an_upload_has_an_hour_for_its_job(world: World, told: Told) -> None:
+def test_an_upload_has_an_hour_for_its_job(world: World, logged: Logged) -> None:
     new, waiting = world.file(0.5 / 24), world.file(1.5 / 24)
     retention = world.retention(max_files_size="0")
     retention.round()
     assert world.files() == {new}
-    assert waiting in told()[0]
+    assert waiting in logged()[0]
     retention.round()
-    assert told() == [], "that there is still too much is said once"
+    assert logged() == [], "that there is still too much is said once"
     world.now += DAY
     retention.round()
     assert world.files() == set()
     fresh = world.file()
-    told()
+    logged()
     retention.round()
     assert world.files() == {fresh}
-    assert told() == ["10 B are over --max-files-size 0 B: what is left is in use, or newer than an hour."]
+    assert logged() == ["10 B are over --max-files-size 0 B: what is left is in use, or newer than an hour."]
 
 
 # checkpoints
 
 
-def test_an_old_checkpoint_goes_with_its_artifact(world: World, told: Told) -> None:
+def test_an_old_checkpoint_goes_with_its_artifact(world: World, logged: Logged) -> None:
     product, old, new = world.model(step=None, age=40), world.model(age=31), world.model(age=29)
     world.round(keep_checkpoints_days=30)
     assert world.models() == {product, new}
     assert len(world.artifacts()) == 2
-    assert told() == [f"removed checkpoint {old} (10 B, 31.0 days old): --keep-checkpoints-days 30"]
+    assert logged() == [f"removed checkpoint {old} (10 B, 31.0 days old): --keep-checkpoints-days 30"]
 
 
 def test_it_is_no_longer_listed_among_its_jobs_checkpoints(world: World) -> None:
@@ -335,7 +335,7 @@ def test_weights_that_a_product_shares_free_no_space(world: World) -> None:
 # artifacts
 
 
-def test_an_artifact_goes_a_day_after_nothing_points_at_it(world: World, told: Told) -> None:
+def test_an_artifact_goes_a_day_after_nothing_points_at_it(world: World, logged: Logged) -> None:
     product = world.model(step=None, age=99)
     parent, old, new = "a" * 64, "b" * 64, "c" * 64
     started_from = world.model(step=None, age=99, sha256=parent)
@@ -346,7 +346,7 @@ def test_an_artifact_goes_a_day_after_nothing_points_at_it(world: World, told: T
     world.artifact(new, age=0.9)
     world.round()
     assert world.artifacts() == {sha256_of(world, product), parent, new}
-    assert told() == [
+    assert logged() == [
         f"removed artifact {old}, which nothing points at (10 B, 1.1 days old): --keep-unused-artifacts-days 1"
     ]
 
@@ -373,17 +373,17 @@ def test_what_is_not_the_services_is_left_alone(world: World) -> None:
 # leftovers of this and other databases
 
 
-def test_a_file_without_a_row_goes_after_an_hour(world: World, told: Told) -> None:
+def test_a_file_without_a_row_goes_after_an_hour(world: World, logged: Logged) -> None:
     listed = world.file(99)
     for id, age in (("file-old", 3700), ("file-new", 3500)):
         world.data.file(id).write_bytes(b"x")
         os.utime(world.data.file(id), (world.now - age,) * 2)
     world.round()
     assert {path.name for path in world.data.files.iterdir()} == {listed, "file-new"}
-    assert [line.startswith("removed file file-old (1 B") for line in told()] == [True]
+    assert [line.startswith("removed file file-old (1 B") for line in logged()] == [True]
 
 
-def test_another_database_does_not_cost_what_it_does_not_know(world: World, told: Told) -> None:
+def test_another_database_does_not_cost_what_it_does_not_know(world: World, logged: Logged) -> None:
     """The folder of a job that has no row was written by a service with another database."""
     stranger = world.folder("ftjob-stranger")
     world.artifact("b" * 64, age=99)
@@ -396,7 +396,7 @@ def test_another_database_does_not_cost_what_it_does_not_know(world: World, told
     assert world.artifacts() == {"b" * 64}
     assert world.data.file("file-theirs").exists()
     assert stranger.is_dir()
-    [warning] = told()
+    [warning] = logged()
     assert "ftjob-stranger" in warning
     stranger.rename(world.data.path / "moved-away")
     retention.round()
@@ -417,7 +417,7 @@ def test_an_empty_database_costs_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("state", JobState)
-def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobState, told: Told) -> None:
+def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobState, logged: Logged) -> None:
     created_at = world.now - 99 * DAY
     old, new, held = (world.job(state, ended=ended, created_at=created_at) for ended in (8, 6, 8))
     with world.store.database.begin() as connection:
@@ -429,7 +429,7 @@ def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobSta
     assert world.data.job(held.id).is_dir(), "its trainer may still write"
     assert world.data.job(old.id).is_dir() is not state.is_final
     if state.is_final:
-        assert told() == [f"removed folder of job {old.id} (10 B, 8.0 days old): --keep-job-folders-days 7"]
+        assert logged() == [f"removed folder of job {old.id} (10 B, 8.0 days old): --keep-job-folders-days 7"]
     assert world.store.jobs.get(old.id) == old
     assert len(world.store.jobs.events(old.id, after=None, limit=9)[0]) == 1
 
@@ -479,7 +479,7 @@ def test_a_kill_leaves_only_what_the_next_round_removes(
 
 
 def test_one_part_that_fails_does_not_stop_the_others(
-    world: World, monkeypatch: pytest.MonkeyPatch, told: Told
+    world: World, monkeypatch: pytest.MonkeyPatch, logged: Logged
 ) -> None:
     world.file(9)
     checkpoint = world.model(age=9)
@@ -490,7 +490,7 @@ def test_one_part_that_fails_does_not_stop_the_others(
     monkeypatch.setattr(world.data, "remove_file", full)
     world.round(keep_files_days=1, keep_checkpoints_days=1)
     assert checkpoint not in world.models()
-    assert any("failed" in line for line in told())
+    assert any("failed" in line for line in logged())
 
 
 # the scheduler's part

@@ -32,6 +32,9 @@ class EngineClient:
     def __init__(self, socket: str) -> None:
         self._http = EngineHTTP(socket)
 
+    async def close(self) -> None:
+        await self._http.close()
+
     async def models(self) -> set[str]:
         """Names of the models that it serves: its base and its adapters."""
         answer = await self._http.request("GET", "/v1/models")

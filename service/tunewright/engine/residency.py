@@ -51,6 +51,12 @@ class ResidencyManager:
         self._swept: set[tuple[str, int]] = set()
         self._unloading: dict[tuple[str, str], asyncio.Task[None]] = {}
 
+    async def close(self) -> None:
+        """Close the connections to the engines."""
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
+
     async def load(self, model: TunedModel) -> dict[str, Any]:
         """Record that the adapter should be loaded, and load it now. Raises EngineError with vLLM's reason."""
         await asyncio.to_thread(self._store.models.want, model.name, Desired.LOADED)
