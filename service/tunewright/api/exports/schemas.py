@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.api.adapters.schemas import Suffix
-from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.export.folder import CombineMethod, Format
 from tunewright.kinds.export.kind import request_of
 from tunewright.kinds.export.models import CALIBRATION_FILE, VALIDATION_FILE, ExportReport
-from tunewright.store.records import Job, JobEvent
+from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
 
@@ -184,26 +184,10 @@ class ExportObject(Wire):
         )
 
 
-class ExportEventObject(Wire):
+class ExportEventObject(JobEventBody):
     """An export's event. Metric events have their numbers in `data`."""
 
-    id: str
     object: Literal["export.event"] = "export.event"
-    created_at: int
-    level: Literal["info", "warn", "error"]
-    type: Literal["message", "metrics"]
-    message: str
     data: dict[str, Any] | None = Field(
         description="step, total_steps, phase, eta_seconds (of the phase), memory_bytes."
     )
-
-    @classmethod
-    def of(cls, event: JobEvent) -> ExportEventObject:
-        return cls(
-            id=event.id,
-            created_at=int(event.created_at),
-            level=event.level,
-            type=event.type,
-            message=event.message,
-            data=event.data,
-        )

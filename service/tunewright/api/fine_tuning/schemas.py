@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.api.jobs.schemas import JobError, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
-from tunewright.store.records import Checkpoint, Job, JobEvent
+from tunewright.store.records import Checkpoint, Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
 
@@ -210,30 +210,14 @@ class JobObject(Wire):
         )
 
 
-class EventObject(Wire):
+class EventObject(JobEventBody):
     """OpenAI's job event. Metric events have their numbers in `data`."""
 
-    id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: Literal["info", "warn", "error"]
-    type: Literal["message", "metrics"]
-    message: str
     data: dict[str, Any] | None = Field(
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
         "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds."
     )
-
-    @classmethod
-    def of(cls, event: JobEvent) -> EventObject:
-        return cls(
-            id=event.id,
-            created_at=int(event.created_at),
-            level=event.level,
-            type=event.type,
-            message=event.message,
-            data=event.data,
-        )
 
 
 class CheckpointObject(Wire):

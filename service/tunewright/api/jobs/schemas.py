@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any, Literal, Self
 
 from tunewright.jobs import kinds
-from tunewright.store.records import Job
+from tunewright.store.records import Job, JobEvent
 from tunewright.store.states import JobState
 from tunewright.wire import Wire
 
@@ -28,6 +29,31 @@ class JobError(Wire):
     @classmethod
     def of(cls, error: kinds.JobError | None) -> JobError | None:
         return cls(**error.model_dump()) if error else None
+
+
+class JobEventBody(Wire):
+    """An event of a job; each kind says what `object` is, and which numbers `data` has."""
+
+    id: str
+    object: str
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        return cls.model_validate(
+            {
+                "id": event.id,
+                "created_at": int(event.created_at),
+                "level": event.level,
+                "type": event.type,
+                "message": event.message,
+                "data": event.data,
+            }
+        )
 
 
 def estimated_finish(job: Job) -> int | None:
