@@ -154,9 +154,11 @@ def test_a_base_without_a_template(
         "{% for m in messages %}{% if m.role == 'assistant' %}A: {{ m.content }}{{ eos_token }}\n"
         "{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
     )
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join((DEMO / "train.jsonl").open().readlines()[:112]))
     job = client.jobs.create(
         model="plain",
-        training_file=Path(DEMO / "train.jsonl"),
+        training_file=chats,
         chat_template=template,
         tuning={**FAST, "n_epochs": 3},
         suffix="templated",

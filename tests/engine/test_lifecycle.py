@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tunewright.config import EMBEDDED_BASE
+from lora import random_lora
+from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
 
 from .conftest import DEMO, FAST, Service, free_port, processes_of, start_service, wait_ready, wait_until
@@ -21,15 +22,16 @@ CHAT = [{"role": "user", "content": "What color is the sky?"}]
 
 
 def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path) -> None:
-    """Health at once, 503 until ready; SIGTERM in training saves; the job continues, its adapter is loaded again."""
-    service = start_service(
-        tmp_path / "a folder" / ("deep" * 25) / "data"
-    )  # longer than a socket's path may be
+    """Health at once, 503 until ready; SIGTERM in training saves; the job continues, adapters are loaded again."""
+    folder = tmp_path / "a folder" / ("deep" * 25) / "data"  # longer than a socket's path may be
+    service = start_service(folder, "--parity", "off")
     data = service.data_dir
     try:
         _health_answers_at_once(service)
         with service.client() as client:
             _check_unready(client, service)
+            source = random_lora(embedded_base_path(), tmp_path / "adapter", strength=0.4, seed=1)
+            earlier = client.adapters.register(source, suffix="earlier").model
             job = client.jobs.create(
                 model=EMBEDDED_BASE, training_file=DEMO / "train.jsonl", tuning=FAST, suffix="again"
             )
@@ -38,21 +40,20 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
         assert took < 15, f"stopping took {took:.1f} s"
         assert processes_of(service) == []
 
-        service = start_service(data, port=int(service.url.rsplit(":", 1)[1]))
+        service = start_service(data, "--parity", "off", port=int(service.url.rsplit(":", 1)[1]))
         with service.client() as client:
             job = client.jobs.wait(job.id, timeout=240)
             steps = [e.data["step"] for e in client.jobs.stream_events(job.id) if e.type == "metrics"]
             assert steps == list(range(1, 31)), "no step is reported twice, none is missing"
             assert any("Resuming from" in e.message for e in client.jobs.stream_events(job.id))
             wait_ready(service)
-            model = job.fine_tuned_model or ""
-            assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")
-        service.stop()
-
-        service = start_service(data, port=int(service.url.rsplit(":", 1)[1]))
-        wait_ready(service)
-        with service.client() as client:
-            assert client.chat.create(model=model, messages=CHAT, temperature=0).text.startswith("Arr!")
+            wait_until(lambda: client.adapters.retrieve(earlier).state == "loaded", 30, "it is loaded")
+            answers = {
+                model: client.chat.create(model=model, messages=CHAT, temperature=0, max_tokens=16).text
+                for model in (EMBEDDED_BASE, earlier, job.fine_tuned_model or "")
+            }
+            assert answers[job.fine_tuned_model or ""].startswith("Arr!")
+            assert len(set(answers.values())) == 3, answers
             supervisor = service.process
             supervisor.kill()
             supervisor.wait()

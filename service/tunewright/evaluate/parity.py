@@ -15,6 +15,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder
+from tunewright.jobs.process import quick_imports
 
 
 def main() -> int:
@@ -23,9 +24,6 @@ def main() -> int:
     folders = [ParityFolder(path.resolve()) for path in parser.parse_args().folder]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder; nothing is looked up
-    # peft imports bitsandbytes where it is installed, for 4-bit bases, which do not occur here. The import would take a
-    # fifth of the whole run.
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     status, base = 0, None
     for folder in folders:
         try:
@@ -37,7 +35,9 @@ def main() -> int:
         setproctitle(f"tunewright: parity of {spec.adapter_id}")
         if folder.reference_file.exists():
             continue
-        from tunewright.evaluate.reference import NoRoom, ReferenceBase
+        # peft imports bitsandbytes where it is installed, for 4-bit bases, which do not occur here
+        with quick_imports("bitsandbytes"):
+            from tunewright.evaluate.reference import NoRoom, ReferenceBase
 
         if base is None or base.spec != spec.base:
             base = None  # free its memory before the next is loaded

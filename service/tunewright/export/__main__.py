@@ -6,11 +6,12 @@ import sys
 
 from tunewright.export.folder import ExportSpec
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.process import run_in_folder
+from tunewright.jobs.process import quick_imports, run_in_folder
 
 
 def _run(folder: JobFolder, spec: ExportSpec) -> int:
-    from tunewright.export.run import run_export
+    with quick_imports("bitsandbytes"):
+        from tunewright.export.run import run_export
 
     return run_export(folder, spec)
 

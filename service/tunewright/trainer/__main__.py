@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.process import run_in_folder
+from tunewright.jobs.process import quick_imports, run_in_folder
 from tunewright.trainer.spec import TrainingSpec
 
 
 def _run(folder: JobFolder, spec: TrainingSpec) -> int:
-    from tunewright.trainer.run import run_job
+    # peft and transformers import bitsandbytes where it is installed; it is for 4-bit bases
+    with quick_imports(*(() if spec.tuning.type == "qlora" else ("bitsandbytes",))):
+        from tunewright.trainer.run import run_job
 
     return run_job(folder, spec)
 

@@ -6,7 +6,6 @@ import importlib.util
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoConfig,
@@ -113,6 +112,8 @@ def _keep_unpacked(model: PreTrainedModel) -> None:
     Its AVX512 inference kernel repacks a layer in place at the first forward in eval mode, which fails for widths
     that 32 does not divide and is for inference only (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
     """
+    from bitsandbytes.nn import Linear4bit
+
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
