@@ -34,15 +34,15 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-test: setup ## The whole suite, with a real vLLM (about 26 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not soak and not gpu"
+test: test-fast test-engine ## The whole suite, with a real vLLM (about half an hour on 2 cores)
 	@cd client && ../$(BIN)/python -m pytest -q
 
-test-fast: setup ## The tests that need no engine (about 6 minutes)
-	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu"
+test-fast: setup ## The tests that need no engine (about 6 minutes on 2 cores)
+	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu" \
+	  -n 2 --dist loadfile --no-loadscope-reorder tests/process tests/unit tests/contract
 
-test-engine: setup ## Only the tests that need a real vLLM
-	@$(BIN)/python -m pytest -m "engine and not soak and not gpu"
+test-engine: setup ## Only the tests that need a real vLLM, one after the other, since they use all cores
+	@$(BIN)/python -m pytest -m "engine and not soak and not gpu" tests/engine
 
 soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts ## All long tests
 

@@ -30,7 +30,7 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
         _health_answers_at_once(service)
         with service.client() as client:
             _check_unready(client, service)
-            source = random_lora(embedded_base_path(), tmp_path / "adapter", strength=0.4, seed=1)
+            source = random_lora(embedded_base_path(), tmp_path / "adapter", strength=1.0, seed=1)
             earlier = client.adapters.register(source, suffix="earlier").model
             job = client.jobs.create(
                 model=EMBEDDED_BASE, training_file=DEMO / "train.jsonl", tuning=FAST, suffix="again"
