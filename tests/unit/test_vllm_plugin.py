@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 import torch
 from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
 
-from tunewright.engine.vllm_plugin import request_amx, without_adapterless_tokens
+from tunewright.engine.vllm_plugin import (
+    request_amx,
+    score_prompts_with_their_adapter,
+    without_adapterless_tokens,
+)
 
-SLOTS, IN, OUT = 4, 6, 8
+SLOTS, IN, OUT, RANK = 4, 6, 8, 2
 INDICES = torch.tensor([0, -1, 3, -1, 1])
 
 
@@ -82,3 +87,84 @@ def test_amx_is_used_only_where_the_system_grants_it(
     cpu = cpu_with(amx=amx, granted=granted)
     request_amx(cpu)
     assert (cpu.requests, cpu._is_amx_tile_supported()) == (requests, used)
+
+
+PROMPTS = {"base": 3, "first": 1, "other": 5}
+"""Tokens to score, by request; `first` and `other` have adapters."""
+
+
+class FakeRunner:
+    """What vLLM's runner does to score prompts, with vLLM's own wrapper of the operators."""
+
+    def __init__(self) -> None:
+        self.lora_config: object | None = object()
+        self.num_prompt_logprobs = dict.fromkeys([*PROMPTS, "long"], 1)
+        self.hidden = {
+            name: torch.randn(rows, IN, generator=torch.Generator().manual_seed(rows))
+            for name, rows in {**PROMPTS, "long": 2}.items()
+        }
+        adapters = {"base": None, "first": 7, "other": 9, "long": 7}
+        self.requests = {
+            name: SimpleNamespace(lora_request=id and SimpleNamespace(lora_int_id=id))
+            for name, id in adapters.items()
+        }
+        self.a = torch.randn(SLOTS, 1, RANK, IN, generator=torch.Generator().manual_seed(8))
+        self.b = torch.randn(SLOTS, 1, OUT, RANK, generator=torch.Generator().manual_seed(9))
+        self.wrapper = punica_cpu.PunicaWrapperCPU(16, 4, "cpu")
+        self.wrapper._sampler_indices[:4] = torch.tensor([-1, 2, 0, 2])
+        self.wrapper.indices_len[:] = [11, 4, 4, 11]
+        manager = SimpleNamespace(
+            lora_index_to_id=[9, None, 7, None], punica_wrapper_mapping={"lm": self.wrapper}
+        )
+        self.lora_manager = SimpleNamespace(_adapter_manager=manager)
+
+    def logits(self, name: str) -> torch.Tensor:
+        logits = torch.zeros(len(self.hidden[name]), OUT)
+        self.wrapper.add_lora_logits(logits, self.hidden[name], self.a, self.b, 1.0)
+        return logits
+
+    def _get_prompt_logprobs_dict(
+        self, hidden_states: object, scheduled: dict[str, int]
+    ) -> dict[str, torch.Tensor]:
+        found = {name: self.logits(name) for name in self.num_prompt_logprobs}
+        for name in found:
+            if name != "long":
+                del self.num_prompt_logprobs[name]
+        return found
+
+
+def test_each_prompt_is_scored_with_the_adapter_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Corrected(FakeRunner):
+        _get_prompt_logprobs_dict = FakeRunner._get_prompt_logprobs_dict
+
+    for name in ("bgmv_shrink", "bgmv_expand"):
+        monkeypatch.setattr(punica_cpu, name, without_adapterless_tokens(getattr(lora_ops, name)))
+    score_prompts_with_their_adapter(Corrected)
+    score_prompts_with_their_adapter(Corrected)
+    runner = Corrected()
+    found = runner._get_prompt_logprobs_dict(None, {})
+    for name, slot in {"base": None, "first": 2, "other": 0, "long": 2}.items():
+        expected = (
+            torch.zeros(len(runner.hidden[name]), OUT)
+            if slot is None
+            else runner.hidden[name] @ runner.a[slot, 0].T @ runner.b[slot, 0].T
+        )
+        torch.testing.assert_close(found[name], expected)
+    assert runner.num_prompt_logprobs == {"long": 1}, "it has another chunk"
+    assert runner.wrapper.sampler_indices.tolist() == [-1, 2, 0, 2], "the sequences keep theirs"
+    with pytest.raises(RuntimeError):
+        FakeRunner()._get_prompt_logprobs_dict(None, {})  # vLLM's own; without that fault the plugin can go
+
+
+def test_without_adapters_vllms_own_scores_prompts() -> None:
+    class Plain:
+        lora_config = None
+        num_prompt_logprobs = None
+
+        def _get_prompt_logprobs_dict(
+            self, hidden_states: object, scheduled: dict[str, int]
+        ) -> dict[str, str]:
+            return {"a": "scored"}
+
+    score_prompts_with_their_adapter(Plain)
+    assert Plain()._get_prompt_logprobs_dict(None, {}) == {"a": "scored"}

@@ -1,5 +1,10 @@
 """A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU.
 
+To score the tokens of a prompt (`prompt_logprobs`, `echo` with `logprobs`), vLLM computes the logits of one request's
+tokens, but applies the adapters of the batch's sequences to them. The numbers of rows differ as soon as there is
+another sequence, which ends the engine; where they agree by chance, the adapter may be wrong. Here it is the request's
+own.
+
 A token without an adapter has the index -1, which vLLM's torch operators (0.32) take for the last slot: as soon as all
 `--max-loras` slots have been used, answers of the base are mixed with an adapter. vLLM's GPU kernels leave such tokens
 out, and so do the corrected operators.
@@ -11,6 +16,8 @@ asked by chance before.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
@@ -22,12 +29,14 @@ def register() -> None:
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     for name in _OPERATORS:
         corrected = without_adapterless_tokens(getattr(lora_ops, name))
         for module in (lora_ops, torch_ops, punica_cpu):
             setattr(module, name, corrected)
     request_amx(torch.cpu)
+    score_prompts_with_their_adapter(CPUModelRunner)
 
 
 def request_amx(cpu: Any) -> None:
@@ -47,3 +56,51 @@ def without_adapterless_tokens(operator: Any) -> Any:
 
     corrected.corrected = True  # type: ignore[attr-defined]
     return corrected
+
+
+def score_prompts_with_their_adapter(runner: Any) -> None:
+    """Correct `runner`, vLLM's class CPUModelRunner, so that a prompt is scored with the adapter of its request."""
+    original = runner._get_prompt_logprobs_dict
+    if hasattr(original, "corrected"):
+        return
+
+    def corrected(self: Any, hidden_states: Any, num_scheduled_tokens: dict[str, int]) -> dict[str, Any]:
+        requests = self.num_prompt_logprobs
+        if self.lora_config is None:
+            return dict(original(self, hidden_states, num_scheduled_tokens))
+        scored: dict[str, Any] = {}
+        try:
+            for id in list(requests):
+                self.num_prompt_logprobs = {id: requests[id]}
+                with _adapter_for_all_rows(
+                    self.lora_manager._adapter_manager, self.requests[id].lora_request
+                ):
+                    scored |= original(self, hidden_states, num_scheduled_tokens)
+                if not self.num_prompt_logprobs:  # its last chunk was scored
+                    del requests[id]
+        finally:
+            self.num_prompt_logprobs = requests
+        return scored
+
+    corrected.corrected = True  # type: ignore[attr-defined]
+    runner._get_prompt_logprobs_dict = corrected
+
+
+@contextmanager
+def _adapter_for_all_rows(manager: Any, lora_request: Any | None) -> Iterator[None]:
+    """Until the end, logits are computed with the adapter of this request, or none, for any number of rows.
+
+    One index is enough: the operators broadcast it, and do not copy the adapter's weights for each row.
+    """
+    slot = -1 if lora_request is None else manager.lora_index_to_id.index(lora_request.lora_int_id)
+    wrappers = list(manager.punica_wrapper_mapping.values())
+    kept = [(wrapper._sampler_indices[0].clone(), wrapper.indices_len[1]) for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper._sampler_indices[0] = slot
+        wrapper.indices_len[1] = 1
+    try:
+        yield
+    finally:
+        for wrapper, (index, length) in zip(wrappers, kept, strict=True):
+            wrapper._sampler_indices[0] = index
+            wrapper.indices_len[1] = length
