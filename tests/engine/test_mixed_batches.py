@@ -1,4 +1,4 @@
-"""What vLLM's sampler can do, each with each in one batch: every request is answered, and scores are as if it were alone.
+"""What vLLM can sample, each with each in one batch: every request is answered, and scores are as if it were alone.
 
 Other sequences of the base and of an adapter are generated all the time, so that no request is ever alone.
 """
@@ -9,7 +9,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
