@@ -23,6 +23,9 @@ FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
 _EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 """The bits of the exponent. A number is NaN or infinite where all of them are set."""
 _BLOCK = 1 << 20
+_LONGEST_NAME, _MOST_DIMENSIONS, _LARGEST_NUMBER = 1024, 16, 2**50
+"""Bounds of what a header may say of a tensor: Python's integers have no limit, and products of giant ones take
+minutes."""
 
 
 class BadTensors(Exception):
@@ -185,13 +188,15 @@ def write_tensors(target: BinaryIO, source: BinaryIO, tensors: Iterable[Tensor])
 def _tensor(name: str, entry: Any, start: int) -> Tensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = len(shape) <= _MOST_DIMENSIONS and all(
+            type(number) is int and 0 <= number < _LARGEST_NUMBER for number in (*shape, begin, end)
+        )
     except (TypeError, KeyError, ValueError):
         whole = False
-    if not whole:
-        raise BadTensors(f"its header describes {name} wrongly: {str(entry)[:200]}")
+    if not whole or len(name) > _LONGEST_NAME:
+        raise BadTensors(f"its header describes {name[:200]} wrongly: {str(entry)[:200]}")
     if dtype not in FLOATS:
-        raise BadTensors(f"{name} has numbers of type {dtype}: save it as F32, BF16 or F16")
+        raise BadTensors(f"{name} has numbers of type {str(dtype)[:20]}: save it as F32, BF16 or F16")
     if end - begin != math.prod(shape) * FLOATS[dtype]:
         raise BadTensors(f"{name} has {end - begin} bytes, which are not {shape} numbers of type {dtype}")
     return Tensor(name, dtype, tuple(shape), start + begin, start + end)
