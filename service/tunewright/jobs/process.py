@@ -66,7 +66,7 @@ def run_in_folder(
 
 @contextmanager
 def quick_imports(*unused: str) -> Iterator[None]:
-    """Import torch and what is built on it in about two thirds of the time; `unused` are packages that are imported
+    """Import torch and what is built on it in four fifths of the time; `unused` are packages that are imported
     where they are installed, but are not needed in this process, and count as not installed.
 
     The garbage collector would examine the growing number of modules again and again, and free nothing.
