@@ -53,9 +53,8 @@ def adapter(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Changes the log-probabilities by whole nats."""
     folder = tmp_path_factory.mktemp("adapter") / "noise"
     with service.client(timeout=120) as client:
-        name = client.adapters.register(
-            random_lora(embedded_base_path(), folder, strength=0.5, seed=11), suffix="noise"
-        ).model
+        source = random_lora(embedded_base_path(), folder, strength=0.5, seed=11)
+        name = client.adapters.register(source, base=EMBEDDED_BASE, suffix="noise").model
         client.adapters.load(name)
         yield name
         client.adapters.delete(name)
