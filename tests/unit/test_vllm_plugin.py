@@ -98,12 +98,12 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.lora_config: object | None = object()
-        self.num_prompt_logprobs = dict.fromkeys([*PROMPTS, "long"], 1)
+        self.num_prompt_logprobs = dict.fromkeys([*PROMPTS, "long", "waits"], 1)
         self.hidden = {
             name: torch.randn(rows, IN, generator=torch.Generator().manual_seed(rows))
             for name, rows in {**PROMPTS, "long": 2}.items()
         }
-        adapters = {"base": None, "first": 7, "other": 9, "long": 7}
+        adapters = {"base": None, "first": 7, "other": 9, "long": 7, "waits": 5}
         self.requests = {
             name: SimpleNamespace(lora_request=id and SimpleNamespace(lora_int_id=id))
             for name, id in adapters.items()
@@ -126,7 +126,7 @@ class FakeRunner:
     def _get_prompt_logprobs_dict(
         self, hidden_states: object, scheduled: dict[str, int]
     ) -> dict[str, torch.Tensor]:
-        found = {name: self.logits(name) for name in self.num_prompt_logprobs}
+        found = {name: self.logits(name) for name in self.num_prompt_logprobs if name in scheduled}
         for name in found:
             if name != "long":
                 del self.num_prompt_logprobs[name]
@@ -142,7 +142,8 @@ def test_each_prompt_is_scored_with_the_adapter_of_its_request(monkeypatch: pyte
     score_prompts_with_their_adapter(Corrected)
     score_prompts_with_their_adapter(Corrected)
     runner = Corrected()
-    found = runner._get_prompt_logprobs_dict(None, {})
+    scheduled = {name: len(rows) for name, rows in runner.hidden.items()}
+    found = runner._get_prompt_logprobs_dict(None, scheduled)
     for name, slot in {"base": None, "first": 2, "other": 0, "long": 2}.items():
         expected = (
             torch.zeros(len(runner.hidden[name]), OUT)
@@ -150,10 +151,14 @@ def test_each_prompt_is_scored_with_the_adapter_of_its_request(monkeypatch: pyte
             else runner.hidden[name] @ runner.a[slot, 0].T @ runner.b[slot, 0].T
         )
         torch.testing.assert_close(found[name], expected)
-    assert runner.num_prompt_logprobs == {"long": 1}, "it has another chunk"
+    assert runner.num_prompt_logprobs == {"long": 1, "waits": 1}, (
+        "one has another chunk, one no slot in this step"
+    )
     assert runner.wrapper.sampler_indices.tolist() == [-1, 2, 0, 2], "the sequences keep theirs"
     with pytest.raises(RuntimeError):
-        FakeRunner()._get_prompt_logprobs_dict(None, {})  # vLLM's own; without that fault the plugin can go
+        FakeRunner()._get_prompt_logprobs_dict(
+            None, scheduled
+        )  # vLLM's own; without that fault the plugin can go
 
 
 def test_without_adapters_vllms_own_scores_prompts() -> None:

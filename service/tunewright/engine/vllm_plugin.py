@@ -70,7 +70,8 @@ def score_prompts_with_their_adapter(runner: Any) -> None:
             return dict(original(self, hidden_states, num_scheduled_tokens))
         scored: dict[str, Any] = {}
         try:
-            for id in list(requests):
+            # only those of this step: the adapter of one that waits may have lost its slot
+            for id in [id for id in requests if id in num_scheduled_tokens]:
                 self.num_prompt_logprobs = {id: requests[id]}
                 with _adapter_for_all_rows(
                     self.lora_manager._adapter_manager, self.requests[id].lora_request
