@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
+from tunewright.store.store import Store
 from tunewright_client import Job, Tunewright
 
 DEMO = embedded_base_path().parent / "demo"
@@ -78,6 +79,15 @@ def wait_ready(service: Service, timeout: float = 420) -> None:
             for log in service.data_dir.glob("engines/*/engine.log"):
                 print(log, log.read_text()[-3000:])
             raise
+
+
+def engine_runs(service: Service) -> dict[str, int]:
+    """How often each engine was started."""
+    store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
+    try:
+        return {engine.name: engine.run for engine in store.engines.list()}
+    finally:
+        store.close()
 
 
 def free_port() -> int:

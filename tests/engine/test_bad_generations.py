@@ -13,9 +13,8 @@ import httpx
 import pytest
 
 from tunewright.config import EMBEDDED_BASE
-from tunewright.store.store import Store
 
-from .conftest import Service
+from .conftest import Service, engine_runs
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -269,15 +268,6 @@ def asked(service: Service) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def runs(service: Service) -> dict[str, int]:
     return engine_runs(service)
-
-
-def engine_runs(service: Service) -> dict[str, int]:
-    """How often each engine was started."""
-    store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
-    try:
-        return {engine.name: engine.run for engine in store.engines.list()}
-    finally:
-        store.close()
 
 
 def post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:

@@ -17,8 +17,7 @@ import pytest
 from lora import random_lora
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 
-from .conftest import Service
-from .test_bad_generations import engine_runs
+from .conftest import Service, engine_runs
 
 TEXT = "The sky is blue, and the sea is too. How many legs does a dog have?"
 PROMPTS = [
