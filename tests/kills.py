@@ -111,7 +111,12 @@ def again(service: Service) -> Service:
     while left := processes_of(service):
         assert time.monotonic() < deadline, f"outlived the supervisor: {left}"
         time.sleep(0.05)
-    return start_service(service.data_dir, *service.arguments, port=int(service.url.rsplit(":", 1)[1]))
+    return start_service(
+        service.data_dir,
+        *service.arguments,
+        port=int(service.url.rsplit(":", 1)[1]),
+        environment=service.environment,
+    )
 
 
 # generation
@@ -238,13 +243,15 @@ class Training:
         )
 
 
-def submit(client: Tunewright, files: tuple[str, str], name: str, **tuning: Any) -> Job:
+def submit(
+    client: Tunewright, files: tuple[str, str], name: str, base: str = EMBEDDED_BASE, **tuning: Any
+) -> Job:
     """Create a job, repeating the request with the same key until the service answers."""
     deadline = time.monotonic() + 120
     while True:
         try:
             return client.jobs.create(
-                model=EMBEDDED_BASE,
+                model=base,
                 training_file=files[0],
                 validation_file=files[1],
                 suffix="kill",

@@ -41,6 +41,8 @@ class Service:
     process: subprocess.Popen[bytes]
     log: Path
     arguments: list[str]
+    environment: dict[str, str] | None = None
+    """What it was given beside the environment of the tests."""
 
     def client(self, **options: Any) -> Tunewright:
         return Tunewright(base_url=self.url, **options)
@@ -67,7 +69,7 @@ def start_service(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
         )
-    return Service(f"http://127.0.0.1:{port}", data_dir, process, log, list(arguments))
+    return Service(f"http://127.0.0.1:{port}", data_dir, process, log, list(arguments), environment)
 
 
 def wait_ready(service: Service, timeout: float = 420) -> None:
@@ -131,6 +133,32 @@ def service(tmp_path_factory: pytest.TempPathFactory, plain_base: Path) -> Itera
         "--base", f"{EMBEDDED_BASE}={embedded_base_path()}",
         "--base", f"plain={plain_base}",
         "--parity", "off",  # other tests need not wait for the parity check; test_parity and the demo have it on
+    )  # fmt: skip
+    try:
+        wait_ready(running)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def checking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of the base that `checking_service` serves: a test may change them under the engine, which read them
+    before."""
+    return Path(shutil.copytree(embedded_base_path(), tmp_path_factory.mktemp("bases") / "checking"))
+
+
+@pytest.fixture(scope="session")
+def checking_service(tmp_path_factory: pytest.TempPathFactory, checking_base: Path) -> Iterator[Service]:
+    """With the parity check on, and a model that can be deployed: `other`."""
+    root = tmp_path_factory.mktemp("checking")
+    shutil.copytree(embedded_base_path(), root / "other")
+    running = start_service(
+        root / "data",
+        "--base", f"{EMBEDDED_BASE}={checking_base}",
+        "--device", "cpu",
+        "--kv-cache-memory", "128MiB",
+        "--deployable", f"other={root / 'other'}",
     )  # fmt: skip
     try:
         wait_ready(running)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +14,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.swaps import Asker
-from tunewright.config import EMBEDDED_BASE, embedded_base_path
+from tunewright.config import EMBEDDED_BASE
 from tunewright_client import BadRequestError, DeploymentFailedError, Job, NotFoundError, Tunewright
 
-from .conftest import DEMO, FAST, Service, start_service, wait_ready, wait_until
+from .conftest import DEMO, FAST, Service, wait_until
 
 BOT = "support-bot"
 QUESTIONS = ("What color is the sky?", "How many legs does a dog have?", "What sound does a cow make?")
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """With the check of adapters on."""
-    root = tmp_path_factory.mktemp("deployments")
-    shutil.copytree(embedded_base_path(), root / "other")
-    running = start_service(
-        root / "data", "--device", "cpu", "--kv-cache-memory", "128MiB", "--deployable", f"other={root / 'other'}",
-    )  # fmt: skip
-    try:
-        wait_ready(running)
-        yield running
-    finally:
-        running.stop()
+def service(checking_service: Service) -> Service:
+    return checking_service
 
 
 @pytest.fixture(scope="module")

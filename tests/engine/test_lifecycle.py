@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from lora import random_lora
+from tests.kills import Askers, Question, kill, wait_recovered
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
 
@@ -22,7 +23,8 @@ CHAT = [{"role": "user", "content": "What color is the sky?"}]
 
 
 def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path) -> None:
-    """Health at once, 503 until ready; SIGTERM in training saves; the job continues, adapters are loaded again."""
+    """Health at once, 503 until ready; SIGTERM in training saves; the job continues, adapters are loaded again; also
+    when vLLM's EngineCore is killed."""
     folder = tmp_path / "a folder" / ("deep" * 25) / "data"  # longer than a socket's path may be
     service = start_service(folder, "--parity", "off")
     data = service.data_dir
@@ -54,6 +56,7 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
             }
             assert answers[job.fine_tuned_model or ""].startswith("Arr!")
             assert len(set(answers.values())) == 3, answers
+            _check_engine_core_killed(service, job.fine_tuned_model or "")
             supervisor = service.process
             supervisor.kill()
             supervisor.wait()
@@ -61,6 +64,15 @@ def test_a_stop_loses_nothing_and_a_start_brings_everything_back(tmp_path: Path)
     finally:
         if service.process.poll() is None:
             service.stop()
+
+
+def _check_engine_core_killed(service: Service, adapter: str) -> None:
+    """Whoever asks meanwhile gets a right answer, or is told when to ask again."""
+    asked = Question(adapter, "What color is the sky?")
+    with Askers(service.url, [asked, Question(EMBEDDED_BASE, asked.text)], threads=1, pause=0.2) as askers:
+        wait_until(lambda: askers.counts["right"] > 5, 60, "answers")
+        wait_recovered(service, "EngineCore", kill(service, "EngineCore"), asked)
+    assert askers.bad == []
 
 
 def _health_answers_at_once(service: Service) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ import pytest
 
 from kills import tree
 from lora import ATTENTION, MLP, perturbed_base, random_lora, tampered, without
-from tunewright.config import embedded_base_path
+from tunewright.config import EMBEDDED_BASE
 from tunewright.store.store import Store
 from tunewright_client import Adapter, BadRequestError, Tunewright
 
-from .conftest import DEMO, FAST, Service, start_service, wait_ready, wait_until
+from .conftest import DEMO, FAST, Service, wait_until
 
 HONEST: dict[str, dict[str, Any]] = {
     "all-linear": {"strength": 0.1},
@@ -39,19 +37,13 @@ CHAT: Any = [{"role": "user", "content": "What color is the sky?"}]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files that a test may change under the engine, which read them before."""
-    return Path(shutil.copytree(embedded_base_path(), tmp_path_factory.mktemp("bases") / "tiny"))
+def base(checking_base: Path) -> Path:
+    return checking_base
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Service]:
-    running = start_service(tmp_path_factory.mktemp("parity") / "data", "--base", f"tiny={base}")
-    try:
-        wait_ready(running)
-        yield running
-    finally:
-        running.stop()
+def service(checking_service: Service) -> Service:
+    return checking_service
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +76,7 @@ class Engine:
 
     def __init__(self, service: Service) -> None:
         store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
-        engine = store.engines.get("tiny")
+        engine = store.engines.get(EMBEDDED_BASE)
         store.close()
         assert engine is not None
         assert engine.socket is not None
@@ -187,7 +179,7 @@ def test_a_job_ends_when_its_adapter_is_checked_whatever_is_killed_meanwhile(ser
             for name in ("train.jsonl", "validation.jsonl")
         ]
         job = client.fine_tuning.jobs.create(
-            model="tiny",
+            model=EMBEDDED_BASE,
             training_file=files[0],
             validation_file=files[1],
             extra_body={"tuning": {**FAST, "n_epochs": 1}},

@@ -92,9 +92,11 @@ class Server:
             return web.json_response(answer, dumps=_compact)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        answer["choices"][0]["delta"] = {}
         for _ in range(body.get("chunks", 0)):
             await response.write(f"data: {_compact(answer)}\n\n".encode())
             await asyncio.sleep(0.05)
+        answer["choices"][0]["delta"] = {"content": said}
         await response.write(f"data: {_compact(answer)}\n\ndata: [DONE]\n\n".encode())
         return response
 

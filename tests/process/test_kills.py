@@ -1,5 +1,6 @@
-"""kill -9 at fixed moments, each process once, with a real vLLM. `make soak-kill` does it at length and at random, and
-with SIGSTOP; `tests/process/test_hangs.py` stops each process without vLLM."""
+"""kill -9 at fixed moments, each process once, with a stand-in for vLLM. `make soak-kill` does it at length and at
+random, with a real vLLM and with SIGSTOP; `test_hangs.py` stops each process; `tests/engine/test_lifecycle.py` kills
+vLLM's EngineCore."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-
+from tests.engine.conftest import FAST, processes_of, wait_until
 from tests.kills import (
     Askers,
     Question,
@@ -19,12 +20,11 @@ from tests.kills import (
     upload_rows,
     wait_recovered,
 )
-from tunewright.config import EMBEDDED_BASE
+from tests.without_vllm import BASE, start_without_vllm, wait_engine
+
 from tunewright_client import Tunewright
 
-from .conftest import FAST, processes_of, start_service, wait_ready, wait_until
-
-BASE = Question(EMBEDDED_BASE, "What color is the sky?")
+ASKED = Question(BASE, "What color is the sky?")
 TUNING = {**FAST, "n_epochs": 20}
 AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues"}
 """The process to kill at each of these steps, of 60 in all: 48 rows, 16 at a time, 20 epochs."""
@@ -32,7 +32,7 @@ AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22
 
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
-    service = start_service(tmp_path / "data", "--parity", "off")
+    service = start_without_vllm(tmp_path / "data")
     recoveries = Recoveries()
     began = time.monotonic()
 
@@ -43,14 +43,16 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
         )
 
     try:
-        wait_ready(service)
+        wait_engine(service)
         with service.client(timeout=60) as client:
             files = upload_rows(client, tmp_path, 48)
-            first = client.jobs.wait(submit(client, files, "undisturbed", **TUNING).id, timeout=240)
+            first = client.jobs.wait(
+                submit(client, files, "undisturbed", base=BASE, **TUNING).id, timeout=240
+            )
             undisturbed = Training.of(client, service, first)
             adapter = Question(first.fine_tuned_model or "", "What color is the sky?")
-            with Askers(service.url, [adapter, BASE], threads=1, pause=0.2) as askers:
-                second = submit(client, files, "disturbed", **TUNING)
+            with Askers(service.url, [adapter, ASKED], threads=1, pause=0.2) as askers:
+                second = submit(client, files, "disturbed", base=BASE, **TUNING)
                 for step, role in AT_STEP.items():
                     wait_until(lambda step=step: _step(client, second.id) >= step, 240, f"step {step}")
                     last = _step(client, second.id)
@@ -59,13 +61,13 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
             assert askers.bad == []
             assert askers.counts["right"] > 10
             assert client.jobs.retrieve(second.id).status == "running"
-        with Askers(service.url, [adapter, BASE], threads=1, pause=0.2) as askers:
+        with Askers(service.url, [adapter, ASKED], threads=1, pause=0.2) as askers:
             kill(service, "everything")
             service = again(service)
             recover("everything", [])
             with service.client(timeout=60) as client:
                 done = client.jobs.wait(second.id, timeout=240)
-            recover("EngineCore", kill(service, "EngineCore"))
+            recover("vLLM server", kill(service, "vLLM server"))
         assert askers.bad == []
         with service.client(timeout=60) as client:
             resumed = Training.of(client, service, done)
