@@ -27,7 +27,7 @@ from tunewright.evaluate.folder import Logprobs
 from tunewright.evaluate.streamed import streamed_model
 from tunewright.export.awq_quantizer import AwqQuantizer
 from tunewright.export.quantizer import QuantizeOptions, pack
-from tunewright.rows.masking import encode_chat
+from tunewright.rows.chat import encode_chat
 
 pytestmark = pytest.mark.engine
 EMBEDDED_MODEL = embedded_base_path()
@@ -37,7 +37,7 @@ DEMO = EMBEDDED_MODEL.parent / "demo"
 def rows(name: str, count: int) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
     lines = (DEMO / name).read_text().splitlines()[:count]
-    return [encode_chat(tokenizer, json.loads(line)).input_ids for line in lines]
+    return [encode_chat(tokenizer, json.loads(line))[0].input_ids for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22
 """The process to kill at each of these steps, of 60 in all: 48 rows, 16 at a time, 20 epochs."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
     service = start_without_vllm(tmp_path / "data")
     recoveries = Recoveries()
@@ -47,7 +47,7 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
         with service.client(timeout=60) as client:
             files = upload_rows(client, tmp_path, 48)
             first = client.jobs.wait(
-                submit(client, files, "undisturbed", base=BASE, **TUNING).id, timeout=240
+                submit(client, files, "undisturbed", base=BASE, **TUNING).id, timeout=600
             )
             undisturbed = Training.of(client, service, first)
             adapter = Question(first.fine_tuned_model or "", "What color is the sky?")
@@ -66,7 +66,7 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
             service = again(service)
             recover("everything", [])
             with service.client(timeout=60) as client:
-                done = client.jobs.wait(second.id, timeout=240)
+                done = client.jobs.wait(second.id, timeout=600)
             recover("vLLM server", kill(service, "vLLM server"))
         assert askers.bad == []
         with service.client(timeout=60) as client:

@@ -82,7 +82,15 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a part without text": (chat({"role": "user", "content": [{"type": "text"}]}, ANSWER), "parts of type text"),
     "user calls tools": (chat({**USER, "tool_calls": [call()]}, ANSWER), "only the assistant calls tools"),
-    "no calls": (chat(USER, {**ANSWER, "tool_calls": []}), "messages[1].tool_calls must be a list"),
+    "arguments that are no object": (
+        chat(USER, {**ANSWER, "tool_calls": [call(arguments="[1]")]}),
+        "messages[1].tool_calls[0].function.arguments must be a JSON object, not a list",
+    ),
+    "the older form of a call": (
+        chat(USER, {**ANSWER, "function_call": {"name": "f", "arguments": "{}"}}),
+        "messages[1].function_call is OpenAI's older form",
+    ),
+    "a tool without a name": (chat(USER, ANSWER, tools=[{"type": "function"}]), "tools[0].function.name is missing"),
     "calls an object": (chat(USER, {**ANSWER, "tool_calls": {}}), "messages[1].tool_calls must be a list"),
     "call without a name": (
         chat(USER, {**ANSWER, "tool_calls": [call(None)]}),
@@ -122,6 +130,20 @@ def test_a_fault_is_told_with_its_line(check: Any, name: str) -> None:
         chat({"role": "system", "content": "s"}, USER, ANSWER),
         chat({"role": "developer", "content": "s"}, USER, ANSWER),
         chat(USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}),
+        chat(USER, {**ANSWER, "tool_calls": []}),
+        chat(
+            {**USER, "tool_calls": None, "weight": None},
+            {
+                **ANSWER,
+                "tool_calls": None,
+                "function_call": None,
+                "refusal": None,
+                "audio": None,
+                "weight": None,
+            },
+            tools=None,
+            parallel_tool_calls=None,
+        ),
         chat({"role": "user", "content": [{"type": "text", "text": "hi"}]}, ANSWER),
         chat(USER, {"role": "assistant", "content": None, "tool_calls": [call(arguments="")]}),
         chat(USER, {"role": "assistant", "tool_calls": [call(arguments={"a": 1})]}),

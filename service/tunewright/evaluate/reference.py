@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,8 @@ from tunewright.evaluate.folder import (
     Rendering,
 )
 from tunewright.registry.safetensors_file import weight_files
-from tunewright.rows.masking import encode_text, normalised
+from tunewright.rows.chat import ChatEncoder, as_sent
+from tunewright.rows.examples import UnusableRow, encode_text
 from tunewright.rows.probes import rows_or_probes
 
 _UNPACKED = 4
@@ -149,11 +150,15 @@ def _tokenized(
     rows: list[tuple[int, list[int]]] = []
     renderings: list[Rendering] = []
     longest = min(_LONGEST_ROW, spec.base.context - 1)
+    encoder = ChatEncoder(tokenizer) if tokenizer.chat_template is not None else None
     for line, row in islice(_rows(spec, tokenizer), spec.rows):
         if "messages" in row:
-            found = list(_renderings(tokenizer, line, row))
-            tokens = found[0].tokens
-            renderings += found
+            assert encoder is not None, "chat rows are refused for a base without a template"
+            request = _request(encoder, line, row)
+            if request is None:
+                continue
+            tokens = _conversation(encoder, tokenizer, row, request.tokens)
+            renderings.append(request)
         else:
             tokens = encode_text(tokenizer, row["prompt"], row["completion"]).input_ids
             if row["prompt"]:
@@ -169,32 +174,31 @@ def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tupl
     return rows_or_probes(file, as_chat=tokenizer.chat_template is not None)
 
 
-def _renderings(tokenizer: PreTrainedTokenizerBase, line: int, row: dict[str, Any]) -> Iterator[Rendering]:
-    """The whole conversation, and the messages that a request for its last answer has."""
+def _request(encoder: ChatEncoder, line: int, row: dict[str, Any]) -> Rendering | None:
+    """The request for a row's last answer, as a client sends it; None where the template refuses it."""
     messages, tools = row["messages"], row.get("tools")
     last = max(index for index, message in enumerate(messages) if message.get("role") == "assistant")
-    for shown, add_generation_prompt in ((messages, False), (messages[:last], True)):
-        if not shown:
-            continue
-        rendered = tokenizer.apply_chat_template(
-            [normalised(message) for message in shown],
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            return_dict=True,
-        )
-        yield Rendering(
-            line=line,
-            messages=[_as_sent(message) for message in shown],
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            tokens=list(rendered["input_ids"]),
-        )
+    shown = messages[:last] or messages
+    try:
+        tokens = encoder.prompt_tokens(shown, tools)
+    except UnusableRow:
+        return None
+    sent = [as_sent(message) for message in shown]
+    return Rendering(line=line, messages=sent, tools=tools, add_generation_prompt=True, tokens=tokens)
 
 
-def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
-    """The message as a request has it, with arguments of tool calls as text."""
-    sent = normalised(message)
-    return {**sent, "tool_calls": message["tool_calls"]} if message.get("tool_calls") else sent
+def _conversation(
+    encoder: ChatEncoder, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], prompt: list[int]
+) -> list[int]:
+    """The tokens to score: those of training or, for a row that it refuses, the answer's text behind the prompt."""
+    try:
+        return encoder.examples(row)[-1].input_ids
+    except UnusableRow:
+        said = next(m.get("content") for m in reversed(row["messages"]) if m.get("role") == "assistant")
+        return [
+            *prompt,
+            *tokenizer(said if isinstance(said, str) else "", add_special_tokens=False)["input_ids"],
+        ]
 
 
 def _scores(model: PeftModel, tokens: list[int], device: str) -> list[Logprobs]:

@@ -5,7 +5,7 @@ Imports transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from tunewright.evaluate.quality import Row
 from tunewright.export.folder import ExportSpec
 from tunewright.export.quantizer import pack
 from tunewright.jobs.failure import TrainingFailed
-from tunewright.rows.dataset import encode_row
-from tunewright.rows.masking import IGNORED
+from tunewright.rows.dataset import RowEncoder
+from tunewright.rows.examples import IGNORED, Example
 from tunewright.rows.probes import rows_or_probes
 
 _LONGEST_ROW = 512
@@ -33,6 +33,7 @@ class ExportText:
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.base_path, **options)
         if spec.chat_template is not None:
             self._tokenizer.chat_template = spec.chat_template
+        self._encoder = RowEncoder(self._tokenizer)
         config = AutoConfig.from_pretrained(spec.base_path, **options).get_text_config()
         self._longest = min(_LONGEST_ROW, getattr(config, "max_position_embeddings", None) or _LONGEST_ROW)
 
@@ -42,8 +43,7 @@ class ExportText:
         Raises TrainingFailed where a row cannot be encoded, or no token counts.
         """
         rows = []
-        for line, row in islice(self._rows(self._spec.rows.file), self._spec.rows.count):
-            example = encode_row(self._tokenizer, row, "validation_file", line)
+        for example in self._examples(self._spec.rows.file, self._spec.rows.count, "validation_file"):
             counted = [label != IGNORED for label in example.labels[: self._longest]]
             if any(counted[1:]):
                 rows.append(Row(tokens=example.input_ids[: self._longest], counted=counted))
@@ -58,9 +58,13 @@ class ExportText:
         """Blocks of tokens for the quantizer. Raises TrainingFailed where a row cannot be encoded."""
         calibration = self._spec.calibration
         assert calibration is not None, "only what is quantized is calibrated"
-        rows = islice(self._rows(calibration.file), calibration.rows)
-        encoded = (encode_row(self._tokenizer, row, "calibration_file", line).input_ids for line, row in rows)
-        return pack(encoded, length=self._longest)
+        examples = self._examples(calibration.file, calibration.rows, "calibration_file")
+        return pack((example.input_ids for example in examples), length=self._longest)
+
+    def _examples(self, file: str | None, count: int, what: str) -> Iterator[Example]:
+        """Those of the first `count` rows."""
+        for line, row in islice(self._rows(file), count):
+            yield from self._encoder.examples(row, what, line)
 
     def _rows(self, file: str | None) -> Iterable[tuple[int, dict[str, Any]]]:
         as_chat = self._tokenizer.chat_template is not None

@@ -22,6 +22,9 @@ class TrainingFailed(Exception):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[TrainingFailed], tuple[str, str]]:
+        return TrainingFailed, (self.code, str(self))  # it may come from a process that encodes rows
+
 
 def explain(
     error: Exception, folder: Path, *, process: str = "trainer", advice: str = MEMORY_ADVICE

@@ -196,7 +196,12 @@ def _check_text(row: dict[str, Any]) -> None:
 
 
 def _check_chat(row: dict[str, Any]) -> None:
-    unknown = set(row) - {"messages", "tools", "parallel_tool_calls"}
+    """Null is the same as absent, as in what the openai client's `model_dump()` writes."""
+    unknown = {key for key, value in row.items() if value is not None} - {
+        "messages",
+        "tools",
+        "parallel_tool_calls",
+    }
     if unknown:
         raise _Fault(
             f'unknown field {_names(unknown)}: such a row has "messages", "tools" and "parallel_tool_calls" only'
@@ -204,8 +209,7 @@ def _check_chat(row: dict[str, Any]) -> None:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise _Fault('"messages" must be a list with at least one message')
-    if "tools" in row and not isinstance(row["tools"], list):
-        raise _Fault('"tools" must be a list')
+    _check_tools(row.get("tools"))
     learnable = False
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -215,14 +219,17 @@ def _check_chat(row: dict[str, Any]) -> None:
         if role not in ROLES:
             raise _Fault(f"{where}.role must be one of {', '.join(ROLES)}; got {json.dumps(role)}")
         calls = message.get("tool_calls")
+        if message.get("function_call") is not None:
+            raise _Fault(
+                f"{where}.function_call is OpenAI's older form, which no chat template has: use tool_calls"
+            )
         if role == "assistant":
-            weight = message.get("weight", 1)
-            if weight not in (0, 1) or isinstance(weight, bool):
+            weight = message.get("weight")
+            if weight not in (0, 1, None) or isinstance(weight, bool):
                 raise _Fault(f"{where}.weight must be 0 or 1")
-            learnable = learnable or weight == 1
-            if calls is not None:
-                _check_tool_calls(calls, where)
-        elif calls is not None:
+            learnable = learnable or weight != 0
+            _check_tool_calls(calls, where)
+        elif calls:
             raise _Fault(f"{where} has tool_calls, but only the assistant calls tools")
         _check_content(message.get("content"), where, may_be_missing=role == "assistant" and bool(calls))
     if not learnable:
@@ -246,9 +253,22 @@ def _check_content(content: object, where: str, *, may_be_missing: bool) -> None
     raise _Fault(f"{where}.content must be a string, not {_json_type(content)}")
 
 
+def _check_tools(tools: object) -> None:
+    if tools is None:
+        return
+    if not isinstance(tools, list):
+        raise _Fault('"tools" must be a list')
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _Fault(f"tools[{index}].function.name is missing")
+
+
 def _check_tool_calls(calls: object, where: str) -> None:
-    if not isinstance(calls, list) or not calls:
-        raise _Fault(f"{where}.tool_calls must be a list with at least one call")
+    if calls is None or calls == []:
+        return
+    if not isinstance(calls, list):
+        raise _Fault(f"{where}.tool_calls must be a list")
     for index, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -256,9 +276,13 @@ def _check_tool_calls(calls: object, where: str) -> None:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                json.loads(arguments or "{}")
+                parsed = json.loads(arguments or "{}")
             except (ValueError, RecursionError):
                 raise _Fault(f"{where}.tool_calls[{index}].function.arguments is not valid JSON") from None
+            if not isinstance(parsed, dict):
+                raise _Fault(
+                    f"{where}.tool_calls[{index}].function.arguments must be a JSON object, not {_json_type(parsed)}"
+                )
         elif not isinstance(arguments, dict | None):
             raise _Fault(f"{where}.tool_calls[{index}].function.arguments must be a JSON string")
 

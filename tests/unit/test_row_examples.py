@@ -1,4 +1,4 @@
-"""Labels cover exactly what the assistant writes, for any family's chat template.
+"""Labels cover exactly what the assistant writes, for any family's chat template (test_templates.py has real ones).
 
 Three references: transformers' own mask where a template has generation markers, the very same template without
 them, and, for templates of other families, the text that each assistant turn is known to add.
@@ -7,6 +7,7 @@ them, and, for templates of other families, the text that each assistant turn is
 from __future__ import annotations
 
 import copy
+import json
 import re
 from typing import Any
 
@@ -18,8 +19,9 @@ transformers = pytest.importorskip("transformers")
 
 from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.jobs.failure import TrainingFailed  # noqa: E402
+from tunewright.rows.chat import encode_chat as all_examples  # noqa: E402
 from tunewright.rows.dataset import tokenize_file  # noqa: E402
-from tunewright.rows.masking import IGNORED, MaskingError, encode_chat, encode_text  # noqa: E402
+from tunewright.rows.examples import IGNORED, Example, UnusableRow, encode_text  # noqa: E402
 from tunewright.rows.templates import check_template  # noqa: E402
 
 SPECIAL = [
@@ -75,11 +77,15 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def families(tokenizer: Any) -> Any:
-    """The embedded tokenizer with the special tokens of other families."""
+def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The embedded tokenizer with the special tokens of other families, and a base that stops at the ends of turns."""
+    folder = tmp_path_factory.mktemp("families")
     other = transformers.AutoTokenizer.from_pretrained(embedded_base_path(), local_files_only=True)
     other.add_special_tokens({"additional_special_tokens": SPECIAL})
-    return other
+    other.save_pretrained(folder)
+    stops = other.convert_tokens_to_ids(["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>"])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def say(*turns: str, weights: dict[int, int] | None = None) -> dict[str, Any]:
@@ -92,10 +98,21 @@ def say(*turns: str, weights: dict[int, int] | None = None) -> dict[str, Any]:
     return {"messages": messages}
 
 
+def encode_chat(tokenizer: Any, row: dict[str, Any]) -> Example:
+    """Of a row that is one example."""
+    (example,) = all_examples(tokenizer, row)
+    return example
+
+
 def with_template(tokenizer: Any, template: str, row: dict[str, Any]) -> Any:
+    (example,) = all_with_template(tokenizer, template, row)
+    return example
+
+
+def all_with_template(tokenizer: Any, template: str, row: dict[str, Any]) -> list[Example]:
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        return encode_chat(tokenizer, row)
+        return all_examples(tokenizer, row)
     finally:
         tokenizer.chat_template = before
 
@@ -174,12 +191,17 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 def test_labels_are_transformers_own_mask(tokenizer: Any, name: str) -> None:
     row = CONVERSATIONS[name]
     reference = tokenizer.apply_chat_template(
-        row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
+        row["messages"],
+        tools=row.get("tools"),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     example = encode_chat(tokenizer, row)
     if name != "tools":  # there the reference prints the arguments' string as it is
-        assert example.input_ids == reference["input_ids"]
-        assert [int(label != IGNORED) for label in example.labels] == reference["assistant_masks"]
+        length = len(example.input_ids)  # it ends with the last answer
+        assert example.input_ids == reference["input_ids"][:length]
+        mask = [int(label != IGNORED) for label in example.labels]
+        assert mask + [0] * (len(reference["input_ids"]) - length) == reference["assistant_masks"]
     assert all(run.endswith("<|im_end|>") for run in learnt_runs(tokenizer, example))
 
 
@@ -197,7 +219,7 @@ def test_tool_calls_are_learnt_and_tool_answers_are_not(tokenizer: Any) -> None:
     assert runs[1] == "Sunny and rain.<|im_end|>"
 
 
-def test_content_parts_are_joined(tokenizer: Any) -> None:
+def test_content_parts_are_joined_by_the_template(tokenizer: Any) -> None:
     assert learnt_runs(tokenizer, encode_chat(tokenizer, CONVERSATIONS["content parts"])) == ["cd<|im_end|>"]
 
 
@@ -207,9 +229,8 @@ def test_turns_of_weight_0_are_read_and_not_learnt(tokenizer: Any, marked: bool)
     row = say("a", "first", "b", "second", "c", "third", weights={1: 0, 5: 0})
     example = with_template(tokenizer, template, row)
     assert learnt_runs(tokenizer, example) == ["second<|im_end|>"]
-    assert (
-        example.input_ids == encode_chat(tokenizer, say("a", "first", "b", "second", "c", "third")).input_ids
-    )
+    all_learnt = encode_chat(tokenizer, say("a", "first", "b", "second", "c", "third")).input_ids
+    assert example.input_ids == all_learnt[: len(example.input_ids)]
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -266,7 +287,7 @@ def test_other_families_turns_are_found(families: Any, family: str) -> None:
     assert check_template(template) is None
     row = say("hi", "hello there", "and?", "so on", "last", "end", weights={3: 0})
     example = with_template(families, template, row)
-    assert example.input_ids == rendered(families, template, row)
+    assert example.input_ids == rendered(families, template, row)[: len(example.input_ids)]
     assert learnt_runs(families, example) == [shape.format("hello there"), shape.format("end")]
 
 
@@ -280,31 +301,36 @@ def test_random_conversations_of_other_families(families: Any, family: str, turn
     assert learnt_runs(families, example) == [shape.format(text) for text in turns[1::2]]
 
 
-def test_a_family_that_drops_earlier_reasoning(families: Any) -> None:
-    """As in Qwen3: the last answer keeps its thoughts, an earlier one is rendered without them."""
+def test_where_earlier_reasoning_is_dropped_each_answer_is_learnt_with_its_own(families: Any) -> None:
+    """As in Qwen3: each behind the prompt of a request, in which the earlier answer has lost its reasoning."""
     row = say("a", "<think>\nhm\n</think>\n\nfirst", "b", "<think>\nwell\n</think>\n\nsecond")
-    example = with_template(families, QWEN3, row)
-    assert example.input_ids == rendered(families, QWEN3, row)
-    first, second = learnt_runs(families, example)
-    assert first == "first<|im_end|>"
-    assert second == "<think>\nwell\n</think>\n\nsecond<|im_end|>"
+    first, second = all_with_template(families, QWEN3, row)
+    assert learnt_runs(families, first) == ["<think>\nhm\n</think>\n\nfirst<|im_end|>"]
+    assert learnt_runs(families, second) == ["<think>\nwell\n</think>\n\nsecond<|im_end|>"]
+    assert "hm" not in families.decode(second.input_ids)
+    whole = rendered(families, QWEN3, row)
+    assert second.input_ids == whole[: len(second.input_ids)]
 
 
 def test_an_earlier_turn_may_quote_an_end_token_where_reasoning_is_dropped(families: Any) -> None:
     row = say("a", "<think>\nhm\n</think>\n\nIt is </s> there.", "b", "second")
-    example = with_template(families, QWEN3, row)
-    assert learnt_runs(families, example)[0] == "It is </s> there.<|im_end|>"
+    first = all_with_template(families, QWEN3, row)[0]
+    assert learnt_runs(families, first)[0].endswith("It is </s> there.<|im_end|>")
 
 
-def test_a_template_without_end_tokens(families: Any) -> None:
-    example = with_template(families, NO_END_TOKEN, say("hi", "hello", "more", "bye"))
-    assert [run.strip() for run in learnt_runs(families, example)] == ["hello", "bye"]
+def test_behind_a_template_without_end_tokens_the_engines_is_learnt(families: Any) -> None:
+    """The history of a request does not have it, so that each answer is an example of its own."""
+    found = all_with_template(families, NO_END_TOKEN, say("hi", "hello", "more", "bye"))
+    assert [learnt_runs(families, example) for example in found] == [["hello<|im_end|>"], ["bye<|im_end|>"]]
 
 
-def test_a_conversation_that_the_assistant_opens(families: Any) -> None:
+def test_an_answer_to_nothing_is_refused_unless_it_is_context(families: Any) -> None:
+    """No request can have an empty list of messages."""
     row = {"messages": [{"role": "assistant", "content": "welcome"}, *say("a", "b")["messages"]]}
-    example = with_template(families, LLAMA3, row)
-    assert learnt_runs(families, example) == ["welcome<|eot_id|>", "b<|eot_id|>"]
+    with pytest.raises(UnusableRow, match=r'messages\[0\] answers nothing.*"weight": 0'):
+        with_template(families, LLAMA3, row)
+    row["messages"][0]["weight"] = 0
+    assert learnt_runs(families, with_template(families, LLAMA3, row)) == ["b<|eot_id|>"]
 
 
 def test_templates_do_not_see_weights(families: Any) -> None:
@@ -317,7 +343,7 @@ def test_templates_do_not_see_weights(families: Any) -> None:
 
 def test_a_template_that_hides_the_assistant_is_refused(families: Any) -> None:
     template = "{%- for message in messages if message.role == 'user' %}{{- message.content }}{%- endfor %}"
-    with pytest.raises(MaskingError):
+    with pytest.raises(UnusableRow):
         with_template(families, template, say("a", "b"))
 
 
@@ -437,9 +463,9 @@ def test_long_rows_are_refused_by_line_where_that_is_asked_for(tokenizer: Any, t
 def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Any) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(
-        '{"messages": [{"role": "developer", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
+        '{"messages": [{"role": "function", "name": "f", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
     )
-    with pytest.raises(TrainingFailed, match=r"line 1: .*Unknown role: developer"):
+    with pytest.raises(TrainingFailed, match=r"line 1: .*Unknown role: function"):
         tokenize_file(path, tokenizer, 64)
 
 
@@ -448,3 +474,20 @@ def test_a_file_without_a_usable_row_fails(tokenizer: Any, tmp_path: Any) -> Non
     path.write_text('{"prompt": "a b c d e f g h i j k l m n o p", "completion": " x"}\n')
     with pytest.raises(TrainingFailed, match="no usable row"):
         tokenize_file(path, tokenizer, 8)
+
+
+def test_a_large_file_is_encoded_on_all_cores_in_its_order(
+    tokenizer: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(say(f"question {n}", f"answer {n}")) + "\n" for n in range(300)))
+    alone = tokenize_file(path, tokenizer, 64)
+    monkeypatch.setattr("tunewright.rows.dataset._LARGE", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert tokenize_file(path, tokenizer, 64) == alone
+    path.write_text(
+        path.read_text() + json.dumps({"messages": [{"role": "assistant", "content": "x"}]}) + "\n"
+    )
+    with pytest.raises(TrainingFailed, match=r"line 301: messages\[0\] answers nothing") as failed:
+        tokenize_file(path, tokenizer, 64)
+    assert failed.value.code == "invalid_training_file"
