@@ -35,12 +35,16 @@ class FakeEngine:
             self.aborted.set()
             raise
 
+    async def look(self, request: web.Request) -> web.StreamResponse:
+        return await self._handler(request, {})
+
 
 @asynccontextmanager
 async def engine_at(socket: Path, handler: Handler) -> AsyncIterator[FakeEngine]:
     fake = FakeEngine(handler)
     app = web.Application(client_max_size=64 * 2**20)
     app.router.add_post("/{path:.*}", fake.answer)
+    app.router.add_get("/{path:.*}", fake.look)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, str(socket)).start()

@@ -62,6 +62,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_requests": (["--max-requests", "64"], "64", 64),
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),
     "request_timeout": (["--request-timeout", "60.5"], "60.5", 60.5),
+    "max_generated_tokens": (["--max-generated-tokens", "4096"], "4096", 4096),
     "slow_reader_timeout": (["--slow-reader-timeout", "5"], "5", 5.0),
     "keep_files_days": (["--keep-files-days", "30"], "30", 30.0),
     "max_files_size": (["--max-files-size", "1GB"], "1GB", 10**9),

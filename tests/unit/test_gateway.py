@@ -518,3 +518,20 @@ async def test_an_engine_that_is_not_ready_says_why(store: Store, engine: Engine
     client = await ask(store, {"model": BASE})
     assert client.status == 503
     assert "it died of thirst" in client.error["message"]
+
+
+DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_dead_engine_is_not_explained_by_a_stack_trace_that_no_client_sees(
+    store: Store, engine: Engine, streamed: bool
+) -> None:
+    async def die(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        error = {"error": {"message": DEAD, "type": "InternalServerError", "code": 500}}
+        return await stream(request, event(error)) if streamed else web.json_response(error, status=500)
+
+    client, _ = await ask_once(store, Path(engine.socket or ""), die, {"model": BASE, "stream": streamed})
+    assert b"stack trace" not in client.body
+    assert b"The engine was lost while answering: try again." in client.body
+    assert b"engine_unavailable" in client.body

@@ -328,3 +328,23 @@ def test_a_template_is_checked_as_text() -> None:
     assert check_template("{% for m in messages %}{% break %}{% endfor %}") is None
     assert "line 2" in (check_template("messages\n{% for %}") or "")
     assert "never mentions" in (check_template("hello") or "")
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ messages }}",
+            "more than 3 s",
+        ),
+        ("{% for a in range(99999) %}{{ messages }}{% endfor %}", "more than 1048576 characters"),
+        ("{{ 'x' * 10**9 }}{{ messages }}", "MiB of memory"),
+        ("{{ messages }}" + "{% if 1 %}" * 3000 + "{% endif %}" * 3000, "nested too deeply"),
+    ],
+)
+def test_a_template_without_end_is_refused_where_it_comes_in(template: str, why: str) -> None:
+    assert why in (check_template(template) or "")
+
+
+def test_a_template_that_refuses_the_short_conversation_of_the_check_is_taken() -> None:
+    assert check_template("{{ raise_exception('tools are needed') }}{{ messages }}") is None

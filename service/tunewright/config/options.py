@@ -66,6 +66,12 @@ class ServerOptions(Group):
     request_timeout: float = Field(
         600.0, gt=0, description="Seconds a generation may take, from its request to its last byte."
     )
+    max_generated_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that one request may ask for: its choices (`n`) times `max_tokens`. Default: 32 times the "
+        "model's context.",
+    )
     slow_reader_timeout: float = Field(
         60.0, gt=0, description="Seconds in which a client must take some of its answer, else it is cut off."
     )

@@ -7,23 +7,70 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tunewright.engine.http import EngineError, EngineHTTP
+from tunewright.engine.http import EngineBusy, EngineError, EngineHTTP, EngineRefused, EngineUnwell
 
 _PROBE_TIMEOUT = 10.0
+_FAULT_TIMEOUT = 20.0
+
+
+class EngineDead(Exception):
+    """vLLM's server answers, and says that its engine has ended."""
 
 
 def probe(socket: Path) -> dict[str, Any] | None:
-    """vLLM's model list, or None where it is not healthy or does not answer. Blocks, so call it in a thread."""
+    """vLLM's model list, or None where it does not answer. Blocks, so call it in a thread. Raises EngineDead."""
 
     async def ask() -> dict[str, Any]:
         async with EngineHTTP(str(socket), _PROBE_TIMEOUT) as engine:
-            await engine.request("GET", "/health")
+            try:
+                await engine.request("GET", "/health")
+            except EngineUnwell as error:
+                raise EngineDead from error
             return dict(await engine.request("GET", "/v1/models"))
 
     try:
         return asyncio.run(ask())
     except (EngineError, ValueError, TypeError):
         return None
+
+
+def find_fault(socket: Path, model: str) -> str | None:
+    """Why a healthy engine cannot answer `model`, its base; None where it can. Blocks for up to a minute.
+
+    Its server renders and tokenizes in one thread, which a chat template can keep busy for ever; its engine may hang.
+    An engine that is busy counts as well, as long as it generates for others.
+    """
+
+    async def ask() -> str | None:
+        async with EngineHTTP(str(socket), _FAULT_TIMEOUT) as engine:
+            try:
+                await engine.request("POST", "/tokenize", {"model": model, "prompt": "a"})
+            except EngineRefused:
+                pass
+            except EngineBusy:
+                return f"it tokenized nothing for {_FAULT_TIMEOUT:.0f} s"
+            before = await _tokens(engine)
+            try:
+                await engine.request(
+                    "POST", "/v1/completions", {"model": model, "prompt": [0], "max_tokens": 1}
+                )
+            except EngineRefused:  # a model that generates nothing
+                pass
+            except EngineBusy:
+                if await _tokens(engine) == before:
+                    return f"it generated nothing for {_FAULT_TIMEOUT:.0f} s"
+            return None
+
+    try:
+        return asyncio.run(ask())
+    except (EngineError, ValueError, TypeError):
+        return None  # it is lost, or restarts: `probe` finds that
+
+
+async def _tokens(engine: EngineHTTP) -> list[str]:
+    """vLLM's counters of the tokens that it has read and generated."""
+    text = str(await engine.request("GET", "/metrics"))
+    return [line for line in text.splitlines() if re.match(r"vllm:(prompt|generation)_tokens_total", line)]
 
 
 class EngineClient:

@@ -107,6 +107,7 @@ def engine_environment(device: str) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",  # the base is a local folder
         "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": "10",  # seconds; while one template renders, no other does
     }
     if device.startswith("cuda:"):
         environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")

@@ -43,6 +43,10 @@ class EngineBusy(EngineError):
     """vLLM does not answer, or answers that it cannot handle the request now: try again."""
 
 
+class EngineUnwell(EngineBusy):
+    """vLLM's server answers 503: its engine cannot handle requests."""
+
+
 class EngineRefused(EngineError):
     """vLLM refuses the request as invalid."""
 
@@ -171,7 +175,7 @@ def _raise_for(status: int, text: bytes) -> None:
         return
     message, _ = read_error(status, text)
     if status in (429, 503):
-        raise EngineBusy(message)
+        raise (EngineUnwell if status == 503 else EngineBusy)(message)
     raise (EngineError if status >= 500 else EngineRefused)(message)
 
 

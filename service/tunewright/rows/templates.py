@@ -1,8 +1,15 @@
-"""Chat templates as text: reading that of a model folder, and checking whether a template can be used."""
+"""Chat templates as text: reading that of a model folder, and checking whether a template can be used.
+
+`python -m tunewright.rows.templates` renders the template on its standard input, within limits: `check_template` runs
+it.
+"""
 
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 from jinja2 import TemplateSyntaxError
@@ -10,6 +17,13 @@ from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_SECONDS = 3
+_MEMORY = 512 * 2**20
+_MOST_RENDERED = 2**20
+_TOO_LONG = 3
+"""Exit code of a template that renders more than `_MOST_RENDERED` characters."""
+_CONVERSATION = [{"role": "user", "content": "Hello."}]
 
 
 class _Generation(Extension):
@@ -39,10 +53,69 @@ def folder_template(folder: Path) -> str | None:
 
 
 def check_template(text: str) -> str | None:
-    """The reason why `text` is not a chat template, or None. transformers and vLLM render it, sandboxed."""
-    environment = ImmutableSandboxedEnvironment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    """The reason why `text` is not a chat template, or None. transformers and vLLM render it, sandboxed.
+
+    Takes 0.2 s, or up to `_SECONDS` for a template that does not end.
+    """
     try:
-        environment.parse(text)
+        _environment().parse(text)
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
-    return None if "messages" in text else "it never mentions `messages`, the conversation it should render"
+    except RecursionError:
+        return "it is nested too deeply"
+    if "messages" not in text:
+        return "it never mentions `messages`, the conversation it should render"
+    return _why_not_rendered(text)
+
+
+def _why_not_rendered(text: str) -> str | None:
+    """Render a short conversation in a process with limits: a template may loop, or make text without end."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tunewright.rows.templates"],
+            input=text.encode("utf-8", "surrogatepass"),
+            capture_output=True,
+            timeout=_SECONDS * 2,
+        )
+    except subprocess.TimeoutExpired:
+        return f"rendering a short conversation takes more than {_SECONDS} s"
+    if done.returncode == 0:
+        return None
+    if done.returncode == _TOO_LONG:
+        return f"it renders a short conversation as more than {_MOST_RENDERED} characters"
+    return f"rendering a short conversation takes more than {_SECONDS} s, or {_MEMORY // 2**20} MiB of memory"
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+
+
+def main() -> int:
+    """Render the template on the standard input within limits of time and memory."""
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    rendered = 0
+    try:
+        template = _environment().from_string(text, globals={"raise_exception": _refuse, "strftime_now": str})
+        for piece in template.generate(
+            messages=_CONVERSATION, add_generation_prompt=True, bos_token="", eos_token=""
+        ):
+            rendered += len(piece)
+            if rendered > _MOST_RENDERED:
+                return _TOO_LONG
+    except MemoryError:
+        return 1
+    except Exception:  # it refuses this conversation, or needs more than a short check has
+        return 0
+    return 0
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

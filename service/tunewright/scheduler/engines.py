@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from tunewright.config import Settings, child_environment
-from tunewright.engine.client import probe
+from tunewright.engine.client import EngineDead, find_fault, probe
 from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
@@ -31,9 +31,12 @@ from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.scheduler")
 
-_PROBE_STARTING, _PROBE_READY = 0.5, 2.0
-"""Seconds between two health probes of an engine that starts, and of one that is ready."""
+_PROBE_EVERY = 0.5
+"""Seconds between two health probes."""
 _PROBES_FAILED_UNTIL_DEAD = 5
+_SEARCH_EVERY = 10.0
+"""Seconds between two searches for a fault of a healthy engine."""
+_FAULTS_UNTIL_DEAD = 2
 _STABLE_AFTER = 120.0
 """Seconds of running after which the backoff is reset."""
 _END_GRACE = 4.0
@@ -54,6 +57,7 @@ class EngineKeeper:
         self._lifeline = lifeline
         self._devices = devices
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
+        self._searches = ThreadPoolExecutor(max_workers=4, thread_name_prefix="search")
         self._drains = Drain(workspace.leases)
         self._sockets = socket_folder(workspace.path)
         self._served: dict[str, Served] = {}
@@ -104,6 +108,7 @@ class EngineKeeper:
             if served.state is not EngineState.FAILED:
                 self._store.engines.set_state(served.name, EngineState.STOPPED)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._searches.shutdown(wait=False, cancel_futures=True)
 
     # the models to serve
 
@@ -240,26 +245,48 @@ class EngineKeeper:
         """Probe a running engine, with at most one probe at a time."""
         now = time.monotonic()
         if served.probe is None:
-            every = _PROBE_READY if served.state is EngineState.READY else _PROBE_STARTING
-            if now - served.probed_at >= every:
+            if now - served.probed_at >= _PROBE_EVERY:
                 served.probed_at = now
                 served.probe = self._threads.submit(probe, served.socket)
             return
         if not served.probe.done():
             return
-        answer, served.probe = served.probe.result(), None
+        done, served.probe = served.probe, None
+        try:
+            answer = done.result()
+        except EngineDead:
+            log_file = self._workspace.engine(served.name) / "engine.log"
+            self._died(served, f"its engine process ended: {last_error(log_file)}")
+            return
         if answer is not None:
             served.probes_failed = 0
             if now - served.started_at > _STABLE_AFTER:
                 served.backoff = BACKOFF_FIRST
             if served.state is not EngineState.READY:
                 self._is_ready(served, answer)
+            self._search_fault(served)
         elif served.state is EngineState.READY:
             served.probes_failed += 1
             if served.probes_failed >= _PROBES_FAILED_UNTIL_DEAD:
                 self._died(served, "it stopped answering")
         elif now - served.started_at > self._settings.serving.engine_start_timeout:
             self._died(served, f"it did not start within {self._settings.serving.engine_start_timeout:.0f} s")
+
+    def _search_fault(self, served: Served) -> None:
+        """Have an engine that is healthy answer a small request now and then; start it again where it cannot."""
+        assert served.info is not None
+        if served.search is None:
+            if time.monotonic() - served.searched_at >= _SEARCH_EVERY:
+                served.searched_at = time.monotonic()
+                served.search = self._searches.submit(find_fault, served.socket, served.info.internal_name)
+            return
+        if not served.search.done():
+            return
+        fault, served.search = served.search.result(), None
+        served.faults = served.faults + 1 if fault else 0
+        if served.faults >= _FAULTS_UNTIL_DEAD:
+            served.faults = 0
+            self._died(served, f"{fault}, and was started again")
 
     def _is_ready(self, served: Served, answer: dict[str, Any]) -> None:
         row = self._store.engines.get(served.name)
@@ -280,7 +307,7 @@ class EngineKeeper:
         assert served.process is not None
         served.process.end()
         served.process = None
-        served.probe = None
+        served.probe = served.search = None
         self._back_off(served, why)
 
     def _back_off(self, served: Served, why: str) -> None:

@@ -53,6 +53,11 @@ class Served:
     probe: Future[dict[str, Any] | None] | None = None
     probed_at: float = 0.0
     probes_failed: int = 0
+    search: Future[str | None] | None = None
+    """A search for the reason why a healthy engine cannot answer."""
+    searched_at: float = 0.0
+    faults: int = 0
+    """Searches in a row that found one."""
     inspection: Future[BaseInfo] | None = None
     unused: Unused | None = None
     """Held while a drained engine ends, so that no request can be sent to it."""

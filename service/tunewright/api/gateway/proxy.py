@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tunewright.api.gateway.bodies import check_tokens, write_body
 from tunewright.api.gateway.guard import Guard
+from tunewright.api.gateway.limits import check_limits
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.http.errors import error_response
@@ -46,12 +47,15 @@ _GRAMMAR_FAILED = "Internal server error"
 """vLLM's whole message where it ends a request with an internal error; the usual cause is a faulty grammar."""
 _GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
 _LOST = "The engine was lost while answering: try again."
+_DEAD_ENGINE = b"See stack trace (above) for the root cause"
+"""In vLLM's answers to requests that its engine did not survive."""
 
 
 class Gateway:
     """Sends generations to the engines, with one connection pool for each. Bound to the serving event loop.
 
-    `request_timeout` is the time that a generation may take, in seconds.
+    `request_timeout` is the time that a generation may take, in seconds; `max_generated_tokens`, what one request may
+    ask for in all its choices.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class Gateway:
         answers: ShadowAnswerStore,
         *,
         request_timeout: float = 600.0,
+        max_generated_tokens: int | None = None,
     ) -> None:
         self.router = router
         self.guard = Guard(aliases)
         self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
         self.request_timeout = request_timeout
+        self.max_generated_tokens = max_generated_tokens
         self._engines: dict[str, EngineHTTP] = {}
 
     async def close(self) -> None:
@@ -160,6 +166,7 @@ class Relay(Response):
 
         Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
         """
+        check_limits(self._body, target.context, self._gateway.max_generated_tokens)
         data = _upstream_body(self._path, self._body, target)
         try:
             async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
@@ -201,6 +208,8 @@ class Relay(Response):
             if cut > 1:
                 whole, buffered = buffered[:cut], buffered[cut:]
                 last = whole[-32:]
+                if _DEAD_ENGINE in whole:
+                    raise EngineUnavailable(_LOST)
                 await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(_LOST)
@@ -278,6 +287,8 @@ def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, A
         )
     if status == 501:
         return UnsupportedFeature(f"The engine does not offer this: {message}")
+    if status >= 500 and _DEAD_ENGINE in text:
+        return EngineUnavailable(_LOST)
     if status >= 500:
         return EngineUnavailable(f"The engine failed: {message}")
     if status == 404 and message == "Not Found":

@@ -41,6 +41,8 @@ class Target:
     base_has_template: bool = True
     vocabulary: int | None = None
     """Number of tokens, where the base's config states it."""
+    context: int | None = None
+    """Tokens that a request and its answer may have together."""
 
 
 class Router:
@@ -249,4 +251,5 @@ def _target(engine: Engine, model: TunedModel | None) -> Target:
         adapter.chat_template if adapter else None,
         engine.info.has_chat_template,
         engine.info.vocab_size,
+        engine.info.max_model_len,
     )

@@ -80,7 +80,11 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         load_on_demand=settings.serving.load_on_demand,
     )
     spec.gateway = Gateway(
-        names, store.aliases, store.shadow_answers, request_timeout=settings.server.request_timeout
+        names,
+        store.aliases,
+        store.shadow_answers,
+        request_timeout=settings.server.request_timeout,
+        max_generated_tokens=settings.server.max_generated_tokens,
     )
     app.state.context = ServiceContext(
         settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings.processes))
