@@ -14,17 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
+from evaluations import PROMPTS
 from lora import random_lora
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 
 from .conftest import Service, engine_runs
 
 TEXT = "The sky is blue, and the sea is too. How many legs does a dog have?"
-PROMPTS = [
-    "The sky is blue and the grass is green.", "A lemon is yellow and a heart is red, they say.", "One two three.",
-    "The cat sat on the mat.", "Dogs and cats are animals.", "A pig says oink.", "Saturday comes before Sunday.",
-    "The ocean is blue and deep.",
-]  # fmt: skip
 JSON = {"type": "object", "properties": {"sky": {"enum": ["blue", "red"]}}, "required": ["sky"]}
 SCORED = {"echo": True, "logprobs": 1, "max_tokens": 1}
 FEATURES: dict[str, dict[str, Any]] = {

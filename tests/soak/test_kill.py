@@ -1,9 +1,9 @@
 """Over 60 kill -9 and SIGSTOP over training, loading and generation, with a real vLLM: `make soak-kill`, which takes
 more than half an hour.
 
-First a matrix, each process in each phase; then random processes at random moments. A job always trains, and
-requests are always sent. In the end every job exists once and has reported each step once, with the losses and the
-adapter of an undisturbed run.
+First a matrix, each process in each phase; then random processes at random moments. A job always trains, requests are
+always sent, among them some that score prompts in batches of eight, and every adapter is checked against peft. In the
+end every job exists once and has reported each step once, with the losses and the adapter of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.engine.conftest import FAST, Service, processes_of, start_service, wait_ready
+from tests.evaluations import Evaluation, score
 from tests.kills import (
     STOPPED,
     WHOLE,
@@ -158,7 +159,7 @@ PHASES: dict[str, Callable[[Soak], None]] = {
 @pytest.mark.timeout(5400)
 def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
     random.seed(int(os.environ.get("PYTEST_SEED", "20261122")))
-    service = start_service(tmp_path / "data", "--parity", "off", "--hang-timeout", HANG_TIMEOUT)
+    service = start_service(tmp_path / "data", "--hang-timeout", HANG_TIMEOUT)
     try:
         wait_ready(service)
         with service.client(timeout=120) as client:
@@ -175,8 +176,14 @@ def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
             Question(EMBEDDED_BASE, "How many legs does a dog have?"),
             Question(soak.adapter.model, "What sound does a cow make?"),
         ]
+        scored = [EMBEDDED_BASE, soak.adapter.model]
+        with httpx.Client(timeout=120) as client:
+            scores = {model: score(client, service.url, model)[1] for model in scored}
         began = time.monotonic()
-        with Askers(service.url, questions, threads=2, pause=0.1) as askers:
+        with (
+            Askers(service.url, questions, threads=2, pause=0.1) as askers,
+            Evaluation(service.url, scored, scores) as evaluation,
+        ):
             for phase, reach in PHASES.items():
                 for role in ROLES:
                     soak.keep_training()
@@ -201,7 +208,10 @@ def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
         print(f"\n{soak.kills} kills in {time.monotonic() - began:.0f} s; {len(jobs)} jobs, all equal to the")
         print(f"undisturbed one, bit for bit; answers: {dict(askers.counts)}, bad: {len(askers.bad)}")
         print(soak.recoveries.table())
+        print(f"scored meanwhile: {dict(evaluation.counts)}, bad: {len(evaluation.bad)}")
         assert askers.bad == []
+        assert evaluation.bad == []
+        assert evaluation.counts["right"] > 10
         assert soak.kills >= KILLS
         assert statistics.median(soak.recoveries.seconds["api"]) < 3
     finally:

@@ -1,7 +1,9 @@
-"""`make soak-swap`: 16 streams for over three minutes over at least 100 flips and 20 cycles; then a killed engine."""
+"""`make soak-swap`: 16 streams for over three minutes over at least 100 flips and 20 cycles, while an evaluation scores
+prompts in batches and adapters are checked against peft; then a killed engine."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -9,8 +11,9 @@ import httpx
 import pytest
 
 from tests.engine.conftest import Service, start_service, wait_ready, wait_until
+from tests.evaluations import Evaluation, score
 from tests.kills import kill
-from tests.swaps import QUESTIONS, Asker, Swapper, in_engine, learn_answers, table, train
+from tests.swaps import ALIAS, QUESTIONS, Asker, Swapper, in_engine, learn_answers, table, train
 from tunewright.config import EMBEDDED_BASE
 
 pytestmark = pytest.mark.soak
@@ -22,7 +25,7 @@ NOTICED = 1.0
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = start_service(tmp_path_factory.mktemp("swap") / "data", "--parity", "off")
+    running = start_service(tmp_path_factory.mktemp("swap") / "data")
     try:
         wait_ready(running)
         yield running
@@ -36,12 +39,50 @@ def models(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[s
         return [EMBEDDED_BASE, *train(client, tmp_path_factory.mktemp("rows"), ("Alpha", "Bravo", "Delta"))]
 
 
+class Checks:
+    """Asks for the parity check of one adapter after another, in a thread, while other requests run."""
+
+    def __init__(self, service: Service, models: list[str]) -> None:
+        self._service = service
+        self._adapters = [model for model in models if model != EMBEDDED_BASE]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.verdicts: list[str] = []
+
+    def __enter__(self) -> Checks:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(300)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with self._service.client(timeout=120) as client:
+            for adapter in self._adapters:
+                client.adapters.check(adapter)
+                found = None
+                while found is None or found.check_pending or not found.verdict:
+                    if self._stop.wait(1):
+                        return
+                    found = client.adapters.retrieve(adapter).parity
+                self.verdicts.append(found.verdict)
+
+
 @pytest.mark.timeout(1800)
 def test_no_request_fails_and_no_answer_is_wrong(service: Service, models: list[str]) -> None:
     expected = learn_answers(service, models)
-    seen = Swapper(service, models, expected).run(
-        streams=16, seconds=SECONDS, flip_every=0.7, cycle_every=3.0
-    )
+    with httpx.Client(timeout=120) as client:
+        scores = {model: score(client, service.url, model)[1] for model in models}
+    with Evaluation(service.url, [ALIAS], scores) as evaluation, Checks(service, models) as checks:
+        seen = Swapper(service, models, expected).run(
+            streams=16, seconds=SECONDS, flip_every=0.7, cycle_every=3.0
+        )
+    print(f"\nscored meanwhile: {dict(evaluation.counts)}; checked against peft: {checks.verdicts}")
+    assert evaluation.bad == []
+    assert evaluation.counts["right"] > 10
+    assert set(checks.verdicts) == {"pass"}
     print(
         f"\n{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers in {SECONDS:.0f} s"
     )
