@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts bench-swap bench-mixed bench-exports lint format sync-client openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ soak-bursts: setup ## 20 bursts of 256 requests, as far apart as idle connection
 
 bench-swap: setup ## Time from a flip, or a cold load, to the first answer; against vLLM's own load
 	@$(BIN)/python -m benchmarks.swap
+
+bench-encoding: setup ## Time to make examples of chat rows, with a large vocabulary
+	@$(BIN)/python -m benchmarks.encoding
 
 bench-mixed: setup ## Tokens/s with eight adapters in use, against one and against none
 	@$(BIN)/python -m benchmarks.mixed_adapters

@@ -1,4 +1,4 @@
-"""Scores prompts in batches of eight while other requests run, as lm-evaluation-harness does, and judges each answer."""
+"""Scores prompts in batches of eight beside other requests, as lm-evaluation-harness does, and judges each answer."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ the family's stop tokens, and the prompt that plain transformers renders.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -149,7 +148,7 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer: Any, name: str) -> None:
 
 def test_a_large_vocabulary_takes_under_a_millisecond_a_turn(folders: Path) -> None:
     """151,651 tokens, of which none may be looked through for each turn (306 ms a row before)."""
-    base = with_family(_large(families.byte_level(), folders), "qwen2_5", folders)
+    base = with_family(families.large_vocabulary(families.byte_level(), folders), "qwen2_5", folders)
     assert len(base) > 151_000
     encoder = ChatEncoder(base)
     turns = [m for n in range(10) for m in (families.user(f"question {n}"), families.said(f"answer {n}"))]
@@ -160,17 +159,6 @@ def test_a_large_vocabulary_takes_under_a_millisecond_a_turn(folders: Path) -> N
         encoder.examples({"messages": turns})
         times.append((time.process_time() - began) / 10)
     assert min(times) < 0.001, f"{min(times) * 1000:.2f} ms"
-
-
-def _large(tokenizer: Any, folder: Path) -> Any:
-    tokenizer.save_pretrained(folder / "large")
-    path = folder / "large" / "tokenizer.json"
-    content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    first = 1 + max(*vocabulary.values(), *(token["id"] for token in content["added_tokens"]))
-    vocabulary |= {f"unused-{number}": number for number in range(first, 151_651)}
-    path.write_text(json.dumps(content))
-    return type(tokenizer).from_pretrained(folder / "large")
 
 
 # the docs
