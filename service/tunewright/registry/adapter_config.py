@@ -50,8 +50,22 @@ _OFF: dict[str, tuple[str, str]] = {
 }
 """Fields that must be off: why vLLM does not serve them, and why they are not merged."""
 _MERGE = "merge the adapter into its base (peft's `merge_and_unload`), or train one without it"
-_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""Initializations that change the adapter's own weights only, as in vLLM."""
+_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+"""Initializations that leave the base as it is. All others are refused, also unknown ones: tests/unit/
+test_initializations.py runs each that peft has, and compares. (vLLM takes LoRA-GA too, which changes the base in
+training and leaves no trace of that in the adapter.)"""
+_CONVERTED_INITS = ("pissa", "corda", "olora", "lora_ga")
+"""Beginnings of the initializations that peft's `save_pretrained` converts
+(`LoraModel._convert_state_dict_for_initial_model`)."""
+_CONVERT = (
+    "convert it with peft: after the initialization, set `init_lora_weights = True` in "
+    "`model.peft_config['default']` and `model.save_pretrained('run/initial')`; after the training, "
+    "`model.save_pretrained(folder, path_initial_model_for_weight_conversion='run/initial')`"
+)
+_MERGE_INIT = (
+    "merge it into the model that it was trained on (peft's `merge_and_unload`) and serve that as a base, or train one "
+    "with another initialization"
+)
 _PATTERN = re.compile(r"\^?[\w.-]{1,256}")
 """The regular expressions that are accepted, without repetition and groups, which could take exponential time."""
 _MOST_PATTERNS = 2000
@@ -189,13 +203,26 @@ def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
             raise _refused(
                 name, f"{_shown(config[name])}: {not_merged if for_merging else not_served}", advice
             )
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
-        raise _refused(
-            "init_lora_weights",
-            f"{init!r}: it changed the base's own weights, which are not in the adapter",
-            "convert it with PEFT's `path_initial_model_for_weight_conversion`",
-        )
+    _check_initialization(config.get("init_lora_weights"))
+
+
+def _check_initialization(init: Any) -> None:
+    """Raise InvalidAdapter unless the base is known to be as it was before the training."""
+    if init is None or isinstance(init, bool):
+        return
+    if not isinstance(init, str):
+        raise _faulty("init_lora_weights", init, "true, false or the name of an initialization")
+    name = init.lower()
+    if name in _PLAIN_INITS:
+        return
+    is_converted = name.startswith(_CONVERTED_INITS)
+    is_known = is_converted or name == "loftq"
+    changed = "it changed the base's own weights, which are not in the adapter"
+    raise _refused(
+        "init_lora_weights",
+        f"{_shown(init)}: {changed if is_known else 'an initialization that may have changed the base itself'}",
+        _CONVERT if is_converted else _MERGE_INIT,
+    )
 
 
 def _refused(name: str, what: str, advice: str) -> InvalidAdapter:
