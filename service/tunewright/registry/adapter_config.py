@@ -99,11 +99,6 @@ class AdapterConfig:
         """The factor of modules to which no pattern applies."""
         return self._scaling(self.rank, self.alpha)
 
-    def alpha_for_scaling(self, module: str) -> float:
-        """The alpha with which `module` would have the adapter's own scaling."""
-        rank = self.rank_of(module)
-        return self.scaling * (math.sqrt(rank) if self.use_rslora else rank)
-
     def _scaling(self, rank: int, alpha: float) -> float:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -132,9 +127,8 @@ class AdapterConfig:
         }
 
 
-def parse_adapter_config(text: bytes) -> AdapterConfig:
+def parse_adapter_config(config: dict[str, Any]) -> AdapterConfig:
     """The parsed config. Raises InvalidAdapter, naming the field, where it is faulty or cannot be served."""
-    config = read_config(text)
     check_kind(config)
     if (only_merged := needs_merging(config)) is not None:
         name, why = only_merged
@@ -161,6 +155,25 @@ def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
     if config.get("bias", "none") != "none":
         return "bias", f"{config['bias']!r}: vLLM serves no trained biases"
     return None
+
+
+def merged_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that only a merge reads, where they are set. Raises InvalidAdapter for faulty values."""
+    bias = config.get("bias") or "none"
+    if bias not in ("none", "all", "lora_only"):
+        raise _faulty("bias", bias, "none, all or lora_only")
+    flags = ("use_dora", "lora_bias", "ensure_weight_tying")
+    found: dict[str, Any] = {name: True for name in flags if _flag(config, name)}
+    found |= {"bias": bias} if bias != "none" else {}
+    if config.get("modules_to_save"):
+        found["modules_to_save"] = list(_names(config["modules_to_save"], "modules_to_save"))
+    tokens = config.get("trainable_token_indices")
+    if tokens:
+        for indices in tokens.values() if isinstance(tokens, dict) else [tokens]:
+            if not isinstance(indices, list) or not all(type(at) is int for at in indices):
+                raise _faulty("trainable_token_indices", tokens, "the numbers of tokens")
+        found["trainable_token_indices"] = tokens
+    return found
 
 
 def config_fields(config: dict[str, Any]) -> AdapterConfig:
@@ -267,9 +280,9 @@ def _flag(config: dict[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _names(value: Any, field: str = "target_modules") -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-        raise _faulty("target_modules", value, "the names of modules")
+        raise _faulty(field, value, "the names of modules")
     return tuple(sorted(set(value)))
 
 
