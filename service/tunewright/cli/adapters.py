@@ -11,7 +11,9 @@ from tunewright.cli.output import number, page_size, size, when
 from tunewright_client import Adapter
 
 _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
-_STATES = ("loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only")
+_STATES = (
+    "loaded", "loading", "draining", "unloaded", "failed", "checking", "unchecked", "quarantined", "merge_only",
+)  # fmt: skip
 
 
 @click.group(cls=Commands)

@@ -48,6 +48,8 @@ class ParitySpec(BaseModel):
     """Chat or text rows; None: the built-in probes."""
     rows: int
     """How many rows are used, from the first on."""
+    content: str | None = None
+    """A hash of what is measured and how; for the scheduler."""
 
 
 class ReferenceRow(BaseModel):

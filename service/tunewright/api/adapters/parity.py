@@ -43,6 +43,9 @@ class ParityObject(Wire):
     verdict: Verdict | None
     reason: str | None = Field(description="The verdict in words, with the numbers that decided it.")
     checked_at: float | None
+    measured_as: str | None = Field(
+        None, description="The model of equal weights that was measured, where it was not this one."
+    )
     check_pending: bool = Field(description="A check was requested and has not ended.")
     rows_from: Literal["validation_file", "training_file", "probes"] | None = Field(
         None, description="The rows of its job; probes: texts that come with the service."
