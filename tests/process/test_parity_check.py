@@ -572,6 +572,27 @@ def test_a_requested_check_measures_again(
     assert checker.model().state is ModelState.READY, "nobody asked about this name"
 
 
+def test_what_qlora_loses_in_16_bits_is_told_on_the_job_and_the_adapter(
+    checker: Checker, publish_model: Publish, verdict: Callable[[Any], None], reference: Callable[[str], None]
+) -> None:
+    reference(f"while [ ! -e {checker.data.path}/go ]; do sleep 0.05; done; {WRITE}")
+    lost = {"loss": 1.25, "served_loss": 1.5, "difference": 0.25}
+    verdict({**PASS, "four_bit": lost})
+    publish_model({"name": "ft:tiny::2", "state": "checking", "method": "qlora"})
+    model = checker.model("ft:tiny::2")
+    checker.until(lambda: checker.starts() == 1)
+    specs = [
+        ParityFolder(checker.data.tmp / "parity" / id).read_spec() for id in (checker.model().id, model.id)
+    ]
+    assert [spec.four_bit for spec in specs] == [False, True]
+    (checker.data.path / "go").touch()
+    checker.until(lambda: checker.model("ft:tiny::2").state is ModelState.READY)
+    assert checker.parity_of("ft:tiny::2")["four_bit"] == lost
+    (told,) = [message for message in checker.messages(model.job_id or "") if "4-bit" in message]
+    assert told.startswith(PASS["reason"].rstrip("."))
+    assert "loss 1.2500 there, and 1.5000 on the 16-bit base that it is served on (+0.2500 nats" in told
+
+
 def test_one_over_which_the_reference_crashes_keeps_no_other_from_its_verdict(
     checker: Checker, publish_model: Publish, engine: Engine, reference: Callable[[str], None]
 ) -> None:

@@ -65,6 +65,8 @@ class Parity(Wire):
     - verdict: pass, fail, no_measurable_effect or not_checked; `reason` explains it
     - slope, correlation: of the changes in the engine over those in peft
     - effect, noise, residual and the differences: in nats
+    - four_bit: for QLoRA its loss on the 4-bit base (loss) and on the one that it is served on (served_loss), and the
+      difference
     - measured_as: the model of equal weights that was measured, if it was another
     - forced: who has the adapter served although it was quarantined
     """
@@ -85,6 +87,7 @@ class Parity(Wire):
     max_difference: float | None = None
     top1_agreement: float | None = None
     worst_rows: list[dict[str, Any]] | None = None
+    four_bit: dict[str, float] | None = None
     measured_as: str | None = None
     forced: dict[str, Any] | None = None
 

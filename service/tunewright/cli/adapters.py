@@ -137,7 +137,19 @@ def _parity(adapter: Adapter) -> list[tuple[str, object]]:
         return []
     pending = "being checked" if found.check_pending else None
     forced = f"by {found.forced.get('who') or 'an unnamed user'}" if found.forced else None
-    return [("parity", found.verdict), ("reason", found.reason), ("check", pending), ("forced", forced)]
+    lost = found.four_bit
+    trained = (
+        f"{lost['loss']:.4f} as trained in 4 bits, {lost['served_loss']:.4f} as served in 16 bits"
+        if lost
+        else None
+    )
+    return [
+        ("parity", found.verdict),
+        ("reason", found.reason),
+        ("loss", trained),
+        ("check", pending),
+        ("forced", forced),
+    ]
 
 
 def _lineage(adapter: Adapter) -> list[tuple[str, object]]:

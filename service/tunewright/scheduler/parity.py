@@ -28,7 +28,7 @@ from tunewright.scheduler.references import References
 from tunewright.scheduler.verdicts import Outcome, content_of_check
 from tunewright.store.checks import PendingCheck
 from tunewright.store.records import Engine, EngineInfo, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, EngineState, Residency
+from tunewright.store.states import Desired, EngineState, ModelMethod, Residency
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.scheduler")
@@ -200,6 +200,7 @@ class ParityChecker:
             rows_from=rows_from,
             rows_file=str(self._workspace.file(file)) if file else None,
             rows=self._settings.parity.parity_rows,
+            four_bit=one.model.method is ModelMethod.QLORA,
         )
         record = self._store.files.get(file) if file else None
         content = content_of_check(one.model, engine, spec, record.sha256 if record else file)
@@ -302,11 +303,11 @@ class ParityChecker:
         event = {
             "level": outcome.level,
             "type": "message",
-            "message": parity["reason"],
+            "message": outcome.message,
             "data": {"model": one.model.name, "parity": parity},
         }
         self._store.checks.record(one.model.id, parity, failure=failure, event=event)
-        log.log(logging.WARNING if failure else logging.INFO, "%s: %s", one.model.name, parity["reason"])
+        log.log(logging.WARNING if failure else logging.INFO, "%s: %s", one.model.name, outcome.message)
         self._forget(one.model.id)
 
     def _forget(self, id: str) -> None:

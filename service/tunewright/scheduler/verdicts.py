@@ -54,6 +54,18 @@ class Outcome:
     def level(self) -> str:
         return "info" if self.parity["verdict"] == Verdict.PASS else "warn"
 
+    @property
+    def message(self) -> str:
+        """The verdict in words, and for QLoRA what it loses on the base that it is served on."""
+        lost = self.parity.get("four_bit")
+        if not lost:
+            return str(self.parity["reason"])
+        return (
+            f"{str(self.parity['reason']).rstrip('.')}. Trained on the 4-bit base: loss {lost['loss']:.4f} there, and "
+            f"{lost['served_loss']:.4f} on the 16-bit base that it is served on ({lost['difference']:+.4f} nats per "
+            "token)"
+        )
+
     def for_model(self, model: TunedModel, measured: TunedModel | None = None) -> Outcome:
         """The outcome for one name of the weights. `measured` is the one that was measured, if another was.
 
@@ -85,6 +97,7 @@ def content_of_check(model: TunedModel, engine: EngineInfo, spec: ParitySpec, ro
         "engine": [engine.device.partition(":")[0], engine.quantization],
         "rows": [spec.rows_from, rows_sha256, spec.rows, spec.base.context],
         "chat_template": spec.chat_template,
+        "four_bit": spec.four_bit,
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
