@@ -313,6 +313,16 @@ def test_what_vllm_cannot_serve_is_taken_for_merging(tmp_path: Path, name: str) 
     torch.testing.assert_close(logits(load_adapted(base, folder)), logits(load_adapted(base, adapter)))
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_the_base_does_not_have_keep_no_adapter_from_being_served(
+    base: Path, tmp_path: Path, bias: str
+) -> None:
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=ATTENTION, bias=bias)
+    taken, folder = take(base, adapter)
+    assert not taken.is_merge_only
+    torch.testing.assert_close(logits(load_adapted(base, folder)), logits(load_adapted(base, adapter)))
+
+
 def test_embeddings_that_were_trained_beside_peft_are_taken_for_merging(tmp_path: Path) -> None:
     """As `save_pretrained(save_embedding_layers=True)` writes them."""
     base = save_model(llama(), tmp_path / "base", dtype=torch.float32)

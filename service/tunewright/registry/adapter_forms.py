@@ -132,4 +132,6 @@ def _renaming(modules: Iterable[str], base: BaseModules) -> Callable[[str], str]
 
         if fits(longer):
             rules.append(longer)
+        if len(rules) > 1:  # which one is meant, nobody knows
+            break
     return rules[0] if len(rules) == 1 else kept

@@ -34,7 +34,7 @@ from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.base_tensors import BaseTensors
 from tunewright.registry.mergeable import check_mergeable
 from tunewright.registry.mlx_form import is_mlx
-from tunewright.registry.safetensors_file import Tensor
+from tunewright.registry.safetensors_file import Tensor, read_shapes
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def check_and_write(
     """
     fields, tensors = in_peft_form(read_config(config), read_weights(weights), base)
     fields = _with_trained_embeddings(fields, tensors, base_folder)
+    fields = _without_biases(fields, tensors, base_folder)
     if needs_merging(fields) is None:
         checked = check_served(fields, tensors, base, max_rank)
         checked.write(weights, folder)
@@ -111,3 +112,12 @@ def _with_trained_embeddings(
             code="adapter_unsupported",
         )
     return {**fields, "modules_to_save": sorted({*saved, *undeclared})}
+
+
+def _without_biases(fields: dict[str, Any], tensors: Sequence[Tensor], base_folder: Path) -> dict[str, Any]:
+    """The config with `bias` none where there is none to train: then the adapter can be served."""
+    trained = any(tensor.name.endswith(".bias") for tensor in tensors)
+    if fields.get("bias") not in ("all", "lora_only") or trained:
+        return fields
+    has_biases = any(name.endswith(".bias") for name in read_shapes(base_folder))
+    return fields if has_biases else {**fields, "bias": "none"}

@@ -106,10 +106,10 @@ class ParityChecker:
     def _to_measure(self, waiting: Sequence[PendingCheck]) -> list[PendingCheck]:
         """Those of the pending checks that are to be measured: not those with a verdict already, nor those that measure
         the same as an older one."""
-        for one in waiting:
-            check = self._checks.setdefault(one.model.id, _Check())
-            if check.content is None:
-                check.content = self._content(one)
+        new = [one for one in waiting if self._checks.setdefault(one.model.id, _Check()).content is None]
+        engines = {base: self._store.engines.get(base) for base in {one.model.base for one in new}}
+        for one in new:
+            self._checks[one.model.id].content = self._content(one, engines[one.model.base])
         if not self._settings.parity.is_on:
             return list(waiting)
         self._alike = {}
@@ -128,8 +128,7 @@ class ParityChecker:
                 chosen.append(one)
         return chosen
 
-    def _content(self, one: PendingCheck) -> str | None:
-        engine = self._store.engines.get(one.model.base)
+    def _content(self, one: PendingCheck, engine: Engine | None) -> str | None:
         if engine is None or engine.info is None or engine.info.path is None:
             return None
         return self._spec(one, engine.info, "").content
