@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from models import Tensors, llama, load_adapted, logits, qwen2, save_adapter, save_model  # noqa: E402
+from models import Tensors, llama, load, load_adapted, logits, qwen2, save_adapter, save_model  # noqa: E402
 from tunewright.errors import InvalidRequest  # noqa: E402
 from tunewright.registry.adapter_intake import TakenAdapter, check_and_write  # noqa: E402
 from tunewright.registry.base_modules import BaseModules  # noqa: E402
@@ -343,6 +343,24 @@ def test_embeddings_that_were_trained_beside_peft_are_taken_for_merging(tmp_path
     assert "one weight for its embeddings and its output head" in error.message
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_bases_own_embeddings_keep_no_adapter_from_being_served(tmp_path: Path, tied: bool) -> None:
+    """`save_pretrained(save_embedding_layers=True)` writes them, trained or not."""
+    base = save_model(llama(tied=tied), tmp_path / "base", dtype=torch.float32)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=ATTENTION)
+    weights = load_file(base / "model.safetensors")
+    whole = {
+        f"{PREFIX}{name}": t
+        for name, t in weights.items()
+        if name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    assert len(whole) == (1 if tied else 2)
+    saved = rewritten(adapter, tmp_path / "saved", lambda tensors: tensors | whole)
+    taken, folder = take(base, saved)
+    assert not taken.is_merge_only
+    torch.testing.assert_close(logits(load_adapted(base, folder)), logits(load_adapted(base, saved)))
+
+
 @pytest.mark.parametrize(
     ("config", "field"),
     [
@@ -367,6 +385,21 @@ def test_what_cannot_be_merged_names_its_field(
     assert (
         refused(base, rewritten(plain, tmp_path / "saved", config=config)).param == f"adapter_config.{field}"
     )
+
+
+def test_another_type_of_adapter_is_taken_after_pefts_conversion(base: Path, tmp_path: Path) -> None:
+    from peft import LoHaConfig, get_peft_model, save_as_lora
+
+    torch.manual_seed(3)
+    config = LoHaConfig(task_type="CAUSAL_LM", r=2, alpha=2, target_modules=ATTENTION, init_weights=False)
+    adapted = get_peft_model(load(base), config).eval()
+    adapted.save_pretrained(tmp_path / "loha")
+    error = refused(base, tmp_path / "loha")
+    assert error.param == "adapter_config.peft_type"
+    assert "peft.save_as_lora(folder, model, rank)" in error.message
+    save_as_lora(tmp_path / "lora", adapted, rank=8)
+    _, folder = take(base, tmp_path / "lora")
+    torch.testing.assert_close(logits(load_adapted(base, folder)), logits(adapted), atol=1e-3, rtol=1e-3)
 
 
 def test_what_a_merge_reads_is_part_of_the_hash(tmp_path: Path) -> None:

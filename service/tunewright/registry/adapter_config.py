@@ -50,6 +50,10 @@ _OFF: dict[str, tuple[str, str]] = {
 }
 """Fields that must be off: why vLLM does not serve them, and why they are not merged."""
 _MERGE = "merge the adapter into its base (peft's `merge_and_unload`), or train one without it"
+_AS_LORA = (
+    "convert it where peft can (`peft.save_as_lora(folder, model, rank)`), merge it where it was trained "
+    "(`merge_and_unload`) and serve the result as a base, or train one with LoRA"
+)
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 """Initializations that leave the base as it is. All others are refused, also unknown ones: tests/unit/
 test_initializations.py runs each that peft has, and compares. (vLLM takes LoRA-GA too, which changes the base in
@@ -204,7 +208,7 @@ def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         taken = "merged" if for_merging else "served"
-        raise _refused("peft_type", f"{kind!r}: only LORA adapters are {taken}", "train one with LoRA")
+        raise _refused("peft_type", f"{kind!r}: only LORA adapters are {taken}", _AS_LORA)
     task = config.get("task_type")
     if task not in ("CAUSAL_LM", None):
         raise _refused(

@@ -31,10 +31,10 @@ from tunewright.registry.adapter_config import (
 )
 from tunewright.registry.adapter_forms import PREFIX, in_peft_form
 from tunewright.registry.base_modules import BaseModules
-from tunewright.registry.base_tensors import BaseTensors
+from tunewright.registry.base_tensors import BaseTensors, Stored
 from tunewright.registry.mergeable import check_mergeable
 from tunewright.registry.mlx_form import is_mlx
-from tunewright.registry.safetensors_file import Tensor, read_shapes
+from tunewright.registry.safetensors_file import BadTensors, Tensor, read_finite, read_shapes
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def check_and_write(
 
     Raises InvalidAdapter and ExportUnsupported where it cannot be used, naming the field; OSError.
     """
-    fields, tensors = in_peft_form(read_config(config), read_weights(weights), base)
-    fields = _with_trained_embeddings(fields, tensors, base_folder)
+    fields, found = in_peft_form(read_config(config), read_weights(weights), base)
+    fields, tensors = _with_trained_embeddings(fields, found, weights, base_folder)
     fields = _without_biases(fields, tensors, base_folder)
     if needs_merging(fields) is None:
         checked = check_served(fields, tensors, base, max_rank)
@@ -82,36 +82,56 @@ def check_and_write(
 
 
 def _with_trained_embeddings(
-    fields: dict[str, Any], tensors: Sequence[Tensor], base_folder: Path
-) -> dict[str, Any]:
-    """The config with the embeddings and the output head in `modules_to_save` that are whole in the file and that it
-    does not name, since peft loads those into the base.
+    fields: dict[str, Any], tensors: Sequence[Tensor], weights: BinaryIO, base_folder: Path
+) -> tuple[dict[str, Any], Sequence[Tensor]]:
+    """The config and the tensors with what peft does with embeddings and an output head that are whole in the file and
+    that `modules_to_save` does not name: it loads them into the base.
 
-    Where the base ties them, peft loads one for both, which no field can say. Raises InvalidAdapter for that.
+    Those that are the base's own are left out; trained ones are added to `modules_to_save`. Where the base ties them,
+    peft loads one for both, which no field can say: InvalidAdapter.
     """
     saved = fields.get("modules_to_save") or []
-    names = [tensor.name.removeprefix(PREFIX) for tensor in tensors if ".lora_" not in tensor.name]
-    whole = {name for name in names if name.endswith(".weight") and ".base_layer." not in name}
-    if not whole or not isinstance(saved, list):
-        return fields
+    named = {tensor.name.removeprefix(PREFIX): tensor for tensor in tensors if ".lora_" not in tensor.name}
+    whole = {name for name in named if name.endswith(".weight") and ".base_layer." not in name}
+    if not whole or not isinstance(saved, list) or fields.get("ensure_weight_tying"):
+        return fields, tensors
     base = BaseTensors(base_folder)
-    embeddings = {base.embedding, base.head} & whole
-    undeclared = sorted(
-        name.removesuffix(".weight")
-        for name in embeddings
-        if name is not None and not name.removesuffix(".weight").endswith(tuple(map(str, saved)))
-    )
-    if not undeclared or fields.get("ensure_weight_tying"):
-        return fields
+    if base.embedding is None:
+        return fields, tensors
+    found = {base.embedding: base.tensors[base.embedding]}
+    found[base.head] = base.tensors[base.head] if base.head in base.tensors else found[base.embedding]
+    declared = tuple(map(str, saved))
+    undeclared = {
+        name: named[name]
+        for name in sorted(found.keys() & whole)
+        if not name.removesuffix(".weight").endswith(declared) and named[name].shape == found[name].shape
+    }
+    own = {t.name for name, t in undeclared.items() if _is_equal(weights, t, found[name])}
+    tensors = [tensor for tensor in tensors if tensor.name not in own]
+    trained = [name.removesuffix(".weight") for name, tensor in undeclared.items() if tensor.name not in own]
+    if not trained:
+        return fields, tensors
     if base.is_tied:
         raise InvalidAdapter(
-            f"{PREFIX}{undeclared[0]}.weight is a whole weight that modules_to_save does not name, and the base has "
+            f"{PREFIX}{trained[0]}.weight is a whole weight that modules_to_save does not name, and the base has "
             "one weight for its embeddings and its output head: merge the adapter where it was trained (peft's "
             "`merge_and_unload`), and serve the result as a base.",
             param="adapter_config.modules_to_save",
             code="adapter_unsupported",
         )
-    return {**fields, "modules_to_save": sorted({*saved, *undeclared})}
+    return {**fields, "modules_to_save": sorted({*saved, *trained})}, tensors
+
+
+def _is_equal(weights: BinaryIO, tensor: Tensor, of_base: Stored) -> bool:
+    """Whether the tensor is that of the base, bit for bit."""
+    if tensor.dtype != of_base.tensor.dtype:
+        return False
+    with of_base.file.open("rb") as file:
+        try:
+            pairs = zip(read_finite(weights, tensor), read_finite(file, of_base.tensor), strict=True)
+            return all(ours == theirs for ours, theirs in pairs)
+        except BadTensors:
+            return False
 
 
 def _without_biases(fields: dict[str, Any], tensors: Sequence[Tensor], base_folder: Path) -> dict[str, Any]:
