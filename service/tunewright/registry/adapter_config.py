@@ -156,7 +156,7 @@ def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
     for name, why in _MERGED.items():
         if config.get(name):
             return name, f"{_shown(config[name])}: {why}"
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         return "bias", f"{config['bias']!r}: vLLM serves no trained biases"
     return None
 
