@@ -138,6 +138,21 @@ def test_the_two_files_of_an_adapter_folder_are_uploaded(
     assert b'name="base"' not in body
 
 
+def test_a_folder_of_mlx_and_a_checkpoint_in_an_archive_are_uploaded(
+    server: FakeServer, client: Tunewright, adapter_folder: Path, tmp_path: Path
+) -> None:
+    server.on("POST", "/v1/adapters/upload", ok({"id": "adapter-1"}))
+    (adapter_folder / "adapter_model.safetensors").rename(adapter_folder / "adapters.safetensors")
+    client.adapters.register(adapter_folder)
+    assert b'filename="adapters.safetensors"' in server.requests[-1].body
+    assert b'name="folder"' not in server.requests[-1].body
+    (tmp_path / "run.zip").write_bytes(b"packed")
+    client.adapters.register(tmp_path / "run.zip", folder="checkpoint-200")
+    assert b'name="folder"\r\n\r\ncheckpoint-200\r\n' in server.requests[-1].body
+    with pytest.raises(ValueError, match="folder goes with source"):
+        client.adapters.register(path="/srv/run", folder="checkpoint-200")
+
+
 def test_an_adapter_is_registered_by_server_path_or_hub_id(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", "/v1/adapters", ok({"id": "adapter-1", "source": "folder"}))
     assert client.adapters.register(path="/srv/a", suffix="s").source == "folder"

@@ -33,11 +33,16 @@ PASS = {"verdict": "pass", "reason": "Parity with peft: slope 1."}
 FAIL = {"verdict": "fail", "reason": "No parity with peft: slope 0.5."}
 
 
+JUDGED: list[str] = []
+"""Names of the models that the engine was asked about."""
+
+
 class Checker:
     """ParityChecker as the scheduler's process has it; `again()` is another process on the same data folder."""
 
     def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
+        self.judged = JUDGED
         self.parity = ParityChecker(settings, store, data, lifeline, Devices(["cpu"], store))
 
     def again(self, **changes: Any) -> Checker:
@@ -54,6 +59,10 @@ class Checker:
         found = self.store.models.get(name)
         assert found is not None
         return found
+
+    def parity_of(self, name: str = NAME) -> dict[str, Any]:
+        """What is shown of its check."""
+        return {key: value for key, value in (self.model(name).parity or {}).items() if key != "content"}
 
     def job(self) -> Job:
         assert self.model().job_id is not None
@@ -101,8 +110,10 @@ def reference(tmp_path: Path, data: Workspace, monkeypatch: pytest.MonkeyPatch) 
 def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Sets the result of asking the engine: the content of `parity`, or an exception."""
     answers: list[Any] = [PASS]
+    JUDGED.clear()
 
     def judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference: Any) -> dict[str, Any]:
+        JUDGED.append(model.name)
         if isinstance(answers[0], BaseException):
             raise answers[0]
         return {"checked_at": 1.0, **answers[0]}
@@ -153,7 +164,7 @@ def test_a_job_ends_with_the_verdict_on_its_adapter(checker: Checker) -> None:
         JobState.SUCCEEDED,
         FineTuningResult(model=NAME, trained_tokens=7),
     )
-    assert (checker.model().state, checker.model().parity) == (ModelState.READY, {"checked_at": 1.0, **PASS})
+    assert (checker.model().state, checker.parity_of()) == (ModelState.READY, {"checked_at": 1.0, **PASS})
     messages = checker.messages(checker.job().id)
     assert messages[-3:] == [
         PASS["reason"],
@@ -202,7 +213,7 @@ def test_what_has_no_measurable_effect_is_served_and_said_to_be_so(
     verdict({"verdict": "no_measurable_effect", "reason": "too little"})
     checker.until(lambda: checker.job().state.is_final)
     assert (checker.job().state, checker.model().state) == (JobState.SUCCEEDED, ModelState.READY)
-    assert checker.model().parity == {
+    assert checker.parity_of() == {
         "checked_at": 1.0,
         "verdict": "no_measurable_effect",
         "reason": "too little",
@@ -447,6 +458,7 @@ def test_checkpoints_are_checked_when_they_are_to_be_loaded(
     for _ in range(5):
         checker.parity.tick()
     assert checker.model(step["name"]).state is ModelState.CHECKING
+    assert checker.model(step["name"]).shown_state == "unchecked", "nothing checks it"
     checker.store.models.want(step["name"], Desired.LOADED)
     checker.store.engines.set_residency(engine, step["sha256"], Residency.LOADED)
     checker.until(lambda: checker.model(step["name"]).state is ModelState.READY)
@@ -462,6 +474,123 @@ def test_one_reference_process_measures_all_that_wait(
     checker.until(lambda: all(checker.model(name).state is ModelState.READY for name in names))
     assert checker.starts() == 1
     assert list(checker.data.tmp.iterdir()) == []
+
+
+def test_equal_weights_are_checked_once(checker: Checker, publish_model: Publish) -> None:
+    names = [NAME, *(f"ft:tiny::{number}" for number in range(2, 39))]
+    for name in names[1:]:
+        publish_model({"name": name, "state": "checking"})
+    jobs = [checker.model(name).job_id or "" for name in names]
+    checker.until(lambda: all(checker.model(name).state is ModelState.READY for name in names))
+    assert (checker.starts(), len(checker.judged)) == (1, 1)
+    assert checker.parity_of() == {"checked_at": 1.0, **PASS}
+    assert all(
+        checker.parity_of(name) == {"checked_at": 1.0, **PASS, "measured_as": NAME} for name in names[1:]
+    )
+    found = [checker.store.jobs.get(job) for job in jobs]
+    assert {job.state for job in found if job} == {JobState.SUCCEEDED}
+    assert PASS["reason"] in checker.messages(jobs[-1])
+    publish_model({"name": "ft:tiny::later", "state": "checking"})
+    second = checker.again()
+    second.until(lambda: second.model("ft:tiny::later").state is ModelState.READY)
+    assert (second.starts(), second.parity_of("ft:tiny::later")["verdict"]) == (1, "pass")
+    assert list(checker.data.tmp.iterdir()) == []
+
+
+def test_equal_weights_fail_together(
+    checker: Checker, publish_model: Publish, verdict: Callable[[Any], None]
+) -> None:
+    verdict(FAIL)
+    publish_model({"name": "ft:tiny::2", "state": "checking"})
+    checker.until(lambda: checker.model().state is ModelState.QUARANTINED)
+    checker.store.checks.force(checker.model().id, who="ann")
+    publish_model({"name": "ft:tiny::3", "state": "checking"})
+    for name in ("ft:tiny::2", "ft:tiny::3"):
+        checker.until(lambda name=name: checker.model(name).state is ModelState.QUARANTINED)  # type: ignore[misc]
+        assert "forced" not in checker.parity_of(name)
+        job = checker.store.jobs.get(checker.model(name).job_id or "")
+        assert job is not None
+        assert job.error is not None
+        assert (job.error.code, name in job.error.message) == ("parity_failed", True)
+    assert checker.starts() == 1
+
+
+def test_what_cannot_be_checked_is_tried_for_all_of_its_names_together(
+    checker: Checker, publish_model: Publish, reference: Callable[[str], None]
+) -> None:
+    reference("exit 1")
+    names = [NAME, "ft:tiny::2", "ft:tiny::3"]
+    for name in names[1:]:
+        publish_model({"name": name, "state": "checking"})
+    checker.until(lambda: all(checker.model(name).state is ModelState.QUARANTINED for name in names))
+    assert checker.starts() == MAX_FAILURES
+    reference(WRITE)
+    publish_model({"name": "ft:tiny::4", "state": "checking"})
+    checker.until(lambda: checker.model("ft:tiny::4").state is ModelState.READY)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chat_template": "{{ messages }}"},
+        {"base_fingerprint": "c" * 64},
+        {"sha256": "c" * 64},
+    ],
+    ids=["template", "base", "weights"],
+)
+def test_what_is_checked_otherwise_is_checked_itself(
+    checker: Checker, publish_model: Publish, engine: Engine, other: dict[str, Any]
+) -> None:
+    checker.store.engines.set_residency(engine, "c" * 64, Residency.LOADED)
+    publish_model({"name": "ft:tiny::2", "state": "checking", **other})
+    checker.until(lambda: checker.model("ft:tiny::2").state is ModelState.READY)
+    assert sorted(checker.judged) == [NAME, "ft:tiny::2"]
+    assert "measured_as" not in checker.parity_of("ft:tiny::2")
+
+
+def test_other_rows_are_another_check(checker: Checker, publish_model: Publish, data: Workspace) -> None:
+    checker.until(lambda: checker.job().state is JobState.SUCCEEDED)
+    data.file(FILE["id"]).write_text("{}\n")
+    publish_model({"name": "ft:tiny::2", "state": "checking"})
+    checker.until(lambda: checker.model("ft:tiny::2").state is ModelState.READY)
+    assert checker.judged == [NAME, "ft:tiny::2"]
+    more = checker.again(parity_rows=2)
+    publish_model({"name": "ft:tiny::3", "state": "checking"})
+    more.until(lambda: more.model("ft:tiny::3").state is ModelState.READY)
+    assert checker.judged == [NAME, "ft:tiny::2", "ft:tiny::3"]
+
+
+def test_a_requested_check_measures_again(
+    checker: Checker, publish_model: Publish, verdict: Callable[[Any], None]
+) -> None:
+    publish_model({"name": "ft:tiny::2", "state": "checking"})
+    checker.until(lambda: checker.model("ft:tiny::2").state is ModelState.READY)
+    verdict(FAIL)
+    checker.store.checks.request(checker.model("ft:tiny::2").id)
+    checker.until(lambda: checker.model("ft:tiny::2").state is ModelState.QUARANTINED)
+    assert checker.judged == [NAME, "ft:tiny::2"]
+    assert checker.model().state is ModelState.READY, "nobody asked about this name"
+
+
+def test_what_qlora_loses_in_16_bits_is_told_on_the_job_and_the_adapter(
+    checker: Checker, publish_model: Publish, verdict: Callable[[Any], None], reference: Callable[[str], None]
+) -> None:
+    reference(f"while [ ! -e {checker.data.path}/go ]; do sleep 0.05; done; {WRITE}")
+    lost = {"loss": 1.25, "served_loss": 1.5, "difference": 0.25}
+    verdict({**PASS, "four_bit": lost})
+    publish_model({"name": "ft:tiny::2", "state": "checking", "method": "qlora"})
+    model = checker.model("ft:tiny::2")
+    checker.until(lambda: checker.starts() == 1)
+    specs = [
+        ParityFolder(checker.data.tmp / "parity" / id).read_spec() for id in (checker.model().id, model.id)
+    ]
+    assert [spec.four_bit for spec in specs] == [False, True]
+    (checker.data.path / "go").touch()
+    checker.until(lambda: checker.model("ft:tiny::2").state is ModelState.READY)
+    assert checker.parity_of("ft:tiny::2")["four_bit"] == lost
+    (told,) = [message for message in checker.messages(model.job_id or "") if "4-bit" in message]
+    assert told.startswith(PASS["reason"].rstrip("."))
+    assert "loss 1.2500 there, and 1.5000 on the 16-bit base that it is served on (+0.2500 nats" in told
 
 
 def test_one_over_which_the_reference_crashes_keeps_no_other_from_its_verdict(

@@ -18,12 +18,14 @@ BASE = BaseSpec(path=str(embedded_base_path()), context=256)
 ROWS = embedded_base_path().parent / "demo" / "validation.jsonl"
 
 
-def asked(folder: Path, adapter: Path, *, rows: int = 3, file: Path | None = ROWS) -> ParityFolder:
+def asked(
+    folder: Path, adapter: Path, *, rows: int = 3, file: Path | None = ROWS, four_bit: bool = False
+) -> ParityFolder:
     found = ParityFolder(folder)
     found.write_spec(
         ParitySpec(
             base=BASE, adapter_id=folder.name, adapter=str(adapter), rows_from="validation_file" if file else "probes",
-            rows_file=str(file) if file else None, rows=rows,
+            rows_file=str(file) if file else None, rows=rows, four_bit=four_bit,
         )
     )  # fmt: skip
     return found
@@ -94,3 +96,42 @@ def test_adapters_without_data_have_probes_and_overflows_come_back(
     found = read(folder)
     assert "What color is the sky" in found.rows[0].text
     assert not all(math.isfinite(value) for value in effect(found))
+
+
+def test_an_adapter_of_qlora_is_measured_on_the_base_in_4_bits_too(
+    adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Beside one that is not, whose reference it leaves as it is."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain, folder = asked(tmp_path / "1", adapters[0]), asked(tmp_path / "2", adapters[0], four_bit=True)
+    after = asked(tmp_path / "3", adapters[1])
+    alone = asked(tmp_path / "4", adapters[1])
+    assert run(plain, folder, after).returncode == 0
+    assert run(alone).returncode == 0
+    found = read(folder)
+    assert (read(plain).four_bit, read(after).four_bit) == (None, None)
+    assert (read(plain).rows, read(after).rows) == (found.rows, read(alone).rows)
+    assert found.four_bit is not None
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(embedded_base_path(), quantization_config=quantization)
+    model = PeftModel.from_pretrained(base, adapters[0])
+    losses, tokens, served = 0.0, 0, 0.0
+    for row in found.rows:
+        ids = torch.tensor([row.tokens])
+        with torch.no_grad():
+            losses += float(model(input_ids=ids, labels=ids).loss) * (len(row.tokens) - 1)
+        served -= sum(place[token] for place, token in zip(row.adapted, row.tokens[1:], strict=True))
+        tokens += len(row.tokens) - 1
+    assert found.four_bit.loss == pytest.approx(losses / tokens, abs=0.02)
+    assert found.four_bit.served_loss == pytest.approx(served / tokens, abs=1e-5)
+    assert found.four_bit.difference == pytest.approx(
+        found.four_bit.served_loss - found.four_bit.loss, abs=1e-5
+    )
+    assert abs(found.four_bit.difference) > 0.001, "4 bits are not 16"

@@ -70,17 +70,17 @@ PACKED: dict[str, Pack] = {
 }
 
 
-def taken(content: bytes, into: Path, largest: int = LARGEST) -> dict[str, bytes]:
+def taken(content: bytes, into: Path, largest: int = LARGEST, folder: str | None = None) -> dict[str, bytes]:
     """The extracted files."""
     into.mkdir()
-    unpack(io.BytesIO(content), into, largest)
+    unpack(io.BytesIO(content), into, largest, folder)
     return {path.name: path.read_bytes() for path in into.iterdir()}
 
 
-def refused(content: bytes, into: Path, largest: int = LARGEST) -> str:
+def refused(content: bytes, into: Path, largest: int = LARGEST, folder: str | None = None) -> str:
     into.mkdir()
     with pytest.raises((InvalidAdapter, TooLarge)) as caught:
-        unpack(io.BytesIO(content), into, largest)
+        unpack(io.BytesIO(content), into, largest, folder)
     assert {path.name for path in into.parent.rglob("*") if path.is_file()} <= set(FILES)
     return caught.value.message
 
@@ -128,14 +128,64 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, pack: Pack, name: str)
     assert sorted(tmp_path.parent.iterdir()) == before
 
 
+def run(**folders: bytes) -> dict[str, bytes]:
+    """The files of a run: an adapter in each folder, whose weights are the given bytes."""
+    return {
+        f"{folder.replace('_', '/')}/{name}": weights if name == WEIGHTS else FILES[name]
+        for folder, weights in folders.items()
+        for name in FILES
+    }
+
+
 @pytest.mark.parametrize("pack", PACKED.values(), ids=PACKED)
-def test_an_adapter_is_in_one_place(tmp_path: Path, pack: Pack) -> None:
-    several = {f"{folder}/{name}": content for folder in ("a", "b") for name, content in FILES.items()}
-    assert "several folders" in refused(pack(several), tmp_path / "a")
-    assert "several folders" in refused(pack({CONFIG: b"{}", f"a/{WEIGHTS}": b""}), tmp_path / "b")
-    deep = {f"a/b/{name}": content for name, content in FILES.items()}
+def test_of_a_runs_folders_the_highest_is_taken(tmp_path: Path, pack: Pack) -> None:
+    content = pack(
+        {**run(out_checkpoint_2=b"2", out=b"last", out_checkpoint_1=b"1"), "out/optimizer.pt": b"x"}
+    )
+    assert taken(content, tmp_path / "a")[WEIGHTS] == b"last"
+    assert taken(pack(run(a_b_c=b"deep")), tmp_path / "b")[WEIGHTS] == b"deep"
+
+
+@pytest.mark.parametrize("pack", PACKED.values(), ids=PACKED)
+def test_one_of_several_folders_has_to_be_named(tmp_path: Path, pack: Pack) -> None:
+    content = pack(run(run_checkpoint1=b"1", run_checkpoint2=b"2", run_other_checkpoint2=b"3"))
+    message = refused(content, tmp_path / "a")
+    assert "several folders (run/checkpoint1, run/checkpoint2)" in message
+    assert "`folder`" in message
+    assert taken(content, tmp_path / "b", folder="checkpoint1")[WEIGHTS] == b"1"
+    assert taken(content, tmp_path / "c", folder="checkpoint2/")[WEIGHTS] == b"2"
+    assert taken(content, tmp_path / "d", folder="./other/checkpoint2")[WEIGHTS] == b"3"
+    assert "in a folder 'checkpoint3'" in refused(content, tmp_path / "e", folder="checkpoint3")
+    assert "in a folder 'point1'" in refused(content, tmp_path / "f", folder="point1")
+
+
+@pytest.mark.parametrize("pack", PACKED.values(), ids=PACKED)
+def test_both_files_are_in_one_folder(tmp_path: Path, pack: Pack) -> None:
+    assert "different folders" in refused(pack({CONFIG: b"{}", f"a/{WEIGHTS}": b""}), tmp_path / "b")
+    deep = {f"a/b/c/d/e/{name}": content for name, content in FILES.items()}
     assert f"no {CONFIG}" in refused(pack(deep), tmp_path / "c")
     assert f"no {WEIGHTS}" in refused(pack({CONFIG: b"{}"}), tmp_path / "d")
+
+
+@pytest.mark.parametrize("pack", PACKED.values(), ids=PACKED)
+def test_checkpoints_do_not_stand_in_for_pickled_weights(tmp_path: Path, pack: Pack) -> None:
+    files = {CONFIG: b"{}", "adapter_model.bin": b"x", **run(checkpoint=b"1")}
+    assert "pickled" in refused(pack(files), tmp_path / "a")
+    assert taken(pack(files), tmp_path / "b", folder="checkpoint")[WEIGHTS] == b"1"
+
+
+@pytest.mark.parametrize("pack", PACKED.values(), ids=PACKED)
+def test_weights_of_mlx_come_out_by_their_name(tmp_path: Path, pack: Pack) -> None:
+    files = {CONFIG: b"{}", "adapters.safetensors": b"x", "0000100_adapters.safetensors": b"y"}
+    assert taken(pack(files), tmp_path / "a") == {CONFIG: b"{}", "adapters.safetensors": b"x"}
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_the_checkpoints_of_a_run_are_counted_together(tmp_path: Path, pack: Pack) -> None:
+    content = pack(run(a=b"0" * 400_000, b_c=b"0" * 400_000, b_d=b"0" * 400_000))
+    message = refused(content, tmp_path / "a", largest=10**6)
+    assert "limit (--max-adapter-size)" in message
+    assert written(tmp_path / "a") <= 10**6 + 2**16
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -335,8 +385,9 @@ def test_no_damage_leads_anywhere_but_to_a_refusal(
         unpack(io.BytesIO(bytes(content)), into, 10_000)
     except (InvalidAdapter, TooLarge):
         pass
-    found = [path for path in outer.rglob("*") if path != into]
-    assert all(path.parent == into and path.name in FILES and path.is_file() for path in found)
+    found = [path for path in outer.rglob("*") if path.is_file() or path.is_symlink()]
+    assert all(path.name in FILES and not path.is_symlink() for path in found)
+    assert all(path.parent == into or path.parent == into / path.parent.name for path in found)
     assert written(outer) <= 20_000
 
 

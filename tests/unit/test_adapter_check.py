@@ -182,13 +182,14 @@ def test_a_config_that_is_no_object(base: BaseModules, text: bytes) -> None:
         check_adapter(text, io.BytesIO(safetensors(lora_tensors())), base, 64)
 
 
-def test_a_module_of_its_own_scaling_is_told_how_to_be_the_same(base: BaseModules) -> None:
-    error = refused(base, {"alpha_pattern": {"layers.0.self_attn.q_proj": 32}})
-    assert error.code == "adapter_unsupported"
-    assert Q0 in error.message
-    assert "Multiply its lora_B by 4 and give it alpha 8" in error.message
-    error = refused(base, {"use_rslora": True, "alpha_pattern": {"layers.0.self_attn.q_proj": 16}})
-    assert "Multiply its lora_B by 2 and give it alpha 8" in error.message
+def test_a_module_of_its_own_scaling_is_served_with_the_others(base: BaseModules, tmp_path: Path) -> None:
+    checked = check(base, {"alpha_pattern": {"layers.0.self_attn.q_proj": 32}})
+    assert (checked.config.rank, checked.config.alpha, checked.config.alpha_pattern) == (4, 32.0, {})
+    folder = written(base, tmp_path / "a", {"alpha_pattern": {"layers.0.self_attn.q_proj": 32}}, None)
+    with (folder / "adapter_model.safetensors").open("rb") as file:
+        values = {t.name: next(iter(read_finite(file, t)))[:4] for t in read_tensors(file)}
+    assert {values[A0], values[B0], values[A0.replace("q_proj", "v_proj")]} == {struct.pack("<f", 0.5)}
+    assert values[B0.replace("q_proj", "v_proj")] == struct.pack("<f", 0.125)
 
 
 def test_a_rank_the_engine_does_not_serve_names_the_option(base: BaseModules) -> None:
@@ -225,14 +226,17 @@ def changed(**tensors: Any) -> Tensors:
         (changed(a=zeros(1024)), "no matrix"),
         (changed(a=zeros(0, 256), b=zeros(256, 0)), "no matrix"),
         (lora_tensors({"model.layers.9.self_attn.q_proj": (256, 256)}), "has no module model.layers.9"),
-        (lora_tensors({"model.model.layers.0.self_attn.q_proj": (256, 256)}), "5 model.layers"),
+        (lora_tensors({"model.blocks.0.self_attn.q_proj": (256, 256)}), "5 model.layers"),
         (lora_tensors({"transformer.h.0.attn.c_attn": (256, 256)}), "has no module transformer.h.0"),
         (lora_tensors({"model.norm": (256, 256)}), "in tiny it has [256]"),
         ({}, "no LoRA weights"),
         (changed(**{"base_model.model.lm_head.weight": zeros(2048, 256)}), "a whole weight"),
         (changed(**{f"base_model.model.{Q0}.lora_magnitude_vector": zeros(256)}), "DoRA"),
-        (changed(**{f"base_model.model.{Q0}.lora_A.default.weight": zeros(4, 256)}), "save_pretrained"),
-        (changed(**{"layers.0.wq.lora_a": zeros(4, 256)}), "no LoRA weight that is known"),
+        (
+            changed(**{f"base_model.model.{Q0}.lora_A.default.weight": zeros(4, 256)}),
+            "twice, under two names",
+        ),
+        (changed(**{"layers.0.wq.lora_down": zeros(4, 256)}), "no LoRA weight that is known"),
         (changed(a=("F16", (4, 256), b"\0" * 2047)), "2047 bytes"),
         (changed(a=("F64", (4, 256), b"\0" * 8192)), "F64"),
         (changed(a=("I8", (4, 256), b"\0" * 1024)), "save it as F32"),

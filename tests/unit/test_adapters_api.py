@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from adapters import CONFIG, adapter_files, lora_tensors, write_adapter, zeros
+from adapters import CONFIG, adapter_files, lora_tensors, safetensors, write_adapter, zeros
 from rows import FILE, create_job, engine_info
 from tunewright.api.adapters import registration
 from tunewright.api.http.app import build
@@ -150,6 +150,52 @@ def test_archives_are_uploads_too(api: TestClient) -> None:
         assert (shown["sha256"], shown["lineage"]["origin"]) == (reference, name)
 
 
+def test_a_checkpoint_in_an_archive_can_be_named(api: TestClient) -> None:
+    files = {f"step-{at}/{name}": content for at in (1, 2) for name, content in adapter_files().items()}
+    archive = {"run.tar.gz": packed(files, "run/")}
+    refused = error(upload(api, archive))
+    assert (refused["param"], refused["code"]) == ("folder", "archive_refused")
+    assert register(api, suffix="one")["sha256"] == upload(api, archive, folder="step-2").json()["sha256"]
+    assert error(upload(api, folder="step-2"))["param"] == "folder"
+
+
+def test_an_adapter_of_mlx_is_an_upload_too(api: TestClient) -> None:
+    tensors = {
+        name.removeprefix("base_model.model.")
+        .replace("lora_A.weight", "lora_a")
+        .replace("lora_B.weight", "lora_b"): (
+            dtype,
+            shape[::-1],
+            content,
+        )
+        for name, (dtype, shape, content) in lora_tensors().items()
+    }
+    config = {
+        "fine_tune_type": "lora",
+        "model": BASE,
+        "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0},
+    }
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapters.safetensors": safetensors(tensors)}
+    shown = upload(api, files, suffix="apple").json()
+    assert (shown["rank"], shown["alpha"], shown["target_modules"]) == (4, 8.0, ["q_proj", "v_proj"])
+    again = upload(api, {"a.tar.gz": packed(files)})
+    assert again.json()["sha256"] == shown["sha256"]
+
+
+def test_what_vllm_does_not_serve_is_listed_for_merging(api: TestClient, worker: Worker) -> None:
+    tensors = lora_tensors()
+    for name in list(tensors):
+        if "lora_B" in name:
+            magnitude = name.replace("lora_B.weight", "lora_magnitude_vector")
+            tensors[magnitude] = zeros(tensors[name][1][0], value=1.0)
+    shown = upload(api, adapter_files({"use_dora": True}, tensors)).json()
+    assert (shown["state"], shown["desired"], shown["parity"]) == ("merge_only", "unloaded", None)
+    assert error(api.post(f"/v1/adapters/{shown['id']}/load"))["code"] == "model_merge_only"
+    assert worker.asked == []
+    created = api.post("/v1/exports", json={"model": shown["model"], "format": "merged"})
+    assert created.status_code == 200, created.text
+
+
 def test_what_is_downloaded_comes_back_as_the_same(api: TestClient) -> None:
     first = register(api)
     for path in (f"/v1/adapters/{first['id']}/download", f"/v1/models/{first['model']}/download"):
@@ -219,7 +265,8 @@ def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data
     ("files", "code", "message"),
     [
         (adapter_files({"lora_alpha": float("nan")}), "adapter_invalid", "lora_alpha NaN"),
-        (adapter_files({"use_dora": True}), "adapter_unsupported", "DoRA"),
+        (adapter_files({"use_dora": True}), "adapter_invalid", "no lora_magnitude_vector"),
+        (adapter_files({"init_lora_weights": "lora_ga"}), "adapter_unsupported", "path_initial_model"),
         (adapter_files({"r": 128}, lora_tensors(rank=128)), "adapter_unsupported", "--max-lora-rank"),
         (
             adapter_files(tensors=lora_tensors({"model.layers.0.self_attn.q_proj": (512, 512)})),
@@ -465,7 +512,11 @@ def test_a_repository_of_the_hub_is_taken(
     ((args, options),) = asked
     assert args == ("org/lora.v1",)
     assert options["revision"] == "main"
-    assert options["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert options["allow_patterns"] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapters.safetensors",
+    ]
 
 
 def test_a_hub_that_cannot_be_reached_says_what_else_can_be_done(

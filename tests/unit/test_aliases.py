@@ -271,7 +271,8 @@ def test_versions_of_many_at_once_have_no_gaps(url: str, each: Store) -> None:
         ([target("full")], "targets", "full is a full model, and not deployed"),
         ([target("orphan")], "targets", "The base of orphan"),
         ([target("bad")], "targets", "bad is quarantined"),
-        ([target("m1"), target("unchecked")], "targets", "unchecked is checking"),
+        ([target("m1"), target("checking")], "targets", "checking is checking: wait"),
+        ([target("m1"), target("checkpoint")], "targets", "checkpoint is unchecked: load it"),
     ],
 )
 def test_targets_that_are_refused(each: Store, targets: list[AliasTarget], param: str, message: str) -> None:
@@ -279,7 +280,8 @@ def test_targets_that_are_refused(each: Store, targets: list[AliasTarget], param
     register(each, "full", kind="full")
     register(each, "orphan", base="elsewhere")
     register(each, "bad", state=ModelState.QUARANTINED)
-    register(each, "unchecked", state=ModelState.CHECKING)
+    register(each, "checking", state=ModelState.CHECKING)
+    register(each, "checkpoint", state=ModelState.CHECKING, desired="unloaded")
     for attempt in (each.aliases.put, each.aliases.check):
         with pytest.raises(InvalidRequest, match=message) as refused:
             attempt(BOT, targets)

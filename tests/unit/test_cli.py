@@ -239,6 +239,7 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["adapters", "register", "/no/such/folder"],
         ["adapters", "register", "--path", "/a", "--hub", "org/a"],
         ["adapters", "register", "--path", "/a", "--revision", "main"],
+        ["adapters", "register", "--path", "/a", "--folder", "checkpoint-2"],
         ["adapters", "list", "--state", "happy"],
         ["chat", "m", ""],
         ["deployments", "create"],
@@ -363,6 +364,8 @@ def test_adapters_are_registered_shown_and_deleted(run: Run, service: FakeServic
     form = service.requests[-1][2]
     assert b'name="load"\r\n\r\nfalse' in form
     assert b'name="base"\r\n\r\ntiny' in form
+    assert run(*argv, "--folder", "checkpoint-2")[0] == 0
+    assert b'name="folder"\r\n\r\ncheckpoint-2' in service.requests[-1][2]
     assert run("adapters", "register", "--path", "/srv/a", "--suffix", "s")[:2] == (
         1,
         f"{MODEL} failed: no slot\n",

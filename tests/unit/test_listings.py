@@ -107,7 +107,9 @@ def test_of_checkpoints_the_models_are_those_wanted_loaded(store: Store) -> None
     assert [x.model.name for x in store.listings.models()] == names[::-1]
 
 
-STATES = {"loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"}
+STATES = {
+    "loaded", "loading", "draining", "unloaded", "failed", "checking", "unchecked", "quarantined", "merge_only",
+}  # fmt: skip
 
 
 def test_a_filter_means_what_is_shown(store: Store) -> None:
@@ -118,17 +120,18 @@ def test_a_filter_means_what_is_shown(store: Store) -> None:
     for state in ModelState:
         for held in (None, *Residency):
             for desired in ("loaded", "unloaded"):
-                number += 1
-                register(store, number, state=state, desired=desired)
-                if held is not None:
-                    store.engines.set_residency(engine, f"{number:064}", held)
-    everything = store.listings.adapters(EVERYTHING, after=None, limit=99)[0]
+                for parity in (None, {"verdict": "pass"}, {"asked_at": 1.0}):
+                    number += 1
+                    register(store, number, state=state, desired=desired, parity=parity)
+                    if held is not None:
+                        store.engines.set_residency(engine, f"{number:064}", held)
+    everything = store.listings.adapters(EVERYTHING, after=None, limit=999)[0]
     assert {x.state for x in everything} == STATES
     for state in STATES:
-        found, _ = store.listings.adapters(AdapterFilter(state=state), after=None, limit=99)
+        found, _ = store.listings.adapters(AdapterFilter(state=state), after=None, limit=999)
         assert found == [x for x in everything if x.state == state]
     for loaded in (True, False):
-        found, _ = store.listings.adapters(AdapterFilter(loaded=loaded), after=None, limit=99)
+        found, _ = store.listings.adapters(AdapterFilter(loaded=loaded), after=None, limit=999)
         assert found == [x for x in everything if (x.state == "loaded") is loaded]
 
 

@@ -69,22 +69,27 @@ class AsyncAdapters(AsyncResource):
         revision: str | None = None,
         base: str | None = None,
         suffix: str | None = None,
+        folder: str | None = None,
         load: bool = True,
         idempotency_key: str | None = None,
     ) -> Adapter:
         """Register an adapter that was trained elsewhere. It is served like the service's own adapters.
 
-        Give one of: `source`, a PEFT folder or an archive of one (.tar, .tar.gz, .zip), which is uploaded; `path`, a
-        folder on the server; `hub_id`, a repository that the server downloads. `base` may be left out where the
-        adapter's config names it or the service has a single base.
+        Give one of: `source`, a folder of peft or mlx-lm or an archive of one (.tar, .tar.gz, .zip), which is uploaded;
+        `path`, a folder on the server; `hub_id`, a repository that the server downloads. `base` may be left out where
+        the adapter's config names it or the service has a single base. `folder` says which folder of the archive has
+        the adapter, where it is not the highest one.
 
         Raises ValueError, FileNotFoundError, and BadRequestError, whose message says what is wrong with the
         adapter.
         """
         if sum(way is not None for way in (source, path, hub_id)) != 1:
             raise ValueError("give one of source, path and hub_id")
+        if folder is not None and source is None:
+            raise ValueError("folder goes with source")
         if source is not None:
-            call = endpoints.upload_adapter(source, base, suffix, load, idempotency_key)
+            form = {"base": base, "suffix": suffix, "folder": folder}
+            call = endpoints.upload_adapter(source, load, idempotency_key, **form)
         else:
             fields = {"path": path, "hub_id": hub_id, "revision": revision, "base": base, "suffix": suffix}
             call = endpoints.register_adapter(load, idempotency_key, **fields)

@@ -145,10 +145,11 @@ def _job(parse: ParseJob[J]) -> Callable[[httpx2.Response], J]:
 
 
 def upload_adapter(
-    source: FileInput, base: str | None, suffix: str | None, load: bool, idempotency_key: str | None
+    source: FileInput, load: bool, idempotency_key: str | None, **others: str | None
 ) -> Call[Adapter]:
-    """Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
-    fields = {"base": base, "suffix": suffix, "load": "true" if load else "false"}
+    """`others` are the other fields of the form; those that are None are left out. Raises FileNotFoundError or
+    TypeError for a file that cannot be uploaded."""
+    fields = {**others, "load": "true" if load else "false"}
     upload = Upload.of_adapter(source, {name: value for name, value in fields.items() if value is not None})
     return Call(
         "POST", "/adapters/upload", _as(Adapter), upload=upload, slow=True, idempotency_key=idempotency_key

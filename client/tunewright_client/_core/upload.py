@@ -14,6 +14,7 @@ FileInput = str | os.PathLike[str] | bytes | bytearray | BinaryIO
 FilePart = tuple[str, tuple[str, BinaryIO | bytes, str]]
 """A part of a multipart form as httpx2 takes it: its name, then filename, content and content type."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MLX_FILES = ("adapter_config.json", "adapters.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,11 @@ class Upload:
 
     @classmethod
     def of_adapter(cls, source: FileInput, fields: Mapping[str, str]) -> Upload:
-        """The two files of a PEFT folder, or an archive. Raises what `Part.of` raises."""
+        """The two files of a folder of peft or mlx-lm, or an archive. Raises what `Part.of` raises."""
         if isinstance(source, str | os.PathLike) and os.path.isdir(source):
-            return cls(tuple(Part.of(Path(source, name), name, name) for name in ADAPTER_FILES), fields)
+            is_mlx = not Path(source, ADAPTER_FILES[1]).exists() and Path(source, MLX_FILES[1]).exists()
+            names = MLX_FILES if is_mlx else ADAPTER_FILES
+            return cls(tuple(Part.of(Path(source, name), name, name) for name in names), fields)
         return cls((Part.of(source, None, "adapter.tar"),), fields)
 
     @contextmanager

@@ -65,6 +65,9 @@ class Parity(Wire):
     - verdict: pass, fail, no_measurable_effect or not_checked; `reason` explains it
     - slope, correlation: of the changes in the engine over those in peft
     - effect, noise, residual and the differences: in nats
+    - four_bit: for QLoRA its loss on the 4-bit base (loss) and on the one that it is served on (served_loss), and the
+      difference
+    - measured_as: the model of equal weights that was measured, if it was another
     - forced: who has the adapter served although it was quarantined
     """
 
@@ -84,6 +87,8 @@ class Parity(Wire):
     max_difference: float | None = None
     top1_agreement: float | None = None
     worst_rows: list[dict[str, Any]] | None = None
+    four_bit: dict[str, float] | None = None
+    measured_as: str | None = None
     forced: dict[str, Any] | None = None
 
 
@@ -91,7 +96,8 @@ class Adapter(Wire):
     """A LoRA adapter and its state.
 
     - desired: the requested state: loaded or unloaded
-    - state: the present state: loaded, loading, unloaded, failed, checking, quarantined or merge_only
+    - state: the present state: loaded, loading, draining, unloaded, failed, checking, unchecked, quarantined or
+      merge_only
     - error: why it failed
     - bytes, sha256: the size and the hash of its content
     - source: where it comes from: job, upload, folder, hub or export

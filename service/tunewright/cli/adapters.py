@@ -11,7 +11,9 @@ from tunewright.cli.output import number, page_size, size, when
 from tunewright_client import Adapter
 
 _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
-_STATES = ("loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only")
+_STATES = (
+    "loaded", "loading", "draining", "unloaded", "failed", "checking", "unchecked", "quarantined", "merge_only",
+)  # fmt: skip
 
 
 @click.group(cls=Commands)
@@ -28,6 +30,10 @@ def adapters() -> None:
     )
 )
 @click.argument("source", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--folder",
+    help="The folder of the archive that has the adapter, as checkpoint-200.  [default: the highest]",
+)
 @click.option("--path", help="A folder on the server instead, within one of its --adapter-root.")
 @click.option(
     "--hub", "hub_id", metavar="ORG/NAME", help="A repository of the hub instead, which the server fetches."
@@ -40,6 +46,7 @@ def adapters() -> None:
 def register(
     remote: Remote,
     source: Path | None,
+    folder: str | None,
     path: str | None,
     hub_id: str | None,
     revision: str | None,
@@ -49,15 +56,24 @@ def register(
 ) -> int:
     """Register an adapter that was trained elsewhere.
 
-    SOURCE is a folder that peft saved, or a .tar, .tar.gz or .zip of one. It is checked against its base: its
-    modules, shapes, rank and numbers. Pickled weights are refused.
+    SOURCE is a folder that peft or mlx-lm saved, or a .tar, .tar.gz or .zip of one. It is checked against its base:
+    its modules, shapes, rank and numbers. Pickled weights are refused.
     """
     if sum(way is not None for way in (source, path, hub_id)) != 1:
         raise click.UsageError("give SOURCE, --path or --hub, one of them")
     if revision is not None and hub_id is None:
         raise click.UsageError("--revision goes with --hub")
+    if folder is not None and source is None:
+        raise click.UsageError("--folder goes with SOURCE")
     adapter = remote.client.adapters.register(
-        source, path=path, hub_id=hub_id, revision=revision, base=base, suffix=suffix, load=load
+        source,
+        path=path,
+        hub_id=hub_id,
+        revision=revision,
+        base=base,
+        suffix=suffix,
+        folder=folder,
+        load=load,
     )
     return _print_adapter(remote, adapter)
 
@@ -121,7 +137,19 @@ def _parity(adapter: Adapter) -> list[tuple[str, object]]:
         return []
     pending = "being checked" if found.check_pending else None
     forced = f"by {found.forced.get('who') or 'an unnamed user'}" if found.forced else None
-    return [("parity", found.verdict), ("reason", found.reason), ("check", pending), ("forced", forced)]
+    lost = found.four_bit
+    trained = (
+        f"{lost['loss']:.4f} as trained in 4 bits, {lost['served_loss']:.4f} as served in 16 bits"
+        if lost
+        else None
+    )
+    return [
+        ("parity", found.verdict),
+        ("reason", found.reason),
+        ("loss", trained),
+        ("check", pending),
+        ("forced", forced),
+    ]
 
 
 def _lineage(adapter: Adapter) -> list[tuple[str, object]]:

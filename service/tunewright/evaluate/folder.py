@@ -48,6 +48,10 @@ class ParitySpec(BaseModel):
     """Chat or text rows; None: the built-in probes."""
     rows: int
     """How many rows are used, from the first on."""
+    four_bit: bool = False
+    """Whether it was trained on the base in 4 bits, on which it is measured too."""
+    content: str | None = None
+    """A hash of what is measured and how; for the scheduler."""
 
 
 class ReferenceRow(BaseModel):
@@ -77,6 +81,17 @@ class Rendering(BaseModel):
     tokens: list[int]
 
 
+class FourBitLoss(BaseModel):
+    """What an adapter loses by being served on the base in 16 bits, having been trained on it in 4 (nats per token)."""
+
+    loss: float
+    """Of the rows' tokens, on the base in 4 bits."""
+    served_loss: float
+    """On the base in 16 bits."""
+    difference: float
+    """`served_loss` - `loss`: positive where it is served worse than it was trained."""
+
+
 class Reference(BaseModel):
     """`reference.json`: the output for one adapter."""
 
@@ -86,6 +101,7 @@ class Reference(BaseModel):
     dtype: str
     seconds: float
     versions: dict[str, str]
+    four_bit: FourBitLoss | None = None
 
 
 class ParityFolder:

@@ -25,6 +25,7 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder; nothing is looked up
     status, base = 0, None
+    needs_four_bits = any(map(_needs_four_bits, folders))
     for folder in folders:
         try:
             spec = folder.read_spec()
@@ -35,8 +36,8 @@ def main() -> int:
         setproctitle(f"tunewright: parity of {spec.adapter_id}")
         if folder.reference_file.exists():
             continue
-        # peft imports bitsandbytes where it is installed, for 4-bit bases, which do not occur here
-        with quick_imports("bitsandbytes"):
+        # peft imports bitsandbytes where it is installed, for 4-bit bases
+        with quick_imports(*(() if needs_four_bits else ("bitsandbytes",))):
             from tunewright.evaluate.reference import NoRoom, ReferenceBase
 
         if base is None or base.spec != spec.base:
@@ -50,6 +51,13 @@ def main() -> int:
         if folder.path.exists():  # else the check was cancelled
             folder.write_reference(reference)
     return status
+
+
+def _needs_four_bits(folder: ParityFolder) -> bool:
+    try:
+        return folder.read_spec().four_bit
+    except (OSError, ValueError):
+        return False
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from transformers import (
 from tunewright.evaluate.folder import (
     CANDIDATES,
     BaseSpec,
+    FourBitLoss,
     Logprobs,
     ParitySpec,
     Reference,
@@ -83,6 +85,7 @@ class ReferenceBase:
                 )
             )
         self._model = adapted.unload()
+        four_bit = self._four_bit_loss(spec, measured) if spec.four_bit else None
         began, self._began = self._began, time.monotonic()
         return Reference(
             rows=measured,
@@ -91,7 +94,21 @@ class ReferenceBase:
             dtype=str(self._dtype).removeprefix("torch."),
             seconds=round(self._began - began, 1),
             versions={name: version(name) for name in ("torch", "transformers", "peft")},
+            four_bit=four_bit,
         )
+
+    def _four_bit_loss(self, spec: ParitySpec, rows: list[ReferenceRow]) -> FourBitLoss | None:
+        """What the adapter loses by not being served on the base in 4 bits. None where that cannot be measured, which
+        is no reason not to serve it."""
+        from tunewright.evaluate.four_bit import four_bit_loss
+
+        try:
+            return four_bit_loss(
+                Path(self.spec.path), spec.adapter, rows, device=self._device, **self._options
+            )
+        except Exception as error:  # no room, or a device for which bitsandbytes has no kernels
+            print(f"not measured in 4 bits: {type(error).__name__}: {error}", file=sys.stderr)
+            return None
 
     def _loaded(self) -> PreTrainedModel:
         """The base, with packed weights dequantized, since the engine computes with those numbers."""

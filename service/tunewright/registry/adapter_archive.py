@@ -1,12 +1,13 @@
-"""Unpacks the two files of a PEFT folder from an uploaded archive, and nothing else.
+"""Unpacks the two files of an adapter's folder from an uploaded archive, and nothing else.
 
 Archives are not trusted: names, sizes and types of members are checked while the archive is read, and the unpacked
-bytes are counted. Only files of two fixed names are written, into the given folder.
+bytes are counted. Only files of three fixed names are written, into the given folder.
 """
 
 from __future__ import annotations
 
 import gzip
+import shutil
 import stat
 import struct
 import tarfile
@@ -18,11 +19,13 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from tunewright.errors import InvalidAdapter, TooLarge
-from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, pickled
+from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
 from tunewright.registry.adapter_config import LARGEST_CONFIG
 
-MOST_MEMBERS = 64
-"""A PEFT folder with a tokenizer and a trainer's state has about twenty."""
+MOST_MEMBERS = 1000
+"""A PEFT folder with a tokenizer and a trainer's state has about twenty, and a run has one for each checkpoint."""
+_DEEPEST = 4
+"""Most folders around an adapter."""
 _LARGEST_HEADERS = 32 * 2**10
 """Most bytes in a tar between the contents of two members."""
 _LARGEST_READ = 2**20
@@ -38,11 +41,13 @@ _Member = tuple[str, Callable[[], BinaryIO] | None]
 """A member's name in the archive and how to open its content; None for a folder."""
 
 
-def unpack(archive: BinaryIO, into: Path, largest: int) -> None:
-    """Write the archive's `adapter_config.json` and `adapter_model.safetensors` to `into`.
+def unpack(archive: BinaryIO, into: Path, largest: int, folder: str | None = None) -> None:
+    """Write the archive's `adapter_config.json` and `adapter_model.safetensors` (of MLX `adapters.safetensors`) to
+    `into`.
 
-    They are at its top or together in one folder; other files are ignored. `largest` is the limit of unpacked bytes.
-    Raises InvalidAdapter, TooLarge, and OSError where the disk is full.
+    They are those of the highest folder that has both, or of the one whose name ends in `folder`; other files are
+    ignored. `largest` is the limit of unpacked bytes. Raises InvalidAdapter, TooLarge, and OSError where the disk is
+    full.
     """
     archive.seek(0)
     start = archive.read(512)
@@ -60,7 +65,7 @@ def unpack(archive: BinaryIO, into: Path, largest: int) -> None:
                 f"two files, {CONFIG_FILE} and {WEIGHTS_FILE}.",
                 code="archive_refused",
             )
-        _take(members, into, largest)
+        _take(members, into, largest, folder)
     except _BROKEN as error:
         raise InvalidAdapter(
             f"The archive is broken: {error or type(error).__name__}. Pack it anew, and send all of it.",
@@ -68,10 +73,11 @@ def unpack(archive: BinaryIO, into: Path, largest: int) -> None:
         ) from error
 
 
-def _take(members: Iterator[_Member], into: Path, largest: int) -> None:
+def _take(members: Iterator[_Member], into: Path, largest: int, folder: str | None) -> None:
     seen: set[str] = set()
-    folders: set[PurePosixPath] = set()
-    pickles = []
+    places: dict[PurePosixPath, Path] = {}
+    pickles: dict[PurePosixPath, str] = {}
+    left = largest
     for name, opened in members:
         path = _safe(name)
         if str(path) in seen:
@@ -79,32 +85,73 @@ def _take(members: Iterator[_Member], into: Path, largest: int) -> None:
         seen.add(str(path))
         if len(seen) > MOST_MEMBERS:
             raise _refused(f"it has more than {MOST_MEMBERS} members")
-        if opened is None:
+        if opened is None or not _is_wanted(path.parent, folder):
             continue
         if path.name.startswith("adapter_model") and path.suffix in _PICKLED:
-            pickles.append(path.name)
-        if path.name in (CONFIG_FILE, WEIGHTS_FILE) and len(path.parts) <= 2:
-            folders.add(path.parent)
-            if len(folders) > 1:
-                raise _refused(
-                    f"adapters are in several folders ({', '.join(sorted(map(str, folders)))[:200]})"
-                )
-            _write(opened(), into / path.name, LARGEST_CONFIG if path.name == CONFIG_FILE else largest)
-    if pickles and not (into / WEIGHTS_FILE).exists():
-        raise pickled(f"The archive's weights, {pickles[0]}, are pickled")
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (into / file).exists():
-            raise InvalidAdapter(f"The archive has no {file}, neither at its top nor in one folder.")
+            pickles[path.parent] = path.name
+        if path.name in (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE):
+            place = places.setdefault(path.parent, into / str(len(places)))
+            place.mkdir(exist_ok=True)
+            if path.name == CONFIG_FILE:
+                _write(opened(), place / path.name, LARGEST_CONFIG, LARGEST_CONFIG)
+            else:
+                left -= _write(opened(), place / path.name, left, largest)
+    chosen = _chosen(places, pickles, folder)
+    for file in places[chosen].iterdir():
+        file.rename(into / file.name)
+    for place in places.values():
+        shutil.rmtree(place)
 
 
-def _write(content: BinaryIO, target: Path, largest: int) -> None:
+def _is_wanted(found: PurePosixPath, folder: str | None) -> bool:
+    if folder is None:
+        return len(found.parts) <= _DEEPEST
+    wanted = PurePosixPath(folder).parts
+    return found.parts[-len(wanted) :] == wanted if wanted else not found.parts
+
+
+def _chosen(
+    places: dict[PurePosixPath, Path], pickles: dict[PurePosixPath, str], folder: str | None
+) -> PurePosixPath:
+    """The folder of the archive with the adapter: the top one, where a run's checkpoints are in others below."""
+    weights = (WEIGHTS_FILE, MLX_WEIGHTS_FILE)
+    whole = [
+        found
+        for found, place in places.items()
+        if (place / CONFIG_FILE).exists() and any((place / name).exists() for name in weights)
+    ]
+    top = min((len(found.parts) for found in whole), default=_DEEPEST + 1)
+    for found, name in pickles.items():
+        if len(found.parts) < top:
+            raise pickled(f"The archive's weights, {name}, are pickled")
+    if not whole:
+        there = {file.name for place in places.values() for file in place.iterdir()}
+        missing = CONFIG_FILE if CONFIG_FILE not in there else WEIGHTS_FILE
+        if there > {CONFIG_FILE}:
+            raise InvalidAdapter(f"The archive has {CONFIG_FILE} and {WEIGHTS_FILE} in different folders.")
+        where = "at its top or in a folder" if folder is None else f"in a folder {folder[:200]!r}"
+        raise InvalidAdapter(f"The archive has no {missing} {where}.", param="folder" if folder else None)
+    highest = [found for found in whole if len(found.parts) == top]
+    if len(highest) > 1:
+        names = ", ".join(sorted(map(str, highest)))[:300]
+        raise InvalidAdapter(
+            f"The archive has adapters in several folders ({names}): say which one, with `folder`, or pack that one.",
+            param="folder",
+            code="archive_refused",
+        )
+    return highest[0]
+
+
+def _write(content: BinaryIO, target: Path, most: int, limit: int) -> int:
+    """Write at most `most` bytes of what may be `limit` together. Returns how many there were."""
     size = 0
     with content, target.open("xb") as file:
         while block := content.read(_BLOCK):
             size += len(block)
-            if size > largest:
-                raise _too_large(target.name, largest)
+            if size > most:
+                raise _too_large(target.name if most == limit else "What is in the archive", limit)
             file.write(block)
+    return size
 
 
 def _too_large(what: str, largest: int) -> TooLarge:
@@ -141,11 +188,11 @@ def _tar(source: BinaryIO, largest: int) -> Iterator[_Member]:
     """The members of a tar, read in one pass. `largest` is the limit of its unpacked bytes."""
     meter = _Meter(source)
     with tarfile.open(fileobj=cast(BinaryIO, meter), mode="r|") as archive:
-        for member in archive:
+        for at, member in enumerate(archive):
             if member.issparse() or not (member.isreg() or member.isdir()):
                 raise _refused(f"{member.name[:200]!r} is a link, a device or a sparse file")
             end = member.offset_data + (0 if member.isdir() else member.size)
-            if end > largest + MOST_MEMBERS * _LARGEST_HEADERS:
+            if end > largest + (at + 1) * _LARGEST_HEADERS:
                 raise _too_large("The archive, unpacked,", largest)
             meter.allowed = end + _LARGEST_HEADERS
             yield member.name, None if member.isdir() else partial(_content, archive, member)

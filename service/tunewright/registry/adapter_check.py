@@ -7,24 +7,28 @@ of larger ones, and crashes on some that are too large. All of these are refused
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tunewright.errors import InvalidAdapter
-from tunewright.registry.adapter_config import AdapterConfig, parse_adapter_config
+from tunewright.registry.adapter_config import AdapterConfig, parse_adapter_config, read_config
+from tunewright.registry.adapter_forms import in_peft_form
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.safetensors_file import (
     BadTensors,
     Tensor,
+    change,
     read_finite,
     read_tensors,
     write_tensors,
 )
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+MLX_WEIGHTS_FILE = "adapters.safetensors"
 _NAME = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight"
     r"|base_model\.model\.(?P<embedding>.+)\.(?P<side>lora_embedding_A|lora_embedding_B)"
@@ -78,27 +82,50 @@ class CheckedAdapter:
         """
         config = json.dumps(self.config.as_peft(self.modules), indent=2, sort_keys=True, ensure_ascii=False)
         (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-        try:
-            with (folder / WEIGHTS_FILE).open("wb") as target:
-                write_tensors(target, weights, self.tensors)
-        except BadTensors as error:
-            raise _faulty(error) from error
+        write_weights(weights, self.tensors, folder)
 
 
 def check_adapter(config: bytes, weights: BinaryIO, base: BaseModules, max_rank: int) -> CheckedAdapter:
     """Check everything but the numbers, which `CheckedAdapter.write` checks. Raises InvalidAdapter."""
-    parsed = parse_adapter_config(config)
-    tensors = read_weights(weights)
+    fields, tensors = in_peft_form(read_config(config), read_weights(weights), base)
+    return check_served(fields, tensors, base, max_rank)
+
+
+def check_served(
+    fields: dict[str, Any], tensors: Sequence[Tensor], base: BaseModules, max_rank: int
+) -> CheckedAdapter:
+    """The same for an adapter in peft's form."""
+    parsed = parse_adapter_config(fields)
     pairs = lora_pairs(tensors, base)
     for pair in pairs:
         check_rank(pair, parsed, max_rank)
-        _check_scaling(pair, parsed)
         _check_fit(pair, base)
     modules = sorted(pair.module for pair in pairs)
     check_complete(modules, parsed, base)
-    if parsed.base_hint is None or parsed.base_hint.startswith(("/", ".", "~")):
-        parsed = replace(parsed, base_hint=base.name)  # a path on the machine that trained it says nothing
-    return CheckedAdapter(parsed, tensors, modules)
+    parsed, tensors = _with_one_scaling(parsed, tensors, pairs)
+    return CheckedAdapter(named_for(parsed, base), list(tensors), modules)
+
+
+def named_for(config: AdapterConfig, base: BaseModules) -> AdapterConfig:
+    """The config with the base's name, where it has a path on the machine that trained it, which says nothing."""
+    if config.base_hint is None or config.base_hint.startswith(("/", ".", "~")):
+        return replace(config, base_hint=base.name)
+    return config
+
+
+def write_weights(weights: BinaryIO, tensors: Iterable[Tensor], folder: Path) -> None:
+    """Write these tensors to the weights' file in `folder`. Raises as `CheckedAdapter.write`."""
+    try:
+        with (folder / WEIGHTS_FILE).open("wb") as target:
+            write_tensors(target, weights, tensors)
+    except BadTensors as error:
+        raise _faulty(error) from error
+
+
+def lora_modules(tensors: Iterable[Tensor]) -> list[str]:
+    """The names of the modules with LoRA weights, sorted, in peft's form."""
+    found = (_NAME.fullmatch(tensor.name) for tensor in tensors)
+    return sorted({match["module"] or match["embedding"] for match in found if match is not None})
 
 
 def check_numbers(path: Path) -> None:
@@ -179,10 +206,10 @@ def _unknown(name: str) -> InvalidAdapter:
             f"{name} is of DoRA, which vLLM does not serve; merge the adapter into its base.",
             code="adapter_unsupported",
         )
-    if re.search(r"\.lora_[AB]\.[^.]+\.weight$", name):
+    if ".base_layer." in name:
         return InvalidAdapter(
-            f"{name} has the adapter's own name in it, as in a model's `state_dict()`: save the adapter with peft's "
-            "`model.save_pretrained(folder)`."
+            f"{name} is a weight of the base itself, as in a model's `state_dict()`: save the adapter alone, with "
+            "peft's `model.save_pretrained(folder)`."
         )
     if name.endswith((".weight", ".bias")) and ".lora_" not in name:
         return InvalidAdapter(
@@ -222,17 +249,34 @@ def check_rank(pair: LoraPair, config: AdapterConfig, max_rank: int) -> None:
         )
 
 
-def _check_scaling(pair: LoraPair, config: AdapterConfig) -> None:
-    """Raise InvalidAdapter where scalings differ: versions of vLLM that ignore patterns use one for all modules."""
-    scaling = config.scaling_of(pair.module)
-    if abs(scaling - config.scaling) > 1e-6 * config.scaling:
-        raise InvalidAdapter(
-            f"{pair.module} is scaled by {scaling:g} and others by {config.scaling:g} (alpha_pattern, rank_pattern), "
-            f"which not every vLLM does. Multiply its lora_B by {scaling / config.scaling:g} and give it alpha "
-            f"{config.alpha_for_scaling(pair.module):g} in alpha_pattern: that is the same adapter.",
-            param="adapter_config.alpha_pattern",
-            code="adapter_unsupported",
-        )
+def _with_one_scaling(
+    config: AdapterConfig, tensors: Sequence[Tensor], pairs: Sequence[LoraPair]
+) -> tuple[AdapterConfig, Sequence[Tensor]]:
+    """The same adapter with one scaling for all of its modules, since versions of vLLM that ignore patterns use one.
+
+    Where scalings differ, each lora_B is multiplied by its own, as a part of the largest; then all modules have the
+    largest rank, their matrices filled up with zeros, and no patterns are left. The same is done where the config has a
+    larger rank than any module, since vLLM looks at that.
+    """
+    scalings = {pair.module: config.scaling_of(pair.module) for pair in pairs}
+    largest = max(scalings.values())
+    rank = max(pair.rank for pair in pairs)
+    is_one = all(abs(scaling - config.scaling) <= 1e-6 * config.scaling for scaling in scalings.values())
+    if is_one and max(config.rank, *config.rank_pattern.values(), rank) == rank:
+        return config, tensors
+    changed: dict[str, Tensor] = {}
+    for pair in pairs:
+        factor = scalings[pair.module] / largest
+        changed[pair.a.name] = change(pair.a, shape=(rank, pair.a.shape[1]))
+        changed[pair.b.name] = change(pair.b, shape=(pair.b.shape[0], rank), factor=factor)
+    uniform = replace(
+        config,
+        rank=rank,
+        alpha=largest * (math.sqrt(rank) if config.use_rslora else rank),
+        rank_pattern={},
+        alpha_pattern={},
+    )
+    return uniform, [changed.get(tensor.name, tensor) for tensor in tensors]
 
 
 def _check_fit(pair: LoraPair, base: BaseModules) -> None:

@@ -50,8 +50,26 @@ _OFF: dict[str, tuple[str, str]] = {
 }
 """Fields that must be off: why vLLM does not serve them, and why they are not merged."""
 _MERGE = "merge the adapter into its base (peft's `merge_and_unload`), or train one without it"
-_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""Initializations that change the adapter's own weights only, as in vLLM."""
+_AS_LORA = (
+    "convert it where peft can (`peft.save_as_lora(folder, model, rank)`), merge it where it was trained "
+    "(`merge_and_unload`) and serve the result as a base, or train one with LoRA"
+)
+_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+"""Initializations that leave the base as it is. All others are refused, also unknown ones: tests/unit/
+test_initializations.py runs each that peft has, and compares. (vLLM takes LoRA-GA too, which changes the base in
+training and leaves no trace of that in the adapter.)"""
+_CONVERTED_INITS = ("pissa", "corda", "olora", "lora_ga")
+"""Beginnings of the initializations that peft's `save_pretrained` converts
+(`LoraModel._convert_state_dict_for_initial_model`)."""
+_CONVERT = (
+    "convert it with peft: after the initialization, set `init_lora_weights = True` in "
+    "`model.peft_config['default']` and `model.save_pretrained('run/initial')`; after the training, "
+    "`model.save_pretrained(folder, path_initial_model_for_weight_conversion='run/initial')`"
+)
+_MERGE_INIT = (
+    "merge it into the model that it was trained on (peft's `merge_and_unload`) and serve that as a base, or train one "
+    "with another initialization"
+)
 _PATTERN = re.compile(r"\^?[\w.-]{1,256}")
 """The regular expressions that are accepted, without repetition and groups, which could take exponential time."""
 _MOST_PATTERNS = 2000
@@ -85,11 +103,6 @@ class AdapterConfig:
         """The factor of modules to which no pattern applies."""
         return self._scaling(self.rank, self.alpha)
 
-    def alpha_for_scaling(self, module: str) -> float:
-        """The alpha with which `module` would have the adapter's own scaling."""
-        rank = self.rank_of(module)
-        return self.scaling * (math.sqrt(rank) if self.use_rslora else rank)
-
     def _scaling(self, rank: int, alpha: float) -> float:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -118,9 +131,8 @@ class AdapterConfig:
         }
 
 
-def parse_adapter_config(text: bytes) -> AdapterConfig:
+def parse_adapter_config(config: dict[str, Any]) -> AdapterConfig:
     """The parsed config. Raises InvalidAdapter, naming the field, where it is faulty or cannot be served."""
-    config = read_config(text)
     check_kind(config)
     if (only_merged := needs_merging(config)) is not None:
         name, why = only_merged
@@ -144,9 +156,28 @@ def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
     for name, why in _MERGED.items():
         if config.get(name):
             return name, f"{_shown(config[name])}: {why}"
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         return "bias", f"{config['bias']!r}: vLLM serves no trained biases"
     return None
+
+
+def merged_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that only a merge reads, where they are set. Raises InvalidAdapter for faulty values."""
+    bias = config.get("bias") or "none"
+    if bias not in ("none", "all", "lora_only"):
+        raise _faulty("bias", bias, "none, all or lora_only")
+    flags = ("use_dora", "lora_bias", "ensure_weight_tying")
+    found: dict[str, Any] = {name: True for name in flags if _flag(config, name)}
+    found |= {"bias": bias} if bias != "none" else {}
+    if config.get("modules_to_save"):
+        found["modules_to_save"] = list(_names(config["modules_to_save"], "modules_to_save"))
+    tokens = config.get("trainable_token_indices")
+    if tokens:
+        for indices in tokens.values() if isinstance(tokens, dict) else [tokens]:
+            if not isinstance(indices, list) or not all(type(at) is int for at in indices):
+                raise _faulty("trainable_token_indices", tokens, "the numbers of tokens")
+        found["trainable_token_indices"] = tokens
+    return found
 
 
 def config_fields(config: dict[str, Any]) -> AdapterConfig:
@@ -177,7 +208,7 @@ def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         taken = "merged" if for_merging else "served"
-        raise _refused("peft_type", f"{kind!r}: only LORA adapters are {taken}", "train one with LoRA")
+        raise _refused("peft_type", f"{kind!r}: only LORA adapters are {taken}", _AS_LORA)
     task = config.get("task_type")
     if task not in ("CAUSAL_LM", None):
         raise _refused(
@@ -189,13 +220,26 @@ def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
             raise _refused(
                 name, f"{_shown(config[name])}: {not_merged if for_merging else not_served}", advice
             )
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
-        raise _refused(
-            "init_lora_weights",
-            f"{init!r}: it changed the base's own weights, which are not in the adapter",
-            "convert it with PEFT's `path_initial_model_for_weight_conversion`",
-        )
+    _check_initialization(config.get("init_lora_weights"))
+
+
+def _check_initialization(init: Any) -> None:
+    """Raise InvalidAdapter unless the base is known to be as it was before the training."""
+    if init is None or isinstance(init, bool):
+        return
+    if not isinstance(init, str):
+        raise _faulty("init_lora_weights", init, "true, false or the name of an initialization")
+    name = init.lower()
+    if name in _PLAIN_INITS:
+        return
+    is_converted = name.startswith(_CONVERTED_INITS)
+    is_known = is_converted or name == "loftq"
+    changed = "it changed the base's own weights, which are not in the adapter"
+    raise _refused(
+        "init_lora_weights",
+        f"{_shown(init)}: {changed if is_known else 'an initialization that may have changed the base itself'}",
+        _CONVERT if is_converted else _MERGE_INIT,
+    )
 
 
 def _refused(name: str, what: str, advice: str) -> InvalidAdapter:
@@ -240,9 +284,9 @@ def _flag(config: dict[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _names(value: Any, field: str = "target_modules") -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-        raise _faulty("target_modules", value, "the names of modules")
+        raise _faulty(field, value, "the names of modules")
     return tuple(sorted(set(value)))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, UnsupportedFeature
-from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, pickled
+from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
 from tunewright.registry.adapter_config import LARGEST_CONFIG
 
 _HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}$", re.ASCII)
@@ -31,13 +31,14 @@ class AdapterFiles:
 
 @contextmanager
 def open_folder(folder: Path, largest: int, roots: Sequence[Path] | None = None) -> Iterator[AdapterFiles]:
-    """Open the files of a PEFT folder. With `roots`, the opened files lie in one of them, also where links lead there.
+    """Open the files of a folder of peft or mlx-lm. With `roots`, the opened files lie in one of them, also where links
+    lead there.
 
     Raises InvalidAdapter where a file is missing, TooLarge above `largest` bytes, and OSError.
     """
     with ExitStack() as opened:
         config, weights = (
-            opened.enter_context(_open(folder / name, roots)) for name in (CONFIG_FILE, WEIGHTS_FILE)
+            opened.enter_context(_open(folder / name, roots)) for name in (CONFIG_FILE, _weights(folder))
         )
         if os.fstat(weights.fileno()).st_size > largest:
             raise TooLarge(f"{WEIGHTS_FILE} has more than {largest} bytes, the limit (--max-adapter-size).")
@@ -45,6 +46,11 @@ def open_folder(folder: Path, largest: int, roots: Sequence[Path] | None = None)
         if len(text) > LARGEST_CONFIG:
             raise TooLarge(f"{CONFIG_FILE} has more than {LARGEST_CONFIG} bytes.")
         yield AdapterFiles(text, weights)
+
+
+def _weights(folder: Path) -> str:
+    is_mlx = not (folder / WEIGHTS_FILE).exists() and (folder / MLX_WEIGHTS_FILE).exists()
+    return MLX_WEIGHTS_FILE if is_mlx else WEIGHTS_FILE
 
 
 def folder_on_server(path: str, roots: Sequence[Path]) -> Path:
@@ -119,7 +125,10 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
 
             done.set_result(
                 snapshot_download(
-                    hub_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], etag_timeout=10
+                    hub_id,
+                    revision=revision,
+                    allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE],
+                    etag_timeout=10,
                 )
             )
         except BaseException as error:

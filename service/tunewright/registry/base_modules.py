@@ -31,6 +31,10 @@ class BaseModules:
                 if tensor.endswith(end):
                     self._add(tensor.removesuffix(end), None)
         self._tops = {module.partition(".")[0] for module in self._shapes}
+        self._lacks_prefix = any(
+            number is not None and "." not in stack for stack, number in map(_layer, self._shapes)
+        )
+        """Whether the files leave out the model's own prefix ("transformer."), which is in the names in memory."""
         self._plain: dict[str, set[str]] = {}
         for module in self._shapes:
             self._plain.setdefault(_without_wrappers(module), set()).add(module)
@@ -49,6 +53,11 @@ class BaseModules:
         if not found:
             return None
         return set().union(*(self._shapes[name] for name in found))
+
+    def prefixes_of(self, module: str) -> set[str]:
+        """What precedes `module`, up to a dot, in the names of those of the base's modules that end in it."""
+        end = f".{module}"
+        return {name.removesuffix(module) for name in self._shapes if name.endswith(end)}
 
     def between(self, modules: Iterable[str], targets: Iterable[str]) -> set[str]:
         """The base's modules that end in one of `targets`, between the first and the last layer of `modules`.
@@ -91,7 +100,7 @@ class BaseModules:
         if module in self._shapes:
             return {module}
         first, _, rest = module.partition(".")
-        if first not in self._tops and rest in self._shapes:
+        if self._lacks_prefix and first not in self._tops and rest in self._shapes:
             return {rest}
         return self._plain.get(_without_wrappers(module), set()) if self._is_multimodal else set()
 

@@ -18,6 +18,8 @@ _CONFIG_THAT_MATTERS: dict[str, Any] = {
     "layers_to_transform": None, "layers_pattern": None,
 }  # fmt: skip
 """Fields of PEFT's LoraConfig that change what an adapter computes, with their defaults."""
+_CONFIG_OF_SOME = ("lora_bias", "trainable_token_indices", "ensure_weight_tying")
+"""Further ones, which are hashed only where they are set: so the hashes of adapters without them stay as they were."""
 
 
 def artifact_files(folder: Path) -> list[Path]:
@@ -46,6 +48,7 @@ def adapter_sha256(folder: Path) -> str:
         key: default if config.get(key) in (None, [], {}) else config[key]
         for key, default in _CONFIG_THAT_MATTERS.items()
     }
+    kept |= {key: config[key] for key in _CONFIG_OF_SOME if config.get(key)}
     if isinstance(kept["target_modules"], list):
         kept["target_modules"] = sorted(set(kept["target_modules"]))
     for key in ("lora_alpha", "alpha_pattern"):

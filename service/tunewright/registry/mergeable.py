@@ -325,11 +325,12 @@ class _Planner:
         wanted = token_indices(self.raw.get("trainable_token_indices"), list(self.parts.tokens), self.base)
         for module, indices in wanted.items():
             values = Stored(self.file, self.parts.tokens[module])
-            vocabulary, width = self._source(self._home(f"{module}.weight", "trained tokens")).shape
+            shape = self._source(self._home(f"{module}.weight", "trained tokens")).shape
+            vocabulary, width = shape if len(shape) == 2 else (0, 0)
             if values.shape != (len(indices), width) or any(not 0 <= at < vocabulary for at in indices):
                 raise InvalidAdapter(
                     f"{module} has trained tokens {list(values.shape)} for {len(indices)} trainable_token_indices, in "
-                    f"a weight of shape {[vocabulary, width]}: the two files are not of the same adapter.",
+                    f"a weight of shape {list(shape)}: the two files are not of the same adapter.",
                     param="adapter_config.trainable_token_indices",
                 )
             self._change(f"{module}.weight", Rows(indices, values))

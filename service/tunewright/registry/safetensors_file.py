@@ -43,6 +43,39 @@ class Tensor:
     end: int
 
 
+@dataclass(frozen=True)
+class ChangedTensor(Tensor):
+    """A matrix that is written otherwise than it is in the file. `dtype` and `shape` are those that are written; a
+    shape that is larger than the source's is filled with zeros."""
+
+    source: Tensor
+    is_transposed: bool = False
+    factor: float = 1.0
+    """What the numbers are multiplied by. Others than 1 are written as F32."""
+
+
+def change(
+    tensor: Tensor,
+    *,
+    name: str | None = None,
+    transpose: bool = False,
+    factor: float = 1.0,
+    shape: tuple[int, ...] | None = None,
+) -> ChangedTensor:
+    """The tensor with another name, transposed, multiplied, or filled up to `shape` with zeros at its ends."""
+    before = tensor if isinstance(tensor, ChangedTensor) else None
+    return ChangedTensor(
+        name=name or tensor.name,
+        dtype=tensor.dtype if factor == 1 else "F32",
+        shape=shape or (tensor.shape[::-1] if transpose else tensor.shape),
+        start=tensor.start,
+        end=tensor.end,
+        source=before.source if before else tensor,
+        is_transposed=transpose != (before.is_transposed if before else False),
+        factor=factor * (before.factor if before else 1.0),
+    )
+
+
 def read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     """The unchecked header without its metadata, and where the tensors begin. Raises BadTensors."""
     size = file.seek(0, 2)
@@ -173,16 +206,45 @@ def header_of(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
 
 
 def write_tensors(target: BinaryIO, source: BinaryIO, tensors: Iterable[Tensor]) -> None:
-    """Write a file of these tensors of `source`, byte for byte as the safetensors library and peft do.
+    """Write a file of these tensors of `source`, byte for byte as the safetensors library and peft do. Those that are
+    changed are in memory one at a time.
 
     The same tensors make the same file, whatever order and metadata the source had. Raises as `read_finite`.
     """
     order = list(FLOATS)
     arranged = sorted(tensors, key=lambda t: (order.index(t.dtype), t.name))
-    target.write(header_of((t.name, t.dtype, t.shape, t.end - t.start) for t in arranged))
+    sizes = ((t.name, t.dtype, t.shape, math.prod(t.shape) * FLOATS[t.dtype]) for t in arranged)
+    target.write(header_of(sizes))
     for tensor in arranged:
+        if isinstance(tensor, ChangedTensor):
+            target.write(_changed(source, tensor))
+            continue
         for block in read_finite(source, tensor):
             target.write(block)
+
+
+def _changed(file: BinaryIO, tensor: ChangedTensor) -> bytes:
+    import numpy as np  # here, as in `_is_finite`
+
+    source = tensor.source
+    content = b"".join(read_finite(file, source))
+    numbers = np.frombuffer(content, dtype=f"<u{FLOATS[source.dtype]}").reshape(source.shape)
+    numbers = numbers.T if tensor.is_transposed else numbers
+    if tensor.factor != 1:
+        if source.dtype == "BF16":
+            values = (numbers.astype("<u4") << 16).view("<f4")
+        else:
+            values = np.ascontiguousarray(numbers).view({"F16": "<f2", "F32": "<f4"}[source.dtype])
+        with np.errstate(over="ignore"):
+            numbers = (values.astype("<f4") * np.float32(tensor.factor)).view("<u4")
+    if numbers.shape != tensor.shape:
+        filled = np.zeros(tensor.shape, dtype=numbers.dtype)
+        filled[tuple(slice(size) for size in numbers.shape)] = numbers
+        numbers = filled
+    changed = numbers.tobytes()
+    if not _is_finite(changed, tensor.dtype):
+        raise BadTensors(f"{tensor.name} overflows where it is multiplied by its scaling")
+    return changed
 
 
 def _tensor(name: str, entry: Any, start: int) -> Tensor:

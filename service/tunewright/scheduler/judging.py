@@ -39,6 +39,7 @@ async def _judge(engine: Engine, model: TunedModel, spec: ParitySpec, reference:
         "prompts": len(reference.renderings),
         "reference": {"device": reference.device, "dtype": reference.dtype, "seconds": reference.seconds},
         "versions": {"vllm": version, **reference.versions},
+        "four_bit": reference.four_bit.model_dump() if reference.four_bit else None,
     }
 
 

@@ -2,7 +2,8 @@
 
 For each pending check (`store.checks`), a reference process (`evaluate.parity`) scores a few rows with transformers and
 peft. The engine, which has loaded the adapter already although no request reaches it, scores the same tokens, and
-`evaluate.compare` gives the verdict. One transaction stores the verdict and ends the job that waits for it.
+`evaluate.compare` gives the verdict. One transaction stores the verdict and ends the job that waits for it. Adapters of
+equal weights are measured once (`verdicts`).
 Nothing here has to survive: a new scheduler adopts the reference process, finds its result, or starts again.
 """
 
@@ -13,23 +14,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tunewright.config import Settings
 from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
 from tunewright.errors import StorageFull
-from tunewright.evaluate.compare import Verdict
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
-from tunewright.jobs.kinds import JobError
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
+from tunewright.scheduler.verdicts import Outcome, content_of_check
 from tunewright.store.checks import PendingCheck
-from tunewright.store.records import Engine, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, EngineState, ModelState, Residency
+from tunewright.store.records import Engine, EngineInfo, ResidencyRow, TunedModel
+from tunewright.store.states import Desired, EngineState, ModelMethod, Residency
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.scheduler")
@@ -50,6 +49,8 @@ class NotLoaded(Exception):
 class _Check:
     """The state of one check in this process."""
 
+    content: str | None = None
+    """What is measured, and how (`verdicts.content_of_check`); None while its engine was never ready."""
     judging: Future[dict[str, Any]] | None = None
     run: int = 0
     """The run of the engine that scores the adapter."""
@@ -74,17 +75,20 @@ class ParityChecker:
         self._references = References(settings.jobs, workspace, lifeline, devices)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
+        self._alike: dict[str, list[PendingCheck]] = {}
+        """The pending checks that measure the same, oldest first, by content."""
 
     def tick(self) -> None:
         waiting = {one.model.id: one for one in self._store.checks.waiting()}
         for id in self._checks.keys() - waiting.keys():
             self._forget(id)  # deleted or cancelled meanwhile
         unmeasured = []
-        for one in waiting.values():
-            check = self._checks.setdefault(one.model.id, _Check())
+        for one in self._to_measure(list(waiting.values())):
+            check = self._checks[one.model.id]
             try:
                 if not self._settings.parity.is_on and not one.is_requested:
-                    self._not_checked(one, "the check is switched off (--parity)", quarantine=False)
+                    off = Outcome.not_checked("the check is switched off (--parity)", quarantine=False)
+                    self._record(one, off)
                 elif time.monotonic() >= check.not_before and self._advance(one, check):
                     unmeasured.append(one)
             except StorageFull as error:
@@ -98,6 +102,36 @@ class ParityChecker:
         """End the checks that run; they begin again at the next start."""
         self._references.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _to_measure(self, waiting: Sequence[PendingCheck]) -> list[PendingCheck]:
+        """Those of the pending checks that are to be measured: not those with a verdict already, nor those that measure
+        the same as an older one."""
+        new = [one for one in waiting if self._checks.setdefault(one.model.id, _Check()).content is None]
+        engines = {base: self._store.engines.get(base) for base in {one.model.base for one in new}}
+        for one in new:
+            self._checks[one.model.id].content = self._content(one, engines[one.model.base])
+        if not self._settings.parity.is_on:
+            return list(waiting)
+        self._alike = {}
+        known = self._store.checks.verdicts({one.model.sha256 for one in waiting})
+        chosen = []
+        for one in waiting:
+            content = self._checks[one.model.id].content
+            if content is None:
+                continue
+            if content in known and not one.is_requested:
+                self._record_one(one, Outcome.of(known[content].parity or {}), known[content])
+                continue
+            alike = self._alike.setdefault(content, [])
+            alike.append(one)
+            if len(alike) == 1:
+                chosen.append(one)
+        return chosen
+
+    def _content(self, one: PendingCheck, engine: Engine | None) -> str | None:
+        if engine is None or engine.info is None or engine.info.path is None:
+            return None
+        return self._spec(one, engine.info, "").content
 
     def _advance(self, one: PendingCheck, check: _Check) -> bool:
         """Do the next step of a check, if one is possible. Returns whether it waits for the reference process."""
@@ -140,43 +174,46 @@ class ParityChecker:
         batch = [first] if has_failed else others[:_AT_ONCE]
         engine = self._store.engines.get(first.model.base)
         assert engine is not None and engine.info is not None, "it was ready"
-        info = engine.info
-        assert info.path is not None and info.max_model_len is not None, "an engine that is ready has both"
-        base = BaseSpec(
-            path=str(info.path),
-            trust_remote_code=info.trust_remote_code,
-            device=self._devices.lend_for_check(gpu=not has_failed),
-            context=info.max_model_len,
-        )
+        device = self._devices.lend_for_check(gpu=not has_failed)
         try:
-            self._references.start([self._spec(one, base) for one in batch])
+            self._references.start([self._spec(one, engine.info, device) for one in batch])
         except OSError as error:  # a full disk, say
             log.warning("checking %s: %s; trying again", first.model.name, error)
             self._checks[first.model.id].not_before = time.monotonic() + _WAIT
             return
-        log.info("on %s: checking %s", base.device, ", ".join(one.model.name for one in batch))
+        log.info("on %s: checking %s", device, ", ".join(one.model.name for one in batch))
 
-    def _spec(self, one: PendingCheck, base: BaseSpec) -> ParitySpec:
-        rows_from, rows_file = self._rows(one)
-        return ParitySpec(
-            base=base,
+    def _spec(self, one: PendingCheck, engine: EngineInfo, device: str) -> ParitySpec:
+        assert engine.path is not None, "an engine that was ready has one"
+        rows_from, file = self._rows(one)
+        spec = ParitySpec(
+            base=BaseSpec(
+                path=str(engine.path),
+                trust_remote_code=engine.trust_remote_code,
+                device=device,
+                context=engine.max_model_len or 0,
+            ),
             adapter_id=one.model.id,
             adapter=str(self._workspace.artifacts.local(one.model.sha256)),
             chat_template=one.model.chat_template,
             rows_from=rows_from,
-            rows_file=str(rows_file) if rows_file else None,
+            rows_file=str(self._workspace.file(file)) if file else None,
             rows=self._settings.parity.parity_rows,
+            four_bit=one.model.method is ModelMethod.QLORA,
         )
+        record = self._store.files.get(file) if file else None
+        content = content_of_check(one.model, engine, spec, record.sha256 if record else file)
+        return spec.model_copy(update={"content": content})
 
-    def _rows(self, one: PendingCheck) -> tuple[RowsFrom, Path | None]:
-        """The validation file of the adapter's job, else its training file, where it still exists; else the built-in
-        probes."""
+    def _rows(self, one: PendingCheck) -> tuple[RowsFrom, str | None]:
+        """The id of the validation file of the adapter's job, else of its training file, where it still exists; None
+        for the built-in probes."""
         if one.job is not None:
             roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
             for role in roles:
                 id = one.job.file(role)
                 if id is not None and self._workspace.file(id).is_file():
-                    return role, self._workspace.file(id)
+                    return role, id
         return "probes", None
 
     def _watch_reference(self, waiting: dict[str, PendingCheck]) -> None:
@@ -207,7 +244,8 @@ class ParityChecker:
             held = self._store.engines.residents(engine).get(model.sha256)
             if held is None or held.state is not Residency.LOADED:
                 raise NotLoaded
-            return judge(engine, model, folder.read_spec(), reference)
+            spec = folder.read_spec()
+            return {**judge(engine, model, spec, reference), "content": spec.content}
         finally:
             leases.give_back(engine.name, model.sha256)
 
@@ -220,19 +258,13 @@ class ParityChecker:
             check.lost_runs.add(check.run)
             check.not_before = time.monotonic() + _AGAIN_AFTER
             if len(check.lost_runs) >= MAX_FAILURES:
-                self._not_checked(one, f"{error}, in {len(check.lost_runs)} of its runs.", quarantine=True)
+                self._give_up(one, f"{error}, in {len(check.lost_runs)} of its runs.")
             return
         except Exception as error:  # an engine whose answers have an unknown form
             log.exception("checking %s", one.model.name)
             self._failed(one, check, f"{type(error).__name__}: {error}.")
             return
-        verdict = Verdict(parity["verdict"])
-        reason = parity["reason"]
-        failure = None
-        if verdict is Verdict.FAIL:
-            text = f"{one.model.name} is quarantined: {reason} {_what_next(one.model)}"
-            failure = JobError(code="parity_failed", message=text)
-        self._record(one, parity, failure, reason, "info" if verdict is Verdict.PASS else "warn")
+        self._record(one, Outcome.of(parity))
 
     def _count_refusal(
         self, one: PendingCheck, check: _Check, engine: Engine, held: dict[str, ResidencyRow]
@@ -245,47 +277,38 @@ class ParityChecker:
         refusal = held[one.model.sha256]
         check.refused_at.add(refusal.at)
         if len(check.refused_at) >= MAX_FAILURES:
-            self._not_checked(one, f"the engine could not load it: {refusal.error}.", quarantine=True)
+            self._give_up(one, f"the engine could not load it: {refusal.error}.")
 
     def _failed(self, one: PendingCheck, check: _Check, why: str) -> None:
         log.warning("checking %s: %s", one.model.name, why)
         check.failures += 1
         check.not_before = time.monotonic() + _AGAIN_AFTER
         if check.failures >= MAX_FAILURES:
-            self._not_checked(one, why, quarantine=True)
+            self._give_up(one, why)
 
-    def _not_checked(self, one: PendingCheck, why: str, *, quarantine: bool) -> None:
-        """Record that the check was not possible. An adapter that is served already stays so: no fault was found."""
-        reason = f"Not checked: {why}"
-        parity = {"verdict": Verdict.NOT_CHECKED, "reason": reason, "checked_at": time.time()}
-        failure = None
-        if one.model.state is ModelState.READY:
-            parity |= {key: value for key, value in (one.model.parity or {}).items() if key == "forced"}
-        elif quarantine:
-            message = f"{one.model.name} is quarantined, since it could not be checked: {why} {_what_next(one.model)}"
-            failure = JobError(code="parity_not_checked", message=message)
-        self._record(one, parity, failure, reason, "warn")
+    def _give_up(self, one: PendingCheck, why: str) -> None:
+        self._record(one, Outcome.not_checked(why, quarantine=True))
 
-    def _record(
-        self, one: PendingCheck, parity: dict[str, Any], failure: JobError | None, reason: str, level: str
-    ) -> None:
+    def _record(self, one: PendingCheck, outcome: Outcome) -> None:
+        """Record the outcome for the adapter and for those that measure the same."""
+        content = self._checks[one.model.id].content
+        alike = self._alike.pop(content, []) if content is not None else []
+        for each in [one, *(other for other in alike if other.model.id != one.model.id)]:
+            self._record_one(each, outcome, one.model)
+
+    def _record_one(self, one: PendingCheck, outcome: Outcome, measured: TunedModel) -> None:
+        outcome = outcome.for_model(one.model, measured)
+        parity, failure = outcome.parity, outcome.failure(one.model)
         event = {
-            "level": level,
+            "level": outcome.level,
             "type": "message",
-            "message": reason,
+            "message": outcome.message,
             "data": {"model": one.model.name, "parity": parity},
         }
         self._store.checks.record(one.model.id, parity, failure=failure, event=event)
-        log.log(logging.WARNING if failure else logging.INFO, "%s: %s", one.model.name, reason)
+        log.log(logging.WARNING if failure else logging.INFO, "%s: %s", one.model.name, outcome.message)
         self._forget(one.model.id)
 
     def _forget(self, id: str) -> None:
         self._checks.pop(id, None)
         self._references.forget(id)
-
-
-def _what_next(model: TunedModel) -> str:
-    return (
-        f"(GET /v1/adapters/{model.id} has the numbers; POST /v1/adapters/{model.id}/load?force=true serves it all the "
-        "same.)"
-    )

@@ -37,8 +37,8 @@ from tunewright.store.alias_rows import (
 )
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS
-from tunewright.store.records import AliasVersion
-from tunewright.store.states import EngineState, ModelKind, ModelState
+from tunewright.store.records import AliasVersion, TunedModel
+from tunewright.store.states import UNCHECKED, EngineState, ModelKind, ModelState
 from tunewright.store.tables import alias_versions, aliases, engines, models
 
 
@@ -179,6 +179,7 @@ def _ordered(targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
 _WHY_NOT = {
     ModelState.QUARANTINED: "it failed a check",
     ModelState.CHECKING: "wait until it is checked",
+    UNCHECKED: "load it, and wait until it is checked",
     ModelState.MERGE_ONLY: "merge it, and give the result",
 }
 
@@ -248,8 +249,8 @@ def _refuse_numbers(content: Content) -> None:
 
 
 def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
-    query = select(models.c.kind, models.c.state, models.c.base).where(models.c.name == name)
-    model = connection.execute(query).one_or_none()
+    row = connection.execute(select(models).where(models.c.name == name)).one_or_none()
+    model = TunedModel(**row._mapping) if row is not None else None
     if model is None and not _is_served(connection, name):
         if get(connection, name) is not None:
             raise InvalidRequest(f"{name} is an alias itself: name models.", param=param)
@@ -263,8 +264,8 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
             code="model_not_served",
         )
     if model.state != ModelState.READY:
-        why = _WHY_NOT[ModelState(model.state)]
-        raise InvalidRequest(f"{name} is {model.state}: {why}.", param=param, code="model_not_ready")
+        state = model.shown_state
+        raise InvalidRequest(f"{name} is {state}: {_WHY_NOT[state]}.", param=param, code="model_not_ready")
     if model.kind == ModelKind.ADAPTER and not _is_served(connection, model.base):
         raise InvalidRequest(f"The base of {name} is not among those served here.", param=param)
 

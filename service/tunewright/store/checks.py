@@ -6,7 +6,7 @@ A job whose adapter waits is in the phase `check`; the verdict ends the job, in 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,20 @@ class CheckStore:
             rows = connection.execute(select(jobs).where(jobs.c.id.in_(made_by))).all() if made_by else []
             by_id = {job.id: job for job in job_rows.read(connection, rows)}
         return [PendingCheck(model, by_id.get(model.job_id or "")) for model in found]
+
+    def verdicts(self, hashes: Collection[str]) -> dict[str, TunedModel]:
+        """For adapters with these weights: the last measured model of each `content` of a check, which has the verdict
+        in its `parity`."""
+        query = (
+            select(models)
+            .where(models.c.sha256.in_(hashes), models.c.parity["content"].as_string().is_not(None))
+            .order_by(models.c.parity["checked_at"].as_float())
+        )
+        if not hashes:
+            return {}
+        with self._database.read() as connection:
+            found = [TunedModel(**row._mapping) for row in connection.execute(query)]
+        return {model.parity["content"]: model for model in found if model.parity}
 
     def request(self, id: str) -> None:
         """Request another check of an adapter. One that is served stays served meanwhile."""

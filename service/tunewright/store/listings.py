@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Table, and_, case, select
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, case, or_, select
 
 from tunewright.store.database import Database
 from tunewright.store.models import engine_name
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ModelWithEngine, ResidencyRow, TunedModel
-from tunewright.store.states import Desired, ModelKind, ModelState, Residency
+from tunewright.store.states import UNCHECKED, Desired, ModelKind, ModelState, Residency
 from tunewright.store.tables import engines, models, residency
 
 
@@ -79,7 +79,9 @@ def _joined() -> Select[Any]:
 def _state() -> ColumnElement[str]:
     """`ModelWithEngine.state` as a SQL expression."""
     unheld = case((models.c.desired == Desired.LOADED, "loading"), else_="unloaded")
+    is_awaited = or_(models.c.desired == Desired.LOADED, models.c.parity["asked_at"].as_float().is_not(None))
     return case(
+        (and_(models.c.state == ModelState.CHECKING, ~is_awaited), UNCHECKED),
         (models.c.state != ModelState.READY, models.c.state),
         (residency.c.state.is_not(None), residency.c.state),
         else_=unheld,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.jobs.kinds import JobError, JobProgress, JobResult
 from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
 from tunewright.store.states import (
+    UNCHECKED,
     DeploymentState,
     Desired,
     EngineState,
@@ -192,6 +193,12 @@ class TunedModel:
         if isinstance(self.lineage, dict):
             object.__setattr__(self, "lineage", Lineage(**self.lineage))
 
+    @property
+    def shown_state(self) -> str:
+        """`state`, or that it waits for a check that does not come before somebody loads it."""
+        is_awaited = self.desired is Desired.LOADED or "asked_at" in (self.parity or {})
+        return UNCHECKED if self.state is ModelState.CHECKING and not is_awaited else self.state.value
+
 
 class EngineInfo(BaseModel):
     """How a run of an engine was started. Fields without a default were written by every version of the service."""
@@ -298,7 +305,7 @@ class ModelWithEngine:
     def state(self) -> str:
         """The state of an adapter: its residency in the engine, or why the engine may not load it."""
         if self.model.state is not ModelState.READY:
-            return self.model.state.value
+            return self.model.shown_state
         if self.held is not None:
             return self.held.state.value
         return "loading" if self.model.desired is Desired.LOADED else "unloaded"

@@ -99,11 +99,16 @@ class ModelState(StrEnum):
     READY = "ready"
     """It may be served."""
     CHECKING = "checking"
-    """It is not served before it has been checked."""
+    """It is not served before it has been checked. Where nothing loads it, nothing checks it: it is shown as
+    `UNCHECKED` then."""
     QUARANTINED = "quarantined"
     """It failed a check: it is kept, and not served unless a user forces it."""
     MERGE_ONLY = "merge_only"
     """An adapter that the engine cannot serve, but that can be merged."""
+
+
+UNCHECKED = "unchecked"
+"""Shown for an adapter that is not served before it has been checked, while nothing loads it."""
 
 
 class Desired(StrEnum):

@@ -6,17 +6,17 @@ import importlib.util
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from tunewright.jobs.failure import TrainingFailed
+from tunewright.trainer.four_bit import nf4, prepared
 from tunewright.trainer.spec import TrainingSpec
 
 
@@ -51,12 +51,7 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
         "device_map": {"": 0 if on_gpu else "cpu"},
     }
     if quantized:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+        options["quantization_config"] = nf4()
     config = AutoConfig.from_pretrained(
         spec.base_path, trust_remote_code=spec.trust_remote_code, local_files_only=True
     )
@@ -69,10 +64,7 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     if tuning.type == "full":
         return model
     if quantized:
-        _keep_unpacked(model)
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=on_gpu, gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        model = prepared(model, checkpointing=on_gpu)
     adapted = _adapted(model, spec)
     for config in adapted.peft_config.values():
         # A name that means something on other machines, never a local path.
@@ -104,19 +96,6 @@ def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     if not isinstance(adapted, PeftModel):
         raise TrainingFailed("unsupported_base", f"peft cannot adapt {type(model).__name__}")
     return adapted
-
-
-def _keep_unpacked(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking weights on the CPU when an evaluation runs between training steps.
-
-    Its AVX512 inference kernel repacks a layer in place at the first forward in eval mode, which fails for widths
-    that 32 does not divide and is for inference only (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _attention(on_gpu: bool) -> str:

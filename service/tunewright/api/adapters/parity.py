@@ -36,6 +36,15 @@ class ReferenceObject(Wire):
     seconds: float
 
 
+class FourBitObject(Wire):
+    """For an adapter of QLoRA: its loss on the same rows on the base in 4 bits, on which it was trained, and in 16
+    bits, on which it is served. Nats per token."""
+
+    loss: float = Field(description="On the base in 4 bits.")
+    served_loss: float = Field(description="On the base in 16 bits.")
+    difference: float = Field(description="served_loss - loss: positive where it is served worse.")
+
+
 class ParityObject(Wire):
     """What the adapter changes in the engine against what it changes in transformers and peft: the changes in the
     log-probabilities (nats) of some rows' tokens. Null where nothing was measured."""
@@ -43,6 +52,9 @@ class ParityObject(Wire):
     verdict: Verdict | None
     reason: str | None = Field(description="The verdict in words, with the numbers that decided it.")
     checked_at: float | None
+    measured_as: str | None = Field(
+        None, description="The model of equal weights that was measured, where it was not this one."
+    )
     check_pending: bool = Field(description="A check was requested and has not ended.")
     rows_from: Literal["validation_file", "training_file", "probes"] | None = Field(
         None, description="The rows of its job; probes: texts that come with the service."
@@ -70,6 +82,9 @@ class ParityObject(Wire):
     )
     worst_rows: list[RowObject] = Field(
         default_factory=list, description="The rows that differ most, where it did not pass."
+    )
+    four_bit: FourBitObject | None = Field(
+        None, description="Set where it was trained on the base in 4 bits."
     )
     reference: ReferenceObject | None = None
     versions: dict[str, str] = Field(default_factory=dict)

@@ -14,15 +14,11 @@ from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge
 from tunewright.ids import id_for_key, model_name, new_id
+from tunewright.kinds.products import state_of_new_adapter
 from tunewright.registry.adapter_archive import unpack
-from tunewright.registry.adapter_check import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    CheckedAdapter,
-    check_adapter,
-    pickled,
-)
-from tunewright.registry.adapter_config import LARGEST_CONFIG, parse_adapter_config
+from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
+from tunewright.registry.adapter_config import LARGEST_CONFIG
+from tunewright.registry.adapter_intake import TakenAdapter, base_hint, check_and_write
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.safetensors_file import BadTensors
@@ -42,15 +38,18 @@ class Registration:
     idempotency_key: str | None
 
 
-def register_upload(context: ServiceContext, files: Sequence[UploadFile], asked: Registration) -> TunedModel:
-    """Register an uploaded archive, or the two uploaded files of an adapter.
+def register_upload(
+    context: ServiceContext, files: Sequence[UploadFile], asked: Registration, folder: str | None = None
+) -> TunedModel:
+    """Register an uploaded archive, or the two uploaded files of an adapter. `folder` is the one of the archive that
+    has the adapter, where there are several.
 
     Raises InvalidRequest, TooLarge and EngineUnavailable.
     """
     origin = _printable(", ".join(sorted(file.filename or "" for file in files)))
     with (
         TemporaryDirectory(prefix="unpacked-", dir=context.workspace.tmp) as temporary,
-        _uploaded(files, Path(temporary), _largest(context)) as found,
+        _uploaded(files, Path(temporary), _largest(context), folder) as found,
     ):
         return _register(context, found, asked, Source.UPLOAD, Lineage(origin=origin))
 
@@ -78,24 +77,29 @@ def _largest(context: ServiceContext) -> int:
 
 
 @contextmanager
-def _uploaded(files: Sequence[UploadFile], temporary: Path, largest: int) -> Iterator[AdapterFiles]:
+def _uploaded(
+    files: Sequence[UploadFile], temporary: Path, largest: int, folder: str | None
+) -> Iterator[AdapterFiles]:
     named = {(file.filename or "").replace("\\", "/").rpartition("/")[2]: file.file for file in files}
-    if len(files) == 2 and named.keys() == {CONFIG_FILE, WEIGHTS_FILE}:
+    weights = next((name for name in (WEIGHTS_FILE, MLX_WEIGHTS_FILE) if name in named), WEIGHTS_FILE)
+    if len(files) == 2 and named.keys() == {CONFIG_FILE, weights}:
+        if folder is not None:
+            raise InvalidRequest("`folder` is for archives: two files were sent.", param="folder")
         config = named[CONFIG_FILE].read(LARGEST_CONFIG + 1)
         if len(config) > LARGEST_CONFIG:
             raise TooLarge(f"{CONFIG_FILE} has more than {LARGEST_CONFIG} bytes.", param="file")
-        yield AdapterFiles(config, named[WEIGHTS_FILE])
+        yield AdapterFiles(config, named[weights])
         return
     for name in named:
         if name.startswith("adapter_model") and name.endswith((".bin", ".pt", ".pth", ".ckpt")):
             raise pickled(f"{name} is pickled")
-    if len(files) != 1 or named.keys() & {CONFIG_FILE, WEIGHTS_FILE}:
+    if len(files) != 1 or named.keys() & {CONFIG_FILE, weights}:
         raise InvalidRequest(
             f"Send one archive (.tar, .tar.gz or .zip) of the adapter's folder, or its two files, {CONFIG_FILE} and "
             f"{WEIGHTS_FILE}, as two parts named `file`; got {_printable(', '.join(sorted(named)))}.",
             param="file",
         )
-    unpack(files[0].file, temporary, largest)
+    unpack(files[0].file, temporary, largest, folder)
     with open_folder(temporary, largest) as found:
         yield found
 
@@ -109,16 +113,17 @@ def _register(
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
     largest = _info(engine).max_lora_rank or context.settings.serving.max_lora_rank
-    checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
-        checked.write(files.weights, Path(temporary))
-        sha256 = context.workspace.artifacts.put(Path(temporary), kept)
-        return _list(context, checked, asked, engine, sha256, source, lineage)
+        folder = Path(temporary)
+        base = _modules(engine)
+        taken = check_and_write(files.weights, files.config, base, _base_folder(engine), largest, folder)
+        sha256 = context.workspace.artifacts.put(folder, kept)
+        return _list(context, taken, asked, engine, sha256, source, lineage)
 
 
 def _list(
     context: ServiceContext,
-    checked: CheckedAdapter,
+    taken: TakenAdapter,
     asked: Registration,
     engine: Engine,
     sha256: str,
@@ -137,14 +142,16 @@ def _list(
             "base": engine.name,
             "base_fingerprint": _info(engine).fingerprint,
             "method": ModelMethod.LORA,
-            "rank": checked.config.rank,
-            "alpha": checked.config.alpha,
-            "target_modules": checked.targets,
+            "rank": taken.config.rank,
+            "alpha": taken.config.alpha,
+            "target_modules": taken.targets,
             "bytes": context.workspace.artifacts.stat(sha256).bytes,
-            "desired": Desired.LOADED if asked.load else Desired.UNLOADED,
+            "desired": Desired.LOADED if asked.load and not taken.is_merge_only else Desired.UNLOADED,
             "source": source,
             "lineage": asdict(lineage),
-            "state": ModelState.CHECKING if context.settings.parity.is_on else ModelState.READY,
+            "state": ModelState.MERGE_ONLY
+            if taken.is_merge_only
+            else state_of_new_adapter(context.settings.parity),
         }
     )
     if (listed.name, listed.sha256) != (name, sha256):
@@ -165,7 +172,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     own = [base.name for base in context.settings.models.bases]
     bases = [*own, *deployed]
     if asked is None:
-        hint = parse_adapter_config(files.config).base_hint
+        hint = base_hint(files.config)
         named = [name for name in bases if hint in (name, sources.get(name))]
         asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:
@@ -198,11 +205,15 @@ def _info(engine: Engine) -> EngineInfo:
     return engine.info
 
 
-def _modules(engine: Engine) -> BaseModules:
+def _base_folder(engine: Engine) -> Path:
     path = _info(engine).path
     assert path is not None, "`_engine` refuses one without"
+    return path
+
+
+def _modules(engine: Engine) -> BaseModules:
     try:
-        return BaseModules(engine.name, path)
+        return BaseModules(engine.name, _base_folder(engine))
     except (OSError, ValueError, BadTensors) as error:
         raise EngineUnavailable(
             f"The files of the base {engine.name} cannot be read, to check the adapter against them: {error}."

@@ -14,7 +14,7 @@ from tunewright.api.adapters.registration import (
     register_from_hub,
     register_upload,
 )
-from tunewright.api.adapters.schemas import BASE, LOAD, RegisterAdapter, Suffix
+from tunewright.api.adapters.schemas import BASE, FOLDER, LOAD, RegisterAdapter, Suffix
 from tunewright.api.gateway.routing import refuse_unservable
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
@@ -56,17 +56,18 @@ def upload(
         list[UploadFile],
         File(
             max_length=2,
-            description="A .tar, .tar.gz or .zip of a PEFT folder; or its two files, adapter_config.json and "
-            "adapter_model.safetensors, as two parts of this name.",
+            description="A .tar, .tar.gz or .zip of the adapter's folder; or its two files, adapter_config.json and "
+            "adapter_model.safetensors (of mlx-lm adapters.safetensors), as two parts of this name.",
         ),
     ],
     base: Annotated[Text | None, Form(max_length=128, description=BASE)] = None,
     suffix: Annotated[Suffix | None, Form()] = None,
     load: Annotated[bool, Form(description=LOAD)] = True,
+    folder: Annotated[Text | None, Form(max_length=512, description=FOLDER)] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> AdapterObject:
     """Register an adapter that was not trained here; it is checked against its base first."""
-    model = register_upload(context, file, Registration(base, suffix, load, idempotency_key))
+    model = register_upload(context, file, Registration(base, suffix, load, idempotency_key), folder)
     return _show(context, model.name)
 
 

@@ -20,6 +20,7 @@ BASE = (
     "Name of the base it is for. Default: the one that `base_model_name_or_path` in its config names, or the only "
     "one."
 )
+FOLDER = "The archive's folder with the adapter, or the end of its path, as checkpoint-200. Default: the highest one."
 LOAD = "Load it into the engine of its base at once, and after every restart."
 
 

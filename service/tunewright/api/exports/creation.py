@@ -25,7 +25,7 @@ from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import check_mergeable, merge_only
 from tunewright.registry.safetensors_file import BadTensors, read_shapes
 from tunewright.store.records import Engine, Job, JobInput, NewJob, TunedModel
-from tunewright.store.states import ModelKind, ModelMethod, ModelState
+from tunewright.store.states import UNCHECKED, ModelKind, ModelMethod, ModelState
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,10 @@ def _model(context: ServiceContext, name: str, param: str) -> TunedModel | None:
 
 def _refuse_unusable(adapter: TunedModel, engine: Engine, param: str) -> None:
     if adapter.state is ModelState.CHECKING:
+        is_unchecked = adapter.shown_state == UNCHECKED
+        why = "is not checked yet: load it, and" if is_unchecked else "is being checked:"
         raise InvalidRequest(
-            f"{adapter.name} is being checked: wait until it is listed.", param=param, code="model_not_ready"
+            f"{adapter.name} {why} wait until it is listed.", param=param, code="model_not_ready"
         )
     if engine.info is None or adapter.base_fingerprint != engine.info.fingerprint:
         raise InvalidRequest(

@@ -16,7 +16,15 @@ from tunewright.store.states import Desired, EngineState, ModelKind, ModelState,
 from tunewright.wire import Wire
 
 AdapterState = Literal[
-    "loaded", "loading", "draining", "unloaded", "failed", "checking", "quarantined", "merge_only"
+    "loaded",
+    "loading",
+    "draining",
+    "unloaded",
+    "failed",
+    "checking",
+    "unchecked",
+    "quarantined",
+    "merge_only",
 ]
 
 
@@ -145,7 +153,7 @@ def model_state(model: TunedModel, engine: Engine | None, held: ResidencyRow | N
     if model.kind is not ModelKind.ADAPTER:
         return engine.state.value if engine else "stored"
     if model.state is not ModelState.READY:
-        return model.state.value
+        return model.shown_state
     if engine is None:
         return "base_not_served"
     if engine.state is not EngineState.READY:
