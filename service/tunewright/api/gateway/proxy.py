@@ -21,6 +21,7 @@ from tunewright.api.gateway.bodies import check_tokens, write_body
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
+from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.http.errors import error_response
 from tunewright.engine.http import Answer, EngineBusy, EngineHTTP, read_error
 from tunewright.errors import (
@@ -45,6 +46,8 @@ _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
 _GRAMMAR_FAILED = "Internal server error"
 """vLLM's whole message where it ends a request with an internal error; the usual cause is a faulty grammar."""
 _GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
+_TAG_FAILED = "Invalid structural tag specification."
+"""vLLM's whole message where it can make no grammar of the calls that a request forces."""
 _LOST = "The engine was lost while answering: try again."
 
 
@@ -234,6 +237,8 @@ def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
             param="model",
             code="no_chat_template",
         )
+    if path in _CHATS:
+        body = with_strict_tools(body)
     if target.vocabulary is not None:
         check_tokens(body, target.vocabulary)
     return write_body(body)
@@ -275,6 +280,12 @@ def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, A
     if message == _GRAMMAR_FAILED and not asked.keys().isdisjoint(_GRAMMARS):
         return InvalidRequest(
             f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
+        )
+    if message == _TAG_FAILED and "structured_outputs" not in asked:
+        return InvalidRequest(
+            "The engine cannot make a grammar of the `parameters` of a function in `tools`, which the arguments of a "
+            "forced call must follow: look at types, references and limits that no value meets.",
+            param="tools",
         )
     if status == 501:
         return UnsupportedFeature(f"The engine does not offer this: {message}")
