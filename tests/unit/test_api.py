@@ -11,8 +11,9 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import openai.types.fine_tuning
 import pytest
 from starlette.testclient import TestClient
 
@@ -624,6 +625,18 @@ def test_cancelling_twice_is_a_400_that_no_client_retries(api: TestClient) -> No
     assert cancelled["status"] == "cancelled"
     assert cancelled["finished_at"] is not None
     assert error(api.post(f"/v1/fine_tuning/jobs/{id}/cancel"), 400)["code"] == "job_not_cancellable"
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_the_status_of_a_job_is_a_word_of_openai_s_and_its_state_is_exact(
+    api: TestClient, store: Store, state: JobState
+) -> None:
+    id = create_job(store, state=state).id
+    words = get_args(openai.types.fine_tuning.FineTuningJob.model_fields["status"].annotation)
+    shown = api.get(f"/v1/fine_tuning/jobs/{id}").json()
+    assert shown["state"] == state
+    assert shown["status"] == {JobState.PAUSING: "running", JobState.PAUSED: "queued"}.get(state, state)
+    assert shown["status"] in words
 
 
 @pytest.mark.parametrize("tail", ["", "/events", "/events?stream=true", "/checkpoints", "/logs"])
