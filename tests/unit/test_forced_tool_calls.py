@@ -122,7 +122,7 @@ def test_the_schema_says_at_its_top_that_arguments_are_an_object(name: str) -> N
 def test_parameters_that_no_object_meets_are_refused(schema: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
         with_strict_tools(chat({"parameters": schema}))
-    assert refused.value.param == "tools[0].function.parameters"
+    assert refused.value.param == "tools.0.function.parameters"
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,19 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tunewright.api.gateway.bodies import check_tokens, write_body
+from tunewright.api.gateway.engine_errors import engine_error
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.routing import Router, Target
+from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.http.errors import error_response
-from tunewright.engine.http import Answer, EngineBusy, EngineHTTP, read_error
+from tunewright.engine.http import Answer, EngineBusy, EngineHTTP
 from tunewright.errors import (
     EngineUnavailable,
     InvalidRequest,
-    NotFound,
     RequestTimeout,
     TunewrightError,
-    UnsupportedFeature,
 )
 from tunewright.registry.aliases import Alias
 from tunewright.store.aliases import AliasStore
@@ -38,16 +38,10 @@ from tunewright.store.shadow_answers import ShadowAnswerStore
 
 log = logging.getLogger("tunewright.api")
 
-_LONGEST_MESSAGE = 2000
 _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
-_GRAMMAR_FAILED = "Internal server error"
-"""vLLM's whole message where it ends a request with an internal error; the usual cause is a faulty grammar."""
-_GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
-_TAG_FAILED = "Invalid structural tag specification."
-"""vLLM's whole message where it can make no grammar of the calls that a request forces."""
 _LOST = "The engine was lost while answering: try again."
 
 
@@ -174,7 +168,7 @@ class Relay(Response):
                         raise EngineUnavailable(
                             f"The engine does not know {target.public_name} now: try again."
                         )
-                    raise _upstream_error(upstream.status, text, target, self._body)
+                    raise engine_error(upstream.status, text, target, self._path, self._body)
                 start = _start(upstream, target, alias)
                 if upstream.content_type == "text/event-stream":
                     self._started_at = time.monotonic()
@@ -239,6 +233,8 @@ def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
         )
     if path in _CHATS:
         body = with_strict_tools(body)
+    if path in _ENDED_BY_DONE:
+        body = with_greedy_choices(body)
     if target.vocabulary is not None:
         check_tokens(body, target.vocabulary)
     return write_body(body)
@@ -269,34 +265,3 @@ def _renamed(data: bytes, target: Target) -> bytes:
         b'"model":"' + target.internal_name.encode() + b'"',
         b'"model":' + json.dumps(target.public_name).encode(),
     )
-
-
-def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, Any]) -> TunewrightError:
-    """Convert vLLM's error to one of the API, with the public name of the model."""
-    message, param = read_error(status, text)
-    message = message.replace(target.internal_name, target.public_name)
-    if len(message) > _LONGEST_MESSAGE:  # it may quote the whole body
-        message = message[:_LONGEST_MESSAGE] + "..."
-    if message == _GRAMMAR_FAILED and not asked.keys().isdisjoint(_GRAMMARS):
-        return InvalidRequest(
-            f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
-        )
-    if message == _TAG_FAILED and "structured_outputs" not in asked:
-        return InvalidRequest(
-            "The engine cannot make a grammar of the `parameters` of a function in `tools`, which the arguments of a "
-            "forced call must follow: look at types, references and limits that no value meets.",
-            param="tools",
-        )
-    if status == 501:
-        return UnsupportedFeature(f"The engine does not offer this: {message}")
-    if status >= 500:
-        return EngineUnavailable(f"The engine failed: {message}")
-    if status == 404 and message == "Not Found":
-        return UnsupportedFeature(
-            f"The engine of {target.public_name} does not offer this route.", param="model"
-        )
-    if status == 404 and target.public_name in message:
-        return NotFound(message, param="model", code="model_not_found")
-    if status == 404:
-        return NotFound(message)
-    return InvalidRequest(message, param=param)

@@ -33,7 +33,7 @@ def with_strict_tools(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(tools, list) or not _forces(choice):
         return body
     named = _name_in(choice)
-    return {**body, "tools": [_strict(tool, named, f"tools[{n}]") for n, tool in enumerate(tools)]}
+    return {**body, "tools": [_strict(tool, named, f"tools.{n}") for n, tool in enumerate(tools)]}
 
 
 def _forces(choice: Any) -> bool:
@@ -61,7 +61,7 @@ def _strict(tool: Any, named: str | None, where: str) -> Any:
     if tool.get("type") == "namespace" and isinstance(tool.get("tools"), list):
         return {
             **tool,
-            "tools": [_strict(each, None, f"{where}.tools[{n}]") for n, each in enumerate(tool["tools"])],
+            "tools": [_strict(each, None, f"{where}.tools.{n}") for n, each in enumerate(tool["tools"])],
         }
     function = tool.get("function", tool)
     if tool.get("type") != "function" or not isinstance(function, dict):
