@@ -34,6 +34,11 @@ def test_a_retried_upload_sends_the_same_bytes(
     assert b'filename="x.jsonl"' in server.requests[-1].body
     assert b"\r\n\r\n123\r\n" in server.requests[-1].body
     assert b"\r\n\r\neval\r\n" in server.requests[-1].body
+    assert b"expires_after" not in server.requests[-1].body
+
+    client.files.upload(b"123", expires_after=3600)
+    assert b'name="expires_after[anchor]"\r\n\r\ncreated_at' in server.requests[-1].body
+    assert b'name="expires_after[seconds]"\r\n\r\n3600' in server.requests[-1].body
 
     with path.open("rb") as opened:
         opened.read(4)

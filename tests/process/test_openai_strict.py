@@ -16,10 +16,11 @@ SCRIPT = Path(__file__).parent / "openai_strict.py"
 OPENAI_2 = Path(sys.prefix) / "openai-2"
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    fill(tmp_path / "data")
-    running = start_without_vllm(tmp_path / "data", "--base", "missing=/nowhere")
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    data_dir = tmp_path_factory.mktemp("strict") / "data"
+    fill(data_dir)
+    running = start_without_vllm(data_dir, "--base", "missing=/nowhere")
     try:
         wait_engine(running)
         yield running

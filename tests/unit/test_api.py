@@ -165,6 +165,62 @@ def test_a_filename_is_only_a_name(api: TestClient, data: Workspace, name: str) 
     assert "set-cookie" not in api.get(f"/v1/files/{id}/content").headers
 
 
+def upload_form(api: TestClient, **form: Any) -> Any:
+    return api.post("/v1/files", files={"file": ("a.jsonl", ROW)}, data={"purpose": "fine-tune", **form})
+
+
+def expiry(anchor: str = "created_at", seconds: object = 3600) -> dict[str, Any]:
+    return {"expires_after[anchor]": anchor, "expires_after[seconds]": seconds}
+
+
+def test_a_file_expires_when_its_upload_said(api: TestClient, store: Store, data: Workspace) -> None:
+    file = upload_form(api, **expiry()).json()
+    lasting = upload_form(api).json()
+    assert (file["expires_at"], lasting["expires_at"]) == (file["created_at"] + 3600, None)
+    assert api.get(f"/v1/files/{file['id']}").json() == file
+    for now, there in ((file["expires_at"] - 1, True), (file["expires_at"], False)):
+        Retention(RetentionOptions(), store, data, lambda now=now: now).round()  # type: ignore[misc]
+        assert (api.get(f"/v1/files/{file['id']}").status_code == 200) is there
+    assert api.get(f"/v1/files/{lasting['id']}").status_code == 200
+    assert [path.name for path in data.files.iterdir()] == [lasting["id"]]
+
+
+def test_an_expired_file_stays_until_no_job_needs_it(api: TestClient, store: Store, data: Workspace) -> None:
+    id = upload_form(api, **expiry()).json()["id"]
+    job = api.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": id}).json()["id"]
+    retention = Retention(RetentionOptions(), store, data, lambda: time.time() + 3601)
+    retention.round()
+    assert api.get(f"/v1/files/{id}").status_code == 200
+    api.post(f"/v1/fine_tuning/jobs/{job}/cancel")
+    retention.round()
+    error(api.get(f"/v1/files/{id}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("form", "param", "code"),
+    [
+        ({"nonsense": "1"}, "nonsense", "unknown_parameter"),
+        ({"expires_after": "3600"}, "expires_after", "unknown_parameter"),
+        ({"purpose": ["fine-tune", "fine-tune"]}, "purpose", "invalid_value"),
+        ({"expires_after[anchor]": "created_at"}, "expires_after[seconds]", "missing_parameter"),
+        ({"expires_after[seconds]": "3600"}, "expires_after[anchor]", "missing_parameter"),
+        (expiry(anchor="last_active_at"), "expires_after[anchor]", "invalid_value"),
+        (expiry(seconds=3599), "expires_after[seconds]", "invalid_value"),
+        (expiry(seconds=2_592_001), "expires_after[seconds]", "invalid_value"),
+        (expiry(seconds="soon"), "expires_after[seconds]", "invalid_value"),
+        ({"purpose": "batch"}, "purpose", "unsupported"),
+        ({"purpose": "user_data"}, "purpose", "unsupported"),
+        ({"purpose": "lunch"}, "purpose", "invalid_value"),
+    ],
+)
+def test_a_field_of_an_upload_is_never_ignored(
+    api: TestClient, data: Workspace, form: dict[str, Any], param: str, code: str
+) -> None:
+    refused = error(upload_form(api, **form), 400)
+    assert (refused["param"], refused["code"]) == (param, code)
+    assert list(data.files.iterdir()) == []
+
+
 def test_files_are_paged(api: TestClient) -> None:
     ids = [upload(api) for _ in range(5)]
     page = api.get("/v1/files", params={"limit": 2}).json()

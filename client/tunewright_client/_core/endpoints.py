@@ -56,10 +56,17 @@ def path_of(*parts: str) -> str:
 
 
 def upload_file(
-    file: FileInput, purpose: str, filename: str | None, idempotency_key: str | None = None
+    file: FileInput,
+    purpose: str,
+    filename: str | None,
+    idempotency_key: str | None = None,
+    expires_after: int | None = None,
 ) -> Call[File]:
-    """Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
-    upload = Upload.of(file, filename, {"purpose": purpose})
+    """`expires_after` is in seconds. Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
+    fields = {"purpose": purpose}
+    if expires_after is not None:
+        fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_after)}
+    upload = Upload.of(file, filename, fields)
     return Call("POST", "/files", _as(File), upload=upload, slow=True, idempotency_key=idempotency_key)
 
 
