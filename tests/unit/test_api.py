@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, get_args
 
 import openai.types.fine_tuning
 import pytest
+from openai._streaming import SSEDecoder
 from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
@@ -443,7 +445,7 @@ def test_a_seed_is_chosen_and_shown(api: TestClient) -> None:
     [
         ({"modle": "x"}, "modle", "unknown_parameter"),
         ({"tuning": {"rnk": 8}}, "tuning.rnk", "unknown_parameter"),
-        ({"method": {"type": "dpo"}}, "method.type", "invalid_value"),
+        ({"method": {"type": "dpo"}}, "method.type", "unsupported"),
         ({"model": None}, "model", "invalid_value"),
         ({"training_file": 5}, "training_file", "invalid_value"),
         ({"training_file": "file-none"}, "training_file", "invalid_value"),
@@ -470,6 +472,12 @@ def test_a_seed_is_chosen_and_shown(api: TestClient) -> None:
         ({"tuning": {"type": "full", "rank": 8}}, "tuning.rank", "invalid_value"),
         ({"tuning": []}, "tuning", "invalid_value"),
         ({"integrations": [{"type": "wandb"}]}, "integrations", "unsupported"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.type", "unsupported"),
+        ({"method": {"type": "reinforcement"}}, "method.type", "unsupported"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo", "unsupported"),
+        ({"method": {"type": "other"}}, "method.type", "invalid_value"),
+        ({"method": {"other": {}}}, "method.other", "unknown_parameter"),
+        ({"method": []}, "method", "invalid_value"),
         ({"chat_template": "{% for %}"}, "chat_template", "invalid_value"),
         ({"chat_template": "hello"}, "chat_template", "invalid_value"),
         ({"method": {"supervised": {"hyperparameters": {"n_epochs": 1}}}, "hyperparameters": {"n_epochs": 2}},
@@ -665,6 +673,15 @@ def test_a_model_of_a_base_that_is_gone_is_refused(api: TestClient, publish: Mad
 # jobs
 
 
+def test_a_method_that_is_null_is_not_asked_for(api: TestClient) -> None:
+    job = create(api, method={"type": "supervised", "dpo": None, "reinforcement": None})
+    assert job["method"]["type"] == "supervised"
+
+
+def test_a_body_that_is_no_object_is_no_parameter(api: TestClient) -> None:
+    assert error(api.post("/v1/fine_tuning/jobs", json=[]), 400)["param"] is None
+
+
 def test_jobs_are_listed_newest_first_and_by_metadata(api: TestClient) -> None:
     ids = [create(api, metadata={"n": str(n)})["id"] for n in range(3)]
     page = api.get("/v1/fine_tuning/jobs", params={"limit": 2}).json()
@@ -752,6 +769,25 @@ def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     again, done = streamed(api, path + "?stream=true", headers={"Last-Event-ID": events[199][0]})
     assert (again, done) == (events[200:], True)
     assert streamed(api, path + f"?stream=true&after={events[-1][0]}") == ([], True)
+
+
+def test_the_stock_client_reads_the_events_of_a_job_that_is_quiet_for_long(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "_EVENTS_POLL", 0.01)
+    monkeypatch.setattr(job_events, "_COMMENT_EVERY", 0.02)
+    id = create(api)["id"]
+    later = threading.Timer(0.5, store.jobs.cancel, [id])
+    later.start()
+    answer = api.get(f"/v1/fine_tuning/jobs/{id}/events?stream=true").content
+    later.join()
+    assert answer.count(b": still here\n") > 3
+    events = [event.data for event in SSEDecoder().iter_bytes(iter([answer]))]
+    assert [json.loads(data)["message"].partition(":")[0] for data in events[:-1]] == [
+        "Created fine-tuning job",
+        "The job has been cancelled.",
+    ]
+    assert events[-1] == "[DONE]"
 
 
 def test_a_stream_after_an_unknown_event_is_refused_at_once(api: TestClient) -> None:

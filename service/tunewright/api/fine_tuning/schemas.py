@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
@@ -35,11 +35,32 @@ class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
+_OTHER_METHODS = ("dpo", "reinforcement")
+"""OpenAI's."""
+
+
 class Method(Body):
     """OpenAI's method. Only `supervised` is offered."""
 
     type: Literal["supervised"] = "supervised"
     supervised: Supervised = Supervised()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, value: object) -> object:
+        """A null, as the openai client's models are dumped with, is taken as absent."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("type") in _OTHER_METHODS:
+            raise UnsupportedFeature(
+                f"The method {value['type']} is not offered; supervised is.", param="method.type"
+            )
+        for name in _OTHER_METHODS:
+            if value.get(name) is not None:
+                raise UnsupportedFeature(
+                    f"The method {name} is not offered; leave `method.{name}` out.", param=f"method.{name}"
+                )
+        return {key: part for key, part in value.items() if part is not None or key not in _OTHER_METHODS}
 
 
 class Tuning(Body):

@@ -42,6 +42,10 @@ _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
+_KEEP_ALIVE = 15.0
+"""Seconds without an event after which a stream gets a comment. Proxies cut connections that are silent for 60 s."""
+_COMMENT = b": keep-alive\n\n"
+"""With a blank line, since many clients split a stream at these. It cannot be taken for an event: vLLM's have no id."""
 _LOST = "The engine was lost while answering: try again."
 
 
@@ -105,6 +109,8 @@ class Relay(Response):
         self._started_at: float | None = None
         """Monotonic time at which the answer to the client began."""
         self._ended = False
+        self._quiet_since: float | None = None
+        """Monotonic time at which the last part of a stream was sent; None while one is being sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(scope, receive, send))
@@ -173,7 +179,12 @@ class Relay(Response):
                 if upstream.content_type == "text/event-stream":
                     self._started_at = time.monotonic()
                     await send(start)
-                    await self._pass_events(upstream, target, send)
+                    self._quiet_since = time.monotonic()
+                    keeper = asyncio.create_task(self._keep_alive(send))
+                    try:
+                        await self._pass_events(upstream, target, send)
+                    finally:
+                        keeper.cancel()
                 else:
                     # Read as a whole, so that a failure still gets a status of its own.
                     text = _renamed(await upstream.read(), target)
@@ -198,11 +209,26 @@ class Relay(Response):
             if cut > 1:
                 whole, buffered = buffered[:cut], buffered[cut:]
                 last = whole[-32:]
+                self._quiet_since = None
                 await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
+                self._quiet_since = time.monotonic()
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(_LOST)
         self._ended = True
+        self._quiet_since = None
         await send({"type": "http.response.body", "body": buffered})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever the stream was quiet for `_KEEP_ALIVE` seconds. Only whole events are sent, so a
+        comment is always between two of them."""
+        while True:
+            quiet = 0.0 if self._quiet_since is None else time.monotonic() - self._quiet_since
+            if quiet >= _KEEP_ALIVE:
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                quiet = 0.0
+                if self._quiet_since is not None:  # else the next event came meanwhile
+                    self._quiet_since = time.monotonic()
+            await asyncio.sleep(_KEEP_ALIVE - quiet)
 
 
 async def _disconnected(receive: Receive) -> None:
