@@ -63,6 +63,14 @@ def test_a_retried_upload_sends_the_same_bytes(
     assert b'{"a": 1}\n' in server.requests[-1].body
 
 
+def test_jobs_are_listed_by_their_metadata_on_every_page(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", JOBS, ok(page([job("running")], has_more=True)), ok(page([])))
+    assert len(list(client.jobs.list(limit=1, metadata={"team": "a b", "run": "7"}))) == 1
+    wanted = {"metadata[team]": "a b", "metadata[run]": "7", "limit": "1"}
+    first, second = (request.query for request in server.requests)
+    assert (first, second) == (wanted, {**wanted, "after": "ftjob-1"})
+
+
 def test_a_missing_or_text_file_is_not_uploaded(client: Tunewright, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.files.upload(tmp_path / "none.jsonl")

@@ -50,7 +50,7 @@ def test_wait_raises_at_its_timeout(server: FakeServer, client: Tunewright) -> N
     with pytest.raises(tw.WaitTimeoutError, match="still running") as caught:
         client.jobs.wait("ftjob-1", timeout=0.5, poll_interval=0.01)
     assert isinstance(caught.value, TimeoutError)
-    assert caught.value.job is not None
+    assert (caught.value.job.id, caught.value.job.status) == ("ftjob-1", "running")
     assert len(server.requests) > 2
 
 
@@ -79,6 +79,7 @@ def test_wait_for_an_unreachable_server_ends_at_the_timeout(server: FakeServer, 
     with pytest.raises(tw.WaitTimeoutError, match="could not be read") as caught:
         client.jobs.wait("ftjob-1", timeout=0.1, poll_interval=0.01)
     assert isinstance(caught.value.__cause__, tw.APIConnectionError)
+    assert (caught.value.job.id, caught.value.job.status) == ("ftjob-1", "unknown")
 
 
 def test_wait_raises_errors_that_waiting_does_not_cure(server: FakeServer, client: Tunewright) -> None:

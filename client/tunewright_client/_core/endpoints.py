@@ -99,8 +99,11 @@ def create_job(
     return Call("POST", path, _job(parse), json=body, idempotency_key=idempotency_key)
 
 
-def list_jobs(path: str, parse: ParseJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
-    return list_call(path, parse, {"after": after, "limit": limit})
+def list_jobs(
+    path: str, parse: ParseJob[J], after: str | None, limit: int | None, metadata: Mapping[str, str] | None
+) -> Call[PageData[J]]:
+    wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+    return list_call(path, parse, {"after": after, "limit": limit, **wanted})
 
 
 def retrieve_job(path: str, parse: ParseJob[J], job_id: str) -> Call[J]:
