@@ -141,6 +141,22 @@ WEIGHTS = bytes(range(256)) * 9
 Made = Callable[..., str]
 
 
+# paths
+
+
+@pytest.mark.parametrize("path", ["/v1//files", "//v1/files", "/v1///files", "//v1//files"])
+def test_repeated_slashes_of_a_path_are_taken_for_one(api: TestClient, path: str) -> None:
+    assert api.get(f"http://testserver{path}").json() == api.get("/v1/files").json()
+    large = api.post(f"http://testserver{path}", files={"file": ("a", b"x" * 2_000_000)})
+    assert error(large, 413)["code"] == "too_large", "the limit of the path is that of the single slash"
+    unknown = error(api.get("http://testserver/v1//nothing"), 404)
+    assert unknown["message"] == "There is no GET /v1/nothing here."
+
+
+def test_slashes_in_a_name_are_the_name_s(api: TestClient) -> None:
+    assert "'a//b'" in error(api.get("/v1/models/a%2F%2Fb"), 404)["message"]
+
+
 # files
 
 
