@@ -673,6 +673,16 @@ def test_another_shape_is_refused(api: TestClient, publish: Made, tuning: Any, p
     assert error(api.post("/v1/fine_tuning/jobs", json=body), 400)["param"] == param
 
 
+def test_a_refusal_writes_values_as_json_does(api: TestClient, publish: Made) -> None:
+    body = job_body(api, model=publish(), tuning={"target_modules": ["q_proj"]})
+    assert (
+        'target_modules ["q_proj", "v_proj"];'
+        in error(api.post("/v1/fine_tuning/jobs", json=body), 400)["message"]
+    )
+    body = job_body(api, model=f"ft:{BASE}:s:12345678", tuning={"use_rslora": True})
+    assert "has use_rslora false;" in error(api.post("/v1/fine_tuning/jobs", json=body), 400)["message"]
+
+
 def test_a_full_model_is_trained_on_as_full(api: TestClient, publish: Made) -> None:
     name = publish(kind="full", rank=None, alpha=None, target_modules=None, desired="unloaded")
     assert create(api, model=name)["tuning"]["type"] == "full"

@@ -124,6 +124,11 @@ REFUSALS: dict[str, tuple[str, str | None, dict[str, Any], str, str, str | None]
     ),
     "what vLLM does not support": (SUFFIX, "suffix", {"suffix": "b"}, SUFFIX, "unsupported", "suffix"),
     "a role": ("Unknown role: x", None, {"messages": HELLO}, "Unknown role: x", "invalid_value", "messages"),
+    "tools without a parser": (
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', None, {"tools": [{}]},
+        "No parser is known for the tool calls of tiny: start the service with --tool-call-parser.",
+        "unsupported", "tools",
+    ),
     "a schema without a grammar": (
         "Invalid grammar specification: 'triggers'", None, {"tools": [{}]},
         "The engine cannot make a grammar of the `parameters` of a function in `tools`, which the arguments of a "

@@ -83,6 +83,11 @@ def _refusal(message: str, param: str | None, path: str, asked: dict[str, Any]) 
             "forced call must follow: look at types, references and limits that no value meets.",
             param="tools",
         )
+    if "--tool-call-parser to be set" in message:
+        return UnsupportedFeature(
+            f"No parser is known for the tool calls of {asked['model']}: start the service with --tool-call-parser.",
+            param="tools",
+        )
     if _TOO_LONG.search(message):
         return InvalidRequest(_cut(message), param=text, code="context_length_exceeded")
     if _PYTHON.search(message):
