@@ -29,6 +29,15 @@ def test_wait_returns_the_succeeded_job(server: FakeServer, client: Tunewright) 
     assert len(server.sent("GET", EVENTS)) == 0
 
 
+@pytest.mark.parametrize("state", ["pausing", "paused", "running"])
+def test_the_status_of_a_job_is_its_exact_state(server: FakeServer, client: Tunewright, state: str) -> None:
+    """The server's `status` has OpenAI's words, which lack those of a pause; older servers have no `state`."""
+    server.on("POST", f"{JOB_PATH}/pause", ok(job("queued", state=state)), ok(job(state)))
+    for found in (client.jobs.pause("ftjob-1"), client.jobs.pause("ftjob-1")):
+        assert found.status is tw.JobStatus(state)
+        assert Job.model_validate(found.model_dump()).status == state
+
+
 def test_wait_raises_for_a_failed_or_cancelled_job(server: FakeServer, client: Tunewright) -> None:
     server.on(
         "GET",
