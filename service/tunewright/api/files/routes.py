@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.forms import GivenFields, check_fields
+from tunewright.api.http.forms import FormFault
 from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, UnsupportedFeature
@@ -31,7 +31,7 @@ _OTHER_PURPOSES = frozenset({"assistants", "batch", "vision", "user_data", "eval
 @router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
 def upload(
     context: Context,
-    given: GivenFields,
+    fault: FormFault,
     file: Annotated[UploadFile, File(description="JSONL: chat rows, or prompt and completion rows.")],
     purpose: Annotated[str, Form(description="`fine-tune`.", json_schema_extra={"enum": ["fine-tune"]})],
     anchor: Annotated[Literal["created_at"] | None, Form(alias=_ANCHOR, description="`created_at`.")] = None,
@@ -41,7 +41,8 @@ def upload(
     ] = None,
 ) -> FileObject:
     """The bytes are kept as they are; their rows are checked when a job uses them."""
-    check_fields(given, "file", "purpose", _ANCHOR, _SECONDS)
+    if fault is not None:
+        raise fault
     _check_purpose(purpose)
     if (anchor is None) != (seconds is None):
         missing = _ANCHOR if anchor is None else _SECONDS
