@@ -75,7 +75,7 @@ def _cut(message: str) -> str:
 
 def _refusal(message: str, param: str | None, path: str, asked: dict[str, Any]) -> InvalidRequest:
     text = "messages" if "messages" in asked else _INPUTS.get(path, "input")
-    if (fault := _worst(_faults(message))) is not None:
+    if (fault := _to_tell(_faults(message))) is not None:
         return _invalid(fault, text)
     if message.startswith(_NO_GRAMMAR) and asked.get("tools"):
         return InvalidRequest(
@@ -142,28 +142,23 @@ def _faults(message: str) -> list[_Fault]:
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # it was cut
             continue
         if isinstance(fault, dict) and {"type", "loc", "msg"} <= fault.keys():
-            location = (
-                fault["loc"].split(".")
-                if isinstance(fault["loc"], str)
-                else [str(part) for part in fault["loc"]]
-            )
-            found.append(_fault(fault["type"], location, fault["msg"], is_whole=True))
-    if not found:
-        for match in _PYDANTIC.finditer(message):
-            found.append(
-                _fault(match["type"], match["location"].split("."), match["message"], is_whole=False)
-            )
-    return found
+            found.append(_fault(fault["type"], fault["loc"], fault["msg"], is_whole=True))
+    return found or [
+        _fault(match["type"], match["location"], match["message"], is_whole=False)
+        for match in _PYDANTIC.finditer(message)
+    ]
 
 
-def _fault(type: str, location: list[str], message: str, *, is_whole: bool) -> _Fault:
-    named = location[1:] if location[:1] == ["body"] else location
+def _fault(type: str, location: str | tuple[str | int, ...], message: str, *, is_whole: bool) -> _Fault:
+    """`location` is dotted, or as older versions of vLLM have it, pydantic's own."""
+    named = location.split(".") if isinstance(location, str) else [str(part) for part in location]
+    named = named[1:] if named[:1] == ["body"] else named
     branch = next((part for part in named if _TYPE_NAME.match(part)), "")
     parts = tuple(part for part in named if not _TYPE_NAME.match(part))
     return _Fault(type, branch, parts, message, is_whole)
 
 
-def _worst(faults: list[_Fault]) -> _Fault | None:
+def _to_tell(faults: list[_Fault]) -> _Fault | None:
     """The fault to tell, with the messages of all at its place. Where several types are allowed, those are left out
     that the value does not claim to be: its `role` or `type` is another one."""
     others = {
