@@ -90,7 +90,9 @@ assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
 text = client.completions.create(
     model="tunewright-tiny", prompt="Once upon a time", max_tokens=8, temperature=0
 )
-streamed = client.completions.create(
+# Until its end a streamed text has the finish_reason null, also OpenAI's own, which the package's type does not allow.
+loose = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+streamed = loose.completions.create(
     model="tunewright-tiny", prompt="Once upon a time", max_tokens=8, temperature=0, stream=True
 )
 assert "".join(c.choices[0].text for c in streamed) == text.choices[0].text
