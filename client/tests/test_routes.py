@@ -34,6 +34,11 @@ def test_a_retried_upload_sends_the_same_bytes(
     assert b'filename="x.jsonl"' in server.requests[-1].body
     assert b"\r\n\r\n123\r\n" in server.requests[-1].body
     assert b"\r\n\r\neval\r\n" in server.requests[-1].body
+    assert b"expires_after" not in server.requests[-1].body
+
+    client.files.upload(b"123", expires_after=3600)
+    assert b'name="expires_after[anchor]"\r\n\r\ncreated_at' in server.requests[-1].body
+    assert b'name="expires_after[seconds]"\r\n\r\n3600' in server.requests[-1].body
 
     with path.open("rb") as opened:
         opened.read(4)
@@ -56,6 +61,14 @@ def test_a_retried_upload_sends_the_same_bytes(
 
     asyncio.run(run())
     assert b'{"a": 1}\n' in server.requests[-1].body
+
+
+def test_jobs_are_listed_by_their_metadata_on_every_page(server: FakeServer, client: Tunewright) -> None:
+    server.on("GET", JOBS, ok(page([job("running")], has_more=True)), ok(page([])))
+    assert len(list(client.jobs.list(limit=1, metadata={"team": "a b", "run": "7"}))) == 1
+    wanted = {"metadata[team]": "a b", "metadata[run]": "7", "limit": "1"}
+    first, second = (request.query for request in server.requests)
+    assert (first, second) == (wanted, {**wanted, "after": "ftjob-1"})
 
 
 def test_a_missing_or_text_file_is_not_uploaded(client: Tunewright, tmp_path: Path) -> None:

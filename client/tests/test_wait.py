@@ -29,6 +29,15 @@ def test_wait_returns_the_succeeded_job(server: FakeServer, client: Tunewright) 
     assert len(server.sent("GET", EVENTS)) == 0
 
 
+@pytest.mark.parametrize("state", ["pausing", "paused", "running"])
+def test_the_status_of_a_job_is_its_exact_state(server: FakeServer, client: Tunewright, state: str) -> None:
+    """The server's `status` has OpenAI's words, which lack those of a pause; older servers have no `state`."""
+    server.on("POST", f"{JOB_PATH}/pause", ok(job("queued", state=state)), ok(job(state)))
+    for found in (client.jobs.pause("ftjob-1"), client.jobs.pause("ftjob-1")):
+        assert found.status is tw.JobStatus(state)
+        assert Job.model_validate(found.model_dump()).status == state
+
+
 def test_wait_raises_for_a_failed_or_cancelled_job(server: FakeServer, client: Tunewright) -> None:
     server.on(
         "GET",
@@ -50,7 +59,7 @@ def test_wait_raises_at_its_timeout(server: FakeServer, client: Tunewright) -> N
     with pytest.raises(tw.WaitTimeoutError, match="still running") as caught:
         client.jobs.wait("ftjob-1", timeout=0.5, poll_interval=0.01)
     assert isinstance(caught.value, TimeoutError)
-    assert caught.value.job is not None
+    assert (caught.value.job.id, caught.value.job.status) == ("ftjob-1", "running")
     assert len(server.requests) > 2
 
 
@@ -79,6 +88,7 @@ def test_wait_for_an_unreachable_server_ends_at_the_timeout(server: FakeServer, 
     with pytest.raises(tw.WaitTimeoutError, match="could not be read") as caught:
         client.jobs.wait("ftjob-1", timeout=0.1, poll_interval=0.01)
     assert isinstance(caught.value.__cause__, tw.APIConnectionError)
+    assert (caught.value.job.id, caught.value.job.status) == ("ftjob-1", "unknown")
 
 
 def test_wait_raises_errors_that_waiting_does_not_cure(server: FakeServer, client: Tunewright) -> None:

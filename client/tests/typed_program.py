@@ -32,6 +32,8 @@ def fine_tune(client: Tunewright) -> str:
         job = job.wait(timeout=3600, progress=True, on_event=show)
     except tw.JobFailedError as error:
         raise SystemExit(f"{error.code}: {error.message}") from error
+    except tw.WaitTimeoutError as error:
+        raise SystemExit(f"{error.job.id} is still {error.job.status}") from error
     with job.stream_events() as events:
         for event in events:
             show(event)

@@ -172,11 +172,18 @@ class DeploymentFailedError(TunewrightError):
 
 
 class WaitTimeoutError(TunewrightError, TimeoutError):
-    """A wait reached its timeout. The server continues its part. `job` is the last record of a job, if there is one."""
+    """A wait reached its timeout. The server continues its part.
+
+    The error of a wait for a job or an export has its last record as `job`. If none could be read, it is one of the id
+    alone, with the status `unknown`. The errors of other waits have no such attribute.
+    """
+
+    job: WorkRecord
 
     def __init__(self, message: str, job: WorkRecord | None = None) -> None:
         super().__init__(message)
-        self.job = job
+        if job is not None:
+            self.job = job
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {

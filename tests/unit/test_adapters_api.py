@@ -114,6 +114,21 @@ def nothing_left(data: Workspace, store: Store) -> bool:
 # uploads
 
 
+@pytest.mark.parametrize(
+    ("form", "param", "code"),
+    [
+        ({"nonsense": "1"}, "nonsense", "unknown_parameter"),
+        ({"suffix": ["a", "b"]}, "suffix", "invalid_value"),
+    ],
+)
+def test_a_field_of_an_upload_is_never_ignored(
+    api: TestClient, data: Workspace, store: Store, form: dict[str, Any], param: str, code: str
+) -> None:
+    refused = error(upload(api, **form))
+    assert (refused["param"], refused["code"]) == (param, code)
+    assert nothing_left(data, store)
+
+
 def test_an_uploaded_adapter_is_listed_with_its_lineage(api: TestClient, data: Workspace) -> None:
     shown = register(api, suffix="mine")
     assert shown["model"] == f"ft:{BASE}:mine:{shown['id'].removeprefix('adapter-')[:8]}"

@@ -7,13 +7,16 @@ import io
 import json
 import os
 import tarfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import openai.types.fine_tuning
 import pytest
+from openai._streaming import SSEDecoder
 from starlette.testclient import TestClient
 
 from fake_engine import gateway_for
@@ -138,6 +141,22 @@ WEIGHTS = bytes(range(256)) * 9
 Made = Callable[..., str]
 
 
+# paths
+
+
+@pytest.mark.parametrize("path", ["/v1//files", "//v1/files", "/v1///files", "//v1//files"])
+def test_repeated_slashes_of_a_path_are_taken_for_one(api: TestClient, path: str) -> None:
+    assert api.get(f"http://testserver{path}").json() == api.get("/v1/files").json()
+    large = api.post(f"http://testserver{path}", files={"file": ("a", b"x" * 2_000_000)})
+    assert error(large, 413)["code"] == "too_large", "the limit of the path is that of the single slash"
+    unknown = error(api.get("http://testserver/v1//nothing"), 404)
+    assert unknown["message"] == "There is no GET /v1/nothing here."
+
+
+def test_slashes_in_a_name_are_the_name_s(api: TestClient) -> None:
+    assert "'a//b'" in error(api.get("/v1/models/a%2F%2Fb"), 404)["message"]
+
+
 # files
 
 
@@ -162,6 +181,62 @@ def test_a_filename_is_only_a_name(api: TestClient, data: Workspace, name: str) 
     assert "\\" not in shown
     assert [path.name for path in data.files.iterdir()] == [id]
     assert "set-cookie" not in api.get(f"/v1/files/{id}/content").headers
+
+
+def upload_form(api: TestClient, **form: Any) -> Any:
+    return api.post("/v1/files", files={"file": ("a.jsonl", ROW)}, data={"purpose": "fine-tune", **form})
+
+
+def expiry(anchor: str = "created_at", seconds: object = 3600) -> dict[str, Any]:
+    return {"expires_after[anchor]": anchor, "expires_after[seconds]": seconds}
+
+
+def test_a_file_expires_when_its_upload_said(api: TestClient, store: Store, data: Workspace) -> None:
+    file = upload_form(api, **expiry()).json()
+    lasting = upload_form(api).json()
+    assert (file["expires_at"], lasting["expires_at"]) == (file["created_at"] + 3600, None)
+    assert api.get(f"/v1/files/{file['id']}").json() == file
+    for now, there in ((file["expires_at"] - 1, True), (file["expires_at"], False)):
+        Retention(RetentionOptions(), store, data, lambda now=now: now).round()  # type: ignore[misc]
+        assert (api.get(f"/v1/files/{file['id']}").status_code == 200) is there
+    assert api.get(f"/v1/files/{lasting['id']}").status_code == 200
+    assert [path.name for path in data.files.iterdir()] == [lasting["id"]]
+
+
+def test_an_expired_file_stays_until_no_job_needs_it(api: TestClient, store: Store, data: Workspace) -> None:
+    id = upload_form(api, **expiry()).json()["id"]
+    job = api.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": id}).json()["id"]
+    retention = Retention(RetentionOptions(), store, data, lambda: time.time() + 3601)
+    retention.round()
+    assert api.get(f"/v1/files/{id}").status_code == 200
+    api.post(f"/v1/fine_tuning/jobs/{job}/cancel")
+    retention.round()
+    error(api.get(f"/v1/files/{id}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("form", "param", "code"),
+    [
+        ({"nonsense": "1"}, "nonsense", "unknown_parameter"),
+        ({"expires_after": "3600"}, "expires_after", "unknown_parameter"),
+        ({"purpose": ["fine-tune", "fine-tune"]}, "purpose", "invalid_value"),
+        ({"expires_after[anchor]": "created_at"}, "expires_after[seconds]", "missing_parameter"),
+        ({"expires_after[seconds]": "3600"}, "expires_after[anchor]", "missing_parameter"),
+        (expiry(anchor="last_active_at"), "expires_after[anchor]", "invalid_value"),
+        (expiry(seconds=3599), "expires_after[seconds]", "invalid_value"),
+        (expiry(seconds=2_592_001), "expires_after[seconds]", "invalid_value"),
+        (expiry(seconds="soon"), "expires_after[seconds]", "invalid_value"),
+        ({"purpose": "batch"}, "purpose", "unsupported"),
+        ({"purpose": "user_data"}, "purpose", "unsupported"),
+        ({"purpose": "lunch"}, "purpose", "invalid_value"),
+    ],
+)
+def test_a_field_of_an_upload_is_never_ignored(
+    api: TestClient, data: Workspace, form: dict[str, Any], param: str, code: str
+) -> None:
+    refused = error(upload_form(api, **form), 400)
+    assert (refused["param"], refused["code"]) == (param, code)
+    assert list(data.files.iterdir()) == []
 
 
 def test_files_are_paged(api: TestClient) -> None:
@@ -386,7 +461,7 @@ def test_a_seed_is_chosen_and_shown(api: TestClient) -> None:
     [
         ({"modle": "x"}, "modle", "unknown_parameter"),
         ({"tuning": {"rnk": 8}}, "tuning.rnk", "unknown_parameter"),
-        ({"method": {"type": "dpo"}}, "method.type", "invalid_value"),
+        ({"method": {"type": "dpo"}}, "method.type", "unsupported"),
         ({"model": None}, "model", "invalid_value"),
         ({"training_file": 5}, "training_file", "invalid_value"),
         ({"training_file": "file-none"}, "training_file", "invalid_value"),
@@ -413,6 +488,12 @@ def test_a_seed_is_chosen_and_shown(api: TestClient) -> None:
         ({"tuning": {"type": "full", "rank": 8}}, "tuning.rank", "invalid_value"),
         ({"tuning": []}, "tuning", "invalid_value"),
         ({"integrations": [{"type": "wandb"}]}, "integrations", "unsupported"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.type", "unsupported"),
+        ({"method": {"type": "reinforcement"}}, "method.type", "unsupported"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo", "unsupported"),
+        ({"method": {"type": "other"}}, "method.type", "invalid_value"),
+        ({"method": {"other": {}}}, "method.other", "unknown_parameter"),
+        ({"method": []}, "method", "invalid_value"),
         ({"chat_template": "{% for %}"}, "chat_template", "invalid_value"),
         ({"chat_template": "hello"}, "chat_template", "invalid_value"),
         ({"method": {"supervised": {"hyperparameters": {"n_epochs": 1}}}, "hyperparameters": {"n_epochs": 2}},
@@ -592,6 +673,16 @@ def test_another_shape_is_refused(api: TestClient, publish: Made, tuning: Any, p
     assert error(api.post("/v1/fine_tuning/jobs", json=body), 400)["param"] == param
 
 
+def test_a_refusal_writes_values_as_json_does(api: TestClient, publish: Made) -> None:
+    body = job_body(api, model=publish(), tuning={"target_modules": ["q_proj"]})
+    assert (
+        'target_modules ["q_proj", "v_proj"];'
+        in error(api.post("/v1/fine_tuning/jobs", json=body), 400)["message"]
+    )
+    body = job_body(api, model=f"ft:{BASE}:s:12345678", tuning={"use_rslora": True})
+    assert "has use_rslora false;" in error(api.post("/v1/fine_tuning/jobs", json=body), 400)["message"]
+
+
 def test_a_full_model_is_trained_on_as_full(api: TestClient, publish: Made) -> None:
     name = publish(kind="full", rank=None, alpha=None, target_modules=None, desired="unloaded")
     assert create(api, model=name)["tuning"]["type"] == "full"
@@ -606,6 +697,15 @@ def test_a_model_of_a_base_that_is_gone_is_refused(api: TestClient, publish: Mad
 
 
 # jobs
+
+
+def test_a_method_that_is_null_is_not_asked_for(api: TestClient) -> None:
+    job = create(api, method={"type": "supervised", "dpo": None, "reinforcement": None})
+    assert job["method"]["type"] == "supervised"
+
+
+def test_a_body_that_is_no_object_is_no_parameter(api: TestClient) -> None:
+    assert error(api.post("/v1/fine_tuning/jobs", json=[]), 400)["param"] is None
 
 
 def test_jobs_are_listed_newest_first_and_by_metadata(api: TestClient) -> None:
@@ -624,6 +724,18 @@ def test_cancelling_twice_is_a_400_that_no_client_retries(api: TestClient) -> No
     assert cancelled["status"] == "cancelled"
     assert cancelled["finished_at"] is not None
     assert error(api.post(f"/v1/fine_tuning/jobs/{id}/cancel"), 400)["code"] == "job_not_cancellable"
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_the_status_of_a_job_is_a_word_of_openai_s_and_its_state_is_exact(
+    api: TestClient, store: Store, state: JobState
+) -> None:
+    id = create_job(store, state=state).id
+    words = get_args(openai.types.fine_tuning.FineTuningJob.model_fields["status"].annotation)
+    shown = api.get(f"/v1/fine_tuning/jobs/{id}").json()
+    assert shown["state"] == state
+    assert shown["status"] == {JobState.PAUSING: "running", JobState.PAUSED: "queued"}.get(state, state)
+    assert shown["status"] in words
 
 
 @pytest.mark.parametrize("tail", ["", "/events", "/events?stream=true", "/checkpoints", "/logs"])
@@ -683,6 +795,25 @@ def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     again, done = streamed(api, path + "?stream=true", headers={"Last-Event-ID": events[199][0]})
     assert (again, done) == (events[200:], True)
     assert streamed(api, path + f"?stream=true&after={events[-1][0]}") == ([], True)
+
+
+def test_the_stock_client_reads_the_events_of_a_job_that_is_quiet_for_long(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "_EVENTS_POLL", 0.01)
+    monkeypatch.setattr(job_events, "_COMMENT_EVERY", 0.02)
+    id = create(api)["id"]
+    later = threading.Timer(0.5, store.jobs.cancel, [id])
+    later.start()
+    answer = api.get(f"/v1/fine_tuning/jobs/{id}/events?stream=true").content
+    later.join()
+    assert answer.count(b": still here\n") > 3
+    events = [event.data for event in SSEDecoder().iter_bytes(iter([answer]))]
+    assert [json.loads(data)["message"].partition(":")[0] for data in events[:-1]] == [
+        "Created fine-tuning job",
+        "The job has been cancelled.",
+    ]
+    assert events[-1] == "[DONE]"
 
 
 def test_a_stream_after_an_unknown_event_is_refused_at_once(api: TestClient) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -204,6 +205,28 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 # Usage and errors
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["jobs", "list"], ["jobs", "list", "--json"], ["jobs", "logs", "ftjob-1"], ["jobs", "watch", "ftjob-1"],
+     ["--help"], ["jobs", "--help"]],
+)  # fmt: skip
+def test_a_reader_that_ends_early_is_no_failure(service: FakeService, argv: list[str]) -> None:
+    """As in `tunewright jobs list | head -1`, and `jobs watch ... 2>&1 | head -1`, whose bar is on stderr."""
+    argv = argv if "--help" in argv else [*argv, "--url", service.url]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tunewright", *argv],
+            stdout=writing,
+            stderr=writing if "watch" in argv else subprocess.PIPE,
+            timeout=60,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr or b"") == (0, b"")
 
 
 @pytest.mark.parametrize(

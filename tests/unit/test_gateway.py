@@ -13,10 +13,11 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai._streaming import SSEDecoder
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import Publish
-from tunewright.api.gateway import routing
+from tunewright.api.gateway import proxy, routing
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.gateway.routing import Target
 from tunewright.engine.leases import Drain
@@ -94,6 +95,54 @@ async def test_an_answers_text_is_never_touched(store: Store, socket: Path, engi
     assert json.loads(client.body) == {"model": BASE, "content": content}
     client, _ = await ask_once(store, socket, handler, {"model": BASE, "stream": True})
     assert json.loads(client.body.split(b"\n\n")[0][6:]) == {"model": BASE, "delta": content}
+
+
+COMMENT = b": keep-alive\n\n"
+
+
+async def test_a_silent_stream_is_kept_open_between_whole_events(
+    store: Store, socket: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "_KEEP_ALIVE", 0.05)
+    events = [event({"model": INTERNAL, "delta": text}) for text in ("one", "two")]
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request)
+        for part in (events[0] + events[1][:20], events[1][20:], b"data: [DONE]\n\n"):
+            await asyncio.sleep(0.2)
+            await response.write(part)
+        return response
+
+    client, _ = await ask_once(store, socket, handler, {"model": BASE, "stream": True})
+    silences = client.body.split(b"data: ")[:3]
+    assert all(COMMENT in silence for silence in silences), "before and between the events"
+    named = b"".join(events).replace(INTERNAL.encode(), BASE.encode())
+    assert client.body.replace(COMMENT, b"") == named + b"data: [DONE]\n\n"
+    stream_of = SSEDecoder().iter_bytes(iter([client.body]))
+    assert [found.json()["delta"] for found in stream_of if found.data != "[DONE]"] == ["one", "two"]
+
+
+async def test_a_stream_that_is_not_silent_has_no_comments(
+    store: Store, socket: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its client is slow: then a part of it is still being sent."""
+    monkeypatch.setattr(proxy, "_KEEP_ALIVE", 0.1)
+
+    class Slow(Client):
+        async def send(self, message: Any) -> None:
+            await asyncio.sleep(0.3 if message.get("body") else 0)
+            await super().send(message)
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(request, EVENTS[0])
+        await response.write(EVENTS[1])
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    client = Slow()
+    async with engine_at(socket, handler):
+        await ask(store, {"model": BASE, "stream": True}, client=client)
+    assert COMMENT not in client.body
 
 
 class Chunks:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
+from vllm.tool_parsers import structural_tag_registry
 
 from tunewright.engine.vllm_plugin import (
+    bound_white_space,
     request_amx,
     score_prompts_with_their_adapter,
     without_adapterless_tokens,
@@ -173,3 +176,36 @@ def test_without_adapters_vllms_own_scores_prompts() -> None:
 
     score_prompts_with_their_adapter(Plain)
     assert Plain()._get_prompt_logprobs_dict(None, {}) == {"a": "scored"}
+
+
+FAMILIES = ("hermes", "llama", "qwen_3_coder", "deepseek_r1")
+
+
+def white_space_limits(family: str) -> set[int | None]:
+    """Of all JSON in the grammar of a forced call."""
+    tool = ChatCompletionToolsParam(
+        type="function", function={"name": "f", "strict": True, "parameters": {"type": "object"}}
+    )
+    found: set[int | None] = set()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            found.update({node.get("max_whitespace_cnt")} if node.get("type") == "json_schema" else ())
+            node = list(node.values())
+        for item in node if isinstance(node, list) else ():
+            visit(item)
+
+    tag = structural_tag_registry.get_model_structural_tag(family, [tool], "required", False)
+    assert tag is not None
+    visit(tag.model_dump())
+    return found
+
+
+def test_white_space_in_tool_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {family: white_space_limits(family) for family in FAMILIES}
+    assert before == {family: {None} for family in FAMILIES}, "once vLLM bounds it, the plugin need not"
+    for name in ("JSONSchemaFormat", "get_xgrammar_model_structural_tag"):
+        monkeypatch.setattr(structural_tag_registry, name, getattr(structural_tag_registry, name))
+    for _ in ("once", "again"):
+        bound_white_space()
+        assert all(white_space_limits(family) == {2} for family in FAMILIES)

@@ -98,9 +98,15 @@ class AsyncJobResource(AsyncResource, Generic[J]):
     _path: ClassVar[str]
     _record: type[J]
 
-    def list(self, after: str | None = None, limit: int | None = None) -> AsyncPager[J]:
-        """All of them, newest first; `limit` is the size of a page."""
-        return self._http.page(endpoints.list_jobs(self._path, self._parse, after, limit))
+    def list(
+        self,
+        after: str | None = None,
+        limit: int | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AsyncPager[J]:
+        """All of them, or those that have these pairs of metadata, newest first; `limit` is the size of a page."""
+        return self._http.page(endpoints.list_jobs(self._path, self._parse, after, limit, metadata))
 
     async def retrieve(self, job_id: str) -> J:
         """The present state of one. Raises NotFoundError."""
@@ -191,7 +197,8 @@ class AsyncJobResource(AsyncResource, Generic[J]):
                 if pause is None:
                     state = f"is still {job.status}" if job else "could not be read"
                     message = f"{job_id} {state} after {timeout:g} seconds"
-                    raise WaitTimeoutError(message, job) from wait.last_error
+                    unread = self._record(id=job_id, status="unknown")
+                    raise WaitTimeoutError(message, job or unread) from wait.last_error
                 await asyncio.sleep(pause)
         finally:
             if reporter is not None:

@@ -27,12 +27,22 @@ from .streams import AsyncStream, open_generation
 class AsyncFiles(AsyncResource):
     """`client.files`."""
 
-    async def upload(self, file: FileInput, purpose: str = "fine-tune", filename: str | None = None) -> File:
+    async def upload(
+        self,
+        file: FileInput,
+        purpose: str = "fine-tune",
+        filename: str | None = None,
+        *,
+        expires_after: int | None = None,
+    ) -> File:
         """Upload a path, bytes, or a file that is open in binary mode, which is sent whole, from its start.
 
+        `expires_after` is the time in seconds after which the server removes it, unless an unfinished job needs it.
         Raises FileNotFoundError, TypeError for a file that is open as text, PayloadTooLargeError, BadRequestError.
         """
-        return await self._http.fetch(endpoints.upload_file(file, purpose, filename))
+        return await self._http.fetch(
+            endpoints.upload_file(file, purpose, filename, expires_after=expires_after)
+        )
 
     def list(
         self,

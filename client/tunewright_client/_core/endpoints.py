@@ -56,10 +56,17 @@ def path_of(*parts: str) -> str:
 
 
 def upload_file(
-    file: FileInput, purpose: str, filename: str | None, idempotency_key: str | None = None
+    file: FileInput,
+    purpose: str,
+    filename: str | None,
+    idempotency_key: str | None = None,
+    expires_after: int | None = None,
 ) -> Call[File]:
-    """Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
-    upload = Upload.of(file, filename, {"purpose": purpose})
+    """`expires_after` is in seconds. Raises FileNotFoundError or TypeError for a file that cannot be uploaded."""
+    fields = {"purpose": purpose}
+    if expires_after is not None:
+        fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_after)}
+    upload = Upload.of(file, filename, fields)
     return Call("POST", "/files", _as(File), upload=upload, slow=True, idempotency_key=idempotency_key)
 
 
@@ -92,8 +99,11 @@ def create_job(
     return Call("POST", path, _job(parse), json=body, idempotency_key=idempotency_key)
 
 
-def list_jobs(path: str, parse: ParseJob[J], after: str | None, limit: int | None) -> Call[PageData[J]]:
-    return list_call(path, parse, {"after": after, "limit": limit})
+def list_jobs(
+    path: str, parse: ParseJob[J], after: str | None, limit: int | None, metadata: Mapping[str, str] | None
+) -> Call[PageData[J]]:
+    wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+    return list_call(path, parse, {"after": after, "limit": limit, **wanted})
 
 
 def retrieve_job(path: str, parse: ParseJob[J], job_id: str) -> Call[J]:

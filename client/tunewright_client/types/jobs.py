@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from .base import Wire
 
@@ -130,7 +130,10 @@ class WorkRecord(Wire):
 
 
 class JobRecord(WorkRecord):
-    """A fine-tuning job. The clients return it as `Job` or `AsyncJob`."""
+    """A fine-tuning job. The clients return it as `Job` or `AsyncJob`.
+
+    Its `status` is the `state` of the API, whose own `status` has OpenAI's words: no pausing and no paused.
+    """
 
     object: str = "fine_tuning.job"
     fine_tuned_model: str | None = None
@@ -143,6 +146,13 @@ class JobRecord(WorkRecord):
     result_files: list[str] = Field(default_factory=list)
     trained_tokens: int | None = None
     integrations: list[Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_state(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("state") is not None:
+            return {**{key: value for key, value in data.items() if key != "state"}, "status": data["state"]}
+        return data
 
     @property
     def product(self) -> str | None:

@@ -8,7 +8,7 @@ from .base import Wire
 
 
 class File(Wire):
-    """An uploaded or generated file. `bytes` is its size."""
+    """An uploaded or generated file. `bytes` is its size; `expires_at` is None where it does not expire."""
 
     id: str
     object: str = "file"

@@ -1,6 +1,6 @@
 """`tunewright`: the commands, and the conversion of failures to a line on stderr and an exit code.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, also where the reader of the output ends early; 1 failure, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -96,11 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except TunewrightError as error:
         return _fail(explain(error))
-    except (
-        BrokenPipeError
-    ):  # the reader, such as `head`, has ended; the interpreter's last flush must not fail
+    except BrokenPipeError:
+        # The reader has ended, as in `Commands`. The interpreter's last flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 0
     except (OSError, ValueError) as error:
         return _fail(str(error))
     except Exception as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -46,10 +47,30 @@ class Weighted(click.ParamType[tuple[str, float]]):
 
 
 class Commands(click.Group):
-    """A group whose help lists its commands in the order in which they were added."""
+    """A group whose help lists its commands in the order in which they were added.
+
+    Where the reader of the output has ended, such as `head`, it has all that it wants: that is a success, while click
+    would exit with 1.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _reader_may_end():  # --help writes
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_may_end():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _reader_may_end() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise click.exceptions.Exit(0) from None
 
 
 def on_service(function: Callable[Concatenate[Remote, P], R]) -> Callable[P, R]:

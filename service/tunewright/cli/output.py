@@ -30,13 +30,20 @@ _STATE_STYLES = {
 }  # fmt: skip
 
 
+class _Console(Console):
+    """A console that leaves a pipe without a reader to the caller, where rich's ends the program with exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Output:
     """Prints a command's results as tables, as text or as JSON."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.stdout = Console(highlight=False, markup=False, emoji=False)
-        self.stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.stdout = _Console(highlight=False, markup=False, emoji=False)
+        self.stderr = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def json(self, value: BaseModel | Mapping[str, Any]) -> None:
         """Print one JSON object on one line."""

@@ -1,4 +1,5 @@
-"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU.
+"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU, and
+bounds the white space in tool calls.
 
 To score the tokens of a prompt (`prompt_logprobs`, `echo` with `logprobs`), vLLM computes the logits of one request's
 tokens, but applies the adapters of the batch's sequences to them. The numbers of rows differ as soon as there is
@@ -12,14 +13,20 @@ out, and so do the corrected operators.
 vLLM's attention uses AMX tiles where the processor has them, but does not ask the system for them, as Linux requires of
 each process (arch_prctl, ARCH_REQ_XCOMP_PERM): the first request then ends the worker with SIGILL, unless oneDNN has
 asked by chance before.
+
+vLLM's grammars of tool calls allow any white space between the parts of a JSON value, and small models write it until
+their tokens are used up. xgrammar has a limit for that, which vLLM does not set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+_MOST_WHITE_SPACE = 2
+"""Characters of white space in a row, as xgrammar's documentation suggests."""
 _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 
 
@@ -37,12 +44,28 @@ def register() -> None:
             setattr(module, name, corrected)
     request_amx(torch.cpu)
     score_prompts_with_their_adapter(CPUModelRunner)
+    bound_white_space()
 
 
 def request_amx(cpu: Any) -> None:
     """Ask the system for AMX tiles; where it refuses them, vLLM must not find them in `cpu`, the module torch.cpu."""
     if cpu._is_amx_tile_supported() and not cpu._init_amx():
         cpu._is_amx_tile_supported = lambda: False
+
+
+def bound_white_space() -> None:
+    """Bound it in the grammars of tool calls, where this version of vLLM makes them with an xgrammar that can."""
+    try:
+        from vllm.tool_parsers import structural_tag_registry
+        from xgrammar.structural_tag import JSONSchemaFormat
+    except ImportError:
+        return
+    if "max_whitespace_cnt" not in JSONSchemaFormat.model_fields:
+        return
+    for name in ("JSONSchemaFormat", "get_xgrammar_model_structural_tag"):
+        made = getattr(structural_tag_registry, name, None)
+        if made is not None and not isinstance(made, partial):
+            setattr(structural_tag_registry, name, partial(made, max_whitespace_cnt=_MOST_WHITE_SPACE))
 
 
 def without_adapterless_tokens(operator: Any) -> Any:

@@ -21,7 +21,7 @@ from tunewright.errors import InvalidRequest
 from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.content import folder_size
 from tunewright.registry.workspace import Workspace
-from tunewright.store.records import TunedModel
+from tunewright.store.records import FileRecord, TunedModel
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.retention")
@@ -99,7 +99,11 @@ class Retention:
     # candidates
 
     def _files(self) -> None:
-        found = self._store.files.last_used()
+        found = [
+            (file, since)
+            for file, since in self._store.files.last_used()
+            if since is None or not self._has_expired(file)
+        ]
         things = [
             _Removable(
                 f"file {file.id} ({file.filename})", file.bytes, since, partial(self._remove_file, file.id)
@@ -114,6 +118,14 @@ class Retention:
             days=self._options.keep_files_days,
             size=self._options.max_files_size,
         )
+
+    def _has_expired(self, file: FileRecord) -> bool:
+        """Whether the file was to expire by now, and is removed."""
+        now = self._clock()
+        if file.expires_at is None or now < file.expires_at or not self._remove_file(file.id):
+            return False
+        _log_removal(f"file {file.id} ({file.filename})", file.bytes, now - file.created_at, "it has expired")
+        return True
 
     def _checkpoints(self) -> None:
         idle = self._store.models.idle_checkpoints()

@@ -7,6 +7,7 @@ the placement depends on all other deployments, and what an alias or an unfinish
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -176,7 +177,7 @@ def _same(found: Deployment, asked: Mapping[str, Any]) -> Deployment:
             code="deployment_draining",
         )
     if found.asked != dict(asked):
-        given = ", ".join(f"{key} {value}" for key, value in found.asked.items()) or "no options"
+        given = ", ".join(f"{key} {json.dumps(value)}" for key, value in found.asked.items()) or "no options"
         raise InvalidRequest(
             f"{found.model} is deployed already, as {found.id}, with {given}. To change that, delete the deployment "
             "first.",

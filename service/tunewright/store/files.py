@@ -18,7 +18,15 @@ class FileStore:
         self._database = database
 
     def add(
-        self, *, id: str, filename: str, purpose: str, size: int, sha256: str, created_at: float
+        self,
+        *,
+        id: str,
+        filename: str,
+        purpose: str,
+        size: int,
+        sha256: str,
+        created_at: float,
+        expires_at: float | None = None,
     ) -> FileRecord:
         with self._database.begin() as connection:
             row = connection.execute(
@@ -30,6 +38,7 @@ class FileStore:
                     bytes=size,
                     sha256=sha256,
                     created_at=created_at,
+                    expires_at=expires_at,
                 )
                 .returning(files)
             ).one()

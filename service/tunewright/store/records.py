@@ -34,6 +34,8 @@ class FileRecord:
     bytes: int
     sha256: str
     created_at: float
+    expires_at: float | None
+    """When the retention removes it, unless an unfinished job needs it; None: never for its age."""
 
 
 @dataclass(frozen=True)

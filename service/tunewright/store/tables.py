@@ -32,6 +32,7 @@ files = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=True),
 )
 
 jobs = Table(

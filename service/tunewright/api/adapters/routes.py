@@ -18,6 +18,7 @@ from tunewright.api.adapters.schemas import BASE, FOLDER, LOAD, RegisterAdapter,
 from tunewright.api.gateway.routing import refuse_unservable
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
+from tunewright.api.http.forms import FormFault
 from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState
@@ -52,6 +53,7 @@ def register(
 @router.post("/upload", summary="Upload an adapter", responses=responses(400, 413, 429, 503, 507))
 def upload(
     context: Context,
+    fault: FormFault,
     file: Annotated[
         list[UploadFile],
         File(
@@ -67,6 +69,8 @@ def upload(
     idempotency_key: IdempotencyKey = None,
 ) -> AdapterObject:
     """Register an adapter that was not trained here; it is checked against its base first."""
+    if fault is not None:
+        raise fault
     model = register_upload(context, file, Registration(base, suffix, load, idempotency_key), folder)
     return _show(context, model.name)
 

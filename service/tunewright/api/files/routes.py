@@ -13,29 +13,52 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
+from tunewright.api.http.forms import FormFault
 from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
-from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull
+from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, UnsupportedFeature
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
 from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_OTHER_PURPOSES = frozenset({"assistants", "batch", "vision", "user_data", "evals"})
+"""OpenAI's."""
+
 
 @router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
 def upload(
     context: Context,
+    fault: FormFault,
     file: Annotated[UploadFile, File(description="JSONL: chat rows, or prompt and completion rows.")],
     purpose: Annotated[str, Form(description="`fine-tune`.", json_schema_extra={"enum": ["fine-tune"]})],
+    anchor: Annotated[Literal["created_at"] | None, Form(alias=_ANCHOR, description="`created_at`.")] = None,
+    seconds: Annotated[
+        int | None,
+        Form(alias=_SECONDS, ge=3600, le=2_592_000, description="From the anchor until the file expires."),
+    ] = None,
 ) -> FileObject:
     """The bytes are kept as they are; their rows are checked when a job uses them."""
+    if fault is not None:
+        raise fault
+    _check_purpose(purpose)
+    if (anchor is None) != (seconds is None):
+        missing = _ANCHOR if anchor is None else _SECONDS
+        raise InvalidRequest(f"Missing parameter: {missing}.", param=missing, code="missing_parameter")
+    return FileObject.of(_keep(context, file.file, _name(file.filename), purpose, seconds))
+
+
+def _check_purpose(purpose: str) -> None:
+    if purpose in _OTHER_PURPOSES:
+        raise UnsupportedFeature(
+            f"Files are taken for the purpose fine-tune; {purpose} is not offered.", param="purpose"
+        )
     if purpose != "fine-tune":
         raise InvalidRequest(
             f"Files are taken for the purpose fine-tune, not {purpose[:64]!r}.", param="purpose"
         )
-    record = _keep(context, file.file, _name(file.filename), purpose)
-    return FileObject.of(record)
 
 
 def _name(given: str | None) -> str:
@@ -44,8 +67,13 @@ def _name(given: str | None) -> str:
     return "".join(character for character in name if character.isprintable())[:255] or "upload.jsonl"
 
 
-def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str) -> FileRecord:
-    """Write and sync the file before listing it: a crash leaves at most a temporary file."""
+def _keep(
+    context: ServiceContext, source: BinaryIO, filename: str, purpose: str, seconds: int | None
+) -> FileRecord:
+    """Write and sync the file before listing it: a crash leaves at most a temporary file.
+
+    `seconds`: from now until it expires.
+    """
     id = new_id("file")
     temporary = context.workspace.tmp / id
     digest, size = hashlib.sha256(), 0
@@ -61,6 +89,7 @@ def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str
             raise InvalidRequest("The file is empty.", param="file")
         with context.workspace.keeping(id):
             context.workspace.keep_file(temporary, id)
+            created_at = time.time()
             try:
                 return context.store.files.add(
                     id=id,
@@ -68,7 +97,8 @@ def _keep(context: ServiceContext, source: BinaryIO, filename: str, purpose: str
                     purpose=purpose,
                     size=size,
                     sha256=digest.hexdigest(),
-                    created_at=time.time(),
+                    created_at=created_at,
+                    expires_at=None if seconds is None else int(created_at) + seconds,
                 )
             except StorageFull:
                 context.workspace.file(id).unlink()

@@ -17,6 +17,9 @@ class FileObject(Wire):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int = Field(description="Unix seconds.")
+    expires_at: int | None = Field(
+        description="Unix seconds from which it is removed, unless an unfinished job needs it; null: it is kept."
+    )
     filename: str
     purpose: str = Field(
         description="`fine-tune` for uploads, `fine-tune-results` for a job's metrics (CSV)."
@@ -30,6 +33,7 @@ class FileObject(Wire):
             id=record.id,
             bytes=record.bytes,
             created_at=int(record.created_at),
+            expires_at=None if record.expires_at is None else int(record.expires_at),
             filename=record.filename,
             purpose=record.purpose,
             sha256=record.sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
@@ -204,7 +205,8 @@ def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning
         asked = sorted(asked) if isinstance(asked, list) else asked
         if asked not in ("auto", "all-linear") and asked != value:
             raise InvalidRequest(
-                f"{parent.name} has {key} {value}; a job that continues from it cannot change that to {asked}.",
+                f"{parent.name} has {key} {json.dumps(value)}; a job that continues from it cannot change that to "
+                f"{json.dumps(asked)}.",
                 param=f"tuning.{key}",
             )
     return tuning.model_copy(update=fixed)

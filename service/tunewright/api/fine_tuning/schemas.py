@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
@@ -35,11 +35,32 @@ class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
+_OTHER_METHODS = ("dpo", "reinforcement")
+"""OpenAI's."""
+
+
 class Method(Body):
     """OpenAI's method. Only `supervised` is offered."""
 
     type: Literal["supervised"] = "supervised"
     supervised: Supervised = Supervised()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, value: object) -> object:
+        """A null, as the openai client's models are dumped with, is taken as absent."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("type") in _OTHER_METHODS:
+            raise UnsupportedFeature(
+                f"The method {value['type']} is not offered; supervised is.", param="method.type"
+            )
+        for name in _OTHER_METHODS:
+            if value.get(name) is not None:
+                raise UnsupportedFeature(
+                    f"The method {name} is not offered; leave `method.{name}` out.", param=f"method.{name}"
+                )
+        return {key: part for key, part in value.items() if part is not None or key not in _OTHER_METHODS}
 
 
 class Tuning(Body):
@@ -132,6 +153,16 @@ class CreateJob(Body):
         return check_metadata(value)
 
 
+OpenAIStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+"""The values that OpenAI's clients know. They have `pause` and `resume`, and no word for what happens in between."""
+
+
+def openai_status(state: JobState) -> OpenAIStatus:
+    """The state in OpenAI's words: a pausing job still runs, and a paused one waits."""
+    known = {JobState.PAUSING: JobState.RUNNING, JobState.PAUSED: JobState.QUEUED}.get(state, state)
+    return cast(OpenAIStatus, known.value)
+
+
 class Progress(Wire):
     """The newest step."""
 
@@ -142,7 +173,7 @@ class Progress(Wire):
 
 
 class JobObject(Wire):
-    """OpenAI's fine-tuning job, with `tuning` (all options, none of them auto) and `progress` beside it."""
+    """OpenAI's fine-tuning job, with `state`, `tuning` (all options, none of them auto) and `progress` beside it."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -152,7 +183,10 @@ class JobObject(Wire):
     model: str
     fine_tuned_model: str | None
     organization_id: str = "tunewright"
-    status: JobState
+    status: OpenAIStatus = Field(
+        description="OpenAI's word for `state`: `running` while the job is pausing, `queued` while it is paused."
+    )
+    state: JobState
     hyperparameters: Hyperparameters
     method: Method
     training_file: str
@@ -192,7 +226,8 @@ class JobObject(Wire):
             estimated_finish=estimated_finish(job),
             model=request.model,
             fine_tuned_model=job.model,
-            status=job.state,
+            status=openai_status(job.state),
+            state=job.state,
             hyperparameters=shown,
             method=Method(supervised=Supervised(hyperparameters=shown)),
             training_file=training_file,

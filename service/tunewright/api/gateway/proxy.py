@@ -18,19 +18,20 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tunewright.api.gateway.bodies import check_tokens, write_body
+from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.limits import check_limits
 from tunewright.api.gateway.routing import Router, Target
+from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
+from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.http.errors import error_response
-from tunewright.engine.http import Answer, EngineBusy, EngineHTTP, read_error
+from tunewright.engine.http import Answer, EngineBusy, EngineHTTP
 from tunewright.errors import (
     EngineUnavailable,
     InvalidRequest,
-    NotFound,
     RequestTimeout,
     TunewrightError,
-    UnsupportedFeature,
 )
 from tunewright.registry.aliases import Alias
 from tunewright.store.aliases import AliasStore
@@ -38,17 +39,14 @@ from tunewright.store.shadow_answers import ShadowAnswerStore
 
 log = logging.getLogger("tunewright.api")
 
-_LONGEST_MESSAGE = 2000
 _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
-_GRAMMAR_FAILED = "Internal server error"
-"""vLLM's whole message where it ends a request with an internal error; the usual cause is a faulty grammar."""
-_GRAMMARS = ("response_format", "structured_outputs", "tools", "text")
-_LOST = "The engine was lost while answering: try again."
-_DEAD_ENGINE = b"See stack trace (above) for the root cause"
-"""In vLLM's answers to requests that its engine did not survive."""
+_KEEP_ALIVE = 15.0
+"""Seconds without an event after which a stream gets a comment. Proxies cut connections that are silent for 60 s."""
+_COMMENT = b": keep-alive\n\n"
+"""With a blank line, since many clients split a stream at these. It cannot be taken for an event: vLLM's have no id."""
 
 
 class Gateway:
@@ -94,7 +92,7 @@ class Gateway:
                 async with self.engine(target.socket).post(path, data) as upstream:
                     return upstream.status, _renamed(await upstream.read(), target)
             except EngineBusy as error:
-                raise EngineUnavailable(_LOST) from error
+                raise EngineUnavailable(LOST) from error
 
 
 class Relay(Response):
@@ -114,6 +112,8 @@ class Relay(Response):
         self._started_at: float | None = None
         """Monotonic time at which the answer to the client began."""
         self._ended = False
+        self._quiet_since: float | None = None
+        """Monotonic time at which the last part of a stream was sent; None while one is being sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(scope, receive, send))
@@ -178,12 +178,17 @@ class Relay(Response):
                         raise EngineUnavailable(
                             f"The engine does not know {target.public_name} now: try again."
                         )
-                    raise _upstream_error(upstream.status, text, target, self._body)
+                    raise engine_error(upstream.status, text, target, self._path, self._body)
                 start = _start(upstream, target, alias)
                 if upstream.content_type == "text/event-stream":
                     self._started_at = time.monotonic()
                     await send(start)
-                    await self._pass_events(upstream, target, send)
+                    self._quiet_since = time.monotonic()
+                    keeper = asyncio.create_task(self._keep_alive(send))
+                    try:
+                        await self._pass_events(upstream, target, send)
+                    finally:
+                        keeper.cancel()
                 else:
                     # Read as a whole, so that a failure still gets a status of its own.
                     text = _renamed(await upstream.read(), target)
@@ -193,7 +198,7 @@ class Relay(Response):
                 return True
         except EngineBusy as error:
             log.warning("engine at %s: %s", target.socket, error)
-            raise EngineUnavailable(_LOST) from error
+            raise EngineUnavailable(LOST) from error
 
     async def _pass_events(self, upstream: Answer, target: Target, send: Send) -> None:
         """Pass on whole events only, so that no model name is split between two chunks.
@@ -208,13 +213,28 @@ class Relay(Response):
             if cut > 1:
                 whole, buffered = buffered[:cut], buffered[cut:]
                 last = whole[-32:]
-                if _DEAD_ENGINE in whole:
-                    raise EngineUnavailable(_LOST)
+                if is_dead(whole):
+                    raise EngineUnavailable(LOST)
+                self._quiet_since = None
                 await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
+                self._quiet_since = time.monotonic()
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
-            raise EngineUnavailable(_LOST)
+            raise EngineUnavailable(LOST)
         self._ended = True
+        self._quiet_since = None
         await send({"type": "http.response.body", "body": buffered})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever the stream was quiet for `_KEEP_ALIVE` seconds. Only whole events are sent, so a
+        comment is always between two of them."""
+        while True:
+            quiet = 0.0 if self._quiet_since is None else time.monotonic() - self._quiet_since
+            if quiet >= _KEEP_ALIVE:
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                quiet = 0.0
+                if self._quiet_since is not None:  # else the next event came meanwhile
+                    self._quiet_since = time.monotonic()
+            await asyncio.sleep(_KEEP_ALIVE - quiet)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -243,6 +263,10 @@ def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
             param="model",
             code="no_chat_template",
         )
+    if path in _CHATS:
+        body = with_strict_tools(body)
+    if path in _ENDED_BY_DONE:
+        body = with_greedy_choices(body)
     if target.vocabulary is not None:
         check_tokens(body, target.vocabulary)
     return write_body(body)
@@ -273,30 +297,3 @@ def _renamed(data: bytes, target: Target) -> bytes:
         b'"model":"' + target.internal_name.encode() + b'"',
         b'"model":' + json.dumps(target.public_name).encode(),
     )
-
-
-def _upstream_error(status: int, text: bytes, target: Target, asked: dict[str, Any]) -> TunewrightError:
-    """Convert vLLM's error to one of the API, with the public name of the model."""
-    message, param = read_error(status, text)
-    message = message.replace(target.internal_name, target.public_name)
-    if len(message) > _LONGEST_MESSAGE:  # it may quote the whole body
-        message = message[:_LONGEST_MESSAGE] + "..."
-    if message == _GRAMMAR_FAILED and not asked.keys().isdisjoint(_GRAMMARS):
-        return InvalidRequest(
-            f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
-        )
-    if status == 501:
-        return UnsupportedFeature(f"The engine does not offer this: {message}")
-    if status >= 500 and _DEAD_ENGINE in text:
-        return EngineUnavailable(_LOST)
-    if status >= 500:
-        return EngineUnavailable(f"The engine failed: {message}")
-    if status == 404 and message == "Not Found":
-        return UnsupportedFeature(
-            f"The engine of {target.public_name} does not offer this route.", param="model"
-        )
-    if status == 404 and target.public_name in message:
-        return NotFound(message, param="model", code="model_not_found")
-    if status == 404:
-        return NotFound(message)
-    return InvalidRequest(message, param=param)

@@ -23,6 +23,7 @@ from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.middleware import AccessMiddleware
+from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.models import routes as models
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
@@ -69,6 +70,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
         max_uploads=settings.server.max_uploads,
     )
+    app.add_middleware(SingleSlashes)  # the last one added is the first to see a request
     errors.install_error_handlers(app)
     openapi.describe(app)
     workspace = Workspace(settings.storage.data_dir)

@@ -156,7 +156,10 @@ def _validation_error(error: RequestValidationError, content_type: str) -> Inval
         return InvalidRequest(f"Missing parameter: {param}.", param=param, code="missing_parameter")
     given = fault["input"]
     got = f"; got {json.dumps(given)[:40]}" if isinstance(given, bool | int | float) else ""
-    return InvalidRequest(f"Invalid {param}: {'; or '.join(dict.fromkeys(alternatives))}{got}.", param=param)
+    return InvalidRequest(
+        f"Invalid {param}: {'; or '.join(dict.fromkeys(alternatives))}{got}.",
+        param=None if param == "body" else param,
+    )
 
 
 def _param(location: tuple[Any, ...]) -> str:

@@ -22,6 +22,9 @@ from tunewright.store.records import Job, JobEvent
 
 _EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
 """Seconds."""
+_COMMENT = ": still here\n"
+"""No blank line follows: to the openai client's decoder, a blank line after any `id` is an event without data, which it
+cannot parse (openai-python#2722). A comment needs none, and is ignored by all."""
 ShowEvent = Callable[[JobEvent], BaseModel]
 """Converts an event to its API object."""
 
@@ -98,7 +101,7 @@ async def _event_stream(
             return
         if time.monotonic() - quiet_since > _COMMENT_EVERY:
             quiet_since = time.monotonic()
-            yield ": still here\n\n"
+            yield _COMMENT
         await asyncio.sleep(_EVENTS_POLL)
 
 

@@ -1,0 +1,67 @@
+"""The stock `openai` package as its own tests use it: every answer is validated against its types.
+
+Run by test_openai_strict.py, once for each major version, on a service whose data has a job in each state. Argument:
+URL. Prints `ok` when every answer was read.
+"""
+
+import sys
+import uuid
+
+import openai
+from openai import OpenAI
+
+client = OpenAI(base_url=sys.argv[1], api_key="unused", max_retries=0, _strict_response_validation=True)
+jobs = client.fine_tuning.jobs
+ROWS = b'{"prompt": "a", "completion": "b"}\n'
+
+# files
+file = client.files.create(
+    file=("a.jsonl", ROWS), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+)
+assert file.expires_at == file.created_at + 3600
+lasting = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+assert lasting.expires_at is None
+for listed in client.files.list(limit=2, order="asc"):
+    assert client.files.retrieve(listed.id) == listed
+assert client.files.content(file.id).read() == ROWS
+assert client.files.delete(file.id).deleted
+
+# jobs, in each state
+states = set()
+for job in jobs.list(limit=3):
+    assert jobs.retrieve(job.id) == job
+    states.add((job.state, job.status))
+    for event in jobs.list_events(job.id, limit=2):
+        assert event.object == "fine_tuning.job.event"
+    for checkpoint in jobs.checkpoints.list(job.id, limit=1):
+        assert checkpoint.metrics.train_loss
+assert {("pausing", "running"), ("paused", "queued")} <= states, states
+assert len(states) == 8, states
+
+# what changes a job
+created = jobs.create(
+    model="missing",
+    training_file=lasting.id,
+    validation_file=lasting.id,
+    suffix="x",
+    seed=42,
+    metadata={"who": openai.__version__},
+    hyperparameters={"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"},
+    method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}},
+    extra_headers={"Idempotency-Key": uuid.uuid4().hex},
+)
+assert [job.id for job in jobs.list(metadata={"who": openai.__version__})] == [created.id]
+assert jobs.cancel(created.id).status == "cancelled"
+paused = next(job for job in jobs.list() if job.state == "paused")
+assert jobs.pause(paused.id).status == "queued"
+queued = next(job for job in jobs.list() if job.state == "queued")
+assert jobs.pause(queued.id).state == "paused"
+assert jobs.resume(queued.id).state == "queued"
+
+# models
+models = list(client.models.list())
+for model in models:
+    assert client.models.retrieve(model.id).created == model.created
+tuned = next(model for model in models if model.kind == "adapter")
+assert client.models.delete(tuned.id).deleted
+print("ok", openai.__version__)
