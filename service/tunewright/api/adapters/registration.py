@@ -12,7 +12,7 @@ from fastapi import UploadFile
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
-from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge
+from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge, quoted
 from tunewright.ids import id_for_key, model_name, new_id
 from tunewright.registry.adapter_archive import unpack
 from tunewright.registry.adapter_check import (
@@ -182,7 +182,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
                 param="base",
                 code="model_not_served",
             )
-        raise InvalidRequest(f"No such base: {asked!r}. Bases here: {', '.join(bases)}.", param="base")
+        raise InvalidRequest(f"No such base: {quoted(asked)}. Bases here: {', '.join(bases)}.", param="base")
     if asked in deployed and not deployed[asked].options.get("enable_lora", True):
         raise InvalidRequest(f"{asked} is deployed without adapters (enable_lora false).", param="base")
     engine = context.store.engines.get(asked)

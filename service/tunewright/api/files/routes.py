@@ -15,7 +15,7 @@ from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
-from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull
+from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, quoted
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
 from tunewright.wire import Text
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 
 @router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
-def upload(
+async def upload(
     context: Context,
     file: Annotated[UploadFile, File(description="JSONL: chat rows, or prompt and completion rows.")],
     purpose: Annotated[str, Form(description="`fine-tune`.", json_schema_extra={"enum": ["fine-tune"]})],
@@ -32,9 +32,9 @@ def upload(
     """The bytes are kept as they are; their rows are checked when a job uses them."""
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"Files are taken for the purpose fine-tune, not {purpose[:64]!r}.", param="purpose"
+            f"Files are taken for the purpose fine-tune, not {quoted(purpose)}.", param="purpose"
         )
-    record = _keep(context, file.file, _name(file.filename), purpose)
+    record = await context.slow.run(_keep, context, file.file, _name(file.filename), purpose)
     return FileObject.of(record)
 
 
@@ -143,7 +143,8 @@ def _get(context: ServiceContext, id: str) -> FileRecord:
 
 def _not_found(id: str) -> NotFound:
     return NotFound(
-        f"No such file: {id!r}. It was never uploaded, or it was deleted: by a request or by a limit on disk use.",
+        f"No such file: {quoted(id)}. It was never uploaded, or it was deleted: by a request or by a limit on disk "
+        "use.",
         param="file_id",
         code="file_not_found",
     )

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from tunewright.api.gateway.bodies import parse_body
 from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.api.http.threads import Threads
 from tunewright.errors import EngineUnavailable
 
 ROUTES = {
@@ -43,6 +44,7 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         super().__init__()
         self.api_path = "/v1/chat/completions"  # the key of its queue in LitServe
         self.gateway: Gateway | None = None
+        self._queue_threads = Threads("queue", 2)
         for path, upstream in ROUTES.items():
             self.add_endpoint(path, self._endpoint(path, upstream), ["POST"])
 
@@ -84,7 +86,7 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
                 if time.monotonic() > deadline:
                     raise EngineUnavailable("The engine worker did not answer in time.", retry_after=10)
                 message = (self.response_queue_id, uid, time.monotonic(), {**operation, "id": uid})
-                await asyncio.to_thread(self.request_queue.put, message)
+                await self._queue_threads.run(self.request_queue.put, message)
                 again = time.monotonic() + _PUT_AGAIN_AFTER
                 while item.response is None and time.monotonic() < again:
                     await _wait_for_answer(item)

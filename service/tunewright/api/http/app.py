@@ -73,7 +73,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     openapi.describe(app)
     workspace = Workspace(settings.storage.data_dir)
     names = Router(
-        store,
+        Store.open(store.database.url),  # with connections of its own
         workspace.leases,
         spec.control,
         max_requests=settings.server.max_requests,
@@ -83,7 +83,11 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         names, store.aliases, store.shadow_answers, request_timeout=settings.server.request_timeout
     )
     app.state.context = ServiceContext(
-        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings.processes))
+        settings,
+        store,
+        workspace,
+        spec.control,
+        functools.cache(lambda: find_devices(settings.processes)),
     )
     return server, spec
 
