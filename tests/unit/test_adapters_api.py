@@ -24,6 +24,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.jobs.kinds import JobError
 from tunewright.registry import adapter_sources
+from tunewright.registry.apart import call_apart
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, Residency
@@ -276,7 +277,7 @@ def _zipped(files: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-@pytest.mark.parametrize("place", ["unpack", "write"])
+@pytest.mark.parametrize("place", ["unpack", "check_and_write"])
 def test_a_full_disk_leaves_nothing(
     api: TestClient, data: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -284,10 +285,10 @@ def test_a_full_disk_leaves_nothing(
         next(data.tmp.iterdir()).joinpath("half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    if place == "unpack":
-        monkeypatch.setattr(registration, "unpack", full)
-    else:
-        monkeypatch.setattr("tunewright.registry.adapter_check.write_tensors", full)
+    def on_a_full_disk(function: Any, files: Any, *args: Any) -> Any:
+        return full() if function.__name__ == place else call_apart(function, files, *args)
+
+    monkeypatch.setattr(registration, "call_apart", on_a_full_disk)
     refused = error(upload(api, {"a.tgz": packed(adapter_files())}), 507)
     assert "disk is full" in refused["message"]
     assert nothing_left(data, store)

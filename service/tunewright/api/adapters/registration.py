@@ -19,11 +19,12 @@ from tunewright.registry.adapter_check import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     CheckedAdapter,
-    check_adapter,
     pickled,
 )
-from tunewright.registry.adapter_config import LARGEST_CONFIG, parse_adapter_config
+from tunewright.registry.adapter_config import LARGEST_CONFIG
+from tunewright.registry.adapter_intake import base_hint, check_and_write
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
+from tunewright.registry.apart import call_apart
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
@@ -95,7 +96,7 @@ def _uploaded(files: Sequence[UploadFile], temporary: Path, largest: int) -> Ite
             f"{WEIGHTS_FILE}, as two parts named `file`; got {_printable(', '.join(sorted(named)))}.",
             param="file",
         )
-    unpack(files[0].file, temporary, largest)
+    call_apart(unpack, [files[0].file], temporary, largest)
     with open_folder(temporary, largest) as found:
         yield found
 
@@ -109,9 +110,9 @@ def _register(
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
     largest = _info(engine).max_lora_rank or context.settings.serving.max_lora_rank
-    checked = check_adapter(files.config, files.weights, _modules(engine), max_rank=largest)
+    base = _modules(engine)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
-        checked.write(files.weights, Path(temporary))
+        checked = call_apart(check_and_write, [files.weights], files.config, base, largest, Path(temporary))
         sha256 = context.workspace.artifacts.put(Path(temporary), kept)
         return _list(context, checked, asked, engine, sha256, source, lineage)
 
@@ -165,7 +166,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     own = [base.name for base in context.settings.models.bases]
     bases = [*own, *deployed]
     if asked is None:
-        hint = parse_adapter_config(files.config).base_hint
+        hint = call_apart(base_hint, [], files.config)
         named = [name for name in bases if hint in (name, sources.get(name))]
         asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:
