@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from tunewright.api.http.threads import Threads
+from tunewright.api.jobs.feeds import Feeds
 from tunewright.config import Settings
 from tunewright.errors import NotFound
 from tunewright.registry.workspace import Workspace
@@ -28,6 +29,8 @@ class ServiceContext:
     control: Control
     devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
     """Returns the devices on which engines may run."""
+    feeds: Feeds = field(default_factory=Feeds)
+    """The events of jobs that are listened to."""
     slow: Threads = field(default_factory=lambda: Threads("uploads and registrations", 16, most=64))
     """For what takes long, since files are stored, fetched or checked."""
 

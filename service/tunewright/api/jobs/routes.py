@@ -132,7 +132,7 @@ def add_job_routes(
         f"{item}/events",
         summary=f"List or stream {texts.one}'s events",
         response_model=event_page,
-        responses={**events_responses(kind), **responses(400, 404)},
+        responses={**events_responses(kind), **responses(400, 404, 429)},
     )
     async def events(
         context: Context,
