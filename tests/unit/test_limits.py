@@ -17,10 +17,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
@@ -472,6 +475,31 @@ def test_a_number_that_became_infinite_is_refused() -> None:
     parsed = parse_body(b'{"model":"tiny","temperature":1e999}')
     with pytest.raises(InvalidRequest, match="too large"):
         write_body(parsed)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda part: st.lists(part, max_size=40) | st.dictionaries(st.text(), part, max_size=5),
+)
+
+
+@given(st.dictionaries(st.text(), JSON_VALUES, max_size=5))
+def test_a_body_written_in_parts_is_the_same(body: dict[str, Any]) -> None:
+    with patch.object(bodies, "_SLICE", 7):
+        assert write_body(body, in_parts=True) == write_body(body)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (b"[" + b"[]," * 2**18 + b"[]]", "objects, lists and names"),
+        (b"{" + b'"a":1,' * 2**18 + b'"b":1}', "objects, lists and names"),
+        (b"[" + b"1.5," * 2**16 + b"1.5]", "decimal numbers"),
+    ],
+)
+def test_a_body_that_takes_long_to_parse_is_refused(value: bytes, what: str) -> None:
+    with pytest.raises(TooLarge, match=what):
+        parse_body(b'{"model": "tiny", "prompt": ' + value + b"}")
 
 
 def test_a_body_of_too_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

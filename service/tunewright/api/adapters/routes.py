@@ -18,6 +18,7 @@ from tunewright.api.adapters.schemas import BASE, LOAD, RegisterAdapter, Suffix
 from tunewright.api.gateway.routing import refuse_unservable
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
+from tunewright.api.http.forms import FormRoute
 from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState
@@ -27,7 +28,7 @@ from tunewright.store.records import ModelWithEngine, TunedModel
 from tunewright.store.states import ModelKind, ModelState
 from tunewright.wire import Text
 
-router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["Adapters"], route_class=FormRoute)
 
 IdempotencyKey = Annotated[
     str | None, Header(max_length=255, description="The same key gives the same adapter.")

@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
+from tunewright.api.http.forms import FormRoute
 from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, quoted
@@ -20,7 +21,7 @@ from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
 from tunewright.wire import Text
 
-router = APIRouter(prefix="/v1/files", tags=["Files"])
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=FormRoute)
 
 
 @router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))

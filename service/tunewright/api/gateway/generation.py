@@ -16,7 +16,7 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.responses import Response
 
-from tunewright.api.gateway.bodies import parse_body
+from tunewright.api.gateway.bodies import LARGE, parse_body
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.http.threads import Threads
 from tunewright.errors import EngineUnavailable
@@ -62,11 +62,13 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
 
     def _endpoint(self, path: str, upstream: str) -> Any:
         async def endpoint(request: Request) -> Response:
-            body = parse_body(await request.body())
             assert self.gateway is not None, "the gateway is opened before the first request"
+            raw = await request.body()
+            is_large = len(raw) > LARGE
+            body = await self.gateway.bodies.run(parse_body, raw) if is_large else parse_body(raw)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
-            return Relay(self.gateway, upstream, body, sticky)
+            return Relay(self.gateway, upstream, body, sticky, is_large=is_large)
 
         endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
         return endpoint

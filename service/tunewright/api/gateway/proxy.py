@@ -22,6 +22,7 @@ from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.http.errors import error_response
+from tunewright.api.http.threads import Threads
 from tunewright.engine.http import Answer, EngineBusy, EngineHTTP, read_error
 from tunewright.errors import (
     EngineUnavailable,
@@ -66,6 +67,8 @@ class Gateway:
         self.guard = Guard(aliases)
         self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
         self.request_timeout = request_timeout
+        self.bodies = Threads("bodies", 2)
+        """Where large bodies are parsed and written."""
         self._engines: dict[str, EngineHTTP] = {}
 
     async def close(self) -> None:
@@ -83,7 +86,7 @@ class Gateway:
         """Send a request that is not streamed, and return the answer's status and bytes. Raises TunewrightError."""
         with ExitStack() as held:
             target = await self.router.find(model, held)
-            data = _upstream_body(path, body, target)
+            data = await self.bodies.run(_upstream_body, path, body, target, in_parts=True)
             try:
                 async with self.engine(target.socket).post(path, data) as upstream:
                     return upstream.status, _renamed(await upstream.read(), target)
@@ -94,17 +97,25 @@ class Gateway:
 class Relay(Response):
     """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.
 
-    `sticky`: requests with the same key get the same target of an alias.
+    `sticky`: requests with the same key get the same target of an alias. `is_large`: the body takes so long to write
+    that a thread does it.
     """
 
     def __init__(
-        self, gateway: Gateway, upstream_path: str, body: dict[str, Any], sticky: str | None = None
+        self,
+        gateway: Gateway,
+        upstream_path: str,
+        body: dict[str, Any],
+        sticky: str | None = None,
+        *,
+        is_large: bool = False,
     ) -> None:
         self.background = None
         self._gateway = gateway
         self._path = upstream_path
         self._body = body
         self._sticky = sticky
+        self._is_large = is_large
         self._started_at: float | None = None
         """Monotonic time at which the answer to the client began."""
         self._ended = False
@@ -160,7 +171,12 @@ class Relay(Response):
 
         Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
         """
-        data = _upstream_body(self._path, self._body, target)
+        if self._is_large:
+            data = await self._gateway.bodies.run(
+                _upstream_body, self._path, self._body, target, in_parts=True
+            )
+        else:
+            data = _upstream_body(self._path, self._body, target)
         try:
             async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
                 if upstream.status >= 400:
@@ -215,7 +231,7 @@ async def _disconnected(receive: Receive) -> None:
             return
 
 
-def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
+def _upstream_body(path: str, body: dict[str, Any], target: Target, *, in_parts: bool = False) -> bytes:
     """Encode the request for vLLM. Raises InvalidRequest."""
     body = {**body, "model": target.internal_name}
     if target.chat_template is not None:
@@ -236,7 +252,7 @@ def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
         )
     if target.vocabulary is not None:
         check_tokens(body, target.vocabulary)
-    return write_body(body)
+    return write_body(body, in_parts=in_parts)
 
 
 def _start(upstream: Answer, target: Target, alias: Alias | None) -> Message:

@@ -16,7 +16,7 @@ from tunewright.api.deployments import routes as deployments
 from tunewright.api.exports import routes as exports
 from tunewright.api.files import routes as files
 from tunewright.api.fine_tuning import routes as fine_tuning
-from tunewright.api.gateway.generation import GenerationSpec
+from tunewright.api.gateway.generation import ROUTES, GenerationSpec
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
@@ -30,7 +30,8 @@ from tunewright.engine.worker import EngineAPI
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
-_BODY_LIMIT = 32 * 2**20
+_GENERATION_LIMIT, _BODY_LIMIT = 32 * 2**20, 8 * 2**20
+"""Bytes of a body. A generation may have images in it; the largest others have a chat template."""
 _FORM_OVERHEAD = 2**20
 _SPOOL = 2**20
 
@@ -66,7 +67,12 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.add_middleware(
         AccessMiddleware,
         api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
-        limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
+        limits={
+            None: _BODY_LIMIT,
+            **dict.fromkeys(ROUTES, _GENERATION_LIMIT),
+            "/v1/files": upload,
+            "/v1/adapters/upload": upload,
+        },
         max_uploads=settings.server.max_uploads,
     )
     errors.install_error_handlers(app)

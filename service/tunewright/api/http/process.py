@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -63,6 +64,7 @@ def main() -> int:
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
+    gc.freeze()  # what is there stays there, and need not be looked at each time that a large body is parsed
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
     finally:
@@ -110,6 +112,7 @@ def web_server(
                 Connection, slow_reader_timeout=options.slow_reader_timeout
             ),
             loop="uvloop",
+            ws="none",
             server_header=False,
         ),
         beat,

@@ -17,24 +17,30 @@ log = logging.getLogger("tunewright.api")
 LIMIT = 0.25
 """Seconds. A longer block is logged."""
 _TICK = 0.025
+_OF_THE_LOOP = ("runners.py", "base_events.py", "selectors.py")
+"""Files of asyncio from which uvloop, or asyncio's own loop, waits."""
 _DEEPEST, _DEEPEST_OF_OTHERS = 40, 4
 """Innermost frames that are logged of the event loop's thread, and of the others."""
 
 
 @dataclass(frozen=True)
 class _Beat:
-    """A sign of life of the event loop, in seconds: its time, and how long its thread had waited for a processor."""
+    """A sign of life of the event loop, in seconds: its time, how long its thread had waited for a processor, and how
+    long all threads of the process had used one."""
 
     at: float
     starved: float
+    used: float
 
 
 class StallWatch:
     """Logs each block of the running event loop over `LIMIT`, with the stack of its thread, and how long it took.
 
     A thread looks at the loop's signs of life. Where the interpreter itself was held (by one long call into C), that
-    thread could not run either, and logs where all threads are as soon as it can: the caller is one of them. The time
-    in which the loop's thread was ready to run and the machine had no processor for it does not count.
+    thread could not run either, and logs where all threads are as soon as it can: the caller is one of them.
+
+    The machine is no block: neither the time in which the loop's thread was ready to run and there was no processor for
+    it, nor a loop that is in no callback while the process uses little of a processor.
     """
 
     def __init__(self) -> None:
@@ -42,8 +48,8 @@ class StallWatch:
         self._thread = threading.get_ident()
         self._schedule = _open_schedule(threading.get_native_id())
         self._beat = self._now()
-        self._longest: tuple[_Beat, float] | None = None
-        """The longest block that has ended and that the thread has not seen: the beat before it, and its seconds."""
+        self._longest: tuple[_Beat, _Beat] | None = None
+        """The longest block that has ended and that the thread has not seen: the beats before and after it."""
         self._stopped = threading.Event()
         self._timer = self._loop.call_later(_TICK, self._tick)
         threading.Thread(target=self._watch, name="stalls", daemon=True).start()
@@ -53,11 +59,10 @@ class StallWatch:
         self._stopped.set()
 
     def _tick(self) -> None:
-        beat = self._now()
-        blocked = _between(self._beat, beat)
-        if blocked > LIMIT and (self._longest is None or blocked > self._longest[1]):
-            self._longest = self._beat, blocked
-        self._beat = beat
+        block = self._beat, self._now()
+        if _seconds(*block) > max(LIMIT, _seconds(*self._longest) if self._longest else 0):
+            self._longest = block
+        self._beat = block[1]
         self._timer = self._loop.call_later(_TICK, self._tick)
 
     def _watch(self) -> None:
@@ -67,25 +72,24 @@ class StallWatch:
             before, looked = looked, time.monotonic()
             was_held = looked - before > LIMIT  # this thread could not run either
             beat = self._beat
-            if beat is not seen and _between(beat, self._now()) > LIMIT and beat is self._beat:
-                seen = beat
-                stacks = self._all_stacks() if was_held else self._stack()
-                log.error("the event loop was blocked for over %g s; it is at\n%s", LIMIT, stacks)
+            block = beat, self._now()
+            if beat is not seen and _seconds(*block) > LIMIT and beat is self._beat:
+                frame = sys._current_frames().get(self._thread)
+                if _is_busy(*block) or not _is_idle(frame):
+                    seen = beat
+                    stacks = self._all_stacks() if was_held or _is_idle(frame) else _shown(frame, _DEEPEST)
+                    log.error("the event loop was blocked for over %g s; it is at\n%s", LIMIT, stacks)
             ended, self._longest = self._longest, None
             if ended is not None and ended[0] is seen:
-                log.error("the event loop was blocked for %.2f s, and goes on", ended[1])
-            elif ended is not None:
+                log.error("the event loop was blocked for %.2f s, and goes on", _seconds(*ended))
+            elif ended is not None and _is_busy(*ended):
                 log.error(
                     "the event loop was blocked for %.2f s; it goes on, and the threads are at\n%s",
-                    ended[1], self._all_stacks(),
+                    _seconds(*ended), self._all_stacks(),
                 )  # fmt: skip
 
     def _now(self) -> _Beat:
-        return _Beat(time.monotonic(), _starved(self._schedule))
-
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._thread)
-        return _shown(frame, _DEEPEST)
+        return _Beat(time.monotonic(), _starved(self._schedule), time.process_time())
 
     def _all_stacks(self) -> str:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -96,9 +100,19 @@ class StallWatch:
         )
 
 
-def _between(earlier: _Beat, later: _Beat) -> float:
-    """The seconds in which the loop did not get to its next tick, although its thread ran or waited for something."""
-    return later.at - earlier.at - _TICK - (later.starved - earlier.starved)
+def _seconds(before: _Beat, after: _Beat) -> float:
+    """The time in which the loop did not get to its next tick, although its thread ran or waited for something."""
+    return after.at - before.at - _TICK - (after.starved - before.starved)
+
+
+def _is_busy(before: _Beat, after: _Beat) -> bool:
+    """Whether some thread may have held the interpreter most of the time."""
+    return after.used - before.used > (after.at - before.at) / 2
+
+
+def _is_idle(frame: FrameType | None) -> bool:
+    """Whether the loop's thread is in the loop itself, and in no callback."""
+    return frame is None or os.path.basename(frame.f_code.co_filename) in _OF_THE_LOOP
 
 
 def _shown(frame: FrameType | None, deepest: int) -> str:
