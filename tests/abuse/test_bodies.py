@@ -42,7 +42,7 @@ GIANT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [CHAT, JOBS, "/v1/adapters"])
+@pytest.mark.parametrize("path", [CHAT, JOBS])
 @pytest.mark.parametrize("name", GIANT)
 def test_giant_bodies_are_answered_soon_and_stop_nobody(service: Service, path: str, name: str) -> None:
     first, piece, opening, closing = GIANT[name]
@@ -109,7 +109,7 @@ def test_many_giant_bodies_that_do_not_end_take_bounded_memory(service: Service)
 @pytest.mark.parametrize("path", [CHAT, JOBS])
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate"])
 def test_packed_bodies_are_refused_unread(service: Service, path: str, encoding: str) -> None:
-    bomb = gzip.compress(b" " * (100 * MIB))
+    bomb = gzip.compress(b" " * (20 * MIB))
     status, text = send(
         service,
         head(

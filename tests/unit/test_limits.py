@@ -495,6 +495,7 @@ def test_a_body_written_in_parts_is_the_same(body: dict[str, Any]) -> None:
         (b"[" + b"[]," * 2**18 + b"[]]", "objects, lists and names"),
         (b"{" + b'"a":1,' * 2**18 + b'"b":1}', "objects, lists and names"),
         (b"[" + b"1.5," * 2**16 + b"1.5]", "decimal numbers"),
+        (b'"' + b"\\u0041" * (2**20 + 1) + b'"', "escaped characters"),
     ],
 )
 def test_a_body_that_takes_long_to_parse_is_refused(value: bytes, what: str) -> None:

@@ -33,6 +33,8 @@ _SECONDS, _BYTES_PER_SECOND = 10, 5 * 2**20
 """Processor time that each call may take, and beside it a second for so many bytes of its files."""
 _WALL = 3
 """Times the processor time, after which a call is ended that waits: for a disk or for a processor."""
+_NICENESS = 10
+"""The processes that answer everybody come first."""
 _LENGTH = 8
 _MOST_FILES = 4
 
@@ -170,6 +172,7 @@ def _answer(connection: socket.socket) -> None:
     call = connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
     function, args, seconds = pickle.loads(call)
     del call
+    os.nice(_NICENESS)
     _limit(seconds)
     try:
         files = [os.fdopen(descriptor, "rb") for descriptor in descriptors]

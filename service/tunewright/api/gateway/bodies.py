@@ -68,6 +68,8 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     """
     if raw.count(b",") > _MOST_VALUES:  # also counts commas in strings; base64 images have none
         raise TooLarge(f"The body has more than {_MOST_VALUES} values: send less at once.")
+    if raw.count(b"\\u") > _MOST_VALUES:
+        raise TooLarge(f"The body has more than {_MOST_VALUES} escaped characters: send them as UTF-8.")
     containers = raw.count(b"[") + raw.count(b"{")  # also in strings
     if containers + raw.count(b":") > _MOST_NAMES:
         raise TooLarge(f"The body has more than {_MOST_NAMES} objects, lists and names: send less at once.")

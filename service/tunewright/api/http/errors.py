@@ -164,7 +164,7 @@ def _validation_error(error: RequestValidationError, content_type: str) -> Inval
 def _param(location: tuple[Any, ...]) -> str:
     parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
     kept = [part for part in parts if not _is_union_tag(part)]
-    return ".".join(kept) or "body"
+    return cut(".".join(kept), 200) or "body"
 
 
 def _is_union_tag(part: str) -> bool:

@@ -15,7 +15,7 @@ from types import FrameType
 log = logging.getLogger("tunewright.api")
 
 LIMIT = 0.25
-"""Seconds. A longer block is logged."""
+"""Seconds. A longer block is logged; one that is longer by less than two ticks may be missed."""
 _TICK = 0.025
 _OF_THE_LOOP = ("runners.py", "base_events.py", "selectors.py")
 """Files of asyncio from which uvloop, or asyncio's own loop, waits."""
@@ -25,11 +25,9 @@ _DEEPEST, _DEEPEST_OF_OTHERS = 40, 4
 
 @dataclass(frozen=True)
 class _Beat:
-    """A sign of life of the event loop, in seconds: its time, how long its thread had waited for a processor, and how
-    long all threads of the process had used one."""
+    """A sign of life of the event loop: its time, and the processor time of the process by then, in seconds."""
 
     at: float
-    starved: float
     used: float
 
 
@@ -39,15 +37,15 @@ class StallWatch:
     A thread looks at the loop's signs of life. Where the interpreter itself was held (by one long call into C), that
     thread could not run either, and logs where all threads are as soon as it can: the caller is one of them.
 
-    The machine is no block: neither the time in which the loop's thread was ready to run and there was no processor for
-    it, nor a loop that is in no callback while the process uses little of a processor.
+    What the machine does is no block: neither time in which the loop's thread, or the watching one, was ready to run
+    and there was no processor for it; nor a loop that is in no callback while the process uses little of a processor.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._schedule = _open_schedule(threading.get_native_id())
-        self._beat = self._now()
+        self._native_id = threading.get_native_id()
+        self._beat = _now()
         self._longest: tuple[_Beat, _Beat] | None = None
         """The longest block that has ended and that the thread has not seen: the beats before and after it."""
         self._stopped = threading.Event()
@@ -59,50 +57,62 @@ class StallWatch:
         self._stopped.set()
 
     def _tick(self) -> None:
-        block = self._beat, self._now()
+        block = self._beat, _now()
         if _seconds(*block) > max(LIMIT, _seconds(*self._longest) if self._longest else 0):
             self._longest = block
         self._beat = block[1]
         self._timer = self._loop.call_later(_TICK, self._tick)
 
     def _watch(self) -> None:
-        seen: _Beat | None = None
-        looked = time.monotonic()
+        schedules = [_open_schedule(thread) for thread in (self._native_id, threading.get_native_id())]
+        known, logged = self._beat, None
+        at_beat = at_last_look = [_starved(schedule) for schedule in schedules]
         while not self._stopped.wait(_TICK):
-            before, looked = looked, time.monotonic()
-            was_held = looked - before > LIMIT  # this thread could not run either
-            beat = self._beat
-            block = beat, self._now()
-            if beat is not seen and _seconds(*block) > LIMIT and beat is self._beat:
-                frame = sys._current_frames().get(self._thread)
-                if _is_busy(*block) or not _is_idle(frame):
-                    seen = beat
-                    stacks = self._all_stacks() if was_held or _is_idle(frame) else _shown(frame, _DEEPEST)
-                    log.error("the event loop was blocked for over %g s; it is at\n%s", LIMIT, stacks)
+            starved = [_starved(schedule) for schedule in schedules]
+            beat, now = self._beat, _now()
+            if beat is not known:
+                known, at_beat = beat, at_last_look
+            wait = max(late - early for early, late in zip(at_beat, starved, strict=True))
+            if beat is not logged and _seconds(beat, now) - wait > LIMIT and self._is_at_fault(beat, now):
+                logged = beat
+                log.error("the event loop was blocked for over %g s; it is at\n%s", LIMIT, self._stacks())
             ended, self._longest = self._longest, None
-            if ended is not None and ended[0] is seen:
+            if ended is not None and ended[0] is logged:
                 log.error("the event loop was blocked for %.2f s, and goes on", _seconds(*ended))
-            elif ended is not None and _is_busy(*ended):
+            elif ended is not None and _seconds(*ended) - wait > LIMIT and _is_busy(*ended):
                 log.error(
                     "the event loop was blocked for %.2f s; it goes on, and the threads are at\n%s",
-                    _seconds(*ended), self._all_stacks(),
+                    _seconds(*ended), self._stacks(),
                 )  # fmt: skip
+            at_last_look = starved
+        for schedule in schedules:
+            if schedule is not None:
+                os.close(schedule)
 
-    def _now(self) -> _Beat:
-        return _Beat(time.monotonic(), _starved(self._schedule), time.process_time())
+    def _is_at_fault(self, beat: _Beat, now: _Beat) -> bool:
+        """Whether something of this process blocks the loop now."""
+        return _is_busy(beat, now) or not _is_idle(sys._current_frames().get(self._thread))
 
-    def _all_stacks(self) -> str:
+    def _stacks(self) -> str:
+        """The stack of the loop's thread, and the innermost frames of the others, one of which may hold the
+        interpreter."""
+        frames = sys._current_frames()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        return "".join(
+        others = [
             f"thread {names.get(id, id)}:\n{_shown(frame, _DEEPEST_OF_OTHERS)}"
-            for id, frame in sys._current_frames().items()
-            if id != threading.get_ident()
-        )
+            for id, frame in frames.items()
+            if id not in (self._thread, threading.get_ident())
+        ]
+        return "".join([_shown(frames.get(self._thread), _DEEPEST), *others])
+
+
+def _now() -> _Beat:
+    return _Beat(time.monotonic(), time.process_time())
 
 
 def _seconds(before: _Beat, after: _Beat) -> float:
-    """The time in which the loop did not get to its next tick, although its thread ran or waited for something."""
-    return after.at - before.at - _TICK - (after.starved - before.starved)
+    """The time in which the loop did not get to its next tick."""
+    return after.at - before.at - _TICK
 
 
 def _is_busy(before: _Beat, after: _Beat) -> bool:
