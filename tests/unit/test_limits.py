@@ -348,6 +348,36 @@ async def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.anyio
+async def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a byte now and then would hold a place for an upload for ever."""
+    monkeypatch.setattr(middleware, "_GRACE", 0.2)
+    monkeypatch.setattr(middleware, "_SLOWEST", 100)
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    slow = await post(access, "/v1/files", *[b"x"] * 100, pause=0.05)
+    assert (slow.status, slow.error["code"], slow.headers["connection"]) == (408, "body_stalled", "close")
+    assert "too slowly" in slow.error["message"]
+    monkeypatch.setattr(middleware, "_BODY_STALLED", 0.5)
+    fast_enough = await post(access, "/v1/files", *[b"x" * 50] * 10, pause=0.05)
+    assert "No byte of the body" in fast_enough.error["message"], "it stopped, and was not too slow before"
+
+
+@pytest.mark.anyio
+async def test_the_bodies_of_all_requests_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_ALL_BODIES", 10)
+    monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    running = asyncio.create_task(post(access, CHAT, b"12345678"))
+    await asyncio.sleep(0.1)
+    refused = await post(access, CHAT, b"123")
+    assert (refused.status, refused.error["code"]) == (429, "too_many_bytes")
+    assert refused.headers["retry-after"] == "2"
+    upload = await post(access, "/v1/files", b"123")
+    assert upload.status == 408, "uploads are not kept in memory"
+    assert (await running).status == 408
+    assert (await post(access, CHAT, b"12345678")).status == 408, "their bytes are free again"
+
+
+@pytest.mark.anyio
 async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.05)
 
