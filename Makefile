@@ -39,7 +39,7 @@ test: test-fast test-engine ## The whole suite, with a real vLLM (about 35 minut
 
 test-fast: setup ## The tests that need no engine (about 7 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu" \
-	  -n 2 --dist loadfile --no-loadscope-reorder tests/process tests/unit tests/contract
+	  -n 2 --dist loadfile --no-loadscope-reorder tests/process tests/unit tests/contract tests/abuse
 
 test-engine: setup ## Only the tests that need a real vLLM, one after the other, since they use all cores
 	@$(BIN)/python -m pytest -m "engine and not soak and not gpu" tests/engine

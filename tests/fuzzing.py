@@ -34,6 +34,13 @@ _CONFIG = {
 }
 
 
+def assert_unharmed(log: str) -> None:
+    """That the log of a service has neither a fault nor a block of the event loop."""
+    for harm in ("Traceback", "the event loop was blocked"):
+        at = log.find(harm)
+        assert at < 0, log[max(0, at - 1000) : at + 8000]
+
+
 def api() -> Any:
     """The committed document; another test compares it with the application's."""
     return schemathesis.openapi.from_path(

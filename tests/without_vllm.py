@@ -25,13 +25,15 @@ FAKES_UVICORN = Path(__file__).parent / "fakes_uvicorn"
 """One that has vLLM's web server, and no adapters."""
 
 
-def start_without_vllm(data_dir: Path, *arguments: str, fakes: Path = _FAKES) -> Service:
+def start_without_vllm(
+    data_dir: Path, *arguments: str, fakes: Path = _FAKES, environment: dict[str, str] | None = None
+) -> Service:
     """`tunewright serve` on the embedded base, named `tiny`; its engine answers the same to everything."""
     path = os.pathsep.join([str(fakes), *(entry for entry in sys.path if entry)])
     base = f"{BASE}={embedded_base_path()}"
     return start_service(
         data_dir, "--base", base, "--device", "cpu", "--parity", "off", *arguments,
-        environment={"PYTHONPATH": path},
+        environment={"PYTHONPATH": path, **(environment or {})},
     )  # fmt: skip
 
 

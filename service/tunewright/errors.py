@@ -21,6 +21,23 @@ A permanent conflict (cancelling a finished job, say) is an InvalidRequest: Open
 
 from __future__ import annotations
 
+import reprlib
+
+LONGEST_MESSAGE, _LONGEST_PARAM = 2000, 200
+"""Most characters of an error's message, which may quote what was sent, and of its `param`."""
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100
+
+
+def quoted(value: object) -> str:
+    """A value from outside as messages quote it: its `repr`, with the middle left out where it is long."""
+    return _short.repr(value)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning where it has more than `most` characters."""
+    return text if len(text) <= most else text[:most] + "..."
+
 
 class TunewrightError(Exception):
     """Base class of all errors; `type`, `code` and `param` are the fields of OpenAI's error object."""
@@ -38,9 +55,10 @@ class TunewrightError(Exception):
         code: str | None = None,
         retry_after: float | None = None,
     ) -> None:
+        message = cut(message, LONGEST_MESSAGE)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = cut(param, _LONGEST_PARAM) if param is not None else None
         self.code = code if code is not None else type(self).code
         if retry_after is not None:
             self.retry_after = retry_after

@@ -24,6 +24,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.jobs.kinds import JobError
 from tunewright.registry import adapter_sources
+from tunewright.registry.apart import call_apart
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, Residency
@@ -338,7 +339,7 @@ def _zipped(files: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-@pytest.mark.parametrize("place", ["unpack", "write"])
+@pytest.mark.parametrize("place", ["unpack", "check_and_write"])
 def test_a_full_disk_leaves_nothing(
     api: TestClient, data: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -346,10 +347,10 @@ def test_a_full_disk_leaves_nothing(
         next(data.tmp.iterdir()).joinpath("half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    if place == "unpack":
-        monkeypatch.setattr(registration, "unpack", full)
-    else:
-        monkeypatch.setattr("tunewright.registry.adapter_check.write_tensors", full)
+    def on_a_full_disk(function: Any, files: Any, *args: Any) -> Any:
+        return full() if function.__name__ == place else call_apart(function, files, *args)
+
+    monkeypatch.setattr(registration, "call_apart", on_a_full_disk)
     refused = error(upload(api, {"a.tgz": packed(adapter_files())}), 507)
     assert "disk is full" in refused["message"]
     assert nothing_left(data, store)
@@ -566,10 +567,71 @@ def test_a_repository_with_pickled_weights_only_is_refused(
     assert "no adapter_model.safetensors" in refused["message"]
 
 
-@pytest.mark.parametrize("hub_id", ["lora", "a/b/c", "../x", "org/..", "https://x/y", "org/lo ra", ""])
+@pytest.mark.parametrize(
+    "hub_id",
+    ["lora", "a/b/c", "../x", "org/..", "https://x/y", "org/lo ra", "", "a--b/c", "a/b.git", "a/-b", "a/b\n"],
+)
 def test_a_hub_id_is_checked_here(api: TestClient, monkeypatch: pytest.MonkeyPatch, hub_id: str) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     assert error(api.post("/v1/adapters", json={"hub_id": hub_id}))["param"] == "hub_id"
+
+
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "/dev/zero",
+        "../..",
+        "a/../../b",
+        "..",
+        ".hidden",
+        "a//b",
+        "a/",
+        "a\0b",
+        "a\nb",
+        "a b",
+        "-x",
+        "x.lock",
+        "x.",
+        "refs\\heads",
+        "~",
+        "x" * 201,
+        "",
+    ],
+)
+def test_a_revision_is_no_path_on_the_server(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    """The hub's library opens `<cache>/refs/<revision>` where it cannot reach the hub."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    assert (
+        error(api.post("/v1/adapters", json={"hub_id": "org/lora", "revision": revision}))["param"]
+        == "revision"
+    )
+
+
+@pytest.mark.parametrize(
+    "revision", ["main", "v1.0", "refs/pr/3", "a-b_c/d+e", "3f2b1c0d9e8f7a6b5c4d3e2f1a0b9c8d7e6f5a4b", None]
+)
+def test_branches_tags_and_commits_are_revisions(
+    api: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    snapshot = write_adapter(tmp_path / "snapshot")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    body = {"hub_id": "org/lora", "revision": revision}
+    assert api.post("/v1/adapters", json=body).status_code == 200
+
+
+def test_hanging_downloads_are_limited_until_their_threads_end(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: let_go.wait(30))
+    monkeypatch.setattr(registration, "_HUB_SECONDS", 0.05)
+    answers = [api.post("/v1/adapters", json={"hub_id": "org/lora"}) for _ in range(6)]
+    let_go.set()
+    assert [answer.status_code for answer in answers] == [400] * 4 + [429] * 2
+    assert answers[-1].headers["retry-after"]
+    assert error(answers[-1], 429)["code"] == "too_many_registrations"
 
 
 @pytest.mark.parametrize(

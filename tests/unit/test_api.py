@@ -25,7 +25,7 @@ from tunewright.api.fine_tuning import creation
 from tunewright.api.http import middleware
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.jobs import events as job_events
+from tunewright.api.jobs import feeds
 from tunewright.api.models import artifacts
 from tunewright.config import RetentionOptions, Settings
 from tunewright.jobs.folder import JobFolder
@@ -781,7 +781,7 @@ def streamed(api: TestClient, path: str, **options: Any) -> tuple[list[tuple[str
 def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
     api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_events, "_EVENTS_POLL", 0.01)
+    monkeypatch.setattr(feeds, "_POLL", 0.01)
     id = create(api)["id"]
     for number in range(205):  # more than one reading
         store.jobs.add_event(stored(store, id), {"level": "info", "type": "message", "message": str(number)})
@@ -800,8 +800,7 @@ def test_a_stream_tells_all_events_in_order_and_ends_with_the_job(
 def test_the_stock_client_reads_the_events_of_a_job_that_is_quiet_for_long(
     api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_events, "_EVENTS_POLL", 0.01)
-    monkeypatch.setattr(job_events, "_COMMENT_EVERY", 0.02)
+    monkeypatch.setattr("tunewright.api.jobs.events._COMMENT_EVERY", 0.02)
     id = create(api)["id"]
     later = threading.Timer(0.5, store.jobs.cancel, [id])
     later.start()

@@ -17,10 +17,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
@@ -345,6 +348,36 @@ async def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.anyio
+async def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a byte now and then would hold a place for an upload for ever."""
+    monkeypatch.setattr(middleware, "_GRACE", 0.2)
+    monkeypatch.setattr(middleware, "_SLOWEST", 100)
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    slow = await post(access, "/v1/files", *[b"x"] * 100, pause=0.05)
+    assert (slow.status, slow.error["code"], slow.headers["connection"]) == (408, "body_stalled", "close")
+    assert "too slowly" in slow.error["message"]
+    monkeypatch.setattr(middleware, "_BODY_STALLED", 0.5)
+    fast_enough = await post(access, "/v1/files", *[b"x" * 50] * 10, pause=0.05)
+    assert "No byte of the body" in fast_enough.error["message"], "it stopped, and was not too slow before"
+
+
+@pytest.mark.anyio
+async def test_the_bodies_of_all_requests_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_ALL_BODIES", 10)
+    monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
+    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    running = asyncio.create_task(post(access, CHAT, b"12345678"))
+    await asyncio.sleep(0.1)
+    refused = await post(access, CHAT, b"123")
+    assert (refused.status, refused.error["code"]) == (429, "too_many_bytes")
+    assert refused.headers["retry-after"] == "2"
+    upload = await post(access, "/v1/files", b"123")
+    assert upload.status == 408, "uploads are not kept in memory"
+    assert (await running).status == 408
+    assert (await post(access, CHAT, b"12345678")).status == 408, "their bytes are free again"
+
+
+@pytest.mark.anyio
 async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.05)
 
@@ -472,6 +505,32 @@ def test_a_number_that_became_infinite_is_refused() -> None:
     parsed = parse_body(b'{"model":"tiny","temperature":1e999}')
     with pytest.raises(InvalidRequest, match="too large"):
         write_body(parsed)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda part: st.lists(part, max_size=40) | st.dictionaries(st.text(), part, max_size=5),
+)
+
+
+@given(st.dictionaries(st.text(), JSON_VALUES, max_size=5))
+def test_a_body_written_in_parts_is_the_same(body: dict[str, Any]) -> None:
+    with patch.object(bodies, "_SLICE", 7):
+        assert write_body(body, in_parts=True) == write_body(body)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (b"[" + b"[]," * 2**18 + b"[]]", "objects, lists and names"),
+        (b"{" + b'"a":1,' * 2**18 + b'"b":1}', "objects, lists and names"),
+        (b"[" + b"1.5," * 2**16 + b"1.5]", "decimal numbers"),
+        (b'"' + b"\\u0041" * (2**20 + 1) + b'"', "escaped characters"),
+    ],
+)
+def test_a_body_that_takes_long_to_parse_is_refused(value: bytes, what: str) -> None:
+    with pytest.raises(TooLarge, match=what):
+        parse_body(b'{"model": "tiny", "prompt": ' + value + b"}")
 
 
 def test_a_body_of_too_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

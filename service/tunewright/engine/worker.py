@@ -39,6 +39,13 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(enable_async=True)
 
+    async def authorize(self) -> None:
+        """LitServe's dependency of the generation routes. `AccessMiddleware` checks the key.
+
+        Its default does as little in a plain function, for which FastAPI needs one of the threads that all blocking
+        routes share: generations would wait for them.
+        """
+
     def setup(self, device: str) -> None:
         from tunewright.engine.residency import ResidencyManager
 

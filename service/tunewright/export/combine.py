@@ -33,7 +33,7 @@ from peft.utils.merge_utils import ties as ties_merge
 from safetensors.torch import save_file
 
 from tunewright.atomic import publish_folder
-from tunewright.errors import ExportUnsupported, InvalidAdapter, InvalidRequest
+from tunewright.errors import ExportUnsupported, InvalidAdapter, InvalidRequest, quoted
 from tunewright.export.arithmetic import read, same_numbers
 from tunewright.export.folder import CombineMethod
 from tunewright.export.low_rank import Factors, add, nearest
@@ -110,7 +110,7 @@ def _check_arguments(
     """The weights to combine with. Raises InvalidRequest."""
     if method not in get_args(CombineMethod):
         raise InvalidRequest(
-            f"method is {method!r}; it must be one of {get_args(CombineMethod)}.", param="method"
+            f"method is {quoted(method)}; it must be one of {get_args(CombineMethod)}.", param="method"
         )
     if len(adapters) < 2:
         raise InvalidRequest("Combining takes two adapters at least.", param="adapters")

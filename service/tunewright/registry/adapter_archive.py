@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from tunewright.errors import InvalidAdapter, TooLarge
+from tunewright.errors import InvalidAdapter, TooLarge, quoted
 from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
 from tunewright.registry.adapter_config import LARGEST_CONFIG
 
@@ -81,7 +81,7 @@ def _take(members: Iterator[_Member], into: Path, largest: int, folder: str | No
     for name, opened in members:
         path = _safe(name)
         if str(path) in seen:
-            raise _refused(f"{name[:200]!r} is in it twice")
+            raise _refused(f"{quoted(name)} is in it twice")
         seen.add(str(path))
         if len(seen) > MOST_MEMBERS:
             raise _refused(f"it has more than {MOST_MEMBERS} members")
@@ -165,7 +165,7 @@ def _safe(name: str) -> PurePosixPath:
     """A member's name as a path. Raises InvalidAdapter where it leads out of its folder on any operating system."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name[1:2] == ":":
-        raise _refused(f"{name[:200]!r} leads out of its folder")
+        raise _refused(f"{quoted(name)} leads out of its folder")
     return path
 
 
@@ -190,7 +190,7 @@ def _tar(source: BinaryIO, largest: int) -> Iterator[_Member]:
     with tarfile.open(fileobj=cast(BinaryIO, meter), mode="r|") as archive:
         for at, member in enumerate(archive):
             if member.issparse() or not (member.isreg() or member.isdir()):
-                raise _refused(f"{member.name[:200]!r} is a link, a device or a sparse file")
+                raise _refused(f"{quoted(member.name)} is a link, a device or a sparse file")
             end = member.offset_data + (0 if member.isdir() else member.size)
             if end > largest + (at + 1) * _LARGEST_HEADERS:
                 raise _too_large("The archive, unpacked,", largest)
@@ -222,13 +222,13 @@ def _zip(source: BinaryIO) -> Iterator[_Member]:
     """The members of a zip, from its table of contents."""
     with zipfile.ZipFile(cast(BinaryIO, _Bounded(source))) as archive:
         for member in archive.infolist():
-            name = member.filename[:200]
+            name = member.filename
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refused(f"{name!r} is a link or a device")
+                raise _refused(f"{quoted(name)} is a link or a device")
             if member.flag_bits & 1:
-                raise _refused(f"{name!r} is encrypted")
+                raise _refused(f"{quoted(name)} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _refused(f"{name!r} is compressed by another method than deflate")
+                raise _refused(f"{quoted(name)} is compressed by another method than deflate")
             yield member.filename, None if member.filename.endswith("/") else partial(_open, archive, member)
 
 

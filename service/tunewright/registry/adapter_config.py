@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tunewright.errors import InvalidAdapter
+from tunewright.errors import InvalidAdapter, quoted
 
 T = TypeVar("T")
 
@@ -157,7 +157,7 @@ def needs_merging(config: dict[str, Any]) -> tuple[str, str] | None:
         if config.get(name):
             return name, f"{_shown(config[name])}: {why}"
     if (config.get("bias") or "none") != "none":
-        return "bias", f"{config['bias']!r}: vLLM serves no trained biases"
+        return "bias", f"{quoted(config['bias'])}: vLLM serves no trained biases"
     return None
 
 
@@ -208,11 +208,11 @@ def check_kind(config: dict[str, Any], *, for_merging: bool = False) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         taken = "merged" if for_merging else "served"
-        raise _refused("peft_type", f"{kind!r}: only LORA adapters are {taken}", _AS_LORA)
+        raise _refused("peft_type", f"{quoted(kind)}: only LORA adapters are {taken}", _AS_LORA)
     task = config.get("task_type")
     if task not in ("CAUSAL_LM", None):
         raise _refused(
-            "task_type", f"{task!r}, not CAUSAL_LM", "only adapters that generate text are supported"
+            "task_type", f"{quoted(task)}, not CAUSAL_LM", "only adapters that generate text are supported"
         )
     for name, (not_served, not_merged) in _OFF.items():
         if config.get(name):
@@ -297,7 +297,7 @@ def _pattern(config: dict[str, Any], name: str) -> dict[str, Any]:
     for key in value:
         if not _PATTERN.fullmatch(key):
             raise InvalidAdapter(
-                f"adapter_config.json has {key[:200]!r} in {name}; keys must be names of modules, or their ends "
+                f"adapter_config.json has {quoted(key)} in {name}; keys must be names of modules, or their ends "
                 "from a dot on: write the modules' names out.",
                 param=f"adapter_config.{name}",
             )

@@ -1,7 +1,7 @@
 """Takes an adapter that was trained elsewhere: checks it against its base, and writes it as it is kept.
 
 It is rewritten to peft's form first. What vLLM cannot serve and can be merged is checked as a merge is, and kept with
-the fields that a merge reads.
+the fields that a merge reads. These are functions for `apart.call_apart`: the files come from strangers.
 """
 
 from __future__ import annotations

@@ -13,11 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, UnsupportedFeature
+from tunewright.errors import (
+    InvalidAdapter,
+    InvalidRequest,
+    TooLarge,
+    TooManyRequests,
+    UnsupportedFeature,
+    quoted,
+)
 from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
 from tunewright.registry.adapter_config import LARGEST_CONFIG
 
-_HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}$", re.ASCII)
+_HUB_NAME = re.compile(r"\b[\w.-]{1,96}\b", re.ASCII)
+"""The name of an organization or a repository, as huggingface_hub has it in `validate_repo_id`."""
+_REVISION_PART = re.compile(r"\w[\w.+=@#-]*", re.ASCII)
+_LONGEST_REVISION = 200
+_MOST_FETCHES = 4
+_fetches = threading.BoundedSemaphore(_MOST_FETCHES)
+"""Downloads from the hub. Each has its place until its thread ends, which may be long after its request has."""
 _PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.ckpt")
 
 
@@ -64,11 +77,12 @@ def folder_on_server(path: str, roots: Sequence[Path]) -> Path:
     folder = Path(os.path.realpath(path))
     if not os.path.isabs(path) or not _is_in(folder, roots):
         raise InvalidRequest(
-            f"{path} is in no folder that adapters are taken from: give a full path in one that --adapter-root names.",
+            f"{quoted(path)} is in no folder that adapters are taken from: give a full path in one that "
+            "--adapter-root names.",
             param="path",
         )
     if not os.path.isdir(folder):
-        raise InvalidRequest(f"{path} is not a folder on the server.", param="path")
+        raise InvalidRequest(f"{quoted(path)} is not a folder on the server.", param="path")
     return folder
 
 
@@ -111,11 +125,15 @@ def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
 def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
     """Download the adapter's two files. Returns their folder in the hub's cache, whose name is the commit.
 
-    Raises InvalidRequest with the hub's reason, or after `timeout` seconds.
+    Raises InvalidRequest where the names are none of the hub's, with the hub's reason, or after `timeout` seconds; and
+    TooManyRequests.
     """
-    if not _HUB_ID.match(hub_id) or ".." in hub_id:
-        raise InvalidRequest(
-            f"{hub_id[:200]!r} is no id on the hub; they look like org/name.", param="hub_id"
+    _check_hub_names(hub_id, revision)
+    if not _fetches.acquire(blocking=False):
+        raise TooManyRequests(
+            f"{_MOST_FETCHES} adapters are being fetched from the hub, which is the limit: wait for one to end.",
+            code="too_many_registrations",
+            retry_after=10,
         )
     done: Future[str] = Future()
 
@@ -133,6 +151,8 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
             )
         except BaseException as error:
             done.set_exception(error)
+        finally:
+            _fetches.release()
 
     # In a daemon thread, since the timeouts of the library do not cover all of its requests.
     threading.Thread(target=fetch, name=f"fetch {hub_id}", daemon=True).start()
@@ -143,6 +163,38 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
     except Exception as error:
         # The client raises many types: no network, no such repository, gated, offline.
         raise _failed(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+
+
+def _check_hub_names(hub_id: str, revision: str | None) -> None:
+    """Raise InvalidRequest for what is no repository or no revision.
+
+    The library uses both as parts of paths in its cache, unchecked where the hub cannot be reached: a revision with
+    `..`, or from the root, names any file of the server.
+    """
+    names = hub_id.split("/")
+    if (
+        len(names) != 2
+        or not all(_HUB_NAME.fullmatch(name) for name in names)
+        or ".." in hub_id
+        or "--" in hub_id
+        or hub_id.endswith(".git")
+    ):
+        raise InvalidRequest(
+            f"{quoted(hub_id)} is no id on the hub; they look like org/name.", param="hub_id"
+        )
+    if revision is not None and (len(revision) > _LONGEST_REVISION or not _is_revision(revision)):
+        raise InvalidRequest(
+            f"{quoted(revision)} is no revision on the hub: give the name of a branch or a tag, or a commit.",
+            param="revision",
+        )
+
+
+def _is_revision(name: str) -> bool:
+    """Whether git takes it for the name of a branch, a tag or a commit (git-check-ref-format)."""
+    parts = name.split("/")
+    return ".." not in name and all(
+        _REVISION_PART.fullmatch(part) and not part.endswith((".", ".lock")) for part in parts
+    )
 
 
 def _failed(hub_id: str, why: str) -> InvalidRequest:

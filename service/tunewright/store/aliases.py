@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, select
 
-from tunewright.errors import InvalidRequest, NotFound
+from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.registry.aliases import (
     MOST_TARGETS,
     Alias,
@@ -215,8 +215,8 @@ def _expect(name: str, current: Alias | None, expected: int | None) -> None:
 def _refuse_name(connection: Connection, name: str) -> None:
     if not is_alias_name(name):
         raise InvalidRequest(
-            f"{name!r} cannot name an alias: up to 128 letters, digits and . _ - : / (letters or digits first, also "
-            "after a slash), not beginning with ft: and not ending in /history, /rollback, /shadow or /download.",
+            f"{quoted(name)} cannot name an alias: up to 128 letters, digits and . _ - : / (letters or digits first, "
+            "also after a slash), not beginning with ft: and not ending in /history, /rollback, /shadow or /download.",
             param="name",
         )
     taken = select(models.c.name).where(models.c.name == name)
@@ -254,7 +254,7 @@ def _refuse_unservable(connection: Connection, name: str, param: str) -> None:
     if model is None and not _is_served(connection, name):
         if get(connection, name) is not None:
             raise InvalidRequest(f"{name} is an alias itself: name models.", param=param)
-        raise InvalidRequest(f"No such model: {name!r}.", param=param)
+        raise InvalidRequest(f"No such model: {quoted(name)}.", param=param)
     if model is None:
         return
     if model.kind != ModelKind.ADAPTER and not _is_served(connection, name):
@@ -302,7 +302,7 @@ def _planned(
 ) -> tuple[Alias, AliasVersion]:
     current = get(connection, name)
     if current is None:
-        raise NotFound(f"No such alias: {name!r}.", param="name", code="alias_not_found")
+        raise NotFound(f"No such alias: {quoted(name)}.", param="name", code="alias_not_found")
     if expected_version == current.version - 1:
         now = version_of(connection, name, current.version)
         if now.rolled_back_to is not None and to_version in (None, now.rolled_back_to):

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 
-from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
 from tunewright.ids import new_id
 from tunewright.store.alias_rows import get as get_alias
 from tunewright.store.alias_rows import refuse_aliased, take_out
@@ -56,7 +56,7 @@ class DeploymentStore:
             still = select(models.c.id).where(models.c.name == model, models.c.sha256 == sha256)
             if sha256 is not None and connection.scalar(still) is None:
                 raise NotFound(
-                    f"No such model: {model!r}. It was deleted.", param="model", code="model_not_found"
+                    f"No such model: {quoted(model)}. It was deleted.", param="model", code="model_not_found"
                 )
             options = place(_all(connection))
             row = {

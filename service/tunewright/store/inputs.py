@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, select
 
-from tunewright.errors import InvalidRequest, NotFound
+from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.jobs.kinds import kind_named
 from tunewright.store.records import NewJob
 from tunewright.store.states import DeploymentState, JobState
@@ -29,12 +29,14 @@ def require_inputs(connection: Connection, new: NewJob) -> None:
     for one in new.inputs:
         if one.file_id and connection.scalar(select(files.c.id).where(files.c.id == one.file_id)) is None:
             raise InvalidRequest(
-                f"No such file: {one.file_id!r}. It was removed; upload it again.", param=one.role
+                f"No such file: {quoted(one.file_id)}. It was removed; upload it again.", param=one.role
             )
         weights = select(models.c.id).where(models.c.sha256 == one.sha256).limit(1)
         if one.sha256 and connection.scalar(weights) is None:
             name = kind_named(new.kind).name_of_input(new.request, one.role, new.position_of(one))
-            raise NotFound(f"No such model: {name!r}. It was deleted.", param="model", code="model_not_found")
+            raise NotFound(
+                f"No such model: {quoted(name)}. It was deleted.", param="model", code="model_not_found"
+            )
     leaving = (deployments.c.model == new.base, deployments.c.state == DeploymentState.DRAINING)
     if connection.scalar(select(deployments.c.id).where(*leaving)) is not None:
         raise InvalidRequest(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, Table, select
 
-from tunewright.errors import InvalidRequest
+from tunewright.errors import InvalidRequest, quoted
 from tunewright.store.database import Database
 
 
@@ -28,7 +28,7 @@ def page(
         if after is not None:
             start = connection.scalar(select(table.c.seq).where(table.c.id == after))
             if start is None:
-                raise InvalidRequest(f"No such object to list after: {after!r}.", param="after")
+                raise InvalidRequest(f"No such object to list after: {quoted(after)}.", param="after")
             query = query.where(table.c.seq > start if ascending else table.c.seq < start)
         order = table.c.seq.asc() if ascending else table.c.seq.desc()
         rows = connection.execute(query.order_by(order).limit(limit + 1)).all()

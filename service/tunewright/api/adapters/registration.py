@@ -12,7 +12,7 @@ from fastapi import UploadFile
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
-from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge
+from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge, quoted
 from tunewright.ids import id_for_key, model_name, new_id
 from tunewright.kinds.products import state_of_new_adapter
 from tunewright.registry.adapter_archive import unpack
@@ -20,6 +20,7 @@ from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEI
 from tunewright.registry.adapter_config import LARGEST_CONFIG
 from tunewright.registry.adapter_intake import TakenAdapter, base_hint, check_and_write
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
+from tunewright.registry.apart import call_apart
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
@@ -99,7 +100,7 @@ def _uploaded(
             f"{WEIGHTS_FILE}, as two parts named `file`; got {_printable(', '.join(sorted(named)))}.",
             param="file",
         )
-    unpack(files[0].file, temporary, largest, folder)
+    call_apart(unpack, [files[0].file], temporary, largest, folder)
     with open_folder(temporary, largest) as found:
         yield found
 
@@ -113,10 +114,12 @@ def _register(
 ) -> TunedModel:
     engine = _engine(context, files, asked.base)
     largest = _info(engine).max_lora_rank or context.settings.serving.max_lora_rank
+    base = _modules(engine)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         folder = Path(temporary)
-        base = _modules(engine)
-        taken = check_and_write(files.weights, files.config, base, _base_folder(engine), largest, folder)
+        taken = call_apart(
+            check_and_write, [files.weights], files.config, base, _base_folder(engine), largest, folder
+        )
         sha256 = context.workspace.artifacts.put(folder, kept)
         return _list(context, taken, asked, engine, sha256, source, lineage)
 
@@ -172,7 +175,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     own = [base.name for base in context.settings.models.bases]
     bases = [*own, *deployed]
     if asked is None:
-        hint = base_hint(files.config)
+        hint = call_apart(base_hint, [], files.config)
         named = [name for name in bases if hint in (name, sources.get(name))]
         asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:
@@ -189,7 +192,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
                 param="base",
                 code="model_not_served",
             )
-        raise InvalidRequest(f"No such base: {asked!r}. Bases here: {', '.join(bases)}.", param="base")
+        raise InvalidRequest(f"No such base: {quoted(asked)}. Bases here: {', '.join(bases)}.", param="base")
     if asked in deployed and not deployed[asked].options.get("enable_lora", True):
         raise InvalidRequest(f"{asked} is deployed without adapters (enable_lora false).", param="base")
     engine = context.store.engines.get(asked)

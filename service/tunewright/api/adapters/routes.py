@@ -18,40 +18,40 @@ from tunewright.api.adapters.schemas import BASE, FOLDER, LOAD, RegisterAdapter,
 from tunewright.api.gateway.routing import refuse_unservable
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.forms import FormFault
+from tunewright.api.http.forms import FormFault, FormRoute
 from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState
-from tunewright.errors import EngineUnavailable, NotFound
+from tunewright.errors import EngineUnavailable, NotFound, quoted
 from tunewright.store.listings import AdapterFilter
 from tunewright.store.records import ModelWithEngine, TunedModel
 from tunewright.store.states import ModelKind, ModelState
 from tunewright.wire import Text
 
-router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["Adapters"], route_class=FormRoute)
 
 IdempotencyKey = Annotated[
     str | None, Header(max_length=255, description="The same key gives the same adapter.")
 ]
 
 
-@router.post("", summary="Register an adapter", responses=responses(400, 413, 503, 507))
-def register(
+@router.post("", summary="Register an adapter", responses=responses(400, 413, 429, 503, 507))
+async def register(
     context: Context, body: RegisterAdapter, idempotency_key: IdempotencyKey = None
 ) -> AdapterObject:
     """Register an adapter that was not trained here, from a folder of the server or from a hub; it is checked against
     its base first."""
     asked = Registration(body.base, body.suffix, body.load, idempotency_key)
     if body.path is not None:
-        model = register_folder(context, body.path, asked)
+        model = await context.slow.run(register_folder, context, body.path, asked)
     else:
         assert body.hub_id is not None
-        model = register_from_hub(context, body.hub_id, body.revision, asked)
-    return _show(context, model.name)
+        model = await context.slow.run(register_from_hub, context, body.hub_id, body.revision, asked)
+    return await asyncio.to_thread(_show, context, model.name)
 
 
 @router.post("/upload", summary="Upload an adapter", responses=responses(400, 413, 429, 503, 507))
-def upload(
+async def upload(
     context: Context,
     fault: FormFault,
     file: Annotated[
@@ -71,7 +71,8 @@ def upload(
     """Register an adapter that was not trained here; it is checked against its base first."""
     if fault is not None:
         raise fault
-    model = register_upload(context, file, Registration(base, suffix, load, idempotency_key), folder)
+    asked = Registration(base, suffix, load, idempotency_key)
+    model = await context.slow.run(register_upload, context, file, asked, folder)
     return _show(context, model.name)
 
 
@@ -202,4 +203,4 @@ def _get(context: ServiceContext, adapter: str) -> TunedModel:
 
 
 def _not_found(adapter: str) -> NotFound:
-    return NotFound(f"No such adapter: {adapter!r}.", param="adapter", code="adapter_not_found")
+    return NotFound(f"No such adapter: {quoted(adapter)}.", param="adapter", code="adapter_not_found")

@@ -19,7 +19,7 @@ from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.names import register_names
 from tunewright.api.http.wire import After, Deleted, Page, User, page_of
-from tunewright.errors import NotFound
+from tunewright.errors import NotFound, quoted
 from tunewright.registry.aliases import Alias
 
 router = APIRouter(prefix="/v1/aliases", tags=["Aliases"])
@@ -119,4 +119,4 @@ def _get(context: ServiceContext, name: str) -> Alias:
 
 
 def _not_found(name: str) -> NotFound:
-    return NotFound(f"No such alias: {name!r}.", param="name", code="alias_not_found")
+    return NotFound(f"No such alias: {quoted(name)}.", param="name", code="alias_not_found")

@@ -11,7 +11,7 @@ import psutil
 from tunewright.api.http.context import ServiceContext
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.placement import needed_on_cpu, options_of_bases, place
-from tunewright.errors import InvalidRequest, NotFound
+from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.registry.content import folder_size
 from tunewright.store.deployments import Deployed, already_served
 from tunewright.store.records import Deployment, TunedModel
@@ -55,7 +55,7 @@ def deployed(context: ServiceContext, id_or_model: str) -> Deployed:
     found = context.store.deployments.get(id_or_model)
     if found is None:
         raise NotFound(
-            f"No such deployment: {id_or_model!r}.", param="deployment", code="deployment_not_found"
+            f"No such deployment: {quoted(id_or_model)}.", param="deployment", code="deployment_not_found"
         )
     return found
 
@@ -89,7 +89,7 @@ def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
     known = ", ".join(base.name for base in context.settings.models.deployables)
     also = f", and {known} (--deployable)" if known else ""
     raise NotFound(
-        f"No such model: {name!r}. Full models that GET /v1/models lists can be deployed{also}.",
+        f"No such model: {quoted(name)}. Full models that GET /v1/models lists can be deployed{also}.",
         param="model",
         code="model_not_found",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunewright.api.exports.schemas import CreateExport
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
-from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound
+from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound, quoted
 from tunewright.evaluate.folder import RowsFrom
 from tunewright.kinds import EXPORT
 from tunewright.kinds.export.models import (
@@ -182,7 +182,7 @@ def _model(context: ServiceContext, name: str, param: str) -> TunedModel | None:
             f"{name} is an alias, which may change: name the model that it has now (GET /v1/aliases/{name}).",
             param=param,
         )
-    raise NotFound(f"No such model: {name!r}.", param=param, code="model_not_found")
+    raise NotFound(f"No such model: {quoted(name)}.", param=param, code="model_not_found")
 
 
 def _refuse_unusable(adapter: TunedModel, engine: Engine, param: str) -> None:

@@ -13,15 +13,22 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.forms import FormFault
+from tunewright.api.http.forms import FormFault, FormRoute
 from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
-from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, UnsupportedFeature
+from tunewright.errors import (
+    Internal,
+    InvalidRequest,
+    NotFound,
+    StorageFull,
+    UnsupportedFeature,
+    quoted,
+)
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
 from tunewright.wire import Text
 
-router = APIRouter(prefix="/v1/files", tags=["Files"])
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=FormRoute)
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _OTHER_PURPOSES = frozenset({"assistants", "batch", "vision", "user_data", "evals"})
@@ -29,7 +36,7 @@ _OTHER_PURPOSES = frozenset({"assistants", "batch", "vision", "user_data", "eval
 
 
 @router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
-def upload(
+async def upload(
     context: Context,
     fault: FormFault,
     file: Annotated[UploadFile, File(description="JSONL: chat rows, or prompt and completion rows.")],
@@ -47,7 +54,8 @@ def upload(
     if (anchor is None) != (seconds is None):
         missing = _ANCHOR if anchor is None else _SECONDS
         raise InvalidRequest(f"Missing parameter: {missing}.", param=missing, code="missing_parameter")
-    return FileObject.of(_keep(context, file.file, _name(file.filename), purpose, seconds))
+    record = await context.slow.run(_keep, context, file.file, _name(file.filename), purpose, seconds)
+    return FileObject.of(record)
 
 
 def _check_purpose(purpose: str) -> None:
@@ -57,7 +65,7 @@ def _check_purpose(purpose: str) -> None:
         )
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"Files are taken for the purpose fine-tune, not {purpose[:64]!r}.", param="purpose"
+            f"Files are taken for the purpose fine-tune, not {quoted(purpose)}.", param="purpose"
         )
 
 
@@ -173,7 +181,8 @@ def _get(context: ServiceContext, id: str) -> FileRecord:
 
 def _not_found(id: str) -> NotFound:
     return NotFound(
-        f"No such file: {id!r}. It was never uploaded, or it was deleted: by a request or by a limit on disk use.",
+        f"No such file: {quoted(id)}. It was never uploaded, or it was deleted: by a request or by a limit on disk "
+        "use.",
         param="file_id",
         code="file_not_found",
     )

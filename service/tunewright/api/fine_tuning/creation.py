@@ -9,7 +9,7 @@ from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
-from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature
+from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature, quoted
 from tunewright.kinds import FINE_TUNING
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
@@ -95,7 +95,7 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
         if name in served:
             return _adapters_only(context, name, tuning), None
         raise NotFound(
-            f"No such model: {name!r}. Bases here: {', '.join([*bases, *served])}; finished models are listed by "
+            f"No such model: {quoted(name)}. Bases here: {', '.join([*bases, *served])}; finished models are listed by "
             "GET /v1/models.",
             param="model",
             code="model_not_found",

@@ -16,8 +16,13 @@ from tunewright.errors import InvalidRequest, TooLarge, UnsupportedFeature
 _MOST_LEVELS = 128
 """vLLM takes JSON schemas of up to 64 levels, and wraps them in a few."""
 _LONGEST_NAME = 512
-_MOST_VALUES = 2**20
-"""Reading and writing this many takes up to half a second, during which the event loop serves no other request."""
+_MOST_VALUES, _MOST_NAMES, _MOST_DECIMALS = 2**20, 2**18, 2**16
+"""Reading them holds the interpreter, for this many up to a tenth of a second. Objects, lists and the names in objects
+take longer than other values, and decimal numbers longer still."""
+_SLICE = 2**14
+"""Values of a list that are written at once, which holds the interpreter."""
+LARGE = 2**16
+"""Bytes from which on a body is read and written in a thread, so that the event loop goes on."""
 _TOKEN_LISTS = ("prompt", "input", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -36,9 +41,22 @@ def _integer(digits: str) -> int:
     return value
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse).decode
-# Many times slower than `_decode`, so used only where there are long numbers.
-_decode_long_numbers = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer).decode
+def _decode(text: str, *, has_long_numbers: bool) -> Any:
+    """Parse the text. Raises ValueError, RecursionError and TooLarge."""
+    decimals = 0
+
+    def decimal(digits: str) -> float:
+        nonlocal decimals
+        decimals += 1
+        if decimals > _MOST_DECIMALS:
+            raise TooLarge(f"The body has more than {_MOST_DECIMALS} decimal numbers: send less at once.")
+        return float(digits)
+
+    # `_integer` makes it many times slower, so it is used only where there are long numbers.
+    whole = _integer if has_long_numbers else None
+    return json.JSONDecoder(parse_constant=_refuse, parse_float=decimal, parse_int=whole).decode(text)
+
+
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False).encode
 
 
@@ -50,17 +68,22 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     """
     if raw.count(b",") > _MOST_VALUES:  # also counts commas in strings; base64 images have none
         raise TooLarge(f"The body has more than {_MOST_VALUES} values: send less at once.")
+    if raw.count(b"\\u") > _MOST_VALUES:
+        raise TooLarge(f"The body has more than {_MOST_VALUES} escaped characters: send them as UTF-8.")
+    containers = raw.count(b"[") + raw.count(b"{")  # also in strings
+    if containers + raw.count(b":") > _MOST_NAMES:
+        raise TooLarge(f"The body has more than {_MOST_NAMES} objects, lists and names: send less at once.")
     try:
         has_long_numbers = _LONG_NUMBER in raw.translate(_DIGITS_AS_ZEROS)
-        body = (_decode_long_numbers if has_long_numbers else _decode)(raw.decode())
+        body = _decode(raw.decode(), has_long_numbers=has_long_numbers)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # includes UnicodeDecodeError, and integers of more than 4300 digits
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    # Counting brackets is cheap; the depth is computed only where there are enough brackets to exceed the limit.
-    if raw.count(b"[") + raw.count(b"{") > _MOST_LEVELS and _is_deep(body):
+    # The depth is computed only where there are enough brackets to exceed the limit.
+    if containers > _MOST_LEVELS and _is_deep(body):
         raise _too_deep()
     if _HALF_PAIR.search(raw):
         _check_characters(body)
@@ -76,12 +99,27 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def write_body(body: dict[str, Any]) -> bytes:
-    """Encode the body for vLLM. Raises InvalidRequest where a number is not finite, as 1e999 is after parsing."""
+def write_body(body: dict[str, Any], *, in_parts: bool = False) -> bytes:
+    """Encode the body for vLLM. Raises InvalidRequest where a number is not finite, as 1e999 is after parsing.
+
+    `in_parts` is slower, and lets other threads run in between.
+    """
     try:
-        return _encode(body).encode()
+        return (_written(body) if in_parts else _encode(body)).encode()
     except ValueError:
         raise InvalidRequest("A number in the body is too large.", code="invalid_json") from None
+
+
+def _written(value: Any) -> str:
+    """The same as `_encode`, which is one call into C."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_encode(name)}:{_written(part)}" for name, part in value.items()) + "}"
+    if not isinstance(value, list):
+        return _encode(value)
+    if any(isinstance(part, dict | list) for part in value):
+        return "[" + ",".join(map(_written, value)) + "]"
+    slices = (value[at : at + _SLICE] for at in range(0, len(value), _SLICE))
+    return "[" + ",".join(_encode(part)[1:-1] for part in slices) + "]"
 
 
 def check_tokens(body: dict[str, Any], vocabulary: int) -> None:

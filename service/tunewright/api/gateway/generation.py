@@ -16,8 +16,9 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.responses import Response
 
-from tunewright.api.gateway.bodies import parse_body
+from tunewright.api.gateway.bodies import LARGE, parse_body
 from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.api.http.threads import Threads
 from tunewright.errors import EngineUnavailable
 
 ROUTES = {
@@ -43,6 +44,7 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         super().__init__()
         self.api_path = "/v1/chat/completions"  # the key of its queue in LitServe
         self.gateway: Gateway | None = None
+        self._queue_threads = Threads("queue", 2)
         for path, upstream in ROUTES.items():
             self.add_endpoint(path, self._endpoint(path, upstream), ["POST"])
 
@@ -60,11 +62,13 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
 
     def _endpoint(self, path: str, upstream: str) -> Any:
         async def endpoint(request: Request) -> Response:
-            body = parse_body(await request.body())
             assert self.gateway is not None, "the gateway is opened before the first request"
+            raw = await request.body()
+            is_large = len(raw) > LARGE
+            body = await self.gateway.bodies.run(parse_body, raw) if is_large else parse_body(raw)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
-            return Relay(self.gateway, upstream, body, sticky)
+            return Relay(self.gateway, upstream, body, sticky, is_large=is_large)
 
         endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
         return endpoint
@@ -84,7 +88,7 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
                 if time.monotonic() > deadline:
                     raise EngineUnavailable("The engine worker did not answer in time.", retry_after=10)
                 message = (self.response_queue_id, uid, time.monotonic(), {**operation, "id": uid})
-                await asyncio.to_thread(self.request_queue.put, message)
+                await self._queue_threads.run(self.request_queue.put, message)
                 again = time.monotonic() + _PUT_AGAIN_AFTER
                 while item.response is None and time.monotonic() < again:
                     await _wait_for_answer(item)

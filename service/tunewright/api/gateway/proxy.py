@@ -26,6 +26,7 @@ from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.http.errors import error_response
+from tunewright.api.http.threads import Threads
 from tunewright.engine.http import Answer, EngineBusy, EngineHTTP
 from tunewright.errors import (
     EngineUnavailable,
@@ -70,6 +71,8 @@ class Gateway:
         self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
         self.request_timeout = request_timeout
         self.max_generated_tokens = max_generated_tokens
+        self.bodies = Threads("bodies", 2)
+        """Where large bodies are parsed and written."""
         self._engines: dict[str, EngineHTTP] = {}
 
     async def close(self) -> None:
@@ -87,7 +90,9 @@ class Gateway:
         """Send a request that is not streamed, and return the answer's status and bytes. Raises TunewrightError."""
         with ExitStack() as held:
             target = await self.router.find(model, held)
-            data = _upstream_body(path, body, target)
+            data = await self.bodies.run(
+                _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
+            )
             try:
                 async with self.engine(target.socket).post(path, data) as upstream:
                     return upstream.status, _renamed(await upstream.read(), target)
@@ -98,17 +103,25 @@ class Gateway:
 class Relay(Response):
     """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.
 
-    `sticky`: requests with the same key get the same target of an alias.
+    `sticky`: requests with the same key get the same target of an alias. `is_large`: the body takes so long to write
+    that a thread does it.
     """
 
     def __init__(
-        self, gateway: Gateway, upstream_path: str, body: dict[str, Any], sticky: str | None = None
+        self,
+        gateway: Gateway,
+        upstream_path: str,
+        body: dict[str, Any],
+        sticky: str | None = None,
+        *,
+        is_large: bool = False,
     ) -> None:
         self.background = None
         self._gateway = gateway
         self._path = upstream_path
         self._body = body
         self._sticky = sticky
+        self._is_large = is_large
         self._started_at: float | None = None
         """Monotonic time at which the answer to the client began."""
         self._ended = False
@@ -166,8 +179,13 @@ class Relay(Response):
 
         Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
         """
-        check_limits(self._body, target.context, self._gateway.max_generated_tokens)
-        data = _upstream_body(self._path, self._body, target)
+        most = self._gateway.max_generated_tokens
+        if self._is_large:
+            data = await self._gateway.bodies.run(
+                _upstream_body, self._path, self._body, target, most, in_parts=True
+            )
+        else:
+            data = _upstream_body(self._path, self._body, target, most)
         try:
             async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
                 if upstream.status >= 400:
@@ -244,8 +262,11 @@ async def _disconnected(receive: Receive) -> None:
             return
 
 
-def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
-    """Encode the request for vLLM. Raises InvalidRequest."""
+def _upstream_body(
+    path: str, body: dict[str, Any], target: Target, most_tokens: int | None, *, in_parts: bool = False
+) -> bytes:
+    """Check the request and encode it for vLLM. Raises InvalidRequest."""
+    check_limits(body, target.context, most_tokens)
     body = {**body, "model": target.internal_name}
     if target.chat_template is not None:
         if path in _TAKES_TEMPLATE and "prompt" not in body:
@@ -269,7 +290,7 @@ def _upstream_body(path: str, body: dict[str, Any], target: Target) -> bytes:
         body = with_greedy_choices(body)
     if target.vocabulary is not None:
         check_tokens(body, target.vocabulary)
-    return write_body(body)
+    return write_body(body, in_parts=in_parts)
 
 
 def _start(upstream: Answer, target: Target, alias: Alias | None) -> Message:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.api.http.threads import Threads
 from tunewright.engine.leases import ENGINE, Leases
-from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests, quoted
 from tunewright.registry.aliases import Alias, pick
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelKind, ModelState, Residency
@@ -21,6 +22,8 @@ from tunewright.store.store import Store
 _WAIT_FOR_LOADING = 30.0
 _POLL_INTERVAL = 0.05
 _MOST_KNOWN = 10_000
+_READERS = 4
+"""Threads that look up names; a pool of database connections has more."""
 
 LeaseKeys = tuple[tuple[str, str], ...]
 """The leases that a request needs, each as (engine, the adapter's hash or `ENGINE`)."""
@@ -48,6 +51,8 @@ class Target:
 class Router:
     """Resolves the names in requests to targets. Used from one event loop only.
 
+    `store` is read in threads of the router's own. It should have connections of its own: others may be held by
+    writers, which wait for each other.
     `leases` is the folder of leases, which the engine worker reads. `max_requests` limits the generations in flight
     for each engine.
     """
@@ -62,6 +67,7 @@ class Router:
         load_on_demand: bool = True,
     ) -> None:
         self._store = store
+        self._threads = Threads("names", _READERS)
         self._leases = Leases(leases)
         self._load = load
         self._max_requests = max_requests
@@ -79,7 +85,7 @@ class Router:
         """
         if any(key[1] != ENGINE for key in self._known.get(name, ())):  # an adapter, so not an alias
             return name, None
-        alias = await asyncio.to_thread(self._store.aliases.get, name)
+        alias = await self._threads.run(self._store.aliases.get, name)
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
 
     async def find(self, name: str, held: ExitStack) -> Target:
@@ -93,7 +99,7 @@ class Router:
         while True:
             with ExitStack() as lease:
                 leased = self._lease(name, lease)
-                model, engine, residency = await asyncio.to_thread(self._store.models.resolve, name)
+                model, engine, residency = await self._threads.run(self._store.models.resolve, name)
                 if engine is not None and engine.state is EngineState.DRAINING:
                     self._known.pop(name, None)  # else the leases of refused requests would keep it alive
                 engine = self._servable(name, model, engine)
@@ -176,7 +182,7 @@ class Router:
     def _servable(self, name: str, model: TunedModel | None, engine: Engine | None) -> Engine:
         """The engine that can answer for this model now. Raises NotFound, InvalidRequest and EngineUnavailable."""
         if model is None and engine is None:
-            raise NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
+            raise NotFound(f"No such model: {quoted(name)}.", param="model", code="model_not_found")
         if model is not None and model.kind is ModelKind.FULL and engine is None:
             raise not_deployed(name)
         if model is not None:

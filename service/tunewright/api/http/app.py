@@ -16,7 +16,7 @@ from tunewright.api.deployments import routes as deployments
 from tunewright.api.exports import routes as exports
 from tunewright.api.files import routes as files
 from tunewright.api.fine_tuning import routes as fine_tuning
-from tunewright.api.gateway.generation import GenerationSpec
+from tunewright.api.gateway.generation import ROUTES, GenerationSpec
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
@@ -31,7 +31,8 @@ from tunewright.engine.worker import EngineAPI
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
-_BODY_LIMIT = 32 * 2**20
+_GENERATION_LIMIT, _BODY_LIMIT = 32 * 2**20, 8 * 2**20
+"""Bytes of a body. A generation may have images in it; the largest others have a chat template."""
 _FORM_OVERHEAD = 2**20
 _SPOOL = 2**20
 
@@ -67,7 +68,12 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.add_middleware(
         AccessMiddleware,
         api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
-        limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
+        limits={
+            None: _BODY_LIMIT,
+            **dict.fromkeys(ROUTES, _GENERATION_LIMIT),
+            "/v1/files": upload,
+            "/v1/adapters/upload": upload,
+        },
         max_uploads=settings.server.max_uploads,
     )
     app.add_middleware(SingleSlashes)  # the last one added is the first to see a request
@@ -75,7 +81,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     openapi.describe(app)
     workspace = Workspace(settings.storage.data_dir)
     names = Router(
-        store,
+        Store.open(store.database.url),  # with connections of its own
         workspace.leases,
         spec.control,
         max_requests=settings.server.max_requests,
@@ -89,7 +95,11 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         max_generated_tokens=settings.server.max_generated_tokens,
     )
     app.state.context = ServiceContext(
-        settings, store, workspace, spec.control, functools.cache(lambda: find_devices(settings.processes))
+        settings,
+        store,
+        workspace,
+        spec.control,
+        functools.cache(lambda: find_devices(settings.processes)),
     )
     return server, spec
 

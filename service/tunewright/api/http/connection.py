@@ -20,7 +20,10 @@ log = logging.getLogger("tunewright.api")
 
 _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 256 * 2**10
-"""Largest request line and headers together; neither uvicorn nor httptools has a limit."""
+"""Largest request line and headers together, and most bytes of what is neither head nor body: empty lines, trailers,
+the frames of chunks. Neither uvicorn nor httptools has limits, and uvicorn keeps trailers."""
+_FRAMES = 2
+"""Bytes of frames that are allowed for each byte of a body that comes in chunks."""
 
 
 class Connection(HttpToolsProtocol):
@@ -33,8 +36,10 @@ class Connection(HttpToolsProtocol):
         self._reader_timer: asyncio.TimerHandle | None = None
         self._unread, self._read_at = 0, 0.0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._head_bytes = 0
-        self._in_head = False
+        self._extra_bytes = 0
+        """Bytes that were no body, since the last head was complete."""
+        self._body_bytes = 0
+        self._in_head = self._had_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,13 +53,16 @@ class Connection(HttpToolsProtocol):
     # heads
 
     def data_received(self, data: bytes) -> None:
+        self._body_bytes, self._had_head = 0, False
         super().data_received(data)
-        if not self._in_head:
+        if self._had_head and not self._in_head:
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > _HEAD_BYTES:
-            self._end("sent a head that is too large")
-        elif self._head_timer is None:
+        extra = len(data) - self._body_bytes * (1 + _FRAMES)
+        self._extra_bytes = max(0, self._extra_bytes + extra)
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if self._extra_bytes > _HEAD_BYTES:
+            self._end("sent too much that is no body")
+        elif self._head_timer is None and (self._in_head or (is_idle and not self._body_bytes)):
             self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._end, "sent half a head")
 
     def on_message_begin(self) -> None:
@@ -63,11 +71,16 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        self._had_head = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def _end_head(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
+        self._extra_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

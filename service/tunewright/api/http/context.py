@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from tunewright.api.http.threads import Threads
+from tunewright.api.jobs.feeds import Feeds
 from tunewright.config import Settings
 from tunewright.errors import NotFound
 from tunewright.registry.workspace import Workspace
@@ -27,9 +29,13 @@ class ServiceContext:
     control: Control
     devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
     """Returns the devices on which engines may run."""
+    feeds: Feeds = field(default_factory=Feeds)
+    """The events of jobs that are listened to."""
+    slow: Threads = field(default_factory=lambda: Threads("uploads and registrations", 16, most=64))
+    """For what takes long, since files are stored, fetched or checked."""
 
 
-def _context(request: Request) -> ServiceContext:
+async def _context(request: Request) -> ServiceContext:
     if "\0" in request.scope["path"]:  # PostgreSQL refuses it, even in a comparison
         raise NotFound("Nothing here has the character U+0000 in its name.")
     context: ServiceContext = request.app.state.context

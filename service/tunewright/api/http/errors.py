@@ -15,7 +15,7 @@ from starlette.routing import Match, Route
 
 from tunewright.api.http.wire import ErrorResponse
 from tunewright.atomic import is_disk_full
-from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, TunewrightError
+from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, TunewrightError, cut
 
 log = logging.getLogger("tunewright.api")
 
@@ -77,12 +77,14 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return error_response(
-                NotFound(f"There is no {request.method} {request.url.path} here.", code="unknown_url")
+                NotFound(
+                    f"There is no {request.method} {cut(request.url.path, 200)} here.", code="unknown_url"
+                )
             )
         if error.status_code == 405:
             response = error_response(
                 InvalidRequest(
-                    f"{request.url.path} does not take {request.method}.", code="method_not_allowed"
+                    f"{cut(request.url.path, 200)} does not take {request.method}.", code="method_not_allowed"
                 )
             )
             response.status_code = 405
@@ -165,7 +167,7 @@ def _validation_error(error: RequestValidationError, content_type: str) -> Inval
 def _param(location: tuple[Any, ...]) -> str:
     parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
     kept = [part for part in parts if not _is_union_tag(part)]
-    return ".".join(kept) or "body"
+    return cut(".".join(kept), 200) or "body"
 
 
 def _is_union_tag(part: str) -> bool:

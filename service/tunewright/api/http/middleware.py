@@ -21,6 +21,7 @@ from tunewright.errors import (
     TooLarge,
     TooManyRequests,
     TunewrightError,
+    UnsupportedFeature,
 )
 
 log = logging.getLogger("tunewright.api")
@@ -30,6 +31,12 @@ _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
 """Seconds without a new byte after which an unfinished body is refused."""
+_GRACE, _SLOWEST = 30.0, 16 * 2**10
+"""Seconds after which a body must have come with so many bytes a second: it holds a place for an upload, or memory."""
+_ALL_BODIES = 512 * 2**20
+"""Bytes of all bodies that are in memory at a time."""
+_MOST_VALUES = 2**17
+"""Values in a body that FastAPI parses, which it does in the event loop. A job with all its options has hundreds."""
 _UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
 
 
@@ -52,6 +59,8 @@ class AccessMiddleware:
         self._limits = limits
         self._max_uploads = max_uploads
         self._uploads = 0
+        self._held = 0
+        """Bytes of the bodies in memory: all but uploads, which are spooled to disk."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,21 +120,29 @@ class AccessMiddleware:
 
     async def _limit_body(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Refuse a body that exceeds its limit or stalls, as soon as it does, while it is streamed."""
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            packed = UnsupportedFeature("Bodies are taken as they are: send it without a Content-Encoding.")
+            await error_response(packed)(scope, receive, send)
+            return
         limit = self._limits.get(scope["path"], self._limits[None])
+        is_spooled = (scope["method"], scope["path"]) in _UPLOADS
+        is_parsed_here = scope["path"] not in self._limits
         too_large = TooLarge(f"The body is larger than {limit} bytes, the limit for {scope['path']}.")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             await error_response(too_large)(scope, receive, send)
             return
-        received = 0
+        received = values = held = 0
+        waited = 0.0
         ended = started = False
         refusal: TunewrightError | None = None
 
         # The application may convert `_Refused` to an answer of its own; `refusal` keeps the right one.
         async def receive_limited() -> Message:
-            nonlocal received, ended, refusal
+            nonlocal received, values, held, waited, ended, refusal
             if ended:
                 return await receive()
+            began = time.monotonic()
             try:
                 async with asyncio.timeout(_BODY_STALLED):
                     message = await receive()
@@ -134,10 +151,30 @@ class AccessMiddleware:
                     f"No byte of the body came for {_BODY_STALLED:.0f} s, after {received} bytes: send it whole."
                 )
                 raise _Refused from None
+            waited += time.monotonic() - began
             ended = not message.get("more_body", False)
-            received += len(message.get("body", b""))
+            body = message.get("body", b"")
+            received += len(body)
+            if not is_spooled:
+                held += len(body)
+                self._held += len(body)
+            if is_parsed_here:
+                values += body.count(b",")
             if received > limit:
                 refusal = too_large
+            elif values > _MOST_VALUES:
+                refusal = TooLarge(f"The body has more than {_MOST_VALUES} values.")
+            elif self._held > _ALL_BODIES:
+                refusal = TooManyRequests(
+                    f"The bodies of all requests have more than {_ALL_BODIES // 2**20} MiB now: try again.",
+                    code="too_many_bytes",
+                    retry_after=2,
+                )
+            elif not ended and received < (waited - _GRACE) * _SLOWEST:
+                refusal = BodyStalled(
+                    f"The body comes too slowly, {received} bytes in {waited:.0f} s: send {_SLOWEST} a second or more."
+                )
+            if refusal is not None:
                 raise _Refused
             return message
 
@@ -152,5 +189,7 @@ class AccessMiddleware:
             await self._app(scope, receive_limited, send_unless_refused)
         except (_Refused, ClientDisconnect):  # a client that disconnected during its body gets no answer
             pass
+        finally:
+            self._held -= held
         if refusal is not None and not started:
             await error_response(refusal)(scope, receive, send)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -26,6 +27,7 @@ from setproctitle import setproctitle
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
 from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
+from tunewright.api.http.stalls import StallWatch
 from tunewright.config import ServerOptions, settings_in_child
 from tunewright.engine.command import short_temporary_folder
 from tunewright.logs import configure_logging
@@ -62,6 +64,7 @@ def main() -> int:
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
+    gc.freeze()  # what is there stays there, and need not be looked at each time that a large body is parsed
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
     finally:
@@ -74,12 +77,20 @@ def main() -> int:
     return 0
 
 
-class _BeatingServer(uvicorn.Server):
-    """Calls `beat` from the event loop about once a second, so no heartbeat is written while the loop is blocked."""
+class _WatchedServer(uvicorn.Server):
+    """Logs what blocks the event loop. Calls `beat` from it about once a second, so no heartbeat is written while it is
+    blocked."""
 
     def __init__(self, config: uvicorn.Config, beat: Callable[[], None]) -> None:
         super().__init__(config)
         self._beat = beat
+
+    async def main_loop(self) -> None:
+        stalls = StallWatch()
+        try:
+            await super().main_loop()
+        finally:
+            stalls.stop()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % int(PERIOD / _TICK) == 0:
@@ -90,7 +101,7 @@ class _BeatingServer(uvicorn.Server):
 def web_server(
     app: FastAPI, options: ServerOptions, beat: Callable[[], None] = lambda: None
 ) -> uvicorn.Server:
-    return _BeatingServer(
+    return _WatchedServer(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -101,6 +112,7 @@ def web_server(
                 Connection, slow_reader_timeout=options.slow_reader_timeout
             ),
             loop="uvloop",
+            ws="none",
             server_header=False,
         ),
         beat,

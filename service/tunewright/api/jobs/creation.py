@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tunewright.api.http.context import ServiceContext
-from tunewright.errors import InvalidRequest, TooManyRequests
+from tunewright.errors import InvalidRequest, TooManyRequests, quoted
 from tunewright.store.records import Job, NewJob
 from tunewright.wire import Body
 
@@ -56,6 +56,8 @@ def check_training_file(context: ServiceContext, param: str, id: str) -> None:
     """Raises InvalidRequest where the file does not exist, or has another purpose than fine-tune."""
     record = context.store.files.get(id)
     if record is None:
-        raise InvalidRequest(f"No such file: {id!r}. Upload it first, with purpose fine-tune.", param=param)
+        raise InvalidRequest(
+            f"No such file: {quoted(id)}. Upload it first, with purpose fine-tune.", param=param
+        )
     if record.purpose != "fine-tune":
         raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)

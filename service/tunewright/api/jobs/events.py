@@ -11,16 +11,18 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.wire import page_of
+from tunewright.api.jobs.feeds import Feed
 from tunewright.api.jobs.schemas import MOST_METADATA
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.kind import Kind
 from tunewright.store.records import Job, JobEvent
 
-_EVENTS_POLL, _COMMENT_EVERY = 0.25, 15.0
+_COMMENT_EVERY = 15.0
 """Seconds."""
 _COMMENT = ": still here\n"
 """No blank line follows: to the openai client's decoder, a blank line after any `id` is an event without data, which it
@@ -72,37 +74,52 @@ async def events_page(
 async def events_stream(
     context: ServiceContext, job: Job, after: str | None, show: ShowEvent
 ) -> StreamingResponse:
-    """The job's events after `after` as server-sent events. Raises InvalidRequest where that event does not exist."""
+    """The job's events after `after` as server-sent events.
+
+    Raises InvalidRequest where that event does not exist, and TooManyRequests.
+    """
     await asyncio.to_thread(context.store.jobs.events, job.id, after=after, limit=1)
-    return StreamingResponse(
-        _event_stream(context, job.id, after, show),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache"},
-    )
+    return _EventStream(context.feeds.join(context.store.jobs, job.id), after, show)
 
 
-async def _event_stream(
-    context: ServiceContext, job_id: str, after: str | None, show: ShowEvent
-) -> AsyncIterator[str]:
-    quiet_since = time.monotonic()
-    while True:
-        job = await asyncio.to_thread(context.store.jobs.get, job_id)
-        found, more = await asyncio.to_thread(
-            context.store.jobs.events, job_id, after=after, limit=200, ascending=True
+class _EventStream(StreamingResponse):
+    """Leaves the feed in the end, also where the client has gone before its first event."""
+
+    def __init__(self, feed: Feed, after: str | None, show: ShowEvent) -> None:
+        super().__init__(
+            _events(feed, after, show), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.leave()
+
+
+async def _events(feed: Feed, after: str | None, show: ShowEvent) -> AsyncIterator[str]:
+    quiet_since = time.monotonic()
+    while not feed.failed:
+        changed, ended = feed.changed, feed.ended
+        found = await feed.read(after)
         for event in found:
             after = event.id
             quiet_since = time.monotonic()
             yield f"id: {event.id}\ndata: {json.dumps(show(event).model_dump())}\n\n"
-        if more:
+        if found:
             continue
-        if job is None or (job.state.is_final and not found):
+        if ended:
             yield "data: [DONE]\n\n"
             return
+        try:
+            async with asyncio.timeout(_COMMENT_EVERY):
+                await changed.wait()
+        except TimeoutError:
+            pass
         if time.monotonic() - quiet_since > _COMMENT_EVERY:
             quiet_since = time.monotonic()
             yield _COMMENT
-        await asyncio.sleep(_EVENTS_POLL)
 
 
 def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:

@@ -22,7 +22,7 @@ from tunewright.api.jobs.events import (
     log_of,
     wanted_metadata,
 )
-from tunewright.errors import NotFound
+from tunewright.errors import NotFound, quoted
 from tunewright.kinds.kind import Kind
 from tunewright.store.records import Job, JobEvent
 from tunewright.wire import Wire
@@ -63,7 +63,7 @@ def find_job(context: ServiceContext, kind: Kind, id: str, *, param: str, code: 
     """The job of this kind with this id. Raises NotFound."""
     job = context.store.jobs.get(id, kind.name)
     if job is None:
-        raise NotFound(f"No such {kind.noun}: {id!r}.", param=param, code=code)
+        raise NotFound(f"No such {kind.noun}: {quoted(id)}.", param=param, code=code)
     return job
 
 
@@ -132,7 +132,7 @@ def add_job_routes(
         f"{item}/events",
         summary=f"List or stream {texts.one}'s events",
         response_model=event_page,
-        responses={**events_responses(kind), **responses(400, 404)},
+        responses={**events_responses(kind), **responses(400, 404, 429)},
     )
     async def events(
         context: Context,

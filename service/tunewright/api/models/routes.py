@@ -13,7 +13,7 @@ from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import Deleted, Force, Page, User
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import ModelObject
-from tunewright.errors import InvalidRequest, NotFound
+from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.registry.aliases import Alias
 from tunewright.store.records import ModelWithEngine, TunedModel
 
@@ -100,4 +100,4 @@ def _tuned(context: ServiceContext, name: str) -> TunedModel:
 
 
 def _not_found(name: str) -> NotFound:
-    return NotFound(f"No such model: {name!r}.", param="model", code="model_not_found")
+    return NotFound(f"No such model: {quoted(name)}.", param="model", code="model_not_found")
