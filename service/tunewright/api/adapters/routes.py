@@ -18,7 +18,7 @@ from tunewright.api.adapters.schemas import BASE, LOAD, RegisterAdapter, Suffix
 from tunewright.api.gateway.routing import refuse_unservable
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.forms import FormRoute
+from tunewright.api.http.form_route import FormRoute
 from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.api.http.forms import FormRoute
+from tunewright.api.http.form_route import FormRoute
 from tunewright.api.http.wire import After, Deleted, Page, page_of
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, quoted
