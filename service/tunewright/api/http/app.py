@@ -22,6 +22,7 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.models import routes as models
 from tunewright.config import Settings
@@ -63,7 +64,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     for routes in (health, files, fine_tuning, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD
-    app.add_middleware(
+    if settings.server.api_key is None:
+        app.add_middleware(LocalMiddleware, allowed=settings.server.allowed_host)
+    app.add_middleware(  # the one around all others, since it gives the request its id
         AccessMiddleware,
         api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
         limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},

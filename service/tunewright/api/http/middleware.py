@@ -25,12 +25,13 @@ from tunewright.errors import (
 
 log = logging.getLogger("tunewright.api")
 
-_OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+"""Answered to everyone: they say which version runs, what it offers and which of its parts are ready."""
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
 """Seconds without a new byte after which an unfinished body is refused."""
-_UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
+UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
 
 
 class _Refused(Exception):
@@ -74,7 +75,7 @@ class AccessMiddleware:
 
         authorized = self._is_authorized(headers)
         scope["state"]["authorized"] = authorized
-        if not authorized and scope["path"] not in _OPEN_PATHS:
+        if not authorized and scope["path"] not in OPEN_PATHS:
             await error_response(
                 AuthenticationFailed("Missing or wrong API key: send it as `Authorization: Bearer <key>`.")
             )(scope, receive, answer)
@@ -92,7 +93,7 @@ class AccessMiddleware:
 
     async def _limit_uploads(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Limit the concurrent uploads, since each may use disk space up to the limit of its body."""
-        if (scope["method"], scope["path"]) not in _UPLOADS:
+        if (scope["method"], scope["path"]) not in UPLOADS:
             await self._limit_body(scope, headers, receive, send)
             return
         if self._uploads >= self._max_uploads:
