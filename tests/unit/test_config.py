@@ -53,6 +53,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
         """--max-model-len=64 --rope '{"a": 1, "b": [2]}'""",
         ["--max-model-len=64", "--rope", '{"a": 1, "b": [2]}'],
     ),
+    "media_domain": (["--media-domain", "A.example", "--media-domain", "b"], "a.example, b", ["a.example", "b"]),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
     "hang_timeout": (["--hang-timeout", "30"], "30", 30.0),
@@ -170,8 +171,9 @@ def test_a_key_that_could_be_guessed_is_refused_with_how_to_make_one() -> None:
 
 @pytest.mark.parametrize("host", ["http://a.example", "a.example:8000", "a b", "", "*", "a/b", "é"])
 def test_what_is_not_the_name_of_a_host_is_refused(host: str) -> None:
-    with pytest.raises(ValidationError, match="not the name of a host"):
-        Settings(allowed_host=[host])
+    for option in ("allowed_host", "media_domain"):
+        with pytest.raises(ValidationError, match="not the name of a host"):
+            Settings(**{option: [host]})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from tunewright.config.group import Group, split_commas
+from tunewright.config.group import Group, check_hosts, split_commas
 from tunewright.sizes import Size
 
 EMBEDDED_BASE = "tunewright-tiny"
@@ -170,9 +170,17 @@ class ServingOptions(Group):
         description="An argument handed to vLLM as it is, e.g. --vllm-arg=--max-model-len=8192; repeat for"
         " more (separated by spaces in the variable, quoted as in a shell).",
     )
+    media_domain: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A host from which engines may fetch the images, audio and video that a request names by URL;"
+        " repeat for more (comma-separated in the variable). Default: none.",
+    )
     engine_start_timeout: float = Field(
         900.0, gt=0, description="Seconds an engine may take to start before it is restarted."
     )
+
+    _split_domains = field_validator("media_domain", mode="before")(split_commas)
+    _check_domains = field_validator("media_domain")(check_hosts)
 
     @field_validator("vllm_arg")
     @classmethod

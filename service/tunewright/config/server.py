@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from tunewright.config.group import Group, split_commas
+from tunewright.config.group import Group, check_hosts, split_commas
 from tunewright.sizes import Size
 
 _SHORTEST_KEY = 16
-_HOST = re.compile(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 
 
 class ServerOptions(Group):
@@ -55,15 +53,7 @@ class ServerOptions(Group):
 
     _split_hosts = field_validator("allowed_host", mode="before")(split_commas)
 
-    @field_validator("allowed_host")
-    @classmethod
-    def _check_hosts(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if not _HOST.fullmatch(name):
-                raise ValueError(
-                    f"{name!r} is not the name of a host: write it without http:// and without a port"
-                )
-        return value
+    _check_hosts = field_validator("allowed_host")(check_hosts)
 
     @property
     def is_loopback(self) -> bool:

@@ -1,4 +1,5 @@
-"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU.
+"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU, and
+limits what it logs.
 
 To score the tokens of a prompt (`prompt_logprobs`, `echo` with `logprobs`), vLLM computes the logits of one request's
 tokens, but applies the adapters of the batch's sequences to them. The numbers of rows differ as soon as there is
@@ -20,11 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tunewright.logs import limit_records
+
 _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 
 
 def register() -> None:
     """Called by vLLM at the start of each process."""
+    limit_records()
     import torch
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops

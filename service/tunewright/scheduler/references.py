@@ -42,7 +42,7 @@ class References:
         self._root = workspace.tmp / "parity"
         self._record = self._root / "process.json"
         self._log = self._root / "reference.log"
-        self._process = ChildProcess.adopt(self._record, lifeline=lifeline, name=_NAME)
+        self._process = ChildProcess.adopt(self._record, log_file=self._log, lifeline=lifeline, name=_NAME)
         self._ids = [id for id in self.ids() if not self.is_measured(id)] if self._process else []
         self._device = self.folder(self._ids[0]).read_spec().base.device if self._ids else "cpu"
         devices.lend(self._device)

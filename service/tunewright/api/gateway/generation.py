@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import Request
@@ -17,6 +18,7 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.responses import Response
 
 from tunewright.api.gateway.bodies import parse_body
+from tunewright.api.gateway.media import check_media
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.errors import EngineUnavailable
 
@@ -39,8 +41,9 @@ _PUT_AGAIN_AFTER = 2.0
 class GenerationSpec(LitSpec):  # type: ignore[misc]
     """Used in the api process only; the copy that is pickled into the worker has no endpoints and no gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, media_domains: Collection[str] = ()) -> None:
         super().__init__()
+        self._media_domains = frozenset(media_domains)
         self.api_path = "/v1/chat/completions"  # the key of its queue in LitServe
         self.gateway: Gateway | None = None
         for path, upstream in ROUTES.items():
@@ -60,7 +63,10 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
 
     def _endpoint(self, path: str, upstream: str) -> Any:
         async def endpoint(request: Request) -> Response:
-            body = parse_body(await request.body())
+            raw = await request.body()
+            body = parse_body(raw)
+            if b"_url" in raw:
+                check_media(body, self._media_domains)
             assert self.gateway is not None, "the gateway is opened before the first request"
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)

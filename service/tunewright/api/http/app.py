@@ -16,7 +16,7 @@ from tunewright.api.deployments import routes as deployments
 from tunewright.api.exports import routes as exports
 from tunewright.api.files import routes as files
 from tunewright.api.fine_tuning import routes as fine_tuning
-from tunewright.api.gateway.generation import GenerationSpec
+from tunewright.api.gateway.generation import ROUTES, GenerationSpec
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
@@ -43,7 +43,7 @@ MultiPartParser.spool_max_size = _SPOOL
 
 def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpec]:
     """Build the server, not started, and the spec that sends control operations to the engine worker."""
-    spec = GenerationSpec()
+    spec = GenerationSpec(settings.serving.media_domain)
     engine_api = EngineAPI()
     engine_api.spec = spec
     server = ls.LitServer(
@@ -71,6 +71,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
         limits={None: _BODY_LIMIT, "/v1/files": upload, "/v1/adapters/upload": upload},
         max_uploads=settings.server.max_uploads,
+        unchanging=ROUTES,
     )
     errors.install_error_handlers(app)
     openapi.describe(app)

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -22,11 +23,14 @@ from tunewright.errors import (
     TooManyRequests,
     TunewrightError,
 )
+from tunewright.logs import audit
 
 log = logging.getLogger("tunewright.api")
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 """Answered to everyone: they say which version runs, what it offers and which of its parts are ready."""
+_READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_LONGEST_PATH = 200
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
@@ -39,16 +43,24 @@ class _Refused(Exception):
 
 
 class AccessMiddleware:
-    """Checks the API key, limits bodies and concurrent uploads, and gives every request an id.
+    """Checks the API key, limits bodies and concurrent uploads, gives every request an id, and records changes and
+    refusals.
 
     Without an `api_key`, all requests are allowed. `limits` has the largest body in bytes by path, and under `None`
-    the one of all other paths. `max_uploads` is the number of concurrent uploads.
+    the one of all other paths. `max_uploads` is the number of concurrent uploads. `unchanging`: paths of which a POST
+    changes nothing.
     """
 
     def __init__(
-        self, app: ASGIApp, api_key: str | None, limits: dict[str | None, int], max_uploads: int
+        self,
+        app: ASGIApp,
+        api_key: str | None,
+        limits: dict[str | None, int],
+        max_uploads: int,
+        unchanging: Collection[str] = (),
     ) -> None:
         self._app = app
+        self._unchanging = frozenset(unchanging)
         self._key = api_key.encode() if api_key else None
         self._limits = limits
         self._max_uploads = max_uploads
@@ -75,14 +87,34 @@ class AccessMiddleware:
 
         authorized = self._is_authorized(headers)
         scope["state"]["authorized"] = authorized
-        if not authorized and scope["path"] not in OPEN_PATHS:
-            await error_response(
-                AuthenticationFailed("Missing or wrong API key: send it as `Authorization: Bearer <key>`.")
-            )(scope, receive, answer)
-        else:
-            await self._limit_uploads(scope, headers, receive, answer)
+        try:
+            if not authorized and scope["path"] not in OPEN_PATHS:
+                await error_response(
+                    AuthenticationFailed(
+                        "Missing or wrong API key: send it as `Authorization: Bearer <key>`."
+                    )
+                )(scope, receive, answer)
+            else:
+                await self._limit_uploads(scope, headers, receive, answer)
+        finally:
+            self._record(scope, status or 500)
         log.debug(
             "%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, time.monotonic() - began
+        )
+
+    def _record(self, scope: Scope, status: int) -> None:
+        """Record a refusal, or a request that changes something, whether or not it succeeded."""
+        refused = status in (401, 403)
+        if not refused and (scope["method"] in _READING or scope["path"] in self._unchanging):
+            return
+        client = scope.get("client")
+        audit(
+            "refused" if refused else "change",
+            peer=client[0] if client else None,
+            request_id=scope["state"]["request_id"],
+            method=scope["method"],
+            route=scope["path"][:_LONGEST_PATH],
+            status=status,
         )
 
     def _is_authorized(self, headers: Headers) -> bool:
