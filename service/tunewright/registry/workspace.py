@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tunewright.atomic import sync_folder
+from tunewright.ids import path_name
 from tunewright.registry.artifacts import ArtifactStore, LocalArtifacts
 from tunewright.registry.removals import Removals, destroy
 
@@ -53,10 +54,10 @@ class Workspace:
         self._removals.finish()
 
     def file(self, id: str) -> Path:
-        return self.files / id
+        return self.files / path_name(id)
 
     def job(self, id: str) -> Path:
-        return self.jobs / id
+        return self.jobs / path_name(id)
 
     def heartbeat(self, process: str) -> Path:
         """The file that `api`, `scheduler` or `worker` touches while it runs."""
@@ -89,6 +90,8 @@ class Workspace:
 
 
 def file_name(name: str) -> str:
-    """A model's name as part of a file name: quoted, or its hash where that is too long for a file system."""
+    """A model's name as part of a file name: quoted, or its hash where that is too long for a file system, or begins
+    with a dot (as `..`, which is another folder)."""
     quoted = quote(name, safe="")
-    return quoted if len(quoted) <= 160 else hashlib.sha256(name.encode()).hexdigest()
+    is_name = 0 < len(quoted) <= 160 and not quoted.startswith(".")
+    return quoted if is_name else hashlib.sha256(name.encode()).hexdigest()
