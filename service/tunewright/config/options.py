@@ -283,6 +283,18 @@ class RetentionOptions(Group):
         description="Days after the end of a job in which its folder (the trainer's log, spec.json, events.jsonl) is"
         " kept; the job, its events and its products stay listed. Default: for ever.",
     )
+    keep_events_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after the end of a job in which its events are kept; the job stays listed. Default: for"
+        " ever.",
+    )
+    keep_jobs_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after its end in which a job is kept, with its events and its folder. One whose products are"
+        " listed stays. Default: for ever.",
+    )
 
 
 class ProcessOptions(Group):

@@ -44,7 +44,7 @@ HELP_ORDER = [
     "max_upload", "adapter_root", "max_adapter_size", "max_uploads", "max_requests", "max_queued_jobs",
     "request_timeout", "slow_reader_timeout", "keep_files_days", "max_files_size", "keep_checkpoints_days",
     "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
-    "keep_job_folders_days", "log_level",
+    "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "log_level",
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
 
