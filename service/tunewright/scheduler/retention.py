@@ -220,9 +220,11 @@ class Retention:
         )
 
     def _is_our_database(self) -> bool:
-        """Whether data that the database does not refer to may be removed. A job's row is deleted after its folder, so a
-        folder without one belongs to another database or is newer than a restored copy of this one: then the data may
-        still be needed."""
+        """Whether data that the database does not refer to may be removed.
+
+        A job's row is deleted after its folder, so a folder without one belongs to another database or is newer than a
+        restored copy of this one: then the data may still be needed.
+        """
         folders = self._job_folder_names()
         jobs = self._store.jobs.ended_at().keys()
         strangers = sorted(folders - jobs)

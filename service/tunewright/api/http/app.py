@@ -22,6 +22,7 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.docs_page import serve_docs
 from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.models import routes as models
@@ -75,6 +76,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     )
     errors.install_error_handlers(app)
     openapi.describe(app)
+    serve_docs(app)
     workspace = Workspace(settings.storage.data_dir)
     names = Router(
         store,
