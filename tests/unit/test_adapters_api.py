@@ -450,6 +450,16 @@ def test_a_folder_above_the_limit_is_refused(make: Make, root: Path) -> None:
 # the hub
 
 
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks a real one; `test_hub_cache.py` tests what is asked."""
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
+
+
 def test_a_repository_of_the_hub_is_taken(
     api: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_upload": (["--max-upload", "1MB"], "1MB", 10**6),
     "adapter_root": (["--adapter-root", "/a", "--adapter-root", "/b c"], "/a, /b c", ["/a", "/b c"]),
     "max_adapter_size": (["--max-adapter-size", "1GB"], "1GB", 10**9),
+    "max_hub_cache_size": (["--max-hub-cache-size", "1GB"], "1GB", 10**9),
     "max_uploads": (["--max-uploads", "3"], "3", 3),
     "max_requests": (["--max-requests", "64"], "64", 64),
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),

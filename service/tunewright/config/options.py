@@ -83,6 +83,11 @@ class ModelOptions(Group):
     max_adapter_size: Size = Field(
         "4GiB", validate_default=True, description="Largest weights of an adapter that is registered."
     )
+    max_hub_cache_size: Size = Field(
+        "16GiB",
+        validate_default=True,
+        description="Size of the cache of adapters from a hub; those used longest ago make room.",
+    )
 
     _split_commas = field_validator("base", "deployable", "trust_remote_code", "adapter_root", mode="before")(
         split_commas

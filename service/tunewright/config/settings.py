@@ -41,9 +41,9 @@ HELP_ORDER = [
     "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "media_domain",
     "engine_start_timeout", "step_timeout", "hang_timeout", "parity", "parity_rows", "max_merged_kl", "max_awq_kl",
-    "max_upload", "adapter_root", "max_adapter_size", "max_uploads", "max_requests", "max_queued_jobs",
-    "request_timeout", "slow_reader_timeout", "keep_files_days", "max_files_size", "keep_checkpoints_days",
-    "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
+    "max_upload", "adapter_root", "max_adapter_size", "max_hub_cache_size", "max_uploads", "max_requests",
+    "max_queued_jobs", "request_timeout", "slow_reader_timeout", "keep_files_days", "max_files_size",
+    "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
     "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "log_level",
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""

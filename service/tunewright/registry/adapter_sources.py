@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, UnsupportedFeature
+from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, TunewrightError, UnsupportedFeature
 from tunewright.registry.adapter_check import CONFIG_FILE, WEIGHTS_FILE, pickled
 from tunewright.registry.adapter_config import LARGEST_CONFIG
+from tunewright.registry.hub_cache import HubCache
 
 _HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}$", re.ASCII)
 _PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.ckpt")
@@ -102,35 +103,31 @@ def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
     return file
 
 
-def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
-    """Download the adapter's two files. Returns their folder in the hub's cache, whose name is the commit.
+def fetch_from_hub(hub_id: str, revision: str | None, timeout: float, cache: HubCache) -> Path:
+    """Download the adapter's two files. Returns their folder in the cache, whose name is the commit.
 
-    Raises InvalidRequest with the hub's reason, or after `timeout` seconds.
+    Raises InvalidRequest with the hub's reason, or after `timeout` seconds; and what the cache refuses.
     """
     if not _HUB_ID.match(hub_id) or ".." in hub_id:
         raise InvalidRequest(
             f"{hub_id[:200]!r} is no id on the hub; they look like org/name.", param="hub_id"
         )
-    done: Future[str] = Future()
+    done: Future[Path] = Future()
 
     def fetch() -> None:
         try:
-            from huggingface_hub import snapshot_download
-
-            done.set_result(
-                snapshot_download(
-                    hub_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], etag_timeout=10
-                )
-            )
+            done.set_result(cache.fetch(hub_id, revision, [CONFIG_FILE, WEIGHTS_FILE]))
         except BaseException as error:
             done.set_exception(error)
 
     # In a daemon thread, since the timeouts of the library do not cover all of its requests.
     threading.Thread(target=fetch, name=f"fetch {hub_id}", daemon=True).start()
     try:
-        return Path(done.result(timeout))
+        return done.result(timeout)
     except TimeoutError as error:
         raise _failed(hub_id, f"it took more than {timeout:.0f} s; the downloaded part is kept") from error
+    except TunewrightError:
+        raise
     except Exception as error:
         # The client raises many types: no network, no such repository, gated, offline.
         raise _failed(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0]) from error

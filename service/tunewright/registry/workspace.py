@@ -5,6 +5,7 @@ files/<id>                   uploads
 jobs/<id>/                   job folders
 artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`
 engines/<model>/             logs and process records of the engines
+hub/                         the cache of adapters from a hub; see `registry/hub_cache.py`
 run/                         process records, locks
 tmp/                         unfinished files; emptied at start
 backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
@@ -33,6 +34,7 @@ class Workspace:
         self.engines = self.path / "engines"
         self.run = self.path / "run"
         self.leases = self.run / "leases"
+        self.hub = self.path / "hub"
         self.tmp = self.path / "tmp"
         self._removals = Removals(self.run, self.tmp)
         self.artifacts: ArtifactStore = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)
