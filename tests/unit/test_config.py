@@ -338,6 +338,8 @@ def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) ->
 def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret-indeed")
     monkeypatch.setenv(HANDOVER_VARIABLE, json.dumps({"api_key": "very-secret"}))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, "very-secret-too")
     monkeypatch.setenv("HOME", "/home/x")
     environment = child_environment({"CUDA_VISIBLE_DEVICES": "1"})
     assert not [name for name in environment if name.startswith("TUNEWRIGHT_")]
@@ -346,6 +348,8 @@ def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch
 
 
 def test_service_processes_get_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "for the hub")
+    assert child_environment(with_settings=Settings())["HF_TOKEN"] == "for the hub"
     monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret-indeed")
     environment = child_environment(with_settings=Settings())
     assert [name for name in environment if name.startswith("TUNEWRIGHT_")] == [HANDOVER_VARIABLE]

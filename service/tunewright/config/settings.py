@@ -51,6 +51,8 @@ HELP_ORDER = [
 _SECRETS = ("api_key", "database_url")
 """Options whose variable may name a file that has the value instead: TUNEWRIGHT_API_KEY_FILE."""
 
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+
 _G = TypeVar("_G", bound=Group)
 
 
@@ -176,10 +178,14 @@ def settings_in_child() -> Settings:
 def child_environment(
     extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
 ) -> dict[str, str]:
-    """The environment for a child: this one without the service's secrets, plus `extra`."""
+    """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
+    itself, which get its settings, keep the hub's token: no other fetches from it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
+    else:
+        for name in _HUB_TOKENS:
+            environment.pop(name, None)
     return environment | (extra or {})
 
 

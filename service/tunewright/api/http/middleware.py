@@ -30,7 +30,7 @@ log = logging.getLogger("tunewright.api")
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 """Answered to everyone: they say which version runs, what it offers and which of its parts are ready."""
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_LONGEST_PATH = 200
+_LONGEST_PATH, _LONGEST_PEER = 200, 64
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
@@ -110,7 +110,7 @@ class AccessMiddleware:
         client = scope.get("client")
         audit(
             "refused" if refused else "change",
-            peer=client[0] if client else None,
+            peer=client[0][:_LONGEST_PEER] if client else None,  # a proxy's header, which may be anything
             request_id=scope["state"]["request_id"],
             method=scope["method"],
             route=scope["path"][:_LONGEST_PATH],
