@@ -20,11 +20,24 @@ KEPT = 3
 LONGEST_LINE = 4000
 """Bytes of a line; the rest is left out of older parts, and when a log is read."""
 _BLOCK = 64 * 2**10
+CONTINUED = "--- the older lines of this run are in an older part of the log ---"
+"""The first line of a log that was rotated while its process ran."""
+_CONTINUED = CONTINUED.encode() + b"\n"
 
 
 def parts(path: Path) -> list[Path]:
     """The log's files, the oldest part first and `path` last, whether or not they exist."""
     return [_part(path, number) for number in range(KEPT, 0, -1)] + [path]
+
+
+def parts_of_run(path: Path) -> list[Path]:
+    """Those of the log's files that the current run has written, the oldest part first and `path` last."""
+    found = [path]
+    for number in range(1, KEPT + 1):
+        if not _is_continued(found[0]) or not _part(path, number).exists():
+            break
+        found.insert(0, _part(path, number))
+    return found
 
 
 def begin_anew(path: Path) -> None:
@@ -49,12 +62,16 @@ def keep_small(path: Path) -> bool:
     older = _part(path, 1)
     try:
         with path.open("rb") as source, older.open("wb") as target:
+            if _is_continued(path):
+                target.write(_CONTINUED)
             source.seek(size - LARGEST)
             for line in _lines(source):
                 target.write(line)
     except OSError:
         older.unlink(missing_ok=True)
     os.truncate(path, 0)
+    with suppress(OSError), path.open("ab") as emptied:
+        emptied.write(_CONTINUED)
     return True
 
 
@@ -75,6 +92,27 @@ def read(paths: Sequence[Path], tail: int | None = None) -> Iterator[str]:
             file.seek(start)
             for line in _lines(file):
                 yield line.decode(errors="replace")
+
+
+def last_text(paths: Sequence[Path], most: int) -> str:
+    """The last `most` bytes of these files one after another. Raises FileNotFoundError where the last is missing."""
+    text = b""
+    for path in reversed(paths):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - (most - len(text))))
+            text = file.read() + text
+        if len(text) >= most:
+            break
+    return text.decode(errors="replace")
+
+
+def _is_continued(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_CONTINUED)) == _CONTINUED
+    except OSError:
+        return False
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tunewright.log_files import begin_anew, keep_small, read
+from tunewright.log_files import CONTINUED, begin_anew, keep_small, parts_of_run, read
 from tunewright.supervisor.process import ProcessGroup
 
 _STACK_SECONDS = 2.0
@@ -152,8 +152,8 @@ def out_of_memory_hint(how: str, advice: str) -> str:
 
 def last_line(log_file: Path) -> str:
     """The last line of a process's log, or a phrase that says that the log is empty."""
-    lines = [line.strip() for line in read([log_file], 20)]
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in read(parts_of_run(log_file), 20)]
+    lines = [line for line in lines if line and line != CONTINUED]
     return lines[-1][:300] if lines else "its log is empty"
 
 

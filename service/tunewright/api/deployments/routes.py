@@ -19,7 +19,7 @@ from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.jobs.events import text_of
 from tunewright.engine.usage import Usage
 from tunewright.errors import EngineUnavailable, InvalidRequest
-from tunewright.log_files import read
+from tunewright.log_files import parts_of_run, read
 from tunewright.store.deployments import Deployed
 from tunewright.store.listings import AdapterFilter
 
@@ -69,8 +69,8 @@ def logs(
     deployment: str,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
 ) -> StreamingResponse:
-    """The output of vLLM since its last start; of more than 16 MiB the newest part. Empty before the first start."""
-    return text_of([_log(context, deployed(context, deployment))], tail)
+    """The output of vLLM since its last start; of much the newest 64 MiB. Empty before the first start."""
+    return text_of(parts_of_run(_log(context, deployed(context, deployment))), tail)
 
 
 @router.post(
@@ -134,7 +134,7 @@ async def delete(
 def _show(context: ServiceContext, id_or_model: str) -> DeploymentObject:
     found = deployed(context, id_or_model)
     shown = _object(context, found, Usage())
-    tail = [line.rstrip("\n") for line in read([_log(context, found)], _TAIL_LINES)]
+    tail = [line.rstrip("\n") for line in read(parts_of_run(_log(context, found)), _TAIL_LINES)]
     return shown.model_copy(update={"log_tail": tail})
 
 

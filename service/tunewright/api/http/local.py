@@ -54,10 +54,12 @@ class LocalMiddleware:
     def _refusal(self, scope: Scope) -> TunewrightError | None:
         headers = Headers(scope=scope)
         refusal = self._requests.refusal(headers)
-        if (
-            refusal is not None or scope["method"] != "POST"
-        ):  # other methods with a body need a preflight request
+        if refusal is not None:
             return refusal
+        if (
+            scope["method"] != "POST"
+        ):  # pages can send other methods with a body after a preflight request only
+            return None
         return wrong_type(headers, takes_form=(scope["method"], scope["path"]) in UPLOADS)
 
 
