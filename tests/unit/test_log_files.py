@@ -125,8 +125,9 @@ import sys, time
 line = "x" * 300_000
 for number in range(200):
     print(number, line, flush=True)
-print("done", flush=True)
-time.sleep(600)
+while True:  # a line may be lost while the log is rotated
+    print("done", flush=True)
+    time.sleep(0.2)
 """
 
 
