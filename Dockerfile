@@ -5,10 +5,10 @@
 #     docker build -t tunewright:cpu --build-arg VARIANT=cpu .
 #
 # hadolint global ignore=DL3008,DL3013,DL3042
-# (DL3008: the distribution's versions are used; DL3013: pyproject.toml has the bounds; DL3042: pip's cache is a mount)
+# (DL3008: the distribution's versions are used; DL3013: requirements/gpu.txt has the versions; DL3042: pip's cache is a mount)
 
 ARG VARIANT=gpu
-ARG CUDA_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04@sha256:c3fde347d52d578c84fd644bc177bc7ec333feaf11550d990da4084d7612e4c7
 ARG PYTHON_IMAGE=python:3.12-slim
 
 
@@ -36,7 +36,7 @@ RUN python3 -m venv /opt/tunewright
 COPY . .
 # One command, so that the service's dependency on the SDK resolves to the one in client/.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/tunewright/bin/pip install ./client '.[gpu]' autoawq==0.2.9
+    /opt/tunewright/bin/pip install --constraint requirements/gpu.txt ./client '.[gpu]'
 
 FROM base-cpu AS build-cpu
 WORKDIR /src

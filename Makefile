@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH := 2.13.0
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -14,12 +13,12 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Create .venv and install the CPU set (about 2.5 minutes)
 
-$(INSTALLED): requirements/cpu.lock requirements/openai-2.txt pyproject.toml client/pyproject.toml
+$(INSTALLED): requirements/torch.txt requirements/cpu.lock requirements/openai-2.txt pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tunewright needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
-	@echo "Installing torch $(TORCH) for the CPU"
-	@$(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/pip install -q "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
+	@echo "Installing torch for the CPU"
+	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/torch.txt 2>/dev/null \
+	  || $(BIN)/pip install -q --no-deps --require-hashes -r requirements/torch.txt --index-url https://download.pytorch.org/whl/cpu
 	@echo "Installing the pinned packages"
 	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/cpu.lock
 	@$(BIN)/pip install -q --no-deps --no-build-isolation -e client -e .

@@ -46,7 +46,7 @@ def upload(service: Service, blocks: int, *, chunked: bool = False, reads_early:
     length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(
-            b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             + length + b"\r\n\r\n"
         )  # fmt: skip
         sent = 0

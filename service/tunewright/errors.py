@@ -6,6 +6,7 @@ TunewrightError
 │   ├── ExportUnsupported  400  the adapter or its base is of a kind that cannot be merged or combined
 │   └── InvalidAdapter     400  the adapter's files are faulty, do not fit the base, or cannot be served
 ├── AuthenticationFailed   401
+├── Forbidden              403  without a key, a request that may come from another site's page
 ├── NotFound               404
 ├── BodyStalled            408  the request's body stopped coming
 ├── TooLarge               413
@@ -90,6 +91,12 @@ class AuthenticationFailed(TunewrightError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class Forbidden(TunewrightError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
 
 
 class NotFound(TunewrightError):

@@ -12,6 +12,7 @@ import string
 import time
 
 _ALPHABET = string.ascii_letters + string.digits
+_PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _SUFFIX = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 
 
@@ -40,6 +41,14 @@ def model_name(base: str, suffix: str | None, id: str, checkpoint_step: int | No
 def is_suffix(text: str) -> bool:
     """Whether `text` is valid as a model name's suffix: up to 64 letters, digits, dots, dashes, underscores."""
     return bool(_SUFFIX.fullmatch(text))
+
+
+def path_name(id: str) -> str:
+    """`id`, which is the name of a file or a folder. Raises ValueError where it could lead to another folder: the
+    database is restored from archives, or changed by others."""
+    if not _PATH_NAME.fullmatch(id):
+        raise ValueError(f"{id[:80]!r} is no id: it cannot be the name of a file")
+    return id
 
 
 def result_file_id(job_id: str) -> str:

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     except (ValidationError, SettingsError) as error:
         print(f"tunewright serve: {_explain(error)}", file=sys.stderr)
         return 2
+    os.umask(0o077)  # for everything that this process and its children write, wherever the data folder is
     configure_logging(settings.processes.log_level)
     try:
         find_devices(settings.processes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.engine.conftest import Service
+from tests.kills import find
 
 from disks import fill_up, free, small_disk
 from uploads import MIB, started, traces, until, upload
@@ -88,6 +91,23 @@ def test_on_a_full_disk_reading_goes_on(service: Service, api: httpx.Client) -> 
     assert send(api).status_code == 200
     assert api.post(f"{JOBS}/{job}/cancel").json()["status"] == "cancelled"
     until(lambda: api.get("/ready").json()["components"]["scheduler"]["ready"])
+
+
+@pytest.mark.parametrize("role", ["api", "scheduler"])
+def test_on_a_full_disk_a_service_that_dies_is_started_again(
+    service: Service, api: httpx.Client, role: str
+) -> None:
+    (first,) = find(service, role)
+    ballast = fill_up(service.data_dir)
+    try:
+        os.kill(first, signal.SIGKILL)
+        until(lambda: (found := find(service, role)) and found != [first], 20)
+        assert api.get("/v1/models").status_code == 200, "it waits for the next api"
+        assert service.process.poll() is None
+    finally:
+        ballast.unlink()
+    until(lambda: api.get("/ready").json()["components"]["scheduler"]["ready"])
+    assert send(api).status_code == 200
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["a new folder", "one that was used"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from disks import fill_up, small_disk
 from tunewright.supervisor.process import GroupRecord, ProcessGroup, ProcessId
 from tunewright.supervisor.supervisor import Supervisor
 
@@ -199,6 +201,63 @@ def test_a_torn_record_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.json").write_text(text)
     assert GroupRecord.read(tmp_path / "r.json") is None
     assert ProcessGroup.adopt(tmp_path / "r.json") is None
+
+
+def test_what_an_earlier_boot_recorded_is_neither_adopted_nor_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a boot, the id and the start time may be another process's, which is not ours to end."""
+    me = ProcessId.of(os.getpid())
+    path = tmp_path / "r.json"
+    GroupRecord(me.pid, me, me).write(path)
+    assert GroupRecord.read(path) is not None
+    assert ProcessGroup.adopt(path) is not None
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "boot": "00000000-0000-0000-0000-000000000000"}))
+    assert GroupRecord.read(path) is None
+    assert ProcessGroup.adopt(path) is None
+    del record["boot"]
+    path.write_text(json.dumps(record))
+    assert ProcessGroup.adopt(path) is None, "as versions before wrote it, whose processes have ended"
+
+
+def test_on_a_full_disk_a_record_is_overwritten_in_its_place(tmp_path: Path) -> None:
+    me = ProcessId.of(os.getpid())
+    with small_disk(tmp_path / "disk", 1) as disk:
+        GroupRecord(me.pid, me, me).write(disk / "r.json")
+        fill_up(disk)
+        GroupRecord(me.pid, me, None).write(disk / "r.json")
+        assert GroupRecord.read(disk / "r.json") == GroupRecord(me.pid, me, None)
+        with pytest.raises(OSError, match="No space left"):
+            GroupRecord(me.pid, me, None).write(disk / "new.json")
+        assert sorted(path.name for path in disk.iterdir()) == ["ballast", "r.json"]
+
+
+def test_a_supervisor_that_cannot_start_a_child_tries_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    program = textwrap.dedent(f"""
+        import logging, os, pathlib, sys
+        from tunewright.supervisor.supervisor import Service, Supervisor
+        logging.basicConfig(level="INFO")
+        service = Service("one", ["/bin/sh", "-c", "echo $$ > {tmp_path}/pid; sleep 60"], grace=1)
+        sys.exit(Supervisor([service], os.environ, pathlib.Path({str(run)!r})).run())
+    """)
+    supervisor = subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT, stderr=subprocess.PIPE)
+    try:
+        first = written(tmp_path / "pid")
+        (tmp_path / "pid").unlink()
+        assert until((run / "one.json").exists)
+        (run / "one.tmp").mkdir()  # where a record is written first, so that there can be none
+        os.kill(first, signal.SIGKILL)
+        time.sleep(2)
+        assert supervisor.poll() is None
+        assert not (tmp_path / "pid").exists(), "nothing runs without a record"
+        (run / "one.tmp").rmdir()
+        assert written(tmp_path / "pid") != first
+    finally:
+        supervisor.terminate()
+        log = supervisor.communicate(timeout=20)[1].decode()
+    assert "one cannot be started: " in log
 
 
 def test_a_zombie_is_dead() -> None:

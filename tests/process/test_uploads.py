@@ -55,7 +55,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing(service: Service, chunked: boo
         connection = socket.create_connection((host, int(port)), timeout=60)
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 60000000"
         connection.sendall(
-            b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             + length + b"\r\n\r\n"
         )  # fmt: skip
         for part in (HEAD, *[BLOCK] * 40):

@@ -68,7 +68,9 @@ def make(built: dict[str, Any], store: Store, data: Workspace, worker: Worker) -
         if not built:
             built["server"], _ = build(settings, store)
         built["server"].app.state.context = ServiceContext(settings, store, data, worker.control)
-        return TestClient(built["server"].app, raise_server_exceptions=False)
+        return TestClient(
+            built["server"].app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False
+        )
 
     return client
 
@@ -509,6 +511,16 @@ def test_a_folder_above_the_limit_is_refused(make: Make, root: Path) -> None:
 
 
 # the hub
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks a real one; `test_hub_cache.py` tests what is asked."""
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
 
 
 def test_a_repository_of_the_hub_is_taken(

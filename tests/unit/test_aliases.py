@@ -615,7 +615,7 @@ def api(server: Any, store: Store, data: Workspace, worker: Worker, publish_mode
         assert publish_model(row)
         data.artifacts.local(row["sha256"]).mkdir()
     server.app.state.context = ServiceContext(Settings(data_dir=data.path), store, data, worker.control)
-    return TestClient(server.app, raise_server_exceptions=False)
+    return TestClient(server.app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
 def put(api: TestClient, *targets: str | dict[str, Any], name: str = BOT, **more: Any) -> Any:

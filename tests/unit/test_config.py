@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from tunewright import serve
 from tunewright.config import (
@@ -20,11 +21,14 @@ from tunewright.config import (
     ServerOptions,
     Settings,
     child_environment,
+    client_defaults,
+    data_defaults,
     settings_from_command_line,
     settings_in_child,
 )
 from tunewright.config.settings import HELP_ORDER
 
+KEY = "k" * 16
 OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "host": (["--host", "::1"], "::1", "::1"),
     "port": (["--port", "9000"], "9000", 9000),
@@ -32,7 +36,10 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "database_url": (["--database-url", "postgresql://x/y"], "postgresql://x/y", "postgresql://x/y"),
     "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
     "deployable": (["--deployable", "a=/x", "--deployable", "b=org/b"], "a=/x, b=org/b", ["a=/x", "b=org/b"]),
-    "api_key": (["--api-key", "secret"], "secret", "secret"),
+    "api_key": (["--api-key", KEY], KEY, KEY),
+    "allowed_host": (
+        ["--allowed-host", "a.example", "--allowed-host", "b"], "a.example, b", ["a.example", "b"]
+    ),
     "device": (["--device", "cpu"], "cpu", "cpu"),
     "max_lora_rank": (["--max-lora-rank", "128"], "128", 128),
     "max_loras": (["--max-loras", "2"], "2", 2),
@@ -46,6 +53,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
         """--max-model-len=64 --rope '{"a": 1, "b": [2]}'""",
         ["--max-model-len=64", "--rope", '{"a": 1, "b": [2]}'],
     ),
+    "media_domain": (["--media-domain", "A.example", "--media-domain", "b"], "a.example, b", ["a.example", "b"]),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
     "hang_timeout": (["--hang-timeout", "30"], "30", 30.0),
@@ -58,6 +66,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_upload": (["--max-upload", "1MB"], "1MB", 10**6),
     "adapter_root": (["--adapter-root", "/a", "--adapter-root", "/b c"], "/a, /b c", ["/a", "/b c"]),
     "max_adapter_size": (["--max-adapter-size", "1GB"], "1GB", 10**9),
+    "max_hub_cache_size": (["--max-hub-cache-size", "1GB"], "1GB", 10**9),
     "max_uploads": (["--max-uploads", "3"], "3", 3),
     "max_requests": (["--max-requests", "64"], "64", 64),
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),
@@ -71,6 +80,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "keep_unused_artifacts_days": (["--keep-unused-artifacts-days", "7"], "7", 7.0),
     "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", 2**20),
     "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),
+    "keep_events_days": (["--keep-events-days", "30"], "30", 30.0),
+    "keep_jobs_days": (["--keep-jobs-days", "365"], "365", 365.0),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
 
@@ -106,10 +117,10 @@ def test_a_group_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_with_other_options_keep_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(port=9001, api_key="k", max_upload="1MB")
+    settings = Settings(port=9001, api_key=KEY, max_upload="1MB")
     monkeypatch.setenv("TUNEWRIGHT_PORT", "1")
     assert settings.with_options(data_dir="/srv") == Settings(
-        port=9001, api_key="k", max_upload="1MB", data_dir="/srv"
+        port=9001, api_key=KEY, max_upload="1MB", data_dir="/srv"
     )
 
 
@@ -146,7 +157,7 @@ def test_loopback_needs_no_key(host: str) -> None:
 def test_anything_else_needs_one(host: str) -> None:
     with pytest.raises(ValidationError, match="needs an API key"):
         Settings(host=host)
-    assert not Settings(host=host, api_key="k").server.is_loopback
+    assert not Settings(host=host, api_key=KEY).server.is_loopback
 
 
 def test_an_empty_key_is_no_key() -> None:
@@ -156,8 +167,52 @@ def test_an_empty_key_is_no_key() -> None:
         Settings(host="0.0.0.0", api_key="")
 
 
+def test_a_key_that_could_be_guessed_is_refused_with_how_to_make_one() -> None:
+    with pytest.raises(ValidationError, match=r"has 15 characters.*openssl rand -hex 32"):
+        Settings(api_key="k" * 15)
+    assert Settings(api_key="k" * 16).server.api_key is not None
+
+
+@pytest.mark.parametrize("host", ["http://a.example", "a.example:8000", "a b", "", "*", "a/b", "é"])
+def test_what_is_not_the_name_of_a_host_is_refused(host: str) -> None:
+    for option in ("allowed_host", "media_domain"):
+        with pytest.raises(ValidationError, match="not the name of a host"):
+            Settings(**{option: [host]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("api_key", KEY), ("database_url", "postgresql://user:secret@x/y")]
+)
+def test_a_secret_may_be_in_a_file(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(value + "\n")
+    monkeypatch.setenv(f"TUNEWRIGHT_{name.upper()}_FILE", str(file))
+    assert plain(settings_from_command_line([]), name) == value
+    assert value in (client_defaults()[1], data_defaults()[1])
+    other = OPTIONS[name][0]
+    assert plain(settings_from_command_line(other), name) == other[1], "the command line wins"
+    monkeypatch.setenv(f"TUNEWRIGHT_{name.upper()}", value)
+    with pytest.raises(SettingsError, match="are both set"):
+        settings_from_command_line([])
+
+
+def test_a_secret_in_a_file_that_cannot_be_read_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_API_KEY_FILE", str(tmp_path / "missing"))
+    assert serve.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TUNEWRIGHT_API_KEY_FILE" in line
+    assert "No such file" in line
+    (tmp_path / "missing").write_text("")
+    with pytest.raises(ValidationError, match="the API key is empty"):
+        settings_from_command_line([])
+
+
 def test_the_key_is_not_printed() -> None:
-    settings = Settings(api_key="very-secret")
+    settings = Settings(api_key="very-secret-indeed")
     assert "very-secret" not in repr(settings)
     assert "very-secret" not in str(settings.model_dump(mode="json"))
 
@@ -266,7 +321,7 @@ def test_only_named_bases_are_trusted() -> None:
 def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
         port=9999,
-        api_key="k",
+        api_key=KEY,
         base=["a=/x,y", "b=/z"],
         vllm_arg="'--x=a b' -y",
         data_dir="/srv/é",
@@ -278,12 +333,14 @@ def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) ->
     received = settings_in_child()
     assert received == settings
     assert received.server.api_key is not None
-    assert received.server.api_key.get_secret_value() == "k"
+    assert received.server.api_key.get_secret_value() == KEY
 
 
 def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret")
+    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret-indeed")
     monkeypatch.setenv(HANDOVER_VARIABLE, json.dumps({"api_key": "very-secret"}))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, "very-secret-too")
     monkeypatch.setenv("HOME", "/home/x")
     environment = child_environment({"CUDA_VISIBLE_DEVICES": "1"})
     assert not [name for name in environment if name.startswith("TUNEWRIGHT_")]
@@ -292,7 +349,9 @@ def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch
 
 
 def test_service_processes_get_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret")
+    monkeypatch.setenv("HF_TOKEN", "for the hub")
+    assert child_environment(with_settings=Settings())["HF_TOKEN"] == "for the hub"
+    monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret-indeed")
     environment = child_environment(with_settings=Settings())
     assert [name for name in environment if name.startswith("TUNEWRIGHT_")] == [HANDOVER_VARIABLE]
 

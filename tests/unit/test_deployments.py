@@ -441,7 +441,9 @@ def make(built: dict[str, Any], store: Store, data: Workspace) -> Make:
         built["server"].app.state.context = ServiceContext(
             settings, store, data, Worker().control, lambda: there
         )
-        return TestClient(built["server"].app, raise_server_exceptions=False)
+        return TestClient(
+            built["server"].app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False
+        )
 
     return client
 

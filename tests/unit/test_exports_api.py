@@ -46,7 +46,9 @@ def make(built: dict[str, Any], store: Store, data: Workspace) -> Callable[..., 
         if not built:
             built["server"], _ = build(settings, store)
         built["server"].app.state.context = ServiceContext(settings, store, data, _control)
-        return TestClient(built["server"].app, raise_server_exceptions=False)
+        return TestClient(
+            built["server"].app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False
+        )
 
     return client
 

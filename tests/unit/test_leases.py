@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.engine.leases import Drain, Leases
+from tunewright.engine.leases import ENGINE, Drain, Leases, prune
 
 pytestmark = pytest.mark.anyio
 
@@ -155,3 +155,34 @@ async def test_an_unload_never_races_an_admission(tmp_path: Path) -> None:
         gateway.join()
     assert [gateway.exitcode for gateway in gateways] == [0, 0, 0]
     assert rounds > 20
+
+
+async def test_leases_of_what_is_gone_are_removed_unless_a_request_holds_them(tmp_path: Path) -> None:
+    leases, (engine, sha256) = Leases(tmp_path), ADAPTER
+    for key in ((engine, sha256), (engine, "b" * 64), (engine, ENGINE), ("gone", sha256), ("gone", ENGINE)):
+        assert leases.take(*key)
+        leases.give_back(*key)
+    assert leases.take("gone", "c" * 64)
+    assert prune(tmp_path, [engine], [sha256], time.time() - 3600) == 0, "used within the hour"
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    assert prune(tmp_path, [engine], [sha256], time.time() - 3600) == 3
+    assert len(list(tmp_path.iterdir())) == 3
+    assert leases.count("gone", "c" * 64) == 1
+    assert Drain(tmp_path).try_unused("gone", "c" * 64) is None
+
+
+async def test_a_lease_whose_file_is_removed_meanwhile_still_excludes_an_unload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def open_and_lose(path: Path, *rest: int) -> int:
+        descriptor = opened(path, *rest)
+        monkeypatch.setattr(os, "open", opened)
+        Path(path).unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    assert Leases(tmp_path).take(*ADAPTER)
+    assert not await unused(tmp_path)

@@ -254,6 +254,7 @@ def make(store: Store, data: Workspace) -> Callable[..., TestClient]:
     def client(**options: Any) -> TestClient:
         return TestClient(
             build(Settings(data_dir=data.path, base=[f"{BASE}=/"], **options), store)[0].app,
+            base_url="http://127.0.0.1:8000",
             raise_server_exceptions=False,
         )
 
@@ -678,7 +679,10 @@ class Server:
         connection.settimeout(20)
         connection.connect(self.address)
         raw = json.dumps({"model": BASE, **body}).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}\r\n\r\n"
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(raw)}\r\n\r\n"
+        )
         connection.sendall(head.encode() + raw)
         return connection
 
@@ -805,7 +809,9 @@ def test_a_body_of_a_hundred_megabytes_is_refused_and_not_kept(served: tuple[Ser
             peak = max(peak, server.memory)
         yield b'"}'
 
-    answer = httpx.post(f"{server.url}{CHAT}", content=chunks(), timeout=30)
+    answer = httpx.post(
+        f"{server.url}{CHAT}", content=chunks(), headers={"content-type": "application/json"}, timeout=30
+    )
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
     assert peak - before < 60, "32 MiB are the limit"
 
@@ -818,7 +824,7 @@ async def test_heads_of_requests_must_come_in_time_and_be_small(
     settings = Settings(data_dir=data.path, base=[f"{BASE}=/"])
     web = web_server(build(settings, store)[0].app, settings.server)
     web.config.lifespan = "off"
-    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     half = b"GET /health HTTP/1.1\r\nA: "
 
     listener = sockets.create_server(("127.0.0.1", 0))

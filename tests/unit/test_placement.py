@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunewright.config import Settings
-from tunewright.engine.command import EngineOptions, engine_command
+from tunewright.engine.command import EngineOptions, engine_command, engine_environment
 from tunewright.engine.placement import (
     MOST_OF_A_GPU,
     PROCESS_BYTES,
@@ -169,6 +169,16 @@ def test_every_option_reaches_vllm() -> None:
     assert {"--enforce-eager", "--enable-lora"} <= set(given)
     assert not {"--trust-remote-code", "--kv-cache-memory-bytes"} & set(given)
     assert value(command(EngineOptions("cpu", kv_cache_memory=5)), "--kv-cache-memory-bytes") == "5"
+
+
+def test_media_are_fetched_from_the_hosts_that_the_operator_allows_alone() -> None:
+    given = command(EngineOptions("cpu"))
+    assert value(given, "--allowed-media-domains") == "none.invalid", "vLLM takes an empty list for all hosts"
+    given = command(EngineOptions("cpu"), media_domain=["a.example", "b.example"])
+    at = given.index("--allowed-media-domains")
+    assert given[at + 1 : at + 3] == ["a.example", "b.example"]
+    assert given[at + 3].startswith("--")
+    assert engine_environment("cpu")["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
 def test_without_adapters_none_are_offered() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, text, update
+from sqlalchemy import delete, insert, text, update
 
 from rows import FILE, Publish, create_job, engine_info
 from tunewright.config import RetentionOptions
@@ -25,7 +25,7 @@ from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
 from tunewright.store.states import JobState, Residency
 from tunewright.store.store import Store
-from tunewright.store.tables import files, job_devices, models
+from tunewright.store.tables import files, job_devices, jobs, models
 
 DAY = 86_400.0
 UNFINISHED = [state for state in JobState if not state.is_final]
@@ -155,6 +155,14 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 Logged = Callable[[], list[str]]
+
+
+class Killed(BaseException):
+    """Raised like a SIGKILL: no code after it runs."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
 
 
 # files
@@ -434,15 +442,71 @@ def test_the_folder_of_a_job_goes_long_after_its_end(world: World, state: JobSta
     assert len(world.store.jobs.events(old.id, after=None, limit=9)[0]) == 1
 
 
+# jobs and their events
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_job_goes_with_its_events_and_its_folder_long_after_its_end(
+    world: World, state: JobState, logged: Logged
+) -> None:
+    created_at = world.now - 99 * DAY
+    old, new, held = (world.job(state, ended=ended, created_at=created_at) for ended in (8, 6, 8))
+    with world.store.database.begin() as connection:
+        connection.execute(insert(job_devices).values(device="cpu", job_id=held.id))
+    for job in (old, new, held):
+        world.folder(job.id)
+    world.round(keep_jobs_days=7)
+    assert {new.id, held.id} <= {job.id for job in world.store.jobs.in_states(state)}
+    assert world.data.job(new.id).is_dir()
+    assert (world.store.jobs.get(old.id) is None) is state.is_final
+    assert world.data.job(old.id).is_dir() is not state.is_final
+    assert bool(world.store.jobs.events(old.id, after=None, limit=9)[0]) is not state.is_final
+    if state.is_final:
+        assert logged() == [f"removed job {old.id} (0 B, 8.0 days old): --keep-jobs-days 7"]
+
+
+def test_a_job_stays_while_one_of_its_products_is_listed(world: World) -> None:
+    name = world.model()
+    model = world.store.models.get(name)
+    assert model is not None
+    assert model.job_id is not None
+    with world.store.database.begin() as connection:
+        connection.execute(
+            update(jobs).where(jobs.c.id == model.job_id).values(finished_at=world.now - 99 * DAY)
+        )
+    world.round(keep_jobs_days=7)
+    assert world.store.jobs.get(model.job_id) is not None
+    with world.store.database.begin() as connection:
+        connection.execute(delete(models).where(models.c.name == name))
+    world.round(keep_jobs_days=7)
+    assert world.store.jobs.get(model.job_id) is None
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_the_events_of_a_job_go_and_it_stays_listed(world: World, state: JobState) -> None:
+    old, new = world.job(state, ended=8), world.job(state, ended=6)
+    world.round(keep_events_days=7)
+    assert bool(world.store.jobs.events(old.id, after=None, limit=9)[0]) is not state.is_final
+    assert world.store.jobs.events(new.id, after=None, limit=9)[0]
+    assert world.store.jobs.get(old.id) == old
+
+
+def test_a_killed_removal_of_a_job_leaves_no_folder_that_nothing_knows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a folder would count as another database's, and nothing unknown would be removed any more."""
+    job = world.job(JobState.FAILED, ended=8)
+    world.folder(job.id)
+    with monkeypatch.context() as patched:
+        patched.setattr("tunewright.store.jobs.JobStore.delete", killed)
+        with pytest.raises(Killed):
+            world.round(keep_jobs_days=7)
+    assert not world.data.job(job.id).exists()
+    world.round(keep_jobs_days=7)
+    assert world.store.jobs.get(job.id) is None
+
+
 # crashes
-
-
-class Killed(BaseException):
-    """Raised like a SIGKILL: no code after it runs."""
-
-
-def killed(*_: object, **__: object) -> None:
-    raise Killed
 
 
 @pytest.mark.parametrize("at", ["the row is gone", "it is out of sight"])

@@ -9,12 +9,12 @@ from tunewright.config.options import (
     ParityOptions,
     ProcessOptions,
     RetentionOptions,
-    ServerOptions,
     ServingOptions,
     StorageOptions,
     database_url_in,
     embedded_base_path,
 )
+from tunewright.config.server import ServerOptions
 from tunewright.config.settings import (
     HANDOVER_VARIABLE,
     Options,

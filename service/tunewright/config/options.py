@@ -1,17 +1,18 @@
-"""The options of `tunewright serve`, in one group for each concern, with their defaults and checks."""
+"""The options of `tunewright serve`, in one group for each concern, with their defaults and checks; those of the api
+are in `server.py`."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from tunewright.config.group import Group, check_hosts, split_commas
 from tunewright.sizes import Size
 
 EMBEDDED_BASE = "tunewright-tiny"
@@ -40,60 +41,6 @@ class Base:
 def database_url_in(data_dir: Path) -> str:
     """The URL of the database that lies in a data folder."""
     return f"sqlite:///{data_dir / 'tunewright.db'}"
-
-
-class Group(BaseModel):
-    """Options that belong together; names of options are unique over all groups."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerOptions(Group):
-    """The address of the api, its key, and what it takes from clients."""
-
-    host: str = Field("127.0.0.1", description="Address to listen on. Any but loopback needs an API key.")
-    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
-    api_key: SecretStr | None = Field(
-        None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
-    )
-    max_upload: Size = Field(
-        "512MiB", validate_default=True, description="Largest file that can be uploaded."
-    )
-    max_uploads: int = Field(8, ge=1, description="Files that can be uploaded at the same time.")
-    max_requests: int = Field(
-        1024, ge=1, description="Generations in flight for each engine; more are refused with 429."
-    )
-    request_timeout: float = Field(
-        600.0, gt=0, description="Seconds a generation may take, from its request to its last byte."
-    )
-    max_generated_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens that one request may ask for: its choices (`n`) times `max_tokens`. Default: 32 times the "
-        "model's context.",
-    )
-    slow_reader_timeout: float = Field(
-        60.0, gt=0, description="Seconds in which a client must take some of its answer, else it is cut off."
-    )
-
-    @model_validator(mode="after")
-    def _check_key(self) -> Self:
-        if not self.is_loopback and self.api_key is None:
-            raise ValueError(
-                f"listening on {self.host} needs an API key: set TUNEWRIGHT_API_KEY, or listen on 127.0.0.1"
-            )
-        if self.api_key is not None and not self.api_key.get_secret_value():
-            raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
-        return self
-
-    @property
-    def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 class StorageOptions(Group):
@@ -136,13 +83,15 @@ class ModelOptions(Group):
     max_adapter_size: Size = Field(
         "4GiB", validate_default=True, description="Largest weights of an adapter that is registered."
     )
+    max_hub_cache_size: Size = Field(
+        "16GiB",
+        validate_default=True,
+        description="Size of the cache of adapters from a hub; those used longest ago make room.",
+    )
 
-    @field_validator("base", "deployable", "trust_remote_code", "adapter_root", mode="before")
-    @classmethod
-    def _split_commas(cls, value: object) -> object:
-        return (
-            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-        )
+    _split_commas = field_validator("base", "deployable", "trust_remote_code", "adapter_root", mode="before")(
+        split_commas
+    )
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -226,9 +175,17 @@ class ServingOptions(Group):
         description="An argument handed to vLLM as it is, e.g. --vllm-arg=--max-model-len=8192; repeat for"
         " more (separated by spaces in the variable, quoted as in a shell).",
     )
+    media_domain: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A host from which engines may fetch the images, audio and video that a request names by URL;"
+        " repeat for more (comma-separated in the variable). Default: none.",
+    )
     engine_start_timeout: float = Field(
         900.0, gt=0, description="Seconds an engine may take to start before it is restarted."
     )
+
+    _split_domains = field_validator("media_domain", mode="before")(split_commas)
+    _check_domains = field_validator("media_domain")(check_hosts)
 
     @field_validator("vllm_arg")
     @classmethod
@@ -330,6 +287,18 @@ class RetentionOptions(Group):
         gt=0,
         description="Days after the end of a job in which its folder (the trainer's log, spec.json, events.jsonl) is"
         " kept; the job, its events and its products stay listed. Default: for ever.",
+    )
+    keep_events_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after the end of a job in which its events are kept; the job stays listed. Default: for"
+        " ever.",
+    )
+    keep_jobs_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after its end in which a job is kept, with its events and its folder. One whose products are"
+        " listed stays. Default: for ever.",
     )
 
 

@@ -13,35 +13,60 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
+from tunewright.config.group import Group
 from tunewright.config.options import (
     ExportOptions,
-    Group,
     JobOptions,
     ModelOptions,
     ParityOptions,
     ProcessOptions,
     RetentionOptions,
-    ServerOptions,
     ServingOptions,
     StorageOptions,
 )
+from tunewright.config.server import ServerOptions
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
-    "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "device", "max_lora_rank",
-    "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
-    "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "engine_start_timeout",
-    "step_timeout", "hang_timeout", "parity", "parity_rows", "max_merged_kl", "max_awq_kl", "max_upload",
-    "adapter_root", "max_adapter_size", "max_uploads", "max_requests", "max_queued_jobs", "request_timeout",
-    "max_generated_tokens", "slow_reader_timeout", "keep_files_days", "max_files_size", "keep_checkpoints_days",
-    "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
-    "keep_job_folders_days", "log_level",
+    "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "allowed_host", "device",
+    "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
+    "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "media_domain",
+    "engine_start_timeout", "step_timeout", "hang_timeout", "parity", "parity_rows", "max_merged_kl", "max_awq_kl",
+    "max_upload", "adapter_root", "max_adapter_size", "max_hub_cache_size", "max_uploads", "max_requests",
+    "max_queued_jobs", "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
+    "max_files_size",
+    "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
+    "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "log_level",
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
 
+_SECRETS = ("api_key", "database_url")
+"""Options whose variable may name a file that has the value instead: TUNEWRIGHT_API_KEY_FILE."""
+
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+
 _G = TypeVar("_G", bound=Group)
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Reads the options of `_SECRETS` from the files that their variables name."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value = _secret_file(field_name) if field_name in _SECRETS else None
+        return value, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: _secret_file(name) for name in _SECRETS}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Options(
@@ -61,6 +86,17 @@ class Options(
     model_config = SettingsConfigDict(
         env_prefix="TUNEWRIGHT_", cli_kebab_case=True, cli_hide_none_type=True, cli_avoid_json=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SecretFiles(settings_cls)
 
 
 for _name in HELP_ORDER:
@@ -143,10 +179,14 @@ def settings_in_child() -> Settings:
 def child_environment(
     extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
 ) -> dict[str, str]:
-    """The environment for a child: this one without the service's secrets, plus `extra`."""
+    """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
+    itself, which get its settings, keep the hub's token: no other fetches from it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
+    else:
+        for name in _HUB_TOKENS:
+            environment.pop(name, None)
     return environment | (extra or {})
 
 
@@ -158,17 +198,37 @@ def visible_gpus() -> list[str] | None:
     return [entry.strip() for entry in allowed.split(",") if entry.strip() and entry.strip() != "-1"]
 
 
+def _secret_file(option: str) -> str | None:
+    """The content of the file that an option's variable with _FILE names, or None. Raises SettingsError."""
+    variable = f"TUNEWRIGHT_{option.upper()}"
+    path = os.environ.get(f"{variable}_FILE")
+    if not path:
+        return None
+    if variable in os.environ:
+        raise SettingsError(f"{variable} and {variable}_FILE are both set: unset one of them")
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(f"{variable}_FILE: {path} cannot be read: {why}") from error
+
+
+def _secret(option: str) -> str | None:
+    """The value of a secret option in the environment, or None. Raises SettingsError."""
+    return os.environ.get(f"TUNEWRIGHT_{option.upper()}") or _secret_file(option)
+
+
 def data_defaults() -> tuple[Path, str | None]:
-    """Data folder and database URL that `serve` would use without options."""
+    """Data folder and database URL that `serve` would use without options. Raises SettingsError."""
     return (
         Path(os.environ.get("TUNEWRIGHT_DATA_DIR") or StorageOptions.model_fields["data_dir"].default),
-        os.environ.get("TUNEWRIGHT_DATABASE_URL") or None,
+        _secret("database_url"),
     )
 
 
 def client_defaults() -> tuple[str, str | None]:
-    """Address and key that the command line uses to reach a running service."""
+    """Address and key that the command line uses to reach a running service. Raises SettingsError."""
     return (
         os.environ.get("TUNEWRIGHT_BASE_URL", "http://127.0.0.1:8000"),
-        os.environ.get("TUNEWRIGHT_API_KEY"),
+        _secret("api_key"),
     )

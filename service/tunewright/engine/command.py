@@ -14,6 +14,9 @@ from tunewright.config import Settings
 from tunewright.engine.http import SERVER_KEEPS
 from tunewright.registry.bases import BaseInfo
 
+_NO_DOMAIN = "none.invalid"
+"""A host that does not exist (RFC 2606), since for vLLM an empty list allows all."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -60,6 +63,7 @@ def engine_command(
         "--uds", str(socket),
         "--disable-uvicorn-access-log",
         "--trust-request-chat-template",  # an adapter's own template is sent with each of its requests
+        "--allowed-media-domains", *(settings.serving.media_domain or [_NO_DOMAIN]),  # by default vLLM fetches any URL
     ]  # fmt: skip
     parser = settings.serving.tool_call_parser or base.tool_call_parser
     if parser:
@@ -106,6 +110,7 @@ def engine_environment(device: str) -> dict[str, str]:
         "VLLM_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",  # the base is a local folder
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # vLLM compares the first URL only with the allowed hosts
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": "10",  # seconds; while one template renders, no other does
     }

@@ -18,6 +18,8 @@ import asyncio
 import fcntl
 import os
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from tunewright.registry.workspace import file_name
@@ -42,11 +44,8 @@ class Leases:
         if held is not None:
             self._held[path] = (held[0], held[1] + 1)
             return True
-        descriptor = _open(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = _lock(path, fcntl.LOCK_SH)
+        if descriptor is None:
             return False
         self._held[path] = (descriptor, 1)
         return True
@@ -76,13 +75,8 @@ class Drain:
     def try_unused(self, engine: str, sha256: str) -> Unused | None:
         """Lock an adapter that no request uses, so that none can use it until `close` is called; None where a request
         does."""
-        descriptor = _open(_path(self._folder, engine, sha256))
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return Unused(descriptor)
+        descriptor = _lock(_path(self._folder, engine, sha256), fcntl.LOCK_EX)
+        return Unused(descriptor) if descriptor is not None else None
 
     async def wait_unused(self, engine: str, sha256: str, timeout: float) -> Unused | None:
         """Wait until no request uses the adapter, and lock it like `try_unused`; None after `timeout` seconds."""
@@ -119,8 +113,35 @@ class Unused:
         os.close(self._descriptor)
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def prune(folder: Path, engines: Collection[str], weights: Collection[str], unused_since: float) -> int:
+    """Remove the files of engines and adapters that are gone, last used before `unused_since` (Unix seconds). Those
+    that a request holds stay. Returns how many were removed."""
+    prefixes = {file_name(engine) for engine in engines}
+    removed = 0
+    for path in list(folder.iterdir()):
+        prefix, _, key = path.name.rpartition("-")
+        if prefix in prefixes and (key == ENGINE or key in weights):
+            continue
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < unused_since and (descriptor := _lock(path, fcntl.LOCK_EX)) is not None:
+                with Unused(descriptor):
+                    path.unlink()
+                removed += 1
+    return removed
+
+
+def _lock(path: Path, how: int) -> int | None:
+    """The descriptor of the locked file, or None where another process's lock excludes it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # it was removed between the two steps: the next one gets a new file
 
 
 def _path(folder: Path, engine: str, sha256: str) -> Path:

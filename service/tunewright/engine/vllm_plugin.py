@@ -1,5 +1,5 @@
 """A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU, and
-bounds the white space in tool calls.
+bounds the white space in tool calls and what is logged.
 
 To score the tokens of a prompt (`prompt_logprobs`, `echo` with `logprobs`), vLLM computes the logits of one request's
 tokens, but applies the adapters of the batch's sequences to them. The numbers of rows differ as soon as there is
@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from tunewright.logs import limit_records
+
 _MOST_WHITE_SPACE = 2
 """Characters of white space in a row, as xgrammar's documentation suggests."""
 _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
@@ -32,6 +34,7 @@ _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 
 def register() -> None:
     """Called by vLLM at the start of each process."""
+    limit_records()
     import torch
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops

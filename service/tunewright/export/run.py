@@ -26,6 +26,7 @@ from tunewright.export.rows import ExportText
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder, Outcome
 from tunewright.jobs.process import leave, rank
+from tunewright.logs import limit_records
 from tunewright.registry.content import folder_size
 
 log = logging.getLogger("tunewright.export")
@@ -45,6 +46,7 @@ QUANTIZER: Quantizer = AwqQuantizer()
 def run_export(folder: JobFolder, spec: ExportSpec) -> int:
     """Export, and write `result.json`; returns the exit code."""
     faulthandler.enable()  # SIGABRT, sent to a process that hangs, writes its stack to the log
+    limit_records()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.disable_progress_bar()
     # Every intermediate file is complete or missing, so there is nothing to save first.

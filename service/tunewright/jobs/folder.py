@@ -8,13 +8,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from tunewright.atomic import write_atomically
+from tunewright.log_files import parts
 
 STOPPED_RESUMABLE = 75
 """Exit code of a process that was asked to stop and saved its progress (EX_TEMPFAIL)."""
@@ -76,13 +76,9 @@ class JobFolder:
         """How the run of a job of any kind ended."""
         return self.read_result(Outcome)
 
-    def read_log(self) -> str:
-        """The output of the job's processes, all attempts one after another; empty where there is none."""
-        text = ""
-        for file in (self._older_log_file, self.log_file):
-            with suppress(FileNotFoundError):
-                text += file.read_text(errors="replace")
-        return text
+    def log_parts(self) -> list[Path]:
+        """The files with the output of the job's processes, all attempts one after another; some may not exist."""
+        return [self._older_log_file, *parts(self.log_file)]
 
     def beat(self) -> None:
         """Signal progress: called at every step, and within long ones."""

@@ -18,11 +18,13 @@ from tunewright.errors import (
     InvalidRequest,
     TooLarge,
     TooManyRequests,
+    TunewrightError,
     UnsupportedFeature,
     quoted,
 )
 from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
 from tunewright.registry.adapter_config import LARGEST_CONFIG
+from tunewright.registry.hub_cache import HubCache
 
 _HUB_NAME = re.compile(r"\b[\w.-]{1,96}\b", re.ASCII)
 """The name of an organization or a repository, as huggingface_hub has it in `validate_repo_id`."""
@@ -122,11 +124,11 @@ def _open(path: Path, roots: Sequence[Path] | None) -> BinaryIO:
     return file
 
 
-def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
-    """Download the adapter's two files. Returns their folder in the hub's cache, whose name is the commit.
+def fetch_from_hub(hub_id: str, revision: str | None, timeout: float, cache: HubCache) -> Path:
+    """Download the adapter's two files. Returns their folder in the cache, whose name is the commit.
 
-    Raises InvalidRequest where the names are none of the hub's, with the hub's reason, or after `timeout` seconds; and
-    TooManyRequests.
+    Raises InvalidRequest where the names are none of the hub's, with the hub's reason, or after `timeout` seconds;
+    TooManyRequests; and what the cache refuses.
     """
     _check_hub_names(hub_id, revision)
     if not _fetches.acquire(blocking=False):
@@ -135,20 +137,11 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
             code="too_many_registrations",
             retry_after=10,
         )
-    done: Future[str] = Future()
+    done: Future[Path] = Future()
 
     def fetch() -> None:
         try:
-            from huggingface_hub import snapshot_download
-
-            done.set_result(
-                snapshot_download(
-                    hub_id,
-                    revision=revision,
-                    allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE],
-                    etag_timeout=10,
-                )
-            )
+            done.set_result(cache.fetch(hub_id, revision, [CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE]))
         except BaseException as error:
             done.set_exception(error)
         finally:
@@ -157,9 +150,11 @@ def fetch_from_hub(hub_id: str, revision: str | None, timeout: float) -> Path:
     # In a daemon thread, since the timeouts of the library do not cover all of its requests.
     threading.Thread(target=fetch, name=f"fetch {hub_id}", daemon=True).start()
     try:
-        return Path(done.result(timeout))
+        return done.result(timeout)
     except TimeoutError as error:
         raise _failed(hub_id, f"it took more than {timeout:.0f} s; the downloaded part is kept") from error
+    except TunewrightError:
+        raise
     except Exception as error:
         # The client raises many types: no network, no such repository, gated, offline.
         raise _failed(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0]) from error

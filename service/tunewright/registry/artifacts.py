@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tunewright.atomic import publish_folder
+from tunewright.ids import path_name
 from tunewright.registry.content import artifact_files, artifact_sha256, folder_size
 from tunewright.registry.removals import Removals
 
@@ -92,7 +93,7 @@ class LocalArtifacts:
         return sha256
 
     def local(self, sha256: str) -> Path:
-        return self._root / sha256
+        return self._root / path_name(sha256)
 
     def keeping(self, sha256: str) -> AbstractContextManager[None]:
         return self._removals.keeping(sha256)
@@ -111,7 +112,6 @@ class LocalArtifacts:
     def _publish(self, folder: Path, final: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix="artifact-", dir=self._tmp))
         try:
-            temporary.chmod(0o755)
             for file in artifact_files(folder):
                 try:  # immutable on both sides: no second copy of the bytes
                     os.link(file, temporary / file.name)

@@ -5,6 +5,7 @@ files/<id>                   uploads
 jobs/<id>/                   job folders
 artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`
 engines/<model>/             logs and process records of the engines
+hub/                         the cache of adapters from a hub; see `registry/hub_cache.py`
 run/                         process records, locks
 tmp/                         unfinished files; emptied at start
 backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
@@ -20,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tunewright.atomic import sync_folder
+from tunewright.ids import path_name
 from tunewright.registry.artifacts import ArtifactStore, LocalArtifacts
 from tunewright.registry.removals import Removals, destroy
 
@@ -32,6 +34,7 @@ class Workspace:
         self.engines = self.path / "engines"
         self.run = self.path / "run"
         self.leases = self.run / "leases"
+        self.hub = self.path / "hub"
         self.tmp = self.path / "tmp"
         self._removals = Removals(self.run, self.tmp)
         self.artifacts: ArtifactStore = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)
@@ -53,10 +56,10 @@ class Workspace:
         self._removals.finish()
 
     def file(self, id: str) -> Path:
-        return self.files / id
+        return self.files / path_name(id)
 
     def job(self, id: str) -> Path:
-        return self.jobs / id
+        return self.jobs / path_name(id)
 
     def heartbeat(self, process: str) -> Path:
         """The file that `api`, `scheduler` or `worker` touches while it runs."""
@@ -89,6 +92,8 @@ class Workspace:
 
 
 def file_name(name: str) -> str:
-    """A model's name as part of a file name: quoted, or its hash where that is too long for a file system."""
+    """A model's name as part of a file name: quoted, or its hash where that is too long for a file system, or begins
+    with a dot (as `..`, which is another folder)."""
     quoted = quote(name, safe="")
-    return quoted if len(quoted) <= 160 else hashlib.sha256(name.encode()).hexdigest()
+    is_name = 0 < len(quoted) <= 160 and not quoted.startswith(".")
+    return quoted if is_name else hashlib.sha256(name.encode()).hexdigest()

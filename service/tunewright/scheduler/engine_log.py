@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tunewright.log_files import last_text, parts_of_run
+
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s?)?(?:(?:ERROR|WARNING|INFO|DEBUG) \d\S* \S+ \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"^(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$")
 _DEATH_LINE = re.compile(r".*\b(?P<text>Worker proc \S+ died unexpectedly \(exit code: \S+\)).*$")
@@ -22,9 +24,7 @@ def last_error(log_file: Path) -> str:
     """The last error in the log, without vLLM's prefixes and with the lines that belong to it; else the message about a
     process that died."""
     try:
-        with log_file.open("rb") as file:
-            file.seek(max(0, log_file.stat().st_size - 65536))
-            text = file.read().decode(errors="replace")
+        text = last_text(parts_of_run(log_file), 65536)
     except OSError:
         return "no log"
     lines = [_PREFIX.sub("", line.rstrip()) for line in text.splitlines() if line.strip()]

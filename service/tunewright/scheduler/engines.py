@@ -137,7 +137,10 @@ class EngineKeeper:
     def _adopt(self, served: Served) -> None:
         """Adopt an engine that an earlier scheduler left running; end what is left of one that no longer works."""
         process = ChildProcess.adopt(
-            self._record(served), lifeline=self._lifeline, name=f"engine {served.name}"
+            self._record(served),
+            log_file=self._log(served),
+            lifeline=self._lifeline,
+            name=f"engine {served.name}",
         )
         row = self._store.engines.get(served.name)
         if (
@@ -202,10 +205,7 @@ class EngineKeeper:
         assert served.source is not None, "its model was found"
         name, options = served.name, served.options
         served.socket.unlink(missing_ok=True)
-        folder = self._workspace.engine(name)
-        log_file = folder / "engine.log"
-        if log_file.exists():
-            log_file.replace(folder / "engine.log.1")
+        log_file = self._log(served)
         started = EngineInfo(
             device=options.device,
             internal_name=info.internal_name,
@@ -361,11 +361,14 @@ class EngineKeeper:
     def _record(self, served: Served) -> Path:
         return self._workspace.engine(served.name) / "process.json"
 
+    def _log(self, served: Served) -> Path:
+        return self._workspace.engine(served.name) / "engine.log"
+
     def _reason_of_end(self, served: Served) -> str:
         """How the engine's process ended, and the last error in vLLM's log."""
         assert served.process is not None
         how = served.process.exit()
         ended = "" if how.code is None else f" with {how.description}"
-        log_file = self._workspace.engine(served.name) / "engine.log"
+        log_file = self._log(served)
         rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
         return f"it ended{ended}: {last_error(log_file)} ({rest})"

@@ -16,6 +16,7 @@ from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 from tunewright.jobs.kinds import JobError
 from tunewright.kinds import kind_of
 from tunewright.kinds.kind import JobRefused, Service
+from tunewright.logs import audit
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.background import Background
@@ -169,6 +170,7 @@ class JobRunner:
             append=True,
         )
         log.info("job %s runs on %s (pid %s)", job.id, job.device, process.pid)
+        audit("job_started", job=job.id, kind=job.kind, device=job.device, pid=process.pid)
 
     def _run(self, job: Job) -> None:
         """Store the events that the job's process wrote, and see whether it has ended or hangs."""
@@ -195,7 +197,9 @@ class JobRunner:
         process = self.processes.get(job.id)
         if process is None:
             name = _process_name(job)
-            process = ChildProcess.adopt(folder.process_file, lifeline=self._lifeline, name=name)
+            process = ChildProcess.adopt(
+                folder.process_file, log_file=folder.log_file, lifeline=self._lifeline, name=name
+            )
             if process is not None:
                 self.processes[job.id] = process
         return process

@@ -9,10 +9,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tunewright.log_files import CONTINUED, begin_anew, keep_small, parts_of_run, read
 from tunewright.supervisor.process import ProcessGroup
 
 _STACK_SECONDS = 2.0
@@ -37,10 +39,11 @@ class Exit:
 
 
 class ChildProcess:
-    """A process group (`supervisor.process`) with the title of its lifeline, and the time of its last progress."""
+    """A process group (`supervisor.process`) with its lifeline's title, its log, and the time of its last progress."""
 
-    def __init__(self, group: ProcessGroup, lifeline: int, title: str) -> None:
+    def __init__(self, group: ProcessGroup, log_file: Path, lifeline: int, title: str) -> None:
         self.group = group
+        self._log_file = log_file
         self._lifeline = lifeline
         self._title = title
         self._sign: object = None
@@ -59,9 +62,14 @@ class ChildProcess:
         name: str,
         append: bool = False,
     ) -> Self:
-        """Start `command` with its output in `log_file`. Raises OSError; then no process is left."""
+        """Start `command` with its output in `log_file`: after what is there (`append`), or in its place.
+
+        Raises OSError; then no process is left.
+        """
         title = _title(name)
-        with log_file.open("ab" if append else "wb") as output:
+        if not append:
+            begin_anew(log_file)
+        with log_file.open("ab") as output:
             group = ProcessGroup.start(
                 command,
                 record_path=record,
@@ -70,23 +78,25 @@ class ChildProcess:
                 output=output,
                 title=title,
             )
-        return cls(group, lifeline, title)
+        return cls(group, log_file, lifeline, title)
 
     @classmethod
-    def adopt(cls, record: Path, *, lifeline: int, name: str) -> Self | None:
+    def adopt(cls, record: Path, *, log_file: Path, lifeline: int, name: str) -> Self | None:
         """The recorded process, where it or its watcher is still alive."""
         group = ProcessGroup.adopt(record)
-        return cls(group, lifeline, _title(name)) if group is not None else None
+        return cls(group, log_file, lifeline, _title(name)) if group is not None else None
 
     @property
     def pid(self) -> int | None:
         return self.group.pid
 
     def is_alive(self) -> bool:
-        """Whether the command runs. Starts a new watcher where the old one was killed."""
+        """Whether the command runs. Starts a new watcher where the old one was killed, and rotates the log."""
         if not self.group.is_alive():
             return False
         self.group.keep_watched(self._lifeline, self._title)
+        with suppress(OSError):  # a log that cannot be rotated now is rotated later
+            keep_small(self._log_file)
         return True
 
     def silent_for(self, sign: object) -> float:
@@ -142,10 +152,8 @@ def out_of_memory_hint(how: str, advice: str) -> str:
 
 def last_line(log_file: Path) -> str:
     """The last line of a process's log, or a phrase that says that the log is empty."""
-    try:
-        lines = log_file.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
+    lines = [line.strip() for line in read(parts_of_run(log_file), 20)]
+    lines = [line for line in lines if line and line != CONTINUED]
     return lines[-1][:300] if lines else "its log is empty"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tunewright.config import JobOptions, child_environment
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
+from tunewright.ids import path_name
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices, visible_to
 from tunewright.scheduler.processes import ChildProcess, last_line
@@ -42,7 +43,7 @@ class References:
         self._root = workspace.tmp / "parity"
         self._record = self._root / "process.json"
         self._log = self._root / "reference.log"
-        self._process = ChildProcess.adopt(self._record, lifeline=lifeline, name=_NAME)
+        self._process = ChildProcess.adopt(self._record, log_file=self._log, lifeline=lifeline, name=_NAME)
         self._ids = [id for id in self.ids() if not self.is_measured(id)] if self._process else []
         self._device = self.folder(self._ids[0]).read_spec().base.device if self._ids else "cpu"
         devices.lend(self._device)
@@ -56,7 +57,7 @@ class References:
         return sorted(path.parent.name for path in self._root.glob("*/spec.json"))
 
     def folder(self, id: str) -> ParityFolder:
-        return ParityFolder(self._root / id)
+        return ParityFolder(self._root / path_name(id))
 
     def is_measured(self, id: str) -> bool:
         return self.folder(id).reference_file.exists()

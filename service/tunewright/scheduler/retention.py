@@ -1,5 +1,5 @@
-"""Keeps the workspace within its limits: removes old files, checkpoints, unreferenced artifacts, and the folders of
-jobs that have ended. Nothing in use is removed.
+"""Keeps the workspace within its limits: removes old files, checkpoints, unreferenced artifacts, jobs that have ended
+with their folders and events, and leases of what is gone. Nothing in use is removed.
 
 A row is deleted first, in the transaction that finds it unneeded. Then its bytes are renamed and deleted. If the
 process is killed meanwhile, unreferenced bytes are left, which a later round removes.
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from tunewright.config import RetentionOptions
+from tunewright.engine.leases import prune
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.content import folder_size
@@ -85,7 +86,7 @@ class Retention:
         """Apply all limits once."""
         for part in (
             self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
-            self._unlisted_files, self._job_folders,
+            self._unlisted_files, self._job_folders, self._events, self._jobs, self._leases,
         ):  # fmt: skip
             if self._stopping.is_set():
                 return
@@ -203,6 +204,27 @@ class Retention:
         ]
         self._prune("job-folders", things, total=0, days=self._options.keep_job_folders_days, size=None)
 
+    def _events(self) -> None:
+        days = self._options.keep_events_days
+        if days is not None:
+            removed = self._store.jobs.delete_events(self._clock() - days * _DAY)
+            if removed:
+                log.info("removed %d events of ended jobs: --keep-events-days %g", removed, days)
+
+    def _jobs(self) -> None:
+        if self._options.keep_jobs_days is None:
+            return
+        things = [
+            _Removable(f"job {id}", 0, since, partial(self._remove_job, id))
+            for id, since in self._store.jobs.without_products().items()
+        ]
+        self._prune("jobs", things, total=0, days=self._options.keep_jobs_days, size=None)
+
+    def _leases(self) -> None:
+        """Remove the locks of adapters and engines that are gone, an hour after their last use."""
+        names = {engine.name for engine in self._store.engines.list()}
+        prune(self._workspace.leases, names, self._store.models.weights_in_use(), self._clock() - _NEW)
+
     def _job_folder_names(self) -> set[str]:
         """The folders of jobs of every kind."""
         return set().union(
@@ -210,9 +232,11 @@ class Retention:
         )
 
     def _is_our_database(self) -> bool:
-        """Whether data that the database does not refer to may be removed. Rows of jobs are never deleted, so a job
-        folder without one belongs to another database or is newer than a restored copy of this one: then the data may
-        still be needed."""
+        """Whether data that the database does not refer to may be removed.
+
+        A job's row is deleted after its folder, so a folder without one belongs to another database or is newer than a
+        restored copy of this one: then the data may still be needed.
+        """
         folders = self._job_folder_names()
         jobs = self._store.jobs.ended_at().keys()
         strangers = sorted(folders - jobs)
@@ -269,6 +293,10 @@ class Retention:
             return False
         self._workspace.remove_file(id, lambda: self._store.files.get(id))
         return True
+
+    def _remove_job(self, id: str) -> bool:
+        self._workspace.remove_job(id)
+        return self._store.jobs.delete(id)
 
     def _remove_checkpoint(self, model: TunedModel) -> bool:
         if not self._store.models.delete_idle_checkpoint(model.id):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, exists, func, insert, literal, or_, select, update
+from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
@@ -18,7 +18,7 @@ from tunewright.store.job_rows import Event
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob
 from tunewright.store.states import JobPhase, JobState
-from tunewright.store.tables import checkpoints, job_devices, job_events, jobs
+from tunewright.store.tables import checkpoints, job_devices, job_events, jobs, models
 
 
 class JobStore:
@@ -146,6 +146,26 @@ class JobStore:
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
+    def without_products(self) -> dict[str, float]:
+        """When the jobs ended (Unix seconds), by their ids, that have ended and of which no product is listed."""
+        query = select(jobs.c.id, func.coalesce(jobs.c.finished_at, jobs.c.created_at)).where(
+            _is_forgettable()
+        )
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def delete(self, id: str) -> bool:
+        """Delete a job that has ended and of which no product is listed, with its events; False for any other."""
+        with self._database.begin() as connection:
+            gone = connection.execute(delete(jobs).where(jobs.c.id == id, _is_forgettable()))
+            return gone.rowcount > 0
+
+    def delete_events(self, ended_before: float) -> int:
+        """Delete the events of jobs that ended before this time (Unix seconds). Returns how many there were."""
+        ended = select(jobs.c.id).where(_is_over(), jobs.c.finished_at < ended_before)
+        with self._database.begin() as connection:
+            return connection.execute(delete(job_events).where(job_events.c.job_id.in_(ended))).rowcount
+
     def mark_valid(self, id: str, resolved: dict[str, Any] | None, summary: str) -> Job | None:
         """Queue a job whose inputs were found to be valid."""
         return self._move(id, job_rows.VALIDATED, summary, resolved=resolved)[0]
@@ -270,6 +290,15 @@ class JobStore:
     def _move(self, id: str, how: job_rows.Move, *details: str, **values: Any) -> tuple[Job | None, bool]:
         with self._database.begin() as connection:
             return job_rows.move(connection, id, how, *details, **values)
+
+
+def _is_over() -> Any:
+    """The job has ended, and so has its process."""
+    return and_(jobs.c.state.not_in(job_rows.UNFINISHED), ~_holds_a_device())
+
+
+def _is_forgettable() -> Any:
+    return and_(_is_over(), ~exists().where(models.c.job_id == jobs.c.id))
 
 
 def _holds_a_device() -> Any:

@@ -18,17 +18,28 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Self
 
 LIFELINE_VARIABLE = "TUNEWRIGHT_LIFELINE_FD"
 
 
+@cache
+def _boot_id() -> str:
+    """The kernel's random id of this boot; empty where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True)
 class ProcessId:
-    """A unique identification of a process: ids are reused, but not with the same start time (clock ticks since
-    boot)."""
+    """A unique identification of a process while the system runs: ids are reused, but not with the same start time
+    (clock ticks since boot)."""
 
     pid: int
     started: int
@@ -69,27 +80,43 @@ class GroupRecord:
     """The process group's id, which is its first watcher's."""
     watcher: ProcessId
     command: ProcessId | None
+    boot: str = field(default_factory=_boot_id)
+    """The boot of the system (random) in which these processes run: after another one, the same ids and start times
+    may be those of any process."""
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The record at `path`; None where it is missing or incomplete."""
+        """The record at `path`; None where it is missing or incomplete, or of an earlier boot of the system."""
         try:
             values = json.loads(path.read_text())
             command = values["command"]
-            return cls(
-                values["group"], ProcessId(**values["watcher"]), ProcessId(**command) if command else None
+            record = cls(
+                values["group"],
+                ProcessId(**values["watcher"]),
+                ProcessId(**command) if command else None,
+                values["boot"],
             )
+            return record if record.boot == _boot_id() else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, path: Path) -> None:
+        """Write the record to `path`. Raises OSError; then the file is unchanged, or missing.
+
+        On a full disk an existing record is overwritten, which needs no more space.
+        """
+        text = json.dumps(asdict(self))
         temporary = path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(asdict(self)))
+            temporary.write_text(text)
             os.replace(temporary, path)
-        except BaseException:
+        except OSError:
             temporary.unlink(missing_ok=True)
-            raise
+            if not path.exists():
+                raise
+            with path.open("r+") as file:
+                file.write(text)
+                file.truncate()
 
 
 class ProcessGroup:
@@ -223,7 +250,8 @@ class ProcessGroup:
         deadline = time.monotonic() + 5
         while (self.record.watcher.is_alive() or self.is_alive()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        self._record_path.unlink(missing_ok=True)
+        with suppress(OSError):  # a record without processes does no harm
+            self._record_path.unlink()
 
     def stop(self, grace: float) -> None:
         """Send SIGTERM to the command, and after at most `grace` seconds SIGKILL to the group."""

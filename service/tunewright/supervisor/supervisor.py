@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,36 +92,52 @@ class Supervisor:
         return 0
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
-        if not self._stopping:
-            print("\nStopping: running jobs save a checkpoint, engines end...", file=sys.stderr, flush=True)
-        self._stopping = True
+        first, self._stopping = not self._stopping, True
+        if first:
+            with suppress(OSError):  # stderr may be a file on a full disk
+                print(
+                    "\nStopping: running jobs save a checkpoint, engines end...", file=sys.stderr, flush=True
+                )
 
     def _keep(self, service: Service) -> None:
         now = time.monotonic()
         if service.group is not None:
             wrong = _what_is_wrong(service, service.group)
             if wrong is None:
-                service.group.keep_watched(self._lifeline, _title(service))
+                with suppress(OSError):  # its watcher was killed and cannot be replaced now: soon
+                    service.group.keep_watched(self._lifeline, _title(service))
                 if now - service.started_at > _STABLE_AFTER:
                     service.backoff = _BACKOFF_FIRST
                 return
             log.warning("%s %s; starting it again in %.1f s", service.name, wrong, service.backoff)
             service.group.end()  # with SIGKILL, which reaches stopped processes too
             service.group = None
-            service.start_at = now + service.backoff
-            service.backoff = min(service.backoff * 2, _BACKOFF_LAST)
+            self._back_off(service)
         if now >= service.start_at:
-            service.group = ProcessGroup.start(
-                service.command,
-                record_path=self._run_dir / f"{service.name}.json",
-                environment=self._environment,
-                lifeline=self._lifeline,
-                descriptors=service.descriptors,
-                title=_title(service),
-            )
-            service.started_at = now
-            if service.heartbeat is not None:
-                service.heartbeat.begin()
+            try:
+                self._start(service)
+            except OSError as error:  # the disk is full, say, or the limit of processes is reached
+                log.error(
+                    "%s cannot be started: %s; trying again in %.1f s", service.name, error, service.backoff
+                )
+                self._back_off(service)
+
+    def _start(self, service: Service) -> None:
+        service.group = ProcessGroup.start(
+            service.command,
+            record_path=self._run_dir / f"{service.name}.json",
+            environment=self._environment,
+            lifeline=self._lifeline,
+            descriptors=service.descriptors,
+            title=_title(service),
+        )
+        service.started_at = time.monotonic()
+        if service.heartbeat is not None:
+            service.heartbeat.begin()
+
+    def _back_off(self, service: Service) -> None:
+        service.start_at = time.monotonic() + service.backoff
+        service.backoff = min(service.backoff * 2, _BACKOFF_LAST)
 
     def _stop_all(self) -> None:
         self._stop_services()

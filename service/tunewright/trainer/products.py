@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import torch
@@ -31,5 +30,4 @@ def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: J
         model.to(torch.bfloat16).save_pretrained(temporary, safe_serialization=True, max_shard_size="5GB")
         tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # peft's card has only placeholders
-    os.chmod(temporary, 0o755)
     publish_folder(temporary, final)

@@ -10,6 +10,7 @@ import transformers
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave, rank
+from tunewright.logs import limit_records
 from tunewright.trainer.methods import supervised
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
@@ -22,6 +23,7 @@ METHODS = {"supervised": supervised.train}
 def run_job(folder: JobFolder, spec: TrainingSpec) -> int:
     """Train, and write `result.json`; returns the exit code."""
     faulthandler.enable()  # SIGABRT, sent to a trainer that hangs, writes its stack to the log
+    limit_records()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_info()
     transformers.logging.disable_progress_bar()

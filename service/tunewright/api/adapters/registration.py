@@ -22,6 +22,7 @@ from tunewright.registry.adapter_intake import TakenAdapter, base_hint, check_an
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
 from tunewright.registry.apart import call_apart
 from tunewright.registry.base_modules import BaseModules
+from tunewright.registry.hub_cache import HubCache
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelKind, ModelMethod, ModelState, Source
@@ -67,7 +68,9 @@ def register_from_hub(
     context: ServiceContext, hub_id: str, revision: str | None, asked: Registration
 ) -> TunedModel:
     """Register a repository of the hub. Raises the same as `register_upload`."""
-    folder = fetch_from_hub(hub_id, revision, _HUB_SECONDS)
+    size = context.settings.models.max_hub_cache_size
+    cache = HubCache(context.workspace.hub, size, _largest(context))
+    folder = fetch_from_hub(hub_id, revision, _HUB_SECONDS, cache)
     with open_folder(folder, _largest(context)) as found:
         lineage = Lineage(origin=hub_id, revision=folder.name)
         return _register(context, found, asked, Source.HUB, lineage)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from tunewright.api.deployments.creation import deploy, deployed
 from tunewright.api.deployments.schemas import CreateDeployment, DeploymentObject, HeldAdapter
@@ -17,8 +16,10 @@ from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.names import register_names
 from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
+from tunewright.api.jobs.events import text_of
 from tunewright.engine.usage import Usage
 from tunewright.errors import EngineUnavailable, InvalidRequest
+from tunewright.log_files import parts_of_run, read
 from tunewright.store.deployments import Deployed
 from tunewright.store.listings import AdapterFilter
 
@@ -67,10 +68,9 @@ def logs(
     context: Context,
     deployment: str,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
-) -> PlainTextResponse:
-    """The output of vLLM since its last start. Empty before the first start."""
-    log = _log(context, deployed(context, deployment))
-    return PlainTextResponse("".join(_lines(log, tail)))
+) -> StreamingResponse:
+    """The output of vLLM since its last start; of much the newest 64 MiB. Empty before the first start."""
+    return text_of(parts_of_run(_log(context, deployed(context, deployment))), tail)
 
 
 @router.post(
@@ -134,7 +134,7 @@ async def delete(
 def _show(context: ServiceContext, id_or_model: str) -> DeploymentObject:
     found = deployed(context, id_or_model)
     shown = _object(context, found, Usage())
-    tail = [line.rstrip("\n") for line in _lines(_log(context, found), _TAIL_LINES)]
+    tail = [line.rstrip("\n") for line in read(parts_of_run(_log(context, found)), _TAIL_LINES)]
     return shown.model_copy(update={"log_tail": tail})
 
 
@@ -161,11 +161,3 @@ def _object(context: ServiceContext, found: Deployed, usage: Usage) -> Deploymen
 
 def _log(context: ServiceContext, found: Deployed) -> Path:
     return context.workspace.engine(found[0].model) / "engine.log"
-
-
-def _lines(log: Path, tail: int | None) -> list[str]:
-    try:
-        with log.open(errors="replace") as file:
-            return list(deque(file, tail))
-    except FileNotFoundError:
-        return []

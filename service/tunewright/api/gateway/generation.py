@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import Request
@@ -17,6 +18,7 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.responses import Response
 
 from tunewright.api.gateway.bodies import LARGE, parse_body
+from tunewright.api.gateway.media import check_media
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.http.threads import Threads
 from tunewright.errors import EngineUnavailable
@@ -40,8 +42,9 @@ _PUT_AGAIN_AFTER = 2.0
 class GenerationSpec(LitSpec):  # type: ignore[misc]
     """Used in the api process only; the copy that is pickled into the worker has no endpoints and no gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, media_domains: Collection[str] = ()) -> None:
         super().__init__()
+        self._media_domains = frozenset(media_domains)
         self.api_path = "/v1/chat/completions"  # the key of its queue in LitServe
         self.gateway: Gateway | None = None
         self._queue_threads = Threads("queue", 2)
@@ -66,6 +69,8 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
             raw = await request.body()
             is_large = len(raw) > LARGE
             body = await self.gateway.bodies.run(parse_body, raw) if is_large else parse_body(raw)
+            if b"_url" in raw:
+                check_media(body, self._media_domains)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
             return Relay(self.gateway, upstream, body, sticky, is_large=is_large)

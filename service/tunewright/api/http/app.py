@@ -22,6 +22,8 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.docs_page import serve_docs
+from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.models import routes as models
@@ -44,7 +46,7 @@ MultiPartParser.spool_max_size = _SPOOL
 
 def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpec]:
     """Build the server, not started, and the spec that sends control operations to the engine worker."""
-    spec = GenerationSpec()
+    spec = GenerationSpec(settings.serving.media_domain)
     engine_api = EngineAPI()
     engine_api.spec = spec
     server = ls.LitServer(
@@ -65,7 +67,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     for routes in (health, files, fine_tuning, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD
-    app.add_middleware(
+    if settings.server.api_key is None:
+        app.add_middleware(LocalMiddleware, allowed=settings.server.allowed_host)
+    app.add_middleware(  # the one around all others, since it gives the request its id
         AccessMiddleware,
         api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
         limits={
@@ -75,10 +79,12 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
             "/v1/adapters/upload": upload,
         },
         max_uploads=settings.server.max_uploads,
+        unchanging=ROUTES,
     )
     app.add_middleware(SingleSlashes)  # the last one added is the first to see a request
     errors.install_error_handlers(app)
     openapi.describe(app)
+    serve_docs(app)
     workspace = Workspace(settings.storage.data_dir)
     names = Router(
         Store.open(store.database.url),  # with connections of its own

@@ -24,6 +24,7 @@ _DISK_FULL = "The disk is full, so nothing was changed. Free some space and try 
 _MEANINGS = {
     400: "The request is wrong; the message says where and what to do.",
     401: "The API key is missing or wrong.",
+    403: "Without a key: the request may come from another site's page.",
     404: "There is no such object.",
     408: "The body stopped coming.",
     413: "The body is too large.",
@@ -36,10 +37,10 @@ _MEANINGS = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with these error statuses, and with 401 like every route."""
+    """The `responses` of a route that answers with these error statuses, and with 401 and 403 like every route."""
     return {
         status: {"model": ErrorResponse, "description": _MEANINGS[status]}
-        for status in sorted({401, *statuses})
+        for status in sorted({401, 403, *statuses})
     }
 
 

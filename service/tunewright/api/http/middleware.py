@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -23,10 +24,14 @@ from tunewright.errors import (
     TunewrightError,
     UnsupportedFeature,
 )
+from tunewright.logs import audit
 
 log = logging.getLogger("tunewright.api")
 
-_OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+"""Answered to everyone: they say which version runs, what it offers and which of its parts are ready."""
+_READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_LONGEST_PATH, _LONGEST_PEER = 200, 64
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
@@ -37,7 +42,7 @@ _ALL_BODIES = 512 * 2**20
 """Bytes of all bodies that are in memory at a time."""
 _MOST_VALUES = 2**17
 """Values in a body that FastAPI parses, which it does in the event loop. A job with all its options has hundreds."""
-_UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
+UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
 
 
 class _Refused(Exception):
@@ -45,16 +50,24 @@ class _Refused(Exception):
 
 
 class AccessMiddleware:
-    """Checks the API key, limits bodies and concurrent uploads, and gives every request an id.
+    """Checks the API key, limits bodies and concurrent uploads, gives every request an id, and records changes and
+    refusals.
 
     Without an `api_key`, all requests are allowed. `limits` has the largest body in bytes by path, and under `None`
-    the one of all other paths. `max_uploads` is the number of concurrent uploads.
+    the one of all other paths. `max_uploads` is the number of concurrent uploads. `unchanging`: paths of which a POST
+    changes nothing.
     """
 
     def __init__(
-        self, app: ASGIApp, api_key: str | None, limits: dict[str | None, int], max_uploads: int
+        self,
+        app: ASGIApp,
+        api_key: str | None,
+        limits: dict[str | None, int],
+        max_uploads: int,
+        unchanging: Collection[str] = (),
     ) -> None:
         self._app = app
+        self._unchanging = frozenset(unchanging)
         self._key = api_key.encode() if api_key else None
         self._limits = limits
         self._max_uploads = max_uploads
@@ -83,14 +96,34 @@ class AccessMiddleware:
 
         authorized = self._is_authorized(headers)
         scope["state"]["authorized"] = authorized
-        if not authorized and scope["path"] not in _OPEN_PATHS:
-            await error_response(
-                AuthenticationFailed("Missing or wrong API key: send it as `Authorization: Bearer <key>`.")
-            )(scope, receive, answer)
-        else:
-            await self._limit_uploads(scope, headers, receive, answer)
+        try:
+            if not authorized and scope["path"] not in OPEN_PATHS:
+                await error_response(
+                    AuthenticationFailed(
+                        "Missing or wrong API key: send it as `Authorization: Bearer <key>`."
+                    )
+                )(scope, receive, answer)
+            else:
+                await self._limit_uploads(scope, headers, receive, answer)
+        finally:
+            self._record(scope, status or 500)
         log.debug(
             "%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, time.monotonic() - began
+        )
+
+    def _record(self, scope: Scope, status: int) -> None:
+        """Record a refusal, or a request that changes something, whether or not it succeeded."""
+        refused = status in (401, 403)
+        if not refused and (scope["method"] in _READING or scope["path"] in self._unchanging):
+            return
+        client = scope.get("client")
+        audit(
+            "refused" if refused else "change",
+            peer=client[0][:_LONGEST_PEER] if client else None,  # a proxy's header, which may be anything
+            request_id=scope["state"]["request_id"],
+            method=scope["method"],
+            route=scope["path"][:_LONGEST_PATH],
+            status=status,
         )
 
     def _is_authorized(self, headers: Headers) -> bool:
@@ -101,7 +134,7 @@ class AccessMiddleware:
 
     async def _limit_uploads(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Limit the concurrent uploads, since each may use disk space up to the limit of its body."""
-        if (scope["method"], scope["path"]) not in _UPLOADS:
+        if (scope["method"], scope["path"]) not in UPLOADS:
             await self._limit_body(scope, headers, receive, send)
             return
         if self._uploads >= self._max_uploads:
@@ -125,7 +158,7 @@ class AccessMiddleware:
             await error_response(packed)(scope, receive, send)
             return
         limit = self._limits.get(scope["path"], self._limits[None])
-        is_spooled = (scope["method"], scope["path"]) in _UPLOADS
+        is_spooled = (scope["method"], scope["path"]) in UPLOADS
         is_parsed_here = scope["path"] not in self._limits
         too_large = TooLarge(f"The body is larger than {limit} bytes, the limit for {scope['path']}.")
         declared = headers.get("content-length", "")

@@ -135,6 +135,7 @@ def _operation(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any
             "200": ok,
             "400": {"description": "The request is wrong, or the adapter is not loaded.", **error},
             "401": {"description": "The API key is missing or wrong.", **error},
+            "403": {"description": "Without a key: the request may come from another site's page.", **error},
             "404": {"description": "There is no such model.", **error},
             "408": {"description": "The body stopped coming.", **error},
             "413": {"description": "The body is too large.", **error},

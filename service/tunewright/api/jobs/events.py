@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +22,7 @@ from tunewright.api.jobs.schemas import MOST_METADATA
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.kind import Kind
+from tunewright.log_files import read
 from tunewright.store.records import Job, JobEvent
 
 _COMMENT_EVERY = 15.0
@@ -27,6 +30,7 @@ _COMMENT_EVERY = 15.0
 _COMMENT = ": still here\n"
 """No blank line follows: to the openai client's decoder, a blank line after any `id` is an event without data, which it
 cannot parse (openai-python#2722). A comment needs none, and is ignored by all."""
+_LINES_SENT_AT_ONCE = 250
 ShowEvent = Callable[[JobEvent], BaseModel]
 """Converts an event to its API object."""
 
@@ -122,9 +126,17 @@ async def _events(feed: Feed, after: str | None, show: ShowEvent) -> AsyncIterat
             yield _COMMENT
 
 
-def log_of(context: ServiceContext, job: Job, tail: int | None) -> PlainTextResponse:
+def log_of(context: ServiceContext, job: Job, tail: int | None) -> StreamingResponse:
     """The output of the job's process; empty before it starts and after the job's folder was removed."""
-    text = JobFolder(context.workspace.job(job.id)).read_log()
-    if tail is not None:
-        text = "".join(text.splitlines(keepends=True)[-tail:])
-    return PlainTextResponse(text)
+    return text_of(JobFolder(context.workspace.job(job.id)).log_parts(), tail)
+
+
+def text_of(log: Sequence[Path], tail: int | None) -> StreamingResponse:
+    """The lines of a log's files, sent while they are read."""
+    return StreamingResponse(_blocks(read(log, tail)), media_type="text/plain")
+
+
+def _blocks(lines: Iterator[str]) -> Iterator[str]:
+    """The lines joined, since each piece that is sent is read in a thread."""
+    while block := "".join(islice(lines, _LINES_SENT_AT_ONCE)):
+        yield block

@@ -1,0 +1,81 @@
+"""The options of the api: where it listens, its key, and what it takes from clients."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from tunewright.config.group import Group, check_hosts, split_commas
+from tunewright.sizes import Size
+
+_SHORTEST_KEY = 16
+
+
+class ServerOptions(Group):
+    """The address of the api, its key, and what it takes from clients."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Any but loopback needs an API key.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    api_key: SecretStr | None = Field(
+        None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
+    )
+    allowed_host: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="A name of this service, beside loopback, that requests may have in Host and Origin where there is"
+        " no API key; repeat for more (comma-separated in the variable). Default: none.",
+    )
+    max_upload: Size = Field(
+        "512MiB", validate_default=True, description="Largest file that can be uploaded."
+    )
+    max_uploads: int = Field(8, ge=1, description="Files that can be uploaded at the same time.")
+    max_requests: int = Field(
+        1024, ge=1, description="Generations in flight for each engine; more are refused with 429."
+    )
+    request_timeout: float = Field(
+        600.0, gt=0, description="Seconds a generation may take, from its request to its last byte."
+    )
+    max_generated_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that one request may ask for: its choices (`n`) times `max_tokens`. Default: 32 times the "
+        "model's context.",
+    )
+    slow_reader_timeout: float = Field(
+        60.0, gt=0, description="Seconds in which a client must take some of its answer, else it is cut off."
+    )
+
+    @model_validator(mode="after")
+    def _check_key(self) -> Self:
+        if not self.is_loopback and self.api_key is None:
+            raise ValueError(
+                f"listening on {self.host} needs an API key: set TUNEWRIGHT_API_KEY, or listen on 127.0.0.1"
+            )
+        if self.api_key is not None:
+            _check_length(self.api_key.get_secret_value())
+        return self
+
+    _split_hosts = field_validator("allowed_host", mode="before")(split_commas)
+
+    _check_hosts = field_validator("allowed_host")(check_hosts)
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def _check_length(key: str) -> None:
+    if not key:
+        raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
+    if len(key) < _SHORTEST_KEY:
+        raise ValueError(
+            f"the API key has {len(key)} characters, and could be guessed: it needs {_SHORTEST_KEY}. Make one with"
+            " `openssl rand -hex 32`"
+        )
