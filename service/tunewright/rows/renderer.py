@@ -37,7 +37,7 @@ class Renderer:
         self._tokenizer = tokenizer
         folder = Path(tokenizer.name_or_path)
         # The part of vLLM's ModelConfig that its renderer reads; `hf_config` is for models without a template.
-        # Of those that name media, vLLM 0.26 reads the first two even where no message has any.
+        # vLLM 0.26 reads those about media even where no message has any.
         self._config: Any = SimpleNamespace(
             model=str(folder),
             tokenizer=str(folder),
@@ -51,7 +51,6 @@ class Renderer:
             multimodal_config=None,
             enable_prompt_embeds=False,
             hf_config=SimpleNamespace(model_type=None),
-            hf_text_config=SimpleNamespace(model_type=None),
         )
 
     def template(self, tools: list[dict[str, Any]] | None) -> str:
