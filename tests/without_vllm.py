@@ -37,6 +37,14 @@ def start_without_vllm(
     )  # fmt: skip
 
 
+def old_vllm(folder: Path, version: str) -> Path:
+    """A folder for Python's path, on which this version of vLLM seems to be installed."""
+    described = folder / f"vllm-{version}.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    return folder
+
+
 def wait_engine(service: Service, base: str = BASE) -> None:
     """Until the engine of `base` answers; others may never."""
     with service.client() as client:

@@ -25,7 +25,14 @@ from tunewright.api.gateway.proxy import Relay
 from tunewright.engine import http
 from tunewright.engine.client import probe
 from tunewright.engine.command import engine_environment
-from tunewright.engine.http import EngineBusy, EngineError, EngineHTTP, EngineRefused, read_error
+from tunewright.engine.http import (
+    EngineBusy,
+    EngineError,
+    EngineHTTP,
+    EngineRefused,
+    EngineUnwell,
+    read_error,
+)
 from tunewright.store.records import Engine
 from tunewright.store.store import Store
 
@@ -264,7 +271,7 @@ async def test_no_request_of_a_burst_fails_when_uvicorn_closes_idle_connections(
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(400, EngineRefused), (404, EngineRefused), (429, EngineBusy), (503, EngineBusy), (500, EngineError)],
+    [(400, EngineRefused), (404, EngineRefused), (429, EngineBusy), (503, EngineUnwell), (500, EngineError)],
 )
 async def test_an_error_says_whether_to_ask_again(
     socket: Path, status: int, error: type[EngineError]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.ids import new_id, path_name, result_file_id
+from tunewright.ids import path_name, result_file_id
 from tunewright.registry.workspace import Workspace, file_name
 
 BAD = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\n", " a", "-a", ".a", "a" * 129, "é"]
@@ -24,7 +24,8 @@ def test_an_id_of_a_database_that_is_no_name_of_a_file_is_refused(data: Workspac
 
 
 @pytest.mark.parametrize(
-    "id", ["file-rows", "a" * 64, "ftjob-Zk3mP0aY", new_id("export"), result_file_id("ftjob-x")]
+    "id",
+    ["file-rows", "a" * 64, "ftjob-Zk3mP0aY", "export-sed0WNH9XZK1tBEGQ1naUCYi", result_file_id("ftjob-x")],
 )
 def test_the_services_own_ids_are_names(id: str) -> None:
     assert path_name(id) == id

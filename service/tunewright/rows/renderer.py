@@ -37,6 +37,7 @@ class Renderer:
         self._tokenizer = tokenizer
         folder = Path(tokenizer.name_or_path)
         # The part of vLLM's ModelConfig that its renderer reads; `hf_config` is for models without a template.
+        # vLLM 0.26 reads those about media even where no message has any.
         self._config: Any = SimpleNamespace(
             model=str(folder),
             tokenizer=str(folder),
@@ -44,6 +45,9 @@ class Renderer:
             tokenizer_revision=None,
             code_revision=None,
             trust_remote_code=False,
+            allowed_local_media_path="",
+            allowed_media_domains=None,
+            is_multimodal_model=False,
             multimodal_config=None,
             enable_prompt_embeds=False,
             hf_config=SimpleNamespace(model_type=None),

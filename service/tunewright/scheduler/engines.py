@@ -18,6 +18,7 @@ from tunewright.engine.command import EngineOptions, engine_command, engine_envi
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
 from tunewright.engine.trust import trusts_code
+from tunewright.engine.versions import unsuited_vllm
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.workspace import Workspace
@@ -203,6 +204,10 @@ class EngineKeeper:
 
     def _start(self, served: Served, info: BaseInfo) -> None:
         assert served.source is not None, "its model was found"
+        unsuited = unsuited_vllm()
+        if unsuited is not None:
+            self._back_off(served, unsuited)
+            return
         name, options = served.name, served.options
         served.socket.unlink(missing_ok=True)
         log_file = self._log(served)
