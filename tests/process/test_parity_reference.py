@@ -75,7 +75,7 @@ def test_adapters_that_are_measured_together_do_not_mix(adapters: tuple[Path, Pa
     assert effect(one) != effect(other)
     assert max(map(abs, effect(one))) > 0.01
     assert [row.line for row in one.rows] == [1, 2, 3]
-    assert len(one.renderings) == 6, "each conversation, and its prompt alone"
+    assert len(one.renderings) == 3, "the request of each conversation"
     assert all(len(row.base) == len(row.tokens) - 1 for row in one.rows)
     assert (one.device, one.dtype) == ("cpu", "bfloat16")
     assert run(together[0]).returncode == 0, "what is there is not measured again"
