@@ -61,9 +61,9 @@ def examples(number: int) -> settings:
 
 
 def _is_text_after_all(case: Case) -> bool:
-    """Whether a form has null, which is invalid by the schema and is sent as the text `null`."""
+    """Whether a form has null, a number or a boolean, which is invalid by the schema and is sent as text."""
     is_form = case.media_type == "multipart/form-data" and isinstance(case.body, dict)
-    return is_form and any(value is None for value in case.body.values())
+    return is_form and any(isinstance(value, int | float | None) for value in case.body.values())
 
 
 class Fuzzer:
