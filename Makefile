@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-slots bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,7 +43,7 @@ test-fast: setup ## The tests that need no engine (about 7 minutes on 2 cores)
 test-engine: setup ## Only the tests that need a real vLLM, one after the other, since they use all cores
 	@$(BIN)/python -m pytest -m "engine and not soak and not gpu" tests/engine
 
-soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-slots ## All long tests
+soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots ## All long tests
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py
@@ -62,6 +62,10 @@ soak-upload: setup ## Uploads of 2 GB: refused or stored, with constant memory
 
 soak-bursts: setup ## 20 bursts of 256 requests, as far apart as idle connections are kept; with a stand-in for vLLM
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_bursts.py
+
+soak-clients: setup ## instructor, pydantic-ai, LangChain and lm-evaluation-harness against the service
+	@test -d $(VENV)/clients/lm_eval || $(BIN)/pip install -q --target $(VENV)/clients -r requirements/clients.txt
+	@TUNEWRIGHT_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest -q -s -m soak tests/soak/test_clients.py
 
 soak-slots: setup ## An answer keeps its adapter while vLLM moves it to other slots; and the fault of vLLM before 0.26
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_slot_layout.py
