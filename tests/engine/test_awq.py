@@ -27,7 +27,7 @@ from tunewright.evaluate.folder import Logprobs
 from tunewright.evaluate.streamed import streamed_model
 from tunewright.export.awq_quantizer import AwqQuantizer
 from tunewright.export.quantizer import QuantizeOptions, pack
-from tunewright.rows.chat import encode_chat
+from tunewright.rows.chat import ChatEncoder
 
 pytestmark = pytest.mark.engine
 EMBEDDED_MODEL = embedded_base_path()
@@ -37,7 +37,8 @@ DEMO = EMBEDDED_MODEL.parent / "demo"
 def rows(name: str, count: int) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
     lines = (DEMO / name).read_text().splitlines()[:count]
-    return [encode_chat(tokenizer, json.loads(line))[0].input_ids for line in lines]
+    encoder = ChatEncoder(tokenizer)
+    return [encoder.examples(json.loads(line))[0].input_ids for line in lines]
 
 
 @pytest.fixture(scope="module")

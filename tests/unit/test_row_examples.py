@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.jobs.failure import TrainingFailed  # noqa: E402
-from tunewright.rows.chat import encode_chat as all_examples  # noqa: E402
+from tunewright.rows.chat import ChatEncoder  # noqa: E402
 from tunewright.rows.dataset import tokenize_file  # noqa: E402
 from tunewright.rows.examples import IGNORED, Example, UnusableRow, encode_text  # noqa: E402
 from tunewright.rows.templates import check_template  # noqa: E402
@@ -100,7 +100,7 @@ def say(*turns: str, weights: dict[int, int] | None = None) -> dict[str, Any]:
 
 def encode_chat(tokenizer: Any, row: dict[str, Any]) -> Example:
     """Of a row that is one example."""
-    (example,) = all_examples(tokenizer, row)
+    (example,) = ChatEncoder(tokenizer).examples(row)
     return example
 
 
@@ -112,7 +112,7 @@ def with_template(tokenizer: Any, template: str, row: dict[str, Any]) -> Any:
 def all_with_template(tokenizer: Any, template: str, row: dict[str, Any]) -> list[Example]:
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        return all_examples(tokenizer, row)
+        return ChatEncoder(tokenizer).examples(row)
     finally:
         tokenizer.chat_template = before
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tunewright.errors import InvalidAdapter, quoted
+from tunewright.errors import InvalidAdapter, cut, quoted
 
 T = TypeVar("T")
 
@@ -316,5 +316,4 @@ def _match(pattern: dict[str, T], module: str, otherwise: T) -> T:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:100] + "..."
+    return cut(json.dumps(value), 100)

@@ -34,9 +34,8 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._renderer = Renderer(tokenizer)
-        self._tokens = SegmentTokenizer(
-            tokenizer
-        )  # of text that has its special tokens, as a chat request's has
+        # Of text that has its special tokens already, as a chat request's has.
+        self._tokens = SegmentTokenizer(tokenizer)
         self._stops = stop_tokens(tokenizer)
         self._special = frozenset(tokenizer.all_special_ids)
         self._seen_shapes: set[tuple[str, ...]] = set()
@@ -159,11 +158,6 @@ class ChatEncoder:
             return None
         after = self._tokens(text.rpartition(_PROBE)[2])
         return next((token for token in after if token in self._stops), None)
-
-
-def encode_chat(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[Example]:
-    """The examples of one row. For many rows, keep a ChatEncoder."""
-    return ChatEncoder(tokenizer).examples(row)
 
 
 def as_sent(message: Message) -> Message:

@@ -260,8 +260,7 @@ class EngineKeeper:
         try:
             answer = done.result()
         except EngineDead:
-            log_file = self._workspace.engine(served.name) / "engine.log"
-            self._died(served, f"its engine process ended: {last_error(log_file)}")
+            self._died(served, f"its engine process ended: {last_error(self._log(served))}")
             return
         if answer is not None:
             served.probes_failed = 0

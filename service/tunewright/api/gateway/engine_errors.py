@@ -11,7 +11,6 @@ from tunewright.api.gateway.routing import Target
 from tunewright.engine.http import read_error
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TunewrightError, UnsupportedFeature
 
-_LONGEST_MESSAGE = 2000
 _LONGEST_READ = 20_000
 """Characters of a message that are read: it may quote the whole body, several times."""
 _MOST_FAULTS = 50
@@ -64,22 +63,18 @@ def engine_error(
             f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
         )
     if status == 501:
-        return UnsupportedFeature(f"The engine does not offer this: {_cut(message)}")
+        return UnsupportedFeature(f"The engine does not offer this: {message}")
     if status >= 500:
-        return EngineUnavailable(LOST if is_dead(text) else f"The engine failed: {_cut(message)}")
+        return EngineUnavailable(LOST if is_dead(text) else f"The engine failed: {message}")
     if status == 404 and message == "Not Found":
         return UnsupportedFeature(
             f"The engine of {target.public_name} does not offer this route.", param="model"
         )
     if status == 404 and target.public_name in message:
-        return NotFound(_cut(message), param="model", code="model_not_found")
+        return NotFound(message, param="model", code="model_not_found")
     if status == 404:
-        return NotFound(_cut(message))
+        return NotFound(message)
     return _refusal(message, param, path, asked)
-
-
-def _cut(message: str) -> str:
-    return message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "..."
 
 
 def _refusal(message: str, param: str | None, path: str, asked: dict[str, Any]) -> InvalidRequest:
@@ -98,14 +93,14 @@ def _refusal(message: str, param: str | None, path: str, asked: dict[str, Any]) 
             param="tools",
         )
     if _TOO_LONG.search(message):
-        return InvalidRequest(_cut(message), param=text, code="context_length_exceeded")
+        return InvalidRequest(message, param=text, code="context_length_exceeded")
     if _PYTHON.search(message):
         return InvalidRequest(
             "A value of the request has a type that the engine does not take.",
             param=text if asked.get(text) is None else None,
         )
     kind = UnsupportedFeature if _UNSUPPORTED.search(message) else InvalidRequest
-    return kind(_cut(message), param=_param(param, message, text, asked))
+    return kind(message, param=_param(param, message, text, asked))
 
 
 def _param(param: str | None, message: str, text: str, asked: dict[str, Any]) -> str | None:
@@ -198,4 +193,4 @@ def _invalid(fault: _Fault, text: str) -> InvalidRequest:
         return InvalidRequest(f"Missing parameter: {place}.", param=place, code="missing_parameter")
     if fault.type == "extra_forbidden":
         return InvalidRequest(f"Unknown parameter: {place}.", param=place, code="unknown_parameter")
-    return InvalidRequest(f"Invalid {place or text}: {_cut(fault.message)}.", param=place or text)
+    return InvalidRequest(f"Invalid {place or text}: {fault.message}.", param=place or text)

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunewright.api.http.errors import error_response
 from tunewright.api.http.middleware import OPEN_PATHS, UPLOADS
-from tunewright.errors import Forbidden, InvalidRequest, TunewrightError
+from tunewright.errors import Forbidden, InvalidRequest, TunewrightError, cut
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 _NUMERIC = re.compile(r"[0-9.]+", re.ASCII)
@@ -56,9 +56,8 @@ class LocalMiddleware:
         refusal = self._requests.refusal(headers)
         if refusal is not None:
             return refusal
-        if (
-            scope["method"] != "POST"
-        ):  # pages can send other methods with a body after a preflight request only
+        # Pages can send other methods with a body after a preflight request only.
+        if scope["method"] != "POST":
             return None
         return wrong_type(headers, takes_form=(scope["method"], scope["path"]) in UPLOADS)
 
@@ -73,7 +72,7 @@ class LocalRequests:
         """The reason why the request is refused, by the names that its headers have."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            given = f"the Host {_quoted(', '.join(hosts))}" if hosts else "no Host"
+            given = f"the Host {cut(', '.join(hosts), _LONGEST_QUOTE)}" if hosts else "no Host"
             return Forbidden(
                 f"Without an API key the service answers to loopback names only, and the request has {given}: use "
                 "http://127.0.0.1, or start the service with a key (TUNEWRIGHT_API_KEY) or with --allowed-host NAME.",
@@ -81,7 +80,7 @@ class LocalRequests:
             )
         origins = headers.getlist("origin")
         if not all(map(self._is_our_origin, origins)):
-            given = f"from the origin {_quoted(', '.join(origins))}"
+            given = f"from the origin {cut(', '.join(origins), _LONGEST_QUOTE)}"
         elif "cross-site" in headers.getlist("sec-fetch-site") and not origins:
             given = "from another site's page"
         else:
@@ -113,8 +112,9 @@ def wrong_type(headers: Headers, *, takes_form: bool) -> TunewrightError | None:
     kind = given[0].partition(";")[0].strip() if len(given) == 1 else ""
     if _JSON.fullmatch(kind) or (takes_form and kind.lower() == "multipart/form-data"):
         return None
+    shown = cut(", ".join(given), _LONGEST_QUOTE) or "missing"
     return InvalidRequest(
-        f"The body is not read as JSON, since its Content-Type is {_quoted(', '.join(given)) or 'missing'}: send it "
+        f"The body is not read as JSON, since its Content-Type is {shown}: send it "
         "with the header Content-Type: application/json.",
         code="invalid_json",
     )
@@ -131,7 +131,3 @@ def _is_loopback(name: str) -> bool:
         return ipaddress.IPv6Address(name.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
-
-
-def _quoted(text: str) -> str:
-    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."
