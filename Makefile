@@ -33,10 +33,10 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-test: test-fast test-engine ## The whole suite, with a real vLLM (about 35 minutes on 2 cores)
+test: test-fast test-engine ## The whole suite, with a real vLLM (about 55 minutes on 2 cores)
 	@cd client && ../$(BIN)/python -m pytest -q
 
-test-fast: setup ## The tests that need no engine (about 7 minutes on 2 cores)
+test-fast: setup ## The tests that need no engine (about 15 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu" \
 	  -n 2 --dist loadfile --no-loadscope-reorder tests/process tests/unit tests/contract tests/abuse
 
