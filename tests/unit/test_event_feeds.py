@@ -108,6 +108,23 @@ async def test_a_job_is_polled_once_however_many_listen(store: Store, job: Job, 
     assert context.feeds.by_job == {}
 
 
+async def test_listeners_that_come_together_read_the_store_once(
+    store: Store, job: Job, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "_POLL", 10)
+    for number in range(20):
+        say(store, job, str(number))
+    listeners = [Listener() for _ in range(100)]
+    tasks = [asyncio.create_task(listener.listen(context, job)) for listener in listeners]
+    while not all(listener.text for listener in listeners):
+        await asyncio.sleep(0.01)
+    assert context.store.jobs.reads <= 3, "the newest events, the job, and what came meanwhile"
+    assert all(listener.messages == told(store, job) for listener in listeners)
+    for listener in listeners:
+        listener.leaves.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_no_listener_misses_an_event_or_gets_one_twice(
     store: Store, job: Job, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

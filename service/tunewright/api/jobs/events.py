@@ -82,7 +82,8 @@ async def events_stream(
 
     Raises InvalidRequest where that event does not exist, and TooManyRequests.
     """
-    await asyncio.to_thread(context.store.jobs.events, job.id, after=after, limit=1)
+    if after is not None:
+        await asyncio.to_thread(context.store.jobs.events, job.id, after=after, limit=1)
     return _EventStream(context.feeds.join(context.store.jobs, job.id), after, show)
 
 

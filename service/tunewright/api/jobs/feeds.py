@@ -51,8 +51,8 @@ class Feed:
 
     async def read(self, id: str | None) -> Sequence[JobEvent]:
         """Events after the one with this id, oldest first, from memory or from the store: none where there are none
-        yet."""
-        kept = self.after(id)
+        yet, or none are known."""
+        kept = self.after(id) if self._before is not _UNKNOWN else []
         if kept is not None:
             return kept
         found, _ = await asyncio.to_thread(
@@ -70,8 +70,10 @@ class Feed:
 
     async def _poll(self) -> None:
         try:
-            newest, _ = await asyncio.to_thread(self._jobs.events, self._job_id, after=None, limit=1)
-            self._before = cursor = newest[0].id if newest else None
+            newest, _ = await asyncio.to_thread(self._jobs.events, self._job_id, after=None, limit=_PAGE + 1)
+            cursor = newest[0].id if newest else None
+            self._before = newest[_PAGE].id if len(newest) > _PAGE else None
+            self._keep(newest[:_PAGE][::-1])
             self._tell()
             while not self.ended:
                 job = await asyncio.to_thread(self._jobs.get, self._job_id)
