@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 import zlib
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
@@ -32,6 +34,20 @@ _CONFIG = {
         "positive_data_acceptance": {"enabled": False},
     }
 }
+
+
+TRIED_THREE_TIMES = pytest.mark.flaky(reruns=2)
+"""For tests with bounds on time, which a busy machine may exceed: what a request causes, it causes each time."""
+
+
+@contextmanager
+def unharmed(log: Path) -> Iterator[None]:
+    """Assert that the log of a service gets no fault and no block of the event loop meanwhile."""
+    read = log.stat().st_size
+    yield
+    with log.open("rb") as file:
+        file.seek(read)
+        assert_unharmed(file.read().decode(errors="replace"))
 
 
 def assert_unharmed(log: str) -> None:

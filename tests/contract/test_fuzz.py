@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from schemathesis import Case
+from tests.engine.conftest import Service
 from tests.without_vllm import BASE, fill, start_without_vllm, wait_engine
 
 import fuzzing
@@ -16,17 +17,30 @@ import fuzzing
 schema = fuzzing.api()
 
 
+pytestmark = fuzzing.TRIED_THREE_TIMES
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data_dir: Path = tmp_path_factory.mktemp("fuzz") / "data"
     fill(data_dir)
     service = start_without_vllm(data_dir, "--base", "missing=/nowhere", "--deployable", "absent=/nowhere")
     try:
         wait_engine(service, BASE)
-        yield service.url
+        yield service
     finally:
         service.stop()
-    fuzzing.assert_unharmed(service.log.read_text())
+
+
+@pytest.fixture(autouse=True)
+def _unharmed(service: Service) -> Iterator[None]:
+    with fuzzing.unharmed(service.log):
+        yield
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> str:
+    return service.url
 
 
 @pytest.fixture(scope="module")
