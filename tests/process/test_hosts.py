@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from tests.engine.conftest import Service
+from tests.engine.conftest import Service, wait_until
 
 from uploads import started
 
@@ -67,7 +67,9 @@ def test_a_form_that_a_page_posts_changes_nothing_and_is_recorded(service: Servi
         connection.sendall(head + b"Connection: close\r\nx-request-id: form-1\r\n\r\n" + body)
         answer = connection.recv(65536)
     assert answer.split()[1] == b"400"
-    line = next(line for line in service.log.read_text().splitlines() if "form-1" in line)
+    line = wait_until(
+        lambda: next((line for line in service.log.read_text().splitlines() if "form-1" in line), None), 10
+    )
     record = json.loads(line.partition("tunewright.audit: ")[2])
     assert (record["event"], record["peer"], record["status"]) == ("change", "127.0.0.1", 400)
     assert (record["method"], record["route"]) == ("POST", "/v1/fine_tuning/jobs")
