@@ -36,6 +36,7 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, own or cores)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a service run in one worker; those of the largest groups come first."""
     for item in items:
