@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tunewright.rows.canonical import Row, RowKind
 from tunewright.rows.containers import Container, open_container
@@ -54,6 +54,19 @@ class FileReport:
     """Rows that are held out, of the reading's share."""
     nearest_place: float = 1.0
     """The smallest share that would hold out a row is above this."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The report of a file that is read by itself, without what a job holds out."""
+        return {
+            "container": self.container,
+            "format": self.format,
+            "kind": self.kind,
+            "rows": self.rows,
+            "problem": self.problem,
+            "faults": [{fault.unit: fault.place, "message": fault.message} for fault in self.faults],
+            "has_more_faults": self.has_more_faults,
+            "ignored_fields": list(self.ignored),
+        }
 
     @property
     def problem(self) -> str | None:
