@@ -280,7 +280,8 @@ def test_a_bad_first_row_does_not_decide_the_format(check: Any) -> None:
 def test_ten_faults_are_told_and_that_there_may_be_more(check: Any) -> None:
     with pytest.raises(InvalidData) as raised:
         check(lines(*[{}] * 12))
-    assert str(raised.value).count("line ") == 10
+    assert str(raised.value).count("; line ") == 9
+    assert str(raised.value).count("needs ") == 1, "a message is told once"
     assert str(raised.value).endswith("(and maybe more)")
     with pytest.raises(InvalidData) as few:
         check(lines(*[{}] * 9))

@@ -123,7 +123,7 @@ def inspect(file: BinaryIO, reading: Reading = _AS_IT_IS, most_rows: int | None 
                 ignored.update(converted.ignored)
             except RowFault as fault:
                 is_json = is_json or not isinstance(fault, NotJson)
-                report.faults.append(Fault(raw.place, str(fault), container.unit))
+                report.faults.append(_told_once(Fault(raw.place, str(fault), container.unit), report.faults))
                 report.has_more_faults = len(report.faults) >= MOST_FAULTS
                 if report.has_more_faults or raw.size > LONGEST_ROW:
                     break
@@ -137,6 +137,12 @@ def inspect(file: BinaryIO, reading: Reading = _AS_IT_IS, most_rows: int | None 
         report.refusal = "the file is empty: it has no rows"
     report.ignored = dict(sorted(ignored.items()))
     return report
+
+
+def _told_once(fault: Fault, earlier: list[Fault]) -> Fault:
+    """The fault, or a reference to an earlier one with the same message."""
+    same = next((one for one in earlier if one.message == fault.message), None)
+    return fault if same is None else Fault(fault.place, f"the same as {same.unit} {same.place}", fault.unit)
 
 
 def _converted(value: object, reading: Reading, container: Container) -> Converted:
