@@ -166,7 +166,7 @@ def test_a_file_comes_back_byte_for_byte(api: TestClient, data: Workspace) -> No
     shown = api.get(f"/v1/files/{id}").json()
     assert (shown["bytes"], shown["filename"], shown["purpose"]) == (len(content), "träin.jsonl", "fine-tune")
     assert (shown["object"], shown["status"]) == ("file", "error")
-    assert shown["status_details"].startswith("line 2: not UTF-8 text")
+    assert shown["status_details"].startswith("line 3: not UTF-8 text")
     answer = api.get(f"/v1/files/{id}/content")
     assert answer.content == content
     assert list(data.tmp.iterdir()) == []
