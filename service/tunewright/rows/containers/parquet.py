@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from tunewright.rows.containers.raw import Raw
 from tunewright.rows.faults import InvalidData, RowFault, listed
 
-_BATCH, _MOST_ROWS = 4 * 2**20, 1024
+_BATCH, _MOST_ROWS = 4 * 2**20, 256
 """Bytes, about, and rows that are decoded at a time."""
 _BUFFER = 2**20
 _DEEPEST = 100
@@ -34,6 +34,8 @@ def parquet_rows(file: BinaryIO, columns: Set[str] | None) -> Iterator[Raw]:
             for value, size in _values(batch):
                 number += 1
                 yield Raw(number, size, value)
+    except pyarrow.ArrowMemoryError:  # of a process with limits
+        raise
     except (
         pyarrow.ArrowException,
         OSError,
