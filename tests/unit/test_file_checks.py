@@ -7,13 +7,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from rows import engine_info
+from rows import create_job, engine_info
 from tunewright.api.files import checks
 from tunewright.api.files.checks import FileChecks
 from tunewright.api.http.app import build
@@ -22,13 +23,16 @@ from tunewright.config import Settings, embedded_base_path
 from tunewright.errors import InvalidAdapter, StorageFull, TooLarge
 from tunewright.kinds import FINE_TUNING
 from tunewright.kinds import data as kinds_data
-from tunewright.kinds.data import inspect_apart
+from tunewright.kinds.data import DataOptions, inspect_apart
 from tunewright.kinds.kind import JobRefused, Service
+from tunewright.plan.defaults import resolve
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.rows.formats import FileReport, Reading
 from tunewright.store.states import FileStatus
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingSpec
 
 BASE = "tunewright-tiny"
 
@@ -306,3 +310,27 @@ def test_a_share_that_holds_out_nothing_is_refused_with_one_that_would(
 def test_equal_rows_cannot_be_parted(api: TestClient, store: Store, data: Workspace) -> None:
     with pytest.raises(JobRefused, match=r"holds out none|none is left to train on"):
         validated(api, store, data, lines(*[chat(1)] * 50), validation_file="auto")
+
+
+def test_the_trainer_reads_both_parts_of_the_file_as_the_job_says(store: Store, data: Workspace) -> None:
+    asked = DataOptions(columns=COLUMNS, validation_share=0.2)
+    resolved = resolve(
+        tuning=TuningOptions(),
+        hyperparameters=HyperparameterOptions(),
+        rows=10,
+        context=64,
+        max_rank=8,
+        device="cpu",
+    )
+    created = create_job(store, request={"data": asked}, device="cpu", resolved=resolved)
+    service = Service(Settings(data_dir=data.path), store, data, on_gpu=False)
+    base = inspect_base(Settings().models.bases[0])
+    spec = FINE_TUNING.spec(service, created, base)
+    assert isinstance(spec, TrainingSpec)
+    assert spec.validation_file == spec.training_file
+    common = {"columns": COLUMNS, "held_out_share": 0.2, "alpaca": "chat"}
+    assert spec.reading == Reading(part="training", **common)
+    assert spec.validation_reading == Reading(part="held_out", **common)
+    without_template = FINE_TUNING.spec(service, created, replace(base, chat_template=None))
+    assert isinstance(without_template, TrainingSpec)
+    assert without_template.reading.alpaca == "template"
