@@ -169,15 +169,14 @@ def test_a_base_without_a_template(
     assert answered.endswith("matey!"), answered
 
 
-def test_bad_data_fails_the_job_with_its_line(client: Tunewright, tmp_path: Path) -> None:
+def test_a_job_on_bad_data_is_refused_with_the_line(client: Tunewright, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(
         '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}]}\n{"a": 1}\n'
     )
-    with pytest.raises(JobFailedError, match="line 2") as failed:
-        client.jobs.create(model=EMBEDDED_BASE, training_file=path).wait(timeout=60)
-    assert failed.value.job.error.code == "invalid_training_file"
-    assert failed.value.job.error.param == "training_file"
+    with pytest.raises(BadRequestError, match="line 2") as refused:
+        client.jobs.create(model=EMBEDDED_BASE, training_file=path)
+    assert (refused.value.code, refused.value.param) == ("invalid_training_file", "training_file")
 
 
 def test_jobs_queue_and_are_cancelled_in_every_state(

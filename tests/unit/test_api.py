@@ -165,7 +165,8 @@ def test_a_file_comes_back_byte_for_byte(api: TestClient, data: Workspace) -> No
     id = upload(api, content, "träin.jsonl")
     shown = api.get(f"/v1/files/{id}").json()
     assert (shown["bytes"], shown["filename"], shown["purpose"]) == (len(content), "träin.jsonl", "fine-tune")
-    assert (shown["object"], shown["status"]) == ("file", "processed")
+    assert (shown["object"], shown["status"]) == ("file", "error")
+    assert shown["status_details"].startswith("line 3: not UTF-8 text")
     answer = api.get(f"/v1/files/{id}/content")
     assert answer.content == content
     assert list(data.tmp.iterdir()) == []

@@ -346,9 +346,9 @@ def test_a_list_is_text_in_a_pipe_and_one_object_for_programs(run: Run, service:
     code, out, _ = run("files", "list", "--limit", "2")
     assert code == 0
     assert out.splitlines() == [
-        "ID\tNAME\tSIZE\tPURPOSE\tCREATED",
-        "file-0\ttrain.jsonl\t1.5 KiB\tfine-tune\t-",
-        "file-1\ttrain.jsonl\t1.5 KiB\tfine-tune\t-",
+        "ID\tNAME\tSIZE\tPURPOSE\tSTATUS\tFORMAT\tROWS\tCREATED",
+        "file-0\ttrain.jsonl\t1.5 KiB\tfine-tune\t-\t-\t-\t-",
+        "file-1\ttrain.jsonl\t1.5 KiB\tfine-tune\t-\t-\t-\t-",
     ]
     listed = json.loads(run("files", "list", "--limit", "2", "--json")[1])
     assert [item["id"] for item in listed["data"]] == ["file-0", "file-1"]
@@ -363,6 +363,76 @@ def test_a_terminal_gets_a_table(run: Run, service: FakeService, monkeypatch: py
     assert "━" in out or "─" in out
     assert "\x1b]0" not in out
     assert "[red]ready[/red]" in out
+
+
+def test_an_upload_tells_the_faults_of_a_file_with_their_lines(
+    run: Run, service: FakeService, tmp_path: Path
+) -> None:
+    local = tmp_path / "train.jsonl"
+    local.write_text("[\n")
+    faults = [
+        {"line": 3, "row": None, "message": "not valid JSON"},
+        {"line": None, "row": 4, "message": "empty"},
+    ]
+    report = {"container": "jsonl", "format": "alpaca", "kind": "chat", "rows": 4, "faults": faults}
+    faulty = {**file(1), "status": "error", "status_details": "line 3: ...", "report": report}
+    service.replies["POST", "/v1/files"] = 200, faulty
+    service.replies["GET", "/v1/files/file-1"] = 200, faulty
+    code, out, err = run("files", "upload", str(local))
+    assert (code, out.splitlines()[1].split("\t")[4:7]) == (0, ["error", "alpaca", "-"])
+    assert err.splitlines() == ["train.jsonl: line 3: not valid JSON", "train.jsonl: row 4: empty"]
+    code, out, _ = run("files", "show", "file-1")
+    assert "fault\tline 3: not valid JSON\nfault\trow 4: empty\n" in out
+    faulty["report"] = {**report, "faults": []}
+    assert run("files", "upload", str(local))[2] == "train.jsonl: line 3: ...\n"
+
+
+def test_an_upload_waits_until_a_large_file_is_checked(
+    run: Run, service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.cli.files._POLL_SECONDS", 0.01)
+    local = tmp_path / "train.jsonl"
+    local.write_text("{}\n")
+    service.replies["POST", "/v1/files"] = 200, {**file(1), "status": "uploaded", "report": None}
+    service.replies["GET", "/v1/files/file-1"] = 200, {**file(1), "status": "processed"}
+    code, out, err = run("files", "upload", str(local))
+    assert (code, out.splitlines()[1].split("\t")[4]) == (0, "processed")
+    assert "its rows are being checked" in err
+
+
+def test_data_is_checked_without_a_service(run: Run, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text('[{"question": "a", "answer": "b"}]')
+    bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    columns = ("--column", "prompt=question", "--column", "completion=answer")
+    code, out, _ = run("data", "check", str(good), *columns)
+    assert code == 0
+    assert "status\tprocessed\ncontainer\tjson\nformat\tprompt_completion\n" in out
+    code, out, _ = run("data", "check", str(bad))
+    assert (code, 'fault\tline 2: "completion" is missing\n' in out) == (1, True)
+    code, out, _ = run("data", "check", str(good), str(bad), "--json", "--validation-share", "0.5")
+    first, second = map(json.loads, out.splitlines())
+    assert (code, first["faults"][0]["row"], second["faults"]) == (
+        1,
+        1,
+        [{"line": 2, "message": '"completion" is missing'}],
+    )
+    assert second["held_out"] in (0, 1)
+    assert run("data", "check", str(good), "--column", "promt=question")[0] == 2
+
+
+def test_jobs_create_says_how_files_are_read(run: Run, service: FakeService) -> None:
+    args = ("jobs", "create", "--model", "tunewright-tiny", "--file", "file-1")
+    columns = ("--column", "prompt=question", "--column", "completion=answer")
+    assert run(*args, "--validation-file", "auto", "--validation-share", "0.1", *columns)[0] == 0
+    sent = service.body("POST", "/v1/fine_tuning/jobs")
+    assert sent["validation_file"] == "auto"
+    assert sent["data"] == {
+        "columns": {"prompt": "question", "completion": "answer"},
+        "validation_share": 0.1,
+    }
+    assert run(*args)[0] == 0
+    assert "data" not in service.body("POST", "/v1/fine_tuning/jobs")
 
 
 def test_files_go_up_and_come_down(run: Run, service: FakeService, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `data.formats` promises: every fault is reported with its line, and only InvalidData is raised."""
+"""What `rows.formats` promises: every fault is reported with its line, and only InvalidData is raised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewright.rows import formats
+from tunewright.rows.canonical import RowKind
+from tunewright.rows.containers import json_text
 from tunewright.rows.formats import DataFormat, InvalidData, check_file, read_rows
 
 USER = {"role": "user", "content": "hi"}
@@ -46,20 +47,20 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "NaN": (b'{"prompt": "x", "completion": NaN}', "NaN is not valid JSON"),
     "Infinity": (b'{"prompt": -Infinity}', "-Infinity is not valid JSON"),
     "a number too long for Python": (b'{"prompt": ' + b"1" * 5000 + b"}", "not valid JSON"),
-    "nested too deeply": (b"[" * 200_000 + b"]" * 200_000, "nested too deeply"),
+    "nested too deeply": (b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     "a list": ([1], "a row must be a JSON object, not a list"),
-    "a string": ("text", "a row must be a JSON object, not a string"),
+    "a string": ("a text", "a row must be a JSON object, not a string"),
     "null": (None, "a row must be a JSON object, not null"),
     "a number": (5, "a row must be a JSON object, not a number"),
     "true": (True, "a row must be a JSON object, not a boolean"),
-    "neither format": ({"text": "x"}, 'needs "messages", or "prompt" and "completion"; has "text"'),
+    "neither format": ({"words": "x"}, 'data.columns says what they are'),
     "an empty row": ({}, "has nothing"),
     "completion missing": ({"prompt": "x"}, '"completion" is missing'),
     "prompt missing": ({"completion": "x"}, '"prompt" is missing'),
     "prompt is a number": ({"prompt": 1, "completion": "x"}, '"prompt" must be a string, not a number'),
     "completion is null": ({"prompt": "x", "completion": None}, '"completion" must be a string, not null'),
     "nothing to learn": ({"prompt": "x", "completion": ""}, '"completion" is empty'),
-    "unknown text field": ({"prompt": "x", "completion": "y", "label": 1}, 'unknown field "label"'),
+    "unknown text field": ({"prompt": "x", "completion": "y", "score": 1}, 'unknown field "score"'),
     "unknown chat field": (chat(USER, ANSWER, extra=1), 'unknown field "extra"'),
     "no messages": (chat(), "at least one message"),
     "messages is an object": ({"messages": {}}, '"messages" must be a list'),
@@ -153,12 +154,17 @@ def test_a_fault_is_told_with_its_line(check: Any, name: str) -> None:
     ],
 )
 def test_good_chat_rows_are_taken(check: Any, row: Any) -> None:
-    assert check(lines(row)).format is DataFormat.CHAT
+    report = check(lines(row))
+    assert (report.format, report.kind) == (DataFormat.OPENAI_CHAT, RowKind.CHAT)
 
 
 def test_text_rows_are_taken_also_with_an_empty_prompt(check: Any) -> None:
     report = check(lines({"prompt": "", "completion": "x"}, {"prompt": "a", "completion": "b"}))
-    assert (report.format, report.rows) == (DataFormat.TEXT, 2)
+    assert (report.format, report.kind, report.rows) == (
+        DataFormat.PROMPT_COMPLETION,
+        RowKind.PROMPT_COMPLETION,
+        2,
+    )
 
 
 def test_bom_blank_lines_and_windows_line_ends_do_not_count(tmp_path: Path) -> None:
@@ -170,32 +176,30 @@ def test_bom_blank_lines_and_windows_line_ends_do_not_count(tmp_path: Path) -> N
     assert list(read_rows(path)) == [(1, GOOD), (4, GOOD)]
 
 
-NOT_JSONL = 'not JSONL: it needs one JSON object in each line, such as {"prompt": "2+2=", "completion": " 4"}'
+NOT_READ = (
+    "which is not read: give JSONL (one JSON object in each line), a JSON array of objects, CSV with a header, or "
+    "Parquet"
+)
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a PDF"),
-        (b"\x1f\x8b\x08\x00" + bytes(range(256)), "compressed with gzip"),
-        (b"PK\x03\x04\x14\x00\x06\x00[Content_Types].xml", "a zip archive or an Office document"),
-        (b"PAR1\x15\x04\x15", "a Parquet file"),
+        (b"PK\x03\x04\x14\x00\x06\x00[Content_Types].xml", "a zip archive or an Office document (unpack it)"),
+        (b"BZh91AY&SY", "compressed with bzip2 (use gzip)"),
         (json.dumps(GOOD).encode("utf-16"), "UTF-16 text"),
         (b"\x7fELF\x02\x01\x01\x00\x00", "a binary file"),
         (b"\x00" * 100, "a binary file"),
-        (json.dumps([GOOD, GOOD]).encode(), "a JSON array"),
-        (json.dumps([GOOD, GOOD], indent=2).encode(), "a JSON array"),
         (json.dumps(GOOD, indent=2).encode(), "JSON with objects over several lines"),
-        (b"prompt,completion\n2+2=,4\n", "plain text or CSV"),
-        (b'"prompt";"completion"\n"2+2=";"4"\n', "plain text or CSV"),
-        (b"Dear model,\n\nplease learn this.\n", "plain text or CSV"),
-        ("caf\xe9;1".encode("latin-1"), "plain text or CSV"),
+        (b"Dear model,\n\nplease learn this.\n", "plain text, or a table without a header"),
+        ("caf\xe9;1;1".encode("latin-1"), "plain text, or a table without a header"),
     ],
 )
 def test_a_file_of_another_kind_is_called_by_its_name(check: Any, content: bytes, kind: str) -> None:
     with pytest.raises(InvalidData) as raised:
         check(content)
-    assert str(raised.value) == f"the file is {kind}, {NOT_JSONL}"
+    assert str(raised.value) == f"the file is {kind}, {NOT_READ}"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_one_good_row_is_enough_to_be_jsonl(check: Any, content: bytes) -> None:
 
 
 def test_a_line_without_end_is_not_read_whole(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_LONGEST_LINE", 2**20)
+    monkeypatch.setattr(json_text, "LONGEST_ROW", 2**20)
     with pytest.raises(InvalidData) as raised:
         check(b'{"prompt": "' + b"x" * 3 * 2**20)
     assert str(raised.value) == "line 1: longer than 1 MiB"
@@ -224,14 +228,20 @@ MESSAGES = {  # in full, as a user reads them
     json.dumps(chat({"role": "bot", "content": "x"}, ANSWER)).encode(): (
         'line 1: messages[0].role must be one of system, developer, user, assistant, tool, function; got "bot"'
     ),
-    b'{"prompt": "x", "completion": "y", "label": 1}': (
-        'line 1: unknown field "label": such a row has "prompt" and "completion" only'
+    b'{"prompt": "x", "completion": "y", "score": 1}': (
+        'line 1: unknown field "score": such a row has "prompt" and "completion" only; to leave others out, name those '
+        "to use in data.columns"
     ),
     b'{"messages": [], "functions": []}': (
-        'line 1: unknown field "functions": such a row has "messages", "tools" and "parallel_tool_calls" only'
+        'line 1: unknown field "functions": such a row has "messages", "tools" and "parallel_tool_calls" only; to '
+        "leave others out, name those to use in data.columns"
     ),
-    b'{"text": "x"}': 'line 1: needs "messages", or "prompt" and "completion"; has "text"',
-    b"": "the file is empty: it needs one JSON object per line",
+    b'{"question": "x", "answer": "y"}': (
+        'line 1: needs "messages", or "prompt" and "completion", or the fields of another format that is known; has '
+        '"answer", "question". Of other columns, data.columns says what they are, such as '
+        '{"prompt": "question", "completion": "answer"}'
+    ),
+    b"": "the file is empty: it has no rows",
 }
 
 
@@ -255,7 +265,8 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 def test_one_format_in_a_file(check: Any) -> None:
     with pytest.raises(
-        InvalidData, match=r"^line 3: this row has the text format, the first one the chat format"
+        InvalidData,
+        match=r"^line 3: this row has the format prompt_completion \(.*\), the first one openai_chat \(",
     ):
         check(lines(GOOD, GOOD, {"prompt": "a", "completion": "b"}))
 
@@ -269,20 +280,25 @@ def test_a_bad_first_row_does_not_decide_the_format(check: Any) -> None:
 def test_ten_faults_are_told_and_that_there_may_be_more(check: Any) -> None:
     with pytest.raises(InvalidData) as raised:
         check(lines(*[{}] * 12))
-    assert str(raised.value).count("line ") == 10
+    assert str(raised.value).count("; line ") == 9
+    assert str(raised.value).count("needs ") == 1, "a message is told once"
     assert str(raised.value).endswith("(and maybe more)")
     with pytest.raises(InvalidData) as few:
         check(lines(*[{}] * 9))
     assert "maybe more" not in str(few.value)
 
 
+NAMES = [
+    "messages", "role", "content", "prompt", "completion", "tool_calls", "function", "label", "chosen", "rejected",
+    "conversations", "from", "value", "instruction", "input", "output", "history", "tools", "text", "preferred_output",
+    "non_preferred_output", "data",
+]  # fmt: skip
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["messages", "role", "content", "prompt", "completion", "tool_calls", "function"])
-            | st.text(max_size=4),
+            st.sampled_from(NAMES) | st.text(max_size=4),
             inner,
             max_size=3,
         )

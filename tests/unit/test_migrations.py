@@ -17,7 +17,7 @@ from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.store.database import Database, _alembic
 from tunewright.store.records import Lineage
 from tunewright.store.sqlite_file import sqlite_path
-from tunewright.store.states import JobPhase, JobState, ModelState, Source
+from tunewright.store.states import FileStatus, JobPhase, JobState, ModelState, Source
 from tunewright.store.store import Store
 
 JOB: dict[str, Any] = {
@@ -110,6 +110,24 @@ def test_models_of_the_first_version_get_their_lineage(old: Connection, url: str
     assert middle.lineage.metrics == {"train_loss": 9.0}
     assert orphan is not None
     assert orphan.lineage is None
+    store.close()
+
+
+def test_files_of_earlier_versions_are_to_be_checked(old: Connection, url: str) -> None:
+    file = {"filename": "a", "bytes": 1, "created_at": 1.0, "sha256": "1" * 64}
+    insert(old, "files", id="file-1", purpose="fine-tune", **file)
+    insert(old, "files", id="file-2", purpose="fine-tune-results", **file)
+    old.commit()
+    store = Store.open(url)
+    store.database.upgrade()
+    found = {record.id: (record.status, record.report) for record, _ in store.files.last_used()}
+    assert found == {"file-1": (FileStatus.UPLOADED, None), "file-2": (FileStatus.PROCESSED, None)}
+    assert [record.id for record in store.files.unchecked()] == ["file-1"]
+    checked = store.files.finish_check("file-1", FileStatus.ERROR, {"problem": "é"})
+    assert checked == store.files.get("file-1")
+    assert checked is not None
+    assert (checked.status, checked.report) == (FileStatus.ERROR, {"problem": "é"})
+    assert store.files.finish_check("file-none", FileStatus.ERROR, {}) is None
     store.close()
 
 

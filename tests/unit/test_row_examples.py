@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tunewright.jobs.failure import TrainingFailed  # noqa: E402
 from tunewright.rows.chat import ChatEncoder  # noqa: E402
 from tunewright.rows.dataset import tokenize_file  # noqa: E402
 from tunewright.rows.examples import IGNORED, Example, UnusableRow, encode_text  # noqa: E402
+from tunewright.rows.reading import Reading  # noqa: E402
 from tunewright.rows.templates import check_template  # noqa: E402
 
 SPECIAL = [
@@ -491,3 +493,52 @@ def test_a_large_file_is_encoded_on_all_cores_in_its_order(
     with pytest.raises(TrainingFailed, match=r"line 301: messages\[0\] answers nothing") as failed:
         tokenize_file(path, tokenizer, 64)
     assert failed.value.code == "invalid_training_file"
+
+
+# rows of other formats
+
+
+def test_rows_of_other_formats_are_trained_token_for_token_as_openais(tmp_path: Path) -> None:
+    """They become chat rows, which the engine's own code renders."""
+    said = [("Add 1 and 2.", "3"), ("And 3?", "6")]
+    rows = {
+        "openai": {
+            "messages": [
+                {"role": role, "content": text}
+                for pair in said
+                for role, text in zip(("user", "assistant"), pair, strict=True)
+            ]
+        },
+        "sharegpt": {
+            "conversations": [
+                {"from": name, "value": text}
+                for pair in said
+                for name, text in zip(("human", "gpt"), pair, strict=True)
+            ]
+        },
+        "alpaca": {"instruction": said[1][0], "output": said[1][1], "history": [list(said[0])]},
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_base_path())
+    found = {}
+    for name, row in rows.items():
+        path = tmp_path / name
+        path.write_text(json.dumps([row]))
+        found[name] = list(tokenize_file(path, tokenizer, 512).examples)
+    assert found["openai"] == found["sharegpt"] == found["alpaca"]
+    assert found["openai"][0].labels.count(IGNORED) < len(found["openai"][0].labels)
+
+
+def test_a_held_out_row_is_not_among_those_that_are_trained_on(tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_base_path())
+    rows = [{"prompt": f"{number}: ", "completion": "yes"} for number in range(100)]
+    path = tmp_path / "rows"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    training, held_out, whole = (
+        tokenize_file(path, tokenizer, 64, reading=Reading(part=part, held_out_share=0.2))
+        for part in ("training", "held_out", "all")
+    )
+    assert training.rows + held_out.rows == whole.rows == 200
+    assert held_out.rows > 0
+    assert not {tuple(e.input_ids) for e in training.examples} & {
+        tuple(e.input_ids) for e in held_out.examples
+    }

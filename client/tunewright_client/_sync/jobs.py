@@ -40,12 +40,15 @@ class Jobs(JobResource[Job]):
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
         chat_template: str | None = None,
+        data: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Create a fine-tuning job.
 
         - model: a base, or a fine-tuned model to continue from
-        - training_file, validation_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
+        - training_file, validation_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first;
+          "auto" as the validation file holds out a share of the training file
+        - data: how the files are read, such as {"columns": {"prompt": "question", "completion": "answer"}}
         - tuning: settings such as {"type": "lora", "rank": 16}; the service chooses the others
         - method, hyperparameters: the settings in OpenAI's form
         - suffix: a part of the new model's name
@@ -65,6 +68,7 @@ class Jobs(JobResource[Job]):
                 "seed": seed,
                 "metadata": metadata,
                 "chat_template": chat_template,
+                "data": data,
             },
         )
 

@@ -33,7 +33,18 @@ from .jobs import (
     Tuning,
     WorkRecord,
 )
-from .resources import Adapter, Component, Deleted, File, Lineage, Model, Parity, Ready
+from .resources import (
+    Adapter,
+    Component,
+    Deleted,
+    File,
+    FileFault,
+    FileReport,
+    Lineage,
+    Model,
+    Parity,
+    Ready,
+)
 
 __all__ = [
     "Adapter",
@@ -61,6 +72,8 @@ __all__ = [
     "ExportRecord",
     "ExportReport",
     "File",
+    "FileFault",
+    "FileReport",
     "HeldAdapter",
     "JobErrorInfo",
     "JobEvent",

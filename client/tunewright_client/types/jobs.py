@@ -143,6 +143,7 @@ class JobRecord(WorkRecord):
     tuning: Tuning | None = None
     training_file: str | None = None
     validation_file: str | None = None
+    data: dict[str, Any] | None = None
     result_files: list[str] = Field(default_factory=list)
     trained_tokens: int | None = None
     integrations: list[Any] | None = None

@@ -7,8 +7,43 @@ from pydantic import Field
 from .base import Wire
 
 
+class FileFault(Wire):
+    """A fault of a file, in a line (from 1) or, in a JSON array or Parquet, a row."""
+
+    line: int | None = None
+    row: int | None = None
+    message: str = ""
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line is not None else f"row {self.row}: "
+        return (place if self.line is not None or self.row is not None else "") + self.message
+
+
+class FileReport(Wire):
+    """What the service has found in the rows of a file.
+
+    - container: jsonl, json, csv or parquet, with .gz behind it where it is compressed
+    - format: the format of its rows, such as openai_chat, alpaca or sharegpt; kind: what they are for
+    - faults: up to ten; has_more_faults: whether there may be more
+    - ignored_fields: fields that have no meaning in the format
+    """
+
+    container: str | None = None
+    format: str | None = None
+    kind: str | None = None
+    rows: int = 0
+    faults: list[FileFault] = Field(default_factory=list)
+    has_more_faults: bool = False
+    ignored_fields: list[str] = Field(default_factory=list)
+
+
 class File(Wire):
-    """An uploaded or generated file. `bytes` is its size; `expires_at` is None where it does not expire."""
+    """An uploaded or generated file.
+
+    - bytes: its size; expires_at: None where it does not expire
+    - status: uploaded while its rows are being checked, then processed or error; status_details: what is wrong
+    - report: what was found; None before, for results, and from older servers
+    """
 
     id: str
     object: str = "file"
@@ -17,6 +52,8 @@ class File(Wire):
     filename: str = ""
     purpose: str = ""
     status: str | None = None
+    status_details: str | None = None
+    report: FileReport | None = None
     expires_at: int | None = None
 
 

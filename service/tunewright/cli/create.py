@@ -41,6 +41,15 @@ class KeyValue(click.ParamType[Any]):
         return key, text
 
 
+class LocalUploadedOrAuto(LocalOrUploaded):
+    """The same, or `auto`."""
+
+    name = "PATH|FILE_ID|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        return "auto" if value == "auto" else super().convert(value, param, ctx)
+
+
 FILE = LocalOrUploaded()
 _TYPES = click.Choice(["lora", "qlora", "full"])
 
@@ -56,9 +65,20 @@ _TYPES = click.Choice(["lora", "qlora", "full"])
 @click.option("--model", "-m", required=True, help="The base, or a fine-tuned model to continue from.")
 @click.option(
     "--file", "-f", "--training-file", "training_file", type=FILE, required=True,
-    help="JSONL to train on: a file here, which is uploaded, or an uploaded file's id.",
+    help="Rows to train on: a file here, which is uploaded, or an uploaded file's id.",
 )  # fmt: skip
-@click.option("--validation-file", type=FILE, help="Held-out JSONL, for the validation loss.")
+@click.option(
+    "--validation-file", type=LocalUploadedOrAuto(),
+    help="Held-out rows, for the validation loss; auto: a share of the training file, which is not trained on.",
+)  # fmt: skip
+@click.option(
+    "--validation-share", type=click.FloatRange(0, 0.5, min_open=True),
+    help="The share that --validation-file auto holds out.  [default: 0.05]",
+)  # fmt: skip
+@click.option(
+    "--column", "columns", type=KeyValue(), multiple=True, metavar="FIELD=COLUMN",
+    help="The column of the files for a field, such as prompt=question; may be repeated.",
+)  # fmt: skip
 @click.option(
     "--type", "tuning_type", type=_TYPES,
     help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",
@@ -89,6 +109,8 @@ def create(
     model: str,
     training_file: str | Path,
     validation_file: str | Path | None,
+    validation_share: float | None,
+    columns: tuple[tuple[str, str], ...],
     tuning_type: str | None,
     older_type: str | None,
     epochs: int | None,
@@ -116,11 +138,13 @@ def create(
         "rank": rank,
         "use_dora": use_dora or None,
     }
+    data = {"columns": dict(columns) or None, "validation_share": validation_share}
     job = remote.client.jobs.create(
         model,
         training_file,
         validation_file,
         tuning={name: value for name, value in options.items() if value is not None} or None,
+        data={name: value for name, value in data.items() if value} or None,
         suffix=suffix,
         seed=seed,
         metadata=dict(metadata) or None,

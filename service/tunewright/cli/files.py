@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ import click
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import page_size, size, when
 from tunewright_client import File
+
+_POLL_SECONDS = 1.0
 
 
 @click.group(cls=Commands)
@@ -27,18 +30,43 @@ def files() -> None:
 )
 @on_service
 def upload(remote: Remote, paths: tuple[Path, ...]) -> None:
-    """Upload JSONL files, for jobs to train on.
+    """Upload files for jobs to train on: JSONL, a JSON array, CSV or Parquet, also gzipped.
 
-    Rows are `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`; they are checked when a job uses
-    them.
+    Their rows are checked; what is wrong with them is told with its line. `tunewright data check` checks files
+    before they are uploaded.
     """
     uploaded = []
     for path in paths:
-        uploaded.append(remote.client.files.upload(path))
+        uploaded.append(_checked(remote, remote.client.files.upload(path)))
         if remote.out.as_json:
             remote.out.json(uploaded[-1])
+        for problem in _problems(uploaded[-1]):
+            remote.out.note(f"{path.name}: {problem}")
     if not remote.out.as_json:
         remote.out.table(_COLUMNS, map(_row, uploaded))
+
+
+def _checked(remote: Remote, file: File) -> File:
+    """The file, once the service has checked it."""
+    told = False
+    while file.status == "uploaded":
+        if not told:
+            remote.out.note(f"{file.filename}: its rows are being checked; Ctrl-C leaves that to the service")
+            told = True
+        time.sleep(_POLL_SECONDS)
+        file = remote.client.files.retrieve(file.id)
+    return file
+
+
+def _problems(file: File) -> list[str]:
+    """What is wrong with a file, a line for each fault."""
+    if file.status != "error":
+        return []
+    faults = file.report.faults if file.report else []
+    problems = [str(fault) for fault in faults] or [file.status_details or "it cannot be used"]
+    if file.report and file.report.has_more_faults:
+        problems.append("there may be more faults")
+    return problems
 
 
 @files.command(
@@ -54,11 +82,45 @@ def list_files(remote: Remote, purpose: str | None, limit: int) -> None:
     )
 
 
-_COLUMNS = ["ID", "NAME", "SIZE", "PURPOSE", "CREATED"]
+_COLUMNS = ["ID", "NAME", "SIZE", "PURPOSE", "STATUS", "FORMAT", "ROWS", "CREATED"]
 
 
 def _row(file: File) -> tuple[object, ...]:
-    return file.id, file.filename, size(file.bytes), file.purpose, when(file.created_at)
+    report = file.report
+    rows = report.rows if report and file.status == "processed" else None
+    return (
+        file.id, file.filename, size(file.bytes), file.purpose, file.status, report.format if report else None, rows,
+        when(file.created_at),
+    )  # fmt: skip
+
+
+@files.command(epilog=examples("tunewright files show file-7aZkQ3vJ0c9yW2mXb4LrTn5e"))
+@click.argument("file_id")
+@on_service
+def show(remote: Remote, file_id: str) -> None:
+    """Show one file: its format, its rows, and what is wrong with them."""
+    file = remote.client.files.retrieve(file_id)
+    if remote.out.as_json:
+        remote.out.json(file)
+        return
+    report = file.report
+    remote.out.fields(
+        [
+            ("id", file.id),
+            ("name", file.filename),
+            ("size", size(file.bytes)),
+            ("purpose", file.purpose),
+            ("status", file.status),
+            ("container", report.container if report else None),
+            ("format", report.format if report else None),
+            ("rows for", report.kind if report else None),
+            ("rows", report.rows if report and file.status == "processed" else None),
+            ("ignored fields", ", ".join(report.ignored_fields) or None if report else None),
+            *[("fault", problem) for problem in _problems(file)],
+            ("created", when(file.created_at)),
+            ("expires", when(file.expires_at)),
+        ]
+    )
 
 
 @files.command(

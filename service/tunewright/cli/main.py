@@ -18,6 +18,7 @@ from tunewright.cli.adapters import adapters
 from tunewright.cli.aliases import aliases
 from tunewright.cli.backup import backup, restore
 from tunewright.cli.chat import chat
+from tunewright.cli.data import data
 from tunewright.cli.demo import demo
 from tunewright.cli.deployments import deployments
 from tunewright.cli.exports import exports
@@ -69,7 +70,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, jobs, exports, files, adapters, models, aliases, deployments, chat, backup, restore,
+    demo, status, jobs, exports, files, data, adapters, models, aliases, deployments, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

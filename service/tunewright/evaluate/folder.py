@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.atomic import write_atomically
+from tunewright.rows.reading import Reading
 
 NO_ROOM = 75
 """Exit code of a reference process that found no device with room for the base (EX_TEMPFAIL)."""
@@ -45,7 +46,9 @@ class ParitySpec(BaseModel):
     """The template with which the adapter was trained; None: that of the base."""
     rows_from: RowsFrom
     rows_file: str | None = None
-    """Chat or text rows; None: the built-in probes."""
+    """A data file; None: the built-in probes."""
+    reading: Reading = Reading()
+    """How that file is read."""
     rows: int
     """How many rows are used, from the first on."""
     four_bit: bool = False

@@ -188,7 +188,7 @@ def _tokenized(
 
 def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tuple[int, dict[str, Any]]]:
     file = Path(spec.rows_file) if spec.rows_file is not None else None
-    return rows_or_probes(file, as_chat=tokenizer.chat_template is not None)
+    return rows_or_probes(file, as_chat=tokenizer.chat_template is not None, reading=spec.reading)
 
 
 def _request(encoder: ChatEncoder, line: int, row: dict[str, Any]) -> Rendering | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.evaluate.folder import RowsFrom
+from tunewright.rows.reading import Reading
 
 Format = Literal["merged", "awq", "adapter"]
 CombineMethod = Literal["linear", "ties", "dare", "soup"]
@@ -36,7 +37,8 @@ class Rows(BaseModel):
     """The rows on which the quality is measured."""
 
     file: str | None
-    """Chat or text rows; None: the built-in probes."""
+    """A data file; None: the built-in probes."""
+    reading: Reading = Reading()
     rows_from: RowsFrom
     count: int
     """How many rows are used, from the first on."""
@@ -46,6 +48,7 @@ class Calibration(BaseModel):
     """The calibration text of the quantizer."""
 
     file: str
+    reading: Reading = Reading()
     rows: int
     group_size: int
 

@@ -1,24 +1,139 @@
-"""Checks the data files of jobs."""
+"""Checks the data files of jobs, in processes with limits: the files come from users."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO, Literal
 
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.errors import InvalidAdapter, TooLarge
 from tunewright.kinds.kind import JobRefused
-from tunewright.rows.formats import DataFormat, FileSummary, InvalidData, check_file
+from tunewright.registry.apart import call_apart
+from tunewright.rows.canonical import RowKind
+from tunewright.rows.formats import FileReport, inspect
+from tunewright.rows.reading import Reading
+
+_SECONDS, _BYTES_PER_SECOND = 60, 2**19
+"""Processor time of a check, and beside it a second for so many bytes: rows take a second for some 15 MiB, and a
+compressed file is many times its size."""
+_METHODS = {
+    RowKind.CHAT: "supervised",
+    RowKind.PROMPT_COMPLETION: "supervised",
+    RowKind.PREFERENCE: "dpo",
+    RowKind.LABELLED: "kto",
+    RowKind.TEXT: "continued pre-training",
+}
+"""The method that learns from each kind of rows."""
+OFFERED = frozenset({"supervised"})
 
 
-def check_data(path: Path, param: str, chat_template: str | None, base: str) -> FileSummary:
-    """Check a file whose chat rows will be rendered with `chat_template`. Raises JobRefused."""
+class DataOptions(BaseModel):
+    """How a job's files are read: `data` of its request."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    columns: dict[str, str] | None = None
+    tags: dict[str, str] | None = None
+    alpaca: Literal["auto", "chat", "template"] = "auto"
+    """auto: chat where the base has a chat template, or the job brings one."""
+    validation_share: float | None = None
+    """The share of the training file that is held out for validation; None: a file of its own, or nothing."""
+
+    def reading(self, has_template: bool, part: Literal["all", "training", "held_out"] = "all") -> Reading:
+        alpaca = ("chat" if has_template else "template") if self.alpaca == "auto" else self.alpaca
+        share = self.validation_share or 0.0
+        return Reading(
+            columns=self.columns,
+            tags=self.tags,
+            alpaca=alpaca,
+            part=part if share else "all",
+            held_out_share=share,
+        )
+
+
+def inspect_apart(file: BinaryIO, reading: Reading, most_rows: int | None = None) -> FileReport:
+    """`rows.formats.inspect` in a process of its own. Raises EngineUnavailable where none could be started."""
+    seconds = _SECONDS + Path(f"/proc/self/fd/{file.fileno()}").stat().st_size // _BYTES_PER_SECOND
     try:
-        summary = check_file(path)
-    except InvalidData as error:
-        raise JobRefused(f"invalid_{param}", str(error), param) from error
-    if summary.format is DataFormat.CHAT and not chat_template:
+        return call_apart(inspect, [file], reading, most_rows, seconds=seconds)
+    except TooLarge:
+        return FileReport(refusal="a part of the file takes too much memory to read: make its rows shorter")
+    except InvalidAdapter:  # what any call is answered that was ended
+        return FileReport(
+            refusal=f"reading the file took more than {seconds} s of processor time, or ended the process that read "
+            "it: it is damaged, or made to take long"
+        )
+
+
+def why_unusable(format: str, kind: str, method: str = "supervised") -> str | None:
+    """Why a method cannot learn from rows of this kind; None where it can."""
+    able = _METHODS[RowKind(kind)]
+    if able == method:
+        return None
+    offer = "" if able in OFFERED else ", which is not offered yet"
+    usable = " or ".join(one.value for one, by in _METHODS.items() if by == method)
+    return (
+        f"the file has {kind} rows (format {format}), which the method {method} cannot learn from; {able} "
+        f"could{offer}. {method} needs {usable} rows: where the file has columns for them, name those in data.columns"
+    )
+
+
+def check_data(
+    path: Path,
+    param: str,
+    chat_template: str | None,
+    base: str,
+    data: DataOptions | None = None,
+) -> FileReport:
+    """Check a file whose chat rows will be rendered with `chat_template`. Raises JobRefused."""
+    reading = (data or DataOptions()).reading(bool(chat_template))
+    code = f"invalid_{param}"
+    try:
+        with path.open("rb") as file:
+            report = inspect_apart(file, reading)
+    except OSError as error:
+        raise JobRefused(code, f"the file cannot be read: {error.strerror}", param) from error
+    if report.problem is not None:
+        raise JobRefused(code, report.problem, param)
+    assert report.format is not None and report.kind is not None, "it has rows"
+    if why := why_unusable(report.format, report.kind):
+        raise JobRefused(code, why, param)
+    if report.kind is RowKind.CHAT and not chat_template:
         raise JobRefused(
-            f"invalid_{param}",
+            code,
             f"base {base} has no chat template, so it cannot train on chat data: give the job a `chat_template`, or "
             "use prompt/completion rows",
             param,
         )
-    return summary
+    return report
+
+
+def describe(report: FileReport) -> str:
+    """The rows of a file without faults, in a few words."""
+    text = f"{report.rows} rows, {report.format}"
+    if report.kind is not None and report.kind.value != report.format:
+        text += f" read as {report.kind}"
+    if report.held_out:
+        text += f", {report.held_out} of them held out"
+    if report.ignored:
+        text += f"; without a meaning there, and left out: {', '.join(list(report.ignored)[:5])}"
+    return text
+
+
+def check_held_out(report: FileReport, share: float) -> None:
+    """Raises JobRefused where one of the parts is empty."""
+    if report.held_out == report.rows:
+        raise JobRefused(
+            "invalid_training_file",
+            f"of the {report.rows} rows all would be held out, and none is left to train on: lower "
+            "data.validation_share, or give a validation file (rows of the same content are held out together)",
+            "validation_file",
+        )
+    if not report.held_out:
+        raise JobRefused(
+            "invalid_validation_file",
+            f"the share {share:g} of {report.rows} rows holds out none: give a validation file, or a "
+            f"data.validation_share above {report.nearest_place:.4f}",
+            "validation_file",
+        )

@@ -52,15 +52,18 @@ _changing = threading.Lock()
 _helper: _Helper | None = None
 
 
-def call_apart(function: Callable[..., T], files: Sequence[BinaryIO], *args: Any) -> T:
+def call_apart(
+    function: Callable[..., T], files: Sequence[BinaryIO], *args: Any, seconds: int | None = None
+) -> T:
     """`function(*files, *args)` in a process of its own; the files have descriptors, and the rest can be pickled.
+    `seconds`: processor time that it may take, if not what is usual for the size of the files.
 
     Blocks until it has ended, or others have. Raises what it raises; InvalidAdapter where it took too long or crashed;
     TooLarge where it took too much memory.
     """
     descriptors = [file.fileno() for file in files]
     size = sum(os.fstat(descriptor).st_size for descriptor in descriptors)
-    seconds = _SECONDS + size // _BYTES_PER_SECOND
+    seconds = seconds or _SECONDS + size // _BYTES_PER_SECOND
     call = pickle.dumps((function, args, seconds))
     with _places, _connect() as connection:
         connection.settimeout(_WALL * seconds + 10)

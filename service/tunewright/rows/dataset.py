@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.rows.examples import IGNORED, Example, Row, UnusableRow, encode_text
 from tunewright.rows.formats import read_rows
+from tunewright.rows.reading import Reading
 
 if TYPE_CHECKING:
     from tunewright.rows.chat import ChatEncoder
@@ -89,6 +90,7 @@ def tokenize_file(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
+    reading: Reading = Reading(),
     truncation: str = "truncate",
     what: str = "training_file",
     on_row: Callable[[], None] = lambda: None,
@@ -101,7 +103,7 @@ def tokenize_file(
     examples = []
     too_long: dict[int, int] = {}
     rows = truncated = dropped = 0
-    for line, found in _encoded(path, tokenizer, what):
+    for line, found in _encoded(path, reading, tokenizer, what):
         on_row()
         rows += 1
         for example in found:
@@ -126,18 +128,18 @@ def tokenize_file(
 
 
 def _encoded(
-    path: Path, tokenizer: PreTrainedTokenizerBase, what: str
+    path: Path, reading: Reading, tokenizer: PreTrainedTokenizerBase, what: str
 ) -> Iterator[tuple[int, list[Example]]]:
     """(line, examples) of each row, in their order; on all cores where the file is large."""
     encoder = RowEncoder(tokenizer)
     cores = len(os.sched_getaffinity(0))
     if cores == 1 or path.stat().st_size < _LARGE:
-        for line, row in read_rows(path):
+        for line, row in read_rows(path, reading):
             yield line, encoder.examples(row, what, line)
         return
     encoder.prepare()
     with multiprocessing.get_context("fork").Pool(cores, _use, (encoder, what)) as pool:
-        yield from pool.imap(_encode, read_rows(path), chunksize=_CHUNK)
+        yield from pool.imap(_encode, read_rows(path, reading), chunksize=_CHUNK)
 
 
 _of_this_process: tuple[RowEncoder, str]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.rows.formats import read_rows
+from tunewright.rows.reading import Reading
 
 _TALKS = (
     (
@@ -46,6 +47,8 @@ def probes(as_chat: bool) -> list[dict[str, Any]]:
     return [{"prompt": f"{asked}\n", "completion": said} for asked, said in _TALKS]
 
 
-def rows_or_probes(file: Path | None, *, as_chat: bool) -> Iterable[tuple[int, dict[str, Any]]]:
+def rows_or_probes(
+    file: Path | None, *, as_chat: bool, reading: Reading
+) -> Iterable[tuple[int, dict[str, Any]]]:
     """(line, row) of a file, or of the probes where no file is given."""
-    return read_rows(file) if file is not None else enumerate(probes(as_chat), 1)
+    return read_rows(file, reading) if file is not None else enumerate(probes(as_chat), 1)

@@ -21,7 +21,10 @@ from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
 from tunewright.errors import StorageFull
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
+from tunewright.kinds.data import DataOptions
+from tunewright.kinds.fine_tuning.models import FineTuningRequest
 from tunewright.registry.workspace import Workspace
+from tunewright.rows.reading import Reading
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
@@ -185,7 +188,8 @@ class ParityChecker:
 
     def _spec(self, one: PendingCheck, engine: EngineInfo, device: str) -> ParitySpec:
         assert engine.path is not None, "an engine that was ready has one"
-        rows_from, file = self._rows(one)
+        has_template = one.model.chat_template is not None or engine.has_chat_template
+        rows_from, file, reading = self._rows(one, has_template)
         spec = ParitySpec(
             base=BaseSpec(
                 path=str(engine.path),
@@ -198,6 +202,7 @@ class ParityChecker:
             chat_template=one.model.chat_template,
             rows_from=rows_from,
             rows_file=str(self._workspace.file(file)) if file else None,
+            reading=reading,
             rows=self._settings.parity.parity_rows,
             four_bit=one.model.method is ModelMethod.QLORA,
         )
@@ -205,16 +210,22 @@ class ParityChecker:
         content = content_of_check(one.model, engine, spec, record.sha256 if record else file)
         return spec.model_copy(update={"content": content})
 
-    def _rows(self, one: PendingCheck) -> tuple[RowsFrom, str | None]:
-        """The id of the validation file of the adapter's job, else of its training file, where it still exists; None
-        for the built-in probes."""
+    def _rows(self, one: PendingCheck, has_template: bool) -> tuple[RowsFrom, str | None, Reading]:
+        """The id of the file with the validation rows of the adapter's job, else of its training file, where it still
+        exists, and how it is read; None for the built-in probes."""
         if one.job is not None:
-            roles: tuple[RowsFrom, ...] = ("validation_file", "training_file")
-            for role in roles:
-                id = one.job.file(role)
+            asked = one.job.request
+            data = asked.data if isinstance(asked, FineTuningRequest) else DataOptions()
+            training = one.job.file("training_file")
+            held_out = training if data.validation_share else one.job.file("validation_file")
+            roles: tuple[tuple[RowsFrom, str | None], ...] = (
+                ("validation_file", held_out),
+                ("training_file", training),
+            )
+            for role, id in roles:
                 if id is not None and self._workspace.file(id).is_file():
-                    return role, id
-        return "probes", None
+                    return role, id, data.reading(has_template, "held_out")
+        return "probes", None, Reading()
 
     def _watch_reference(self, waiting: dict[str, PendingCheck]) -> None:
         ended = self._references.watch()

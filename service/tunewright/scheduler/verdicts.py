@@ -95,7 +95,7 @@ def content_of_check(model: TunedModel, engine: EngineInfo, spec: ParitySpec, ro
         "weights": model.sha256,
         "base": model.base_fingerprint,
         "engine": [engine.device.partition(":")[0], engine.quantization],
-        "rows": [spec.rows_from, rows_sha256, spec.rows, spec.base.context],
+        "rows": [spec.rows_from, rows_sha256, spec.reading.model_dump(), spec.rows, spec.base.context],
         "chat_template": spec.chat_template,
         "four_bit": spec.four_bit,
         "versions": _versions(),

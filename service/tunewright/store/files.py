@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import case, delete, func, insert, select
+from sqlalchemy import case, delete, func, insert, select, update
 
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_file
 from tunewright.store.paging import page
 from tunewright.store.records import FileRecord
+from tunewright.store.states import FileStatus
 from tunewright.store.tables import files, job_inputs, jobs
 
 
@@ -27,7 +29,9 @@ class FileStore:
         sha256: str,
         created_at: float,
         expires_at: float | None = None,
+        status: FileStatus = FileStatus.PROCESSED,
     ) -> FileRecord:
+        """`status`: UPLOADED where its rows are to be checked."""
         with self._database.begin() as connection:
             row = connection.execute(
                 insert(files)
@@ -39,10 +43,24 @@ class FileStore:
                     sha256=sha256,
                     created_at=created_at,
                     expires_at=expires_at,
+                    status=status,
                 )
                 .returning(files)
             ).one()
         return FileRecord(**row._mapping)
+
+    def finish_check(self, id: str, status: FileStatus, report: dict[str, Any]) -> FileRecord | None:
+        """Record what the check of a file has found. None where the file was deleted meanwhile."""
+        changed = update(files).where(files.c.id == id).values(status=status, report=report).returning(files)
+        with self._database.begin() as connection:
+            row = connection.execute(changed).one_or_none()
+        return FileRecord(**row._mapping) if row else None
+
+    def unchecked(self) -> Sequence[FileRecord]:
+        """The files whose rows are to be checked, oldest first."""
+        query = select(files).where(files.c.status == FileStatus.UPLOADED).order_by(files.c.seq)
+        with self._database.read() as connection:
+            return [FileRecord(**row._mapping) for row in connection.execute(query)]
 
     def get(self, id: str) -> FileRecord | None:
         with self._database.read() as connection:
@@ -85,7 +103,7 @@ class FileStore:
                 func.max(uses.c.needed).label("needed"),
             )
             .outerjoin(uses, uses.c.file == files.c.id)
-            .group_by(*files.c)
+            .group_by(files.c.seq)
             .order_by(files.c.seq)
         )
         with self._database.read() as connection:

@@ -15,6 +15,7 @@ from tunewright.store.states import (
     DeploymentState,
     Desired,
     EngineState,
+    FileStatus,
     JobPhase,
     JobState,
     ModelKind,
@@ -36,6 +37,12 @@ class FileRecord:
     created_at: float
     expires_at: float | None
     """When the retention removes it, unless an unfinished job needs it; None: never for its age."""
+    status: FileStatus = FileStatus.PROCESSED
+    report: dict[str, Any] | None = None
+    """What the check of its rows has found (`rows.formats.FileReport.as_json`); None before, and for results."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", FileStatus(self.status))
 
 
 @dataclass(frozen=True)

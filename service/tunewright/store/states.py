@@ -5,6 +5,17 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+class FileStatus(StrEnum):
+    """OpenAI's words for whether the rows of a file were checked."""
+
+    UPLOADED = "uploaded"
+    """They are being checked, or will be."""
+    PROCESSED = "processed"
+    """They have no fault; or the file has results, and no rows."""
+    ERROR = "error"
+    """The file cannot be used as it is."""
+
+
 class JobState(StrEnum):
     """The state of a job, in the words of OpenAI's fine-tuning jobs."""
 

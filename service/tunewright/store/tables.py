@@ -33,6 +33,8 @@ files = Table(
     Column("sha256", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=True),
+    Column("status", String(16), nullable=False, server_default="processed"),
+    Column("report", JSON),  # of the check of its rows (`rows.formats.FileReport`)
 )
 
 jobs = Table(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.jobs.folder import Outcome
 from tunewright.plan.defaults import Resolved
+from tunewright.rows.reading import Reading
 
 
 class TrainingSpec(BaseModel):
@@ -23,7 +24,11 @@ class TrainingSpec(BaseModel):
     parent_adapter: str | None = None
     """The PEFT folder of an adapter to continue from."""
     training_file: str
+    reading: Reading = Reading()
+    """How the training file is read."""
     validation_file: str | None = None
+    """May be the training file, of which `validation_reading` then reads another part."""
+    validation_reading: Reading = Reading()
     chat_template: str | None = None
     """Replaces the model's own."""
     seed: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tunewright.api.exports.schemas import CreateExport
 from tunewright.api.http.context import ServiceContext
@@ -12,6 +13,7 @@ from tunewright.api.jobs.creation import check_training_file, create_once
 from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound, quoted
 from tunewright.evaluate.folder import RowsFrom
 from tunewright.kinds import EXPORT
+from tunewright.kinds.data import DataOptions
 from tunewright.kinds.export.models import (
     CALIBRATION_FILE,
     SOURCE,
@@ -20,6 +22,7 @@ from tunewright.kinds.export.models import (
     ExportRequest,
     SourceModel,
 )
+from tunewright.kinds.fine_tuning.models import FineTuningRequest
 from tunewright.registry.awq_check import check_awq
 from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import check_mergeable, merge_only
@@ -61,15 +64,15 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
     source = _source(context, body)
     notes = _check_adapters(context, body, source)
     group_size = _check_awq(body, source)
-    calibration, validation, rows_from = _files(context, body, source)
-    if body.format == "awq" and calibration is None:
+    rows = _rows(context, body, source)
+    if body.format == "awq" and rows.calibration is None:
         raise InvalidRequest(
             f"Quantizing looks at text like what the model will see, and {body.model or 'the first of `models`'} has "
             "no training file here: upload some rows and give them as `calibration_file`.",
             param="calibration_file",
             code="missing_parameter",
         )
-    if rows_from == "training_file":
+    if rows.rows_from == "training_file":
         notes.append(
             "The quality is measured on rows that were trained on: give a `validation_file` for held-out ones."
         )
@@ -79,7 +82,10 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
         "adapter": None,
     }
     first = source.first
-    files = {CALIBRATION_FILE: calibration if body.format == "awq" else None, VALIDATION_FILE: validation}
+    files = {
+        CALIBRATION_FILE: rows.calibration if body.format == "awq" else None,
+        VALIDATION_FILE: rows.validation,
+    }
     inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
     inputs += [JobInput(SOURCE, sha256=model.sha256) for model in source.models]
     return NewJob(
@@ -95,7 +101,9 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
             calibration_rows=body.calibration_rows if body.format == "awq" else None,
             group_size=group_size,
             rows=body.validation_rows,
-            rows_from=rows_from,
+            rows_from=rows.rows_from,
+            calibration_data=rows.calibration_data,
+            validation_data=rows.validation_data,
             max_kl=body.max_kl if body.max_kl is not None else bounds[body.format],
             force=body.force,
             notes=notes,
@@ -272,25 +280,38 @@ def _check_awq(body: CreateExport, source: _Source) -> int | None:
 # the rows
 
 
-def _files(
-    context: ServiceContext, body: CreateExport, source: _Source
-) -> tuple[str | None, str | None, RowsFrom]:
-    """The calibration file, the validation file, and the origin of the validation rows. Raises InvalidRequest."""
+class _Rows(NamedTuple):
+    """The files of an export, how they are read, and the origin of the validation rows."""
+
+    calibration: str | None
+    calibration_data: DataOptions
+    validation: str | None
+    validation_data: DataOptions
+    rows_from: RowsFrom
+
+
+_BY_THEMSELVES = DataOptions()
+
+
+def _rows(context: ServiceContext, body: CreateExport, source: _Source) -> _Rows:
+    """Raises InvalidRequest."""
     for param in ("calibration_file", "validation_file"):
         id = getattr(body, param)
         if id is not None:
             check_training_file(context, param, id)
-    trained_on, held_out = _files_of(context, source)
+    trained_on, held_out, data = _files_of(context, source)
     calibration = body.calibration_file or trained_on
-    if body.validation_file or held_out:
-        return calibration, body.validation_file or held_out, "validation_file"
-    if trained_on:
-        return calibration, trained_on, "training_file"
-    return calibration, None, "probes"
+    calibration_data = _BY_THEMSELVES if body.calibration_file else data
+    if body.validation_file:
+        return _Rows(calibration, calibration_data, body.validation_file, _BY_THEMSELVES, "validation_file")
+    if held_out:
+        return _Rows(calibration, calibration_data, held_out, data, "validation_file")
+    return _Rows(calibration, calibration_data, trained_on, data, "training_file" if trained_on else "probes")
 
 
-def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None]:
-    """The training and validation file of the first exported model whose job still has one; None for deleted files."""
+def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None, DataOptions]:
+    """The training and validation file of the first exported model whose job still has one, and how they are read; None
+    for deleted files."""
     for model in source.models:
         job = context.store.jobs.get(model.job_id) if model.job_id else None
         if job is not None:
@@ -299,5 +320,7 @@ def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str
                 for id in (job.file("training_file"), job.file("validation_file"))
             ]
             if any(existing):
-                return existing[0], existing[1]
-    return None, None
+                data = job.request.data if isinstance(job.request, FineTuningRequest) else _BY_THEMSELVES
+                held_out = existing[0] if data.validation_share else existing[1]
+                return existing[0], held_out, data
+    return None, None, _BY_THEMSELVES

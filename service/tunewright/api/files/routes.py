@@ -26,6 +26,7 @@ from tunewright.errors import (
 )
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
+from tunewright.store.states import FileStatus
 from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=FormRoute)
@@ -39,7 +40,7 @@ _OTHER_PURPOSES = frozenset({"assistants", "batch", "vision", "user_data", "eval
 async def upload(
     context: Context,
     fault: FormFault,
-    file: Annotated[UploadFile, File(description="JSONL: chat rows, or prompt and completion rows.")],
+    file: Annotated[UploadFile, File(description="JSONL, a JSON array, CSV or Parquet.")],
     purpose: Annotated[str, Form(description="`fine-tune`.", json_schema_extra={"enum": ["fine-tune"]})],
     anchor: Annotated[Literal["created_at"] | None, Form(alias=_ANCHOR, description="`created_at`.")] = None,
     seconds: Annotated[
@@ -47,7 +48,8 @@ async def upload(
         Form(alias=_SECONDS, ge=3600, le=2_592_000, description="From the anchor until the file expires."),
     ] = None,
 ) -> FileObject:
-    """The bytes are kept as they are; their rows are checked when a job uses them."""
+    """The bytes are kept as they are, and their rows are checked: before the answer where the file is small, else while
+    its `status` is `uploaded`."""
     if fault is not None:
         raise fault
     _check_purpose(purpose)
@@ -55,7 +57,7 @@ async def upload(
         missing = _ANCHOR if anchor is None else _SECONDS
         raise InvalidRequest(f"Missing parameter: {missing}.", param=missing, code="missing_parameter")
     record = await context.slow.run(_keep, context, file.file, _name(file.filename), purpose, seconds)
-    return FileObject.of(record)
+    return FileObject.of(await context.checks.checked(context.store, context.workspace, record))
 
 
 def _check_purpose(purpose: str) -> None:
@@ -107,6 +109,7 @@ def _keep(
                     sha256=digest.hexdigest(),
                     created_at=created_at,
                     expires_at=None if seconds is None else int(created_at) + seconds,
+                    status=FileStatus.UPLOADED,
                 )
             except StorageFull:
                 context.workspace.file(id).unlink()

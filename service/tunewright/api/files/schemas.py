@@ -7,7 +7,35 @@ from typing import Literal
 from pydantic import Field
 
 from tunewright.store.records import FileRecord
+from tunewright.store.states import FileStatus
 from tunewright.wire import Wire
+
+
+class Fault(Wire):
+    """A fault of a file."""
+
+    line: int | None = Field(None, description="Its line, from 1.")
+    row: int | None = Field(None, description="Its row, from 1, in a JSON array or Parquet.")
+    message: str
+
+
+class FileReport(Wire):
+    """What the check of a file has found. Fields that were not found out are null."""
+
+    container: str | None = Field(
+        description="jsonl, json, csv or parquet; the first three with .gz where the file is compressed."
+    )
+    format: str | None = Field(
+        description="openai_chat, openai_preference, prompt_completion, alpaca, sharegpt, trl_preference, trl_kto or "
+        "text."
+    )
+    kind: str | None = Field(
+        description="What the rows are for: chat, prompt_completion, preference, labelled or text."
+    )
+    rows: int = Field(description="Those that were read: all, unless there are too many faults.")
+    faults: list[Fault] = Field(description="Up to ten.")
+    has_more_faults: bool = Field(description="Whether there may be more.")
+    ignored_fields: list[str] = Field(description="Fields or columns of rows that have no meaning.")
 
 
 class FileObject(Wire):
@@ -24,7 +52,12 @@ class FileObject(Wire):
     purpose: str = Field(
         description="`fine-tune` for uploads, `fine-tune-results` for a job's metrics (CSV)."
     )
-    status: Literal["processed"] = "processed"
+    status: FileStatus = Field(
+        description="uploaded: its rows are being checked. error: it cannot be used as it is, only with `data.columns` "
+        "that say what its columns are."
+    )
+    status_details: str | None = Field(description="What is wrong, in one line.")
+    report: FileReport | None = Field(description="null until it was checked, and for results.")
     sha256: str
 
     @classmethod
@@ -36,5 +69,10 @@ class FileObject(Wire):
             expires_at=None if record.expires_at is None else int(record.expires_at),
             filename=record.filename,
             purpose=record.purpose,
+            status=record.status,
+            status_details=record.report.get("problem") if record.report else None,
+            report=FileReport(**{k: v for k, v in record.report.items() if k in FileReport.model_fields})
+            if record.report
+            else None,
             sha256=record.sha256,
         )

@@ -6,6 +6,7 @@ import json
 import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
+from tunewright.api.fine_tuning.data import data_options
 from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
@@ -33,9 +34,11 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
 
 
 def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
-    for param, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
+    data = data_options(body.data, body.validation_file)
+    validation_file = None if data.validation_share else body.validation_file
+    for param, id in (("training_file", body.training_file), ("validation_file", validation_file)):
         if id is not None:
-            check_training_file(context, param, id)
+            check_training_file(context, param, id, data)
     if body.chat_template is not None and (why := check_template(body.chat_template)):
         raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
     tuning = body.tuning or Tuning()
@@ -47,7 +50,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
     _check_rank(context, base, tuning)
-    files = {TRAINING_FILE: body.training_file, VALIDATION_FILE: body.validation_file}
+    files = {TRAINING_FILE: body.training_file, VALIDATION_FILE: validation_file}
     inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
     if parent is not None:
         inputs.append(JobInput(PARENT, sha256=parent.sha256))
@@ -57,6 +60,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         request=FineTuningRequest(
             model=body.model,
             suffix=body.suffix,
+            data=data,
             chat_template=body.chat_template or (parent.chat_template if parent else None),
             hyperparameters=HyperparameterOptions(**_hyperparameters(body).model_dump()),
             tuning=TuningOptions(**tuning.model_dump()),

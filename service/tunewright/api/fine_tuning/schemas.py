@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
+from tunewright.api.fine_tuning.data import AUTO, Data
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
@@ -115,7 +116,11 @@ class CreateJob(Body):
         description="A named base, or a finished adapter or model (`ft:...`) to continue from.",
     )
     training_file: str = Field(max_length=64, description="Id of an uploaded file.")
-    validation_file: Annotated[str, Field(max_length=64)] | None = None
+    validation_file: Annotated[str, Field(max_length=64)] | None = Field(
+        None,
+        description="Id of an uploaded file; `auto`: a share of the training file, which is not trained on.",
+    )
+    data: Data | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
     suffix: str | None = Field(
@@ -190,7 +195,8 @@ class JobObject(Wire):
     hyperparameters: Hyperparameters
     method: Method
     training_file: str
-    validation_file: str | None
+    validation_file: str | None = Field(description="`auto`: a share of the training file.")
+    data: dict[str, Any] = Field(description="How the files are read, as in the request.")
     result_files: list[str]
     trained_tokens: int | None
     error: JobError | None
@@ -231,7 +237,8 @@ class JobObject(Wire):
             hyperparameters=shown,
             method=Method(supervised=Supervised(hyperparameters=shown)),
             training_file=training_file,
-            validation_file=job.file(VALIDATION_FILE),
+            validation_file=AUTO if request.data.validation_share else job.file(VALIDATION_FILE),
+            data=request.data.model_dump(),
             result_files=[result_file_id(job.id)] if job.state is JobState.SUCCEEDED else [],
             trained_tokens=job.result.trained_tokens if isinstance(job.result, FineTuningResult) else None,
             error=JobError.of(job.error),

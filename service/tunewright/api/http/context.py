@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from tunewright.api.files.checks import FileChecks
 from tunewright.api.http.threads import Threads
 from tunewright.api.jobs.feeds import Feeds
 from tunewright.config import Settings
@@ -33,6 +34,8 @@ class ServiceContext:
     """The events of jobs that are listened to."""
     slow: Threads = field(default_factory=lambda: Threads("uploads and registrations", 16, most=64))
     """For what takes long, since files are stored, fetched or checked."""
+    checks: FileChecks = field(default_factory=FileChecks)
+    """The rows of uploaded files are checked."""
 
 
 async def _context(request: Request) -> ServiceContext:

@@ -60,6 +60,7 @@ def main() -> int:
     tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
+    server.app.state.context.checks.resume(store, workspace)
     web = web_server(server.app, settings.server, heartbeat.beat)
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)

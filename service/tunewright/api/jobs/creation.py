@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, TooManyRequests, quoted
+from tunewright.kinds.data import DataOptions, inspect_apart, why_unusable
 from tunewright.store.records import Job, NewJob
 from tunewright.wire import Body
 
 _REPEAT_SECONDS = 5.0
 """An identical request without an Idempotency-Key within this time is a repeat: OpenAI's client retries without one."""
+_FIRST_ROWS = 100
+"""Rows that are read when a request says how: the others are when the job is validated."""
 _RETRY_AFTER = 30.0
 """Seconds after which a client may retry where the queue was full."""
 
@@ -52,8 +56,11 @@ def _check_queue(context: ServiceContext) -> None:
         )
 
 
-def check_training_file(context: ServiceContext, param: str, id: str) -> None:
-    """Raises InvalidRequest where the file does not exist, or has another purpose than fine-tune."""
+def check_training_file(
+    context: ServiceContext, param: str, id: str, data: DataOptions | None = None
+) -> None:
+    """Raises InvalidRequest where the file does not exist, has another purpose than fine-tune, or cannot be used as far
+    as that is known: its check, or with `data` its first rows, found faults or rows of the wrong kind."""
     record = context.store.files.get(id)
     if record is None:
         raise InvalidRequest(
@@ -61,3 +68,23 @@ def check_training_file(context: ServiceContext, param: str, id: str) -> None:
         )
     if record.purpose != "fine-tune":
         raise InvalidRequest(f"File {id} is for {record.purpose}, not for fine-tune.", param=param)
+    if data is not None and (data.columns is not None or data.tags is not None):
+        report = _first_rows(context, id, data)
+    else:
+        report = record.report
+    if report is None:
+        return
+    why = report["problem"]
+    if why is None and report["kind"] is not None:
+        why = why_unusable(report["format"], report["kind"])
+    if why is not None:
+        raise InvalidRequest(f"File {id} cannot be used: {why}", param=param, code=f"invalid_{param}")
+
+
+def _first_rows(context: ServiceContext, id: str, data: DataOptions) -> dict[str, Any] | None:
+    """The report of the first rows of a file; None where it was deleted."""
+    try:
+        with context.workspace.file(id).open("rb") as file:
+            return inspect_apart(file, data.reading(True), _FIRST_ROWS).as_json()
+    except FileNotFoundError:
+        return None

@@ -57,8 +57,9 @@ class Export(Kind):
                 "model",
             )
         template = request.chat_template or base.chat_template
+        data = {CALIBRATION_FILE: request.calibration_data, VALIDATION_FILE: request.validation_data}
         checked = [
-            f"{role} {check_data(service.workspace.file(id), role, template, base.name).rows} rows"
+            f"{role} {check_data(service.workspace.file(id), role, template, base.name, data[role]).rows} rows"
             for role in (CALIBRATION_FILE, VALIDATION_FILE)
             if (id := job.file(role)) is not None
         ]
@@ -80,6 +81,7 @@ class Export(Kind):
         ]
         full_model = service.workspace.artifacts.local(sources[0]) if sources and not adapters else None
         calibration, validation = job.file(CALIBRATION_FILE), job.file(VALIDATION_FILE)
+        has_template = bool(request.chat_template or base.chat_template)
         return ExportSpec(
             job_id=job.id,
             model=_name(job),
@@ -98,6 +100,7 @@ class Export(Kind):
             device=job.device.split(":")[0],
             calibration=Calibration(
                 file=str(service.workspace.file(calibration)),
+                reading=request.calibration_data.reading(has_template, "training"),
                 rows=request.calibration_rows or 0,
                 group_size=request.group_size or 0,
             )
@@ -105,6 +108,7 @@ class Export(Kind):
             else None,
             rows=Rows(
                 file=str(service.workspace.file(validation)) if validation else None,
+                reading=request.validation_data.reading(has_template, "held_out"),
                 rows_from=request.rows_from,
                 count=request.rows,
             ),

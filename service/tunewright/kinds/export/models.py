@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.evaluate.folder import RowsFrom
 from tunewright.export.folder import CombineMethod, Format
+from tunewright.kinds.data import DataOptions
 from tunewright.wire import Wire
 
 CALIBRATION_FILE, VALIDATION_FILE, SOURCE = "calibration_file", "validation_file", "source"
@@ -51,6 +52,9 @@ class ExportRequest(BaseModel):
     rows: int
     """Number of rows on which the quality is measured."""
     rows_from: RowsFrom
+    calibration_data: DataOptions = DataOptions()
+    validation_data: DataOptions = DataOptions()
+    """How the files are read: those of a fine-tuning job as it has read them."""
     max_kl: float | None = None
     force: bool = False
     notes: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunewright.engine.trust import trusts_code
 from tunewright.jobs.folder import JobFolder
-from tunewright.kinds.data import check_data
+from tunewright.kinds.data import check_data, check_held_out, describe
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
     TRAINING_FILE,
@@ -42,20 +42,24 @@ class FineTuning(Kind):
             )
         template = request.chat_template or base.chat_template
         reports = {
-            role: check_data(service.workspace.file(id), role, template, base.name)
+            role: check_data(service.workspace.file(id), role, template, base.name, request.data)
             for role in (TRAINING_FILE, VALIDATION_FILE)
             if (id := job.file(role)) is not None
         }
         report = reports[TRAINING_FILE]
+        rows = report.rows
+        if request.data.validation_share:
+            check_held_out(report, request.data.validation_share)
+            rows -= report.held_out
         resolved = resolve(
             tuning=request.tuning,
             hyperparameters=request.hyperparameters,
-            rows=report.rows,
+            rows=rows,
             context=base.context,
             max_rank=_max_rank(service, job.base),
             device="cuda" if service.on_gpu else "cpu",
         )
-        summary = f"Files validated ({report.rows} rows, {report.format.value})"
+        summary = f"Files validated ({describe(report)})"
         if resolved.use_dora:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
         return Validated(resolved, summary)
@@ -68,6 +72,9 @@ class FineTuning(Kind):
         training, validation = job.file(TRAINING_FILE), job.file(VALIDATION_FILE)
         assert training is not None, "every job has a training file"
         is_full = resolved.type == "full"
+        has_template = bool(request.chat_template or base.chat_template)
+        if request.data.validation_share:
+            validation = training
         return TrainingSpec(
             job_id=job.id,
             base_name=base.name,
@@ -76,7 +83,9 @@ class FineTuning(Kind):
             trust_remote_code=trusts_code(service.settings.models, service.store, base.name),
             parent_adapter=str(parent) if parent and not is_full else None,
             training_file=str(service.workspace.file(training)),
+            reading=request.data.reading(has_template, "training"),
             validation_file=str(service.workspace.file(validation)) if validation else None,
+            validation_reading=request.data.reading(has_template, "held_out"),
             chat_template=request.chat_template,
             seed=job.seed,
             device=job.device.split(":")[0],

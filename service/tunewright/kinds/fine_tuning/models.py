@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.kinds import JobResult
+from tunewright.kinds.data import DataOptions
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
@@ -22,6 +23,7 @@ class FineTuningRequest(BaseModel):
     """The name in the request: a base, or the model from which training continues."""
     suffix: str | None = None
     chat_template: str | None = None
+    data: DataOptions = DataOptions()
     method: Literal["supervised"] = "supervised"
     """OpenAI's method."""
     hyperparameters: HyperparameterOptions = HyperparameterOptions()

@@ -37,6 +37,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         Path(spec.training_file),
         tokenizer,
         tuning.max_length,
+        reading=spec.reading,
         truncation=tuning.truncation,
         on_row=heartbeat.beat,
     )
@@ -46,6 +47,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
             Path(spec.validation_file),
             tokenizer,
             tuning.max_length,
+            reading=spec.validation_reading,
             truncation=tuning.truncation,
             what="validation_file",
             on_row=heartbeat.beat,

@@ -1,0 +1,76 @@
+"""What can be wrong with a data file, and how messages name it. Imports nothing of the service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LONGEST_ROW = 32 * 2**20
+"""Bytes (of text, characters) of a row; longer ones are refused, so that no reader needs more memory."""
+
+
+class InvalidData(Exception):
+    """The file cannot be used; the message names the lines."""
+
+
+class RowFault(Exception):
+    """A fault in a row; the message says which."""
+
+
+class NotJson(RowFault):
+    """The row is not JSON."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault and its place: `place` counts from 1, in `unit` (`line` or `row`)."""
+
+    place: int
+    message: str
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.place}: {self.message}"
+
+
+def json_type(value: object) -> str:
+    """What messages call the type of a value, with its article."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def listed(names: Iterable[object]) -> str:
+    """Up to five names, in quotes."""
+    return ", ".join(json.dumps(str(name)[:40]) for name in sorted(names, key=str)[:5]) or "nothing"
+
+
+def _refuse_constant(name: str) -> object:
+    raise RowFault(f"{name} is not valid JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def parse_json(text: str) -> object:
+    """A row's JSON. Raises NotJson, and RowFault for what other parsers refuse."""
+    try:
+        return _decode(text)
+    except json.JSONDecodeError as error:
+        raise NotJson(
+            f"not valid JSON ({error.msg} at column {error.colno}); the file must be JSONL"
+        ) from None
+    except RecursionError:
+        raise RowFault("nested too deeply") from None
+    except ValueError as error:  # an integer with more digits than Python parses
+        raise RowFault(f"not valid JSON ({error})") from None
+
+
+def check_encodable(row: object) -> None:
+    """Raise RowFault for half of a surrogate pair, which is valid JSON but cannot be tokenized."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RowFault("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    except RecursionError:
+        raise RowFault("nested too deeply") from None

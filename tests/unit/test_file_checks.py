@@ -1,0 +1,336 @@
+"""The check of uploaded files, and what jobs may do with files of each status."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from rows import create_job, engine_info
+from tunewright.api.files import checks
+from tunewright.api.files.checks import FileChecks
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
+from tunewright.config import Settings, embedded_base_path
+from tunewright.errors import InvalidAdapter, StorageFull, TooLarge
+from tunewright.kinds import FINE_TUNING
+from tunewright.kinds import data as kinds_data
+from tunewright.kinds.data import DataOptions, inspect_apart
+from tunewright.kinds.kind import JobRefused, Service
+from tunewright.plan.defaults import resolve
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.registry.bases import inspect_base
+from tunewright.registry.workspace import Workspace
+from tunewright.rows.formats import FileReport, Reading
+from tunewright.store.states import FileStatus
+from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingSpec
+
+BASE = "tunewright-tiny"
+
+
+async def _control(_: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def api(built: dict[str, Any], store: Store, data: Workspace) -> TestClient:
+    settings = Settings(data_dir=data.path, base=[f"{BASE}={embedded_base_path()}"])
+    store.engines.declare([BASE])
+    store.engines.starting(BASE, "/tmp/s", engine_info(path=embedded_base_path()))
+    if not built:
+        built["server"], _ = build(settings, store)
+    built["server"].app.state.context = ServiceContext(settings, store, data, _control)
+    return TestClient(built["server"].app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def chat(number: int) -> dict[str, Any]:
+    said = [("user", f"What is {number}?"), ("assistant", str(number))]
+    return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+
+CHAT = lines(*map(chat, range(200)))
+PREFERENCE = lines({"prompt": "a", "chosen": "b", "rejected": "c"})
+GSM8K = lines(*({"question": f"What is {n}?", "answer": str(n)} for n in range(200)))
+
+
+def upload(api: TestClient, content: bytes) -> dict[str, Any]:
+    answer = api.post("/v1/files", files={"file": ("rows", content)}, data={"purpose": "fine-tune"})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def job(api: TestClient, content: bytes, **more: Any) -> Any:
+    body = {"model": BASE, "training_file": upload(api, content)["id"], **more}
+    return api.post("/v1/fine_tuning/jobs", json=body)
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 30) -> Any:
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+    return found
+
+
+# the check
+
+
+def test_the_answer_to_the_upload_of_a_small_file_has_its_format_and_rows(api: TestClient) -> None:
+    file = upload(api, gzip.compress(CHAT))
+    assert (file["status"], file["status_details"]) == ("processed", None)
+    assert file["report"] == {
+        "container": "jsonl.gz", "format": "openai_chat", "kind": "chat", "rows": 200, "faults": [],
+        "has_more_faults": False, "ignored_fields": [],
+    }  # fmt: skip
+    assert api.get(f"/v1/files/{file['id']}").json() == file
+    assert api.get("/v1/files").json()["data"][0] == file
+
+
+def test_the_faults_of_a_file_are_its_status(api: TestClient) -> None:
+    file = upload(api, CHAT + lines({"messages": []}) + b"[\n")
+    assert file["status"] == "error"
+    assert file["status_details"].startswith('line 201: "messages" must be a list')
+    assert [fault["line"] for fault in file["report"]["faults"]] == [201, 202]
+    rows = upload(api, json.dumps([chat(1), {"messages": []}]).encode())
+    assert [(fault["line"], fault["row"]) for fault in rows["report"]["faults"]] == [(None, 2)]
+    whole = upload(api, b"%PDF-1.7")
+    assert (whole["status"], whole["report"]["faults"]) == ("error", [])
+    assert whole["status_details"].startswith("the file is a PDF")
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Checks wait for this event."""
+    event = threading.Event()
+
+    def wait_first(*args: Any) -> FileReport:
+        event.wait(30)
+        return inspect_apart(*args)
+
+    monkeypatch.setattr(checks, "inspect_apart", wait_first)
+    yield event
+    event.set()
+
+
+def test_a_large_file_is_answered_at_once_and_checked_afterwards(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, held: threading.Event
+) -> None:
+    monkeypatch.setattr(checks, "SMALL", 100)
+    file = upload(api, CHAT)
+    assert (file["status"], file["report"], file["status_details"]) == ("uploaded", None, None)
+    assert job(api, CHAT).status_code == 200, "a job may wait for a file that is not checked yet"
+    held.set()
+    shown = wait_for(lambda: (f := api.get(f"/v1/files/{file['id']}").json())["status"] != "uploaded" and f)
+    assert (shown["status"], shown["report"]["rows"]) == ("processed", 200)
+
+
+def test_a_small_file_does_not_wait_for_large_ones(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, held: threading.Event
+) -> None:
+    monkeypatch.setattr(checks, "SMALL", 200)
+    assert upload(api, CHAT)["status"] == "uploaded"
+    monkeypatch.setattr(checks, "inspect_apart", inspect_apart)
+    assert upload(api, PREFERENCE)["status"] == "processed"
+
+
+def test_the_answer_does_not_wait_for_ever(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, held: threading.Event
+) -> None:
+    monkeypatch.setattr(checks, "_PATIENCE", 0.05)
+    assert upload(api, PREFERENCE)["status"] == "uploaded"
+
+
+def test_a_check_that_was_interrupted_goes_on_after_a_restart(
+    api: TestClient, store: Store, data: Workspace, monkeypatch: pytest.MonkeyPatch, held: threading.Event
+) -> None:
+    monkeypatch.setattr(checks, "_PATIENCE", 0.0)
+    ids = [upload(api, content)["id"] for content in (CHAT, PREFERENCE)]
+    monkeypatch.setattr(checks, "inspect_apart", inspect_apart)
+    FileChecks().resume(store, data)  # of another process
+    wait_for(lambda: not [record for record in store.files.unchecked() if record.id in ids])
+    assert {record.status for record in map(store.files.get, ids) if record} == {FileStatus.PROCESSED}
+
+
+def test_a_check_that_cannot_be_recorded_is_tried_again(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_AGAIN_AFTER", 0.05)
+    finish, failures = store.files.finish_check, iter([StorageFull("full"), OSError("gone")])
+
+    def record(*args: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return finish(*args)
+
+    monkeypatch.setattr(store.files, "finish_check", record)
+    assert upload(api, CHAT)["status"] == "processed"
+
+
+def test_a_file_that_is_deleted_during_its_check_stays_deleted(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch, held: threading.Event
+) -> None:
+    monkeypatch.setattr(checks, "_PATIENCE", 0.0)
+    id = upload(api, CHAT)["id"]
+    assert api.delete(f"/v1/files/{id}").status_code == 200
+    held.set()
+    assert upload(api, PREFERENCE)["id"] != id
+    assert store.files.get(id) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(TooLarge("x"), "takes too much memory"), (InvalidAdapter("x"), "took more than")]
+)
+def test_a_file_that_breaks_the_process_that_reads_it_is_an_error_in_words_about_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(kinds_data, "call_apart", broken)
+    path = tmp_path / "rows"
+    path.write_bytes(CHAT)
+    with path.open("rb") as file:
+        problem = inspect_apart(file, Reading()).problem
+    assert problem is not None
+    assert told in problem
+    assert "dapter" not in problem
+
+
+# jobs
+
+
+def refused(answer: Any) -> dict[str, Any]:
+    assert answer.status_code == 400, answer.text
+    return dict(answer.json()["error"])
+
+
+def test_a_job_on_a_faulty_file_is_refused_with_the_faults(api: TestClient) -> None:
+    error = refused(job(api, CHAT + b"[\n"))
+    assert (error["param"], error["code"]) == ("training_file", "invalid_training_file")
+    assert "cannot be used: line 201: not valid JSON" in error["message"]
+    error = refused(job(api, CHAT, validation_file=upload(api, b"{}\n")["id"]))
+    assert (error["param"], error["code"]) == ("validation_file", "invalid_validation_file")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "method"),
+    [
+        (PREFERENCE, "preference", "dpo"),
+        (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto"),
+        (lines({"text": "a"}), "text", "continued pre-training"),
+    ],
+)
+def test_rows_that_the_method_cannot_use_are_refused_with_the_one_that_could(
+    api: TestClient, content: bytes, kind: str, method: str
+) -> None:
+    message = refused(job(api, content))["message"]
+    assert f"the file has {kind} rows" in message
+    assert f"{method} could, which is not offered yet" in message
+    assert "supervised needs chat or prompt_completion rows" in message
+
+
+COLUMNS = {"prompt": "question", "completion": "answer"}
+
+
+def test_a_job_may_say_what_the_columns_of_a_faulty_file_are(api: TestClient) -> None:
+    assert refused(job(api, GSM8K))["param"] == "training_file"
+    created = job(api, GSM8K, data={"columns": COLUMNS})
+    assert created.status_code == 200, created.text
+    assert created.json()["data"]["columns"] == COLUMNS
+    error = refused(job(api, GSM8K, data={"columns": {"prompt": "q", "completion": "a"}}))
+    assert 'has none of the columns "a", "q" of data.columns; has "answer", "question"' in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"columns": {"promt": "a"}}, "data.columns"),
+        ({"columns": {}}, "data.columns"),
+        ({"tags": {"from": "a"}}, "data.tags"),
+        ({"alpaca": "vicuna"}, "data.alpaca"),
+        ({"validation_share": 0.9}, "data.validation_share"),
+        ({"validation_share": 0.1}, "data.validation_share"),
+    ],
+)
+def test_data_that_means_nothing_is_refused_by_its_field(api: TestClient, options: Any, param: str) -> None:
+    assert refused(job(api, CHAT, data=options))["param"] == param
+
+
+def test_auto_holds_out_a_share_of_the_training_file(api: TestClient) -> None:
+    shown = job(api, CHAT, validation_file="auto").json()
+    assert (shown["validation_file"], shown["data"]["validation_share"]) == ("auto", 0.05)
+    asked = job(api, CHAT, validation_file="auto", data={"validation_share": 0.2}).json()
+    assert asked["data"]["validation_share"] == 0.2
+
+
+# what the scheduler does with the request
+
+
+def validated(api: TestClient, store: Store, data: Workspace, content: bytes, **more: Any) -> Any:
+    id = job(api, content, **more).json()["id"]
+    created = store.jobs.get(id)
+    assert created is not None
+    service = Service(Settings(data_dir=data.path), store, data, on_gpu=False)
+    base = inspect_base(Settings().models.bases[0])
+    return FINE_TUNING.validate(service, created, base)
+
+
+def test_held_out_rows_do_not_count_as_training_rows(api: TestClient, store: Store, data: Workspace) -> None:
+    assert "200 rows, openai_chat" in validated(api, store, data, CHAT).summary
+    summary = validated(api, store, data, CHAT, validation_file="auto").summary
+    assert "of them held out" in summary
+
+
+def test_a_share_that_holds_out_nothing_is_refused_with_one_that_would(
+    api: TestClient, store: Store, data: Workspace
+) -> None:
+    with pytest.raises(JobRefused, match=r"the share 0.05 of 2 rows holds out none: .* above 0\.\d+") as told:
+        validated(api, store, data, lines(chat(1), chat(2)), validation_file="auto")
+    assert told.value.param == "validation_file"
+
+
+def test_equal_rows_cannot_be_parted(api: TestClient, store: Store, data: Workspace) -> None:
+    with pytest.raises(JobRefused, match=r"holds out none|none is left to train on"):
+        validated(api, store, data, lines(*[chat(1)] * 50), validation_file="auto")
+
+
+def test_the_trainer_reads_both_parts_of_the_file_as_the_job_says(store: Store, data: Workspace) -> None:
+    asked = DataOptions(columns=COLUMNS, validation_share=0.2)
+    resolved = resolve(
+        tuning=TuningOptions(),
+        hyperparameters=HyperparameterOptions(),
+        rows=10,
+        context=64,
+        max_rank=8,
+        device="cpu",
+    )
+    created = create_job(store, request={"data": asked}, device="cpu", resolved=resolved)
+    service = Service(Settings(data_dir=data.path), store, data, on_gpu=False)
+    base = inspect_base(Settings().models.bases[0])
+    spec = FINE_TUNING.spec(service, created, base)
+    assert isinstance(spec, TrainingSpec)
+    assert spec.validation_file == spec.training_file
+    common = {"columns": COLUMNS, "held_out_share": 0.2, "alpaca": "chat"}
+    assert spec.reading == Reading(part="training", **common)
+    assert spec.validation_reading == Reading(part="held_out", **common)
+    without_template = FINE_TUNING.spec(service, created, replace(base, chat_template=None))
+    assert isinstance(without_template, TrainingSpec)
+    assert without_template.reading.alpaca == "template"
