@@ -2,10 +2,11 @@
 
     python -m benchmarks.first_step [--rows 200000] [--starts 2]
 
-Makes a file of chat rows and runs the trainer on it, on the CPU with the embedded base, until it has told its first step;
-then it is killed and started again, on the same job folder. For each start: seconds to the first step, of the clock and of all
-processors; the peak of the resident memory of the trainer itself and of all its processes together (VmHWM, which counts
-what they share in each of them); and the peak of their proportional memory (Pss), which counts what they share once.
+Makes a file of chat rows and runs the trainer on it, on the CPU with the embedded base, until it has told its first
+step; then it is killed and started again, on the same job folder. For each start: seconds to the first step, of the
+clock and of all processors; the peak of the resident memory of the trainer itself and of all its processes together
+(VmHWM, which counts what they share in each of them); and the peak of their proportional memory (Pss), which counts
+what they share once.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def until_first_step(folder: JobFolder) -> tuple[float, Usage]:
         usage = Usage(process.pid)
         while not any(event["type"] == "metrics" for event in folder.read_events(told)[0]):
             if process.poll() is not None:
-                sys.exit(f"the trainer ended with {process.returncode}:\n{folder.log_file.read_text()[-2000:]}")
+                sys.exit(
+                    f"the trainer ended with {process.returncode}:\n{folder.log_file.read_text()[-2000:]}"
+                )
             usage.look()
             time.sleep(0.5)
         return time.monotonic() - began, usage
@@ -138,7 +141,8 @@ def main() -> None:
             trainer, everything, proportional = (size // MIB for size in sizes)
             print(
                 f"start {start}: first step after {seconds:.1f} s ({options.rows / seconds:.0f} rows/s), "
-                f"{usage.processor_seconds:.0f} s of processors; VmHWM {trainer} MiB of the trainer, {everything} MiB of all processes; Pss {proportional} MiB",
+                f"{usage.processor_seconds:.0f} s of processors; VmHWM {trainer} MiB of the trainer, {everything} MiB of "
+                f"all processes; Pss {proportional} MiB",
                 flush=True,
             )
         for event in folder.read_events(0)[0]:

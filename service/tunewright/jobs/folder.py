@@ -53,7 +53,7 @@ class JobFolder:
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.work = path / "work"
-        self.tokens = path / "tokens"
+        self.token_cache = path / "token-cache"
 
     def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class JobFolder:
         for product in (self.adapter, self.model):
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
-        for folder in (self.work, self.checkpoints, self.tokens):
+        for folder in (self.work, self.checkpoints, self.token_cache):
             shutil.rmtree(folder, ignore_errors=True)
 
     def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:

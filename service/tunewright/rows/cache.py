@@ -93,12 +93,14 @@ class Used:
 
 
 class TokenCache:
+    """Several processes may use the same folder at once. It is made with its first entry."""
+
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def find(self, key: str) -> Used | None:
         """The entry, where there is one."""
-        path = self._folder / key
+        path = self.folder / key
         descriptor = _lock(path, fcntl.LOCK_SH)
         if descriptor is None:
             return None
@@ -113,7 +115,7 @@ class TokenCache:
         While another process makes it, this one waits, and calls `while_waiting` several times a second. Raises what
         `make` raises; then there is no entry.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         while (found := self.find(key)) is None:
             if not self._make(key, make):
                 while_waiting()
@@ -122,7 +124,7 @@ class TokenCache:
 
     def _make(self, key: str, make: Callable[[Path], None]) -> bool:
         """Make the entry, unless there is one by now. False where another process makes it."""
-        final, unfinished = self._folder / key, self._folder / f".{key}"
+        final, unfinished = self.folder / key, self.folder / f".{key}"
         unfinished.mkdir(mode=0o700, exist_ok=True)
         descriptor = _lock(unfinished, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if descriptor is None:
@@ -146,23 +148,27 @@ class TokenCache:
     def entries(self) -> list[Entry]:
         """The complete entries. Those in use count as used now."""
         found = []
-        for path in self._folder.glob("[!.]*"):
+        for path in self.folder.glob("[!.]*"):
             with suppress(FileNotFoundError):  # removed a moment ago
                 if _is_used(path):
                     os.utime(path / _LOCK_FILE)
                 totals = Totals.model_validate_json((path / TOTALS_FILE).read_text())
                 used_at = (path / _LOCK_FILE).stat().st_mtime
-                found.append(Entry(path.name, totals.source, sum(file.stat().st_size for file in path.iterdir()), used_at))
+                found.append(
+                    Entry(
+                        path.name, totals.source, sum(file.stat().st_size for file in path.iterdir()), used_at
+                    )
+                )
         return found
 
     def remove(self, key: str) -> bool:
         """Remove the entry. False where a process uses it, or where there is none."""
-        return _remove(self._folder / key)
+        return _remove(self.folder / key)
 
     def remove_unfinished(self) -> int:
         """Remove what killed processes have left. Returns the number of folders."""
         removed = 0
-        for path in self._folder.glob(".*"):
+        for path in self.folder.glob(".*"):
             if path.name.startswith(_REMOVED):
                 shutil.rmtree(path, ignore_errors=True)
             elif _remove(path):

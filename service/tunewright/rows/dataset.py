@@ -1,6 +1,6 @@
 """Encodes the rows of a data file, on all cores, as blocks of examples in the order of the file.
 
-Neither the file nor its examples are ever in memory as a whole: the rows of a few blocks are, and their tokens as arrays.
+Neither the file nor its examples are ever in memory as a whole: the rows of a few blocks are, and their tokens.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class RowEncoder:
 class Block:
     """Examples of consecutive rows, cut at the maximum length, and what was counted (`rows.totals.Totals`).
 
-    A label is the token itself or -100, so that the spans with a loss say all: `edges` has the begin and the end of each,
-    in tokens of its example.
+    A label is the token itself or -100, so that the spans with a loss say all: `edges` has the begin and the end of
+    each, in tokens of its example.
     """
 
     ids: list[Integers] = field(default_factory=list)
@@ -199,8 +199,8 @@ _of_this_process: _BlockEncoder
 
 
 def _begin(encoder: _BlockEncoder, parent: int) -> None:
-    """The first thing in a process of the pool. It ends with its parent, also where that is killed: it has inherited its
-    parent's locks."""
+    """The first thing in a process of the pool. It ends with its parent, also where that is killed: it has inherited
+    the locks of its parent."""
     global _of_this_process
     _of_this_process = encoder
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

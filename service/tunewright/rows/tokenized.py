@@ -48,7 +48,10 @@ class TokenizedFile:
 
 def _with_labels(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     ids = batch["input_ids"]
-    return {"input_ids": ids, "labels": [labels(*example) for example in zip(ids, batch["edges"], strict=True)]}
+    return {
+        "input_ids": ids,
+        "labels": [labels(*example) for example in zip(ids, batch["edges"], strict=True)],
+    }
 
 
 def tokenize_file(
@@ -66,9 +69,9 @@ def tokenize_file(
     """The examples of a file, cut at `max_length` tokens: those in the cache under `key` (`rows.cache.cache_key`), or
     new ones. `source` is the file's sha256, `what` its name in messages.
 
-    `on_row` is called for each row and while another process tokenizes the same. Raises TrainingFailed, naming the line,
-    where a row cannot be encoded or, with `truncation` "refuse", is longer than `max_length`; also where no row is
-    usable.
+    `on_row` is called for each row and while another process tokenizes the same. Raises TrainingFailed, naming the
+    line, where a row cannot be encoded or, with `truncation` "refuse", is longer than `max_length`; also where no row
+    is usable.
     """
 
     def make(folder: Path) -> None:

@@ -18,7 +18,7 @@ def tokenized_files(
 ) -> tuple[TokenizedFile, TokenizedFile | None]:
     """The training file and, where the job has one, the validation file. `beat` is called as the work goes on. Raises
     TrainingFailed."""
-    cache = TokenCache(Path(spec.token_cache) if spec.token_cache is not None else folder.tokens)
+    cache = TokenCache(Path(spec.token_cache) if spec.token_cache is not None else folder.token_cache)
 
     def tokenized(file: str, sha256: str | None, what: str) -> TokenizedFile:
         tuning = spec.tuning

@@ -68,6 +68,9 @@ class FineTuning(Kind):
         training, validation = job.file(TRAINING_FILE), job.file(VALIDATION_FILE)
         assert training is not None, "every job has a training file"
         is_full = resolved.type == "full"
+        hashes = {
+            id: file.sha256 for id in (training, validation) if id and (file := service.store.files.get(id))
+        }
         return TrainingSpec(
             job_id=job.id,
             base_name=base.name,
@@ -77,6 +80,9 @@ class FineTuning(Kind):
             parent_adapter=str(parent) if parent and not is_full else None,
             training_file=str(service.workspace.file(training)),
             validation_file=str(service.workspace.file(validation)) if validation else None,
+            training_sha256=hashes.get(training),
+            validation_sha256=hashes.get(validation) if validation else None,
+            token_cache=str(service.workspace.token_cache.folder),
             chat_template=request.chat_template,
             seed=job.seed,
             device=job.device.split(":")[0],
