@@ -141,8 +141,8 @@ def main() -> None:
             trainer, everything, proportional = (size // MIB for size in sizes)
             print(
                 f"start {start}: first step after {seconds:.1f} s ({options.rows / seconds:.0f} rows/s), "
-                f"{usage.processor_seconds:.0f} s of processors; VmHWM {trainer} MiB of the trainer, {everything} MiB of "
-                f"all processes; Pss {proportional} MiB",
+                f"{usage.processor_seconds:.0f} s of processors; VmHWM {trainer} MiB of the trainer, {everything} MiB "
+                f"of all processes; Pss {proportional} MiB",
                 flush=True,
             )
         for event in folder.read_events(0)[0]:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ class RowEncoder:
         except UnusableRow as error:
             raise TrainingFailed(f"invalid_{what}", f"{what}, line {line}: {error}") from error
 
-    def prepare(self) -> None:
-        """Import what chat rows need, before processes are forked."""
-        if self._tokenizer.chat_template is not None:
+    def prepare(self, row: Row) -> None:
+        """Import what rows such as this one need, before processes are forked."""
+        if "messages" in row:
             self._for_chat()
 
     def _for_chat(self) -> ChatEncoder:
@@ -136,16 +137,18 @@ def encoded_blocks(
     """
     encoder = _BlockEncoder(RowEncoder(tokenizer), max_length, what, on_row)
     cores = len(os.sched_getaffinity(0))
-    packed = _packed(read_rows(path))
+    rows = read_rows(path)
     if cores == 1 or path.stat().st_size < _LARGE:
-        yield from map(encoder, packed)
+        yield from map(encoder, _packed(rows))
         return
-    encoder.rows.prepare()
+    first = list(islice(rows, 1))
+    for _, row in first:
+        encoder.rows.prepare(row)
     pool = ProcessPoolExecutor(
         cores, multiprocessing.get_context("fork"), initializer=_begin, initargs=(encoder, os.getpid())
     )
     try:
-        yield from _in_order(pool, packed, cores * _BLOCKS_AHEAD)
+        yield from _in_order(pool, _packed(chain(first, rows)), cores * _BLOCKS_AHEAD)
     finally:
         pool.shutdown(cancel_futures=True)
 
