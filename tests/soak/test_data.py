@@ -105,10 +105,11 @@ def trained(service: Service, client: Tunewright, path: Path, size: int) -> Watc
     finished = time.monotonic()
     client.jobs.cancel(job.id)
     watch.stop()
+    seconds = {"uploaded": uploaded - began, "checked": checked - uploaded, "tokenized": tokenized - checked}
     print(
-        f"\n{size / 1e6:.0f} MB, {rows} rows: uploaded in {uploaded - began:.0f} s, checked after "
-        f"{checked - uploaded:.0f} s ({rows / (checked - uploaded):.0f} rows/s), tokenized after "
-        f"{tokenized - checked:.0f} s ({rows / (tokenized - checked):.0f} rows/s), {STEPS} steps after {finished - tokenized:.0f} s; peaks: "
+        f"\n{size / 1e6:.0f} MB, {rows} rows: "
+        + ", ".join(f"{what} in {took:.0f} s ({rows / took:.0f} rows/s)" for what, took in seconds.items())
+        + f", {STEPS} steps in {finished - tokenized:.0f} s; peaks: "
         + ", ".join(f"{role} {peak / MIB:.0f} MiB" for role, peak in watch.peaks.items())
         + f" ({watch.own / MIB:.0f} MiB of its own)"
     )
