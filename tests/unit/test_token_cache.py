@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,26 @@ def test_the_examples_and_the_totals_of_a_file_are_those_of_its_rows(
         dropped=1, lost=all_learnt - sum(learnt), longest=max(len(one.input_ids) for one in encoded),
         lengths={length: lengths.count(length) for length in lengths},
     )  # fmt: skip
+
+
+def test_batches_are_those_of_examples_in_memory_bit_for_bit(
+    cache: TokenCache, tokenizer: Any, tmp_path: Path
+) -> None:
+    """As TRL's collator made them of a `Dataset` of whole examples: the same numbers, shapes and types."""
+    datasets, torch = pytest.importorskip("datasets"), pytest.importorskip("torch")
+    trl = pytest.importorskip("trl.trainer.sft_trainer")
+    path = text_file(tmp_path / "rows.jsonl", 200)
+    rows = map(json.loads, path.read_text().splitlines())
+    encoded = [asdict(encode_text(tokenizer, row["prompt"], row["completion"])) for row in rows]
+    before = datasets.Dataset.from_list(encoded)
+    now = tokenize_file(path, tokenizer, 64, cache=cache, key="k", source="s").dataset()
+    collate = trl.DataCollatorForLanguageModeling(pad_token_id=0)
+    for indices in torch.randperm(200).split(7):
+        expected, found = (collate(data.__getitems__(indices.tolist())) for data in (before, now))
+        assert expected.keys() == found.keys() == {"input_ids", "labels", "attention_mask"}
+        for name, tensor in expected.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
 
 
 def test_what_is_read_ahead_of_the_encoded_rows_is_bounded(
