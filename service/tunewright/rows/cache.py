@@ -146,13 +146,17 @@ class TokenCache:
             os.close(descriptor)
 
     def entries(self) -> list[Entry]:
-        """The complete entries. Those in use count as used now."""
+        """The complete entries. Those in use count as used now. One that a damaged disk made unreadable is removed."""
         found = []
         for path in self.folder.glob("[!.]*"):
             with suppress(FileNotFoundError):  # removed a moment ago
                 if _is_used(path):
                     os.utime(path / _LOCK_FILE)
-                totals = Totals.model_validate_json((path / TOTALS_FILE).read_text())
+                try:
+                    totals = Totals.model_validate_json((path / TOTALS_FILE).read_text())
+                except ValueError:
+                    self.remove(path.name)
+                    continue
                 used_at = (path / _LOCK_FILE).stat().st_mtime
                 found.append(
                     Entry(
