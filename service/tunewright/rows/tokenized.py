@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +25,7 @@ from tunewright.rows.totals import Totals
 _SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "edges": pa.list_(pa.int32())})
 _BATCH_BYTES = 4 * 2**20
 """Bytes of tokens in a record batch: few enough to be held while it is written, and enough for few batches."""
+_COUNTED = ("rows", "learnt", "truncated", "dropped", "lost")
 _MAX_LISTED = 10
 """Lines that an error message lists."""
 
@@ -98,7 +98,7 @@ class _Writer:
         self._counts: Counter[str] = Counter()
         self._lengths: Counter[int] = Counter()
         self._longest = 0
-        self._totals = partial(Totals, source=source, max_length=max_length)
+        self._source = source
         self._max_length = max_length
         self.too_long: dict[int, int] = {}
         """The first lines that are too long, and their tokens."""
@@ -120,7 +120,7 @@ class _Writer:
             write_atomically(self._folder / TOTALS_FILE, self.totals().model_dump_json())
 
     def add(self, block: Block) -> None:
-        for name in ("rows", "learnt", "truncated", "dropped", "lost"):
+        for name in _COUNTED:
             self._counts[name] += getattr(block, name)
         self._longest = max(self._longest, block.longest)
         self._lines_too_long += len(block.too_long)
@@ -141,9 +141,11 @@ class _Writer:
         self._waiting, self._waiting_bytes = Block(), 0
 
     def totals(self) -> Totals:
-        counts = {name: self._counts[name] for name in ("rows", "learnt", "truncated", "dropped", "lost")}
-        return self._totals(
+        counts: dict[str, Any] = {name: self._counts[name] for name in _COUNTED}
+        return Totals(
             **counts,
+            source=self._source,
+            max_length=self._max_length,
             examples=self._lengths.total(),
             tokens=sum(length * number for length, number in self._lengths.items()),
             longest=self._longest,
