@@ -1,7 +1,7 @@
 """A file of 5 GB, made on the spot: uploaded, checked, tokenized, trained for 50 steps; memory does not grow.
 
-`TUNEWRIGHT_SOAK_BYTES` is its size. Another file has a twentieth of it, at least 10 MB: the trainer needs as much memory
-for both.
+`TUNEWRIGHT_SOAK_BYTES` is its size. Another file has a twentieth of it, at least 10 MB: the trainer needs as
+much memory for both.
 """
 
 from __future__ import annotations
