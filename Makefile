@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data bench-first-step bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,7 +43,7 @@ test-fast: setup ## The tests that need no engine (about 15 minutes on 2 cores)
 test-engine: setup ## Only the tests that need a real vLLM, in two workers with cores of their own
 	@$(BIN)/python -m pytest -q -m "engine and not soak and not gpu" -n 2 --dist loadgroup --no-loadscope-reorder tests/engine
 
-soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots ## All long tests
+soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data ## All long tests
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py
@@ -69,6 +69,12 @@ soak-clients: setup ## instructor, pydantic-ai, LangChain and lm-evaluation-harn
 
 soak-slots: setup ## An answer keeps its adapter while vLLM moves it to other slots; and the fault of vLLM before 0.26
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_slot_layout.py
+
+soak-data: setup ## A file of 5 GB (TUNEWRIGHT_SOAK_BYTES) uploaded, checked, tokenized and trained for 50 steps
+	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_data.py
+
+bench-first-step: setup ## Time and memory of a trainer until its first step on 200,000 rows, and of its second start
+	@$(BIN)/python -m benchmarks.first_step
 
 bench-swap: setup ## Time from a flip, or a cold load, to the first answer; against vLLM's own load
 	@$(BIN)/python -m benchmarks.swap

@@ -5,8 +5,10 @@ No service: the trainer is run by hand on a job folder, which is all it knows.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.content import adapter_sha256
+from tunewright.rows.cache import cache_key, file_sha256
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 from .conftest import DEMO, wait_until
@@ -40,6 +43,8 @@ def job_folder(path: Path) -> JobFolder:
             base_path=str(embedded_base_path()),
             training_file=str(data),
             validation_file=str(data),
+            training_sha256=file_sha256(data),
+            validation_sha256=file_sha256(data),
             seed=5,
             device="cpu",
             tuning=resolve(
@@ -95,6 +100,7 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
     weights = checkpoints[8] / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])  # torn: it is passed over for the one before
     shutil.rmtree(folder.work, ignore_errors=True)
+    (tmp_path / "rows.jsonl").unlink()  # its tokens are on the disk: the second start does not read it
 
     assert start(folder).wait(180) == 0
     messages = [e["message"] for e in folder.read_events(0)[0] if e["type"] == "message"]
@@ -116,6 +122,31 @@ def test_sigterm_saves_and_the_rest_follows(undisturbed: JobFolder, tmp_path: Pa
     assert steps == list(range(1, STEPS + 1)), "nothing is done twice"
     assert losses(folder) == losses(undisturbed)
     assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter)
+
+
+def test_a_stop_while_the_data_is_tokenized_ends_at_once_and_leaves_nothing_half(tmp_path: Path) -> None:
+    """Another process is tokenizing the same: this one waits for it, and its heartbeat goes on."""
+    folder = job_folder(tmp_path / "job")
+    spec = folder.read_spec(TrainingSpec)
+    assert spec.training_sha256 is not None
+    key = cache_key(
+        spec.training_sha256,
+        Path(spec.base_path),
+        chat_template=None,
+        max_length=spec.tuning.max_length,
+        truncation=spec.tuning.truncation,
+    )
+    unfinished = folder.token_cache / f".{key}"
+    unfinished.mkdir(parents=True)
+    with (unfinished / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = start(folder)
+        beaten = wait_until(folder.last_beat, 120, "the heartbeat")
+        wait_until(lambda: folder.last_beat() > beaten, 10, "another beat")
+        process.terminate()
+        assert process.wait(5) == -signal.SIGTERM
+    assert start(folder).wait(180) == 0
+    assert [path.name for path in folder.token_cache.iterdir()] == [key]
 
 
 def test_two_trainers_never_share_a_job(tmp_path: Path) -> None:

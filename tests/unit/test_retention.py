@@ -20,6 +20,7 @@ from tunewright.config import RetentionOptions
 from tunewright.errors import TunewrightError
 from tunewright.registry import removals
 from tunewright.registry.workspace import Workspace
+from tunewright.rows.totals import Totals
 from tunewright.scheduler import retention as module
 from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job
@@ -265,6 +266,69 @@ def test_an_upload_has_an_hour_for_its_job(world: World, logged: Logged) -> None
     retention.round()
     assert world.files() == {fresh}
     assert logged() == ["10 B are over --max-files-size 0 B: what is left is in use, or newer than an hour."]
+
+
+# the cache of tokenized files
+
+
+def tokens(world: World, key: str, *, age: float, size: int = 10, source: str = "0" * 64) -> Path:
+    """Tokens of a file, last used `age` days ago. By default they are those of any of the world's files."""
+    counts = dict.fromkeys(
+        ("max_length", "rows", "examples", "tokens", "learnt", "truncated", "dropped", "lost", "longest"), 1
+    )
+    totals = Totals(source=source, lengths={}, **counts)
+
+    def make(folder: Path) -> None:
+        (folder / "rows.arrow").write_bytes(b"x" * size)
+        (folder / "totals.json").write_text(totals.model_dump_json())
+
+    used = world.data.token_cache.take(key, make)
+    used.close()
+    os.utime(used.path / "lock", (world.now - age * DAY,) * 2)
+    return used.path
+
+
+def test_tokens_used_longest_ago_go_until_the_rest_fits(world: World, logged: Logged) -> None:
+    world.file()
+    old, recent, new = (
+        tokens(world, f"k{age}", age=age, size=2 * 2**20) for age in (3, 2, 0.01)
+    )  # fmt: skip
+    world.round(max_token_cache_size="7MiB")
+    assert old.exists()
+    world.round(max_token_cache_size="5MiB")
+    assert [path.exists() for path in (old, recent, new)] == [False, True, True]
+    assert logged() == ["removed token cache k3 (2.0 MiB, 3.0 days old): --max-token-cache-size 5.0 MiB"]
+    world.round(max_token_cache_size="0")
+    assert [path.exists() for path in (recent, new)] == [False, True], "what is new stays an hour"
+
+
+def test_tokens_that_a_running_job_uses_stay(world: World) -> None:
+    world.file()
+    path = tokens(world, "k", age=9)
+    used = world.data.token_cache.find("k")
+    assert used is not None
+    os.utime(path / "lock", (1, 1))
+    world.now += DAY
+    world.round(max_token_cache_size="0")
+    assert path.exists()
+    used.close()
+    world.now += DAY
+    world.round(max_token_cache_size="0")
+    assert not path.exists()
+
+
+def test_tokens_of_a_file_that_is_deleted_go_too(world: World, logged: Logged) -> None:
+    world.file()
+    path, other = tokens(world, "k", age=1, source="f" * 64), tokens(world, "other", age=1)
+    used = world.data.token_cache.find("k")
+    assert used is not None
+    world.round()
+    assert path.exists(), "a job still trains on them"
+    used.close()
+    world.round()
+    assert not path.exists()
+    assert other.exists()
+    assert len(logged()) == 1
 
 
 # checkpoints

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ transformers = pytest.importorskip("transformers")
 
 from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.jobs.failure import TrainingFailed  # noqa: E402
+from tunewright.rows.cache import TokenCache  # noqa: E402
 from tunewright.rows.chat import ChatEncoder  # noqa: E402
-from tunewright.rows.dataset import tokenize_file  # noqa: E402
 from tunewright.rows.examples import IGNORED, Example, UnusableRow, encode_text  # noqa: E402
 from tunewright.rows.reading import Reading  # noqa: E402
 from tunewright.rows.templates import check_template  # noqa: E402
+from tunewright.rows.tokenized import TokenizedFile, tokenize_file  # noqa: E402
 
 SPECIAL = [
     "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<bos>", "<start_of_turn>",
@@ -431,6 +433,12 @@ def test_text_rows_are_tokenized_as_trl_does(tokenizer: Any, tmp_path: Any) -> N
 # whole files
 
 
+def tokenized(path: Path, tokenizer: Any, max_length: int, **options: Any) -> TokenizedFile:
+    """Without a cache: a new one each time."""
+    cache = TokenCache(Path(tempfile.mkdtemp(dir=path.parent)))
+    return tokenize_file(path, tokenizer, max_length, cache=cache, key="k", source="s", **options)
+
+
 def test_rows_are_cut_and_counted_never_silently(tokenizer: Any, tmp_path: Any) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(
@@ -438,10 +446,10 @@ def test_rows_are_cut_and_counted_never_silently(tokenizer: Any, tmp_path: Any) 
         '{"prompt": "a", "completion": " x y z x y z x y z x y z x y z"}\n'
         '{"prompt": "a", "completion": " x"}\n'
     )
-    file = tokenize_file(path, tokenizer, 8)
-    assert (len(file.examples), file.truncated, file.dropped) == (2, 2, 1)
-    assert all(len(example.input_ids) <= 8 for example in file.examples)
-    assert ", 2 truncated to 8 tokens, 1 left out" in file.describe()
+    file = tokenized(path, tokenizer, 8)
+    assert (len(file.dataset()), file.totals.truncated, file.totals.dropped) == (2, 2, 1)
+    assert all(len(example["input_ids"]) <= 8 for example in file.dataset())
+    assert ", 2 truncated to 8 tokens, 1 left out" in file.totals.describe()
 
 
 def test_long_rows_are_refused_by_line_where_that_is_asked_for(tokenizer: Any, tmp_path: Any) -> None:
@@ -450,7 +458,7 @@ def test_long_rows_are_refused_by_line_where_that_is_asked_for(tokenizer: Any, t
     path.write_text('{"prompt": "a", "completion": " x"}\n' + long)
     tokens = len(encode_text(tokenizer, "a b c d e f g h i", " x").input_ids)
     with pytest.raises(TrainingFailed) as raised:
-        tokenize_file(path, tokenizer, 8, truncation="refuse", what="validation_file")
+        tokenized(path, tokenizer, 8, truncation="refuse", what="validation_file")
     assert raised.value.code == "row_too_long"
     assert str(raised.value) == (
         f"validation_file: line 2 has {tokens} tokens; the maximum is 8. Shorten them, raise tuning.max_length (up to "
@@ -458,8 +466,8 @@ def test_long_rows_are_refused_by_line_where_that_is_asked_for(tokenizer: Any, t
     )
     path.write_text(long * 12)
     with pytest.raises(TrainingFailed, match=f"line 10 has {tokens} tokens and 2 more lines are too long; "):
-        tokenize_file(path, tokenizer, 8, truncation="refuse")
-    assert tokenize_file(path, tokenizer, tokens, truncation="refuse").truncated == 0
+        tokenized(path, tokenizer, 8, truncation="refuse")
+    assert tokenized(path, tokenizer, tokens, truncation="refuse").totals.truncated == 0
 
 
 def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Any) -> None:
@@ -468,14 +476,14 @@ def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Any)
         '{"messages": [{"role": "function", "name": "f", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
     )
     with pytest.raises(TrainingFailed, match=r"line 1: .*Unknown role: function"):
-        tokenize_file(path, tokenizer, 64)
+        tokenized(path, tokenizer, 64)
 
 
 def test_a_file_without_a_usable_row_fails(tokenizer: Any, tmp_path: Any) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a b c d e f g h i j k l m n o p", "completion": " x"}\n')
     with pytest.raises(TrainingFailed, match="no usable row"):
-        tokenize_file(path, tokenizer, 8)
+        tokenized(path, tokenizer, 8)
 
 
 def test_a_large_file_is_encoded_on_all_cores_in_its_order(
@@ -483,15 +491,17 @@ def test_a_large_file_is_encoded_on_all_cores_in_its_order(
 ) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(say(f"question {n}", f"answer {n}")) + "\n" for n in range(300)))
-    alone = tokenize_file(path, tokenizer, 64)
+    alone = tokenized(path, tokenizer, 64)
     monkeypatch.setattr("tunewright.rows.dataset._LARGE", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
-    assert tokenize_file(path, tokenizer, 64) == alone
+    together = tokenized(path, tokenizer, 64)
+    assert together.totals == alone.totals
+    assert list(together.dataset()) == list(alone.dataset())
     path.write_text(
         path.read_text() + json.dumps({"messages": [{"role": "assistant", "content": "x"}]}) + "\n"
     )
     with pytest.raises(TrainingFailed, match=r"line 301: messages\[0\] answers nothing") as failed:
-        tokenize_file(path, tokenizer, 64)
+        tokenized(path, tokenizer, 64)
     assert failed.value.code == "invalid_training_file"
 
 
@@ -523,9 +533,9 @@ def test_rows_of_other_formats_are_trained_token_for_token_as_openais(tmp_path: 
     for name, row in rows.items():
         path = tmp_path / name
         path.write_text(json.dumps([row]))
-        found[name] = list(tokenize_file(path, tokenizer, 512).examples)
+        found[name] = list(tokenized(path, tokenizer, 512).dataset())
     assert found["openai"] == found["sharegpt"] == found["alpaca"]
-    assert found["openai"][0].labels.count(IGNORED) < len(found["openai"][0].labels)
+    assert 0 < found["openai"][0]["labels"].count(IGNORED) < len(found["openai"][0]["labels"])
 
 
 def test_a_held_out_row_is_not_among_those_that_are_trained_on(tmp_path: Path) -> None:
@@ -534,11 +544,11 @@ def test_a_held_out_row_is_not_among_those_that_are_trained_on(tmp_path: Path) -
     path = tmp_path / "rows"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
     training, held_out, whole = (
-        tokenize_file(path, tokenizer, 64, reading=Reading(part=part, held_out_share=0.2))
+        tokenized(path, tokenizer, 64, reading=Reading(part=part, held_out_share=0.2))
         for part in ("training", "held_out", "all")
     )
-    assert training.rows + held_out.rows == whole.rows == 200
-    assert held_out.rows > 0
-    assert not {tuple(e.input_ids) for e in training.examples} & {
-        tuple(e.input_ids) for e in held_out.examples
+    assert training.totals.rows + held_out.totals.rows == whole.totals.rows == 200
+    assert held_out.totals.rows > 0
+    assert not {tuple(e["input_ids"]) for e in training.dataset()} & {
+        tuple(e["input_ids"]) for e in held_out.dataset()
     }

@@ -282,6 +282,12 @@ class RetentionOptions(Group):
     max_unused_artifacts_size: Size | None = Field(
         None, description="Size of all such artifacts above which the oldest are removed. Default: none."
     )
+    max_token_cache_size: Size = Field(
+        "16GiB",
+        validate_default=True,
+        description="Size of the cache of tokenized files above which those used longest ago are removed that no"
+        " running job uses.",
+    )
     keep_job_folders_days: float | None = Field(
         None,
         gt=0,

@@ -53,6 +53,7 @@ class JobFolder:
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.work = path / "work"
+        self.token_cache = path / "token-cache"
 
     def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -121,11 +122,11 @@ class JobFolder:
         return self.path / f".{product.name}.tmp"
 
     def remove_products(self) -> None:
-        """Remove products, complete or not, and checkpoints."""
+        """Remove products, complete or not, checkpoints, and tokenized files that no other job shares."""
         for product in (self.adapter, self.model):
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
-        for folder in (self.work, self.checkpoints):
+        for folder in (self.work, self.checkpoints, self.token_cache):
             shutil.rmtree(folder, ignore_errors=True)
 
     def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:

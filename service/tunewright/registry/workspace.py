@@ -6,6 +6,7 @@ jobs/<id>/                   job folders
 artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`
 engines/<model>/             logs and process records of the engines
 hub/                         the cache of adapters from a hub; see `registry/hub_cache.py`
+token-cache/                 tokenized files; see `rows/cache.py`
 run/                         process records, locks
 tmp/                         unfinished files; emptied at start
 backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
@@ -24,6 +25,7 @@ from tunewright.atomic import sync_folder
 from tunewright.ids import path_name
 from tunewright.registry.artifacts import ArtifactStore, LocalArtifacts
 from tunewright.registry.removals import Removals, destroy
+from tunewright.rows.cache import TokenCache
 
 
 class Workspace:
@@ -35,6 +37,7 @@ class Workspace:
         self.run = self.path / "run"
         self.leases = self.run / "leases"
         self.hub = self.path / "hub"
+        self.token_cache = TokenCache(self.path / "token-cache")
         self.tmp = self.path / "tmp"
         self._removals = Removals(self.run, self.tmp)
         self.artifacts: ArtifactStore = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)

@@ -1,57 +1,45 @@
-"""Tokenizes a data file into examples, and counts those that were truncated or left out."""
+"""Encodes the rows of a data file, on all cores, as blocks of examples in the order of the file.
+
+Neither the file nor its examples are ever in memory as a whole: the rows of a few blocks are, and their tokens.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.rows.examples import IGNORED, Example, Row, UnusableRow, encode_text
+from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
 from tunewright.rows.reading import Reading
 
 if TYPE_CHECKING:
     from tunewright.rows.chat import ChatEncoder
 
+Integers = npt.NDArray[np.int32]
+
 _LARGE = 4 * 2**20
 """Bytes of a file from which on it is worth starting processes."""
-_CHUNK = 64
-"""Rows that a process gets at a time."""
-_MAX_LISTED = 10
-"""Lines that an error message lists."""
-
-
-@dataclass(frozen=True)
-class TokenizedFile:
-    examples: list[Example]
-    rows: int
-    """Rows of the file. A chat row is several examples where the template rewrites what was said before."""
-    truncated: int
-    """Examples cut at `max_length`."""
-    dropped: int
-    """Examples with nothing left to learn after the cut."""
-    max_length: int
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(example.input_ids) for example in self.examples)
-
-    def describe(self) -> str:
-        text = f"{self.rows} rows, {self.tokens} tokens"
-        if len(self.examples) + self.dropped > self.rows:
-            text += f" in {len(self.examples)} examples (the chat template rewrites earlier turns)"
-        if self.truncated:
-            text += f", {self.truncated} truncated to {self.max_length} tokens"
-        if self.dropped:
-            text += f", {self.dropped} left out (nothing to learn within the maximum length)"
-        return text
+_BLOCK_ROWS, _BLOCK_BYTES = 64, 2**20
+"""Rows of a block, and bytes of pickled rows above which it has fewer."""
+_BLOCKS_AHEAD = 4
+"""Blocks for each process that are being encoded, or wait for their turn."""
+_PR_SET_PDEATHSIG = 1
 
 
 class RowEncoder:
@@ -70,9 +58,9 @@ class RowEncoder:
         except UnusableRow as error:
             raise TrainingFailed(f"invalid_{what}", f"{what}, line {line}: {error}") from error
 
-    def prepare(self) -> None:
-        """Import what chat rows need, before processes are forked."""
-        if self._tokenizer.chat_template is not None:
+    def prepare(self, row: Row) -> None:
+        """Import what rows such as this one need, before processes are forked."""
+        if "messages" in row:
             self._for_chat()
 
     def _for_chat(self) -> ChatEncoder:
@@ -85,84 +73,155 @@ class RowEncoder:
         return self._chat
 
 
-def tokenize_file(
+@dataclass
+class Block:
+    """Examples of consecutive rows, cut at the maximum length, and what was counted (`rows.totals.Totals`).
+
+    A label is the token itself or -100, so that the spans with a loss say all: `edges` has the begin and the end of
+    each, in tokens of its example.
+    """
+
+    ids: list[Integers] = field(default_factory=list)
+    edges: list[Integers] = field(default_factory=list)
+    rows: int = 0
+    learnt: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    lost: int = 0
+    longest: int = 0
+    too_long: dict[int, int] = field(default_factory=dict)
+    """Lines with an example that was cut, and the tokens of the longest one."""
+
+    def add(self, line: int, examples: Iterable[Example], max_length: int) -> None:
+        """Add a row."""
+        self.rows += 1
+        for example in examples:
+            length = len(example.input_ids)
+            has_loss = np.array(example.labels, dtype=np.int64) != IGNORED
+            self.longest = max(self.longest, length)
+            if length > max_length:
+                self.truncated += 1
+                self.too_long[line] = max(length, self.too_long.get(line, 0))
+            learnt = int(has_loss[1:max_length].sum())
+            self.lost += int(has_loss[1:].sum()) - learnt
+            if not learnt:
+                self.dropped += 1
+                continue
+            self.learnt += learnt
+            self.ids.append(np.array(example.input_ids[:max_length], dtype=np.int32))
+            self.edges.append(_edges(has_loss[:max_length]))
+
+
+def labels(ids: list[int], edges: list[int]) -> list[int]:
+    """The labels of an example: its tokens between the edges, -100 elsewhere."""
+    found = [IGNORED] * len(ids)
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        found[begin:end] = ids[begin:end]
+    return found
+
+
+def _edges(has_loss: npt.NDArray[np.bool_]) -> Integers:
+    return np.flatnonzero(np.diff(has_loss, prepend=False, append=False)).astype(np.int32)
+
+
+def encoded_blocks(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
     reading: Reading = Reading(),
-    truncation: str = "truncate",
     what: str = "training_file",
     on_row: Callable[[], None] = lambda: None,
-) -> TokenizedFile:
-    """The examples of a file, cut at `max_length` tokens. `what` is the file's name in messages.
+) -> Iterator[Block]:
+    """The rows of a file in their order; on all cores where the file is large. `what` is the file's name in messages.
 
-    Raises TrainingFailed, naming the line, where a row cannot be encoded or, with `truncation` "refuse", is longer than
-    `max_length`; also where no row is usable.
+    `on_row` is called for each row in the process that has encoded it. Raises TrainingFailed for the first row in the
+    file that cannot be encoded, naming its line.
     """
-    examples = []
-    too_long: dict[int, int] = {}
-    rows = truncated = dropped = 0
-    for line, found in _encoded(path, reading, tokenizer, what):
-        on_row()
-        rows += 1
-        for example in found:
-            length = len(example.input_ids)
-            if length > max_length:
-                truncated += 1
-                too_long[line] = max(length, too_long.get(line, 0))
-                example = Example(example.input_ids[:max_length], example.labels[:max_length])
-            if all(label == IGNORED for label in example.labels[1:]):
-                dropped += 1
-                continue
-            examples.append(example)
-    if too_long and truncation == "refuse":
-        raise TrainingFailed("row_too_long", _too_long_message(list(too_long.items()), what, max_length))
-    if not examples:
-        raise TrainingFailed(
-            f"invalid_{what}",
-            f"no usable row: in all {rows} rows the answer lies beyond the maximum length of {max_length} tokens; "
-            "shorten what comes before it, or raise tuning.max_length (up to the base's context)",
-        )
-    return TokenizedFile(examples, rows, truncated, dropped, max_length)
-
-
-def _encoded(
-    path: Path, reading: Reading, tokenizer: PreTrainedTokenizerBase, what: str
-) -> Iterator[tuple[int, list[Example]]]:
-    """(line, examples) of each row, in their order; on all cores where the file is large."""
-    encoder = RowEncoder(tokenizer)
+    encoder = _BlockEncoder(RowEncoder(tokenizer), max_length, what, on_row)
     cores = len(os.sched_getaffinity(0))
+    rows = _rows(path, reading, what)
     if cores == 1 or path.stat().st_size < _LARGE:
-        for line, row in read_rows(path, reading):
-            yield line, encoder.examples(row, what, line)
+        yield from map(encoder, _packed(rows))
         return
-    encoder.prepare()
-    with multiprocessing.get_context("fork").Pool(cores, _use, (encoder, what)) as pool:
-        yield from pool.imap(_encode, read_rows(path, reading), chunksize=_CHUNK)
+    first = list(islice(rows, 1))
+    for _, row in first:
+        encoder.rows.prepare(row)
+    pool = ProcessPoolExecutor(
+        cores, multiprocessing.get_context("fork"), initializer=_begin, initargs=(encoder, os.getpid())
+    )
+    try:
+        yield from _in_order(pool, _packed(chain(first, rows)), cores * _BLOCKS_AHEAD)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-_of_this_process: tuple[RowEncoder, str]
+def _rows(path: Path, reading: Reading, what: str) -> Iterator[tuple[int, Row]]:
+    """Raises TrainingFailed where the file is not the one that was checked."""
+    try:
+        yield from read_rows(path, reading)
+    except InvalidData as error:
+        raise TrainingFailed(f"invalid_{what}", f"{what}: {error}") from error
+
+
+_Packed = list[tuple[int, bytes]]
+"""Line numbers and pickled rows: pickled one by one, their size is known before a block is complete."""
+
+
+def _packed(rows: Iterable[tuple[int, Row]]) -> Iterator[_Packed]:
+    block: _Packed = []
+    size = 0
+    for line, row in rows:
+        content = pickle.dumps(row)
+        block.append((line, content))
+        size += len(content)
+        if len(block) >= _BLOCK_ROWS or size >= _BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _in_order(pool: ProcessPoolExecutor, packed: Iterable[_Packed], ahead: int) -> Iterator[Block]:
+    """What the processes make of the blocks. At most `ahead` of them are under way, so that memory stays bounded."""
+    under_way: deque[Future[Block]] = deque()
+    for block in packed:
+        if len(under_way) >= ahead:
+            yield under_way.popleft().result()
+        under_way.append(pool.submit(_encode, block))
+    while under_way:
+        yield under_way.popleft().result()
+
+
+@dataclass
+class _BlockEncoder:
+    rows: RowEncoder
+    max_length: int
+    what: str
+    on_row: Callable[[], None]
+
+    def __call__(self, packed: _Packed) -> Block:
+        block = Block()
+        for line, content in packed:
+            block.add(line, self.rows.examples(pickle.loads(content), self.what, line), self.max_length)
+            self.on_row()
+        return block
+
+
+_of_this_process: _BlockEncoder
 """In a process of the pool."""
 
 
-def _use(encoder: RowEncoder, what: str) -> None:
+def _begin(encoder: _BlockEncoder, parent: int) -> None:
+    """The first thing in a process of the pool. It ends with its parent, also where that is killed: it has inherited
+    the locks of its parent."""
     global _of_this_process
-    _of_this_process = encoder, what
+    _of_this_process = encoder
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
-def _encode(numbered: tuple[int, Row]) -> tuple[int, list[Example]]:
-    encoder, what = _of_this_process
-    line, row = numbered
-    return line, encoder.examples(row, what, line)
-
-
-def _too_long_message(rows: list[tuple[int, int]], what: str, max_length: int) -> str:
-    """The error message for `rows`, given as (line, tokens)."""
-    listed = ", ".join(f"line {line} has {tokens} tokens" for line, tokens in rows[:_MAX_LISTED])
-    more = f" and {len(rows) - _MAX_LISTED} more lines are too long" if len(rows) > _MAX_LISTED else ""
-    return (
-        f"{what}: {listed}{more}; the maximum is {max_length}. Shorten them, raise tuning.max_length (up to the base's "
-        "context), or have them cut with tuning.truncation truncate"
-    )
+def _encode(packed: _Packed) -> Block:
+    return _of_this_process(packed)

@@ -86,7 +86,7 @@ class Retention:
         """Apply all limits once."""
         for part in (
             self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
-            self._unlisted_files, self._job_folders, self._events, self._jobs, self._leases,
+            self._unlisted_files, self._token_cache, self._job_folders, self._events, self._jobs, self._leases,
         ):  # fmt: skip
             if self._stopping.is_set():
                 return
@@ -187,6 +187,31 @@ class Retention:
                 age = self._clock() - status.st_mtime
                 if age > _NEW and self._workspace.remove_file(id, partial(self._store.files.get, id)):
                     _log_removal(f"file {id}", status.st_size, age, "it is not listed")
+
+    def _token_cache(self) -> None:
+        """Remove the tokens of files that are no longer listed, then those used longest ago. A process that reads
+        tokens has locked them; what a killed process has left unfinished is locked by none."""
+        cache = self._workspace.token_cache
+        cache.remove_unfinished()
+        entries = cache.entries()  # before the rows, as in `_names`
+        listed = {file.sha256 for file, _ in self._store.files.last_used()}
+        kept = []
+        for entry in entries:
+            if entry.source in listed or not cache.remove(entry.key):
+                kept.append(entry)
+            else:
+                age = self._clock() - entry.used_at
+                _log_removal(f"token cache {entry.key}", entry.bytes, age, "its file is not listed")
+        things = [
+            _Removable(f"token cache {e.key}", e.bytes, e.used_at, partial(cache.remove, e.key)) for e in kept
+        ]
+        self._prune(
+            "token-cache",
+            things,
+            total=sum(entry.bytes for entry in kept),
+            days=None,
+            size=self._options.max_token_cache_size,
+        )
 
     def _job_folders(self) -> None:
         if self._options.keep_job_folders_days is None:

@@ -29,6 +29,11 @@ class TrainingSpec(BaseModel):
     validation_file: str | None = None
     """May be the training file, of which `validation_reading` then reads another part."""
     validation_reading: Reading = Reading()
+    training_sha256: str | None = None
+    validation_sha256: str | None = None
+    """The hashes of the files; where they are not known, the trainer computes them."""
+    token_cache: str | None = None
+    """The folder of tokenized files that jobs share (`rows.cache`); the job folder has its own where none is named."""
     chat_template: str | None = None
     """Replaces the model's own."""
     seed: int

@@ -75,6 +75,9 @@ class FineTuning(Kind):
         has_template = bool(request.chat_template or base.chat_template)
         if request.data.validation_share:
             validation = training
+        hashes = {
+            id: file.sha256 for id in (training, validation) if id and (file := service.store.files.get(id))
+        }
         return TrainingSpec(
             job_id=job.id,
             base_name=base.name,
@@ -86,6 +89,9 @@ class FineTuning(Kind):
             reading=request.data.reading(has_template, "training"),
             validation_file=str(service.workspace.file(validation)) if validation else None,
             validation_reading=request.data.reading(has_template, "held_out"),
+            training_sha256=hashes.get(training),
+            validation_sha256=hashes.get(validation) if validation else None,
+            token_cache=str(service.workspace.token_cache.folder),
             chat_template=request.chat_template,
             seed=job.seed,
             device=job.device.split(":")[0],

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 import signal
-from dataclasses import asdict
-from pathlib import Path
 
 import transformers
-from datasets import Dataset
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.rows.dataset import TokenizedFile, tokenize_file
+from tunewright.trainer.data import tokenized_files
 from tunewright.trainer.loop import (
     CheckpointCallback,
     HeartbeatCallback,
@@ -33,30 +30,12 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
     heartbeat = HeartbeatCallback(folder)
-    training = tokenize_file(
-        Path(spec.training_file),
-        tokenizer,
-        tuning.max_length,
-        reading=spec.reading,
-        truncation=tuning.truncation,
-        on_row=heartbeat.beat,
-    )
-    held_out = None
-    if spec.validation_file:
-        held_out = tokenize_file(
-            Path(spec.validation_file),
-            tokenizer,
-            tuning.max_length,
-            reading=spec.validation_reading,
-            truncation=tuning.truncation,
-            what="validation_file",
-            on_row=heartbeat.beat,
-        )
+    training, held_out = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
-        events.message(f"Training data: {training.describe()}")
+        events.message(f"Training data: {training.totals.describe()}")
         if held_out is not None:
-            events.message(f"Validation data: {held_out.describe()}")
+            events.message(f"Validation data: {held_out.totals.describe()}")
     else:
         events.message(
             f"Resuming from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn"
@@ -69,9 +48,9 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     shutil.rmtree(folder.work, ignore_errors=True)
     trainer = HeldOutTrainer(
         model=model,
-        args=_arguments(spec, folder, len(training.examples), held_out is not None),
-        train_dataset=_dataset(training),
-        eval_dataset=_dataset(held_out) if held_out else None,
+        args=_arguments(spec, folder, training.totals.examples, held_out is not None),
+        train_dataset=training.dataset(),
+        eval_dataset=held_out.dataset() if held_out else None,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[metrics, checkpoints, heartbeat],
@@ -94,7 +73,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     save_product(trainer, tokenizer, folder)
     return TrainingResult(
         status="succeeded",
-        trained_tokens=training.tokens * tuning.n_epochs,
+        trained_tokens=training.totals.tokens * tuning.n_epochs,
         metrics=metrics.latest,
         checkpoints=checkpoints.usable(),
     )
@@ -124,7 +103,8 @@ def _arguments(spec: TrainingSpec, folder: JobFolder, rows: int, evaluates: bool
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         gradient_checkpointing=on_gpu,
         gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
-        dataset_kwargs={"skip_prepare_dataset": True},  # rows.dataset has tokenized and masked
+        dataset_kwargs={"skip_prepare_dataset": True},  # rows.tokenized has tokenized and masked
+        remove_unused_columns=False,  # the labels are made of what would be removed
         logging_steps=max(1, total // 1000),
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -134,7 +114,3 @@ def _arguments(spec: TrainingSpec, folder: JobFolder, rows: int, evaluates: bool
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
-
-
-def _dataset(file: TokenizedFile) -> Dataset:
-    return Dataset.from_list([asdict(example) for example in file.examples])

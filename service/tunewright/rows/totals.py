@@ -1,0 +1,43 @@
+"""What is counted while a file is tokenized. It lies beside the tokens as JSON, so that it is read without them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Totals(BaseModel):
+    """Counts of a tokenized file. Tokens are those after the cut at `max_length`, unless said otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    source: str
+    """sha256 of the file."""
+    max_length: int
+    rows: int
+    """Rows of the file. A chat row is several examples where the template rewrites what was said before."""
+    examples: int
+    """Examples that are trained on."""
+    tokens: int
+    """Tokens of these examples."""
+    learnt: int
+    """Those of them that have a loss."""
+    truncated: int
+    """Examples cut at `max_length`."""
+    dropped: int
+    """Examples with nothing left to learn after the cut; they are not among `examples`."""
+    lost: int
+    """Tokens that would have a loss but for the cut."""
+    longest: int
+    """Tokens of the longest example before the cut."""
+    lengths: dict[int, int]
+    """Number of examples of each length in tokens."""
+
+    def describe(self) -> str:
+        text = f"{self.rows} rows, {self.tokens} tokens"
+        if self.examples + self.dropped > self.rows:
+            text += f" in {self.examples} examples (the chat template rewrites earlier turns)"
+        if self.truncated:
+            text += f", {self.truncated} truncated to {self.max_length} tokens"
+        if self.dropped:
+            text += f", {self.dropped} left out (nothing to learn within the maximum length)"
+        return text
