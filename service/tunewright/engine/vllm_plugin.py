@@ -82,7 +82,8 @@ def bound_white_space_of_answers() -> None:
         from xgrammar import GrammarCompiler
     except ImportError:
         return
-    original = GrammarCompiler.compile_json_schema
+    compiler: Any = GrammarCompiler
+    original = compiler.compile_json_schema
     if hasattr(original, "corrected") or "max_whitespace_cnt" not in signature(original).parameters:
         return
 
@@ -90,7 +91,7 @@ def bound_white_space_of_answers() -> None:
         return original(self, schema, **{"max_whitespace_cnt": _MOST_WHITE_SPACE_OF_ANSWERS, **options})
 
     corrected.corrected = True  # type: ignore[attr-defined]
-    GrammarCompiler.compile_json_schema = corrected
+    compiler.compile_json_schema = corrected
 
 
 def without_adapterless_tokens(operator: Any) -> Any:

@@ -82,8 +82,7 @@ class Grammars:
         """A request has ended, and what the engine compiles for it may not have."""
         self.left[target.socket] += 1
         if target.socket not in self._probes:
-            probe = self._probes[target.socket] = asyncio.get_running_loop().create_task(self._watch(target))
-            probe.add_done_callback(lambda _: self._probes.pop(target.socket, None))
+            self._probes[target.socket] = asyncio.get_running_loop().create_task(self._watch(target))
 
     async def close(self) -> None:
         probes = list(self._probes.values())
@@ -106,7 +105,7 @@ class Grammars:
                 target.socket, _LONGEST, self.left[target.socket],
             )  # fmt: skip
         finally:
-            del self.left[target.socket]
+            del self.left[target.socket], self._probes[target.socket]
 
     async def _answers(self, target: Target) -> bool:
         """Whether the engine answered a request with a small grammar. A refusal is an answer of a model that generates
