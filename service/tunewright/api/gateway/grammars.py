@@ -30,7 +30,6 @@ _PROBE_AGAIN = 1.0
 """Seconds until an engine that could not be asked is asked again."""
 _LONGEST = 1800.0
 """Seconds after which it is assumed that compilations have ended, where the engine cannot be asked."""
-_TOO_MANY = "too_many_grammars"
 
 
 class Compilation:
@@ -73,7 +72,7 @@ class Grammars:
                 f"The engine may still compile {self.left[target.socket]} grammars (response_format, "
                 "structured_outputs, strict or forced tools) of requests that timed out or whose clients left: try "
                 "again when it has. Requests without a grammar are answered.",
-                code=_TOO_MANY,
+                code="too_many_grammars",
                 retry_after=5,
             )
         return Compilation(self, target)
