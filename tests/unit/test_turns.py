@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,13 @@ async def test_the_places_are_what_the_engine_runs_at_once(
     assert most_sequences(options, arguments, is_deployment=is_deployment) == expected
 
 
+async def until(condition: Callable[[], Any]) -> Any:
+    async with asyncio.timeout(20):
+        while not (found := condition()):
+            await asyncio.sleep(0.005)
+    return found
+
+
 async def test_through_the_gateway_a_second_caller_waits_for_one_request(
     store: Store, socket: Path, engine: Engine
 ) -> None:
@@ -271,6 +279,7 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
     store.engines.set_state(engine.name, EngineState.READY, info=info)
     at_once = peak = 0
     order: list[str] = []
+    go_on = asyncio.Semaphore(0)
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         nonlocal at_once, peak
@@ -278,7 +287,7 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
             at_once += 1
             peak = max(peak, at_once)
             order.append(body["name"])
-            await asyncio.sleep(0.03)
+            await go_on.acquire()
             at_once -= 1
         return await say_hello(request, body)
 
@@ -293,15 +302,19 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
 
     async with engine_at(socket, handler):
         batch = [ask("batch", "10.0.0.1") for _ in range(40)]
-        while len(order) < 4:
-            await asyncio.sleep(0.005)
-        began = len(order)
+        line = await until(lambda: gateway.router._lines.get(engine.name))
+        await until(lambda: len(order) == 2 and len(line._line["10.0.0.1"][""]) == 38)
         await ask("chat", "10.0.0.2", "/tokenize")
-        assert len(order) <= began + 2, "what generates nothing does not wait"
-        began = len(order)
-        await ask("chat", "10.0.0.2")
-        await asyncio.gather(*batch)
+        assert order == ["batch"] * 2, "what generates nothing does not wait"
+        chat = ask("chat", "10.0.0.2")
+        await until(lambda: "10.0.0.2" in line._line)
+        for _ in range(2):
+            go_on.release()
+        await until(lambda: len(order) == 4)
+        assert "chat" in order
+        for _ in range(41):
+            go_on.release()
+        await asyncio.gather(chat, *batch)
         await gateway.close()
     assert peak == 2
-    assert order.index("chat") <= began + 3
     assert gateway.router.in_flight == {engine.name: 0}

@@ -21,7 +21,7 @@ def most_sequences(options: EngineOptions, vllm_args: Sequence[str], *, is_deplo
 
 def _given(arguments: Sequence[str]) -> int | None:
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.replace("_", "-").partition("=")
         if name == _ARGUMENT:
             digits = value if equals else following
