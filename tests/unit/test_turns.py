@@ -303,7 +303,7 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
     async with engine_at(socket, handler):
         batch = [ask("batch", "10.0.0.1") for _ in range(40)]
         line = await until(lambda: gateway.router._lines.get(engine.name))
-        await until(lambda: len(order) == 2 and len(line._line["10.0.0.1"][""]) == 38)
+        await until(lambda: len(order) == 2 and len(line._line.get("10.0.0.1", {}).get("", ())) == 38)
         await ask("chat", "10.0.0.2", "/tokenize")
         assert order == ["batch"] * 2, "what generates nothing does not wait"
         chat = ask("chat", "10.0.0.2")
