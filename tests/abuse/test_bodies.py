@@ -76,7 +76,8 @@ def test_bodies_just_within_the_limits_stop_nobody(
     body = b"{" + BASE + b', "messages": ' + opening + first + piece * (number - 10) + end
     status, text = post(service, path, body)
     assert status in (200, 400), text
-    assert "more than" not in text or "context_length_exceeded" in text
+    # Strings of so many values are more text than the model's context, which is another limit with the same words.
+    assert "more than" not in text or (name == "strings" and "context_length_exceeded" in text)
 
 
 @pytest.mark.parametrize("most_memory", [600 * MIB])

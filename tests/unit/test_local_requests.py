@@ -214,6 +214,14 @@ def test_a_page_cannot_post_json_as_a_form(make: Any, store: Store, kind: str) -
         assert "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/json"])
+def test_an_unknown_path_is_not_found_whatever_type_its_body_has(make: Any, kind: str | None) -> None:
+    given = {"content-type": kind} if kind else {}
+    for path, status, code in (("/nowhere", 404, "unknown_url"), ("/v1/models", 405, "method_not_allowed")):
+        answer = make().post(path, content=b"{}", headers=given)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
 def test_a_file_of_another_sites_page_is_not_stored(make: Any, data: Workspace) -> None:
     form: dict[str, Any] = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "fine-tune"}}
     refused = make().post("/v1/files", **form, headers={"origin": "https://evil.example"})

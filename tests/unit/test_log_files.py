@@ -147,7 +147,8 @@ def test_what_a_running_process_logs_stays_within_the_limit(log: Path) -> None:
         while process.is_alive() and last_line(log) != "done":
             assert time.monotonic() < deadline
         assert process.is_alive(), "one more look, which rotates"
-        # a part may be larger by what the process wrote between two looks
+        # A part may be larger by what the process wrote between two looks. This process does not wait, and on a
+        # machine with other work 20 MB come between two of them: a tight bound would measure the machine.
         assert sum(sizes(log)) <= 4 * log_files.LARGEST + 20_000_000
     finally:
         process.end()

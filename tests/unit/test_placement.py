@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,17 @@ def test_media_are_fetched_from_the_hosts_that_the_operator_allows_alone() -> No
     assert given[at + 1 : at + 3] == ["a.example", "b.example"]
     assert given[at + 3].startswith("--")
     assert engine_environment("cpu")["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_vllms_sockets_have_short_paths_whatever_the_folder_for_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert engine_environment("cpu")["VLLM_RPC_BASE_PATH"] == "/tmp"
+    monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")
+    assert engine_environment("cpu")["VLLM_RPC_BASE_PATH"] == "/var/tmp"
 
 
 def test_without_adapters_none_are_offered() -> None:

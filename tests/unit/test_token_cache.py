@@ -139,7 +139,7 @@ def test_what_is_read_ahead_of_the_encoded_rows_is_bounded(
 ) -> None:
     read = 0
 
-    def rows(_: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    def rows(*_: object) -> Iterator[tuple[int, dict[str, str]]]:
         nonlocal read
         for read in range(1, 10**9):
             yield read, {"prompt": "a", "completion": "b"}

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import xgrammar
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 from vllm.tool_parsers import structural_tag_registry
+from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from tunewright.engine.vllm_plugin import (
     bound_white_space,
+    bound_white_space_of_answers,
     request_amx,
     score_prompts_with_their_adapter,
     without_adapterless_tokens,
@@ -209,3 +213,35 @@ def test_white_space_in_tool_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     for _ in ("once", "again"):
         bound_white_space()
         assert all(white_space_limits(family) == {2} for family in FAMILIES)
+
+
+def longest_white_space(backend: XgrammarBackend, kind: StructuredOutputOptions, schema: str) -> int:
+    """How many spaces the grammar takes after the bracket, of a thousand."""
+    matcher = backend.compile_grammar(kind, schema).matcher
+    assert matcher.accept_string("{")
+    return next((n for n in range(1000) if not matcher.accept_string(" ")), 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema"),
+    [
+        (StructuredOutputOptions.JSON_OBJECT, ""),
+        (StructuredOutputOptions.JSON, '{"type": "object", "properties": {"a": {"type": "string"}}}'),
+    ],
+)
+def test_white_space_in_json_answers_is_bounded_and_leaves_room_to_indent(
+    monkeypatch: pytest.MonkeyPatch, kind: StructuredOutputOptions, schema: str
+) -> None:
+    tokens = xgrammar.TokenizerInfo([chr(n) for n in range(32, 127)] + ["\n", "</s>"], stop_token_ids=[96])
+    backend = object.__new__(XgrammarBackend)
+    backend.compiler = xgrammar.GrammarCompiler(tokens, cache_enabled=False)
+    backend.disable_any_whitespace, backend.vocab_size, backend.num_speculative_tokens = False, 97, 0
+    assert longest_white_space(backend, kind, schema) == 1000, "once vLLM bounds it, the plugin need not"
+    monkeypatch.setattr(
+        xgrammar.GrammarCompiler, "compile_json_schema", xgrammar.GrammarCompiler.compile_json_schema
+    )
+    for _ in ("once", "again"):
+        bound_white_space_of_answers()
+        assert longest_white_space(backend, kind, schema) == 32
+    matcher = backend.compile_grammar(StructuredOutputOptions.JSON_OBJECT, "").matcher
+    assert matcher.accept_string('{\n    "a": {\n        "b": {\n            "c": [\n                1\n')

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from tunewright.config import Settings, child_environment
+from tunewright.engine.batches import most_sequences
 from tunewright.engine.client import EngineDead, find_fault, probe
 from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
 from tunewright.engine.leases import ENGINE, Drain
@@ -225,6 +226,9 @@ class EngineKeeper:
             max_adapters=options.max_adapters,
             trust_remote_code=served.source.trust_remote_code,
             deployment=served.deployment.id if served.deployment else None,
+            max_num_seqs=most_sequences(
+                options, self._settings.serving.vllm_args, is_deployment=served.deployment is not None
+            ),
         )
         if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # the deployment was deleted just now

@@ -236,6 +236,8 @@ class EngineInfo(BaseModel):
     trust_remote_code: bool = False
     deployment: str | None = None
     """The deployment's id; None for a base."""
+    max_num_seqs: int | None = None
+    """Sequences that it runs at once; None in the row of an earlier version."""
 
 
 @dataclass(frozen=True)

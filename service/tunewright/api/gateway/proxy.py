@@ -19,12 +19,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tunewright.api.gateway.bodies import check_tokens, write_body
 from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
+from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.limits import check_limits
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.tools import with_strict_tools
+from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
 from tunewright.api.http.errors import error_response
 from tunewright.api.http.threads import Threads
 from tunewright.engine.http import Answer, EngineBusy, EngineHTTP
@@ -44,6 +46,9 @@ _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
+_GENERATES_NOTHING = frozenset({"/tokenize", "/detokenize"})
+_HAS_OUTPUT = b"response.output"
+"""In the first event of a response that comes from the model; others come before, as soon as vLLM has the request."""
 _KEEP_ALIVE = 15.0
 """Seconds without an event after which a stream gets a comment. Proxies cut connections that are silent for 60 s."""
 _COMMENT = b": keep-alive\n\n"
@@ -69,6 +74,7 @@ class Gateway:
         self.router = router
         self.guard = Guard(aliases)
         self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
+        self.grammars = Grammars(self.engine)
         self.request_timeout = request_timeout
         self.max_generated_tokens = max_generated_tokens
         self.bodies = Threads("bodies", 2)
@@ -77,6 +83,7 @@ class Gateway:
 
     async def close(self) -> None:
         await self.shadow.close()
+        await self.grammars.close()
         for engine in self._engines.values():
             await engine.close()
 
@@ -93,11 +100,15 @@ class Gateway:
             data = await self.bodies.run(
                 _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
+            await _take_turn(path, body, target, NOBODY, held)
+            compilation = held.enter_context(self.grammars.compile(target, body))
             try:
                 async with self.engine(target.socket).post(path, data) as upstream:
-                    return upstream.status, _renamed(await upstream.read(), target)
+                    answer = await upstream.read()
             except EngineBusy as error:
                 raise EngineUnavailable(LOST) from error
+            compilation.end()
+            return upstream.status, _renamed(answer, target)
 
 
 class Relay(Response):
@@ -150,7 +161,7 @@ class Relay(Response):
                 model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
                 if alias is not None:
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
-                await self._ask(model, alias, send)
+                await self._ask(model, alias, caller_of(scope, self._body), send)
         except TimeoutError:
             error = RequestTimeout(
                 f"The generation took longer than {limit:g} s (--request-timeout) and was ended: ask for fewer tokens."
@@ -167,29 +178,44 @@ class Relay(Response):
         elif not self._ended:
             await send(_error_event(error))
 
-    async def _ask(self, model: str, alias: Alias | None, send: Send) -> None:
+    async def _ask(self, model: str, alias: Alias | None, caller: Caller, send: Send) -> None:
         for attempt in (1, 2):
             with ExitStack() as held:
-                target = await self._gateway.router.find(model, held)
-                if await self._relay(target, alias, send, may_retry=attempt == 1):
+                target = await self._gateway.router.find(model, held, caller)
+                data = await self._data(target)
+                await _take_turn(self._path, self._body, target, caller, held)
+                compilation = held.enter_context(self._gateway.grammars.compile(target, self._body))
+                if await self._relay(target, data, compilation, alias, send, may_retry=attempt == 1):
                     return
 
-    async def _relay(self, target: Target, alias: Alias | None, send: Send, *, may_retry: bool) -> bool:
+    async def _data(self, target: Target) -> bytes:
+        """The body for vLLM. Raises InvalidRequest."""
+        most = self._gateway.max_generated_tokens
+        if not self._is_large:
+            return _upstream_body(self._path, self._body, target, most)
+        return await self._gateway.bodies.run(
+            _upstream_body, self._path, self._body, target, most, in_parts=True
+        )
+
+    async def _relay(
+        self,
+        target: Target,
+        data: bytes,
+        compilation: Compilation,
+        alias: Alias | None,
+        send: Send,
+        *,
+        may_retry: bool,
+    ) -> bool:
         """Send the request to vLLM and pass on its answer.
 
         Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
         """
-        most = self._gateway.max_generated_tokens
-        if self._is_large:
-            data = await self._gateway.bodies.run(
-                _upstream_body, self._path, self._body, target, most, in_parts=True
-            )
-        else:
-            data = _upstream_body(self._path, self._body, target, most)
         try:
             async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
                 if upstream.status >= 400:
                     text = await upstream.read()
+                    compilation.end()
                     if upstream.status == 404 and may_retry:
                         return False
                     if upstream.status == 404 and target.internal_name.encode() in text:
@@ -204,12 +230,13 @@ class Relay(Response):
                     self._quiet_since = time.monotonic()
                     keeper = asyncio.create_task(self._keep_alive(send))
                     try:
-                        await self._pass_events(upstream, target, send)
+                        await self._pass_events(upstream, target, send, compilation)
                     finally:
                         keeper.cancel()
                 else:
                     # Read as a whole, so that a failure still gets a status of its own.
                     text = _renamed(await upstream.read(), target)
+                    compilation.end()
                     self._started_at, self._ended = time.monotonic(), True
                     await send(start)
                     await send({"type": "http.response.body", "body": text})
@@ -218,7 +245,9 @@ class Relay(Response):
             log.warning("engine at %s: %s", target.socket, error)
             raise EngineUnavailable(LOST) from error
 
-    async def _pass_events(self, upstream: Answer, target: Target, send: Send) -> None:
+    async def _pass_events(
+        self, upstream: Answer, target: Target, send: Send, compilation: Compilation = NO_COMPILATION
+    ) -> None:
         """Pass on whole events only, so that no model name is split between two chunks.
 
         Raises EngineUnavailable where the stream ends without [DONE].
@@ -233,6 +262,8 @@ class Relay(Response):
                 last = whole[-32:]
                 if is_dead(whole):
                     raise EngineUnavailable(LOST)
+                if self._path in _ENDED_BY_DONE or _HAS_OUTPUT in whole:
+                    compilation.end()
                 self._quiet_since = None
                 await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
                 self._quiet_since = time.monotonic()
@@ -253,6 +284,15 @@ class Relay(Response):
                 if self._quiet_since is not None:  # else the next event came meanwhile
                     self._quiet_since = time.monotonic()
             await asyncio.sleep(_KEEP_ALIVE - quiet)
+
+
+async def _take_turn(
+    path: str, body: dict[str, Any], target: Target, caller: Caller, held: ExitStack
+) -> None:
+    """Wait for the request's turn at the engine, which it has until `held` is closed."""
+    if target.line is not None and path not in _GENERATES_NOTHING:
+        size = await target.line.take(caller, sequences(body))
+        held.callback(target.line.give_back, size)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.api.gateway.turns import NOBODY, Caller, Line
 from tunewright.api.http.threads import Threads
 from tunewright.engine.leases import ENGINE, Leases
-from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, TooManyRequests, quoted
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
 from tunewright.registry.aliases import Alias, pick
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelKind, ModelState, Residency
@@ -22,6 +23,8 @@ from tunewright.store.store import Store
 _WAIT_FOR_LOADING = 30.0
 _POLL_INTERVAL = 0.05
 _MOST_KNOWN = 10_000
+_MOST_SEQUENCES = 256
+"""Sequences that an engine runs at once which an earlier version of the service has started."""
 _READERS = 4
 """Threads that look up names; a pool of database connections has more."""
 
@@ -46,6 +49,10 @@ class Target:
     """Number of tokens, where the base's config states it."""
     context: int | None = None
     """Tokens that a request and its answer may have together."""
+    base: str = ""
+    """The engine's name for its base."""
+    line: Line | None = None
+    """Where the requests to the engine take turns."""
 
 
 class Router:
@@ -75,8 +82,12 @@ class Router:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, LeaseKeys] = {}
         """The leases that requests to a model need, by its name. Bases need none, since they are never removed."""
-        self.in_flight: Counter[str] = Counter()
-        """Number of generations by engine name, including those that wait for their adapter."""
+        self._lines: dict[str, Line] = {}
+
+    @property
+    def in_flight(self) -> Counter[str]:
+        """Number of generations by engine name, including those that wait for their adapter or their turn."""
+        return Counter({name: line.in_flight for name, line in self._lines.items()})
 
     async def choose(self, name: str, sticky: str | None) -> tuple[str, Alias | None]:
         """The model that answers a request to `name`, and the alias where `name` is one.
@@ -88,8 +99,8 @@ class Router:
         alias = await self._threads.run(self._store.aliases.get, name)
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
 
-    async def find(self, name: str, held: ExitStack) -> Target:
-        """The target for a request to model `name`. Loads an adapter that is not loaded.
+    async def find(self, name: str, held: ExitStack, caller: Caller = NOBODY) -> Target:
+        """The target for a request of `caller` to model `name`. Loads an adapter that is not loaded.
 
         Until `held` is closed, the request counts as in flight, and its adapter stays loaded and its engine deployed.
         Raises NotFound, InvalidRequest, EngineUnavailable and TooManyRequests.
@@ -104,7 +115,7 @@ class Router:
                     self._known.pop(name, None)  # else the leases of refused requests would keep it alive
                 engine = self._servable(name, model, engine)
                 if not entered:
-                    self._enter(engine.name, held)
+                    self._enter(engine, caller, held)
                     entered = True
                 adapter = model if model is not None and model.kind is ModelKind.ADAPTER else None
                 needed = self._remember(name, engine, adapter)
@@ -112,7 +123,7 @@ class Router:
                 is_checked = adapter is None or adapter.state is not ModelState.CHECKING
                 if is_checked and is_loaded and leased == needed:
                     held.push(lease.pop_all())
-                    return _target(engine, model)
+                    return _target(engine, model, self._lines[engine.name])
             if is_loaded and not known_before:
                 known_before = True  # its leases are known now and can be taken
                 continue
@@ -205,17 +216,15 @@ class Router:
             )
         return engine
 
-    def _enter(self, engine: str, held: ExitStack) -> None:
-        if self.in_flight[engine] >= self._max_requests:
-            raise TooManyRequests(
-                f"{engine} has {self._max_requests} requests in flight, which is the limit (--max-requests): try again "
-                "when some have ended."
-            )
-        self.in_flight[engine] += 1
-        held.callback(self._leave, engine)
-
-    def _leave(self, engine: str) -> None:
-        self.in_flight[engine] -= 1
+    def _enter(self, engine: Engine, caller: Caller, held: ExitStack) -> None:
+        assert engine.info is not None, "`_servable` checks this first"
+        places = engine.info.max_num_seqs or _MOST_SEQUENCES
+        line = self._lines.get(engine.name)
+        if line is None:
+            line = self._lines[engine.name] = Line(engine.name, self._max_requests, places)
+        line.places = places
+        line.enter(caller)
+        held.callback(line.leave, caller)
 
 
 def not_deployed(name: str) -> InvalidRequest:
@@ -247,7 +256,7 @@ def refuse_unservable(model: TunedModel) -> None:
         )
 
 
-def _target(engine: Engine, model: TunedModel | None) -> Target:
+def _target(engine: Engine, model: TunedModel | None, line: Line) -> Target:
     assert engine.socket is not None and engine.info is not None, "`_servable` checks this first"
     adapter = model if model is not None and model.kind is ModelKind.ADAPTER else None
     return Target(
@@ -258,4 +267,6 @@ def _target(engine: Engine, model: TunedModel | None) -> Target:
         engine.info.has_chat_template,
         engine.info.vocab_size,
         engine.info.max_model_len,
+        engine.info.internal_name,
+        line,
     )

@@ -30,13 +30,13 @@ def with_strict_tools(body: dict[str, Any]) -> dict[str, Any]:
     the parameters of such a function cannot be an object.
     """
     choice, tools = body.get("tool_choice"), body.get("tools")
-    if not isinstance(tools, list) or not _forces(choice):
+    if not isinstance(tools, list) or not forces_call(choice):
         return body
     named = _name_in(choice)
     return {**body, "tools": [_strict(tool, named, f"tools.{n}") for n, tool in enumerate(tools)]}
 
 
-def _forces(choice: Any) -> bool:
+def forces_call(choice: Any) -> bool:
     if not isinstance(choice, dict):
         return bool(choice == "required")
     return choice.get("type") != "allowed_tools" or choice.get("mode") == "required"

@@ -21,6 +21,7 @@ import socket
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunewright.api.http.errors import error_response
@@ -59,7 +60,8 @@ class LocalMiddleware:
         # Pages can send other methods with a body after a preflight request only.
         if scope["method"] != "POST":
             return None
-        return wrong_type(headers, takes_form=(scope["method"], scope["path"]) in UPLOADS)
+        wrong = wrong_type(headers, takes_form=(scope["method"], scope["path"]) in UPLOADS)
+        return wrong if wrong is not None and _has_route(scope) else None
 
 
 class LocalRequests:
@@ -102,6 +104,11 @@ class LocalRequests:
             return False
         name = found[1].lower().removesuffix(".")
         return name == "localhost" or name in self._allowed or _is_loopback(name)
+
+
+def _has_route(scope: Scope) -> bool:
+    """Whether a route takes the request. Without one the application reads no body, and answers 404 or 405."""
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
 
 
 def wrong_type(headers: Headers, *, takes_form: bool) -> TunewrightError | None:

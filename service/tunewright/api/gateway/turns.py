@@ -1,0 +1,199 @@
+"""Turns: which of the generations that wait for an engine is sent to it next, so that callers share it.
+
+vLLM answers requests in the order in which they came. So an engine is sent no more than it runs at once, and the others
+wait here. Where none waits, a request goes on without delay.
+
+A caller is an address; within it a `user`, which clients choose as they like: a name can only divide the share of its
+own address (docs/decisions/0023).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Scope
+
+from tunewright.errors import TooManyRequests, cut
+
+_LONGEST_NAME = 64
+_PREFIX = 64
+"""Bits of an IPv6 address that are the network's; its hosts choose the rest as they like."""
+_MOST_REMEMBERED = 10_000
+"""Callers of which it is known what they have had, as long as any wait."""
+_EXTRA = 8
+"""One in so many places above the limit is for callers that have no generation in flight."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    address: str
+    user: str = ""
+
+
+NOBODY = Caller("")
+"""Who asks for what the service asks itself: copies of requests for shadows."""
+
+
+def caller_of(scope: Scope, body: dict[str, Any]) -> Caller:
+    """Who sent the request. Behind a proxy on this machine, the address is that of its `X-Forwarded-For`."""
+    client = scope.get("client")
+    user = body.get("safety_identifier") or body.get("user")
+    return Caller(
+        _network(client[0]) if client else "", cut(user, _LONGEST_NAME) if isinstance(user, str) else ""
+    )
+
+
+def _network(address: str) -> str:
+    if ":" in address:
+        try:
+            return str(ipaddress.ip_network((address, _PREFIX), strict=False))
+        except ValueError:  # a proxy's header may have anything
+            pass
+    return cut(address, _LONGEST_NAME)
+
+
+def sequences(body: dict[str, Any]) -> int:
+    """How many texts vLLM generates for the request at once: its choices, for each of its prompts."""
+    n, prompt = body.get("n"), body.get("prompt")
+    choices = n if isinstance(n, int) and n > 0 else 1
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+    return choices * prompts
+
+
+@dataclass(eq=False)
+class _Waiting:
+    caller: Caller
+    size: int
+    may_go: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+_Key = tuple[str, ...]
+"""() for all, (address,) for an address, (address, user) for one of its users."""
+
+
+class Line:
+    """The generations in flight of one engine. Used from one event loop only.
+
+    At most `most` are in flight, and one in eight more for callers that have none. `places` is the number of sequences
+    that the engine runs at once; what does not fit waits, and goes in turns: those of addresses, and within an address
+    those of its users, in start-time fair queueing (Goyal, Vin, Cheng 1996) with the sequences as lengths.
+    """
+
+    def __init__(self, name: str, most: int, places: int) -> None:
+        self._name = name
+        self._most = most
+        self.places = places
+        self.in_flight = 0
+        self._by_address: Counter[str] = Counter()
+        self._running = 0
+        """Sequences that have a place."""
+        self._line: dict[str, dict[str, dict[_Waiting, None]]] = {}
+        """The waiting requests, by address and user, in the order in which they came."""
+        self._turn: dict[_Key, int] = {}
+        """The time at which the next request of a caller has its turn. Time is counted in sequences."""
+        self._now: dict[_Key, int] = {}
+        """The time among all addresses, and among the users of each."""
+
+    def enter(self, caller: Caller) -> None:
+        """Count a request as in flight. Raises TooManyRequests."""
+        reserve = 0 if self._by_address[caller.address] else max(1, self._most // _EXTRA)
+        if self.in_flight >= self._most + reserve:
+            raise TooManyRequests(
+                f"{self._name} has {self._most} requests in flight, which is the limit (--max-requests): try again "
+                "when some have ended."
+            )
+        self.in_flight += 1
+        self._by_address[caller.address] += 1
+
+    def leave(self, caller: Caller) -> None:
+        self.in_flight -= 1
+        self._by_address[caller.address] -= 1
+        if not self._by_address[caller.address]:
+            del self._by_address[caller.address]
+
+    async def take(self, caller: Caller, size: int) -> int:
+        """Wait for places for `size` sequences, all of them at most, and return the number that was taken."""
+        size = min(size, self.places)
+        if not self._line and self._running + size <= self.places:
+            self._running += size
+            return size
+        waiting = _Waiting(caller, size)
+        self._add(waiting)
+        try:
+            await waiting.may_go
+        except asyncio.CancelledError:
+            if waiting.may_go.cancelled():
+                self._remove(waiting)
+                self._admit()
+            else:
+                self.give_back(size)
+            raise
+        return size
+
+    def give_back(self, size: int) -> None:
+        self._running -= size
+        self._admit()
+
+    def _admit(self) -> None:
+        """Let those go on that have the next turns, as long as there are places."""
+        while self._line:
+            waiting = self._next()
+            if waiting.may_go.cancelled():  # its task has not run since
+                self._remove(waiting)
+                continue
+            if self._running and self._running + waiting.size > self.places:
+                return
+            self._charge(waiting)
+            self._remove(waiting)
+            self._running += waiting.size
+            waiting.may_go.set_result(None)
+
+    def _next(self) -> _Waiting:
+        address = min(self._line, key=lambda address: self._turn[address,])
+        users = self._line[address]
+        user = min(users, key=lambda user: self._turn[address, user])
+        return next(iter(users[user]))
+
+    def _add(self, waiting: _Waiting) -> None:
+        address, user = waiting.caller.address, waiting.caller.user
+        if address not in self._line:
+            self._line[address] = {}
+            self._begin((address,))
+        if user not in self._line[address]:
+            self._line[address][user] = {}
+            self._begin((address, user))
+        self._line[address][user][waiting] = None
+
+    def _begin(self, key: _Key) -> None:
+        """A caller comes that had nothing waiting: at the present time, or after what it has had."""
+        self._turn[key] = max(self._now.get(key[:-1], 0), self._turn.get(key, 0))
+        if len(self._turn) > _MOST_REMEMBERED:
+            self._turn = {key: turn for key, turn in self._turn.items() if self._waits(key)}
+            self._now = {key: now for key, now in self._now.items() if not key or self._waits(key)}
+
+    def _waits(self, key: _Key) -> bool:
+        return key[0] in self._line and (len(key) == 1 or key[1] in self._line[key[0]])
+
+    def _charge(self, waiting: _Waiting) -> None:
+        address, user = waiting.caller.address, waiting.caller.user
+        for key in ((address,), (address, user)):
+            self._now[key[:-1]] = self._turn[key]
+            self._turn[key] += waiting.size
+
+    def _remove(self, waiting: _Waiting) -> None:
+        address, user = waiting.caller.address, waiting.caller.user
+        users = self._line.get(address, {})
+        if waiting not in users.get(user, {}):
+            return
+        del users[user][waiting]
+        if not users[user]:
+            del users[user]
+        if not users:
+            del self._line[address]
+        if not self._line:
+            self._turn.clear()
+            self._now.clear()

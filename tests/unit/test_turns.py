@@ -1,0 +1,320 @@
+"""The places of an engine: how callers share them, and that none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fake_engine import Client, engine_at, gateway_for, say_hello
+from rows import engine_info
+from tunewright.api.gateway.proxy import Relay
+from tunewright.api.gateway.turns import Caller, Line, caller_of, sequences
+from tunewright.engine.batches import most_sequences
+from tunewright.engine.command import EngineOptions
+from tunewright.errors import TooManyRequests
+from tunewright.store.records import Engine
+from tunewright.store.states import EngineState
+from tunewright.store.store import Store
+
+pytestmark = pytest.mark.anyio
+
+BATCH, CHAT_USER = Caller("10.0.0.1"), Caller("10.0.0.2")
+CHAT = "/v1/chat/completions"
+
+
+class Run:
+    """Requests at a line, each of which runs until `end` is called; `began` has them in the order of their turns."""
+
+    def __init__(self, places: int, most: int = 10_000) -> None:
+        self.line = Line("tiny", most, places)
+        self.began: list[Caller] = []
+        self._ends: list[asyncio.Event] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def ask(self, caller: Caller, number: int = 1, size: int = 1) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(self._run(caller, size)) for _ in range(number)]
+        self.tasks += tasks
+        await asyncio.sleep(0)
+        return tasks
+
+    async def _run(self, caller: Caller, size: int) -> None:
+        taken = await self.line.take(caller, size)
+        end = asyncio.Event()
+        self.began.append(caller)
+        self._ends.append(end)
+        try:
+            await end.wait()
+        finally:
+            self.line.give_back(taken)
+
+    async def end(self, number: int = 1) -> None:
+        """End those that run the longest, one after the other."""
+        for _ in range(number):
+            self._ends.pop(0).set()
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+    async def end_all(self) -> None:
+        while self._ends:
+            await self.end()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+async def test_the_first_request_of_a_caller_goes_before_the_thousand_of_another() -> None:
+    run = Run(places=4)
+    await run.ask(BATCH, 1000)
+    assert len(run.began) == 4
+    await run.ask(CHAT_USER)
+    await run.end(2)
+    assert CHAT_USER in run.began[4:6], "after at most one more of the other"
+    await run.end_all()
+    assert len(run.began) == 1001
+
+
+async def test_callers_that_all_wait_get_equal_shares() -> None:
+    run = Run(places=2)
+    callers = [Caller(f"10.0.0.{n}") for n in range(4)]
+    for caller, number in zip(callers, (300, 50, 50, 50), strict=True):
+        await run.ask(caller, number)
+    await run.end(160)
+    shares = [run.began[2:162].count(caller) for caller in callers]
+    assert max(shares) - min(shares) <= 1, shares
+    await run.end_all()
+
+
+async def test_many_names_take_no_share_of_another_address() -> None:
+    run = Run(places=1)
+    for n in range(100):
+        await run.ask(Caller("10.0.0.1", f"user-{n}"), 2)
+    await run.ask(CHAT_USER, 3)
+    await run.end(7)
+    assert run.began[1:8].count(CHAT_USER) == 3
+    await run.end_all()
+
+
+async def test_the_users_of_an_address_share_it() -> None:
+    run = Run(places=1)
+    one, other = Caller("10.0.0.1", "one"), Caller("10.0.0.1", "other")
+    await run.ask(one, 100)
+    await run.ask(other, 5)
+    await run.end(11)
+    assert run.began[1:12].count(other) == 5
+    await run.end_all()
+
+
+async def test_a_share_is_counted_in_sequences() -> None:
+    run = Run(places=8)
+    await run.ask(BATCH, 50, size=4)
+    await run.ask(CHAT_USER, 50)
+    await run.end(30)
+    began = run.began[2:]
+    assert 3 <= began.count(CHAT_USER) / began.count(BATCH) <= 5
+    await run.end_all()
+
+
+async def test_who_asked_little_until_now_is_owed_nothing_for_it() -> None:
+    run = Run(places=1)
+    await run.ask(BATCH, 200)
+    await run.end(50)
+    await run.ask(CHAT_USER, 50)
+    await run.end(40)
+    assert 19 <= run.began[51:].count(CHAT_USER) <= 21
+    await run.end_all()
+
+
+async def test_a_request_with_more_sequences_than_places_has_its_turn() -> None:
+    run = Run(places=4)
+    await run.ask(BATCH, 6)
+    await run.ask(CHAT_USER, 1, size=100)
+    await run.end(5)
+    assert CHAT_USER in run.began
+    await run.end_all()
+    assert await run.line.take(BATCH, 4) == 4, "all places are free"
+
+
+async def test_no_place_is_lost_whoever_leaves_and_whenever() -> None:
+    chance = random.Random(3)
+    line, peak, at_once = Line("tiny", 1000, 5), 0, 0
+
+    async def once(n: int) -> None:
+        nonlocal peak, at_once
+        size = await line.take(Caller(f"10.0.0.{n % 7}", f"user {n % 3}"), chance.choice((1, 1, 2, 9)))
+        at_once += size
+        peak = max(peak, at_once)
+        try:
+            await asyncio.sleep(chance.random() * 0.002)
+        finally:
+            at_once -= size
+            line.give_back(size)
+
+    tasks = [asyncio.create_task(once(n)) for n in range(600)]
+    while not all(task.done() for task in tasks):
+        chance.choice(tasks).cancel()
+        await asyncio.sleep(0.0005)
+    assert sum(task.cancelled() for task in tasks) > 50
+    assert (peak, at_once) == (5, 0)
+    async with asyncio.timeout(1):
+        assert [await line.take(BATCH, 1) for _ in range(5)] == [1] * 5
+    assert not line._line
+    assert not line._turn
+
+
+async def test_two_that_leave_at_the_moment_of_their_turn_lose_no_place() -> None:
+    run = Run(places=1)
+    await run.ask(BATCH)
+    first, second = await run.ask(BATCH, 2)
+    run._ends[0].set()
+    await asyncio.sleep(0)
+    first.cancel()
+    second.cancel()
+    await asyncio.gather(*run.tasks[1:], return_exceptions=True)
+    async with asyncio.timeout(1):
+        assert await run.line.take(BATCH, 1) == 1
+
+
+async def test_at_the_limit_a_caller_without_any_request_is_let_in() -> None:
+    line = Line("tiny", 16, 4)
+    for _ in range(16):
+        line.enter(BATCH)
+    with pytest.raises(TooManyRequests):
+        line.enter(BATCH)
+    line.enter(CHAT_USER)
+    with pytest.raises(TooManyRequests):
+        line.enter(CHAT_USER)
+    line.enter(Caller("10.0.0.3"))
+    with pytest.raises(TooManyRequests):
+        line.enter(Caller("10.0.0.4"))
+    line.leave(CHAT_USER)
+    line.enter(Caller("10.0.0.4"))
+
+
+async def test_what_does_not_wait_costs_microseconds() -> None:
+    line, rounds = Line("tiny", 1000, 100), 5_000
+    began = time.process_time()
+    for _ in range(rounds):
+        line.enter(BATCH)
+        line.give_back(await line.take(BATCH, 1))
+        line.leave(BATCH)
+    assert (time.process_time() - began) / rounds < 50e-6  # 3 us where nothing else runs
+
+
+async def test_ten_thousand_callers_are_not_remembered_for_ever() -> None:
+    run = Run(places=1)
+    await run.ask(BATCH, 2)
+    for n in range(12_000):
+        (task,) = await run.ask(Caller("10.0.0.2", str(n)))
+        task.cancel()
+    await asyncio.gather(*run.tasks[2:], return_exceptions=True)
+    assert len(run.line._turn) <= 10_001
+    await run.end_all()
+
+
+@pytest.mark.parametrize(
+    ("client", "body", "expected"),
+    [
+        (None, {}, Caller("")),
+        (("10.0.0.1", 5), {"user": "ann"}, Caller("10.0.0.1", "ann")),
+        (("10.0.0.1", 5), {"user": "ann", "safety_identifier": "bob"}, Caller("10.0.0.1", "bob")),
+        (("10.0.0.1", 5), {"user": 7}, Caller("10.0.0.1")),
+        (("2001:db8:1:2:3:4:5:6", 5), {}, Caller("2001:db8:1:2::/64")),
+        (("no:address", 5), {}, Caller("no:address")),
+        (("x" * 1000, 0), {"user": "y" * 1000}, Caller("x" * 64 + "...", "y" * 64 + "...")),
+    ],
+)
+async def test_a_caller_is_an_address_and_a_name(client: Any, body: dict[str, Any], expected: Caller) -> None:
+    assert caller_of({"client": client}, body) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, 1),
+        ({"n": 4}, 4),
+        ({"n": "4"}, 1),
+        ({"n": 2, "prompt": ["a", "b", "c"]}, 6),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1], [2]]}, 2),
+    ],
+)
+async def test_sequences_are_choices_times_prompts(body: dict[str, Any], expected: int) -> None:
+    assert sequences(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "arguments", "is_deployment", "expected"),
+    [
+        (None, [], False, 128),
+        (None, ["--max-num-seqs", "7", "--enforce-eager"], False, 7),
+        (None, ["--max_num_seqs=9"], True, 9),
+        (5, ["--max-num-seqs=9"], True, 5),
+    ],
+)
+async def test_the_places_are_what_the_engine_runs_at_once(
+    asked: int | None, arguments: list[str], is_deployment: bool, expected: int
+) -> None:
+    options = EngineOptions("cpu", max_num_seqs=asked)
+    assert most_sequences(options, arguments, is_deployment=is_deployment) == expected
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    async with asyncio.timeout(20):
+        while not (found := condition()):
+            await asyncio.sleep(0.005)
+    return found
+
+
+async def test_through_the_gateway_a_second_caller_waits_for_one_request(
+    store: Store, socket: Path, engine: Engine
+) -> None:
+    """The engine gets no more than it runs at once, tokens are counted without a turn, and turns are taken."""
+    assert engine.info is not None
+    info = engine_info(internal_name=engine.info.internal_name, max_num_seqs=2)
+    store.engines.set_state(engine.name, EngineState.READY, info=info)
+    at_once = peak = 0
+    order: list[str] = []
+    go_on = asyncio.Semaphore(0)
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        nonlocal at_once, peak
+        if request.path == CHAT:
+            at_once += 1
+            peak = max(peak, at_once)
+            order.append(body["name"])
+            await go_on.acquire()
+            at_once -= 1
+        return await say_hello(request, body)
+
+    gateway = gateway_for(store)
+
+    def ask(name: str, address: str, path: str = CHAT) -> asyncio.Task[None]:
+        client = Client()
+        relay = Relay(gateway, path, {"model": engine.name, "name": name})
+        return asyncio.create_task(
+            relay({"type": "http", "client": (address, 1)}, client.receive, client.send)  # type: ignore[arg-type]
+        )
+
+    async with engine_at(socket, handler):
+        batch = [ask("batch", "10.0.0.1") for _ in range(40)]
+        line = await until(lambda: gateway.router._lines.get(engine.name))
+        await until(lambda: len(order) == 2 and len(line._line.get("10.0.0.1", {}).get("", ())) == 38)
+        await ask("chat", "10.0.0.2", "/tokenize")
+        assert order == ["batch"] * 2, "what generates nothing does not wait"
+        chat = ask("chat", "10.0.0.2")
+        await until(lambda: "10.0.0.2" in line._line)
+        for _ in range(2):
+            go_on.release()
+        await until(lambda: len(order) == 4)
+        assert "chat" in order
+        for _ in range(41):
+            go_on.release()
+        await asyncio.gather(chat, *batch)
+        await gateway.close()
+    assert peak == 2
+    assert gateway.router.in_flight == {engine.name: 0}
