@@ -83,6 +83,11 @@ class Tuning(Body):
         description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
         "merged to be served (`POST /v1/exports`).",
     )
+    gradient_checkpointing: Auto | Annotated[bool, Field(strict=True)] = Field(
+        "auto",
+        description="Compute activations again in the backward pass: much less memory, a quarter to a third more time. "
+        "auto: on a GPU.",
+    )
     learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
