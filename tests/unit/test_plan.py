@@ -86,7 +86,7 @@ def test_components_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "advised"), [("H200", "lora"), ("A100-40GB", "lora"), ("RTX4090", "qlora"), ("T4", "qlora")]
+    ("machine", "advised"), [("H200", "lora"), ("A100-40GB", "lora"), ("RTX4090", "lora"), ("T4", "qlora")]
 )
 def test_the_method_follows_the_memory_of_a_device(machine: str, advised: str) -> None:
     assert planned(described(machine)).advised == advised

@@ -86,7 +86,9 @@ def resolve(
     multiplier = _given(hyperparameters.learning_rate_multiplier, 1.0)
     epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, EPOCHS))
     batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows)))
-    per_device, accumulation = split_batch(batch, 8 if device == "cpu" else 4)
+    per_device, accumulation = split_batch(
+        batch, _given(tuning.per_device_batch_size, 8 if device == "cpu" else 4)
+    )
     adapter = type != "full"
     rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
     return Resolved(

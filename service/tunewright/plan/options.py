@@ -38,6 +38,7 @@ class TuningOptions(_Options):
     learning_rate: float | Auto = "auto"
     n_epochs: int | Auto = "auto"
     batch_size: int | Auto = "auto"
+    per_device_batch_size: int | Auto = "auto"
     max_length: int | Auto = "auto"
     truncation: str = "truncate"
     warmup_ratio: float | Auto = "auto"

@@ -93,6 +93,11 @@ class Tuning(Body):
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
         "auto", description="Rows per optimizer step."
     )
+    per_device_batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto",
+        description="Most rows at a time; the largest divisor of `batch_size` up to it is used, and the rest is "
+        "accumulated.",
+    )
     max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
         "auto", description="Largest length of a row in tokens; 2048 or the model's context by default."
     )
