@@ -67,7 +67,8 @@ class Tuning(Body):
     """Tunewright's own options; they win over OpenAI's hyperparameters. `auto` or absent: chosen, then shown."""
 
     type: Literal["auto", "lora", "qlora", "full"] = Field(
-        "auto", description="auto: lora. qlora: on the NF4 form of the base. full: all weights."
+        "auto",
+        description="auto: lora, or qlora on a GPU that lora does not fit. qlora: on the NF4 form of the base. full: all weights."
     )
     rank: Auto | Annotated[int, Field(strict=True, ge=1, le=512)] = "auto"
     alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=4096)] = Field(
@@ -108,6 +109,7 @@ class Tuning(Body):
     lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
     max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
     weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
+    force: bool = Field(False, description="Create the job even where it does not fit this machine's GPU.")
 
     @field_validator("target_modules")
     @classmethod
