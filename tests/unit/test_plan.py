@@ -32,7 +32,7 @@ QWEN2_7B = {
 
 def qwen2_7b() -> ModelShape:
     h, i, v = 3584, 18944, 152064
-    tensors = {name: ("BF16", (v, h)) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    tensors = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), ("BF16", (v, h)))
     sizes = {
         "self_attn.q_proj": (h, h), "self_attn.k_proj": (512, h), "self_attn.v_proj": (512, h),
         "self_attn.o_proj": (h, h), "mlp.gate_proj": (i, h), "mlp.up_proj": (i, h), "mlp.down_proj": (h, i),
@@ -58,7 +58,8 @@ def planned(machine: Machine, **tuning: object) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("type", "batch", "measured"), [("lora", 1, 15.8), ("lora", 4, 19.2), ("qlora", 1, 9.3), ("qlora", 4, 14.7)]
+    ("type", "batch", "measured"),
+    [("lora", 1, 15.8), ("lora", 4, 19.2), ("qlora", 1, 9.3), ("qlora", 4, 14.7)],
 )
 def test_what_an_h200_allocated_is_estimated_within_five_percent(
     type: str, batch: int, measured: float
@@ -145,7 +146,13 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
 
     assert (choices["rank"].value, choices["rank"].source) == (32, "request")
     assert all(choice.reason and choice.source for choice in choices.values())
-    assert set(choices) >= set(Resolved.model_fields) - {"type", "truncation", "use_rslora", "use_dora", "quantization"}
+    assert set(choices) >= set(Resolved.model_fields) - {
+        "type",
+        "truncation",
+        "use_rslora",
+        "use_dora",
+        "quantization",
+    }
 
 
 def test_time_is_a_range_from_the_peak_of_the_card() -> None:
@@ -161,7 +168,13 @@ def test_time_is_not_told_where_nothing_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count", "gigabytes"),
-    [("8xA100-80GB", 8, 80), ("H100", 1, 80), ("2x RTX 4090", 2, 24), ("A100-40GB", 1, 40), ("4xh200", 4, 141)],
+    [
+        ("8xA100-80GB", 8, 80),
+        ("H100", 1, 80),
+        ("2x RTX 4090", 2, 24),
+        ("A100-40GB", 1, 40),
+        ("4xh200", 4, 141),
+    ],
 )
 def test_machines_are_described_in_a_few_words(text: str, count: int, gigabytes: int) -> None:
     machine = described(text)

@@ -23,13 +23,21 @@ from tunewright.config import embedded_base_path
 from tunewright.plan.shape import ModelShape, UnknownShape, adapter_parameters, shape_of
 from tunewright.registry.model_shape import read_shape
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 300}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, num_key_value_heads=2),
     "qwen2 with biases, tied": Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True),
     "gpt2 with Conv1D": GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300, n_positions=128),
     "mixtral": MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4),
-    "qwen3 with experts": Qwen3MoeConfig(**SMALL, num_key_value_heads=2, num_experts=4, moe_intermediate_size=32),
+    "qwen3 with experts": Qwen3MoeConfig(
+        **SMALL, num_key_value_heads=2, num_experts=4, moe_intermediate_size=32
+    ),
 }
 ASSETS = Path(os.environ.get("TUNEWRIGHT_ASSETS", "/nowhere")) / "models"
 
@@ -59,7 +67,9 @@ def test_trainable_parameters_are_those_of_peft(name: str, dora: bool) -> None:
     assert ours == peft_counts(CONFIGS[name], r=7, target_modules="all-linear", use_dora=dora)
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["lm_head"], ["layers.1.mlp.up_proj"], ["embed_tokens"]])
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ["lm_head"], ["layers.1.mlp.up_proj"], ["embed_tokens"]]
+)
 def test_named_targets_are_counted_as_peft_does(targets: list[str]) -> None:
     shape = shape_in_memory(CONFIGS["llama"])
 
@@ -68,13 +78,17 @@ def test_named_targets_are_counted_as_peft_does(targets: list[str]) -> None:
     assert ours == peft_counts(CONFIGS["llama"], r=4, target_modules=targets)
 
 
-@pytest.mark.parametrize("folder", [embedded_base_path(), *sorted(ASSETS.glob("*"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder", [embedded_base_path(), *sorted(ASSETS.glob("*"))], ids=lambda path: path.name
+)
 def test_real_models_have_the_parameters_that_transformers_and_peft_count(folder: Path) -> None:
     shape = read_shape(folder)
     config = AutoConfig.from_pretrained(folder)
 
     assert shape.total == sum(p.numel() for p in on_meta(config).parameters())
-    assert adapter_parameters(shape.adapted("all-linear"), 8) == peft_counts(config, r=8, target_modules="all-linear")
+    assert adapter_parameters(shape.adapted("all-linear"), 8) == peft_counts(
+        config, r=8, target_modules="all-linear"
+    )
     assert shape.layers == config.num_hidden_layers
     assert shape.is_gated
 

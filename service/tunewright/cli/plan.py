@@ -92,7 +92,9 @@ def plan(
                 f"{method.trainable_parameters:,}",
                 size(method.memory["total"]),
                 *(size(method.memory[name]) for name in components),
-                f"{duration(method.seconds.least)} to {duration(method.seconds.most)}" if method.seconds else None,
+                f"{duration(method.seconds.least)} to {duration(method.seconds.most)}"
+                if method.seconds
+                else None,
             ]
             for method in made.methods
         ],

@@ -88,14 +88,7 @@ class Memory:
     @property
     def allocated(self) -> int:
         """What torch allocates at the peak (`torch.cuda.max_memory_allocated`)."""
-        return (
-            self.weights
-            + self.adapter
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.logits
-        )
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.logits
 
     @property
     def total(self) -> int:

@@ -180,12 +180,13 @@ def advise(
     why = f"one device has {share:.1f} times the memory of the 16-bit weights, for which {by_flow} is advised"
     if not fitting:
         return method, f"{why}; no method fits with these options, and qlora needs the least"
-    return method, why if method == by_flow else f"{why}; {by_flow} does not fit with these options, {method} does"
+    return (
+        method,
+        why if method == by_flow else f"{why}; {by_flow} does not fit with these options, {method} does",
+    )
 
 
-def smallest_change(
-    shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine
-) -> Step | None:
+def smallest_change(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine) -> Step | None:
     """The first change that makes the run fit, in the order of harm; each keeps those before it."""
     for what, options, changed in _changes(resolved, data):
         total = estimate(shape, run_of(changed, data, machine.device))
@@ -211,7 +212,9 @@ def _changes(
         return ", ".join([*told, what]), dict(options), now
 
     if not now.gradient_checkpointing:
-        yield changed("gradient checkpointing on", {"gradient_checkpointing": True}, gradient_checkpointing=True)
+        yield changed(
+            "gradient checkpointing on", {"gradient_checkpointing": True}, gradient_checkpointing=True
+        )
         told.append("gradient checkpointing on")
     at_a_time = now.per_device_batch_size
     while at_a_time > 1:
@@ -229,7 +232,12 @@ def _changes(
     if now.max_length != resolved.max_length:
         told.append(f"max_length {length}")
     if now.rank is not None and now.rank > _SMALLEST_RANK:
-        yield changed(f"rank {_SMALLEST_RANK}", {"rank": _SMALLEST_RANK}, rank=_SMALLEST_RANK, alpha=2.0 * _SMALLEST_RANK)
+        yield changed(
+            f"rank {_SMALLEST_RANK}",
+            {"rank": _SMALLEST_RANK},
+            rank=_SMALLEST_RANK,
+            alpha=2.0 * _SMALLEST_RANK,
+        )
         told.append(f"rank {_SMALLEST_RANK}")
     # Another method changes what is trained, so the options before it are those of the request again.
     for method in METHODS[METHODS.index(resolved.type) + 1 :]:
@@ -247,7 +255,9 @@ def _changes(
         yield changed(f"type {method}", {"type": method}, **as_method)
         told.append(f"type {method}")
         asked = {"per_device_batch_size": per_device}
-        yield changed("1 row at a time", asked, per_device_batch_size=per_device, gradient_accumulation_steps=steps)
+        yield changed(
+            "1 row at a time", asked, per_device_batch_size=per_device, gradient_accumulation_steps=steps
+        )
         told.append("1 row at a time")
         length = min(now.max_length, data.longest or now.max_length)
         while length > _SHORTEST:

@@ -192,9 +192,7 @@ def _kind(name: str) -> str:
     return "mlp" if _MLP_NAMES & set(parts) else "other"
 
 
-def _module(
-    name: str, shape: tuple[int, ...], kind: str, config: Mapping[str, Any]
-) -> LinearModule | None:
+def _module(name: str, shape: tuple[int, ...], kind: str, config: Mapping[str, Any]) -> LinearModule | None:
     """The linear layer or embedding that has this weight, or None."""
     module = name.removesuffix(".weight")
     if module == name or len(shape) != 2 or kind in ("norm", "experts"):
@@ -229,4 +227,3 @@ def _number(config: Mapping[str, Any], *keys: str) -> int:
     if found is None:
         raise UnknownShape(f"the config.json has no {keys[0]}")
     return found
-

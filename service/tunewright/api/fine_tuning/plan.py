@@ -40,7 +40,8 @@ class CreatePlan(Body):
     tuning: Tuning | None = None
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = None
     machine: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
-        None, description='A machine such as "8xA100-80GB" or "H100"; this one, beside its engines, where absent.'
+        None,
+        description='A machine such as "8xA100-80GB" or "H100"; this one, beside its engines, where absent.',
     )
 
 
@@ -53,7 +54,9 @@ class PlanObject(Wire):
     parameters: int
     machine: str
     devices: int
-    available: int = Field(description="Bytes of one device that the job may use, beside the engines that serve.")
+    available: int = Field(
+        description="Bytes of one device that the job may use, beside the engines that serve."
+    )
     rows: int
     tokens: int = Field(description="Of one epoch, after cutting at `max_length`.")
     steps: int
@@ -145,7 +148,9 @@ def _base(context: ServiceContext, name: str) -> BaseInfo:
     bases = {base.name: base for base in context.settings.models.bases}
     if name not in bases:
         raise NotFound(
-            f"No such base: {quoted(name)}. Bases here: {', '.join(bases)}.", param="model", code="model_not_found"
+            f"No such base: {quoted(name)}. Bases here: {', '.join(bases)}.",
+            param="model",
+            code="model_not_found",
         )
     try:
         return inspect_base(bases[name])

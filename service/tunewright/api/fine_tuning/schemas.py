@@ -68,7 +68,8 @@ class Tuning(Body):
 
     type: Literal["auto", "lora", "qlora", "full"] = Field(
         "auto",
-        description="auto: lora, or qlora on a GPU that lora does not fit. qlora: on the NF4 form of the base. full: all weights."
+        description="auto: lora, or qlora on a GPU that lora does not fit. qlora: on the NF4 form of the "
+        "base. full: all weights.",
     )
     rank: Auto | Annotated[int, Field(strict=True, ge=1, le=512)] = "auto"
     alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=4096)] = Field(

@@ -33,9 +33,7 @@ def this_machine(devices: Sequence[str], engines: Mapping[str, EngineOptions]) -
     known = [gpu for gpu in found if gpu is not None]
     if known:
         best = max(known, key=lambda gpu: gpu.free)
-        return Machine(
-            best.name, "cuda", len(known), best.memory, best.reserved, best.teraflops, best.watts
-        )
+        return Machine(best.name, "cuda", len(known), best.memory, best.reserved, best.teraflops, best.watts)
     memory = psutil.virtual_memory()
     return Machine("this machine's CPU", "cpu", 1, memory.total, memory.total - memory.available)
 
