@@ -33,11 +33,15 @@ RANK = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="one tiny shape, and lengths of 64 and 256")
-    parser.add_argument("--corners", action="store_true", help="the least and the largest batch and length alone")
+    parser.add_argument(
+        "--corners", action="store_true", help="the least and the largest batch and length alone"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
@@ -75,7 +79,9 @@ def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
         rest = {key: value for key, value in cell.items() if key != "shape"}
         memory = estimate(shapes[cell["shape"]], Run(**rest, rank=RANK, accumulates=False))
         predicted = memory.allocated if cell["device"] == "cuda" else memory.total
-        found.append({**cell, "predicted": predicted, "peak": memory.peak, "needs": memory.total + CUDA_CONTEXT})
+        found.append(
+            {**cell, "predicted": predicted, "peak": memory.peak, "needs": memory.total + CUDA_CONTEXT}
+        )
     return found
 
 
@@ -155,7 +161,9 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     base = folder / cell["shape"]
     if not (base / "config.json").exists():
         with torch.device(cell["device"]):
-            AutoModelForCausalLM.from_config(config_of(cell["shape"]), dtype=torch.bfloat16).save_pretrained(base)
+            AutoModelForCausalLM.from_config(config_of(cell["shape"]), dtype=torch.bfloat16).save_pretrained(
+                base
+            )
         if cell["device"] == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -43,5 +43,13 @@ def test_a_plan_prints_its_memory_options_and_warnings(server: FakeServer, clien
 
     text = str(client.jobs.plan("big", "file-1"))
 
-    for part in ("advised: qlora", "fits: no", "16.00", "24.00", "1 rows at a time", "rank", "500 rows are few"):
+    for part in (
+        "advised: qlora",
+        "fits: no",
+        "16.00",
+        "24.00",
+        "1 rows at a time",
+        "rank",
+        "500 rows are few",
+    ):
         assert part in text
