@@ -101,7 +101,7 @@ def create_job(
 
 
 def create_plan(body: Mapping[str, Any]) -> Call[Plan]:
-    return Call("POST", "/fine_tuning/plan", Plan.model_validate, json=body)
+    return Call("POST", "/fine_tuning/plan", _as(Plan), json=body, slow=True)
 
 
 def list_jobs(

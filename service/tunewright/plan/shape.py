@@ -15,9 +15,6 @@ _EMBEDDINGS = frozenset(
     {"embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "tokens_embed", "tok_embeddings", "embed_positions"}
 )  # fmt: skip
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_ROUTERS = frozenset({"gate", "router"})
-"""Modules of a mixture of experts that choose the experts. They are no `nn.Linear` in transformers 5, and neither are
-the experts, so that LoRA adapts none of them."""
 _MLP_NAMES = frozenset({"mlp", "feed_forward", "ffn", "block_sparse_moe", "experts", "shared_expert"})
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8}  # fmt: skip
 
@@ -35,6 +32,8 @@ class LinearModule:
     outputs: int
     is_embedding: bool = False
     """Also true of the output head: neither is adapted unless it is named, nor quantized."""
+    ranks: int = 1
+    """Multiples of the rank that peft gives it: a layer's experts are one module."""
 
     @property
     def leaf(self) -> str:
@@ -71,6 +70,9 @@ class ModelShape:
     """The type that most of the weights are stored in."""
     stored_bytes: int
     modules: tuple[LinearModule, ...]
+    expert_modules: tuple[LinearModule, ...]
+    """The experts of all layers, as peft 0.21 adapts them where it knows the architecture (Mixtral and Qwen's): one
+    module for gate and up, of twice the rank, and one for down, each with a low rank for every expert."""
     biases: int
     """Numbers in the biases of linear layers."""
 
@@ -101,7 +103,7 @@ class ModelShape:
         if targets is None:
             return ()
         if targets == "all-linear":
-            return tuple(module for module in self.modules if not module.is_embedding)
+            return (*(module for module in self.modules if not module.is_embedding), *self.expert_modules)
         names = [targets] if isinstance(targets, str) else targets
         return tuple(m for m in self.modules if any(_matches(m.name, name) for name in names))
 
@@ -118,7 +120,7 @@ class ModelShape:
 
 def adapter_parameters(modules: Sequence[LinearModule], rank: int, *, use_dora: bool = False) -> int:
     """Trainable parameters of LoRA on these modules: A [rank, in] and B [out, rank], and DoRA's magnitudes [out]."""
-    return sum(rank * (m.inputs + m.outputs) + (m.outputs if use_dora else 0) for m in modules)
+    return sum(rank * m.ranks * (m.inputs + m.outputs) + (m.outputs if use_dora else 0) for m in modules)
 
 
 def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> ModelShape:
@@ -130,8 +132,8 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[i
     experts = _optional(text, *_EXPERT_COUNTS) or 0
     per_token = _optional(text, "num_experts_per_tok", "moe_topk") or (1 if experts else 0)
     intermediate = _optional(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
+    width = _optional(text, "moe_intermediate_size") or intermediate
     if experts:
-        width = _optional(text, "moe_intermediate_size") or intermediate
         intermediate = width * per_token + (_optional(text, "shared_expert_intermediate_size") or 0)
     has_head = any(name.split(".")[-2:-1] == [HEAD] for name in tensors)
     declared = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
@@ -172,6 +174,9 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[i
         dtype=max(by_dtype, key=by_dtype.__getitem__) if by_dtype else "BF16",
         stored_bytes=stored,
         modules=tuple(modules),
+        expert_modules=_experts(hidden, width, experts, _number(text, "num_hidden_layers"))
+        if experts
+        else (),
         biases=biases,
     )
 
@@ -197,13 +202,18 @@ def _module(name: str, shape: tuple[int, ...], kind: str, config: Mapping[str, A
     module = name.removesuffix(".weight")
     if module == name or len(shape) != 2 or kind in ("norm", "experts"):
         return None
-    leaf = module.rpartition(".")[2]
-    if leaf in _ROUTERS and any(config.get(key) for key in _EXPERT_COUNTS):
-        return None
     outputs, inputs = shape
     if config.get("model_type") == "gpt2" and kind not in ("embedding", "head"):
         outputs, inputs = inputs, outputs  # Conv1D: [in, out]
     return LinearModule(module, inputs, outputs, kind in ("embedding", "head"))
+
+
+def _experts(hidden: int, width: int, experts: int, layers: int) -> tuple[LinearModule, ...]:
+    of_a_layer = (
+        LinearModule("experts.gate_up_proj", hidden, 2 * width, ranks=2 * experts),
+        LinearModule("experts.down_proj", width, hidden, ranks=experts),
+    )
+    return of_a_layer * layers
 
 
 def _is_input(module: LinearModule) -> bool:
