@@ -38,7 +38,7 @@ def chosen(context: Any, monkeypatch: pytest.MonkeyPatch, memory: int, **tuning:
 def test_a_job_that_cannot_fit_is_refused_with_its_memory(
     context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InvalidRequest, match="weights .* NVIDIA Small") as refused:
+    with pytest.raises(InvalidRequest, match=r"weights .* NVIDIA Small") as refused:
         chosen(context, monkeypatch, GIB // 4, type="full")
     assert refused.value.code == "does_not_fit"
 

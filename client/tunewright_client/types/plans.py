@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import Field
+
 from .base import Wire
 
 _GIB = 2**30
@@ -64,7 +66,7 @@ class Plan(Wire):
     fits: bool
     change: PlanChange | None = None
     sharding: str | None = None
-    warnings: list[PlanWarning] = []
+    warnings: list[PlanWarning] = Field(default_factory=list)
 
     def __str__(self) -> str:
         components = [name for name in self.methods[0].memory if name != "total"] if self.methods else []

@@ -50,7 +50,7 @@ def plan(
 
     source = str(embedded_base_path()) if model == EMBEDDED_BASE else model
     tuning = TuningOptions(
-        type=type_,  # type: ignore[arg-type]  # click has checked it
+        type=type_,
         rank=rank or "auto",
         batch_size=batch_size or "auto",
         max_length=max_length or "auto",

@@ -16,7 +16,9 @@ _EMBEDDINGS = frozenset(
 )  # fmt: skip
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MLP_NAMES = frozenset({"mlp", "feed_forward", "ffn", "block_sparse_moe", "experts", "shared_expert"})
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8}  # fmt: skip
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8,
+}  # fmt: skip
 
 
 class UnknownShape(Exception):
