@@ -4,8 +4,8 @@
     python -m benchmarks.memory_grid /data/grid --corners             # the corners alone
     python -m benchmarks.memory_grid /tmp/grid --tiny --device cpu    # a dry run on the CPU, with a tiny shape
 
-full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off x the shapes of `random_base`. Each cell
-is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
+full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off x the shapes of `random_base`.
+Each cell is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
 `torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process. Cells that are predicted not
 to fit are not run. `predictions.json` is never written over.
 """

@@ -97,6 +97,22 @@ def test_a_device_with_much_memory_trains_all_weights() -> None:
     assert planned(Machine("big", "cuda", 1, 300 * GIB)).advised == "full"
 
 
+def test_auto_trains_an_adapter_where_full_is_advised() -> None:
+    plan = planned(Machine("big", "cuda", 1, 300 * GIB))
+
+    assert (plan.advised, plan.type) == ("full", "lora")
+
+
+def test_few_rows_do_not_train_all_weights() -> None:
+    options = {"tuning": TuningOptions(), "hyperparameters": HyperparameterOptions(), "max_rank": 64}
+    plan = make_plan(
+        qwen2_7b(), data_shape(9, [(64, 9)] * 9), Machine("big", "cuda", 1, 300 * GIB), **options
+    )
+
+    assert plan.advised == "lora"
+    assert "few_rows" in {warning.code for warning in plan.warnings}
+
+
 def test_the_memory_of_engines_is_not_available() -> None:
     machine = replace(described("A100-40GB"), reserved=int(20e9))
 

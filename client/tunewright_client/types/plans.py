@@ -47,6 +47,7 @@ class Plan(Wire):
     """What a job would need, and what is advised. `print(plan)` shows it as tables.
 
     - available: bytes of one device that the job may use
+    - type: the method of steps, options, fits and change
     - advised: the method that is advised, and `why`
     - change: the smallest change that makes it fit, or None
     """
@@ -59,6 +60,7 @@ class Plan(Wire):
     rows: int
     tokens: int
     steps: int
+    type: str
     advised: str
     why: str
     methods: list[PlannedMethod]
@@ -75,7 +77,7 @@ class Plan(Wire):
             f"{self.steps} steps",
             f"{self.devices} x {self.machine}, {_gib(self.available)} GiB of each available",
             f"advised: {self.advised} ({self.why})",
-            f"fits: {'yes' if self.fits else 'no'}",
+            f"{self.type} fits: {'yes' if self.fits else 'no'}",
         ]
         if self.change is not None:
             lines.append(f"to make it fit: {self.change.change}")

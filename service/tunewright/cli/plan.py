@@ -78,7 +78,7 @@ def plan(
             ("data", f"{made.rows} rows, {made.tokens:,} tokens an epoch, {made.steps} steps"),
             ("machine", f"{made.devices} x {made.machine}, {size(made.available)} of each available"),
             ("advised", f"{made.advised}: {made.why}"),
-            ("fits", "yes" if made.fits else "no"),
+            (f"{made.type} fits", "yes" if made.fits else "no"),
             ("to make it fit", made.change.change if made.change else made.sharding),
         ]
     )

@@ -11,7 +11,7 @@ from tunewright.plan.defaults import Resolved, resolve, split_batch
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Memory, Run, estimate, trained_parameters
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.pitfalls import warnings
+from tunewright.plan.pitfalls import FEW_ROWS, warnings
 from tunewright.plan.reasons import REASONS
 from tunewright.plan.shape import ModelShape
 from tunewright.plan.time import TimeRange, predict_seconds
@@ -76,6 +76,8 @@ class Plan(_Part):
     tokens: int
     """Of one epoch, after cutting at `max_length`."""
     steps: int
+    type: str
+    """The method of `options`, `steps`, `fits` and `change`: the one asked for, or what auto is."""
     advised: str
     why: str
     methods: list[MethodPlan]
@@ -134,7 +136,9 @@ def make_plan(
 
     all_resolved = {type: resolved_as(type) for type in METHODS}
     advised, why = advise(shape, all_resolved, data, machine)
-    chosen = all_resolved[advised if tuning.type == "auto" else tuning.type]
+    # Adapters are loaded beside what is served; a full model needs a deployment, so that it has to be asked for.
+    auto = "lora" if advised == "full" else advised
+    chosen = all_resolved[auto if tuning.type == "auto" else tuning.type]
     run = run_of(chosen, data, machine.device)
     it_fits = fits(estimate(shape, run), machine)
     change = None if it_fits else smallest_change(shape, chosen, data, machine)
@@ -157,6 +161,7 @@ def make_plan(
         rows=data.rows,
         tokens=data.tokens_within(chosen.max_length),
         steps=batches * chosen.n_epochs,
+        type=chosen.type,
         advised=advised,
         why=why,
         methods=[_method(shape, one, data, machine) for one in all_resolved.values()],
@@ -174,10 +179,13 @@ def advise(
     """(method, why): by a device's memory in multiples of the 16-bit weights, and then the first that fits."""
     share = machine.free / max(1, 2 * shape.total)
     by_flow = next((method for method, least in FLOW if share >= least), "qlora")
+    few = ""
+    if by_flow == "full" and data.rows < FEW_ROWS:
+        by_flow, few = "lora", f", and with fewer than {FEW_ROWS} rows not full, which learns them by heart"
     order = METHODS[METHODS.index(by_flow) :]
     fitting = [m for m in order if fits(estimate(shape, run_of(resolved[m], data, machine.device)), machine)]
     method = fitting[0] if fitting else "qlora"
-    why = f"one device has {share:.1f} times the memory of the 16-bit weights, for which {by_flow} is advised"
+    why = f"one device has {share:.1f} times the memory of the 16-bit weights, for which {by_flow} is advised{few}"
     if not fitting:
         return method, f"{why}; no method fits with these options, and qlora needs the least"
     return (

@@ -60,7 +60,10 @@ class PlanObject(Wire):
     rows: int
     tokens: int = Field(description="Of one epoch, after cutting at `max_length`.")
     steps: int
-    advised: str = Field(description="The method that is advised: full, lora or qlora.")
+    type: str = Field(description="The method of `options`, `steps`, `fits` and `change`.")
+    advised: str = Field(
+        description="The method that is advised: full, lora or qlora. `auto` is never full, which has to be asked for."
+    )
     why: str
     methods: list[MethodPlan]
     options: list[Choice]
