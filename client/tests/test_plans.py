@@ -12,7 +12,7 @@ from tunewright_client import Tunewright
 PLAN: dict[str, Any] = {
     "object": "fine_tuning.plan", "model": "big", "training_file": "file-1", "machine": "L4", "devices": 1,
     "available": 24 * 10**9, "parameters": 7_615_616_512, "rows": 500, "tokens": 100_000, "steps": 48,
-    "type": "lora", "advised": "qlora", "why": "one device has 1.6 times the memory of the 16-bit weights", "fits": False,
+    "type": "lora", "advised": "qlora", "why": "one device has 1.6 times the weights", "fits": False,
     "methods": [
         {
             "type": "lora", "trainable_parameters": 40_370_176, "fits": False, "seconds": None,
