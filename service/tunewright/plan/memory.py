@@ -31,7 +31,7 @@ CUBLAS_WORKSPACE = 40 * 2**20
 """Allocated by torch for cuBLAS at the first product of matrices, and kept."""
 FRAGMENTATION = 0.04
 """Of what torch allocates: reserved and not used, since blocks of the sizes needed are not free in one piece."""
-CPU_PROCESS = 900 * 2**20
+CPU_PROCESS = 540 * 2**20
 """Resident memory of a trainer on the CPU before it loads a model: Python, torch, transformers, trl and peft."""
 CPU_RETAINED = 0.15
 """Of the activations: what the C library keeps of freed memory on the CPU."""
