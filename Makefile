@@ -40,8 +40,8 @@ test-fast: setup ## The tests that need no engine (about 15 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu" \
 	  -n 2 --dist loadfile --no-loadscope-reorder tests/process tests/unit tests/contract tests/abuse
 
-test-engine: setup ## Only the tests that need a real vLLM, in two workers with cores of their own
-	@$(BIN)/python -m pytest -q -m "engine and not soak and not gpu" -n 2 --dist loadgroup --no-loadscope-reorder tests/engine
+test-engine: setup ## Only the tests that need a real vLLM, one after the other, since they use all cores
+	@$(BIN)/python -m pytest -m "engine and not soak and not gpu" tests/engine
 
 soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data ## All long tests
 

@@ -26,36 +26,10 @@ FAST = {"type": "lora", "learning_rate": 3e-3, "n_epochs": 2, "batch_size": 16, 
 """Learns the demo's voice in about half a minute on two cores."""
 
 
-def pytest_configure() -> None:
-    """Give each of several workers, and what it starts, cores of its own: two engines that share cores wait for each
-    other's threads."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker is not None:
-        cores = sorted(os.sched_getaffinity(0))
-        own = cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
-        os.sched_setaffinity(0, own or cores)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a service run in one worker; those of the largest groups come first."""
     for item in items:
         if "tests/engine/" in str(item.path):
             item.add_marker(pytest.mark.engine)
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _LARGEST.index(_group(item)) if _group(item) in _LARGEST else len(_LARGEST))
-
-
-_LARGEST = ("service", "checking_service")
-
-
-def _group(item: pytest.Item) -> str:
-    """The service of this file that a test uses, or the file for tests with services of their own."""
-    fixtures = item._fixtureinfo.name2fixturedefs
-    for name in _LARGEST[::-1]:
-        if any(fixture.scope == "session" for fixture in fixtures.get(name, ())):
-            return name
-    return item.path.stem
 
 
 @dataclass

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from .._core import endpoints
-from ..types import Checkpoint, JobRecord, Tuning
+from .._core.inputs import job_body
+from ..types import Checkpoint, JobRecord, Plan, Tuning
 from .job_resource import AsyncBoundJob, AsyncJobResource
 from .pager import AsyncPager
 
@@ -70,6 +71,35 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
                 "data": data,
             },
         )
+
+    async def plan(
+        self,
+        model: str,
+        training_file: str | Path,
+        tuning: Mapping[str, Any] | Tuning | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        machine: str | None = None,
+    ) -> Plan:
+        """What a job with these settings would need, and what is advised; no job is created. `print` shows tables.
+
+        - training_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
+        - machine: such as "8xA100-80GB" or "H100"; the server's own, beside its engines, when None
+
+        Raises BadRequestError, NotFoundError, FileNotFoundError for a missing local file.
+        """
+        if isinstance(training_file, Path):
+            upload = endpoints.upload_file(training_file, "fine-tune", None)
+            training_file = (await self._http.fetch(upload)).id
+        fields = {
+            "model": model,
+            "training_file": training_file,
+            "tuning": tuning,
+            "hyperparameters": hyperparameters,
+            "chat_template": chat_template,
+            "machine": machine,
+        }
+        return await self._http.fetch(endpoints.create_plan(job_body(fields)))
 
     def checkpoints(
         self, job_id: str, after: str | None = None, limit: int | None = None

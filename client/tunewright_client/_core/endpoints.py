@@ -23,6 +23,7 @@ from ..types import (
     File,
     JobEvent,
     Model,
+    Plan,
     Ready,
     ShadowAnswer,
     WorkRecord,
@@ -97,6 +98,10 @@ def create_job(
     path: str, parse: ParseJob[J], body: Mapping[str, Any], idempotency_key: str | None
 ) -> Call[J]:
     return Call("POST", path, _job(parse), json=body, idempotency_key=idempotency_key)
+
+
+def create_plan(body: Mapping[str, Any]) -> Call[Plan]:
+    return Call("POST", "/fine_tuning/plan", _as(Plan), json=body, slow=True)
 
 
 def list_jobs(

@@ -33,6 +33,7 @@ from .jobs import (
     Tuning,
     WorkRecord,
 )
+from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlanWarning
 from .resources import (
     Adapter,
     Component,
@@ -84,6 +85,11 @@ __all__ = [
     "Metrics",
     "Model",
     "Parity",
+    "Plan",
+    "PlanChange",
+    "PlanWarning",
+    "PlannedMethod",
+    "PlannedOption",
     "Ready",
     "ShadowAnswer",
     "Tuning",

@@ -101,6 +101,9 @@ _TYPES = click.Choice(["lora", "qlora", "full"])
     "--chat-template-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Jinja template to train and to serve with, in place of the base's own.",
 )  # fmt: skip
+@click.option(
+    "--plan", "show_plan", is_flag=True, help="Show first what it would need and what is advised, and ask."
+)
 @click.option("--watch", is_flag=True, help="Show its progress until it has ended, as `jobs watch` does.")
 @on_service
 def create(
@@ -122,6 +125,7 @@ def create(
     seed: int | None,
     metadata: tuple[tuple[str, str], ...],
     chat_template_file: Path | None,
+    show_plan: bool,
     watch: bool,
 ) -> int:
     """Start a fine-tuning job and print its id.
@@ -139,15 +143,24 @@ def create(
         "use_dora": use_dora or None,
     }
     data = {"columns": dict(columns) or None, "validation_share": validation_share}
+    tuning = {name: value for name, value in options.items() if value is not None} or None
+    template = chat_template_file.read_text(encoding="utf-8") if chat_template_file else None
+    if show_plan:
+        if isinstance(training_file, Path):
+            training_file = remote.client.files.upload(training_file).id  # once, for the plan and the job
+        plan = remote.client.jobs.plan(model, training_file, tuning=tuning, chat_template=template)
+        for line in str(plan).splitlines():
+            remote.out.note(line)
+        click.confirm("Create the job?", abort=True, err=True)
     job = remote.client.jobs.create(
         model,
         training_file,
         validation_file,
-        tuning={name: value for name, value in options.items() if value is not None} or None,
+        tuning=tuning,
         data={name: value for name, value in data.items() if value} or None,
         suffix=suffix,
         seed=seed,
         metadata=dict(metadata) or None,
-        chat_template=chat_template_file.read_text(encoding="utf-8") if chat_template_file else None,
+        chat_template=template,
     )
     return print_created(remote, JOBS, job, watch)

@@ -27,6 +27,7 @@ from tunewright.cli.jobs import jobs
 from tunewright.cli.models import models
 from tunewright.cli.options import INTERRUPTED, Commands, examples
 from tunewright.cli.output import plain
+from tunewright.cli.plan import plan
 from tunewright.cli.status import status
 from tunewright_client import (
     APIConnectionError,
@@ -70,7 +71,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, jobs, exports, files, data, adapters, models, aliases, deployments, chat, backup, restore,
+    demo, status, plan, jobs, exports, files, data, adapters, models, aliases, deployments, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

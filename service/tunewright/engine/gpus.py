@@ -61,3 +61,14 @@ def memory_by_process() -> dict[int, int]:
                 if process.usedGpuMemory is not None:
                     found[process.pid] = found.get(process.pid, 0) + process.usedGpuMemory
     return found
+
+
+def gpu_memory(device: str) -> tuple[str, int]:
+    """(name, bytes of memory) of a GPU, by its index or its UUID. Raises NoDriver."""
+    with _driver() as nvml:
+        handle = (
+            nvml.nvmlDeviceGetHandleByIndex(int(device))
+            if device.isdecimal()
+            else nvml.nvmlDeviceGetHandleByUUID(device)
+        )
+        return str(nvml.nvmlDeviceGetName(handle)), int(nvml.nvmlDeviceGetMemoryInfo(handle).total)

@@ -17,6 +17,10 @@ Value = TypeVar("Value")
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 EFFECTIVE_BATCH = 32
+RATE_RANGES = {"lora": (5e-5, 5e-4), "qlora": (5e-5, 5e-4), "full": (1e-6, 5e-5)}
+"""Learning rates outside which a method rarely works."""
+BATCH_RANGE = (32, 128)
+"""Rows per optimizer step: fewer make noisy steps, more make few steps."""
 EPOCHS = 3
 MAX_LENGTH = 2048
 WARMUP_RATIO = 0.03
@@ -54,6 +58,8 @@ class Resolved(BaseModel):
     use_rslora: bool
     use_dora: bool = False
     """Has a default, since rows that an earlier version stored lack it."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are computed again in the backward pass. None, in rows of earlier versions: on a GPU."""
     quantization: str | None
 
 
@@ -80,7 +86,9 @@ def resolve(
     multiplier = _given(hyperparameters.learning_rate_multiplier, 1.0)
     epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, EPOCHS))
     batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows)))
-    per_device, accumulation = split_batch(batch, 8 if device == "cpu" else 4)
+    per_device, accumulation = split_batch(
+        batch, _given(tuning.per_device_batch_size, 8 if device == "cpu" else 4)
+    )
     adapter = type != "full"
     rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
     return Resolved(
@@ -102,6 +110,7 @@ def resolve(
         target_modules=_given(tuning.target_modules, "all-linear") if adapter else None,
         use_rslora=tuning.use_rslora and adapter,
         use_dora=tuning.use_dora and adapter,
+        gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
         quantization="nf4" if type == "qlora" else None,
     )
 

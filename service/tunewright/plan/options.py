@@ -34,9 +34,11 @@ class TuningOptions(_Options):
     target_modules: list[str] | str = "auto"
     use_rslora: bool = False
     use_dora: bool = False
+    gradient_checkpointing: bool | Auto = "auto"
     learning_rate: float | Auto = "auto"
     n_epochs: int | Auto = "auto"
     batch_size: int | Auto = "auto"
+    per_device_batch_size: int | Auto = "auto"
     max_length: int | Auto = "auto"
     truncation: str = "truncate"
     warmup_ratio: float | Auto = "auto"

@@ -64,7 +64,7 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     if tuning.type == "full":
         return model
     if quantized:
-        model = prepared(model, checkpointing=on_gpu)
+        model = prepared(model, checkpointing=spec.checkpointing)
     adapted = _adapted(model, spec)
     for config in adapted.peft_config.values():
         # A name that means something on other machines, never a local path.

@@ -45,6 +45,12 @@ class TrainingSpec(BaseModel):
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, beside those at the end of each epoch."""
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        asked = self.tuning.gradient_checkpointing
+        return self.device != "cpu" if asked is None else asked
+
 
 class TrainingResult(Outcome):
     """`result.json`: the output of the trainer."""

@@ -7,6 +7,7 @@ import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import data_options
+from tunewright.api.fine_tuning.plan import fitting_type
 from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
@@ -43,13 +44,12 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
     tuning = body.tuning or Tuning()
     base, parent = _model(context, body.model, tuning)
-    if tuning.type == "auto":
-        tuning = tuning.model_copy(
-            update={"type": "full" if parent and parent.kind is ModelKind.FULL else "lora"}
-        )
+    if tuning.type == "auto" and parent and parent.kind is ModelKind.FULL:
+        tuning = tuning.model_copy(update={"type": "full"})
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
     _check_rank(context, base, tuning)
+    tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     files = {TRAINING_FILE: body.training_file, VALIDATION_FILE: validation_file}
     inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
     if parent is not None:

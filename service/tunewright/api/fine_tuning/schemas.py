@@ -68,7 +68,9 @@ class Tuning(Body):
     """Tunewright's own options; they win over OpenAI's hyperparameters. `auto` or absent: chosen, then shown."""
 
     type: Literal["auto", "lora", "qlora", "full"] = Field(
-        "auto", description="auto: lora. qlora: on the NF4 form of the base. full: all weights."
+        "auto",
+        description="auto: lora, or qlora on a GPU that lora does not fit. qlora: on the NF4 form of the "
+        "base. full: all weights.",
     )
     rank: Auto | Annotated[int, Field(strict=True, ge=1, le=512)] = "auto"
     alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=4096)] = Field(
@@ -84,10 +86,20 @@ class Tuning(Body):
         description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
         "merged to be served (`POST /v1/exports`).",
     )
+    gradient_checkpointing: Auto | Annotated[bool, Field(strict=True)] = Field(
+        "auto",
+        description="Compute activations again in the backward pass: much less memory, a quarter to a third more time. "
+        "auto: on a GPU.",
+    )
     learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
         "auto", description="Rows per optimizer step."
+    )
+    per_device_batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto",
+        description="Most rows at a time; the largest divisor of `batch_size` up to it is used, and the rest is "
+        "accumulated.",
     )
     max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
         "auto", description="Largest length of a row in tokens; 2048 or the model's context by default."
@@ -99,6 +111,7 @@ class Tuning(Body):
     lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
     max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
     weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
+    force: bool = Field(False, description="Create the job even where it does not fit this machine's GPU.")
 
     @field_validator("target_modules")
     @classmethod

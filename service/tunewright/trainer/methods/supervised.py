@@ -101,8 +101,8 @@ def _arguments(spec: TrainingSpec, folder: JobFolder, rows: int, evaluates: bool
         max_grad_norm=tuning.max_grad_norm,
         max_length=tuning.max_length,
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-        gradient_checkpointing=on_gpu,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
+        gradient_checkpointing=spec.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if spec.checkpointing else None,
         dataset_kwargs={"skip_prepare_dataset": True},  # rows.tokenized has tokenized and masked
         remove_unused_columns=False,  # the labels are made of what would be removed
         logging_steps=max(1, total // 1000),

@@ -1,0 +1,181 @@
+"""`POST /v1/fine_tuning/plan`: what a job would need, before it is created; and jobs that cannot fit are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from tunewright.api.fine_tuning.data import AUTO, Data, data_options
+from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
+from tunewright.api.http.context import Context, ServiceContext
+from tunewright.api.http.errors import responses
+from tunewright.api.jobs.creation import check_training_file
+from tunewright.engine.command import EngineOptions
+from tunewright.engine.placement import options_of_bases
+from tunewright.errors import InvalidRequest, NotFound, quoted
+from tunewright.kinds.fine_tuning.planning import (
+    least_data,
+    machine_described,
+    plan_job,
+    shape_of_base,
+    this_machine,
+)
+from tunewright.plan.machine import GIB, Machine
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.plan.planning import Choice, MethodPlan, Plan, Step, Warning, make_plan
+from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
+from tunewright.rows.templates import check_template
+from tunewright.wire import Body, Wire
+
+router = APIRouter(prefix="/v1/fine_tuning/plan", tags=["Fine-tuning"])
+
+
+class CreatePlan(Body):
+    """A job that is not created: its model, file and options, and the machine."""
+
+    model: str = Field(max_length=512, description="A named base.")
+    training_file: str = Field(max_length=64, description="Id of an uploaded file.")
+    hyperparameters: Hyperparameters | None = None
+    tuning: Tuning | None = None
+    chat_template: Annotated[str, Field(max_length=1_000_000)] | None = None
+    data: Data | None = None
+    machine: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description='A machine such as "8xA100-80GB" or "H100"; this one, beside its engines, where absent.',
+    )
+
+
+class PlanObject(Wire):
+    """What a job would need. Memory in bytes of one device, at the peak; times in seconds."""
+
+    object: Literal["fine_tuning.plan"] = "fine_tuning.plan"
+    model: str
+    training_file: str
+    parameters: int
+    machine: str
+    devices: int
+    available: int = Field(
+        description="Bytes of one device that the job may use, beside the engines that serve."
+    )
+    rows: int
+    tokens: int = Field(description="Of one epoch, after cutting at `max_length`.")
+    steps: int
+    type: str = Field(description="The method of `options`, `steps`, `fits` and `change`.")
+    advised: str = Field(
+        description="The method that is advised: full, lora or qlora. `auto` is never full, which has to be asked for."
+    )
+    why: str
+    methods: list[MethodPlan]
+    options: list[Choice]
+    fits: bool
+    change: Step | None = Field(description="The smallest change that makes the job fit, in `tuning`.")
+    sharding: str | None
+    warnings: list[Warning]
+
+    @classmethod
+    def of(cls, body: CreatePlan, plan: Plan) -> PlanObject:
+        return cls(model=body.model, training_file=body.training_file, **plan.model_dump())
+
+
+@router.post("", summary="Plan a fine-tuning job", responses=responses(400, 404))
+async def create(context: Context, body: CreatePlan) -> PlanObject:
+    """What a job would need and what is advised, without loading weights. The file is tokenized; nothing is stored."""
+    return PlanObject.of(body, await context.slow.run(_plan, context, body))
+
+
+def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
+    data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
+    check_training_file(context, "training_file", body.training_file, data)
+    if body.chat_template is not None and (why := check_template(body.chat_template)):
+        raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
+    base = _base(context, body.model)
+    hyperparameters = (body.hyperparameters or Hyperparameters()).model_dump()
+    return plan_job(
+        base,
+        context.workspace.file(body.training_file),
+        machine_described(body.machine) if body.machine else machine_here(context),
+        tuning=TuningOptions(**(body.tuning or Tuning()).model_dump()),
+        hyperparameters=HyperparameterOptions(**hyperparameters),
+        max_rank=context.settings.serving.max_lora_rank,
+        chat_template=body.chat_template,
+        data=data,
+    )
+
+
+def machine_here(context: ServiceContext) -> Machine:
+    """This machine beside the engines of its bases and deployments."""
+    devices = context.devices()
+    engines = options_of_bases(context.settings, devices)
+    engines |= {one.model: EngineOptions(**one.options) for one, _ in context.store.deployments.all()}
+    return this_machine(devices, engines)
+
+
+def fitting_type(context: ServiceContext, body: CreateJob, base: str, tuning: Tuning) -> str:
+    """The method of a job on this machine: the one asked for, and for auto lora, or qlora where lora does not fit.
+
+    Raises InvalidRequest, with the plan, where even the least that the job can need does not fit the GPU. On the CPU
+    nothing is refused: its memory is shared, and can be swapped. `tuning.force` refuses nothing.
+    """
+    asked = "lora" if tuning.type == "auto" else tuning.type
+    bases = {one.name: one for one in context.settings.models.bases}
+    if base not in bases or tuning.force or all(device == "cpu" for device in context.devices()):
+        return asked
+    machine = machine_here(context)
+    if machine.device == "cpu":
+        return asked  # the driver tells no memory
+    shape = shape_of_base(_base(context, base))
+    data = least_data(_whose_rows_are_lines(context, body), rows=1)
+    plan = None
+    for type in ("lora", "qlora") if tuning.type == "auto" else (asked,):
+        plan = make_plan(
+            shape,
+            data,
+            machine,
+            tuning=TuningOptions(**tuning.model_copy(update={"type": type}).model_dump()),
+            hyperparameters=HyperparameterOptions(),
+            max_rank=context.settings.serving.max_lora_rank,
+        )
+        if plan.fits:
+            return type
+    assert plan is not None
+    raise InvalidRequest(_unfit(plan, type), param="tuning", code="does_not_fit")
+
+
+def _whose_rows_are_lines(context: ServiceContext, body: CreateJob) -> Path | None:
+    """The training file where each of its lines is a row and nothing of it is left out."""
+    record = context.store.files.get(body.training_file)
+    report = record.report if record is not None else None
+    if report is None or report["container"] != "jsonl" or report["ignored_fields"]:
+        return None
+    return context.workspace.file(body.training_file) if body.data is None else None
+
+
+def _unfit(plan: Plan, type: str) -> str:
+    memory = next(method.memory for method in plan.methods if method.type == type)
+    parts = ", ".join(f"{name} {count / GIB:.2f}" for name, count in memory.items() if name != "total")
+    advice = plan.sharding or "use a smaller model"
+    if plan.change is not None:
+        advice = f"{plan.change.change} makes it fit: set {json.dumps(plan.change.options)} in tuning"
+    return (
+        f"The job does not fit: {type} needs at least {memory['total'] / GIB:.2f} GiB ({parts}), and a job may use "
+        f"{plan.available / GIB:.2f} GiB of {plan.machine}, beside the engines that serve. {advice}. "
+        "POST /v1/fine_tuning/plan shows the whole plan; tuning.force tries it anyway."
+    )
+
+
+def _base(context: ServiceContext, name: str) -> BaseInfo:
+    bases = {base.name: base for base in context.settings.models.bases}
+    if name not in bases:
+        raise NotFound(
+            f"No such base: {quoted(name)}. Bases here: {', '.join(bases)}.",
+            param="model",
+            code="model_not_found",
+        )
+    try:
+        return inspect_base(bases[name])
+    except BaseUnavailable as error:
+        raise InvalidRequest(f"{name} cannot be planned with: {error}.", param="model") from error

@@ -1,0 +1,107 @@
+"""`tunewright plan`: what a job would need and what is advised, with no service running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunewright.cli.options import examples
+from tunewright.cli.output import Output, duration, size
+
+
+@click.command(
+    epilog=examples(
+        "tunewright plan ./Qwen2-7B train.jsonl",
+        "tunewright plan ./Qwen2-7B train.jsonl --machine 8xA100-80GB --type full",
+    )
+)
+@click.argument("model")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--machine", metavar="TEXT", help="A machine such as 8xA100-80GB or H100.  [default: this one]")
+@click.option("--type", "type_", type=click.Choice(["auto", "lora", "qlora", "full"]), default="auto")
+@click.option("--rank", type=click.IntRange(1, 512), help="Rank of the adapter.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
+@click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
+@click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def plan(
+    model: str,
+    file: Path,
+    machine: str | None,
+    type_: str,
+    rank: int | None,
+    batch_size: int | None,
+    max_length: int | None,
+    learning_rate: float | None,
+    as_json: bool,
+) -> None:
+    """Say what fine-tuning MODEL (a folder, or the embedded base's name) on FILE would need, and what is advised.
+
+    Reads the model's config and the headers of its weights, and tokenizes the file. Nothing is trained.
+    """
+    # loads the service, which other commands do not need
+    from tunewright.config import EMBEDDED_BASE, Base, ProcessOptions, embedded_base_path
+    from tunewright.engine.devices import find_devices
+    from tunewright.errors import InvalidRequest
+    from tunewright.kinds.fine_tuning.planning import machine_described, plan_job, this_machine
+    from tunewright.plan.options import HyperparameterOptions, TuningOptions
+    from tunewright.registry.bases import BaseUnavailable, inspect_base
+
+    source = str(embedded_base_path()) if model == EMBEDDED_BASE else model
+    tuning = TuningOptions(
+        type=type_,
+        rank=rank or "auto",
+        batch_size=batch_size or "auto",
+        max_length=max_length or "auto",
+        learning_rate=learning_rate or "auto",
+    )
+    try:
+        where = machine_described(machine) if machine else this_machine(find_devices(ProcessOptions()), {})
+        made = plan_job(
+            inspect_base(Base(model, source)),
+            file,
+            where,
+            tuning=tuning,
+            hyperparameters=HyperparameterOptions(),
+            max_rank=512,
+        )
+    except (InvalidRequest, BaseUnavailable) as error:
+        raise click.ClickException(str(error)) from error
+    out = Output(as_json)
+    if as_json:
+        out.json(made)
+        return
+    out.fields(
+        [
+            ("model", f"{model}, {made.parameters:,} parameters"),
+            ("data", f"{made.rows} rows, {made.tokens:,} tokens an epoch, {made.steps} steps"),
+            ("machine", f"{made.devices} x {made.machine}, {size(made.available)} of each available"),
+            ("advised", f"{made.advised}: {made.why}"),
+            (f"{made.type} fits", "yes" if made.fits else "no"),
+            ("to make it fit", made.change.change if made.change else made.sharding),
+        ]
+    )
+    components = [name for name in made.methods[0].memory if name != "total"]
+    out.table(
+        ["METHOD", "FITS", "TRAINED", "TOTAL", *(name.upper() for name in components), "TIME"],
+        [
+            [
+                method.type,
+                "yes" if method.fits else "no",
+                f"{method.trainable_parameters:,}",
+                size(method.memory["total"]),
+                *(size(method.memory[name]) for name in components),
+                f"{duration(method.seconds.least)} to {duration(method.seconds.most)}"
+                if method.seconds
+                else None,
+            ]
+            for method in made.methods
+        ],
+    )
+    out.table(
+        ["OPTION", "VALUE", "REASON", "SOURCE"],
+        [[choice.name, choice.value, choice.reason, choice.source] for choice in made.options],
+    )
+    for warning in made.warnings:
+        out.note(f"{warning.code}: {warning.message}")

@@ -1,0 +1,115 @@
+"""Makes the plan of a fine-tuning job from files: looks at the machine, the model's headers and the rows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from tunewright.engine.command import EngineOptions
+from tunewright.engine.gpus import NoDriver, gpu_memory
+from tunewright.errors import InvalidRequest
+from tunewright.kinds.data import DataOptions
+from tunewright.plan.data_shape import DataShape, data_shape
+from tunewright.plan.machine import Machine, UnknownMachine, card_of, described
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.plan.planning import Plan, make_plan
+from tunewright.plan.shape import ModelShape, UnknownShape
+from tunewright.registry.bases import BaseInfo
+from tunewright.registry.model_shape import read_shape
+from tunewright.registry.safetensors_file import BadTensors
+from tunewright.rows.lengths import NotMeasured, measure
+
+_BYTES_OF_A_TOKEN = 16
+"""More than a token of any text has on average: lengths from it are lower bounds."""
+_LOOKED_AT = 64 * 2**20
+"""Bytes of a file that are read for such a bound."""
+
+
+def this_machine(devices: Sequence[str], engines: Mapping[str, EngineOptions]) -> Machine:
+    """The machine with these devices ("cuda:0" or "cpu"), beside these engines: its GPU with the most memory left."""
+    found = [_gpu(device, engines) for device in devices if device.startswith("cuda")]
+    known = [gpu for gpu in found if gpu is not None]
+    if known:
+        best = max(known, key=lambda gpu: gpu.free)
+        return Machine(best.name, "cuda", len(known), best.memory, best.reserved, best.teraflops, best.watts)
+    memory = psutil.virtual_memory()
+    return Machine("this machine's CPU", "cpu", 1, memory.total, memory.total - memory.available)
+
+
+def _gpu(device: str, engines: Mapping[str, EngineOptions]) -> Machine | None:
+    try:
+        name, memory = gpu_memory(device.partition(":")[2])
+    except NoDriver:
+        return None
+    share = sum(one.gpu_memory_utilization or 0.0 for one in engines.values() if one.device == device)
+    card = card_of(name)
+    return Machine(
+        name,
+        "cuda",
+        1,
+        memory,
+        int(share * memory),
+        card.teraflops if card else None,
+        card.watts if card else None,
+    )
+
+
+def machine_described(text: str) -> Machine:
+    """Raises InvalidRequest, with the cards that are known."""
+    try:
+        return described(text)
+    except UnknownMachine as error:
+        raise InvalidRequest(f"machine: {error}.", param="machine") from error
+
+
+def plan_job(
+    base: BaseInfo,
+    file: Path,
+    machine: Machine,
+    *,
+    tuning: TuningOptions,
+    hyperparameters: HyperparameterOptions,
+    max_rank: int,
+    chat_template: str | None = None,
+    data: DataOptions = DataOptions(),
+) -> Plan:
+    """The plan of a job. Tokenizes the file in a process of its own. Raises InvalidRequest."""
+    reading = data.reading(bool(chat_template or base.chat_template), "training")
+    try:
+        lengths = measure(base.path, file, reading, chat_template)
+    except NotMeasured as error:
+        raise InvalidRequest(f"The file cannot be planned with: {error}.", param="training_file") from error
+    return make_plan(
+        shape_of_base(base),
+        lengths,
+        machine,
+        tuning=tuning,
+        hyperparameters=hyperparameters,
+        max_rank=max_rank,
+        has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
+    )
+
+
+def least_data(file: Path | None, rows: int) -> DataShape:
+    """What a file of JSONL has at least, from its bytes alone: for refusing what cannot fit, without tokenizing. None:
+    a file of which nothing is known."""
+    longest = read = 0
+    if file is None:
+        return data_shape(rows, [(1, 1)])
+    with file.open("rb") as lines:
+        for line in lines:
+            longest, read = max(longest, len(line) // _BYTES_OF_A_TOKEN), read + len(line)
+            if read > _LOOKED_AT:
+                break
+    return data_shape(rows, [(max(1, longest), 1)])
+
+
+def shape_of_base(base: BaseInfo) -> ModelShape:
+    """Raises InvalidRequest where the base's files do not say enough."""
+    try:
+        return read_shape(base.path)
+    except (OSError, ValueError, BadTensors, UnknownShape) as error:
+        raise InvalidRequest(f"{base.name} cannot be planned with: {error}.", param="model") from error

@@ -1,0 +1,319 @@
+"""The plan of a training run: memory of each method, the advised options with reasons, and what makes it fit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.plan.data_shape import DataShape
+from tunewright.plan.defaults import Resolved, resolve, split_batch
+from tunewright.plan.machine import Machine
+from tunewright.plan.memory import Memory, Run, estimate, trained_parameters
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.plan.pitfalls import FEW_ROWS, warnings
+from tunewright.plan.reasons import REASONS
+from tunewright.plan.shape import ModelShape
+from tunewright.plan.time import TimeRange, predict_seconds
+
+METHODS = ("full", "lora", "qlora")
+FLOW = (("full", 4.0), ("lora", 1.5), ("qlora", 0.5))
+"""(method, memory of a device as a multiple of the 16-bit weights from which on it is advised)."""
+MARGIN = 0.05
+"""Of a device's memory that a plan leaves free: the estimate's error."""
+_SHORTEST, _SMALLEST_RANK = 256, 8
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class MethodPlan(_Part):
+    """What a method needs with the options of the request."""
+
+    type: str
+    trainable_parameters: int
+    memory: dict[str, int]
+    """Bytes at the peak by component; `total` is their sum."""
+    peak: str
+    fits: bool
+    seconds: TimeRange | None
+
+
+class Choice(_Part):
+    """A hyperparameter's value, and why."""
+
+    name: str
+    value: str | float | int | bool | list[str] | None
+    reason: str
+    source: str
+
+
+class Step(_Part):
+    """The smallest change that makes a run fit."""
+
+    change: str
+    options: dict[str, str | int | bool]
+    """For `tuning`."""
+    total: int
+    """Bytes after the change."""
+
+
+class Warning(_Part):
+    code: str
+    message: str
+
+
+class Plan(_Part):
+    """What a run will need. Memory in bytes of one device, times in seconds."""
+
+    parameters: int
+    machine: str
+    devices: int
+    available: int
+    """Bytes of one device that the run may use, beside the engines that serve."""
+    rows: int
+    tokens: int
+    """Of one epoch, after cutting at `max_length`."""
+    steps: int
+    type: str
+    """The method of `options`, `steps`, `fits` and `change`: the one asked for, or what auto is."""
+    advised: str
+    why: str
+    methods: list[MethodPlan]
+    options: list[Choice]
+    fits: bool
+    change: Step | None
+    """None where it fits, or where no change makes it fit."""
+    sharding: str | None
+    warnings: list[Warning]
+
+
+def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
+    """What of a run's options decides its memory. Rows are padded to the longest of their batch."""
+    targets = resolved.target_modules
+    return Run(
+        type=resolved.type,
+        device=device,
+        batch=resolved.per_device_batch_size,
+        length=min(resolved.max_length, data.longest) or resolved.max_length,
+        checkpointing=(device != "cpu")
+        if resolved.gradient_checkpointing is None
+        else resolved.gradient_checkpointing,
+        rank=resolved.rank,
+        targets=tuple(targets) if isinstance(targets, list) else targets,
+        use_dora=resolved.use_dora,
+        accumulates=resolved.gradient_accumulation_steps > 1,
+        learnt=data.learnt,
+    )
+
+
+def fits(memory: Memory, machine: Machine) -> bool:
+    return memory.total <= machine.free - MARGIN * machine.memory
+
+
+def make_plan(
+    shape: ModelShape,
+    data: DataShape,
+    machine: Machine,
+    *,
+    tuning: TuningOptions,
+    hyperparameters: HyperparameterOptions,
+    max_rank: int,
+    has_flash_attention: bool | None = None,
+) -> Plan:
+    """The plan of a run with these options on this machine."""
+
+    def resolved_as(type: str) -> Resolved:
+        return resolve(
+            tuning=tuning.model_copy(update={"type": type}),
+            hyperparameters=hyperparameters,
+            rows=data.rows,
+            context=shape.context,
+            max_rank=max_rank,
+            device=machine.device,
+        )
+
+    all_resolved = {type: resolved_as(type) for type in METHODS}
+    advised, why = advise(shape, all_resolved, data, machine)
+    # Adapters are loaded beside what is served; a full model needs a deployment, so that it has to be asked for.
+    auto = "lora" if advised == "full" else advised
+    chosen = all_resolved[auto if tuning.type == "auto" else tuning.type]
+    run = run_of(chosen, data, machine.device)
+    it_fits = fits(estimate(shape, run), machine)
+    change = None if it_fits else smallest_change(shape, chosen, data, machine)
+    batches = -(-data.examples // chosen.batch_size)
+    found = warnings(
+        chosen,
+        shape,
+        rows=data.rows,
+        examples=data.examples,
+        cut=data.cut_at(chosen.max_length),
+        trained=trained_parameters(shape, run),
+        device=machine.device,
+        has_flash_attention=has_flash_attention,
+    )
+    return Plan(
+        parameters=shape.total,
+        machine=machine.name,
+        devices=machine.count,
+        available=machine.free,
+        rows=data.rows,
+        tokens=data.tokens_within(chosen.max_length),
+        steps=batches * chosen.n_epochs,
+        type=chosen.type,
+        advised=advised,
+        why=why,
+        methods=[_method(shape, one, data, machine) for one in all_resolved.values()],
+        options=_choices(chosen, tuning),
+        fits=it_fits,
+        change=change,
+        sharding=None if it_fits or change else _sharding(shape, run, machine),
+        warnings=[Warning(code=code, message=text) for code, text in found],
+    )
+
+
+def advise(
+    shape: ModelShape, resolved: dict[str, Resolved], data: DataShape, machine: Machine
+) -> tuple[str, str]:
+    """(method, why): by a device's memory in multiples of the 16-bit weights, and then the first that fits."""
+    share = machine.free / max(1, 2 * shape.total)
+    by_flow = next((method for method, least in FLOW if share >= least), "qlora")
+    few = ""
+    if by_flow == "full" and data.rows < FEW_ROWS:
+        by_flow, few = "lora", f", and with fewer than {FEW_ROWS} rows not full, which learns them by heart"
+    order = METHODS[METHODS.index(by_flow) :]
+    fitting = [m for m in order if fits(estimate(shape, run_of(resolved[m], data, machine.device)), machine)]
+    method = fitting[0] if fitting else "qlora"
+    why = f"one device has {share:.1f} times the memory of the 16-bit weights, for which {by_flow} is advised{few}"
+    if not fitting:
+        return method, f"{why}; no method fits with these options, and qlora needs the least"
+    return (
+        method,
+        why if method == by_flow else f"{why}; {by_flow} does not fit with these options, {method} does",
+    )
+
+
+def smallest_change(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine) -> Step | None:
+    """The first change that makes the run fit, in the order of harm; each keeps those before it."""
+    for what, options, changed in _changes(resolved, data):
+        total = estimate(shape, run_of(changed, data, machine.device))
+        if fits(total, machine):
+            return Step(change=what, options=options, total=total.total)
+    return None
+
+
+def _changes(
+    resolved: Resolved, data: DataShape
+) -> Iterator[tuple[str, dict[str, str | int | bool], Resolved]]:
+    """Checkpointing, rows at a time, length, rank and method, each on top of those before it."""
+    told: list[str] = []
+    options: dict[str, str | int | bool] = {}
+    now = resolved
+
+    def changed(
+        what: str, asked: dict[str, str | int | bool], **update: object
+    ) -> tuple[str, dict[str, str | int | bool], Resolved]:
+        nonlocal now
+        now = now.model_copy(update=update)
+        options.update(asked)
+        return ", ".join([*told, what]), dict(options), now
+
+    if not now.gradient_checkpointing:
+        yield changed(
+            "gradient checkpointing on", {"gradient_checkpointing": True}, gradient_checkpointing=True
+        )
+        told.append("gradient checkpointing on")
+    at_a_time = now.per_device_batch_size
+    while at_a_time > 1:
+        at_a_time, steps = split_batch(now.batch_size, at_a_time // 2)
+        what = f"{at_a_time} rows at a time (the effective batch stays {now.batch_size})"
+        asked: dict[str, str | int | bool] = {"per_device_batch_size": at_a_time}
+        yield changed(what, asked, per_device_batch_size=at_a_time, gradient_accumulation_steps=steps)
+    if at_a_time != resolved.per_device_batch_size:
+        told.append("1 row at a time")
+    length = min(now.max_length, data.longest or now.max_length)
+    while length > _SHORTEST:
+        length = max(_SHORTEST, length // 2)
+        cut = data.cut_at(length)
+        yield changed(f"max_length {length} (cuts {cut} examples)", {"max_length": length}, max_length=length)
+    if now.max_length != resolved.max_length:
+        told.append(f"max_length {length}")
+    if now.rank is not None and now.rank > _SMALLEST_RANK:
+        yield changed(
+            f"rank {_SMALLEST_RANK}",
+            {"rank": _SMALLEST_RANK},
+            rank=_SMALLEST_RANK,
+            alpha=2.0 * _SMALLEST_RANK,
+        )
+        told.append(f"rank {_SMALLEST_RANK}")
+    # Another method changes what is trained, so the options before it are those of the request again.
+    for method in METHODS[METHODS.index(resolved.type) + 1 :]:
+        options.clear()
+        told.clear()
+        now = resolved
+        if not now.gradient_checkpointing:
+            now = now.model_copy(update={"gradient_checkpointing": True})
+            options["gradient_checkpointing"] = True
+        per_device, steps = split_batch(now.batch_size, 1)
+        rank = resolved.rank or _SMALLEST_RANK
+        as_method: dict[str, object] = {
+            "type": method, "rank": rank, "target_modules": resolved.target_modules or "all-linear",
+        }  # fmt: skip
+        yield changed(f"type {method}", {"type": method}, **as_method)
+        told.append(f"type {method}")
+        asked = {"per_device_batch_size": per_device}
+        yield changed(
+            "1 row at a time", asked, per_device_batch_size=per_device, gradient_accumulation_steps=steps
+        )
+        told.append("1 row at a time")
+        length = min(now.max_length, data.longest or now.max_length)
+        while length > _SHORTEST:
+            length = max(_SHORTEST, length // 2)
+            yield changed(f"max_length {length}", {"max_length": length}, max_length=length)
+
+
+def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:
+    """How many such devices would hold it, were weights, gradients and optimizer shared between them."""
+    memory = estimate(shape, run)
+    shared = memory.weights + memory.adapter + memory.gradients + memory.optimizer
+    room = machine.free * (1 - MARGIN) - (memory.total - shared)
+    if room <= 0:
+        return "no number of such devices holds it: one row's activations do not fit"
+    return (
+        f"{-(-shared // int(room))} such devices would hold it, sharded (FSDP); jobs here run on one device: use a "
+        "larger one"
+    )
+
+
+def _method(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine) -> MethodPlan:
+    run = run_of(resolved, data, machine.device)
+    memory = estimate(shape, run)
+    return MethodPlan(
+        type=resolved.type,
+        trainable_parameters=trained_parameters(shape, run),
+        memory=memory.components() | {"total": memory.total},
+        peak=memory.peak,
+        fits=fits(memory, machine),
+        seconds=predict_seconds(
+            shape, run, data.tokens_within(resolved.max_length) * resolved.n_epochs, machine.teraflops
+        ),
+    )
+
+
+def _choices(resolved: Resolved, tuning: TuningOptions) -> list[Choice]:
+    found = []
+    for name, (reason, source) in REASONS.items():
+        value = getattr(resolved, name)
+        if value is None:
+            continue
+        given = getattr(tuning, name, "auto") != "auto"
+        found.append(
+            Choice(
+                name=name,
+                value=value,
+                reason="given in the request" if given else reason,
+                source="request" if given else source,
+            )
+        )
+    return found

@@ -1,0 +1,27 @@
+"""Why each default of `plan.defaults` is what it is, and where that is from."""
+
+from __future__ import annotations
+
+_QLORA = "QLoRA (Dettmers et al. 2023)"
+_LEARNS_LESS = "LoRA learns less and forgets less (Biderman et al. 2024)"
+_HERE = "docs/reference/training-defaults.md"
+
+REASONS = {
+    "learning_rate": ("2e-4 for adapters, 2e-5 for all weights, which move from a good place", _QLORA),
+    "n_epochs": ("three to five passes are enough for instructions; more learn the rows by heart", _HERE),
+    "batch_size": ("32 to 128 rows a step: fewer are noisy; small files have smaller ones", _HERE),
+    "per_device_batch_size": ("rows at a time; the rest is accumulated, which takes no more memory", _HERE),
+    "gradient_accumulation_steps": ("batch_size over per_device_batch_size", _HERE),
+    "max_length": ("2048 tokens or the context; longer rows are cut", _HERE),
+    "rank": ("by the number of rows, up to what the engine serves", _HERE),
+    "alpha": ("twice the rank", _LEARNS_LESS),
+    "target_modules": ("all linear layers learn more than attention alone", _LEARNS_LESS),
+    "gradient_checkpointing": ("on a GPU memory is scarcer than time", _HERE),
+    "warmup_ratio": ("a short warm-up, before the optimizer's moments are known", _HERE),
+    "lr_scheduler_type": ("cosine ends in small steps", _HERE),
+    "max_grad_norm": ("limits what one odd row does", _HERE),
+    "weight_decay": ("none: few epochs do not need it", _HERE),
+    "dropout": ("none: few epochs do not need it", _HERE),
+    "quantization": ("NF4 with double quantization", _QLORA),
+}
+"""(reason, source) by the name of the option."""

@@ -1,0 +1,47 @@
+"""`POST /v1/fine_tuning/plan`, as a client calls it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from tests.unit.test_api import BASE, api, built, make, upload, worker  # noqa: F401
+
+ROWS = [{"question": f"{number} and 1?", "answer": str(number + 1)} for number in range(40)]
+COLUMNS = {"prompt": "question", "completion": "answer"}
+
+
+def plan(api: TestClient, content: bytes, **body: Any) -> Any:  # noqa: F811
+    file = upload(api, content)
+    return api.post("/v1/fine_tuning/plan", json={"model": BASE, "training_file": file, **body})
+
+
+def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(api: TestClient) -> None:  # noqa: F811
+    answer = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS}, machine="L4")
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert (made["object"], made["rows"], made["machine"]) == ("fine_tuning.plan", 40, "L4")
+    assert made["tokens"] > 40 * 4
+    assert {method["type"] for method in made["methods"]} == {"full", "lora", "qlora"}
+    assert all(method["memory"]["total"] > 0 for method in made["methods"])
+    assert made["fits"] is True
+    assert {option["name"] for option in made["options"]} >= {"learning_rate", "rank", "n_epochs"}
+    held_out = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS, "validation_share": 0.5})
+    assert 0 < held_out.json()["rows"] < 40
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "no-such-base"}, "model"),
+        ({"machine": "a card of 1999"}, "machine"),
+        ({"chat_template": "{% for %}"}, "chat_template"),
+        ({"tuning": {"rank": 0}}, "tuning.rank"),
+    ],
+)
+def test_what_is_wrong_is_named(api: TestClient, body: dict[str, Any], param: str) -> None:  # noqa: F811
+    answer = plan(api, b'{"prompt": "a", "completion": "b"}\n', **body)
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["param"] == param
