@@ -79,11 +79,13 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         tuning: Mapping[str, Any] | Tuning | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
+        data: Mapping[str, Any] | None = None,
         machine: str | None = None,
     ) -> Plan:
         """What a job with these settings would need, and what is advised; no job is created. `print` shows tables.
 
         - training_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
+        - data: how the file is read, as for `create`
         - machine: such as "8xA100-80GB" or "H100"; the server's own, beside its engines, when None
 
         Raises BadRequestError, NotFoundError, FileNotFoundError for a missing local file.
@@ -97,6 +99,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
             "tuning": tuning,
             "hyperparameters": hyperparameters,
             "chat_template": chat_template,
+            "data": data,
             "machine": machine,
         }
         return await self._http.fetch(endpoints.create_plan(job_body(fields)))

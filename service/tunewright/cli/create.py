@@ -142,13 +142,14 @@ def create(
         "rank": rank,
         "use_dora": use_dora or None,
     }
-    data = {"columns": dict(columns) or None, "validation_share": validation_share}
+    given = {"columns": dict(columns), "validation_share": validation_share}
+    data = {name: value for name, value in given.items() if value} or None
     tuning = {name: value for name, value in options.items() if value is not None} or None
     template = chat_template_file.read_text(encoding="utf-8") if chat_template_file else None
     if show_plan:
         if isinstance(training_file, Path):
             training_file = remote.client.files.upload(training_file).id  # once, for the plan and the job
-        plan = remote.client.jobs.plan(model, training_file, tuning=tuning, chat_template=template)
+        plan = remote.client.jobs.plan(model, training_file, tuning=tuning, chat_template=template, data=data)
         for line in str(plan).splitlines():
             remote.out.note(line)
         click.confirm("Create the job?", abort=True, err=True)
@@ -157,7 +158,7 @@ def create(
         training_file,
         validation_file,
         tuning=tuning,
-        data={name: value for name, value in data.items() if value} or None,
+        data=data,
         suffix=suffix,
         seed=seed,
         metadata=dict(metadata) or None,

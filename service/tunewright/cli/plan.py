@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tunewright.cli.create import KeyValue
 from tunewright.cli.options import examples
 from tunewright.cli.output import Output, duration, size
 
@@ -24,6 +25,10 @@ from tunewright.cli.output import Output, duration, size
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--column", "columns", type=KeyValue(), multiple=True, metavar="FIELD=COLUMN",
+    help="The column of the file for a field, such as prompt=question; may be repeated.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def plan(
     model: str,
@@ -34,6 +39,7 @@ def plan(
     batch_size: int | None,
     max_length: int | None,
     learning_rate: float | None,
+    columns: tuple[tuple[str, str], ...],
     as_json: bool,
 ) -> None:
     """Say what fine-tuning MODEL (a folder, or the embedded base's name) on FILE would need, and what is advised.
@@ -44,6 +50,7 @@ def plan(
     from tunewright.config import EMBEDDED_BASE, Base, ProcessOptions, embedded_base_path
     from tunewright.engine.devices import find_devices
     from tunewright.errors import InvalidRequest
+    from tunewright.kinds.data import DataOptions
     from tunewright.kinds.fine_tuning.planning import machine_described, plan_job, this_machine
     from tunewright.plan.options import HyperparameterOptions, TuningOptions
     from tunewright.registry.bases import BaseUnavailable, inspect_base
@@ -65,6 +72,7 @@ def plan(
             tuning=tuning,
             hyperparameters=HyperparameterOptions(),
             max_rank=512,
+            data=DataOptions(columns=dict(columns) or None),
         )
     except (InvalidRequest, BaseUnavailable) as error:
         raise click.ClickException(str(error)) from error
