@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.engine.conftest import Service
+from tests.engine.conftest import Service, processes_of
 from tests.kills import find
 
 from disks import fill_up, free, small_disk
@@ -114,7 +114,9 @@ def test_on_a_full_disk_a_service_that_dies_is_started_again(
 def test_a_service_that_starts_on_a_full_disk_says_so_in_one_line(tmp_path: Path, used: bool) -> None:
     with small_disk(tmp_path / "data", 8) as disk:
         if used:
-            started(disk).stop()
+            earlier = started(disk)
+            earlier.stop()
+            until(lambda: processes_of(earlier) == [])  # the last one to close the database removes its log
         fill_up(disk)
         done = subprocess.run(
             [

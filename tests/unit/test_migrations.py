@@ -210,7 +210,11 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
     assert request.hyperparameters.model_dump() == HYPERPARAMETERS
     assert (request.tuning.rank, request.tuning.alpha, request.tuning.use_dora) == (8, "auto", True)
     assert job.resolved is not None
-    assert job.resolved.model_dump() == {**RESOLVED_OF_0005, "use_dora": False}
+    assert job.resolved.model_dump() == {
+        **RESOLVED_OF_0005,
+        "use_dora": False,
+        "gradient_checkpointing": None,
+    }
     assert job.result == FineTuningResult(model="ft:tiny:s:1", trained_tokens=7)
     assert (job.file("training_file"), job.file("validation_file")) == ("file-1", "file-2")
     assert (job.weights("parent"), job.metadata, job.idempotency_key) == (["d" * 64], {"a": "b"}, "k")

@@ -43,8 +43,8 @@ HELP_ORDER = [
     "engine_start_timeout", "step_timeout", "hang_timeout", "parity", "parity_rows", "max_merged_kl", "max_awq_kl",
     "max_upload", "adapter_root", "max_adapter_size", "max_hub_cache_size", "max_uploads", "max_requests",
     "max_queued_jobs", "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
-    "max_files_size",
-    "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days", "max_unused_artifacts_size",
+    "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
+    "max_unused_artifacts_size", "max_token_cache_size",
     "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "log_level",
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""

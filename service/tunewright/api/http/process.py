@@ -75,6 +75,7 @@ def main() -> int:
         for worker in server.inference_workers:
             worker.kill()
         manager.shutdown()
+        store.close()
     return 0
 
 
