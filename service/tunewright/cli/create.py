@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tunewright.cli.job_commands import JOBS
-from tunewright.cli.options import Remote, examples, on_service
+from tunewright.cli.options import KeyValue, Remote, column_option, examples, on_service
 from tunewright.cli.watch import print_created
 
 
@@ -25,20 +25,6 @@ class LocalOrUploaded(click.ParamType[Any]):
         if value.startswith("file-") and os.sep not in value and not path.suffix:
             return str(value)
         self.fail(f"no such file here, and not the id of an uploaded one: {value}", param, ctx)
-
-
-class KeyValue(click.ParamType[Any]):
-    """KEY=VALUE, as (key, value)."""
-
-    name = "KEY=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not (key and equals):
-            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
-        return key, text
 
 
 class LocalUploadedOrAuto(LocalOrUploaded):
@@ -75,10 +61,7 @@ _TYPES = click.Choice(["lora", "qlora", "full"])
     "--validation-share", type=click.FloatRange(0, 0.5, min_open=True),
     help="The share that --validation-file auto holds out.  [default: 0.05]",
 )  # fmt: skip
-@click.option(
-    "--column", "columns", type=KeyValue(), multiple=True, metavar="FIELD=COLUMN",
-    help="The column of the files for a field, such as prompt=question; may be repeated.",
-)  # fmt: skip
+@column_option
 @click.option(
     "--type", "tuning_type", type=_TYPES,
     help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",

@@ -7,9 +7,9 @@ from typing import Any, Literal, cast
 
 import click
 
-from tunewright.cli.create import FILE, KeyValue
+from tunewright.cli.create import FILE
 from tunewright.cli.job_commands import EXPORTS
-from tunewright.cli.options import Remote, Weighted, examples, on_service
+from tunewright.cli.options import KeyValue, Remote, Weighted, examples, on_service
 from tunewright.cli.watch import print_created
 
 _ONE, _OTHER = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:formal:Bq1nR5tX"

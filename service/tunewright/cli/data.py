@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from tunewright.cli.create import KeyValue
-from tunewright.cli.options import Commands, examples
+from tunewright.cli.options import Commands, KeyValue, examples
 from tunewright.cli.output import Output
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import NAMES, TAGS, Reading

@@ -21,6 +21,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class KeyValue(click.ParamType[Any]):
+    """KEY=VALUE, as (key, value)."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
+        return key, text
+
+
 @dataclass(frozen=True)
 class Remote:
     """A client of a running service, and the command's output."""
@@ -110,6 +124,18 @@ def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return click.option(
         "--limit", type=click.IntRange(1), default=default, show_default=True, help="How many to show."
     )
+
+
+def column_option(function: Callable[P, R]) -> Callable[P, R]:
+    """Add --column, `data.columns` of a job, as pairs."""
+    return click.option(
+        "--column",
+        "columns",
+        type=KeyValue(),
+        multiple=True,
+        metavar="FIELD=COLUMN",
+        help="The column of the files for a field, such as prompt=question; may be repeated.",
+    )(function)
 
 
 def force_option(function: Callable[P, R]) -> Callable[P, R]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunewright.cli.create import KeyValue
-from tunewright.cli.options import examples
+from tunewright.cli.options import column_option, examples
 from tunewright.cli.output import Output, duration, size
 
 
@@ -25,10 +24,7 @@ from tunewright.cli.output import Output, duration, size
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True))
-@click.option(
-    "--column", "columns", type=KeyValue(), multiple=True, metavar="FIELD=COLUMN",
-    help="The column of the file for a field, such as prompt=question; may be repeated.",
-)  # fmt: skip
+@column_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def plan(
     model: str,

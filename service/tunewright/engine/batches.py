@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.engine.command import EngineOptions
-from tunewright.engine.gpus import NoDriver, describe_gpu
+from tunewright.engine.gpus import NoDriver, gpu_memory
 
 _ARGUMENT = "--max-num-seqs"
 _ON_CPU, _ON_GPU, _ON_LARGE_GPU = 128, 256, 1024
@@ -34,7 +34,7 @@ def _default(device: str) -> int:
     if not device.startswith("cuda:"):
         return _ON_CPU
     try:
-        name, memory = describe_gpu(int(device.removeprefix("cuda:")))
+        name, memory = gpu_memory(device.removeprefix("cuda:"))
     except NoDriver:
         return _ON_GPU
     return _ON_LARGE_GPU if memory >= _LARGE_GPU and "a100" not in name.lower() else _ON_GPU

@@ -37,16 +37,6 @@ def gpu_count() -> int:
         return int(nvml.nvmlDeviceGetCount())
 
 
-def describe_gpu(index: int) -> tuple[str, int]:
-    """The name of a GPU and the bytes of its memory. Raises NoDriver."""
-    with _driver() as nvml:
-        gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-        name = nvml.nvmlDeviceGetName(gpu)
-        return (name.decode() if isinstance(name, bytes) else str(name)), int(
-            nvml.nvmlDeviceGetMemoryInfo(gpu).total
-        )
-
-
 def memory_by_process() -> dict[int, int]:
     """Bytes of GPU memory by process id, over all GPUs. A process whose memory the driver does not report (in a
     container, say) is left out, and so is a GPU that is lost. Raises NoDriver."""
@@ -71,4 +61,6 @@ def gpu_memory(device: str) -> tuple[str, int]:
             if device.isdecimal()
             else nvml.nvmlDeviceGetHandleByUUID(device)
         )
-        return str(nvml.nvmlDeviceGetName(handle)), int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        name = nvml.nvmlDeviceGetName(handle)  # bytes in older versions
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return name.decode() if isinstance(name, bytes) else str(name), memory

@@ -6,7 +6,7 @@ import json
 import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
-from tunewright.api.fine_tuning.data import data_options
+from tunewright.api.fine_tuning.data import check_chat_template, data_options
 from tunewright.api.fine_tuning.plan import fitting_type
 from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import ServiceContext
@@ -21,7 +21,6 @@ from tunewright.kinds.fine_tuning.models import (
 )
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.content import adapter_config
-from tunewright.rows.templates import check_template
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
 
@@ -40,8 +39,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     for param, id in (("training_file", body.training_file), ("validation_file", validation_file)):
         if id is not None:
             check_training_file(context, param, id, data)
-    if body.chat_template is not None and (why := check_template(body.chat_template)):
-        raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
+    check_chat_template(body.chat_template)
     tuning = body.tuning or Tuning()
     base, parent = _model(context, body.model, tuning)
     if tuning.type == "auto" and parent and parent.kind is ModelKind.FULL:

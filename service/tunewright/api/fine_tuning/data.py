@@ -1,4 +1,4 @@
-"""`data` of a fine-tuning request: how its files are read, and what is held out."""
+"""What jobs and plans ask about their data: how files are read, what is held out, and the chat template."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.rows.held_out import DEFAULT_SHARE
 from tunewright.rows.reading import NAMES, TAGS
+from tunewright.rows.templates import check_template
 from tunewright.wire import Body
 
 AUTO = "auto"
@@ -65,3 +66,9 @@ def data_options(data: Data | None, validation_file: str | None) -> DataOptions:
     if validation_file == AUTO and share is None:
         share = DEFAULT_SHARE
     return DataOptions(**{**asked.model_dump(), "validation_share": share})
+
+
+def check_chat_template(template: str | None) -> None:
+    """Raises InvalidRequest."""
+    if template is not None and (why := check_template(template)):
+        raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from tunewright.api.fine_tuning.data import AUTO, Data, data_options
+from tunewright.api.fine_tuning.data import AUTO, Data, check_chat_template, data_options
 from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
@@ -28,7 +28,6 @@ from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.planning import Choice, MethodPlan, Plan, Step, Warning, make_plan
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
-from tunewright.rows.templates import check_template
 from tunewright.wire import Body, Wire
 
 router = APIRouter(prefix="/v1/fine_tuning/plan", tags=["Fine-tuning"])
@@ -90,8 +89,7 @@ async def create(context: Context, body: CreatePlan) -> PlanObject:
 def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
     check_training_file(context, "training_file", body.training_file, data)
-    if body.chat_template is not None and (why := check_template(body.chat_template)):
-        raise InvalidRequest(f"chat_template is no chat template: {why}.", param="chat_template")
+    check_chat_template(body.chat_template)
     base = _base(context, body.model)
     hyperparameters = (body.hyperparameters or Hyperparameters()).model_dump()
     return plan_job(
