@@ -15,6 +15,7 @@ from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, ser
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.config import ServerOptions, Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
+from tunewright.errors import TunewrightError
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     try:
         _prepare(settings, workspace)
         return _run(settings, workspace, listener)
-    except (BackupError, DatabaseUnusable) as error:
+    except (BackupError, DatabaseUnusable, TunewrightError) as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
     finally:
@@ -74,7 +75,9 @@ def main(argv: list[str]) -> int:
 def _prepare(settings: Settings, workspace: Workspace) -> None:
     """Prepare the data folder while none of the service's processes runs: at the start, and after a restore.
 
-    The database comes first: where it is refused, nothing else was changed. Raises BackupError and DatabaseUnusable.
+    The database comes first: where it is refused, nothing else was changed.
+
+    Raises BackupError, DatabaseUnusable and StorageFull.
     """
     try:
         finish_restore(workspace)

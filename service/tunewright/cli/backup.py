@@ -141,11 +141,12 @@ def _where(data_dir: Path | None, database_url: str | None) -> tuple[Path, str]:
 @contextmanager
 def _failures() -> Iterator[None]:
     from tunewright.backup.errors import BackupError
+    from tunewright.errors import TunewrightError as ServiceError
     from tunewright.store.sqlite_file import DatabaseUnusable
 
     try:
         yield
-    except (BackupError, DatabaseUnusable) as error:
+    except (BackupError, DatabaseUnusable, ServiceError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         if not is_disk_full(error):
