@@ -26,6 +26,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+from tunewright.engine.vllm_forks import fork_processes
 from tunewright.logs import limit_records
 
 _MOST_WHITE_SPACE = 2
@@ -43,6 +44,7 @@ def register() -> None:
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.platforms import current_platform
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     for name in _OPERATORS:
@@ -50,6 +52,8 @@ def register() -> None:
         for module in (lora_ops, torch_ops, punica_cpu):
             setattr(module, name, corrected)
     request_amx(torch.cpu)
+    if current_platform.is_cpu():
+        fork_processes()
     score_prompts_with_their_adapter(CPUModelRunner)
     bound_white_space()
     bound_white_space_of_answers()
