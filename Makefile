@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data bench-first-step bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-suite soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data bench-first-step bench-swap bench-encoding bench-mixed bench-exports lint format sync-client openapi lock base-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,17 +33,24 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-test: test-fast test-engine ## The whole suite, with a real vLLM (about 55 minutes on 2 cores)
+# Two workers; all tests of a file, and of files that share a service, run in one of them, in order.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+FAST := tests/process tests/unit tests/contract tests/abuse
+
+test: setup ## The whole suite, with a real vLLM (under 20 minutes on 2 cores)
+	@$(PYTEST) -m "not soak and not gpu" tests/engine $(FAST)
 	@cd client && ../$(BIN)/python -m pytest -q
 
-test-fast: setup ## The tests that need no engine (about 15 minutes on 2 cores)
-	@$(BIN)/python -m pytest -q -m "not engine and not soak and not gpu" \
-	  -n 2 --dist loadfile --no-loadscope-reorder tests/process tests/unit tests/contract tests/abuse
+test-fast: setup ## The tests that need no engine (about 10 minutes on 2 cores)
+	@$(PYTEST) -m "not engine and not soak and not gpu" $(FAST)
 
-test-engine: setup ## Only the tests that need a real vLLM, one after the other, since they use all cores
-	@$(BIN)/python -m pytest -m "engine and not soak and not gpu" tests/engine
+test-engine: setup ## Only the tests that need a real vLLM
+	@$(PYTEST) -m "engine and not soak and not gpu" tests/engine
 
-soak: soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data ## All long tests
+soak: soak-suite soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data ## All long tests
+
+soak-suite: setup ## Each pair of samplings in one batch, 1,000 adapters, a quantization that is killed three times
+	@$(BIN)/python -m pytest -q -m soak tests/engine tests/process
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py

@@ -20,6 +20,8 @@ from tunewright.config import EMBEDDED_BASE, embedded_base_path
 
 from .conftest import Service, engine_runs
 
+pytestmark = pytest.mark.xdist_group("service")
+
 TEXT = "The sky is blue, and the sea is too. How many legs does a dog have?"
 JSON = {"type": "object", "properties": {"sky": {"enum": ["blue", "red"]}}, "required": ["sky"]}
 SCORED = {"echo": True, "logprobs": 1, "max_tokens": 1}
@@ -40,6 +42,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     "stops": {"stop": ["."], "stop_token_ids": [5], "ignore_eos": False},
     "streamed": {"stream": True, "stream_options": {"include_usage": True}},
 }
+Scores = dict[tuple[str, str], list[float]]
+"""Log-probabilities of prompts, by model and feature."""
 PAIRS = list(itertools.combinations_with_replacement(FEATURES, 2))
 
 
@@ -90,6 +94,22 @@ async def stories(client: httpx.AsyncClient, models: tuple[str, ...]) -> AsyncIt
                 await task
 
 
+@pytest.mark.anyio
+async def test_all_together_are_answered_and_scores_do_not_depend_on_the_batch(
+    service: Service, adapter: str
+) -> None:
+    runs = engine_runs(service)
+    async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
+        alone = await scored_alone(client, adapter)
+        async with stories(client, (EMBEDDED_BASE, adapter)):
+            for _ in range(3):
+                asked = [(model, feature) for feature in FEATURES for model in (EMBEDDED_BASE, adapter)]
+                answers = await asyncio.gather(*(ask(client, *one) for one in asked))
+                assert faults_of(dict(zip(asked, answers, strict=True)), alone) == []
+    assert engine_runs(service) == runs
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.anyio
 async def test_each_pair_is_answered_and_scores_do_not_depend_on_the_batch(
@@ -99,25 +119,39 @@ async def test_each_pair_is_answered_and_scores_do_not_depend_on_the_batch(
     runs = engine_runs(service)
     faults: list[str] = []
     async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
-        alone = {
-            (model, feature): scores(await ask(client, model, feature))
-            for model in models
-            for feature in ("echo with logprobs", "eight prompts with logprobs")
-        }
-        assert farthest(*(alone[model, "echo with logprobs"] for model in models)) > 2, (
-            "the adapter is another model"
-        )
+        alone = await scored_alone(client, adapter)
         async with stories(client, models):
             for number, pair in enumerate(PAIRS):
                 asked = [(models[(number + place) % 2], feature) for place, feature in enumerate(pair)]
                 answers = await asyncio.gather(*(ask(client, *one) for one in asked))
-                for one, answer in zip(asked, answers, strict=True):
-                    if answer.status_code != 200 or "engine_unavailable" in answer.text:
-                        faults.append(f"{pair}: {one} {answer.status_code} {answer.text[:200]}")
-                    elif one in alone and farthest(scores(answer), alone[one]) > 0.5:
-                        faults.append(f"{pair}: {one} is {farthest(scores(answer), alone[one]):.2f} nats off")
+                found = faults_of(dict(zip(asked, answers, strict=True)), alone)
+                faults += [f"{pair}: {fault}" for fault in found]
                 assert engine_runs(service) == runs, f"{pair} ended the engine: {faults}"
     assert faults == []
+
+
+async def scored_alone(client: httpx.AsyncClient, adapter: str) -> Scores:
+    """The scores of the prompts when nothing else is asked, by base and adapter, which are known to differ."""
+    models = (EMBEDDED_BASE, adapter)
+    alone = {
+        (model, feature): scores(await ask(client, model, feature))
+        for model in models
+        for feature in ("echo with logprobs", "eight prompts with logprobs")
+    }
+    first, second = (alone[model, "echo with logprobs"] for model in models)
+    assert farthest(first, second) > 2, "the adapter is another model"
+    return alone
+
+
+def faults_of(answers: dict[tuple[str, str], httpx.Response], alone: Scores) -> list[str]:
+    """What is wrong with these answers of one batch."""
+    faults = []
+    for one, answer in answers.items():
+        if answer.status_code != 200 or "engine_unavailable" in answer.text:
+            faults.append(f"{one} {answer.status_code} {answer.text[:200]}")
+        elif one in alone and farthest(scores(answer), alone[one]) > 0.5:
+            faults.append(f"{one} is {farthest(scores(answer), alone[one]):.2f} nats off")
+    return faults
 
 
 def farthest(found: list[float], expected: list[float]) -> float:

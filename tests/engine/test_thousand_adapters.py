@@ -23,6 +23,8 @@ from tunewright_client import Tunewright
 
 from .conftest import Service
 
+pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.soak]
+
 MANY = 1000
 ASKED = 12
 PROMPT = "The color of the sky is"

@@ -186,6 +186,7 @@ def test_several_adapters_become_one(
     assert torch.allclose(deltas[2], 0.75 * deltas[0] + 0.25 * deltas[1], atol=1e-6)
 
 
+@pytest.mark.soak
 def test_awq_killed_in_the_middle_goes_on_and_is_the_same(
     service: Service, client: Tunewright, adapters: dict[str, str], files: dict[str, str], tmp_path: Path
 ) -> None:

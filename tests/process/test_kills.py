@@ -25,9 +25,10 @@ from tests.without_vllm import BASE, start_without_vllm, wait_engine
 from tunewright_client import Tunewright
 
 ASKED = Question(BASE, "What color is the sky?")
-TUNING = {**FAST, "n_epochs": 20}
-AT_STEP = {2: "trainer", 6: "lifeline", 10: "engine worker", 16: "scheduler", 22: "api", 28: "queues"}
-"""The process to kill at each of these steps, of 60 in all: 48 rows, 16 at a time, 20 epochs."""
+TUNING = {**FAST, "n_epochs": 5}
+AT_STEP = {2: "trainer", 6: "lifeline", 9: "engine worker", 13: "scheduler", 18: "api", 24: "queues"}
+"""The process to kill at each of these steps, of 50 in all: 160 rows, 16 at a time, 5 epochs. Fewer, longer epochs
+have fewer validations and checkpoints to wait for."""
 
 
 @pytest.mark.timeout(1800)
@@ -45,7 +46,7 @@ def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
     try:
         wait_engine(service)
         with service.client(timeout=60) as client:
-            files = upload_rows(client, tmp_path, 48)
+            files = upload_rows(client, tmp_path, 160)
             first = client.jobs.wait(
                 submit(client, files, "undisturbed", base=BASE, **TUNING).id, timeout=600
             )
