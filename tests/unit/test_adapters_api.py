@@ -18,13 +18,13 @@ from starlette.testclient import TestClient
 
 from adapters import CONFIG, adapter_files, lora_tensors, safetensors, write_adapter, zeros
 from rows import FILE, create_job, engine_info
+from tunewright.apart import call_apart
 from tunewright.api.adapters import registration
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.jobs.kinds import JobError
 from tunewright.registry import adapter_sources
-from tunewright.registry.apart import call_apart
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, Residency

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tunewright.errors import InvalidAdapter, TooLarge
-from tunewright.registry import apart
+from tunewright import apart
+from tunewright.apart import CutOff, OutOfMemory, call_apart
+from tunewright.errors import InvalidAdapter
 from tunewright.registry.adapter_archive import unpack
 from tunewright.registry.adapter_check import read_weights
 from tunewright.registry.adapter_intake import base_hint
-from tunewright.registry.apart import call_apart
 
 
 def test_results_and_errors_come_back_as_they_are(tmp_path: Path) -> None:
@@ -47,13 +47,13 @@ def test_what_takes_too_long_is_ended(
 ) -> None:
     monkeypatch.setattr(apart, "_SECONDS", 1)
     began = time.monotonic()
-    with pytest.raises(InvalidAdapter, match="took more than 1 s"):
+    with pytest.raises(CutOff, match="took more than 1 s"):
         call_apart(function, [], argument)
     assert time.monotonic() - began < 15
 
 
 def test_what_takes_too_much_memory_is_ended() -> None:
-    with pytest.raises(TooLarge, match="512 MiB of memory"):
+    with pytest.raises(OutOfMemory, match="512 MiB of memory"):
         call_apart(bytearray, [], 2**30)
 
 
@@ -61,14 +61,14 @@ def test_a_header_that_becomes_gigabytes_is_refused(tmp_path: Path) -> None:
     header = b'{"a": [' + b'{"a":1},' * (4 * 2**20 - 10) + b"1]}"
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header)
-    with file.open("rb") as weights, pytest.raises((TooLarge, InvalidAdapter)):
+    with file.open("rb") as weights, pytest.raises((OutOfMemory, CutOff)):
         call_apart(read_weights, [weights])
 
 
 def test_a_crash_is_no_crash_of_the_caller() -> None:
-    with pytest.raises(InvalidAdapter):
+    with pytest.raises(CutOff):
         call_apart(os._exit, [], 1)
-    with pytest.raises(InvalidAdapter):
+    with pytest.raises(CutOff):
         call_apart(signal.raise_signal, [], signal.SIGKILL)
 
 

@@ -15,12 +15,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from rows import create_job, engine_info
+from tunewright.apart import CutOff, OutOfMemory
 from tunewright.api.files import checks
 from tunewright.api.files.checks import FileChecks
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
-from tunewright.errors import InvalidAdapter, StorageFull, TooLarge
+from tunewright.errors import StorageFull
 from tunewright.kinds import FINE_TUNING
 from tunewright.kinds import data as kinds_data
 from tunewright.kinds.data import DataOptions, inspect_apart
@@ -196,7 +197,7 @@ def test_a_file_that_is_deleted_during_its_check_stays_deleted(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(TooLarge("x"), "takes too much memory"), (InvalidAdapter("x"), "took more than")]
+    ("error", "told"), [(OutOfMemory(), "takes too much memory"), (CutOff(9), "took more than")]
 )
 def test_a_file_that_breaks_the_process_that_reads_it_is_an_error_in_words_about_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str

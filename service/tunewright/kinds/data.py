@@ -7,9 +7,8 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tunewright.errors import InvalidAdapter, TooLarge
+from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.kinds.kind import JobRefused
-from tunewright.registry.apart import call_apart
 from tunewright.rows.canonical import RowKind
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
@@ -57,9 +56,9 @@ def inspect_apart(file: BinaryIO, reading: Reading, most_rows: int | None = None
     seconds = _SECONDS + Path(f"/proc/self/fd/{file.fileno()}").stat().st_size // _BYTES_PER_SECOND
     try:
         return call_apart(inspect, [file], reading, most_rows, seconds=seconds)
-    except TooLarge:
+    except OutOfMemory:
         return FileReport(refusal="a part of the file takes too much memory to read: make its rows shorter")
-    except InvalidAdapter:  # what any call is answered that was ended
+    except CutOff:
         return FileReport(
             refusal=f"reading the file took more than {seconds} s of processor time, or ended the process that read "
             "it: it is damaged, or made to take long"

@@ -1,15 +1,8 @@
-"""Chat templates as text: reading that of a model folder, and checking whether a template can be used.
-
-`python -m tunewright.rows.templates` renders the template on its standard input, within limits: `check_template` runs
-it.
-"""
+"""Chat templates as text: reading that of a model folder, and checking whether a template can be used."""
 
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 from jinja2 import TemplateSyntaxError
@@ -18,11 +11,12 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tunewright.apart import CutOff, OutOfMemory, call_apart
+
 _SECONDS = 3
-_MEMORY = 512 * 2**20
+"""Processor time that rendering a short conversation may take."""
 _MOST_RENDERED = 2**20
-_TOO_LONG = 3
-"""Exit code of a template that renders more than `_MOST_RENDERED` characters."""
+"""Characters that it may become."""
 _CONVERSATION = [{"role": "user", "content": "Hello."}]
 
 
@@ -55,7 +49,8 @@ def folder_template(folder: Path) -> str | None:
 def check_template(text: str) -> str | None:
     """The reason why `text` is not a chat template, or None. transformers and vLLM render it, sandboxed.
 
-    Takes 0.2 s, or up to `_SECONDS` for a template that does not end.
+    Takes milliseconds, or up to `_SECONDS` for a template that does not end. Raises EngineUnavailable where the process
+    that renders it could not be started.
     """
     try:
         _environment().parse(text)
@@ -65,25 +60,12 @@ def check_template(text: str) -> str | None:
         return "it is nested too deeply"
     if "messages" not in text:
         return "it never mentions `messages`, the conversation it should render"
-    return _why_not_rendered(text)
-
-
-def _why_not_rendered(text: str) -> str | None:
-    """Render a short conversation in a process with limits: a template may loop, or make text without end."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tunewright.rows.templates"],
-            input=text.encode("utf-8", "surrogatepass"),
-            capture_output=True,
-            timeout=_SECONDS * 2,
-        )
-    except subprocess.TimeoutExpired:
+        return call_apart(_why_not_rendered, [], text, seconds=_SECONDS)
+    except CutOff:
         return f"rendering a short conversation takes more than {_SECONDS} s"
-    if done.returncode == 0:
-        return None
-    if done.returncode == _TOO_LONG:
-        return f"it renders a short conversation as more than {_MOST_RENDERED} characters"
-    return f"rendering a short conversation takes more than {_SECONDS} s, or {_MEMORY // 2**20} MiB of memory"
+    except OutOfMemory as error:
+        return f"rendering a short conversation takes more than {error.mebibytes} MiB of memory"
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -92,11 +74,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
 
 
-def main() -> int:
-    """Render the template on the standard input within limits of time and memory."""
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+def _why_not_rendered(text: str) -> str | None:
+    """Render a short conversation. The template may loop, or make text without end."""
     rendered = 0
     try:
         template = _environment().from_string(text, globals={"raise_exception": _refuse, "strftime_now": str})
@@ -105,17 +84,13 @@ def main() -> int:
         ):
             rendered += len(piece)
             if rendered > _MOST_RENDERED:
-                return _TOO_LONG
+                return f"it renders a short conversation as more than {_MOST_RENDERED} characters"
     except MemoryError:
-        return 1
+        raise
     except Exception:  # it refuses this conversation, or needs more than a short check has
-        return 0
-    return 0
+        return None
+    return None
 
 
 def _refuse(message: str) -> None:
     raise ValueError(message)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

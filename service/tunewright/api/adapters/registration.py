@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import UploadFile
 
+from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
-from tunewright.errors import EngineUnavailable, InvalidRequest, TooLarge, quoted
+from tunewright.errors import EngineUnavailable, InvalidAdapter, InvalidRequest, TooLarge, quoted
 from tunewright.ids import id_for_key, model_name, new_id
 from tunewright.kinds.products import state_of_new_adapter
 from tunewright.registry.adapter_archive import unpack
@@ -20,12 +22,13 @@ from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEI
 from tunewright.registry.adapter_config import LARGEST_CONFIG
 from tunewright.registry.adapter_intake import TakenAdapter, base_hint, check_and_write
 from tunewright.registry.adapter_sources import AdapterFiles, fetch_from_hub, folder_on_server, open_folder
-from tunewright.registry.apart import call_apart
 from tunewright.registry.base_modules import BaseModules
 from tunewright.registry.hub_cache import HubCache
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.store.records import Engine, EngineInfo, Lineage, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelKind, ModelMethod, ModelState, Source
+
+T = TypeVar("T")
 
 _HUB_SECONDS = 300.0
 
@@ -103,9 +106,24 @@ def _uploaded(
             f"{WEIGHTS_FILE}, as two parts named `file`; got {_printable(', '.join(sorted(named)))}.",
             param="file",
         )
-    call_apart(unpack, [files[0].file], temporary, largest, folder)
+    _checked(unpack, [files[0].file], temporary, largest, folder)
     with open_folder(temporary, largest) as found:
         yield found
+
+
+def _checked(function: Callable[..., T], files: Sequence[BinaryIO], *args: Any) -> T:
+    """`function(*files, *args)` in a process with limits. Raises InvalidAdapter and TooLarge where it exceeds them."""
+    try:
+        return call_apart(function, files, *args)
+    except CutOff as error:
+        raise InvalidAdapter(
+            f"The adapter's files took more than {error.seconds} s to check, and were given up: they are made to take "
+            "long, or broken. Save the adapter again with peft's `save_pretrained`."
+        ) from error
+    except OutOfMemory as error:
+        raise TooLarge(
+            f"The adapter's files take more than {error.mebibytes} MiB of memory to check."
+        ) from error
 
 
 def _printable(text: str) -> str:
@@ -120,7 +138,7 @@ def _register(
     base = _modules(engine)
     with TemporaryDirectory(prefix="adapter-", dir=context.workspace.tmp) as temporary, ExitStack() as kept:
         folder = Path(temporary)
-        taken = call_apart(
+        taken = _checked(
             check_and_write, [files.weights], files.config, base, _base_folder(engine), largest, folder
         )
         sha256 = context.workspace.artifacts.put(folder, kept)
@@ -178,7 +196,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     own = [base.name for base in context.settings.models.bases]
     bases = [*own, *deployed]
     if asked is None:
-        hint = call_apart(base_hint, [], files.config)
+        hint = _checked(base_hint, [], files.config)
         named = [name for name in bases if hint in (name, sources.get(name))]
         asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:

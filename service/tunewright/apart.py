@@ -3,7 +3,7 @@
 A parser that takes for ever, or all memory, must not do so in the process that answers everybody. The processes are
 forked by one helper that has imported the parsers, so that each call costs milliseconds. Results come back pickled.
 
-`python -m tunewright.registry.apart FD` is the helper; for each socket that it gets over FD, it forks a process that
+`python -m tunewright.apart FD` is the helper; for each socket that it gets over FD, it forks a process that
 reads a call from there and answers it. It ends when the other end of FD is closed.
 """
 
@@ -20,12 +20,20 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from tunewright.errors import EngineUnavailable, InvalidAdapter, TooLarge, TunewrightError
+from tunewright.errors import EngineUnavailable, TunewrightError
 
 T = TypeVar("T")
 
+_MODULES = (
+    "numpy",
+    "tunewright.registry.adapter_archive",
+    "tunewright.registry.adapter_intake",
+    "tunewright.rows.templates",
+)
+"""What the helper imports before the first call, so that no call has to."""
 _AT_ONCE = 4
 _MEMORY = 512 * 2**20
 """Bytes that a call may take beside what the helper has."""
@@ -40,6 +48,23 @@ _MOST_FILES = 4
 
 _START_SECONDS = 30.0
 """In which the helper has imported everything and forked."""
+
+
+class CutOff(Exception):
+    """A call that was ended, since it took longer than `seconds` of processor time, or crashed."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"it took more than {seconds} s, or crashed")
+        self.seconds = seconds
+
+
+class OutOfMemory(Exception):
+    """A call that needed more memory than a call may take."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it takes more than {self.mebibytes} MiB of memory")
+
+    mebibytes = _MEMORY // 2**20
 
 
 class _Helper(NamedTuple):
@@ -58,8 +83,8 @@ def call_apart(
     """`function(*files, *args)` in a process of its own; the files have descriptors, and the rest can be pickled.
     `seconds`: processor time that it may take, if not what is usual for the size of the files.
 
-    Blocks until it has ended, or others have. Raises what it raises; InvalidAdapter where it took too long or crashed;
-    TooLarge where it took too much memory.
+    Blocks until it has ended, or others have. Raises what it raises if that is an OSError or of the service's own
+    errors; CutOff where it took too long or crashed, and OutOfMemory where it took too much memory.
     """
     descriptors = [file.fileno() for file in files]
     size = sum(os.fstat(descriptor).st_size for descriptor in descriptors)
@@ -74,15 +99,12 @@ def call_apart(
         except OSError:  # it was ended before it had read everything
             answer = b""
     if not answer:
-        raise InvalidAdapter(
-            f"The adapter's files took more than {seconds} s to check, and were given up: they are made to take long, "
-            "or broken. Save the adapter again with peft's `save_pretrained`."
-        )
+        raise CutOff(seconds)
     succeeded, value = pickle.loads(answer)
     if succeeded:
         return value  # type: ignore[no-any-return]
     if isinstance(value, MemoryError):
-        raise TooLarge(f"The adapter's files take more than {_MEMORY // 2**20} MiB of memory to check.")
+        raise OutOfMemory
     raise value
 
 
@@ -113,7 +135,7 @@ def _running_helper() -> _Helper:
             ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "tunewright.registry.apart", str(theirs.fileno())],
+                    [sys.executable, "-m", "tunewright.apart", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     env=child_environment({"OPENBLAS_NUM_THREADS": "1"}),  # a fork would not copy threads
@@ -158,12 +180,11 @@ def main() -> None:
 
 def _prepare() -> None:
     """Import what the calls need, before the first of them."""
-    import numpy  # noqa: F401
     from setproctitle import setproctitle
 
-    from tunewright.registry import adapter_archive, adapter_intake  # noqa: F401
-
-    setproctitle("tunewright: adapter checks")
+    for module in _MODULES:
+        import_module(module)
+    setproctitle("tunewright: checks")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for the processes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
