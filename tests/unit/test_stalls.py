@@ -97,4 +97,6 @@ async def test_watching_is_cheap() -> None:
     before = time.process_time()
     await asyncio.sleep(2)
     watch.stop()
-    assert (time.process_time() - before) / 2 < 0.02, "of one core"
+    assert (time.process_time() - before) / 2 < 0.05, (
+        "of one core; about 0.01 on a machine that does nothing else"
+    )
