@@ -119,7 +119,7 @@ def engine_environment(device: str) -> dict[str, str]:
     if device.startswith("cuda:"):
         environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
     else:
-        # a third of the start: vLLM's server would start new interpreters otherwise (see vllm_forks)
+        # vLLM's server would start new interpreters otherwise, which takes three times as long (vllm_forks)
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     return environment
 
