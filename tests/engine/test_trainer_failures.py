@@ -95,8 +95,14 @@ def test_a_checkpoint_that_does_not_fit_ends_as_a_full_disk(tmp_path: Path, mega
 
 
 def test_without_room_for_the_result_the_exit_code_tells(tmp_path: Path) -> None:
+    """Without a checkpoint or tokens in the folder, whose removal would make room for a result: the first checkpoint
+    comes after 24 steps, and the tokens are elsewhere."""
     with small_disk(tmp_path / "disk", 8) as disk:
-        folder = folder_with(disk / "job")
+        folder = folder_with(
+            disk / "job", batch_size=2, per_device_batch_size=2, gradient_accumulation_steps=1
+        )
+        spec = folder.read_spec(TrainingSpec)
+        folder.write_spec(spec.model_copy(update={"token_cache": str(tmp_path / "tokens")}))
         with folder.log_file.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tunewright.trainer", str(folder.path)], stdout=log, stderr=log
