@@ -34,7 +34,7 @@ serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
 # Two workers; all tests of a file, and of files that share a service, run in one of them, in order.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/unit tests/contract tests/abuse
 
 test: setup ## The whole suite, with a real vLLM (under 20 minutes on 2 cores)

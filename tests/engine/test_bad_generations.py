@@ -16,8 +16,6 @@ from tunewright.config import EMBEDDED_BASE
 
 from .conftest import Service, engine_runs
 
-pytestmark = pytest.mark.xdist_group("service")
-
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 VOCABULARY = 2048

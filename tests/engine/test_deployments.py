@@ -19,8 +19,6 @@ from tunewright_client import BadRequestError, DeploymentFailedError, Job, NotFo
 
 from .conftest import DEMO, FAST, Service, wait_until
 
-pytestmark = pytest.mark.xdist_group("checking")
-
 BOT = "support-bot"
 QUESTIONS = ("What color is the sky?", "How many legs does a dog have?", "What sound does a cow make?")
 

@@ -17,8 +17,6 @@ from tunewright_client import Adapter
 from .conftest import DEMO, FAST, Service
 from .test_parity import checked
 
-pytestmark = pytest.mark.xdist_group("checking")
-
 PREFIX = "base_model.model."
 
 

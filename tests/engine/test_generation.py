@@ -20,8 +20,6 @@ from tunewright_client import BadRequestError, Job, NotFoundError, Tunewright
 
 from .conftest import DEMO, Service, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 QUESTION = "What color is the sky?"
 CHAT = [{"role": "user", "content": QUESTION}]
 TOOL = {

@@ -18,8 +18,6 @@ from tunewright_client import BadRequestError, Job, JobFailedError, Tunewright
 
 from .conftest import DEMO, FAST, Service, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 QUESTION = "What color is the sky?"
 
 

@@ -20,8 +20,6 @@ from tunewright.config import EMBEDDED_BASE, embedded_base_path
 
 from .conftest import Service, engine_runs
 
-pytestmark = pytest.mark.xdist_group("service")
-
 TEXT = "The sky is blue, and the sea is too. How many legs does a dog have?"
 JSON = {"type": "object", "properties": {"sky": {"enum": ["blue", "red"]}}, "required": ["sky"]}
 SCORED = {"echo": True, "logprobs": 1, "max_tokens": 1}

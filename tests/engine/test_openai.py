@@ -13,8 +13,6 @@ from tunewright_client import Job, Tunewright
 
 from .conftest import DEMO, Service
 
-pytestmark = pytest.mark.xdist_group("service")
-
 JOURNEY = Path(__file__).parent / "openai_journey.py"
 OPENAI_2 = Path(sys.prefix) / "openai-2"
 

@@ -13,8 +13,6 @@ from tunewright.config import EMBEDDED_BASE
 
 from .conftest import Service
 
-pytestmark = pytest.mark.xdist_group("service")
-
 QUESTION = "What is the weather in Paris?"
 HELLO = [{"role": "user", "content": QUESTION}]
 CITY: dict[str, Any] = {

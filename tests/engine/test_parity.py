@@ -20,8 +20,6 @@ from tunewright_client import Adapter, BadRequestError, Tunewright
 
 from .conftest import DEMO, FAST, Service, wait_until
 
-pytestmark = pytest.mark.xdist_group("checking")
-
 HONEST: dict[str, dict[str, Any]] = {
     "all-linear": {"strength": 0.1},
     "strong": {"strength": 0.4, "rank": 64},

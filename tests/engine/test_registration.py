@@ -21,8 +21,6 @@ from tunewright_client import Adapter, BadRequestError, Job, NotFoundError, Tune
 
 from .conftest import wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 Ask = Callable[[str, str], str]
 QUESTIONS = ("What color is the sky?", "Where do bees live?", "What do cows eat?")
 Tensors = dict[str, torch.Tensor]

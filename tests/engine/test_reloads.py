@@ -19,8 +19,6 @@ from tunewright_client import Job, Tunewright
 
 from .conftest import Service
 
-pytestmark = pytest.mark.xdist_group("service")
-
 LONG = "What color is the sky? " * 40
 """Several blocks of the prefix cache."""
 NOISE = 0.02

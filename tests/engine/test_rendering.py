@@ -17,8 +17,6 @@ from tunewright.store.store import Store
 
 from .conftest import Service
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 @pytest.fixture(scope="module")
 def engine(service: Service) -> Iterator[tuple[httpx.Client, str]]:

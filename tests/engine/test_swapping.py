@@ -12,8 +12,6 @@ from tunewright_client import Tunewright
 
 from .conftest import Service, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 @pytest.mark.timeout(400)
 def test_flips_and_unloads_under_load_fail_no_request_and_mix_no_answers(

@@ -23,7 +23,7 @@ from tunewright_client import Tunewright
 
 from .conftest import Service
 
-pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.soak]
+pytestmark = pytest.mark.soak
 
 MANY = 1000
 ASKED = 12
