@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -111,6 +112,8 @@ def test_the_examples_and_the_totals_of_a_file_are_those_of_its_rows(
         source="s", max_length=9, rows=4, examples=3, tokens=sum(lengths), learnt=sum(learnt), truncated=2,
         dropped=1, lost=all_learnt - sum(learnt), longest=max(len(one.input_ids) for one in encoded),
         lengths={length: lengths.count(length) for length in lengths},
+        whole_lengths=Counter(len(one.input_ids) for one in encoded),
+        too_long={line: len(one.input_ids) for line, one in enumerate(encoded, 1) if len(one.input_ids) > 9},
     )  # fmt: skip
 
 

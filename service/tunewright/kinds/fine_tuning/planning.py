@@ -13,6 +13,7 @@ from tunewright.engine.gpus import NoDriver, gpu_memory
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.data_shape import DataShape, data_shape
+from tunewright.plan.defaults import max_length_for
 from tunewright.plan.machine import Machine, UnknownMachine, card_of, described
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.planning import Plan, make_plan
@@ -20,7 +21,8 @@ from tunewright.plan.shape import ModelShape, UnknownShape
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.model_shape import read_shape
 from tunewright.registry.safetensors_file import BadTensors
-from tunewright.rows.lengths import NotMeasured, measure
+from tunewright.rows.cache import TokenCache
+from tunewright.rows.lengths import NotMeasured, Question, shape_of
 
 _BYTES_OF_A_TOKEN = 16
 """More than a token of any text has on average: lengths from it are lower bounds."""
@@ -75,12 +77,27 @@ def plan_job(
     max_rank: int,
     chat_template: str | None = None,
     data: DataOptions = DataOptions(),
+    source: str = "",
+    cache: TokenCache | None = None,
+    trust_remote_code: bool = False,
 ) -> Plan:
-    """The plan of a job. Tokenizes the file in a process of its own. Raises InvalidRequest."""
-    reading = data.reading(bool(chat_template or base.chat_template), "training")
+    """The plan of a job. The file, with the sha256 `source`, is tokenized in a process of its own, unless the cache has
+    its tokens. Raises InvalidRequest."""
+    question = Question(
+        base=base.path,
+        file=file,
+        source=source,
+        reading=data.reading(bool(chat_template or base.chat_template), "training"),
+        chat_template=chat_template,
+        max_length=max_length_for(tuning, base.context),
+        truncation=tuning.truncation,
+        trust_remote_code=trust_remote_code,
+    )
     try:
-        lengths = measure(base.path, file, reading, chat_template)
+        lengths = shape_of(question, cache)
     except NotMeasured as error:
+        if error.param == "model":
+            raise InvalidRequest(f"{base.name} cannot be planned with: {error}.", param="model") from error
         raise InvalidRequest(f"The file cannot be planned with: {error}.", param="training_file") from error
     return make_plan(
         shape_of_base(base),
