@@ -90,6 +90,15 @@ class Output:
         """Print a result of one line."""
         click.echo(plain(text))
 
+    def marked(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Print a text in pieces, with those that are marked in colour; in a pipe, each behind + or -."""
+        if not self.stdout.is_terminal:
+            for text, is_marked in pieces:
+                click.echo(f"{'+' if is_marked else '-'}\t{json.dumps(text, ensure_ascii=False)}")
+            return
+        shown = [(for_terminal(text), "bold green" if is_marked else "dim") for text, is_marked in pieces]
+        self.stdout.print(Text.assemble(*shown), soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Print a line to stderr, beside the result."""
         click.echo(plain(text), err=True)

@@ -206,7 +206,7 @@ class _Notes:
         if report.faults:
             more = " or more" if report.has_more_faults else ""
             yield self.problem(
-                "invalid_rows", "error", f"{len(report.faults)}{more} rows are not valid.",
+                "invalid_rows", "error", f"Rows that are not valid: {len(report.faults)}{more}.",
                 "Correct or remove these rows, or name the columns of the file in data.columns where they have other "
                 "names: a job on the file is refused.",
                 {fault.place: fault.message for fault in report.faults}, len(report.faults),
@@ -219,7 +219,7 @@ class _Notes:
         if report.ignored:
             yield self.problem(
                 "ignored_fields", "warning",
-                f"fields without a meaning are left out: {', '.join(list(report.ignored)[:5])}.",
+                f"Fields without a meaning are left out: {', '.join(list(report.ignored)[:5])}.",
                 "Nothing, if they are ids or sources. If they should be learnt, name them in data.columns.",
                 {}, max(report.ignored.values()),
             )  # fmt: skip
@@ -229,7 +229,7 @@ class _Notes:
         if measured.faulty:
             yield self.problem(
                 "unrenderable_rows", "error",
-                f"{measured.faulty} rows cannot be rendered as the model would be asked.",
+                f"Rows that cannot be rendered as the model would be asked: {measured.faulty}.",
                 "Change these rows, or give the job a chat_template that renders them.",
                 measured.faults, measured.faulty,
             )  # fmt: skip
@@ -239,8 +239,8 @@ class _Notes:
         if totals.truncated:
             yield self.problem(
                 "cut_rows", "warning",
-                f"{totals.truncated} examples are longer than {max_length} tokens and are cut there, which loses "
-                f"{totals.lost} tokens that would be trained on.",
+                f"Examples that are longer than {max_length} tokens and are cut there: {totals.truncated}; trained "
+                f"tokens lost by it: {totals.lost}.",
                 shorten + ".",
                 {place: f"{tokens} tokens" for place, tokens in totals.too_long.items()}, totals.truncated,
             )  # fmt: skip
@@ -248,7 +248,7 @@ class _Notes:
             severity: Literal["error", "warning"] = "warning" if totals.examples else "error"
             yield self.problem(
                 "nothing_to_learn", severity,
-                f"{totals.dropped} examples have nothing to learn within {max_length} tokens, and are left out.",
+                f"Examples with nothing to learn within {max_length} tokens, which are left out: {totals.dropped}.",
                 shorten + ".", {}, totals.dropped,
             )  # fmt: skip
 
@@ -261,7 +261,7 @@ class _Notes:
             for place in group[1:]
         }
         yield self.problem(
-            "duplicate_rows", "warning", f"{duplicates.copies} rows are copies of earlier ones.",
+            "duplicate_rows", "warning", f"Rows that are copies of earlier ones: {duplicates.copies}.",
             "Remove the copies, unless they should count as often as they occur.",
             dict(list(copies.items())[:10]), duplicates.copies,
         )  # fmt: skip
