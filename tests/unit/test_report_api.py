@@ -69,7 +69,7 @@ def test_without_a_model_a_report_tells_what_needs_none(api: TestClient) -> None
     made = get(api, upload(api, CHAT * 2)).json()
     assert (made["tokens"], made["samples"]) == (None, [])
     assert made["turns"]["roles"] == {"user": 2, "assistant": 2}
-    assert made["characters"]["longest"] == 2 + len("userassistant")
+    assert made["characters"]["longest"] == len("ab")
     assert [one["code"] for one in made["problems"]] == ["duplicate_rows"]
     assert "characters" in get(api, upload(api, CHAT), ".svg").text
 
@@ -144,8 +144,8 @@ def test_chat_rows_need_a_template(make: Make, tmp_path: Any) -> None:  # noqa: 
     for path in embedded_base_path().iterdir():
         if path.name != "chat_template.jinja":
             (bare / path.name).symlink_to(path)
-    api = make(base=[f"bare={bare}"])
-    told = error(get(api, upload(api, CHAT), model="bare"), 400)
+    client = make(base=[f"bare={bare}"])
+    told = error(get(client, upload(client, CHAT), model="bare"), 400)
     assert (told["param"], told["code"]) == ("model", "no_chat_template")
 
 

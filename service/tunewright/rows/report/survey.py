@@ -96,11 +96,11 @@ class _Rows:
 
 
 def characters(value: Any) -> int:
-    """Characters of all texts in a row, without the names of its fields."""
+    """Characters of all texts in a row, without the names of its fields and roles."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        value = value.values()
+        value = [text for name, text in value.items() if name != "role"]
     elif not isinstance(value, list):
         return 0
     return sum(map(characters, value))
