@@ -166,7 +166,7 @@ def test_each_warning_of_a_valid_job_is_an_event_and_a_cancelled_one_has_none(st
     job, cancelled = new_job(store), new_job(store)
     store.jobs.cancel(cancelled.id)
     for one in (job, cancelled):
-        store.jobs.mark_valid(one.id, {"type": "lora"}, "fine", found)
+        store.jobs.mark_valid(one.id, None, "fine", found)
 
     def warned(id: str) -> list[tuple[str, str]]:
         events = store.jobs.events(id, after=None, limit=10, ascending=True)[0]
