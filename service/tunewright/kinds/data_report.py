@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge
+from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, cut
 from tunewright.kinds.data import DataOptions, why_unusable
 from tunewright.plan.defaults import MAX_LENGTH
 from tunewright.registry.apart import call_apart
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.cache import TokenCache
 from tunewright.rows.canonical import RowKind
+from tunewright.rows.faults import listed
 from tunewright.rows.formats import FileReport
 from tunewright.rows.lengths import Measured, NotMeasured, Question, measure
 from tunewright.rows.reading import Reading
@@ -26,6 +27,8 @@ SHORTEST = 8
 _SAMPLES = 3
 _MESSAGE = 500
 """Characters of what is said of a row."""
+_NAMES, _NAME = 50, 100
+"""Ignored fields that are named, and characters of each."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
         kind=report.kind,
         rows=report.rows,
         is_complete=found.is_complete,
-        ignored_fields=list(report.ignored),
+        ignored_fields=[cut(name, _NAME) for name in list(report.ignored)[:_NAMES]],
         turns=found.turns,
         characters=described(found.characters, "characters"),
         duplicates=found.duplicates,
@@ -192,7 +195,7 @@ class _Notes:
         )
 
     def _note(self, place: int, text: str) -> RowNote:
-        shown = text if len(text) <= _MESSAGE else text[:_MESSAGE] + "..."
+        shown = cut(text, _MESSAGE)
         return (
             RowNote(line=place, message=shown) if self._unit == "line" else RowNote(row=place, message=shown)
         )
@@ -219,7 +222,7 @@ class _Notes:
         if report.ignored:
             yield self.problem(
                 "ignored_fields", "warning",
-                f"Fields without a meaning are left out: {', '.join(list(report.ignored)[:5])}.",
+                f"Fields without a meaning are left out: {listed(report.ignored)}.",
                 "Nothing, if they are ids or sources. If they should be learnt, name them in data.columns.",
                 {}, max(report.ignored.values()),
             )  # fmt: skip
