@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache as once
 from pathlib import Path
 from typing import Literal
 
@@ -231,8 +232,7 @@ def _answered(question: Question) -> Answer:
         tokenizer.chat_template = question.chat_template
     try:
         encoder = RowEncoder(tokenizer)
-        shown = samples_of(question, tokenizer, encoder)  # imports the rest, before the memory is limited
-        _limit_memory()
+        shown = samples_of(question, tokenizer, encoder, on_prepared=once(_limit_memory))
         if not question.counts:
             return Answer(samples=shown)
         end = time.monotonic() + question.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
@@ -11,24 +12,38 @@ from tunewright.rows.dataset import RowEncoder
 from tunewright.rows.examples import IGNORED, Example, UnusableRow
 from tunewright.rows.formats import read_rows
 from tunewright.rows.report.models import Sample, Segment
+from tunewright.rows.report.survey import characters
 
 if TYPE_CHECKING:
     from tunewright.rows.lengths import Question
 
 _EXAMPLES_OF_A_ROW = 2
 _SEGMENTS = 40
+_LARGEST_SHOWN = 500_000
+"""Characters of a row; larger ones would take long for what is shown of them."""
 _BEGINNING, _END = 400, 200
 """Characters that are shown of a long segment."""
 
 
-def samples_of(question: Question, tokenizer: PreTrainedTokenizerBase, encoder: RowEncoder) -> list[Sample]:
-    """Examples of the first rows of a file; a row that cannot be encoded has none. Raises InvalidData."""
+def samples_of(
+    question: Question,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: RowEncoder,
+    on_prepared: Callable[[], None],
+) -> list[Sample]:
+    """Examples of the first rows of a file; a row that cannot be encoded, or is huge, has none. Raises InvalidData.
+
+    `on_prepared` is called before a row is encoded, when all is imported.
+    """
     shown: list[Sample] = []
     rows = read_rows(question.file, question.reading)
     for place, row in islice(rows, max(1, question.samples)):
         encoder.prepare(row)
+        on_prepared()
         if not question.samples:
             break
+        if characters(row) > _LARGEST_SHOWN:
+            continue
         try:
             examples = encoder.encoded(row)
         except UnusableRow:
