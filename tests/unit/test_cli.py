@@ -5,6 +5,7 @@ Run as a program (`python test_cli.py --port N`), this file is that service, for
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -171,6 +172,7 @@ import pytest  # noqa: E402  (the child above starts faster without)
 
 from tunewright.cli import demo_service, progress  # noqa: E402
 from tunewright.cli.main import main  # noqa: E402
+from tunewright.cli.output import Output  # noqa: E402
 from tunewright.supervisor.process import GroupRecord  # noqa: E402
 
 Run = Callable[..., tuple[int, str, str]]
@@ -419,6 +421,68 @@ def test_data_is_checked_without_a_service(run: Run, tmp_path: Path) -> None:
     )
     assert second["held_out"] in (0, 1)
     assert run("data", "check", str(good), "--column", "promt=question")[0] == 2
+    for argv in (
+        ["data", "report", str(good)],
+        ["plan", "x", str(good)],
+        ["jobs", "create", "-m", "x", "-f", str(good)],
+    ):
+        code, _, err = run(*argv, "--column", "promt=question")
+        assert code == 2
+        assert "promt is none of" in err
+
+
+def test_a_report_is_made_with_no_service_and_names_the_rows_with_a_problem(run: Run, tmp_path: Path) -> None:
+    good, bad, drawn = tmp_path / "good.jsonl", tmp_path / "bad.jsonl", tmp_path / "lengths.svg"
+    good.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
+    bad.write_text('{"prompt": "a", "completion": "b"}\n[\n')
+    nowhere = ("--url", "http://127.0.0.1:9")
+    code, out, _ = run("data", "report", str(good), "--svg", str(drawn), *nowhere)
+    assert code == 0
+    assert "format\tprompt_completion" in out
+    assert "2 to 2\t2\t" + "\u2588" * 40 in out
+    assert "line 2: the same as line 1" in out
+    assert drawn.read_text().startswith("<svg")
+    code, out, _ = run("data", "report", str(bad), "--json", *nowhere)
+    assert code == 1
+    assert json.loads(out)["problems"][0]["rows"][0]["line"] == 2
+    for wrong, told in (
+        (["--model", str(tmp_path)], "no config.json"),
+        (["--max-length", "64"], "give model too"),
+        (["--model", "tunewright-tiny", "--max-length", "100000"], "8 to 1024"),
+    ):
+        code, _, err = run("data", "report", str(good), *wrong, *nowhere)
+        assert code == 1
+        assert told in err
+
+
+def test_the_service_is_asked_for_the_report_of_an_uploaded_file(run: Run, service: FakeService) -> None:
+    tokens = {
+        "model": "tiny", "max_length": 64, "rows": 2, "is_complete": False, "from_cache": False, "examples": 2,
+        "tokens": 1234, "trained": 8, "cut": 1, "left_out": 0, "lost_trained": 5, "lengths": None,
+    }  # fmt: skip
+    made = {
+        "object": "file.report", "file_id": "file-1", "filename": "a", "container": "jsonl", "format": "text",
+        "kind": "text", "rows": 2, "is_complete": True, "ignored_fields": [], "turns": None, "characters": None,
+        "duplicates": {"copies": 0, "groups": []}, "tokens": tokens, "problems": [], "flags": [],
+        "samples": [{"line": 1, "tokens": 2, "trained": 1, "segments": [
+            {"text": "asked", "trained": False}, {"text": "said", "trained": True}]}],
+    }  # fmt: skip
+    service.replies["GET", "/v1/files/file-1/report"] = (200, made)
+    code, out, _ = run("data", "report", "file-1", "--model", "tiny", "--url", service.url)
+    assert code == 0
+    assert "tokens\t1,234, trained 8 (of the first 2 rows)" in out
+    assert '-\t"asked"\n+\t"said"' in out
+
+
+def test_trained_text_is_in_colour_at_a_terminal_and_cannot_send_escape_sequences() -> None:
+    out = Output()
+    shown = io.StringIO()
+    out.stdout = type(out.stdout)(file=shown, force_terminal=True, color_system="standard", markup=False)
+    out.marked([("asked\x1b]0;x\x07", False), ("[red]said", True)])
+    written = shown.getvalue()
+    assert "\x1b[1;32m[red]said" in written
+    assert "\x1b]" not in written
+    assert "\x07" not in written
 
 
 def test_jobs_create_says_how_files_are_read(run: Run, service: FakeService) -> None:

@@ -294,6 +294,24 @@ def validated(api: TestClient, store: Store, data: Workspace, content: bytes, **
     return FINE_TUNING.validate(service, created, base)
 
 
+@pytest.mark.parametrize(
+    ("tuning", "code", "fix"),
+    [
+        ({}, "few_rows", "collecting more"),
+        ({"rank": 64}, "rank_too_large", "Set tuning.rank 8"),
+        ({"learning_rate": 0.5}, "learning_rate_out_of_range", "set tuning.learning_rate"),
+        ({"batch_size": 2}, "batch_out_of_range", "set tuning.batch_size from 32 to 128"),
+        ({"target_modules": ["q_proj", "no_proj"]}, "target_modules_missed", "The base has"),
+    ],
+)
+def test_the_warnings_of_the_plan_are_those_of_the_job(
+    api: TestClient, store: Store, data: Workspace, tuning: Any, code: str, fix: str
+) -> None:
+    found = dict(validated(api, store, data, CHAT, tuning=tuning).warnings)
+    assert fix in found[code]
+    assert set(found) == {"few_rows", code}, "and of nothing else"
+
+
 def test_held_out_rows_do_not_count_as_training_rows(api: TestClient, store: Store, data: Workspace) -> None:
     assert "200 rows, openai_chat" in validated(api, store, data, CHAT).summary
     summary = validated(api, store, data, CHAT, validation_file="auto").summary

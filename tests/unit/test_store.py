@@ -161,6 +161,21 @@ def test_validation_does_not_revive_a_cancelled_job(store: Store) -> None:
     assert state_of(store, job) is JobState.CANCELLED
 
 
+def test_each_warning_of_a_valid_job_is_an_event_and_a_cancelled_one_has_none(store: Store) -> None:
+    found = [("few_rows", "9 rows are few."), ("rank_too_large", "rank 64 is large.")]
+    job, cancelled = new_job(store), new_job(store)
+    store.jobs.cancel(cancelled.id)
+    for one in (job, cancelled):
+        store.jobs.mark_valid(one.id, None, "fine", found)
+
+    def warned(id: str) -> list[tuple[str, str]]:
+        events = store.jobs.events(id, after=None, limit=10, ascending=True)[0]
+        return [(one.data["code"], one.message) for one in events if one.level == "warn" and one.data]
+
+    assert warned(job.id) == found
+    assert warned(cancelled.id) == []
+
+
 def test_requeue_frees_the_device_and_does_not_revive(store: Store) -> None:
     job = new_job(store, JobState.QUEUED)
     assert store.jobs.claim("cpu", ["tiny"]) is not None

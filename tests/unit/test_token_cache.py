@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ transformers = pytest.importorskip("transformers")
 
 from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.jobs.failure import TrainingFailed  # noqa: E402
+from tunewright.jobs.folder import EventLog, JobFolder  # noqa: E402
 from tunewright.rows import cache as module  # noqa: E402
 from tunewright.rows import dataset  # noqa: E402
 from tunewright.rows.cache import ROWS_FILE, TOTALS_FILE, TokenCache, cache_key  # noqa: E402
@@ -28,6 +30,7 @@ from tunewright.rows.dataset import Block, encoded_blocks, labels  # noqa: E402
 from tunewright.rows.examples import IGNORED, Example, encode_text  # noqa: E402
 from tunewright.rows.tokenized import TokenizedFile, tokenize_file  # noqa: E402
 from tunewright.rows.totals import Totals  # noqa: E402
+from tunewright.trainer.data import tell_data  # noqa: E402
 
 TOTALS = Totals(
     source="s", max_length=8, rows=1, examples=1, tokens=3, learnt=2, truncated=0, dropped=0, lost=0, longest=3,
@@ -111,7 +114,18 @@ def test_the_examples_and_the_totals_of_a_file_are_those_of_its_rows(
         source="s", max_length=9, rows=4, examples=3, tokens=sum(lengths), learnt=sum(learnt), truncated=2,
         dropped=1, lost=all_learnt - sum(learnt), longest=max(len(one.input_ids) for one in encoded),
         lengths={length: lengths.count(length) for length in lengths},
+        whole_lengths=Counter(len(one.input_ids) for one in encoded),
+        too_long={line: len(one.input_ids) for line, one in enumerate(encoded, 1) if len(one.input_ids) > 9},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("cut", "levels"), [(0, ["info"]), (1, ["info", "warn"])])
+def test_the_events_of_a_job_warn_of_rows_that_are_cut(cut: int, levels: list[str], tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    tell_data(EventLog(folder), TOTALS.model_copy(update={"truncated": cut}))
+    events, _ = folder.read_events(0)
+    assert [event["level"] for event in events] == levels
+    assert ("raise tuning.max_length" in events[-1]["message"]) == bool(cut)
 
 
 def test_batches_are_those_of_examples_in_memory_bit_for_bit(

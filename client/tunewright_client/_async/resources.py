@@ -15,6 +15,7 @@ from ..types import (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    DataReport,
     Deleted,
     File,
     Model,
@@ -61,6 +62,47 @@ class AsyncFiles(AsyncResource):
     async def content(self, file_id: str) -> bytes:
         """The whole content of a file, in memory."""
         return await self._http.fetch(endpoints.file_content(file_id))
+
+    async def report(
+        self,
+        file_id: str,
+        model: str | None = None,
+        *,
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        alpaca: Literal["auto", "chat", "template"] | None = None,
+    ) -> DataReport:
+        """What is in a file: rows, turns, lengths, duplicates, problems by line; with `model`, a base, also its tokens,
+        what is cut at `max_length`, and rows with their trained tokens marked.
+
+        `columns`, `tags` and `alpaca` are those of a job's `data`. Raises NotFoundError, and BadRequestError, whose
+        `param` says what is wrong.
+        """
+        options = {
+            "model": model, "max_length": max_length, "chat_template": chat_template, "columns": columns,
+            "tags": tags, "alpaca": alpaca,
+        }  # fmt: skip
+        return await self._http.fetch(endpoints.file_report(file_id, options))
+
+    async def report_picture(
+        self,
+        file_id: str,
+        model: str | None = None,
+        *,
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        alpaca: Literal["auto", "chat", "template"] | None = None,
+    ) -> str:
+        """The histogram of the same report as SVG."""
+        options = {
+            "model": model, "max_length": max_length, "chat_template": chat_template, "columns": columns,
+            "tags": tags, "alpaca": alpaca,
+        }  # fmt: skip
+        return await self._http.fetch(endpoints.file_report_picture(file_id, options))
 
     async def delete(self, file_id: str) -> Deleted:
         """Delete a file."""

@@ -19,6 +19,7 @@ from ..types import (
     ChatCompletion,
     Checkpoint,
     Completion,
+    DataReport,
     Deleted,
     File,
     JobEvent,
@@ -85,6 +86,28 @@ def retrieve_file(file_id: str) -> Call[File]:
 def file_content(file_id: str) -> Call[bytes]:
     path = path_of("files", file_id) + "/content"
     return Call("GET", path, lambda response: response.content, slow=True, headers={"accept": "*/*"})
+
+
+def file_report(file_id: str, options: Mapping[str, Any]) -> Call[DataReport]:
+    path = path_of("files", file_id) + "/report"
+    return Call("GET", path, _as(DataReport), params=_report_query(options), slow=True)
+
+
+def file_report_picture(file_id: str, options: Mapping[str, Any]) -> Call[str]:
+    path = path_of("files", file_id) + "/report.svg"
+    params, headers = _report_query(options), {"accept": "image/svg+xml"}
+    return Call("GET", path, lambda response: response.text, params=params, headers=headers, slow=True)
+
+
+def _report_query(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings become `name[key]=value`."""
+    query: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            query |= {f"{name}[{key}]": text for key, text in cast(Mapping[str, str], value).items()}
+        else:
+            query[name] = value
+    return query
 
 
 def delete_file(file_id: str) -> Call[Deleted]:

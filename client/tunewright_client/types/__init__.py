@@ -34,6 +34,18 @@ from .jobs import (
     WorkRecord,
 )
 from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlanWarning
+from .reports import (
+    DataReport,
+    ReportBin,
+    ReportDuplicates,
+    ReportLengths,
+    ReportProblem,
+    ReportRow,
+    ReportSample,
+    ReportSegment,
+    ReportTokens,
+    ReportTurns,
+)
 from .resources import (
     Adapter,
     Component,
@@ -65,6 +77,7 @@ __all__ = [
     "CompletionChoice",
     "CompletionChunk",
     "Component",
+    "DataReport",
     "Deleted",
     "DeploymentRecord",
     "ExportGate",
@@ -91,6 +104,15 @@ __all__ = [
     "PlannedMethod",
     "PlannedOption",
     "Ready",
+    "ReportBin",
+    "ReportDuplicates",
+    "ReportLengths",
+    "ReportProblem",
+    "ReportRow",
+    "ReportSample",
+    "ReportSegment",
+    "ReportTokens",
+    "ReportTurns",
     "ShadowAnswer",
     "Tuning",
     "Usage",

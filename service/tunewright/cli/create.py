@@ -96,7 +96,7 @@ def create(
     training_file: str | Path,
     validation_file: str | Path | None,
     validation_share: float | None,
-    columns: tuple[tuple[str, str], ...],
+    columns: dict[str, str] | None,
     tuning_type: str | None,
     older_type: str | None,
     epochs: int | None,
@@ -125,7 +125,7 @@ def create(
         "rank": rank,
         "use_dora": use_dora or None,
     }
-    given = {"columns": dict(columns), "validation_share": validation_share}
+    given = {"columns": columns, "validation_share": validation_share}
     data = {name: value for name, value in given.items() if value} or None
     tuning = {name: value for name, value in options.items() if value is not None} or None
     template = chat_template_file.read_text(encoding="utf-8") if chat_template_file else None

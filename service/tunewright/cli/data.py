@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
-from tunewright.cli.options import Commands, KeyValue, examples
+from tunewright.cli.data_report import report
+from tunewright.cli.options import Commands, column_option, examples, tag_option
 from tunewright.cli.output import Output
 from tunewright.rows.formats import FileReport, inspect
-from tunewright.rows.reading import NAMES, TAGS, Reading
+from tunewright.rows.reading import Reading
 
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Check training data on this machine. No service has to run."""
-
-
-def _known(names: Any) -> Any:
-    def check(
-        _: click.Context, __: click.Parameter, value: tuple[tuple[str, str], ...]
-    ) -> dict[str, str] | None:
-        for name, _column in value:
-            if name not in names:
-                raise click.BadParameter(f"{name} is none of {', '.join(sorted(names))}")
-        return dict(value) or None
-
-    return check
+    """Check training data on this machine, and report on it. No service has to run."""
 
 
 @data.command(
@@ -44,14 +33,8 @@ def _known(names: Any) -> Any:
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
-@click.option(
-    "--column", "columns", type=KeyValue(), multiple=True, metavar="FIELD=COLUMN", callback=_known(NAMES),
-    help="The column of the file for a field, as `data.columns` of a job; may be repeated.",
-)  # fmt: skip
-@click.option(
-    "--tag", "tags", type=KeyValue(), multiple=True, metavar="TAG=NAME", callback=_known(TAGS),
-    help="A name in ShareGPT's conversations, as `data.tags` of a job; may be repeated.",
-)  # fmt: skip
+@column_option
+@tag_option
 @click.option(
     "--alpaca", type=click.Choice(["chat", "template"]), default="chat", show_default=True,
     help="What Alpaca rows become.",
@@ -107,3 +90,6 @@ def _print(out: Output, path: Path, report: FileReport, share: float | None) -> 
             ("more faults", "maybe" if report.has_more_faults else None),
         ]
     )
+
+
+data.add_command(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,6 +12,7 @@ import click
 
 from tunewright.cli.output import Output
 from tunewright.config import client_defaults
+from tunewright.rows.reading import NAMES, TAGS
 from tunewright_client import Tunewright
 
 INTERRUPTED = 130
@@ -127,15 +128,43 @@ def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def column_option(function: Callable[P, R]) -> Callable[P, R]:
-    """Add --column, `data.columns` of a job, as pairs."""
+    """Add --column, `data.columns` of a job, as `columns`: a dictionary, or None."""
     return click.option(
         "--column",
         "columns",
         type=KeyValue(),
         multiple=True,
         metavar="FIELD=COLUMN",
+        callback=known_names(NAMES),
         help="The column of the files for a field, such as prompt=question; may be repeated.",
     )(function)
+
+
+def tag_option(function: Callable[P, R]) -> Callable[P, R]:
+    """Add --tag, `data.tags` of a job, as `tags`: a dictionary, or None."""
+    return click.option(
+        "--tag",
+        "tags",
+        type=KeyValue(),
+        multiple=True,
+        metavar="TAG=NAME",
+        callback=known_names(TAGS),
+        help="A name in ShareGPT's conversations, as `data.tags` of a job; may be repeated.",
+    )(function)
+
+
+def known_names(names: Collection[str]) -> Callable[..., dict[str, str] | None]:
+    """A callback that makes a dictionary of pairs, and refuses keys that are none of the names."""
+
+    def check(
+        _: click.Context, __: click.Parameter, value: tuple[tuple[str, str], ...]
+    ) -> dict[str, str] | None:
+        for name, _column in value:
+            if name not in names:
+                raise click.BadParameter(f"{name} is none of {', '.join(sorted(names))}")
+        return dict(value) or None
+
+    return check
 
 
 def force_option(function: Callable[P, R]) -> Callable[P, R]:

@@ -90,6 +90,17 @@ class Output:
         """Print a result of one line."""
         click.echo(plain(text))
 
+    def marked(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Print a text in pieces, with those that are marked in colour; in a pipe, each behind + or -."""
+        if not self.stdout.is_terminal:
+            for text, is_marked in pieces:
+                click.echo(f"{'+' if is_marked else '-'}\t{json.dumps(text, ensure_ascii=False)}")
+            return
+        shown = [
+            (_without_controls(text), "bold green" if is_marked else "dim") for text, is_marked in pieces
+        ]
+        self.stdout.print(Text.assemble(*shown), soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Print a line to stderr, beside the result."""
         click.echo(plain(text), err=True)
@@ -132,8 +143,10 @@ def plain(text: str) -> str:
 
 def for_terminal(text: str) -> str:
     """Text of several lines; where stdout is a terminal, without control characters."""
-    if not sys.stdout.isatty():
-        return text
+    return _without_controls(text) if sys.stdout.isatty() else text
+
+
+def _without_controls(text: str) -> str:
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 

@@ -35,7 +35,7 @@ def plan(
     batch_size: int | None,
     max_length: int | None,
     learning_rate: float | None,
-    columns: tuple[tuple[str, str], ...],
+    columns: dict[str, str] | None,
     as_json: bool,
 ) -> None:
     """Say what fine-tuning MODEL (a folder, or the embedded base's name) on FILE would need, and what is advised.
@@ -68,7 +68,7 @@ def plan(
             tuning=tuning,
             hyperparameters=HyperparameterOptions(),
             max_rank=512,
-            data=DataOptions(columns=dict(columns) or None),
+            data=DataOptions(columns=columns),
         )
     except (InvalidRequest, BaseUnavailable) as error:
         raise click.ClickException(str(error)) from error

@@ -43,6 +43,8 @@ class Validated:
     """The values chosen for every `auto`: an instance of the kind's model `resolved`."""
     summary: str
     """One line for the job's events."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """(code, text) of what the events should warn of."""
 
 
 class Kind(JobKind, ABC):

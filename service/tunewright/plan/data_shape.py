@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -16,8 +17,8 @@ class DataShape:
     """A chat row is several where the template rewrites what was said before."""
     tokens: int
     learnt_tokens: int
-    lengths: tuple[int, ...]
-    """Tokens of each example before it is cut."""
+    lengths: Mapping[int, int]
+    """Number of examples of each length in tokens, before they are cut."""
 
     @property
     def longest(self) -> int:
@@ -30,19 +31,30 @@ class DataShape:
 
     def percentile(self, percent: float) -> int:
         """The length that so many percent of the examples do not exceed."""
-        ordered = sorted(self.lengths)
-        return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else 0
+        return percentile(self.lengths, percent)
 
     def tokens_within(self, length: int) -> int:
         """Tokens that are left where examples are cut at `length`."""
-        return sum(min(one, length) for one in self.lengths)
+        return sum(min(one, length) * number for one, number in self.lengths.items())
 
     def cut_at(self, length: int) -> int:
         """Examples that are longer than `length`."""
-        return sum(one > length for one in self.lengths)
+        return sum(number for one, number in self.lengths.items() if one > length)
+
+
+def percentile(lengths: Mapping[int, int], percent: float) -> int:
+    """The length that so many percent do not exceed; `lengths` has the number of each."""
+    wanted = max(1, math.ceil(sum(lengths.values()) * percent / 100))
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= wanted:
+            return length
+    return 0
 
 
 def data_shape(rows: int, examples: Sequence[tuple[int, int]]) -> DataShape:
     """Of `rows` rows whose examples have these (tokens, learnt tokens)."""
-    lengths = tuple(length for length, _ in examples)
-    return DataShape(rows, len(examples), sum(lengths), sum(learnt for _, learnt in examples), lengths)
+    lengths = Counter(length for length, _ in examples)
+    tokens = sum(length for length, _ in examples)
+    return DataShape(rows, len(examples), tokens, sum(learnt for _, learnt in examples), lengths)

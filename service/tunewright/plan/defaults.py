@@ -69,6 +69,11 @@ def rank_for(rows: int, max_rank: int) -> int:
     return min(rank, max_rank)
 
 
+def max_length_for(tuning: TuningOptions, context: int) -> int:
+    """Tokens at which examples are cut, on a model with a context of `context` tokens."""
+    return min(_given(tuning.max_length, MAX_LENGTH), context)
+
+
 def resolve(
     *,
     tuning: TuningOptions,
@@ -98,7 +103,7 @@ def resolve(
         batch_size=batch,
         per_device_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
-        max_length=min(_given(tuning.max_length, MAX_LENGTH), context),
+        max_length=max_length_for(tuning, context),
         truncation=tuning.truncation,
         warmup_ratio=_given(tuning.warmup_ratio, WARMUP_RATIO),
         lr_scheduler_type=_given(tuning.lr_scheduler_type, "cosine"),

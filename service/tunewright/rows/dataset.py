@@ -51,12 +51,16 @@ class RowEncoder:
 
     def examples(self, row: Row, what: str, line: int) -> list[Example]:
         """Those of a row, which is in line `line` of file `what`. Raises TrainingFailed, naming the line."""
-        if "messages" not in row:
-            return [encode_text(self._tokenizer, row["prompt"], row["completion"])]
         try:
-            return self._for_chat().examples(row)
+            return self.encoded(row)
         except UnusableRow as error:
             raise TrainingFailed(f"invalid_{what}", f"{what}, line {line}: {error}") from error
+
+    def encoded(self, row: Row) -> list[Example]:
+        """Those of a row. Raises UnusableRow."""
+        if "messages" not in row:
+            return [encode_text(self._tokenizer, row["prompt"], row["completion"])]
+        return self._for_chat().examples(row)
 
     def prepare(self, row: Row) -> None:
         """Import what rows such as this one need, before processes are forked."""
@@ -91,6 +95,10 @@ class Block:
     longest: int = 0
     too_long: dict[int, int] = field(default_factory=dict)
     """Lines with an example that was cut, and the tokens of the longest one."""
+    whole_lengths: list[int] = field(default_factory=list)
+    """Tokens of each example before the cut."""
+    faults: dict[int, str] = field(default_factory=dict)
+    """Lines that cannot be encoded, and why."""
 
     def add(self, line: int, examples: Iterable[Example], max_length: int) -> None:
         """Add a row."""
@@ -99,6 +107,7 @@ class Block:
             length = len(example.input_ids)
             has_loss = np.array(example.labels, dtype=np.int64) != IGNORED
             self.longest = max(self.longest, length)
+            self.whole_lengths.append(length)
             if length > max_length:
                 self.truncated += 1
                 self.too_long[line] = max(length, self.too_long.get(line, 0))
@@ -132,13 +141,14 @@ def encoded_blocks(
     reading: Reading = Reading(),
     what: str = "training_file",
     on_row: Callable[[], None] = lambda: None,
+    refuses: bool = True,
 ) -> Iterator[Block]:
     """The rows of a file in their order; on all cores where the file is large. `what` is the file's name in messages.
 
     `on_row` is called for each row in the process that has encoded it. Raises TrainingFailed for the first row in the
-    file that cannot be encoded, naming its line.
+    file that cannot be encoded, naming its line; where not `refuses`, such rows are in `Block.faults` instead.
     """
-    encoder = _BlockEncoder(RowEncoder(tokenizer), max_length, what, on_row)
+    encoder = _BlockEncoder(RowEncoder(tokenizer), max_length, what, on_row, refuses)
     cores = len(os.sched_getaffinity(0))
     rows = _rows(path, reading, what)
     if cores == 1 or path.stat().st_size < _LARGE:
@@ -199,11 +209,20 @@ class _BlockEncoder:
     max_length: int
     what: str
     on_row: Callable[[], None]
+    refuses: bool
 
     def __call__(self, packed: _Packed) -> Block:
         block = Block()
         for line, content in packed:
-            block.add(line, self.rows.examples(pickle.loads(content), self.what, line), self.max_length)
+            row = pickle.loads(content)
+            try:
+                if self.refuses:
+                    block.add(line, self.rows.examples(row, self.what, line), self.max_length)
+                else:
+                    block.add(line, self.rows.encoded(row), self.max_length)
+            except UnusableRow as error:
+                block.rows += 1
+                block.faults[line] = str(error)
             self.on_row()
         return block
 

@@ -7,7 +7,7 @@ both recognised by themselves. A file has rows of one format. Every fault is rep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -107,8 +107,16 @@ def check_file(path: Path, reading: Reading = _AS_IT_IS) -> FileReport:
     return report
 
 
-def inspect(file: BinaryIO, reading: Reading = _AS_IT_IS, most_rows: int | None = None) -> FileReport:
-    """Check a file that is open at its start, or its first `most_rows` rows. Raises nothing for what is in it."""
+def inspect(
+    file: BinaryIO,
+    reading: Reading = _AS_IT_IS,
+    most_rows: int | None = None,
+    on_row: Callable[[int, Row], bool] = lambda _place, _row: True,
+) -> FileReport:
+    """Check a file that is open at its start, or its first `most_rows` rows. Raises nothing for what is in it.
+
+    `on_row` gets the place and the canonical form of each row without a fault; where it returns False, the check ends.
+    """
     report = FileReport()
     ignored: Counter[str] = Counter()
     try:
@@ -121,6 +129,8 @@ def inspect(file: BinaryIO, reading: Reading = _AS_IT_IS, most_rows: int | None 
                 converted = _converted(raw.value, reading, container)
                 _note(report, converted, reading)
                 ignored.update(converted.ignored)
+                if not on_row(raw.place, converted.row):
+                    break
             except RowFault as fault:
                 is_json = is_json or not isinstance(fault, NotJson)
                 report.faults.append(_told_once(Fault(raw.place, str(fault), container.unit), report.faults))

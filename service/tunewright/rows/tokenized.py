@@ -5,7 +5,6 @@ The file has a row for each example: `input_ids`, and `edges`, from which the la
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tunewright.atomic import write_atomically
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.rows.cache import ROWS_FILE, TOTALS_FILE, TokenCache, Used
+from tunewright.rows.counts import Counts
 from tunewright.rows.dataset import Block, Integers, encoded_blocks, labels
 from tunewright.rows.reading import Reading
 from tunewright.rows.totals import Totals
@@ -26,9 +26,6 @@ from tunewright.rows.totals import Totals
 _SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "edges": pa.list_(pa.int32())})
 _BATCH_BYTES = 4 * 2**20
 """Bytes of tokens in a record batch: few enough to be held while it is written, and enough for few batches."""
-_COUNTED = ("rows", "learnt", "truncated", "dropped", "lost")
-_MAX_LISTED = 10
-"""Lines that an error message lists."""
 
 
 class TokenizedFile:
@@ -82,10 +79,11 @@ def tokenize_file(
                 path, tokenizer, max_length, reading=reading, what=what, on_row=on_row
             ):
                 writer.add(block)
-            if writer.too_long and truncation == "refuse":
-                raise TrainingFailed("row_too_long", writer.too_long_message(what))
-            if not writer.totals().examples:
-                raise TrainingFailed(f"invalid_{what}", _nothing_usable(writer.totals()))
+            if writer.counts.too_long and truncation == "refuse":
+                raise TrainingFailed("row_too_long", writer.counts.too_long_message(what))
+            totals = writer.counts.totals()
+            if not totals.examples:
+                raise TrainingFailed(f"invalid_{what}", _nothing_usable(totals))
 
     return TokenizedFile(cache.take(key, make, while_waiting=on_row))
 
@@ -99,14 +97,7 @@ class _Writer:
         self._stream = pa.ipc.new_stream(self._file, _SCHEMA)
         self._waiting = Block()
         self._waiting_bytes = 0
-        self._counts: Counter[str] = Counter()
-        self._lengths: Counter[int] = Counter()
-        self._longest = 0
-        self._source = source
-        self._max_length = max_length
-        self.too_long: dict[int, int] = {}
-        """The first lines that are too long, and their tokens."""
-        self._lines_too_long = 0
+        self.counts = Counts(source, max_length)
 
     def __enter__(self) -> Self:
         return self
@@ -121,17 +112,10 @@ class _Writer:
         finally:
             self._file.close()
         if kind is None:
-            write_atomically(self._folder / TOTALS_FILE, self.totals().model_dump_json())
+            write_atomically(self._folder / TOTALS_FILE, self.counts.totals().model_dump_json())
 
     def add(self, block: Block) -> None:
-        for name in _COUNTED:
-            self._counts[name] += getattr(block, name)
-        self._longest = max(self._longest, block.longest)
-        self._lines_too_long += len(block.too_long)
-        for line, tokens in block.too_long.items():
-            if len(self.too_long) < _MAX_LISTED:
-                self.too_long[line] = tokens
-        self._lengths.update(map(len, block.ids))
+        self.counts.add(block)
         self._waiting.ids += block.ids
         self._waiting.edges += block.edges
         self._waiting_bytes += sum(ids.nbytes for ids in block.ids)
@@ -143,28 +127,6 @@ class _Writer:
             columns = [_column(self._waiting.ids), _column(self._waiting.edges)]
             self._stream.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting, self._waiting_bytes = Block(), 0
-
-    def totals(self) -> Totals:
-        counts: dict[str, Any] = {name: self._counts[name] for name in _COUNTED}
-        return Totals(
-            **counts,
-            source=self._source,
-            max_length=self._max_length,
-            examples=self._lengths.total(),
-            tokens=sum(length * number for length, number in self._lengths.items()),
-            longest=self._longest,
-            lengths=dict(sorted(self._lengths.items())),
-        )
-
-    def too_long_message(self, what: str) -> str:
-        """The error message for rows that may not be cut."""
-        listed = ", ".join(f"line {line} has {tokens} tokens" for line, tokens in self.too_long.items())
-        more = self._lines_too_long - len(self.too_long)
-        rest = f" and {more} more lines are too long" if more else ""
-        return (
-            f"{what}: {listed}{rest}; the maximum is {self._max_length}. Shorten them, raise tuning.max_length (up to "
-            "the base's context), or have them cut with tuning.truncation truncate"
-        )
 
 
 def _column(values: list[Integers]) -> pa.ListArray:

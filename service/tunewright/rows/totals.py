@@ -31,6 +31,10 @@ class Totals(BaseModel):
     """Tokens of the longest example before the cut."""
     lengths: dict[int, int]
     """Number of examples of each length in tokens."""
+    whole_lengths: dict[int, int] = {}
+    """Number of examples of each length before the cut, also of those that are left out."""
+    too_long: dict[int, int] = {}
+    """The first lines with an example that was cut, and the tokens of the longest one there."""
 
     def describe(self) -> str:
         text = f"{self.rows} rows, {self.tokens} tokens"

@@ -129,7 +129,7 @@ class JobRunner:
             self._store.jobs.fail(job.id, error)
             return
         resolved = found.resolved.model_dump(mode="json") if found.resolved is not None else None
-        self._store.jobs.mark_valid(job.id, resolved, found.summary)
+        self._store.jobs.mark_valid(job.id, resolved, found.summary, found.warnings)
 
     def _prepared(self, job: Job, done: Future[None]) -> None:
         error = done.exception()

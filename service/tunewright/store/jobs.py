@@ -166,9 +166,21 @@ class JobStore:
         with self._database.begin() as connection:
             return connection.execute(delete(job_events).where(job_events.c.job_id.in_(ended))).rowcount
 
-    def mark_valid(self, id: str, resolved: dict[str, Any] | None, summary: str) -> Job | None:
-        """Queue a job whose inputs were found to be valid."""
-        return self._move(id, job_rows.VALIDATED, summary, resolved=resolved)[0]
+    def mark_valid(
+        self,
+        id: str,
+        resolved: dict[str, Any] | None,
+        summary: str,
+        warnings: Sequence[tuple[str, str]] = (),
+    ) -> Job | None:
+        """Queue a job whose inputs were found to be valid. Each of the warnings, (code, text), becomes an event."""
+        with self._database.begin() as connection:
+            job, moved = job_rows.move(connection, id, job_rows.VALIDATED, summary, resolved=resolved)
+            if job is not None and moved:
+                for code, text in warnings:
+                    event = job_rows.message_event(text, level="warn") | {"data": {"code": code}}
+                    job_rows.add_event(connection, job, event)
+            return job
 
     def claim(self, device: str, bases: Sequence[str]) -> Job | None:
         """Give `device` to the oldest queued job on one of `bases`; None where none waits or the device is taken."""

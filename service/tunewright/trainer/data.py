@@ -7,10 +7,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.folder import EventLog, JobFolder
+from tunewright.plan.pitfalls import rows_cut
 from tunewright.rows.cache import TokenCache, cache_key, file_sha256
 from tunewright.rows.reading import Reading
 from tunewright.rows.tokenized import TokenizedFile, tokenize_file
+from tunewright.rows.totals import Totals
 from tunewright.trainer.spec import TrainingSpec
 
 
@@ -52,3 +54,10 @@ def tokenized_files(
     return training, tokenized(
         spec.validation_file, spec.validation_reading, spec.validation_sha256, "validation_file"
     )
+
+
+def tell_data(events: EventLog, totals: Totals) -> None:
+    """Tell the events what is trained on, and warn of what is cut."""
+    events.message(f"Training data: {totals.describe()}")
+    if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
+        events.message(cut, level="warn", data={"code": "rows_cut"})

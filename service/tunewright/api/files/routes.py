@@ -10,6 +10,7 @@ from typing import Annotated, BinaryIO, Literal
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
+from tunewright.api.files.find import find_file, not_found
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
@@ -19,7 +20,6 @@ from tunewright.atomic import is_disk_full
 from tunewright.errors import (
     Internal,
     InvalidRequest,
-    NotFound,
     StorageFull,
     UnsupportedFeature,
     quoted,
@@ -143,7 +143,7 @@ def list_files(
 
 @router.get("/{file_id}", summary="Retrieve a file", responses=responses(404))
 def retrieve(context: Context, file_id: str) -> FileObject:
-    return FileObject.of(_get(context, file_id))
+    return FileObject.of(find_file(context, file_id))
 
 
 @router.get(
@@ -159,33 +159,17 @@ def retrieve(context: Context, file_id: str) -> FileObject:
     },
 )
 def content(context: Context, file_id: str) -> FileResponse:
-    record = _get(context, file_id)
+    record = find_file(context, file_id)
     path = context.workspace.file(record.id)
     if not path.is_file():  # it was deleted meanwhile
-        raise _not_found(file_id)
+        raise not_found(file_id)
     return FileResponse(path, filename=record.filename, media_type="application/octet-stream")
 
 
 @router.delete("/{file_id}", summary="Delete a file", responses=responses(400, 404, 507))
 def delete(context: Context, file_id: str) -> Deleted:
-    record = _get(context, file_id)
+    record = find_file(context, file_id)
     files = context.store.files
     files.delete(record.id)
     context.workspace.remove_file(record.id, lambda: files.get(record.id))
     return Deleted(id=record.id, object="file")
-
-
-def _get(context: ServiceContext, id: str) -> FileRecord:
-    record = context.store.files.get(id)
-    if record is None:
-        raise _not_found(id)
-    return record
-
-
-def _not_found(id: str) -> NotFound:
-    return NotFound(
-        f"No such file: {quoted(id)}. It was never uploaded, or it was deleted: by a request or by a limit on disk "
-        "use.",
-        param="file_id",
-        code="file_not_found",
-    )

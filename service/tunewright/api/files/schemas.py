@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunewright.rows.report.models import DataReport
 from tunewright.store.records import FileRecord
 from tunewright.store.states import FileStatus
 from tunewright.wire import Wire
@@ -76,3 +77,11 @@ class FileObject(Wire):
             else None,
             sha256=record.sha256,
         )
+
+
+class ReportObject(Wire, DataReport):
+    """What is in a file, and in tokens of a model what a job would train on."""
+
+    object: Literal["file.report"] = "file.report"
+    file_id: str
+    filename: str

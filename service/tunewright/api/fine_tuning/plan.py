@@ -14,9 +14,11 @@ from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tunin
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file
+from tunewright.api.models.bases import named_base
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.placement import options_of_bases
-from tunewright.errors import InvalidRequest, NotFound, quoted
+from tunewright.engine.trust import trusts_code
+from tunewright.errors import InvalidRequest
 from tunewright.kinds.fine_tuning.planning import (
     least_data,
     machine_described,
@@ -27,7 +29,6 @@ from tunewright.kinds.fine_tuning.planning import (
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.planning import Choice, MethodPlan, Plan, Step, Warning, make_plan
-from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.wire import Body, Wire
 
 router = APIRouter(prefix="/v1/fine_tuning/plan", tags=["Fine-tuning"])
@@ -80,17 +81,17 @@ class PlanObject(Wire):
         return cls(model=body.model, training_file=body.training_file, **plan.model_dump())
 
 
-@router.post("", summary="Plan a fine-tuning job", responses=responses(400, 404))
+@router.post("", summary="Plan a fine-tuning job", responses=responses(400, 404, 429))
 async def create(context: Context, body: CreatePlan) -> PlanObject:
     """What a job would need and what is advised, without loading weights. The file is tokenized; nothing is stored."""
-    return PlanObject.of(body, await context.slow.run(_plan, context, body))
+    return PlanObject.of(body, await context.measuring.run(_plan, context, body))
 
 
 def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
-    check_training_file(context, "training_file", body.training_file, data)
+    record = check_training_file(context, "training_file", body.training_file, data)
     check_chat_template(body.chat_template)
-    base = _base(context, body.model)
+    base = named_base(context, body.model)
     hyperparameters = (body.hyperparameters or Hyperparameters()).model_dump()
     return plan_job(
         base,
@@ -101,6 +102,9 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
         max_rank=context.settings.serving.max_lora_rank,
         chat_template=body.chat_template,
         data=data,
+        source=record.sha256,
+        cache=context.workspace.token_cache,
+        trust_remote_code=trusts_code(context.settings.models, context.store, base.name),
     )
 
 
@@ -125,7 +129,7 @@ def fitting_type(context: ServiceContext, body: CreateJob, base: str, tuning: Tu
     machine = machine_here(context)
     if machine.device == "cpu":
         return asked  # the driver tells no memory
-    shape = shape_of_base(_base(context, base))
+    shape = shape_of_base(named_base(context, base))
     data = least_data(_whose_rows_are_lines(context, body), rows=1)
     plan = None
     for type in ("lora", "qlora") if tuning.type == "auto" else (asked,):
@@ -163,17 +167,3 @@ def _unfit(plan: Plan, type: str) -> str:
         f"{plan.available / GIB:.2f} GiB of {plan.machine}, beside the engines that serve. {advice}. "
         "POST /v1/fine_tuning/plan shows the whole plan; tuning.force tries it anyway."
     )
-
-
-def _base(context: ServiceContext, name: str) -> BaseInfo:
-    bases = {base.name: base for base in context.settings.models.bases}
-    if name not in bases:
-        raise NotFound(
-            f"No such base: {quoted(name)}. Bases here: {', '.join(bases)}.",
-            param="model",
-            code="model_not_found",
-        )
-    try:
-        return inspect_base(bases[name])
-    except BaseUnavailable as error:
-        raise InvalidRequest(f"{name} cannot be planned with: {error}.", param="model") from error

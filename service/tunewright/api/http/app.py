@@ -14,6 +14,7 @@ from tunewright.api.adapters import routes as adapters
 from tunewright.api.aliases import routes as aliases
 from tunewright.api.deployments import routes as deployments
 from tunewright.api.exports import routes as exports
+from tunewright.api.files import report
 from tunewright.api.files import routes as files
 from tunewright.api.fine_tuning import plan
 from tunewright.api.fine_tuning import routes as fine_tuning
@@ -65,7 +66,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     _remove_litserve_pages(app)
     app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
-    for routes in (health, files, fine_tuning, plan, exports, models, adapters, aliases, deployments):
+    for routes in (health, files, report, fine_tuning, plan, exports, models, adapters, aliases, deployments):
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD
     if settings.server.api_key is None:

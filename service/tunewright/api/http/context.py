@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from tunewright.api.files.checks import FileChecks
+from tunewright.api.files.kept import KeptReports
 from tunewright.api.http.threads import Threads
 from tunewright.api.jobs.feeds import Feeds
 from tunewright.config import Settings
@@ -34,6 +35,11 @@ class ServiceContext:
     """The events of jobs that are listened to."""
     slow: Threads = field(default_factory=lambda: Threads("uploads and registrations", 16, most=64))
     """For what takes long, since files are stored, fetched or checked."""
+    measuring: Threads = field(
+        default_factory=lambda: Threads("plans and reports", 2, most=16, code="too_many_reports")
+    )
+    """For what tokenizes files: each takes all cores."""
+    reports: KeptReports = field(default_factory=KeptReports)
     checks: FileChecks = field(default_factory=FileChecks)
     """The rows of uploaded files are checked."""
 

@@ -21,13 +21,15 @@ T = TypeVar("T")
 class Threads:
     """`number` threads for calls of one kind; others wait until one is free.
 
-    With `most`, only so many calls run or wait at a time, and more are refused.
+    With `most`, only so many calls run or wait at a time, and more are refused with `code`.
     """
 
-    def __init__(self, name: str, number: int, *, most: int | None = None) -> None:
+    def __init__(
+        self, name: str, number: int, *, most: int | None = None, code: str = "too_many_uploads"
+    ) -> None:
         self._pool = ThreadPoolExecutor(number, thread_name_prefix=name)
         self._name = name
-        self._most = most
+        self._most, self._code = most, code
         self._places = threading.Semaphore(most) if most is not None else None
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,7 +38,7 @@ class Threads:
         if places is not None and not places.acquire(blocking=False):
             raise TooManyRequests(
                 f"{self._most} {self._name} are being carried out, which is the limit: wait for one to end.",
-                code="too_many_uploads",
+                code=self._code,
                 retry_after=5,
             )
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, TooManyRequests, quoted
 from tunewright.kinds.data import DataOptions, inspect_apart, why_unusable
-from tunewright.store.records import Job, NewJob
+from tunewright.store.records import FileRecord, Job, NewJob
 from tunewright.wire import Body
 
 _REPEAT_SECONDS = 5.0
@@ -58,9 +58,12 @@ def _check_queue(context: ServiceContext) -> None:
 
 def check_training_file(
     context: ServiceContext, param: str, id: str, data: DataOptions | None = None
-) -> None:
-    """Raises InvalidRequest where the file does not exist, has another purpose than fine-tune, or cannot be used as far
-    as that is known: its check, or with `data` its first rows, found faults or rows of the wrong kind."""
+) -> FileRecord:
+    """The file's record.
+
+    Raises InvalidRequest where it does not exist, has another purpose than fine-tune, or cannot be used as far as that
+    is known: its check, or with `data` its first rows, found faults or rows of the wrong kind.
+    """
     record = context.store.files.get(id)
     if record is None:
         raise InvalidRequest(
@@ -73,12 +76,13 @@ def check_training_file(
     else:
         report = record.report
     if report is None:
-        return
+        return record
     why = report["problem"]
     if why is None and report["kind"] is not None:
         why = why_unusable(report["format"], report["kind"])
     if why is not None:
         raise InvalidRequest(f"File {id} cannot be used: {why}", param=param, code=f"invalid_{param}")
+    return record
 
 
 def _first_rows(context: ServiceContext, id: str, data: DataOptions) -> dict[str, Any] | None:

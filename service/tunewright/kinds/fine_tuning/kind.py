@@ -12,6 +12,7 @@ from tunewright.kinds.fine_tuning.models import (
     FineTuningRequest,
     FineTuningResult,
 )
+from tunewright.kinds.fine_tuning.planning import warnings_of
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
@@ -51,18 +52,19 @@ class FineTuning(Kind):
         if request.data.validation_share:
             check_held_out(report, request.data.validation_share)
             rows -= report.held_out
+        device = "cuda" if service.on_gpu else "cpu"
         resolved = resolve(
             tuning=request.tuning,
             hyperparameters=request.hyperparameters,
             rows=rows,
             context=base.context,
             max_rank=_max_rank(service, job.base),
-            device="cuda" if service.on_gpu else "cpu",
+            device=device,
         )
         summary = f"Files validated ({describe(report)})"
         if resolved.use_dora:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
-        return Validated(resolved, summary)
+        return Validated(resolved, summary, warnings_of(base, resolved, rows, device))
 
     def spec(self, service: Service, job: Job, base: BaseInfo) -> TrainingSpec:
         request, resolved = request_of(job), resolved_of(job)

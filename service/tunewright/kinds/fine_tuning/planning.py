@@ -13,14 +13,18 @@ from tunewright.engine.gpus import NoDriver, gpu_memory
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.data_shape import DataShape, data_shape
+from tunewright.plan.defaults import Resolved, max_length_for
 from tunewright.plan.machine import Machine, UnknownMachine, card_of, described
+from tunewright.plan.memory import trained_parameters
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.planning import Plan, make_plan
+from tunewright.plan.pitfalls import warnings
+from tunewright.plan.planning import Plan, make_plan, run_of
 from tunewright.plan.shape import ModelShape, UnknownShape
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.model_shape import read_shape
 from tunewright.registry.safetensors_file import BadTensors
-from tunewright.rows.lengths import NotMeasured, measure
+from tunewright.rows.cache import TokenCache
+from tunewright.rows.lengths import NotMeasured, Question, shape_of
 
 _BYTES_OF_A_TOKEN = 16
 """More than a token of any text has on average: lengths from it are lower bounds."""
@@ -75,12 +79,27 @@ def plan_job(
     max_rank: int,
     chat_template: str | None = None,
     data: DataOptions = DataOptions(),
+    source: str = "",
+    cache: TokenCache | None = None,
+    trust_remote_code: bool = False,
 ) -> Plan:
-    """The plan of a job. Tokenizes the file in a process of its own. Raises InvalidRequest."""
-    reading = data.reading(bool(chat_template or base.chat_template), "training")
+    """The plan of a job. The file, with the sha256 `source`, is tokenized in a process of its own, unless the cache has
+    its tokens. Raises InvalidRequest."""
+    question = Question(
+        base=base.path,
+        file=file,
+        source=source,
+        reading=data.reading(bool(chat_template or base.chat_template), "training"),
+        chat_template=chat_template,
+        max_length=max_length_for(tuning, base.context),
+        truncation=tuning.truncation,
+        trust_remote_code=trust_remote_code,
+    )
     try:
-        lengths = measure(base.path, file, reading, chat_template)
+        lengths = shape_of(question, cache)
     except NotMeasured as error:
+        if error.param == "model":
+            raise InvalidRequest(f"{base.name} cannot be planned with: {error}.", param="model") from error
         raise InvalidRequest(f"The file cannot be planned with: {error}.", param="training_file") from error
     return make_plan(
         shape_of_base(base),
@@ -89,7 +108,7 @@ def plan_job(
         tuning=tuning,
         hyperparameters=hyperparameters,
         max_rank=max_rank,
-        has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
+        has_flash_attention=_has_flash_attention(),
     )
 
 
@@ -113,3 +132,28 @@ def shape_of_base(base: BaseInfo) -> ModelShape:
         return read_shape(base.path)
     except (OSError, ValueError, BadTensors, UnknownShape) as error:
         raise InvalidRequest(f"{base.name} cannot be planned with: {error}.", param="model") from error
+
+
+def warnings_of(base: BaseInfo, resolved: Resolved, rows: int, device: str) -> tuple[tuple[str, str], ...]:
+    """The warnings of a plan, as far as they are known before the file is tokenized: (code, text). There are none where
+    the base's files do not say enough for a plan."""
+    try:
+        shape = shape_of_base(base)
+    except InvalidRequest:
+        return ()
+    run = run_of(resolved, data_shape(rows, [(1, 1)]), device)
+    found = warnings(
+        resolved,
+        shape,
+        rows=rows,
+        examples=rows,
+        cut=0,
+        trained=trained_parameters(shape, run),
+        device=device,
+        has_flash_attention=_has_flash_attention(),
+    )
+    return tuple(found)
+
+
+def _has_flash_attention() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None

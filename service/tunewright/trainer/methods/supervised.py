@@ -11,7 +11,7 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.trainer.data import tokenized_files
+from tunewright.trainer.data import tell_data, tokenized_files
 from tunewright.trainer.loop import (
     CheckpointCallback,
     HeartbeatCallback,
@@ -33,7 +33,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     training, held_out = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
-        events.message(f"Training data: {training.totals.describe()}")
+        tell_data(events, training.totals)
         if held_out is not None:
             events.message(f"Validation data: {held_out.totals.describe()}")
     else:
