@@ -1,0 +1,84 @@
+"""Control tokens of chat templates inside texts, and how they are made plain text.
+
+Tokenizers find control tokens anywhere in a rendered conversation, so a message that quotes `<|im_start|>` would become
+a turn. What is neutralised here is so in training (`rows.chat`) and in what is sent to the engine (`api.gateway`), so
+that the same message has the same tokens in both. The forms are those of all known families, whatever the base: the
+gateway need not know it, and a row stays harmless with the next base. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+PATTERN = re.compile(
+    r"<\|(?!\s)[^<>|\n]{1,64}\|>"  # ChatML, Llama 3, Phi, GLM, Command R, gpt-oss, Granite, Kimi
+    r"|<\|[a-z_\"]{1,32}>|<[a-z_\"]{1,32}\|>"  # Gemma 4
+    r"|<｜[^<>｜\n]{1,64}｜>"  # DeepSeek, Hunyuan
+    r"|\[\|[a-z_]{1,32}\|\]"  # EXAONE
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|CALL_ID|ARGS)\]"  # Mistral
+    r"|<</?SYS>>|</?s>"  # Llama 2, and the begin and end of most SentencePiece bases
+    r"|<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask)>"  # Gemma
+    r"|<end_of_utterance>|<(?:SPECIAL|extra_id|reserved)_\d{1,4}>|<seed:[a-z_]{1,32}>|\]~!?b(?:\[|\])|\[e~\["
+)
+"""Begins and ends of turns, texts and tools. Not those that an assistant's answer has by right, such as `<think>` and
+`<tool_call>`: templates take them apart and write them again."""
+Change = Callable[[str], str]
+_KEPT = frozenset({"role", "type", "id", "tool_call_id", "weight"})
+"""Fields of messages and calls that are no text of anybody."""
+
+
+def neutralised(text: str) -> str:
+    """The text with a space behind the first character of each control token, which ends it as a token for every
+    tokenizer and can be seen."""
+    if "<" not in text and "[" not in text and "]" not in text:
+        return text
+    while (changed := PATTERN.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)) != text:
+        text = changed  # what is behind `<` may be a token too: `<<s>`
+    return text
+
+
+def neutralised_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of a conversation with all that somebody wrote in it as plain text; the same one where nothing was."""
+    changed = changed_texts(message, neutralised)
+    assert isinstance(changed, dict)
+    return changed
+
+
+def changed_texts(value: object, change: Change) -> object:
+    """The value with every text in it changed, names of fields and arguments of calls included; the same object where
+    no text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        items = [changed_texts(item, change) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, dict):
+        made = {_changed_name(key, change): _changed_field(key, part, change) for key, part in value.items()}
+        same = all(new is old for new, old in zip(made.values(), value.values(), strict=False))
+        return value if same and made.keys() == value.keys() else made
+    return value
+
+
+def _changed_name(key: object, change: Change) -> object:
+    return change(key) if isinstance(key, str) else key
+
+
+def _changed_field(key: object, value: object, change: Change) -> object:
+    if key in _KEPT and not isinstance(value, dict | list):
+        return value
+    if key == "arguments" and isinstance(value, str):
+        return _changed_arguments(value, change)
+    return changed_texts(value, change)
+
+
+def _changed_arguments(text: str, change: Change) -> str:
+    """Arguments are JSON, in which a control token may be written with escapes."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return change(text)
+    changed = changed_texts(value, change)
+    return text if changed is value else json.dumps(changed, ensure_ascii=False)
