@@ -34,6 +34,7 @@ from tunewright.evaluate.folder import (
 )
 from tunewright.registry.safetensors_file import weight_files
 from tunewright.rows.chat import ChatEncoder, as_sent
+from tunewright.rows.control_tokens import neutralized
 from tunewright.rows.examples import UnusableRow, encode_text
 from tunewright.rows.probes import rows_or_probes
 
@@ -193,7 +194,7 @@ def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tupl
 
 def _request(encoder: ChatEncoder, line: int, row: dict[str, Any]) -> Rendering | None:
     """The request for a row's last answer, as a client sends it; None where the template refuses it."""
-    messages, tools = row["messages"], row.get("tools")
+    messages, tools = row["messages"], neutralized(row.get("tools"))
     last = max(index for index, message in enumerate(messages) if message.get("role") == "assistant")
     shown = messages[:last] or messages
     try:

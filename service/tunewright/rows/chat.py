@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tunewright.rows.control_tokens import neutralized
 from tunewright.rows.examples import Example, Row, UnusableRow, continuation
 from tunewright.rows.rendered import check_context, check_rendered
 from tunewright.rows.renderer import Message, Renderer, Unrenderable, stop_tokens
@@ -50,14 +51,16 @@ class ChatEncoder:
     def prompt_tokens(self, messages: list[Message], tools: Any) -> list[int]:
         """The tokens of a request with these messages. Raises UnusableRow."""
         try:
-            conversation, parsed_tools = self._renderer.parse([as_sent(m) for m in messages], tools)
+            conversation, parsed_tools = self._renderer.parse(
+                [as_sent(m) for m in messages], neutralized(tools)
+            )
             return self._tokens(self._renderer.render(conversation, parsed_tools, prompt=True))
         except Unrenderable as error:
             raise UnusableRow(str(error)) from error
 
     def _examples(self, row: Row) -> list[Example]:
         sent = [as_sent(message) for message in row["messages"]]
-        conversation, tools = self._renderer.parse(sent, row.get("tools"))
+        conversation, tools = self._renderer.parse(sent, neutralized(row.get("tools")))
         made: list[Example] = []
         learnt = [
             index
@@ -161,7 +164,8 @@ class ChatEncoder:
 
 
 def as_sent(message: Message) -> Message:
-    """The message of a row as a client sends it: without `weight` and nulls, calls as OpenAI has them."""
+    """The message of a row as the engine gets it: without `weight` and nulls, calls as OpenAI has them, and control
+    tokens in its texts as plain text."""
     sent = {key: value for key, value in message.items() if value is not None and key != "weight"}
     if "reasoning_content" in sent:  # vLLM's older name; what it answers has the newer one
         sent.setdefault("reasoning", sent.pop("reasoning_content"))
@@ -169,7 +173,7 @@ def as_sent(message: Message) -> Message:
         sent["tool_calls"] = list(_calls(sent["tool_calls"]))
     else:
         sent.pop("tool_calls", None)
-    return sent
+    return dict(neutralized(sent))
 
 
 def _calls(calls: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Control tokens of chat templates inside texts, and how they are made plain text.
 
 Tokenizers find control tokens anywhere in a rendered conversation, so a message that quotes `<|im_start|>` would become
-a turn. What is neutralised here is so in training (`rows.chat`) and in what is sent to the engine (`api.gateway`), so
+a turn. What is neutralized here is so in training (`rows.chat`) and in what is sent to the engine (`api.gateway`), so
 that the same message has the same tokens in both. The forms are those of all known families, whatever the base: the
 gateway need not know it, and a row stays harmless with the next base. Imports nothing heavy.
 """
@@ -30,7 +30,7 @@ _KEPT = frozenset({"role", "type", "id", "tool_call_id", "weight"})
 """Fields of messages and calls that are no text of anybody."""
 
 
-def neutralised(text: str) -> str:
+def neutralized_text(text: str) -> str:
     """The text with a space behind the first character of each control token, which ends it as a token for every
     tokenizer and can be seen."""
     if "<" not in text and "[" not in text and "]" not in text:
@@ -40,11 +40,10 @@ def neutralised(text: str) -> str:
     return text
 
 
-def neutralised_message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message of a conversation with all that somebody wrote in it as plain text; the same one where nothing was."""
-    changed = changed_texts(message, neutralised)
-    assert isinstance(changed, dict)
-    return changed
+def neutralized(value: Any) -> Any:
+    """Messages, tools or one of them, with all that somebody wrote in them as plain text (`neutralized_text`); the same
+    object where nothing had to change."""
+    return changed_texts(value, neutralized_text)
 
 
 def changed_texts(value: object, change: Change) -> object:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tunewright.rows.cleaning.step import Options, Outcome, Record, Step, acted
 from tunewright.rows.cleaning.texts import changed_everywhere, every_text
-from tunewright.rows.control_tokens import PATTERN, neutralised
+from tunewright.rows.control_tokens import PATTERN, neutralized_text
 
 
 class ControlTokensOptions(Options):
@@ -25,4 +25,4 @@ class ControlTokens(Step):
 
     def apply(self, record: Record) -> Outcome:
         found = ("control token",) if any(PATTERN.search(text) for text in every_text(record.row)) else ()
-        return acted(self._action, record, lambda: changed_everywhere(record.row, neutralised), found)
+        return acted(self._action, record, lambda: changed_everywhere(record.row, neutralized_text), found)
