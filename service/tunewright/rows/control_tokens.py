@@ -2,15 +2,16 @@
 
 Tokenizers find control tokens anywhere in a rendered conversation, so a message that quotes `<|im_start|>` would become
 a turn. What is neutralized here is so in training (`rows.chat`) and in what is sent to the engine (`api.gateway`), so
-that the same message has the same tokens in both. The forms are those of all known families, whatever the base: the
-gateway need not know it, and a row stays harmless with the next base. Imports nothing heavy.
+that the same message has the same tokens in both. Only what is a control token of the model is changed: `<s>` is HTML
+for a base that has no such token. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 PATTERN = re.compile(
@@ -23,27 +24,72 @@ PATTERN = re.compile(
     r"|<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask)>"  # Gemma
     r"|<end_of_utterance>|<(?:SPECIAL|extra_id|reserved)_\d{1,4}>|<seed:[a-z_]{1,32}>|\]~!?b(?:\[|\])|\[e~\["
 )
-"""Begins and ends of turns, texts and tools. Not those that an assistant's answer has by right, such as `<think>` and
-`<tool_call>`: templates take them apart and write them again."""
+"""The forms of all known families: begins and ends of turns, texts and tools. Not those that an assistant's answer has
+by right, such as `<think>` and `<tool_call>`: templates take them apart and write them again."""
+_ANSWERS = re.compile(r"[<\[]/?(?:think|THINK|reasoning|tool_call|tool_response|tool_calls|tool_result)[>\]]")
+"""Those that an answer has by right, where a tokenizer calls them special."""
+_SPARE = re.compile(r"(?i)(?:reserved|unused|extra_id|control|special|placeholder|dummy)\D*\d")
+"""Tokens that no template has: a vocabulary may have a thousand of them."""
 Change = Callable[[str], str]
 _KEPT = frozenset({"role", "type", "id", "tool_call_id", "weight"})
 """Fields of messages and calls that are no text of anybody."""
 
 
+class ControlTokens:
+    """The control tokens of one model."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        ordered = sorted({*tokens}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+    def neutralized(self, value: Any) -> Any:
+        """Messages, tools or one of them, with all that somebody wrote in them as plain text; the same object where
+        nothing had to change."""
+        return value if self._pattern is None else changed_texts(value, self.neutralized_text)
+
+    def neutralized_text(self, text: str) -> str:
+        """The text with a space behind the first character of each control token, which ends it as a token for every
+        tokenizer and can be seen."""
+        return text if self._pattern is None else _with_spaces(text, self._pattern)
+
+
+@lru_cache(maxsize=256)
+def control_tokens(tokens: tuple[str, ...], template: str | None) -> ControlTokens:
+    """Those of a tokenizer (`of_tokenizer`) and of the chat template that renders."""
+    return ControlTokens([*tokens, *of_template(template or "")])
+
+
+def of_tokenizer(added: Iterable[tuple[str, bool]]) -> tuple[str, ...]:
+    """The control tokens among a tokenizer's added tokens, each with whether it is called special."""
+    return tuple(
+        sorted(
+            token
+            for token, is_special in added
+            if (is_special or PATTERN.fullmatch(token))
+            and token.strip()
+            and not _ANSWERS.fullmatch(token)
+            and not _SPARE.search(token)
+        )
+    )
+
+
+def of_template(template: str) -> set[str]:
+    """The control tokens that a chat template writes. Some are no tokens of the vocabulary, and turns all the same:
+    `[INST]` of Llama 2."""
+    return {found[0] for found in PATTERN.finditer(template)}
+
+
 def neutralized_text(text: str) -> str:
-    """The text with a space behind the first character of each control token, which ends it as a token for every
-    tokenizer and can be seen."""
+    """The text with all forms of control tokens as plain text, whatever the model."""
     if "<" not in text and "[" not in text and "]" not in text:
         return text
-    while (changed := PATTERN.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)) != text:
-        text = changed  # what is behind `<` may be a token too: `<<s>`
+    return _with_spaces(text, PATTERN)
+
+
+def _with_spaces(text: str, pattern: re.Pattern[str]) -> str:
+    while (changed := pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)) != text:
+        text = changed  # what is behind the first character may be a token too: `<<s>`
     return text
-
-
-def neutralized(value: Any) -> Any:
-    """Messages, tools or one of them, with all that somebody wrote in them as plain text (`neutralized_text`); the same
-    object where nothing had to change."""
-    return changed_texts(value, neutralized_text)
 
 
 def changed_texts(value: object, change: Change) -> object:

@@ -37,7 +37,7 @@ from tunewright.errors import (
     TunewrightError,
 )
 from tunewright.registry.aliases import Alias
-from tunewright.rows.control_tokens import neutralized
+from tunewright.rows.control_tokens import control_tokens
 from tunewright.store.aliases import AliasStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 
@@ -309,7 +309,7 @@ def _upstream_body(
 ) -> bytes:
     """Check the request and encode it for vLLM. Raises InvalidRequest."""
     check_limits(body, target.context, most_tokens)
-    body = {**body, **_plain_conversation(path, body), "model": target.internal_name}
+    body = {**body, **_plain_conversation(path, body, target), "model": target.internal_name}
     if target.chat_template is not None:
         if path in _TAKES_TEMPLATE and "prompt" not in body:
             body["chat_template"] = target.chat_template
@@ -335,13 +335,15 @@ def _upstream_body(
     return write_body(body, in_parts=in_parts)
 
 
-def _plain_conversation(path: str, body: dict[str, Any]) -> dict[str, Any]:
+def _plain_conversation(path: str, body: dict[str, Any], target: Target) -> dict[str, Any]:
     """The parts of a body that a chat template renders, with the control tokens in them as plain text, as in training:
     what a user writes is no turn. A `prompt` is rendered by nobody and has the control tokens that its writer wants, as
     the `input` of embeddings has."""
     if path == "/v1/embeddings":
         return {}
-    return {part: neutralized(body[part]) for part in _RENDERED if part in body}
+    template = target.chat_template if path in _TAKES_TEMPLATE else None
+    control = control_tokens(target.control_tokens if template else target.all_control_tokens, template)
+    return {part: control.neutralized(body[part]) for part in _RENDERED if part in body}
 
 
 def _start(upstream: Answer, target: Target, alias: Alias | None) -> Message:
