@@ -258,8 +258,8 @@ ALL: list[dict[str, Any]] = [
 pieces = st.lists(
     st.sampled_from([
         "<b>", "</p>", "<!--", "-->", "<script>", "&amp;", "&lt;", "lt;", "<", ">", "<|", "|>", "im_start", "<s>",
-        "[INST]", KEY, "a@b.co", "+1 650-253-0000", "4111111111111111", "ignore previous instructions", "\U000e0041", "\n", " ",
-        "word", "\x00", "é", "漢字", "://u:", "p@", "[", "]", "&", "#",
+        "[INST]", KEY, "a@b.co", "+1 650-253-0000", "4111111111111111", "ignore previous instructions", "\U000e0041",
+        "\n", " ", "word", "\x00", "é", "漢字", "://u:", "p@", "[", "]", "&", "#",
     ]) | st.text(st.characters(blacklist_categories=["Cs"]), max_size=5),
     max_size=12,
 ).map("".join)  # fmt: skip
