@@ -43,7 +43,7 @@ class Cleaned:
         self.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         asked = STEPS.validate_python([{"type": s} if isinstance(s, str) else s for s in steps])
         self.report = clean_file(self.source, self.target, asked, **options)
-        return [json.loads(line) for line in self.target.read_text().splitlines()]
+        return [json.loads(line) for line in self.target.read_bytes().splitlines()]
 
     def counts(self, step: str) -> StepCounts:
         return next(counts for counts in self.report.steps if counts.step == step)
@@ -299,7 +299,7 @@ plain = pieces.filter(bool).map(lambda text: {"text": text})
 
 
 @settings(
-    max_examples=60,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
