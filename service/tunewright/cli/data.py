@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import click
 
+from tunewright.cli.clean import clean
 from tunewright.cli.options import Commands, KeyValue, examples
 from tunewright.cli.output import Output
 from tunewright.rows.formats import FileReport, inspect
@@ -15,7 +16,7 @@ from tunewright.rows.reading import NAMES, TAGS, Reading
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Check training data on this machine. No service has to run."""
+    """Check and clean training data on this machine. No service has to run."""
 
 
 def _known(names: Any) -> Any:
@@ -107,3 +108,6 @@ def _print(out: Output, path: Path, report: FileReport, share: float | None) -> 
             ("more faults", "maybe" if report.has_more_faults else None),
         ]
     )
+
+
+data.add_command(clean)

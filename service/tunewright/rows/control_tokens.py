@@ -33,6 +33,7 @@ _SPARE = re.compile(r"(?i)(?:reserved|unused|extra_id|control|special|placeholde
 Change = Callable[[str], str]
 _KEPT = frozenset({"role", "type", "id", "tool_call_id", "weight"})
 """Fields of messages and calls that are no text of anybody."""
+_NAMED_BY_WRITERS = ("arguments", "parameters")
 
 
 class ControlTokens:
@@ -92,31 +93,32 @@ def _with_spaces(text: str, pattern: re.Pattern[str]) -> str:
     return text
 
 
-def changed_texts(value: object, change: Change) -> object:
-    """The value with every text in it changed, names of fields and arguments of calls included; the same object where
-    no text changed."""
+def changed_texts(value: object, change: Change, *, names: bool = False) -> object:
+    """The value with every text in it changed, arguments of calls included; the same object where no text changed.
+
+    `names`: those of fields too, as in the arguments of calls and the parameters of tools, whose writer chooses them.
+    """
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        items = [changed_texts(item, change) for item in value]
+        items = [changed_texts(item, change, names=names) for item in value]
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     if isinstance(value, dict):
-        made = {_changed_name(key, change): _changed_field(key, part, change) for key, part in value.items()}
+        made = {
+            (change(key) if names else key): _changed_field(key, part, change, names)
+            for key, part in value.items()
+        }
         same = all(new is old for new, old in zip(made.values(), value.values(), strict=False))
         return value if same and made.keys() == value.keys() else made
     return value
 
 
-def _changed_name(key: object, change: Change) -> object:
-    return change(key) if isinstance(key, str) else key
-
-
-def _changed_field(key: object, value: object, change: Change) -> object:
-    if key in _KEPT and not isinstance(value, dict | list):
+def _changed_field(key: str, value: object, change: Change, names: bool) -> object:
+    if key in _KEPT and not names and not isinstance(value, dict | list):
         return value
     if key == "arguments" and isinstance(value, str):
         return _changed_arguments(value, change)
-    return changed_texts(value, change)
+    return changed_texts(value, change, names=names or key in _NAMED_BY_WRITERS)
 
 
 def _changed_arguments(text: str, change: Change) -> str:
@@ -125,5 +127,5 @@ def _changed_arguments(text: str, change: Change) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return change(text)
-    changed = changed_texts(value, change)
+    changed = changed_texts(value, change, names=True)
     return text if changed is value else json.dumps(changed, ensure_ascii=False)

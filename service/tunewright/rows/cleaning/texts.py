@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 
 from tunewright.rows.canonical import Row
@@ -96,13 +95,9 @@ def said_and_called(row: Row) -> str:
     return "\n".join(every_text(told))
 
 
-_SPACE = re.compile(r"\\[nrt]|\s+")
-
-
 def key_of(row: Row) -> int:
-    """64 bits of the content of a row. The case of letters and the amount of white space do not count, as for rows that
-    are held out (`rows.held_out`)."""
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False).casefold()
-    words = _SPACE.sub(" ", text).split()
-    digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    """64 bits of the content of a row. The case of letters and the amount of white space do not count."""
+    even = changed_everywhere(row, lambda text: " ".join(text.casefold().split()))
+    text = json.dumps(even, sort_keys=True, ensure_ascii=False)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")

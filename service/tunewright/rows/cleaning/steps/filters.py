@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -73,23 +73,24 @@ class Language(Step):
     def __init__(self, options: LanguageOptions) -> None:
         self._options = options
 
-    @cached_property
-    def _identifier(self) -> Any:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # the model takes some seconds to load
-
-        return LanguageIdentifier.from_model_file(MODEL_FILE)
-
     def apply(self, record: Record) -> Outcome:
         text = prose(record.row, with_system=False)[:_LOOKED_AT]
         if len(text.strip()) < self._options.min_characters:
             return kept(record)
-        code, _ = self._identifier.classify(text)
+        code, _ = _identifier().classify(text)
         return kept(record) if code in self._options.keep else removed(f"language {code}")
 
     def check(self) -> None:
         """Raises ValueError for a language that is not known."""
-        if unknown := sorted(set(self._options.keep) - set(self._identifier.labels)):
+        if unknown := sorted(set(self._options.keep) - set(_identifier().labels)):
             raise ValueError(f"the language step does not know {', '.join(unknown)}; use ISO 639-1 codes")
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes some seconds to load
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
 
 
 class RepetitionOptions(Options):
