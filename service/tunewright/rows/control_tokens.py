@@ -44,9 +44,9 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
     def neutralized(self, value: Any) -> Any:
-        """Messages, tools or one of them, with all that somebody wrote in them as plain text; the same object where
-        nothing had to change."""
-        return value if self._pattern is None else changed_texts(value, self.neutralized_text)
+        """Messages, tools or one of them, with all texts in them, roles and ids too, as plain text; the same object
+        where nothing had to change."""
+        return value if self._pattern is None else changed_texts(value, self.neutralized_text, names=True)
 
     def neutralized_text(self, text: str) -> str:
         """The text with a space behind the first character of each control token, which ends it as a token for every
