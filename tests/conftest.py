@@ -44,8 +44,9 @@ class ByService(LoadScopeScheduling):  # type: ignore[misc]
     """Runs the tests of a file in one worker, in order, and so those of all files that share a service."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.split("::")[0]).stem
-        return next((service for service, files in SHARED.items() if file in files), nodeid.split("::")[0])
+        path = Path(nodeid.split("::")[0])
+        shared = SHARED.items() if path.parent.name == "engine" else ()
+        return next((service for service, files in shared if path.stem in files), str(path))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByService:

@@ -23,6 +23,7 @@ from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.jobs.failure import TrainingFailed  # noqa: E402
 from tunewright.rows.cache import TokenCache  # noqa: E402
 from tunewright.rows.chat import ChatEncoder  # noqa: E402
+from tunewright.rows.control_tokens import neutralized_text  # noqa: E402
 from tunewright.rows.examples import IGNORED, Example, UnusableRow, encode_text  # noqa: E402
 from tunewright.rows.reading import Reading  # noqa: E402
 from tunewright.rows.templates import check_template  # noqa: E402
@@ -238,11 +239,11 @@ def test_turns_of_weight_0_are_read_and_not_learnt(tokenizer: Any, marked: bool)
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_turn_may_quote_an_end_token(tokenizer: Any, marked: bool) -> None:
+def test_an_end_token_that_a_turn_quotes_is_plain_text(tokenizer: Any, marked: bool) -> None:
     template = tokenizer.chat_template if marked else unmarked(tokenizer)
     row = say("what ends a turn?", "It is <|im_end|> in ChatML.", "ok", "yes")
     example = with_template(tokenizer, template, row)
-    assert learnt_runs(tokenizer, example) == ["It is <|im_end|> in ChatML.<|im_end|>", "yes<|im_end|>"]
+    assert learnt_runs(tokenizer, example) == ["It is < |im_end|> in ChatML.<|im_end|>", "yes<|im_end|>"]
 
 
 words = st.text(
@@ -270,7 +271,9 @@ def test_random_conversations_are_masked_alike_with_and_without_markers(
     marked = encode_chat(tokenizer, row)
     assert with_template(tokenizer, unmarked(tokenizer), row) == marked
     assert learnt_runs(tokenizer, marked) == [
-        tokenizer.decode(tokenizer(m["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"])
+        tokenizer.decode(
+            tokenizer(neutralized_text(m["content"]) + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        )
         for m in answers
         if m["weight"] == 1
     ]
@@ -319,7 +322,7 @@ def test_where_earlier_reasoning_is_dropped_each_answer_is_learnt_with_its_own(f
 def test_an_earlier_turn_may_quote_an_end_token_where_reasoning_is_dropped(families: Any) -> None:
     row = say("a", "<think>\nhm\n</think>\n\nIt is </s> there.", "b", "second")
     first = all_with_template(families, QWEN3, row)[0]
-    assert learnt_runs(families, first)[0].endswith("It is </s> there.<|im_end|>")
+    assert learnt_runs(families, first)[0].endswith("It is < /s> there.<|im_end|>")
 
 
 def test_behind_a_template_without_end_tokens_the_engines_is_learnt(families: Any) -> None:

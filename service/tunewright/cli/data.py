@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from tunewright.cli.clean import clean
 from tunewright.cli.data_report import report
 from tunewright.cli.options import Commands, column_option, examples, tag_option
 from tunewright.cli.output import Output
@@ -16,7 +17,7 @@ from tunewright.rows.reading import Reading
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Check training data on this machine, and report on it. No service has to run."""
+    """Check, report on and clean training data on this machine. No service has to run."""
 
 
 @data.command(
@@ -93,3 +94,4 @@ def _print(out: Output, path: Path, report: FileReport, share: float | None) -> 
 
 
 data.add_command(report)
+data.add_command(clean)

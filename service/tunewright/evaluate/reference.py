@@ -33,7 +33,7 @@ from tunewright.evaluate.folder import (
     Rendering,
 )
 from tunewright.registry.safetensors_file import weight_files
-from tunewright.rows.chat import ChatEncoder, as_sent
+from tunewright.rows.chat import ChatEncoder
 from tunewright.rows.examples import UnusableRow, encode_text
 from tunewright.rows.probes import rows_or_probes
 
@@ -200,8 +200,8 @@ def _request(encoder: ChatEncoder, line: int, row: dict[str, Any]) -> Rendering 
         tokens = encoder.prompt_tokens(shown, tools)
     except UnusableRow:
         return None
-    sent = [as_sent(message) for message in shown]
-    return Rendering(line=line, messages=sent, tools=tools, add_generation_prompt=True, tokens=tokens)
+    sent, sent_tools = encoder.as_sent(shown, tools)
+    return Rendering(line=line, messages=sent, tools=sent_tools, add_generation_prompt=True, tokens=tokens)
 
 
 def _conversation(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tunewright.errors import InvalidAdapter, InvalidRequest, TooLarge, cut
+from tunewright.apart import CutOff, OutOfMemory, call_apart
+from tunewright.errors import InvalidRequest, cut
 from tunewright.kinds.data import DataOptions, why_unusable
 from tunewright.plan.defaults import MAX_LENGTH
-from tunewright.registry.apart import call_apart
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.cache import TokenCache
 from tunewright.rows.canonical import RowKind
@@ -108,9 +108,9 @@ def _surveyed(asked: Asked) -> Survey:
     with asked.file.open("rb") as file:
         try:
             return call_apart(survey, [file], asked.reading(), asked.seconds, seconds=2 * asked.seconds)
-        except TooLarge:
+        except OutOfMemory:
             refusal = "a part of the file takes too much memory to read: make its rows shorter"
-        except InvalidAdapter:  # what any call is answered that was ended
+        except CutOff:
             refusal = "reading the file takes too long, or ended the process that read it: it is damaged"
     return Survey(FileReport(refusal=refusal), False, None, {}, Duplicates(copies=0, groups=[]), [])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunewright.config import Base
 from tunewright.registry.safetensors_file import BadTensors, weight_files
+from tunewright.rows.control_tokens import of_tokenizer
 from tunewright.rows.templates import folder_template
 
 _DEFAULT_CONTEXT = 2048
@@ -54,6 +55,8 @@ class BaseInfo:
     """Its id on the hub, where it was downloaded from there."""
     quantization: str | None = None
     """How its weights are packed, from its config: awq, gptq, ..."""
+    control_tokens: tuple[str, ...] = ()
+    """Those of its tokenizer (`rows.control_tokens`)."""
 
     @property
     def internal_name(self) -> str:
@@ -87,6 +90,7 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
         raise BaseUnavailable(f"{folder}/config.json: max_position_embeddings is {context!r}, not a number")
     vocabulary = text_config.get("vocab_size")
     template = folder_template(folder)
+    added = _added_tokens(folder)
     model_type = str(config.get("model_type", ""))
     return BaseInfo(
         name=base.name,
@@ -94,10 +98,11 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
         fingerprint=fingerprint or _fingerprint(folder, weights),
         context=context,
         chat_template=template,
-        tool_call_parser=_tool_call_parser(folder, model_type, template),
+        tool_call_parser=_tool_call_parser([token for token, _ in added], model_type, template),
         vocab_size=vocabulary if isinstance(vocabulary, int) else None,
         hub_id=None if base.path else base.source,
         quantization=_quantization(config),
+        control_tokens=of_tokenizer(added),
     )
 
 
@@ -106,15 +111,37 @@ def _quantization(config: dict[str, Any]) -> str | None:
     return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
 
 
-def _tool_call_parser(folder: Path, model_type: str, template: str | None) -> str | None:
+def _added_tokens(folder: Path) -> list[tuple[str, bool]]:
+    """The tokens that its tokenizer finds before all others, each with whether it is called special: those of both of
+    its files, as transformers reads them."""
+    found: dict[str, bool] = {}
+    config = _json_object(folder / "tokenizer_config.json")
+    decoder = config.get("added_tokens_decoder")
+    for token in [
+        *(_json_object(folder / "tokenizer.json").get("added_tokens") or []),
+        *(decoder.values() if isinstance(decoder, dict) else []),
+    ]:
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            found[token["content"]] = found.get(token["content"], False) or bool(token.get("special"))
+    for name in ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"):
+        token = config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[content] = True
+    return list(found.items())
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _tool_call_parser(tokens: list[str], model_type: str, template: str | None) -> str | None:
     if template is None:
         return None  # no chat, no tools
-    try:
-        tokens = [
-            token["content"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-        ]
-    except (OSError, ValueError, KeyError):
-        tokens = []
     return next(
         (
             parser

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tunewright.rows.control_tokens import control_tokens, of_tokenizer
 from tunewright.rows.examples import Example, Row, UnusableRow, continuation
 from tunewright.rows.rendered import check_context, check_rendered
 from tunewright.rows.renderer import Message, Renderer, Unrenderable, stop_tokens
@@ -38,6 +39,9 @@ class ChatEncoder:
         self._tokens = SegmentTokenizer(tokenizer)
         self._stops = stop_tokens(tokenizer)
         self._special = frozenset(tokenizer.all_special_ids)
+        self._added = of_tokenizer(
+            (token.content, token.special) for token in tokenizer.added_tokens_decoder.values()
+        )
         self._seen_shapes: set[tuple[str, ...]] = set()
 
     def examples(self, row: Row) -> list[Example]:
@@ -47,17 +51,23 @@ class ChatEncoder:
         except Unrenderable as error:
             raise UnusableRow(str(error)) from error
 
+    def as_sent(self, messages: list[Message], tools: Any) -> tuple[list[Message], Any]:
+        """Messages and tools of a row as the engine gets them: as a client sends them, and with the control tokens in
+        their texts as plain text."""
+        control = control_tokens(self._added, self._renderer.template(tools))
+        return [control.neutralized(as_sent(message)) for message in messages], control.neutralized(tools)
+
     def prompt_tokens(self, messages: list[Message], tools: Any) -> list[int]:
         """The tokens of a request with these messages. Raises UnusableRow."""
         try:
-            conversation, parsed_tools = self._renderer.parse([as_sent(m) for m in messages], tools)
+            conversation, parsed_tools = self._renderer.parse(*self.as_sent(messages, tools))
             return self._tokens(self._renderer.render(conversation, parsed_tools, prompt=True))
         except Unrenderable as error:
             raise UnusableRow(str(error)) from error
 
     def _examples(self, row: Row) -> list[Example]:
-        sent = [as_sent(message) for message in row["messages"]]
-        conversation, tools = self._renderer.parse(sent, row.get("tools"))
+        sent, tools = self.as_sent(row["messages"], row.get("tools"))
+        conversation, tools = self._renderer.parse(sent, tools)
         made: list[Example] = []
         learnt = [
             index

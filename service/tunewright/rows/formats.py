@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tunewright.rows.canonical import Row, RowKind
 from tunewright.rows.containers import Container, open_container
+from tunewright.rows.containers.raw import Raw
 from tunewright.rows.faults import LONGEST_ROW, Fault, InvalidData, NotJson, RowFault
 from tunewright.rows.held_out import is_held_out, place_of
 from tunewright.rows.reading import Reading
@@ -77,22 +78,41 @@ class FileReport:
         return "; ".join(map(str, self.faults)) + more if self.faults else None
 
 
-def read_rows(path: Path, reading: Reading = _AS_IT_IS) -> Iterator[tuple[int, Row]]:
-    """The canonical rows of a file, with their places (from 1): lines or, of a JSON array or Parquet, numbers.
+class ReadRow(NamedTuple):
+    """A row of a file: as it stands there, what it means, and where it comes from."""
+
+    raw: Raw
+    converted: Converted
+    container: Container
+
+
+def read_converted(
+    path: Path, reading: Reading = _AS_IT_IS, *, with_all_columns: bool = False
+) -> Iterator[ReadRow]:
+    """The rows of a file; `with_all_columns`: also those of a table that have no meaning.
 
     Raises InvalidData at a row that has a fault: the file was not checked, or has changed.
     """
     with path.open("rb") as file:
-        container = open_container(file, reading.wanted_columns())
+        container = open_container(file, None if with_all_columns else reading.wanted_columns())
         for raw in container.rows:
             try:
-                row = _converted(raw.value, reading, container).row
+                converted = _converted(raw.value, reading, container)
             except RowFault as fault:
                 raise InvalidData(str(Fault(raw.place, str(fault), container.unit))) from None
-            if reading.part == "all" or is_held_out(row, reading.held_out_share) == (
+            if reading.part == "all" or is_held_out(converted.row, reading.held_out_share) == (
                 reading.part == "held_out"
             ):
-                yield raw.place, row
+                yield ReadRow(raw, converted, container)
+
+
+def read_rows(path: Path, reading: Reading = _AS_IT_IS) -> Iterator[tuple[int, Row]]:
+    """The canonical rows of a file, with their places (from 1): lines or, of a JSON array or Parquet, numbers.
+
+    Raises InvalidData as `read_converted`.
+    """
+    for read in read_converted(path, reading):
+        yield read.raw.place, read.converted.row
 
 
 def check_file(path: Path, reading: Reading = _AS_IT_IS) -> FileReport:

@@ -23,6 +23,7 @@ from tunewright.engine.versions import unsuited_vllm
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.workspace import Workspace
+from tunewright.rows.control_tokens import of_template
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.processes import ChildProcess, stop_all
@@ -226,6 +227,8 @@ class EngineKeeper:
             max_adapters=options.max_adapters,
             trust_remote_code=served.source.trust_remote_code,
             deployment=served.deployment.id if served.deployment else None,
+            control_tokens=info.control_tokens,
+            all_control_tokens=tuple(sorted({*info.control_tokens, *of_template(info.chat_template or "")})),
             max_num_seqs=most_sequences(
                 options, self._settings.serving.vllm_args, is_deployment=served.deployment is not None
             ),

@@ -238,6 +238,9 @@ class EngineInfo(BaseModel):
     """The deployment's id; None for a base."""
     max_num_seqs: int | None = None
     """Sequences that it runs at once; None in the row of an earlier version."""
+    control_tokens: tuple[str, ...] = ()
+    """Control tokens of the base's tokenizer (`rows.control_tokens`), and with those of its chat template."""
+    all_control_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

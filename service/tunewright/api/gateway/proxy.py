@@ -37,6 +37,7 @@ from tunewright.errors import (
     TunewrightError,
 )
 from tunewright.registry.aliases import Alias
+from tunewright.rows.control_tokens import control_tokens
 from tunewright.store.aliases import AliasStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 
@@ -46,6 +47,7 @@ _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
+_RENDERED = ("messages", "tools", "documents", "instructions", "input")
 _GENERATES_NOTHING = frozenset({"/tokenize", "/detokenize"})
 _HAS_OUTPUT = b"response.output"
 """In the first event of a response that comes from the model; others come before, as soon as vLLM has the request."""
@@ -307,7 +309,7 @@ def _upstream_body(
 ) -> bytes:
     """Check the request and encode it for vLLM. Raises InvalidRequest."""
     check_limits(body, target.context, most_tokens)
-    body = {**body, "model": target.internal_name}
+    body = {**body, **_plain_conversation(path, body, target), "model": target.internal_name}
     if target.chat_template is not None:
         if path in _TAKES_TEMPLATE and "prompt" not in body:
             body["chat_template"] = target.chat_template
@@ -331,6 +333,17 @@ def _upstream_body(
     if target.vocabulary is not None:
         check_tokens(body, target.vocabulary)
     return write_body(body, in_parts=in_parts)
+
+
+def _plain_conversation(path: str, body: dict[str, Any], target: Target) -> dict[str, Any]:
+    """The parts of a body that a chat template renders, with the control tokens in them as plain text, as in training:
+    what a user writes is no turn. A `prompt` is rendered by nobody and has the control tokens that its writer wants, as
+    the `input` of embeddings has."""
+    if path == "/v1/embeddings":
+        return {}
+    template = target.chat_template if path in _TAKES_TEMPLATE else None
+    control = control_tokens(target.control_tokens if template else target.all_control_tokens, template)
+    return {part: control.neutralized(body[part]) for part in _RENDERED if part in body}
 
 
 def _start(upstream: Answer, target: Target, alias: Alias | None) -> Message:

@@ -53,6 +53,9 @@ class Target:
     """The engine's name for its base."""
     line: Line | None = None
     """Where the requests to the engine take turns."""
+    control_tokens: tuple[str, ...] = ()
+    """Those of the base's tokenizer; `all_control_tokens` are these and those of the base's chat template."""
+    all_control_tokens: tuple[str, ...] = ()
 
 
 class Router:
@@ -269,4 +272,6 @@ def _target(engine: Engine, model: TunedModel | None, line: Line) -> Target:
         engine.info.max_model_len,
         engine.info.internal_name,
         line,
+        engine.info.control_tokens,
+        engine.info.all_control_tokens,
     )

@@ -18,7 +18,8 @@ from tunewright.rows.canonical import Row
 from tunewright.rows.counts import MOST_LISTED
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
-from tunewright.rows.report.flags import FLAGGERS, Flagged, Flagger
+from tunewright.rows.report.flags import Flagged, Flagger
+from tunewright.rows.report.flags import flaggers as standard_flaggers
 from tunewright.rows.report.models import Duplicates, Turns
 
 _MOST_ROWS = 5_000_000
@@ -43,11 +44,11 @@ def survey(
     reading: Reading,
     seconds: float,
     *,
-    flaggers: Sequence[Flagger] = FLAGGERS,
+    flaggers: Sequence[Flagger] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Survey:
     """Read a file that is open at its start, for up to so many seconds. Raises nothing for what is in it."""
-    rows = _Rows(flaggers, clock, clock() + seconds)
+    rows = _Rows(standard_flaggers() if flaggers is None else flaggers, clock, clock() + seconds)
     report = inspect(file, reading, on_row=rows.add)
     return Survey(
         report,

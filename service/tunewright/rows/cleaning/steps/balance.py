@@ -1,0 +1,96 @@
+"""Groups of rows that are larger than others are sampled down. The only step that has to know all rows first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from tunewright.rows.cleaning.step import Options, Record
+from tunewright.rows.cleaning.texts import answers, key_of
+from tunewright.rows.faults import InvalidData
+
+_MOST_GROUPS = 10_000
+_SHOWN = 50
+_NONE = "(none)"
+
+
+class BalanceOptions(Options):
+    """The rows of each group that are kept are chosen by a hash of their content: with the same `seed` the same ones,
+    whatever their order and whatever other rows there are."""
+
+    type: Literal["balance"] = "balance"
+    by: str = Field(min_length=1)
+    """What makes a group: `label`, `answer` (the assistant's last text), or the name of a column."""
+    ratio: float = Field(1.0, ge=1)
+    """A group may have so many times the rows of the smallest one."""
+    seed: int = 0
+
+
+class Group(BaseModel):
+    """A group, and its rows before and after."""
+
+    name: str
+    rows: int
+    kept: int = 0
+
+
+class Balance:
+    """Takes note of all rows, in their order (`survey`); then says which of them are kept."""
+
+    name = "balance"
+
+    def __init__(self, options: BalanceOptions) -> None:
+        self._options = options
+        self._numbers: dict[str, int] = {}
+        self._group = array("H")
+        self._place = array("Q")
+        self.groups: list[Group] = []
+        """The largest groups, after `kept`."""
+
+    def survey(self, record: Record) -> None:
+        """Raises InvalidData where there are more groups than a label can have."""
+        name = self._group_of(record)
+        number = self._numbers.setdefault(name, len(self._numbers))
+        if number >= _MOST_GROUPS:
+            raise InvalidData(
+                f"balance by {self._options.by!r}: more than {_MOST_GROUPS} different values, which is no label; "
+                "choose another column"
+            )
+        self._group.append(number)
+        seeded = f"{self._options.seed}:{key_of(record.row)}".encode()
+        self._place.append(int.from_bytes(hashlib.blake2b(seeded, digest_size=8).digest(), "big"))
+
+    def kept(self) -> bytes:
+        """1 for each surveyed row that is kept, else 0. Raises InvalidData where there is nothing to balance by."""
+        by = self._options.by
+        if set(self._numbers) == {_NONE}:
+            raise InvalidData(f"balance by {by!r}: no row has it; name a column of the file, label or answer")
+        group, place = np.array(self._group), np.array(self._place)
+        sizes = np.bincount(group, minlength=len(self._numbers))
+        most = int(sizes.min() * self._options.ratio)
+        order = np.lexsort((place, group))  # stable: of equal rows the first ones are kept
+        rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        flags = np.zeros(len(group), dtype=np.uint8)
+        flags[order[rank < most]] = 1
+        names = {number: name for name, number in self._numbers.items()}
+        self.groups = [
+            Group(name=names[number], rows=int(sizes[number]), kept=min(int(sizes[number]), most))
+            for number in np.argsort(-sizes, kind="stable")[:_SHOWN].tolist()
+        ]
+        return flags.tobytes()
+
+    def _group_of(self, record: Record) -> str:
+        by = self._options.by
+        if by == "answer":
+            value: object = next(iter(reversed(answers(record.row))), None)
+        else:
+            value = record.row.get(by) if by == "label" and by in record.row else record.columns.get(by)
+        if value is None or value == "":
+            return _NONE
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return " ".join(text.split())[:200].casefold()
