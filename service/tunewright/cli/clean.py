@@ -10,7 +10,7 @@ import click
 from tunewright.cli.options import column_option, examples
 from tunewright.cli.output import Output
 from tunewright.rows.faults import InvalidData
-from tunewright.rows.reading import NAMES, Reading
+from tunewright.rows.reading import Reading
 
 if TYPE_CHECKING:
     from tunewright.rows.cleaning.counts import CleaningReport
@@ -71,7 +71,7 @@ def clean(
     target: Path,
     steps: tuple[tuple[str, dict[str, Any]], ...],
     validation: Path | None,
-    columns: tuple[tuple[str, str], ...],
+    columns: dict[str, str] | None,
     alpaca: Literal["chat", "template"],
     as_json: bool,
 ) -> int:
@@ -84,9 +84,6 @@ def clean(
     from tunewright.rows.cleaning.options import check_steps
 
     asked = [_options(name, given) for name, given in steps]
-    for field, _column in columns:
-        if field not in NAMES:
-            raise click.BadParameter(f"{field} is none of {', '.join(sorted(NAMES))}", param_hint="--column")
     try:
         check_steps(asked, has_validation=validation is not None)
     except ValueError as error:
@@ -97,7 +94,7 @@ def clean(
     if not target.parent.is_dir():
         raise click.UsageError(f"{target.parent} is no folder")
     out = Output(as_json)
-    reading = Reading(columns=dict(columns) or None, alpaca=alpaca)
+    reading = Reading(columns=columns, alpaca=alpaca)
     try:
         report = clean_file(path, target, asked, reading=reading, validation=validation)
     except NothingLeft as nothing:
