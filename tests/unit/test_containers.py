@@ -249,6 +249,12 @@ def test_damaged_files_raise_nothing_but_invalid_data(written: Any, name: str, d
     assert report.rows == len(list(read_rows(path)))
 
 
+@pytest.mark.parametrize("prompt", ['\n{"a": 1}', "{name} is", '{"a": 1}', "\n{", "it is \0"])
+def test_json_in_the_cells_of_a_table_is_text(written: Any, prompt: str) -> None:
+    rows = [{"prompt": "x", "completion": "y"}, {"prompt": prompt, "completion": prompt}]
+    assert [row for _, row in read_rows(written(CONTAINERS["csv"](rows)))] == rows
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 

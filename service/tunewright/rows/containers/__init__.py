@@ -31,6 +31,8 @@ class Container:
     """Each row has all columns, and null or nothing where a row of JSON would leave the field out."""
 
 
+_OBJECT = re.compile(r'\{\s*["}]')
+"""How a line of JSONL begins, behind comments."""
 _SIGNATURES = {
     b"%PDF-": "a PDF",
     b"PK\x03\x04": "a zip archive or an Office document (unpack it)",
@@ -76,12 +78,12 @@ def _text(file: BinaryIO) -> Container:
         return Container(
             "json", json_text.array_rows(file, re.compile(_WRAPPED.pattern.decode())), unit="row"
         )
-    first, *others = text.splitlines() or [b""]
+    first = next(iter(text.splitlines()), b"")
     if first.strip() == b"{":
         raise _refused("JSON with objects over several lines")
     if text.startswith((b"{", b"[")) or not text:
         return Container("jsonl", json_text.line_rows(file))
-    is_commented = any(line.startswith(b"{") for line in others)
+    is_commented = csv_text.has_line(text, _OBJECT)
     delimiter = None if is_commented else csv_text.delimiter_of(text, is_whole=len(head) < _HEAD)
     if delimiter is not None:
         return Container("csv", csv_text.csv_rows(file, delimiter), is_table=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -38,6 +39,22 @@ def delimiter_of(head: bytes, *, is_whole: bool) -> str | None:
         if second is None or len(second) == len(names) or not is_whole:
             return delimiter
     return None
+
+
+def has_line(head: bytes, pattern: re.Pattern[str]) -> bool:
+    """Whether a line begins so that is not within the quotes of a table's cell."""
+    lines = head.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    table = csv.reader(lines)
+    try:
+        while True:
+            begin = table.line_num
+            next(table)
+            if pattern.match(lines[begin]):
+                return True
+    except StopIteration:
+        return False
+    except csv.Error:
+        return any(map(pattern.match, lines))
 
 
 def _first_line(text: str, delimiter: str) -> list[str]:
