@@ -187,7 +187,10 @@ def table(base: Any, folders: Path) -> str:
             continue
         encoder = ChatEncoder(with_family(base, name, folders))
         refused: dict[str, list[str]] = {}
-        for conversation in set(CONVERSATIONS) - {"function call", "the assistant begins", "thinking"}:
+        # in one order: how a refusal is worded depends on what was rendered before
+        for conversation in CONVERSATIONS:
+            if conversation in ("function call", "the assistant begins", "thinking"):
+                continue
             if why := outcome(encoder, conversation):
                 refused.setdefault(why, []).append(conversation)
         made = examples_or_none(encoder, row_of("turns"))
