@@ -37,11 +37,11 @@ serve: setup ## Serve the embedded base on 127.0.0.1:8000
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/unit tests/contract tests/abuse
 
-test: setup ## The whole suite, with a real vLLM (under 20 minutes on 2 cores)
+test: setup ## The whole suite, with a real vLLM (about 35 minutes on 2 cores)
 	@$(PYTEST) -m "not soak and not gpu" tests/engine $(FAST)
 	@cd client && ../$(BIN)/python -m pytest -q
 
-test-fast: setup ## The tests that need no engine (about 10 minutes on 2 cores)
+test-fast: setup ## The tests that need no engine (about 15 minutes on 2 cores)
 	@$(PYTEST) -m "not engine and not soak and not gpu" $(FAST)
 
 test-engine: setup ## Only the tests that need a real vLLM
