@@ -213,9 +213,14 @@ def _answer(connection: socket.socket) -> None:
 def _limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     signal.setitimer(signal.ITIMER_REAL, _WALL * seconds)  # the signal ends the process
+    limit_memory(_MEMORY)
+
+
+def limit_memory(more: int) -> None:
+    """Let this process take so many bytes of address space beside what it has, and leave no core where it ends."""
     with open("/proc/self/statm") as file:
         there = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (there + _MEMORY, there + _MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (there + more, there + more))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tunewright.cli.options import column_option, examples
+from tunewright.cli.options import alpaca_option, column_option, examples
 from tunewright.cli.output import Output
 from tunewright.rows.faults import InvalidData
 from tunewright.rows.reading import Reading
@@ -61,10 +61,7 @@ class StepText(click.ParamType[tuple[str, dict[str, Any]]]):
     help="The file whose rows the step leaks removes.",
 )  # fmt: skip
 @column_option
-@click.option(
-    "--alpaca", type=click.Choice(["chat", "template"]), default="chat", show_default=True,
-    help="What Alpaca rows become.",
-)  # fmt: skip
+@alpaca_option()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def clean(
     path: Path,

@@ -9,7 +9,7 @@ import click
 
 from tunewright.cli.clean import clean
 from tunewright.cli.data_report import report
-from tunewright.cli.options import Commands, column_option, examples, tag_option
+from tunewright.cli.options import Commands, alpaca_option, column_option, examples, tag_option
 from tunewright.cli.output import Output
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
@@ -36,10 +36,7 @@ def data() -> None:
 )
 @column_option
 @tag_option
-@click.option(
-    "--alpaca", type=click.Choice(["chat", "template"]), default="chat", show_default=True,
-    help="What Alpaca rows become.",
-)  # fmt: skip
+@alpaca_option()
 @click.option(
     "--validation-share", type=click.FloatRange(0, 0.5, min_open=True),
     help='Also count the rows that a job with the validation file "auto" holds out.',

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from tunewright.cli.create import FILE
-from tunewright.cli.options import Remote, column_option, examples, on_service, tag_option
+from tunewright.cli.options import Remote, alpaca_option, column_option, examples, on_service, tag_option
 from tunewright.cli.output import Output
 from tunewright.rows.report.models import DataReport, Lengths, Problem, Sample, Tokens
 
@@ -36,10 +36,7 @@ _BAR = 40
 )  # fmt: skip
 @column_option
 @tag_option
-@click.option(
-    "--alpaca", type=click.Choice(["auto", "chat", "template"]), default="auto", show_default=True,
-    help="What Alpaca rows become.",
-)  # fmt: skip
+@alpaca_option(auto=True)
 @click.option(
     "--svg",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -129,28 +129,39 @@ def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def column_option(function: Callable[P, R]) -> Callable[P, R]:
     """Add --column, `data.columns` of a job, as `columns`: a dictionary, or None."""
-    return click.option(
-        "--column",
-        "columns",
-        type=KeyValue(),
-        multiple=True,
-        metavar="FIELD=COLUMN",
-        callback=known_names(NAMES),
-        help="The column of the files for a field, such as prompt=question; may be repeated.",
-    )(function)
+    about = "The column of the files for a field, such as prompt=question; may be repeated."
+    return _names_option("--column", "columns", NAMES, "FIELD=COLUMN", about)(function)
 
 
 def tag_option(function: Callable[P, R]) -> Callable[P, R]:
     """Add --tag, `data.tags` of a job, as `tags`: a dictionary, or None."""
+    about = "A name in ShareGPT's conversations, as `data.tags` of a job; may be repeated."
+    return _names_option("--tag", "tags", TAGS, "TAG=NAME", about)(function)
+
+
+def _names_option(
+    option: str, parameter: str, names: Collection[str], metavar: str, about: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return click.option(
-        "--tag",
-        "tags",
+        option,
+        parameter,
         type=KeyValue(),
         multiple=True,
-        metavar="TAG=NAME",
-        callback=known_names(TAGS),
-        help="A name in ShareGPT's conversations, as `data.tags` of a job; may be repeated.",
-    )(function)
+        metavar=metavar,
+        callback=known_names(names),
+        help=about,
+    )
+
+
+def alpaca_option(*, auto: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add --alpaca, `data.alpaca` of a job; `auto`: where a model may be known, whose template decides."""
+    return click.option(
+        "--alpaca",
+        type=click.Choice([*(["auto"] if auto else []), "chat", "template"]),
+        default="auto" if auto else "chat",
+        show_default=True,
+        help="What Alpaca rows become.",
+    )
 
 
 def known_names(names: Collection[str]) -> Callable[..., dict[str, str] | None]:

@@ -11,6 +11,7 @@ Null is the same as absent, as in what the openai client's `model_dump()` writes
 
 from __future__ import annotations
 
+import hashlib
 import json
 from enum import StrEnum
 from typing import Any
@@ -162,3 +163,9 @@ def _check_tool_calls(calls: object, where: str) -> None:
                 )
         elif not isinstance(arguments, dict | None):
             raise RowFault(f"{where}.tool_calls[{index}].function.arguments must be a JSON string")
+
+
+def text_hash(text: str) -> int:
+    """64 bits, the same in every process: by these rows are compared and chosen."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

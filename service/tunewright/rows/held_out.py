@@ -6,10 +6,11 @@ place does not depend on the order of the rows, nor on others that are added.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from typing import Any
+
+from tunewright.rows.canonical import text_hash
 
 DEFAULT_SHARE = 0.05
 _BLANK = re.compile(r"\\[nrt]")
@@ -21,8 +22,7 @@ def place_of(row: dict[str, Any]) -> float:
     count."""
     text = json.dumps(row, sort_keys=True, ensure_ascii=False).casefold()
     words = _BLANK.sub(" ", text).split()
-    digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+    return (text_hash(" ".join(words)) >> 11) / 2**53
 
 
 def is_held_out(row: dict[str, Any], share: float) -> bool:

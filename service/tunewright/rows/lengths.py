@@ -8,7 +8,6 @@ imports transformers, which the processes that answer requests do not. It runs w
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -16,11 +15,13 @@ import time
 from collections import OrderedDict
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache as once
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tunewright.apart import limit_memory
 from tunewright.config import child_environment
 from tunewright.plan.data_shape import DataShape
 from tunewright.rows.cache import TokenCache, cache_key
@@ -237,7 +238,7 @@ def _answered(question: Question) -> Answer:
         tokenizer.chat_template = question.chat_template
     try:
         encoder = RowEncoder(tokenizer)
-        shown = samples_of(question, tokenizer, encoder, on_prepared=once(_limit_memory))
+        shown = samples_of(question, tokenizer, encoder, on_prepared=once(partial(limit_memory, _MEMORY)))
         if not question.counts:
             return Answer(samples=shown)
         end = time.monotonic() + question.seconds
@@ -261,13 +262,6 @@ def _answered(question: Question) -> Answer:
             samples=shown,
         )
     )
-
-
-def _limit_memory() -> None:
-    with open("/proc/self/statm") as file:
-        there = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (there + _MEMORY, there + _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 
-from tunewright.rows.canonical import Row
+from tunewright.rows.canonical import Row, text_hash
 from tunewright.rows.control_tokens import Change, changed_texts
 
 _ANSWERS = ("completion", "chosen", "rejected", "text")
@@ -98,6 +97,4 @@ def said_and_called(row: Row) -> str:
 def key_of(row: Row) -> int:
     """64 bits of the content of a row. The case of letters and the amount of white space do not count."""
     even = changed_everywhere(row, lambda text: " ".join(text.casefold().split()))
-    text = json.dumps(even, sort_keys=True, ensure_ascii=False)
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return text_hash(json.dumps(even, sort_keys=True, ensure_ascii=False))

@@ -5,7 +5,6 @@ One pass over the rows. What is kept of a row are 16 bytes, so that the memory i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from array import array
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from tunewright.rows.canonical import Row
+from tunewright.rows.canonical import Row, text_hash
 from tunewright.rows.counts import MOST_LISTED
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
@@ -109,9 +108,7 @@ def characters(value: Any) -> int:
 
 def row_hash(row: Row) -> int:
     """64 bits. Of five million different rows two have the same with a probability of one in a million."""
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False)
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return text_hash(json.dumps(row, sort_keys=True, ensure_ascii=False))
 
 
 def duplicates(hashes: Sequence[int], places: Sequence[int]) -> Duplicates:
