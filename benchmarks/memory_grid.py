@@ -7,7 +7,9 @@
 full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off x the shapes of `random_base`.
 Each cell is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
 `torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process. Cells that are predicted not
-to fit are not run. `predictions.json` is never written over.
+to fit are not run. With `--parallel`, cells that fit beside each other run at the same time: what a process has
+allocated does not depend on others. `predictions.json` is never written over, and a cell that is in
+`measured.jsonl` is not run again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,9 @@ def main() -> None:
     parser.add_argument(
         "--corners", action="store_true", help="the least and the largest batch and length alone"
     )
+    parser.add_argument("--parallel", type=int, default=1, help="most cells that run at the same time")
+    parser.add_argument("--shape", choices=list(SHAPES), help="one shape alone")
+    parser.add_argument("--type", choices=TYPES, nargs="+", default=TYPES, help="these methods alone")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
@@ -51,7 +58,15 @@ def main() -> None:
     predictions = options.folder / "predictions.json"
     if not predictions.exists():
         predictions.write_text(json.dumps(predict(options), indent=1))
-    run_cells(options.folder, json.loads(predictions.read_text()))
+    chosen = [
+        cell
+        for cell in json.loads(predictions.read_text())
+        if cell["type"] in options.type and options.shape in (None, cell["shape"])
+    ]
+    for shape in {cell["shape"] for cell in chosen}:
+        make_base(options.folder / shape, shape, options.device)
+    run_cells(options.folder, chosen, options.parallel)
+    summarize(options.folder)
 
 
 def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -103,31 +118,91 @@ def shape_in_memory(name: str) -> Any:
     return shape_of(model.config.to_dict(), tensors)
 
 
-def run_cells(folder: Path, predicted: list[dict[str, Any]]) -> None:
-    errors = []
+def make_base(folder: Path, shape: str, device: str) -> None:
+    """Save a model of this shape with random weights, in a process that gives the device's memory back."""
+    if (folder / "config.json").exists():
+        return
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        "from benchmarks.memory_grid import config_of\n"
+        "with torch.device(sys.argv[3]):\n"
+        "    model = AutoModelForCausalLM.from_config(config_of(sys.argv[2]), dtype=torch.bfloat16)\n"
+        "model.save_pretrained(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), shape, device], check=True)
+
+
+def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> None:
+    """Run the cells in their order, each as soon as there is room for it beside those that run."""
     print("shape\ttype\tbatch\tlength\tcheckpointing\tpredicted GiB\tmeasured GiB\terror\tpeak", flush=True)
+    room, known = available(predicted[0]["device"]), {name_of(cell) for cell in measured_cells(folder)}
+    waiting, running = [], list[tuple[dict[str, Any], subprocess.Popen[str], Any]]()
     for cell in predicted:
-        name = f"{cell['shape']}\t{cell['type']}\t{cell['batch']}\t{cell['length']}\t{cell['checkpointing']}"
-        if cell["needs"] > available(cell["device"]):
-            print(f"{name}\t{cell['predicted'] / 2**30:.2f}\tdoes not fit", flush=True)
+        if cell["needs"] > room:
+            print(f"{name_of(cell)}\t{cell['predicted'] / 2**30:.2f}\tdoes not fit", flush=True)
+        elif name_of(cell) not in known:
+            waiting.append(cell)
+    while waiting or running:
+        left = room - sum(cell["needs"] for cell, _, _ in running)
+        fitting = next((cell for cell in waiting if cell["needs"] <= left), None)
+        if fitting is not None and len(running) < parallel:
+            waiting.remove(fitting)
+            errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the cell has ended)
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.memory_grid",
+                str(folder),
+                "--cell",
+                json.dumps(fitting),
+            ]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            running.append((fitting, process, errors))
             continue
-        command = [sys.executable, "-m", "benchmarks.memory_grid", str(folder), "--cell", json.dumps(cell)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            last = (ended.stderr.strip().splitlines() or ["no output"])[-1]
-            print(f"{name}\t{cell['predicted'] / 2**30:.2f}\tfailed: {last}", flush=True)
-            continue
-        measured = json.loads(ended.stdout.splitlines()[-1])["measured"]
-        with (folder / "measured.jsonl").open("a") as file:
-            file.write(json.dumps({**cell, "measured": measured}) + "\n")
-        error = cell["predicted"] / measured - 1
-        errors.append(abs(error))
-        print(
-            f"{name}\t{cell['predicted'] / 2**30:.2f}\t{measured / 2**30:.2f}\t{error:+.1%}\t{cell['peak']}",
-            flush=True,
-        )
-    if errors:
-        print(f"{len(errors)} cells: median error {statistics.median(errors):.1%}, worst {max(errors):.1%}")
+        time.sleep(0.2)
+        for cell, process, errors in [one for one in running if one[1].poll() is not None]:
+            running.remove((cell, process, errors))
+            tell(folder, cell, process, errors)
+
+
+def tell(folder: Path, cell: dict[str, Any], process: subprocess.Popen[str], errors: Any) -> None:
+    """Print the row of a cell that has ended, and store what it measured."""
+    output, _ = process.communicate()
+    row = f"{name_of(cell)}\t{cell['predicted'] / 2**30:.2f}"
+    with errors:
+        errors.seek(0)
+        if process.returncode:
+            last = (errors.read().strip().splitlines() or ["no output"])[-1]
+            print(f"{row}\tfailed: {last[:300]}", flush=True)
+            return
+    measured = json.loads(output.splitlines()[-1])["measured"]
+    with (folder / "measured.jsonl").open("a") as file:
+        file.write(json.dumps({**cell, "measured": measured}) + "\n")
+    error = cell["predicted"] / measured - 1
+    print(f"{row}\t{measured / 2**30:.2f}\t{error:+.1%}\t{cell['peak']}", flush=True)
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    return "\t".join(str(cell[key]) for key in ("shape", "type", "batch", "length", "checkpointing"))
+
+
+def measured_cells(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "measured.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def summarize(folder: Path) -> None:
+    cells = measured_cells(folder)
+    if not cells:
+        return
+    for type in TYPES:
+        errors = [abs(one["predicted"] / one["measured"] - 1) for one in cells if one["type"] == type]
+        if errors:
+            print(
+                f"{type}: {len(errors)} cells: median error {statistics.median(errors):.1%}, worst {max(errors):.1%}"
+            )
+    errors = [abs(one["predicted"] / one["measured"] - 1) for one in cells]
+    print(f"all: {len(errors)} cells: median error {statistics.median(errors):.1%}, worst {max(errors):.1%}")
 
 
 def available(device: str) -> int:
@@ -146,7 +221,7 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
 
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -159,14 +234,6 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     from tunewright.trainer.spec import TrainingSpec
 
     base = folder / cell["shape"]
-    if not (base / "config.json").exists():
-        with torch.device(cell["device"]):
-            AutoModelForCausalLM.from_config(config_of(cell["shape"]), dtype=torch.bfloat16).save_pretrained(
-                base
-            )
-        if cell["device"] == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
     options = {key: cell[key] for key in ("type",)} | {
         "rank": RANK,
         "batch_size": cell["batch"],
@@ -195,7 +262,7 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     tokenizer = AutoTokenizer.from_pretrained(embedded_base_path())
     trainer = SFTTrainer(
         model=load_model(spec),
-        args=_arguments(spec, JobFolder(folder / "job"), len(words), evaluates=False),
+        args=_arguments(spec, JobFolder(Path(tempfile.mkdtemp(dir=folder))), len(words), evaluates=False),
         train_dataset=Dataset.from_list([{"input_ids": row, "labels": row} for row in words]),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
         processing_class=tokenizer,
