@@ -9,13 +9,12 @@ import fcntl
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked import Process
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.plan.defaults import resolve
@@ -60,11 +59,8 @@ def job_folder(path: Path) -> JobFolder:
     return folder
 
 
-def start(folder: JobFolder) -> subprocess.Popen[bytes]:
-    with folder.log_file.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tunewright.trainer", str(folder.path)], stdout=log, stderr=log
-        )
+def start(folder: JobFolder) -> Process:
+    return Process("tunewright.trainer", str(folder.path), log=folder.log_file)
 
 
 def losses(folder: JobFolder) -> dict[int, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from disks import fill_up, free, small_disk
+from forked import Process
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import DISK_FULL, JobFolder
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
@@ -36,11 +37,17 @@ def folder_with(path: Path, **tuning: Any) -> JobFolder:
     return folder
 
 
-def train(folder: JobFolder, preexec: Callable[[], None] | None = None) -> tuple[int, TrainingResult | None]:
+def train(
+    folder: JobFolder, preexec: Callable[[], None] | None = None
+) -> tuple[int | None, TrainingResult | None]:
     """(exit code, result)"""
-    command = [sys.executable, "-m", "tunewright.trainer", str(folder.path)]
-    with folder.log_file.open("ab") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, timeout=240, preexec_fn=preexec).returncode
+    code: int | None
+    if preexec is None:
+        code = Process("tunewright.trainer", str(folder.path), log=folder.log_file).wait(240)
+    else:
+        command = [sys.executable, "-m", "tunewright.trainer", str(folder.path)]
+        with folder.log_file.open("ab") as log:
+            code = subprocess.run(command, stdout=log, stderr=log, timeout=240, preexec_fn=preexec).returncode
     return code, folder.read_result(TrainingResult)
 
 
@@ -103,10 +110,7 @@ def test_without_room_for_the_result_the_exit_code_tells(tmp_path: Path) -> None
         )
         spec = folder.read_spec(TrainingSpec)
         folder.write_spec(spec.model_copy(update={"token_cache": str(tmp_path / "tokens")}))
-        with folder.log_file.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tunewright.trainer", str(folder.path)], stdout=log, stderr=log
-            )
+        process = Process("tunewright.trainer", str(folder.path), log=folder.log_file)
         try:
             wait_until(lambda: folder.events_size() > 300, 120, "it trains")
             ballast = fill_up(disk)

@@ -26,6 +26,7 @@ from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.registry.bases import BaseInfo, inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.retention import Retention
 from tunewright.store.records import Job, JobInput, NewJob
@@ -96,7 +97,15 @@ class World:
         engines: Any = SimpleNamespace(
             base=lambda name: info, available_bases=lambda: [BASE], names=lambda: [BASE]
         )
-        self.runner = JobRunner(self.settings, store, data, engines, lifeline, Devices(["cpu"], store))
+        self.runner = JobRunner(
+            self.settings,
+            store,
+            data,
+            engines,
+            lifeline,
+            Devices(["cpu"], store),
+            ForkServer(data.run, lifeline, 0),
+        )
 
     def create(self, to: int | str = "auto", *, waits: bool = False) -> str:
         """`waits`: before its last number, until the file `wait` is gone."""

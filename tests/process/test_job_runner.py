@@ -23,6 +23,7 @@ from tunewright.registry.bases import inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import jobs as scheduler_jobs
 from tunewright.scheduler.devices import Devices
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -50,7 +51,15 @@ class Scheduler:
             available_bases=lambda: [BASE],
             names=lambda: [BASE],
         )
-        self.runner = JobRunner(settings, store, data, engines, lifeline, Devices(["cpu"], store))
+        self.runner = JobRunner(
+            settings,
+            store,
+            data,
+            engines,
+            lifeline,
+            Devices(["cpu"], store),
+            ForkServer(data.run, lifeline, 0),
+        )
 
     def again(self) -> Scheduler:
         return Scheduler(self.store, self.data, self.settings, self.lifeline)

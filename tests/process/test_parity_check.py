@@ -21,6 +21,7 @@ from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import parity, references
 from tunewright.scheduler.devices import Devices
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.parity import MAX_FAILURES, NotLoaded, ParityChecker
 from tunewright.store.records import Engine, Job, TunedModel
 from tunewright.store.states import Desired, EngineState, JobState, ModelState, Residency
@@ -43,7 +44,9 @@ class Checker:
     def __init__(self, store: Store, data: Workspace, settings: Settings, lifeline: int) -> None:
         self.store, self.data, self.settings, self.lifeline = store, data, settings, lifeline
         self.judged = JUDGED
-        self.parity = ParityChecker(settings, store, data, lifeline, Devices(["cpu"], store))
+        self.parity = ParityChecker(
+            settings, store, data, lifeline, Devices(["cpu"], store), ForkServer(data.run, lifeline, 0)
+        )
 
     def again(self, **changes: Any) -> Checker:
         return Checker(self.store, self.data, self.settings.with_options(**changes), self.lifeline)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from forked import Process
 from lora import random_lora
 from tunewright.config import embedded_base_path
 from tunewright.evaluate.folder import BaseSpec, ParityFolder, ParitySpec, Reference
@@ -31,11 +30,15 @@ def asked(
     return found
 
 
-def run(*folders: ParityFolder) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tunewright.evaluate.parity", *(str(folder.path) for folder in folders)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+def run(*folders: ParityFolder) -> int | None:
+    """The exit code."""
+    process = Process(
+        "tunewright.evaluate.parity",
+        *(str(folder.path) for folder in folders),
+        log=folders[0].path.with_suffix(".log"),
+        environment={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    return process.wait(240)
 
 
 def effect(reference: Reference) -> list[float]:
@@ -67,8 +70,7 @@ def test_adapters_that_are_measured_together_do_not_mix(adapters: tuple[Path, Pa
     first, second = adapters
     together = [asked(tmp_path / "1", first), asked(tmp_path / "2", second), asked(tmp_path / "3", first)]
     together.insert(1, ParityFolder(tmp_path / "gone"))
-    done = run(*together)
-    assert done.returncode == 2, "one has no spec any more"
+    assert run(*together) == 2, "one has no spec any more"
     one, other, again = (read(folder) for folder in (together[0], together[2], together[3]))
     assert (one.rows, one.renderings) == (again.rows, again.renderings)
     assert [row.base for row in one.rows] == [row.base for row in other.rows], "the base is what it was"
@@ -78,7 +80,7 @@ def test_adapters_that_are_measured_together_do_not_mix(adapters: tuple[Path, Pa
     assert len(one.renderings) == 3, "the request of each conversation"
     assert all(len(row.base) == len(row.tokens) - 1 for row in one.rows)
     assert (one.device, one.dtype) == ("cpu", "bfloat16")
-    assert run(together[0]).returncode == 0, "what is there is not measured again"
+    assert run(together[0]) == 0, "what is there is not measured again"
 
 
 def test_adapters_without_data_have_probes_and_overflows_come_back(
@@ -92,7 +94,7 @@ def test_adapters_without_data_have_probes_and_overflows_come_back(
     save_file({name: tensor * 1e20 for name, tensor in load_file(weights).items()}, huge / weights.name)
     (huge / "adapter_config.json").write_text((adapters[0] / "adapter_config.json").read_text())
     folder = asked(tmp_path / "1", huge, rows=2, file=None)
-    assert run(folder).returncode == 0
+    assert run(folder) == 0
     found = read(folder)
     assert "What color is the sky" in found.rows[0].text
     assert not all(math.isfinite(value) for value in effect(found))
@@ -109,8 +111,8 @@ def test_an_adapter_of_qlora_is_measured_on_the_base_in_4_bits_too(
     plain, folder = asked(tmp_path / "1", adapters[0]), asked(tmp_path / "2", adapters[0], four_bit=True)
     after = asked(tmp_path / "3", adapters[1])
     alone = asked(tmp_path / "4", adapters[1])
-    assert run(plain, folder, after).returncode == 0
-    assert run(alone).returncode == 0
+    assert run(plain, folder, after) == 0
+    assert run(alone) == 0
     found = read(folder)
     assert (read(plain).four_bit, read(after).four_bit) == (None, None)
     assert (read(plain).rows, read(after).rows) == (found.rows, read(alone).rows)

@@ -214,6 +214,12 @@ class JobOptions(Group):
         gt=0,
         description="Seconds without a sign of progress after which a trainer is taken to hang and is restarted.",
     )
+    fork_server_idle: float = Field(
+        900.0,
+        ge=0,
+        description="Seconds without a job or check after which the process ends that has imported torch, transformers,"
+        " peft and TRL for the next ones, and takes 500 MB; 0: each job and check imports them itself.",
+    )
     max_queued_jobs: int = Field(
         1000, ge=1, description="Jobs that may wait, queued, paused or validating; more are refused with 429."
     )

@@ -8,24 +8,24 @@ spec; 75 no device has room for the base; any other: it crashed on the first fol
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from setproctitle import setproctitle
 
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder
-from tunewright.jobs.process import quick_imports
+from tunewright.imports import need, prepare_environment, quick_imports
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tunewright.evaluate.parity", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="+", help="folder with a spec.json")
     folders = [ParityFolder(path.resolve()) for path in parser.parse_args().folder]
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a folder; nothing is looked up
+    prepare_environment()
     status, base = 0, None
     needs_four_bits = any(map(_needs_four_bits, folders))
+    if needs_four_bits:
+        need("bitsandbytes")
     for folder in folders:
         try:
             spec = folder.read_spec()

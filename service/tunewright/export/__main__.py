@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from tunewright.export.folder import ExportSpec
+from tunewright.imports import quick_imports
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.process import quick_imports, run_in_folder
+from tunewright.jobs.process import run_in_folder
 
 
 def _run(folder: JobFolder, spec: ExportSpec) -> int:

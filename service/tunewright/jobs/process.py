@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +15,7 @@ from pydantic import BaseModel
 from setproctitle import setproctitle
 
 from tunewright.atomic import is_disk_full
+from tunewright.imports import prepare_environment
 from tunewright.jobs.folder import DISK_FULL, JobFolder, Outcome
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -55,29 +54,12 @@ def run_in_folder(
     setproctitle(f"tunewright: {title(spec)}")
     if folder.read_outcome() is not None:
         return 0
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # models are local folders: nothing has to be looked up
+    prepare_environment()
     code = run(folder, spec)
     if code == DISK_FULL:
         # Buffered output could not be written either, and Python would then exit with a code of its own.
         os._exit(code)
     return code
-
-
-@contextmanager
-def quick_imports(*unused: str) -> Iterator[None]:
-    """Import torch and what is built on it in four fifths of the time; `unused` are packages that are imported
-    where they are installed, but are not needed in this process, and count as not installed.
-
-    The garbage collector would examine the growing number of modules again and again, and free nothing.
-    """
-    for name in unused:
-        sys.modules[name] = None  # type: ignore[assignment]
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def rank() -> int:

@@ -15,6 +15,7 @@ from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityChecker
 from tunewright.scheduler.retention import Retention
@@ -45,12 +46,13 @@ def main() -> int:
     devices = Devices(find_devices(settings.processes), store)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, workspace, lifeline, devices)
-    parity = ParityChecker(settings, store, workspace, lifeline, devices)
-    jobs = JobRunner(settings, store, workspace, engines, lifeline, devices)
+    forks = ForkServer(workspace.run, lifeline, settings.jobs.fork_server_idle)
+    parity = ParityChecker(settings, store, workspace, lifeline, devices, forks)
+    jobs = JobRunner(settings, store, workspace, engines, lifeline, devices, forks)
     retention = Retention(settings.retention, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")
     while not stopping:
-        for part in (engines, jobs, parity, retention):
+        for part in (engines, jobs, parity, forks, retention):
             try:
                 part.tick()
             except Exception:  # one bad row or a full disk must not end the scheduler
@@ -62,6 +64,7 @@ def main() -> int:
     retention.stop()
     parity.stop()
     jobs.stop(_TRAINER_GRACE)
+    forks.stop()
     engines.stop(_ENGINE_GRACE)
     store.close()
     return 0

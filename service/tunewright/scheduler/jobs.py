@@ -23,6 +23,7 @@ from tunewright.scheduler.background import Background
 from tunewright.scheduler.devices import Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.events import take_in_events
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
 from tunewright.store.records import Job
 from tunewright.store.states import JobPhase, JobState
@@ -47,6 +48,7 @@ class JobRunner:
         engines: EngineKeeper,
         lifeline: int,
         devices: Devices,
+        forks: ForkServer,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -54,6 +56,7 @@ class JobRunner:
         self._engines = engines
         self._lifeline = lifeline
         self._devices = devices
+        self._forks = forks
         self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu)
         self._background = Background(2, "jobs")
         self.processes: dict[str, ChildProcess] = {}
@@ -88,7 +91,7 @@ class JobRunner:
                 failed = error
         if failed is not None:
             raise failed
-        if self._store.jobs.in_states(JobState.QUEUED):
+        if self._store.jobs.in_states(JobState.QUEUED) and self._forks.prepare():
             for device in self._devices.for_jobs():
                 claimed = self._store.jobs.claim(device, self._engines.available_bases())
                 if claimed is not None:
@@ -119,6 +122,7 @@ class JobRunner:
         if done is not None:
             self._prepared(job, done)
         elif (base := self._engines.base(job.base)) is not None:
+            self._forks.prepare()  # beside the validation
             self._background.start(job.id, partial(self._validate, job, base))
 
     def _validate(self, job: Job, base: BaseInfo) -> None:
@@ -168,6 +172,7 @@ class JobRunner:
             lifeline=self._lifeline,
             name=_process_name(job),
             append=True,
+            launch=self._forks.launch,
         )
         log.info("job %s runs on %s (pid %s)", job.id, job.device, process.pid)
         audit("job_started", job=job.id, kind=job.kind, device=job.device, pid=process.pid)

@@ -26,6 +26,7 @@ from tunewright.kinds.fine_tuning.models import FineTuningRequest
 from tunewright.registry.workspace import Workspace
 from tunewright.rows.reading import Reading
 from tunewright.scheduler.devices import Devices
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
 from tunewright.scheduler.verdicts import Outcome, content_of_check
@@ -69,13 +70,20 @@ class ParityChecker:
     """Runs the pending checks, as a part of the scheduler's loop; `tick()` never blocks for long."""
 
     def __init__(
-        self, settings: Settings, store: Store, workspace: Workspace, lifeline: int, devices: Devices
+        self,
+        settings: Settings,
+        store: Store,
+        workspace: Workspace,
+        lifeline: int,
+        devices: Devices,
+        forks: ForkServer,
     ) -> None:
         self._settings = settings
         self._store = store
         self._workspace = workspace
         self._devices = devices
-        self._references = References(settings.jobs, workspace, lifeline, devices)
+        self._references = References(settings.jobs, workspace, lifeline, devices, forks)
+        self._forks = forks
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
         self._alike: dict[str, list[PendingCheck]] = {}
@@ -97,7 +105,7 @@ class ParityChecker:
             except StorageFull as error:
                 log.warning("checking %s: %s; trying again", one.model.name, error)
                 check.not_before = time.monotonic() + _WAIT
-        if unmeasured and not self._references.is_running:
+        if unmeasured and not self._references.is_running and self._forks.prepare():
             self._start_reference(unmeasured)
         self._watch_reference(waiting)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from tunewright.log_files import CONTINUED, begin_anew, keep_small, parts_of_run, read
-from tunewright.supervisor.process import ProcessGroup
+from tunewright.supervisor.process import Launch, ProcessGroup
 
 _STACK_SECONDS = 2.0
 """Seconds that a hung process has to write its stack to its log."""
@@ -61,8 +61,11 @@ class ChildProcess:
         lifeline: int,
         name: str,
         append: bool = False,
+        descriptors: tuple[int, ...] = (),
+        launch: Launch | None = None,
     ) -> Self:
         """Start `command` with its output in `log_file`: after what is there (`append`), or in its place.
+        `descriptors` and `launch` are those of `ProcessGroup.start`.
 
         Raises OSError; then no process is left.
         """
@@ -77,6 +80,8 @@ class ChildProcess:
                 lifeline=lifeline,
                 output=output,
                 title=title,
+                descriptors=descriptors,
+                launch=launch,
             )
         return cls(group, log_file, lifeline, title)
 

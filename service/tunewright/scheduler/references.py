@@ -16,6 +16,7 @@ from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
 from tunewright.ids import path_name
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices, visible_to
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.processes import ChildProcess, last_line
 
 _NAME = "the parity reference"
@@ -36,8 +37,11 @@ class Ended:
 class References:
     """Starts and watches the reference process, and knows the folders of its results."""
 
-    def __init__(self, jobs: JobOptions, workspace: Workspace, lifeline: int, devices: Devices) -> None:
+    def __init__(
+        self, jobs: JobOptions, workspace: Workspace, lifeline: int, devices: Devices, forks: ForkServer
+    ) -> None:
         self._limit = jobs.step_timeout
+        self._forks = forks
         self._lifeline = lifeline
         self._devices = devices
         self._root = workspace.tmp / "parity"
@@ -78,6 +82,7 @@ class References:
                 environment=child_environment(visible_to(self._device)),
                 lifeline=self._lifeline,
                 name=_NAME,
+                launch=self._forks.launch,
             )
         except OSError:
             self._devices.give_back(self._device)

@@ -20,9 +20,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 LIFELINE_VARIABLE = "TUNEWRIGHT_LIFELINE_FD"
 
@@ -119,12 +119,69 @@ class GroupRecord:
                 file.truncate()
 
 
+class Child(Protocol):
+    """The process of a command, as the process sees it that has started it."""
+
+    pid: int
+
+    def is_alive(self) -> bool: ...
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, and where it cannot be known."""
+
+    def wait(self) -> object:
+        """Wait until it has ended."""
+
+
+class Spawned(subprocess.Popen[bytes]):
+    """A child process of this one."""
+
+    def is_alive(self) -> bool:
+        return self.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.poll()
+
+
+class Launch(Protocol):
+    """Starts a command in a process group. Raises OSError; then no process is left."""
+
+    def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        output: int | IO[bytes] | None,
+        group: int,
+    ) -> Child: ...
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    output: int | IO[bytes] | None,
+    group: int,
+    descriptors: tuple[int, ...] = (),
+) -> Child:
+    """Start the command as a child process of this one."""
+    return Spawned(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output is not None else None,
+        env=dict(environment),
+        pass_fds=descriptors,
+        process_group=group,
+    )
+
+
 class ProcessGroup:
     """A command and everything it starts, from start to the last kill."""
 
-    def __init__(
-        self, record: GroupRecord, record_path: Path, child: subprocess.Popen[bytes] | None = None
-    ) -> None:
+    def __init__(self, record: GroupRecord, record_path: Path, child: Child | None = None) -> None:
         self.record = record
         self._record_path = record_path
         self._child = child
@@ -141,22 +198,24 @@ class ProcessGroup:
         output: int | IO[bytes] | None = None,
         descriptors: tuple[int, ...] = (),
         title: str = "tunewright: lifeline",
+        launch: Launch | None = None,
     ) -> Self:
-        """Start `command` in a group of its own. `output` takes stdout and stderr; None shares this process's."""
+        """Start `command` in a group of its own. `output` takes stdout and stderr; None shares this process's.
+
+        `launch` starts it in another way than as a child that gets the lifeline and the descriptors.
+        """
         watcher = _watch(lifeline, title, group=0)
         child = None
         try:
             watcher_id = ProcessId.of(watcher.pid)
             record_path.parent.mkdir(parents=True, exist_ok=True)
             GroupRecord(watcher.pid, watcher_id, None).write(record_path)
-            child = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT if output is not None else None,
-                env={**environment, LIFELINE_VARIABLE: str(lifeline)},
-                pass_fds=(lifeline, *descriptors),
-                process_group=watcher.pid,
+            launch = launch or partial(spawn, descriptors=(lifeline, *descriptors))
+            child = launch(
+                command,
+                environment={**environment, LIFELINE_VARIABLE: str(lifeline)},
+                output=output,
+                group=watcher.pid,
             )
             try:
                 command_id = ProcessId.of(child.pid)
@@ -192,14 +251,14 @@ class ProcessGroup:
     def is_alive(self) -> bool:
         """Whether the command runs."""
         if self._child is not None:
-            return self._child.poll() is None
+            return self._child.is_alive()
         return self.record.command is not None and self.record.command.is_alive()
 
     @property
     def exit_code(self) -> int | None:
         """The command's exit code. None while it runs, and where another process started it: only its parent learns
         it."""
-        return self._child.poll() if self._child is not None else None
+        return self._child.exit_code if self._child is not None else None
 
     def keep_watched(self, lifeline: int, title: str = "tunewright: lifeline") -> None:
         """Start a new watcher where only the watcher was killed, since the command would outlive the lifeline."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from tunewright.imports import need, quick_imports
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.process import quick_imports, run_in_folder
+from tunewright.jobs.process import run_in_folder
 from tunewright.trainer.spec import TrainingSpec
 
 
 def _run(folder: JobFolder, spec: TrainingSpec) -> int:
     # peft and transformers import bitsandbytes where it is installed; it is for 4-bit bases
+    if spec.tuning.type == "qlora":
+        need("bitsandbytes")
     with quick_imports(*(() if spec.tuning.type == "qlora" else ("bitsandbytes",))):
         from tunewright.trainer.run import run_job
 
