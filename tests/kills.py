@@ -28,6 +28,7 @@ ROLES = {
     "queues": r"multiprocessing|^tunewright: api",  # LitServe's: its parent distinguishes it from the api
     "scheduler": r"^tunewright: scheduler",
     "trainer": r"^tunewright: trainer",
+    "fork server": r"^tunewright: fork server",
     "lifeline": r"^tunewright: lifeline",
     "vLLM server": r"vllm\.entrypoints",
     "EngineCore": r"^VLLM::EngineCore",
@@ -41,6 +42,17 @@ BREAKS_GENERATION = ("vLLM server", "EngineCore", *WHOLE)
 
 def tree(root: int) -> dict[int, tuple[int, str]]:
     """{pid: (parent, command line)} of a process and its living descendants."""
+    everyone = living()
+    found, grew = {root}, True
+    while grew:
+        more = {pid for pid, (parent, _) in everyone.items() if parent in found} - found
+        found |= more
+        grew = bool(more)
+    return {pid: everyone[pid] for pid in found if pid in everyone}
+
+
+def living() -> dict[int, tuple[int, str]]:
+    """{pid: (parent, command line)} of all processes."""
     everyone: dict[int, tuple[int, str]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -52,18 +64,23 @@ def tree(root: int) -> dict[int, tuple[int, str]]:
             state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
             if state not in "ZX":
                 everyone[int(folder.name)] = (int(parent), line)
-    found, grew = {root}, True
-    while grew:
-        more = {pid for pid, (parent, _) in everyone.items() if parent in found} - found
-        found |= more
-        grew = bool(more)
-    return {pid: everyone[pid] for pid in found if pid in everyone}
+    return everyone
+
+
+def orphans(service: Service) -> dict[int, tuple[int, str]]:
+    """The trainers of the service, also those whose fork server was killed."""
+    trainer = re.compile(r"^tunewright: trainer (\S+)")
+    return {
+        pid: (parent, line)
+        for pid, (parent, line) in living().items()
+        if (title := trainer.match(line)) and (service.data_dir / "jobs" / title[1]).exists()
+    }
 
 
 def find(service: Service, role: str) -> list[int]:
     """Process ids of a role, oldest first."""
     role = STOPPED.get(role, role)
-    processes = tree(service.process.pid)
+    processes = tree(service.process.pid) | orphans(service)
     if role == "supervisor":
         return [service.process.pid]
     if role == "everything":
@@ -297,6 +314,7 @@ UNTIL = {
     "queues": "an adapter is loaded by hand",
     "scheduler": "a new one has taken over",
     "trainer": "the job tells a new step, or has ended",
+    "fork server": "the job tells a new step, or has ended",
     "lifeline": "a new one watches the group",
     "vLLM server": "the adapter answers, and rightly",
     "EngineCore": "the adapter answers, and rightly",
@@ -321,7 +339,7 @@ def recovered(service: Service, role: str, before: list[int], adapter: Question,
             )
         if role in ("scheduler", "lifeline"):
             return bool(set(find(service, role)) - set(before))
-        if role == "trainer":
+        if role in ("trainer", "fork server"):
             page = httpx.get(f"{service.url}/v1/fine_tuning/jobs", params={"limit": 1}, timeout=10).json()
             job = page["data"][0]
             return job["status"] == "succeeded" or ((job.get("progress") or {}).get("step") or 0) > step

@@ -26,7 +26,9 @@ from tunewright_client import Tunewright
 
 ASKED = Question(BASE, "What color is the sky?")
 TUNING = {**FAST, "n_epochs": 5}
-AT_STEP = {2: "trainer", 6: "lifeline", 9: "engine worker", 13: "scheduler", 18: "api", 24: "queues"}
+AT_STEP = {
+    2: "fork server", 4: "trainer", 7: "lifeline", 10: "engine worker", 13: "scheduler", 18: "api", 24: "queues",
+}  # fmt: skip
 """The process to kill at each of these steps, of 50 in all: 160 rows, 16 at a time, 5 epochs. Fewer, longer epochs
 have fewer validations and checkpoints to wait for."""
 

@@ -39,12 +39,12 @@ from tunewright.config import EMBEDDED_BASE
 
 pytestmark = pytest.mark.soak
 
-KILLS = 67
+KILLS = 70
 HANG_TIMEOUT = "15"
 TUNING = {**FAST, "n_epochs": 6}
 ROLES = (
-    "api", "engine worker", "queues", "scheduler", "trainer", "lifeline", "vLLM server", "EngineCore", "supervisor",
-    "everything", *STOPPED,
+    "api", "engine worker", "queues", "scheduler", "trainer", "fork server", "lifeline", "vLLM server", "EngineCore",
+    "supervisor", "everything", *STOPPED,
 )  # fmt: skip
 RARER = {"vLLM server": 0.4, "EngineCore": 0.4, "supervisor": 0.4, "everything": 0.6}
 RARER |= dict.fromkeys(STOPPED, 0.4)

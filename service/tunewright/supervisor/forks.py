@@ -126,7 +126,6 @@ def _become(request: Request, output: int) -> None:
     os.close(output)
     os.environ.clear()
     os.environ.update(request.environment)
-    gc.unfreeze()
     random.seed()
     command = list(request.command)
     start = command.index("-m") + 1
