@@ -53,6 +53,7 @@ class Counting(Kind):
     name, id_prefix, event_prefix, noun = "counting", "count", "countevent", "count"
     request, resolved, result = CountingRequest, CountingResolved, CountingResult
     path, module, process = "/v1/counts", "counting_job", "counter"
+    imports_torch = False
     saves, on_kill = "its last number", "count less"
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
@@ -104,7 +105,7 @@ class World:
             engines,
             lifeline,
             Devices(["cpu"], store),
-            ForkServer(data.run, lifeline, 0),
+            ForkServer(data.run, lifeline, 60),
         )
 
     def create(self, to: int | str = "auto", *, waits: bool = False) -> str:
@@ -173,6 +174,7 @@ def test_it_is_validated_runs_and_leaves_its_result(world: World) -> None:
     ]
     assert [job.id for job in world.store.jobs.list(kind="counting", after=None, limit=9)[0]] == [id]
     assert world.store.jobs.list(kind="fine_tuning", after=None, limit=9)[0] == []
+    assert not (world.data.run / "fork-server.log").exists(), "it does not need torch"
 
 
 def test_it_may_refuse_a_job(world: World) -> None:

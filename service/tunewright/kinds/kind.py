@@ -58,6 +58,9 @@ class Kind(JobKind, ABC):
     module: str
     """Run as `python -m module JOB_DIR`, on a folder that may hold the checkpoints of an earlier run
     (`jobs.process`)."""
+    imports_torch: bool = True
+    """Whether the module needs torch and what is built on it: it is then run in a fork of the process that has imported
+    them (`scheduler.fork_server`)."""
     process: str
     """The name of the process in titles, messages and error codes."""
     saves: str

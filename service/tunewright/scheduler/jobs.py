@@ -91,7 +91,8 @@ class JobRunner:
                 failed = error
         if failed is not None:
             raise failed
-        if self._store.jobs.in_states(JobState.QUEUED) and self._forks.prepare():
+        queued = self._store.jobs.in_states(JobState.QUEUED)
+        if queued and all(map(self._can_start, queued)):
             for device in self._devices.for_jobs():
                 claimed = self._store.jobs.claim(device, self._engines.available_bases())
                 if claimed is not None:
@@ -122,7 +123,7 @@ class JobRunner:
         if done is not None:
             self._prepared(job, done)
         elif (base := self._engines.base(job.base)) is not None:
-            self._forks.prepare()  # beside the validation
+            self._can_start(job)  # what it needs is prepared beside the validation
             self._background.start(job.id, partial(self._validate, job, base))
 
     def _validate(self, job: Job, base: BaseInfo) -> None:
@@ -149,6 +150,10 @@ class JobRunner:
 
     # run
 
+    def _can_start(self, job: Job) -> bool:
+        """Whether the process can be started now; False while the fork server imports what it needs."""
+        return not kind_of(job.kind).imports_torch or self._forks.prepare()
+
     def _launch(self, job: Job) -> None:
         """Start the process of a claimed job, in a folder that may hold the checkpoints of an earlier run."""
         base = self._engines.base(job.base)
@@ -172,7 +177,7 @@ class JobRunner:
             lifeline=self._lifeline,
             name=_process_name(job),
             append=True,
-            launch=self._forks.launch,
+            launch=self._forks.launch if kind.imports_torch else None,
         )
         log.info("job %s runs on %s (pid %s)", job.id, job.device, process.pid)
         audit("job_started", job=job.id, kind=job.kind, device=job.device, pid=process.pid)
