@@ -26,14 +26,18 @@ FAKES_UVICORN = Path(__file__).parent / "fakes_uvicorn"
 
 
 def start_without_vllm(
-    data_dir: Path, *arguments: str, fakes: Path = _FAKES, environment: dict[str, str] | None = None
+    data_dir: Path,
+    *arguments: str,
+    fakes: Path = _FAKES,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Service:
     """`tunewright serve` on the embedded base, named `tiny`; its engine answers the same to everything."""
     path = os.pathsep.join([str(fakes), *(entry for entry in sys.path if entry)])
     base = f"{BASE}={embedded_base_path()}"
     return start_service(
         data_dir, "--base", base, "--device", "cpu", "--parity", "off", *arguments,
-        environment={"PYTHONPATH": path, **(environment or {})},
+        environment={"PYTHONPATH": path, **(environment or {})}, cwd=cwd,
     )  # fmt: skip
 
 

@@ -56,18 +56,26 @@ class Service:
 
 
 def start_service(
-    data_dir: Path, *arguments: str, port: int | None = None, environment: dict[str, str] | None = None
+    data_dir: Path,
+    *arguments: str,
+    port: int | None = None,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Service:
     port = port or free_port()
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"
-    command = [sys.executable, "-m", "tunewright", "serve", "--port", str(port), "--data-dir", str(data_dir)]
+    command = [
+        sys.executable, "-P", "-m", "tunewright",  # as the installed command: no modules of the working directory
+        "serve", "--port", str(port), "--data-dir", str(data_dir),
+    ]  # fmt: skip
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*command, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
+            cwd=cwd,
         )
     return Service(f"http://127.0.0.1:{port}", data_dir, process, log, list(arguments), environment)
 

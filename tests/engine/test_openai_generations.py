@@ -77,6 +77,17 @@ def test_the_arguments_of_a_forced_call_are_an_object_of_the_schema(
     check("".join(first), schema)
 
 
+def test_the_prompt_of_a_forced_call_is_that_of_a_free_one(service: Service) -> None:
+    """It is the one that training knows, whether the client or the gateway made the function strict."""
+    asked = [("auto", None), ("required", None), (NAMED, False), ("auto", True)]
+    numbers = set()
+    for choice, strict in asked:
+        tools = [{"type": "function", "function": function(CITY, strict)}]
+        body = {"messages": HELLO, "tools": tools, "tool_choice": choice, "max_tokens": 1}
+        numbers.add(post(service, "/chat/completions", **body).json()["usage"]["prompt_tokens"])
+    assert len(numbers) == 1
+
+
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "name": "get_weather"}], ids=["required", "named"]
 )

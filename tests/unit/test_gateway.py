@@ -17,8 +17,9 @@ from openai._streaming import SSEDecoder
 
 from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stream
 from rows import Publish
-from tunewright.api.gateway import proxy, routing
+from tunewright.api.gateway import reply, routing
 from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.api.gateway.reply import Reply
 from tunewright.api.gateway.routing import Target
 from tunewright.engine.leases import Drain
 from tunewright.registry.workspace import Workspace
@@ -103,7 +104,7 @@ COMMENT = b": keep-alive\n\n"
 async def test_a_silent_stream_is_kept_open_between_whole_events(
     store: Store, socket: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy, "_KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(reply, "_KEEP_ALIVE", 0.05)
     events = [event({"model": INTERNAL, "delta": text}) for text in ("one", "two")]
 
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -126,7 +127,7 @@ async def test_a_stream_that_is_not_silent_has_no_comments(
     store: Store, socket: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its client is slow: then a part of it is still being sent."""
-    monkeypatch.setattr(proxy, "_KEEP_ALIVE", 0.1)
+    monkeypatch.setattr(reply, "_KEEP_ALIVE", 0.1)
 
     class Slow(Client):
         async def send(self, message: Any) -> None:
@@ -161,8 +162,9 @@ async def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE)
     client = Client()
     relay = Relay(Gateway(None, None, None), path, {})  # type: ignore[arg-type]
     target = Target("", INTERNAL, public, None)
-    await client.send({"type": "http.response.start", "status": 200, "headers": []})
-    await relay._pass_events(Chunks(pieces), target, client.send)  # type: ignore[arg-type]
+    answer = Reply({"type": "http"}, client.receive, client.send)
+    await answer.begin(200, [])
+    await relay._pass_events(Chunks(pieces), target, answer)  # type: ignore[arg-type]
     return client
 
 

@@ -224,6 +224,13 @@ def test_tool_calls_are_learnt_and_tool_answers_are_not(tokenizer: Any) -> None:
     assert runs[1] == "Sunny and rain.<|im_end|>"
 
 
+def test_the_prompt_is_the_same_whether_functions_are_strict(tokenizer: Any) -> None:
+    """Requests that force a call are sent to the engine with strict functions; its templates get them without."""
+    row = CONVERSATIONS["tools"]
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in row["tools"]]
+    assert encode_chat(tokenizer, {**row, "tools": strict}) == encode_chat(tokenizer, row)
+
+
 def test_content_parts_are_joined_by_the_template(tokenizer: Any) -> None:
     assert learnt_runs(tokenizer, encode_chat(tokenizer, CONVERSATIONS["content parts"])) == ["cd<|im_end|>"]
 

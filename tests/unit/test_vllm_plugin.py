@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import xgrammar
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
+from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import structural_tag_registry
 from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
@@ -20,6 +22,7 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from tunewright.engine.vllm_plugin import (
     bound_white_space,
     bound_white_space_of_answers,
+    render_tools_as_learnt,
     request_amx,
     score_prompts_with_their_adapter,
     without_adapterless_tokens,
@@ -245,3 +248,29 @@ def test_white_space_in_json_answers_is_bounded_and_leaves_room_to_indent(
         assert longest_white_space(backend, kind, schema) == 32
     matcher = backend.compile_grammar(StructuredOutputOptions.JSON_OBJECT, "").matcher
     assert matcher.accept_string('{\n    "a": {\n        "b": {\n            "c": [\n                1\n')
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("as_keyword", [True, False])
+async def test_templates_get_functions_without_strict(
+    monkeypatch: pytest.MonkeyPatch, as_keyword: bool
+) -> None:
+    async def original(
+        self: Any, request: str, messages: str, tool_dicts: Any = None, *, skip_mm_cache: bool = False
+    ) -> Any:
+        return request, messages, tool_dicts, skip_mm_cache
+
+    assert "tool_dicts" in signature(OnlineRenderer.preprocess_chat).parameters, "vLLM's own has them too"
+    monkeypatch.setattr(OnlineRenderer, "preprocess_chat", original)
+    render_tools_as_learnt()
+    render_tools_as_learnt()
+    tools = [{"type": "function", "function": {"name": "f", "strict": True}}, {"type": "custom"}]
+    plain = [{"type": "function", "function": {"name": "f"}}, {"type": "custom"}]
+    renderer: Any = object.__new__(OnlineRenderer)
+    if as_keyword:
+        found = await renderer.preprocess_chat("r", "m", tool_dicts=tools, skip_mm_cache=True)
+    else:
+        found = await renderer.preprocess_chat("r", "m", tools, skip_mm_cache=True)
+    assert found == ("r", "m", plain, True)
+    assert tools[0]["function"]["strict"] is True, "the request itself is not changed"  # type: ignore[index]
+    assert await renderer.preprocess_chat("r", "m") == ("r", "m", None, False)

@@ -181,14 +181,15 @@ def child_environment(
     extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
 ) -> dict[str, str]:
     """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
-    itself, which get its settings, keep the hub's token: no other fetches from it."""
+    itself, which get its settings, keep the hub's token: no other fetches from it. Python imports nothing of the
+    working directory, in the child and in what it starts."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
     else:
         for name in _HUB_TOKENS:
             environment.pop(name, None)
-    return environment | (extra or {})
+    return environment | {"PYTHONSAFEPATH": "1"} | (extra or {})
 
 
 def visible_gpus() -> list[str] | None:

@@ -1,5 +1,5 @@
-"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU, and
-bounds the white space in JSON and what is logged.
+"""A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU,
+bounds the white space in JSON and what is logged, and renders functions as training does.
 
 To score the tokens of a prompt (`prompt_logprobs`, `echo` with `logprobs`), vLLM computes the logits of one request's
 tokens, but applies the adapters of the batch's sequences to them. The numbers of rows differ as soon as there is
@@ -28,6 +28,7 @@ from typing import Any
 
 from tunewright.engine.vllm_forks import fork_processes
 from tunewright.logs import limit_records
+from tunewright.rows.tools import as_rendered
 
 _MOST_WHITE_SPACE = 2
 """Characters of white space in a row in tool calls, as xgrammar's documentation suggests."""
@@ -57,6 +58,7 @@ def register() -> None:
     score_prompts_with_their_adapter(CPUModelRunner)
     bound_white_space()
     bound_white_space_of_answers()
+    render_tools_as_learnt()
 
 
 def request_amx(cpu: Any) -> None:
@@ -96,6 +98,29 @@ def bound_white_space_of_answers() -> None:
 
     corrected.corrected = True  # type: ignore[attr-defined]
     compiler.compile_json_schema = corrected
+
+
+def render_tools_as_learnt() -> None:
+    """Leave `strict` out of the functions that chat templates get (rows/tools.py), where this version of vLLM renders
+    all chats, responses and their tokens in one function."""
+    try:
+        from vllm.renderers.online_renderer import OnlineRenderer
+    except ImportError:
+        return
+    renderer: Any = OnlineRenderer
+    original = getattr(renderer, "preprocess_chat", None)
+    if original is None or hasattr(original, "corrected"):
+        return
+    arguments = signature(original)
+
+    async def corrected(*args: Any, **options: Any) -> Any:
+        given = arguments.bind(*args, **options)
+        if "tool_dicts" in given.arguments:
+            given.arguments["tool_dicts"] = as_rendered(given.arguments["tool_dicts"])
+        return await original(*given.args, **given.kwargs)
+
+    corrected.corrected = True  # type: ignore[attr-defined]
+    renderer.preprocess_chat = corrected
 
 
 def without_adapterless_tokens(operator: Any) -> Any:

@@ -171,12 +171,7 @@ def _ask(question: Question) -> Measured:
 
 
 def _answer(question: Question) -> Answer:
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "tunewright.rows.lengths",
-    ]  # -P: no modules of the working directory
+    command = [sys.executable, "-m", "tunewright.rows.lengths"]
     environment = child_environment({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     try:
         with _AT_ONCE:

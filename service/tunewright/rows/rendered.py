@@ -68,6 +68,24 @@ def first_change(
     return min(places, default=None)
 
 
+def end_of_last(
+    renderer: Renderer, before: list[Message], answer: Message, tools: Any, whole: str
+) -> int | None:
+    """Where the rendering last depends on the message before an answer; None where it does not."""
+    ends = []
+    for _, _, change in _fields(before[-1]) if before else ():
+        last = copy.deepcopy(before[-1])
+        change(last)
+        try:
+            other = renderer.render([*before[:-1], last, answer], tools, prompt=False)
+        except Unrenderable:
+            continue
+        backwards = zip(reversed(whole), reversed(other), strict=False)
+        same = next((n for n, (a, b) in enumerate(backwards) if a != b), None)
+        ends += [] if same is None else [len(whole) - same]
+    return max(ends, default=None)
+
+
 def check_context(
     renderer: Renderer, conversation: list[Message], learnt: list[int], tools: list[dict[str, Any]] | None
 ) -> None:

@@ -23,6 +23,8 @@ from vllm.renderers.hf import (  # type: ignore[attr-defined]
     safe_apply_chat_template,
 )
 
+from tunewright.rows.tools import as_rendered
+
 Message = dict[str, Any]
 
 
@@ -74,7 +76,7 @@ class Renderer:
         }
         try:
             request = ChatCompletionRequest.model_validate(body)
-            dumped = [tool.model_dump() for tool in request.tools] if request.tools else None
+            dumped = as_rendered([tool.model_dump() for tool in request.tools] if request.tools else None)
             content_format = resolve_chat_template_content_format(
                 self.template(dumped), dumped, "auto", self._tokenizer, model_config=self._config
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from tunewright.rows.rendered import first_change
+from tunewright.rows.rendered import end_of_last, first_change
 from tunewright.rows.renderer import Message, Renderer
 
 _OPENED = re.compile(r"<think>\s*$")
@@ -41,7 +41,8 @@ def written(
         begin = _beginning(renderer, before, tools, asked)
         changed = first_change(renderer, before, answer, tools, whole)
         place = whole.rfind(begin, 0, changed) if begin and changed is not None else -1
-        if place < 0:
+        end = end_of_last(renderer, before, answer, tools, whole) if place >= 0 else None
+        if end is None or place < end:  # that of an answer before: what stands between would be learnt too
             return None
         rest = whole[place + len(begin) :]
     if not opened:

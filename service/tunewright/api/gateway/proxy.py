@@ -10,9 +10,8 @@ import asyncio
 import json
 import logging
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any
-from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -22,12 +21,12 @@ from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.limits import check_limits
+from tunewright.api.gateway.reply import Reply, answer_headers
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
-from tunewright.api.http.errors import error_response
 from tunewright.api.http.threads import Threads
 from tunewright.engine.http import Answer, EngineBusy, EngineHTTP
 from tunewright.errors import (
@@ -48,13 +47,10 @@ _TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
 _CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
 _TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
 _RENDERED = ("messages", "tools", "documents", "instructions", "input")
+_STREAMS = frozenset({*_ENDED_BY_DONE, "/v1/responses"})
 _GENERATES_NOTHING = frozenset({"/tokenize", "/detokenize"})
 _HAS_OUTPUT = b"response.output"
 """In the first event of a response that comes from the model; others come before, as soon as vLLM has the request."""
-_KEEP_ALIVE = 15.0
-"""Seconds without an event after which a stream gets a comment. Proxies cut connections that are silent for 60 s."""
-_COMMENT = b": keep-alive\n\n"
-"""With a blank line, since many clients split a stream at these. It cannot be taken for an event: vLLM's have no id."""
 
 
 class Gateway:
@@ -135,11 +131,6 @@ class Relay(Response):
         self._body = body
         self._sticky = sticky
         self._is_large = is_large
-        self._started_at: float | None = None
-        """Monotonic time at which the answer to the client began."""
-        self._ended = False
-        self._quiet_since: float | None = None
-        """Monotonic time at which the last part of a stream was sent; None while one is being sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(scope, receive, send))
@@ -154,16 +145,19 @@ class Relay(Response):
                     await task
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(scope, receive, send)
         error: TunewrightError | None = None
         limit = self._gateway.request_timeout
         began = time.monotonic()
         model, alias = "", None
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit), AsyncExitStack() as open_for:
                 model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
                 if alias is not None:
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
-                await self._ask(model, alias, caller_of(scope, self._body), send)
+                if self._path in _STREAMS and self._body.get("stream") is True:
+                    await open_for.enter_async_context(reply.kept_open(answer_headers(model, alias)))
+                await self._ask(model, alias, caller_of(scope, self._body), reply)
         except TimeoutError:
             error = RequestTimeout(
                 f"The generation took longer than {limit:g} s (--request-timeout) and was ended: ask for fewer tokens."
@@ -171,23 +165,19 @@ class Relay(Response):
         except TunewrightError as raised:
             error = raised
         if alias is not None:
-            seconds = (self._started_at or time.monotonic()) - began
+            seconds = (reply.began_at or time.monotonic()) - began
             self._gateway.guard.observe(alias, model, ok=error is None or error.status < 500, seconds=seconds)
-        if error is None:
-            return
-        if not self._started_at:
-            await error_response(error)(scope, receive, send)
-        elif not self._ended:
-            await send(_error_event(error))
+        if error is not None:
+            await reply.fail(error, is_response=self._path == "/v1/responses")
 
-    async def _ask(self, model: str, alias: Alias | None, caller: Caller, send: Send) -> None:
+    async def _ask(self, model: str, alias: Alias | None, caller: Caller, reply: Reply) -> None:
         for attempt in (1, 2):
             with ExitStack() as held:
                 target = await self._gateway.router.find(model, held, caller)
                 data = await self._data(target)
                 await _take_turn(self._path, self._body, target, caller, held)
                 compilation = held.enter_context(self._gateway.grammars.compile(target, self._body))
-                if await self._relay(target, data, compilation, alias, send, may_retry=attempt == 1):
+                if await self._relay(target, data, compilation, alias, reply, may_retry=attempt == 1):
                     return
 
     async def _data(self, target: Target) -> bytes:
@@ -205,7 +195,7 @@ class Relay(Response):
         data: bytes,
         compilation: Compilation,
         alias: Alias | None,
-        send: Send,
+        reply: Reply,
         *,
         may_retry: bool,
     ) -> bool:
@@ -225,30 +215,24 @@ class Relay(Response):
                             f"The engine does not know {target.public_name} now: try again."
                         )
                     raise engine_error(upstream.status, text, target, self._path, self._body)
-                start = _start(upstream, target, alias)
+                content_type = upstream.headers.get("Content-Type", "application/json")
+                headers = answer_headers(target.public_name, alias, content_type)
                 if upstream.content_type == "text/event-stream":
-                    self._started_at = time.monotonic()
-                    await send(start)
-                    self._quiet_since = time.monotonic()
-                    keeper = asyncio.create_task(self._keep_alive(send))
-                    try:
-                        await self._pass_events(upstream, target, send, compilation)
-                    finally:
-                        keeper.cancel()
+                    await reply.begin(upstream.status, headers)
+                    await self._pass_events(upstream, target, reply, compilation)
                 else:
                     # Read as a whole, so that a failure still gets a status of its own.
                     text = _renamed(await upstream.read(), target)
                     compilation.end()
-                    self._started_at, self._ended = time.monotonic(), True
-                    await send(start)
-                    await send({"type": "http.response.body", "body": text})
+                    await reply.begin(upstream.status, headers)
+                    await reply.end(text)
                 return True
         except EngineBusy as error:
             log.warning("engine at %s: %s", target.socket, error)
             raise EngineUnavailable(LOST) from error
 
     async def _pass_events(
-        self, upstream: Answer, target: Target, send: Send, compilation: Compilation = NO_COMPILATION
+        self, upstream: Answer, target: Target, reply: Reply, compilation: Compilation = NO_COMPILATION
     ) -> None:
         """Pass on whole events only, so that no model name is split between two chunks.
 
@@ -266,26 +250,10 @@ class Relay(Response):
                     raise EngineUnavailable(LOST)
                 if self._path in _ENDED_BY_DONE or _HAS_OUTPUT in whole:
                     compilation.end()
-                self._quiet_since = None
-                await send({"type": "http.response.body", "body": _renamed(whole, target), "more_body": True})
-                self._quiet_since = time.monotonic()
+                await reply.part(_renamed(whole, target))
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(LOST)
-        self._ended = True
-        self._quiet_since = None
-        await send({"type": "http.response.body", "body": buffered})
-
-    async def _keep_alive(self, send: Send) -> None:
-        """Send a comment whenever the stream was quiet for `_KEEP_ALIVE` seconds. Only whole events are sent, so a
-        comment is always between two of them."""
-        while True:
-            quiet = 0.0 if self._quiet_since is None else time.monotonic() - self._quiet_since
-            if quiet >= _KEEP_ALIVE:
-                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
-                quiet = 0.0
-                if self._quiet_since is not None:  # else the next event came meanwhile
-                    self._quiet_since = time.monotonic()
-            await asyncio.sleep(_KEEP_ALIVE - quiet)
+        await reply.end(buffered)
 
 
 async def _take_turn(
@@ -344,26 +312,6 @@ def _plain_conversation(path: str, body: dict[str, Any], target: Target) -> dict
     template = target.chat_template if path in _TAKES_TEMPLATE else None
     control = control_tokens(target.control_tokens if template else target.all_control_tokens, template)
     return {part: control.neutralized(body[part]) for part in _RENDERED if part in body}
-
-
-def _start(upstream: Answer, target: Target, alias: Alias | None) -> Message:
-    headers = [
-        (b"content-type", upstream.headers.get("Content-Type", "application/json").encode()),
-        (b"cache-control", b"no-cache"),
-        (b"x-tunewright-model", _header(target.public_name)),
-    ]
-    if alias is not None:
-        headers.append((b"x-tunewright-alias", _header(f"{alias.name}@{alias.version}")))
-    return {"type": "http.response.start", "status": upstream.status, "headers": headers}
-
-
-def _header(value: str) -> bytes:
-    return quote(value, safe=":/@. ").encode()
-
-
-def _error_event(error: TunewrightError) -> Message:
-    event = b"data: " + json.dumps(error.body()).encode() + b"\n\n"
-    return {"type": "http.response.body", "body": event}
 
 
 def _renamed(data: bytes, target: Target) -> bytes:

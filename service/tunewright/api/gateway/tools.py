@@ -4,7 +4,7 @@ schema.
 vLLM (0.32) holds a forced call to the names of the functions, but its arguments to the schema only where the function
 is `strict`, and to no schema where it has none. Its `--tool-strict-level` (0.31 on) would also constrain the calls that
 no request forces, and fail on schemas that it cannot make a grammar of. So functions are made strict for the requests
-that force a call. Chat templates that print a function as JSON print `"strict": true` with it.
+that force a call. Chat templates get them without `strict` (rows/tools.py).
 """
 
 from __future__ import annotations
