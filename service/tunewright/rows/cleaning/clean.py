@@ -24,8 +24,7 @@ from tunewright.rows.reading import Reading
 from tunewright.rows.shapes import convert
 
 Progress = Callable[[int], None]
-"""Called with the number of rows that were read."""
-_EVERY = 200
+"""Called for each row, with the number of rows that were read: 0 as long as those of the validation file are."""
 _ROUNDS = 5
 """A row that the editing steps still change after so many rounds (tags in tags in tags) is removed."""
 _CANONICAL = Reading()
@@ -53,11 +52,11 @@ def clean_file(
     Raises InvalidData where a row has a fault, NothingLeft, and ValueError for steps that do not fit (`check_steps`).
     """
     check_steps(steps, has_validation=validation is not None)
-    cleaning = _Cleaning(steps, validation, reading)
+    cleaning = _Cleaning(steps, validation, reading, progress)
     first, second = (target.with_name(f".{target.name}.{part}") for part in ("cleaned", "balanced"))
     try:
         with first.open("wb") as file:
-            for record in cleaning.passed(source, progress):
+            for record in cleaning.passed(source):
                 file.write(_line(record.row))
             _sync(file)
         written = first
@@ -77,22 +76,23 @@ def clean_file(
 class _Cleaning:
     """The steps of one cleaning, and what they did."""
 
-    def __init__(self, asked: Sequence[Options], validation: Path | None, reading: Reading) -> None:
+    def __init__(
+        self, asked: Sequence[Options], validation: Path | None, reading: Reading, progress: Progress
+    ) -> None:
         self._reading = reading
-        self._editing, self._judging = steps_of(asked, validation, reading)
+        self._progress = progress
+        self._editing, self._judging = steps_of(asked, validation, reading, lambda: progress(0))
         options = next((step for step in asked if isinstance(step, BalanceOptions)), None)
         self.balance = Balance(options) if options else None
         self._counts = {step: StepCounts(step=step.name) for step in (*self._editing, *self._judging)}
         self._invalid = StepCounts(step="validity")
         self.report = CleaningReport(steps=list(self._counts.values()))
-        self._places: list[int] = []
 
-    def passed(self, source: Path, progress: Progress) -> Iterator[Record]:
+    def passed(self, source: Path) -> Iterator[Record]:
         """The rows that are left. Raises InvalidData."""
         for record in self._records(source):
             self.report.rows_before += 1
-            if self.report.rows_before % _EVERY == 0:
-                progress(self.report.rows_before)
+            self._progress(self.report.rows_before)
             try:
                 left = self._through(record)
             except RecursionError:
@@ -105,7 +105,6 @@ class _Cleaning:
             self.report.rows_after += 1
             self.report.changed += left.row is not record.row
             yield left
-        progress(self.report.rows_before)
         if self._invalid.removed:
             self.report.steps.append(self._invalid)
 

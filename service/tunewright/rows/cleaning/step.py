@@ -9,6 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.rows.canonical import Row, RowKind
+from tunewright.rows.faults import InvalidData
+
+
+class InvalidSteps(InvalidData):
+    """A step cannot be used as it was asked for; the message says which."""
 
 
 class Options(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from tunewright.rows.canonical import Row
 from tunewright.rows.cleaning.hashes import HashSet, band_hashes, bands_of
 from tunewright.rows.cleaning.step import Options, Outcome, Record, Step, kept, removed
 from tunewright.rows.cleaning.texts import key_of, said_and_called
+from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
 from tunewright.rows.reading import Reading
 
@@ -62,16 +64,31 @@ class LeaksOptions(Options):
     similarity: float | None = Field(0.85, ge=0.5, le=0.99)
 
 
+class InvalidValidation(InvalidData):
+    """The validation file cannot be used; the message names the lines."""
+
+
 class Leaks(Step):
     name = "leaks"
 
-    def __init__(self, options: LeaksOptions, validation: Path, reading: Reading) -> None:
+    def __init__(
+        self,
+        options: LeaksOptions,
+        validation: Path,
+        reading: Reading,
+        on_row: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Raises InvalidValidation."""
         self._keys = HashSet()
         self._alike = Alike(options.similarity) if options.similarity is not None else None
-        for _, row in read_rows(validation, reading):
-            self._keys.add([key_of(row)])
-            if self._alike is not None:
-                self._alike.has(row, and_add=True)
+        try:
+            for _, row in read_rows(validation, reading):
+                self._keys.add([key_of(row)])
+                if self._alike is not None:
+                    self._alike.has(row, and_add=True)
+                on_row()
+        except InvalidData as error:
+            raise InvalidValidation(f"the validation file: {error}") from None
 
     def apply(self, record: Record) -> Outcome:
         if self._keys.has_any([key_of(record.row)]):
