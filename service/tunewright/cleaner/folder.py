@@ -27,7 +27,7 @@ class CleaningSpec(BaseModel):
     steps: list[StepOptions]
     against: str | None = None
     """The path of the file whose rows the step leaks removes."""
-    memory_bytes: int = 2 * 2**30
+    memory_bytes: int
     """Address space that the process may take beside what it has when it starts."""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from tunewright.api.cleanings.schemas import CreateCleaning
-from tunewright.api.fine_tuning.data import data_options
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_data_file, create_once
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.kinds import NO_BASE
 from tunewright.kinds import CLEANING
 from tunewright.kinds.cleaning.models import AGAINST, SOURCE_FILE, CleaningRequest, LeaksAgainst
+from tunewright.kinds.data import DataOptions
 from tunewright.rows.cleaning.options import check_steps
 from tunewright.store.records import Job, JobInput, NewJob
 
@@ -23,7 +23,7 @@ def create_cleaning(context: ServiceContext, body: CreateCleaning, idempotency_k
 
 
 def _checked(context: ServiceContext, body: CreateCleaning) -> NewJob:
-    data = data_options(body.data, None)
+    data = DataOptions(**body.data.model_dump()) if body.data else DataOptions()
     source, _ = check_data_file(context, "file", body.file, data)
     inputs = [JobInput(SOURCE_FILE, file_id=source.id)]
     for number, step in enumerate(body.steps):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.api.fine_tuning.data import Data
+from tunewright.api.fine_tuning.data import FileReading
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.kinds.cleaning.kind import request_of
 from tunewright.kinds.cleaning.models import SOURCE_FILE, CleaningResult, CleaningStep
@@ -26,7 +26,7 @@ class CreateCleaning(Body):
         description="Each at most once. They run in one order, whatever theirs is here: html, secrets, personal, "
         "injection, control_tokens, length, language, repetition, duplicates, near_duplicates, leaks, balance.",
     )
-    data: Data | None = Field(None, description="How the file is read, and the one of leaks.")
+    data: FileReading | None = Field(None, description="How the file is read, and the one of leaks.")
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the cleaning.")
 
     @field_validator("metadata")
@@ -56,7 +56,7 @@ class CleaningObject(Wire):
     file: str
     filename: str
     steps: list[CleaningStep]
-    data: Data | None = Field(description="How the files are read, where that was said.")
+    data: FileReading | None = Field(description="How the files are read, where that was said.")
     cleaned_file: str | None = Field(description="The new file, once it is listed.")
     progress: CleaningProgress | None
     estimated_finish: int | None
@@ -80,7 +80,7 @@ class CleaningObject(Wire):
             file=source,
             filename=request.filename,
             steps=request.steps,
-            data=Data(**given) if given else None,
+            data=FileReading(**given) if given else None,
             cleaned_file=job.result.file if isinstance(job.result, CleaningResult) else None,
             progress=CleaningProgress(**progress.model_dump(include=set(CleaningProgress.model_fields)))
             if progress

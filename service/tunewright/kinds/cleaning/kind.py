@@ -26,6 +26,8 @@ from tunewright.rows.reading import Reading
 from tunewright.store.records import FileLineage, Job
 from tunewright.store.states import FileStatus
 
+MEMORY = 2 * 2**30
+"""Bytes that the process may take. near_duplicates takes some 90 for each row, duplicates and balance some 10."""
 _LONGEST_NAME = 255
 _ENDINGS = (".gz", ".jsonl", ".json", ".csv", ".parquet")
 
@@ -63,6 +65,7 @@ class Cleaning(Kind):
                 "reading": reading_of(job),
                 "steps": [step.model_dump() for step in request_of(job).plain_steps()],
                 "against": str(service.workspace.file(against)) if against else None,
+                "memory_bytes": MEMORY,
             }
         )
 
