@@ -43,7 +43,9 @@ ROWS = [
 class World:
     """A scheduler of jobs without any engine: cleanings need none."""
 
-    def __init__(self, store: Store, data: Workspace, lifeline: int, devices: Sequence[str] = ("cpu",)) -> None:
+    def __init__(
+        self, store: Store, data: Workspace, lifeline: int, devices: Sequence[str] = ("cpu",)
+    ) -> None:
         self.store, self.data = store, data
         settings = Settings(data_dir=data.path, step_timeout=60.0)
         engines: Any = SimpleNamespace(base=lambda name: None, available_bases=list, names=list)
@@ -51,7 +53,9 @@ class World:
 
     def file(self, id: str, rows: Sequence[dict[str, Any]] | bytes = ROWS, name: str = "train.jsonl") -> str:
         """An uploaded file whose check is not done."""
-        content = rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        content = (
+            rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        )
         self.data.file(id).write_bytes(content)
         self.store.files.add(
             id=id, filename=name, purpose="fine-tune", size=len(content),
@@ -63,7 +67,12 @@ class World:
         record = self.store.files.get(file)
         assert record is not None
         request = CleaningRequest.model_validate(
-            {"filename": record.filename, "sha256": record.sha256, "steps": steps, "data": DataOptions(**data)}
+            {
+                "filename": record.filename,
+                "sha256": record.sha256,
+                "steps": steps,
+                "data": DataOptions(**data),
+            }
         )
         inputs = [JobInput(SOURCE_FILE, file_id=file)]
         inputs += [JobInput(AGAINST, file_id=against)] if against else []
@@ -126,7 +135,9 @@ def world(store: Store, data: Workspace, lifeline: int) -> World:
 
 
 def many(count: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"{number % (count // 2)} + 1 =", "completion": "<i>more</i>"} for number in range(count)]
+    return [
+        {"prompt": f"{number % (count // 2)} + 1 =", "completion": "<i>more</i>"} for number in range(count)
+    ]
 
 
 def test_the_product_is_a_new_file_with_its_lineage(world: World) -> None:
@@ -153,7 +164,10 @@ def test_the_product_is_a_new_file_with_its_lineage(world: World) -> None:
         ("duplicates", 0, 1),
     ]
     messages = world.messages(id)
-    assert messages[:2] == [f"Created cleaning: {id}", "Files validated (file 3 rows); moving job to queued state"]
+    assert messages[:2] == [
+        f"Created cleaning: {id}",
+        "Files validated (file 3 rows); moving job to queued state",
+    ]
     assert messages[-2:] == [f"New file created: {record.id}", "The job has successfully completed"]
     assert not JobFolder(world.data.job(id)).work.exists()
 

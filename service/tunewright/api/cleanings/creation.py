@@ -28,7 +28,7 @@ def _checked(context: ServiceContext, body: CreateCleaning) -> NewJob:
     inputs = [JobInput(SOURCE_FILE, file_id=source.id)]
     for number, step in enumerate(body.steps):
         if isinstance(step, LeaksAgainst):
-            param = f"steps[{number}].against"
+            param = f"steps.{number}.against"
             if step.against == source.id:
                 raise InvalidRequest(
                     f"The step leaks would remove every row of {source.id}, which is compared with itself: name the "

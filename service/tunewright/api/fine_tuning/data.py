@@ -37,6 +37,7 @@ class FileReading(Body):
         description="chat: Alpaca rows become conversations. template: prompts in the text that Stanford's Alpaca was "
         "trained with. auto: chat where there is a chat template.",
     )
+
     @field_validator("columns", "tags")
     @classmethod
     def _check_names(cls, value: dict[str, str] | None, info: object) -> dict[str, str] | None:
