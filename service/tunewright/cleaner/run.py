@@ -8,7 +8,9 @@ import logging
 import os
 import resource
 import signal
+import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 from tunewright.apart import limit_memory
@@ -19,6 +21,7 @@ from tunewright.jobs.process import leave
 from tunewright.logs import limit_records
 from tunewright.rows.cleaning.clean import NothingLeft, clean_file
 from tunewright.rows.cleaning.counts import CleaningReport
+from tunewright.rows.cleaning.saved import Keeper, Stopped
 from tunewright.rows.cleaning.step import InvalidSteps
 from tunewright.rows.cleaning.steps.duplicates import InvalidValidation
 from tunewright.rows.faults import InvalidData
@@ -39,12 +42,15 @@ def run_cleaning(folder: JobFolder, spec: CleaningSpec) -> int:
     faulthandler.enable()  # SIGABRT, sent to a process that hangs, writes its stack to the log
     limit_records()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Nothing is kept of an unfinished file, so there is nothing to save first.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED_RESUMABLE))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     os.nice(_NICENESS)
+    import_module("numpy")  # so that it does not count
     limit_memory(spec.memory_bytes)
     try:
-        outcome = _cleaned(folder, spec)
+        outcome = _cleaned(folder, spec, stop)
+    except Stopped:
+        return STOPPED_RESUMABLE
     except NothingLeft as nothing:
         outcome = _failed(
             "nothing_left", f"{nothing}; loosen the options of those that remove the most", nothing.report
@@ -64,7 +70,7 @@ def run_cleaning(folder: JobFolder, spec: CleaningSpec) -> int:
     return leave(folder, outcome)
 
 
-def _cleaned(folder: JobFolder, spec: CleaningSpec) -> Cleaned:
+def _cleaned(folder: JobFolder, spec: CleaningSpec, stop: threading.Event) -> Cleaned:
     events = EventLog(folder)
     target = cleaned_file(folder)
     target.parent.mkdir(exist_ok=True)
@@ -76,7 +82,8 @@ def _cleaned(folder: JobFolder, spec: CleaningSpec) -> Cleaned:
         spec.steps,
         reading=spec.reading,
         validation=Path(spec.against) if spec.against else None,
-        progress=_Progress(folder, events, spec.rows).at,
+        progress=_Progress(folder, events, spec.rows, stop).at,
+        keeper=Keeper(is_stopped=stop.is_set),
     )
     events.message(_told(report))
     with target.open("rb") as file:
@@ -115,30 +122,39 @@ def _told(report: CleaningReport) -> str:
 class _Progress:
     """Writes the number of rows that were read as events, and beats."""
 
-    def __init__(self, folder: JobFolder, events: EventLog, total: int) -> None:
+    def __init__(self, folder: JobFolder, events: EventLog, total: int, stop: threading.Event) -> None:
         self._folder = folder
         self._events = events
         self._total = total
-        self._told_at = time.monotonic()
-        self._began = 0.0
+        self._stop = stop
+        self._told_at = self._began = time.monotonic()
+        self._before: int | None = None
+        """Rows that an earlier process has read."""
 
     def at(self, rows: int) -> None:
+        """Raises Stopped while the rows of the other file are read, of which nothing is saved."""
         now = time.monotonic()
-        self._began = self._began or (now if rows else 0.0)
+        if not rows and self._stop.is_set():
+            raise Stopped
+        if rows and self._before is None:
+            self._before, self._began = rows - 1, now
+            if self._before:
+                self._events.message(f"Going on behind row {self._before}")
         if now - self._told_at < _INTERVAL and rows != self._total:
             return
         self._told_at = now
         self._folder.beat()
-        if not rows:
+        if self._before is None:
             return
         total = max(self._total, rows)
+        seconds_each = (now - self._began) / (rows - self._before)
         self._events.metrics(
             f"clean {rows}/{total}",
             {
                 "step": rows,
                 "total_steps": total,
                 "phase": "clean",
-                "eta_seconds": round((now - self._began) / rows * (total - rows), 1),
+                "eta_seconds": round(seconds_each * (total - rows), 1),
                 "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             },
         )

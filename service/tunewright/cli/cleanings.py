@@ -168,7 +168,7 @@ def _told(step: dict[str, Any]) -> str:
 cleanings.add_command(logs_command(CLEANINGS, "Print the log of the cleaning's process."))
 cleanings.add_command(events_command(CLEANINGS, "step"))
 cleanings.add_command(
-    action_command(CLEANINGS, "pause", "Pause cleanings: they make room for others, and begin again later.")
+    action_command(CLEANINGS, "pause", "Pause cleanings: they make room for others, and keep what is done.")
 )
-cleanings.add_command(action_command(CLEANINGS, "resume", "Let paused cleanings begin again."))
+cleanings.add_command(action_command(CLEANINGS, "resume", "Let paused cleanings continue."))
 cleanings.add_command(action_command(CLEANINGS, "cancel", "Stop cleanings for good; there is no new file."))

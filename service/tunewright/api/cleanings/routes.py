@@ -40,8 +40,8 @@ add_job_routes(
         not_found="cleaning_not_found",
         log="the cleaning's own log",
         cancel="In any state but the final ones. There is no new file.",
-        pause="It makes room for other jobs. Nothing of what is done is kept.",
-        resume="It queues again, and begins with the first row.",
+        pause="It makes room for other jobs. What is done is kept.",
+        resume="It queues again, and continues from what is done.",
         logs="The output of its process, all attempts one after another.\n\n"
         "Empty before it starts, and once the folder of an ended cleaning was removed (`--keep-job-folders-days`).",
     ),

@@ -40,7 +40,7 @@ class Cleaning(Kind):
     needs_base = False
     path = "/v1/cleanings"
     module, process = "tunewright.cleaner", "cleaner"
-    saves = "the first row"
+    saves = "its last saved row"
     on_kill = "leave out near_duplicates, which takes the most memory for each row, or split the file"
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,6 +52,18 @@ class HashSet:
             level = np.concatenate([self._sorted.pop(), level])
             level.sort(kind="stable")
         self._sorted.append(level)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """Its content, by names, without a copy of what is large."""
+        import numpy as np
+
+        recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
+        return {"recent": recent, **{str(number): level for number, level in enumerate(self._sorted)}}
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Take the content of another one."""
+        self._recent = set(saved["recent"].tolist())
+        self._sorted = [saved[str(number)] for number in range(len(saved) - 1)]
 
 
 def _has_any(level: np.ndarray, wanted: np.ndarray) -> bool:

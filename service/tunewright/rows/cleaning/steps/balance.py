@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from tunewright.rows.cleaning.step import InvalidSteps, Options, Record
 from tunewright.rows.cleaning.texts import answers, key_of
 from tunewright.wire import Text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MOST_GROUPS = 10_000
 _SHOWN = 50
@@ -86,6 +90,23 @@ class Balance:
             for number in np.argsort(-sizes, kind="stable")[:_SHOWN].tolist()
         ]
         return flags.tobytes()
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """What it has taken note of, by names."""
+        import numpy as np
+
+        names = json.dumps(list(self._numbers)).encode()
+        return {
+            "names": np.frombuffer(names, dtype=np.uint8),
+            "group": np.array(self._group),
+            "place": np.array(self._place),
+        }
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Take note of what another one has."""
+        self._numbers = {name: number for number, name in enumerate(json.loads(saved["names"].tobytes()))}
+        self._group = array("H", saved["group"].tobytes())
+        self._place = array("Q", saved["place"].tobytes())
 
     def _group_of(self, record: Record) -> str:
         by = self._options.by

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from tunewright.rows.cleaning.texts import key_of, said_and_called
 from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
 from tunewright.rows.reading import Reading
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class DuplicatesOptions(Options):
@@ -36,6 +39,12 @@ class Duplicates(Step):
         self._seen.add(key)
         return kept(record)
 
+    def saved(self) -> dict[str, np.ndarray]:
+        return self._seen.saved()
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        self._seen.restore(saved)
+
 
 class NearDuplicatesOptions(Options):
     """The first of rows that are alike is kept (MinHash over runs of three words). System messages do not count."""
@@ -55,6 +64,12 @@ class NearDuplicates(Step):
         if self._alike.has(record.row, and_add=True):
             return removed("near duplicate")
         return kept(record)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        return self._alike.seen.saved()
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        self._alike.seen.restore(saved)
 
 
 class LeaksOptions(Options):
@@ -103,13 +118,13 @@ class Alike:
 
     def __init__(self, similarity: float) -> None:
         self._bands, self._rows = bands_of(similarity)
-        self._seen = HashSet()
+        self.seen = HashSet()
 
     def has(self, row: Row, *, and_add: bool = False) -> bool:
         """Whether a row that is alike was added before; `and_add`: adds this one where none was."""
         hashes = band_hashes(said_and_called(row), self._bands, self._rows)
-        if self._seen.has_any(hashes):
+        if self.seen.has_any(hashes):
             return True
         if and_add:
-            self._seen.add(hashes)
+            self.seen.add(hashes)
         return False
