@@ -94,7 +94,7 @@ class World:
     def has_begun(self, id: str) -> bool:
         """Whether a part of its rows is written."""
         work = JobFolder(self.data.job(id)).work
-        return any(path.stat().st_size for path in work.glob(".*"))
+        return any(path.exists() and path.stat().st_size for path in work.glob(".*"))
 
     def ends(self, id: str) -> Job:
         self.until(lambda: self.job(id).state.is_final and not self.job(id).devices)
