@@ -27,7 +27,7 @@ from tunewright.store.records import FileLineage, Job
 from tunewright.store.states import FileStatus
 
 MEMORY = 2 * 2**30
-"""Bytes that the process may take. near_duplicates takes some 90 for each row, duplicates and balance some 10."""
+"""Bytes that the process may take. near_duplicates takes some 64 for each row, duplicates and balance some 10."""
 _LONGEST_NAME = 255
 _ENDINGS = (".gz", ".jsonl", ".json", ".csv", ".parquet")
 
