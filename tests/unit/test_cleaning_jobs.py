@@ -315,6 +315,43 @@ def test_its_files_are_kept_until_it_has_ended(world: World) -> None:
     assert world.store.files.delete("file-a")
 
 
+def test_a_new_scheduler_goes_on_with_it(store: Store, data: Workspace, lifeline: int) -> None:
+    """One without GPUs, say, and with other bases."""
+    world = World(store, data, lifeline, devices=("cuda:0",))
+    id = world.create(world.file("file-a", many(30_000)), DUPLICATES)
+    world.until(lambda: world.has_begun(id))
+    pid = world.runner.processes[id].pid
+    world = World(store, data, lifeline)
+    world.until(lambda: id in world.runner.processes)
+    assert world.runner.processes[id].pid == pid
+    world.succeeds(id)
+
+
+def test_killed_beside_a_gpu_it_stays_on_the_cpu(store: Store, data: Workspace, lifeline: int) -> None:
+    world = World(store, data, lifeline, devices=("cuda:0",))
+    id = world.create(world.file("file-a", many(30_000)), DUPLICATES)
+    world.until(lambda: world.has_begun(id))
+    pid = world.runner.processes[id].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    world.succeeds(id)
+    assert sum("started on cpu" in text for text in world.messages(id)) == 1
+
+
+def test_one_runs_at_a_time(world: World) -> None:
+    first, second = (world.create(world.file(f"file-{name}", many(20_000)), DUPLICATES) for name in "ab")
+    world.until(lambda: world.has_begun(first))
+    world.until(lambda: world.job(second).state is JobState.QUEUED)
+    world.succeeds(first)
+    world.succeeds(second)
+    started = [world.job(id).started_at for id in (first, second)]
+    ended = world.job(first).finished_at
+    assert started[0] is not None
+    assert started[1] is not None
+    assert ended is not None
+    assert started[0] < ended <= started[1]
+
+
 @pytest.mark.parametrize(
     ("name", "cleaned"),
     [

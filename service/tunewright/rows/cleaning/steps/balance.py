@@ -31,7 +31,7 @@ class BalanceOptions(Options):
     """What makes a group: `label`, `answer` (the assistant's last text), or the name of a column."""
     ratio: float = Field(1.0, ge=1, le=1_000_000)
     """A group may have so many times the rows of the smallest one."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**31 - 1)
 
 
 class Group(BaseModel):
