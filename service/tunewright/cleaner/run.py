@@ -31,10 +31,12 @@ log = logging.getLogger("tunewright.cleaner")
 
 _NICENESS = 10
 """The processes that answer, serve and train come first."""
-_INTERVAL = 1.0
-"""Seconds between two events about the progress."""
+_INTERVAL, _SHARE = 1.0, 100
+"""Seconds between two events about the progress, at least the hundredth part of what it took until then: a cleaning of
+hours has some hundreds of them."""
 _FIRST_ROWS = 100
 """Rows of the product that are looked at: each row was checked when it was read, and again where it was changed."""
+_COUNTED = ("removed", "changed", "flagged")
 
 
 def run_cleaning(folder: JobFolder, spec: CleaningSpec) -> int:
@@ -75,7 +77,7 @@ def _cleaned(folder: JobFolder, spec: CleaningSpec, stop: threading.Event) -> Cl
     target = cleaned_file(folder)
     target.parent.mkdir(exist_ok=True)
     names = [step.type for step in spec.steps]
-    events.message(f"Cleaning {spec.rows} rows: {', '.join(names)}")
+    _tell(events, f"Cleaning {spec.rows} rows: {', '.join(names)}")
     report = clean_file(
         Path(spec.file),
         target,
@@ -85,7 +87,7 @@ def _cleaned(folder: JobFolder, spec: CleaningSpec, stop: threading.Event) -> Cl
         progress=_Progress(folder, events, spec.rows, stop).at,
         keeper=Keeper(is_stopped=stop.is_set),
     )
-    events.message(_told(report))
+    _tell(events, _told(report))
     with target.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
@@ -98,6 +100,12 @@ def _cleaned(folder: JobFolder, spec: CleaningSpec, stop: threading.Event) -> Cl
         check=check.as_json(),
         report=report.model_dump(mode="json"),
     )
+
+
+def _tell(events: EventLog, text: str) -> None:
+    """Say it in the events and in the log."""
+    log.info("%s", text)
+    events.message(text)
 
 
 def _failed(code: str, message: str, report: CleaningReport | None = None) -> Cleaned:
@@ -113,8 +121,8 @@ def _advice(spec: CleaningSpec) -> str:
 
 def _told(report: CleaningReport) -> str:
     """The result in one line."""
-    done = [f"{step.step} removed {step.removed}" for step in report.steps if step.removed]
-    done += [f"{step.step} changed {step.changed}" for step in report.steps if step.changed]
+    counts = [(step.step, what, getattr(step, what)) for what in _COUNTED for step in report.steps]
+    done = [f"{step} {what} {rows}" for step, what, rows in counts if rows]
     left = f"{report.rows_after} of {report.rows_before} rows are left, {report.changed} of them changed"
     return f"{left} ({', '.join(done)})" if done else left
 
@@ -127,7 +135,7 @@ class _Progress:
         self._events = events
         self._total = total
         self._stop = stop
-        self._told_at = self._began = time.monotonic()
+        self._told_at = self._began = self._started = time.monotonic()
         self._before: int | None = None
         """Rows that an earlier process has read."""
 
@@ -139,8 +147,9 @@ class _Progress:
         if rows and self._before is None:
             self._before, self._began = rows - 1, now
             if self._before:
-                self._events.message(f"Going on behind row {self._before}")
-        if now - self._told_at < _INTERVAL and rows != self._total:
+                _tell(self._events, f"Going on behind row {self._before}")
+        interval = max(_INTERVAL, (now - self._started) / _SHARE)
+        if now - self._told_at < interval and rows != self._total:
             return
         self._told_at = now
         self._folder.beat()
