@@ -102,7 +102,7 @@ def test_a_job_trains_on_the_cleaned_file(client: Tunewright) -> None:
 def test_killed_in_the_middle_it_goes_on_and_gives_the_same_file(
     service: Service, client: Tunewright
 ) -> None:
-    file = client.files.upload(many(40_000), filename="many.jsonl").id
+    file = client.files.upload(many(15_000), filename="many.jsonl").id
     steps: list[Any] = ["html", "duplicates", {"type": "balance", "by": "answer"}]
     undisturbed = client.cleanings.create(file, steps).wait(timeout=240)
     disturbed = client.cleanings.create(file, steps, metadata={"n": "2"})
@@ -119,7 +119,7 @@ def test_killed_in_the_middle_it_goes_on_and_gives_the_same_file(
 
 def test_its_file_is_kept_until_it_is_cancelled(service: Service, client: Tunewright) -> None:
     before = {file.id for file in client.files.list()}
-    file = client.files.upload(many(40_000, "x"), filename="many.jsonl").id
+    file = client.files.upload(many(15_000, "x"), filename="many.jsonl").id
     cleaning = client.cleanings.create(file, ["html", "near_duplicates"])
     running(service, cleaning)
     with pytest.raises(BadRequestError, match=cleaning.id):
