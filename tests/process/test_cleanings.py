@@ -93,7 +93,7 @@ def test_a_job_trains_on_the_cleaned_file(client: Tunewright) -> None:
     assert (made.report.format, made.report.rows) == ("openai_chat", 20)
     cleaned = [json.loads(line) for line in client.files.content(made.id).splitlines()]
     assert [row["messages"] for row in cleaned] == [row["messages"] for row in rows[4:]]
-    job = client.jobs.create(BASE, made.id, held_out.id, tuning={**FAST, "n_epochs": 1}).wait(timeout=300)
+    job = client.jobs.create(BASE, made.id, held_out.id, tuning={**FAST, "n_epochs": 1}).wait(timeout=500)
     assert job.training_file == made.id
     assert client.files.delete(source.id).deleted, "nothing needs it any more"
     assert client.files.retrieve(made.id).lineage == made.lineage
