@@ -7,6 +7,7 @@ from typing import Any
 
 JOB_PATH = "/v1/fine_tuning/jobs/ftjob-1"
 EXPORT_PATH = "/v1/exports/export-1"
+CLEANING_PATH = "/v1/cleanings/clean-1"
 
 
 def job(status: str = "running", **fields: Any) -> dict[str, Any]:
@@ -39,6 +40,28 @@ def job(status: str = "running", **fields: Any) -> dict[str, Any]:
         "metadata": {"team": "a"},
         "estimated_finish": None,
         "integrations": [],
+        **fields,
+    }
+
+
+def cleaning(status: str = "running", **fields: Any) -> dict[str, Any]:
+    return {
+        "id": "clean-1",
+        "object": "cleaning",
+        "created_at": 1,
+        "started_at": 2,
+        "finished_at": None,
+        "status": status,
+        "file": "file-1",
+        "filename": "train.jsonl",
+        "steps": [{"type": "html"}, {"type": "duplicates"}],
+        "data": None,
+        "cleaned_file": "file-2" if status == "succeeded" else None,
+        "progress": {"step": 12, "total_steps": 48, "phase": "clean", "eta_seconds": 70},
+        "estimated_finish": None,
+        "error": None,
+        "report": None,
+        "metadata": None,
         **fields,
     }
 

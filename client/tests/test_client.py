@@ -25,6 +25,7 @@ RESOURCES = (
     "files",
     "jobs",
     "exports",
+    "cleanings",
     "adapters",
     "models",
     "aliases",
@@ -121,6 +122,7 @@ def test_the_two_clients_have_the_same_methods_and_parameters() -> None:
         (Tunewright, AsyncTunewright),
         (tunewright_client.Job, tunewright_client.AsyncJob),
         (tunewright_client.Export, tunewright_client.AsyncExport),
+        (tunewright_client.Cleaning, tunewright_client.AsyncCleaning),
         (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
     ]
     blocking, other = Tunewright(), AsyncTunewright()

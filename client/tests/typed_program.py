@@ -68,6 +68,17 @@ def export(client: Tunewright, model: str) -> None:
     print(alias.targets[0].weight, client.aliases.history("bot").data[0].who)
 
 
+def clean(client: Tunewright) -> str | None:
+    cleaning: tw.Cleaning = client.cleanings.create(
+        Path("train.jsonl"), ["html", {"type": "leaks", "against": Path("valid.jsonl")}]
+    ).wait(progress=True)
+    report: tw.CleaningReport | None = cleaning.report
+    if report is not None:
+        removed: dict[str, int] = {step.step: step.removed for step in report.steps}
+        print(report.rows_after, removed)
+    return cleaning.cleaned_file
+
+
 def manage(client: Tunewright) -> None:
     page: tw.Page[tw.File] = client.files.list(limit=10)
     while (following := page.next_page()) is not None:
@@ -104,6 +115,8 @@ async def with_asyncio() -> None:
         )
         async with stream:
             text: str = "".join([chunk.text async for chunk in stream])
+        cleaned: tw.AsyncCleaning = await client.cleanings.create("file-1", ["duplicates"])
+        print((await cleaned.wait()).cleaned_file)
         made: tw.AsyncExport = await client.exports.create(names[0], format="merged")
         deployment: tw.AsyncDeployment = await client.deployments.create(names[0])
         print(
@@ -116,5 +129,6 @@ if __name__ == "__main__":
         name = fine_tune(blocking)
         print(generate(blocking, name))
         export(blocking, name)
+        print(clean(blocking))
         manage(blocking)
     asyncio.run(with_asyncio())

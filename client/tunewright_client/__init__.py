@@ -1,10 +1,11 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the server's answers are in
-`tunewright_client.types`; the common ones are also here.
+`cleanings`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the server's answers
+are in `tunewright_client.types`; the common ones are also here.
 """
 
+from ._async.cleanings import AsyncCleaning
 from ._async.client import AsyncTunewright
 from ._async.deployments import AsyncDeployment
 from ._async.exports import AsyncExport
@@ -35,6 +36,7 @@ from ._errors import (
     UnprocessableEntityError,
     WaitTimeoutError,
 )
+from ._sync.cleanings import Cleaning
 from ._sync.client import Tunewright
 from ._sync.deployments import Deployment
 from ._sync.exports import Export
@@ -52,6 +54,7 @@ from .types import (
     ChatCompletion,
     ChatCompletionChunk,
     Checkpoint,
+    CleaningReport,
     CombineOptions,
     Completion,
     CompletionChunk,
@@ -85,6 +88,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "AsyncCleaning",
     "AsyncDeployment",
     "AsyncExport",
     "AsyncJob",
@@ -97,6 +101,8 @@ __all__ = [
     "ChatCompletion",
     "ChatCompletionChunk",
     "Checkpoint",
+    "Cleaning",
+    "CleaningReport",
     "CombineOptions",
     "Completion",
     "CompletionChunk",

@@ -140,7 +140,7 @@ class StreamInterruptedError(TunewrightError):
 
 
 class JobError(TunewrightError):
-    """A job or export ended without success during a wait. `job` is its last record."""
+    """A job of any kind ended without success during a wait. `job` is its last record."""
 
     def __init__(self, message: str, job: WorkRecord) -> None:
         super().__init__(message)

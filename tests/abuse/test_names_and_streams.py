@@ -26,6 +26,7 @@ PATHS = [
     f"/v1/fine_tuning/jobs?limit={GIANT}",
     f"/v1/fine_tuning/jobs?metadata[a]={GIANT}",
     f"/v1/exports/{GIANT}",
+    f"/v1/cleanings/{GIANT}",
     f"/v1/deployments/{GIANT}",
     f"/v1/aliases/{GIANT}",
     f"/v1/aliases/{GIANT}/history",
@@ -46,6 +47,14 @@ BODIES = {
         {"base": GIANT},
     ],
     "/v1/exports": [{"model": GIANT}, {"model": "tiny", "format": GIANT}],
+    "/v1/cleanings": [
+        {"file": GIANT, "steps": [{"type": "html"}]},
+        {"file": "file-rows", "steps": [{"type": GIANT}]},
+        {"file": "file-rows", "steps": [{"type": "html", GIANT: 1}]},
+        {"file": "file-rows", "steps": [{"type": "language", "keep": [GIANT]}]},
+        {"file": "file-rows", "steps": [{"type": "leaks", "against": GIANT}]},
+        {"file": "file-rows", "steps": [{"type": "length", "min_answer": int("9" * 4000)}]},
+    ],
     "/v1/deployments": [{"model": GIANT}, {"model": "tiny", "engine": {GIANT: 1}}],
     "/v1/chat/completions": [{"model": GIANT}, {"model": "tiny", "stop_token_ids": [int("9" * 4000)]}],
 }
@@ -59,7 +68,7 @@ def test_no_answer_repeats_a_giant_name(service: Service, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [(path, body) for path in BODIES for body in BODIES[path]], ids=range(16)
+    ("path", "body"), [(path, body) for path in BODIES for body in BODIES[path]], ids=range(22)
 )
 def test_no_answer_repeats_a_giant_value(service: Service, path: str, body: dict[str, object]) -> None:
     status, text = post(service, path, json.dumps(body).encode())

@@ -64,6 +64,7 @@ def passes(*command: str) -> None:
     ("modules", "allowed"),
     [
         (("scheduler.__main__", "serve", "cli.main", "jobs.folder"), set()),
+        (("cleaner.run", "cleaner.folder"), set()),
         (("api.http.app", "api.http.process", "engine.worker"), {"numpy"}),  # litserve's
     ],
 )

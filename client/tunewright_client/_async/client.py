@@ -14,6 +14,7 @@ from .._core.waiting import Wait
 from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
 from .aliases import AsyncAliases
+from .cleanings import AsyncCleanings
 from .deployments import AsyncDeployments
 from .exports import AsyncExports
 from .http import AsyncHTTP
@@ -64,6 +65,7 @@ class AsyncTunewright:
         self.files = AsyncFiles(http)
         self.jobs = AsyncJobs(http)
         self.exports = AsyncExports(http)
+        self.cleanings = AsyncCleanings(http)
         self.adapters = AsyncAdapters(http)
         self.models = AsyncModels(http)
         self.aliases = AsyncAliases(http)

@@ -1,4 +1,5 @@
-"""What fine-tuning jobs and exports share: the methods of `client.jobs` and `client.exports`, and of their records."""
+"""What jobs of all kinds share: the methods of `client.jobs`, `client.exports` and `client.cleanings`, and of their
+records."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ EVENTS_PER_PAGE = 100
 
 
 class AsyncBoundJob(WorkRecord):
-    """A job or export as it was when it was read, with methods that ask its client."""
+    """A job of any kind as it was when it was read, with methods that ask its client."""
 
     _jobs: AsyncJobResource[Any] | None = PrivateAttr(default=None)
 
@@ -50,7 +51,7 @@ class AsyncBoundJob(WorkRecord):
         return await self._resource.retrieve(self.id)
 
     async def cancel(self) -> Self:
-        """See `client.jobs.cancel`, which `client.exports` has too, as it has all of the following."""
+        """See `client.jobs.cancel`, which the other kinds have too, as they have all of the following."""
         return await self._resource.cancel(self.id)
 
     async def pause(self) -> Self:
@@ -93,7 +94,7 @@ J = TypeVar("J", bound=AsyncBoundJob)
 
 
 class AsyncJobResource(AsyncResource, Generic[J]):
-    """The methods that `client.jobs` and `client.exports` share. `job_id` is the id of a job or an export."""
+    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export or a cleaning."""
 
     _path: ClassVar[str]
     _record: type[J]
@@ -214,13 +215,13 @@ class AsyncJobResource(AsyncResource, Generic[J]):
         key = idempotency_key or str(uuid.uuid4())
         body = dict(fields)
         for name, file in files.items():
-            if isinstance(file, Path):
-                file_key = f"{key}-{name.replace('_', '-')}"
-                upload = endpoints.upload_file(file, "fine-tune", None, file_key)
-                body[name] = (await self._http.fetch(upload)).id
-            else:
-                body[name] = file
+            body[name] = await self._uploaded(name, file, key) if isinstance(file, Path) else file
         return await self._http.fetch(endpoints.create_job(self._path, self._parse, job_body(body), key))
+
+    async def _uploaded(self, name: str, file: Path, key: str) -> str:
+        """The id of a local file, which is uploaded as the parameter `name` of the request with this key."""
+        upload = endpoints.upload_file(file, "fine-tune", None, f"{key}-{name.replace('_', '-')}")
+        return (await self._http.fetch(upload)).id
 
     def _parse(self, data: Any) -> J:
         return self._record.model_validate(data, context=self)

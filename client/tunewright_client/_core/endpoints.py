@@ -40,6 +40,7 @@ ParseJob = Callable[[Any], J]
 
 JOBS = "/fine_tuning/jobs"
 EXPORTS = "/exports"
+CLEANINGS = "/cleanings"
 EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
 
 
@@ -114,7 +115,7 @@ def delete_file(file_id: str) -> Call[Deleted]:
     return Call("DELETE", path_of("files", file_id), _as(Deleted))
 
 
-# Fine-tuning jobs and exports; `path` is the path of the collection
+# Jobs of all kinds; `path` is the path of the collection
 
 
 def create_job(

@@ -15,6 +15,8 @@ ShadowInput = str | AliasShadow | Mapping[str, Any]
 GuardInput = AliasGuard | Mapping[str, Any]
 WeightedModels = Mapping[str, float] | Sequence[str | WeightedModel | Mapping[str, Any]]
 """The adapters of an export: weights by name, or a list of names and of objects with `model` and `weight`."""
+CleaningStep = str | Mapping[str, Any]
+"""A step of a cleaning: its name, or an object with its type and its options."""
 CombineInput = str | CombineOptions | Mapping[str, Any]
 
 
@@ -48,6 +50,11 @@ def source_fields(
         "models": None if models is None else _weighted(models),
         "combine": {"method": combine} if isinstance(combine, str) else combine,
     }
+
+
+def cleaning_step(step: CleaningStep) -> dict[str, Any]:
+    """A step of a cleaning as an object."""
+    return {"type": step} if isinstance(step, str) else dict(step)
 
 
 def job_body(fields: Mapping[str, Any]) -> dict[str, Any]:

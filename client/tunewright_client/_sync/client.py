@@ -15,6 +15,7 @@ from .._core.waiting import Wait
 from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
 from .aliases import Aliases
+from .cleanings import Cleanings
 from .deployments import Deployments
 from .exports import Exports
 from .http import HTTP
@@ -54,6 +55,7 @@ class Tunewright:
         self.files = Files(http)
         self.jobs = Jobs(http)
         self.exports = Exports(http)
+        self.cleanings = Cleanings(http)
         self.adapters = Adapters(http)
         self.models = Models(http)
         self.aliases = Aliases(http)

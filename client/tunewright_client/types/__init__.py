@@ -1,6 +1,7 @@
 """The types of the server's answers: frozen pydantic models that keep unknown fields."""
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from .cleanings import CleaningFound, CleaningGroup, CleaningRecord, CleaningReport, CleaningStepCounts
 from .deployments import DeploymentRecord, HeldAdapter
 from .exports import (
     CombineOptions,
@@ -52,6 +53,7 @@ from .resources import (
     Deleted,
     File,
     FileFault,
+    FileLineage,
     FileReport,
     Lineage,
     Model,
@@ -72,6 +74,11 @@ __all__ = [
     "ChatMessage",
     "Checkpoint",
     "ChunkChoice",
+    "CleaningFound",
+    "CleaningGroup",
+    "CleaningRecord",
+    "CleaningReport",
+    "CleaningStepCounts",
     "CombineOptions",
     "Completion",
     "CompletionChoice",
@@ -87,6 +94,7 @@ __all__ = [
     "ExportReport",
     "File",
     "FileFault",
+    "FileLineage",
     "FileReport",
     "HeldAdapter",
     "JobErrorInfo",

@@ -68,7 +68,7 @@ class Tuning(Wire):
 
 class JobProgress(Wire):
     """The progress of a running job. Fine-tuning jobs have `train_loss`; exports have `phase` (combine, merge, quantize
-    or measure)."""
+    or measure), cleanings too (clean), whose steps are rows."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -87,7 +87,7 @@ class JobErrorInfo(Wire):
 
 class Metrics(Wire):
     """Measurements at a step. Losses are in nats for each token, accuracies are shares, memory is in bytes; `phase` is
-    set for exports."""
+    set for exports and cleanings."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -104,7 +104,7 @@ class Metrics(Wire):
 
 
 class WorkRecord(Wire):
-    """The fields that fine-tuning jobs and exports share."""
+    """The fields that jobs of all kinds share."""
 
     id: str
     created_at: int = 0
@@ -125,7 +125,7 @@ class WorkRecord(Wire):
 
     @property
     def product(self) -> str | None:
-        """The model that the job made; None before it has succeeded."""
+        """The name of the model, or the id of the file, that the job made; None before it has succeeded."""
         raise NotImplementedError
 
 

@@ -37,12 +37,28 @@ class FileReport(Wire):
     ignored_fields: list[str] = Field(default_factory=list)
 
 
+class FileLineage(Wire):
+    """What a cleaning has made a file of: the file by its id, name and hash, and the steps with their options.
+
+    The cleaning and the file that it was made of may be gone by now.
+    """
+
+    cleaning: str
+    file: str
+    filename: str = ""
+    sha256: str = ""
+    steps: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    rows_before: int = 0
+    rows_after: int = 0
+
+
 class File(Wire):
     """An uploaded or generated file.
 
     - bytes: its size; expires_at: None where it does not expire
     - status: uploaded while its rows are being checked, then processed or error; status_details: what is wrong
     - report: what was found; None before, for results, and from older servers
+    - lineage: what it was made of, where a cleaning has made it
     """
 
     id: str
@@ -55,6 +71,7 @@ class File(Wire):
     status_details: str | None = None
     report: FileReport | None = None
     expires_at: int | None = None
+    lineage: FileLineage | None = None
 
 
 class Deleted(Wire):

@@ -11,7 +11,7 @@ import click
 
 from tunewright.cli.options import Remote, examples, limit_option, on_service
 from tunewright.cli.output import for_terminal, page_size, when
-from tunewright_client import Export, Job, JobEvent, Tunewright
+from tunewright_client import Cleaning, Export, Job, JobEvent, Tunewright
 
 FOLLOW_SECONDS = 1.0
 
@@ -25,7 +25,11 @@ class JobKind:
     example: str
     """An id, for the examples in help texts."""
     of: Callable[[Tunewright], Any]
-    """Returns the SDK's methods for this kind: `client.jobs` or `client.exports`."""
+    """Returns the SDK's methods for this kind: `client.jobs`, say."""
+    product: str = "the model's name"
+    """What `watch` prints in the end."""
+    variable: str = "MODEL"
+    """The shell variable that examples put it into."""
 
     @property
     def metavar(self) -> str:
@@ -38,9 +42,17 @@ class JobKind:
 
 JOBS = JobKind("jobs", "job", "ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.jobs)
 EXPORTS = JobKind("exports", "export", "export-Zk3mP0aYc7vTqLw9XnB2sR8d", lambda client: client.exports)
+CLEANINGS = JobKind(
+    "cleanings",
+    "cleaning",
+    "clean-Zk3mP0aYc7vTqLw9XnB2sR8d",
+    lambda client: client.cleanings,
+    "the id of the new file",
+    "FILE",
+)
 
 
-def steps(record: Job | Export) -> str | None:
+def steps(record: Job | Export | Cleaning) -> str | None:
     """The step and the number of steps, such as 12/48; None where unknown."""
     now = record.progress
     return f"{now.step}/{now.total_steps}" if now and now.step is not None and now.total_steps else None

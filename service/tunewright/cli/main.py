@@ -18,6 +18,7 @@ from tunewright.cli.adapters import adapters
 from tunewright.cli.aliases import aliases
 from tunewright.cli.backup import backup, restore
 from tunewright.cli.chat import chat
+from tunewright.cli.cleanings import cleanings
 from tunewright.cli.data import data
 from tunewright.cli.demo import demo
 from tunewright.cli.deployments import deployments
@@ -71,7 +72,8 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, adapters, models, aliases, deployments, chat, backup, restore,
+    demo, status, plan, jobs, exports, files, data, cleanings, adapters, models, aliases, deployments, chat, backup,
+    restore,
 ):  # fmt: skip
     commands.add_command(command)
 

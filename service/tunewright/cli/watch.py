@@ -7,18 +7,18 @@ import click
 from tunewright.cli.job_commands import JobKind
 from tunewright.cli.options import INTERRUPTED, Remote, examples, on_service
 from tunewright.cli.progress import view_for, watch_job
-from tunewright_client import Export, Job, JobError
+from tunewright_client import Cleaning, Export, Job, JobError
 
 
 def watch_command(kind: JobKind, then: str) -> click.Command:
-    """The command `watch`; `then` is an example of a command that uses $MODEL afterwards."""
+    """The command `watch`; `then` is an example of a command that uses the product afterwards."""
 
     @click.command(
         name="watch",
-        help=f"Show the {kind.noun}'s progress until it has ended, then print the model's name.\n\n"
+        help=f"Show the {kind.noun}'s progress until it has ended, then print {kind.product}.\n\n"
         f"The exit code is 0 when the {kind.noun} has succeeded, else 1. Ctrl-C ends the watching, not the "
         f"{kind.noun}. With --json: its events, one a line, then the {kind.noun}.",
-        epilog=examples(kind.example_of("watch"), f"MODEL=$({kind.example_of('watch')}) && {then}"),
+        epilog=examples(kind.example_of("watch"), f"{kind.variable}=$({kind.example_of('watch')}) && {then}"),
     )
     @click.argument("job_id", metavar=kind.metavar)
     @on_service
@@ -28,7 +28,7 @@ def watch_command(kind: JobKind, then: str) -> click.Command:
     return watch
 
 
-def print_created(remote: Remote, kind: JobKind, job: Job | Export, watch: bool) -> int:
+def print_created(remote: Remote, kind: JobKind, job: Job | Export | Cleaning, watch: bool) -> int:
     """Print the id of a created job, and watch it where `watch` is set. Returns the exit code."""
     if remote.out.as_json:
         remote.out.json(job)

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+NO_BASE = ""
+"""The base of the jobs of kinds that need none."""
+
 
 class JobResult(BaseModel):
     """The result of a job. Kinds add fields."""
@@ -64,6 +67,8 @@ class JobKind:
     result: type[JobResult] = JobResult
     report: type[BaseModel] | None = None
     """What was measured of the product."""
+    needs_base: bool = True
+    """False: its jobs have the base `NO_BASE`, wait for no engine, and run on the CPU, beside those that hold GPUs."""
 
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
         """Public name of the model whose weights are the input at this position of a role. For messages."""

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from tunewright.jobs.kinds import kind_named, register
+from tunewright.kinds.cleaning.kind import Cleaning
 from tunewright.kinds.export.kind import Export
 from tunewright.kinds.fine_tuning.kind import FineTuning
 from tunewright.kinds.kind import Kind
 
 FINE_TUNING = FineTuning()
 EXPORT = Export()
+CLEANING = Cleaning()
 
-for _kind in (FINE_TUNING, EXPORT):
+for _kind in (FINE_TUNING, EXPORT, CLEANING):
     register(_kind)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from tunewright.config import Settings
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.kinds import JobKind
+from tunewright.jobs.kinds import NO_BASE, JobKind
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
@@ -35,6 +36,12 @@ class Service:
     on_gpu: bool
 
 
+WITHOUT_BASE = BaseInfo(
+    name=NO_BASE, path=Path(), fingerprint="", context=0, chat_template=None, tool_call_parser=None
+)
+"""What kinds that need no base get for one."""
+
+
 @dataclass(frozen=True)
 class Validated:
     """The result of checking a job's inputs."""
@@ -50,7 +57,8 @@ class Validated:
 class Kind(JobKind, ABC):
     """A kind of job. The scheduler treats jobs of every kind alike; everything that differs is here.
 
-    A subclass sets the attributes, and `kinds/__init__.py` lists one instance of it.
+    A subclass sets the attributes, and `kinds/__init__.py` lists one instance of it. `base` is `WITHOUT_BASE` where the
+    kind needs none.
     """
 
     path: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -87,15 +88,16 @@ class ReadRow(NamedTuple):
 
 
 def read_converted(
-    path: Path, reading: Reading = _AS_IT_IS, *, with_all_columns: bool = False
+    path: Path, reading: Reading = _AS_IT_IS, *, with_all_columns: bool = False, skip: int = 0
 ) -> Iterator[ReadRow]:
-    """The rows of a file; `with_all_columns`: also those of a table that have no meaning.
+    """The rows of a file; `with_all_columns`: also those of a table that have no meaning. The first `skip` of
+    them are left out.
 
     Raises InvalidData at a row that has a fault: the file was not checked, or has changed.
     """
     with path.open("rb") as file:
         container = open_container(file, None if with_all_columns else reading.wanted_columns())
-        for raw in container.rows:
+        for raw in islice(container.rows, skip, None):
             try:
                 converted = _converted(raw.value, reading, container)
             except RowFault as fault:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from tunewright.store.store import Store
 
+CPU = "cpu"
+
 
 class Devices:
     """The devices that jobs may claim and checks may borrow."""
@@ -23,7 +25,11 @@ class Devices:
 
     @property
     def on_gpu(self) -> bool:
-        return self.names[0] != "cpu"
+        return self.names[0] != CPU
+
+    def has(self, device: str | None) -> bool:
+        """Whether a job may run on the device. Jobs that need no base run on the CPU of every machine."""
+        return device == CPU or device in self.names
 
     def for_jobs(self) -> Sequence[str]:
         """Devices that a job may claim, in the order to try: jobs take the last first, since engines take the first."""
@@ -32,14 +38,14 @@ class Devices:
     def lend_for_check(self, *, gpu: bool) -> str:
         """Lend a GPU that no job holds, where `gpu` is set and one is free; else the CPU."""
         held = {name for job in self._store.jobs.on_devices() for name in job.devices}
-        free = [name for name in self.names if name != "cpu" and name not in held]
-        device = free[0] if gpu and free else "cpu"
+        free = [name for name in self.names if name != CPU and name not in held]
+        device = free[0] if gpu and free else CPU
         self.lend(device)
         return device
 
     def lend(self, device: str) -> None:
         """Record that a check uses the device, so that no job claims it. The CPU is shared."""
-        if device != "cpu":
+        if device != CPU:
             self._lent.add(device)
 
     def give_back(self, device: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
@@ -13,14 +13,14 @@ from sqlalchemy.exc import DatabaseError
 from tunewright.config import Settings, child_environment
 from tunewright.errors import InvalidAdapter, StorageFull
 from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
-from tunewright.jobs.kinds import JobError
+from tunewright.jobs.kinds import NO_BASE, JobError
 from tunewright.kinds import kind_of
-from tunewright.kinds.kind import JobRefused, Service
+from tunewright.kinds.kind import WITHOUT_BASE, JobRefused, Service
 from tunewright.logs import audit
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.background import Background
-from tunewright.scheduler.devices import Devices, visible_to
+from tunewright.scheduler.devices import CPU, Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.events import take_in_events
 from tunewright.scheduler.fork_server import ForkServer
@@ -73,7 +73,7 @@ class JobRunner:
         """Fail jobs on a base that the service was started without: they would wait for ever."""
         named = self._engines.names()
         for job in self._store.jobs.in_states(*(state for state in JobState if not state.is_final)):
-            if job.base not in named and job.state is not JobState.PAUSED:
+            if job.base not in (NO_BASE, *named) and job.state is not JobState.PAUSED:
                 text = f"the service was started without its base {job.base}, and that is not deployed"
                 self._store.jobs.fail(job.id, JobError(code="base_not_served", message=text))
 
@@ -93,10 +93,22 @@ class JobRunner:
             raise failed
         queued = self._store.jobs.in_states(JobState.QUEUED)
         if queued and all(map(self._can_start, queued)):
-            for device in self._devices.for_jobs():
-                claimed = self._store.jobs.claim(device, self._engines.available_bases())
+            for device, bases in self._free_places():
+                claimed = self._store.jobs.claim(device, bases)
                 if claimed is not None:
                     self._launch(claimed)
+
+    def _free_places(self) -> Iterator[tuple[str, list[str]]]:
+        """The devices, and the bases whose jobs may claim each: those that need no base run on the CPU."""
+        bases = self._engines.available_bases()
+        for device in self._devices.for_jobs():
+            yield device, [*bases, NO_BASE] if device == CPU else bases
+        if self._devices.on_gpu:
+            yield CPU, [NO_BASE]
+
+    def _base(self, job: Job) -> BaseInfo | None:
+        """The base of a job; None until its files were found."""
+        return self._engines.base(job.base) if kind_of(job.kind).needs_base else WITHOUT_BASE
 
     def stop(self, grace: float) -> None:
         """Have processes save their progress and end; their jobs stay in the store and continue at the next start."""
@@ -122,7 +134,7 @@ class JobRunner:
         done = self._background.collect(job.id)
         if done is not None:
             self._prepared(job, done)
-        elif (base := self._engines.base(job.base)) is not None:
+        elif (base := self._base(job)) is not None:
             self._can_start(job)  # what it needs is prepared beside the validation
             self._background.start(job.id, partial(self._validate, job, base))
 
@@ -156,7 +168,7 @@ class JobRunner:
 
     def _launch(self, job: Job) -> None:
         """Start the process of a claimed job, in a folder that may hold the checkpoints of an earlier run."""
-        base = self._engines.base(job.base)
+        base = self._base(job)
         assert base is not None, "only jobs on available bases are claimed"
         folder = self._folder(job)
         folder.write_spec(kind_of(job.kind).spec(self._service, job, base))
@@ -173,7 +185,7 @@ class JobRunner:
             [sys.executable, "-m", kind.module, str(folder.path)],
             record=folder.process_file,
             log_file=folder.log_file,
-            environment=child_environment(visible_to(job.device) if job.device != "cpu" else {}),
+            environment=child_environment(visible_to(job.device) if job.device != CPU else {}),
             lifeline=self._lifeline,
             name=_process_name(job),
             append=True,
@@ -240,10 +252,10 @@ class JobRunner:
         if current is None or current.state is not JobState.RUNNING:
             return
         kind = kind_of(job.kind)
-        if job.device not in self._devices.names:
+        if not self._devices.has(job.device):
             self._store.jobs.requeue(job.id, f"The device {job.device} is gone; waiting for another")
         elif not folder.spec_file.exists():  # the disk was full when it was written
-            if self._engines.base(job.base) is not None:
+            if self._base(job) is not None:
                 self._launch(job)
         elif how is None:  # no fault of the job
             self._start_process(job, folder, counts=False)
@@ -277,7 +289,7 @@ class JobRunner:
         done = self._background.collect(job.id)
         if done is not None:
             self._published(job, done)
-        elif (base := self._engines.base(job.base)) is not None:
+        elif (base := self._base(job)) is not None:
             kind, folder = kind_of(job.kind), self._folder(job)
             self._background.start(job.id, partial(kind.publish, self._service, job, base, folder))
 

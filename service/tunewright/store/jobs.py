@@ -18,7 +18,7 @@ from tunewright.store.job_rows import Event
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob
 from tunewright.store.states import JobPhase, JobState
-from tunewright.store.tables import checkpoints, job_devices, job_events, jobs, models
+from tunewright.store.tables import checkpoints, files, job_devices, job_events, jobs, models
 
 
 class JobStore:
@@ -281,10 +281,27 @@ class JobStore:
             if taken.rowcount:
                 job_rows.add_events(connection, job.id, job.kind, events)
 
-    def succeed(self, id: str, result: JobResult) -> bool:
-        """End a job whose product is no model; False where it was cancelled before."""
+    def succeed(
+        self,
+        id: str,
+        result: JobResult,
+        *,
+        report: dict[str, Any] | None = None,
+        file: dict[str, Any] | None = None,
+    ) -> bool:
+        """End a job whose product is no model, and list the file that it made, if there is one: `file` is its row.
+
+        False where it was cancelled before; then nothing is listed.
+        """
         with self._database.begin() as connection:
-            return job_rows.succeed(connection, id, result=job_rows.as_json(result))
+            found = job_rows.get(connection, id, lock=True)
+            if found is None or found.state not in job_rows.ON_A_DEVICE:
+                return False
+            if file is not None:
+                connection.execute(insert(files).values(created_at=time.time(), **file))
+                text = f"New {kind_named(found.kind).product} created: {file['id']}"
+                job_rows.add_event(connection, found, job_rows.message_event(text))
+            return job_rows.succeed(connection, id, result=job_rows.as_json(result), report=report)
 
     def fail(self, id: str, error: JobError, *, report: dict[str, Any] | None = None) -> Job | None:
         with self._database.begin() as connection:

@@ -27,6 +27,22 @@ from tunewright.store.states import (
 
 
 @dataclass(frozen=True)
+class FileLineage:
+    """The origin of a file that was made by a cleaning. It stays true when the cleaning and its source are gone."""
+
+    cleaning: str
+    """Id of the job."""
+    file: str
+    """Id of the file that was cleaned."""
+    filename: str
+    sha256: str
+    steps: list[dict[str, Any]]
+    """The steps with all of their options, as the cleaning has them."""
+    rows_before: int
+    rows_after: int
+
+
+@dataclass(frozen=True)
 class FileRecord:
     seq: int
     id: str
@@ -40,9 +56,13 @@ class FileRecord:
     status: FileStatus = FileStatus.PROCESSED
     report: dict[str, Any] | None = None
     """What the check of its rows has found (`rows.formats.FileReport.as_json`); None before, and for results."""
+    lineage: FileLineage | None = None
+    """None for uploads and results."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", FileStatus(self.status))
+        if isinstance(self.lineage, dict):
+            object.__setattr__(self, "lineage", FileLineage(**self.lineage))
 
 
 @dataclass(frozen=True)

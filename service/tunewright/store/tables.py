@@ -35,6 +35,7 @@ files = Table(
     Column("expires_at", Float, nullable=True),
     Column("status", String(16), nullable=False, server_default="processed"),
     Column("report", JSON),  # of the check of its rows (`rows.formats.FileReport`)
+    Column("lineage", JSON),  # of what a cleaning has made (`store.records.FileLineage`)
 )
 
 jobs = Table(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,8 +40,20 @@ class FileReport(Wire):
     ignored_fields: list[str] = Field(description="Fields or columns of rows that have no meaning.")
 
 
+class FileLineage(Wire):
+    """What a cleaning has made a file of."""
+
+    cleaning: str = Field(description="Id of the cleaning, which may be removed after a while.")
+    file: str = Field(description="Id of the file that was cleaned, which may be deleted by now.")
+    filename: str
+    sha256: str
+    steps: list[dict[str, Any]] = Field(description="The steps with all of their options.")
+    rows_before: int
+    rows_after: int
+
+
 class FileObject(Wire):
-    """An uploaded file, or the metrics of a finished job."""
+    """An uploaded file, a cleaned one, or the metrics of a finished job."""
 
     id: str
     object: Literal["file"] = "file"
@@ -51,7 +64,7 @@ class FileObject(Wire):
     )
     filename: str
     purpose: str = Field(
-        description="`fine-tune` for uploads, `fine-tune-results` for a job's metrics (CSV)."
+        description="`fine-tune` for uploads and cleaned files, `fine-tune-results` for a job's metrics (CSV)."
     )
     status: FileStatus = Field(
         description="uploaded: its rows are being checked. error: it cannot be used as it is, only with `data.columns` "
@@ -60,6 +73,7 @@ class FileObject(Wire):
     status_details: str | None = Field(description="What is wrong, in one line.")
     report: FileReport | None = Field(description="null until it was checked, and for results.")
     sha256: str
+    lineage: FileLineage | None = Field(description="Of a cleaned file; null for others.")
 
     @classmethod
     def of(cls, record: FileRecord) -> FileObject:
@@ -76,6 +90,7 @@ class FileObject(Wire):
             if record.report
             else None,
             sha256=record.sha256,
+            lineage=FileLineage(**asdict(record.lineage)) if record.lineage else None,
         )
 
 

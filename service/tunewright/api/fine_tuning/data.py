@@ -18,7 +18,7 @@ AUTO = "auto"
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class Data(Body):
+class FileReading(Body):
     """How the files are read, where that is not known from their rows."""
 
     columns: dict[str, Name] | None = Field(
@@ -37,10 +37,6 @@ class Data(Body):
         description="chat: Alpaca rows become conversations. template: prompts in the text that Stanford's Alpaca was "
         "trained with. auto: chat where there is a chat template.",
     )
-    validation_share: Annotated[float, Field(strict=True, gt=0, le=0.5)] | None = Field(
-        None,
-        description='The share of the training file to hold out, with `validation_file` "auto"; 0.05 by default.',
-    )
 
     @field_validator("columns", "tags")
     @classmethod
@@ -52,6 +48,15 @@ class Data(Body):
             if name not in known:
                 raise ValueError(f"{name[:40]!r} is none of {', '.join(sorted(known))}")
         return value
+
+
+class Data(FileReading):
+    """How the files of a job are read, and what is held out of them."""
+
+    validation_share: Annotated[float, Field(strict=True, gt=0, le=0.5)] | None = Field(
+        None,
+        description='The share of the training file to hold out, with `validation_file` "auto"; 0.05 by default.',
+    )
 
 
 def data_options(data: Data | None, validation_file: str | None) -> DataOptions:

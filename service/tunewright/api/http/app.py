@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from tunewright.api.adapters import routes as adapters
 from tunewright.api.aliases import routes as aliases
+from tunewright.api.cleanings import routes as cleanings
 from tunewright.api.deployments import routes as deployments
 from tunewright.api.exports import routes as exports
 from tunewright.api.files import report
@@ -66,7 +67,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     _remove_litserve_pages(app)
     app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
-    for routes in (health, files, report, fine_tuning, plan, exports, models, adapters, aliases, deployments):
+    for routes in (
+        health, files, report, cleanings, fine_tuning, plan, exports, models, adapters, aliases, deployments,
+    ):  # fmt: skip
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD
     if settings.server.api_key is None:

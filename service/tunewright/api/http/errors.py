@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from starlette.routing import Match, Route
 from tunewright.api.http.wire import ErrorResponse
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, TunewrightError, cut
+from tunewright.rows.cleaning.options import BY_NAME as STEPS
 
 log = logging.getLogger("tunewright.api")
 
@@ -155,7 +157,9 @@ def _validation_error(error: RequestValidationError, content_type: str) -> Inval
     alternatives = [_sentence(f) for p, f in named if p == param]
     if fault["type"] == "extra_forbidden":
         return InvalidRequest(f"Unknown parameter: {param}.", param=param, code="unknown_parameter")
-    if fault["type"] == "missing":
+    if fault["type"] == "union_tag_not_found":
+        param = f"{param}.{fault['ctx']['discriminator'].strip(chr(39))}"
+    if fault["type"] in ("missing", "union_tag_not_found"):
         return InvalidRequest(f"Missing parameter: {param}.", param=param, code="missing_parameter")
     given = fault["input"]
     got = f"; got {json.dumps(given)[:40]}" if isinstance(given, bool | int | float) else ""
@@ -167,7 +171,11 @@ def _validation_error(error: RequestValidationError, content_type: str) -> Inval
 
 def _param(location: tuple[Any, ...]) -> str:
     parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
-    kept = [part for part in parts if not _is_union_tag(part)]
+    kept = [
+        part
+        for before, part in pairwise(["", *parts])
+        if not _is_union_tag(part) and not (before.isdigit() and part in STEPS)
+    ]
     return cut(".".join(kept), 200) or "body"
 
 
@@ -179,6 +187,8 @@ def _sentence(fault: Any) -> str:
     text = str(fault["msg"]).removeprefix("Value error, ")
     if text.startswith("Expected UploadFile"):
         return "send it as a file, a part of multipart/form-data with a filename"
+    if fault["type"] == "union_tag_invalid":
+        return f"there is no {fault['ctx']['tag'][:40]}; choose one of {fault['ctx']['expected_tags']}"
     if fault["type"] == "string_unicode":
         return "half of a surrogate pair (\\ud800 to \\udfff) is no text"
     return text[:1].lower() + text[1:]

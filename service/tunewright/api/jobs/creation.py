@@ -61,8 +61,28 @@ def check_training_file(
 ) -> FileRecord:
     """The file's record.
 
-    Raises InvalidRequest where it does not exist, has another purpose than fine-tune, or cannot be used as far as that
-    is known: its check, or with `data` its first rows, found faults or rows of the wrong kind.
+    Raises InvalidRequest as `check_data_file`, and where it is known that its rows are of the wrong kind.
+    """
+    code = f"invalid_{param}"
+    record, report = check_data_file(context, param, id, data, code=code)
+    if report is not None and report["kind"] is not None:
+        why = why_unusable(report["format"], report["kind"])
+        if why is not None:
+            raise InvalidRequest(f"File {id} cannot be used: {why}", param=param, code=code)
+    return record
+
+
+def check_data_file(
+    context: ServiceContext,
+    param: str,
+    id: str,
+    data: DataOptions | None = None,
+    *,
+    code: str = "invalid_file",
+) -> tuple[FileRecord, dict[str, Any] | None]:
+    """The file's record, and what is known of its rows: from its check or, with `data`, its first rows.
+
+    Raises InvalidRequest where it does not exist, has another purpose than fine-tune, or is known to have faults.
     """
     record = context.store.files.get(id)
     if record is None:
@@ -75,14 +95,9 @@ def check_training_file(
         report = _first_rows(context, id, data)
     else:
         report = record.report
-    if report is None:
-        return record
-    why = report["problem"]
-    if why is None and report["kind"] is not None:
-        why = why_unusable(report["format"], report["kind"])
-    if why is not None:
-        raise InvalidRequest(f"File {id} cannot be used: {why}", param=param, code=f"invalid_{param}")
-    return record
+    if report is not None and report["problem"] is not None:
+        raise InvalidRequest(f"File {id} cannot be used: {report['problem']}", param=param, code=code)
+    return record, report
 
 
 def _first_rows(context: ServiceContext, id: str, data: DataOptions) -> dict[str, Any] | None:

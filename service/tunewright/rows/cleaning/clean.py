@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tunewright.atomic import sync_folder
 from tunewright.rows.canonical import Row
 from tunewright.rows.cleaning.counts import CleaningReport, StepCounts
 from tunewright.rows.cleaning.options import check_steps, steps_of
+from tunewright.rows.cleaning.saved import Keeper, Saved, State, Stopped, array_name, load, state_file, sync
 from tunewright.rows.cleaning.step import Options, Outcome, Record, Step, removed
 from tunewright.rows.cleaning.steps.balance import Balance, BalanceOptions
 from tunewright.rows.faults import InvalidData, RowFault, check_encodable
@@ -23,9 +24,11 @@ from tunewright.rows.formats import read_converted
 from tunewright.rows.reading import Reading
 from tunewright.rows.shapes import convert
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Progress = Callable[[int], None]
-"""Called with the number of rows that were read."""
-_EVERY = 200
+"""Called for each row, with the number of rows that were read: 0 as long as those of the validation file are."""
 _ROUNDS = 5
 """A row that the editing steps still change after so many rounds (tags in tags in tags) is removed."""
 _CANONICAL = Reading()
@@ -47,19 +50,28 @@ def clean_file(
     reading: Reading = _CANONICAL,
     validation: Path | None = None,
     progress: Progress = lambda _: None,
+    keeper: Keeper | None = None,
 ) -> CleaningReport:
     """Write the cleaned rows of `source` to `target` as JSONL, in their order; the file appears complete or not at all.
+
+    With a keeper, what is done is saved beside `target` from time to time, and a later call with the same arguments
+    goes on from there; it may raise Stopped.
 
     Raises InvalidData where a row has a fault, NothingLeft, and ValueError for steps that do not fit (`check_steps`).
     """
     check_steps(steps, has_validation=validation is not None)
-    cleaning = _Cleaning(steps, validation, reading)
+    cleaning = _Cleaning(steps, validation, reading, progress)
     first, second = (target.with_name(f".{target.name}.{part}") for part in ("cleaned", "balanced"))
     try:
-        with first.open("wb") as file:
-            for record in cleaning.passed(source, progress):
-                file.write(_line(record.row))
-            _sync(file)
+        with first.open("ab") as file:
+            saved = load(target) if keeper is not None else None
+            cleaning.go_on(saved if saved is not None and saved.fits(file) else None, file)
+            for record in cleaning.passed(source):
+                if record is not None:
+                    file.write(_line(record.row))
+                elif keeper is not None and keeper.is_due():
+                    keeper.save(target, file, cleaning.state(file), cleaning.arrays())
+            sync(file)
         written = first
         if cleaning.balance is not None and cleaning.report.rows_after:
             cleaning.sample(first, second)
@@ -67,9 +79,12 @@ def clean_file(
         if not cleaning.report.rows_after:
             raise NothingLeft(cleaning.report)
         os.replace(written, target)
-    finally:
-        first.unlink(missing_ok=True)
-        second.unlink(missing_ok=True)
+    except Stopped:
+        raise
+    except BaseException:
+        _remove(first, second, state_file(target))
+        raise
+    _remove(first, second, state_file(target))
     sync_folder(target.parent)
     return cleaning.report
 
@@ -77,22 +92,51 @@ def clean_file(
 class _Cleaning:
     """The steps of one cleaning, and what they did."""
 
-    def __init__(self, asked: Sequence[Options], validation: Path | None, reading: Reading) -> None:
+    def __init__(
+        self, asked: Sequence[Options], validation: Path | None, reading: Reading, progress: Progress
+    ) -> None:
         self._reading = reading
-        self._editing, self._judging = steps_of(asked, validation, reading)
+        self._progress = progress
+        self._editing, self._judging = steps_of(asked, validation, reading, lambda: progress(0))
         options = next((step for step in asked if isinstance(step, BalanceOptions)), None)
         self.balance = Balance(options) if options else None
         self._counts = {step: StepCounts(step=step.name) for step in (*self._editing, *self._judging)}
         self._invalid = StepCounts(step="validity")
         self.report = CleaningReport(steps=list(self._counts.values()))
-        self._places: list[int] = []
 
-    def passed(self, source: Path, progress: Progress) -> Iterator[Record]:
-        """The rows that are left. Raises InvalidData."""
+    def go_on(self, saved: Saved | None, rows: BinaryIO) -> None:
+        """Begin where an earlier process has saved its state, or with the first row; `rows` becomes what was written
+        until then."""
+        rows.truncate(saved.state.written if saved else 0)
+        if saved is None:
+            return
+        self.report, self._invalid = saved.state.report, saved.state.invalid
+        self._counts = dict(zip(self._counts, self.report.steps, strict=True))
+        for name, step in self._with_memory().items():
+            step.restore(saved.of(name))
+
+    def state(self, rows: BinaryIO) -> State:
+        rows.flush()
+        return State(report=self.report, invalid=self._invalid, written=os.fstat(rows.fileno()).st_size)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the steps remember."""
+        return {
+            array_name(name, key): array
+            for name, step in self._with_memory().items()
+            for key, array in step.saved().items()
+        }
+
+    def _with_memory(self) -> dict[str, Step | Balance]:
+        """The steps that may remember rows, by their names. Those of the validation file are read again."""
+        return {step.name: step for step in (*self._judging, self.balance) if step is not None}
+
+    def passed(self, source: Path) -> Iterator[Record | None]:
+        """The rows that are left, and None between two rows of the source. Raises InvalidData."""
         for record in self._records(source):
+            yield None
             self.report.rows_before += 1
-            if self.report.rows_before % _EVERY == 0:
-                progress(self.report.rows_before)
+            self._progress(self.report.rows_before)
             try:
                 left = self._through(record)
             except RecursionError:
@@ -105,7 +149,6 @@ class _Cleaning:
             self.report.rows_after += 1
             self.report.changed += left.row is not record.row
             yield left
-        progress(self.report.rows_before)
         if self._invalid.removed:
             self.report.steps.append(self._invalid)
 
@@ -118,7 +161,7 @@ class _Cleaning:
             for line, is_kept in zip(source, flags, strict=True):
                 if is_kept:
                     file.write(line)
-            _sync(file)
+            sync(file)
         counts.removed = flags.count(0)
         self.report.rows_after -= counts.removed
         self.report.groups = self.balance.groups
@@ -126,8 +169,10 @@ class _Cleaning:
 
     def _records(self, source: Path) -> Iterator[Record]:
         first: tuple[str, str] | None = None
+        if self.report.format is not None and self.report.kind is not None:
+            first = (self.report.format, self.report.kind)
         for raw, converted, container in read_converted(
-            source, self._reading, with_all_columns=self.balance is not None
+            source, self._reading, with_all_columns=self.balance is not None, skip=self.report.rows_before
         ):
             found = (converted.format.value, converted.kind.value)
             if first is None:
@@ -191,6 +236,6 @@ def _line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

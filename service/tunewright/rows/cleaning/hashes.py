@@ -1,12 +1,17 @@
-"""Sets of hashes that take 8 bytes for each, and the hashes by which near duplicates are found."""
+"""Sets of hashes that take 8 bytes for each, and the hashes by which near duplicates are found.
+
+numpy is imported where it is used: those who only read the options of steps do without it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 PERMUTATIONS = 128
 _RECENT = 2**17
@@ -28,6 +33,10 @@ class HashSet:
         hashes = list(hashes)
         if not self._recent.isdisjoint(hashes):
             return True
+        if not self._sorted:
+            return False
+        import numpy as np
+
         wanted = np.array(hashes, dtype=np.uint64)
         return any(_has_any(level, wanted) for level in self._sorted)
 
@@ -35,6 +44,8 @@ class HashSet:
         self._recent.update(hashes)
         if len(self._recent) < _RECENT:
             return
+        import numpy as np
+
         level = np.sort(np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent)))
         self._recent.clear()
         while self._sorted and len(self._sorted[-1]) <= 2 * len(level):
@@ -42,8 +53,22 @@ class HashSet:
             level.sort(kind="stable")
         self._sorted.append(level)
 
+    def saved(self) -> dict[str, np.ndarray]:
+        """Its content, by names, without a copy of what is large."""
+        import numpy as np
+
+        recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
+        return {"recent": recent, **{str(number): level for number, level in enumerate(self._sorted)}}
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Take the content of another one."""
+        self._recent = set(saved["recent"].tolist())
+        self._sorted = [saved[str(number)] for number in range(len(saved) - 1)]
+
 
 def _has_any(level: np.ndarray, wanted: np.ndarray) -> bool:
+    import numpy as np
+
     places = np.searchsorted(level, wanted)
     inside = places < len(level)
     return bool(np.any(level[places[inside]] == wanted[inside]))
@@ -64,6 +89,7 @@ def bands_of(similarity: float) -> tuple[int, int]:
 def band_hashes(text: str, bands: int, rows: int) -> list[int]:
     """A hash for each band of the text's MinHash signature, over its shingles of three words. Empty for a text without
     words."""
+    import numpy as np
     from rensa import RMinHash  # in Rust: some 20 microseconds a row
 
     words = _WORD.findall(text.casefold())[:_LONGEST]

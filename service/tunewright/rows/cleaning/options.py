@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from tunewright.rows.cleaning.step import Options, Step
+from tunewright.rows.cleaning.step import InvalidSteps, Options, Step
 from tunewright.rows.cleaning.steps.balance import BalanceOptions
 from tunewright.rows.cleaning.steps.control_tokens import ControlTokens, ControlTokensOptions
 from tunewright.rows.cleaning.steps.duplicates import (
@@ -31,7 +31,6 @@ from tunewright.rows.cleaning.steps.html import Html, HtmlOptions
 from tunewright.rows.cleaning.steps.injection import Injection, InjectionOptions
 from tunewright.rows.cleaning.steps.personal import Personal, PersonalOptions
 from tunewright.rows.cleaning.steps.secrets import Secrets, SecretsOptions
-from tunewright.rows.faults import InvalidData
 from tunewright.rows.reading import Reading
 
 StepOptions = Annotated[
@@ -80,11 +79,16 @@ def check_steps(steps: Sequence[Options], *, has_validation: bool) -> None:
 
 
 def steps_of(
-    asked: Sequence[Options], validation: Path | None, reading: Reading
+    asked: Sequence[Options],
+    validation: Path | None,
+    reading: Reading,
+    on_row: Callable[[], None] = lambda: None,
 ) -> tuple[list[Step], list[Step]]:
-    """(those that edit, those that judge), each in their order; `balance` is not among them.
+    """(those that edit, those that judge), each in their order; `balance` is not among them. `on_row` is called for
+    each row of the validation file, all of which are read.
 
-    Raises InvalidData where the validation file cannot be read, or an option is not known to the library of its step.
+    Raises InvalidValidation where the validation file cannot be read, and InvalidSteps where an option is not known to
+    the library of its step.
     """
     given = {type(options): options for options in asked}
     editing = [make(given[kind]) for kind, make in EDITING.items() if kind in given]
@@ -94,8 +98,8 @@ def steps_of(
             try:
                 step.check()
             except ValueError as error:
-                raise InvalidData(str(error)) from None
+                raise InvalidSteps(str(error)) from None
     leaks = given.get(LeaksOptions)
     if isinstance(leaks, LeaksOptions) and validation is not None:
-        judging.append(Leaks(leaks, validation, reading))
+        judging.append(Leaks(leaks, validation, reading, on_row))
     return editing, judging

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.rows.canonical import Row, RowKind
+from tunewright.rows.faults import InvalidData
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class InvalidSteps(InvalidData):
+    """A step cannot be used as it was asked for; the message says which."""
 
 
 class Options(BaseModel):
@@ -52,6 +61,14 @@ class Step(ABC):
     @abstractmethod
     def apply(self, record: Record) -> Outcome:
         """Keep, change or remove a row. The same rows in the same order give the same outcomes."""
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """What it remembers of the rows that it has seen, by names."""
+        return {}
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Remember what another process has saved."""
+        return None
 
 
 def kept(record: Record, *reasons: str) -> Outcome:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import BaseModel, Field
 
-from tunewright.rows.cleaning.step import Options, Record
+from tunewright.rows.cleaning.step import InvalidSteps, Options, Record
 from tunewright.rows.cleaning.texts import answers, key_of
-from tunewright.rows.faults import InvalidData
+from tunewright.wire import Text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MOST_GROUPS = 10_000
 _SHOWN = 50
@@ -24,11 +27,11 @@ class BalanceOptions(Options):
     whatever their order and whatever other rows there are."""
 
     type: Literal["balance"] = "balance"
-    by: str = Field(min_length=1)
+    by: Text = Field(min_length=1, max_length=256)
     """What makes a group: `label`, `answer` (the assistant's last text), or the name of a column."""
-    ratio: float = Field(1.0, ge=1)
+    ratio: float = Field(1.0, ge=1, le=1_000_000)
     """A group may have so many times the rows of the smallest one."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**31 - 1)
 
 
 class Group(BaseModel):
@@ -53,11 +56,11 @@ class Balance:
         """The largest groups, after `kept`."""
 
     def survey(self, record: Record) -> None:
-        """Raises InvalidData where there are more groups than a label can have."""
+        """Raises InvalidSteps where there are more groups than a label can have."""
         name = self._group_of(record)
         number = self._numbers.setdefault(name, len(self._numbers))
         if number >= _MOST_GROUPS:
-            raise InvalidData(
+            raise InvalidSteps(
                 f"balance by {self._options.by!r}: more than {_MOST_GROUPS} different values, which is no label; "
                 "choose another column"
             )
@@ -66,10 +69,14 @@ class Balance:
         self._place.append(int.from_bytes(hashlib.blake2b(seeded, digest_size=8).digest(), "big"))
 
     def kept(self) -> bytes:
-        """1 for each surveyed row that is kept, else 0. Raises InvalidData where there is nothing to balance by."""
+        """1 for each surveyed row that is kept, else 0. Raises InvalidSteps where there is nothing to balance by."""
+        import numpy as np  # those who only read the options do without it
+
         by = self._options.by
         if set(self._numbers) == {_NONE}:
-            raise InvalidData(f"balance by {by!r}: no row has it; name a column of the file, label or answer")
+            raise InvalidSteps(
+                f"balance by {by!r}: no row has it; name a column of the file, label or answer"
+            )
         group, place = np.array(self._group), np.array(self._place)
         sizes = np.bincount(group, minlength=len(self._numbers))
         most = int(sizes.min() * self._options.ratio)
@@ -83,6 +90,23 @@ class Balance:
             for number in np.argsort(-sizes, kind="stable")[:_SHOWN].tolist()
         ]
         return flags.tobytes()
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """What it has taken note of, by names."""
+        import numpy as np
+
+        names = json.dumps(list(self._numbers)).encode()
+        return {
+            "names": np.frombuffer(names, dtype=np.uint8),
+            "group": np.array(self._group),
+            "place": np.array(self._place),
+        }
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Take note of what another one has."""
+        self._numbers = {name: number for number, name in enumerate(json.loads(saved["names"].tobytes()))}
+        self._group = array("H", saved["group"].tobytes())
+        self._place = array("Q", saved["place"].tobytes())
 
     def _group_of(self, record: Record) -> str:
         by = self._options.by

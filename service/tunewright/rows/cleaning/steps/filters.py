@@ -15,6 +15,7 @@ from tunewright.rows.cleaning.texts import answers, prose
 _LOOKED_AT = 2_000
 """Characters of a row by which its language is told."""
 _WORDS = 5
+_MOST = 1_000_000_000
 _FEW_LINES, _FEW_WORDS = 4, 50
 
 
@@ -22,9 +23,9 @@ class LengthOptions(Options):
     """In characters, of all that is said in a row, or of the assistant's longest text."""
 
     type: Literal["length"] = "length"
-    min_characters: int = Field(0, ge=0)
-    max_characters: int | None = Field(None, ge=1)
-    min_answer: int = Field(0, ge=0)
+    min_characters: int = Field(0, ge=0, le=_MOST)
+    max_characters: int | None = Field(None, ge=1, le=_MOST)
+    min_answer: int = Field(0, ge=0, le=_MOST)
 
     @model_validator(mode="after")
     def _check(self) -> LengthOptions:
@@ -56,8 +57,8 @@ class LanguageOptions(Options):
     """The languages that are kept, as ISO 639-1 codes. Texts that are too short to tell are kept."""
 
     type: Literal["language"] = "language"
-    keep: list[str] = Field(min_length=1)
-    min_characters: int = Field(40, ge=1)
+    keep: list[str] = Field(min_length=1, max_length=200)
+    min_characters: int = Field(40, ge=1, le=_MOST)
     """Shorter rows are kept."""
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ class PersonalOptions(Options):
 
     type: Literal["personal"] = "personal"
     action: Literal["flag", "mask", "remove"] = "flag"
-    kinds: list[Kind] = Field(["email", "phone", "card", "iban", "ip"], min_length=1)
+    kinds: list[Kind] = Field(["email", "phone", "card", "iban", "ip"], min_length=1, max_length=5)
     region: str | None = Field(None, pattern="^[A-Z]{2}$")
     """The country (ISO 3166) of phone numbers without an international prefix; else only those with one count."""
 
