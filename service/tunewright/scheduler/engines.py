@@ -18,6 +18,7 @@ from tunewright.engine.client import EngineDead, find_fault, probe
 from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
+from tunewright.engine.slots import read_cost, with_slots
 from tunewright.engine.trust import trusts_code
 from tunewright.engine.versions import unsuited_vllm
 from tunewright.errors import InvalidRequest
@@ -200,7 +201,9 @@ class EngineKeeper:
             served.source = source_of(
                 self._settings.models, self._store, self._workspace.artifacts, served.name
             )
-        return inspect_base(served.source.base, served.source.fingerprint)
+        info = inspect_base(served.source.base, served.source.fingerprint)
+        served.cost = read_cost(info.path) if self._devices.on_gpu else None
+        return info
 
     # the life of one engine
 
@@ -210,7 +213,9 @@ class EngineKeeper:
         if unsuited is not None:
             self._back_off(served, unsuited)
             return
-        name, options = served.name, served.options
+        name, vllm_args = served.name, self._settings.serving.vllm_args
+        is_deployment = served.deployment is not None
+        options, why = with_slots(served.options, served.cost, vllm_args, is_deployment=is_deployment)
         served.socket.unlink(missing_ok=True)
         log_file = self._log(served)
         started = EngineInfo(
@@ -224,14 +229,14 @@ class EngineKeeper:
             quantization=info.quantization,
             enable_lora=options.enable_lora,
             max_lora_rank=options.max_lora_rank,
+            max_loras=options.max_loras if options.enable_lora else None,
+            specialize_active_lora=options.specialize_active_lora,
             max_adapters=options.max_adapters,
             trust_remote_code=served.source.trust_remote_code,
             deployment=served.deployment.id if served.deployment else None,
             control_tokens=info.control_tokens,
             all_control_tokens=tuple(sorted({*info.control_tokens, *of_template(info.chat_template or "")})),
-            max_num_seqs=most_sequences(
-                options, self._settings.serving.vllm_args, is_deployment=served.deployment is not None
-            ),
+            max_num_seqs=most_sequences(options, vllm_args, is_deployment=is_deployment),
         )
         if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # the deployment was deleted just now
@@ -252,6 +257,8 @@ class EngineKeeper:
         log.info(
             "engine %s starts on %s (pid %s, log %s)", name, options.device, served.process.pid, log_file
         )
+        if why is not None:
+            log.info("engine %s has %s", name, why)
 
     def _check_health(self, served: Served) -> None:
         """Probe a running engine, with at most one probe at a time."""
