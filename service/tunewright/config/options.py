@@ -16,6 +16,8 @@ from tunewright.config.group import Group, check_hosts, split_commas
 from tunewright.sizes import Size
 
 EMBEDDED_BASE = "tunewright-tiny"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM can be started with."""
 _SLOTS_ON_CPU = 4
 _BASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
 
@@ -199,9 +201,8 @@ class ServingOptions(Group):
     @field_validator("max_lora_rank")
     @classmethod
     def _check_rank(cls, value: int) -> int:
-        served = (8, 16, 32, 64, 128, 256, 320, 512)
-        if value not in served:
-            raise ValueError(f"vLLM serves maximum ranks of {', '.join(map(str, served))}; got {value}")
+        if value not in RANKS:
+            raise ValueError(f"vLLM serves maximum ranks of {', '.join(map(str, RANKS))}; got {value}")
         return value
 
     def slots(self, *, on_gpu: bool) -> int | None:

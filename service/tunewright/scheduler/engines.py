@@ -18,7 +18,7 @@ from tunewright.engine.client import EngineDead, find_fault, probe
 from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
-from tunewright.engine.slots import read_cost, with_slots
+from tunewright.engine.slots import read_cost
 from tunewright.engine.trust import trusts_code
 from tunewright.engine.versions import unsuited_vllm
 from tunewright.errors import InvalidRequest
@@ -29,6 +29,7 @@ from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.processes import ChildProcess, stop_all
 from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of
+from tunewright.scheduler.slots import options_to_start
 from tunewright.store.records import Deployment, EngineInfo
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -215,7 +216,7 @@ class EngineKeeper:
             return
         name, vllm_args = served.name, self._settings.serving.vllm_args
         is_deployment = served.deployment is not None
-        options, why = with_slots(served.options, served.cost, vllm_args, is_deployment=is_deployment)
+        options = options_to_start(served, vllm_args, self._store)
         served.socket.unlink(missing_ok=True)
         log_file = self._log(served)
         started = EngineInfo(
@@ -257,8 +258,6 @@ class EngineKeeper:
         log.info(
             "engine %s starts on %s (pid %s, log %s)", name, options.device, served.process.pid, log_file
         )
-        if why is not None:
-            log.info("engine %s has %s", name, why)
 
     def _check_health(self, served: Served) -> None:
         """Probe a running engine, with at most one probe at a time."""

@@ -48,6 +48,8 @@ class Served:
     info: BaseInfo | None = None
     cost: BaseCost | None = None
     """What its model takes of a GPU's memory, if that is known."""
+    is_rank_told: bool = False
+    """Whether the log has that slots of a smaller rank would do."""
     process: ChildProcess | None = None
     state: EngineState = EngineState.STOPPED
     start_at: float = 0.0
