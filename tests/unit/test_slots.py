@@ -20,6 +20,7 @@ from tunewright.engine.slots import (
     cost_of,
     read_cost,
     vllm_specializes,
+    with_operators,
     with_slots,
 )
 from tunewright.plan.shape import ModelShape, shape_of
@@ -220,7 +221,13 @@ def test_the_operators_arguments_for_vllm_are_planned_with(name: str) -> None:
     few = started(auto(), "--max-cpu-loras", "6")
     assert (last(few, "--max-loras"), last(few, "--max-cpu-loras")) == ("6", "6")
     assert last(started(auto(), "--gpu-memory-utilization", "0.15"), "--max-loras") == "4"
-    assert "--specialize-active-lora" in started(auto(), "--max-model-len=auto", name=name)
+
+
+@pytest.mark.parametrize("length", ["auto", "-1", "32k"])
+def test_a_length_that_vllm_chooses_is_planned_as_the_longest(length: str) -> None:
+    for is_deployment in (False, True):
+        given = with_operators(options(), [f"--max-model-len={length}"], is_deployment=is_deployment)
+        assert given.max_model_len is None
 
 
 @pytest.mark.usefixtures("on_h200")

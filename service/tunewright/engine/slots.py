@@ -8,6 +8,7 @@ numbers are what they are is in docs/decisions/0029-slots.md. On the CPU nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,10 +151,10 @@ def with_operators(options: EngineOptions, vllm_args: Sequence[str], *, is_deplo
         given = last_given(vllm_args, f"--{name.replace('_', '-')}")
         if given is None or (is_deployment and getattr(options, name) is not None):
             continue
-        try:
-            changed[name] = read(given)
-        except ValueError:  # such as "auto" or "32k": vLLM knows more forms
-            continue
+        with suppress(ValueError):  # vLLM knows more forms, such as "auto" and "32k"
+            value = read(given)
+            if value > 0:  # -1 is "auto"
+                changed[name] = value
     eager = options.enforce_eager or "--enforce-eager" in vllm_args
     return replace(options, **{**changed, "enforce_eager": eager})
 
