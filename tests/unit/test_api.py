@@ -904,6 +904,12 @@ def test_a_models_state_says_why_it_would_not_answer(
     assert (shown["state"], shown["max_model_len"]) == (state, 77)
 
 
+def test_a_base_shows_how_many_adapters_its_engine_mixes(api: TestClient, store: Store) -> None:
+    assert api.get(f"/v1/models/{BASE}").json()["max_loras"] is None
+    store.engines.starting(BASE, "/tmp/s", engine_info(max_loras=31))
+    assert api.get(f"/v1/models/{BASE}").json()["max_loras"] == 31
+
+
 def test_adapters_are_loaded_and_unloaded_by_name_or_id(
     api: TestClient, publish: Made, worker: Worker
 ) -> None:

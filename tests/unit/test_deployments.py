@@ -586,6 +586,18 @@ def test_on_gpus_deployments_are_spread_until_they_are_full(make: Make, store: S
     assert create(api, "m4", gpu_memory_utilization=0.2)["device"] == "cuda:0"
 
 
+def test_slots_are_shown_once_an_engine_has_started_with_them(make: Make, store: Store) -> None:
+    api = make(["cuda:0"])
+    full(store, "m")
+    before = create(api, "m")["options"]
+    assert (before["max_loras"], before["specialize_active_lora"]) == (None, False)
+    found = store.deployments.get("m")
+    assert found is not None
+    ready(store, found[0], max_loras=31, specialize_active_lora=True)
+    after = api.get(f"{CREATE}/m").json()["options"]
+    assert (after["max_loras"], after["specialize_active_lora"]) == (31, True)
+
+
 def test_memory_that_others_will_take_is_spoken_for(
     api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from rows import PRODUCT
-from tunewright.config import Settings
+from tunewright.config import Base, Settings, embedded_base_path
 from tunewright.engine.command import EngineOptions
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
-from tunewright.scheduler.served import socket_name
+from tunewright.scheduler.processes import ChildProcess
+from tunewright.scheduler.served import Source, socket_name
 from tunewright.store.records import Deployment, Engine
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -102,3 +103,24 @@ def test_sockets_are_found_again_and_never_used_for_another_deployment(store: St
     store.deployments.remove(first.id)
     again = store.deployments.create(FULL, {}, lambda _: first.options)
     assert len({name, socket_name(FULL, again), socket_name(FULL, None), socket_name("tiny", None)}) == 4
+
+
+def test_an_engine_starts_with_its_slots_and_records_them(
+    store: Store, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        pass
+
+    def start(command: list[str], **_: Any) -> None:
+        raise Started(command[command.index("--max-loras") + 1])
+
+    monkeypatch.setattr(ChildProcess, "start", start)
+    keeper = keep(["cpu"])
+    served = keeper._served["tiny"]
+    served.source = Source(Base("tiny", str(embedded_base_path())))
+    with pytest.raises(Started, match="4"):
+        keeper._start(served, keeper._find(served))
+    engine = store.engines.get("tiny")
+    assert engine is not None
+    assert engine.info is not None
+    assert engine.info.max_loras == 4

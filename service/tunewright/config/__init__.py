@@ -2,6 +2,7 @@
 
 from tunewright.config.options import (
     EMBEDDED_BASE,
+    RANKS,
     Base,
     ExportOptions,
     JobOptions,
@@ -30,6 +31,7 @@ from tunewright.config.settings import (
 __all__ = [
     "EMBEDDED_BASE",
     "HANDOVER_VARIABLE",
+    "RANKS",
     "Base",
     "ExportOptions",
     "JobOptions",

@@ -16,6 +16,9 @@ from tunewright.config.group import Group, check_hosts, split_commas
 from tunewright.sizes import Size
 
 EMBEDDED_BASE = "tunewright-tiny"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM can be started with."""
+_SLOTS_ON_CPU = 4
 _BASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
 
 
@@ -140,8 +143,10 @@ class ServingOptions(Group):
     max_lora_rank: int = Field(
         64, description="Largest adapter rank the engine serves; jobs above it are refused when submitted."
     )
-    max_loras: int = Field(
-        4, ge=1, le=256, description="Adapters that can be mixed in one batch of the engine."
+    max_loras: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="Adapters that can be mixed in one batch of the engine. auto: on a GPU 4 to 64, as many as its"
+        " memory has room for; on the CPU 4.",
     )
     max_cpu_loras: int = Field(
         64, ge=1, description="Adapters the engine keeps in host memory, ready to be used."
@@ -196,10 +201,15 @@ class ServingOptions(Group):
     @field_validator("max_lora_rank")
     @classmethod
     def _check_rank(cls, value: int) -> int:
-        served = (8, 16, 32, 64, 128, 256, 320, 512)
-        if value not in served:
-            raise ValueError(f"vLLM serves maximum ranks of {', '.join(map(str, served))}; got {value}")
+        if value not in RANKS:
+            raise ValueError(f"vLLM serves maximum ranks of {', '.join(map(str, RANKS))}; got {value}")
         return value
+
+    def slots(self, *, on_gpu: bool) -> int | None:
+        """Adapters in one batch; None where they are chosen when the engine starts."""
+        if self.max_loras != "auto":
+            return self.max_loras
+        return None if on_gpu else _SLOTS_ON_CPU
 
     @property
     def vllm_args(self) -> list[str]:

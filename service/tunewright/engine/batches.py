@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tunewright.engine.arguments import last_given
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.gpus import NoDriver, gpu_memory
 
@@ -20,13 +21,8 @@ def most_sequences(options: EngineOptions, vllm_args: Sequence[str], *, is_deplo
 
 
 def _given(arguments: Sequence[str]) -> int | None:
-    found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, equals, value = argument.replace("_", "-").partition("=")
-        if name == _ARGUMENT:
-            digits = value if equals else following
-            found = int(digits) if digits.isdecimal() else found
-    return found
+    value = last_given(arguments, _ARGUMENT)
+    return int(value) if value is not None and value.isdecimal() else None
 
 
 def _default(device: str) -> int:

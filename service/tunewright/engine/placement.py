@@ -108,7 +108,7 @@ def _options(
 ) -> EngineOptions:
     on_gpu = device.startswith("cuda")
     defaults: dict[str, Any] = {
-        "max_loras": serving.max_loras,
+        "max_loras": serving.slots(on_gpu=on_gpu),
         "max_cpu_loras": serving.max_cpu_loras,
         "max_lora_rank": serving.max_lora_rank,
     }

@@ -18,6 +18,7 @@ from tunewright.engine.client import EngineDead, find_fault, probe
 from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
+from tunewright.engine.slots import read_cost
 from tunewright.engine.trust import trusts_code
 from tunewright.engine.versions import unsuited_vllm
 from tunewright.errors import InvalidRequest
@@ -28,6 +29,7 @@ from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
 from tunewright.scheduler.processes import ChildProcess, stop_all
 from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of
+from tunewright.scheduler.slots import options_to_start
 from tunewright.store.records import Deployment, EngineInfo
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -200,7 +202,9 @@ class EngineKeeper:
             served.source = source_of(
                 self._settings.models, self._store, self._workspace.artifacts, served.name
             )
-        return inspect_base(served.source.base, served.source.fingerprint)
+        info = inspect_base(served.source.base, served.source.fingerprint)
+        served.cost = read_cost(info.path) if self._devices.on_gpu else None
+        return info
 
     # the life of one engine
 
@@ -210,7 +214,9 @@ class EngineKeeper:
         if unsuited is not None:
             self._back_off(served, unsuited)
             return
-        name, options = served.name, served.options
+        name, vllm_args = served.name, self._settings.serving.vllm_args
+        is_deployment = served.deployment is not None
+        options = options_to_start(served, vllm_args, self._store)
         served.socket.unlink(missing_ok=True)
         log_file = self._log(served)
         started = EngineInfo(
@@ -224,14 +230,14 @@ class EngineKeeper:
             quantization=info.quantization,
             enable_lora=options.enable_lora,
             max_lora_rank=options.max_lora_rank,
+            max_loras=options.max_loras if options.enable_lora else None,
+            specialize_active_lora=options.specialize_active_lora,
             max_adapters=options.max_adapters,
             trust_remote_code=served.source.trust_remote_code,
             deployment=served.deployment.id if served.deployment else None,
             control_tokens=info.control_tokens,
             all_control_tokens=tuple(sorted({*info.control_tokens, *of_template(info.chat_template or "")})),
-            max_num_seqs=most_sequences(
-                options, self._settings.serving.vllm_args, is_deployment=served.deployment is not None
-            ),
+            max_num_seqs=most_sequences(options, vllm_args, is_deployment=is_deployment),
         )
         if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # the deployment was deleted just now

@@ -12,6 +12,7 @@ from typing import Any
 from tunewright.config import Base, ModelOptions
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.leases import Unused
+from tunewright.engine.slots import BaseCost
 from tunewright.engine.trust import full_model, trusts_code
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.bases import BaseInfo, BaseUnavailable
@@ -45,6 +46,10 @@ class Served:
     deployment: Deployment | None = None
     socket: Path = field(default_factory=Path)
     info: BaseInfo | None = None
+    cost: BaseCost | None = None
+    """What its model takes of a GPU's memory, if that is known."""
+    is_rank_told: bool = False
+    """Whether the log has that slots of a smaller rank would do."""
     process: ChildProcess | None = None
     state: EngineState = EngineState.STOPPED
     start_at: float = 0.0

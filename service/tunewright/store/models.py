@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, select, union, update
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, insert, select, union, update
 
 from tunewright.ids import new_id
 from tunewright.jobs.kinds import JobResult
@@ -204,6 +204,15 @@ class ModelStore:
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(models.c.seq)).all()
         return {row.sha256: TunedModel(**row._mapping) for row in rows}
+
+    def largest_rank(self, base: str) -> int | None:
+        """The largest rank of an adapter of `base`; None where it has none."""
+        query = select(func.max(models.c.rank)).where(
+            models.c.base == base, models.c.kind == ModelKind.ADAPTER
+        )
+        with self._database.read() as connection:
+            found = connection.scalar(query)
+        return None if found is None else int(found)
 
     def resolve(self, name: str) -> tuple[TunedModel | None, Engine | None, ResidencyRow | None]:
         """The model, its engine and its residency there, for a generation. One consistent view."""

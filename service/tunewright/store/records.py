@@ -251,6 +251,9 @@ class EngineInfo(BaseModel):
     """Quantization method of the base's weights: awq, gptq, ..."""
     enable_lora: bool = True
     max_lora_rank: int | None = None
+    max_loras: int | None = None
+    """Adapters in one batch; None in the row of an earlier version."""
+    specialize_active_lora: bool = False
     max_adapters: int = 0
     """Number of adapters that it can hold."""
     trust_remote_code: bool = False

@@ -45,7 +45,8 @@ class EngineBody(Body):
     )
     enable_lora: bool = Field(True, strict=True, description="Whether adapters can be loaded on it.")
     max_loras: Annotated[int, Field(strict=True, ge=1, le=256)] | None = Field(
-        None, description="Adapters in one batch. Left out: --max-loras."
+        None,
+        description="Adapters in one batch. Left out: --max-loras, or as many as the GPU's memory has room for.",
     )
     max_cpu_loras: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = Field(
         None, description="Adapters that it keeps in host memory. Left out: --max-cpu-loras."
@@ -90,7 +91,12 @@ class EngineOptionsObject(Wire):
         description="Bytes; null on a GPU, where the cache is part of the share."
     )
     enable_lora: bool
-    max_loras: int
+    max_loras: int | None = Field(
+        description="Adapters in one batch; null where they are chosen and it has not started yet."
+    )
+    specialize_active_lora: bool = Field(
+        description="Whether vLLM has CUDA graphs for several numbers of active adapters; chosen at its start."
+    )
     max_cpu_loras: int
     max_lora_rank: int
     max_model_len: int | None
@@ -150,7 +156,7 @@ class DeploymentObject(Wire):
             reason=engine.reason if engine else None,
             device=deployment.options["device"],
             engine=deployment.asked,
-            options=EngineOptionsObject(**deployment.options),
+            options=EngineOptionsObject(**deployment.options | _chosen(engine)),
             max_model_len=engine.info.max_model_len if engine and engine.info else None,
             created_at=int(deployment.created_at),
             started_at=_whole(engine.started_at if engine else None),
@@ -160,6 +166,14 @@ class DeploymentObject(Wire):
             adapters=adapters,
             log_tail=log_tail,
         )
+
+
+def _chosen(engine: Engine | None) -> dict[str, Any]:
+    """The options that are chosen each time the engine starts."""
+    info = engine.info if engine else None
+    if info is None or info.max_loras is None:
+        return {"specialize_active_lora": False}
+    return {"max_loras": info.max_loras, "specialize_active_lora": info.specialize_active_lora}
 
 
 def _state(deployment: Deployment, engine: Engine | None) -> _State:

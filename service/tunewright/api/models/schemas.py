@@ -42,6 +42,9 @@ class ModelObject(Wire):
         "...; stored: a full model that is not deployed"
     )
     max_model_len: int | None = Field(None, description="Longest prompt and answer together, in tokens.")
+    max_loras: int | None = Field(
+        None, description="For a base that has started: adapters that its engine mixes in one batch."
+    )
     job_id: str | None = None
     adapter_id: str | None = None
     method: str | None = None
@@ -59,6 +62,7 @@ class ModelObject(Wire):
             base=None,
             state=engine.state.value,
             max_model_len=engine.info.max_model_len if engine.info else None,
+            max_loras=engine.info.max_loras if engine.info else None,
         )
 
     @classmethod
