@@ -29,7 +29,7 @@ def test_flips_and_unloads_under_load_fail_no_request_and_mix_no_answers(
     print(f"{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers\n{table(seen)}")
     assert seen.faults == []
     assert set(seen.answers) == set(models)
-    assert seen.flips > 10
+    assert seen.flips > 5
     assert seen.cycles > 3
     for adapter in client.adapters.list(limit=100):
         if adapter.state == "loaded":

@@ -26,6 +26,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.rows.cleaning.counts import CleaningReport
 from tunewright.rows.formats import read_rows
 from tunewright.scheduler.devices import Devices
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.store.records import FileRecord, Job, JobInput, NewJob
 from tunewright.store.states import FileStatus, JobState
@@ -49,7 +50,10 @@ class World:
         self.store, self.data = store, data
         settings = Settings(data_dir=data.path, step_timeout=60.0)
         engines: Any = SimpleNamespace(base=lambda name: None, available_bases=list, names=list)
-        self.runner = JobRunner(settings, store, data, engines, lifeline, Devices(list(devices), store))
+        forks = ForkServer(data.run, lifeline, 60)
+        self.runner = JobRunner(
+            settings, store, data, engines, lifeline, Devices(list(devices), store), forks
+        )
 
     def file(self, id: str, rows: Sequence[dict[str, Any]] | bytes = ROWS, name: str = "train.jsonl") -> str:
         """An uploaded file whose check is not done."""
