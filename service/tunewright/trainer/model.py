@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -69,7 +70,22 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     for config in adapted.peft_config.values():
         # A name that means something on other machines, never a local path.
         config.base_model_name_or_path = spec.base_hub_id or spec.base_name
+    if on_gpu and not quantized:
+        leave_casts_to_autocast(adapted)
     return adapted
+
+
+def leave_casts_to_autocast(adapted: PeftModel) -> None:
+    """Keep peft from casting the inputs of adapted layers to float32, the adapter's type: autocast casts them back to
+    bfloat16, so that both casts together change nothing, and take time and memory (docs/decisions/0025).
+
+    For a model that runs under autocast only. Where the input passes through dropout or DoRA before the product of
+    matrices, these compute in its type, and the cast stays. bitsandbytes' layers have no such cast.
+    """
+    for module in adapted.modules():
+        if isinstance(module, LoraLinear):
+            drops = any(not isinstance(one, torch.nn.Identity) for one in module.lora_dropout.values())
+            module.cast_input_dtype_enabled = drops or bool(module.lora_variant)
 
 
 def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
