@@ -38,8 +38,8 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     """The model to train, with its adapter where there is one, on its device.
 
     The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
-    in float32. QLoRA computes in bfloat16 on both. Full fine-tuning keeps float32 weights, on a GPU under bfloat16
-    autocast: steps of 2e-5 would round away in bfloat16 weights.
+    in float32. QLoRA computes in bfloat16 on both, and keeps in it what it does not quantize. Full fine-tuning keeps
+    float32 weights, on a GPU under bfloat16 autocast: steps of 2e-5 would round away in bfloat16 weights.
     """
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
