@@ -1,5 +1,5 @@
-"""The base as QLoRA trains on it: its linear layers in NF4, all else in bfloat16. For the trainer, and for what measures
-an adapter on the base that it was trained on."""
+"""The base as QLoRA trains on it: its linear layers in NF4, all else in bfloat16. For the trainer, and for what
+measures an adapter on the base that it was trained on."""
 
 from __future__ import annotations
 
