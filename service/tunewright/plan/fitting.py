@@ -29,6 +29,7 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         rank=resolved.rank,
         targets=tuple(targets) if isinstance(targets, list) else targets,
         use_dora=resolved.use_dora,
+        drops=bool(resolved.dropout),
         accumulates=resolved.gradient_accumulation_steps > 1,
         learnt=data.learnt,
     )
