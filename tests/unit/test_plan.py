@@ -61,8 +61,8 @@ def planned(machine: Machine, **tuning: object) -> Plan:
 def test_what_an_h200_allocated_is_estimated_within_five_percent(
     type: str, batch: int, measured: float
 ) -> None:
-    """Measured on 2026-11-29 at 2,048 tokens, rank 16, all-linear, with checkpointing: the peak of torch, in GiB, of LoRA
-    with an adapter in bfloat16, and of plain TRL's QLoRA."""
+    """Measured on 2026-11-29 at 2,048 tokens, rank 16, all-linear, with checkpointing: the peak of torch, in GiB, of
+    LoRA with an adapter in bfloat16, and of plain TRL's QLoRA."""
     memory = estimate(qwen2_7b(), Run(type, "cuda", batch, 2048, True, 16, accumulates=False))
     wider = (memory.adapter + memory.gradients + memory.optimizer) / 2 if type == "lora" else 0
 
