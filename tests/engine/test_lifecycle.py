@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -91,11 +92,15 @@ def _status(service: Service, path: str) -> int:
 
 
 def _check_unready(client: Tunewright, service: Service) -> None:
-    answer = httpx.get(service.url + "/ready")
-    assert answer.status_code == 503
-    components = answer.json()["components"]
-    assert components.keys() == {"api", "scheduler", "worker", f"engine:{EMBEDDED_BASE}"}
-    assert components[f"engine:{EMBEDDED_BASE}"]["model"] == EMBEDDED_BASE
+    def components() -> Any:
+        answer = httpx.get(service.url + "/ready")
+        assert answer.status_code == 503
+        return answer.json()["components"]
+
+    # the scheduler starts beside the api, and names its engines
+    expected = {"api", "scheduler", "worker", f"engine:{EMBEDDED_BASE}"}
+    wait_until(lambda: components().keys() == expected, 20, f"{expected} are named")
+    assert components()[f"engine:{EMBEDDED_BASE}"]["model"] == EMBEDDED_BASE
     refused = httpx.post(
         service.url + "/v1/chat/completions", json={"model": EMBEDDED_BASE, "messages": CHAT}
     )

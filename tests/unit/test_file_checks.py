@@ -6,7 +6,7 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tunewright.errors import StorageFull
 from tunewright.kinds import FINE_TUNING
 from tunewright.kinds import data as kinds_data
 from tunewright.kinds.data import DataOptions, inspect_apart
+from tunewright.kinds.fine_tuning import planning
 from tunewright.kinds.kind import JobRefused, Service
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -285,13 +286,44 @@ def test_auto_holds_out_a_share_of_the_training_file(api: TestClient) -> None:
 # what the scheduler does with the request
 
 
-def validated(api: TestClient, store: Store, data: Workspace, content: bytes, **more: Any) -> Any:
+def validated(
+    api: TestClient,
+    store: Store,
+    data: Workspace,
+    content: bytes,
+    devices: Sequence[str] = ("cpu",),
+    **more: Any,
+) -> Any:
     id = job(api, content, **more).json()["id"]
     created = store.jobs.get(id)
     assert created is not None
-    service = Service(Settings(data_dir=data.path), store, data, on_gpu=False)
+    on_gpu = devices[0] != "cpu"
+    service = Service(Settings(data_dir=data.path), store, data, on_gpu=on_gpu, devices=devices)
     base = inspect_base(Settings().models.bases[0])
     return FINE_TUNING.validate(service, created, base)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(80, False), (0.4, True)])
+def test_a_job_decides_on_checkpointing_by_the_memory_of_its_gpu_and_tells_why(
+    api: TestClient,
+    store: Store,
+    data: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: float,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(planning, "gpu_memory", lambda _: ("NVIDIA One", int(memory * 2**30)))
+
+    found = validated(api, store, data, CHAT, ["cuda:0"])
+    asked = validated(
+        api, store, data, CHAT, ["cuda:0"], tuning={"gradient_checkpointing": not expected}, seed=5
+    )
+
+    assert found.resolved.gradient_checkpointing is expected
+    assert f"gradient_checkpointing is {'on' if expected else 'off'}" in found.summary
+    assert "GiB" in found.summary
+    assert asked.resolved.gradient_checkpointing is not expected
+    assert "gradient_checkpointing" not in asked.summary
 
 
 @pytest.mark.parametrize(

@@ -57,17 +57,24 @@ def planned(machine: Machine, **tuning: object) -> Plan:
     )
 
 
-@pytest.mark.parametrize(
-    ("type", "batch", "measured"),
-    [("lora", 1, 15.8), ("lora", 4, 19.2), ("qlora", 1, 9.3), ("qlora", 4, 14.7)],
-)
+@pytest.mark.parametrize(("type", "batch", "measured"), [("lora", 4, 18.4), ("qlora", 1, 6.5)])
 def test_what_an_h200_allocated_is_estimated_within_five_percent(
     type: str, batch: int, measured: float
 ) -> None:
-    """Measured on 2026-11-28 at 2,048 tokens, rank 16, all-linear, with checkpointing: the peak of torch, in GiB."""
-    run = Run(type, "cuda", batch, 2048, True, 16, accumulates=False)
+    """Measured on 2026-11-29 at 2,048 tokens, rank 16, all-linear, with checkpointing: the peak of torch, in GiB, of
+    LoRA with an adapter in bfloat16, and of plain TRL's QLoRA."""
+    memory = estimate(qwen2_7b(), Run(type, "cuda", batch, 2048, True, 16, accumulates=False))
+    wider = (memory.adapter + memory.gradients + memory.optimizer) / 2 if type == "lora" else 0
 
-    assert estimate(qwen2_7b(), run).allocated / GIB == pytest.approx(measured, rel=0.05)
+    assert (memory.allocated - wider) / GIB == pytest.approx(measured, rel=0.05)
+
+
+def test_dropout_and_dora_keep_copies_of_their_inputs() -> None:
+    run = Run("lora", "cuda", 4, 2048, False, 16)
+    plain = estimate(qwen2_7b(), run).activations
+
+    assert estimate(qwen2_7b(), replace(run, drops=True)).activations > 1.1 * plain
+    assert estimate(qwen2_7b(), replace(run, use_dora=True)).activations > 1.1 * plain
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

@@ -17,7 +17,8 @@ from tunewright.registry.safetensors_file import weight_files
 from tunewright.trainer.four_bit import nf4, prepared
 
 _MEMORY_FACTOR = 1.0
-"""Memory for loading the base in 4 bits, as a multiple of its weights: embeddings and norms are in float32 then."""
+"""Memory for loading the base in 4 bits, as a multiple of its weights. Embeddings, which are most of a small base, stay
+in 16 bits."""
 _SPARE = 2**29
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Service:
     store: Store
     workspace: Workspace
     on_gpu: bool
+    devices: Sequence[str] = ()
+    """The devices that jobs may get: `cpu`, or `cuda:0` and so on."""
 
 
 WITHOUT_BASE = BaseInfo(

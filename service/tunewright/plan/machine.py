@@ -56,11 +56,18 @@ class Machine:
     teraflops: float | None = None
     watts: float | None = None
     """Peaks of one device, where they are known."""
+    least: int | None = None
+    """Bytes that a job may use of the device with the least, where devices differ; 0 where that is not known."""
 
     @property
     def free(self) -> int:
         """Bytes that a job may use of one device."""
         return max(0, self.memory - self.reserved)
+
+    @property
+    def least_free(self) -> int:
+        """Bytes that a job may use of whichever device it gets."""
+        return self.free if self.least is None else self.least
 
 
 def described(text: str) -> Machine:

@@ -53,6 +53,8 @@ class Run:
     rank: int | None = None
     targets: str | tuple[str, ...] | None = "all-linear"
     use_dora: bool = False
+    drops: bool = False
+    """Whether the inputs of adapted layers pass through dropout."""
     accumulates: bool = True
     """Whether several batches make a step: then the gradients are there from the second batch on."""
     learnt: float = 1.0
@@ -118,22 +120,29 @@ class _Types:
 
 
 _TYPES = {
-    # On a GPU the base is bfloat16 and the adapter float32, under autocast: peft casts each input to float32, and
-    # autocast casts it back, once for each adapted layer.
-    ("lora", "cuda"): _Types(2, 2, 2, 2, 2, 4, 2, 4),
-    # peft's preparation makes all that is not quantized float32, and with it the stream between layers; bitsandbytes
-    # returns the type of its input. TRL makes the adapter bfloat16.
-    ("qlora", "cuda"): _Types(4, 4, 4, 2, 2, 2, 2, 0),
+    # On a GPU the base is bfloat16 and the adapter float32, under autocast, which takes the inputs as they are.
+    ("lora", "cuda"): _Types(2, 2, 2, 2, 2, 4, 0, 0),
+    # What is not quantized is bfloat16, as the stream between layers is. TRL makes the adapter bfloat16.
+    ("qlora", "cuda"): _Types(2, 2, 2, 2, 2, 2, 0, 0),
     ("full", "cuda"): _Types(4, 4, 2, 2, 0, 0, 2, 0),
     ("lora", "cpu"): _Types(4, 4, 4, 4, 4, 4, 0, 0),
-    ("qlora", "cpu"): _Types(4, 4, 4, 4, 2, 2, 2, 0),
+    ("qlora", "cpu"): _Types(2, 2, 2, 2, 2, 2, 0, 0),
     ("full", "cpu"): _Types(4, 4, 4, 4, 0, 0, 0, 0),
 }
+_WITH_CASTS = _Types(2, 2, 2, 2, 2, 4, 2, 4)
+"""LoRA on a GPU with dropout or DoRA: peft casts each input to float32, and autocast casts it back, once for each
+adapted layer."""
+
+
+def _types_of(run: Run) -> _Types:
+    if (run.type, run.device) == ("lora", "cuda") and (run.drops or run.use_dora):
+        return _WITH_CASTS
+    return _TYPES[run.type, run.device]
 
 
 def estimate(shape: ModelShape, run: Run) -> Memory:
     """The memory of a run at its peak."""
-    types = _TYPES[run.type, run.device]
+    types = _types_of(run)
     modules = shape.adapted(run.targets) if run.type != "full" else ()
     trainable = trained_parameters(shape, run)
     weights = _weights(shape, run, types)
@@ -236,7 +245,7 @@ def _inputs(shape: ModelShape, run: Run, types: _Types, modules: Sequence[Linear
     # Layers in the type of their input share it: the norms' results, and what enters the last layer of the MLP.
     wide = sum(1 for module in trained if module.inputs == shape.intermediate)
     norms = 2 * shape.hidden * shape.layers if trained else 0
-    return (4 * (norms + wide * shape.intermediate) + low_rank) // shape.layers
+    return (types.inner * (norms + wide * shape.intermediate) + low_rank) // shape.layers
 
 
 def _temporaries(shape: ModelShape, run: Run, types: _Types, modules: Sequence[LinearModule]) -> int:
@@ -249,7 +258,7 @@ def _temporaries(shape: ModelShape, run: Run, types: _Types, modules: Sequence[L
         forward += 2 * shape.largest_linear
     if run.type == "full":
         forward = 0
-    freed = (types.copies or 4) * wide * is_adapted
+    freed = (types.copies or types.inner) * wide * is_adapted
     backward = (3 if shape.is_gated else 2) * types.inner * wide - freed
     return max(forward, backward)
 
@@ -263,6 +272,6 @@ def _head(shape: ModelShape, run: Run, types: _Types) -> tuple[int, int]:
         tile = min(tokens, TILE_TOKENS) * TILE_VOCABULARY * 2
     else:
         tokens, cast = run.tokens, 0
-        tile = int(min(tokens, TILE_TOKENS) * width * 4 * (1 + _CPU_TILES))
+        tile = int(min(tokens, TILE_TOKENS) * width * (types.residual + 4 * _CPU_TILES))
     buffers = tile + cast + tokens * shape.hidden * (4 + types.residual)
     return buffers, (4 * shape.vocabulary * shape.hidden if run.type == "full" else 0)

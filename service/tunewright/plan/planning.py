@@ -8,19 +8,18 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved, resolve, split_batch
+from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing
 from tunewright.plan.machine import Machine
-from tunewright.plan.memory import Memory, Run, estimate, trained_parameters
+from tunewright.plan.memory import Run, estimate, trained_parameters
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import FEW_ROWS, warnings
-from tunewright.plan.reasons import REASONS
+from tunewright.plan.reasons import MEMORY_MODEL, REASONS
 from tunewright.plan.shape import ModelShape
 from tunewright.plan.time import TimeRange, predict_seconds
 
 METHODS = ("full", "lora", "qlora")
 FLOW = (("full", 4.0), ("lora", 1.5), ("qlora", 0.5))
 """(method, memory of a device as a multiple of the 16-bit weights from which on it is advised)."""
-MARGIN = 0.05
-"""Of a device's memory that a plan leaves free: the estimate's error."""
 _SHORTEST, _SMALLEST_RANK = 256, 8
 
 
@@ -89,29 +88,6 @@ class Plan(_Part):
     warnings: list[Warning]
 
 
-def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
-    """What of a run's options decides its memory. Rows are padded to the longest of their batch."""
-    targets = resolved.target_modules
-    return Run(
-        type=resolved.type,
-        device=device,
-        batch=resolved.per_device_batch_size,
-        length=min(resolved.max_length, data.longest) or resolved.max_length,
-        checkpointing=(device != "cpu")
-        if resolved.gradient_checkpointing is None
-        else resolved.gradient_checkpointing,
-        rank=resolved.rank,
-        targets=tuple(targets) if isinstance(targets, list) else targets,
-        use_dora=resolved.use_dora,
-        accumulates=resolved.gradient_accumulation_steps > 1,
-        learnt=data.learnt,
-    )
-
-
-def fits(memory: Memory, machine: Machine) -> bool:
-    return memory.total <= machine.free - MARGIN * machine.memory
-
-
 def make_plan(
     shape: ModelShape,
     data: DataShape,
@@ -124,8 +100,11 @@ def make_plan(
 ) -> Plan:
     """The plan of a run with these options on this machine."""
 
+    reasons: dict[str, str] = {}
+    """Why `gradient_checkpointing` is what it is, by method."""
+
     def resolved_as(type: str) -> Resolved:
-        return resolve(
+        resolved = resolve(
             tuning=tuning.model_copy(update={"type": type}),
             hyperparameters=hyperparameters,
             rows=data.rows,
@@ -133,6 +112,9 @@ def make_plan(
             max_rank=max_rank,
             device=machine.device,
         )
+        if machine.device != "cpu" and tuning.gradient_checkpointing == "auto":
+            resolved, reasons[type] = with_checkpointing(resolved, shape, machine)
+        return resolved
 
     all_resolved = {type: resolved_as(type) for type in METHODS}
     advised, why = advise(shape, all_resolved, data, machine)
@@ -165,7 +147,7 @@ def make_plan(
         advised=advised,
         why=why,
         methods=[_method(shape, one, data, machine) for one in all_resolved.values()],
-        options=_choices(chosen, tuning),
+        options=_choices(chosen, tuning, reasons.get(chosen.type)),
         fits=it_fits,
         change=change,
         sharding=None if it_fits or change else _sharding(shape, run, machine),
@@ -301,9 +283,10 @@ def _method(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Mac
     )
 
 
-def _choices(resolved: Resolved, tuning: TuningOptions) -> list[Choice]:
+def _choices(resolved: Resolved, tuning: TuningOptions, checkpointing: str | None) -> list[Choice]:
     found = []
-    for name, (reason, source) in REASONS.items():
+    known = REASONS | ({"gradient_checkpointing": (checkpointing, MEMORY_MODEL)} if checkpointing else {})
+    for name, (reason, source) in known.items():
         value = getattr(resolved, name)
         if value is None:
             continue

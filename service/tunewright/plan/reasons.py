@@ -5,6 +5,7 @@ from __future__ import annotations
 _QLORA = "QLoRA (Dettmers et al. 2023)"
 _LEARNS_LESS = "LoRA learns less and forgets less (Biderman et al. 2024)"
 _HERE = "docs/reference/training-defaults.md"
+MEMORY_MODEL = "docs/decisions/0025-the-memory-model.md"
 
 REASONS = {
     "learning_rate": ("2e-4 for adapters, 2e-5 for all weights, which move from a good place", _QLORA),
@@ -16,7 +17,7 @@ REASONS = {
     "rank": ("by the number of rows, up to what the engine serves", _HERE),
     "alpha": ("twice the rank", _LEARNS_LESS),
     "target_modules": ("all linear layers learn more than attention alone", _LEARNS_LESS),
-    "gradient_checkpointing": ("on a GPU memory is scarcer than time", _HERE),
+    "gradient_checkpointing": ("off on the CPU, where time is scarcer than memory", _HERE),
     "warmup_ratio": ("a short warm-up, before the optimizer's moments are known", _HERE),
     "lr_scheduler_type": ("cosine ends in small steps", _HERE),
     "max_grad_norm": ("limits what one odd row does", _HERE),
@@ -25,3 +26,12 @@ REASONS = {
     "quantization": ("NF4 with double quantization", _QLORA),
 }
 """(reason, source) by the name of the option."""
+
+_WITHOUT = "without it {rows} x {length} tokens at a time need {needed:.1f} GiB"
+CHECKPOINTING = {
+    "fits": f"off, which is faster: {_WITHOUT}, and {{available:.1f}} GiB less a margin of {{margin:.1f}} are there",
+    "does not fit": f"on: {_WITHOUT}, and only {{available:.1f}} GiB less a margin of {{margin:.1f}} are there",
+    "unknown": "on: whether the run fits without it is not known",
+    "not counted": "on: what DoRA or a mixture of experts needs without it is not counted",
+}
+"""Why `gradient_checkpointing` is what it is on a GPU (`plan.fitting`)."""

@@ -57,7 +57,7 @@ class JobRunner:
         self._lifeline = lifeline
         self._devices = devices
         self._forks = forks
-        self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu)
+        self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu, devices=devices.names)
         self._background = Background(2, "jobs")
         self.processes: dict[str, ChildProcess] = {}
         self._handlers: dict[JobPhase, Callable[[Job], None]] = {

@@ -38,10 +38,12 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         loss = correct = count = 0.0
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-                outputs = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
+                # Training wraps the model in autocast; the evaluation before it computes in the same types.
+                with self.accelerator.autocast():
+                    outputs = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
                 loss -= float(outputs.log_probs.double().sum())
                 correct += float(outputs.is_top1.sum())
                 count += float(outputs.label_mask.sum())

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,8 +38,8 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     """The model to train, with its adapter where there is one, on its device.
 
     The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
-    in float32. QLoRA computes in bfloat16 on both. Full fine-tuning keeps float32 weights, on a GPU under bfloat16
-    autocast: steps of 2e-5 would round away in bfloat16 weights.
+    in float32. QLoRA computes in bfloat16 on both, and keeps in it what it does not quantize. Full fine-tuning keeps
+    float32 weights, on a GPU under bfloat16 autocast: steps of 2e-5 would round away in bfloat16 weights.
     """
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
@@ -69,7 +70,22 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
     for config in adapted.peft_config.values():
         # A name that means something on other machines, never a local path.
         config.base_model_name_or_path = spec.base_hub_id or spec.base_name
+    if on_gpu and not quantized:
+        leave_casts_to_autocast(adapted)
     return adapted
+
+
+def leave_casts_to_autocast(adapted: PeftModel) -> None:
+    """Keep peft from casting the inputs of adapted layers to float32, the adapter's type: autocast casts them back to
+    bfloat16, so that both casts together change nothing, and take time and memory (docs/decisions/0025).
+
+    For a model that runs under autocast only. Where the input passes through dropout or DoRA before the product of
+    matrices, these compute in its type, and the cast stays. bitsandbytes' layers have no such cast.
+    """
+    for module in adapted.modules():
+        if isinstance(module, LoraLinear):
+            drops = any(not isinstance(one, torch.nn.Identity) for one in module.lora_dropout.values())
+            module.cast_input_dtype_enabled = drops or bool(module.lora_variant)
 
 
 def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:

@@ -15,16 +15,14 @@ from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file
 from tunewright.api.models.bases import named_base
-from tunewright.engine.command import EngineOptions
-from tunewright.engine.placement import options_of_bases
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.fine_tuning.planning import (
     least_data,
+    machine_beside_engines,
     machine_described,
     plan_job,
     shape_of_base,
-    this_machine,
 )
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -110,10 +108,7 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
 
 def machine_here(context: ServiceContext) -> Machine:
     """This machine beside the engines of its bases and deployments."""
-    devices = context.devices()
-    engines = options_of_bases(context.settings, devices)
-    engines |= {one.model: EngineOptions(**one.options) for one, _ in context.store.deployments.all()}
-    return this_machine(devices, engines)
+    return machine_beside_engines(context.settings, context.store, context.devices())
 
 
 def fitting_type(context: ServiceContext, body: CreateJob, base: str, tuning: Tuning) -> str:

@@ -12,7 +12,7 @@ from tunewright.kinds.fine_tuning.models import (
     FineTuningRequest,
     FineTuningResult,
 )
-from tunewright.kinds.fine_tuning.planning import warnings_of
+from tunewright.kinds.fine_tuning.planning import decided_checkpointing, machine_beside_engines, warnings_of
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
@@ -62,6 +62,10 @@ class FineTuning(Kind):
             device=device,
         )
         summary = f"Files validated ({describe(report)})"
+        if service.on_gpu and request.tuning.gradient_checkpointing == "auto":
+            machine = machine_beside_engines(service.settings, service.store, service.devices)
+            resolved, why = decided_checkpointing(base, resolved, machine)
+            summary += f". gradient_checkpointing is {why}"
         if resolved.use_dora:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
         return Validated(resolved, summary, warnings_of(base, resolved, rows, device))

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
+from tunewright.config import Settings
 from tunewright.engine.command import EngineOptions
 from tunewright.engine.gpus import NoDriver, gpu_memory
+from tunewright.engine.placement import options_of_bases
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.data_shape import DataShape, data_shape
 from tunewright.plan.defaults import Resolved, max_length_for
+from tunewright.plan.fitting import run_of, with_checkpointing
 from tunewright.plan.machine import Machine, UnknownMachine, card_of, described
 from tunewright.plan.memory import trained_parameters
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import warnings
-from tunewright.plan.planning import Plan, make_plan, run_of
+from tunewright.plan.planning import Plan, make_plan
 from tunewright.plan.shape import ModelShape, UnknownShape
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.model_shape import read_shape
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.rows.cache import TokenCache
 from tunewright.rows.lengths import NotMeasured, Question, shape_of
+from tunewright.store.store import Store
 
 _BYTES_OF_A_TOKEN = 16
 """More than a token of any text has on average: lengths from it are lower bounds."""
@@ -38,9 +43,26 @@ def this_machine(devices: Sequence[str], engines: Mapping[str, EngineOptions]) -
     known = [gpu for gpu in found if gpu is not None]
     if known:
         best = max(known, key=lambda gpu: gpu.free)
-        return Machine(best.name, "cuda", len(known), best.memory, best.reserved, best.teraflops, best.watts)
+        least = min(gpu.free for gpu in known) if len(known) == len(found) else 0
+        return replace(best, count=len(known), least=least)
     memory = psutil.virtual_memory()
     return Machine("this machine's CPU", "cpu", 1, memory.total, memory.total - memory.available)
+
+
+def machine_beside_engines(settings: Settings, store: Store, devices: Sequence[str]) -> Machine:
+    """This machine beside the engines of the service's bases and deployments."""
+    engines = options_of_bases(settings, devices)
+    engines |= {one.model: EngineOptions(**one.options) for one, _ in store.deployments.all()}
+    return this_machine(devices, engines)
+
+
+def decided_checkpointing(base: BaseInfo, resolved: Resolved, machine: Machine) -> tuple[Resolved, str]:
+    """The options of a job on a GPU with `gradient_checkpointing` decided, and why (`plan.fitting`)."""
+    try:
+        shape = shape_of_base(base)
+    except InvalidRequest:
+        shape = None
+    return with_checkpointing(resolved, shape, machine)
 
 
 def _gpu(device: str, engines: Mapping[str, EngineOptions]) -> Machine | None:

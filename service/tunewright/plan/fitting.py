@@ -1,0 +1,71 @@
+"""Whether a run fits a machine, and whether its activations are kept where the request leaves that open. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tunewright.plan.data_shape import DataShape, data_shape
+from tunewright.plan.defaults import Resolved
+from tunewright.plan.machine import GIB, Machine
+from tunewright.plan.memory import Memory, Run, estimate
+from tunewright.plan.reasons import CHECKPOINTING
+from tunewright.plan.shape import ModelShape
+
+MARGIN = 0.05
+"""Of a device's memory that a plan leaves free: the estimate's error."""
+KEPT_MARGIN = 0.15
+"""The same, where activations are kept for speed alone: too much memory would end the job, and it needs none of it."""
+
+
+def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
+    """What of a run's options decides its memory. Rows are padded to the longest of their batch."""
+    targets = resolved.target_modules
+    return Run(
+        type=resolved.type,
+        device=device,
+        batch=resolved.per_device_batch_size,
+        length=min(resolved.max_length, data.longest) or resolved.max_length,
+        checkpointing=(device != "cpu")
+        if resolved.gradient_checkpointing is None
+        else resolved.gradient_checkpointing,
+        rank=resolved.rank,
+        targets=tuple(targets) if isinstance(targets, list) else targets,
+        use_dora=resolved.use_dora,
+        drops=bool(resolved.dropout),
+        accumulates=resolved.gradient_accumulation_steps > 1,
+        learnt=data.learnt,
+    )
+
+
+def fits(memory: Memory, machine: Machine) -> bool:
+    return memory.total <= machine.free - MARGIN * machine.memory
+
+
+def with_checkpointing(
+    resolved: Resolved, shape: ModelShape | None, machine: Machine
+) -> tuple[Resolved, str]:
+    """The options of a run on a GPU with `gradient_checkpointing` decided, and why.
+
+    It is off where the run fits without it on each of the machine's devices, since a job may get any. Rows count
+    with `max_length` tokens: a job decides before its rows are tokenized, and its plan decides alike. Where the memory
+    of the device or of the model is not known, or the estimate leaves something out (DoRA, experts), it is on.
+    """
+    on, off = ({"gradient_checkpointing": value} for value in (True, False))
+    if machine.device == "cpu" or shape is None:
+        return resolved.model_copy(update=on), CHECKPOINTING["unknown"]
+    if resolved.use_dora or shape.experts:
+        return resolved.model_copy(update=on), CHECKPOINTING["not counted"]
+    without = resolved.model_copy(update=off)
+    run = replace(
+        run_of(without, data_shape(1, [(1, 1)]), machine.device), length=resolved.max_length, learnt=1.0
+    )
+    memory = estimate(shape, run)
+    it_fits = memory.total <= min(machine.free, machine.least_free) - KEPT_MARGIN * machine.memory
+    reason = CHECKPOINTING["fits" if it_fits else "does not fit"].format(
+        rows=run.batch,
+        length=run.length,
+        needed=memory.total / GIB,
+        available=min(machine.free, machine.least_free) / GIB,
+        margin=KEPT_MARGIN * machine.memory / GIB,
+    )
+    return without if it_fits else resolved.model_copy(update=on), reason
