@@ -19,6 +19,7 @@ from tunewright.jobs.folder import DISK_FULL, JobFolder
 from tunewright.jobs.kinds import JobError
 from tunewright.kinds.fine_tuning import kind as fine_tuning
 from tunewright.kinds.kind import Service
+from tunewright.plan.defaults import Resolved
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import jobs as scheduler_jobs
@@ -28,6 +29,7 @@ from tunewright.scheduler.jobs import MAX_ATTEMPTS, JobRunner
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
+from tunewright.trainer.spec import TrainingSpec
 
 BASE = "tunewright-tiny"
 RESOLVED = resolved()
@@ -145,6 +147,43 @@ def test_a_crash_is_followed_by_another_start_and_no_step_is_told_twice(
         in scheduler.messages(job.id)
     )
     assert published == [job.id]
+
+
+OUT_OF_MEMORY = """printf '{"status": "failed", "error_code": "out_of_memory"}' > "$folder/result.json" """
+
+
+def test_a_job_that_runs_out_of_memory_goes_on_with_less(
+    scheduler: Scheduler, job: Job, trainer: Callable[[str], None], published: list[str]
+) -> None:
+    trainer(f"{step(1)}; if [ $run -lt 4 ]; then {OUT_OF_MEMORY}; else {SUCCEED}; fi")
+    scheduler.until(lambda: scheduler.job(job.id).state.is_final, 20)
+    done = scheduler.job(job.id)
+    assert (done.state, runs(scheduler, job)) == (JobState.SUCCEEDED, 4)
+    assert isinstance(done.resolved, Resolved)
+    assert done.resolved == RESOLVED.model_copy(
+        update={
+            "gradient_checkpointing": True, "per_device_batch_size": 2, "gradient_accumulation_steps": 16,
+        }
+    )  # fmt: skip
+    spec = JobFolder(scheduler.data.job(job.id)).read_spec(TrainingSpec)
+    assert spec.tuning == done.resolved
+    told = [text for text in scheduler.messages(job.id) if "ran out of memory" in text]
+    assert [text.partition("with less: ")[2] for text in told] == [
+        "gradient checkpointing on. The model is the same.",
+        "per_device_batch_size 4 (batch_size stays 32). The model is the same.",
+        "per_device_batch_size 2 (batch_size stays 32). The model is the same.",
+    ]
+
+
+def test_a_job_for_which_no_memory_suffices_fails(
+    scheduler: Scheduler, job: Job, trainer: Callable[[str], None]
+) -> None:
+    trainer(OUT_OF_MEMORY)
+    scheduler.until(lambda: scheduler.job(job.id).state.is_final, 20)
+    error = scheduler.job(job.id).error
+    assert error is not None
+    assert error.code == "out_of_memory"
+    assert runs(scheduler, job) == 5, "as asked for, checkpointing, 4, 2 and 1 rows at a time"
 
 
 def test_a_trainer_that_only_crashes_fails_its_job(

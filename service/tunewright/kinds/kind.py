@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tunewright.config import Settings
-from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.jobs.kinds import NO_BASE, JobKind
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
@@ -92,3 +92,8 @@ class Kind(JobKind, ABC):
         """List the product of a process that has succeeded, and end the job: with `store.models.publish`, which may
         leave the end to a check, or with `store.jobs.succeed` where the product is no model. Safe to repeat after a
         crash. Raises InvalidAdapter where the product cannot be used."""
+
+    def after_failure(self, job: Job, outcome: Outcome) -> tuple[BaseModel, str] | None:
+        """What a job whose process has failed is queued with again: other resolved values, and a text for its events.
+        None: it stays failed. Each of them must bring the job nearer to an end."""
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunewright.plan.data_shape import DataShape, data_shape
-from tunewright.plan.defaults import Resolved
+from tunewright.plan.defaults import Resolved, split_batch
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.memory import Memory, Run, estimate
 from tunewright.plan.reasons import CHECKPOINTING
@@ -69,3 +69,16 @@ def with_checkpointing(
         margin=KEPT_MARGIN * machine.memory / GIB,
     )
     return without if it_fits else resolved.model_copy(update=on), reason
+
+
+def with_less_memory(resolved: Resolved) -> tuple[Resolved, str] | None:
+    """The options of the same training in less memory, and what is other about them: checkpointing first, then half as
+    many rows at a time. None where neither is left."""
+    if resolved.gradient_checkpointing is False:
+        return resolved.model_copy(update={"gradient_checkpointing": True}), "gradient checkpointing on"
+    if resolved.per_device_batch_size == 1:
+        return None
+    at_a_time, steps = split_batch(resolved.batch_size, resolved.per_device_batch_size // 2)
+    changed = {"per_device_batch_size": at_a_time, "gradient_accumulation_steps": steps}
+    what = f"per_device_batch_size {at_a_time} (batch_size stays {resolved.batch_size})"
+    return resolved.model_copy(update=changed), what

@@ -236,6 +236,12 @@ class JobRunner:
         if outcome is None:
             self._start_again(job, folder, how)
         elif outcome.status == "failed":
+            again = kind_of(job.kind).after_failure(job, outcome) if job.state is JobState.RUNNING else None
+            if again is not None:
+                folder.result_file.unlink()  # first: without it the job is started again whatever happens
+                resolved, text = again
+                self._store.jobs.requeue(job.id, text, resolved)
+                return
             error = JobError(
                 code=outcome.error_code or "job_failed", message=outcome.error_message or "unknown"
             )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -236,9 +237,10 @@ class JobStore:
         with self._database.begin() as connection:
             job_rows.release(connection, id)
 
-    def requeue(self, id: str, why: str) -> Job | None:
-        """Queue a running job again; it will continue from its last checkpoint."""
-        return self._move(id, job_rows.REQUEUED, why)[0]
+    def requeue(self, id: str, why: str, resolved: BaseModel | None = None) -> Job | None:
+        """Queue a running job again; it will continue from its last checkpoint, with other resolved values if given."""
+        changed = {"resolved": resolved.model_dump(mode="json")} if resolved is not None else {}
+        return self._move(id, job_rows.REQUEUED, why, **changed)[0]
 
     def paused(self, id: str) -> Job | None:
         """Pause a job whose process has ended, and free its devices."""

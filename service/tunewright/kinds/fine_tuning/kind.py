@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunewright.engine.trust import trusts_code
-from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.kinds.data import check_data, check_held_out, describe
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
@@ -16,6 +16,7 @@ from tunewright.kinds.fine_tuning.planning import decided_checkpointing, machine
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
+from tunewright.plan.fitting import with_less_memory
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
@@ -109,6 +110,15 @@ class FineTuning(Kind):
         result = folder.read_result(TrainingResult)
         assert result is not None, "only what has succeeded is published"
         publish_products(service, job, base, folder, result)
+
+    def after_failure(self, job: Job, outcome: Outcome) -> tuple[Resolved, str] | None:
+        changed = with_less_memory(resolved_of(job)) if outcome.error_code == "out_of_memory" else None
+        if changed is None:
+            return None
+        resolved, what = changed
+        return resolved, (
+            f"The device ran out of memory. Going on from the last checkpoint with less: {what}. The model is the same."
+        )
 
 
 def request_of(job: Job) -> FineTuningRequest:
