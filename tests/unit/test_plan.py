@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tunewright.plan.pitfalls import (
 )
 from tunewright.plan.planning import Plan, make_plan
 from tunewright.plan.shape import ModelShape, shape_of
+from tunewright.plan.time import Earlier, Measured, predict_seconds
 
 QWEN2_7B = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
@@ -184,6 +186,40 @@ def test_time_is_a_range_from_the_peak_of_the_card() -> None:
     assert times["full"]
     assert times["lora"]
     assert 0 < times["lora"].least < times["lora"].most < times["full"].most
+
+
+def earlier(job: str, seconds: float, tokens: int = 100_000, **changes: Any) -> Earlier:
+    run = replace(Run("lora", "cpu", 4, 512, False, 16), **changes)
+    return Earlier(job, run, Measured(device="cpu", seconds=seconds, tokens=tokens, length=512, peak_bytes=1))
+
+
+def test_after_one_job_alike_time_is_known_within_a_tenth() -> None:
+    run = Run("lora", "cpu", 4, 600, False, 16)
+    found = predict_seconds(qwen2_7b(), run, 200_000, None, [earlier("ftjob-1", 50.0)])
+    assert found is not None
+    assert found.least < 100.0 < found.most
+    assert (found.most - found.least) / 2 == pytest.approx(10.0, rel=0.1)
+    assert found.basis.startswith(
+        "the speed of ftjob-1, which trained this base here by the same method, with rows alike"
+    )
+    assert found.basis.endswith(": 2000 tokens/s")
+
+
+def test_a_job_of_another_method_says_nothing_of_the_time_and_one_with_other_rows_little() -> None:
+    run = Run("lora", "cpu", 4, 4096, False, 16)
+    assert predict_seconds(qwen2_7b(), run, 1000, None, [earlier("ftjob-1", 5.0, type="full")]) is None
+    found = predict_seconds(qwen2_7b(), run, 100_000, None, [earlier("ftjob-1", 50.0)])
+    assert found is not None
+    assert "other rows" in found.basis
+    assert found.most > 2 * found.least
+
+
+def test_time_is_that_of_the_job_most_alike_and_then_of_the_newest() -> None:
+    run = Run("lora", "cpu", 4, 512, False, 16)
+    newer, older = earlier("ftjob-3", 30.0), earlier("ftjob-1", 10.0)
+    found = predict_seconds(qwen2_7b(), run, 1000, None, [earlier("ftjob-4", 99.0, batch=1), newer, older])
+    assert found is not None
+    assert "ftjob-3" in found.basis
 
 
 def test_time_is_not_told_where_nothing_is_known() -> None:

@@ -77,6 +77,16 @@ class JobProgress(Wire):
     eta_seconds: float | None = None
 
 
+class JobMeasured(Wire):
+    """What the steps of a finished fine-tuning job took: `seconds` without the first step, evaluations and
+    checkpoints, for `tokens`; `peak_bytes` of memory."""
+
+    device: str | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+    peak_bytes: int | None = None
+
+
 class JobErrorInfo(Wire):
     """Why a job failed."""
 
@@ -146,6 +156,7 @@ class JobRecord(WorkRecord):
     data: dict[str, Any] | None = None
     result_files: list[str] = Field(default_factory=list)
     trained_tokens: int | None = None
+    measured: JobMeasured | None = None
     integrations: list[Any] | None = None
 
     @model_validator(mode="before")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,7 +15,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import FEW_ROWS, warnings
 from tunewright.plan.reasons import MEMORY_MODEL, REASONS
 from tunewright.plan.shape import ModelShape
-from tunewright.plan.time import TimeRange, predict_seconds
+from tunewright.plan.time import Earlier, TimeRange, predict_seconds
 
 METHODS = ("full", "lora", "qlora")
 FLOW = (("full", 4.0), ("lora", 1.5), ("qlora", 0.5))
@@ -97,8 +97,9 @@ def make_plan(
     hyperparameters: HyperparameterOptions,
     max_rank: int,
     has_flash_attention: bool | None = None,
+    earlier: Sequence[Earlier] = (),
 ) -> Plan:
-    """The plan of a run with these options on this machine."""
+    """The plan of a run with these options on this machine; `earlier`: finished jobs on this base here."""
 
     reasons: dict[str, str] = {}
     """Why `gradient_checkpointing` is what it is, by method."""
@@ -146,7 +147,7 @@ def make_plan(
         type=chosen.type,
         advised=advised,
         why=why,
-        methods=[_method(shape, one, data, machine) for one in all_resolved.values()],
+        methods=[_method(shape, one, data, machine, earlier) for one in all_resolved.values()],
         options=_choices(chosen, tuning, reasons.get(chosen.type)),
         fits=it_fits,
         change=change,
@@ -268,7 +269,9 @@ def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:
     )
 
 
-def _method(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine) -> MethodPlan:
+def _method(
+    shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine, earlier: Sequence[Earlier]
+) -> MethodPlan:
     run = run_of(resolved, data, machine.device)
     memory = estimate(shape, run)
     return MethodPlan(
@@ -278,7 +281,11 @@ def _method(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Mac
         peak=memory.peak,
         fits=fits(memory, machine),
         seconds=predict_seconds(
-            shape, run, data.tokens_within(resolved.max_length) * resolved.n_epochs, machine.teraflops
+            shape,
+            run,
+            data.tokens_within(resolved.max_length) * resolved.n_epochs,
+            machine.teraflops,
+            earlier,
         ),
     )
 

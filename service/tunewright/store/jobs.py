@@ -70,6 +70,15 @@ class JobStore:
         with self._database.read() as connection:
             return job_rows.read(connection, rows), more
 
+    def succeeded_on(self, base: str, kind: str, limit: int) -> Sequence[Job]:
+        """The newest jobs of a kind on a base that have succeeded, newest first."""
+        of_base = (jobs.c.kind == kind, jobs.c.base == base, jobs.c.state == JobState.SUCCEEDED)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(jobs).where(*of_base).order_by(jobs.c.seq.desc()).limit(limit)
+            ).all()
+            return job_rows.read(connection, rows)
+
     def events(
         self, job_id: str, *, after: str | None, limit: int, ascending: bool = False
     ) -> tuple[Sequence[JobEvent], bool]:

@@ -19,6 +19,7 @@ from tunewright.atomic import publish_folder
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
+from tunewright.plan.time import Measured
 
 KEPT_EPOCHS = 3
 """How many checkpoints at the ends of epochs are kept for use, as in OpenAI's API."""
@@ -85,6 +86,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self._pending: dict[str, Any] | None = None
         self.latest: dict[str, float] = {}
         self.process = psutil.Process()
+        self._interval_began: float | None = None
+        """Time at which the first step began since the last was logged."""
+        self._step_seconds = 0.0
+        self._first_tokens: float | None = None
+        self._last_tokens = 0.0
+        self._peak = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -102,6 +109,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         logs = logs or {}
         if "loss" in logs:
+            self._measure(logs)
             self.flush()
             self._pending = self._metrics(state, logs)
         elif "eval_loss" in logs:
@@ -115,6 +123,33 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.flush()
+        if self._interval_began is None:
+            self._interval_began = time.monotonic()
+
+    def _measure(self, logs: dict[str, Any]) -> None:
+        """Add the steps since the last log to the time. What is between a log and the next step is evaluations and
+        checkpoints; the first log is of the first step, which is slower than others."""
+        tokens, began = float(logs.get("num_tokens", 0.0)), self._interval_began
+        self._interval_began = None
+        self._peak = max(self._peak, self._memory())
+        if self._first_tokens is None:
+            self._first_tokens = self._last_tokens = tokens
+        elif began is not None:
+            self._step_seconds += time.monotonic() - began
+            self._last_tokens = tokens
+
+    def measured(self, longest: int) -> Measured | None:
+        """What the steps of this process took, on examples of at most `longest` tokens; None before the second."""
+        if not self._step_seconds or self._first_tokens is None:
+            return None
+        on_gpu = torch.cuda.is_available()
+        return Measured(
+            device=torch.cuda.get_device_name() if on_gpu else "cpu",
+            seconds=self._step_seconds,
+            tokens=int(self._last_tokens - self._first_tokens),
+            length=longest,
+            peak_bytes=self._peak,
+        )
 
     def flush(self) -> None:
         """Write the event of the last step, which was held back since an evaluation might still add to it."""

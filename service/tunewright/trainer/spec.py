@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.jobs.folder import Outcome
 from tunewright.plan.defaults import Resolved
+from tunewright.plan.time import Measured
 from tunewright.rows.reading import Reading
 
 
@@ -59,3 +60,5 @@ class TrainingResult(Outcome):
     metrics: dict[str, float] = Field(default_factory=dict)
     checkpoints: dict[int, dict[str, float]] = Field(default_factory=dict)
     """Step and metrics of the checkpoints at the ends of the last epochs, which can be used."""
+    measured: Measured | None = None
+    """Of the last process that trained; None where it did a single step."""

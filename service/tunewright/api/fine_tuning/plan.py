@@ -18,6 +18,7 @@ from tunewright.api.models.bases import named_base
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.fine_tuning.planning import (
+    earlier_jobs,
     least_data,
     machine_beside_engines,
     machine_described,
@@ -91,10 +92,11 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     check_chat_template(body.chat_template)
     base = named_base(context, body.model)
     hyperparameters = (body.hyperparameters or Hyperparameters()).model_dump()
+    machine = machine_described(body.machine) if body.machine else machine_here(context)
     return plan_job(
         base,
         context.workspace.file(body.training_file),
-        machine_described(body.machine) if body.machine else machine_here(context),
+        machine,
         tuning=TuningOptions(**(body.tuning or Tuning()).model_dump()),
         hyperparameters=HyperparameterOptions(**hyperparameters),
         max_rank=context.settings.serving.max_lora_rank,
@@ -103,6 +105,7 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
         source=record.sha256,
         cache=context.workspace.token_cache,
         trust_remote_code=trusts_code(context.settings.models, context.store, base.name),
+        earlier=[] if body.machine else earlier_jobs(context.store, base, machine),
     )
 
 

@@ -10,6 +10,7 @@ from tunewright.api.fine_tuning.data import AUTO, Data
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
+from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.store.records import Checkpoint, Job
@@ -190,6 +191,22 @@ class Progress(Wire):
     eta_seconds: float | None = Field(None, description="Seconds of training left.")
 
 
+class MeasuredObject(Wire):
+    """What the steps of a finished job took. Plans of later jobs on its base predict their time from it."""
+
+    device: str = Field(description="The name of the GPU, or `cpu`.")
+    seconds: float = Field(
+        description="Of the steps that its last process did, without the first, evaluations and checkpoints."
+    )
+    tokens: int = Field(description="Tokens in these steps.")
+    peak_bytes: int = Field(description="Most memory: allocated by torch on a GPU, resident on the CPU.")
+
+    @classmethod
+    def of(cls, result: JobResult | None) -> MeasuredObject | None:
+        measured = result.measured if isinstance(result, FineTuningResult) else None
+        return cls(**measured.model_dump(exclude={"length"})) if measured is not None else None
+
+
 class JobObject(Wire):
     """OpenAI's fine-tuning job, with `state`, `tuning` (all options, none of them auto) and `progress` beside it."""
 
@@ -221,6 +238,9 @@ class JobObject(Wire):
         description="The options of the request until the files are validated, then the resolved ones."
     )
     progress: Progress | None
+    measured: MeasuredObject | None = Field(
+        description="What its steps took, once it has succeeded; null where it had one step."
+    )
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
@@ -262,6 +282,7 @@ class JobObject(Wire):
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
             if progress
             else None,
+            measured=MeasuredObject.of(job.result),
         )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.plan.time import Measured
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
 """Roles of a job's inputs: two files, and the weights of the model from which training continues."""
@@ -34,3 +35,5 @@ class FineTuningResult(JobResult):
     """The result of a fine-tuning job."""
 
     trained_tokens: int | None = None
+    measured: Measured | None = None
+    """None in rows of earlier versions, and where all was done by one step."""

@@ -15,6 +15,7 @@ from tunewright.engine.gpus import NoDriver, gpu_memory
 from tunewright.engine.placement import options_of_bases
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
+from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.plan.data_shape import DataShape, data_shape
 from tunewright.plan.defaults import Resolved, max_length_for
 from tunewright.plan.fitting import run_of, with_checkpointing
@@ -24,6 +25,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import warnings
 from tunewright.plan.planning import Plan, make_plan
 from tunewright.plan.shape import ModelShape, UnknownShape
+from tunewright.plan.time import Earlier
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.model_shape import read_shape
 from tunewright.registry.safetensors_file import BadTensors
@@ -31,6 +33,8 @@ from tunewright.rows.cache import TokenCache
 from tunewright.rows.lengths import NotMeasured, Question, shape_of
 from tunewright.store.store import Store
 
+_REMEMBERED = 50
+"""Finished jobs whose speed is looked at."""
 _BYTES_OF_A_TOKEN = 16
 """More than a token of any text has on average: lengths from it are lower bounds."""
 _LOOKED_AT = 64 * 2**20
@@ -104,9 +108,10 @@ def plan_job(
     source: str = "",
     cache: TokenCache | None = None,
     trust_remote_code: bool = False,
+    earlier: Sequence[Earlier] = (),
 ) -> Plan:
     """The plan of a job. The file, with the sha256 `source`, is tokenized in a process of its own, unless the cache has
-    its tokens. Raises InvalidRequest."""
+    its tokens. `earlier`: finished jobs on this base and machine. Raises InvalidRequest."""
     question = Question(
         base=base.path,
         file=file,
@@ -131,7 +136,22 @@ def plan_job(
         hyperparameters=hyperparameters,
         max_rank=max_rank,
         has_flash_attention=_has_flash_attention(),
+        earlier=earlier,
     )
+
+
+def earlier_jobs(store: Store, base: BaseInfo, machine: Machine) -> list[Earlier]:
+    """The finished jobs that trained this base on this machine, newest first."""
+    device = machine.name if machine.device == "cuda" else "cpu"
+    found = []
+    for job in store.jobs.succeeded_on(base.name, "fine_tuning", _REMEMBERED):
+        result, resolved = job.result, job.resolved
+        assert isinstance(resolved, Resolved)
+        measured = result.measured if isinstance(result, FineTuningResult) else None
+        if measured is not None and measured.device == device and measured.seconds > 0:
+            rows = data_shape(1, [(measured.length, measured.length)])
+            found.append(Earlier(job.id, run_of(resolved, rows, machine.device), measured))
+    return found
 
 
 def least_data(file: Path | None, rows: int) -> DataShape:

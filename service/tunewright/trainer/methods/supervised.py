@@ -75,6 +75,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         status="succeeded",
         trained_tokens=training.totals.tokens * tuning.n_epochs,
         metrics=metrics.latest,
+        measured=metrics.measured(training.totals.longest),
         checkpoints=checkpoints.usable(),
     )
 
