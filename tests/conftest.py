@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is loaded: two workers, and the processes that they start, share the cores (docs/decisions/0031).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import shutil
 import signal
 from collections.abc import Iterator

@@ -18,6 +18,7 @@ from tunewright.config import JobOptions, child_environment, embedded_base_path
 from tunewright.evaluate.folder import BaseSpec, ParitySpec
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
+from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.references import References
 from tunewright.store.store import Store
 
@@ -80,7 +81,9 @@ def test_the_reference_of_a_parity_check_measures(
     monkeypatch.chdir(folder)
     reading, writing = os.pipe()
     try:
-        references = References(JobOptions(), data, reading, Devices(["cpu"], store))
+        references = References(
+            JobOptions(), data, reading, Devices(["cpu"], store), ForkServer(data.run, reading, 60)
+        )
         base = BaseSpec(path=str(embedded_base_path()), context=256)
         adapter = random_lora(embedded_base_path(), tmp_path / "adapter", strength=0.1, seed=1)
         spec = ParitySpec(

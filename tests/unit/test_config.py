@@ -405,3 +405,12 @@ def test_an_unknown_option_is_refused() -> None:
     )
     assert done.returncode == 2
     assert "--prot" in done.stderr
+
+
+def test_threads_of_children_sleep_unless_the_operator_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert child_environment()["OMP_WAIT_POLICY"] == "ACTIVE"

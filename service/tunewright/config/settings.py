@@ -182,14 +182,15 @@ def child_environment(
 ) -> dict[str, str]:
     """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
     itself, which get its settings, keep the hub's token: no other fetches from it. Python imports nothing of the
-    working directory, in the child and in what it starts."""
+    working directory, in the child and in what it starts. Unless the operator says otherwise, threads of OpenMP sleep
+    while they wait: those that spin keep the cores from other processes (docs/decisions/0031)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
     else:
         for name in _HUB_TOKENS:
             environment.pop(name, None)
-    return environment | {"PYTHONSAFEPATH": "1"} | (extra or {})
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | environment | {"PYTHONSAFEPATH": "1"} | (extra or {})
 
 
 def visible_gpus() -> list[str] | None:

@@ -128,7 +128,10 @@ class TokenCache:
     def _make(self, key: str, make: Callable[[Path], None]) -> bool:
         """Make the entry, unless there is one by now. False where another process makes it."""
         final, unfinished = self.folder / key, self.folder / f".{key}"
-        unfinished.mkdir(mode=0o700, exist_ok=True)
+        try:
+            unfinished.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError:  # it was there, and another process has just removed it
+            return False
         descriptor = _lock(unfinished, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if descriptor is None:
             return False
