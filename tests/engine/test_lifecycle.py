@@ -73,7 +73,7 @@ def _check_engine_core_killed(service: Service, adapter: str) -> None:
     with Askers(service.url, [asked, Question(EMBEDDED_BASE, asked.text)], threads=1, pause=0.2) as askers:
         wait_until(lambda: askers.counts["right"] > 5, 60, "answers")
         killed = kill(service, "EngineCore")
-        wait_until(lambda: _status(service, "/ready") == 503, 2, "/ready says that the engine is gone")
+        wait_until(lambda: _status(service, "/ready") == 503, 10, "/ready says that the engine is gone")
         wait_recovered(service, "EngineCore", killed, asked)
     assert askers.bad == []
 
