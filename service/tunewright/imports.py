@@ -15,15 +15,20 @@ def prepare_environment() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # models are local folders: nothing has to be looked up
 
 
+_FOR_FOUR_BITS = "bitsandbytes"
+
+
 @contextmanager
-def quick_imports(*unused: str) -> Iterator[None]:
-    """Import torch and what is built on it in four fifths of the time; `unused` are packages that are imported
-    where they are installed, but are not needed in this process, and count as not installed.
+def quick_imports(*, four_bits: bool = False) -> Iterator[None]:
+    """Import torch and what is built on it in four fifths of the time. peft and transformers import bitsandbytes where
+    it is installed, which takes seconds: it counts as not installed, unless the process needs a base in 4 bits.
 
     The garbage collector would examine the growing number of modules again and again, and free nothing.
     """
-    for name in unused:
-        sys.modules[name] = None  # type: ignore[assignment]
+    if four_bits:
+        need(_FOR_FOUR_BITS)
+    else:
+        sys.modules[_FOR_FOUR_BITS] = None  # type: ignore[assignment]
     gc.disable()
     try:
         yield

@@ -76,9 +76,8 @@ def engine_command(
     if trust_remote_code:
         command.append("--trust-remote-code")
     if options.enable_lora and options.specialize_active_lora:
-        command.append(
-            "--specialize-active-lora"
-        )  # no option of a deployment: the operator's --no-... go over it
+        # It is no option of a deployment: the operator's --no-specialize-active-lora goes over it.
+        command.append("--specialize-active-lora")
     is_deployment = base.name not in [named.name for named in settings.models.bases]
     own = _arguments(options)
     return command + (settings.serving.vllm_args + own if is_deployment else own + settings.serving.vllm_args)

@@ -105,9 +105,8 @@ def with_slots(
         return replace(options, max_loras=slots.count), slots.why
     share = options.gpu_memory_utilization
     if share is not None:
-        share -= (
-            slots.graphs / memory
-        )  # some versions of vLLM capture graphs beside the share that they are given
+        # Some versions of vLLM capture graphs beside the share that they are given.
+        share -= slots.graphs / memory
     chosen = replace(
         options, max_loras=slots.count, specialize_active_lora=True, gpu_memory_utilization=share
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder
-from tunewright.imports import need, prepare_environment, quick_imports
+from tunewright.imports import prepare_environment, quick_imports
 
 
 def main() -> int:
@@ -24,8 +24,6 @@ def main() -> int:
     prepare_environment()
     status, base = 0, None
     needs_four_bits = any(map(_needs_four_bits, folders))
-    if needs_four_bits:
-        need("bitsandbytes")
     for folder in folders:
         try:
             spec = folder.read_spec()
@@ -36,8 +34,7 @@ def main() -> int:
         setproctitle(f"tunewright: parity of {spec.adapter_id}")
         if folder.reference_file.exists():
             continue
-        # peft imports bitsandbytes where it is installed, for 4-bit bases
-        with quick_imports(*(() if needs_four_bits else ("bitsandbytes",))):
+        with quick_imports(four_bits=needs_four_bits):
             from tunewright.evaluate.reference import NoRoom, ReferenceBase
 
         if base is None or base.spec != spec.base:

@@ -11,7 +11,7 @@ from tunewright.jobs.process import run_in_folder
 
 
 def _run(folder: JobFolder, spec: ExportSpec) -> int:
-    with quick_imports("bitsandbytes"):
+    with quick_imports():
         from tunewright.export.run import run_export
 
     return run_export(folder, spec)

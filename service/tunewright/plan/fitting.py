@@ -60,25 +60,26 @@ def with_checkpointing(
         run_of(without, data_shape(1, [(1, 1)]), machine.device), length=resolved.max_length, learnt=1.0
     )
     memory = estimate(shape, run)
-    it_fits = memory.total <= min(machine.free, machine.least_free) - KEPT_MARGIN * machine.memory
+    margin = KEPT_MARGIN * machine.memory
+    it_fits = memory.total <= machine.least_free - margin
     reason = CHECKPOINTING["fits" if it_fits else "does not fit"].format(
         rows=run.batch,
         length=run.length,
         needed=memory.total / GIB,
-        available=min(machine.free, machine.least_free) / GIB,
-        margin=KEPT_MARGIN * machine.memory / GIB,
+        available=machine.least_free / GIB,
+        margin=margin / GIB,
     )
     return without if it_fits else resolved.model_copy(update=on), reason
 
 
-def with_less_memory(resolved: Resolved) -> tuple[Resolved, str] | None:
-    """The options of the same training in less memory, and what is other about them: checkpointing first, then half as
-    many rows at a time. None where neither is left."""
+def with_less_memory(resolved: Resolved) -> Resolved | None:
+    """The options of the same training in less memory: with checkpointing first, then with half as many rows at a time.
+    None where neither is left."""
     if resolved.gradient_checkpointing is False:
-        return resolved.model_copy(update={"gradient_checkpointing": True}), "gradient checkpointing on"
+        return resolved.model_copy(update={"gradient_checkpointing": True})
     if resolved.per_device_batch_size == 1:
         return None
     at_a_time, steps = split_batch(resolved.batch_size, resolved.per_device_batch_size // 2)
-    changed = {"per_device_batch_size": at_a_time, "gradient_accumulation_steps": steps}
-    what = f"per_device_batch_size {at_a_time} (batch_size stays {resolved.batch_size})"
-    return resolved.model_copy(update=changed), what
+    return resolved.model_copy(
+        update={"per_device_batch_size": at_a_time, "gradient_accumulation_steps": steps}
+    )

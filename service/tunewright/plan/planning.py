@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved, resolve, split_batch
-from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing
+from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing, with_less_memory
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -202,18 +202,21 @@ def _changes(
         options.update(asked)
         return ", ".join([*told, what]), dict(options), now
 
-    if not now.gradient_checkpointing:
+    asked: dict[str, str | int | bool]
+    while (smaller := with_less_memory(now)) is not None:
+        if smaller.per_device_batch_size == now.per_device_batch_size:
+            what, asked = "gradient checkpointing on", {"gradient_checkpointing": True}
+            yield changed(what, asked, gradient_checkpointing=True)
+            told.append(what)
+            continue
+        at_a_time = smaller.per_device_batch_size
         yield changed(
-            "gradient checkpointing on", {"gradient_checkpointing": True}, gradient_checkpointing=True
+            f"{at_a_time} rows at a time (the effective batch stays {now.batch_size})",
+            {"per_device_batch_size": at_a_time},
+            per_device_batch_size=at_a_time,
+            gradient_accumulation_steps=smaller.gradient_accumulation_steps,
         )
-        told.append("gradient checkpointing on")
-    at_a_time = now.per_device_batch_size
-    while at_a_time > 1:
-        at_a_time, steps = split_batch(now.batch_size, at_a_time // 2)
-        what = f"{at_a_time} rows at a time (the effective batch stays {now.batch_size})"
-        asked: dict[str, str | int | bool] = {"per_device_batch_size": at_a_time}
-        yield changed(what, asked, per_device_batch_size=at_a_time, gradient_accumulation_steps=steps)
-    if at_a_time != resolved.per_device_batch_size:
+    if now.per_device_batch_size != resolved.per_device_batch_size:
         told.append("1 row at a time")
     length = min(now.max_length, data.longest or now.max_length)
     while length > _SHORTEST:

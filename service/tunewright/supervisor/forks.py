@@ -32,8 +32,6 @@ from tunewright.imports import prepare_environment, quick_imports
 
 LARGEST_MESSAGE = 1 << 17
 """Bytes; a packet that is larger than what the system's sockets take is refused."""
-NOT_IMPORTED = "bitsandbytes"
-"""A package that is for 4-bit bases only, and takes seconds: who needs it starts a new interpreter (imports.need)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def main() -> None:
     prepare_environment()
     # Asking a GPU's driver for devices in this process would make its forks unable to use them.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    with quick_imports(NOT_IMPORTED):
+    with quick_imports():
         for module in modules:
             import_module(module)
     gc.freeze()  # the collector would write to pages that the forks share

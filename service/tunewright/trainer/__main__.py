@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from tunewright.imports import need, quick_imports
+from tunewright.imports import quick_imports
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.process import run_in_folder
 from tunewright.trainer.spec import TrainingSpec
 
 
 def _run(folder: JobFolder, spec: TrainingSpec) -> int:
-    # peft and transformers import bitsandbytes where it is installed; it is for 4-bit bases
-    if spec.tuning.type == "qlora":
-        need("bitsandbytes")
-    with quick_imports(*(() if spec.tuning.type == "qlora" else ("bitsandbytes",))):
+    with quick_imports(four_bits=spec.tuning.type == "qlora"):
         from tunewright.trainer.run import run_job
 
     return run_job(folder, spec)

@@ -90,7 +90,6 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         """Time at which the first step began since the last was logged."""
         self._step_seconds = 0.0
         self._first_tokens: float | None = None
-        self._last_tokens = 0.0
         self._peak = 0
 
     def on_train_begin(
@@ -109,7 +108,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         logs = logs or {}
         if "loss" in logs:
-            self._measure(logs)
+            self._count_steps()
             self.flush()
             self._pending = self._metrics(state, logs)
         elif "eval_loss" in logs:
@@ -126,27 +125,22 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if self._interval_began is None:
             self._interval_began = time.monotonic()
 
-    def _measure(self, logs: dict[str, Any]) -> None:
+    def _count_steps(self) -> None:
         """Add the steps since the last log to the time. What is between a log and the next step is evaluations and
         checkpoints; the first log is of the first step, which is slower than others."""
-        tokens, began = float(logs.get("num_tokens", 0.0)), self._interval_began
-        self._interval_began = None
-        self._peak = max(self._peak, self._memory())
-        if self._first_tokens is None:
-            self._first_tokens = self._last_tokens = tokens
-        elif began is not None:
+        began, self._interval_began = self._interval_began, None
+        if self._tokens_before is not None and began is not None:
             self._step_seconds += time.monotonic() - began
-            self._last_tokens = tokens
 
     def measured(self, longest: int) -> Measured | None:
         """What the steps of this process took, on examples of at most `longest` tokens; None before the second."""
-        if not self._step_seconds or self._first_tokens is None:
+        if not self._step_seconds or self._first_tokens is None or self._tokens_before is None:
             return None
         on_gpu = torch.cuda.is_available()
         return Measured(
             device=torch.cuda.get_device_name() if on_gpu else "cpu",
             seconds=self._step_seconds,
-            tokens=int(self._last_tokens - self._first_tokens),
+            tokens=int(self._tokens_before - self._first_tokens),
             length=longest,
             peak_bytes=self._peak,
         )
@@ -170,8 +164,11 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
                 "broken rows in the data",
             )
         now = time.monotonic()
-        tokens = float(logs.get("num_tokens", 0.0))
+        tokens, memory = float(logs.get("num_tokens", 0.0)), self._memory()
+        self._peak = max(self._peak, memory)
         before = self._tokens_before
+        if before is None:
+            self._first_tokens = tokens
         rate = (tokens - before) / max(now - self._clock, 1e-6) if before is not None else None
         self._tokens_before, self._clock = tokens, now
         done = state.global_step - (self._started_at_step or 0)
@@ -185,7 +182,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": _finite(logs.get("grad_norm")),
             "tokens_per_second": rate,
-            "memory_bytes": self._memory(),
+            "memory_bytes": memory,
             "eta_seconds": eta,
         }
         self.latest |= {

@@ -8,15 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
+from tunewright.rows.cleaning.options import EditingOrJudging
 from tunewright.rows.cleaning.step import Options
 from tunewright.rows.cleaning.steps.balance import BalanceOptions
-from tunewright.rows.cleaning.steps.control_tokens import ControlTokensOptions
-from tunewright.rows.cleaning.steps.duplicates import DuplicatesOptions, LeaksOptions, NearDuplicatesOptions
-from tunewright.rows.cleaning.steps.filters import LanguageOptions, LengthOptions, RepetitionOptions
-from tunewright.rows.cleaning.steps.html import HtmlOptions
-from tunewright.rows.cleaning.steps.injection import InjectionOptions
-from tunewright.rows.cleaning.steps.personal import PersonalOptions
-from tunewright.rows.cleaning.steps.secrets import SecretsOptions
+from tunewright.rows.cleaning.steps.duplicates import LeaksOptions
 from tunewright.wire import Text
 
 SOURCE_FILE, AGAINST = "file", "against"
@@ -35,21 +30,7 @@ class LeaksAgainst(LeaksOptions):
         return LeaksOptions(similarity=self.similarity)
 
 
-CleaningStep = Annotated[
-    HtmlOptions
-    | SecretsOptions
-    | PersonalOptions
-    | InjectionOptions
-    | ControlTokensOptions
-    | LengthOptions
-    | LanguageOptions
-    | RepetitionOptions
-    | DuplicatesOptions
-    | NearDuplicatesOptions
-    | LeaksAgainst
-    | BalanceOptions,
-    Field(discriminator="type"),
-]
+CleaningStep = Annotated[EditingOrJudging | LeaksAgainst | BalanceOptions, Field(discriminator="type")]
 """A step as it is asked for: `rows.cleaning.options.StepOptions`, with the other file of leaks by its id."""
 
 

@@ -112,10 +112,13 @@ class FineTuning(Kind):
         publish_products(service, job, base, folder, result)
 
     def after_failure(self, job: Job, outcome: Outcome) -> tuple[Resolved, str] | None:
-        changed = with_less_memory(resolved_of(job)) if outcome.error_code == "out_of_memory" else None
-        if changed is None:
+        before = resolved_of(job)
+        resolved = with_less_memory(before) if outcome.error_code == "out_of_memory" else None
+        if resolved is None:
             return None
-        resolved, what = changed
+        what = "gradient checkpointing on"
+        if resolved.per_device_batch_size != before.per_device_batch_size:
+            what = f"per_device_batch_size {resolved.per_device_batch_size} (batch_size stays {resolved.batch_size})"
         return resolved, (
             f"The device ran out of memory. Going on from the last checkpoint with less: {what}. The model is the same."
         )

@@ -33,7 +33,7 @@ from tunewright.rows.cleaning.steps.personal import Personal, PersonalOptions
 from tunewright.rows.cleaning.steps.secrets import Secrets, SecretsOptions
 from tunewright.rows.reading import Reading
 
-StepOptions = Annotated[
+EditingOrJudging = (
     HtmlOptions
     | SecretsOptions
     | PersonalOptions
@@ -44,10 +44,9 @@ StepOptions = Annotated[
     | RepetitionOptions
     | DuplicatesOptions
     | NearDuplicatesOptions
-    | LeaksOptions
-    | BalanceOptions,
-    Field(discriminator="type"),
-]
+)
+"""The parameters of a step of `EDITING` or `JUDGING`."""
+StepOptions = Annotated[EditingOrJudging | LeaksOptions | BalanceOptions, Field(discriminator="type")]
 """The parameters of any step."""
 EDITING: dict[type[Options], Any] = {
     HtmlOptions: Html, SecretsOptions: Secrets, PersonalOptions: Personal, InjectionOptions: Injection,
