@@ -28,10 +28,7 @@ from typing import Any
 from benchmarks.random_base import SHAPES
 
 TYPES, BATCHES, LENGTHS = ("full", "lora", "qlora"), (1, 4), (512, 2048, 8192)
-TINY = {
-    "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True,
-}  # fmt: skip
+LARGE = [shape for shape in SHAPES if shape != "tiny"]
 STEPS = 3
 RANK = 16
 
@@ -47,7 +44,7 @@ def main() -> None:
         "--corners", action="store_true", help="the least and the largest batch and length alone"
     )
     parser.add_argument("--parallel", type=int, default=1, help="most cells that run at the same time")
-    parser.add_argument("--shape", choices=list(SHAPES), help="one shape alone")
+    parser.add_argument("--shape", choices=LARGE, help="one shape alone")
     parser.add_argument("--type", choices=TYPES, nargs="+", default=TYPES, help="these methods alone")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,7 +67,7 @@ def main() -> None:
 
 
 def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
-    shapes, lengths = (["tiny"], (64, 256)) if options.tiny else (list(SHAPES), LENGTHS)
+    shapes, lengths = (["tiny"], (64, 256)) if options.tiny else (LARGE, LENGTHS)
     found = [
         {"shape": shape, "type": type, "batch": batch, "length": length, "checkpointing": checkpointing}
         for shape, type, batch, length, checkpointing in itertools.product(
@@ -103,7 +100,7 @@ def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
 def config_of(shape: str) -> Any:
     from transformers import Qwen2Config
 
-    return Qwen2Config(**(TINY if shape == "tiny" else SHAPES[shape]))
+    return Qwen2Config(**SHAPES[shape])
 
 
 def shape_in_memory(name: str) -> Any:
@@ -122,14 +119,8 @@ def make_base(folder: Path, shape: str, device: str) -> None:
     """Save a model of this shape with random weights, in a process that gives the device's memory back."""
     if (folder / "config.json").exists():
         return
-    code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM\n"
-        "from benchmarks.memory_grid import config_of\n"
-        "with torch.device(sys.argv[3]):\n"
-        "    model = AutoModelForCausalLM.from_config(config_of(sys.argv[2]), dtype=torch.bfloat16)\n"
-        "model.save_pretrained(sys.argv[1])"
-    )
-    subprocess.run([sys.executable, "-c", code, str(folder), shape, device], check=True)
+    command = [sys.executable, "-m", "benchmarks.random_base", shape, str(folder), "--device", device]
+    subprocess.run(command, check=True)
 
 
 def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> None:
@@ -148,14 +139,8 @@ def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> N
         if fitting is not None and len(running) < parallel:
             waiting.remove(fitting)
             errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the cell has ended)
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.memory_grid",
-                str(folder),
-                "--cell",
-                json.dumps(fitting),
-            ]
+            command = [sys.executable, "-m", "benchmarks.memory_grid", str(folder), "--cell"]
+            command.append(json.dumps(fitting))
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
             running.append((fitting, process, errors))
             continue
@@ -215,57 +200,60 @@ def available(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def spec_of(base: Path, device: str, rows: int, **tuning: Any) -> Any:
+    """The spec of a run of one epoch over rows that the benchmark makes itself, with an adapter of `RANK`."""
+    from tunewright.plan.defaults import resolve
+    from tunewright.plan.options import HyperparameterOptions, TuningOptions
+    from tunewright.trainer.spec import TrainingSpec
+
+    if tuning["type"] != "full":
+        tuning["rank"] = RANK
+    resolved = resolve(
+        tuning=TuningOptions(n_epochs=1, **tuning),
+        hyperparameters=HyperparameterOptions(),
+        rows=rows,
+        context=tuning["max_length"],
+        max_rank=RANK,
+        device=device,
+    )
+    return TrainingSpec(
+        job_id="benchmark", base_name=base.name, base_path=str(base), training_file="", seed=0, device=device,
+        tuning=resolved,
+    )  # fmt: skip
+
+
 def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     """Train a few steps, one batch each, and return the peak in bytes."""
     import resource
 
     import torch
     from datasets import Dataset
-    from transformers import AutoTokenizer
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from tunewright.config import embedded_base_path
     from tunewright.jobs.folder import JobFolder
-    from tunewright.plan.defaults import resolve
-    from tunewright.plan.options import HyperparameterOptions, TuningOptions
     from tunewright.trainer.methods.supervised import _arguments
-    from tunewright.trainer.model import load_model
-    from tunewright.trainer.spec import TrainingSpec
+    from tunewright.trainer.model import load_model, load_tokenizer
 
-    base = folder / cell["shape"]
-    options = {key: cell[key] for key in ("type",)} | {
-        "rank": RANK,
-        "batch_size": cell["batch"],
-        "per_device_batch_size": cell["batch"],
-        "max_length": cell["length"],
-        "gradient_checkpointing": cell["checkpointing"],
-        "n_epochs": 1,
-    }
-    if cell["type"] == "full":
-        del options["rank"]
-    tuning = resolve(
-        tuning=TuningOptions(**options),
-        hyperparameters=HyperparameterOptions(),
-        rows=STEPS * cell["batch"],
-        context=cell["length"],
-        max_rank=RANK,
-        device=cell["device"],
+    spec = spec_of(
+        folder / cell["shape"],
+        cell["device"],
+        STEPS * cell["batch"],
+        type=cell["type"],
+        batch_size=cell["batch"],
+        per_device_batch_size=cell["batch"],
+        max_length=cell["length"],
+        gradient_checkpointing=cell["checkpointing"],
     )
-    spec = TrainingSpec(
-        job_id="grid", base_name=cell["shape"], base_path=str(base), training_file="", seed=0,
-        device=cell["device"], tuning=tuning,
-    )  # fmt: skip
     words = torch.randint(4, 2000, (STEPS * cell["batch"], cell["length"])).tolist()
     if cell["batch"] > 1:  # rows of unequal length, which need a mask, as in a job
         words[:: cell["batch"]] = [row[:-1] for row in words[:: cell["batch"]]]
-    tokenizer = AutoTokenizer.from_pretrained(embedded_base_path())
     trainer = SFTTrainer(
         model=load_model(spec),
         args=_arguments(spec, JobFolder(Path(tempfile.mkdtemp(dir=folder))), len(words), evaluates=False),
         train_dataset=Dataset.from_list([{"input_ids": row, "labels": row} for row in words]),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
-        processing_class=tokenizer,
+        processing_class=load_tokenizer(spec),
     )
     trainer.train()
     if cell["device"] == "cuda":

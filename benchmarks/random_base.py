@@ -28,7 +28,12 @@ SHAPES = {
         "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6,
         "tie_word_embeddings": True,
     },
+    "tiny": {
+        "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
+"""`tiny` is for dry runs on the CPU."""
 
 
 def main() -> None:
@@ -37,10 +42,11 @@ def main() -> None:
     )
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     began = time.perf_counter()
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device(options.device):
         model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.shape]), dtype=torch.bfloat16)
     model.save_pretrained(options.folder, max_shard_size="5GB")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):

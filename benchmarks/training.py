@@ -6,7 +6,7 @@
 Both train the same rows of random tokens with the same hyperparameters; `--try` adds variants of the service's trainer:
 
     no-checkpointing   activations are kept instead of computed again
-    bf16-adapter       the adapter is bfloat16, so that its inputs are not cast to float32
+    bf16-adapter       the adapter is bfloat16
     liger              liger-kernel's fused norms, rotary embeddings and MLP
     compile            each decoder layer is compiled by torch.compile
 
@@ -26,9 +26,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_grid import RANK, spec_of
+
 WARM_UP = 4
 VARIANTS = ("no-checkpointing", "bf16-adapter", "liger", "compile")
-RANK = 16
 
 
 def main() -> None:
@@ -42,7 +43,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=12, help="counted steps")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--try", dest="variants", nargs="+", default=[], metavar="VARIANT", help="see above")
+    parser.add_argument(
+        "--try", dest="variants", nargs="+", choices=VARIANTS, default=[], metavar="VARIANT", help="see above"
+    )
     parser.add_argument("--equal", action="store_true", help="rows of equal length, which need no mask")
     parser.add_argument("--profile", metavar="RUN", help="print where the time of a run's steps goes instead")
     parser.add_argument("--json", type=Path, help="append each run to this file")
@@ -211,28 +214,14 @@ def service(run: dict[str, Any], dataset: Any, folder: Path) -> Any:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from tunewright.jobs.folder import EventLog, JobFolder
-    from tunewright.plan.defaults import resolve
-    from tunewright.plan.options import HyperparameterOptions, TuningOptions
     from tunewright.trainer import loop
     from tunewright.trainer.methods.supervised import _arguments
     from tunewright.trainer.model import load_model, load_tokenizer
-    from tunewright.trainer.spec import TrainingSpec
 
-    tuning = resolve(
-        tuning=TuningOptions(
-            type=run["type"], rank=RANK, batch_size=run["batch"], per_device_batch_size=run["batch"],
-            max_length=run["length"], n_epochs=1, gradient_checkpointing=run["run"] != "no-checkpointing",
-            learning_rate=1e-4, lr_scheduler_type="linear", warmup_ratio=0.0, dropout=0.0,
-        ),
-        hyperparameters=HyperparameterOptions(),
-        rows=len(dataset),
-        context=run["length"],
-        max_rank=RANK,
-        device=run["device"],
-    )  # fmt: skip
-    spec = TrainingSpec(
-        job_id="bench", base_name="bench", base_path=run["base"], training_file="", seed=0,
-        device=run["device"], tuning=tuning,
+    spec = spec_of(
+        Path(run["base"]), run["device"], len(dataset), type=run["type"], batch_size=run["batch"],
+        per_device_batch_size=run["batch"], max_length=run["length"], learning_rate=1e-4, lr_scheduler_type="linear",
+        warmup_ratio=0.0, dropout=0.0, gradient_checkpointing=run["run"] != "no-checkpointing",
     )  # fmt: skip
     job = JobFolder(folder)
     metrics = loop.MetricsCallback(EventLog(job, 0))
