@@ -225,6 +225,31 @@ def test_claims_go_by_age_and_wait_for_the_device(store: Store) -> None:
     assert claimed.id == second.id
 
 
+def test_a_job_waits_for_an_older_one_whose_files_are_read_but_not_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_job(store, base="elsewhere")
+    reading, ready = new_job(store), new_job(store, JobState.QUEUED)
+    assert store.jobs.claim("cpu", ["tiny"]) is None
+    store.jobs.mark_valid(reading.id, None, "fine")
+    claimed = store.jobs.claim("cpu", ["tiny"])
+    assert claimed is not None
+    assert claimed.id == reading.id
+    store.jobs.cancel(reading.id)
+    store.jobs.release(reading.id)
+    new_job(store)
+    claimed = store.jobs.claim("cpu", ["tiny"])
+    assert claimed is not None
+    assert claimed.id == ready.id, "a later one is no reason to wait"
+
+    reading, ready = new_job(store), new_job(store, JobState.QUEUED)
+    assert store.jobs.claim("cuda:0", ["tiny"]) is None
+    monkeypatch.setattr("tunewright.store.jobs.ORDER_SECONDS", 0.0)
+    claimed = store.jobs.claim("cuda:0", ["tiny"])
+    assert claimed is not None
+    assert claimed.id == ready.id
+
+
 def test_a_job_whose_base_is_not_here_is_passed_over(store: Store) -> None:
     new_job(store, JobState.QUEUED, base="elsewhere")
     assert store.jobs.claim("cpu", ["tiny"]) is None

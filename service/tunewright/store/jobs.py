@@ -21,6 +21,9 @@ from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.tables import checkpoints, files, job_devices, job_events, jobs, models
 
+ORDER_SECONDS = 60.0
+"""Seconds after the creation of a job in which no later one starts before its files are read."""
+
 
 class JobStore:
     def __init__(self, database: Database) -> None:
@@ -193,10 +196,20 @@ class JobStore:
             return job
 
     def claim(self, device: str, bases: Sequence[str]) -> Job | None:
-        """Give `device` to the oldest queued job on one of `bases`; None where none waits or the device is taken."""
+        """Give `device` to the oldest queued job on one of `bases`; None where none waits or the device is taken.
+
+        A job waits for older ones whose files are still read, at most `ORDER_SECONDS` for each.
+        """
+        older = jobs.alias("older")
+        is_overtaking = exists().where(
+            older.c.state == JobState.VALIDATING_FILES,
+            older.c.base.in_(bases),
+            older.c.seq < jobs.c.seq,
+            older.c.created_at > time.time() - ORDER_SECONDS,
+        )
         waiting = (
             select(jobs.c.id, jobs.c.kind)
-            .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases))
+            .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases), ~is_overtaking)
             .order_by(jobs.c.seq)
             .limit(1)
             .with_for_update(skip_locked=True)
