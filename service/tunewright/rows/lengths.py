@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunewright.apart import limit_memory
 from tunewright.config import child_environment
+from tunewright.imports import quick_imports
 from tunewright.plan.data_shape import DataShape
 from tunewright.rows.cache import TokenCache, cache_key
 from tunewright.rows.reading import Reading
@@ -214,7 +215,8 @@ def main() -> None:
 
 
 def _answered(question: Question) -> Answer:
-    from transformers import AutoTokenizer
+    with quick_imports():
+        from transformers import AutoTokenizer
 
     from tunewright.jobs.failure import TrainingFailed
     from tunewright.rows.counts import Counts
