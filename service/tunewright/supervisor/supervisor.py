@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -24,6 +25,8 @@ log = logging.getLogger("tunewright.supervisor")
 
 _PR_SET_CHILD_SUBREAPER = 36
 _BACKOFF_FIRST, _BACKOFF_LAST, _STABLE_AFTER = 0.2, 30.0, 30.0
+_LOOK_AGAIN = 0.25
+"""Seconds between two looks at what tells nobody when it changes: heartbeats, the lifelines' watchers, `Reload`."""
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Reload:
     """An action that is carried out, when needed, while none of the services runs."""
 
     is_wanted: Callable[[], bool]
-    """Whether the action is needed. Called many times a second."""
+    """Whether the action is needed. Called a few times a second."""
     carry_out: Callable[[], None]
     """The action, after which `is_wanted` must be false. An exception ends the supervisor."""
 
@@ -70,12 +73,17 @@ class Supervisor:
         self._run_dir = run_dir
         self._stopping = False
         self._lifeline, self._lifeline_write = os.pipe()  # neither end is inherited unless passed on
+        self._signals, self._signals_write = os.pipe()
+        for end in (self._signals, self._signals_write):
+            os.set_blocking(end, False)
 
     def run(self) -> int:
         """Run until SIGINT, SIGTERM or SIGHUP. Returns the exit code."""
         _become_subreaper()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler it would not wake anybody
+        signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
         try:
             while not self._stopping:
                 if self._reload is not None and self._reload.is_wanted():
@@ -86,10 +94,17 @@ class Supervisor:
                 for service in self._services:
                     self._keep(service)
                 _reap_adopted({s.group.pid for s in self._services if s.group})
-                time.sleep(0.05)
+                self._wait()
         finally:
             self._stop_all()
         return 0
+
+    def _wait(self) -> None:
+        """Until a child has ended or another signal has come, a service is due, or it is time to look again."""
+        now = time.monotonic()
+        due = [service.start_at - now for service in self._services if service.group is None]
+        if select.select([self._signals], [], [], max(0.0, min([_LOOK_AGAIN, *due])))[0]:
+            os.read(self._signals, 4096)
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         first, self._stopping = not self._stopping, True
