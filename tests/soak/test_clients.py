@@ -20,9 +20,11 @@ import pytest
 from tests.engine.conftest import Service, engine_runs, start_service, wait_ready
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 
+CLIENTS = os.environ.get("TUNEWRIGHT_CLIENTS")
+
 pytestmark = [
     pytest.mark.soak,
-    pytest.mark.skipif("TUNEWRIGHT_CLIENTS" not in os.environ, reason="TUNEWRIGHT_CLIENTS names no folder"),
+    pytest.mark.skipif(CLIENTS is None, reason="TUNEWRIGHT_CLIENTS names no folder"),
 ]
 
 TASK = """
@@ -66,10 +68,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
     """The output of a Python program that uses the clients' packages."""
+    assert CLIENTS is not None, "else it is skipped"
     environment = {
         **os.environ,
         **variables,
-        "PYTHONPATH": os.environ["TUNEWRIGHT_CLIENTS"],
+        "PYTHONPATH": CLIENTS,
         "HF_HUB_OFFLINE": "1",
         "OPENAI_API_KEY": "none",
     }
