@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.engine.conftest import DEMO, FAST
 from tests.without_vllm import BASE, start_without_vllm, wait_engine
 
@@ -23,6 +24,8 @@ def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path:
             assert all(method.seconds is None for method in before.methods), "a CPU whose peak is not known"
             job = client.jobs.create(model=BASE, training_file=first, tuning=tuning).wait(timeout=300)
             assert job.measured is not None
+            first_planned = job.planned
+            assert first_planned is not None
             assert job.measured.device == "cpu"
             assert (job.measured.tokens or 0) < (job.trained_tokens or 0), "without the first step"
             assert (job.measured.peak_bytes or 0) > 100 * 2**20
@@ -34,6 +37,17 @@ def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path:
             assert job.id in predicted["basis"]
             done = client.jobs.create(model=BASE, training_file=second, tuning=tuning).wait(timeout=300)
             assert done.measured is not None
+            assert done.planned is not None
+            assert done.planned.seconds is not None
+            assert (done.planned.seconds.least, done.planned.seconds.most) == (
+                pytest.approx(predicted["least"], rel=0.02),
+                pytest.approx(predicted["most"], rel=0.02),
+            ), "as the plan of the same request"
+            assert (done.planned.steps, done.planned.tokens) == (after.steps, done.trained_tokens)
+            assert 0.5 < (done.planned.peak_bytes or 0) / (done.measured.peak_bytes or 1) < 2
+            told = [event for event in done.events() if event.data and "planned" in event.data]
+            assert [event.data["planned"]["tokens"] for event in told if event.data] == [done.trained_tokens]
+            assert first_planned.seconds is None, "nothing had told the speed of this CPU"
             took = done.measured.seconds or 0.0
             print(f"predicted {predicted['least']:.1f} to {predicted['most']:.1f} s, took {took:.1f} s")
             # its own first step is not in what it took; other tests may run beside one of the two

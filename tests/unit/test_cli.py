@@ -950,3 +950,20 @@ def interrupt_when(condition: Callable[[], bool], number: signal.Signals = signa
         os.kill(os.getpid(), number)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_finished_job_is_shown_with_what_was_planned_beside_what_was_measured(
+    run: Run, service: FakeService
+) -> None:
+    planned = {
+        "steps": 24,
+        "tokens": 9000,
+        "peak_bytes": 2**30,
+        "seconds": {"least": 40, "most": 70, "basis": "b"},
+    }
+    measured = {"device": "cpu", "seconds": 61.5, "tokens": 8700, "peak_bytes": 2**30 + 2**29}
+    job = {"id": "ftjob-1", "status": "succeeded", "planned": planned, "measured": measured}
+    service.replies["GET", "/v1/fine_tuning/jobs/ftjob-1"] = 200, job
+    shown = dict(line.split("\t") for line in run("jobs", "show", "ftjob-1")[1].splitlines())
+    assert shown["planned"] == "24 steps, 9000 tokens, 1.0 GiB, 40s to 1m10s"
+    assert shown["measured"] == "8700 tokens after the first step in 1m02s, 1.5 GiB, cpu"

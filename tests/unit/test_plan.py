@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tunewright.plan.data_shape import data_shape
-from tunewright.plan.defaults import Resolved
+from tunewright.plan.defaults import Resolved, resolve
+from tunewright.plan.fitting import run_of
 from tunewright.plan.machine import GIB, Machine, UnknownMachine, card_of, described
 from tunewright.plan.memory import Run, estimate
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -22,6 +23,7 @@ from tunewright.plan.pitfalls import (
     targets_missed,
 )
 from tunewright.plan.planning import Plan, make_plan
+from tunewright.plan.prediction import predict
 from tunewright.plan.shape import ModelShape, shape_of
 from tunewright.plan.time import Earlier, Measured, predict_seconds
 
@@ -300,3 +302,34 @@ def test_the_warnings_are_in_the_plan() -> None:
     assert {warning.code for warning in plan.warnings} == {
         "rank_too_large", "learning_rate_out_of_range", "batch_out_of_range", "target_modules_missed",
     }  # fmt: skip
+
+
+def test_a_prediction_is_of_all_epochs_and_counts_finished_jobs_of_its_device_alone() -> None:
+    resolved = resolve(
+        tuning=TuningOptions(type="lora", n_epochs=2, batch_size=32),
+        hyperparameters=HyperparameterOptions(),
+        rows=5000,
+        context=32768,
+        max_rank=64,
+        device="cuda",
+    )
+    run = run_of(resolved, DATA, "cuda")
+    here, elsewhere = (
+        Earlier(f"job-{device}", run, Measured(device=device, seconds=10, tokens=10_000, length=1024, peak_bytes=1))
+        for device in ("NVIDIA H200", "NVIDIA L4")
+    )  # fmt: skip
+    tokens = 2 * DATA.tokens
+    known = predict(
+        qwen2_7b(), resolved, DATA, tokens=tokens, device="NVIDIA H200", earlier=[elsewhere, here]
+    )
+    assert (known.steps, known.tokens) == (2 * 157, tokens)
+    assert known.peak_bytes == estimate(qwen2_7b(), run).allocated, "as torch counts it on a GPU"
+    assert known.seconds is not None
+    assert "job-NVIDIA H200" in known.seconds.basis
+    assert known.seconds.least < tokens / 1000 < known.seconds.most
+    by_peak = predict(qwen2_7b(), resolved, DATA, tokens=tokens, device="NVIDIA H200", earlier=[elsewhere])
+    assert by_peak.seconds is not None
+    assert "peak" in by_peak.seconds.basis
+    on_cpu = predict(qwen2_7b(), resolved, DATA, tokens=tokens, device="cpu")
+    assert on_cpu.seconds is None
+    assert on_cpu.peak_bytes == estimate(qwen2_7b(), run_of(resolved, DATA, "cpu")).total, "what is resident"

@@ -11,11 +11,14 @@ import pytest
 
 from adapters import lora_tensors, write_adapter, zeros
 from rows import FILE, create_job, resolved
+from tunewright.api.fine_tuning.schemas import JobObject
 from tunewright.config import Settings
 from tunewright.errors import InvalidAdapter
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import Service
+from tunewright.plan.prediction import Planned
+from tunewright.plan.time import Measured, TimeRange
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job, Lineage
@@ -43,6 +46,21 @@ def trained(data: Workspace, job: Job, *steps: int, broken: tuple[int, ...] = ()
         write_adapter(path, None, BROKEN if step in broken else lora_tensors(value=step + 1.0))
         (path / "complete.json").write_text("{}")
     return folder
+
+
+def test_a_job_keeps_what_was_planned_beside_what_was_measured(store: Store, data: Workspace) -> None:
+    made = job(store)
+    planned = Planned(
+        steps=4, tokens=90, peak_bytes=7, seconds=TimeRange(least=1.0, most=2.0, basis="an earlier job")
+    )
+    measured = Measured(device="cpu", seconds=1.5, tokens=60, length=9, peak_bytes=8)
+    result = TrainingResult(status="succeeded", planned=planned, measured=measured)
+    publish_products(service(store, data), made, BASE, trained(data, made), result)
+    ended = store.jobs.get(made.id)
+    assert ended is not None
+    shown = JobObject.of(ended).model_dump()
+    assert shown["planned"] == planned.model_dump()
+    assert shown["measured"] == measured.model_dump(exclude={"length"})
 
 
 def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace) -> None:

@@ -87,6 +87,24 @@ class JobMeasured(Wire):
     peak_bytes: int | None = None
 
 
+class PlannedTime(Wire):
+    """Seconds between which the steps of a job were predicted to take, and by what."""
+
+    least: float
+    most: float
+    basis: str | None = None
+
+
+class JobPlanned(Wire):
+    """What a finished fine-tuning job was predicted to need before its first step: `tokens` of all epochs, `peak_bytes`
+    of memory, and the time of its steps, None where nothing told it."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    peak_bytes: int | None = None
+    seconds: PlannedTime | None = None
+
+
 class JobErrorInfo(Wire):
     """Why a job failed."""
 
@@ -156,6 +174,7 @@ class JobRecord(WorkRecord):
     data: dict[str, Any] | None = None
     result_files: list[str] = Field(default_factory=list)
     trained_tokens: int | None = None
+    planned: JobPlanned | None = None
     measured: JobMeasured | None = None
     integrations: list[Any] | None = None
 

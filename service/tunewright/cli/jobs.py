@@ -7,9 +7,9 @@ import click
 from tunewright.cli.create import create
 from tunewright.cli.job_commands import JOBS, action_command, events_command, logs_command, pairs, steps
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
-from tunewright.cli.output import number, page_size, when
+from tunewright.cli.output import duration, number, page_size, size, when
 from tunewright.cli.watch import watch_command
-from tunewright_client import Job
+from tunewright_client import Job, JobMeasured, JobPlanned
 
 
 @click.group(cls=Commands)
@@ -63,6 +63,8 @@ def show(remote: Remote, job_id: str) -> None:
             ("step", steps(job)),
             ("loss", number(now.train_loss) if now else None),
             ("trained tokens", job.trained_tokens),
+            ("planned", _planned(job.planned)),
+            ("measured", _measured(job.measured)),
             ("tuning", pairs({key: _value(value) for key, value in settings.items()})),
             ("seed", job.seed),
             ("metadata", pairs(job.metadata)),
@@ -70,6 +72,30 @@ def show(remote: Remote, job_id: str) -> None:
             ("finished", when(job.finished_at)),
         ]
     )
+
+
+def _planned(planned: JobPlanned | None) -> str | None:
+    if planned is None:
+        return None
+    time = planned.seconds
+    parts = (
+        f"{planned.steps} steps, {planned.tokens} tokens",
+        size(planned.peak_bytes),
+        f"{duration(time.least)} to {duration(time.most)}" if time else None,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _measured(measured: JobMeasured | None) -> str | None:
+    if measured is None:
+        return None
+    seconds = measured.seconds
+    parts = (
+        f"{measured.tokens} tokens after the first step in {duration(seconds)}" if seconds else None,
+        size(measured.peak_bytes),
+        measured.device,
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _value(value: object) -> object:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.data_shape import DataShape
+
 
 class Totals(BaseModel):
     """Counts of a tokenized file. Tokens are those after the cut at `max_length`, unless said otherwise."""
@@ -35,6 +37,10 @@ class Totals(BaseModel):
     """Number of examples of each length before the cut, also of those that are left out."""
     too_long: dict[int, int] = {}
     """The first lines with an example that was cut, and the tokens of the longest one there."""
+
+    def shape(self) -> DataShape:
+        """Of the examples that are trained on, after the cut."""
+        return DataShape(self.rows, self.examples, self.tokens, self.learnt, self.lengths)
 
     def describe(self) -> str:
         text = f"{self.rows} rows, {self.tokens} tokens"

@@ -20,6 +20,7 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.time import Measured
+from tunewright.trainer.planned import device_name
 
 KEPT_EPOCHS = 3
 """How many checkpoints at the ends of epochs are kept for use, as in OpenAI's API."""
@@ -136,9 +137,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         """What the steps of this process took, on examples of at most `longest` tokens; None before the second."""
         if not self._step_seconds or self._first_tokens is None or self._tokens_before is None:
             return None
-        on_gpu = torch.cuda.is_available()
         return Measured(
-            device=torch.cuda.get_device_name() if on_gpu else "cpu",
+            device=device_name(),
             seconds=self._step_seconds,
             tokens=int(self._tokens_before - self._first_tokens),
             length=longest,

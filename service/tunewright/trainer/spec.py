@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.jobs.folder import Outcome
 from tunewright.plan.defaults import Resolved
-from tunewright.plan.time import Measured
+from tunewright.plan.prediction import Planned
+from tunewright.plan.time import Earlier, Measured
 from tunewright.rows.reading import Reading
 
 
@@ -43,6 +44,8 @@ class TrainingSpec(BaseModel):
     method: Literal["supervised"] = "supervised"
     """OpenAI's method; each is a module of `trainer.methods`."""
     tuning: Resolved
+    earlier: tuple[Earlier, ...] = ()
+    """Finished jobs on the same base, newest first: by their speed the time is predicted."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, beside those at the end of each epoch."""
 
@@ -60,5 +63,7 @@ class TrainingResult(Outcome):
     metrics: dict[str, float] = Field(default_factory=dict)
     checkpoints: dict[int, dict[str, float]] = Field(default_factory=dict)
     """Step and metrics of the checkpoints at the ends of the last epochs, which can be used."""
+    planned: Planned | None = None
+    """What the run was predicted to need before its first step."""
     measured: Measured | None = None
     """Of the last process that trained; None where it did a single step."""

@@ -207,6 +207,31 @@ class MeasuredObject(Wire):
         return cls(**measured.model_dump(exclude={"length"})) if measured is not None else None
 
 
+class PlannedTime(Wire):
+    """Seconds between which the steps were predicted to take."""
+
+    least: float
+    most: float
+    basis: str = Field(description="A finished job, or the card's peak.")
+
+
+class PlannedObject(Wire):
+    """What a finished job was predicted to need, before its first step."""
+
+    steps: int
+    tokens: int = Field(description="Of all epochs, after cutting at `max_length`.")
+    peak_bytes: int = Field(description="Most memory, as in `measured`.")
+    seconds: PlannedTime | None = Field(
+        description="Of all steps. null: no job of the method has finished on this base and device, and the card is "
+        "not known."
+    )
+
+    @classmethod
+    def of(cls, result: JobResult | None) -> PlannedObject | None:
+        planned = result.planned if isinstance(result, FineTuningResult) else None
+        return cls(**planned.model_dump()) if planned is not None else None
+
+
 class JobObject(Wire):
     """OpenAI's fine-tuning job, with `state`, `tuning` (all options, none of them auto) and `progress` beside it."""
 
@@ -238,6 +263,9 @@ class JobObject(Wire):
         description="The options of the request until the files are validated, then the resolved ones."
     )
     progress: Progress | None
+    planned: PlannedObject | None = Field(
+        description="What it was predicted to need, once it has succeeded: beside `measured`."
+    )
     measured: MeasuredObject | None = Field(
         description="What its steps took, once it has succeeded; null where it had one step."
     )
@@ -282,6 +310,7 @@ class JobObject(Wire):
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
             if progress
             else None,
+            planned=PlannedObject.of(job.result),
             measured=MeasuredObject.of(job.result),
         )
 

@@ -12,7 +12,12 @@ from tunewright.kinds.fine_tuning.models import (
     FineTuningRequest,
     FineTuningResult,
 )
-from tunewright.kinds.fine_tuning.planning import decided_checkpointing, machine_beside_engines, warnings_of
+from tunewright.kinds.fine_tuning.planning import (
+    decided_checkpointing,
+    finished_jobs,
+    machine_beside_engines,
+    warnings_of,
+)
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
@@ -104,6 +109,7 @@ class FineTuning(Kind):
             device=job.device.split(":")[0],
             method=request.method,
             tuning=resolved,
+            earlier=tuple(finished_jobs(service.store, base)),
         )
 
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Measured
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
@@ -35,5 +36,8 @@ class FineTuningResult(JobResult):
     """The result of a fine-tuning job."""
 
     trained_tokens: int | None = None
+    planned: Planned | None = None
+    """What was predicted before the first step; None in rows of earlier versions, and where the base's files do not say
+    enough."""
     measured: Measured | None = None
     """None in rows of earlier versions, and where all was done by one step."""

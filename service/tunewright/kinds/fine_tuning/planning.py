@@ -140,18 +140,24 @@ def plan_job(
     )
 
 
-def earlier_jobs(store: Store, base: BaseInfo, machine: Machine) -> list[Earlier]:
-    """The finished jobs that trained this base on this machine, newest first."""
-    device = machine.name if machine.device == "cuda" else "cpu"
+def finished_jobs(store: Store, base: BaseInfo) -> list[Earlier]:
+    """The finished jobs that trained this base and tell what they took, newest first."""
     found = []
     for job in store.jobs.succeeded_on(base.name, "fine_tuning", _REMEMBERED):
         result, resolved = job.result, job.resolved
         assert isinstance(resolved, Resolved)
         measured = result.measured if isinstance(result, FineTuningResult) else None
-        if measured is not None and measured.device == device and measured.seconds > 0:
+        if measured is not None and measured.seconds > 0:
             rows = data_shape(1, [(measured.length, measured.length)])
-            found.append(Earlier(job.id, run_of(resolved, rows, machine.device), measured))
+            device = "cpu" if measured.device == "cpu" else "cuda"
+            found.append(Earlier(job.id, run_of(resolved, rows, device), measured))
     return found
+
+
+def earlier_jobs(store: Store, base: BaseInfo, machine: Machine) -> list[Earlier]:
+    """Those of them on this machine."""
+    device = machine.name if machine.device == "cuda" else "cpu"
+    return [one for one in finished_jobs(store, base) if one.measured.device == device]
 
 
 def least_data(file: Path | None, rows: int) -> DataShape:

@@ -81,7 +81,9 @@ def publish_products(
         store.models.publish(
             products,
             job_id=job.id,
-            result=FineTuningResult(trained_tokens=result.trained_tokens, measured=result.measured),
+            result=FineTuningResult(
+                trained_tokens=result.trained_tokens, planned=result.planned, measured=result.measured
+            ),
             checkpoint_metrics=result.checkpoints,
             result_file=_metrics_file(store, workspace, job),
         )

@@ -20,6 +20,7 @@ from tunewright.trainer.loop import (
     latest_checkpoint,
 )
 from tunewright.trainer.model import load_model, load_tokenizer
+from tunewright.trainer.planned import planned_run, tell_planned
 from tunewright.trainer.products import save_product
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
@@ -31,9 +32,12 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     tokenizer = load_tokenizer(spec)
     heartbeat = HeartbeatCallback(folder)
     training, held_out = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
+    trained_tokens = training.totals.tokens * tuning.n_epochs
+    planned = planned_run(spec, training.totals.shape(), trained_tokens)
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
         tell_data(events, training.totals)
+        tell_planned(events, planned)
         if held_out is not None:
             events.message(f"Validation data: {held_out.totals.describe()}")
     else:
@@ -73,8 +77,9 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     save_product(trainer, tokenizer, folder)
     return TrainingResult(
         status="succeeded",
-        trained_tokens=training.totals.tokens * tuning.n_epochs,
+        trained_tokens=trained_tokens,
         metrics=metrics.latest,
+        planned=planned,
         measured=metrics.measured(training.totals.longest),
         checkpoints=checkpoints.usable(),
     )
