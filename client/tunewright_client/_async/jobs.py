@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from .._core import endpoints
-from .._core.inputs import job_body
+from .._core.inputs import Mix, job_body, with_mix
 from ..types import Checkpoint, JobRecord, Plan, Tuning
 from .job_resource import AsyncBoundJob, AsyncJobResource
 from .pager import AsyncPager
@@ -42,6 +43,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         chat_template: str | None = None,
         data: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        mix: Mix | None = None,
     ) -> AsyncJob:
         """Create a fine-tuning job.
 
@@ -49,6 +51,8 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         - training_file, validation_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first;
           "auto" as the validation file holds out a share of the training file
         - data: how the files are read, such as {"columns": {"prompt": "question", "completion": "answer"}}
+        - mix: further training files with weights, such as {"file-...": 2.0, Path("rare.jsonl"): 0.5}, which say how
+          often an epoch has the rows of each; the training file has the weight 1 unless it is among them
         - tuning: settings such as {"type": "lora", "rank": 16}; the service chooses the others
         - method, hyperparameters: the settings in OpenAI's form
         - suffix: a part of the new model's name
@@ -56,9 +60,14 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
 
         Raises BadRequestError for settings or files that cannot work, FileNotFoundError for a missing local file.
         """
+        key = idempotency_key or str(uuid.uuid4())
+        if mix is not None:
+            ids = await self._uploaded_once([training_file, *mix], key)
+            training_file = ids[training_file]
+            data = with_mix(data, {ids[file]: weight for file, weight in mix.items()})
         return await self._create(
             {"training_file": training_file, "validation_file": validation_file},
-            idempotency_key,
+            key,
             {
                 "model": model,
                 "tuning": tuning,
@@ -81,18 +90,20 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         chat_template: str | None = None,
         data: Mapping[str, Any] | None = None,
         machine: str | None = None,
+        mix: Mix | None = None,
     ) -> Plan:
         """What a job with these settings would need, and what is advised; no job is created. `print` shows tables.
 
         - training_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
-        - data: how the file is read, as for `create`
+        - data, mix: as for `create`
         - machine: such as "8xA100-80GB" or "H100"; the server's own, beside its engines, when None
 
         Raises BadRequestError, NotFoundError, FileNotFoundError for a missing local file.
         """
-        if isinstance(training_file, Path):
-            upload = endpoints.upload_file(training_file, "fine-tune", None)
-            training_file = (await self._http.fetch(upload)).id
+        ids = await self._uploaded_once([training_file, *(mix or {})], str(uuid.uuid4()))
+        training_file = ids[training_file]
+        if mix is not None:
+            data = with_mix(data, {ids[file]: weight for file, weight in mix.items()})
         fields = {
             "model": model,
             "training_file": training_file,
@@ -103,6 +114,15 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
             "machine": machine,
         }
         return await self._http.fetch(endpoints.create_plan(job_body(fields)))
+
+    async def _uploaded_once(self, files: Iterable[str | Path], key: str) -> dict[str | Path, str]:
+        """The ids of files; those that are paths are uploaded, each once, for the request with this key."""
+        return {
+            file: await self._uploaded(f"training-{number}" if number else "training_file", file, key)
+            if isinstance(file, Path)
+            else file
+            for number, file in enumerate(dict.fromkeys(files))
+        }
 
     def checkpoints(
         self, job_id: str, after: str | None = None, limit: int | None = None

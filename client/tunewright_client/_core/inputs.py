@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,6 +18,8 @@ WeightedModels = Mapping[str, float] | Sequence[str | WeightedModel | Mapping[st
 """The adapters of an export: weights by name, or a list of names and of objects with `model` and `weight`."""
 CleaningStep = str | Mapping[str, Any]
 """A step of a cleaning: its name, or an object with its type and its options."""
+Mix = Mapping[str, float] | Mapping[Path, float] | Mapping[str | Path, float]
+"""Further training files with their weights: ids of files, or paths of local ones, which are uploaded."""
 CombineInput = str | CombineOptions | Mapping[str, Any]
 
 
@@ -55,6 +58,11 @@ def source_fields(
 def cleaning_step(step: CleaningStep) -> dict[str, Any]:
     """A step of a cleaning as an object."""
     return {"type": step} if isinstance(step, str) else dict(step)
+
+
+def with_mix(data: Mapping[str, Any] | None, weights: Mapping[str, float]) -> dict[str, Any]:
+    """`data` of a job with the weights of its training files by their ids."""
+    return {**(data or {}), "mix": [{"file": file, "weight": weight} for file, weight in weights.items()]}
 
 
 def job_body(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from .jobs import (
     Tuning,
     WorkRecord,
 )
-from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlanWarning
+from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlannedRows, PlanWarning
 from .reports import (
     DataReport,
     ReportBin,
@@ -116,6 +116,7 @@ __all__ = [
     "PlanWarning",
     "PlannedMethod",
     "PlannedOption",
+    "PlannedRows",
     "PlannedTime",
     "Ready",
     "ReportBin",

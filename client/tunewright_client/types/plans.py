@@ -29,6 +29,16 @@ class PlannedOption(Wire):
     source: str
 
 
+class PlannedRows(Wire):
+    """What an epoch has of a training file, by its weight."""
+
+    file: str
+    weight: float
+    rows: int
+    examples: int
+    tokens: int
+
+
 class PlanChange(Wire):
     """The smallest change that makes a job fit; `options` go into `tuning`."""
 
@@ -59,6 +69,7 @@ class Plan(Wire):
     parameters: int
     rows: int
     tokens: int
+    files: list[PlannedRows] = Field(default_factory=list)
     steps: int
     type: str
     advised: str
@@ -79,6 +90,11 @@ class Plan(Wire):
             f"advised: {self.advised} ({self.why})",
             f"{self.type} fits: {'yes' if self.fits else 'no'}",
         ]
+        if len(self.files) > 1:
+            lines += [
+                f"{one.file} (weight {one.weight:g}): {one.rows} rows, {one.tokens:,} tokens an epoch"
+                for one in self.files
+            ]
         if self.change is not None:
             lines.append(f"to make it fit: {self.change.change}")
         elif self.sharding is not None:

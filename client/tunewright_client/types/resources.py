@@ -96,6 +96,7 @@ class Lineage(Wire):
 
     - origin, revision: where an adapter that was not trained by the service comes from
     - metrics: the last losses of its training
+    - mix: where there were several training files, the file, sha256 and weight of each
     - models: for an adapter that an export made, the model, sha256 and weight of each of its sources
     """
 
@@ -105,6 +106,7 @@ class Lineage(Wire):
     training_sha256: str | None = None
     validation_file: str | None = None
     validation_sha256: str | None = None
+    mix: list[dict[str, Any]] | None = None
     seed: int | None = None
     metrics: dict[str, float] | None = None
     origin: str | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tunewright.cli.job_commands import pairs
 from tunewright.cli.options import Commands, Remote, examples, force_option, limit_option, on_service
 from tunewright.cli.output import number, page_size, size, when
 from tunewright_client import Adapter
@@ -160,6 +161,7 @@ def _lineage(adapter: Adapter) -> list[tuple[str, object]]:
         ("origin", made_from.origin),
         ("revision", made_from.revision),
         ("training file", made_from.training_file),
+        ("mix", pairs({one["file"]: one["weight"] for one in made_from.mix or []})),
         ("validation file", made_from.validation_file),
         ("seed", made_from.seed),
         ("continued from", made_from.parent_sha256),

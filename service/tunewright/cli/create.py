@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
 from tunewright.cli.job_commands import JOBS
 from tunewright.cli.options import KeyValue, Remote, column_option, examples, on_service
 from tunewright.cli.watch import print_created
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class LocalOrUploaded(click.ParamType[Any]):
@@ -25,6 +29,37 @@ class LocalOrUploaded(click.ParamType[Any]):
         if value.startswith("file-") and os.sep not in value and not path.suffix:
             return str(value)
         self.fail(f"no such file here, and not the id of an uploaded one: {value}", param, ctx)
+
+
+class Mixed(click.ParamType[Any]):
+    """FILE or FILE=WEIGHT, as (file, weight); without a weight, 1."""
+
+    name = "FILE=WEIGHT"
+
+    def __init__(self, file: click.ParamType[Any]) -> None:
+        self._file = file
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, float]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, number = ("", "", "") if Path(value).is_file() else value.rpartition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            self.fail(f"{value!r}: the part after = must be a number", param, ctx)
+        return self._file.convert(name if equals else value, param, ctx), weight
+
+
+def mix_option(file: click.ParamType[Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add --mix, `data.mix` of a job, as `mix`: weights by file."""
+    return click.option(
+        "--mix", type=Mixed(file), multiple=True, metavar="FILE[=WEIGHT]",
+        callback=lambda _, __, pairs: dict(pairs),
+        help="A further file to train on, and how often an epoch has its rows (1: each once); may be repeated, and may "
+        "name the first file too, for its weight.",
+    )  # fmt: skip
 
 
 class LocalUploadedOrAuto(LocalOrUploaded):
@@ -53,6 +88,7 @@ _TYPES = click.Choice(["lora", "qlora", "full"])
     "--file", "-f", "--training-file", "training_file", type=FILE, required=True,
     help="Rows to train on: a file here, which is uploaded, or an uploaded file's id.",
 )  # fmt: skip
+@mix_option(FILE)
 @click.option(
     "--validation-file", type=LocalUploadedOrAuto(),
     help="Held-out rows, for the validation loss; auto: a share of the training file, which is not trained on.",
@@ -94,6 +130,7 @@ def create(
     *,
     model: str,
     training_file: str | Path,
+    mix: dict[str | Path, float],
     validation_file: str | Path | None,
     validation_share: float | None,
     columns: dict[str, str] | None,
@@ -130,9 +167,14 @@ def create(
     tuning = {name: value for name, value in options.items() if value is not None} or None
     template = chat_template_file.read_text(encoding="utf-8") if chat_template_file else None
     if show_plan:
-        if isinstance(training_file, Path):
-            training_file = remote.client.files.upload(training_file).id  # once, for the plan and the job
-        plan = remote.client.jobs.plan(model, training_file, tuning=tuning, chat_template=template, data=data)
+        ids = {  # uploaded once, for the plan and the job
+            file: remote.client.files.upload(file).id if isinstance(file, Path) else file
+            for file in (training_file, *mix)
+        }
+        training_file, mix = ids[training_file], {ids[file]: weight for file, weight in mix.items()}
+        plan = remote.client.jobs.plan(
+            model, training_file, tuning=tuning, chat_template=template, data=data, mix=mix or None
+        )
         for line in str(plan).splitlines():
             remote.out.note(line)
         click.confirm("Create the job?", abort=True, err=True)
@@ -146,5 +188,6 @@ def create(
         seed=seed,
         metadata=dict(metadata) or None,
         chat_template=template,
+        mix=mix or None,
     )
     return print_created(remote, JOBS, job, watch)

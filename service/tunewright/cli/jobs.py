@@ -59,6 +59,7 @@ def show(remote: Remote, job_id: str) -> None:
             ("result", job.fine_tuned_model),
             ("error", job.error.message if job.error else None),
             ("training file", job.training_file),
+            ("mix", pairs({one["file"]: one["weight"] for one in (job.data or {}).get("mix") or []})),
             ("validation file", job.validation_file),
             ("step", steps(job)),
             ("loss", number(now.train_loss) if now else None),

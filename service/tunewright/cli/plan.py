@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from tunewright.cli.create import mix_option
 from tunewright.cli.options import column_option, examples
 from tunewright.cli.output import Output, duration, size
+
+if TYPE_CHECKING:
+    from tunewright.plan.planning import PlannedRows
+
+
+_LOCAL = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(
@@ -17,7 +25,8 @@ from tunewright.cli.output import Output, duration, size
     )
 )
 @click.argument("model")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=_LOCAL)
+@mix_option(_LOCAL)
 @click.option("--machine", metavar="TEXT", help="A machine such as 8xA100-80GB or H100.  [default: this one]")
 @click.option("--type", "type_", type=click.Choice(["auto", "lora", "qlora", "full"]), default="auto")
 @click.option("--rank", type=click.IntRange(1, 512), help="Rank of the adapter.")
@@ -29,6 +38,7 @@ from tunewright.cli.output import Output, duration, size
 def plan(
     model: str,
     file: Path,
+    mix: dict[Path, float],
     machine: str | None,
     type_: str,
     rank: int | None,
@@ -47,7 +57,7 @@ def plan(
     from tunewright.engine.devices import find_devices
     from tunewright.errors import InvalidRequest
     from tunewright.kinds.data import DataOptions
-    from tunewright.kinds.fine_tuning.planning import machine_described, plan_job, this_machine
+    from tunewright.kinds.fine_tuning.planning import PlannedFile, machine_described, plan_job, this_machine
     from tunewright.plan.options import HyperparameterOptions, TuningOptions
     from tunewright.registry.bases import BaseUnavailable, inspect_base
 
@@ -63,7 +73,7 @@ def plan(
         where = machine_described(machine) if machine else this_machine(find_devices(ProcessOptions()), {})
         made = plan_job(
             inspect_base(Base(model, source)),
-            file,
+            [PlannedFile(path, str(path), weight) for path, weight in ({file: 1.0} | mix).items()],
             where,
             tuning=tuning,
             hyperparameters=HyperparameterOptions(),
@@ -80,6 +90,7 @@ def plan(
         [
             ("model", f"{model}, {made.parameters:,} parameters"),
             ("data", f"{made.rows} rows, {made.tokens:,} tokens an epoch, {made.steps} steps"),
+            *_files(made.files),
             ("machine", f"{made.devices} x {made.machine}, {size(made.available)} of each available"),
             ("advised", f"{made.advised}: {made.why}"),
             (f"{made.type} fits", "yes" if made.fits else "no"),
@@ -109,3 +120,12 @@ def plan(
     )
     for warning in made.warnings:
         out.note(f"{warning.code}: {warning.message}")
+
+
+def _files(files: list[PlannedRows]) -> list[tuple[str, object]]:
+    """What an epoch has of each of several files."""
+    if len(files) == 1:
+        return []
+    return [
+        (one.file, f"weight {one.weight:g}: {one.rows} rows, {one.tokens:,} tokens an epoch") for one in files
+    ]

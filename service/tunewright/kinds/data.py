@@ -27,6 +27,16 @@ _METHODS = {
 OFFERED = frozenset({"supervised"})
 
 
+class MixedFile(BaseModel):
+    """A training file and how often an epoch has its rows (`plan.mixing`)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    file: str
+    """Its id; its path in plans without a service."""
+    weight: float = 1.0
+
+
 class DataOptions(BaseModel):
     """How a job's files are read: `data` of its request."""
 
@@ -38,6 +48,12 @@ class DataOptions(BaseModel):
     """auto: chat where the base has a chat template, or the job brings one."""
     validation_share: float | None = None
     """The share of the training file that is held out for validation; None: a file of its own, or nothing."""
+    mix: tuple[MixedFile, ...] | None = None
+    """Further training files, with weights; the training file may be among them, for its weight."""
+
+    def weights(self, training_file: str) -> dict[str, float]:
+        """The weight of each training file by its id, that of `training_file` first."""
+        return {training_file: 1.0} | {one.file: one.weight for one in self.mix or ()}
 
     def reading(self, has_template: bool, part: Literal["all", "training", "held_out"] = "all") -> Reading:
         alpaca = ("chat" if has_template else "template") if self.alpaca == "auto" else self.alpaca

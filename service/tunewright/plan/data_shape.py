@@ -17,8 +17,8 @@ class DataShape:
     """A chat row is several where the template rewrites what was said before."""
     tokens: int
     learnt_tokens: int
-    lengths: Mapping[int, int]
-    """Number of examples of each length in tokens, before they are cut."""
+    lengths: Mapping[int, float]
+    """Number of examples of each length in tokens, before they are cut; of a part of a file a share of that."""
 
     @property
     def longest(self) -> int:
@@ -35,17 +35,17 @@ class DataShape:
 
     def tokens_within(self, length: int) -> int:
         """Tokens that are left where examples are cut at `length`."""
-        return sum(min(one, length) * number for one, number in self.lengths.items())
+        return round(sum(min(one, length) * number for one, number in self.lengths.items()))
 
     def cut_at(self, length: int) -> int:
         """Examples that are longer than `length`."""
-        return sum(number for one, number in self.lengths.items() if one > length)
+        return round(sum(number for one, number in self.lengths.items() if one > length))
 
 
-def percentile(lengths: Mapping[int, int], percent: float) -> int:
+def percentile(lengths: Mapping[int, float], percent: float) -> int:
     """The length that so many percent do not exceed; `lengths` has the number of each."""
     wanted = max(1, math.ceil(sum(lengths.values()) * percent / 100))
-    seen = 0
+    seen = 0.0
     for length in sorted(lengths):
         seen += lengths[length]
         if seen >= wanted:

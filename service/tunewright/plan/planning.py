@@ -11,6 +11,7 @@ from tunewright.plan.defaults import Resolved, resolve, split_batch
 from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing, with_less_memory
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
+from tunewright.plan.mixing import FileShape, drawn, mixed_shape
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import FEW_ROWS, warnings
 from tunewright.plan.reasons import MEMORY_MODEL, REASONS
@@ -63,6 +64,18 @@ class Warning(_Part):
     message: str
 
 
+class PlannedRows(_Part):
+    """What an epoch has of a file."""
+
+    file: str
+    weight: float
+    rows: int
+    """With a weight of 1 those of the file that are not held out."""
+    examples: int
+    tokens: int
+    """After cutting at `max_length`."""
+
+
 class Plan(_Part):
     """What a run will need. Memory in bytes of one device, times in seconds."""
 
@@ -72,8 +85,10 @@ class Plan(_Part):
     available: int
     """Bytes of one device that the run may use, beside the engines that serve."""
     rows: int
+    """Different rows of an epoch."""
     tokens: int
     """Of one epoch, after cutting at `max_length`."""
+    files: list[PlannedRows]
     steps: int
     type: str
     """The method of `options`, `steps`, `fits` and `change`: the one asked for, or what auto is."""
@@ -98,8 +113,10 @@ def make_plan(
     max_rank: int,
     has_flash_attention: bool | None = None,
     earlier: Sequence[Earlier] = (),
+    files: Sequence[FileShape] = (),
 ) -> Plan:
-    """The plan of a run with these options on this machine; `earlier`: finished jobs on this base here."""
+    """The plan of a run with these options on this machine. `data` is an epoch of the `files`; `earlier`: finished jobs
+    on this base here."""
 
     reasons: dict[str, str] = {}
     """Why `gradient_checkpointing` is what it is, by method."""
@@ -143,6 +160,7 @@ def make_plan(
         available=machine.free,
         rows=data.rows,
         tokens=data.tokens_within(chosen.max_length),
+        files=[_rows_of(one, chosen.max_length) for one in files],
         steps=batches * chosen.n_epochs,
         type=chosen.type,
         advised=advised,
@@ -153,6 +171,17 @@ def make_plan(
         change=change,
         sharding=None if it_fits or change else _sharding(shape, run, machine),
         warnings=[Warning(code=code, message=text) for code, text in found],
+    )
+
+
+def _rows_of(file: FileShape, max_length: int) -> PlannedRows:
+    part = mixed_shape([(file.shape, file.weight)])
+    return PlannedRows(
+        file=file.name,
+        weight=file.weight,
+        rows=drawn(file.weight, file.shape.rows),
+        examples=part.examples,
+        tokens=part.tokens_within(max_length),
     )
 
 

@@ -28,6 +28,10 @@ _BATCH_BYTES = 4 * 2**20
 """Bytes of tokens in a record batch: few enough to be held while it is written, and enough for few batches."""
 
 
+class NothingUsable(TrainingFailed):
+    """The file, or the part of it that is read, has no row to learn from."""
+
+
 class TokenizedFile:
     """The examples of a file; none of them is in memory before it is asked for."""
 
@@ -35,16 +39,20 @@ class TokenizedFile:
         self._entry = entry
         self.totals = entry.totals()
 
+    def examples(self) -> Dataset:
+        """The examples as they are on the disk."""
+        return Dataset.from_file(str(self._entry.rows))
+
     def dataset(self) -> Dataset:
         """The examples, with `input_ids` and `labels`, as TRL takes them."""
-        return Dataset.from_file(str(self._entry.rows)).with_transform(_with_labels)
+        return self.examples().with_transform(with_labels)
 
     def close(self) -> None:
         """Stop keeping the entry from being removed."""
         self._entry.close()
 
 
-def _with_labels(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def with_labels(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     ids = batch["input_ids"]
     return {
         "input_ids": ids,
@@ -83,7 +91,7 @@ def tokenize_file(
                 raise TrainingFailed("row_too_long", writer.counts.too_long_message(what))
             totals = writer.counts.totals()
             if not totals.examples:
-                raise TrainingFailed(f"invalid_{what}", _nothing_usable(totals))
+                raise NothingUsable(f"invalid_{what}", _nothing_usable(totals))
 
     return TokenizedFile(cache.take(key, make, while_waiting=on_row))
 

@@ -107,6 +107,10 @@ class Job:
         """Id of the input file with this role; None where there is none."""
         return next((one.file_id for one in self.inputs if one.role == role and one.file_id), None)
 
+    def files(self, role: str) -> list[str]:
+        """Ids of the input files with this role, in order of position."""
+        return [one.file_id for one in self.inputs if one.role == role and one.file_id]
+
     def weights(self, role: str) -> list[str]:
         """Hashes of the input weights with this role, in order of position."""
         return [one.sha256 for one in self.inputs if one.role == role and one.sha256]
@@ -173,6 +177,8 @@ class Lineage:
     training_sha256: str | None = None
     validation_file: str | None = None
     validation_sha256: str | None = None
+    mix: list[dict[str, Any]] | None = None
+    """Where there were several training files: file, sha256 and weight of each."""
     seed: int | None = None
     metrics: dict[str, float] | None = None
     """The last losses and accuracies of its training."""

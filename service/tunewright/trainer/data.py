@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.plan.pitfalls import rows_cut
 from tunewright.rows.cache import TokenCache, cache_key, file_sha256
+from tunewright.rows.mixture import Mixture, Part
 from tunewright.rows.reading import Reading
-from tunewright.rows.tokenized import TokenizedFile, tokenize_file
-from tunewright.rows.totals import Totals
+from tunewright.rows.tokenized import NothingUsable, TokenizedFile, tokenize_file
 from tunewright.trainer.spec import TrainingSpec
 
 
 def tokenized_files(
     folder: JobFolder, spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, beat: Callable[[], None]
-) -> tuple[TokenizedFile, TokenizedFile | None]:
-    """The training file and, where the job has one, the validation file. `beat` is called as the work goes on. Raises
+) -> tuple[Mixture, Mixture | None]:
+    """What is trained on and, where rows are held out, these. `beat` is called as the work goes on. Raises
     TrainingFailed."""
     cache = TokenCache(Path(spec.token_cache) if spec.token_cache is not None else folder.token_cache)
 
@@ -48,16 +50,58 @@ def tokenized_files(
             on_row=beat,
         )
 
-    training = tokenized(spec.training_file, spec.reading, spec.training_sha256, "training_file")
+    def further(reading: Reading, what: str) -> Iterator[Part]:
+        for one in spec.further_files:
+            name = Path(one.file).name
+            try:
+                yield Part(name, tokenized(one.file, reading, one.sha256, what), one.weight)
+            except NothingUsable:
+                if what == "training_file":
+                    raise
+                # so few rows that none is held out
+            except TrainingFailed as error:
+                raise TrainingFailed(error.code, f"{name}: {error}") from error
+
+    name = Path(spec.training_file).name
+    first = Part(
+        name, tokenized(spec.training_file, spec.reading, spec.training_sha256, "training_file"), spec.weight
+    )
+    training = Mixture([first, *further(spec.reading, "training_file")], spec.seed)
     if spec.validation_file is None:
         return training, None
-    return training, tokenized(
-        spec.validation_file, spec.validation_reading, spec.validation_sha256, "validation_file"
-    )
+    held_out = [
+        Part(
+            Path(spec.validation_file).name,
+            tokenized(
+                spec.validation_file, spec.validation_reading, spec.validation_sha256, "validation_file"
+            ),
+        )
+    ]
+    if spec.validation_reading.part == "held_out":
+        held_out += [
+            replace(part, weight=1.0) for part in further(spec.validation_reading, "validation_file")
+        ]
+    return training, Mixture(held_out, spec.seed)
 
 
-def tell_data(events: EventLog, totals: Totals) -> None:
-    """Tell the events what is trained on, and warn of what is cut."""
-    events.message(f"Training data: {totals.describe()}")
-    if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
-        events.message(cut, level="warn", data={"code": "rows_cut"})
+def tell_data(events: EventLog, training: Mixture, epochs: int) -> None:
+    """Tell the events what is trained on, of each file where there are several, and warn of what is cut."""
+    for number, part in enumerate(training.parts):
+        totals = part.totals
+        if len(training.parts) == 1 and training.is_plain:
+            events.message(f"Training data: {totals.describe()}")
+        else:
+            tokens = training.tokens_of(number, epochs)
+            events.message(
+                f"Training data, {part.name} with the weight {part.weight:g}: {totals.describe()}; an epoch has "
+                f"{part.drawn} of {totals.examples} examples, all {epochs} epochs {tokens} tokens of it",
+                data={
+                    "file": part.name,
+                    "weight": part.weight,
+                    "rows": totals.rows,
+                    "examples": part.drawn,
+                    "tokens": tokens,
+                },
+            )
+        if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
+            events.message(cut, level="warn", data={"code": "rows_cut"})

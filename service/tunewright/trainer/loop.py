@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
@@ -33,6 +35,12 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
 
     The Trainer's own evaluation averages batch means, so rows in a short last batch would count for more.
     """
+
+    order: Sampler[int] | None = None
+    """The order of the training examples; None: the Trainer's own, each once in an epoch, by chance."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        return self.order if self.order is not None else super()._get_train_sampler(train_dataset)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return `eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""

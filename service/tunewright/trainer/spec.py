@@ -13,6 +13,17 @@ from tunewright.plan.time import Earlier, Measured
 from tunewright.rows.reading import Reading
 
 
+class FurtherFile(BaseModel):
+    """A training file beside the first one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    sha256: str | None = None
+    weight: float = 1.0
+    """How often an epoch has its examples (`plan.mixing`)."""
+
+
 class TrainingSpec(BaseModel):
     """`spec.json`: the input of the trainer."""
 
@@ -26,6 +37,10 @@ class TrainingSpec(BaseModel):
     parent_adapter: str | None = None
     """The PEFT folder of an adapter to continue from."""
     training_file: str
+    weight: float = 1.0
+    further_files: tuple[FurtherFile, ...] = ()
+    """Files that are trained on together with the training file, and read as it is; `weight` is that of the training
+    file. Where rows are held out of it, they are held out of these too."""
     reading: Reading = Reading()
     """How the training file is read."""
     validation_file: str | None = None

@@ -7,7 +7,7 @@ import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
-from tunewright.api.fine_tuning.plan import fitting_type
+from tunewright.api.fine_tuning.plan import check_mix, fitting_type
 from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
@@ -36,9 +36,10 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
 def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     data = data_options(body.data, body.validation_file)
     validation_file = None if data.validation_share else body.validation_file
-    for param, id in (("training_file", body.training_file), ("validation_file", validation_file)):
-        if id is not None:
-            check_training_file(context, param, id, data)
+    check_training_file(context, "training_file", body.training_file, data)
+    check_mix(context, body.training_file, data)
+    if validation_file is not None:
+        check_training_file(context, "validation_file", validation_file, data)
     check_chat_template(body.chat_template)
     tuning = body.tuning or Tuning()
     base, parent = _model(context, body.model, tuning)
@@ -48,8 +49,9 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         tuning = _fixed_by_parent(context, parent, tuning)
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
-    files = {TRAINING_FILE: body.training_file, VALIDATION_FILE: validation_file}
-    inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
+    inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]
+    if validation_file is not None:
+        inputs.append(JobInput(VALIDATION_FILE, file_id=validation_file))
     if parent is not None:
         inputs.append(JobInput(PARENT, sha256=parent.sha256))
     return NewJob(

@@ -50,13 +50,40 @@ class FileReading(Body):
         return value
 
 
+class MixedTrainingFile(Body):
+    """A training file with a weight."""
+
+    file: str = Field(max_length=64, description="Id of an uploaded file.")
+    weight: Annotated[float, Field(strict=True, ge=0.001, le=1000)] = Field(
+        1.0,
+        description="How often an epoch has the rows of the file: round(weight x rows) of them, at least one. 1: each "
+        "once; 2: each twice; 0.5: half of them, and the other half in the next epoch.",
+    )
+
+
 class Data(FileReading):
-    """How the files of a job are read, and what is held out of them."""
+    """How the files of a job are read, what is held out of them, and which further files it trains on."""
+
+    mix: Annotated[list[MixedTrainingFile], Field(min_length=1, max_length=32)] | None = Field(
+        None,
+        description="Further training files, which are trained on together with `training_file`, each with a weight. "
+        "`training_file` has the weight 1 unless it is listed too. All are read alike.",
+    )
 
     validation_share: Annotated[float, Field(strict=True, gt=0, le=0.5)] | None = Field(
         None,
         description='The share of the training file to hold out, with `validation_file` "auto"; 0.05 by default.',
     )
+
+    @field_validator("mix")
+    @classmethod
+    def _check_mix(cls, value: list[MixedTrainingFile] | None) -> list[MixedTrainingFile] | None:
+        seen: set[str] = set()
+        for one in value or []:
+            if one.file in seen:
+                raise ValueError(f"{one.file[:64]} is listed twice: give it one weight")
+            seen.add(one.file)
+        return value
 
 
 def data_options(data: Data | None, validation_file: str | None) -> DataOptions:

@@ -17,7 +17,9 @@ from tunewright.api.jobs.creation import check_training_file
 from tunewright.api.models.bases import named_base
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
+from tunewright.kinds.data import DataOptions
 from tunewright.kinds.fine_tuning.planning import (
+    PlannedFile,
     earlier_jobs,
     least_data,
     machine_beside_engines,
@@ -27,7 +29,8 @@ from tunewright.kinds.fine_tuning.planning import (
 )
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.planning import Choice, MethodPlan, Plan, Step, Warning, make_plan
+from tunewright.plan.planning import Choice, MethodPlan, Plan, PlannedRows, Step, Warning, make_plan
+from tunewright.store.records import FileRecord
 from tunewright.wire import Body, Wire
 
 router = APIRouter(prefix="/v1/fine_tuning/plan", tags=["Fine-tuning"])
@@ -60,8 +63,9 @@ class PlanObject(Wire):
     available: int = Field(
         description="Bytes of one device that the job may use, beside the engines that serve."
     )
-    rows: int
+    rows: int = Field(description="Different rows of an epoch.")
     tokens: int = Field(description="Of one epoch, after cutting at `max_length`.")
+    files: list[PlannedRows] = Field(description="What an epoch has of each training file.")
     steps: int
     type: str = Field(description="The method of `options`, `steps`, `fits` and `change`.")
     advised: str = Field(
@@ -86,23 +90,37 @@ async def create(context: Context, body: CreatePlan) -> PlanObject:
     return PlanObject.of(body, await context.measuring.run(_plan, context, body))
 
 
+def check_mix(context: ServiceContext, training_file: str, data: DataOptions) -> dict[str, FileRecord]:
+    """The records of the training files beside the first, by their ids. Raises InvalidRequest."""
+    return {
+        one.file: check_training_file(
+            context, f"data.mix.{number}.file", one.file, data, code="invalid_training_file"
+        )
+        for number, one in enumerate(data.mix or ())
+        if one.file != training_file
+    }
+
+
 def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
-    record = check_training_file(context, "training_file", body.training_file, data)
+    first = check_training_file(context, "training_file", body.training_file, data)
+    records = {body.training_file: first} | check_mix(context, body.training_file, data)
     check_chat_template(body.chat_template)
     base = named_base(context, body.model)
     hyperparameters = (body.hyperparameters or Hyperparameters()).model_dump()
     machine = machine_described(body.machine) if body.machine else machine_here(context)
     return plan_job(
         base,
-        context.workspace.file(body.training_file),
+        [
+            PlannedFile(context.workspace.file(id), id, weight, records[id].sha256)
+            for id, weight in data.weights(body.training_file).items()
+        ],
         machine,
         tuning=TuningOptions(**(body.tuning or Tuning()).model_dump()),
         hyperparameters=HyperparameterOptions(**hyperparameters),
         max_rank=context.settings.serving.max_lora_rank,
         chat_template=body.chat_template,
         data=data,
-        source=record.sha256,
         cache=context.workspace.token_cache,
         trust_remote_code=trusts_code(context.settings.models, context.store, base.name),
         earlier=[] if body.machine else earlier_jobs(context.store, base, machine),

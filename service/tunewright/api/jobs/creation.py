@@ -57,13 +57,13 @@ def _check_queue(context: ServiceContext) -> None:
 
 
 def check_training_file(
-    context: ServiceContext, param: str, id: str, data: DataOptions | None = None
+    context: ServiceContext, param: str, id: str, data: DataOptions | None = None, *, code: str | None = None
 ) -> FileRecord:
-    """The file's record.
+    """The file's record. `code` is that of the error, if not `invalid_` and the parameter.
 
     Raises InvalidRequest as `check_data_file`, and where it is known that its rows are of the wrong kind.
     """
-    code = f"invalid_{param}"
+    code = code or f"invalid_{param}"
     record, report = check_data_file(context, param, id, data, code=code)
     if report is not None and report["kind"] is not None:
         why = why_unusable(report["format"], report["kind"])

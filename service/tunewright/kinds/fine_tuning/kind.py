@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from tunewright.engine.trust import trusts_code
 from tunewright.jobs.folder import JobFolder, Outcome
-from tunewright.kinds.data import check_data, check_held_out, describe
+from tunewright.kinds.fine_tuning.mixing import check_files, weights_of
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
-    TRAINING_FILE,
     VALIDATION_FILE,
     FineTuningRequest,
     FineTuningResult,
@@ -24,7 +23,7 @@ from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job
-from tunewright.trainer.spec import TrainingResult, TrainingSpec
+from tunewright.trainer.spec import FurtherFile, TrainingResult, TrainingSpec
 
 
 class FineTuning(Kind):
@@ -48,47 +47,39 @@ class FineTuning(Kind):
                 "model",
             )
         template = request.chat_template or base.chat_template
-        reports = {
-            role: check_data(service.workspace.file(id), role, template, base.name, request.data)
-            for role in (TRAINING_FILE, VALIDATION_FILE)
-            if (id := job.file(role)) is not None
-        }
-        report = reports[TRAINING_FILE]
-        rows = report.rows
-        if request.data.validation_share:
-            check_held_out(report, request.data.validation_share)
-            rows -= report.held_out
+        files = check_files(service, job, request, template, base.name)
         device = "cuda" if service.on_gpu else "cpu"
         resolved = resolve(
             tuning=request.tuning,
             hyperparameters=request.hyperparameters,
-            rows=rows,
+            rows=files.rows,
             context=base.context,
             max_rank=_max_rank(service, job.base),
             device=device,
         )
-        summary = f"Files validated ({describe(report)})"
+        summary = f"Files validated ({files.summary})"
         if service.on_gpu and request.tuning.gradient_checkpointing == "auto":
             machine = machine_beside_engines(service.settings, service.store, service.devices)
             resolved, why = decided_checkpointing(base, resolved, machine)
             summary += f". gradient_checkpointing is {why}"
         if resolved.use_dora:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
-        return Validated(resolved, summary, warnings_of(base, resolved, rows, device))
+        warnings = (*files.warnings, *warnings_of(base, resolved, files.rows, device))
+        return Validated(resolved, summary, warnings)
 
     def spec(self, service: Service, job: Job, base: BaseInfo) -> TrainingSpec:
         request, resolved = request_of(job), resolved_of(job)
         assert job.device is not None, "only jobs that hold a device are launched"
         parents = job.weights(PARENT)
         parent = service.workspace.artifacts.local(parents[0]) if parents else None
-        training, validation = job.file(TRAINING_FILE), job.file(VALIDATION_FILE)
-        assert training is not None, "every job has a training file"
+        weights, validation = weights_of(job, request), job.file(VALIDATION_FILE)
+        training, *further = weights
         is_full = resolved.type == "full"
         has_template = bool(request.chat_template or base.chat_template)
         if request.data.validation_share:
             validation = training
         hashes = {
-            id: file.sha256 for id in (training, validation) if id and (file := service.store.files.get(id))
+            id: file.sha256 for id in (*weights, validation) if id and (file := service.store.files.get(id))
         }
         return TrainingSpec(
             job_id=job.id,
@@ -98,6 +89,11 @@ class FineTuning(Kind):
             trust_remote_code=trusts_code(service.settings.models, service.store, base.name),
             parent_adapter=str(parent) if parent and not is_full else None,
             training_file=str(service.workspace.file(training)),
+            weight=weights[training],
+            further_files=tuple(
+                FurtherFile(file=str(service.workspace.file(id)), sha256=hashes.get(id), weight=weights[id])
+                for id in further
+            ),
             reading=request.data.reading(has_template, "training"),
             validation_file=str(service.workspace.file(validation)) if validation else None,
             validation_reading=request.data.reading(has_template, "held_out"),

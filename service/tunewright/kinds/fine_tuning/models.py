@@ -13,7 +13,8 @@ from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Measured
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
-"""Roles of a job's inputs: two files, and the weights of the model from which training continues."""
+"""Roles of a job's inputs: the training files, that of the request first; a file of held-out rows; and the weights of
+the model from which training continues."""
 
 
 class FineTuningRequest(BaseModel):

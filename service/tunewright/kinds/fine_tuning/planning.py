@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from tunewright.plan.defaults import Resolved, max_length_for
 from tunewright.plan.fitting import run_of, with_checkpointing
 from tunewright.plan.machine import Machine, UnknownMachine, card_of, described
 from tunewright.plan.memory import trained_parameters
+from tunewright.plan.mixing import FileShape, mixed_shape
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import warnings
 from tunewright.plan.planning import Plan, make_plan
@@ -95,9 +96,20 @@ def machine_described(text: str) -> Machine:
         raise InvalidRequest(f"machine: {error}.", param="machine") from error
 
 
+@dataclass(frozen=True)
+class PlannedFile:
+    """A training file of a plan."""
+
+    path: Path
+    name: str
+    weight: float = 1.0
+    sha256: str = ""
+    """Where there is none, its tokens are neither looked up in the cache, nor kept."""
+
+
 def plan_job(
     base: BaseInfo,
-    file: Path,
+    files: Sequence[PlannedFile],
     machine: Machine,
     *,
     tuning: TuningOptions,
@@ -105,38 +117,47 @@ def plan_job(
     max_rank: int,
     chat_template: str | None = None,
     data: DataOptions = DataOptions(),
-    source: str = "",
     cache: TokenCache | None = None,
     trust_remote_code: bool = False,
     earlier: Sequence[Earlier] = (),
 ) -> Plan:
-    """The plan of a job. The file, with the sha256 `source`, is tokenized in a process of its own, unless the cache has
-    its tokens. `earlier`: finished jobs on this base and machine. Raises InvalidRequest."""
-    question = Question(
-        base=base.path,
-        file=file,
-        source=source,
-        reading=data.reading(bool(chat_template or base.chat_template), "training"),
-        chat_template=chat_template,
-        max_length=max_length_for(tuning, base.context),
-        truncation=tuning.truncation,
-        trust_remote_code=trust_remote_code,
-    )
-    try:
-        lengths = shape_of(question, cache)
-    except NotMeasured as error:
-        if error.param == "model":
-            raise InvalidRequest(f"{base.name} cannot be planned with: {error}.", param="model") from error
-        raise InvalidRequest(f"The file cannot be planned with: {error}.", param="training_file") from error
+    """The plan of a job. The files are tokenized in processes of their own, unless the cache has their tokens.
+    `earlier`: finished jobs on this base and machine. Raises InvalidRequest."""
+
+    def measured(file: PlannedFile) -> DataShape:
+        question = Question(
+            base=base.path,
+            file=file.path,
+            source=file.sha256,
+            reading=data.reading(bool(chat_template or base.chat_template), "training"),
+            chat_template=chat_template,
+            max_length=max_length_for(tuning, base.context),
+            truncation=tuning.truncation,
+            trust_remote_code=trust_remote_code,
+        )
+        try:
+            return shape_of(question, cache)
+        except NotMeasured as error:
+            if error.param == "model":
+                raise InvalidRequest(
+                    f"{base.name} cannot be planned with: {error}.", param="model"
+                ) from error
+            what = "The file" if len(files) == 1 else f"The file {file.name}"
+            param = "training_file" if file is files[0] else "data.mix"
+            raise InvalidRequest(f"{what} cannot be planned with: {error}.", param=param) from error
+
+    shape = shape_of_base(base)
+    parts = [FileShape(file.name, file.weight, measured(file)) for file in files]
     return make_plan(
-        shape_of_base(base),
-        lengths,
+        shape,
+        mixed_shape([(part.shape, part.weight) for part in parts]),
         machine,
         tuning=tuning,
         hyperparameters=hyperparameters,
         max_rank=max_rank,
         has_flash_attention=_has_flash_attention(),
         earlier=earlier,
+        files=parts,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunewright.ids import model_name, result_file_id
 from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.fine_tuning.mixing import mix_of_lineage, weights_of
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
     TRAINING_FILE,
@@ -55,6 +56,7 @@ def publish_products(
     lineage = replace(
         lineage_of_files(store, job.file(TRAINING_FILE), job.file(VALIDATION_FILE)),
         parent_sha256=parents[0] if parents else None,
+        mix=mix_of_lineage(store, weights_of(job, request)),
         seed=job.seed,
         metrics=result.metrics or None,
     )

@@ -11,6 +11,7 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.jobs.folder import EventLog, JobFolder
+from tunewright.rows.mixture import EpochOrder
 from tunewright.trainer.data import tell_data, tokenized_files
 from tunewright.trainer.loop import (
     CheckpointCallback,
@@ -32,14 +33,15 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     tokenizer = load_tokenizer(spec)
     heartbeat = HeartbeatCallback(folder)
     training, held_out = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
-    trained_tokens = training.totals.tokens * tuning.n_epochs
-    planned = planned_run(spec, training.totals.shape(), trained_tokens)
+    trained_tokens = training.tokens(tuning.n_epochs)
+    planned = planned_run(spec, training.shape(), trained_tokens)
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
-        tell_data(events, training.totals)
+        tell_data(events, training, tuning.n_epochs)
         tell_planned(events, planned)
         if held_out is not None:
-            events.message(f"Validation data: {held_out.totals.describe()}")
+            for part in held_out.parts:
+                events.message(f"Validation data: {part.totals.describe()}")
     else:
         events.message(
             f"Resuming from the checkpoint at step {resume_from.name.removeprefix('step-')}", "warn"
@@ -52,13 +54,14 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     shutil.rmtree(folder.work, ignore_errors=True)
     trainer = HeldOutTrainer(
         model=model,
-        args=_arguments(spec, folder, training.totals.examples, held_out is not None),
+        args=_arguments(spec, folder, training.examples, held_out is not None),
         train_dataset=training.dataset(),
         eval_dataset=held_out.dataset() if held_out else None,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[metrics, checkpoints, heartbeat],
     )
+    trainer.order = None if training.is_plain else EpochOrder(training)
     if held_out is not None and resume_from is None:
         before = trainer.evaluate()
         events.message(
@@ -80,7 +83,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         trained_tokens=trained_tokens,
         metrics=metrics.latest,
         planned=planned,
-        measured=metrics.measured(training.totals.longest),
+        measured=metrics.measured(training.longest),
         checkpoints=checkpoints.usable(),
     )
 

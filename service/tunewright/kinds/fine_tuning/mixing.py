@@ -1,0 +1,130 @@
+"""The training files of a job, with their weights: checked when the job is validated, and as its trainer gets them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from tunewright.apart import CutOff, OutOfMemory, call_apart
+from tunewright.kinds.data import check_data, check_held_out, describe
+from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningRequest
+from tunewright.kinds.kind import JobRefused, Service
+from tunewright.plan.mixing import distinct
+from tunewright.registry.workspace import Workspace
+from tunewright.rows.formats import FileReport
+from tunewright.rows.overlap import shared_rows
+from tunewright.store.records import Job
+from tunewright.store.store import Store
+
+_SECONDS = 120
+"""Processor time in which the rows of files are compared, beside a second for so many bytes."""
+_BYTES_PER_SECOND = 2**21
+
+
+@dataclass(frozen=True)
+class CheckedFiles:
+    """The files of a job, without faults."""
+
+    rows: int
+    """Different rows of an epoch."""
+    summary: str
+    warnings: tuple[tuple[str, str], ...] = ()
+    """(code, text)"""
+
+
+def weights_of(job: Job, request: FineTuningRequest) -> dict[str, float]:
+    """The weight of each training file by its id, that of the request first."""
+    first = job.file(TRAINING_FILE)
+    assert first is not None, "every job has a training file"
+    return request.data.weights(first)
+
+
+def check_files(
+    service: Service, job: Job, request: FineTuningRequest, template: str | None, base: str
+) -> CheckedFiles:
+    """Check the training files and the validation file. Raises JobRefused."""
+    weights = weights_of(job, request)
+    first, *others = weights
+    files = service.workspace
+    report = check_data(files.file(first), TRAINING_FILE, template, base, request.data)
+    reports = {first: report}
+    for id in others:
+        try:
+            reports[id] = check_data(files.file(id), TRAINING_FILE, template, base, request.data)
+        except JobRefused as refusal:
+            raise JobRefused(refusal.code, f"{id}: {refusal}", "data.mix") from refusal
+    if (validation := job.file(VALIDATION_FILE)) is not None:
+        check_data(files.file(validation), VALIDATION_FILE, template, base, request.data)
+    if request.data.validation_share:
+        check_held_out(report, request.data.validation_share)
+        _refuse_without_training_rows(reports)
+    rows = sum(distinct(weights[id], one.rows - one.held_out) for id, one in reports.items())
+    if not others:
+        return CheckedFiles(rows, describe(report))
+    summary = "; ".join(f"{id} (weight {weights[id]:g}): {describe(one)}" for id, one in reports.items())
+    return CheckedFiles(rows, summary, _shared(files, [*weights], validation, request, bool(template)))
+
+
+def _refuse_without_training_rows(reports: dict[str, FileReport]) -> None:
+    for id, report in reports.items():
+        if report.held_out == report.rows:
+            raise JobRefused(
+                "invalid_training_file",
+                f"of the {report.rows} rows of {id} all would be held out, and none is left to train on: lower "
+                "data.validation_share, or leave the file out",
+                "data.mix",
+            )
+
+
+def _shared(
+    workspace: Workspace,
+    training: list[str],
+    validation: str | None,
+    request: FineTuningRequest,
+    has_template: bool,
+) -> tuple[tuple[str, str], ...]:
+    """Warnings of rows that are in several of the files. What is held out of them is never trained on: a copy of a row
+    is in the same part as the row."""
+    ids = [*training, *([validation] if validation else [])]
+    paths = [workspace.file(id) for id in ids]
+    reading = request.data.reading(has_template).model_copy(update={"part": "all", "held_out_share": 0.0})
+    seconds = _SECONDS + sum(path.stat().st_size for path in paths) // _BYTES_PER_SECOND
+    with ExitStack() as opened:
+        files = [opened.enter_context(path.open("rb")) for path in paths]
+        try:
+            found = call_apart(shared_rows, files, [reading] * len(files), seconds=seconds)
+        except (CutOff, OutOfMemory):
+            return (
+                ("not_compared", "Whether the files share rows is not known: comparing them took too long."),
+            )
+    return tuple(
+        _leaked(ids[one], count) if ids[other] == validation else _copied(ids[one], ids[other], count)
+        for one, other, count in found
+    )
+
+
+def _leaked(training: str, count: int) -> tuple[str, str]:
+    return (
+        "leaked_rows",
+        f"{count} rows of the validation file are in {training} too, so that its loss looks better than it is: "
+        "remove them from either, for example with the step leaks of POST /v1/cleanings.",
+    )
+
+
+def _copied(one: str, other: str, count: int) -> tuple[str, str]:
+    return (
+        "duplicate_rows",
+        f"{count} rows of {other} are in {one} too, and are trained on as often as both weights say together: remove them "
+        "from either, unless that is meant.",
+    )
+
+
+def mix_of_lineage(store: Store, weights: dict[str, float]) -> list[dict[str, object]] | None:
+    """What a model's lineage says of several training files; None for a single one as it is."""
+    if all(weight == 1 for weight in weights.values()) and len(weights) == 1:
+        return None
+    found = {id: store.files.get(id) for id in weights}
+    return [
+        {"file": id, "sha256": record.sha256 if record else None, "weight": weights[id]}
+        for id, record in found.items()
+    ]
