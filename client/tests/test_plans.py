@@ -53,3 +53,18 @@ def test_a_plan_prints_its_memory_options_and_warnings(server: FakeServer, clien
         "500 rows are few",
     ):
         assert part in text
+
+
+def test_a_plan_of_several_files_tells_what_an_epoch_has_of_each(
+    server: FakeServer, client: Tunewright
+) -> None:
+    files = [
+        {"file": "file-1", "weight": 1.0, "rows": 500, "examples": 500, "tokens": 90_000},
+        {"file": "file-2", "weight": 0.5, "rows": 50, "examples": 50, "tokens": 10_000},
+    ]
+    server.on("POST", "/v1/fine_tuning/plan", ok({**PLAN, "files": files}))
+
+    text = str(client.jobs.plan("big", "file-1", mix={"file-2": 0.5}))
+
+    assert json.loads(server.requests[-1].body)["data"] == {"mix": [{"file": "file-2", "weight": 0.5}]}
+    assert "file-2 (weight 0.5): 50 rows, 10,000 tokens an epoch" in text

@@ -102,6 +102,33 @@ def test_local_files_of_a_job_are_uploaded_first(
     assert keys == ["k-training-file", "k-validation-file", "k"]
 
 
+def test_the_files_of_a_mix_are_uploaded_once_each(
+    server: FakeServer, client: Tunewright, tmp_path: Path
+) -> None:
+    train, rare = tmp_path / "train.jsonl", tmp_path / "rare.jsonl"
+    for path in (train, rare):
+        path.write_text("{}\n")
+    server.on("POST", "/v1/files", ok(file(1)), ok(file(2)))
+    server.on("POST", JOBS, ok(job("queued")))
+    client.jobs.create(
+        "base", train, mix={rare: 2.0, "file-9": 1, train: 0.5}, data={"alpaca": "chat"}, idempotency_key="k"
+    )
+    assert server.requests[-1].json == {
+        "model": "base",
+        "training_file": "file-1",
+        "data": {
+            "alpaca": "chat",
+            "mix": [
+                {"file": "file-2", "weight": 2.0},
+                {"file": "file-9", "weight": 1},
+                {"file": "file-1", "weight": 0.5},
+            ],
+        },
+    }
+    keys = [request.headers["idempotency-key"] for request in server.requests]
+    assert keys == ["k-training-file", "k-training-1", "k"]
+
+
 @pytest.fixture
 def adapter_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "my-adapter"

@@ -967,3 +967,36 @@ def test_a_finished_job_is_shown_with_what_was_planned_beside_what_was_measured(
     shown = dict(line.split("\t") for line in run("jobs", "show", "ftjob-1")[1].splitlines())
     assert shown["planned"] == "24 steps, 9000 tokens, 1.0 GiB, 40s to 1m10s"
     assert shown["measured"] == "8700 tokens after the first step in 1m02s, 1.5 GiB, cpu"
+
+
+def test_a_job_is_created_on_several_files_with_weights(
+    run: Run, service: FakeService, tmp_path: Path
+) -> None:
+    rare = tmp_path / "with=in.jsonl"
+    rare.write_text("{}\n")
+    argv = ("jobs", "create", "--model", "tiny", "--file", "file-7")
+    assert run(*argv, "--mix", "file-9=2", "--mix", "file-7=0.5", "--mix", str(rare))[0] == 0
+    assert service.body("POST", "/v1/fine_tuning/jobs")["data"]["mix"] == [
+        {"file": "file-9", "weight": 2.0},
+        {"file": "file-7", "weight": 0.5},
+        {"file": "file-1", "weight": 1.0},
+    ]
+    code, _, err = run(*argv, "--mix", "file-9=many")
+    assert (code, "must be a number" in err) == (2, True)
+    shown = {**job("succeeded"), "data": {"mix": [{"file": "file-9", "weight": 2.0}]}}
+    service.replies["GET", JOB] = 200, shown
+    assert "mix\tfile-9=2.0" in run("jobs", "show", "ftjob-1")[1]
+
+
+def test_a_plan_of_several_files_lists_them(run: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text('{"prompt": "a", "completion": "b"}\n' * 10)
+    code, out, _ = run(
+        "plan", "tunewright-tiny", str(paths[0]), "--mix", f"{paths[1]}=0.5", "--machine", "L4", "--json"
+    )
+    assert code == 0
+    assert [(one["file"], one["rows"]) for one in json.loads(out)["files"]] == [
+        (str(paths[0]), 10),
+        (str(paths[1]), 5),
+    ]

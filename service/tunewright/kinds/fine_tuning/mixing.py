@@ -114,8 +114,8 @@ def _leaked(training: str, count: int) -> tuple[str, str]:
 def _copied(one: str, other: str, count: int) -> tuple[str, str]:
     return (
         "duplicate_rows",
-        f"{count} rows of {other} are in {one} too, and are trained on as often as both weights say together: remove them "
-        "from either, unless that is meant.",
+        f"{count} rows of {other} are in {one} too, and are trained on as often as both weights say together: "
+        "remove them from either, unless that is meant.",
     )
 
 
