@@ -214,6 +214,8 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         **RESOLVED_OF_0005,
         "use_dora": False,
         "gradient_checkpointing": None,
+        "group_by_length": False,
+        "dataloader_workers": 0,
     }
     assert job.result == FineTuningResult(model="ft:tiny:s:1", trained_tokens=7)
     assert (job.file("training_file"), job.file("validation_file")) == ("file-1", "file-2")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tunewright.plan.data_shape import data_shape
-from tunewright.plan.defaults import Resolved, resolve
+from tunewright.plan.data_shape import DataShape, data_shape
+from tunewright.plan.defaults import Resolved, resolve, workers_for
 from tunewright.plan.fitting import run_of
 from tunewright.plan.machine import GIB, Machine, UnknownMachine, card_of, described
 from tunewright.plan.memory import Run, estimate
@@ -17,9 +18,12 @@ from tunewright.plan.pitfalls import (
     attention_fallback,
     batch_out_of_range,
     few_rows,
+    loader_blocks,
+    merge_changes_type,
     rank_too_large,
     rate_out_of_range,
     rows_cut,
+    rows_padded,
     targets_missed,
 )
 from tunewright.plan.planning import Plan, make_plan
@@ -176,6 +180,7 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
     assert set(choices) >= set(Resolved.model_fields) - {
         "type",
         "truncation",
+        "group_by_length",
         "use_rslora",
         "use_dora",
         "quantization",
@@ -293,6 +298,61 @@ def test_few_rows_and_rows_that_are_cut_are_told() -> None:
     assert few_rows(999)
     assert rows_cut(3, 10, 512)
     assert few_rows(1000) is rows_cut(0, 10, 512) is None
+
+
+def occasional_long_rows() -> DataShape:
+    return data_shape(1000, [(100, 50)] * 950 + [(4000, 50)] * 50)
+
+
+def test_the_padding_of_batches_is_what_chance_gives() -> None:
+    chance, lengths = random.Random(1), [100] * 950 + [2048] * 50
+    batches = [chance.choices(lengths, k=8) for _ in range(4000)]
+    padded, whole = sum(8 * max(batch) for batch in batches), sum(map(sum, batches))
+    data = occasional_long_rows()
+    assert data.padding(8, 2048) == pytest.approx(1 - whole / padded, rel=0.03)
+    assert data.padding(1, 2048) == data_shape(9, [(64, 9)] * 9).padding(8, 2048) == 0
+
+
+def test_batches_of_few_long_rows_among_short_ones_are_warned_of_until_they_are_grouped() -> None:
+    def codes(**tuning: object) -> set[str]:
+        options: dict[str, Any] = {"hyperparameters": HyperparameterOptions(), "max_rank": 64}
+        asked = TuningOptions(type="lora", batch_size=32, **tuning)
+        data = occasional_long_rows()
+        plan = make_plan(qwen2_7b(), data, described("H200"), tuning=asked, **options)
+        return {warning.code for warning in plan.warnings}
+
+    assert codes() >= {"rows_padded", "rows_cut"}
+    assert "rows_padded" not in codes(group_by_length=True) | codes(per_device_batch_size=1) | codes(
+        max_length=128
+    )
+    assert "tuning.group_by_length true" in (rows_padded(0.5, False) or "")
+
+
+def test_a_base_of_another_type_than_merges_are_written_in_is_told() -> None:
+    other = replace(qwen2_7b(), dtype="F16")
+    options: dict[str, Any] = {"hyperparameters": HyperparameterOptions(), "max_rank": 64}
+    for type, expected in (("lora", True), ("qlora", True), ("full", False)):
+        plan = make_plan(other, DATA, described("H200"), tuning=TuningOptions(type=type), **options)
+        assert any(one.code == "merge_changes_type" for one in plan.warnings) is expected
+    assert "F16" in (merge_changes_type("F16", "lora") or "")
+    assert merge_changes_type("BF16", "lora") is None
+
+
+def test_rows_are_read_beside_the_steps_of_a_gpu_alone() -> None:
+    assert (workers_for("cuda", "linux"), workers_for("cpu", "linux")) == (2, 0)
+    assert workers_for("cuda", "darwin") == workers_for("cuda", "win32") == 0, "no process is forked there"
+    for asked, expected in (("auto", 2), (0, 0), (5, 5)):
+        chosen = resolve(
+            tuning=TuningOptions(dataloader_workers=asked), hyperparameters=HyperparameterOptions(), rows=99,
+            context=64, max_rank=8, device="cuda",
+        )  # fmt: skip
+        assert chosen.dataloader_workers == expected
+
+
+def test_steps_that_wait_for_their_rows_are_told_with_more_workers() -> None:
+    assert "tuning.dataloader_workers 4" in (loader_blocks(2.0, 10.0, 2) or "")
+    assert "tuning.dataloader_workers 2" in (loader_blocks(2.0, 10.0, 0) or "")
+    assert loader_blocks(0.5, 10.0, 0) is None
 
 
 def test_the_warnings_are_in_the_plan() -> None:

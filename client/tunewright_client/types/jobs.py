@@ -41,6 +41,8 @@ class Tuning(Wire):
     - alpha: scales the adapter
     - max_length: in tokens
     - truncation: what happens to longer rows: truncate or refuse
+    - group_by_length: whether batches are of rows of about one length
+    - dataloader_workers: processes that read rows beside the steps
     - warmup_ratio: a share of all steps
     - max_grad_norm: the gradient is clipped to this norm
 
@@ -60,6 +62,8 @@ class Tuning(Wire):
     n_epochs: float | Auto | None = None
     max_length: int | Auto | None = None
     truncation: str | None = None
+    group_by_length: bool | None = None
+    dataloader_workers: int | Auto | None = None
     warmup_ratio: float | Auto | None = None
     lr_scheduler_type: str | None = None
     max_grad_norm: float | Auto | None = None
@@ -79,12 +83,13 @@ class JobProgress(Wire):
 
 class JobMeasured(Wire):
     """What the steps of a finished fine-tuning job took: `seconds` without the first step, evaluations and
-    checkpoints, for `tokens`; `peak_bytes` of memory."""
+    checkpoints, for `tokens`; `peak_bytes` of memory; seconds in which steps `waited` for their rows."""
 
     device: str | None = None
     seconds: float | None = None
     tokens: int | None = None
     peak_bytes: int | None = None
+    waited: float | None = None
 
 
 class PlannedTime(Wire):

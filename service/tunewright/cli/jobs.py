@@ -93,6 +93,7 @@ def _measured(measured: JobMeasured | None) -> str | None:
     seconds = measured.seconds
     parts = (
         f"{measured.tokens} tokens after the first step in {duration(seconds)}" if seconds else None,
+        f"waited {measured.waited:.1f}s for rows" if measured.waited is not None else None,
         size(measured.peak_bytes),
         measured.device,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +40,23 @@ class DataShape:
     def cut_at(self, length: int) -> int:
         """Examples that are longer than `length`."""
         return round(sum(number for one, number in self.lengths.items() if one > length))
+
+    def padding(self, batch: int, max_length: int) -> float:
+        """The share of the tokens of batches of so many examples, drawn by chance and cut at `max_length`, that is
+        padding, as expected."""
+        count = sum(self.lengths.values())
+        if batch == 1 or not count:
+            return 0.0
+        cut: defaultdict[int, float] = defaultdict(float)
+        for length, number in self.lengths.items():
+            cut[min(length, max_length)] += number
+        mean = sum(length * number for length, number in cut.items()) / count
+        longest = below = 0.0
+        for length in sorted(cut):
+            up_to = below + cut[length] / count
+            longest += length * (up_to**batch - below**batch)
+            below = up_to
+        return 1 - mean / longest
 
 
 def percentile(lengths: Mapping[int, float], percent: float) -> int:

@@ -7,6 +7,7 @@ learns less and forgets less" (Biderman et al. 2024) for all-linear targets and 
 from __future__ import annotations
 
 import math
+import sys
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +26,7 @@ EPOCHS = 3
 MAX_LENGTH = 2048
 WARMUP_RATIO = 0.03
 MAX_GRAD_NORM = 1.0
+GPU_WORKERS = 2
 _RANKS = ((1_000, 8), (10_000, 16), (100_000, 32), (math.inf, 64))
 """(rows, rank): the rank for fewer than 1,000 rows, fewer than 10,000, up to 100,000, and more.
 
@@ -47,6 +49,10 @@ class Resolved(BaseModel):
     max_length: int
     truncation: str
     """How longer rows are handled: "truncate" or "refuse"."""
+    group_by_length: bool = False
+    """Whether batches are of rows of about the same length. Has a default, since rows of earlier versions lack it."""
+    dataloader_workers: int = 0
+    """Processes that read rows beside the steps. Has a default for the same reason."""
     warmup_ratio: float
     lr_scheduler_type: str
     max_grad_norm: float
@@ -105,6 +111,8 @@ def resolve(
         gradient_accumulation_steps=accumulation,
         max_length=max_length_for(tuning, context),
         truncation=tuning.truncation,
+        group_by_length=tuning.group_by_length,
+        dataloader_workers=_given(tuning.dataloader_workers, workers_for(device)),
         warmup_ratio=_given(tuning.warmup_ratio, WARMUP_RATIO),
         lr_scheduler_type=_given(tuning.lr_scheduler_type, "cosine"),
         max_grad_norm=_given(tuning.max_grad_norm, MAX_GRAD_NORM),
@@ -118,6 +126,12 @@ def resolve(
         gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
         quantization="nf4" if type == "qlora" else None,
     )
+
+
+def workers_for(device: str, platform: str = sys.platform) -> int:
+    """Processes that read rows beside the steps. On the CPU none: the steps take all cores, and rows are mapped from
+    the disk. On a GPU they keep it from waiting; only where processes are forked, since else each imports torch."""
+    return GPU_WORKERS if device != "cpu" and platform == "linux" else 0
 
 
 def _given(option: Value | Auto, default: Value) -> Value:

@@ -41,6 +41,8 @@ class TuningOptions(_Options):
     per_device_batch_size: int | Auto = "auto"
     max_length: int | Auto = "auto"
     truncation: str = "truncate"
+    group_by_length: bool = False
+    dataloader_workers: int | Auto = "auto"
     warmup_ratio: float | Auto = "auto"
     lr_scheduler_type: str = "auto"
     max_grad_norm: float | Auto = "auto"

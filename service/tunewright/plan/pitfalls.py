@@ -11,6 +11,10 @@ from tunewright.plan.defaults import BATCH_RANGE, RATE_RANGES, Resolved, rank_fo
 from tunewright.plan.shape import ModelShape
 
 FEW_ROWS = 1000
+PADDING_LIMIT = 0.4
+"""Share of padding above which grouping by length is worth its change of order."""
+WAIT_LIMIT = 0.1
+"""Share of the time of steps that they may wait for rows."""
 
 
 def rank_too_large(rank: int | None, rows: int) -> str | None:
@@ -85,6 +89,37 @@ def rows_cut(cut: int, examples: int, length: int) -> str | None:
     )
 
 
+def rows_padded(padding: float, grouped: bool) -> str | None:
+    """Many batches have a long row among short ones."""
+    if grouped or padding <= PADDING_LIMIT:
+        return None
+    return (
+        f"about {padding:.0%} of what batches compute is padding, since few rows are much longer than most: set "
+        "tuning.group_by_length true, so that batches are of rows of about one length, or a smaller tuning.max_length."
+    )
+
+
+def merge_changes_type(dtype: str, method: str) -> str | None:
+    """The type of the base's weights, as safetensors names it."""
+    if method == "full" or dtype == "BF16":
+        return None
+    return (
+        f"the base's weights are {dtype}, and a merge of the adapter is written in bfloat16, as its config.json then "
+        "says; what that rounds is measured by the export, which refuses it beyond max_kl. To avoid it, serve the "
+        "adapter without merging it, or train on the base's bfloat16 version."
+    )
+
+
+def loader_blocks(waited: float, seconds: float, workers: int) -> str | None:
+    """Seconds that steps have waited for rows, of the seconds that they took."""
+    if waited <= WAIT_LIMIT * seconds:
+        return None
+    return (
+        f"steps wait {waited / seconds:.0%} of their time for rows, with {workers} processes that read them: set "
+        f"tuning.dataloader_workers {2 * workers or 2}, or put the data folder on a faster disk."
+    )
+
+
 def warnings(
     resolved: Resolved,
     shape: ModelShape,
@@ -95,6 +130,7 @@ def warnings(
     trained: int,
     device: str,
     has_flash_attention: bool | None,
+    padding: float = 0.0,
 ) -> Iterator[tuple[str, str]]:
     """(code, text) of those that apply."""
     found = {
@@ -105,6 +141,8 @@ def warnings(
         "target_modules_missed": targets_missed(shape, resolved.target_modules, trained),
         "attention_fallback": attention_fallback(device, has_flash_attention),
         "rows_cut": rows_cut(cut, examples, resolved.max_length),
+        "rows_padded": rows_padded(padding, resolved.group_by_length),
+        "merge_changes_type": merge_changes_type(shape.dtype, resolved.type),
     }
     for code, text in found.items():
         if text is not None:

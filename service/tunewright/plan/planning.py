@@ -152,6 +152,7 @@ def make_plan(
         trained=trained_parameters(shape, run),
         device=machine.device,
         has_flash_attention=has_flash_attention,
+        padding=data.padding(chosen.per_device_batch_size, chosen.max_length),
     )
     return Plan(
         parameters=shape.total,

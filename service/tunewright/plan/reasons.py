@@ -17,6 +17,10 @@ REASONS = {
     "rank": ("by the number of rows, up to what the engine serves", _HERE),
     "alpha": ("twice the rank", _LEARNS_LESS),
     "target_modules": ("all linear layers learn more than attention alone", _LEARNS_LESS),
+    "dataloader_workers": (
+        "2 on a GPU, which then does not wait for rows; on the CPU the steps take all cores",
+        _HERE,
+    ),
     "gradient_checkpointing": ("off on the CPU, where time is scarcer than memory", _HERE),
     "warmup_ratio": ("a short warm-up, before the optimizer's moments are known", _HERE),
     "lr_scheduler_type": ("cosine ends in small steps", _HERE),

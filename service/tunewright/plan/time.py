@@ -33,6 +33,8 @@ class Measured(BaseModel):
     """Tokens of the longest example."""
     peak_bytes: int
     """Most memory: allocated by torch on a GPU, resident on the CPU."""
+    waited: float | None = None
+    """Seconds beside these in which steps have waited for their rows; None in rows of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.plan.pitfalls import rows_cut
+from tunewright.plan.defaults import Resolved
+from tunewright.plan.pitfalls import rows_cut, rows_padded
 from tunewright.rows.cache import TokenCache, cache_key, file_sha256
-from tunewright.rows.mixture import Mixture, Part
+from tunewright.rows.mixture import EpochOrder, Mixture, Part
 from tunewright.rows.reading import Reading
 from tunewright.rows.tokenized import NothingUsable, TokenizedFile, tokenize_file
 from tunewright.trainer.spec import TrainingSpec
@@ -105,3 +106,17 @@ def tell_data(events: EventLog, training: Mixture, epochs: int) -> None:
             )
         if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
             events.message(cut, level="warn", data={"code": "rows_cut"})
+
+
+def tell_padding(events: EventLog, training: Mixture, tuning: Resolved) -> None:
+    """Warn of batches that are padding for the most part."""
+    padding = training.shape().padding(tuning.per_device_batch_size, tuning.max_length)
+    if padded := rows_padded(padding, tuning.group_by_length):
+        events.message(padded, level="warn", data={"code": "rows_padded"})
+
+
+def epoch_order(training: Mixture, tuning: Resolved) -> EpochOrder | None:
+    """The order of the examples; None: the Trainer's own, each once in an epoch, by chance."""
+    if training.is_plain and not tuning.group_by_length:
+        return None
+    return EpochOrder(training, tuning.per_device_batch_size if tuning.group_by_length else None)

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         return self.order if self.order is not None else super()._get_train_sampler(train_dataset)
+
+    on_wait: Callable[[float], None] | None = None
+    """Called with the seconds in which a step has waited for its rows."""
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        found = super().get_batch_samples(*arguments, **options)
+        if self.on_wait is not None:
+            self.on_wait(time.monotonic() - began)
+        return found
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return `eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""
@@ -141,8 +152,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if self._tokens_before is not None and began is not None:
             self._step_seconds += time.monotonic() - began
 
-    def measured(self, longest: int) -> Measured | None:
-        """What the steps of this process took, on examples of at most `longest` tokens; None before the second."""
+    def measured(self, longest: int, waited: float) -> Measured | None:
+        """What the steps of this process took, on examples of at most `longest` tokens, for which they have waited so
+        many seconds; None before the second."""
         if not self._step_seconds or self._first_tokens is None or self._tokens_before is None:
             return None
         return Measured(
@@ -151,6 +163,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             tokens=int(self._tokens_before - self._first_tokens),
             length=longest,
             peak_bytes=self._peak,
+            waited=waited,
         )
 
     def flush(self) -> None:

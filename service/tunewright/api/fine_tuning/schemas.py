@@ -108,6 +108,14 @@ class Tuning(Body):
     truncation: Literal["truncate", "refuse"] = Field(
         "truncate", description="Cut rows that are longer than `max_length`, or fail the job and name them."
     )
+    group_by_length: bool = Field(
+        False,
+        description="Make batches of rows of about the same length, which saves padding where few rows are long.",
+    )
+    dataloader_workers: Auto | Annotated[int, Field(strict=True, ge=0, le=32)] = Field(
+        "auto",
+        description="Processes that read rows beside the steps: 2 on a GPU, none on the CPU by default.",
+    )
     warmup_ratio: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
     lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
     max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
@@ -200,6 +208,9 @@ class MeasuredObject(Wire):
     )
     tokens: int = Field(description="Tokens in these steps.")
     peak_bytes: int = Field(description="Most memory: allocated by torch on a GPU, resident on the CPU.")
+    waited: float | None = Field(
+        None, description="Seconds beside these in which steps have waited for their rows."
+    )
 
     @classmethod
     def of(cls, result: JobResult | None) -> MeasuredObject | None:

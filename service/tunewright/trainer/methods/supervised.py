@@ -11,8 +11,8 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.rows.mixture import EpochOrder
-from tunewright.trainer.data import tell_data, tokenized_files
+from tunewright.trainer.data import epoch_order, tell_data, tell_padding, tokenized_files
+from tunewright.trainer.loading import LoadingCallback
 from tunewright.trainer.loop import (
     CheckpointCallback,
     HeartbeatCallback,
@@ -38,6 +38,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
         tell_data(events, training, tuning.n_epochs)
+        tell_padding(events, training, tuning)
         tell_planned(events, planned)
         if held_out is not None:
             for part in held_out.parts:
@@ -48,7 +49,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         )
 
     model = load_model(spec)
-    metrics = MetricsCallback(events)
+    metrics, loading = MetricsCallback(events), LoadingCallback(events, tuning.dataloader_workers)
     checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds)
     signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
     shutil.rmtree(folder.work, ignore_errors=True)
@@ -59,9 +60,10 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         eval_dataset=held_out.dataset() if held_out else None,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[metrics, checkpoints, heartbeat],
+        callbacks=[metrics, checkpoints, heartbeat, loading],
     )
-    trainer.order = None if training.is_plain else EpochOrder(training)
+    trainer.on_wait = loading.wait
+    trainer.order = epoch_order(training, tuning)
     if held_out is not None and resume_from is None:
         before = trainer.evaluate()
         events.message(
@@ -83,7 +85,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         trained_tokens=trained_tokens,
         metrics=metrics.latest,
         planned=planned,
-        measured=metrics.measured(training.longest),
+        measured=metrics.measured(training.longest, loading.waited),
         checkpoints=checkpoints.usable(),
     )
 
@@ -121,5 +123,5 @@ def _arguments(spec: TrainingSpec, folder: JobFolder, rows: int, evaluates: bool
         save_strategy="no",  # CheckpointCallback requests saves
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=0,
+        dataloader_num_workers=tuning.dataloader_workers,
     )

@@ -1,0 +1,116 @@
+"""How the trainer gets its rows: waits are measured and told, processes that read them change nothing, and rows of one
+length share a batch where that is asked for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tiny import tiny_model, token_rows
+from tunewright.config import embedded_base_path
+from tunewright.jobs.folder import EventLog, JobFolder
+from tunewright.plan.data_shape import data_shape
+from tunewright.plan.defaults import resolve
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.rows.mixture import Mixture, Part
+from tunewright.trainer.data import epoch_order, tell_padding
+from tunewright.trainer.loading import LoadingCallback
+from tunewright.trainer.loop import HeldOutTrainer
+from tunewright.trainer.methods.supervised import _arguments
+from tunewright.trainer.spec import TrainingSpec
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base"), "llama", num_hidden_layers=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    path = tmp_path / "job"
+    path.mkdir()
+    return JobFolder(path)
+
+
+def train(
+    base: Path, folder: JobFolder, *, seconds: float = 0.0, workers: int = 0
+) -> tuple[LoadingCallback, Any]:
+    """Some steps on rows of which each batch takes so many seconds to read."""
+    rows = token_rows(2 * STEPS, 8).tolist()
+
+    def slowly(batch: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(seconds)
+        read = [rows[n] for n in batch["number"]]
+        return {"input_ids": read, "labels": read}
+
+    loading = LoadingCallback(EventLog(folder, 0), workers)
+    torch.manual_seed(0)
+    trainer = HeldOutTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base),
+        args=SFTConfig(
+            output_dir=str(folder.path / "out"), use_cpu=True, bf16=False, max_steps=STEPS, logging_steps=1, seed=0,
+            per_device_train_batch_size=2, report_to="none", disable_tqdm=True, save_strategy="no",
+            dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+            dataloader_num_workers=workers,
+        ),
+        train_dataset=Dataset.from_list([{"number": n} for n in range(len(rows))]).with_transform(slowly),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
+        processing_class=AutoTokenizer.from_pretrained(str(embedded_base_path())),
+        callbacks=[loading],
+    )  # fmt: skip
+    trainer.on_wait = loading.wait
+    trainer.train()
+    return loading, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def warnings(folder: JobFolder) -> list[str]:
+    return [e["data"]["code"] for e in folder.read_events(0)[0] if e["level"] == "warn"]
+
+
+def test_steps_that_wait_for_their_rows_are_measured_and_told_once(base: Path, folder: JobFolder) -> None:
+    loading, _ = train(base, folder, seconds=0.1)
+    assert loading.waited > 0.1 * (STEPS - 3)
+    assert warnings(folder) == ["loader_blocks"]
+
+
+def test_processes_that_read_rows_change_no_loss(base: Path, folder: JobFolder) -> None:
+    assert train(base, folder)[1] == train(base, folder, workers=2)[1]
+
+
+def tuning(**options: Any) -> Any:
+    return resolve(
+        tuning=TuningOptions(batch_size=8, **options), hyperparameters=HyperparameterOptions(), rows=64, context=64,
+        max_rank=8, device="cpu",
+    )  # fmt: skip
+
+
+def test_the_trainer_has_the_workers_and_the_order_that_were_resolved(folder: JobFolder) -> None:
+    one = SimpleNamespace(totals=SimpleNamespace(examples=64))
+    plain = Mixture([Part("a", one)], 1)  # type: ignore[arg-type]
+    spec = TrainingSpec(
+        job_id="one", base_name="tiny", base_path="", training_file="", seed=0, device="cpu",
+        tuning=tuning(dataloader_workers=3),
+    )  # fmt: skip
+    assert _arguments(spec, folder, 64, False).dataloader_num_workers == 3
+    assert epoch_order(plain, tuning()) is None
+    assert epoch_order(plain, tuning(group_by_length=True)) is not None
+    assert epoch_order(Mixture([Part("a", one, 2.0)], 1), tuning()) is not None  # type: ignore[arg-type]
+
+
+def test_a_job_tells_that_its_batches_are_padding(folder: JobFolder) -> None:
+    few_long: Any = SimpleNamespace(shape=lambda: data_shape(100, [(5, 1)] * 95 + [(60, 1)] * 5))
+    tell_padding(EventLog(folder, 0), few_long, tuning(group_by_length=True))
+    assert warnings(folder) == []
+    tell_padding(EventLog(folder, 0), few_long, tuning())
+    assert warnings(folder) == ["rows_padded"]
