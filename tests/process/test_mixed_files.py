@@ -125,7 +125,7 @@ def test_a_job_on_local_files_with_weights_survives_a_kill(tmp_path: Path) -> No
             with pytest.raises(BadRequestError, match="needed by job"):
                 client.files.delete(other)
             record = json.loads((service.data_dir / "jobs" / job.id / "process.json").read_text())
-            os.kill(record["pid"], signal.SIGKILL)
+            os.kill(record["command"]["pid"], signal.SIGKILL)
             done = job.wait(timeout=300)
             told = {e.data["file"]: e.data for e in done.events(limit=200) if e.data and "file" in e.data}
             assert {id: one["weight"] for id, one in told.items()} == {other: 2.0, job.training_file: 0.5}

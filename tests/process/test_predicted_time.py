@@ -11,7 +11,9 @@ from tests.without_vllm import BASE, start_without_vllm, wait_engine
 
 def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path: Path) -> None:
     rows = (DEMO / "train.jsonl").read_text().splitlines(keepends=True)
-    service = start_without_vllm(tmp_path / "data")
+    service = start_without_vllm(
+        tmp_path / "data", "--price-per-hour", "36", "--currency", "EUR", "--device-watts", "100"
+    )
     try:
         wait_engine(service)
         with service.client(timeout=60) as client:
@@ -49,6 +51,14 @@ def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path:
             assert [event.data["planned"]["tokens"] for event in told if event.data] == [done.trained_tokens]
             assert first_planned.seconds is None, "nothing had told the speed of this CPU"
             took = done.measured.seconds or 0.0
+            cost, planned_cost = done.measured.cost, done.planned.cost
+            assert cost is not None
+            assert planned_cost is not None
+            assert (cost.price, cost.currency) == (
+                pytest.approx((took + (done.measured.waited or 0.0)) / 100),
+                "EUR",
+            )
+            assert planned_cost.most.kwh == pytest.approx(done.planned.seconds.most * 0.1 / 3600)
             print(f"predicted {predicted['least']:.1f} to {predicted['most']:.1f} s, took {took:.1f} s")
             # its own first step is not in what it took; other tests may run beside one of the two
             assert predicted["least"] / 2.5 < took < 2.5 * predicted["most"]

@@ -961,12 +961,16 @@ def test_a_finished_job_is_shown_with_what_was_planned_beside_what_was_measured(
         "peak_bytes": 2**30,
         "seconds": {"least": 40, "most": 70, "basis": "b"},
     }
-    measured = {"device": "cpu", "seconds": 61.5, "tokens": 8700, "peak_bytes": 2**30 + 2**29}
+    planned["cost"] = {"least": {"kwh": 0.1}, "most": {"kwh": 0.2, "price": 1.5, "currency": "EUR"}}
+    measured = {"device": "cpu", "seconds": 61.5, "tokens": 8700, "peak_bytes": 2**30 + 2**29, "waited": 0.25}
+    measured["cost"] = {"kwh": 0.15, "price": 1.25, "currency": "EUR"}
     job = {"id": "ftjob-1", "status": "succeeded", "planned": planned, "measured": measured}
     service.replies["GET", "/v1/fine_tuning/jobs/ftjob-1"] = 200, job
     shown = dict(line.split("\t") for line in run("jobs", "show", "ftjob-1")[1].splitlines())
-    assert shown["planned"] == "24 steps, 9000 tokens, 1.0 GiB, 40s to 1m10s"
-    assert shown["measured"] == "8700 tokens after the first step in 1m02s, 1.5 GiB, cpu"
+    assert shown["planned"] == "24 steps, 9000 tokens, 1.0 GiB, 40s to 1m10s, 0.1 kWh to 0.2 kWh, 1.50 EUR"
+    assert shown["measured"] == (
+        "8700 tokens after the first step in 1m02s, waited 0.2s for rows, 1.5 GiB, 0.15 kWh, 1.25 EUR, cpu"
+    )
 
 
 def test_a_job_is_created_on_several_files_with_weights(
@@ -993,10 +997,14 @@ def test_a_plan_of_several_files_lists_them(run: Run, tmp_path: Path) -> None:
     for path in paths:
         path.write_text('{"prompt": "a", "completion": "b"}\n' * 10)
     code, out, _ = run(
-        "plan", "tunewright-tiny", str(paths[0]), "--mix", f"{paths[1]}=0.5", "--machine", "L4", "--json"
-    )
+        "plan", "tunewright-tiny", str(paths[0]), "--mix", f"{paths[1]}=0.5", "--machine", "L4", "--json",
+        "--price-per-hour", "0.5", "--currency", "EUR",
+    )  # fmt: skip
     assert code == 0
-    assert [(one["file"], one["rows"]) for one in json.loads(out)["files"]] == [
+    made = json.loads(out)
+    assert made["methods"][1]["cost"]["most"]["currency"] == "EUR"
+    assert made["methods"][1]["cost"]["most"]["kwh"] > 0, "by the card's watts"
+    assert [(one["file"], one["rows"]) for one in made["files"]] == [
         (str(paths[0]), 10),
         (str(paths[1]), 5),
     ]

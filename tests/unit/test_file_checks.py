@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from tunewright.api.files.checks import FileChecks
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
-from tunewright.errors import StorageFull
+from tunewright.errors import InvalidRequest, StorageFull
 from tunewright.kinds import FINE_TUNING
 from tunewright.kinds import data as kinds_data
 from tunewright.kinds.data import DataOptions, inspect_apart
@@ -342,6 +343,28 @@ def test_the_warnings_of_the_plan_are_those_of_the_job(
     found = dict(validated(api, store, data, CHAT, tuning=tuning).warnings)
     assert fix in found[code]
     assert set(found) == {"few_rows", code}, "and of nothing else"
+
+
+@pytest.mark.parametrize(
+    "how", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "made-up"}, {"quant_method": "awq"}]
+)
+def test_a_quantized_base_is_refused_by_plan_and_validation_with_what_to_use(
+    api: TestClient, store: Store, data: Workspace, tmp_path: Path, how: Any
+) -> None:
+    folder = tmp_path / "quantized"
+    shutil.copytree(embedded_base_path(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": how}))
+    base = replace(inspect_base(Settings().models.bases[0]), path=folder)
+    created = store.jobs.get(job(api, CHAT).json()["id"])
+    assert created is not None
+    with pytest.raises(JobRefused, match=rf"quantized already \({how['quant_method']}\).* 16-bit") as told:
+        FINE_TUNING.validate(Service(Settings(data_dir=data.path), store, data, on_gpu=False), created, base)
+    assert (told.value.code, told.value.param) == ("unsupported_base", "model")
+    file = planning.PlannedFile(tmp_path / "none", "none")
+    options: Any = {"tuning": TuningOptions(), "hyperparameters": HyperparameterOptions(), "max_rank": 8}
+    with pytest.raises(InvalidRequest, match="quantized already"):
+        planning.plan_job(base, [file], planning.machine_described("L4"), **options)
 
 
 def test_held_out_rows_do_not_count_as_training_rows(api: TestClient, store: Store, data: Workspace) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tunewright.plan.cost import Cost, Rates, cost_of
 from tunewright.plan.data_shape import DataShape, data_shape
 from tunewright.plan.defaults import Resolved, resolve, workers_for
 from tunewright.plan.fitting import run_of
@@ -393,3 +394,34 @@ def test_a_prediction_is_of_all_epochs_and_counts_finished_jobs_of_its_device_al
     on_cpu = predict(qwen2_7b(), resolved, DATA, tokens=tokens, device="cpu")
     assert on_cpu.seconds is None
     assert on_cpu.peak_bytes == estimate(qwen2_7b(), run_of(resolved, DATA, "cpu")).total, "what is resident"
+
+
+def test_energy_and_price_are_those_of_the_time_where_a_rate_is_known() -> None:
+    rates = Rates(price_per_hour=3.0, currency="EUR", watts=500)
+    assert cost_of(7200, rates) == Cost(kwh=1.0, price=6.0, currency="EUR")
+    assert cost_of(7200, Rates(), 350) == Cost(kwh=0.7), "by the card's datasheet"
+    assert cost_of(7200, rates, 350) == Cost(kwh=1.0, price=6.0, currency="EUR"), "the operator knows better"
+    assert cost_of(7200, Rates(price_per_hour=3.0)) == Cost(price=6.0, currency="USD")
+    assert cost_of(7200, Rates()) is None
+    assert cost_of(7200, rates).describe() == "1 kWh, 6.00 EUR"  # type: ignore[union-attr]
+
+
+def test_a_plan_and_the_prediction_of_a_job_tell_what_their_time_costs() -> None:
+    options: dict[str, Any] = {"hyperparameters": HyperparameterOptions(), "max_rank": 64}
+    machine, rates = described("H200"), Rates(price_per_hour=2.0)
+    plan = make_plan(qwen2_7b(), DATA, machine, tuning=TuningOptions(type="lora"), rates=rates, **options)
+    for method in plan.methods:
+        assert method.seconds is not None
+        assert method.cost is not None
+        assert method.cost.least.price == pytest.approx(2 * method.seconds.least / 3600)
+        assert method.cost.most.kwh == pytest.approx(0.7 * method.seconds.most / 3600)
+    cpu = make_plan(
+        qwen2_7b(), DATA, Machine("CPU", "cpu", 1, 300 * GIB), tuning=TuningOptions(), rates=rates, **options
+    )
+    assert all(method.cost is None for method in cpu.methods), "its time is not known"
+    resolved = resolve(
+        tuning=TuningOptions(type="lora"), rows=5000, context=32768, device="cuda", **options
+    )  # fmt: skip
+    known = predict(qwen2_7b(), resolved, DATA, tokens=10**6, device="NVIDIA H200", rates=rates)
+    assert known.cost is not None
+    assert "USD" in known.describe()

@@ -25,6 +25,8 @@ from .generations import (
 )
 from .jobs import (
     Checkpoint,
+    Cost,
+    CostRange,
     JobErrorInfo,
     JobEvent,
     JobMeasured,
@@ -87,6 +89,8 @@ __all__ = [
     "CompletionChoice",
     "CompletionChunk",
     "Component",
+    "Cost",
+    "CostRange",
     "DataReport",
     "Deleted",
     "DeploymentRecord",

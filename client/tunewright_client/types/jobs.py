@@ -81,15 +81,40 @@ class JobProgress(Wire):
     eta_seconds: float | None = None
 
 
+class Cost(Wire):
+    """Energy in kWh and price of some time on one device; None where no rate is known."""
+
+    kwh: float | None = None
+    price: float | None = None
+    currency: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.kwh:.3g} kWh"] if self.kwh is not None else []
+        parts += [f"{self.price:.2f} {self.currency}"] if self.price is not None else []
+        return ", ".join(parts)
+
+
+class CostRange(Wire):
+    """Of a predicted time."""
+
+    least: Cost
+    most: Cost
+
+    def __str__(self) -> str:
+        return f"{self.least} to {self.most}"
+
+
 class JobMeasured(Wire):
     """What the steps of a finished fine-tuning job took: `seconds` without the first step, evaluations and
-    checkpoints, for `tokens`; `peak_bytes` of memory; seconds in which steps `waited` for their rows."""
+    checkpoints, for `tokens`; `peak_bytes` of memory; seconds in which steps `waited` for their rows;
+    `cost` of both, where the server knows a rate."""
 
     device: str | None = None
     seconds: float | None = None
     tokens: int | None = None
     peak_bytes: int | None = None
     waited: float | None = None
+    cost: Cost | None = None
 
 
 class PlannedTime(Wire):
@@ -108,6 +133,7 @@ class JobPlanned(Wire):
     tokens: int | None = None
     peak_bytes: int | None = None
     seconds: PlannedTime | None = None
+    cost: CostRange | None = None
 
 
 class JobErrorInfo(Wire):

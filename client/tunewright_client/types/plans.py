@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from .base import Wire
+from .jobs import CostRange
 
 _GIB = 2**30
 
@@ -18,6 +19,7 @@ class PlannedMethod(Wire):
     memory: dict[str, int]
     fits: bool
     seconds: dict[str, Any] | None = None
+    cost: CostRange | None = None
 
 
 class PlannedOption(Wire):
@@ -103,8 +105,9 @@ class Plan(Wire):
         for method in self.methods:
             numbers = [_gib(method.memory.get(name, 0)) for name in ("total", *components)]
             memory.append([method.type, "yes" if method.fits else "no", *numbers])
+        costs = [f"{method.type}: {method.cost}" for method in self.methods if method.cost is not None]
         options = [[option.name, str(option.value), option.reason] for option in self.options]
-        lines += ["", *_aligned(memory), "", *_aligned(options)]
+        lines += ["", *_aligned(memory), *costs, "", *_aligned(options)]
         lines += [f"warning: {warning.message}" for warning in self.warnings]
         return "\n".join(lines)
 

@@ -83,6 +83,7 @@ def _planned(planned: JobPlanned | None) -> str | None:
         f"{planned.steps} steps, {planned.tokens} tokens",
         size(planned.peak_bytes),
         f"{duration(time.least)} to {duration(time.most)}" if time else None,
+        str(planned.cost) if planned.cost else None,
     )
     return ", ".join(part for part in parts if part)
 
@@ -95,6 +96,7 @@ def _measured(measured: JobMeasured | None) -> str | None:
         f"{measured.tokens} tokens after the first step in {duration(seconds)}" if seconds else None,
         f"waited {measured.waited:.1f}s for rows" if measured.waited is not None else None,
         size(measured.peak_bytes),
+        str(measured.cost) if measured.cost else None,
         measured.device,
     )
     return ", ".join(part for part in parts if part)

@@ -33,6 +33,14 @@ _LOCAL = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--price-per-hour", type=click.FloatRange(0, min_open=True), help="Of one device: tells the price."
+)
+@click.option("--currency", default="USD", show_default=True, help="Of that price.")
+@click.option(
+    "--device-watts", type=click.FloatRange(0, min_open=True),
+    help="Of one device: tells the energy.  [default: the card's]",
+)  # fmt: skip
 @column_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def plan(
@@ -45,6 +53,9 @@ def plan(
     batch_size: int | None,
     max_length: int | None,
     learning_rate: float | None,
+    price_per_hour: float | None,
+    currency: str,
+    device_watts: float | None,
     columns: dict[str, str] | None,
     as_json: bool,
 ) -> None:
@@ -58,6 +69,7 @@ def plan(
     from tunewright.errors import InvalidRequest
     from tunewright.kinds.data import DataOptions
     from tunewright.kinds.fine_tuning.planning import PlannedFile, machine_described, plan_job, this_machine
+    from tunewright.plan.cost import Rates
     from tunewright.plan.options import HyperparameterOptions, TuningOptions
     from tunewright.registry.bases import BaseUnavailable, inspect_base
 
@@ -79,6 +91,7 @@ def plan(
             hyperparameters=HyperparameterOptions(),
             max_rank=512,
             data=DataOptions(columns=columns),
+            rates=Rates(price_per_hour=price_per_hour, currency=currency, watts=device_watts),
         )
     except (InvalidRequest, BaseUnavailable) as error:
         raise click.ClickException(str(error)) from error
@@ -99,7 +112,7 @@ def plan(
     )
     components = [name for name in made.methods[0].memory if name != "total"]
     out.table(
-        ["METHOD", "FITS", "TRAINED", "TOTAL", *(name.upper() for name in components), "TIME"],
+        ["METHOD", "FITS", "TRAINED", "TOTAL", *(name.upper() for name in components), "TIME", "COST"],
         [
             [
                 method.type,
@@ -110,6 +123,7 @@ def plan(
                 f"{duration(method.seconds.least)} to {duration(method.seconds.most)}"
                 if method.seconds
                 else None,
+                f"{method.cost.least.describe()} to {method.cost.most.describe()}" if method.cost else None,
             ]
             for method in made.methods
         ],

@@ -233,6 +233,22 @@ class JobOptions(Group):
     max_queued_jobs: int = Field(
         1000, ge=1, description="Jobs that may wait, queued, paused or validating; more are refused with 429."
     )
+    price_per_hour: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Price of an hour of one device, which plans and finished jobs then tell. Default: none is told.",
+    )
+    currency: str = Field(
+        "USD", pattern=r"^[A-Za-z]{1,8}$", description="The currency of that price, such as EUR."
+    )
+    device_watts: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Watts of one device in use, for the energy of plans and finished jobs. Default: those of the card"
+        " by its datasheet, where it is known.",
+    )
 
 
 class ParityOptions(Group):

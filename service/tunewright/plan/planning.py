@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved, resolve, split_batch
 from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing, with_less_memory
@@ -38,6 +39,8 @@ class MethodPlan(_Part):
     peak: str
     fits: bool
     seconds: TimeRange | None
+    cost: CostRange | None = None
+    """Of these seconds on one device; None where no rate is known."""
 
 
 class Choice(_Part):
@@ -114,6 +117,7 @@ def make_plan(
     has_flash_attention: bool | None = None,
     earlier: Sequence[Earlier] = (),
     files: Sequence[FileShape] = (),
+    rates: Rates = Rates(),
 ) -> Plan:
     """The plan of a run with these options on this machine. `data` is an epoch of the `files`; `earlier`: finished jobs
     on this base here."""
@@ -166,7 +170,7 @@ def make_plan(
         type=chosen.type,
         advised=advised,
         why=why,
-        methods=[_method(shape, one, data, machine, earlier) for one in all_resolved.values()],
+        methods=[_method(shape, one, data, machine, earlier, rates) for one in all_resolved.values()],
         options=_choices(chosen, tuning, reasons.get(chosen.type)),
         fits=it_fits,
         change=change,
@@ -303,23 +307,25 @@ def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:
 
 
 def _method(
-    shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine, earlier: Sequence[Earlier]
+    shape: ModelShape,
+    resolved: Resolved,
+    data: DataShape,
+    machine: Machine,
+    earlier: Sequence[Earlier],
+    rates: Rates,
 ) -> MethodPlan:
     run = run_of(resolved, data, machine.device)
     memory = estimate(shape, run)
+    tokens = data.tokens_within(resolved.max_length) * resolved.n_epochs
+    seconds = predict_seconds(shape, run, tokens, machine.teraflops, earlier)
     return MethodPlan(
         type=resolved.type,
         trainable_parameters=trained_parameters(shape, run),
         memory=memory.components() | {"total": memory.total},
         peak=memory.peak,
         fits=fits(memory, machine),
-        seconds=predict_seconds(
-            shape,
-            run,
-            data.tokens_within(resolved.max_length) * resolved.n_epochs,
-            machine.teraflops,
-            earlier,
-        ),
+        seconds=seconds,
+        cost=cost_of_range(seconds, rates, machine.watts),
     )
 
 

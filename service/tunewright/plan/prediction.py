@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved
 from tunewright.plan.fitting import run_of
@@ -27,11 +28,15 @@ class Planned(BaseModel):
     """Most memory, of the same kind as what is measured: allocated by torch on a GPU, resident on the CPU."""
     seconds: TimeRange | None
     """Of the steps, without loading and saving; None where neither a finished job nor the card's peak tells it."""
+    cost: CostRange | None = None
+    """Of these seconds; None where no rate is known."""
 
     def describe(self) -> str:
         text = f"{self.steps} steps, {self.tokens} tokens, {self.peak_bytes / GIB:.2f} GiB"
         if self.seconds is not None:
             text += f", {self.seconds.least:.0f} to {self.seconds.most:.0f} s by {self.seconds.basis}"
+        if self.cost is not None:
+            text += f"; {self.cost.least.describe()} to {self.cost.most.describe()}"
         return text
 
 
@@ -43,6 +48,7 @@ def predict(
     tokens: int,
     device: str,
     earlier: Sequence[Earlier] = (),
+    rates: Rates = Rates(),
 ) -> Planned:
     """The prediction for rows of which an epoch has the shape `data`, and all epochs so many tokens.
 
@@ -52,15 +58,17 @@ def predict(
     card = None if device == "cpu" else card_of(device)
     run = run_of(resolved, data, "cpu" if device == "cpu" else "cuda")
     memory = estimate(shape, run)
+    seconds = predict_seconds(
+        shape,
+        run,
+        tokens,
+        card.teraflops if card else None,
+        [one for one in earlier if one.measured.device == device],
+    )
     return Planned(
         steps=-(-data.examples // resolved.batch_size) * resolved.n_epochs,
         tokens=tokens,
         peak_bytes=memory.total if device == "cpu" else memory.allocated,
-        seconds=predict_seconds(
-            shape,
-            run,
-            tokens,
-            card.teraflops if card else None,
-            [one for one in earlier if one.measured.device == device],
-        ),
+        seconds=seconds,
+        cost=cost_of_range(seconds, rates, card.watts if card else None),
     )

@@ -15,3 +15,13 @@ def read_shape(folder: Path) -> ModelShape:
     if not isinstance(config, dict):
         raise ValueError("config.json is not a JSON object")
     return shape_of(config, read_shapes(folder))
+
+
+def quantization_of(folder: Path) -> str | None:
+    """The method by which the weights of the model in a folder are quantized, as its config.json names it; None where
+    they are not. Raises OSError and ValueError."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    how = config.get("quantization_config") if isinstance(config, dict) else None
+    if not how:
+        return None
+    return str(how.get("quant_method") or "unknown") if isinstance(how, dict) else "unknown"

@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 
 from tunewright.jobs.folder import EventLog
+from tunewright.plan.cost import Cost, cost_of
 from tunewright.plan.data_shape import DataShape
+from tunewright.plan.machine import card_of
 from tunewright.plan.prediction import Planned, predict
 from tunewright.plan.shape import UnknownShape
+from tunewright.plan.time import Measured
 from tunewright.registry.model_shape import read_shape
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.trainer.spec import TrainingSpec
@@ -26,7 +29,17 @@ def planned_run(spec: TrainingSpec, data: DataShape, tokens: int) -> Planned | N
     except (OSError, ValueError, BadTensors, UnknownShape) as error:
         log.warning("no prediction of this run: %s", error)
         return None
-    return predict(shape, spec.tuning, data, tokens=tokens, device=device_name(), earlier=spec.earlier)
+    return predict(
+        shape, spec.tuning, data, tokens=tokens, device=device_name(), earlier=spec.earlier, rates=spec.rates
+    )
+
+
+def cost_of_measured(spec: TrainingSpec, measured: Measured | None) -> Cost | None:
+    """Of the measured steps and their waits for rows; None where no rate is known."""
+    if measured is None:
+        return None
+    card = None if measured.device == "cpu" else card_of(measured.device)
+    return cost_of(measured.seconds + (measured.waited or 0.0), spec.rates, card.watts if card else None)
 
 
 def tell_planned(events: EventLog, planned: Planned | None) -> None:

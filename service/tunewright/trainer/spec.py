@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.jobs.folder import Outcome
+from tunewright.plan.cost import Cost, Rates
 from tunewright.plan.defaults import Resolved
 from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Earlier, Measured
@@ -61,6 +62,8 @@ class TrainingSpec(BaseModel):
     tuning: Resolved
     earlier: tuple[Earlier, ...] = ()
     """Finished jobs on the same base, newest first: by their speed the time is predicted."""
+    rates: Rates = Rates()
+    """What a device costs, where the operator says it."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, beside those at the end of each epoch."""
 
@@ -82,3 +85,5 @@ class TrainingResult(Outcome):
     """What the run was predicted to need before its first step."""
     measured: Measured | None = None
     """Of the last process that trained; None where it did a single step."""
+    cost: Cost | None = None
+    """Of what was measured."""

@@ -25,8 +25,10 @@ from tunewright.kinds.fine_tuning.planning import (
     machine_beside_engines,
     machine_described,
     plan_job,
+    rates_of,
     shape_of_base,
 )
+from tunewright.plan.cost import Rates
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.planning import Choice, MethodPlan, Plan, PlannedRows, Step, Warning, make_plan
@@ -124,6 +126,7 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
         cache=context.workspace.token_cache,
         trust_remote_code=trusts_code(context.settings.models, context.store, base.name),
         earlier=[] if body.machine else earlier_jobs(context.store, base, machine),
+        rates=Rates() if body.machine else rates_of(context.settings),
     )
 
 

@@ -13,6 +13,7 @@ from tunewright.ids import is_suffix, result_file_id
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
+from tunewright.plan.cost import Cost, CostRange
 from tunewright.store.records import Checkpoint, Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
@@ -211,11 +212,14 @@ class MeasuredObject(Wire):
     waited: float | None = Field(
         None, description="Seconds beside these in which steps have waited for their rows."
     )
+    cost: Cost | None = Field(None, description="Energy and price of these seconds and waits.")
 
     @classmethod
     def of(cls, result: JobResult | None) -> MeasuredObject | None:
         measured = result.measured if isinstance(result, FineTuningResult) else None
-        return cls(**measured.model_dump(exclude={"length"})) if measured is not None else None
+        if measured is None or not isinstance(result, FineTuningResult):
+            return None
+        return cls(**measured.model_dump(exclude={"length"}), cost=result.cost)
 
 
 class PlannedTime(Wire):
@@ -235,6 +239,10 @@ class PlannedObject(Wire):
     seconds: PlannedTime | None = Field(
         description="Of all steps. null: no job of the method has finished on this base and device, and the card is "
         "not known."
+    )
+    cost: CostRange | None = Field(
+        None,
+        description="Energy and price of these seconds, where the operator's rates or the card tell them.",
     )
 
     @classmethod

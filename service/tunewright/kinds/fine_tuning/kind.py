@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunewright.engine.trust import trusts_code
+from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.kinds.fine_tuning.mixing import check_files, weights_of
 from tunewright.kinds.fine_tuning.models import (
@@ -15,6 +16,8 @@ from tunewright.kinds.fine_tuning.planning import (
     decided_checkpointing,
     finished_jobs,
     machine_beside_engines,
+    rates_of,
+    refuse_quantized,
     warnings_of,
 )
 from tunewright.kinds.fine_tuning.publishing import publish_products
@@ -46,6 +49,10 @@ class FineTuning(Kind):
                 f"{request.model} was trained on another model, which was named {job.base} then",
                 "model",
             )
+        try:
+            refuse_quantized(base)
+        except InvalidRequest as error:
+            raise JobRefused("unsupported_base", str(error), error.param) from error
         template = request.chat_template or base.chat_template
         files = check_files(service, job, request, template, base.name)
         device = "cuda" if service.on_gpu else "cpu"
@@ -106,6 +113,7 @@ class FineTuning(Kind):
             method=request.method,
             tuning=resolved,
             earlier=tuple(finished_jobs(service.store, base)),
+            rates=rates_of(service.settings),
         )
 
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:

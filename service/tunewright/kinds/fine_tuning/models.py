@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
+from tunewright.plan.cost import Cost
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Measured
@@ -42,3 +43,5 @@ class FineTuningResult(JobResult):
     enough."""
     measured: Measured | None = None
     """None in rows of earlier versions, and where all was done by one step."""
+    cost: Cost | None = None
+    """Of what was measured; None where no rate was known."""

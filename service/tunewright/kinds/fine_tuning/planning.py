@@ -16,6 +16,7 @@ from tunewright.engine.placement import options_of_bases
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.plan.cost import Rates
 from tunewright.plan.data_shape import DataShape, data_shape
 from tunewright.plan.defaults import Resolved, max_length_for
 from tunewright.plan.fitting import run_of, with_checkpointing
@@ -28,7 +29,7 @@ from tunewright.plan.planning import Plan, make_plan
 from tunewright.plan.shape import ModelShape, UnknownShape
 from tunewright.plan.time import Earlier
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.model_shape import read_shape
+from tunewright.registry.model_shape import quantization_of, read_shape
 from tunewright.registry.safetensors_file import BadTensors
 from tunewright.rows.cache import TokenCache
 from tunewright.rows.lengths import NotMeasured, Question, shape_of
@@ -52,6 +53,12 @@ def this_machine(devices: Sequence[str], engines: Mapping[str, EngineOptions]) -
         return replace(best, count=len(known), least=least)
     memory = psutil.virtual_memory()
     return Machine("this machine's CPU", "cpu", 1, memory.total, memory.total - memory.available)
+
+
+def rates_of(settings: Settings) -> Rates:
+    """What the operator says that a device costs."""
+    jobs = settings.jobs
+    return Rates(price_per_hour=jobs.price_per_hour, currency=jobs.currency, watts=jobs.device_watts)
 
 
 def machine_beside_engines(settings: Settings, store: Store, devices: Sequence[str]) -> Machine:
@@ -120,9 +127,12 @@ def plan_job(
     cache: TokenCache | None = None,
     trust_remote_code: bool = False,
     earlier: Sequence[Earlier] = (),
+    rates: Rates = Rates(),
 ) -> Plan:
     """The plan of a job. The files are tokenized in processes of their own, unless the cache has their tokens.
     `earlier`: finished jobs on this base and machine. Raises InvalidRequest."""
+
+    refuse_quantized(base)
 
     def measured(file: PlannedFile) -> DataShape:
         question = Question(
@@ -158,6 +168,7 @@ def plan_job(
         has_flash_attention=_has_flash_attention(),
         earlier=earlier,
         files=parts,
+        rates=rates,
     )
 
 
@@ -193,6 +204,22 @@ def least_data(file: Path | None, rows: int) -> DataShape:
             if read > _LOOKED_AT:
                 break
     return data_shape(rows, [(max(1, longest), 1)])
+
+
+def refuse_quantized(base: BaseInfo) -> None:
+    """Raises InvalidRequest where the base's weights are quantized: no method trains on them, and what a merge of the
+    adapter would be, vLLM may not know."""
+    try:
+        how = quantization_of(base.path)
+    except (OSError, ValueError):
+        return  # what reads the file next says why
+    if how is not None:
+        raise InvalidRequest(
+            f"{base.name} is quantized already ({how}), and such weights are not trained on: use its 16-bit version, "
+            "with tuning.type qlora where memory is scarce, and quantize the result with POST /v1/exports.",
+            param="model",
+            code="unsupported_base",
+        )
 
 
 def shape_of_base(base: BaseInfo) -> ModelShape:

@@ -84,7 +84,10 @@ def publish_products(
             products,
             job_id=job.id,
             result=FineTuningResult(
-                trained_tokens=result.trained_tokens, planned=result.planned, measured=result.measured
+                trained_tokens=result.trained_tokens,
+                planned=result.planned,
+                measured=result.measured,
+                cost=result.cost,
             ),
             checkpoint_metrics=result.checkpoints,
             result_file=_metrics_file(store, workspace, job),

@@ -21,7 +21,7 @@ from tunewright.trainer.loop import (
     latest_checkpoint,
 )
 from tunewright.trainer.model import load_model, load_tokenizer
-from tunewright.trainer.planned import planned_run, tell_planned
+from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
 from tunewright.trainer.products import save_product
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
@@ -80,12 +80,14 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
     save_product(trainer, tokenizer, folder)
+    measured = metrics.measured(training.longest, loading.waited)
     return TrainingResult(
         status="succeeded",
         trained_tokens=trained_tokens,
         metrics=metrics.latest,
         planned=planned,
-        measured=metrics.measured(training.longest, loading.waited),
+        measured=measured,
+        cost=cost_of_measured(spec, measured),
         checkpoints=checkpoints.usable(),
     )
 
