@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tunewright.rows import dataset  # noqa: E402
 from tunewright.rows.cache import ROWS_FILE, TOTALS_FILE, TokenCache, cache_key  # noqa: E402
 from tunewright.rows.dataset import Block, encoded_blocks, labels  # noqa: E402
 from tunewright.rows.examples import IGNORED, Example, encode_text  # noqa: E402
+from tunewright.rows.mixture import Mixture, Part  # noqa: E402
 from tunewright.rows.tokenized import TokenizedFile, tokenize_file  # noqa: E402
 from tunewright.rows.totals import Totals  # noqa: E402
 from tunewright.trainer.data import tell_data  # noqa: E402
@@ -122,7 +124,8 @@ def test_the_examples_and_the_totals_of_a_file_are_those_of_its_rows(
 @pytest.mark.parametrize(("cut", "levels"), [(0, ["info"]), (1, ["info", "warn"])])
 def test_the_events_of_a_job_warn_of_rows_that_are_cut(cut: int, levels: list[str], tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
-    tell_data(EventLog(folder), TOTALS.model_copy(update={"truncated": cut}))
+    file: Any = SimpleNamespace(totals=TOTALS.model_copy(update={"truncated": cut}))
+    tell_data(EventLog(folder), Mixture([Part("a", file)], seed=1), epochs=1)
     events, _ = folder.read_events(0)
     assert [event["level"] for event in events] == levels
     assert ("raise tuning.max_length" in events[-1]["message"]) == bool(cut)
