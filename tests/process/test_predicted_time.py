@@ -53,6 +53,7 @@ def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path:
             took = done.measured.seconds or 0.0
             cost, planned_cost = done.measured.cost, done.planned.cost
             assert cost is not None
+            assert (done.measured.waited or 0) > 0, "rows are read from the disk"
             assert planned_cost is not None
             assert (cost.price, cost.currency) == (
                 pytest.approx((took + (done.measured.waited or 0.0)) / 100),

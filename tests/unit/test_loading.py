@@ -18,11 +18,11 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tiny import tiny_model, token_rows
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.plan.data_shape import data_shape
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.rows.mixture import Mixture, Part
-from tunewright.trainer.data import epoch_order, tell_padding
+from tunewright.rows.totals import Totals
+from tunewright.trainer.data import epoch_order, tell_data
 from tunewright.trainer.loading import LoadingCallback
 from tunewright.trainer.loop import HeldOutTrainer
 from tunewright.trainer.methods.supervised import _arguments
@@ -109,8 +109,13 @@ def test_the_trainer_has_the_workers_and_the_order_that_were_resolved(folder: Jo
 
 
 def test_a_job_tells_that_its_batches_are_padding(folder: JobFolder) -> None:
-    few_long: Any = SimpleNamespace(shape=lambda: data_shape(100, [(5, 1)] * 95 + [(60, 1)] * 5))
-    tell_padding(EventLog(folder, 0), few_long, tuning(group_by_length=True))
+    few_long = Totals(
+        source="", max_length=64, rows=100, examples=100, tokens=775, learnt=100, truncated=0, dropped=0, lost=0,
+        longest=60, lengths={5: 95, 60: 5},
+    )  # fmt: skip
+    file: Any = SimpleNamespace(totals=few_long)
+    training = Mixture([Part("a", file)], seed=1)
+    tell_data(EventLog(folder, 0), training, tuning(group_by_length=True))
     assert warnings(folder) == []
-    tell_padding(EventLog(folder, 0), few_long, tuning())
+    tell_data(EventLog(folder, 0), training, tuning())
     assert warnings(folder) == ["rows_padded"]

@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rows import resolved
 from tunewright.config import embedded_base_path
+from tunewright.jobs.folder import JobFolder
 from tunewright.plan.data_shape import data_shape
 from tunewright.plan.mixing import drawn, mixed_shape
 from tunewright.rows.cache import TokenCache
 from tunewright.rows.mixture import EpochOrder, Mixture, Part
+from tunewright.rows.reading import Reading
 from tunewright.rows.tokenized import tokenize_file
+from tunewright.trainer.data import epoch_order, tokenized_files
+from tunewright.trainer.spec import FurtherFile, TrainingSpec
 
 transformers = pytest.importorskip("transformers")
 
@@ -133,6 +138,39 @@ def test_grouped_batches_have_rows_of_one_length_and_the_longest_comes_first(par
     assert together.tolist() != mixture.epoch(1, batch).tolist()
     steps = [rows[together[begin : begin + 32]].mean() for begin in range(0, 192, 32)]
     assert max(steps) < 2 * min(steps), "steps of several batches are not sorted by length"
+
+
+def test_a_job_that_groups_by_length_has_grouped_batches(part: Any) -> None:
+    mixture = Mixture([part("a", np.random.default_rng(0).integers(1, 200, 60).tolist(), 1.0)], seed=3)
+    order = epoch_order(
+        mixture, resolved().model_copy(update={"group_by_length": True, "per_device_batch_size": 4})
+    )
+    assert order is not None
+    order.set_epoch(1)
+    assert list(order) == mixture.epoch(1, 4).tolist() != mixture.epoch(1).tolist()
+
+
+def test_a_file_of_which_no_row_is_held_out_is_trained_on_alone(tmp_path: Path, tokenizer: Any) -> None:
+    many, few = write(tmp_path / "many.jsonl", [1] * 60), write(tmp_path / "few.jsonl", [2])
+    share = {"held_out_share": 0.2}
+    spec = TrainingSpec(
+        job_id="one",
+        base_name="tiny",
+        base_path=str(embedded_base_path()),
+        training_file=str(many),
+        further_files=(FurtherFile(file=str(few), weight=3.0),),
+        reading=Reading(part="training", **share),
+        validation_file=str(many),
+        validation_reading=Reading(part="held_out", **share),
+        seed=1,
+        device="cpu",
+        tuning=resolved(),
+    )
+    training, held_out = tokenized_files(JobFolder(tmp_path / "job"), spec, tokenizer, lambda: None)
+    assert held_out is not None
+    assert [(one.name, one.drawn) for one in training.parts[1:]] == [("few.jsonl", 3)]
+    assert [one.name for one in held_out.parts] == ["many.jsonl"]
+    assert training.parts[0].totals.rows + held_out.parts[0].totals.rows == 60
 
 
 def test_repeated_rows_are_no_more_data() -> None:

@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rows import resolved
+
 transformers = pytest.importorskip("transformers")
 
 from tunewright.config import embedded_base_path  # noqa: E402
@@ -125,7 +127,7 @@ def test_the_examples_and_the_totals_of_a_file_are_those_of_its_rows(
 def test_the_events_of_a_job_warn_of_rows_that_are_cut(cut: int, levels: list[str], tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     file: Any = SimpleNamespace(totals=TOTALS.model_copy(update={"truncated": cut}))
-    tell_data(EventLog(folder), Mixture([Part("a", file)], seed=1), epochs=1)
+    tell_data(EventLog(folder), Mixture([Part("a", file)], seed=1), resolved())
     events, _ = folder.read_events(0)
     assert [event["level"] for event in events] == levels
     assert ("raise tuning.max_length" in events[-1]["message"]) == bool(cut)

@@ -98,6 +98,9 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
 
 def _adapter(adapter: SourceAdapter) -> list[str]:
     lineage = [f"{name} {adapter.lineage[key]}" for key, name in _LINEAGE if key in adapter.lineage]
+    for one in adapter.lineage.get("mix") or []:
+        known = f" (sha256 {one['sha256'][:16]})" if one["sha256"] else ""
+        lineage.append(f"training data {one['file']}{known}, weight {one['weight']:g}")
     first = f"- adapter `{adapter.model}` (sha256 {adapter.sha256[:16]}), weight {adapter.weight:g}"
     return [first, *(f"  - {line}" for line in lineage)]
 

@@ -85,8 +85,10 @@ def tokenized_files(
     return training, Mixture(held_out, spec.seed)
 
 
-def tell_data(events: EventLog, training: Mixture, epochs: int) -> None:
-    """Tell the events what is trained on, of each file where there are several, and warn of what is cut."""
+def tell_data(events: EventLog, training: Mixture, tuning: Resolved) -> None:
+    """Tell the events what is trained on, of each file where there are several, and warn of what is cut and of batches
+    that are mostly padding."""
+    epochs = tuning.n_epochs
     for number, part in enumerate(training.parts):
         totals = part.totals
         if len(training.parts) == 1 and training.is_plain:
@@ -106,10 +108,6 @@ def tell_data(events: EventLog, training: Mixture, epochs: int) -> None:
             )
         if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
             events.message(cut, level="warn", data={"code": "rows_cut"})
-
-
-def tell_padding(events: EventLog, training: Mixture, tuning: Resolved) -> None:
-    """Warn of batches that are padding for the most part."""
     padding = training.shape().padding(tuning.per_device_batch_size, tuning.max_length)
     if padded := rows_padded(padding, tuning.group_by_length):
         events.message(padded, level="warn", data={"code": "rows_padded"})

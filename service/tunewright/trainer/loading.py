@@ -1,11 +1,14 @@
-"""Measures how long steps wait for their rows, and warns where that is much of their time."""
+"""How trainers get their rows: the order of a mixture, and how long steps wait, which is told where it is much."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
 
 from tunewright.jobs.folder import EventLog
 from tunewright.plan.pitfalls import loader_blocks
@@ -14,8 +17,27 @@ _STEPS = 20
 """Steps after which it is judged. The first one is left out: the processes that read rows start in it."""
 
 
+class OrderedRows(Trainer):  # type: ignore[misc]
+    """A part of trainers of every method: the order of their examples, and the time that steps wait for these."""
+
+    order: Sampler[int] | None = None
+    """None: the Trainer's own, each example once in an epoch, by chance."""
+    on_wait: Callable[[float], None] | None = None
+    """Called with the seconds in which a step has waited for its rows."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        return self.order if self.order is not None else super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        found = super().get_batch_samples(*arguments, **options)
+        if self.on_wait is not None:
+            self.on_wait(time.monotonic() - began)
+        return found
+
+
 class LoadingCallback(TrainerCallback):  # type: ignore[misc]
-    """Has the seconds of steps, and of waits for their rows, which the trainer tells (`HeldOutTrainer.on_wait`)."""
+    """Has the seconds of steps, and of waits for their rows, which the trainer tells (`OrderedRows.on_wait`)."""
 
     def __init__(self, events: EventLog, workers: int) -> None:
         self._events = events

@@ -7,14 +7,11 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from datasets import Dataset
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
@@ -23,6 +20,7 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.time import Measured
+from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.planned import device_name
 
 KEPT_EPOCHS = 3
@@ -31,27 +29,11 @@ KEPT_RECENT = 2
 """How many of the newest checkpoints are kept to resume from: a crash may leave the last one incomplete."""
 
 
-class HeldOutTrainer(SFTTrainer):  # type: ignore[misc]
+class HeldOutTrainer(OrderedRows, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose evaluation gives every token the same weight.
 
     The Trainer's own evaluation averages batch means, so rows in a short last batch would count for more.
     """
-
-    order: Sampler[int] | None = None
-    """The order of the training examples; None: the Trainer's own, each once in an epoch, by chance."""
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        return self.order if self.order is not None else super()._get_train_sampler(train_dataset)
-
-    on_wait: Callable[[float], None] | None = None
-    """Called with the seconds in which a step has waited for its rows."""
-
-    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        began = time.monotonic()
-        found = super().get_batch_samples(*arguments, **options)
-        if self.on_wait is not None:
-            self.on_wait(time.monotonic() - began)
-        return found
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return `eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""

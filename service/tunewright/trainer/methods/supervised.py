@@ -11,7 +11,7 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.trainer.data import epoch_order, tell_data, tell_padding, tokenized_files
+from tunewright.trainer.data import epoch_order, tell_data, tokenized_files
 from tunewright.trainer.loading import LoadingCallback
 from tunewright.trainer.loop import (
     CheckpointCallback,
@@ -37,8 +37,7 @@ def train(folder: JobFolder, spec: TrainingSpec, events: EventLog) -> TrainingRe
     planned = planned_run(spec, training.shape(), trained_tokens)
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
-        tell_data(events, training, tuning.n_epochs)
-        tell_padding(events, training, tuning)
+        tell_data(events, training, tuning)
         tell_planned(events, planned)
         if held_out is not None:
             for part in held_out.parts:
