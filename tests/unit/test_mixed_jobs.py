@@ -21,6 +21,7 @@ from tunewright.plan.defaults import Resolved
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.rows.formats import read_rows
+from tunewright.rows.held_out import is_held_out
 from tunewright.store.records import Job
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingSpec
@@ -172,6 +173,17 @@ def test_held_out_rows_are_of_all_files_and_never_copies_of_training_rows(
     assert not training & held_out
     assert len(training) + len(held_out) == 200
     assert validated(store, data, job).summary.count("held out") == 2
+
+
+def test_a_file_that_would_be_held_out_whole_is_refused(
+    api: TestClient, store: Store, data: Workspace
+) -> None:
+    row = next(row for row in text_rows(99, "one") if is_held_out(row, 0.5))
+    a, b = upload(api, lines(text_rows(100))), upload(api, lines([row]))
+    job = created(api, store, a, [{"file": b}], validation_file="auto", data={"validation_share": 0.5})
+    with pytest.raises(JobRefused, match=rf"of the 1 rows of {b} all would be held out") as told:
+        validated(store, data, job)
+    assert told.value.param == "data.mix"
 
 
 def spec_of(store: Store, data: Workspace, job: Job) -> TrainingSpec:
