@@ -19,6 +19,7 @@ from tunewright.atomic import sync_folder
 from tunewright.errors import Busy, StorageFull
 from tunewright.ids import utc_stamp
 from tunewright.store.sqlite_file import (
+    Changes,
     DatabaseUnusable,
     check,
     reading,
@@ -95,6 +96,11 @@ class Database:
         """A consistent view without writes; on SQLite it neither waits for writers nor blocks them."""
         with self._engine.connect().execution_options(read_only=True) as connection:
             yield connection
+
+    def changes(self) -> Changes | None:
+        """What says whether the database was changed; None for what is no SQLite file."""
+        path = sqlite_path(self.url)
+        return Changes(path) if path is not None else None
 
     def revision(self) -> str | None:
         """The revision of the tables; None where there are none yet. Reads only. No other process may have a SQLite

@@ -21,6 +21,7 @@ from tunewright.store.inputs import (
     refuse_unfinished,
 )
 from tunewright.store.job_rows import as_json, await_check, succeed
+from tunewright.store.names import NameStore
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import Desired, ModelKind, ModelState
@@ -215,33 +216,14 @@ class ModelStore:
         return None if found is None else int(found)
 
     def resolve(self, name: str) -> tuple[TunedModel | None, Engine | None, ResidencyRow | None]:
-        """The model, its engine and its residency there, for a generation. One consistent view."""
-        with self._database.read() as connection:
-            model_row = connection.execute(select(models).where(models.c.name == name)).one_or_none()
-            model = TunedModel(**model_row._mapping) if model_row else None
-            engine_row = connection.execute(
-                select(engines).where(engines.c.name == (_engine_of(model) if model else name))
-            ).one_or_none()
-            engine = Engine(**engine_row._mapping) if engine_row else None
-            held = None
-            if model is not None and engine is not None:
-                held = connection.execute(
-                    select(residency).where(
-                        residency.c.engine == engine.name,
-                        residency.c.run == engine.run,
-                        residency.c.sha256 == model.sha256,
-                    )
-                ).one_or_none()
-        return model, engine, ResidencyRow(**held._mapping) if held else None
+        """The model, its engine and its residency there. One consistent view."""
+        found = NameStore(self._database).read([name])[name]
+        return found.model, found.engine, found.held
 
 
 def engine_name() -> ColumnElement[str]:
     """The name of the engine that serves a row of `models`: its base's for an adapter, its own for a full model."""
     return case((models.c.kind == ModelKind.ADAPTER, models.c.base), else_=models.c.name)
-
-
-def _engine_of(model: TunedModel) -> str:
-    return model.base if model.kind is ModelKind.ADAPTER else model.name
 
 
 def _refuse_needed(connection: Connection, model: TunedModel, force: bool) -> None:

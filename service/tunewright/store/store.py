@@ -14,6 +14,7 @@ from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
 from tunewright.store.listings import Listings
 from tunewright.store.models import ModelStore
+from tunewright.store.names import NameStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 
 
@@ -31,6 +32,7 @@ class Store:
     shadow_answers: ShadowAnswerStore
     checks: CheckStore
     deployments: DeploymentStore
+    names: NameStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -47,6 +49,7 @@ class Store:
             ShadowAnswerStore(database),
             CheckStore(database),
             DeploymentStore(database),
+            NameStore(database),
         )
 
     def close(self) -> None:

@@ -84,6 +84,7 @@ class Gateway:
         await self.grammars.close()
         for engine in self._engines.values():
             await engine.close()
+        self.router.close()
 
     def engine(self, socket: str) -> EngineHTTP:
         engine = self._engines.get(socket)

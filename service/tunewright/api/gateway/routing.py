@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.api.gateway.lookups import Lookups
 from tunewright.api.gateway.turns import NOBODY, Caller, Line
-from tunewright.api.http.threads import Threads
 from tunewright.engine.leases import ENGINE, Leases
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
 from tunewright.registry.aliases import Alias, pick
@@ -25,8 +25,6 @@ _POLL_INTERVAL = 0.05
 _MOST_KNOWN = 10_000
 _MOST_SEQUENCES = 256
 """Sequences that an engine runs at once which an earlier version of the service has started."""
-_READERS = 4
-"""Threads that look up names; a pool of database connections has more."""
 
 LeaseKeys = tuple[tuple[str, str], ...]
 """The leases that a request needs, each as (engine, the adapter's hash or `ENGINE`)."""
@@ -61,8 +59,7 @@ class Target:
 class Router:
     """Resolves the names in requests to targets. Used from one event loop only.
 
-    `store` is read in threads of the router's own. It should have connections of its own: others may be held by
-    writers, which wait for each other.
+    `store` should have connections of its own: others may be held by writers, which wait for each other.
     `leases` is the folder of leases, which the engine worker reads. `max_requests` limits the generations in flight
     for each engine.
     """
@@ -76,8 +73,7 @@ class Router:
         max_requests: int = 1024,
         load_on_demand: bool = True,
     ) -> None:
-        self._store = store
-        self._threads = Threads("names", _READERS)
+        self._lookups = Lookups(store)
         self._leases = Leases(leases)
         self._load = load
         self._max_requests = max_requests
@@ -92,14 +88,15 @@ class Router:
         """Number of generations by engine name, including those that wait for their adapter or their turn."""
         return Counter({name: line.in_flight for name, line in self._lines.items()})
 
+    def close(self) -> None:
+        self._lookups.close()
+
     async def choose(self, name: str, sticky: str | None) -> tuple[str, Alias | None]:
         """The model that answers a request to `name`, and the alias where `name` is one.
 
         `sticky`: requests with the same key get the same target of an alias.
         """
-        if any(key[1] != ENGINE for key in self._known.get(name, ())):  # an adapter, so not an alias
-            return name, None
-        alias = await self._threads.run(self._store.aliases.get, name)
+        alias = (await self._lookups.find(name)).alias
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
 
     async def find(self, name: str, held: ExitStack, caller: Caller = NOBODY) -> Target:
@@ -113,7 +110,8 @@ class Router:
         while True:
             with ExitStack() as lease:
                 leased = self._lease(name, lease)
-                model, engine, residency = await self._threads.run(self._store.models.resolve, name)
+                found = await self._lookups.find(name)
+                model, engine, residency = found.model, found.engine, found.held
                 if engine is not None and engine.state is EngineState.DRAINING:
                     self._known.pop(name, None)  # else the leases of refused requests would keep it alive
                 engine = self._servable(name, model, engine)
