@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +149,10 @@ class Chunks:
     """An upstream response whose body arrives in these pieces."""
 
     def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
-        self.content = self
+        self._pieces = iter(pieces)
 
-    async def iter_any(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
+    async def part(self) -> bytes:
+        return next(self._pieces, b"")
 
 
 async def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Client:

@@ -28,7 +28,8 @@ from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
 from tunewright.api.http.threads import Threads
-from tunewright.engine.http import Answer, EngineBusy, EngineHTTP
+from tunewright.engine.connections import Answer
+from tunewright.engine.http import EngineBusy, EngineHTTP
 from tunewright.errors import (
     EngineUnavailable,
     InvalidRequest,
@@ -216,7 +217,7 @@ class Relay(Response):
                             f"The engine does not know {target.public_name} now: try again."
                         )
                     raise engine_error(upstream.status, text, target, self._path, self._body)
-                content_type = upstream.headers.get("Content-Type", "application/json")
+                content_type = upstream.headers.get("content-type", "application/json")
                 headers = answer_headers(target.public_name, alias, content_type)
                 if upstream.content_type == "text/event-stream":
                     await reply.begin(upstream.status, headers)
@@ -241,7 +242,7 @@ class Relay(Response):
         """
         buffered = b""
         last = b""
-        async for chunk in upstream.content.iter_any():
+        while chunk := await upstream.part():
             buffered += chunk
             cut = buffered.rfind(b"\n\n") + 2
             if cut > 1:
