@@ -6,8 +6,9 @@ import sys
 if "BENCH_PROFILE" in os.environ and "tunewright.api" in sys.orig_argv:
     import cProfile
     import signal
+    import time
 
-    _profile = cProfile.Profile()
+    _profile = cProfile.Profile(time.thread_time)  # of the event loop's thread
 
     def _end(*_: object) -> None:
         _profile.disable()

@@ -35,35 +35,36 @@ class Leases:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: dict[Path, tuple[int, int]] = {}
+        self._held: dict[tuple[str, str], tuple[int, int]] = {}
+        """The descriptor of the locked file, and the number of requests, by engine and hash."""
 
     def take(self, engine: str, sha256: str) -> bool:
         """Take a lease for one more request; False where the adapter is being unloaded."""
-        path = _path(self._folder, engine, sha256)
-        held = self._held.get(path)
+        key = (engine, sha256)
+        held = self._held.get(key)
         if held is not None:
-            self._held[path] = (held[0], held[1] + 1)
+            self._held[key] = (held[0], held[1] + 1)
             return True
-        descriptor = _lock(path, fcntl.LOCK_SH)
+        descriptor = _lock(_path(self._folder, engine, sha256), fcntl.LOCK_SH)
         if descriptor is None:
             return False
-        self._held[path] = (descriptor, 1)
+        self._held[key] = (descriptor, 1)
         return True
 
     def give_back(self, engine: str, sha256: str) -> None:
         """Give back the lease of one request."""
-        path = _path(self._folder, engine, sha256)
-        descriptor, count = self._held[path]
+        key = (engine, sha256)
+        descriptor, count = self._held[key]
         if count > 1:
-            self._held[path] = (descriptor, count - 1)
+            self._held[key] = (descriptor, count - 1)
             return
-        del self._held[path]
+        del self._held[key]
         os.utime(descriptor)
         os.close(descriptor)
 
     def count(self, engine: str, sha256: str) -> int:
         """Number of requests that use the adapter."""
-        return self._held.get(_path(self._folder, engine, sha256), (0, 0))[1]
+        return self._held.get((engine, sha256), (0, 0))[1]
 
 
 class Drain:

@@ -67,13 +67,12 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
         async def endpoint(request: Request) -> Response:
             assert self.gateway is not None, "the gateway is opened before the first request"
             raw = await request.body()
-            is_large = len(raw) > LARGE
-            body = await self.gateway.bodies.run(parse_body, raw) if is_large else parse_body(raw)
+            body = await self.gateway.bodies.run(parse_body, raw) if len(raw) > LARGE else parse_body(raw)
             if b"_url" in raw:
                 check_media(body, self._media_domains)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
-            return Relay(self.gateway, upstream, body, sticky, is_large=is_large)
+            return Relay(self.gateway, upstream, body, sticky, size=len(raw))
 
         endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
         return endpoint

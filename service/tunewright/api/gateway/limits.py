@@ -31,10 +31,14 @@ _REPEATS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 _LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
-def check_limits(body: dict[str, Any], context: int | None, most_tokens: int | None) -> None:
-    """Raises InvalidRequest. `context`: of the model, in tokens, where it is known; `most_tokens`: the operator's."""
+def check_limits(
+    body: dict[str, Any], context: int | None, most_tokens: int | None, size: int | None = None
+) -> None:
+    """Raises InvalidRequest. `context`: of the model, in tokens, where it is known; `most_tokens`: the operator's;
+    `size`: bytes of the body, if they are known, which has at most as many characters."""
     if context is not None:
-        _check_text(body, context)
+        if size is None or size > context * LONGEST_TOKEN:
+            _check_text(body, context)
         _check_choices(body, context, most_tokens or CHOICES * context)
     _check_grammars(body)
 

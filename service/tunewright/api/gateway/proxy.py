@@ -10,13 +10,13 @@ import asyncio
 import json
 import logging
 import time
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tunewright.api.gateway.bodies import check_tokens, write_body
+from tunewright.api.gateway.bodies import LARGE, check_tokens, write_body
 from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
@@ -108,14 +108,14 @@ class Gateway:
             except EngineBusy as error:
                 raise EngineUnavailable(LOST) from error
             compilation.end()
-            return upstream.status, _renamed(answer, target)
+            return upstream.status, Rename(target)(answer)
 
 
 class Relay(Response):
     """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.
 
-    `sticky`: requests with the same key get the same target of an alias. `is_large`: the body takes so long to write
-    that a thread does it.
+    `sticky`: requests with the same key get the same target of an alias. `size`: bytes of the body, where they are
+    known; a large one is written by a thread, and a small one has no text that is too long.
     """
 
     def __init__(
@@ -125,40 +125,51 @@ class Relay(Response):
         body: dict[str, Any],
         sticky: str | None = None,
         *,
-        is_large: bool = False,
+        size: int | None = None,
     ) -> None:
         self.background = None
         self._gateway = gateway
         self._path = upstream_path
         self._body = body
         self._sticky = sticky
-        self._is_large = is_large
+        self._size = size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = asyncio.create_task(self._answer(scope, receive, send))
-        disconnect = asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            disconnect.cancel()
-            answer.cancel()  # closes the connection to vLLM, which aborts the request
-            for task in (disconnect, answer):
-                with suppress(asyncio.CancelledError):
-                    await task
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(scope, receive, send)
+        answering = asyncio.current_task()
+        assert answering is not None, "the server runs each request in a task"
+        has_left = False
+
+        async def watch() -> None:
+            nonlocal has_left
+            await _disconnected(receive)
+            if not reply.has_ended:
+                has_left = True
+                answering.cancel()  # closes the connection to vLLM, which aborts the request
+
+        watching = asyncio.create_task(watch())
+        try:
+            await self._answer(scope, reply)
+        except asyncio.CancelledError:
+            if not has_left:
+                raise  # the server stops
+        finally:
+            watching.cancel()
+        if has_left and answering.uncancel():
+            raise asyncio.CancelledError  # it stops at the same moment
+
+    async def _answer(self, scope: Scope, reply: Reply) -> None:
         error: TunewrightError | None = None
         limit = self._gateway.request_timeout
         began = time.monotonic()
         model, alias = "", None
         try:
-            async with asyncio.timeout(limit), AsyncExitStack() as open_for:
+            async with asyncio.timeout(limit):
                 model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
                 if alias is not None:
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
                 if self._path in _STREAMS and self._body.get("stream") is True:
-                    await open_for.enter_async_context(reply.kept_open(answer_headers(model, alias)))
+                    reply.keep_open(answer_headers(model, alias))
                 await self._ask(model, alias, caller_of(scope, self._body), reply)
         except TimeoutError:
             error = RequestTimeout(
@@ -166,6 +177,8 @@ class Relay(Response):
             )
         except TunewrightError as raised:
             error = raised
+        finally:
+            await reply.close()
         if alias is not None:
             seconds = (reply.began_at or time.monotonic()) - began
             self._gateway.guard.observe(alias, model, ok=error is None or error.status < 500, seconds=seconds)
@@ -185,10 +198,10 @@ class Relay(Response):
     async def _data(self, target: Target) -> bytes:
         """The body for vLLM. Raises InvalidRequest."""
         most = self._gateway.max_generated_tokens
-        if not self._is_large:
-            return _upstream_body(self._path, self._body, target, most)
+        if self._size is None or self._size <= LARGE:
+            return _upstream_body(self._path, self._body, target, most, size=self._size)
         return await self._gateway.bodies.run(
-            _upstream_body, self._path, self._body, target, most, in_parts=True
+            _upstream_body, self._path, self._body, target, most, size=self._size, in_parts=True
         )
 
     async def _relay(
@@ -224,7 +237,7 @@ class Relay(Response):
                     await self._pass_events(upstream, target, reply, compilation)
                 else:
                     # Read as a whole, so that a failure still gets a status of its own.
-                    text = _renamed(await upstream.read(), target)
+                    text = Rename(target)(await upstream.read())
                     compilation.end()
                     await reply.begin(upstream.status, headers)
                     await reply.end(text)
@@ -240,6 +253,7 @@ class Relay(Response):
 
         Raises EngineUnavailable where the stream ends without [DONE].
         """
+        renamed = Rename(target)
         buffered = b""
         last = b""
         while chunk := await upstream.part():
@@ -252,7 +266,7 @@ class Relay(Response):
                     raise EngineUnavailable(LOST)
                 if self._path in _ENDED_BY_DONE or _HAS_OUTPUT in whole:
                     compilation.end()
-                await reply.part(_renamed(whole, target))
+                await reply.part(renamed(whole))
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(LOST)
         await reply.end(buffered)
@@ -275,10 +289,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _upstream_body(
-    path: str, body: dict[str, Any], target: Target, most_tokens: int | None, *, in_parts: bool = False
+    path: str,
+    body: dict[str, Any],
+    target: Target,
+    most_tokens: int | None,
+    *,
+    size: int | None = None,
+    in_parts: bool = False,
 ) -> bytes:
     """Check the request and encode it for vLLM. Raises InvalidRequest."""
-    check_limits(body, target.context, most_tokens)
+    check_limits(body, target.context, most_tokens, size)
     body = {**body, **_plain_conversation(path, body, target), "model": target.internal_name}
     if target.chat_template is not None:
         if path in _TAKES_TEMPLATE and "prompt" not in body:
@@ -309,15 +329,20 @@ def _plain_conversation(path: str, body: dict[str, Any], target: Target) -> dict
     """The parts of a body that a chat template renders, with the control tokens in them as plain text, as in training:
     what a user writes is no turn. A `prompt` is rendered by nobody and has the control tokens that its writer wants, as
     the `input` of embeddings has."""
-    if path == "/v1/embeddings":
+    rendered = [part for part in _RENDERED if part in body]
+    if path == "/v1/embeddings" or not rendered:
         return {}
     template = target.chat_template if path in _TAKES_TEMPLATE else None
     control = control_tokens(target.control_tokens if template else target.all_control_tokens, template)
-    return {part: control.neutralized(body[part]) for part in _RENDERED if part in body}
+    return {part: control.neutralized(body[part]) for part in rendered}
 
 
-def _renamed(data: bytes, target: Target) -> bytes:
-    return data.replace(
-        b'"model":"' + target.internal_name.encode() + b'"',
-        b'"model":' + json.dumps(target.public_name).encode(),
-    )
+class Rename:
+    """Replaces the engine's name for the model of an answer by the public one."""
+
+    def __init__(self, target: Target) -> None:
+        self._from = b'"model":"' + target.internal_name.encode() + b'"'
+        self._to = b'"model":' + json.dumps(target.public_name).encode()
+
+    def __call__(self, data: bytes) -> bytes:
+        return data.replace(self._from, self._to)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -37,7 +36,10 @@ class Reply:
         self._send = send
         self._sending = asyncio.Lock()
         self._has_head = False
-        self._has_ended = False
+        self.has_ended = False
+        """The end is sent, or being sent."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
         self._quiet_since = time.monotonic()
         self.began_at: float | None = None
         """Monotonic time at which the engine's answer began."""
@@ -52,7 +54,7 @@ class Reply:
         await self._send_part({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes) -> None:
-        self._has_ended = True
+        self.has_ended = True
         await self._send_part({"type": "http.response.body", "body": data})
 
     async def fail(self, error: TunewrightError, *, is_response: bool = False) -> None:
@@ -62,32 +64,38 @@ class Reply:
         """
         if not self._has_head:
             await error_response(error)(self._scope, self._receive, self._send)
-        elif not self._has_ended:
+        elif not self.has_ended:
             await self.end(_typed_error_event(error) if is_response else _event(error.body()))
 
-    @asynccontextmanager
-    async def kept_open(self, headers: list[tuple[bytes, bytes]]) -> AsyncIterator[None]:
-        """Until the end, send a comment whenever the stream was quiet for `_KEEP_ALIVE` seconds, at first with a head
+    def keep_open(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Until `close`, send a comment whenever the stream was quiet for `_KEEP_ALIVE` seconds, at first with a head
         that has these headers."""
-        keeper = asyncio.create_task(self._keep_open(headers))
-        try:
-            yield
-        finally:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+        # A timer, since a task for each stream would cost more than all else that a reply does.
+        self._timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE, self._look, headers)
 
-    async def _keep_open(self, headers: list[tuple[bytes, bytes]]) -> None:
-        while True:
-            # while a part is being sent, it is the client that is slow
-            quiet = 0.0 if self._sending.locked() else time.monotonic() - self._quiet_since
-            if quiet >= _KEEP_ALIVE and not self._has_ended:
-                async with self._sending:
-                    await self._send_head(200, headers)
-                    await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
-                    self._quiet_since = time.monotonic()
-                quiet = 0.0
-            await asyncio.sleep(_KEEP_ALIVE - quiet)
+    async def close(self) -> None:
+        """End what `keep_open` began."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._comment
+
+    def _look(self, headers: list[tuple[bytes, bytes]]) -> None:
+        # while a part is being sent, it is the client that is slow
+        quiet = 0.0 if self._sending.locked() else time.monotonic() - self._quiet_since
+        if quiet >= _KEEP_ALIVE and not self.has_ended:
+            self._comment = asyncio.get_running_loop().create_task(self._send_comment(headers))
+            quiet = 0.0
+        self._timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE - quiet, self._look, headers)
+
+    async def _send_comment(self, headers: list[tuple[bytes, bytes]]) -> None:
+        async with self._sending:
+            if not self.has_ended:
+                await self._send_head(200, headers)
+                await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                self._quiet_since = time.monotonic()
 
     async def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if not self._has_head:

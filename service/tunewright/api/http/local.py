@@ -19,6 +19,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.routing import Match
@@ -69,6 +70,7 @@ class LocalRequests:
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
         self._allowed = frozenset(name.lower().rstrip(".") for name in allowed)
+        self._is_ours = lru_cache(256)(self._is_name_of_ours)
 
     def refusal(self, headers: Headers) -> Forbidden | None:
         """The reason why the request is refused, by the names that its headers have."""
@@ -97,7 +99,7 @@ class LocalRequests:
         scheme, _, host = origin.partition("://")
         return scheme in ("http", "https") and self._is_ours(host)
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_name_of_ours(self, host: str) -> bool:
         """Whether `host`, with or without a port, names this machine or is allowed."""
         found = _HOST.fullmatch(host)
         if found is None:

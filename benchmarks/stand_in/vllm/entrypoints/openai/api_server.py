@@ -107,6 +107,7 @@ class Connection(asyncio.Protocol):
             "/v1/models": lambda: {
                 "data": [{"id": name, "max_model_len": 1024} for name in (engine.base, *engine.adapters)]
             },
+            "/tokenize": lambda: {"count": 1, "tokens": [0]},
             "/collective_rpc": lambda: {"results": [str(set(engine.adapters.values()) or "set()")]},
             "/v1/load_lora_adapter": lambda: engine.adapters.setdefault(
                 body["lora_name"], 1 + len(engine.adapters)
@@ -115,8 +116,8 @@ class Connection(asyncio.Protocol):
         }
         if path in answers:
             self._answer(200, answers[path]())
-        elif body["model"] != engine.base and body["model"] not in engine.adapters:
-            self._answer(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+        elif body.get("model") != engine.base and body.get("model") not in engine.adapters:
+            self._answer(404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}})
         else:
             self._left = self._tokens = body.get("max_tokens") or 16
             self._streams = body.get("stream") is True
