@@ -3,7 +3,7 @@
     python -m benchmarks.gateway                    # a real service in front of a stand-in for vLLM
     python -m benchmarks.gateway --url http://127.0.0.1:8000 --model my-base --socket /tmp/tunewright-.../engine-0.sock
 
-The load comes from several processes, each stream on a connection of its own, all of a round at once. `added first` is
+The load comes from several processes, each stream on a connection of its own, all of a round at once. `first` is
 how much later the p50 of the first tokens, and the last of them, come than from the engine itself. The processor time
 of the api's process does not depend on what else the machine does; it is measured where the api runs here, by rounds of
 one token (a request) and of `--tokens` (the chunks). Prints a table, and writes JSON to `--json`.
@@ -34,7 +34,6 @@ import uvloop
 from tests.engine.conftest import Service, start_service, wait_ready
 
 from tunewright.config import embedded_base_path
-
 
 BASE = "tiny"
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -231,7 +230,7 @@ def _row(load: Load, sides: tuple[Side, Side], streams: int, tokens: int, rounds
 def _print(row: dict[str, Any] | None = None) -> None:
     if row is None:
         print(
-            f"{'streams':>8} {'direct':>8} {'through':>8} {'ratio (min to max)':>22} {'added first, p50 / last, ms':>28}"
+            f"{'streams':>8} {'direct':>8} {'through':>8} {'ratio (min to max)':>22} {'first, p50 / last, ms':>24}"
             f" {'CPU us: request':>16} {'chunk':>6} {'failed':>7}"
         )
         return
@@ -239,7 +238,7 @@ def _print(row: dict[str, Any] | None = None) -> None:
     added = [(b - a) * 1e3 for a, b in zip(row["first_s"]["direct"], row["first_s"]["through"], strict=True)]
     print(
         f"{row['streams']:>8} {row['direct_tok_s']:>8} {row['through_tok_s']:>8} {ratio:>22} "
-        f"{f'{added[0]:.1f} / {added[1]:.1f}':>28} {row['cpu_us']['request']:>16} {row['cpu_us']['chunk']:>6} "
+        f"{f'{added[0]:.1f} / {added[1]:.1f}':>24} {row['cpu_us']['request']:>16} {row['cpu_us']['chunk']:>6} "
         f"{sum(row['failures'].values()):>7}",
         flush=True,
     )
@@ -269,7 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", help="a running service; without it one is started, with a stand-in for vLLM")
+    parser.add_argument(
+        "--url", help="a running service; without it one is started, with a stand-in for vLLM"
+    )
     parser.add_argument("--socket", help="the engine's unix socket, where the service runs already")
     parser.add_argument("--pid", type=int, help="the api's process, where the service runs already")
     parser.add_argument("--model", default=BASE, help="the base, an adapter or an alias of the base")

@@ -26,19 +26,16 @@ class Answer:
     """An answer, whose head has arrived. Names of headers are in lower case."""
 
     def __init__(self, connection: Connection, status: int, headers: dict[str, str]) -> None:
-        self._connection = connection
         self.status = status
         self.headers = headers
+        self.part = connection.part
+        """What has arrived of the body since the last call, at least a byte; empty at its end. Raises
+        ConnectionClosed."""
 
     @property
     def content_type(self) -> str:
         """The type alone, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    async def part(self) -> bytes:
-        """What has arrived of the body since the last call, at least a byte; empty at its end. Raises
-        ConnectionClosed."""
-        return await self._connection.part()
 
     async def read(self) -> bytes:
         """The rest of the body. Raises ConnectionClosed."""

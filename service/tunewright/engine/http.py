@@ -26,6 +26,8 @@ _POOL_KEEPS = 15.0
 request is sent while the server closes the connection."""
 _CONNECT_TIMEOUT = 10.0
 _CONTROL_TIMEOUT = 120.0
+
+
 class EngineError(Exception):
     """vLLM failed while it handled a request, or did not do what it answered; the message is vLLM's."""
 

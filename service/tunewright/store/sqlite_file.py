@@ -46,9 +46,7 @@ def reading(path: Path, *, alone: bool = False) -> Iterator[Connection]:
             yield connection
 
 
-def _open_read_only(
-    path: Path, alone: bool = False, timeout: float = _BUSY_SECONDS
-) -> sqlite3.Connection:
+def _open_read_only(path: Path, alone: bool = False, timeout: float = _BUSY_SECONDS) -> sqlite3.Connection:
     how = "immutable=1" if alone and not path.with_name(f"{path.name}-wal").exists() else "mode=ro"
     return sqlite3.connect(
         f"{path.as_uri()}?{how}",

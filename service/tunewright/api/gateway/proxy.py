@@ -7,6 +7,7 @@ vLLM echoes its internal model name. That fixed string is replaced in each serve
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
@@ -169,7 +170,7 @@ class Relay(Response):
                 if alias is not None:
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
                 if self._path in _STREAMS and self._body.get("stream") is True:
-                    reply.keep_open(answer_headers(model, alias))
+                    reply.keep_open(functools.partial(answer_headers, model, alias))
                 await self._ask(model, alias, caller_of(scope, self._body), reply)
         except TimeoutError:
             error = RequestTimeout(

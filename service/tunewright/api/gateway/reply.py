@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,8 @@ from starlette.types import Message, Receive, Scope, Send
 from tunewright.api.http.errors import error_response
 from tunewright.errors import TunewrightError
 from tunewright.registry.aliases import Alias
+
+Headers = list[tuple[bytes, bytes]]
 
 _EVENTS = "text/event-stream; charset=utf-8"
 _KEEP_ALIVE = 15.0
@@ -34,7 +37,7 @@ class Reply:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._sending = asyncio.Lock()
+        self._is_sending = False
         self._has_head = False
         self.has_ended = False
         """The end is sent, or being sent."""
@@ -44,11 +47,11 @@ class Reply:
         self.began_at: float | None = None
         """Monotonic time at which the engine's answer began."""
 
-    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def begin(self, status: int, headers: Headers) -> None:
         """The engine answers: send the head, if none was sent while it was waited for."""
         self.began_at = time.monotonic()
-        async with self._sending:
-            await self._send_head(status, headers)
+        await self._after_comment()
+        await self._send_head(status, headers)
 
     async def part(self, data: bytes) -> None:
         await self._send_part({"type": "http.response.body", "body": data, "more_body": True})
@@ -67,7 +70,7 @@ class Reply:
         elif not self.has_ended:
             await self.end(_typed_error_event(error) if is_response else _event(error.body()))
 
-    def keep_open(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def keep_open(self, headers: Callable[[], Headers]) -> None:
         """Until `close`, send a comment whenever the stream was quiet for `_KEEP_ALIVE` seconds, at first with a head
         that has these headers."""
         # A timer, since a task for each stream would cost more than all else that a reply does.
@@ -81,36 +84,45 @@ class Reply:
             self._comment.cancel()
             with suppress(asyncio.CancelledError):
                 await self._comment
+            self._comment = None
+            self._is_sending = False
 
-    def _look(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _look(self, headers: Callable[[], Headers]) -> None:
         # while a part is being sent, it is the client that is slow
-        quiet = 0.0 if self._sending.locked() else time.monotonic() - self._quiet_since
+        quiet = 0.0 if self._is_sending else time.monotonic() - self._quiet_since
         if quiet >= _KEEP_ALIVE and not self.has_ended:
-            self._comment = asyncio.get_running_loop().create_task(self._send_comment(headers))
+            self._comment = asyncio.get_running_loop().create_task(self._send_comment(headers()))
             quiet = 0.0
         self._timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE - quiet, self._look, headers)
 
-    async def _send_comment(self, headers: list[tuple[bytes, bytes]]) -> None:
-        async with self._sending:
-            if not self.has_ended:
-                await self._send_head(200, headers)
-                await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
-                self._quiet_since = time.monotonic()
+    async def _send_comment(self, headers: Headers) -> None:
+        self._is_sending = True
+        await self._send_head(200, headers)
+        await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+        self._quiet_since = time.monotonic()
+        self._is_sending = False
 
-    async def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _after_comment(self) -> None:
+        """The request's own task sends one thing after another, and waits for a comment that is on its way."""
+        if self._comment is not None:
+            await asyncio.shield(self._comment)
+            self._comment = None
+
+    async def _send_head(self, status: int, headers: Headers) -> None:
         if not self._has_head:
             await self._send({"type": "http.response.start", "status": status, "headers": headers})
             self._has_head = True
 
     async def _send_part(self, message: Message) -> None:
-        async with self._sending:
-            await self._send(message)
-            self._quiet_since = time.monotonic()
+        if self._comment is not None:
+            await self._after_comment()
+        self._is_sending = True
+        await self._send(message)
+        self._is_sending = False
+        self._quiet_since = time.monotonic()
 
 
-def answer_headers(
-    model: str, alias: Alias | None = None, content_type: str = _EVENTS
-) -> list[tuple[bytes, bytes]]:
+def answer_headers(model: str, alias: Alias | None = None, content_type: str = _EVENTS) -> Headers:
     """The headers of an answer of `model`, which was asked for by `alias` where that is given."""
     headers = [
         (b"content-type", content_type.encode()),

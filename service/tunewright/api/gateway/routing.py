@@ -144,12 +144,11 @@ class Router:
         Called before the store is read, so that what the store says stays true while the request runs.
         """
         known = self._known.get(name, ())
-        with ExitStack() as taken:
-            for key in known:
-                if not self._leases.take(*key):
-                    return ()
-                taken.callback(self._leases.give_back, *key)
-            lease.push(taken.pop_all())
+        for key in known:
+            if not self._leases.take(*key):
+                lease.close()
+                return ()
+            lease.callback(self._leases.give_back, *key)
         return known
 
     def _remember(self, name: str, engine: Engine, adapter: TunedModel | None) -> LeaseKeys:

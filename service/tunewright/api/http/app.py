@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 
 import litserve as ls
 import litserve.server as litserve_server
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
-from starlette.routing import Route, request_response
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from tunewright.api.adapters import routes as adapters
 from tunewright.api.aliases import routes as aliases
@@ -117,6 +121,17 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     return server, spec
 
 
+class _Answer:
+    """The ASGI application of an endpoint. Its errors reach the handlers through Starlette's middleware."""
+
+    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
 def _shorten_generations(app: FastAPI) -> None:
     """Look at the routes of generations first, and call their endpoints without FastAPI's dependencies, of which they
     have none: both take longer than the gateway itself (docs/decisions/0032)."""
@@ -124,7 +139,7 @@ def _shorten_generations(app: FastAPI) -> None:
     routes.sort(key=lambda route: getattr(route, "path", None) not in ROUTES)
     for route in routes[: len(ROUTES)]:
         assert isinstance(route, APIRoute)
-        route.app = request_response(route.endpoint)
+        route.app = _Answer(route.endpoint)
 
 
 def _remove_litserve_pages(app: FastAPI) -> None:

@@ -8,8 +8,8 @@ import hmac
 import logging
 import re
 import time
-import uuid
 from collections.abc import Collection
+from secrets import token_hex
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -81,7 +81,7 @@ class AccessMiddleware:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _SAFE_ID.match(given) else f"req_{uuid.uuid4().hex}"
+        request_id = given if _SAFE_ID.match(given) else f"req_{token_hex(16)}"
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.monotonic()
         status = 0
