@@ -17,6 +17,7 @@ import json
 import multiprocessing as mp
 import os
 import random
+import resource
 import signal
 import statistics
 import sys
@@ -27,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from socket import create_connection as connect
 from typing import Any
 
 import psutil
@@ -146,6 +148,8 @@ async def _many(side: Side, tokens: int, seeds: range, start: float) -> Round:
 
 def _work(connection: Connection) -> None:
     """Runs in a child process: does the rounds that it is sent."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with suppress(EOFError):  # the parent has ended
         while True:
             connection.send(uvloop.run(_many(*connection.recv())))
@@ -195,6 +199,24 @@ class Load:
             return 0.0
         tasks = Path(f"/proc/{self._api.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def _freed(side: Side, socket: str, rounds: int) -> list[float]:
+    """Seconds from a client's disconnect until the stand-in has no request any more, sorted."""
+    import httpx
+
+    found = []
+    with httpx.Client(transport=httpx.HTTPTransport(uds=socket)) as engine:
+        for seed in range(rounds):
+            with connect((side.host, side.port)) as client:
+                client.sendall(_request(side.models[0], 100_000, seed))
+                while b"data: {" not in client.recv(65536):
+                    pass
+            left = time.monotonic()
+            while engine.get("http://engine/running").json()["running"]:
+                time.sleep(0.001)
+            found.append(time.monotonic() - left)
+    return sorted(found)
 
 
 def _row(load: Load, sides: tuple[Side, Side], streams: int, tokens: int, rounds: int) -> dict[str, Any]:
@@ -337,7 +359,14 @@ def _measure(
     for streams in options.streams:
         rows.append(_row(load, sides, streams, options.tokens, options.rounds))
         _print(rows[-1])
-    return {"model": model, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    results = {"model": model, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    if not options.url:
+        freed = _freed(sides[1], socket, 20)
+        results["freed_s"] = {"median": round(statistics.median(freed), 5), "max": round(freed[-1], 5)}
+        print(
+            f"freed after a disconnect: median {statistics.median(freed) * 1e3:.1f} ms, max {freed[-1] * 1e3:.1f} ms"
+        )
+    return results
 
 
 if __name__ == "__main__":
