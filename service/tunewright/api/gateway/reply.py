@@ -51,7 +51,9 @@ class Reply:
         """The engine answers: send the head, if none was sent while it was waited for."""
         self.began_at = time.monotonic()
         await self._after_comment()
+        self._is_sending = True
         await self._send_head(status, headers)
+        self._is_sending = False
 
     async def part(self, data: bytes) -> None:
         await self._send_part({"type": "http.response.body", "body": data, "more_body": True})
@@ -66,6 +68,7 @@ class Reply:
         `is_response`: the stream has the events of the responses API, which have types.
         """
         if not self._has_head:
+            self.has_ended = True
             await error_response(error)(self._scope, self._receive, self._send)
         elif not self.has_ended:
             await self.end(_typed_error_event(error) if is_response else _event(error.body()))
