@@ -26,6 +26,9 @@ from tunewright.supervisor.process import inherited_lifeline
 log = logging.getLogger("tunewright.scheduler")
 
 _TICK = 0.2
+"""Seconds between two rounds."""
+_REST, _LOOK = 1.0, 0.1
+"""Seconds between two rounds while nothing runs, and between two looks whether the database was changed meanwhile."""
 _TRAINER_GRACE, _ENGINE_GRACE = 8.0, 4.0
 """Seconds that processes have to stop; together less than the 15 s in which `tunewright serve` promises to end."""
 
@@ -51,7 +54,9 @@ def main() -> int:
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices, forks)
     retention = Retention(settings.retention, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")
+    changes = store.database.changes()
     while not stopping:
+        version = changes.version() if changes is not None else None
         for part in (engines, jobs, parity, forks, retention):
             try:
                 part.tick()
@@ -61,6 +66,15 @@ def main() -> int:
             # after each part, since one may wait 30 s for the database's lock
             beat(heartbeat)
         time.sleep(_TICK)
+        if changes is not None and version is not None:
+            rest_until = time.monotonic() + _REST - _TICK
+            while (
+                not stopping
+                and time.monotonic() < rest_until
+                and all(part.is_at_rest for part in (engines, jobs, parity))
+                and changes.version() == version
+            ):
+                time.sleep(_LOOK)
     retention.stop()
     parity.stop()
     jobs.stop(_TRAINER_GRACE)

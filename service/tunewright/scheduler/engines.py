@@ -103,6 +103,16 @@ class EngineKeeper:
             else:
                 self._check_health(served)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no engine runs, starts, or has to be started."""
+        return all(
+            served.process is None
+            and served.inspection is None
+            and (served.state is EngineState.FAILED or served.info is None)
+            for served in self._served.values()
+        )
+
     def stop(self, grace: float) -> None:
         """End all engines, together."""
         processes = [s.process for s in self._served.values() if s.process is not None]

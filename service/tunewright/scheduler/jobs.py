@@ -60,6 +60,8 @@ class JobRunner:
         self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu, devices=devices.names)
         self._background = Background(2, "jobs")
         self.processes: dict[str, ChildProcess] = {}
+        self.is_at_rest = False
+        """Whether the last round found no job that runs or waits."""
         self._handlers: dict[JobPhase, Callable[[Job], None]] = {
             JobPhase.PREPARE: self._prepare,
             JobPhase.RUN: self._run,
@@ -92,6 +94,7 @@ class JobRunner:
         if failed is not None:
             raise failed
         queued = self._store.jobs.in_states(JobState.QUEUED)
+        self.is_at_rest = not active and not queued
         if queued and all(map(self._can_start, queued)):
             for device, bases in self._free_places():
                 claimed = self._store.jobs.claim(device, bases)

@@ -109,6 +109,11 @@ class ParityChecker:
             self._start_reference(unmeasured)
         self._watch_reference(waiting)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no check is pending."""
+        return not self._checks and not self._references.is_running
+
     def stop(self) -> None:
         """End the checks that run; they begin again at the next start."""
         self._references.stop()
