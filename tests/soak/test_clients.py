@@ -103,6 +103,7 @@ def test_the_standard_suite_of_langchain_passes_on_a_tuned_model(service: Servic
     results = tmp_path / "results.xml"
     run(
         tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-o", LOOP,
+        "--noconftest",  # ours removes the variables
         f"--junitxml={results}", str(PROGRAMS / "langchain_standard.py"),
         TUNEWRIGHT_URL=service.url, TUNEWRIGHT_MODEL=job.fine_tuned_model, TUNEWRIGHT_BASE=EMBEDDED_BASE,
     )  # fmt: skip

@@ -106,12 +106,7 @@ class EngineKeeper:
     @property
     def is_at_rest(self) -> bool:
         """Whether no engine runs, starts, or has to be started."""
-        return all(
-            served.process is None
-            and served.inspection is None
-            and (served.state is EngineState.FAILED or served.info is None)
-            for served in self._served.values()
-        )
+        return all(served.is_at_rest for served in self._served.values())
 
     def stop(self, grace: float) -> None:
         """End all engines, together."""

@@ -69,6 +69,12 @@ class Served:
     end_by: float | None = None
     """Time of the monotonic clock at which a drained engine is killed if it has not ended."""
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it neither runs nor has to be started now."""
+        waits = self.state is EngineState.FAILED or self.info is None
+        return waits and self.process is None and self.inspection is None
+
     def start_now(self) -> None:
         """Start it in the next round, because a user asked for it."""
         self.state, self.start_at, self.backoff = EngineState.STOPPED, 0.0, BACKOFF_FIRST
