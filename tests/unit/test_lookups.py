@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import AsyncIterator, Collection
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from tunewright.store.sqlite_file import Changes
 from tunewright.store.states import EngineState, Residency
 from tunewright.store.store import Store
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
+_LONGEST = 120.0
+"""Seconds that a race with another process may take until it has been run often enough."""
 BASE, TUNED, SHA, BOT = "tiny", "ft:tiny::1", "a" * 64, "bot"
 
 
@@ -269,9 +272,9 @@ async def test_a_flip_by_another_process_is_seen_by_every_later_question(
     stop, log = context.Event(), tmp_path / "flips"
     flipping = context.Process(target=_flip_on, args=(store.database.url, log, stop))
     flipping.start()
-    questions, end = 0, time.monotonic() + 20
+    questions, end = 0, time.monotonic() + _LONGEST
     try:
-        while _flips(log) < 150 and time.monotonic() < end:
+        while _flips(log) < 100 and time.monotonic() < end:
             done = _flips(log)
             alias = (await lookups.find(BOT)).alias
             assert (alias.version if alias else 0) >= done, "a flip had been answered before the question"
@@ -280,11 +283,12 @@ async def test_a_flip_by_another_process_is_seen_by_every_later_question(
     finally:
         stop.set()
         flipping.join()
-    assert questions > 150
+    assert _flips(log) >= 100
+    assert questions > 100
     assert (await lookups.find(BOT)).alias == store.aliases.get(BOT)
 
 
-def _drain_on(url: str, folder: Path, gone: Path, stop: Event) -> None:
+def _drain_on(url: str, folder: Path, gone: Path, rounds: Synchronized[int], stop: Event) -> None:
     """The engine worker: drains the adapter as residency does, and loads it again."""
     store = Store.open(url)
     engine = store.engines.get(BASE)
@@ -300,6 +304,7 @@ def _drain_on(url: str, folder: Path, gone: Path, stop: Event) -> None:
         gone.unlink()  # it is loaded again
         store.engines.set_residency(engine, SHA, Residency.LOADED)
         time.sleep(0.002)
+        rounds.value += 1
     store.close()
 
 
@@ -310,10 +315,10 @@ async def test_no_adapter_is_unloaded_under_a_request_that_read_it_as_loaded(
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
     context = multiprocessing.get_context("spawn")
-    stop, gone = context.Event(), tmp_path / "gone"
-    draining = context.Process(target=_drain_on, args=(store.database.url, data.leases, gone, stop))
+    stop, rounds, gone = context.Event(), context.Value("i", 0), tmp_path / "gone"
+    draining = context.Process(target=_drain_on, args=(store.database.url, data.leases, gone, rounds, stop))
     draining.start()
-    leases, used, refused, end = Leases(data.leases), 0, 0, time.monotonic() + 8
+    leases, used, refused, end = Leases(data.leases), 0, 0, time.monotonic() + _LONGEST
 
     async def request() -> None:
         nonlocal used, refused
@@ -333,11 +338,12 @@ async def test_no_adapter_is_unloaded_under_a_request_that_read_it_as_loaded(
             leases.give_back(BASE, SHA)
 
     try:
-        while time.monotonic() < end and draining.is_alive():
+        while rounds.value < 100 and time.monotonic() < end and draining.is_alive():
             await asyncio.gather(*(request() for _ in range(4)))
             await asyncio.sleep(0)
     finally:
         stop.set()
         await asyncio.to_thread(draining.join)
     assert draining.exitcode == 0
+    assert rounds.value >= 100
     assert min(used, refused) > 20
