@@ -2,7 +2,7 @@
 
 They do what generations need and no more: one request at a time, a JSON body of known length, and an answer that is
 read as it arrives. A request through aiohttp takes several times the processor time, and each event of a stream twice
-(docs/decisions/0032). httptools, which uvicorn has too, parses the answers.
+(docs/decisions/0034). httptools, which uvicorn has too, parses the answers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What the names in requests stand for, read from the store once for all requests that ask at a time, and kept until
-the database changes (docs/decisions/0032).
+the database changes (docs/decisions/0034).
 
 Whoever asks gets what the store says at some moment after the question: so a request that comes after the answer to a
 change sees the change, and one that has taken its lease knows whether its adapter was loaded after that.

@@ -134,7 +134,7 @@ class _Answer:
 
 def _shorten_generations(app: FastAPI) -> None:
     """Look at the routes of generations first, and call their endpoints without FastAPI's dependencies, of which they
-    have none: both take longer than the gateway itself (docs/decisions/0032)."""
+    have none: both take longer than the gateway itself (docs/decisions/0034)."""
     routes = app.router.routes
     routes.sort(key=lambda route: getattr(route, "path", None) not in ROUTES)
     for route in routes[: len(ROUTES)]:
