@@ -232,8 +232,9 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from tunewright.jobs.folder import JobFolder
-    from tunewright.trainer.methods.supervised import _arguments
+    from tunewright.trainer.methods.supervised import configured
     from tunewright.trainer.model import load_model, load_tokenizer
+    from tunewright.trainer.training import common_arguments
 
     spec = spec_of(
         folder / cell["shape"],
@@ -248,9 +249,10 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     words = torch.randint(4, 2000, (STEPS * cell["batch"], cell["length"])).tolist()
     if cell["batch"] > 1:  # rows of unequal length, which need a mask, as in a job
         words[:: cell["batch"]] = [row[:-1] for row in words[:: cell["batch"]]]
+    job = JobFolder(Path(tempfile.mkdtemp(dir=folder)))
     trainer = SFTTrainer(
         model=load_model(spec),
-        args=_arguments(spec, JobFolder(Path(tempfile.mkdtemp(dir=folder))), len(words), evaluates=False),
+        args=configured(common_arguments(spec, job, len(words), evaluates=False)),
         train_dataset=Dataset.from_list([{"input_ids": row, "labels": row} for row in words]),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
         processing_class=load_tokenizer(spec),

@@ -215,8 +215,9 @@ def service(run: dict[str, Any], dataset: Any, folder: Path) -> Any:
 
     from tunewright.jobs.folder import EventLog, JobFolder
     from tunewright.trainer import loop
-    from tunewright.trainer.methods.supervised import _arguments
+    from tunewright.trainer.methods.supervised import HeldOutTrainer, configured
     from tunewright.trainer.model import load_model, load_tokenizer
+    from tunewright.trainer.training import common_arguments
 
     spec = spec_of(
         Path(run["base"]), run["device"], len(dataset), type=run["type"], batch_size=run["batch"],
@@ -226,7 +227,7 @@ def service(run: dict[str, Any], dataset: Any, folder: Path) -> Any:
     job = JobFolder(folder)
     metrics = loop.MetricsCallback(EventLog(job, 0))
     model = load_model(spec)
-    arguments = _arguments(spec, job, len(dataset), evaluates=False)
+    arguments = configured(common_arguments(spec, job, len(dataset), evaluates=False))
     if run["run"] == "bf16-adapter":
         import torch
 
@@ -241,7 +242,7 @@ def service(run: dict[str, Any], dataset: Any, folder: Path) -> Any:
     elif run["run"] == "compile":
         for layer in model.get_base_model().model.layers:
             layer.compile()
-    return loop.HeldOutTrainer(
+    return HeldOutTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,

@@ -41,6 +41,22 @@ def test_a_retry_keeps_the_idempotency_key(server: FakeServer, client: Tunewrigh
     assert server.requests[-1].headers["idempotency-key"] == "mine"
 
 
+def test_a_job_names_its_method_and_beta(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", JOBS, ok(job("queued")))
+    dpo = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
+    for given, sent in (
+        ({"method": "dpo", "beta": 0.2}, dpo),
+        ({"method": dpo}, dpo),
+        ({"method": "dpo"}, {"type": "dpo"}),
+        ({"method": "supervised"}, {"type": "supervised"}),
+    ):
+        client.jobs.create("base", "file-1", **given)
+        assert server.requests[-1].json["method"] == sent
+    for wrong in ({"beta": 0.2}, {"method": "supervised", "beta": 0.2}, {"method": dpo, "beta": 0.2}):
+        with pytest.raises(ValueError, match="beta"):
+            client.jobs.create("base", "file-1", **wrong)
+
+
 def test_a_retry_of_the_asyncio_client_keeps_the_idempotency_key(server: FakeServer) -> None:
     server.on("POST", JOBS, Reply(abort=True), refuse(500), ok(job("queued")))
 

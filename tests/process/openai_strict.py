@@ -58,6 +58,33 @@ queued = next(job for job in jobs.list() if job.state == "queued")
 assert jobs.pause(queued.id).state == "paused"
 assert jobs.resume(queued.id).state == "queued"
 
+preferences = client.files.create(
+    file=(
+        "pairs.jsonl",
+        b'{"input": {"messages": [{"role": "user", "content": "Hi"}], "tools": [], "parallel_tool_calls": true},'
+        b' "preferred_output": [{"role": "assistant", "content": "Hello."}],'
+        b' "non_preferred_output": [{"role": "assistant", "content": "No."}]}\n',
+    ),
+    purpose="fine-tune",
+)
+compared = jobs.create(
+    model="missing",
+    training_file=preferences.id,
+    method={
+        "type": "dpo",
+        "dpo": {
+            "hyperparameters": {
+                "beta": 0.2, "batch_size": "auto", "learning_rate_multiplier": 2.0, "n_epochs": 2,
+            }
+        },
+    },
+)  # fmt: skip
+assert compared.method.type == "dpo"
+assert compared.method.supervised is None
+assert compared.method.dpo.hyperparameters.beta == 0.2
+assert compared.method.dpo.hyperparameters.n_epochs == 2
+assert jobs.cancel(compared.id).status == "cancelled"
+
 # models
 models = list(client.models.list())
 for model in models:

@@ -255,6 +255,9 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["jobs", "create", "--model", "m", "--file", "file-1", "--metadata", "nothing"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--type", "magic"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--type", "full", "--method", "lora"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "ppo"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--beta", "0.1"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "dpo", "--beta", "0"],
         ["jobs", "list", "--limit", "0"],
         ["aliases", "set", "support-bot"],
         ["aliases", "set", "support-bot", "m=many"],
@@ -606,7 +609,13 @@ def test_the_older_name_of_the_option_type_still_works(run: Run, service: FakeSe
     assert service.body("POST", "/v1/fine_tuning/jobs")["tuning"] == {"type": "qlora"}
     out = run("jobs", "create", "--help")[1]
     assert "--type" in out
-    assert "--method" not in out
+    assert "qlora" not in out.partition("--method [")[2].partition("--")[0]
+
+
+def test_a_job_on_preferences_names_its_method_and_beta(run: Run, service: FakeService) -> None:
+    run("jobs", "create", "--model", "tiny", "--file", "file-1", "--method", "dpo", "--beta", "0.2")
+    body = service.body("POST", "/v1/fine_tuning/jobs")
+    assert body["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
 
 
 def test_watching_ends_with_the_model(run: Run, service: FakeService) -> None:

@@ -234,20 +234,27 @@ def test_a_job_on_a_faulty_file_is_refused_with_the_faults(api: TestClient) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "method"),
+    ("content", "kind", "could"),
     [
-        (PREFERENCE, "preference", "dpo"),
-        (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto"),
-        (lines({"text": "a"}), "text", "continued pre-training"),
+        (PREFERENCE, "preference", "dpo could."),
+        (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto could, which is not offered yet."),
+        (lines({"text": "a"}), "text", "continued pre-training could, which is not offered yet."),
     ],
-)
+)  # fmt: skip
 def test_rows_that_the_method_cannot_use_are_refused_with_the_one_that_could(
-    api: TestClient, content: bytes, kind: str, method: str
+    api: TestClient, content: bytes, kind: str, could: str
 ) -> None:
     message = refused(job(api, content))["message"]
     assert f"the file has {kind} rows" in message
-    assert f"{method} could, which is not offered yet" in message
+    assert could in message
     assert "supervised needs chat or prompt_completion rows" in message
+
+
+@pytest.mark.parametrize("content", [CHAT, lines({"prompt": "a", "completion": "b"})])
+def test_dpo_refuses_rows_without_two_answers(api: TestClient, content: bytes) -> None:
+    error = refused(job(api, content, method={"type": "dpo"}))
+    assert (error["param"], error["code"]) == ("training_file", "invalid_training_file")
+    assert "the method dpo cannot learn from; supervised could. dpo needs preference rows" in error["message"]
 
 
 COLUMNS = {"prompt": "question", "completion": "answer"}

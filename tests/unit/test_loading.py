@@ -24,9 +24,9 @@ from tunewright.rows.mixture import Mixture, Part
 from tunewright.rows.totals import Totals
 from tunewright.trainer.data import epoch_order, tell_data
 from tunewright.trainer.loading import LoadingCallback
-from tunewright.trainer.loop import HeldOutTrainer
-from tunewright.trainer.methods.supervised import _arguments
+from tunewright.trainer.methods.supervised import HeldOutTrainer
 from tunewright.trainer.spec import TrainingSpec
+from tunewright.trainer.training import common_arguments
 
 STEPS = 24
 
@@ -102,7 +102,7 @@ def test_the_trainer_has_the_workers_and_the_order_that_were_resolved(folder: Jo
         job_id="one", base_name="tiny", base_path="", training_file="", seed=0, device="cpu",
         tuning=tuning(dataloader_workers=3),
     )  # fmt: skip
-    assert _arguments(spec, folder, 64, False).dataloader_num_workers == 3
+    assert common_arguments(spec, folder, 64, evaluates=False)["dataloader_num_workers"] == 3
     assert epoch_order(plain, tuning()) is None
     assert epoch_order(plain, tuning(group_by_length=True)) is not None
     assert epoch_order(Mixture([Part("a", one, 2.0)], 1), tuning()) is not None  # type: ignore[arg-type]

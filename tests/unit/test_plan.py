@@ -55,7 +55,7 @@ def qwen2_7b() -> ModelShape:
 DATA = data_shape(5000, [(1024, 700)] * 5000)
 
 
-def planned(machine: Machine, **tuning: object) -> Plan:
+def planned(machine: Machine, method: str = "supervised", **tuning: object) -> Plan:
     return make_plan(
         qwen2_7b(),
         DATA,
@@ -63,6 +63,7 @@ def planned(machine: Machine, **tuning: object) -> Plan:
         tuning=TuningOptions(**tuning),
         hyperparameters=HyperparameterOptions(),
         max_rank=64,
+        method=method,
     )
 
 
@@ -178,14 +179,47 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
 
     assert (choices["rank"].value, choices["rank"].source) == (32, "request")
     assert all(choice.reason and choice.source for choice in choices.values())
-    assert set(choices) >= set(Resolved.model_fields) - {
+    unexplained = {
         "type",
+        "method",
         "truncation",
         "group_by_length",
         "use_rslora",
         "use_dora",
         "quantization",
     }
+    of_dpo = {"beta", "loss_type", "label_smoothing"}
+    assert set(choices) >= set(Resolved.model_fields) - unexplained - of_dpo
+    assert not of_dpo & set(choices)
+    preferences = planned(described("H200"), "dpo", loss_type="robust").options
+    assert {choice.name for choice in preferences} >= of_dpo
+
+
+def test_a_pair_is_two_sequences_and_a_reference_takes_memory_and_time() -> None:
+    plain = planned(described("H200"), type="lora", per_device_batch_size=4, gradient_checkpointing=False)
+    pairs = planned(
+        described("H200"), "dpo", type="lora", per_device_batch_size=2, gradient_checkpointing=False
+    )
+    needs, needs_for_pairs = (
+        next(one for one in plan.methods if one.type == "lora") for plan in (plain, pairs)
+    )
+
+    # The reference's pass keeps nothing, beside all that the backward pass needs.
+    assert 1.0 < needs_for_pairs.memory["total"] / needs.memory["total"] < 1.3
+    assert pairs.steps == plain.steps // 3, "one epoch, not three"
+    assert needs.seconds is not None
+    assert needs_for_pairs.seconds is not None
+    assert 3 * needs_for_pairs.seconds.least / needs.seconds.least == pytest.approx(1.5, rel=0.01)
+
+
+def test_the_range_of_the_learning_rate_is_that_of_the_method() -> None:
+    def warned(method: str, rate: float) -> list[str]:
+        found = planned(described("H200"), method, type="lora", learning_rate=rate).warnings
+        return [one.message for one in found if one.code == "learning_rate_out_of_range"]
+
+    assert not warned("supervised", 2e-4)
+    assert "For lora by dpo it is from 1e-06 to 0.0001" in warned("dpo", 2e-4)[0]
+    assert not warned("dpo", 5e-6)
 
 
 def test_time_is_a_range_from_the_peak_of_the_card() -> None:

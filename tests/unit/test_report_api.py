@@ -85,9 +85,31 @@ def test_a_file_with_faults_has_them_by_line_with_what_to_do(api: TestClient) ->
 def test_rows_that_the_method_cannot_use_are_a_problem_with_the_method_that_could(
     api: TestClient,  # noqa: F811
 ) -> None:
-    made = get(api, upload(api, b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'), model=BASE).json()
+    made = get(api, upload(api, b'{"prompt": "a", "completion": "b", "label": true}\n'), model=BASE).json()
     assert made["problems"][0]["code"] == "unusable_kind"
-    assert "dpo could" in made["problems"][0]["message"]
+    assert "kto could" in made["problems"][0]["message"]
+
+
+def test_the_report_of_preferences_has_both_answers_and_flags_pairs_that_are_the_same(
+    api: TestClient,  # noqa: F811
+) -> None:
+    rows = [("long answer", "no"), ("same", "same"), ("a", "longer answer"), ("yes", "no")]
+    content = "".join(
+        json.dumps({"prompt": "Well?", "chosen": chosen, "rejected": rejected}) + "\n"
+        for chosen, rejected in rows
+    )
+    made = get(api, upload(api, content.encode()), model=BASE).json()
+
+    assert (made["kind"], made["pairs"]["chosen_longer"], made["pairs"]["identical"]) == ("preference", 2, 1)
+    assert (made["pairs"]["chosen"]["longest"], made["pairs"]["rejected"]["longest"]) == (11, 13)
+    codes = {problem["code"]: problem for problem in made["problems"]}
+    assert codes["identical_pairs"]["rows"][0]["line"] == 2
+    assert (made["tokens"]["rows"], made["tokens"]["examples"], made["tokens"]["left_out"]) == (4, 3, 1)
+    shown = [
+        "".join(part["text"] for part in sample["segments"] if part["trained"]) for sample in made["samples"]
+    ]
+    assert shown[0].startswith("long answer")
+    assert shown[1].startswith("no"), "both answers are shown, with what is trained"
 
 
 def test_columns_are_named_as_in_a_job(api: TestClient) -> None:  # noqa: F811

@@ -18,7 +18,7 @@ from tiny import tiny_model, token_rows
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.trainer.four_bit import nf4
-from tunewright.trainer.loop import HeldOutTrainer
+from tunewright.trainer.methods.supervised import HeldOutTrainer
 from tunewright.trainer.model import leave_casts_to_autocast, load_model
 from tunewright.trainer.spec import TrainingSpec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .._core import endpoints
-from .._core.inputs import Mix, job_body, with_mix
+from .._core.inputs import Mix, job_body, method_object, with_mix
 from ..types import Checkpoint, JobRecord, Plan, Tuning
 from .job_resource import AsyncBoundJob, AsyncJobResource
 from .pager import AsyncPager
@@ -35,7 +35,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         training_file: str | Path,
         validation_file: str | Path | None = None,
         tuning: Mapping[str, Any] | Tuning | None = None,
-        method: Mapping[str, Any] | None = None,
+        method: str | Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         suffix: str | None = None,
         seed: int | None = None,
@@ -44,6 +44,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         data: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         mix: Mix | None = None,
+        beta: float | str | None = None,
     ) -> AsyncJob:
         """Create a fine-tuning job.
 
@@ -54,11 +55,15 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         - mix: further training files with weights, such as {"file-...": 2.0, Path("rare.jsonl"): 0.5}, which say how
           often an epoch has the rows of each; the training file has the weight 1 unless it is among them
         - tuning: settings such as {"type": "lora", "rank": 16}; the service chooses the others
-        - method, hyperparameters: the settings in OpenAI's form
+        - method: "supervised" or, on a file of preferences, "dpo"; or OpenAI's form, such as {"type": "dpo", "dpo":
+          {"hyperparameters": {"beta": 0.1}}}
+        - beta: of the method dpo: how strongly the model is kept near what it was before
+        - hyperparameters: the settings in OpenAI's older form
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
-        Raises BadRequestError for settings or files that cannot work, FileNotFoundError for a missing local file.
+        Raises BadRequestError for settings or files that cannot work, FileNotFoundError for a missing local file,
+        ValueError for a beta without the method "dpo".
         """
         key = idempotency_key or str(uuid.uuid4())
         if mix is not None:
@@ -71,7 +76,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
             {
                 "model": model,
                 "tuning": tuning,
-                "method": method,
+                "method": method_object(method, beta),
                 "hyperparameters": hyperparameters,
                 "suffix": suffix,
                 "seed": seed,
@@ -91,11 +96,13 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         data: Mapping[str, Any] | None = None,
         machine: str | None = None,
         mix: Mix | None = None,
+        method: str | Mapping[str, Any] | None = None,
+        beta: float | str | None = None,
     ) -> Plan:
         """What a job with these settings would need, and what is advised; no job is created. `print` shows tables.
 
         - training_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
-        - data, mix: as for `create`
+        - method, beta, data, mix: as for `create`
         - machine: such as "8xA100-80GB" or "H100"; the server's own, beside its engines, when None
 
         Raises BadRequestError, NotFoundError, FileNotFoundError for a missing local file.
@@ -108,6 +115,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
             "model": model,
             "training_file": training_file,
             "tuning": tuning,
+            "method": method_object(method, beta),
             "hyperparameters": hyperparameters,
             "chat_template": chat_template,
             "data": data,

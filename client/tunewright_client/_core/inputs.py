@@ -74,6 +74,19 @@ def job_body(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def method_object(method: str | Mapping[str, Any] | None, beta: float | str | None) -> dict[str, Any] | None:
+    """OpenAI's `method` of a job. Raises ValueError for a beta without the method "dpo"."""
+    if isinstance(method, Mapping):
+        if beta is not None:
+            raise ValueError('give beta within method, as method["dpo"]["hyperparameters"]["beta"]')
+        return dict(method)
+    if beta is None:
+        return {"type": method} if method is not None else None
+    if method != "dpo":
+        raise ValueError('beta is for the method "dpo": give method="dpo" too')
+    return {"type": "dpo", "dpo": {"hyperparameters": {"beta": beta}}}
+
+
 def _weighted(models: Targets | WeightedModels) -> list[dict[str, Any]]:
     """A list of objects with `model` and, where a weight was given, `weight`. The server has a default weight."""
     if isinstance(models, str):

@@ -45,6 +45,7 @@ class Tuning(Wire):
     - dataloader_workers: processes that read rows beside the steps
     - warmup_ratio: a share of all steps
     - max_grad_norm: the gradient is clipped to this norm
+    - loss_type, label_smoothing: of the method dpo
 
     Other settings may be given by their names too.
     """
@@ -67,6 +68,8 @@ class Tuning(Wire):
     warmup_ratio: float | Auto | None = None
     lr_scheduler_type: str | None = None
     max_grad_norm: float | Auto | None = None
+    loss_type: str | None = None
+    label_smoothing: float | Auto | None = None
     optimizer: str | None = None
 
 
@@ -146,7 +149,7 @@ class JobErrorInfo(Wire):
 
 class Metrics(Wire):
     """Measurements at a step. Losses are in nats for each token, accuracies are shares, memory is in bytes; `phase` is
-    set for exports and cleanings."""
+    set for exports and cleanings. Jobs of the method dpo have rewards and log-probabilities of answers."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -155,6 +158,18 @@ class Metrics(Wire):
     train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
     valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = None
+    train_reward_margin: float | None = None
+    train_reward_chosen: float | None = None
+    train_reward_rejected: float | None = None
+    train_logps_chosen: float | None = None
+    train_logps_rejected: float | None = None
+    valid_reward_accuracy: float | None = None
+    valid_reward_margin: float | None = None
+    valid_reward_chosen: float | None = None
+    valid_reward_rejected: float | None = None
+    valid_logps_chosen: float | None = None
+    valid_logps_rejected: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None

@@ -55,6 +55,16 @@ class ReportLengths(Wire):
     histogram: list[ReportBin]
 
 
+class ReportPairs(Wire):
+    """The two answers of preference rows. chosen_longer: pairs whose better answer is the longer one; identical: pairs
+    whose answers are the same."""
+
+    chosen: ReportLengths | None = None
+    rejected: ReportLengths | None = None
+    chosen_longer: int
+    identical: int
+
+
 class ReportDuplicates(Wire):
     """Rows that are copies of earlier ones, and the lines of the first ten groups."""
 
@@ -114,6 +124,7 @@ class DataReport(Wire):
     is_complete: bool
     ignored_fields: list[str] = Field(default_factory=list)
     turns: ReportTurns | None = None
+    pairs: ReportPairs | None = None
     characters: ReportLengths | None = None
     duplicates: ReportDuplicates
     tokens: ReportTokens | None = None

@@ -72,7 +72,8 @@ class LocalUploadedOrAuto(LocalOrUploaded):
 
 
 FILE = LocalOrUploaded()
-_TYPES = click.Choice(["lora", "qlora", "full"])
+_TYPES = ("lora", "qlora", "full")
+_METHODS = ("supervised", "dpo")
 
 
 @click.command(
@@ -80,6 +81,7 @@ _TYPES = click.Choice(["lora", "qlora", "full"])
         "tunewright jobs create --model tunewright-tiny --file train.jsonl --watch",
         "tunewright jobs create --model my-base --file train.jsonl --validation-file valid.jsonl \\",
         "    --type qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
+        "tunewright jobs create --model my-base --file pairs.jsonl --method dpo --beta 0.1",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
 )
@@ -99,10 +101,18 @@ _TYPES = click.Choice(["lora", "qlora", "full"])
 )  # fmt: skip
 @column_option
 @click.option(
-    "--type", "tuning_type", type=_TYPES,
+    "--type", "tuning_type", type=click.Choice(_TYPES),
     help="lora: an adapter; qlora: one on the 4-bit base; full: all weights.  [default: lora]",
 )  # fmt: skip
-@click.option("--method", "older_type", type=_TYPES, hidden=True)  # the name of --type in earlier versions
+@click.option(
+    # In earlier versions it was the name of --type.
+    "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar="[supervised|dpo]",
+    help="supervised: learn the answers; dpo: learn which of two answers is better.  [default: supervised]",
+)  # fmt: skip
+@click.option(
+    "--beta", type=click.FloatRange(0, 100, min_open=True),
+    help="Of dpo: how strongly the model is kept near what it was before.  [default: 0.1]",
+)  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), help="Times through the file.  [default: chosen]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows for each step.  [default: chosen]")
 @click.option(
@@ -135,7 +145,8 @@ def create(
     validation_share: float | None,
     columns: dict[str, str] | None,
     tuning_type: str | None,
-    older_type: str | None,
+    method: str | None,
+    beta: float | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -152,10 +163,16 @@ def create(
 
     The service chooses the options that are not given; `jobs show` shows them.
     """
-    if tuning_type and older_type:
-        raise click.UsageError("--method is the older name of --type: give --type only")
+    if method in _TYPES:
+        if tuning_type:
+            raise click.UsageError(
+                f"--method {method} is the older form of --type {method}: give --type only"
+            )
+        method, tuning_type = None, method
+    if beta is not None and method != "dpo":
+        raise click.UsageError("--beta is for --method dpo")
     options = {
-        "type": tuning_type or older_type,
+        "type": tuning_type,
         "n_epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -173,7 +190,14 @@ def create(
         }
         training_file, mix = ids[training_file], {ids[file]: weight for file, weight in mix.items()}
         plan = remote.client.jobs.plan(
-            model, training_file, tuning=tuning, chat_template=template, data=data, mix=mix or None
+            model,
+            training_file,
+            tuning=tuning,
+            method=method,
+            beta=beta,
+            chat_template=template,
+            data=data,
+            mix=mix or None,
         )
         for line in str(plan).splitlines():
             remote.out.note(line)
@@ -183,6 +207,8 @@ def create(
         training_file,
         validation_file,
         tuning=tuning,
+        method=method,
+        beta=beta,
         data=data,
         suffix=suffix,
         seed=seed,

@@ -10,7 +10,7 @@ import click
 from tunewright.cli.create import FILE
 from tunewright.cli.options import Remote, alpaca_option, column_option, examples, on_service, tag_option
 from tunewright.cli.output import Output
-from tunewright.rows.report.models import DataReport, Lengths, Problem, Sample, Tokens
+from tunewright.rows.report.models import DataReport, Lengths, PairLengths, Problem, Sample, Tokens
 
 _SECONDS = 600
 _BAR = 40
@@ -119,6 +119,15 @@ def _local(
         raise click.ClickException(str(error)) from error
 
 
+def _pair_fields(pairs: PairLengths) -> list[tuple[str, object]]:
+    fields: list[tuple[str, object]] = [
+        (f"{name} answers", f"{lengths.mean:g} characters, at most {lengths.longest:,}")
+        for name, lengths in (("chosen", pairs.chosen), ("rejected", pairs.rejected))
+        if lengths
+    ]
+    return [*fields, ("chosen longer", f"in {pairs.chosen_longer:,}"), ("same answers", pairs.identical)]
+
+
 def _print(out: Output, name: str, made: DataReport) -> None:
     turns, tokens = made.turns, made.tokens
     partial = "" if made.is_complete else " (not all of the file was read)"
@@ -134,6 +143,7 @@ def _print(out: Output, name: str, made: DataReport) -> None:
                 "roles",
                 ", ".join(f"{role} {count:,}" for role, count in turns.roles.items()) if turns else None,
             ),
+            *(_pair_fields(made.pairs) if made.pairs else []),
             ("copies", made.duplicates.copies),
             ("ignored fields", ", ".join(made.ignored_fields) or None),
             *(_token_fields(tokens) if tokens else []),

@@ -29,6 +29,7 @@ _LOCAL = click.Path(exists=True, dir_okay=False, path_type=Path)
 @mix_option(_LOCAL)
 @click.option("--machine", metavar="TEXT", help="A machine such as 8xA100-80GB or H100.  [default: this one]")
 @click.option("--type", "type_", type=click.Choice(["auto", "lora", "qlora", "full"]), default="auto")
+@click.option("--method", type=click.Choice(["supervised", "dpo"]), default="supervised")
 @click.option("--rank", type=click.IntRange(1, 512), help="Rank of the adapter.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
@@ -49,6 +50,7 @@ def plan(
     mix: dict[Path, float],
     machine: str | None,
     type_: str,
+    method: str,
     rank: int | None,
     batch_size: int | None,
     max_length: int | None,
@@ -90,6 +92,7 @@ def plan(
             tuning=tuning,
             hyperparameters=HyperparameterOptions(),
             max_rank=512,
+            method=method,
             data=DataOptions(columns=columns),
             rates=Rates(price_per_hour=price_per_hour, currency=currency, watts=device_watts),
         )

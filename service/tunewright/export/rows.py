@@ -67,7 +67,8 @@ class ExportText:
     def _examples(self, file: str | None, reading: Reading, count: int, what: str) -> Iterator[Example]:
         """Those of the first `count` rows."""
         for line, row in islice(self._rows(file, reading), count):
-            yield from self._encoder.examples(row, what, line)
+            for example in self._encoder.examples(row, what, line):
+                yield from example.sequences
 
     def _rows(self, file: str | None, reading: Reading) -> Iterable[tuple[int, dict[str, Any]]]:
         as_chat = self._tokenizer.chat_template is not None

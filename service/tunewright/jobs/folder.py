@@ -54,6 +54,7 @@ class JobFolder:
         self.model = path / "model"
         self.work = path / "work"
         self.token_cache = path / "token-cache"
+        self.reference = path / "reference"
 
     def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ class JobFolder:
         for product in (self.adapter, self.model):
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
-        for folder in (self.work, self.checkpoints, self.token_cache):
+        for folder in (self.work, self.checkpoints, self.token_cache, self.reference):
             shutil.rmtree(folder, ignore_errors=True)
 
     def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.kinds.kind import JobRefused
+from tunewright.plan.methods import METHODS
 from tunewright.rows.canonical import RowKind
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
@@ -24,7 +25,7 @@ _METHODS = {
     RowKind.TEXT: "continued pre-training",
 }
 """The method that learns from each kind of rows."""
-OFFERED = frozenset({"supervised"})
+OFFERED = METHODS.keys()
 
 
 class MixedFile(BaseModel):
@@ -81,11 +82,13 @@ def inspect_apart(file: BinaryIO, reading: Reading, most_rows: int | None = None
         )
 
 
-def why_unusable(format: str, kind: str, method: str = "supervised") -> str | None:
-    """Why a method cannot learn from rows of this kind; None where it can."""
+def why_unusable(format: str, kind: str, method: str | None = "supervised") -> str | None:
+    """Why a method cannot learn from rows of this kind; None where it can. Without a method: why none can."""
     able = _METHODS[RowKind(kind)]
-    if able == method:
+    if able == method or (method is None and able in OFFERED):
         return None
+    if method is None:
+        return f"the file has {kind} rows (format {format}), from which {able} could learn, which is not offered yet"
     offer = "" if able in OFFERED else ", which is not offered yet"
     usable = " or ".join(one.value for one, by in _METHODS.items() if by == method)
     return (
@@ -100,8 +103,10 @@ def check_data(
     chat_template: str | None,
     base: str,
     data: DataOptions | None = None,
+    method: str | None = "supervised",
 ) -> FileReport:
-    """Check a file whose chat rows will be rendered with `chat_template`. Raises JobRefused."""
+    """Check a file whose chat rows will be rendered with `chat_template`, for a method, or to be measured on. Raises
+    JobRefused."""
     reading = (data or DataOptions()).reading(bool(chat_template))
     code = f"invalid_{param}"
     try:
@@ -112,13 +117,13 @@ def check_data(
     if report.problem is not None:
         raise JobRefused(code, report.problem, param)
     assert report.format is not None and report.kind is not None, "it has rows"
-    if why := why_unusable(report.format, report.kind):
+    if why := why_unusable(report.format, report.kind, method):
         raise JobRefused(code, why, param)
-    if report.kind is RowKind.CHAT and not chat_template:
+    if report.has_messages and not chat_template:
         raise JobRefused(
             code,
             f"base {base} has no chat template, so it cannot train on chat data: give the job a `chat_template`, or "
-            "use prompt/completion rows",
+            "use rows of texts, such as prompt/completion",
             param,
         )
     return report

@@ -13,13 +13,13 @@ from tunewright.kinds.data import DataOptions, why_unusable
 from tunewright.plan.defaults import MAX_LENGTH
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.cache import TokenCache
-from tunewright.rows.canonical import RowKind
 from tunewright.rows.faults import listed
 from tunewright.rows.formats import FileReport
 from tunewright.rows.lengths import Measured, NotMeasured, Question, measure
 from tunewright.rows.reading import Reading
 from tunewright.rows.report.lengths import described
 from tunewright.rows.report.models import DataReport, Duplicates, Problem, RowNote, Tokens
+from tunewright.rows.report.pairs import Pairs
 from tunewright.rows.report.survey import Survey, survey
 
 SHORTEST = 8
@@ -58,7 +58,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
     length = _max_length(asked)
     found = _surveyed(asked)
     report = found.report
-    unusable = why_unusable(report.format, report.kind) if report.format and report.kind else None
+    unusable = why_unusable(report.format, report.kind, None) if report.format and report.kind else None
     measured = None
     if asked.base is not None and not unusable and report.problem is None:
         measured = _measured(asked, asked.base, report, length, cache)
@@ -71,6 +71,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
         is_complete=found.is_complete,
         ignored_fields=[cut(name, _NAME) for name in list(report.ignored)[:_NAMES]],
         turns=found.turns,
+        pairs=found.pairs.described() if found.pairs else None,
         characters=described(found.characters, "characters"),
         duplicates=found.duplicates,
         tokens=_tokens(asked.base.name, length, measured) if asked.base and measured else None,
@@ -78,6 +79,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
         problems=[
             *notes.of_the_file(unusable),
             *(notes.of_tokens(measured, length, asked.base.context) if asked.base and measured else []),
+            *notes.of_pairs(found.pairs),
             *notes.of_duplicates(found.duplicates),
         ],
         flags=[
@@ -118,7 +120,7 @@ def _surveyed(asked: Asked) -> Survey:
 def _measured(
     asked: Asked, base: BaseInfo, report: FileReport, length: int, cache: TokenCache | None
 ) -> Measured:
-    if report.kind is RowKind.CHAT and not (asked.chat_template or base.chat_template):
+    if report.has_messages and not (asked.chat_template or base.chat_template):
         raise InvalidRequest(
             f"{base.name} has no chat template, and the file has chat rows: name a model that has one, or give the "
             "job a chat_template.",
@@ -217,7 +219,7 @@ class _Notes:
         if unusable:
             yield self.problem(
                 "unusable_kind", "error", unusable + ".",
-                "Convert the rows, or wait for the method: the method supervised cannot learn from them.", {}, 0,
+                "Convert the rows, or wait for the method: no method that is offered can learn from them.", {}, 0,
             )  # fmt: skip
         if report.ignored:
             yield self.problem(
@@ -249,11 +251,22 @@ class _Notes:
             )  # fmt: skip
         if totals.dropped:
             severity: Literal["error", "warning"] = "warning" if totals.examples else "error"
+            same = f" (in {totals.identical} both answers are the same)" if totals.identical else ""
             yield self.problem(
                 "nothing_to_learn", severity,
-                f"Examples with nothing to learn within {max_length} tokens, which are left out: {totals.dropped}.",
+                f"Examples with nothing to learn in {max_length} tokens, which are left out: {totals.dropped}{same}.",
                 shorten + ".", {}, totals.dropped,
             )  # fmt: skip
+
+    def of_pairs(self, pairs: Pairs | None) -> Iterable[Problem]:
+        if pairs is None or not pairs.identical:
+            return
+        yield self.problem(
+            "identical_pairs", "warning",
+            f"Pairs whose two answers are the same, which teach nothing and are left out: {pairs.identical}.",
+            "Remove them, or correct the answer that should differ.",
+            dict.fromkeys(pairs.first_identical, "both answers are the same"), pairs.identical,
+        )  # fmt: skip
 
     def of_duplicates(self, duplicates: Duplicates) -> Iterable[Problem]:
         if not duplicates.copies:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.methods import BETA, FEW_ROWS, LABEL_SMOOTHING, LOSS_TYPE, METHODS
 from tunewright.plan.options import Auto, HyperparameterOptions, TuningOptions
 
 Value = TypeVar("Value")
 
-LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 EFFECTIVE_BATCH = 32
-RATE_RANGES = {"lora": (5e-5, 5e-4), "qlora": (5e-5, 5e-4), "full": (1e-6, 5e-5)}
-"""Learning rates outside which a method rarely works."""
 BATCH_RANGE = (32, 128)
 """Rows per optimizer step: fewer make noisy steps, more make few steps."""
-EPOCHS = 3
 MAX_LENGTH = 2048
 WARMUP_RATIO = 0.03
 MAX_GRAD_NORM = 1.0
@@ -40,6 +37,8 @@ class Resolved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: str
+    method: str = "supervised"
+    """OpenAI's (`plan.methods`)."""
     learning_rate: float
     n_epochs: int
     batch_size: int
@@ -67,6 +66,11 @@ class Resolved(BaseModel):
     gradient_checkpointing: bool | None = None
     """Whether activations are computed again in the backward pass. None, in rows of earlier versions: on a GPU."""
     quantization: str | None
+    beta: float | None = None
+    """Of dpo: how strongly the model is kept near the reference. None for other methods, as the next two."""
+    loss_type: str | None = None
+    label_smoothing: float | None = None
+    """None also for a loss that has none."""
 
 
 def rank_for(rows: int, max_rank: int) -> int:
@@ -88,23 +92,26 @@ def resolve(
     context: int,
     max_rank: int,
     device: str,
+    method: str = "supervised",
 ) -> Resolved:
     """The options of a run over `rows` rows on a model with a context of `context` tokens.
 
     `tuning` holds Tunewright's own options, which take precedence over OpenAI's `hyperparameters`.
     """
     type = "lora" if tuning.type == "auto" else tuning.type
+    of_method = METHODS[method]
     multiplier = _given(hyperparameters.learning_rate_multiplier, 1.0)
-    epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, EPOCHS))
+    default_epochs = of_method.epochs if rows >= FEW_ROWS else of_method.epochs_of_few
+    epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, default_epochs))
     batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows)))
-    per_device, accumulation = split_batch(
-        batch, _given(tuning.per_device_batch_size, 8 if device == "cpu" else 4)
-    )
+    at_a_time = (8 if device == "cpu" else 4) // of_method.sequences
+    per_device, accumulation = split_batch(batch, _given(tuning.per_device_batch_size, at_a_time))
     adapter = type != "full"
     rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
     return Resolved(
         type=type,
-        learning_rate=_given(tuning.learning_rate, LEARNING_RATES[type] * multiplier),
+        method=method,
+        learning_rate=_given(tuning.learning_rate, of_method.learning_rates[type] * multiplier),
         n_epochs=epochs,
         batch_size=batch,
         per_device_batch_size=per_device,
@@ -125,6 +132,7 @@ def resolve(
         use_dora=tuning.use_dora and adapter,
         gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
         quantization="nf4" if type == "qlora" else None,
+        **(_of_dpo(tuning, hyperparameters) if method == "dpo" else {}),
     )
 
 
@@ -132,6 +140,15 @@ def workers_for(device: str, platform: str = sys.platform) -> int:
     """Processes that read rows beside the steps. On the CPU none: the steps take all cores, and rows are mapped from
     the disk. On a GPU they keep it from waiting; only where processes are forked, since else each imports torch."""
     return GPU_WORKERS if device != "cpu" and platform == "linux" else 0
+
+
+def _of_dpo(tuning: TuningOptions, hyperparameters: HyperparameterOptions) -> dict[str, Any]:
+    loss = _given(tuning.loss_type, LOSS_TYPE)
+    return {
+        "beta": _given(hyperparameters.beta, BETA),
+        "loss_type": loss,
+        "label_smoothing": _given(tuning.label_smoothing, LABEL_SMOOTHING.get(loss)),
+    }
 
 
 def _given(option: Value | Auto, default: Value) -> Value:

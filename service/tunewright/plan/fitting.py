@@ -8,6 +8,7 @@ from tunewright.plan.data_shape import DataShape, data_shape
 from tunewright.plan.defaults import Resolved, split_batch
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.memory import Memory, Run, estimate
+from tunewright.plan.methods import METHODS
 from tunewright.plan.reasons import CHECKPOINTING
 from tunewright.plan.shape import ModelShape
 
@@ -20,10 +21,11 @@ KEPT_MARGIN = 0.15
 def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
     """What of a run's options decides its memory. Rows are padded to the longest of their batch."""
     targets = resolved.target_modules
+    method = METHODS[resolved.method]
     return Run(
         type=resolved.type,
         device=device,
-        batch=resolved.per_device_batch_size,
+        batch=resolved.per_device_batch_size * method.sequences,
         length=min(resolved.max_length, data.longest) or resolved.max_length,
         checkpointing=(device != "cpu")
         if resolved.gradient_checkpointing is None
@@ -34,6 +36,7 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         drops=bool(resolved.dropout),
         accumulates=resolved.gradient_accumulation_steps > 1,
         learnt=data.learnt,
+        has_reference=method.has_reference and resolved.type != "full",
     )
 
 

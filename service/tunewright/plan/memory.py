@@ -8,6 +8,7 @@ A run is at its peak in one of these moments:
 
 - in a layer: everything that is kept between layers, one layer's tensors, and its largest temporaries;
 - at the head: everything that the backward pass needs, and the tile of logits;
+- in the reference's forward pass: the same, and one layer's tensors, of which none is kept;
 - at the end of the backward pass, when all gradients are there;
 - in the optimizer's step (on the CPU, where AdamW is not fused).
 """
@@ -46,7 +47,7 @@ class Run:
     device: str
     """cuda or cpu."""
     batch: int
-    """Rows at a time."""
+    """Sequences at a time."""
     length: int
     """Tokens of the longest row."""
     checkpointing: bool
@@ -59,6 +60,9 @@ class Run:
     """Whether several batches make a step: then the gradients are there from the second batch on."""
     learnt: float = 1.0
     """The share of tokens that are learnt: on a GPU the head computes only these."""
+    has_reference: bool = False
+    """Whether each step has another forward pass, without the adapter, for a reference. All weights are trained beside
+    numbers that are computed before (`trainer.reference`)."""
 
     @property
     def tokens(self) -> int:
@@ -211,6 +215,8 @@ def _moments(
         "backward pass of the first layer": (late, layer + working + one_layer + stream, 0),
         "end of the backward pass": (gradients, added + stream, 0),
     }
+    if run.has_reference:
+        moments["reference's forward pass"] = (held, kept + 3 * stream + layer + working // 2, logits)
     if run.device == "cpu":
         # Of the largest parameter: the root of the second moment, and the quotient.
         largest = shape.vocabulary * shape.hidden if run.type == "full" else 0

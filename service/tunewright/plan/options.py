@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 Auto = Literal["auto"]
+OF_DPO = ("loss_type", "label_smoothing")
+"""The options of `TuningOptions` that the method dpo alone has."""
 
 
 class _Options(BaseModel):
@@ -47,6 +49,8 @@ class TuningOptions(_Options):
     lr_scheduler_type: str = "auto"
     max_grad_norm: float | Auto = "auto"
     weight_decay: float | Auto = "auto"
+    loss_type: str = "auto"
+    label_smoothing: float | Auto = "auto"
 
 
 class HyperparameterOptions(_Options):
@@ -55,3 +59,9 @@ class HyperparameterOptions(_Options):
     n_epochs: int | Auto = "auto"
     batch_size: int | Auto = "auto"
     learning_rate_multiplier: float | Auto = "auto"
+    beta: float | Auto = "auto"
+    """Of dpo alone."""
+
+    def of_method(self, method: str) -> dict[str, float | str]:
+        """Those that the method has."""
+        return self.model_dump(exclude=set() if method == "dpo" else {"beta"})

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunewright.plan.defaults import BATCH_RANGE, RATE_RANGES, Resolved, rank_for
+from tunewright.plan.defaults import BATCH_RANGE, Resolved, rank_for
+from tunewright.plan.methods import FEW_ROWS, METHODS
 from tunewright.plan.shape import ModelShape
 
-FEW_ROWS = 1000
 PADDING_LIMIT = 0.4
 """Share of padding above which grouping by length is worth its change of order."""
 WAIT_LIMIT = 0.1
@@ -30,12 +30,13 @@ def rank_too_large(rank: int | None, rows: int) -> str | None:
     )
 
 
-def rate_out_of_range(method: str, rate: float) -> str | None:
-    low, high = RATE_RANGES[method]
+def rate_out_of_range(type: str, rate: float, method: str = "supervised") -> str | None:
+    low, high = METHODS[method].rate_ranges[type]
+    what_for = type if method == "supervised" else f"{type} by {method}"
     if low <= rate <= high:
         return None
     what = "low: the model hardly changes" if rate < low else "high: the loss often diverges"
-    return f"learning rate {rate:g} is {what}. For {method} it is from {low:g} to {high:g}; set tuning.learning_rate."
+    return f"learning rate {rate:g} is {what}. For {what_for} it is from {low:g} to {high:g}; set tuning.learning_rate."
 
 
 def batch_out_of_range(batch: int, rows: int) -> str | None:
@@ -136,7 +137,9 @@ def warnings(
     found = {
         "few_rows": few_rows(rows),
         "rank_too_large": rank_too_large(resolved.rank, rows),
-        "learning_rate_out_of_range": rate_out_of_range(resolved.type, resolved.learning_rate),
+        "learning_rate_out_of_range": rate_out_of_range(
+            resolved.type, resolved.learning_rate, resolved.method
+        ),
         "batch_out_of_range": batch_out_of_range(resolved.batch_size, rows),
         "target_modules_missed": targets_missed(shape, resolved.target_modules, trained),
         "attention_fallback": attention_fallback(device, has_flash_attention),

@@ -12,10 +12,11 @@ from tunewright.plan.defaults import Resolved, resolve, split_batch
 from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing, with_less_memory
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
+from tunewright.plan.methods import FEW_ROWS
 from tunewright.plan.mixing import FileShape, drawn, mixed_shape
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.pitfalls import FEW_ROWS, warnings
-from tunewright.plan.reasons import MEMORY_MODEL, REASONS
+from tunewright.plan.pitfalls import warnings
+from tunewright.plan.reasons import MEMORY_MODEL, OF_METHOD, REASONS
 from tunewright.plan.shape import ModelShape
 from tunewright.plan.time import Earlier, TimeRange, predict_seconds
 
@@ -114,6 +115,7 @@ def make_plan(
     tuning: TuningOptions,
     hyperparameters: HyperparameterOptions,
     max_rank: int,
+    method: str = "supervised",
     has_flash_attention: bool | None = None,
     earlier: Sequence[Earlier] = (),
     files: Sequence[FileShape] = (),
@@ -133,6 +135,7 @@ def make_plan(
             context=shape.context,
             max_rank=max_rank,
             device=machine.device,
+            method=method,
         )
         if machine.device != "cpu" and tuning.gradient_checkpointing == "auto":
             resolved, reasons[type] = with_checkpointing(resolved, shape, machine)
@@ -151,12 +154,12 @@ def make_plan(
         chosen,
         shape,
         rows=data.rows,
-        examples=data.examples,
+        examples=round(sum(data.lengths.values())),
         cut=data.cut_at(chosen.max_length),
         trained=trained_parameters(shape, run),
         device=machine.device,
         has_flash_attention=has_flash_attention,
-        padding=data.padding(chosen.per_device_batch_size, chosen.max_length),
+        padding=data.padding(run.batch, chosen.max_length),
     )
     return Plan(
         parameters=shape.total,
@@ -171,7 +174,7 @@ def make_plan(
         advised=advised,
         why=why,
         methods=[_method(shape, one, data, machine, earlier, rates) for one in all_resolved.values()],
-        options=_choices(chosen, tuning, reasons.get(chosen.type)),
+        options=_choices(chosen, (tuning, hyperparameters), reasons.get(chosen.type)),
         fits=it_fits,
         change=change,
         sharding=None if it_fits or change else _sharding(shape, run, machine),
@@ -329,14 +332,19 @@ def _method(
     )
 
 
-def _choices(resolved: Resolved, tuning: TuningOptions, checkpointing: str | None) -> list[Choice]:
+def _choices(
+    resolved: Resolved,
+    requested: tuple[TuningOptions, HyperparameterOptions],
+    checkpointing: str | None,
+) -> list[Choice]:
     found = []
-    known = REASONS | ({"gradient_checkpointing": (checkpointing, MEMORY_MODEL)} if checkpointing else {})
+    known = REASONS | OF_METHOD.get(resolved.method, {})
+    known |= {"gradient_checkpointing": (checkpointing, MEMORY_MODEL)} if checkpointing else {}
     for name, (reason, source) in known.items():
         value = getattr(resolved, name)
         if value is None:
             continue
-        given = getattr(tuning, name, "auto") != "auto"
+        given = any(getattr(one, name, "auto") != "auto" for one in requested)
         found.append(
             Choice(
                 name=name,

@@ -31,6 +31,23 @@ REASONS = {
 }
 """(reason, source) by the name of the option."""
 
+_DPO = "DPO (Rafailov et al. 2023)"
+_ZEPHYR = "Zephyr (Tunstall et al. 2023) and its alignment handbook"
+OF_METHOD = {
+    "dpo": {
+        "learning_rate": (
+            "5e-6 for adapters, 5e-7 for all weights: a fortieth of supervised: the model stays near its reference",
+            _ZEPHYR,
+        ),
+        "n_epochs": ("one pass over many pairs; three over fewer than 1,000, which make few steps", _HERE),
+        "per_device_batch_size": ("pairs at a time, of two sequences each; the rest is accumulated", _HERE),
+        "beta": ("as the paper's experiments: more keeps the model nearer to the reference", _DPO),
+        "loss_type": ("the loss of the paper", _DPO),
+        "label_smoothing": ("what the paper of the loss recommends", _HERE),
+    }
+}
+"""The same of what a method has of its own, or has for other reasons."""
+
 _WITHOUT = "without it {rows} x {length} tokens at a time need {needed:.1f} GiB"
 CHECKPOINTING = {
     "fits": f"off, which is faster: {_WITHOUT}, and {{available:.1f}} GiB less a margin of {{margin:.1f}} are there",

@@ -57,9 +57,10 @@ class TimeRange(BaseModel):
 
 
 def flops_per_token(shape: ModelShape, run: Run) -> float:
-    """Of the forward and the backward pass. Where the base is frozen, gradients of its weights are not computed."""
+    """Of the forward and the backward pass, and the reference's forward pass. Where the base is frozen, gradients of
+    its weights are not computed."""
     forward = 2.0 * shape.active + 2.0 * shape.layers * run.length * shape.heads * shape.head_dim
-    passes = (3 if run.type == "full" else 2) + (1 if run.checkpointing else 0)
+    passes = (3 if run.type == "full" else 2) + run.checkpointing + run.has_reference
     return forward * passes
 
 

@@ -19,6 +19,8 @@ from typing import Any
 from tunewright.rows.faults import RowFault, json_type
 
 Row = dict[str, Any]
+ANSWERS = ("chosen", "rejected")
+"""The fields of a preference row with the better answer and the other one."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -163,6 +165,25 @@ def _check_tool_calls(calls: object, where: str) -> None:
                 )
         elif not isinstance(arguments, dict | None):
             raise RowFault(f"{where}.tool_calls[{index}].function.arguments must be a JSON string")
+
+
+def unlearnt(messages: list[Row]) -> list[Row]:
+    """Messages of a prompt: what the assistant said in them is not learnt."""
+    return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
+
+
+def is_preference(row: Row) -> bool:
+    """Whether a canonical row has two answers to compare."""
+    return "chosen" in row
+
+
+def with_answer(row: Row, name: str) -> Row:
+    """The supervised row that teaches one of the answers, `chosen` or `rejected`."""
+    prompt, answer = row["prompt"], row[name]
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "completion": answer}
+    made: dict[str, Any] = {"messages": [*unlearnt(prompt), *answer]}
+    return made | {key: part for key, part in row.items() if key == "tools"}
 
 
 def text_hash(text: str) -> int:

@@ -10,7 +10,7 @@ from tunewright.rows.totals import Totals
 if TYPE_CHECKING:
     from tunewright.rows.dataset import Block
 
-_COUNTED = ("rows", "learnt", "truncated", "dropped", "lost")
+_COUNTED = ("rows", "learnt", "truncated", "dropped", "identical", "lost")
 MOST_LISTED = 10
 """Lines that messages and reports list of each kind."""
 
@@ -25,6 +25,7 @@ class Counts:
         self._lengths: Counter[int] = Counter()
         self._whole_lengths: Counter[int] = Counter()
         self._longest = 0
+        self._per_example = 1
         self.too_long: dict[int, int] = {}
         """The first lines that are too long, and their tokens."""
         self._lines_too_long = 0
@@ -36,6 +37,7 @@ class Counts:
         for name in _COUNTED:
             self._counts[name] += getattr(block, name)
         self._longest = max(self._longest, block.longest)
+        self._per_example = max(self._per_example, block.per_example)
         self._lengths.update(map(len, block.ids))
         self._whole_lengths.update(block.whole_lengths)
         self._lines_too_long += len(block.too_long)
@@ -53,7 +55,8 @@ class Counts:
             **counts,
             source=self._source,
             max_length=self._max_length,
-            examples=self._lengths.total(),
+            examples=self._lengths.total() // self._per_example,
+            per_example=self._per_example,
             tokens=sum(length * number for length, number in self._lengths.items()),
             longest=self._longest,
             lengths=dict(sorted(self._lengths.items())),

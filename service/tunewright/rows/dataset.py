@@ -11,21 +11,23 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
-from tunewright.rows.examples import IGNORED, Example, Row, UnusableRow, encode_text
+from tunewright.rows.canonical import is_preference
+from tunewright.rows.examples import IGNORED, Example, Pair, Row, UnusableRow, encode_text
 from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
+from tunewright.rows.preference import encode_pair
 from tunewright.rows.reading import Reading
 
 if TYPE_CHECKING:
@@ -43,28 +45,34 @@ _PR_SET_PDEATHSIG = 1
 
 
 class RowEncoder:
-    """Makes examples of rows of both formats."""
+    """Makes examples of canonical rows."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._chat: ChatEncoder | None = None
 
-    def examples(self, row: Row, what: str, line: int) -> list[Example]:
+    def examples(self, row: Row, what: str, line: int) -> Sequence[Example | Pair]:
         """Those of a row, which is in line `line` of file `what`. Raises TrainingFailed, naming the line."""
         try:
             return self.encoded(row)
         except UnusableRow as error:
             raise TrainingFailed(f"invalid_{what}", f"{what}, line {line}: {error}") from error
 
-    def encoded(self, row: Row) -> list[Example]:
-        """Those of a row. Raises UnusableRow."""
+    def encoded(self, row: Row) -> Sequence[Example | Pair]:
+        """Those of a row; of a preference row a pair. Raises UnusableRow."""
+        if is_preference(row):
+            return [encode_pair(row, self.supervised)]
+        return self.supervised(row)
+
+    def supervised(self, row: Row) -> list[Example]:
+        """Those of a row with answers to learn. Raises UnusableRow."""
         if "messages" not in row:
             return [encode_text(self._tokenizer, row["prompt"], row["completion"])]
         return self._for_chat().examples(row)
 
     def prepare(self, row: Row) -> None:
         """Import what rows such as this one need, before processes are forked."""
-        if "messages" in row:
+        if "messages" in row or isinstance(row.get("prompt"), list):
             self._for_chat()
 
     def _for_chat(self) -> ChatEncoder:
@@ -81,44 +89,79 @@ class RowEncoder:
 class Block:
     """Examples of consecutive rows, cut at the maximum length, and what was counted (`rows.totals.Totals`).
 
-    A label is the token itself or -100, so that the spans with a loss say all: `edges` has the begin and the end of
-    each, in tokens of its example.
+    An example is one sequence of tokens, or as a pair two. A label is the token itself or -100, so that the spans with
+    a loss say all: `edges` has the begin and the end of each, in tokens of its sequence.
     """
 
     ids: list[Integers] = field(default_factory=list)
+    """The sequences of all examples: of pairs the chosen and the rejected one in turn."""
     edges: list[Integers] = field(default_factory=list)
+    per_example: int = 1
+    """Sequences of an example."""
     rows: int = 0
     learnt: int = 0
     truncated: int = 0
     dropped: int = 0
+    identical: int = 0
     lost: int = 0
     longest: int = 0
     too_long: dict[int, int] = field(default_factory=dict)
     """Lines with an example that was cut, and the tokens of the longest one."""
     whole_lengths: list[int] = field(default_factory=list)
-    """Tokens of each example before the cut."""
+    """Tokens of each sequence before the cut."""
     faults: dict[int, str] = field(default_factory=dict)
     """Lines that cannot be encoded, and why."""
 
-    def add(self, line: int, examples: Iterable[Example], max_length: int) -> None:
+    def add(self, line: int, examples: Iterable[Example | Pair], max_length: int) -> None:
         """Add a row."""
         self.rows += 1
         for example in examples:
-            length = len(example.input_ids)
-            has_loss = np.array(example.labels, dtype=np.int64) != IGNORED
-            self.longest = max(self.longest, length)
-            self.whole_lengths.append(length)
-            if length > max_length:
+            sequences = example.sequences
+            self.per_example = len(sequences)
+            lengths = [len(one.input_ids) for one in sequences]
+            self.longest = max(self.longest, *lengths)
+            self.whole_lengths += lengths
+            if max(lengths) > max_length:
                 self.truncated += 1
-                self.too_long[line] = max(length, self.too_long.get(line, 0))
-            learnt = int(has_loss[1:max_length].sum())
-            self.lost += int(has_loss[1:].sum()) - learnt
-            if not learnt:
-                self.dropped += 1
-                continue
-            self.learnt += learnt
-            self.ids.append(np.array(example.input_ids[:max_length], dtype=np.int32))
-            self.edges.append(_edges(has_loss[:max_length]))
+                self.too_long[line] = max(*lengths, self.too_long.get(line, 0))
+            self._add_cut([_cut(one, max_length) for one in sequences])
+
+    def _add_cut(self, sequences: list[_Cut]) -> None:
+        """Add an example, unless nothing is left to learn: of a pair also where both answers are the same."""
+        self.lost += sum(one.lost for one in sequences)
+        first, *others = sequences
+        has_answers = all(one.learnt for one in sequences)
+        is_identical = has_answers and any(np.array_equal(first.ids, other.ids) for other in others)
+        if is_identical or not has_answers:
+            self.dropped += 1
+            self.identical += is_identical
+            return
+        for one in sequences:
+            self.learnt += one.learnt
+            self.ids.append(one.ids)
+            self.edges.append(one.edges)
+
+
+class _Cut(NamedTuple):
+    """A sequence up to the maximum length."""
+
+    ids: Integers
+    edges: Integers
+    learnt: int
+    """Tokens with a loss."""
+    lost: int
+    """Those beyond the maximum length."""
+
+
+def _cut(sequence: Example, max_length: int) -> _Cut:
+    has_loss = np.array(sequence.labels, dtype=np.int64) != IGNORED
+    learnt = int(has_loss[1:max_length].sum())
+    return _Cut(
+        np.array(sequence.input_ids[:max_length], dtype=np.int32),
+        _edges(has_loss[:max_length]),
+        learnt,
+        int(has_loss[1:].sum()) - learnt,
+    )
 
 
 def labels(ids: list[int], edges: list[int]) -> list[int]:

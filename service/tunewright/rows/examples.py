@@ -1,4 +1,4 @@
-"""Examples to train on: tokens and labels; and those of a text row."""
+"""Examples to train on: tokens and labels, or two answers to compare; and those of a text row."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ class Example:
             return None
         labels = [*self.labels, *([IGNORED] * (len(prompt) - known)), *answer]
         return Example(prompt + answer, labels)
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        """What of it passes through the model."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to a prompt, of which the chosen one is better; each behind the prompt, with its labels."""
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        return (self.chosen, self.rejected)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:

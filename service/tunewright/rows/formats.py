@@ -43,6 +43,8 @@ class FileReport:
     """`jsonl`, `json`, `csv`, `parquet`, or one of the first three with `.gz`; None: none of these."""
     format: DataFormat | None = None
     kind: RowKind | None = None
+    has_messages: bool = False
+    """Whether a row has messages, which a chat template renders, rather than texts."""
     rows: int = 0
     """Rows that were read; all, where there is no fault."""
     faults: list[Fault] = field(default_factory=list)
@@ -195,8 +197,10 @@ def _note(report: FileReport, converted: Converted, reading: Reading) -> None:
             f"this row has the format {_named(converted.format, converted.kind)}, the first one "
             f"{_named(report.format, report.kind)}; use one format in a file"
         )
+    row = converted.row
+    report.has_messages |= isinstance(row.get("messages", row.get("prompt")), list)
     if reading.held_out_share:
-        place = place_of(converted.row)
+        place = place_of(row)
         report.nearest_place = min(report.nearest_place, place)
         report.held_out += place < reading.held_out_share
 

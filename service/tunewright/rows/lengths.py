@@ -158,7 +158,7 @@ def shape_of(question: Question, cache: TokenCache | None = None) -> DataShape:
     lengths = totals.whole_lengths
     return DataShape(
         totals.rows,
-        sum(lengths.values()),
+        sum(lengths.values()) // totals.per_example,
         sum(length * number for length, number in lengths.items()),
         totals.learnt + totals.lost,
         lengths,

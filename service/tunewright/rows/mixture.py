@@ -16,13 +16,12 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
 
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.mixing import drawn, mixed_shape
-from tunewright.rows.tokenized import TokenizedFile, with_labels
+from tunewright.rows.tokenized import TokenizedFile, lengths_of, with_labels
 from tunewright.rows.totals import Totals
 
 Indices = npt.NDArray[np.int64]
@@ -50,9 +49,8 @@ class Part:
 
     @cached_property
     def lengths(self) -> Indices:
-        """Tokens of each example. Read from the offsets in the Arrow file."""
-        column = self.file.examples().data.column("input_ids")
-        return np.asarray(pc.list_value_length(column).to_numpy(), dtype=np.int64)
+        """Tokens of each example."""
+        return lengths_of(self.file.examples())
 
 
 class Mixture:
@@ -81,9 +79,18 @@ class Mixture:
         """Of an epoch."""
         return mixed_shape([(part.totals.shape(), part.weight) for part in self.parts])
 
-    def dataset(self) -> Dataset:
-        """The examples of all files, each once, with `input_ids` and `labels`."""
-        return concatenate_datasets([part.file.examples() for part in self.parts]).with_transform(with_labels)
+    @property
+    def keys(self) -> list[str]:
+        """The names of its files in the cache of tokens: the same keys, the same data set."""
+        return [part.file.key for part in self.parts]
+
+    def dataset(self, beside: dict[str, npt.NDArray[np.float32]] | None = None) -> Dataset:
+        """The examples of all files, each once, with `input_ids` and `labels` (`TokenizedFile.dataset`). `beside`:
+        further columns, with a number for each example."""
+        rows = concatenate_datasets([part.file.examples() for part in self.parts])
+        if beside:
+            rows = concatenate_datasets([rows, Dataset.from_dict(beside)], axis=1)
+        return rows.with_transform(with_labels)
 
     def tokens(self, epochs: int) -> int:
         """Tokens of so many epochs."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tunewright.rows.canonical import is_preference, with_answer
 from tunewright.rows.formats import read_rows
 from tunewright.rows.reading import Reading
 
@@ -50,5 +51,8 @@ def probes(as_chat: bool) -> list[dict[str, Any]]:
 def rows_or_probes(
     file: Path | None, *, as_chat: bool, reading: Reading
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(line, row) of a file, or of the probes where no file is given."""
-    return read_rows(file, reading) if file is not None else enumerate(probes(as_chat), 1)
+    """(line, row) of a file, of preference rows with the better answer; or of the probes where no file is given."""
+    if file is None:
+        return enumerate(probes(as_chat), 1)
+    rows = read_rows(file, reading)
+    return ((line, with_answer(row, "chosen") if is_preference(row) else row) for line, row in rows)

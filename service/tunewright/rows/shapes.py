@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tunewright.rows import alpaca, sharegpt
-from tunewright.rows.canonical import Row, RowKind, check_answers, check_chat, check_text
+from tunewright.rows.canonical import Row, RowKind, check_answers, check_chat, check_text, unlearnt
 from tunewright.rows.faults import RowFault, json_type, listed, parse_json
 from tunewright.rows.reading import Reading
 
@@ -144,13 +144,9 @@ def _from_prompt_completion(row: Row, _: Reading) -> tuple[RowKind, Row]:
         return RowKind.PROMPT_COMPLETION, row
     asked = {**row, **_tools(row)}
     check_answers(asked, "completion")
-    made = {"messages": [*_unlearnt(asked["prompt"]), *asked["completion"]], **_tools(asked)}
+    made = {"messages": [*unlearnt(asked["prompt"]), *asked["completion"]], **_tools(asked)}
     check_chat(made)
     return RowKind.CHAT, made
-
-
-def _unlearnt(messages: list[Row]) -> list[Row]:
-    return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
 
 
 def _from_openai_preference(row: Row, _: Reading) -> tuple[RowKind, Row]:

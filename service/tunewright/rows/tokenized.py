@@ -1,6 +1,7 @@
 """Tokenized files: examples in an Arrow file that is mapped into memory, and their totals.
 
-The file has a row for each example: `input_ids`, and `edges`, from which the labels follow (`rows.dataset.Block`).
+The file has a row for each example: `input_ids`, and `edges`, from which the labels follow (`rows.dataset.Block`); of a
+pair both for each answer, with the prompt before it.
 """
 
 from __future__ import annotations
@@ -11,19 +12,26 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tunewright.atomic import write_atomically
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.rows.cache import ROWS_FILE, TOTALS_FILE, TokenCache, Used
+from tunewright.rows.canonical import ANSWERS
 from tunewright.rows.counts import Counts
 from tunewright.rows.dataset import Block, Integers, encoded_blocks, labels
 from tunewright.rows.reading import Reading
 from tunewright.rows.totals import Totals
 
-_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "edges": pa.list_(pa.int32())})
+_COLUMNS = {
+    1: (("input_ids", "edges", "labels"),),
+    2: tuple((f"{name}_ids", f"{name}_edges", f"{name}_labels") for name in ANSWERS),
+}
+"""Of each sequence of an example, by their number: tokens and edges in the file, and the labels made of them."""
 _BATCH_BYTES = 4 * 2**20
 """Bytes of tokens in a record batch: few enough to be held while it is written, and enough for few batches."""
 
@@ -39,12 +47,18 @@ class TokenizedFile:
         self._entry = entry
         self.totals = entry.totals()
 
+    @property
+    def key(self) -> str:
+        """Its name in the cache: the same key, the same examples."""
+        return self._entry.path.name
+
     def examples(self) -> Dataset:
         """The examples as they are on the disk."""
         return Dataset.from_file(str(self._entry.rows))
 
     def dataset(self) -> Dataset:
-        """The examples, with `input_ids` and `labels`, as TRL takes them."""
+        """The examples, with `input_ids` and `labels`, as TRL takes them; pairs have `chosen_ids`, `chosen_labels` and
+        the same of `rejected`."""
         return self.examples().with_transform(with_labels)
 
     def close(self) -> None:
@@ -53,11 +67,19 @@ class TokenizedFile:
 
 
 def with_labels(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    ids = batch["input_ids"]
-    return {
-        "input_ids": ids,
-        "labels": [labels(*example) for example in zip(ids, batch["edges"], strict=True)],
-    }
+    made = dict(batch)
+    for tokens, edges, name in _COLUMNS[1 if "input_ids" in batch else 2]:
+        made[name] = [labels(*one) for one in zip(batch[tokens], made.pop(edges), strict=True)]
+    return made
+
+
+def lengths_of(examples: Dataset) -> npt.NDArray[np.int64]:
+    """Tokens of each example, of a pair those of both sequences; read from the offsets in the Arrow file."""
+    many = 1 if "input_ids" in examples.column_names else 2
+    lengths = [
+        pc.list_value_length(examples.data.column(tokens)).to_numpy() for tokens, _, _ in _COLUMNS[many]
+    ]
+    return np.asarray(sum(lengths), dtype=np.int64)
 
 
 def tokenize_file(
@@ -102,7 +124,8 @@ class _Writer:
     def __init__(self, folder: Path, source: str, max_length: int) -> None:
         self._folder = folder
         self._file = pa.OSFile(str(folder / ROWS_FILE), "wb")
-        self._stream = pa.ipc.new_stream(self._file, _SCHEMA)
+        self._stream: pa.RecordBatchStreamWriter | None = None
+        """From the first example on: with it the columns are known."""
         self._waiting = Block()
         self._waiting_bytes = 0
         self.counts = Counts(source, max_length)
@@ -116,7 +139,8 @@ class _Writer:
         try:
             if kind is None:
                 self._write_batch()
-                self._stream.close()
+                if self._stream is not None:
+                    self._stream.close()
         finally:
             self._file.close()
         if kind is None:
@@ -124,6 +148,7 @@ class _Writer:
 
     def add(self, block: Block) -> None:
         self.counts.add(block)
+        self._waiting.per_example = block.per_example
         self._waiting.ids += block.ids
         self._waiting.edges += block.edges
         self._waiting_bytes += sum(ids.nbytes for ids in block.ids)
@@ -132,9 +157,20 @@ class _Writer:
 
     def _write_batch(self) -> None:
         if self._waiting.ids:
-            columns = [_column(self._waiting.ids), _column(self._waiting.edges)]
-            self._stream.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            batch = _record_batch(self._waiting)
+            if self._stream is None:
+                self._stream = pa.ipc.new_stream(self._file, batch.schema)
+            self._stream.write_batch(batch)
         self._waiting, self._waiting_bytes = Block(), 0
+
+
+def _record_batch(block: Block) -> pa.RecordBatch:
+    many = block.per_example
+    columns = {}
+    for number, (tokens, edges, _) in enumerate(_COLUMNS[many]):
+        columns[tokens] = _column(block.ids[number::many])
+        columns[edges] = _column(block.edges[number::many])
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _column(values: list[Integers]) -> pa.ListArray:
@@ -143,6 +179,12 @@ def _column(values: list[Integers]) -> pa.ListArray:
 
 
 def _nothing_usable(totals: Totals) -> str:
+    if totals.identical:
+        return (
+            f"no usable row: in {totals.identical} of {totals.rows} rows both answers are the same within the maximum "
+            f"length of {totals.max_length} tokens, and in the others nothing is left to learn; give answers that "
+            "differ, or raise tuning.max_length (up to the base's context)"
+        )
     return (
         f"no usable row: in all {totals.rows} rows the answer lies beyond the maximum length of {totals.max_length} "
         "tokens; shorten what comes before it, or raise tuning.max_length (up to the base's context)"

@@ -8,7 +8,10 @@ from tunewright.plan.data_shape import DataShape
 
 
 class Totals(BaseModel):
-    """Counts of a tokenized file. Tokens are those after the cut at `max_length`, unless said otherwise."""
+    """Counts of a tokenized file. Tokens are those after the cut at `max_length`, unless said otherwise.
+
+    An example is one sequence of tokens; of preference rows it is a pair of them, each with the prompt.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -19,6 +22,8 @@ class Totals(BaseModel):
     """Rows of the file. A chat row is several examples where the template rewrites what was said before."""
     examples: int
     """Examples that are trained on."""
+    per_example: int = 1
+    """Sequences of an example."""
     tokens: int
     """Tokens of these examples."""
     learnt: int
@@ -27,14 +32,16 @@ class Totals(BaseModel):
     """Examples cut at `max_length`."""
     dropped: int
     """Examples with nothing left to learn after the cut; they are not among `examples`."""
+    identical: int = 0
+    """Those of them whose two answers are the same, or are after the cut."""
     lost: int
     """Tokens that would have a loss but for the cut."""
     longest: int
-    """Tokens of the longest example before the cut."""
+    """Tokens of the longest sequence before the cut."""
     lengths: dict[int, int]
-    """Number of examples of each length in tokens."""
+    """Number of sequences of each length in tokens."""
     whole_lengths: dict[int, int] = {}
-    """Number of examples of each length before the cut, also of those that are left out."""
+    """Number of sequences of each length before the cut, also of those that are left out."""
     too_long: dict[int, int] = {}
     """The first lines with an example that was cut, and the tokens of the longest one there."""
 
@@ -43,11 +50,15 @@ class Totals(BaseModel):
         return DataShape(self.rows, self.examples, self.tokens, self.learnt, self.lengths)
 
     def describe(self) -> str:
-        text = f"{self.rows} rows, {self.tokens} tokens"
+        text = f"{self.rows} {'pairs' if self.per_example > 1 else 'rows'}, {self.tokens} tokens"
         if self.examples + self.dropped > self.rows:
             text += f" in {self.examples} examples (the chat template rewrites earlier turns)"
         if self.truncated:
             text += f", {self.truncated} truncated to {self.max_length} tokens"
-        if self.dropped:
-            text += f", {self.dropped} left out (nothing to learn within the maximum length)"
+        if cut := self.dropped - self.identical:
+            text += f", {cut} left out (nothing to learn within the maximum length)"
+        if self.identical:
+            text += (
+                f", {self.identical} left out (both answers are the same tokens within the maximum length)"
+            )
         return text

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.plan.defaults import Resolved
+from tunewright.plan.methods import METHODS
 from tunewright.plan.pitfalls import rows_cut, rows_padded
 from tunewright.rows.cache import TokenCache, cache_key, file_sha256
 from tunewright.rows.mixture import EpochOrder, Mixture, Part
@@ -108,7 +109,8 @@ def tell_data(events: EventLog, training: Mixture, tuning: Resolved) -> None:
             )
         if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
             events.message(cut, level="warn", data={"code": "rows_cut"})
-    padding = training.shape().padding(tuning.per_device_batch_size, tuning.max_length)
+    at_a_time = tuning.per_device_batch_size * METHODS[tuning.method].sequences
+    padding = training.shape().padding(at_a_time, tuning.max_length)
     if padded := rows_padded(padding, tuning.group_by_length):
         events.message(padded, level="warn", data={"code": "rows_padded"})
 

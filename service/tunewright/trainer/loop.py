@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with an exact held-out loss, and callbacks for metrics, checkpoints, stopping and the heartbeat."""
+"""The callbacks of a training run by any method: metrics, checkpoints, stopping and the heartbeat."""
 
 from __future__ import annotations
 
@@ -13,50 +13,19 @@ from typing import Any
 import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
 
 from tunewright.atomic import publish_folder
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.time import Measured
-from tunewright.trainer.loading import OrderedRows
+from tunewright.trainer.metrics import finite, held_out, measures, told
 from tunewright.trainer.planned import device_name
 
 KEPT_EPOCHS = 3
 """How many checkpoints at the ends of epochs are kept for use, as in OpenAI's API."""
 KEPT_RECENT = 2
 """How many of the newest checkpoints are kept to resume from: a crash may leave the last one incomplete."""
-
-
-class HeldOutTrainer(OrderedRows, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose evaluation gives every token the same weight.
-
-    The Trainer's own evaluation averages batch means, so rows in a short last batch would count for more.
-    """
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return `eval_loss` (nats per learnt token) and `eval_mean_token_accuracy` over the evaluation set."""
-        model = self._wrap_model(self.model, training=False)
-        was_training = model.training
-        model.eval()
-        loss = correct = count = 0.0
-        with torch.no_grad():
-            for batch in self.get_eval_dataloader():
-                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-                # Training wraps the model in autocast; the evaluation before it computes in the same types.
-                with self.accelerator.autocast():
-                    outputs = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
-                loss -= float(outputs.log_probs.double().sum())
-                correct += float(outputs.is_top1.sum())
-                count += float(outputs.label_mask.sum())
-        model.train(was_training)
-        metrics = {"eval_loss": loss / count, "eval_mean_token_accuracy": correct / count}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
 
 
 class HeartbeatCallback(TrainerCallback):  # type: ignore[misc]
@@ -114,13 +83,10 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             self.flush()
             self._pending = self._metrics(state, logs)
         elif "eval_loss" in logs:
-            held_out = {
-                "valid_loss": logs["eval_loss"],
-                "valid_mean_token_accuracy": logs["eval_mean_token_accuracy"],
-            }
-            self.latest |= held_out
+            found = held_out(logs)
+            self.latest |= found
             if self._pending is not None:
-                self._pending |= held_out
+                self._pending |= found
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.flush()
@@ -153,9 +119,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if self._pending is None:
             return
         data, self._pending = self._pending, None
-        text = f"Step {data['step']}/{data['total_steps']}: training loss={data['train_loss']:.4f}"
+        text = f"Step {data['step']}/{data['total_steps']}: training loss={told(data, 'train_')}"
         if "valid_loss" in data:
-            text += f", validation loss={data['valid_loss']:.4f}"
+            text += f", validation loss={told(data, 'valid_')}"
         self._events.metrics(text, data)
 
     def _metrics(self, state: TrainerState, logs: dict[str, Any]) -> dict[str, Any]:
@@ -176,22 +142,19 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self._tokens_before, self._clock = tokens, now
         done = state.global_step - (self._started_at_step or 0)
         eta = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        measured = {"train_loss": loss, **measures(logs, prefix="train_")}
         metrics: dict[str, Any] = {
             "step": state.global_step,
             "total_steps": state.max_steps,
             "epoch": state.epoch,
-            "train_loss": loss,
-            "train_mean_token_accuracy": logs.get("mean_token_accuracy"),
+            **measured,
             "learning_rate": logs.get("learning_rate"),
-            "grad_norm": _finite(logs.get("grad_norm")),
+            "grad_norm": finite(logs.get("grad_norm")),
             "tokens_per_second": rate,
             "memory_bytes": memory,
             "eta_seconds": eta,
         }
-        self.latest |= {
-            "train_loss": loss,
-            "train_mean_token_accuracy": float(logs.get("mean_token_accuracy") or 0.0),
-        }
+        self.latest |= measured
         return metrics
 
     def _memory(self) -> int:
@@ -199,10 +162,6 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if torch.cuda.is_available():
             return int(torch.cuda.max_memory_allocated())
         return int(self.process.memory_info().rss)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
@@ -226,6 +185,10 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def ask_to_stop(self) -> None:
         """Save a checkpoint after the current step, then stop. Safe to call in a signal handler."""
         self._stop = True
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return self._stop
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -24,7 +24,8 @@ def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: J
     for stale in (temporary, final):
         shutil.rmtree(stale, ignore_errors=True)
     if is_adapter:
-        model.save_pretrained(temporary, safe_serialization=True)
+        # Without others that it was compared with (`methods.dpo`).
+        model.save_pretrained(temporary, safe_serialization=True, selected_adapters=["default"])
     else:
         model.config.use_cache = True
         model.to(torch.bfloat16).save_pretrained(temporary, safe_serialization=True, max_shard_size="5GB")

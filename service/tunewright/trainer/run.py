@@ -11,13 +11,14 @@ from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave, rank
 from tunewright.logs import limit_records
-from tunewright.trainer.methods import supervised
+from tunewright.trainer.methods import dpo, supervised
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
+from tunewright.trainer.training import MakeTrainer, train
 
 log = logging.getLogger("tunewright.trainer")
 
-METHODS = {"supervised": supervised.train}
-"""The function that trains, by OpenAI's method."""
+METHODS: dict[str, MakeTrainer] = {"supervised": supervised.make_trainer, "dpo": dpo.make_trainer}
+"""What makes the trainer, by OpenAI's method."""
 
 
 def run_job(folder: JobFolder, spec: TrainingSpec) -> int:
@@ -28,7 +29,7 @@ def run_job(folder: JobFolder, spec: TrainingSpec) -> int:
     transformers.logging.set_verbosity_info()
     transformers.logging.disable_progress_bar()
     try:
-        result = METHODS[spec.method](folder, spec, EventLog(folder, rank()))
+        result = train(folder, spec, EventLog(folder, rank()), METHODS[spec.method])
     except Exception as error:
         failure = explain(error, folder.path)
         if failure is None:

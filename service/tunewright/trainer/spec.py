@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunewright.jobs.folder import Outcome
 from tunewright.plan.cost import Cost, Rates
 from tunewright.plan.defaults import Resolved
+from tunewright.plan.methods import MethodName
 from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Earlier, Measured
 from tunewright.rows.reading import Reading
@@ -57,7 +56,7 @@ class TrainingSpec(BaseModel):
     seed: int
     device: str
     """`cpu` or `cuda`; the environment selects the GPU."""
-    method: Literal["supervised"] = "supervised"
+    method: MethodName = "supervised"
     """OpenAI's method; each is a module of `trainer.methods`."""
     tuning: Resolved
     earlier: tuple[Earlier, ...] = ()

@@ -298,7 +298,7 @@ def _rows(context: ServiceContext, body: CreateExport, source: _Source) -> _Rows
     for param in ("calibration_file", "validation_file"):
         id = getattr(body, param)
         if id is not None:
-            check_training_file(context, param, id)
+            check_training_file(context, param, id, method=None)
     trained_on, held_out, data = _files_of(context, source)
     calibration = body.calibration_file or trained_on
     calibration_data = _BY_THEMSELVES if body.calibration_file else data

@@ -7,8 +7,9 @@ import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
+from tunewright.api.fine_tuning.methods import check_method, hyperparameters_of, without_dropout
 from tunewright.api.fine_tuning.plan import check_mix, fitting_type
-from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
+from tunewright.api.fine_tuning.schemas import CreateJob, Method, Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
 from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature, quoted
@@ -35,18 +36,21 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
 
 def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     data = data_options(body.data, body.validation_file)
+    method = body.method or Method()
     validation_file = None if data.validation_share else body.validation_file
-    check_training_file(context, "training_file", body.training_file, data)
-    check_mix(context, body.training_file, data)
+    check_training_file(context, "training_file", body.training_file, data, method.type)
+    check_mix(context, body.training_file, data, method.type)
     if validation_file is not None:
-        check_training_file(context, "validation_file", validation_file, data)
+        check_training_file(context, "validation_file", validation_file, data, method.type)
     check_chat_template(body.chat_template)
     tuning = body.tuning or Tuning()
+    check_method(method, tuning)
     base, parent = _model(context, body.model, tuning)
     if tuning.type == "auto" and parent and parent.kind is ModelKind.FULL:
         tuning = tuning.model_copy(update={"type": "full"})
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
+    tuning = without_dropout(method, tuning)
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]
@@ -62,30 +66,14 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
             suffix=body.suffix,
             data=data,
             chat_template=body.chat_template or (parent.chat_template if parent else None),
-            hyperparameters=HyperparameterOptions(**_hyperparameters(body).model_dump()),
+            method=method.type,
+            hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
             tuning=TuningOptions(**tuning.model_dump()),
         ),
         seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
         inputs=tuple(inputs),
         metadata=body.metadata,
     )
-
-
-def _hyperparameters(body: CreateJob) -> Hyperparameters:
-    """OpenAI moved the hyperparameters into `method`; both places are read, and the new one takes precedence."""
-    older = body.hyperparameters
-    if body.method is None:
-        return older or Hyperparameters()
-    newer = body.method.supervised.hyperparameters
-    if older is None:
-        return newer
-    old, new = older.model_dump(exclude_unset=True), newer.model_dump(exclude_unset=True)
-    if {**old, **new} != {**new, **old}:
-        raise InvalidRequest(
-            "`hyperparameters` and `method.supervised.hyperparameters` disagree; give only the latter.",
-            param="hyperparameters",
-        )
-    return Hyperparameters(**(old | new))
 
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:

@@ -10,7 +10,8 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from tunewright.api.fine_tuning.data import AUTO, Data, check_chat_template, data_options
-from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Tuning
+from tunewright.api.fine_tuning.methods import check_method, hyperparameters_of, without_dropout
+from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Method, Tuning
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file
@@ -30,6 +31,7 @@ from tunewright.kinds.fine_tuning.planning import (
 )
 from tunewright.plan.cost import Rates
 from tunewright.plan.machine import GIB, Machine
+from tunewright.plan.methods import METHODS
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.planning import Choice, MethodPlan, Plan, PlannedRows, Step, Warning, make_plan
 from tunewright.store.records import FileRecord
@@ -43,6 +45,7 @@ class CreatePlan(Body):
 
     model: str = Field(max_length=512, description="A named base.")
     training_file: str = Field(max_length=64, description="Id of an uploaded file.")
+    method: Method | None = None
     hyperparameters: Hyperparameters | None = None
     tuning: Tuning | None = None
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = None
@@ -92,11 +95,13 @@ async def create(context: Context, body: CreatePlan) -> PlanObject:
     return PlanObject.of(body, await context.measuring.run(_plan, context, body))
 
 
-def check_mix(context: ServiceContext, training_file: str, data: DataOptions) -> dict[str, FileRecord]:
+def check_mix(
+    context: ServiceContext, training_file: str, data: DataOptions, method: str
+) -> dict[str, FileRecord]:
     """The records of the training files beside the first, by their ids. Raises InvalidRequest."""
     return {
         one.file: check_training_file(
-            context, f"data.mix.{number}.file", one.file, data, code="invalid_training_file"
+            context, f"data.mix.{number}.file", one.file, data, method, code="invalid_training_file"
         )
         for number, one in enumerate(data.mix or ())
         if one.file != training_file
@@ -105,11 +110,12 @@ def check_mix(context: ServiceContext, training_file: str, data: DataOptions) ->
 
 def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
-    first = check_training_file(context, "training_file", body.training_file, data)
-    records = {body.training_file: first} | check_mix(context, body.training_file, data)
+    method, tuning = body.method or Method(), body.tuning or Tuning()
+    first = check_training_file(context, "training_file", body.training_file, data, method.type)
+    records = {body.training_file: first} | check_mix(context, body.training_file, data, method.type)
     check_chat_template(body.chat_template)
+    check_method(method, tuning)
     base = named_base(context, body.model)
-    hyperparameters = (body.hyperparameters or Hyperparameters()).model_dump()
     machine = machine_described(body.machine) if body.machine else machine_here(context)
     return plan_job(
         base,
@@ -118,8 +124,9 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
             for id, weight in data.weights(body.training_file).items()
         ],
         machine,
-        tuning=TuningOptions(**(body.tuning or Tuning()).model_dump()),
-        hyperparameters=HyperparameterOptions(**hyperparameters),
+        tuning=TuningOptions(**without_dropout(method, tuning).model_dump()),
+        hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
+        method=method.type,
         max_rank=context.settings.serving.max_lora_rank,
         chat_template=body.chat_template,
         data=data,
@@ -149,7 +156,8 @@ def fitting_type(context: ServiceContext, body: CreateJob, base: str, tuning: Tu
     if machine.device == "cpu":
         return asked  # the driver tells no memory
     shape = shape_of_base(named_base(context, base))
-    data = least_data(_whose_rows_are_lines(context, body), rows=1)
+    method = (body.method or Method()).type
+    data = least_data(_whose_rows_are_lines(context, body), 1, METHODS[method].sequences)
     plan = None
     for type in ("lora", "qlora") if tuning.type == "auto" else (asked,):
         plan = make_plan(
@@ -158,6 +166,7 @@ def fitting_type(context: ServiceContext, body: CreateJob, base: str, tuning: Tu
             machine,
             tuning=TuningOptions(**tuning.model_copy(update={"type": type}).model_dump()),
             hyperparameters=HyperparameterOptions(),
+            method=method,
             max_rank=context.settings.serving.max_lora_rank,
         )
         if plan.fits:

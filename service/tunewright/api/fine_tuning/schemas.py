@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
-from tunewright.errors import UnsupportedFeature
+from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.plan.cost import Cost, CostRange
+from tunewright.plan.methods import METHODS, LossType, MethodName
+from tunewright.plan.options import OF_DPO, HyperparameterOptions
 from tunewright.store.records import Checkpoint, Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
@@ -34,19 +36,35 @@ class Hyperparameters(Body):
     )
 
 
+class DpoHyperparameters(Hyperparameters):
+    """OpenAI's hyperparameters of `dpo`."""
+
+    beta: Auto | Annotated[float, Field(strict=True, gt=0, le=100)] = Field(
+        "auto",
+        description="How strongly the model is kept near the reference, which is the model before the job; 0.1 by "
+        "default.",
+    )
+
+
 class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-_OTHER_METHODS = ("dpo", "reinforcement")
+class Dpo(Body):
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
+_OFFERED = tuple(METHODS)
+_OTHER_METHODS = ("reinforcement",)
 """OpenAI's."""
 
 
 class Method(Body):
-    """OpenAI's method. Only `supervised` is offered."""
+    """OpenAI's method: `supervised`, or `dpo` (direct preference optimization, on pairs of answers)."""
 
-    type: Literal["supervised"] = "supervised"
-    supervised: Supervised = Supervised()
+    type: MethodName = "supervised"
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -56,14 +74,32 @@ class Method(Body):
             return value
         if value.get("type") in _OTHER_METHODS:
             raise UnsupportedFeature(
-                f"The method {value['type']} is not offered; supervised is.", param="method.type"
+                f"The method {value['type']} is not offered; {' and '.join(_OFFERED)} are.",
+                param="method.type",
             )
-        for name in _OTHER_METHODS:
-            if value.get(name) is not None:
+        type = value.get("type", "supervised")
+        for name in (*_OFFERED, *_OTHER_METHODS):
+            if value.get(name) is None or name == type:
+                continue
+            if name in _OTHER_METHODS:
                 raise UnsupportedFeature(
                     f"The method {name} is not offered; leave `method.{name}` out.", param=f"method.{name}"
                 )
-        return {key: part for key, part in value.items() if part is not None or key not in _OTHER_METHODS}
+            raise InvalidRequest(
+                f"`method.{name}` is for the type {name}: set `method.type` to {name}, or leave `method.{name}` out.",
+                param=f"method.{name}",
+            )
+        return {key: part for key, part in value.items() if key not in _OTHER_METHODS}
+
+    @classmethod
+    def of(cls, type: MethodName, hyperparameters: HyperparameterOptions) -> Method:
+        """OpenAI's form of a method with these hyperparameters."""
+        return cls.model_validate({"type": type, type: {"hyperparameters": hyperparameters.of_method(type)}})
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        chosen = self.dpo if self.type == "dpo" else self.supervised
+        return Hyperparameters() if chosen is None else chosen.hyperparameters
 
 
 class Tuning(Body):
@@ -93,7 +129,10 @@ class Tuning(Body):
         description="Compute activations again in the backward pass: much less memory, a quarter to a third more time. "
         "auto: on a GPU.",
     )
-    learning_rate: Auto | Rate = Field("auto", description="2e-4 for lora and qlora, 2e-5 for full.")
+    learning_rate: Auto | Rate = Field(
+        "auto",
+        description="2e-4 for lora and qlora, 2e-5 for full; with the method dpo 5e-6 and 5e-7.",
+    )
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
         "auto", description="Rows per optimizer step."
@@ -121,6 +160,14 @@ class Tuning(Body):
     lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
     max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
     weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
+    loss_type: Auto | LossType = Field(
+        "auto", description="Of dpo: TRL's name for the loss, such as ipo or robust; sigmoid by default."
+    )
+    label_smoothing: Auto | Annotated[float, Field(strict=True, gt=0, lt=0.5)] = Field(
+        "auto",
+        description="Of dpo with the losses robust (0.1 by default) and exo_pair (0.001): the share of pairs that are "
+        "taken to be the wrong way round.",
+    )
     force: bool = Field(False, description="Create the job even where it does not fit this machine's GPU.")
 
     @field_validator("target_modules")
@@ -292,17 +339,11 @@ class JobObject(Wire):
     @classmethod
     def of(cls, job: Job) -> JobObject:
         request = request_of(job)
-        asked = Hyperparameters(**request.hyperparameters.model_dump())
+        shown = request.hyperparameters
         resolved = resolved_of(job) if job.resolved else None
-        shown = (
-            Hyperparameters(
-                n_epochs=resolved.n_epochs,
-                batch_size=resolved.batch_size,
-                learning_rate_multiplier=asked.learning_rate_multiplier,
-            )
-            if resolved
-            else asked
-        )
+        if resolved is not None:
+            values = {"n_epochs": resolved.n_epochs, "batch_size": resolved.batch_size, "beta": resolved.beta}
+            shown = HyperparameterOptions(**{**shown.model_dump(), **values})
         progress, training_file = job.progress, job.file(TRAINING_FILE)
         assert training_file is not None, "every job has a training file"
         return cls(
@@ -314,8 +355,8 @@ class JobObject(Wire):
             fine_tuned_model=job.model,
             status=openai_status(job.state),
             state=job.state,
-            hyperparameters=shown,
-            method=Method(supervised=Supervised(hyperparameters=shown)),
+            hyperparameters=Hyperparameters(**shown.of_method("supervised")),
+            method=Method.of(request.method, shown),
             training_file=training_file,
             validation_file=AUTO if request.data.validation_share else job.file(VALIDATION_FILE),
             data=request.data.model_dump(),
@@ -325,7 +366,7 @@ class JobObject(Wire):
             seed=job.seed,
             suffix=request.suffix,
             metadata=job.metadata,
-            tuning=(resolved or request.tuning).model_dump(),
+            tuning=_tuning_shown(resolved or request.tuning, request.method),
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
             if progress
             else None,
@@ -334,13 +375,20 @@ class JobObject(Wire):
         )
 
 
+def _tuning_shown(tuning: BaseModel, method: MethodName) -> dict[str, Any]:
+    """Without what is in the job's `method`, and without what only other methods have."""
+    return tuning.model_dump(exclude={"method", "beta", *(() if method == "dpo" else OF_DPO)})
+
+
 class EventObject(JobEventBody):
     """OpenAI's job event. Metric events have their numbers in `data`."""
 
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     data: dict[str, Any] | None = Field(
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
-        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds."
+        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds. Of dpo "
+        "also, with train_ and valid_ before each: reward_accuracy (the share of pairs whose chosen answer has the "
+        "larger reward), reward_margin, reward_chosen, reward_rejected, logps_chosen and logps_rejected (nats)."
     )
 
 

@@ -57,16 +57,23 @@ def _check_queue(context: ServiceContext) -> None:
 
 
 def check_training_file(
-    context: ServiceContext, param: str, id: str, data: DataOptions | None = None, *, code: str | None = None
+    context: ServiceContext,
+    param: str,
+    id: str,
+    data: DataOptions | None = None,
+    method: str | None = "supervised",
+    *,
+    code: str | None = None,
 ) -> FileRecord:
-    """The file's record. `code` is that of the error, if not `invalid_` and the parameter.
+    """The record of a file that is trained on by a method or, without one, measured on. `code` is that of the error, if
+    not `invalid_` and the parameter.
 
     Raises InvalidRequest as `check_data_file`, and where it is known that its rows are of the wrong kind.
     """
     code = code or f"invalid_{param}"
     record, report = check_data_file(context, param, id, data, code=code)
     if report is not None and report["kind"] is not None:
-        why = why_unusable(report["format"], report["kind"])
+        why = why_unusable(report["format"], report["kind"], method)
         if why is not None:
             raise InvalidRequest(f"File {id} cannot be used: {why}", param=param, code=code)
     return record

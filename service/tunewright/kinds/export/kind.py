@@ -12,7 +12,7 @@ from tunewright.engine.trust import trusts_code
 from tunewright.export.folder import Calibration, Combine, ExportSpec, Rows, SourceAdapter
 from tunewright.ids import model_name
 from tunewright.jobs.folder import JobFolder
-from tunewright.kinds.data import check_data
+from tunewright.kinds.data import DataOptions, check_data
 from tunewright.kinds.export.models import (
     CALIBRATION_FILE,
     SOURCE,
@@ -23,6 +23,7 @@ from tunewright.kinds.export.models import (
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
 from tunewright.registry.bases import BaseInfo
+from tunewright.rows.formats import FileReport
 from tunewright.store.records import Job, Lineage
 from tunewright.store.states import ModelMethod, Source
 
@@ -59,7 +60,7 @@ class Export(Kind):
         template = request.chat_template or base.chat_template
         data = {CALIBRATION_FILE: request.calibration_data, VALIDATION_FILE: request.validation_data}
         checked = [
-            f"{role} {check_data(service.workspace.file(id), role, template, base.name, data[role]).rows} rows"
+            f"{role} {_checked(service, id, role, template, base.name, data[role]).rows} rows"
             for role in (CALIBRATION_FILE, VALIDATION_FILE)
             if (id := job.file(role)) is not None
         ]
@@ -144,6 +145,12 @@ class Export(Kind):
 def request_of(job: Job) -> ExportRequest:
     assert isinstance(job.request, ExportRequest), f"{job.id} is no export"
     return job.request
+
+
+def _checked(
+    service: Service, id: str, role: str, template: str | None, base: str, data: DataOptions
+) -> FileReport:
+    return check_data(service.workspace.file(id), role, template, base, data, method=None)
 
 
 def _lineage_of_source(service: Service, name: str) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class FineTuning(Kind):
             context=base.context,
             max_rank=_max_rank(service, job.base),
             device=device,
+            method=request.method,
         )
         summary = f"Files validated ({files.summary})"
         if service.on_gpu and request.tuning.gradient_checkpointing == "auto":

@@ -46,15 +46,17 @@ def check_files(
     weights = weights_of(job, request)
     first, *others = weights
     files = service.workspace
-    report = check_data(files.file(first), TRAINING_FILE, template, base, request.data)
+    report = check_data(files.file(first), TRAINING_FILE, template, base, request.data, request.method)
     reports = {first: report}
     for id in others:
         try:
-            reports[id] = check_data(files.file(id), TRAINING_FILE, template, base, request.data)
+            reports[id] = check_data(
+                files.file(id), TRAINING_FILE, template, base, request.data, request.method
+            )
         except JobRefused as refusal:
             raise JobRefused(refusal.code, f"{id}: {refusal}", "data.mix") from refusal
     if (validation := job.file(VALIDATION_FILE)) is not None:
-        check_data(files.file(validation), VALIDATION_FILE, template, base, request.data)
+        check_data(files.file(validation), VALIDATION_FILE, template, base, request.data, request.method)
     if request.data.validation_share:
         check_held_out(report, request.data.validation_share)
         _refuse_without_training_rows(reports)

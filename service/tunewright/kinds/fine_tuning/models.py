@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.cost import Cost
+from tunewright.plan.methods import MethodName
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Measured
@@ -28,7 +27,7 @@ class FineTuningRequest(BaseModel):
     suffix: str | None = None
     chat_template: str | None = None
     data: DataOptions = DataOptions()
-    method: Literal["supervised"] = "supervised"
+    method: MethodName = "supervised"
     """OpenAI's method."""
     hyperparameters: HyperparameterOptions = HyperparameterOptions()
     tuning: TuningOptions = TuningOptions()

@@ -122,6 +122,7 @@ def plan_job(
     tuning: TuningOptions,
     hyperparameters: HyperparameterOptions,
     max_rank: int,
+    method: str = "supervised",
     chat_template: str | None = None,
     data: DataOptions = DataOptions(),
     cache: TokenCache | None = None,
@@ -165,6 +166,7 @@ def plan_job(
         tuning=tuning,
         hyperparameters=hyperparameters,
         max_rank=max_rank,
+        method=method,
         has_flash_attention=_has_flash_attention(),
         earlier=earlier,
         files=parts,
@@ -192,9 +194,9 @@ def earlier_jobs(store: Store, base: BaseInfo, machine: Machine) -> list[Earlier
     return [one for one in finished_jobs(store, base) if one.measured.device == device]
 
 
-def least_data(file: Path | None, rows: int) -> DataShape:
+def least_data(file: Path | None, rows: int, sequences: int = 1) -> DataShape:
     """What a file of JSONL has at least, from its bytes alone: for refusing what cannot fit, without tokenizing. None:
-    a file of which nothing is known."""
+    a file of which nothing is known. The content of a row is in so many sequences, of which one has an equal share."""
     longest = read = 0
     if file is None:
         return data_shape(rows, [(1, 1)])
@@ -203,7 +205,7 @@ def least_data(file: Path | None, rows: int) -> DataShape:
             longest, read = max(longest, len(line) // _BYTES_OF_A_TOKEN), read + len(line)
             if read > _LOOKED_AT:
                 break
-    return data_shape(rows, [(max(1, longest), 1)])
+    return data_shape(rows, [(max(1, longest // sequences), 1)])
 
 
 def refuse_quantized(base: BaseInfo) -> None:

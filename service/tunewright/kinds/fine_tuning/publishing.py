@@ -90,7 +90,7 @@ def publish_products(
                 cost=result.cost,
             ),
             checkpoint_metrics=result.checkpoints,
-            result_file=_metrics_file(store, workspace, job),
+            result_file=_metrics_file(store, workspace, job, request.method),
         )
 
 
@@ -98,12 +98,15 @@ _COLUMNS = (
     "step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy", "learning_rate",
     "grad_norm", "tokens_per_second",
 )  # fmt: skip
+_REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+_COLUMNS_OF_DPO = tuple(f"{when}_{name}" for name in _REWARDS for when in ("train", "valid"))
 
 
-def _metrics_file(store: Store, workspace: Workspace, job: Job) -> dict[str, Any]:
+def _metrics_file(store: Store, workspace: Workspace, job: Job, method: str) -> dict[str, Any]:
     """Write OpenAI's result file, a CSV with the metrics of every step. Returns its row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = _COLUMNS + (_COLUMNS_OF_DPO if method == "dpo" else ())
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     after, more = None, True
     while more:

@@ -59,6 +59,17 @@ class Lengths(_Part):
     histogram: list[Bin]
 
 
+class PairLengths(_Part):
+    """The two answers of preference rows."""
+
+    chosen: Lengths | None = Field(description="The better answers.")
+    rejected: Lengths | None = Field(description="The others.")
+    chosen_longer: int = Field(
+        description="Pairs whose better answer is the longer one. Where these are most, the model learns to write more."
+    )
+    identical: int = Field(description="Pairs whose two answers are the same, which teach nothing.")
+
+
 class Duplicates(_Part):
     """Rows that are the same as an earlier row, to the character."""
 
@@ -122,6 +133,9 @@ class DataReport(_Part):
     )
     ignored_fields: list[str]
     turns: Turns | None = Field(description="null where the rows are no conversations.")
+    pairs: PairLengths | None = Field(
+        default=None, description="null where the rows have no two answers to compare."
+    )
     characters: Lengths | None = Field(
         description="Lengths of the rows' texts; null where no row is readable."
     )

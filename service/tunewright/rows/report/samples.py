@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ from tunewright.rows.report.survey import characters
 if TYPE_CHECKING:
     from tunewright.rows.lengths import Question
 
-_EXAMPLES_OF_A_ROW = 2
+_SEQUENCES_OF_A_ROW = 2
 _SEGMENTS = 40
 _LARGEST_SHOWN = 500_000
 """Characters of a row; larger ones would take long for what is shown of them."""
@@ -56,7 +56,7 @@ def samples_of(
                 trained=sum(label != IGNORED for label in example.labels[1:]),
                 segments=segments(example, tokenizer, question.max_length),
             )
-            for example in examples[:_EXAMPLES_OF_A_ROW]
+            for example in islice(chain.from_iterable(one.sequences for one in examples), _SEQUENCES_OF_A_ROW)
         ]
     return shown
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from tunewright.rows.canonical import Row, text_hash
+from tunewright.rows.canonical import Row, is_preference, text_hash
 from tunewright.rows.counts import MOST_LISTED
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
 from tunewright.rows.report.flags import Flagged, Flagger
 from tunewright.rows.report.flags import flaggers as standard_flaggers
 from tunewright.rows.report.models import Duplicates, Turns
+from tunewright.rows.report.pairs import Pairs
 
 _MOST_ROWS = 5_000_000
 """Rows that are read: 80 MB of hashes and lines, and as much again while they are sorted."""
@@ -36,6 +37,8 @@ class Survey:
     """Number of rows of each length, in characters of their texts."""
     duplicates: Duplicates
     flagged: list[Flagged]
+    pairs: Pairs | None = None
+    """Of preference rows."""
 
 
 def survey(
@@ -56,6 +59,7 @@ def survey(
         dict(rows.characters),
         duplicates(rows.hashes, rows.places),
         [one for one in rows.flagged if one.count],
+        rows.pairs,
     )
 
 
@@ -68,6 +72,7 @@ class _Rows:
         self.flagged = [Flagged(flagger) for flagger in flaggers]
         self._roles: Counter[str] = Counter()
         self._talks = self._most = 0
+        self.pairs: Pairs | None = None
 
     def add(self, place: int, row: Row) -> bool:
         """False where this was the last row that is read."""
@@ -78,6 +83,9 @@ class _Rows:
             self._talks += 1
             self._most = max(self._most, len(messages))
             self._roles.update(message["role"] for message in messages)
+        if is_preference(row):
+            self.pairs = self.pairs or Pairs()
+            self.pairs.add(place, row, characters(row["chosen"]), characters(row["rejected"]))
         for flagged in self.flagged:
             flagged.look(place, row)
         self.was_stopped = len(self.places) >= _MOST_ROWS or self._clock() > self._end

@@ -1,1 +1,1 @@
-"""OpenAI's training methods, one module each. `trainer.run` picks one by the spec."""
+"""OpenAI's training methods, one module each, which makes the trainer. `trainer.run` picks one by the spec."""

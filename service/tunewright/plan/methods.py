@@ -1,0 +1,56 @@
+"""The training methods, by OpenAI's names: what of the defaults and of the plan depends on them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+MethodName = Literal["supervised", "dpo"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is different about a method. Learning rates are by tuning type."""
+
+    learning_rates: Mapping[str, float]
+    rate_ranges: Mapping[str, tuple[float, float]]
+    """Learning rates outside which the method rarely works."""
+    epochs: int
+    epochs_of_few: int
+    """Of fewer rows than `FEW_ROWS`."""
+    sequences: int = 1
+    """What passes through the model of each row: of a pair both answers, each with the prompt."""
+    has_reference: bool = False
+    """Whether each step also asks a reference model, which does not change."""
+
+
+FEW_ROWS = 1000
+METHODS: Mapping[str, Method] = {
+    "supervised": Method(
+        learning_rates={"lora": 2e-4, "qlora": 2e-4, "full": 2e-5},
+        rate_ranges={"lora": (5e-5, 5e-4), "qlora": (5e-5, 5e-4), "full": (1e-6, 5e-5)},
+        epochs=3,
+        epochs_of_few=3,
+    ),
+    "dpo": Method(
+        learning_rates={"lora": 5e-6, "qlora": 5e-6, "full": 5e-7},
+        rate_ranges={"lora": (1e-6, 1e-4), "qlora": (1e-6, 1e-4), "full": (1e-7, 5e-6)},
+        epochs=1,
+        epochs_of_few=3,
+        sequences=2,
+        has_reference=True,
+    ),
+}
+
+BETA = 0.1
+LossType = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
+    "discopop", "sigmoid_norm",
+]  # fmt: skip
+"""TRL's losses of which each looks at one pair. Not among them: `sft`, which compares nothing, and `aot` and
+`aot_unpaired`, which sort the pairs that are computed at a time, so that their number would change the result."""
+LOSS_TYPE = "sigmoid"
+LABEL_SMOOTHING = {"robust": 0.1, "exo_pair": 1e-3}
+"""The losses that smooth labels, and the default of each: what its paper recommends (Chowdhury et al. 2024, Ji et al.
+2024)."""

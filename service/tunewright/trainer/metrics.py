@@ -1,0 +1,39 @@
+"""The names of what is measured: TRL's in its logs, and Tunewright's in metric events and result files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = {
+    "mean_token_accuracy": "mean_token_accuracy",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/margins": "reward_margin",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "logps/chosen": "logps_chosen",
+    "logps/rejected": "logps_rejected",
+}
+
+
+def measures(logs: Mapping[str, Any], *, of: str = "", prefix: str) -> dict[str, float]:
+    """What the logs have of the measures, each of which has the prefix `of` there, under names with `prefix`."""
+    found = {f"{prefix}{name}": logs.get(f"{of}{logged}") for logged, name in _NAMES.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def held_out(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The loss and the measures of an evaluation."""
+    return {"valid_loss": float(logs["eval_loss"]), **measures(logs, of="eval_", prefix="valid_")}
+
+
+def told(data: Mapping[str, Any], prefix: str) -> str:
+    """The loss of `data`, and the measure that says most beside it, for a message."""
+    accuracy = data.get(f"{prefix}reward_accuracy")
+    beside = "" if accuracy is None else f" (reward accuracy {accuracy:.2f})"
+    return f"{data[f'{prefix}loss']:.4f}{beside}"
+
+
+def finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(float(value)) else None

@@ -1,0 +1,160 @@
+"""A training run by any method: the data, the model, the evaluation before the first step, the steps, the product."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from tunewright.jobs.folder import EventLog, JobFolder
+from tunewright.rows.mixture import Mixture
+from tunewright.trainer.data import epoch_order, tell_data, tokenized_files
+from tunewright.trainer.loading import LoadingCallback, OrderedRows
+from tunewright.trainer.loop import (
+    CheckpointCallback,
+    HeartbeatCallback,
+    MetricsCallback,
+    latest_checkpoint,
+)
+from tunewright.trainer.metrics import held_out, told
+from tunewright.trainer.model import load_model, load_tokenizer
+from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
+from tunewright.trainer.products import save_product
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a method makes its trainer of."""
+
+    folder: JobFolder
+    spec: TrainingSpec
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel | PeftModel
+    training: Mixture
+    held_out: Mixture | None
+    callbacks: list[TrainerCallback]
+    go_on: Callable[[], None]
+    """To be called within what takes long before the first step: renews the heartbeat, and raises Stopped where the run
+    was asked to stop."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the Trainer that are the same for all methods."""
+        return common_arguments(
+            self.spec, self.folder, self.training.examples, evaluates=self.held_out is not None
+        )
+
+
+class Stopped(Exception):
+    """The run was asked to stop before its first step."""
+
+
+MakeTrainer = Callable[[Parts], OrderedRows]
+"""Of a method: its `evaluate` returns `eval_loss` and `trainer.metrics`' measures with `eval_` before their names."""
+
+
+def train(
+    folder: JobFolder, spec: TrainingSpec, events: EventLog, make_trainer: MakeTrainer
+) -> TrainingResult | None:
+    """Train, and return the result, or None where the run was asked to stop and saved a checkpoint."""
+    tuning = spec.tuning
+    transformers.set_seed(spec.seed)
+    tokenizer = load_tokenizer(spec)
+    heartbeat = HeartbeatCallback(folder)
+    training, validation = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
+    trained_tokens = training.tokens(tuning.n_epochs)
+    planned = planned_run(spec, training.shape(), trained_tokens)
+    resume_from = latest_checkpoint(folder)
+    if resume_from is None:
+        tell_data(events, training, tuning)
+        tell_planned(events, planned)
+        for part in validation.parts if validation is not None else ():
+            events.message(f"Validation data: {part.totals.describe()}")
+    else:
+        step = resume_from.name.removeprefix("step-")
+        events.message(f"Resuming from the checkpoint at step {step}", "warn")
+
+    model = load_model(spec)
+    metrics, loading = MetricsCallback(events), LoadingCallback(events, tuning.dataloader_workers)
+    checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds)
+    signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
+    shutil.rmtree(folder.work, ignore_errors=True)
+    callbacks = [metrics, checkpoints, heartbeat, loading]
+
+    def go_on() -> None:
+        heartbeat.beat()
+        if checkpoints.is_asked_to_stop:
+            raise Stopped
+
+    try:
+        trainer = make_trainer(Parts(folder, spec, tokenizer, model, training, validation, callbacks, go_on))
+    except Stopped:
+        events.message("Stopped before the first step", "warn")
+        return None
+    trainer.on_wait = loading.wait
+    trainer.order = epoch_order(training, tuning)
+    if validation is not None and resume_from is None:
+        before = held_out(trainer.evaluate())
+        events.message(
+            f"Validation loss before training: {told(before, 'valid_')}", data={"step": 0, **before}
+        )
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    metrics.flush()
+    if checkpoints.stopped:
+        events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
+        return None
+    save_product(trainer, tokenizer, folder)
+    measured = metrics.measured(training.longest, loading.waited)
+    return TrainingResult(
+        status="succeeded",
+        trained_tokens=trained_tokens,
+        metrics=metrics.latest,
+        planned=planned,
+        measured=measured,
+        cost=cost_of_measured(spec, measured),
+        checkpoints=checkpoints.usable(),
+    )
+
+
+def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evaluates: bool) -> dict[str, Any]:
+    """The arguments of the Trainer that are the same for all methods; `rows`: examples of an epoch."""
+    tuning = spec.tuning
+    on_gpu = spec.device != "cpu"
+    steps = math.ceil(math.ceil(rows / tuning.per_device_batch_size) / tuning.gradient_accumulation_steps)
+    total = steps * tuning.n_epochs
+    return {
+        "output_dir": str(folder.work),
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "seed": spec.seed,
+        "data_seed": spec.seed,
+        "num_train_epochs": tuning.n_epochs,
+        "per_device_train_batch_size": tuning.per_device_batch_size,
+        "per_device_eval_batch_size": tuning.per_device_batch_size,
+        "gradient_accumulation_steps": tuning.gradient_accumulation_steps,
+        "learning_rate": tuning.learning_rate,
+        "lr_scheduler_type": tuning.lr_scheduler_type,
+        "warmup_steps": math.ceil(total * tuning.warmup_ratio),
+        "weight_decay": tuning.weight_decay,
+        "max_grad_norm": tuning.max_grad_norm,
+        "max_length": tuning.max_length,
+        "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
+        "gradient_checkpointing": spec.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if spec.checkpointing else None,
+        "remove_unused_columns": False,  # the labels are made of what would be removed
+        "logging_steps": max(1, total // 1000),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "epoch" if evaluates else "no",
+        "save_strategy": "no",  # CheckpointCallback requests saves
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": tuning.dataloader_workers,
+    }

@@ -1,0 +1,133 @@
+"""Jobs and plans of the method dpo: what is taken, shown and refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+from starlette.testclient import TestClient
+from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
+from tests.unit.test_file_checks import upload
+
+from preferences import as_messages, as_openai, text_rows
+from rows import create_job
+from tunewright.api.fine_tuning.schemas import JobObject
+from tunewright.plan.defaults import resolve
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.store.states import JobState
+from tunewright.store.store import Store
+
+FORMS = {
+    "openai": [as_openai(row) for row in text_rows(8)],
+    "messages": [as_messages(row) for row in text_rows(8)],
+    "text": list(text_rows(8)),
+}
+
+
+def asked(api: TestClient, form: str = "openai", **more: Any) -> Any:  # noqa: F811
+    content = "".join(json.dumps(row) + "\n" for row in FORMS[form]).encode()
+    body = {"model": BASE, "training_file": upload(api, content)["id"], "method": {"type": "dpo"}, **more}
+    return api.post("/v1/fine_tuning/jobs", json=body)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_preferences_in_every_form_are_taken(api: TestClient, form: str) -> None:  # noqa: F811
+    answer = asked(api, form, method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.25}}})
+    assert answer.status_code == 200, answer.text
+    job = FineTuningJob.model_validate(answer.json())
+    assert job.method is not None
+    assert job.method.dpo is not None
+    assert job.method.dpo.hyperparameters is not None
+    assert (job.method.type, job.method.dpo.hyperparameters.beta) == ("dpo", 0.25)
+    assert "beta" not in answer.json()["hyperparameters"]
+
+
+def test_a_method_as_the_openai_client_dumps_it_is_taken(api: TestClient) -> None:  # noqa: F811
+    method = {
+        "type": "dpo",
+        "dpo": {"hyperparameters": {"beta": "auto"}},
+        "supervised": None,
+        "reinforcement": None,
+    }
+    assert asked(api, method=method).json()["method"]["dpo"]["hyperparameters"]["beta"] == "auto"
+
+
+def test_the_older_place_of_hyperparameters_counts_for_dpo_too(api: TestClient) -> None:  # noqa: F811
+    job = asked(api, hyperparameters={"n_epochs": 4}).json()
+    assert job["method"]["dpo"]["hyperparameters"]["n_epochs"] == 4
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 5}}}
+    refused = error(asked(api, hyperparameters={"n_epochs": 4}, method=method), 400)
+    assert "`method.dpo.hyperparameters` disagree" in refused["message"]
+
+
+def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
+    resolved = resolve(
+        tuning=TuningOptions(loss_type="robust"), hyperparameters=HyperparameterOptions(), rows=64, context=1024,
+        max_rank=64, device="cpu", method="dpo",
+    )  # fmt: skip
+    job = create_job(store, request={"method": "dpo"}, state=JobState.QUEUED, resolved=resolved)
+
+    shown = JobObject.of(job).model_dump(mode="json")
+
+    assert shown["method"] == {
+        "type": "dpo",
+        "supervised": None,
+        "dpo": {
+            "hyperparameters": {
+                "n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto", "beta": 0.1,
+            }
+        },
+    }  # fmt: skip
+    assert (shown["tuning"]["learning_rate"], shown["tuning"]["per_device_batch_size"]) == (5e-6, 4)
+    assert (shown["tuning"]["loss_type"], shown["tuning"]["label_smoothing"]) == ("robust", 0.1)
+
+
+def test_a_supervised_job_has_no_options_of_dpo(store: Store) -> None:
+    shown = JobObject.of(create_job(store)).model_dump(mode="json")
+    assert not {"loss_type", "label_smoothing", "beta", "method"} & shown["tuning"].keys()
+    assert shown["method"]["dpo"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code", "told"),
+    [
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}}, "method.dpo.hyperparameters.beta",
+         "invalid_value", "greater than 0"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": "0.1"}}}}, "method.dpo.hyperparameters.beta",
+         "invalid_value", ""),
+        ({"method": {"type": "dpo", "dpo": {"beta": 0.1}}}, "method.dpo.beta", "unknown_parameter", ""),
+        ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", "invalid_value", "leave"),
+        ({"tuning": {"loss_type": "aot"}}, "tuning.loss_type", "invalid_value", "sigmoid"),
+        ({"tuning": {"label_smoothing": 0.1}}, "tuning.label_smoothing", "invalid_value", "robust and exo_pair"),
+        ({"tuning": {"loss_type": "robust", "label_smoothing": 0.5}}, "tuning.label_smoothing", "invalid_value",
+         "less than 0.5"),
+        ({"tuning": {"dropout": 0.1}}, "tuning.dropout", "invalid_value", "without dropout"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_by_its_name(
+    api: TestClient,  # noqa: F811
+    change: dict[str, Any],
+    param: str,
+    code: str,
+    told: str,
+) -> None:
+    refused = error(asked(api, **change), 400)
+    assert (refused["param"], refused["code"]) == (param, code)
+    assert told in refused["message"]
+
+
+def test_a_plan_of_dpo_counts_both_answers_and_the_reference(api: TestClient) -> None:  # noqa: F811
+    file = upload(api, "".join(json.dumps(row) + "\n" for row in FORMS["text"]).encode())["id"]
+    body = {"model": BASE, "training_file": file, "machine": "H100"}
+    plan = api.post("/v1/fine_tuning/plan", json={**body, "method": {"type": "dpo"}})
+    assert plan.status_code == 200, plan.text
+    made = plan.json()
+
+    values = {option["name"]: option["value"] for option in made["options"]}
+    assert (values["learning_rate"], values["n_epochs"], values["beta"]) == (5e-6, 3, 0.1)
+    assert (values["per_device_batch_size"], values["batch_size"]) == (2, 8)
+    assert (made["rows"], made["steps"]) == (8, 3)
+    refused = error(api.post("/v1/fine_tuning/plan", json=body), 400)
+    assert "dpo could" in refused["message"]
