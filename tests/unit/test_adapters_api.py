@@ -143,8 +143,8 @@ def test_an_uploaded_adapter_is_listed_with_its_lineage(api: TestClient, data: W
         "origin": "adapter_config.json, adapter_model.safetensors",
         **dict.fromkeys(
             [
-                "parent_sha256", "training_file", "training_sha256", "validation_file", "validation_sha256", "mix", "seed",
-                "metrics", "revision", "created_by", "models",
+                "parent_sha256", "training_file", "training_sha256", "validation_file", "validation_sha256", "mix",
+                "seed", "metrics", "revision", "created_by", "models",
             ]
         ),
     }  # fmt: skip
