@@ -207,7 +207,7 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
     assert job is not None
     request = request_of(job)
     assert (request.model, request.suffix, request.chat_template) == ("ft:tiny:parent:9", "s", "{{ x }}")
-    assert request.hyperparameters.model_dump() == HYPERPARAMETERS
+    assert request.hyperparameters.model_dump() == HYPERPARAMETERS | {"beta": "auto"}
     assert (request.tuning.rank, request.tuning.alpha, request.tuning.use_dora) == (8, "auto", True)
     assert job.resolved is not None
     assert job.resolved.model_dump() == {
@@ -216,6 +216,8 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         "gradient_checkpointing": None,
         "group_by_length": False,
         "dataloader_workers": 0,
+        "method": "supervised",
+        **dict.fromkeys(["beta", "loss_type", "label_smoothing"]),
     }
     assert job.result == FineTuningResult(model="ft:tiny:s:1", trained_tokens=7)
     assert (job.file("training_file"), job.file("validation_file")) == ("file-1", "file-2")

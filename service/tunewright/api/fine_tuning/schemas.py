@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
+from tunewright.api.fine_tuning.measured import MeasuredObject, PlannedObject
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
-from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
-from tunewright.plan.cost import Cost, CostRange
 from tunewright.plan.methods import METHODS, LossType, MethodName
 from tunewright.plan.options import OF_DPO, HyperparameterOptions
 from tunewright.store.records import Checkpoint, Job
@@ -245,57 +244,6 @@ class Progress(Wire):
     total_steps: int
     train_loss: float | None = None
     eta_seconds: float | None = Field(None, description="Seconds of training left.")
-
-
-class MeasuredObject(Wire):
-    """What the steps of a finished job took. Plans of later jobs on its base predict their time from it."""
-
-    device: str = Field(description="The name of the GPU, or `cpu`.")
-    seconds: float = Field(
-        description="Of the steps that its last process did, without the first, evaluations and checkpoints."
-    )
-    tokens: int = Field(description="Tokens in these steps.")
-    peak_bytes: int = Field(description="Most memory: allocated by torch on a GPU, resident on the CPU.")
-    waited: float | None = Field(
-        None, description="Seconds beside these in which steps have waited for their rows."
-    )
-    cost: Cost | None = Field(None, description="Energy and price of these seconds and waits.")
-
-    @classmethod
-    def of(cls, result: JobResult | None) -> MeasuredObject | None:
-        measured = result.measured if isinstance(result, FineTuningResult) else None
-        if measured is None or not isinstance(result, FineTuningResult):
-            return None
-        return cls(**measured.model_dump(exclude={"length"}), cost=result.cost)
-
-
-class PlannedTime(Wire):
-    """Seconds between which the steps were predicted to take."""
-
-    least: float
-    most: float
-    basis: str = Field(description="A finished job, or the card's peak.")
-
-
-class PlannedObject(Wire):
-    """What a finished job was predicted to need, before its first step."""
-
-    steps: int
-    tokens: int = Field(description="Of all epochs, after cutting at `max_length`.")
-    peak_bytes: int = Field(description="Most memory, as in `measured`.")
-    seconds: PlannedTime | None = Field(
-        description="Of all steps. null: no job of the method has finished on this base and device, and the card is "
-        "not known."
-    )
-    cost: CostRange | None = Field(
-        None,
-        description="Energy and price of these seconds, where the operator's rates or the card tell them.",
-    )
-
-    @classmethod
-    def of(cls, result: JobResult | None) -> PlannedObject | None:
-        planned = result.planned if isinstance(result, FineTuningResult) else None
-        return cls(**planned.model_dump()) if planned is not None else None
 
 
 class JobObject(Wire):

@@ -1,0 +1,61 @@
+"""What a finished job was predicted to need, and what it needed."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tunewright.jobs.kinds import JobResult
+from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.plan.cost import Cost, CostRange
+from tunewright.wire import Wire
+
+
+class MeasuredObject(Wire):
+    """What the steps of a finished job took. Plans of later jobs on its base predict their time from it."""
+
+    device: str = Field(description="The name of the GPU, or `cpu`.")
+    seconds: float = Field(
+        description="Of the steps that its last process did, without the first, evaluations and checkpoints."
+    )
+    tokens: int = Field(description="Tokens in these steps.")
+    peak_bytes: int = Field(description="Most memory: allocated by torch on a GPU, resident on the CPU.")
+    waited: float | None = Field(
+        None, description="Seconds beside these in which steps have waited for their rows."
+    )
+    cost: Cost | None = Field(None, description="Energy and price of these seconds and waits.")
+
+    @classmethod
+    def of(cls, result: JobResult | None) -> MeasuredObject | None:
+        measured = result.measured if isinstance(result, FineTuningResult) else None
+        if measured is None or not isinstance(result, FineTuningResult):
+            return None
+        return cls(**measured.model_dump(exclude={"length"}), cost=result.cost)
+
+
+class PlannedTime(Wire):
+    """Seconds between which the steps were predicted to take."""
+
+    least: float
+    most: float
+    basis: str = Field(description="A finished job, or the card's peak.")
+
+
+class PlannedObject(Wire):
+    """What a finished job was predicted to need, before its first step."""
+
+    steps: int
+    tokens: int = Field(description="Of all epochs, after cutting at `max_length`.")
+    peak_bytes: int = Field(description="Most memory, as in `measured`.")
+    seconds: PlannedTime | None = Field(
+        description="Of all steps. null: no job of the method has finished on this base and device, and the card is "
+        "not known."
+    )
+    cost: CostRange | None = Field(
+        None,
+        description="Energy and price of these seconds, where the operator's rates or the card tell them.",
+    )
+
+    @classmethod
+    def of(cls, result: JobResult | None) -> PlannedObject | None:
+        planned = result.planned if isinstance(result, FineTuningResult) else None
+        return cls(**planned.model_dump()) if planned is not None else None
