@@ -7,9 +7,10 @@ import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
+from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.methods import check_method, hyperparameters_of, without_dropout
 from tunewright.api.fine_tuning.plan import check_mix, fitting_type
-from tunewright.api.fine_tuning.schemas import CreateJob, Method, Tuning
+from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
 from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature, quoted

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tunewright.api.fine_tuning.schemas import Hyperparameters, Method, Tuning
+from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
+from tunewright.api.fine_tuning.schemas import Tuning
 from tunewright.errors import InvalidRequest
 from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE
 from tunewright.plan.options import OF_DPO

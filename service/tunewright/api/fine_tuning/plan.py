@@ -10,8 +10,9 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from tunewright.api.fine_tuning.data import AUTO, Data, check_chat_template, data_options
+from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.methods import check_method, hyperparameters_of, without_dropout
-from tunewright.api.fine_tuning.schemas import CreateJob, Hyperparameters, Method, Tuning
+from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file
