@@ -263,7 +263,9 @@ def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path)
             backups.until(lambda: list(checkpoints.glob("step-*/complete.json")), 180)
             made = back_up(Workspace(first.data_dir), tmp_path / "a.tar")
             assert made["checkpoints"] >= 1
-            assert client.jobs.retrieve(job.id).status == "running", "else it would have nothing to go on with"
+            assert client.jobs.retrieve(job.id).status == "running", (
+                "else it would have nothing to go on with"
+            )
             undisturbed = client.jobs.wait(job.id, timeout=300)
             expected = client.adapters.retrieve(undisturbed.fine_tuned_model or "").sha256
     finally:
