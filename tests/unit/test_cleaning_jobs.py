@@ -253,7 +253,7 @@ def test_killed_it_is_started_again_and_makes_the_same_file(world: World) -> Non
 
 
 def test_paused_it_makes_room_and_resumed_it_goes_on_where_it_was(world: World) -> None:
-    rows, steps = many(8_000), [DUPLICATES, {"type": "balance", "by": "answer"}]
+    rows, steps = many(30_000), [DUPLICATES, {"type": "balance", "by": "answer"}]
     undisturbed, first = world.succeeds(world.create(world.file("file-a", rows), *steps))
     id = world.create(world.file("file-b", rows), *steps)
     world.until(lambda: world.has_begun(id))

@@ -20,7 +20,7 @@ from tunewright.config import Settings, embedded_base_path  # noqa: E402
 from tunewright.errors import InvalidRequest  # noqa: E402
 from tunewright.kinds import data_report  # noqa: E402
 from tunewright.kinds.data_report import Asked, report_file  # noqa: E402
-from tunewright.kinds.fine_tuning.planning import machine_described, plan_job  # noqa: E402
+from tunewright.kinds.fine_tuning.planning import PlannedFile, machine_described, plan_job  # noqa: E402
 from tunewright.plan.options import HyperparameterOptions, TuningOptions  # noqa: E402
 from tunewright.registry.bases import BaseInfo, inspect_base  # noqa: E402
 from tunewright.rows import lengths  # noqa: E402
@@ -225,8 +225,8 @@ def test_a_plan_and_a_report_take_the_tokens_of_a_job_that_was_there_before(
 ) -> None:
     cache, source = cached(rows, tokenizer, base, tmp_path / "cache", 1024)
     plan = plan_job(
-        base, rows, machine_described("L4"), tuning=TuningOptions(), hyperparameters=HyperparameterOptions(),
-        max_rank=64, source=source, cache=cache,
+        base, [PlannedFile(rows, rows.name, sha256=source)], machine_described("L4"), tuning=TuningOptions(),
+        hyperparameters=HyperparameterOptions(), max_rank=64, cache=cache,
     )  # fmt: skip
     assert no_process == []
     report = report_file(Asked(rows, source=source, base=base), cache)

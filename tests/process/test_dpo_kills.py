@@ -21,20 +21,20 @@ from tunewright.registry.content import adapter_sha256
 from tunewright.trainer.spec import TrainingResult
 
 EPOCHS, STEPS = 3, 12
-"""48 pairs, 12 at a time: 4 steps an epoch."""
+"""24 pairs, 6 at a time: 4 steps an epoch."""
 KINDS = ("new adapter", "parent", "full")
 
 
 def folder_of(kind: str, path: Path) -> JobFolder:
-    rows = [as_openai(row) for row in text_rows(48)]
-    tuning: dict[str, Any] = {"type": "lora", "rank": 8, "n_epochs": EPOCHS, "batch_size": 12}
+    rows = [as_openai(row) for row in text_rows(24)]
+    tuning: dict[str, Any] = {"type": "lora", "rank": 8, "n_epochs": EPOCHS, "batch_size": 6}
     spec: dict[str, Any] = {}
     if kind == "full":
-        tuning = {"type": "full", "n_epochs": EPOCHS, "batch_size": 12, "learning_rate": 1e-4}
+        tuning = {"type": "full", "n_epochs": EPOCHS, "batch_size": 6, "learning_rate": 1e-4}
     if kind == "parent":
         parent = tiny_adapter(path.parent / "parent", embedded_base_path(), r=8, target_modules="all-linear")
         spec = {"parent_adapter": str(parent)}
-    return job_folder(path, rows, rows[:8], spec=spec, **tuning)
+    return job_folder(path, rows, rows[:4], spec=spec, **tuning)
 
 
 def start(folder: JobFolder) -> Process:
