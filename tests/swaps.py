@@ -190,10 +190,11 @@ class Swapper:
         cycle_every: float,
         meanwhile: Callable[[], None] | None = None,
     ) -> Swapping:
-        self._flip()
+        if not self.seen.flips:
+            self.flip()
         threads = [threading.Thread(target=self._ask_on, args=(n,)) for n in range(streams)]
         threads += [
-            threading.Thread(target=self._every, args=(flip_every, self._flip)),
+            threading.Thread(target=self._every, args=(flip_every, self.flip)),
             threading.Thread(target=self._every, args=(cycle_every, self._cycle)),
         ]
         for thread in threads:
@@ -237,7 +238,7 @@ class Swapper:
     def _asker(self) -> Asker:
         return Asker(self.service.url, self.expected, retry_seconds=self._retry_seconds)
 
-    def _flip(self) -> None:
+    def flip(self) -> None:
         """Moves the alias to another version; now and then to two of them."""
         target = self._chance.choice([model for model in self.models if model != self._target])
         targets: list[dict[str, Any]] = [{"model": target, "weight": 1}]
