@@ -39,7 +39,7 @@ serve: setup ## Serve the embedded base on 127.0.0.1:8000
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/unit tests/contract tests/abuse
 
-test: setup ## The whole suite, with a real vLLM (about 35 minutes on 2 cores)
+test: setup ## The whole suite, with a real vLLM (25 to 35 minutes on 2 cores)
 	@$(PYTEST) -m "not soak and not gpu" tests/engine $(FAST)
 	@cd client && ../$(BIN)/python -m pytest -q
 
