@@ -19,6 +19,7 @@ from tunewright.config import EMBEDDED_BASE
 pytestmark = pytest.mark.soak
 
 SECONDS = 200.0
+FLIPS, CYCLES = 100, 20
 NOTICED = 1.0
 """Seconds after its EngineCore has ended in which vLLM's server may still take requests."""
 
@@ -81,18 +82,19 @@ def test_no_request_fails_and_no_answer_is_wrong(service: Service, models: list[
     swapper = Swapper(service, models, expected)
     swapper.flip()  # so that there is an alias
     with Evaluation(service.url, [ALIAS], scores) as evaluation, Checks(service, models) as checks:
-        seen = swapper.run(streams=16, seconds=SECONDS, flip_every=0.7, cycle_every=3.0)
+        seen = swapper.run(
+            streams=16, seconds=SECONDS, flip_every=0.7, cycle_every=3.0,
+            meanwhile=lambda: wait_until(
+                lambda: swapper.seen.flips >= FLIPS and swapper.seen.cycles >= CYCLES, 900, "flips and cycles"
+            ),
+        )  # fmt: skip
     print(f"\nscored meanwhile: {dict(evaluation.counts)}; checked against peft: {checks.verdicts}")
     assert evaluation.bad == []
     assert evaluation.counts["right"] > 10
     assert set(checks.verdicts) == {"pass"}
-    print(
-        f"\n{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers in {SECONDS:.0f} s"
-    )
+    print(f"\n{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers")
     print(f"by version: {dict(seen.answers)}; faults: {len(seen.faults)}\n{table(seen)}")
     assert seen.faults == []
-    assert seen.flips >= 100
-    assert seen.cycles >= 20
     with service.client(timeout=120) as client:
         for adapter in client.adapters.list(limit=100):
             if adapter.state == "loaded":
