@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from tunewright.jobs.folder import JobFolder
 from tunewright.scheduler.fork_server import ForkServer
 from tunewright.supervisor.process import Child
 
@@ -53,6 +54,11 @@ class Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def start_trainer(folder: JobFolder) -> Process:
+    """The trainer of a job, with its output in the job's log."""
+    return Process("tunewright.trainer", str(folder.path), log=folder.log_file)
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from forked import Process
+from forked import start_trainer
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.plan.defaults import resolve
@@ -59,10 +59,6 @@ def job_folder(path: Path) -> JobFolder:
     return folder
 
 
-def start(folder: JobFolder) -> Process:
-    return Process("tunewright.trainer", str(folder.path), log=folder.log_file)
-
-
 def losses(folder: JobFolder) -> dict[int, Any]:
     """The last event of each step: a resumed trainer repeats the steps since its checkpoint."""
     metrics = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
@@ -74,7 +70,7 @@ def losses(folder: JobFolder) -> dict[int, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
     folder = job_folder(tmp_path_factory.mktemp("undisturbed") / "job")
-    assert start(folder).wait(180) == 0, folder.log_file.read_text()[-2000:]
+    assert start_trainer(folder).wait(180) == 0, folder.log_file.read_text()[-2000:]
     result = folder.read_result(TrainingResult)
     assert result is not None
     assert result.status == "succeeded"
@@ -85,7 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
 
 def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp_path: Path) -> None:
     folder = job_folder(tmp_path / "job")
-    process = start(folder)
+    process = start_trainer(folder)
     wait_until(lambda: 10 in losses(folder), 120, "steps behind the second epoch")
     process.kill()
     process.wait()
@@ -98,7 +94,7 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
     shutil.rmtree(folder.work, ignore_errors=True)
     (tmp_path / "rows.jsonl").unlink()  # its tokens are on the disk: the second start does not read it
 
-    assert start(folder).wait(180) == 0
+    assert start_trainer(folder).wait(180) == 0
     messages = [e["message"] for e in folder.read_events(0)[0] if e["type"] == "message"]
     assert "Resuming from the checkpoint at step 4" in messages
     assert losses(folder) == losses(undisturbed)
@@ -109,11 +105,11 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
 def test_sigterm_saves_and_the_rest_follows(undisturbed: JobFolder, tmp_path: Path, step: int) -> None:
     """The signal mostly arrives in the step after: the epoch's third, or its last."""
     folder = job_folder(tmp_path / "job")
-    process = start(folder)
+    process = start_trainer(folder)
     wait_until(lambda: step in losses(folder), 120, f"{step} steps")
     process.terminate()
     assert process.wait(60) == STOPPED_RESUMABLE
-    assert start(folder).wait(180) == 0
+    assert start_trainer(folder).wait(180) == 0
     steps = [e["data"]["step"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
     assert steps == list(range(1, STEPS + 1)), "nothing is done twice"
     assert losses(folder) == losses(undisturbed)
@@ -136,21 +132,21 @@ def test_a_stop_while_the_data_is_tokenized_ends_at_once_and_leaves_nothing_half
     unfinished.mkdir(parents=True)
     with (unfinished / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = start(folder)
+        process = start_trainer(folder)
         beaten = wait_until(folder.last_beat, 120, "the heartbeat")
         wait_until(lambda: folder.last_beat() > beaten, 10, "another beat")
         process.terminate()
         assert process.wait(5) == -signal.SIGTERM
-    assert start(folder).wait(180) == 0
+    assert start_trainer(folder).wait(180) == 0
     assert [path.name for path in folder.token_cache.iterdir()] == [key]
 
 
 def test_two_trainers_never_share_a_job(tmp_path: Path) -> None:
     folder = job_folder(tmp_path / "job")
-    first = start(folder)
+    first = start_trainer(folder)
     try:
         wait_until(lambda: folder.events_file.exists(), 60, "the first one works")
-        second = start(folder)
+        second = start_trainer(folder)
         assert second.wait(60) == 3
         assert "another process has this job" in folder.log_file.read_text()
     finally:

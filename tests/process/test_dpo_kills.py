@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forked import Process
+from forked import Process, start_trainer
 from preferences import as_openai, job_folder, text_rows
 from tiny import tiny_adapter
 from tunewright.config import embedded_base_path
@@ -35,10 +35,6 @@ def folder_of(kind: str, path: Path) -> JobFolder:
         parent = tiny_adapter(path.parent / "parent", embedded_base_path(), r=8, target_modules="all-linear")
         spec = {"parent_adapter": str(parent)}
     return job_folder(path, rows, rows[:4], spec=spec, **tuning)
-
-
-def start(folder: JobFolder) -> Process:
-    return Process("tunewright.trainer", str(folder.path), log=folder.log_file)
 
 
 def until(process: Process, condition: Callable[[], object], seconds: float = 240) -> None:
@@ -70,25 +66,25 @@ def product(folder: JobFolder) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_9_and_a_stop_change_nothing(tmp_path: Path, kind: str) -> None:
     undisturbed = folder_of(kind, tmp_path / "undisturbed" / "job")
-    assert start(undisturbed).wait(400) == 0, undisturbed.log_file.read_text()[-2000:]
+    assert start_trainer(undisturbed).wait(400) == 0, undisturbed.log_file.read_text()[-2000:]
     result = undisturbed.read_result(TrainingResult)
     assert result is not None
     assert sorted(result.checkpoints) == [4, 8, 12]
     assert sorted(losses(undisturbed)) == list(range(1, STEPS + 1))
 
     folder = folder_of(kind, tmp_path / "killed" / "job")
-    process = start(folder)
+    process = start_trainer(folder)
     until(process, lambda: 6 in losses(folder))
     process.kill()
     process.wait()
     assert folder.read_result(TrainingResult) is None
     (folder.path.parent / "rows.jsonl").unlink()  # its tokens are on the disk: no later start reads it
 
-    process = start(folder)
+    process = start_trainer(folder)
     until(process, lambda: 10 in losses(folder))
     process.terminate()
     assert process.wait(120) == STOPPED_RESUMABLE
-    assert start(folder).wait(400) == 0, folder.log_file.read_text()[-2000:]
+    assert start_trainer(folder).wait(400) == 0, folder.log_file.read_text()[-2000:]
 
     messages = [event["message"] for event in folder.read_events(0)[0] if event["type"] == "message"]
     assert "Resuming from the checkpoint at step 4" in messages

@@ -12,7 +12,7 @@ import pytest
 from tests.engine.conftest import DEMO, FAST, wait_until
 from tests.without_vllm import BASE, start_without_vllm, wait_engine
 
-from forked import Process
+from forked import start_trainer
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import JobFolder
 from tunewright.plan.defaults import resolve
@@ -67,10 +67,6 @@ def job_folder(path: Path) -> JobFolder:
     return folder
 
 
-def start(folder: JobFolder) -> Process:
-    return Process("tunewright.trainer", str(folder.path), log=folder.log_file)
-
-
 def losses(folder: JobFolder) -> dict[int, Any]:
     """The last event of each step: a resumed trainer repeats the steps since its checkpoint."""
     metrics = [e["data"] for e in folder.read_events(0)[0] if e["type"] == "metrics"]
@@ -80,12 +76,12 @@ def losses(folder: JobFolder) -> dict[int, Any]:
 @pytest.mark.parametrize("step", [4, 8])
 def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(tmp_path: Path, step: int) -> None:
     whole, killed = job_folder(tmp_path / "whole"), job_folder(tmp_path / "killed")
-    assert start(whole).wait(240) == 0, whole.log_file.read_text()[-2000:]
-    process = start(killed)
+    assert start_trainer(whole).wait(240) == 0, whole.log_file.read_text()[-2000:]
+    process = start_trainer(killed)
     wait_until(lambda: step in losses(killed), 180, f"step {step}")
     process.kill()
     process.wait()
-    assert start(killed).wait(240) == 0
+    assert start_trainer(killed).wait(240) == 0
     assert sorted(losses(whole)) == list(range(1, STEPS + 1))
     assert losses(killed) == losses(whole)
     assert adapter_sha256(killed.adapter) == adapter_sha256(whole.adapter), "bit for bit"

@@ -72,6 +72,10 @@ class Resolved(BaseModel):
     label_smoothing: float | None = None
     """None also for a loss that has none."""
 
+    def steps(self, examples: int) -> int:
+        """Optimizer steps of the run, if an epoch has so many examples."""
+        return -(-examples // self.batch_size) * self.n_epochs
+
 
 def rank_for(rows: int, max_rank: int) -> int:
     """The adapter's default rank for `rows` rows, at most `max_rank`, which the engine serves."""

@@ -149,7 +149,6 @@ def make_plan(
     run = run_of(chosen, data, machine.device)
     it_fits = fits(estimate(shape, run), machine)
     change = None if it_fits else smallest_change(shape, chosen, data, machine)
-    batches = -(-data.examples // chosen.batch_size)
     found = warnings(
         chosen,
         shape,
@@ -169,7 +168,7 @@ def make_plan(
         rows=data.rows,
         tokens=data.tokens_within(chosen.max_length),
         files=[_rows_of(one, chosen.max_length) for one in files],
-        steps=batches * chosen.n_epochs,
+        steps=chosen.steps(data.examples),
         type=chosen.type,
         advised=advised,
         why=why,

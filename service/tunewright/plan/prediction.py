@@ -66,7 +66,7 @@ def predict(
         [one for one in earlier if one.measured.device == device],
     )
     return Planned(
-        steps=-(-data.examples // resolved.batch_size) * resolved.n_epochs,
+        steps=resolved.steps(data.examples),
         tokens=tokens,
         peak_bytes=memory.total if device == "cpu" else memory.allocated,
         seconds=seconds,

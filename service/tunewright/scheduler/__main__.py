@@ -55,6 +55,12 @@ def main() -> int:
     retention = Retention(settings.retention, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")
     changes = store.database.changes()
+
+    def may_rest(version: tuple[int, int] | None) -> bool:
+        """Whether nothing runs, and the database is as it was in this version."""
+        idle = all(part.is_at_rest for part in (engines, jobs, parity))
+        return idle and changes is not None and version is not None and changes.version() == version
+
     while not stopping:
         version = changes.version() if changes is not None else None
         for part in (engines, jobs, parity, forks, retention):
@@ -66,15 +72,9 @@ def main() -> int:
             # after each part, since one may wait 30 s for the database's lock
             beat(heartbeat)
         time.sleep(_TICK)
-        if changes is not None and version is not None:
-            rest_until = time.monotonic() + _REST - _TICK
-            while (
-                not stopping
-                and time.monotonic() < rest_until
-                and all(part.is_at_rest for part in (engines, jobs, parity))
-                and changes.version() == version
-            ):
-                time.sleep(_LOOK)
+        rest_until = time.monotonic() + _REST - _TICK
+        while not stopping and time.monotonic() < rest_until and may_rest(version):
+            time.sleep(_LOOK)
     retention.stop()
     parity.stop()
     jobs.stop(_TRAINER_GRACE)

@@ -83,6 +83,7 @@ class JobRunner:
         """One round over all jobs. Raises OSError and StorageFull where a disk is full, after all other jobs were
         handled: the next round tries again."""
         failed: Exception | None = None
+        self.is_at_rest = False
         active = self._store.jobs.active()
         self._background.keep_only({job.id for job in active})
         for job in active:

@@ -127,8 +127,7 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
     """The arguments of the Trainer that are the same for all methods; `rows`: examples of an epoch."""
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
-    steps = math.ceil(math.ceil(rows / tuning.per_device_batch_size) / tuning.gradient_accumulation_steps)
-    total = steps * tuning.n_epochs
+    total = tuning.steps(rows)
     return {
         "output_dir": str(folder.work),
         "use_cpu": not on_gpu,

@@ -59,9 +59,8 @@ class PreferenceTrainer(OrderedRows, DPOTrainer):  # type: ignore[misc]
             callbacks=parts.callbacks,
         )
         if is_adapter and parts.spec.parent_adapter is None:
-            parts.model.delete_adapter(
-                _REFERENCE_ADAPTER
-            )  # a copy that computes what the base does, in more time
+            # a copy that computes what the base does, in more time
+            parts.model.delete_adapter(_REFERENCE_ADAPTER)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # rows.tokenized has tokenized and masked
