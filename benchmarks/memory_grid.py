@@ -1,10 +1,11 @@
 """Holds the plan's memory to measurement: predictions are written first, then each cell is trained and measured.
 
-    python -m benchmarks.memory_grid /data/grid                       # on a GPU: 72 cells, the corners first
+    python -m benchmarks.memory_grid /data/grid                       # on a GPU: 108 cells, the corners first
     python -m benchmarks.memory_grid /data/grid --corners             # the corners alone
     python -m benchmarks.memory_grid /tmp/grid --tiny --device cpu    # a dry run on the CPU, with a tiny shape
 
-full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off x the shapes of `random_base`.
+full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off, and off with compiled layers x the
+shapes of `random_base`.
 Each cell is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
 `torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process. Cells that are predicted not
 to fit are not run. With `--parallel`, cells that fit beside each other run at the same time: what a process has
@@ -29,6 +30,11 @@ from benchmarks.random_base import SHAPES
 
 TYPES, BATCHES, LENGTHS = ("full", "lora", "qlora"), (1, 4), (512, 2048, 8192)
 LARGE = [shape for shape in SHAPES if shape != "tiny"]
+HOW = (
+    {"checkpointing": True, "compiled": False},
+    {"checkpointing": False, "compiled": False},
+    {"checkpointing": False, "compiled": True},
+)
 STEPS = 3
 RANK = 16
 
@@ -69,10 +75,8 @@ def main() -> None:
 def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
     shapes, lengths = (["tiny"], (64, 256)) if options.tiny else (LARGE, LENGTHS)
     found = [
-        {"shape": shape, "type": type, "batch": batch, "length": length, "checkpointing": checkpointing}
-        for shape, type, batch, length, checkpointing in itertools.product(
-            shapes, TYPES, BATCHES, lengths, (True, False)
-        )
+        {"shape": shape, "type": type, "batch": batch, "length": length, **how}
+        for shape, type, batch, length, how in itertools.product(shapes, TYPES, BATCHES, lengths, HOW)
     ]
     ends = (min(lengths), max(lengths))
     corners = [cell for cell in found if cell["length"] in ends]
@@ -125,7 +129,10 @@ def make_base(folder: Path, shape: str, device: str) -> None:
 
 def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> None:
     """Run the cells in their order, each as soon as there is room for it beside those that run."""
-    print("shape\ttype\tbatch\tlength\tcheckpointing\tpredicted GiB\tmeasured GiB\terror\tpeak", flush=True)
+    print(
+        "shape\ttype\tbatch\tlength\tcheckpointing\tcompiled\tpredicted GiB\tmeasured GiB\terror\tpeak",
+        flush=True,
+    )
     room, known = available(predicted[0]["device"]), {name_of(cell) for cell in measured_cells(folder)}
     waiting, running = [], list[tuple[dict[str, Any], subprocess.Popen[str], Any]]()
     for cell in predicted:
@@ -168,7 +175,9 @@ def tell(folder: Path, cell: dict[str, Any], process: subprocess.Popen[str], err
 
 
 def name_of(cell: dict[str, Any]) -> str:
-    return "\t".join(str(cell[key]) for key in ("shape", "type", "batch", "length", "checkpointing"))
+    return "\t".join(
+        str(cell[key]) for key in ("shape", "type", "batch", "length", "checkpointing", "compiled")
+    )
 
 
 def measured_cells(folder: Path) -> list[dict[str, Any]]:
@@ -234,6 +243,7 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     from tunewright.jobs.folder import JobFolder
     from tunewright.trainer.methods.supervised import configured
     from tunewright.trainer.model import load_model, load_tokenizer
+    from tunewright.trainer.speed import compile_layers, leave_out_mask
     from tunewright.trainer.training import common_arguments
 
     spec = spec_of(
@@ -247,11 +257,15 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
         gradient_checkpointing=cell["checkpointing"],
     )
     words = torch.randint(4, 2000, (STEPS * cell["batch"], cell["length"])).tolist()
-    if cell["batch"] > 1:  # rows of unequal length, which need a mask, as in a job
+    if cell["batch"] > 1:  # rows of unequal length, as in a job
         words[:: cell["batch"]] = [row[:-1] for row in words[:: cell["batch"]]]
     job = JobFolder(Path(tempfile.mkdtemp(dir=folder)))
+    model = load_model(spec)
+    leave_out_mask(model)
+    if cell["compiled"]:
+        compile_layers(model)
     trainer = SFTTrainer(
-        model=load_model(spec),
+        model=model,
         args=configured(common_arguments(spec, job, len(words), evaluates=False)),
         train_dataset=Dataset.from_list([{"input_ids": row, "labels": row} for row in words]),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),

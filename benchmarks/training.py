@@ -6,9 +6,9 @@
 Both train the same rows of random tokens with the same hyperparameters; `--try` adds variants of the service's trainer:
 
     no-checkpointing   activations are kept instead of computed again
-    bf16-adapter       the adapter is bfloat16
-    liger              liger-kernel's fused norms, rotary embeddings and MLP
     compile            each decoder layer is compiled by torch.compile
+    fastest            both
+    liger              liger-kernel's fused norms, rotary embeddings and MLP, without checkpointing
 
 Each run is a process of its own. The first steps warm up and are not counted; the device is synchronised at the end of
 the counted ones only. The mean loss of the run is printed so that a variant that computes something else is seen.
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.memory_grid import RANK, spec_of
 
 WARM_UP = 4
-VARIANTS = ("no-checkpointing", "bf16-adapter", "liger", "compile")
+VARIANTS = ("no-checkpointing", "compile", "fastest", "liger")
 
 
 def main() -> None:
@@ -217,31 +217,25 @@ def service(run: dict[str, Any], dataset: Any, folder: Path) -> Any:
     from tunewright.trainer import loop
     from tunewright.trainer.methods.supervised import HeldOutTrainer, configured
     from tunewright.trainer.model import load_model, load_tokenizer
+    from tunewright.trainer.speed import compile_layers, leave_out_mask
     from tunewright.trainer.training import common_arguments
 
     spec = spec_of(
         Path(run["base"]), run["device"], len(dataset), type=run["type"], batch_size=run["batch"],
         per_device_batch_size=run["batch"], max_length=run["length"], learning_rate=1e-4, lr_scheduler_type="linear",
-        warmup_ratio=0.0, dropout=0.0, gradient_checkpointing=run["run"] != "no-checkpointing",
+        warmup_ratio=0.0, dropout=0.0, gradient_checkpointing=run["run"] in ("service", "compile"),
     )  # fmt: skip
     job = JobFolder(folder)
     metrics = loop.MetricsCallback(EventLog(job, 0))
     model = load_model(spec)
     arguments = configured(common_arguments(spec, job, len(dataset), evaluates=False))
-    if run["run"] == "bf16-adapter":
-        import torch
-
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    elif run["run"] == "liger":
+    leave_out_mask(model)
+    if run["run"] == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_qwen2
 
-        inner = model.get_base_model()
-        apply_liger_kernel_to_qwen2(model=inner, fused_linear_cross_entropy=False)
-    elif run["run"] == "compile":
-        for layer in model.get_base_model().model.layers:
-            layer.compile()
+        apply_liger_kernel_to_qwen2(model=model.get_base_model(), fused_linear_cross_entropy=False)
+    elif run["run"] in ("compile", "fastest"):
+        compile_layers(model)
     return HeldOutTrainer(
         model=model,
         args=arguments,

@@ -214,6 +214,7 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         **RESOLVED_OF_0005,
         "use_dora": False,
         "gradient_checkpointing": None,
+        "torch_compile": None,
         "group_by_length": False,
         "dataloader_workers": 0,
         "method": "supervised",

@@ -418,6 +418,7 @@ def test_a_prediction_is_of_all_epochs_and_counts_finished_jobs_of_its_device_al
         qwen2_7b(), resolved, DATA, tokens=tokens, device="NVIDIA H200", earlier=[elsewhere, here]
     )
     assert (known.steps, known.tokens) == (2 * 157, tokens)
+    assert known.compiled, "ten million tokens are enough"
     assert known.peak_bytes == estimate(qwen2_7b(), run).allocated, "as torch counts it on a GPU"
     assert known.seconds is not None
     assert "job-NVIDIA H200" in known.seconds.basis

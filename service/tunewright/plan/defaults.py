@@ -65,6 +65,8 @@ class Resolved(BaseModel):
     """Has a default, since rows that an earlier version stored lack it."""
     gradient_checkpointing: bool | None = None
     """Whether activations are computed again in the backward pass. None, in rows of earlier versions: on a GPU."""
+    torch_compile: bool | None = None
+    """Whether the layers are compiled. None: where it pays (`plan.compiling`)."""
     quantization: str | None
     beta: float | None = None
     """Of dpo: how strongly the model is kept near the reference. None for other methods, as the next two."""
@@ -135,6 +137,7 @@ def resolve(
         use_rslora=tuning.use_rslora and adapter,
         use_dora=tuning.use_dora and adapter,
         gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
+        torch_compile=_given(tuning.torch_compile, None),
         quantization="nf4" if type == "qlora" else None,
         **(_of_dpo(tuning, hyperparameters) if method == "dpo" else {}),
     )

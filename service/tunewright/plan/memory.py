@@ -63,16 +63,12 @@ class Run:
     has_reference: bool = False
     """Whether each step has another forward pass, without the adapter, for a reference. All weights are trained beside
     numbers that are computed before (`trainer.reference`)."""
+    compiled: bool = False
+    """Whether torch.compile has compiled the layers (`plan.compiling`)."""
 
     @property
     def tokens(self) -> int:
         return self.batch * self.length
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether rows of different lengths share a batch: then attention gets a mask, and keys and values are
-        repeated for all heads."""
-        return self.batch > 1
 
 
 @dataclass(frozen=True)
@@ -227,12 +223,14 @@ def _moments(
 def _kept_by_layer(shape: ModelShape, run: Run, types: _Types, modules: Sequence[LinearModule]) -> int:
     """What the backward pass of one layer needs."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    repeated = queries if run.is_padded else keys
-    attention = types.attention * (2 * queries + 2 * repeated) + 4 * shape.heads
-    mask = types.attention * run.length if run.is_padded else 0
+    attention = types.attention * (2 * queries + 2 * keys) + 4 * shape.heads
     norms = 2 * 4 * shape.hidden * (2 if run.type == "full" else 1)
     mlp = types.inner * shape.intermediate * (3 if shape.is_gated else 1)
-    return run.tokens * (attention + mask + norms + mlp + _inputs(shape, run, types, modules))
+    if run.compiled and not run.checkpointing:
+        # What is computed again within a layer is not kept: the activation function, and the norms, of the stream.
+        norms = 2 * types.residual * shape.hidden
+        mlp -= types.inner * shape.intermediate if shape.is_gated else 0
+    return run.tokens * (attention + norms + mlp + _inputs(shape, run, types, modules))
 
 
 def _inputs(shape: ModelShape, run: Run, types: _Types, modules: Sequence[LinearModule]) -> int:

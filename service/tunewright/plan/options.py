@@ -37,6 +37,7 @@ class TuningOptions(_Options):
     use_rslora: bool = False
     use_dora: bool = False
     gradient_checkpointing: bool | Auto = "auto"
+    torch_compile: bool | Auto = "auto"
     learning_rate: float | Auto = "auto"
     n_epochs: int | Auto = "auto"
     batch_size: int | Auto = "auto"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.compiling import compiled_where_it_pays
 from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved, resolve, split_batch
@@ -147,6 +148,7 @@ def make_plan(
     auto = "lora" if advised == "full" else advised
     chosen = all_resolved[auto if tuning.type == "auto" else tuning.type]
     run = run_of(chosen, data, machine.device)
+    compiled = compiled_where_it_pays(shape, run, chosen, _tokens(chosen, data))
     it_fits = fits(estimate(shape, run), machine)
     change = None if it_fits else smallest_change(shape, chosen, data, machine)
     found = warnings(
@@ -173,7 +175,11 @@ def make_plan(
         advised=advised,
         why=why,
         methods=[_method(shape, one, data, machine, earlier, rates) for one in all_resolved.values()],
-        options=_choices(chosen, (tuning, hyperparameters), reasons.get(chosen.type)),
+        options=_choices(
+            chosen.model_copy(update={"torch_compile": compiled.compiled}),
+            (tuning, hyperparameters),
+            reasons.get(chosen.type),
+        ),
         fits=it_fits,
         change=change,
         sharding=None if it_fits or change else _sharding(shape, run, machine),
@@ -308,6 +314,11 @@ def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:
     )
 
 
+def _tokens(resolved: Resolved, data: DataShape) -> int:
+    """Of all epochs."""
+    return data.tokens_within(resolved.max_length) * resolved.n_epochs
+
+
 def _method(
     shape: ModelShape,
     resolved: Resolved,
@@ -316,10 +327,12 @@ def _method(
     earlier: Sequence[Earlier],
     rates: Rates,
 ) -> MethodPlan:
+    tokens = _tokens(resolved, data)
     run = run_of(resolved, data, machine.device)
+    # Compiled layers need less, but may turn out not to be compilable: what fits is decided without.
     memory = estimate(shape, run)
-    tokens = data.tokens_within(resolved.max_length) * resolved.n_epochs
-    seconds = predict_seconds(shape, run, tokens, machine.teraflops, earlier)
+    compiled = compiled_where_it_pays(shape, run, resolved, tokens)
+    seconds = predict_seconds(shape, compiled, tokens, machine.teraflops, earlier)
     return MethodPlan(
         type=resolved.type,
         trainable_parameters=trained_parameters(shape, run),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.compiling import compiled_where_it_pays
 from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved
@@ -30,6 +31,8 @@ class Planned(BaseModel):
     """Of the steps, without loading and saving; None where neither a finished job nor the card's peak tells it."""
     cost: CostRange | None = None
     """Of these seconds; None where no rate is known."""
+    compiled: bool = False
+    """Whether the layers are compiled."""
 
     def describe(self) -> str:
         text = f"{self.steps} steps, {self.tokens} tokens, {self.peak_bytes / GIB:.2f} GiB"
@@ -56,7 +59,9 @@ def predict(
     count.
     """
     card = None if device == "cpu" else card_of(device)
-    run = run_of(resolved, data, "cpu" if device == "cpu" else "cuda")
+    run = compiled_where_it_pays(
+        shape, run_of(resolved, data, "cpu" if device == "cpu" else "cuda"), resolved, tokens
+    )
     memory = estimate(shape, run)
     seconds = predict_seconds(
         shape,
@@ -71,4 +76,5 @@ def predict(
         peak_bytes=memory.total if device == "cpu" else memory.allocated,
         seconds=seconds,
         cost=cost_of_range(seconds, rates, card.watts if card else None),
+        compiled=run.compiled,
     )

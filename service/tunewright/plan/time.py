@@ -14,6 +14,8 @@ _LEAST, _MOST = 0.15, 0.55
 """Share of a card's peak that training reaches: short rows and small models the least, long rows and large the most."""
 _SURE, _UNSURE = 0.1, 0.4
 """Share by which the time may differ from that of a finished job with rows alike, and with others."""
+COMPILED_TIME = 0.8
+"""The time of a step with compiled layers, in multiples of that without (docs/performance.md)."""
 _ALIKE = 1.5
 """Ratio of lengths and of rows at a time up to which runs are alike."""
 
@@ -33,6 +35,8 @@ class Measured(BaseModel):
     """Tokens of the longest example."""
     peak_bytes: int
     """Most memory: allocated by torch on a GPU, resident on the CPU."""
+    compiled: bool = False
+    """Whether torch.compile had compiled the layers."""
     waited: float | None = None
     """Seconds beside these in which steps have waited for their rows; None in rows of earlier versions."""
 
@@ -84,7 +88,7 @@ def predict_seconds(
 
 
 def _by_job(shape: ModelShape, run: Run, tokens: int, one: Earlier) -> TimeRange:
-    work = flops_per_token(shape, run) * tokens
+    work = flops_per_token(shape, run) * tokens * _time(run) / _time(one.run)
     rate = flops_per_token(shape, one.run) * one.measured.tokens / one.measured.seconds
     is_alike = _likeness(one.run, run) == 3
     spread = _SURE if is_alike else _UNSURE
@@ -97,10 +101,15 @@ def _by_job(shape: ModelShape, run: Run, tokens: int, one: Earlier) -> TimeRange
     )
 
 
+def _time(run: Run) -> float:
+    """The time of a step in multiples of that without torch.compile."""
+    return COMPILED_TIME if run.compiled else 1.0
+
+
 def _likeness(one: Run, other: Run) -> int:
-    """How many are alike of checkpointing, rows at a time and lengths."""
+    """How many are alike of checkpointing with torch.compile, rows at a time and lengths."""
     return (
-        (one.checkpointing == other.checkpointing)
+        ((one.checkpointing, one.compiled) == (other.checkpointing, other.compiled))
         + _are_alike(one.batch, other.batch)
         + _are_alike(one.length, other.length)
     )

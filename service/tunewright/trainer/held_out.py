@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerControl
 
+from tunewright.trainer.speed import uncompiled
+
 
 def summed(
     trainer: Trainer, measure: Callable[[PreTrainedModel, dict[str, Any]], Mapping[str, float]]
@@ -21,7 +23,7 @@ def summed(
     was_training = model.training
     model.eval()
     sums = defaultdict[str, float](float)
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         for batch in trainer.get_eval_dataloader():
             trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
             inputs = trainer._prepare_inputs(batch)

@@ -100,9 +100,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if self._tokens_before is not None and began is not None:
             self._step_seconds += time.monotonic() - began
 
-    def measured(self, longest: int, waited: float) -> Measured | None:
+    def measured(self, longest: int, waited: float, *, compiled: bool = False) -> Measured | None:
         """What the steps of this process took, on examples of at most `longest` tokens, for which they have waited so
-        many seconds; None before the second."""
+        many seconds; None before the second. `compiled`: whether the model's layers were."""
         if not self._step_seconds or self._first_tokens is None or self._tokens_before is None:
             return None
         return Measured(
@@ -111,6 +111,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             tokens=int(self._tokens_before - self._first_tokens),
             length=longest,
             peak_bytes=self._peak,
+            compiled=compiled,
             waited=waited,
         )
 

@@ -28,6 +28,7 @@ from tunewright.trainer.model import load_model, load_tokenizer
 from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
 from tunewright.trainer.products import save_product
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
+from tunewright.trainer.speed import compile_layers
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ def train(
         events.message(f"Resuming from the checkpoint at step {step}", "warn")
 
     model = load_model(spec)
+    compiled = planned.compiled if planned is not None else spec.tuning.torch_compile is True
+    if compiled:
+        layers = compile_layers(model)
+        events.message(
+            f"torch.compile compiles the model's {layers} layers, which takes a while at the first steps"
+        )
     metrics, loading = MetricsCallback(events), LoadingCallback(events, tuning.dataloader_workers)
     checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds)
     signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
@@ -111,7 +118,7 @@ def train(
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
     save_product(trainer, tokenizer, folder)
-    measured = metrics.measured(training.longest, loading.waited)
+    measured = metrics.measured(training.longest, loading.waited, compiled=compiled)
     return TrainingResult(
         status="succeeded",
         trained_tokens=trained_tokens,

@@ -184,7 +184,8 @@ def finished_jobs(store: Store, base: BaseInfo) -> list[Earlier]:
         if measured is not None and measured.seconds > 0:
             rows = data_shape(1, [(measured.length, measured.length)])
             device = "cpu" if measured.device == "cpu" else "cuda"
-            found.append(Earlier(job.id, run_of(resolved, rows, device), measured))
+            run = replace(run_of(resolved, rows, device), compiled=measured.compiled)
+            found.append(Earlier(job.id, run, measured))
     return found
 
 

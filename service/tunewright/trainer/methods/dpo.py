@@ -26,6 +26,7 @@ from tunewright.rows.examples import IGNORED
 from tunewright.trainer.held_out import summed, tell
 from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.reference import Batches, reference_logps
+from tunewright.trainer.speed import leave_out_mask
 from tunewright.trainer.training import Parts
 
 _REFERENCE_ADAPTER = "ref"
@@ -43,6 +44,7 @@ class PreferenceTrainer(OrderedRows, DPOTrainer):  # type: ignore[misc]
         self._parts = parts
         tuning = parts.spec.tuning
         is_adapter = isinstance(parts.model, PeftModel)
+        leave_out_mask(parts.model)
         super().__init__(
             model=parts.model,
             args=DPOConfig(

@@ -10,6 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunewright.trainer.held_out import summed, tell
 from tunewright.trainer.loading import OrderedRows
+from tunewright.trainer.speed import leave_out_mask
 from tunewright.trainer.training import Parts
 
 
@@ -27,6 +28,7 @@ class HeldOutTrainer(OrderedRows, SFTTrainer):  # type: ignore[misc]
 
 
 def make_trainer(parts: Parts) -> HeldOutTrainer:
+    leave_out_mask(parts.model)
     return HeldOutTrainer(
         model=parts.model,
         args=configured(parts.arguments()),
