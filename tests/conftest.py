@@ -7,9 +7,10 @@ import os
 # Before torch is loaded: two workers, and the processes that they start, share the cores (docs/decisions/0031).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gc
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
 def pytest_configure() -> None:
     """Restore SIGINT: a suite that a shell starts in the background ignores it, and so do the processes it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave alone what the files of tests import, torch and what is built on it: the garbage collector would examine it
+    again and again, while it is imported and in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class ByService(LoadScopeScheduling):  # type: ignore[misc]
