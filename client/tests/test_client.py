@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import ssl
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from fake_server import FakeServer, ok
 
 import tunewright_client
 from tunewright_client import AsyncTunewright, Tunewright, types
+from tunewright_client._core.call import Settings
 
 ROOT = Path(tunewright_client.__file__).parent
 RESOURCES = (
@@ -89,6 +91,22 @@ def test_a_loopback_address_is_not_reached_through_a_proxy(
     server.on("GET", "/health", ok({"status": "ok"}))
     with Tunewright(server.url, max_retries=0) as client:
         assert client.health() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://localhost", "https://127.0.0.1:8000", "http://models.example", "http://localhost.example"],
+)
+def test_certificates_are_those_of_the_system(address: str) -> None:
+    assert Settings.build(address, None, None, 0).certificates() is True
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8000/v1", "http://LOCALHOST", "http://[::1]:8000"])
+def test_on_this_machine_without_tls_nobody_is_trusted_and_nothing_is_read(address: str) -> None:
+    trusted = Settings.build(address, None, None, 0).certificates()
+    assert isinstance(trusted, ssl.SSLContext)
+    assert trusted.verify_mode == ssl.CERT_REQUIRED
+    assert trusted.get_ca_certs() == []
 
 
 @pytest.mark.parametrize("module", [tunewright_client, types])

@@ -58,7 +58,9 @@ class AsyncTunewright:
         check_http_client(http_client, httpx2.AsyncClient)
         settings = Settings.build(base_url, api_key, timeout, max_retries)
         self._owns_connections = http_client is None
-        self._use(AsyncHTTP(http_client or httpx2.AsyncClient(mounts=dict.fromkeys(LOOPBACK)), settings))
+        if http_client is None:
+            http_client = httpx2.AsyncClient(mounts=dict.fromkeys(LOOPBACK), verify=settings.certificates())
+        self._use(AsyncHTTP(http_client, settings))
 
     def _use(self, http: AsyncHTTP) -> None:
         self._http = http

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import ssl
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,8 @@ CONTROL_SECONDS = 60.0
 SLOW_SECONDS = 660.0
 # Addresses that are never reached through a proxy named in the environment.
 LOOPBACK = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+# The same hosts over plain HTTP.
+_PLAIN = tuple(pattern.replace("all://", "http://") for pattern in LOOPBACK)
 USER_AGENT = f"tunewright-client/{__version__}"
 
 
@@ -65,6 +68,13 @@ class Settings:
             raise ValueError("max_retries must not be negative")
         key = api_key if api_key is not None else os.environ.get("TUNEWRIGHT_API_KEY")
         return cls(root, (key or "").strip() or None, _timeout(timeout), max_retries)
+
+    def certificates(self) -> ssl.SSLContext | bool:
+        """What says whom to trust: the system's certificates, or nobody where the server is on this machine and asked
+        without TLS. Reading them would take longer than all else that a client does when it is made."""
+        address = httpx2.URL(self.root)
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if f"{address.scheme}://{host}" in _PLAIN else True
 
     def with_options(self, timeout: float | httpx2.Timeout | None, max_retries: int | None) -> Settings:
         """A copy with another timeout or number of retries. An argument that is None changes nothing."""

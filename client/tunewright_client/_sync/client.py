@@ -48,7 +48,9 @@ class Tunewright:
         check_http_client(http_client, httpx2.Client)
         settings = Settings.build(base_url, api_key, timeout, max_retries)
         self._owns_connections = http_client is None
-        self._use(HTTP(http_client or httpx2.Client(mounts=dict.fromkeys(LOOPBACK)), settings))
+        if http_client is None:
+            http_client = httpx2.Client(mounts=dict.fromkeys(LOOPBACK), verify=settings.certificates())
+        self._use(HTTP(http_client, settings))
 
     def _use(self, http: HTTP) -> None:
         self._http = http
