@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 
 def prepare_environment() -> None:
@@ -34,6 +36,30 @@ def quick_imports(*, four_bits: bool = False) -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import modules of vLLM that compute nothing without torch's compiler, which takes longer than all of them:
+    `vllm.env_override` imports and corrects it, and a function of another module is compiled where it is defined."""
+    if "vllm" in sys.modules:
+        yield
+        return
+    import torch
+
+    override = "vllm.env_override"
+    sys.modules[override] = ModuleType(override)
+    compiled, torch.compile = torch.compile, _uncompiled
+    try:
+        yield
+    finally:
+        torch.compile = compiled
+        del sys.modules[override]
+
+
+def _uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Callable[..., Any]:
+    """In place of `torch.compile`, also as a decorator with options."""
+    return function if function is not None else _uncompiled
 
 
 def need(package: str) -> None:
