@@ -28,14 +28,15 @@ from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
 SHARED = {
-    "service": {
+    "engine/service": {
         "test_bad_generations", "test_exports", "test_generation", "test_jobs", "test_mixed_batches", "test_openai",
         "test_openai_generations", "test_registration", "test_reloads", "test_rendering", "test_swapping",
         "test_thousand_adapters",
     },
-    "checking_service": {"test_deployments", "test_elsewhere", "test_parity"},
+    "engine/checking_service": {"test_deployments", "test_elsewhere", "test_parity"},
+    "process/service": {"test_cleanings", "test_dpo_service", "test_exports", "test_mixed_files"},
 }  # fmt: skip
-"""Files of tests/engine by the fixture that starts the service they share. xdist's own groups (3.8) have no effect with
+"""Files by the folder and the fixture that starts the service they share. xdist's own groups (3.8) have no effect with
 pytest 9.2, whose node ids it cannot change."""
 KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
 
@@ -62,8 +63,9 @@ class ByService(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         path = Path(nodeid.split("::")[0])
-        shared = SHARED.items() if path.parent.name == "engine" else ()
-        return next((service for service, files in shared if path.stem in files), str(path))
+        folder = path.parent.name + "/"
+        shared = (name for name, files in SHARED.items() if name.startswith(folder) and path.stem in files)
+        return next(shared, str(path))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByService:

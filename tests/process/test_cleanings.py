@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.engine.conftest import DEMO, FAST, Service, wait_until
-from tests.without_vllm import BASE, start_without_vllm, wait_engine
+from tests.without_vllm import BASE
 
 from disks import small_disk
 from kills import tree
@@ -24,22 +23,6 @@ from tunewright.rows.cleaning.steps.html import HtmlOptions
 from tunewright_client import BadRequestError, Cleaning, JobCancelledError, JobFailedError, Tunewright
 
 HTML = "<p>{}</p>"
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = start_without_vllm(tmp_path_factory.mktemp("cleanings") / "data")
-    try:
-        wait_engine(running)
-        yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Tunewright]:
-    with service.client(timeout=120) as opened:
-        yield opened
 
 
 def lines(rows: list[dict[str, Any]]) -> bytes:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from tests.engine.conftest import Service, wait_until
-from tests.without_vllm import BASE, start_without_vllm, wait_engine
+from tests.without_vllm import BASE
 
 from preferences import as_openai, text_rows
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = start_without_vllm(tmp_path_factory.mktemp("dpo") / "data")
-    try:
-        wait_engine(running)
-        yield running
-    finally:
-        running.stop()
 
 
 def ended(client: OpenAI, job: FineTuningJob) -> FineTuningJob:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.engine.conftest import DEMO, Service, wait_until
-from tests.without_vllm import BASE, start_without_vllm, wait_engine
+from tests.without_vllm import BASE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kills import tree
@@ -25,22 +25,6 @@ from tunewright_client import BadRequestError, Export, JobCancelledError, JobFai
 
 ROWS = 8
 QUICK = {"validation_rows": ROWS, "calibration_rows": 4}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = start_without_vllm(tmp_path_factory.mktemp("exports") / "data")
-    try:
-        wait_engine(running)
-        yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Tunewright]:
-    with service.client(timeout=120) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engine.conftest import DEMO, FAST, wait_until
-from tests.without_vllm import BASE, start_without_vllm, wait_engine
+from tests.engine.conftest import DEMO, FAST, Service, wait_until
+from tests.without_vllm import BASE
 
 from forked import start_trainer
 from tunewright.config import embedded_base_path
@@ -20,7 +20,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.content import adapter_sha256
 from tunewright.rows.reading import Reading
 from tunewright.trainer.spec import FurtherFile, TrainingResult, TrainingSpec
-from tunewright_client import BadRequestError
+from tunewright_client import BadRequestError, Tunewright
 
 ROWS = (DEMO / "train.jsonl").read_text().splitlines(keepends=True)
 EPOCHS, STEPS = 3, 9
@@ -73,10 +73,19 @@ def losses(folder: JobFolder) -> dict[int, Any]:
     return {d["step"]: (d["train_loss"], d.get("valid_loss"), d["grad_norm"]) for d in metrics}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
+    """A job that was not disturbed."""
+    folder = job_folder(tmp_path_factory.mktemp("mixed") / "whole")
+    assert start_trainer(folder).wait(240) == 0, folder.log_file.read_text()[-2000:]
+    return folder
+
+
 @pytest.mark.parametrize("step", [4, 8])
-def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(tmp_path: Path, step: int) -> None:
-    whole, killed = job_folder(tmp_path / "whole"), job_folder(tmp_path / "killed")
-    assert start_trainer(whole).wait(240) == 0, whole.log_file.read_text()[-2000:]
+def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(
+    whole: JobFolder, tmp_path: Path, step: int
+) -> None:
+    killed = job_folder(tmp_path / "killed")
     process = start_trainer(killed)
     wait_until(lambda: step in losses(killed), 180, f"step {step}")
     process.kill()
@@ -96,47 +105,41 @@ def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(tmp_path: P
     assert sum(one["tokens"] for one in told.values()) == result.trained_tokens
 
 
-def test_a_job_on_local_files_with_weights_survives_a_kill(tmp_path: Path) -> None:
+def test_a_job_on_local_files_with_weights_survives_a_kill(
+    service: Service, client: Tunewright, tmp_path: Path
+) -> None:
     first, second = write(tmp_path / "first.jsonl", ROWS[:64]), write(tmp_path / "second.jsonl", ROWS[64:96])
-    service = start_without_vllm(tmp_path / "data")
-    try:
-        wait_engine(service)
-        with service.client(timeout=60) as client:
-            tuning = {**FAST, "n_epochs": 3}
-            job = client.jobs.create(
-                BASE,
-                first,
-                "auto",
-                tuning=tuning,
-                mix={second: 2.0, first: 0.5},
-                data={"validation_share": 0.1},
-            )
-            weights = {one["file"]: one["weight"] for one in (job.data or {})["mix"]}
-            assert weights.pop(job.training_file or "") == 0.5, "uploaded once"
-            ((other, weight),) = weights.items()
-            assert weight == 2.0
-            wait_until(
-                lambda: ((client.jobs.retrieve(job.id).progress or _NONE).step or 0) >= 5, 180, "step 5"
-            )
-            with pytest.raises(BadRequestError, match="needed by job"):
-                client.files.delete(other)
-            record = json.loads((service.data_dir / "jobs" / job.id / "process.json").read_text())
-            os.kill(record["command"]["pid"], signal.SIGKILL)
-            done = job.wait(timeout=300)
-            told = {e.data["file"]: e.data for e in done.events(limit=200) if e.data and "file" in e.data}
-            assert {id: one["weight"] for id, one in told.items()} == {other: 2.0, job.training_file: 0.5}
-            assert sum(one["tokens"] for one in told.values()) == done.trained_tokens
-            assert done.planned is not None
-            assert done.planned.tokens == done.trained_tokens
-            made = client.adapters.retrieve(done.fine_tuned_model or "")
-            assert made.lineage is not None
-            assert [(one["file"], one["weight"]) for one in made.lineage.mix or []] == [
-                (job.training_file, 0.5),
-                (other, 2.0),
-            ]
-            client.files.delete(other)
-    finally:
-        service.stop()
+    tuning = {**FAST, "n_epochs": 3}
+    job = client.jobs.create(
+        BASE,
+        first,
+        "auto",
+        tuning=tuning,
+        mix={second: 2.0, first: 0.5},
+        data={"validation_share": 0.1},
+    )
+    weights = {one["file"]: one["weight"] for one in (job.data or {})["mix"]}
+    assert weights.pop(job.training_file or "") == 0.5, "uploaded once"
+    ((other, weight),) = weights.items()
+    assert weight == 2.0
+    wait_until(lambda: ((client.jobs.retrieve(job.id).progress or _NONE).step or 0) >= 5, 180, "step 5")
+    with pytest.raises(BadRequestError, match="needed by job"):
+        client.files.delete(other)
+    record = json.loads((service.data_dir / "jobs" / job.id / "process.json").read_text())
+    os.kill(record["command"]["pid"], signal.SIGKILL)
+    done = job.wait(timeout=300)
+    told = {e.data["file"]: e.data for e in done.events(limit=200) if e.data and "file" in e.data}
+    assert {id: one["weight"] for id, one in told.items()} == {other: 2.0, job.training_file: 0.5}
+    assert sum(one["tokens"] for one in told.values()) == done.trained_tokens
+    assert done.planned is not None
+    assert done.planned.tokens == done.trained_tokens
+    made = client.adapters.retrieve(done.fine_tuned_model or "")
+    assert made.lineage is not None
+    assert [(one["file"], one["weight"]) for one in made.lineage.mix or []] == [
+        (job.training_file, 0.5),
+        (other, 2.0),
+    ]
+    client.files.delete(other)
 
 
 class _None:

@@ -17,9 +17,9 @@ def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path:
     try:
         wait_engine(service)
         with service.client(timeout=60) as client:
-            few, many = (tmp_path / f"{count}.jsonl" for count in (64, 192))
-            few.write_text("".join(rows[:64]))
-            many.write_text("".join(rows[:192]))
+            few, many = (tmp_path / f"{count}.jsonl" for count in (48, 96))
+            few.write_text("".join(rows[:48]))
+            many.write_text("".join(rows[:96]))
             first, second = client.files.upload(few).id, client.files.upload(many).id
             tuning = {**FAST, "n_epochs": 2}
             before = client.jobs.plan(model=BASE, training_file=second, tuning=tuning)

@@ -1,0 +1,28 @@
+"""A whole service with a stand-in for vLLM, which several files share; others have a `service` of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.engine.conftest import Service
+from tests.without_vllm import start_without_vllm, wait_engine
+
+from tunewright_client import Tunewright
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The files that use it are named in SHARED (tests/conftest.py)."""
+    running = start_without_vllm(tmp_path_factory.mktemp("process") / "data")
+    try:
+        wait_engine(running)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Tunewright]:
+    with service.client(timeout=120) as opened:
+        yield opened
