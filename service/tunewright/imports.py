@@ -31,11 +31,19 @@ def quick_imports(*, four_bits: bool = False) -> Iterator[None]:
         need(_FOR_FOUR_BITS)
     else:
         sys.modules[_FOR_FOUR_BITS] = None  # type: ignore[assignment]
+    with _without_collector():
+        yield
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
@@ -51,7 +59,8 @@ def without_compiler() -> Iterator[None]:
     sys.modules[override] = ModuleType(override)
     compiled, torch.compile = torch.compile, _uncompiled
     try:
-        yield
+        with _without_collector():
+            yield
     finally:
         torch.compile = compiled
         del sys.modules[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -29,8 +30,10 @@ def test_nothing_is_compiled_nor_corrected_while_it_is_imported(
 
     with without_compiler():
         import_module("vllm")
+        assert not gc.isenabled()
         assert torch.compile(function) is function
         assert torch.compile(dynamic=True, backend="inductor")(function) is function
+    assert gc.isenabled()
     assert torch.compile is compiler
     assert "vllm.env_override" not in sys.modules
 
