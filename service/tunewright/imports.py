@@ -17,7 +17,7 @@ def prepare_environment() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # models are local folders: nothing has to be looked up
 
 
-_FOR_FOUR_BITS = "bitsandbytes"
+FOR_FOUR_BITS = "bitsandbytes"
 
 
 @contextmanager
@@ -28,9 +28,9 @@ def quick_imports(*, four_bits: bool = False) -> Iterator[None]:
     The garbage collector would examine the growing number of modules again and again, and free nothing.
     """
     if four_bits:
-        need(_FOR_FOUR_BITS)
+        need(FOR_FOUR_BITS)
     else:
-        sys.modules[_FOR_FOUR_BITS] = None  # type: ignore[assignment]
+        sys.modules[FOR_FOUR_BITS] = None  # type: ignore[assignment]
     with _without_collector():
         yield
 

@@ -57,6 +57,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
     "fork_server_idle": (["--fork-server-idle", "0"], "0", 0.0),
+    "cpu_processes": (["--cpu-processes", "2"], "2", 2),
     "hang_timeout": (["--hang-timeout", "30"], "30", 30.0),
     "parity": (["--parity", "off"], "off", "off"),
     "parity_rows": (["--parity-rows", "3"], "3", 3),

@@ -230,6 +230,13 @@ class JobOptions(Group):
         description="Seconds without a job or check after which the process ends that has imported torch, transformers,"
         " peft and TRL for the next ones, and takes 500 MB; 0: each job and check imports them itself.",
     )
+    cpu_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Most processes that a job may ask for with tuning.gpus on a machine without GPUs, where they share"
+        " the CPU: to try out what several GPUs do. They make no job faster.",
+    )
     max_queued_jobs: int = Field(
         1000, ge=1, description="Jobs that may wait, queued, paused or validating; more are refused with 429."
     )

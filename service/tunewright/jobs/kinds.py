@@ -70,6 +70,10 @@ class JobKind:
     needs_base: bool = True
     """False: its jobs have the base `NO_BASE`, wait for no engine, and run on the CPU, beside those that hold GPUs."""
 
+    def devices_of(self, resolved: BaseModel | None) -> int:
+        """How many GPUs a job of these resolved values needs, all at once."""
+        return 1
+
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
         """Public name of the model whose weights are the input at this position of a role. For messages."""
         return str(getattr(request, "model", role))

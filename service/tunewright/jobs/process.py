@@ -69,8 +69,12 @@ def rank() -> int:
 
 
 def leave(folder: JobFolder, outcome: Outcome) -> int:
-    """Write the result, which ends the run. Returns the exit code."""
-    if rank() != 0:
+    """Write the result, which ends the run. Returns the exit code.
+
+    Rank 0 alone writes that the job has succeeded. A failure is written by the rank that has it: it may be the only
+    one, and rank 0 waits for it then.
+    """
+    if rank() != 0 and outcome.status == "succeeded":
         return 0
     if outcome.error_code == "disk_full":
         folder.remove_products()  # they cannot be used any more, and the result needs the room

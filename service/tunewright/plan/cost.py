@@ -21,7 +21,7 @@ class Rates(BaseModel):
 
 
 class Cost(BaseModel):
-    """Of some seconds on one device. Fields whose rate is not known are None."""
+    """Of some seconds on the devices of a job. Fields whose rate is not known are None."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,12 +44,14 @@ class CostRange(BaseModel):
     most: Cost
 
 
-def cost_of(seconds: float, rates: Rates, card_watts: float | None = None) -> Cost | None:
+def cost_of(
+    seconds: float, rates: Rates, card_watts: float | None = None, *, devices: int = 1
+) -> Cost | None:
     """None where no rate is known. `card_watts` is the power by the card's datasheet."""
     watts = rates.watts if rates.watts is not None else card_watts
     if watts is None and rates.price_per_hour is None:
         return None
-    hours = seconds / _SECONDS
+    hours = devices * seconds / _SECONDS
     has_price = rates.price_per_hour is not None
     return Cost(
         kwh=None if watts is None else watts / 1000 * hours,
@@ -59,9 +61,9 @@ def cost_of(seconds: float, rates: Rates, card_watts: float | None = None) -> Co
 
 
 def cost_of_range(
-    seconds: TimeRange | None, rates: Rates, card_watts: float | None = None
+    seconds: TimeRange | None, rates: Rates, card_watts: float | None = None, *, devices: int = 1
 ) -> CostRange | None:
     if seconds is None:
         return None
-    least, most = (cost_of(one, rates, card_watts) for one in (seconds.least, seconds.most))
+    least, most = (cost_of(one, rates, card_watts, devices=devices) for one in (seconds.least, seconds.most))
     return CostRange(least=least, most=most) if least is not None and most is not None else None

@@ -42,7 +42,7 @@ class Resolved(BaseModel):
     learning_rate: float
     n_epochs: int
     batch_size: int
-    """Rows per optimizer step: per_device_batch_size x gradient_accumulation_steps."""
+    """Rows per optimizer step: gpus x per_device_batch_size x gradient_accumulation_steps."""
     per_device_batch_size: int
     gradient_accumulation_steps: int
     max_length: int
@@ -73,6 +73,15 @@ class Resolved(BaseModel):
     loss_type: str | None = None
     label_smoothing: float | None = None
     """None also for a loss that has none."""
+    gpus: int = 1
+    """GPUs that train together, each in a process; on the CPU, processes. Rows of earlier versions lack it."""
+    sharding: str = "none"
+    """"fsdp": weights, gradients and optimizer are shared between them; "none": each has all of it."""
+
+    @property
+    def device_batch_size(self) -> int:
+        """Rows per optimizer step of each GPU."""
+        return self.batch_size // self.gpus
 
     def steps(self, examples: int) -> int:
         """Optimizer steps of the run, if an epoch has so many examples."""
@@ -109,9 +118,10 @@ def resolve(
     multiplier = _given(hyperparameters.learning_rate_multiplier, 1.0)
     default_epochs = of_method.epochs if rows >= FEW_ROWS else of_method.epochs_of_few
     epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, default_epochs))
-    batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows)))
+    gpus = _given(tuning.gpus, 1)
+    batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows, gpus)))
     at_a_time = (8 if device == "cpu" else 4) // of_method.sequences
-    per_device, accumulation = split_batch(batch, _given(tuning.per_device_batch_size, at_a_time))
+    per_device, accumulation = split_batch(batch // gpus, _given(tuning.per_device_batch_size, at_a_time))
     adapter = type != "full"
     rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
     return Resolved(
@@ -139,6 +149,8 @@ def resolve(
         gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
         torch_compile=_given(tuning.torch_compile, None),
         quantization="nf4" if type == "qlora" else None,
+        gpus=gpus,
+        sharding="none" if gpus == 1 else _given(tuning.sharding, "fsdp" if type == "full" else "none"),
         **(_of_dpo(tuning, hyperparameters) if method == "dpo" else {}),
     )
 
@@ -163,9 +175,11 @@ def _given(option: Value | Auto, default: Value) -> Value:
     return default if option == "auto" else option
 
 
-def batch_for(rows: int) -> int:
-    """Rows per optimizer step: 32, or for fewer rows the largest power of two up to their number."""
-    return min(EFFECTIVE_BATCH, 1 << (rows.bit_length() - 1))
+def batch_for(rows: int, gpus: int = 1) -> int:
+    """Rows per optimizer step: 32, or for fewer rows the largest power of two up to their number; more where so many
+    GPUs cannot share them evenly."""
+    batch = min(EFFECTIVE_BATCH, 1 << (rows.bit_length() - 1))
+    return -(-batch // gpus) * gpus
 
 
 def split_batch(batch: int, largest: int) -> tuple[int, int]:

@@ -37,6 +37,8 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         accumulates=resolved.gradient_accumulation_steps > 1,
         learnt=data.learnt,
         has_reference=method.has_reference and resolved.type != "full",
+        gpus=resolved.gpus,
+        is_sharded=resolved.sharding == "fsdp",
     )
 
 
@@ -82,7 +84,7 @@ def with_less_memory(resolved: Resolved) -> Resolved | None:
         return resolved.model_copy(update={"gradient_checkpointing": True})
     if resolved.per_device_batch_size == 1:
         return None
-    at_a_time, steps = split_batch(resolved.batch_size, resolved.per_device_batch_size // 2)
+    at_a_time, steps = split_batch(resolved.device_batch_size, resolved.per_device_batch_size // 2)
     return resolved.model_copy(
         update={"per_device_batch_size": at_a_time, "gradient_accumulation_steps": steps}
     )

@@ -65,6 +65,10 @@ class Run:
     numbers that are computed before (`trainer.reference`)."""
     compiled: bool = False
     """Whether torch.compile has compiled the layers (`plan.compiling`)."""
+    gpus: int = 1
+    """How many train together."""
+    is_sharded: bool = False
+    """Whether weights, gradients and optimizer are shared between them (FSDP)."""
 
     @property
     def tokens(self) -> int:
@@ -148,9 +152,15 @@ def estimate(shape: ModelShape, run: Run) -> Memory:
     weights = _weights(shape, run, types)
     adapter = trainable * types.adapter if run.type != "full" else 0
     number = types.adapter if run.type != "full" else 4
-    gradients, optimizer = trainable * number, 2 * trainable * number
+    optimizer = 2 * trainable * number
+    gradients = trainable * number // (run.gpus if run.is_sharded else 1)
     moments = _moments(shape, run, types, modules, gradients)
     peak, (held, activations, logits) = max(moments.items(), key=lambda one: sum(one[1]))
+    if run.is_sharded:
+        weights, optimizer = weights // run.gpus, optimizer // run.gpus
+        activations += _gathered(shape)
+    elif run.gpus > 1:
+        held += gradients  # DDP's buckets, in which gradients are sent
     on_gpu = run.device == "cuda"
     workspace = CUBLAS_WORKSPACE if on_gpu else 0
     dynamic = activations + logits + held
@@ -167,6 +177,12 @@ def estimate(shape: ModelShape, run: Run) -> Memory:
         ),
         peak=peak,
     )
+
+
+def _gathered(shape: ModelShape) -> int:
+    """What FSDP has whole at a time: two layers with their gradients, as one is gathered while the other computes, and
+    the head, which is kept from the end of the forward pass."""
+    return 4 * (4 * (shape.linear_weights // shape.layers) + shape.vocabulary * shape.hidden)
 
 
 def trained_parameters(shape: ModelShape, run: Run) -> int:

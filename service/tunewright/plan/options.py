@@ -52,6 +52,8 @@ class TuningOptions(_Options):
     weight_decay: float | Auto = "auto"
     loss_type: str = "auto"
     label_smoothing: float | Auto = "auto"
+    gpus: int | Auto = "auto"
+    sharding: str = "auto"
 
 
 class HyperparameterOptions(_Options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,7 +11,7 @@ from tunewright.plan.compiling import compiled_where_it_pays
 from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved, resolve, split_batch
-from tunewright.plan.fitting import MARGIN, fits, run_of, with_checkpointing, with_less_memory
+from tunewright.plan.fitting import fits, run_of, with_checkpointing, with_less_memory
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
 from tunewright.plan.methods import FEW_ROWS
@@ -25,6 +26,7 @@ METHODS = ("full", "lora", "qlora")
 FLOW = (("full", 4.0), ("lora", 1.5), ("qlora", 0.5))
 """(method, memory of a device as a multiple of the 16-bit weights from which on it is advised)."""
 _SHORTEST, _SMALLEST_RANK = 256, 8
+_MOST_GPUS = 64
 
 
 class _Part(BaseModel):
@@ -151,6 +153,7 @@ def make_plan(
     compiled = compiled_where_it_pays(shape, run, chosen, _tokens(chosen, data))
     it_fits = fits(estimate(shape, run), machine)
     change = None if it_fits else smallest_change(shape, chosen, data, machine)
+    can_shard = chosen.type == "full" and machine.count > 1
     found = warnings(
         chosen,
         shape,
@@ -182,7 +185,7 @@ def make_plan(
         ),
         fits=it_fits,
         change=change,
-        sharding=None if it_fits or change else _sharding(shape, run, machine),
+        sharding=_sharding(shape, run, machine) if not it_fits and (change is None or can_shard) else None,
         warnings=[Warning(code=code, message=text) for code, text in found],
     )
 
@@ -283,7 +286,7 @@ def _changes(
         if not now.gradient_checkpointing:
             now = now.model_copy(update={"gradient_checkpointing": True})
             options["gradient_checkpointing"] = True
-        per_device, steps = split_batch(now.batch_size, 1)
+        per_device, steps = split_batch(now.device_batch_size, 1)
         rank = resolved.rank or _SMALLEST_RANK
         as_method: dict[str, object] = {
             "type": method, "rank": rank, "target_modules": resolved.target_modules or "all-linear",
@@ -302,16 +305,16 @@ def _changes(
 
 
 def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:
-    """How many such devices would hold it, were weights, gradients and optimizer shared between them."""
-    memory = estimate(shape, run)
-    shared = memory.weights + memory.adapter + memory.gradients + memory.optimizer
-    room = machine.free * (1 - MARGIN) - (memory.total - shared)
-    if room <= 0:
-        return "no number of such devices holds it: one row's activations do not fit"
-    return (
-        f"{-(-shared // int(room))} such devices would hold it, sharded (FSDP); jobs here run on one device: use a "
-        "larger one"
-    )
+    """How many such devices hold it as type full, whose weights, gradients and optimizer they share."""
+    numbers = range(2, _MOST_GPUS + 1)
+    sharded = (replace(run, type="full", gpus=gpus, is_sharded=True) for gpus in numbers)
+    enough = next((one.gpus for one in sharded if fits(estimate(shape, one), machine)), None)
+    if enough is None:
+        return "no number of such devices holds it: what each of them has beside its share does not fit"
+    advice = f"this machine has {machine.count}"
+    if enough <= machine.count:
+        advice = f'set {{"type": "full", "gpus": {enough}}} in tuning'
+    return f"{enough} such devices hold it as type full, sharded (FSDP): {advice}"
 
 
 def _tokens(resolved: Resolved, data: DataShape) -> int:
@@ -340,7 +343,7 @@ def _method(
         peak=memory.peak,
         fits=fits(memory, machine),
         seconds=seconds,
-        cost=cost_of_range(seconds, rates, machine.watts),
+        cost=cost_of_range(seconds, rates, machine.watts, devices=run.gpus),
     )
 
 

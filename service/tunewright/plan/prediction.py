@@ -26,7 +26,8 @@ class Planned(BaseModel):
     tokens: int
     """Of all epochs, after cutting at the maximum length."""
     peak_bytes: int
-    """Most memory, of the same kind as what is measured: allocated by torch on a GPU, resident on the CPU."""
+    """Most memory of one process, of the same kind as what is measured: allocated by torch on a GPU, resident on the
+    CPU."""
     seconds: TimeRange | None
     """Of the steps, without loading and saving; None where neither a finished job nor the card's peak tells it."""
     cost: CostRange | None = None
@@ -75,6 +76,6 @@ def predict(
         tokens=tokens,
         peak_bytes=memory.total if device == "cpu" else memory.allocated,
         seconds=seconds,
-        cost=cost_of_range(seconds, rates, card.watts if card else None),
         compiled=run.compiled,
+        cost=cost_of_range(seconds, rates, card.watts if card else None, devices=run.gpus),
     )

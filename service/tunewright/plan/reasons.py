@@ -28,6 +28,8 @@ REASONS = {
     "max_grad_norm": ("limits what one odd row does", _HERE),
     "weight_decay": ("none: few epochs do not need it", _HERE),
     "dropout": ("none: few epochs do not need it", _HERE),
+    "gpus": ("one: jobs on one GPU wait for no other; more share every batch, and take less time", _HERE),
+    "sharding": ("what one GPU has room for is not shared; full tuning on several GPUs is (FSDP)", _HERE),
     "quantization": ("NF4 with double quantization", _QLORA),
 }
 """(reason, source) by the name of the option."""

@@ -78,7 +78,7 @@ def predict_seconds(
         return _by_job(shape, run, tokens, max(known, key=lambda one: _likeness(one.run, run)))
     if teraflops is None:
         return None
-    ideal = flops_per_token(shape, run) * tokens / (teraflops * 1e12)
+    ideal = flops_per_token(shape, run) * tokens / (teraflops * 1e12 * run.gpus)
     return TimeRange(
         least=ideal / _MOST,
         most=ideal / _LEAST,
@@ -90,7 +90,9 @@ def predict_seconds(
 def _by_job(shape: ModelShape, run: Run, tokens: int, one: Earlier) -> TimeRange:
     work = flops_per_token(shape, run) * tokens * _time(run) / _time(one.run)
     rate = flops_per_token(shape, one.run) * one.measured.tokens / one.measured.seconds
-    is_alike = _likeness(one.run, run) == 3
+    if run.device != "cpu":  # whose processes share its cores
+        rate *= run.gpus / one.run.gpus
+    is_alike = _likeness(one.run, run) == 3 and one.run.gpus == run.gpus
     spread = _SURE if is_alike else _UNSURE
     rows = "rows alike" if is_alike else "other rows, or other options"
     return TimeRange(

@@ -27,7 +27,7 @@ class Devices:
     def on_gpu(self) -> bool:
         return self.names[0] != CPU
 
-    def has(self, device: str | None) -> bool:
+    def has(self, device: str) -> bool:
         """Whether a job may run on the device. Jobs that need no base run on the CPU of every machine."""
         return device == CPU or device in self.names
 
@@ -52,6 +52,7 @@ class Devices:
         self._lent.discard(device)
 
 
-def visible_to(device: str) -> dict[str, str]:
-    """Environment variables with which a process sees only this device."""
-    return {"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:") if device.startswith("cuda:") else ""}
+def visible_to(*devices: str) -> dict[str, str]:
+    """Environment variables with which a process sees only these devices."""
+    gpus = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -97,18 +97,18 @@ class JobRunner:
         queued = self._store.jobs.in_states(JobState.QUEUED)
         self.is_at_rest = not active and not queued
         if queued and all(map(self._can_start, queued)):
-            for device, bases in self._free_places():
-                claimed = self._store.jobs.claim(device, bases)
-                if claimed is not None:
+            for devices, bases in self._free_places():
+                while (claimed := self._store.jobs.claim(devices, bases)) is not None:
                     self._launch(claimed)
 
-    def _free_places(self) -> Iterator[tuple[str, list[str]]]:
-        """The devices, and the bases whose jobs may claim each: those that need no base run on the CPU."""
+    def _free_places(self) -> Iterator[tuple[str | Sequence[str], list[str]]]:
+        """The devices, and the bases whose jobs may claim them: those that need no base run on the CPU."""
         bases = self._engines.available_bases()
-        for device in self._devices.for_jobs():
-            yield device, [*bases, NO_BASE] if device == CPU else bases
         if self._devices.on_gpu:
+            yield self._devices.for_jobs(), bases
             yield CPU, [NO_BASE]
+        else:
+            yield CPU, [*bases, NO_BASE]
 
     def _base(self, job: Job) -> BaseInfo | None:
         """The base of a job; None until its files were found."""
@@ -189,14 +189,15 @@ class JobRunner:
             [sys.executable, "-m", kind.module, str(folder.path)],
             record=folder.process_file,
             log_file=folder.log_file,
-            environment=child_environment(visible_to(job.device) if job.device != CPU else {}),
+            environment=child_environment(visible_to(*job.devices) if job.device != CPU else {}),
             lifeline=self._lifeline,
             name=_process_name(job),
             append=True,
             launch=self._forks.launch if kind.imports_torch else None,
         )
-        log.info("job %s runs on %s (pid %s)", job.id, job.device, process.pid)
-        audit("job_started", job=job.id, kind=job.kind, device=job.device, pid=process.pid)
+        devices = ", ".join(job.devices)
+        log.info("job %s runs on %s (pid %s)", job.id, devices, process.pid)
+        audit("job_started", job=job.id, kind=job.kind, device=devices, pid=process.pid)
 
     def _run(self, job: Job) -> None:
         """Store the events that the job's process wrote, and see whether it has ended or hangs."""
@@ -262,8 +263,8 @@ class JobRunner:
         if current is None or current.state is not JobState.RUNNING:
             return
         kind = kind_of(job.kind)
-        if not self._devices.has(job.device):
-            self._store.jobs.requeue(job.id, f"The device {job.device} is gone; waiting for another")
+        if gone := [device for device in job.devices if not self._devices.has(device)]:
+            self._store.jobs.requeue(job.id, f"The device {', '.join(gone)} is gone; waiting for another")
         elif not folder.spec_file.exists():  # the disk was full when it was written
             if self._base(job) is not None:
                 self._launch(job)

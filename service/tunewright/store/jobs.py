@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
@@ -195,11 +195,15 @@ class JobStore:
                     job_rows.add_event(connection, job, event)
             return job
 
-    def claim(self, device: str, bases: Sequence[str]) -> Job | None:
-        """Give `device` to the oldest queued job on one of `bases`; None where none waits or the device is taken.
+    def claim(self, devices: str | Sequence[str], bases: Sequence[str]) -> Job | None:
+        """Give the oldest queued job on one of `bases` as many of `devices` as it needs, those that are free and come
+        first, all at once. None where no job waits, or where fewer are free: then no younger job gets them either, so
+        that one which needs many gets its turn. A device that is named alone, as a text, is enough for any job: the
+        processes of a job share the CPU.
 
         A job waits for older ones whose files are still read, at most `ORDER_SECONDS` for each.
         """
+        offered = [devices] if isinstance(devices, str) else list(devices)
         older = jobs.alias("older")
         is_overtaking = exists().where(
             older.c.state == JobState.VALIDATING_FILES,
@@ -208,30 +212,35 @@ class JobStore:
             older.c.created_at > time.time() - ORDER_SECONDS,
         )
         waiting = (
-            select(jobs.c.id, jobs.c.kind)
+            select(jobs.c.id)
             .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases), ~is_overtaking)
             .order_by(jobs.c.seq)
             .limit(1)
             .with_for_update(skip_locked=True)
         )
-        is_taken = exists().where(job_devices.c.device == device)
+        held = select(job_devices.c.device).where(job_devices.c.device.in_(offered))
         try:
             with self._database.begin() as connection:
-                found = connection.execute(waiting).one_or_none()
+                id = connection.scalar(waiting)
+                found = job_rows.get(connection, id) if id is not None else None
                 if found is None:
                     return None
-                hold = select(literal(device), literal(found.id)).where(~is_taken)
-                held = insert(job_devices).from_select(["device", "job_id"], hold)
-                if connection.scalar(held.returning(job_devices.c.device)) is None:
+                kind = kind_named(found.kind)
+                number = 1 if isinstance(devices, str) else kind.devices_of(found.resolved)
+                taken = set(connection.scalars(held))
+                given = [device for device in offered if device not in taken][:number]
+                if len(given) < number:
                     return None
-                noun = kind_named(found.kind).noun.capitalize()
+                rows = [{"device": device, "job_id": found.id} for device in given]
+                connection.execute(insert(job_devices), rows)
+                noun, text = kind.noun.capitalize(), ", ".join(given)
                 started_at = func.coalesce(jobs.c.started_at, time.time())
                 job, moved = job_rows.move(
-                    connection, found.id, job_rows.STARTED, noun, device, started_at=started_at, attempt=0
+                    connection, found.id, job_rows.STARTED, noun, text, started_at=started_at, attempt=0
                 )
                 assert moved, "its row is locked"
                 return job
-        except IntegrityError:  # another scheduler took the device at the same moment
+        except IntegrityError:  # another scheduler took a device at the same moment
             return None
 
     def set_phase(self, id: str, phase: JobPhase) -> None:

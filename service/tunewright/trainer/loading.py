@@ -8,16 +8,17 @@ from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from tunewright.jobs.folder import EventLog
 from tunewright.plan.pitfalls import loader_blocks
+from tunewright.trainer.checkpoints import PortableCheckpoints
 
 _STEPS = 20
 """Steps after which it is judged. The first one is left out: the processes that read rows start in it."""
 
 
-class OrderedRows(Trainer):  # type: ignore[misc]
+class OrderedRows(PortableCheckpoints):
     """A part of trainers of every method: the order of their examples, and the time that steps wait for these."""
 
     order: Sampler[int] | None = None

@@ -19,6 +19,7 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.time import Measured
+from tunewright.trainer import ranks
 from tunewright.trainer.metrics import finite, held_out, measures, told
 from tunewright.trainer.planned import device_name
 
@@ -29,7 +30,8 @@ KEPT_RECENT = 2
 
 
 class HeartbeatCallback(TrainerCallback):  # type: ignore[misc]
-    """Renews the heartbeat of the job folder; a trainer whose heartbeat is too old is taken to hang."""
+    """Renews the heartbeat of the job folder; a trainer whose heartbeat is too old is taken to hang. Of several ranks
+    the first renews it, which soon waits for one that hangs."""
 
     def __init__(self, folder: JobFolder) -> None:
         self._folder = folder
@@ -40,7 +42,8 @@ class HeartbeatCallback(TrainerCallback):  # type: ignore[misc]
         now = time.monotonic()
         if now - self._last >= 1.0:
             self._last = now
-            self._folder.beat()
+            if rank() == 0:
+                self._folder.beat()
 
     on_step_begin = on_substep_end = on_step_end = on_prediction_step = on_save = beat
 
@@ -134,7 +137,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
                 "broken rows in the data",
             )
         now = time.monotonic()
-        tokens, memory = float(logs.get("num_tokens", 0.0)), self._memory()
+        tokens, memory = float(logs.get("num_tokens", 0.0)), ranks.largest(self._memory())
         self._peak = max(self._peak, memory)
         before = self._tokens_before
         if before is None:
@@ -159,7 +162,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         return metrics
 
     def _memory(self) -> int:
-        """Peak bytes allocated on the GPU, or resident bytes of this process on the CPU."""
+        """Peak bytes allocated on this process's GPU, or resident bytes of it on the CPU."""
         if torch.cuda.is_available():
             return int(torch.cuda.max_memory_allocated())
         return int(self.process.memory_info().rss)
@@ -195,10 +198,11 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         due = time.monotonic() - self._last_save > self._interval
+        stop, due = ranks.said_by_first(self._stop, due)
         if _ends_epoch(state):
             # The evaluation is added to this step's event. on_epoch_end saves.
             control.should_log = True
-        elif self._stop:
+        elif stop:
             control.should_log = control.should_save = control.should_training_stop = self.stopped = True
         elif due and state.global_step % state.logging_steps == 0:
             # Only at a logged step: resuming in between would lose part of the next logged mean loss.
@@ -215,7 +219,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             return control
         self._save_began = time.monotonic()
         control.should_save = True
-        if self._stop and state.global_step < state.max_steps:
+        (stop,) = ranks.said_by_first(self._stop)
+        if stop and state.global_step < state.max_steps:
             control.should_training_stop = self.stopped = True
         return control
 
@@ -223,6 +228,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._metrics.flush()
+        ranks.wait_for_all()  # each has written its random states
         if rank() != 0:
             return
         step = state.global_step

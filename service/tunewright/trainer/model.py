@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tunewright.jobs.failure import TrainingFailed
+from tunewright.jobs.process import rank
 from tunewright.trainer.four_bit import nf4, prepared
 from tunewright.trainer.spec import TrainingSpec
 
@@ -49,7 +50,8 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
         "attn_implementation": _attention(on_gpu),
         "trust_remote_code": spec.trust_remote_code,
         "local_files_only": True,
-        "device_map": {"": 0 if on_gpu else "cpu"},
+        # A sharded model is read by rank 0 alone, and is on the GPUs in parts only.
+        "device_map": {"": rank() if on_gpu and not spec.is_sharded else "cpu"},
     }
     if quantized:
         options["quantization_config"] = nf4()

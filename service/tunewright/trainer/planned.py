@@ -39,7 +39,8 @@ def cost_of_measured(spec: TrainingSpec, measured: Measured | None) -> Cost | No
     if measured is None:
         return None
     card = None if measured.device == "cpu" else card_of(measured.device)
-    return cost_of(measured.seconds + (measured.waited or 0.0), spec.rates, card.watts if card else None)
+    seconds, watts = measured.seconds + (measured.waited or 0.0), card.watts if card else None
+    return cost_of(seconds, spec.rates, watts, devices=spec.tuning.gpus)
 
 
 def tell_planned(events: EventLog, planned: Planned | None) -> None:

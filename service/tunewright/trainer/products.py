@@ -6,7 +6,7 @@ import shutil
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from tunewright.atomic import publish_folder
 from tunewright.jobs.folder import JobFolder
@@ -15,9 +15,12 @@ from tunewright.jobs.process import rank
 
 def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder) -> None:
     """Write the PEFT folder or the whole model. It appears under its final name only when it is complete."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if rank() != 0:
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    if whole is not None:
+        model = _unsharded(model, whole)
     is_adapter = isinstance(model, PeftModel)
     final = folder.adapter if is_adapter else folder.model
     temporary = folder.unfinished(final)
@@ -32,3 +35,13 @@ def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: J
         tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # peft's card has only placeholders
     publish_folder(temporary, final)
+
+
+def _unsharded(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A model like the sharded one, with these weights, which are on the CPU."""
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(model.config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    whole.generation_config = model.generation_config
+    return whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import socket
 
 import transformers
 
@@ -11,6 +12,7 @@ from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave, rank
 from tunewright.logs import limit_records
+from tunewright.trainer import ranks
 from tunewright.trainer.methods import dpo, supervised
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import MakeTrainer, train
@@ -21,14 +23,17 @@ METHODS: dict[str, MakeTrainer] = {"supervised": supervised.make_trainer, "dpo":
 """What makes the trainer, by OpenAI's method."""
 
 
-def run_job(folder: JobFolder, spec: TrainingSpec) -> int:
-    """Train, and write `result.json`; returns the exit code."""
+def run_job(folder: JobFolder, spec: TrainingSpec, rendezvous: socket.socket | None = None) -> int:
+    """Train, and write `result.json`; returns the exit code. `rendezvous`: where this process is a rank of several
+    (`jobs.ranks`)."""
     faulthandler.enable()  # SIGABRT, sent to a trainer that hangs, writes its stack to the log
     limit_records()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_info()
     transformers.logging.disable_progress_bar()
     try:
+        if rendezvous is not None:
+            ranks.join(rendezvous, on_gpu=spec.device != "cpu")
         result = train(folder, spec, EventLog(folder, rank()), METHODS[spec.method])
     except Exception as error:
         failure = explain(error, folder.path)

@@ -72,6 +72,11 @@ class TrainingSpec(BaseModel):
         asked = self.tuning.gradient_checkpointing
         return self.device != "cpu" if asked is None else asked
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a part of the weights, the gradients and the optimizer (FSDP)."""
+        return self.tuning.sharding == "fsdp"
+
 
 class TrainingResult(Outcome):
     """`result.json`: the output of the trainer."""

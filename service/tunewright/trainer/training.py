@@ -11,10 +11,12 @@ from typing import Any
 
 import transformers
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tunewright.jobs.folder import EventLog, JobFolder
+from tunewright.jobs.process import rank
 from tunewright.rows.mixture import Mixture
+from tunewright.trainer import ranks
 from tunewright.trainer.data import epoch_order, tell_data, tokenized_files
 from tunewright.trainer.loading import LoadingCallback, OrderedRows
 from tunewright.trainer.loop import (
@@ -27,6 +29,12 @@ from tunewright.trainer.metrics import held_out, told
 from tunewright.trainer.model import load_model, load_tokenizer
 from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
 from tunewright.trainer.products import save_product
+from tunewright.trainer.sharding import (
+    compute_as_one_process,
+    prepare_sharded_loading,
+    sharded_arguments,
+    spec_at,
+)
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.speed import compile_layers
 
@@ -53,6 +61,24 @@ class Parts:
         )
 
 
+class FirstEvaluation(TrainerCallback):  # type: ignore[misc]
+    """Tells the evaluation of a model that can be evaluated only once it trains."""
+
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, *_: Any, metrics: dict[str, float], **__: Any
+    ) -> None:
+        if state.global_step == 0:
+            tell_first_evaluation(self._events, metrics)
+
+
+def tell_first_evaluation(events: EventLog, metrics: dict[str, float]) -> None:
+    before = held_out(metrics)
+    events.message(f"Validation loss before training: {told(before, 'valid_')}", data={"step": 0, **before})
+
+
 class Stopped(Exception):
     """The run was asked to stop before its first step."""
 
@@ -69,7 +95,11 @@ def train(
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
     heartbeat = HeartbeatCallback(folder)
+    if rank() != 0:
+        ranks.wait_for_all()  # rank 0 tokenizes, and the others find it done
     training, validation = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
+    if rank() == 0:
+        ranks.wait_for_all()
     trained_tokens = training.tokens(tuning.n_epochs)
     planned = planned_run(spec, training.shape(), trained_tokens)
     resume_from = latest_checkpoint(folder)
@@ -82,7 +112,9 @@ def train(
         step = resume_from.name.removeprefix("step-")
         events.message(f"Resuming from the checkpoint at step {step}", "warn")
 
-    model = load_model(spec)
+    if spec.is_sharded:
+        prepare_sharded_loading()
+    model = load_model(spec if resume_from is None or not spec.is_sharded else spec_at(spec, resume_from))
     compiled = planned.compiled if planned is not None else spec.tuning.torch_compile is True
     if compiled:
         layers = compile_layers(model)
@@ -92,7 +124,8 @@ def train(
     metrics, loading = MetricsCallback(events), LoadingCallback(events, tuning.dataloader_workers)
     checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds)
     signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
-    shutil.rmtree(folder.work, ignore_errors=True)
+    if rank() == 0:
+        shutil.rmtree(folder.work, ignore_errors=True)
     callbacks = [metrics, checkpoints, heartbeat, loading]
 
     def go_on() -> None:
@@ -108,10 +141,16 @@ def train(
     trainer.on_wait = loading.wait
     trainer.order = epoch_order(training, tuning)
     if validation is not None and resume_from is None:
-        before = held_out(trainer.evaluate())
-        events.message(
-            f"Validation loss before training: {told(before, 'valid_')}", data={"step": 0, **before}
-        )
+        if spec.is_sharded:  # only once it trains
+            trainer.add_callback(FirstEvaluation(events))
+            trainer.args.eval_on_start = True
+        else:
+            tell_first_evaluation(events, trainer.evaluate())
+    if rank() != 0:
+        # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
+        transformers.set_seed(spec.seed + rank())
+    if spec.is_sharded:
+        compute_as_one_process(trainer)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     metrics.flush()
     if checkpoints.stopped:
@@ -163,4 +202,6 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_num_workers": tuning.dataloader_workers,
+        "ddp_find_unused_parameters": False if tuning.gpus > 1 else None,
+        **(sharded_arguments() if spec.is_sharded else {}),
     }

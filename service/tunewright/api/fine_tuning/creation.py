@@ -7,8 +7,14 @@ import secrets
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
+from tunewright.api.fine_tuning.gpus import check_gpus
 from tunewright.api.fine_tuning.method_schemas import Method
-from tunewright.api.fine_tuning.methods import check_method, hyperparameters_of, without_dropout
+from tunewright.api.fine_tuning.methods import (
+    batch_size_of,
+    check_method,
+    hyperparameters_of,
+    without_dropout,
+)
 from tunewright.api.fine_tuning.plan import check_mix, fitting_type
 from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
 from tunewright.api.http.context import ServiceContext
@@ -52,6 +58,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
     tuning = without_dropout(method, tuning)
+    check_gpus(tuning, batch_size_of(body, tuning), context.devices(), context.settings.jobs.cpu_processes)
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]

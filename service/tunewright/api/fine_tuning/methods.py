@@ -53,6 +53,12 @@ class _WithMethod(Protocol):
     def hyperparameters(self) -> Hyperparameters | None: ...
 
 
+def batch_size_of(body: _WithMethod, tuning: Tuning) -> int | str:
+    """The one that is asked for; "auto" where it is left to the service."""
+    asked = tuning.batch_size
+    return asked if asked != "auto" else hyperparameters_of(body).batch_size
+
+
 def hyperparameters_of(body: _WithMethod) -> Hyperparameters:
     """OpenAI moved the hyperparameters into `method`; both places are read, and the new one takes precedence.
     Raises InvalidRequest where they disagree."""

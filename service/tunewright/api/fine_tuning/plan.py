@@ -10,8 +10,14 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from tunewright.api.fine_tuning.data import AUTO, Data, check_chat_template, data_options
+from tunewright.api.fine_tuning.gpus import check_gpus
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
-from tunewright.api.fine_tuning.methods import check_method, hyperparameters_of, without_dropout
+from tunewright.api.fine_tuning.methods import (
+    batch_size_of,
+    check_method,
+    hyperparameters_of,
+    without_dropout,
+)
 from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
@@ -117,7 +123,13 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     check_chat_template(body.chat_template)
     check_method(method, tuning)
     base = named_base(context, body.model)
-    machine = machine_described(body.machine) if body.machine else machine_here(context)
+    if body.machine:
+        machine = machine_described(body.machine)
+        check_gpus(tuning, batch_size_of(body, tuning), [f"cuda:{n}" for n in range(machine.count)], 1)
+    else:
+        machine = machine_here(context)
+        cpu_processes = context.settings.jobs.cpu_processes
+        check_gpus(tuning, batch_size_of(body, tuning), context.devices(), cpu_processes)
     return plan_job(
         base,
         [

@@ -94,6 +94,16 @@ class Tuning(Body):
         description="Of dpo with the losses robust (0.1 by default) and exo_pair (0.001): the share of pairs that are "
         "taken to be the wrong way round.",
     )
+    gpus: Auto | Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
+        "auto",
+        description="GPUs that train together, each in a process of its own with its part of every batch; 1 by "
+        "default. They have to share `batch_size` evenly. On the CPU: processes, up to `--cpu-processes`.",
+    )
+    sharding: Literal["auto", "none", "fsdp", "zero2", "zero3"] = Field(
+        "auto",
+        description="fsdp: with type full, weights, gradients and optimizer are shared between the `gpus` (FSDP2). "
+        "none: each has all of it (DDP). auto: fsdp for full. zero2 and zero3 are DeepSpeed's, and refused.",
+    )
     force: bool = Field(False, description="Create the job even where it does not fit this machine's GPU.")
 
     @field_validator("target_modules")
@@ -101,6 +111,17 @@ class Tuning(Body):
     def _check_modules(cls, value: object) -> object:
         if isinstance(value, list) and not (value and all(name.strip() for name in value)):
             raise ValueError("name at least one module")
+        return value
+
+    @field_validator("sharding")
+    @classmethod
+    def _refuse_deepspeed(cls, value: str) -> str:
+        if value.startswith("zero"):
+            raise UnsupportedFeature(
+                f"tuning.sharding {value} is DeepSpeed's, which is not part of Tunewright: use fsdp, which shares the "
+                "same between GPUs.",
+                param="tuning.sharding",
+            )
         return value
 
 

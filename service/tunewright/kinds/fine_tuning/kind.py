@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder, Outcome
@@ -38,6 +40,9 @@ class FineTuning(Kind):
     module, process = "tunewright.trainer", "trainer"
     saves = "its last checkpoint"
     on_kill = "lower batch_size or max_length, or use type qlora"
+
+    def devices_of(self, resolved: BaseModel | None) -> int:
+        return resolved.gpus if isinstance(resolved, Resolved) else 1
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         request = request_of(job)

@@ -77,9 +77,12 @@ class PreferenceTrainer(OrderedRows, DPOTrainer):  # type: ignore[misc]
         """The reference's log-probabilities of the chosen and the rejected answers, from a pair on, batch by batch."""
         rest = torch.utils.data.Subset(pairs, range(begin, len(pairs)))
         loader = torch.utils.data.DataLoader(rest, batch_size, collate_fn=self.data_collator)
+        # A sharded model is sharded when training begins: TRL has made another for the reference, for so long.
+        model = self.ref_model or self.model
         for batch in self.accelerator.prepare(loader):
             self._parts.go_on()
-            yield self.compute_ref_log_probs(self.model, batch)
+            found = self.compute_ref_log_probs(model, batch)
+            yield self.accelerator.gather_for_metrics(found)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return `eval_loss` and the measures of rewards, as means over the pairs of the evaluation set."""

@@ -1,0 +1,44 @@
+"""Full fine-tuning with weights, gradients and optimizer shared between the GPUs of a job: FSDP2, by accelerate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import Trainer
+
+from tunewright.trainer.spec import TrainingSpec
+
+
+def prepare_sharded_loading() -> None:
+    """Have transformers read the weights in rank 0 alone; the others get theirs from it when the model is sharded."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+
+def spec_at(spec: TrainingSpec, checkpoint: Path) -> TrainingSpec:
+    """The spec with the weights of a checkpoint in the place of the base's."""
+    return spec.model_copy(update={"base_path": str(checkpoint)})
+
+
+def sharded_arguments() -> dict[str, Any]:
+    """The Trainer's arguments. Each layer is gathered when it computes, and freed behind it, as ZeRO-3 does."""
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "reshard_after_forward": True,
+            "cpu_ram_efficient_loading": True,
+            "state_dict_type": "FULL_STATE_DICT",
+        },
+        # Gradients are shared after each batch: kept until the step, they would be whole on each GPU.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    }
+
+
+def compute_as_one_process(trainer: Trainer) -> None:
+    """Gather the weights and add the gradients in float32, as one process has them, under the same autocast.
+    accelerate's policy would make both bfloat16, and with them what is between the layers."""
+    trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
