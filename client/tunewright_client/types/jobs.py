@@ -46,6 +46,8 @@ class Tuning(Wire):
     - warmup_ratio: a share of all steps
     - max_grad_norm: the gradient is clipped to this norm
     - loss_type, label_smoothing: of the method dpo
+    - gpus: how many train together
+    - sharding: whether they share the weights: none or fsdp
 
     Other settings may be given by their names too.
     """
@@ -70,6 +72,8 @@ class Tuning(Wire):
     max_grad_norm: float | Auto | None = None
     loss_type: str | None = None
     label_smoothing: float | Auto | None = None
+    gpus: int | Auto | None = None
+    sharding: str | None = None
     optimizer: str | None = None
 
 

@@ -123,6 +123,14 @@ _METHODS = ("supervised", "dpo")
     "--use-dora", is_flag=True,
     help="Train magnitudes beside the adapter (DoRA). vLLM serves no DoRA: the result is merged to be served.",
 )  # fmt: skip
+@click.option(
+    "--gpus", type=click.IntRange(1),
+    help="GPUs that train together, each with its part of every batch.  [default: 1]",
+)  # fmt: skip
+@click.option(
+    "--sharding", type=click.Choice(["none", "fsdp"]),
+    help="Of --type full on several GPUs: whether they share the weights (fsdp).  [default: fsdp]",
+)  # fmt: skip
 @click.option("--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed, files and settings give the same run.")
 @click.option("--metadata", type=KeyValue(), multiple=True, help="Kept with the job; may be repeated.")
@@ -152,6 +160,8 @@ def create(
     learning_rate: float | None,
     rank: int | None,
     use_dora: bool,
+    gpus: int | None,
+    sharding: str | None,
     suffix: str | None,
     seed: int | None,
     metadata: tuple[tuple[str, str], ...],
@@ -178,6 +188,8 @@ def create(
         "learning_rate": learning_rate,
         "rank": rank,
         "use_dora": use_dora or None,
+        "gpus": gpus,
+        "sharding": sharding,
     }
     given = {"columns": columns, "validation_share": validation_share}
     data = {name: value for name, value in given.items() if value} or None

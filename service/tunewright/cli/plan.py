@@ -33,6 +33,7 @@ _LOCAL = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--rank", type=click.IntRange(1, 512), help="Rank of the adapter.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
+@click.option("--gpus", type=click.IntRange(1, 64), help="GPUs that train together.  [default: 1]")
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True))
 @click.option(
     "--price-per-hour", type=click.FloatRange(0, min_open=True), help="Of one device: tells the price."
@@ -54,6 +55,7 @@ def plan(
     rank: int | None,
     batch_size: int | None,
     max_length: int | None,
+    gpus: int | None,
     learning_rate: float | None,
     price_per_hour: float | None,
     currency: str,
@@ -82,6 +84,7 @@ def plan(
         batch_size=batch_size or "auto",
         max_length=max_length or "auto",
         learning_rate=learning_rate or "auto",
+        gpus=gpus or "auto",
     )
     try:
         where = machine_described(machine) if machine else this_machine(find_devices(ProcessOptions()), {})

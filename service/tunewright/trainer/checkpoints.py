@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import safe_globals
 
 from tunewright.jobs.process import rank
+from tunewright.trainer.sharding import shard
 
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # the Trainer's own names
 
@@ -24,10 +25,23 @@ _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # the Trainer's own nam
 class PortableCheckpoints(Trainer):  # type: ignore[misc]
     """A part of trainers of every method."""
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is not None:
+            shard(self)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # A sharded model was loaded from the checkpoint before it was sharded (`trainer.training`).
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole_weights(self.model)
+        if rank() == 0:
+            self._save(output_dir, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -76,18 +90,30 @@ def _set_random_states(file: Path) -> None:
 
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with whole tensors on the CPU, on rank 0; empty on others, which must call it too."""
-
-    def gathered(value: Any) -> Any:
-        if not isinstance(value, DTensor):
-            return value.cpu() if isinstance(value, torch.Tensor) else value
-        whole = value.full_tensor()
-        return whole.cpu() if rank() == 0 else None
-
     found = {
-        number: {name: gathered(value) for name, value in of_one.items()}
+        number: {name: _gathered(value) for name, value in of_one.items()}
         for number, of_one in state["state"].items()
     }
     return {"state": found, "param_groups": state["param_groups"]} if rank() == 0 else {}
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a sharded model on the CPU, on rank 0, tied ones as one tensor; None for each on others, which
+    must call it too."""
+    found = dict[int, Any]()
+    weights = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in found:
+            found[id(value)] = _gathered(value.detach())
+        weights[name] = found[id(value)]
+    return weights
+
+
+def _gathered(value: Any) -> Any:
+    if not isinstance(value, DTensor):
+        return value.cpu() if isinstance(value, torch.Tensor) else value
+    whole = value.full_tensor()
+    return whole.cpu() if rank() == 0 else None
 
 
 def sharded_state(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from tunewright.atomic import publish_folder
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.process import rank
+from tunewright.trainer.checkpoints import whole_weights
 
 
 def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder) -> None:
     """Write the PEFT folder or the whole model. It appears under its final name only when it is complete."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    whole = whole_weights(trainer.model) if trainer.is_fsdp_enabled else None
     if rank() != 0:
         return
     if whole is not None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 
@@ -38,7 +39,15 @@ def sharded_arguments() -> dict[str, Any]:
     }
 
 
-def compute_as_one_process(trainer: Trainer) -> None:
-    """Gather the weights and add the gradients in float32, as one process has them, under the same autocast.
-    accelerate's policy would make both bfloat16, and with them what is between the layers."""
-    trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+def shard(trainer: Trainer) -> None:
+    """Have the weights gathered and the gradients added in float32, as one process has them, under the same autocast.
+    accelerate's policy would make both bfloat16, and with them what is between the layers.
+
+    On the CPU accelerate 1.15 has no sharding, though torch has: it is told that it has.
+    """
+    state = trainer.accelerator.state
+    if not trainer.is_fsdp_enabled:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        state.distributed_type = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
+    state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()

@@ -29,12 +29,7 @@ from tunewright.trainer.metrics import held_out, told
 from tunewright.trainer.model import load_model, load_tokenizer
 from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
 from tunewright.trainer.products import save_product
-from tunewright.trainer.sharding import (
-    compute_as_one_process,
-    prepare_sharded_loading,
-    sharded_arguments,
-    spec_at,
-)
+from tunewright.trainer.sharding import prepare_sharded_loading, sharded_arguments, spec_at
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.speed import compile_layers
 
@@ -149,8 +144,6 @@ def train(
     if rank() != 0:
         # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
         transformers.set_seed(spec.seed + rank())
-    if spec.is_sharded:
-        compute_as_one_process(trainer)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     metrics.flush()
     if checkpoints.stopped:
