@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 
 from tunewright.trainer.spec import TrainingSpec
 
+_LOADED_BY_RANK_0 = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
 
 def prepare_sharded_loading() -> None:
     """Have transformers read the weights in rank 0 alone; the others get theirs from it when the model is sharded."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", _LOADED_BY_RANK_0: "true"}
 
 
 def spec_at(spec: TrainingSpec, checkpoint: Path) -> TrainingSpec:
@@ -48,6 +50,8 @@ def shard(trainer: Trainer) -> None:
     state = trainer.accelerator.state
     if not trainer.is_fsdp_enabled:
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-        state.distributed_type = DistributedType.FSDP
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         trainer.is_fsdp_enabled = True
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    # The model to train is loaded. TRL's reference is sharded without a word between the ranks: each needs its weights.
+    os.environ[_LOADED_BY_RANK_0] = "false"

@@ -1,0 +1,130 @@
+"""A job in two processes ends as in one, and whichever of its processes is killed, nothing is lost and none is left.
+
+No service: the trainer is run by hand on a job folder, with gloo on the CPU (docs/decisions/0036).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from forked import start_trainer
+from several import difference, folder_of, losses, messages, ranks_of, steps, until, with_gpus
+from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
+from tunewright.trainer.spec import TrainingResult
+
+Alone = Callable[..., JobFolder]
+BOUND = 1e-5
+"""Relative: the order of sums in float32."""
+STEPS = [1, 2, 3, 4, 5, 6]
+"""24 rows, 12 at a time: 2 steps an epoch."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """Jobs in one process, each trained once."""
+
+    @cache
+    def trained(kind: str, method: str = "supervised") -> JobFolder:
+        folder = folder_of(tmp_path_factory.mktemp(kind) / "job", kind, 1, method=method)
+        assert start_trainer(folder).wait(600) == 0, folder.log_file.read_text()[-2000:]
+        assert sorted(losses(folder)) == STEPS
+        return folder
+
+    return trained
+
+
+def finished(folder: JobFolder) -> JobFolder:
+    assert start_trainer(folder).wait(600) == 0, folder.log_file.read_text()[-3000:]
+    result = folder.read_result(TrainingResult)
+    assert result is not None
+    assert result.status == "succeeded", result
+    return folder
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("kind", "method"), [("lora", "supervised"), ("full", "supervised"), ("lora", "dpo"), ("fsdp", "dpo")]
+)
+def test_two_processes_have_the_losses_of_one(tmp_path: Path, alone: Alone, kind: str, method: str) -> None:
+    folder = finished(folder_of(tmp_path / "job", kind, 2, method=method))
+
+    one = alone("full" if kind == "fsdp" else kind, method)
+    assert difference(losses(one), losses(folder)) < BOUND
+    assert steps(folder) == STEPS, "rank 0 alone tells them"
+    assert messages(folder)[-1] == messages(one)[-1]
+    assert {path.name for path in folder.path.glob("checkpoints/step-6/rng_state*")} == {
+        "rng_state_0.pth", "rng_state_1.pth",
+    }  # fmt: skip
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["lora", "fsdp"])
+@pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2)])
+def test_a_killed_job_goes_on_with_any_number_of_processes(
+    tmp_path: Path, alone: Alone, kind: str, first: int, then: int
+) -> None:
+    folder = folder_of(tmp_path / "job", kind, first)
+    process = start_trainer(folder)
+    until(process, lambda: 3 in losses(folder))
+    launcher = psutil.Process(process.pid)
+    ranks = ranks_of(process)
+    assert len(ranks) == (first if first > 1 else 0)
+    victim = ranks[-1] if ranks else launcher
+    victim.kill()
+    assert process.wait(60) == -signal.SIGKILL, "the launcher ends as the rank did"
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+    assert folder.read_outcome() is None
+
+    with_gpus(folder, kind, then)
+    finished(folder)
+
+    assert any(message.startswith("Resuming from the checkpoint at step") for message in messages(folder))
+    one = alone("full" if kind == "fsdp" else kind)
+    assert difference(losses(one), losses(folder)) < BOUND
+
+
+def test_a_killed_launcher_leaves_no_process(tmp_path: Path, alone: Alone) -> None:
+    folder = folder_of(tmp_path / "job", "lora", 2)
+    process = start_trainer(folder)
+    until(process, lambda: 3 in losses(folder))
+    ranks = ranks_of(process)
+    ranks[1].suspend()  # what is stopped ends too
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(ranks, timeout=10)
+    assert [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+    finished(folder)
+
+    assert difference(losses(alone("lora")), losses(folder)) < BOUND
+
+
+def test_a_stop_is_at_the_same_step_of_all_ranks(tmp_path: Path, alone: Alone) -> None:
+    folder = folder_of(tmp_path / "job", "lora", 2)
+    process = start_trainer(folder)
+    until(process, lambda: 1 in losses(folder))
+    process.terminate()
+    assert process.wait(120) == STOPPED_RESUMABLE
+    stopped_at = max(losses(folder))
+
+    finished(folder)
+
+    assert stopped_at < 6
+    assert steps(folder) == STEPS, "nothing is done twice"
+    assert difference(losses(alone("lora")), losses(folder)) < BOUND
+
+
+def test_the_adapter_of_two_processes_is_that_of_one(tmp_path: Path, alone: Alone) -> None:
+    folder = finished(folder_of(tmp_path / "job", "lora", 2))
+
+    files = (job.adapter / "adapter_model.safetensors" for job in (alone("lora"), folder))
+    one, two = map(load_file, files)
+    assert one.keys() == two.keys()
+    assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
