@@ -13,7 +13,7 @@ from forked import Process
 from preferences import as_openai, text_rows, write
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import JobFolder
-from tunewright.plan.defaults import resolve
+from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.rows.cache import file_sha256
 from tunewright.trainer.spec import TrainingSpec
@@ -27,15 +27,20 @@ TUNING: dict[str, dict[str, Any]] = {
 }
 
 
-def folder_of(path: Path, kind: str, gpus: int, *, method: str = "supervised", rows: int = 24) -> JobFolder:
+ROWS = 24
+
+
+def folder_of(
+    path: Path, kind: str, gpus: int, *, method: str = "supervised", device: str = "cpu"
+) -> JobFolder:
     """A job of 12 rows a step, in 3 epochs, in so many processes."""
     folder = JobFolder(path)
     path.mkdir(parents=True)
     if method == "dpo":
-        data = write(path / "rows.jsonl", [as_openai(row) for row in text_rows(rows)])
+        data = write(path / "rows.jsonl", [as_openai(row) for row in text_rows(ROWS)])
     else:
         data = path / "rows.jsonl"
-        data.write_text("".join((DEMO / "train.jsonl").open().readlines()[:rows]))
+        data.write_text("".join((DEMO / "train.jsonl").open().readlines()[:ROWS]))
     held_out = path / "held-out.jsonl"
     held_out.write_text("".join(data.open().readlines()[:11]))  # of which no rank has as many as the other
     folder.write_spec(
@@ -48,22 +53,22 @@ def folder_of(path: Path, kind: str, gpus: int, *, method: str = "supervised", r
             training_sha256=file_sha256(data),
             validation_sha256=file_sha256(held_out),
             seed=5,
-            device="cpu",
+            device=device,
             method=method,
-            tuning=resolved(kind, gpus, method, rows),
+            tuning=resolved(kind, gpus, method, device),
         )
     )
     return folder
 
 
-def resolved(kind: str, gpus: int, method: str, rows: int) -> Any:
+def resolved(kind: str, gpus: int, method: str, device: str) -> Resolved:
     return resolve(
         tuning=TuningOptions(**TUNING[kind], n_epochs=3, batch_size=12, gpus=gpus),
         hyperparameters=HyperparameterOptions(),
-        rows=rows,
+        rows=ROWS,
         context=1024,
         max_rank=64,
-        device="cpu",
+        device=device,
         method=method,
     )
 
@@ -71,7 +76,7 @@ def resolved(kind: str, gpus: int, method: str, rows: int) -> Any:
 def with_gpus(folder: JobFolder, kind: str, gpus: int) -> None:
     """Have the job's next start be in so many processes."""
     spec = folder.read_spec(TrainingSpec)
-    folder.write_spec(spec.model_copy(update={"tuning": resolved(kind, gpus, spec.method, 24)}))
+    folder.write_spec(spec.model_copy(update={"tuning": resolved(kind, gpus, spec.method, spec.device)}))
 
 
 def losses(folder: JobFolder) -> dict[int, list[float]]:

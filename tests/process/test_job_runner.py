@@ -411,6 +411,23 @@ def test_a_job_whose_device_is_gone_waits_for_another(
     assert any("cuda:7 is gone" in text for text in scheduler.messages(job.id))
 
 
+def test_a_job_that_needs_more_gpus_than_are_left_fails_and_holds_up_nobody(
+    scheduler: Scheduler, store: Store, trainer: Callable[[str], None], published: list[str]
+) -> None:
+    trainer(SUCCEED)
+    many, one = (
+        create_job(
+            store, base=BASE, training_file="file-1", state=JobState.QUEUED,
+            resolved=RESOLVED.model_copy(update={"gpus": gpus}),
+        )
+        for gpus in (2, 1)
+    )  # fmt: skip
+    scheduler.until(lambda: scheduler.job(one.id).state is JobState.SUCCEEDED)
+    error = scheduler.job(many.id).error
+    assert error is not None
+    assert error.code == "not_enough_gpus"
+
+
 def test_a_cancelled_job_loses_its_trainer_and_its_leftovers(
     scheduler: Scheduler, job: Job, trainer: Callable[[str], None]
 ) -> None:

@@ -17,6 +17,8 @@ from tunewright.errors import InvalidRequest, NotFound
 from tunewright.ids import result_file_id
 from tunewright.jobs.kinds import JobError, JobProgress
 from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.plan.defaults import resolve
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.store.records import EngineInfo, Job
 from tunewright.store.states import JOB_MOVES, EngineState, JobState, Residency
 from tunewright.store.store import Store
@@ -248,6 +250,51 @@ def test_a_job_waits_for_an_older_one_whose_files_are_read_but_not_for_long(
     claimed = store.jobs.claim("cuda:0", ["tiny"])
     assert claimed is not None
     assert claimed.id == ready.id
+
+
+def on_gpus(number: int) -> Any:
+    return resolve(
+        tuning=TuningOptions(gpus=number), hyperparameters=HyperparameterOptions(), rows=64, context=1024,
+        max_rank=64, device="cuda",
+    )  # fmt: skip
+
+
+def test_a_job_gets_all_of_its_gpus_or_none_and_younger_ones_wait_behind_it(store: Store) -> None:
+    gpus = ["cuda:3", "cuda:2", "cuda:1", "cuda:0"]
+    small, large, last = (new_job(store, JobState.QUEUED, resolved=on_gpus(number)) for number in (1, 4, 1))
+    claimed = store.jobs.claim(gpus, ["tiny"])
+    assert claimed is not None
+    assert (claimed.id, claimed.devices) == (small.id, ("cuda:3",))
+    assert store.jobs.claim(gpus, ["tiny"]) is None, "three are free, and kept for the large one"
+    store.jobs.release(small.id)
+    claimed = store.jobs.claim(gpus, ["tiny"])
+    assert claimed is not None
+    assert (claimed.id, sorted(claimed.devices)) == (large.id, sorted(gpus))
+    events = store.jobs.events(large.id, after=None, limit=10)[0]
+    assert any("started on cuda:3, cuda:2, cuda:1, cuda:0" in event.message for event in events)
+    assert store.jobs.claim(gpus, ["tiny"]) is None
+    store.jobs.release(large.id)
+    claimed = store.jobs.claim(gpus[:2], ["tiny"])
+    assert claimed is not None
+    assert (claimed.id, claimed.devices) == (last.id, ("cuda:3",))
+
+
+def test_gangs_of_many_schedulers_share_no_gpu_and_get_no_part_of_their_gpus(url: str, store: Store) -> None:
+    for _ in range(4):
+        new_job(store, JobState.QUEUED, resolved=on_gpus(2))
+    stores = [Store.open(url) for _ in range(4)]
+    gpus = ["cuda:0", "cuda:1", "cuda:2"]
+    claimed = [found for found in at_once(4, lambda i: stores[i].jobs.claim(gpus, ["tiny"])) if found]
+    for opened in stores:
+        opened.close()
+    assert [len(found.devices) for found in claimed] == [2]
+
+
+def test_the_processes_of_a_job_share_the_cpu(store: Store) -> None:
+    new_job(store, JobState.QUEUED, resolved=on_gpus(2))
+    claimed = store.jobs.claim("cpu", ["tiny"])
+    assert claimed is not None
+    assert claimed.devices == ("cpu",)
 
 
 def test_a_job_whose_base_is_not_here_is_passed_over(store: Store) -> None:

@@ -150,7 +150,7 @@ def resolve(
         torch_compile=_given(tuning.torch_compile, None),
         quantization="nf4" if type == "qlora" else None,
         gpus=gpus,
-        sharding="none" if gpus == 1 else _given(tuning.sharding, "fsdp" if type == "full" else "none"),
+        sharding="none" if gpus == 1 or adapter else _given(tuning.sharding, "fsdp"),
         **(_of_dpo(tuning, hyperparameters) if method == "dpo" else {}),
     )
 

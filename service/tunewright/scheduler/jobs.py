@@ -94,12 +94,22 @@ class JobRunner:
                 failed = error
         if failed is not None:
             raise failed
-        queued = self._store.jobs.in_states(JobState.QUEUED)
+        queued = [job for job in self._store.jobs.in_states(JobState.QUEUED) if self._is_possible(job)]
         self.is_at_rest = not active and not queued
         if queued and all(map(self._can_start, queued)):
             for devices, bases in self._free_places():
                 while (claimed := self._store.jobs.claim(devices, bases)) is not None:
                     self._launch(claimed)
+
+    def _is_possible(self, job: Job) -> bool:
+        """Whether the machine has as many GPUs as the job needs; where it has lost some, the job fails, since it would
+        hold up all others."""
+        needed = kind_of(job.kind).devices_of(job.resolved)
+        most = len(self._devices.names) if self._devices.on_gpu else self._settings.jobs.cpu_processes
+        if needed > most:
+            text = f"it needs {needed} GPUs, of which this machine has fewer now"
+            self._store.jobs.fail(job.id, JobError(code="not_enough_gpus", message=text))
+        return needed <= most
 
     def _free_places(self) -> Iterator[tuple[str | Sequence[str], list[str]]]:
         """The devices, and the bases whose jobs may claim them: those that need no base run on the CPU."""
