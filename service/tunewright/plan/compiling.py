@@ -18,6 +18,8 @@ _METHODS = ("supervised",)
 
 def compiled_where_it_pays(shape: ModelShape, run: Run, resolved: Resolved, tokens: int) -> Run:
     """The run of so many tokens, with `compiled` as the request says, or else decided."""
+    if run.is_sharded:  # its layers are gathered by hooks, which were not compiled yet
+        return replace(run, compiled=False)
     if resolved.torch_compile is not None:
         return replace(run, compiled=resolved.torch_compile)
     work = flops_per_token(shape, run) * tokens

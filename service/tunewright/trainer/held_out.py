@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerControl
 
-from tunewright.trainer.speed import uncompiled
 from tunewright.jobs.process import rank
 from tunewright.trainer import ranks
+from tunewright.trainer.speed import uncompiled
 
 
 def summed(

@@ -38,3 +38,8 @@ def check_shares(tuning: Tuning, batch_size: int | str) -> None:
             "tuning.sharding fsdp is for type full on several gpus: adapters are small, and each GPU has the base.",
             param="tuning.sharding",
         )
+    if tuning.torch_compile is True and tuning.type == "full" and gpus > 1 and tuning.sharding != "none":
+        raise InvalidRequest(
+            "Layers that GPUs share are not compiled: leave tuning.torch_compile out, or set tuning.sharding to none.",
+            param="tuning.torch_compile",
+        )
