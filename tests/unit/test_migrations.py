@@ -215,6 +215,8 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         "use_dora": False,
         "gradient_checkpointing": None,
         "torch_compile": None,
+        "gpus": 1,
+        "sharding": "none",
         "group_by_length": False,
         "dataloader_workers": 0,
         "method": "supervised",
