@@ -106,6 +106,15 @@ def test_what_one_rank_fails_with_is_the_jobs_result(job: Job) -> None:
     assert job.folder.read_outcome() == Outcome(status="failed", error_code="out_of_memory")
 
 
+def test_ranks_that_fail_at_the_same_moment_leave_one_result(job: Job) -> None:
+    fails = (
+        "from tunewright.jobs.process import leave\n"
+        "for n in range(300): assert leave(folder, Outcome(status='failed', error_code='io_error')) == 0"
+    )
+    assert job.start(fails, fails).wait(30) == 0
+    assert job.folder.read_outcome() == Outcome(status="failed", error_code="io_error")
+
+
 def test_rank_0_may_save_the_product_after_the_others_have_ended(job: Job) -> None:
     saves = "time.sleep(1.0); folder.write_result(Outcome(status='succeeded'))"
     assert job.start(saves, "pass").wait(30) == 0

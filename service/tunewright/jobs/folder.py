@@ -64,8 +64,12 @@ class JobFolder:
         """The content of `spec.json`. Raises OSError and ValueError."""
         return spec.model_validate_json(self.spec_file.read_text())
 
-    def write_result(self, result: Outcome) -> None:
-        write_atomically(self.result_file, result.model_dump_json(indent=2))
+    def write_result(self, result: Outcome, rank: int = 0) -> None:
+        """Where several ranks fail at the same moment, each writes its own file, and the last one stays."""
+        own = self.path / f"result-of-rank-{rank}.json" if rank else self.result_file
+        write_atomically(own, result.model_dump_json(indent=2))
+        if rank:
+            own.replace(self.result_file)
 
     def read_result(self, result: type[Result]) -> Result | None:
         """The content of `result.json`; None where it is missing or incomplete."""

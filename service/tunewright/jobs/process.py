@@ -79,7 +79,7 @@ def leave(folder: JobFolder, outcome: Outcome) -> int:
     if outcome.error_code == "disk_full":
         folder.remove_products()  # they cannot be used any more, and the result needs the room
     try:
-        folder.write_result(outcome)
+        folder.write_result(outcome, rank())
     except OSError as error:
         if is_disk_full(error):
             return DISK_FULL
