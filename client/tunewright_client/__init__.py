@@ -1,13 +1,14 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the server's answers
-are in `tunewright_client.types`; the common ones are also here.
+`cleanings`, `evaluations`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the
+server's answers are in `tunewright_client.types`; the common ones are also here.
 """
 
 from ._async.cleanings import AsyncCleaning
 from ._async.client import AsyncTunewright
 from ._async.deployments import AsyncDeployment
+from ._async.evaluations import AsyncEvaluation
 from ._async.exports import AsyncExport
 from ._async.jobs import AsyncJob
 from ._async.pager import AsyncPager
@@ -39,6 +40,7 @@ from ._errors import (
 from ._sync.cleanings import Cleaning
 from ._sync.client import Tunewright
 from ._sync.deployments import Deployment
+from ._sync.evaluations import Evaluation
 from ._sync.exports import Export
 from ._sync.jobs import Job
 from ._sync.pages import Page
@@ -60,6 +62,7 @@ from .types import (
     CompletionChunk,
     DataReport,
     Deleted,
+    EvaluationReport,
     ExportGate,
     ExportQuality,
     ExportQualityRow,
@@ -92,6 +95,7 @@ __all__ = [
     "AliasVersion",
     "AsyncCleaning",
     "AsyncDeployment",
+    "AsyncEvaluation",
     "AsyncExport",
     "AsyncJob",
     "AsyncPage",
@@ -113,6 +117,8 @@ __all__ = [
     "Deleted",
     "Deployment",
     "DeploymentFailedError",
+    "Evaluation",
+    "EvaluationReport",
     "Export",
     "ExportGate",
     "ExportQuality",

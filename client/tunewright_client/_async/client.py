@@ -16,6 +16,7 @@ from ..types import Ready
 from .aliases import AsyncAliases
 from .cleanings import AsyncCleanings
 from .deployments import AsyncDeployments
+from .evaluations import AsyncEvaluations
 from .exports import AsyncExports
 from .http import AsyncHTTP
 from .jobs import AsyncJobs
@@ -68,6 +69,7 @@ class AsyncTunewright:
         self.jobs = AsyncJobs(http)
         self.exports = AsyncExports(http)
         self.cleanings = AsyncCleanings(http)
+        self.evaluations = AsyncEvaluations(http)
         self.adapters = AsyncAdapters(http)
         self.models = AsyncModels(http)
         self.aliases = AsyncAliases(http)

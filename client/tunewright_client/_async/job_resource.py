@@ -1,5 +1,5 @@
-"""What jobs of all kinds share: the methods of `client.jobs`, `client.exports` and `client.cleanings`, and of their
-records."""
+"""What jobs of all kinds share: the methods of `client.jobs`, `client.exports`, `client.cleanings` and
+`client.evaluations`, and of their records."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ J = TypeVar("J", bound=AsyncBoundJob)
 
 
 class AsyncJobResource(AsyncResource, Generic[J]):
-    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export or a cleaning."""
+    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export, a cleaning or an
+    evaluation."""
 
     _path: ClassVar[str]
     _record: type[J]

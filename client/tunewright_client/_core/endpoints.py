@@ -41,6 +41,7 @@ ParseJob = Callable[[Any], J]
 JOBS = "/fine_tuning/jobs"
 EXPORTS = "/exports"
 CLEANINGS = "/cleanings"
+EVALUATIONS = "/evaluations"
 EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
 
 

@@ -17,6 +17,7 @@ from ..types import Ready
 from .aliases import Aliases
 from .cleanings import Cleanings
 from .deployments import Deployments
+from .evaluations import Evaluations
 from .exports import Exports
 from .http import HTTP
 from .jobs import Jobs
@@ -58,6 +59,7 @@ class Tunewright:
         self.jobs = Jobs(http)
         self.exports = Exports(http)
         self.cleanings = Cleanings(http)
+        self.evaluations = Evaluations(http)
         self.adapters = Adapters(http)
         self.models = Models(http)
         self.aliases = Aliases(http)

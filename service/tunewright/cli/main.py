@@ -22,6 +22,7 @@ from tunewright.cli.cleanings import cleanings
 from tunewright.cli.data import data
 from tunewright.cli.demo import demo
 from tunewright.cli.deployments import deployments
+from tunewright.cli.evals import evals
 from tunewright.cli.exports import exports
 from tunewright.cli.files import files
 from tunewright.cli.jobs import jobs
@@ -72,8 +73,8 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, cleanings, adapters, models, aliases, deployments, chat, backup,
-    restore,
+    demo, status, plan, jobs, exports, files, data, cleanings, evals, adapters, models, aliases, deployments, chat,
+    backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

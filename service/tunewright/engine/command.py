@@ -152,3 +152,8 @@ def socket_folder(data_dir: Path) -> Path:
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
         raise PermissionError(f"{folder} is not a private folder of this user; remove it")
     return folder
+
+
+def inner_socket(data_dir: Path) -> Path:
+    """Where the api listens for other processes of the service (`api.gateway.inner`)."""
+    return socket_folder(data_dir) / "gateway.sock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tunewright.jobs.kinds import kind_named, register
 from tunewright.kinds.cleaning.kind import Cleaning
+from tunewright.kinds.evaluation.kind import Evaluation
 from tunewright.kinds.export.kind import Export
 from tunewright.kinds.fine_tuning.kind import FineTuning
 from tunewright.kinds.kind import Kind
@@ -12,8 +13,9 @@ from tunewright.kinds.kind import Kind
 FINE_TUNING = FineTuning()
 EXPORT = Export()
 CLEANING = Cleaning()
+EVALUATION = Evaluation()
 
-for _kind in (FINE_TUNING, EXPORT, CLEANING):
+for _kind in (FINE_TUNING, EXPORT, CLEANING, EVALUATION):
     register(_kind)
 
 

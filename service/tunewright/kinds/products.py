@@ -1,16 +1,19 @@
-"""Makes rows of `models` for the products of jobs, and stores the products as artifacts."""
+"""Makes rows of `models` for the products of jobs, and stores the products as artifacts, or as files."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from tunewright.atomic import sync_folder
 from tunewright.config import ParityOptions
 from tunewright.registry.adapter_check import WEIGHTS_FILE, check_numbers
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import merge_only
+from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Lineage
 from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.store import Store
@@ -75,3 +78,11 @@ def adapter_row(
         "alpha": float(config["lora_alpha"]),
         "target_modules": sorted(modules) if isinstance(modules, list) else [modules],
     }
+
+
+def place_file(workspace: Workspace, made: Path, id: str) -> None:
+    """Give the file that a job has made a second name among the files. The job folder keeps its own until the job has
+    ended: after a crash in between, this is repeated."""
+    with suppress(FileExistsError):
+        os.link(made, workspace.file(id))
+    sync_folder(workspace.files)

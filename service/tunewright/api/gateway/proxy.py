@@ -94,10 +94,17 @@ class Gateway:
             engine = self._engines[socket] = EngineHTTP(socket)
         return engine
 
-    async def ask(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        """Send a request that is not streamed, and return the answer's status and bytes. Raises TunewrightError."""
+    async def ask(
+        self, model: str, path: str, body: dict[str, Any], *, content: str | None = None
+    ) -> tuple[int, bytes]:
+        """Send a request that is not streamed, and return the answer's status and bytes. `content`: what the model must
+        be (`Target.content`). Raises TunewrightError."""
         with ExitStack() as held:
             target = await self.router.find(model, held)
+            if content is not None and target.content != content:
+                raise InvalidRequest(
+                    f"{model} is another model now than it was.", param="model", code="model_changed"
+                )
             data = await self.bodies.run(
                 _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )

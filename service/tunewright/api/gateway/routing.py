@@ -54,6 +54,8 @@ class Target:
     control_tokens: tuple[str, ...] = ()
     """Those of the base's tokenizer; `all_control_tokens` are these and those of the base's chat template."""
     all_control_tokens: tuple[str, ...] = ()
+    content: str = ""
+    """The hash of the adapter's weights, else the fingerprint of the engine's model."""
 
 
 class Router:
@@ -271,4 +273,5 @@ def _target(engine: Engine, model: TunedModel | None, line: Line) -> Target:
         line,
         engine.info.control_tokens,
         engine.info.all_control_tokens,
+        adapter.sha256 if adapter else engine.info.fingerprint,
     )

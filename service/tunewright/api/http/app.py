@@ -19,6 +19,7 @@ from tunewright.api.adapters import routes as adapters
 from tunewright.api.aliases import routes as aliases
 from tunewright.api.cleanings import routes as cleanings
 from tunewright.api.deployments import routes as deployments
+from tunewright.api.evaluations import routes as evaluations
 from tunewright.api.exports import routes as exports
 from tunewright.api.files import report
 from tunewright.api.files import routes as files
@@ -73,7 +74,8 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
-        health, files, report, cleanings, fine_tuning, plan, exports, models, adapters, aliases, deployments,
+        health, files, report, cleanings, fine_tuning, plan, exports, evaluations, models, adapters, aliases,
+        deployments,
     ):  # fmt: skip
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD

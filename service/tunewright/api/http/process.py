@@ -24,12 +24,13 @@ import uvicorn
 from fastapi import FastAPI
 from setproctitle import setproctitle
 
+from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
 from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
 from tunewright.api.http.stalls import StallWatch
 from tunewright.config import ServerOptions, settings_in_child
-from tunewright.engine.command import short_temporary_folder
+from tunewright.engine.command import inner_socket, short_temporary_folder
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
@@ -53,7 +54,7 @@ def main() -> int:
     configure_logging(settings.processes.log_level)
     _allow_many_connections()
     store = Store.open(settings.storage.resolved_database_url)
-    server, _ = build(settings, store)
+    server, spec = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # for multiprocessing's socket
     manager = _start_workers(server)
     workspace = Workspace(settings.storage.data_dir)
@@ -61,7 +62,9 @@ def main() -> int:
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
     server.app.state.context.checks.resume(store, workspace)
-    web = web_server(server.app, settings.server, heartbeat.beat)
+    assert spec.gateway is not None, "`build` has made it"
+    inner = InnerGateway(spec.gateway, inner_socket(workspace.path))
+    web = web_server(server.app, settings.server, heartbeat.beat, inner)
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
@@ -83,16 +86,23 @@ class _WatchedServer(uvicorn.Server):
     """Logs what blocks the event loop. Calls `beat` from it about once a second, so no heartbeat is written while it is
     blocked."""
 
-    def __init__(self, config: uvicorn.Config, beat: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, beat: Callable[[], None], inner: InnerGateway | None = None
+    ) -> None:
         super().__init__(config)
         self._beat = beat
+        self._inner = inner
 
     async def main_loop(self) -> None:
         stalls = StallWatch()
         try:
+            if self._inner is not None:
+                await self._inner.start()
             await super().main_loop()
         finally:
             stalls.stop()
+            if self._inner is not None:
+                await self._inner.stop()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % int(PERIOD / _TICK) == 0:
@@ -101,7 +111,10 @@ class _WatchedServer(uvicorn.Server):
 
 
 def web_server(
-    app: FastAPI, options: ServerOptions, beat: Callable[[], None] = lambda: None
+    app: FastAPI,
+    options: ServerOptions,
+    beat: Callable[[], None] = lambda: None,
+    inner: InnerGateway | None = None,
 ) -> uvicorn.Server:
     return _WatchedServer(
         uvicorn.Config(
@@ -118,6 +131,7 @@ def web_server(
             server_header=False,
         ),
         beat,
+        inner,
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import asdict
 
-from tunewright.atomic import sync_folder
 from tunewright.cleaner.folder import Cleaned, CleaningSpec, cleaned_file
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
@@ -19,8 +16,8 @@ from tunewright.kinds.cleaning.models import (
 )
 from tunewright.kinds.data import inspect_apart
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
+from tunewright.kinds.products import place_file
 from tunewright.registry.bases import BaseInfo
-from tunewright.registry.workspace import Workspace
 from tunewright.rows.cleaning.counts import CleaningReport
 from tunewright.rows.reading import Reading
 from tunewright.store.records import FileLineage, Job
@@ -74,7 +71,7 @@ class Cleaning(Kind):
         assert outcome is not None, "only what has succeeded is published"
         id, files = id_for_key("file", job.id), service.store.files
         with service.workspace.keeping(id):
-            _place(service.workspace, folder, id)
+            place_file(service.workspace, cleaned_file(folder), id)
             is_listed = service.store.jobs.succeed(
                 job.id,
                 CleaningResult(file=id),
@@ -130,14 +127,6 @@ def _rows_of(service: Service, id: str, role: str, reading: Reading) -> int:
     if problem is not None:
         raise JobRefused(f"invalid_{role}", str(problem), role)
     return rows
-
-
-def _place(workspace: Workspace, folder: JobFolder, id: str) -> None:
-    """Give the product a second name among the files. The job folder keeps its own until the job has ended: after a
-    crash in between, this is repeated."""
-    with suppress(FileExistsError):
-        os.link(cleaned_file(folder), workspace.file(id))
-    sync_folder(workspace.files)
 
 
 def _lineage(job: Job, report: CleaningReport) -> FileLineage:

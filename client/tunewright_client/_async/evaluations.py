@@ -1,0 +1,80 @@
+"""Evaluations: `client.evaluations`, and the record with the methods of one evaluation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._core import endpoints
+from ..types import EvaluationRecord
+from .job_resource import AsyncBoundJob, AsyncJobResource
+
+
+class AsyncEvaluation(AsyncBoundJob, EvaluationRecord):
+    """An evaluation as it was when it was read, with methods that ask its client. The record does not change:
+    `refresh` returns a new one."""
+
+
+class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
+    """`client.evaluations`: the answers of models, measured and compared. An evaluation is a job, so `job_id` arguments
+    take the id of an evaluation."""
+
+    _path = endpoints.EVALUATIONS
+    _record = AsyncEvaluation
+
+    async def create(
+        self,
+        model: str,
+        data: str | Path,
+        *,
+        against: str | Sequence[str] = (),
+        metrics: str | Sequence[str] = "auto",
+        reading: Mapping[str, Any] | None = None,
+        extract: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        rows: int | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncEvaluation:
+        """Ask a model what the rows of a file ask, and measure its answers.
+
+        - model: a base, an adapter, a deployed model, or an alias, of which the present target is evaluated
+        - data: the id of a file, or a pathlib.Path of a local file, which is uploaded first. The last answer of each
+          row is what is expected
+        - against: models that answer the same rows, and are compared with the evaluated one
+        - metrics: "auto", a name or names, such as "accuracy" or ["exact_match", "token_f1"]: those of
+          docs/how-to/evaluate-models.md
+        - reading: how the file is read: columns, tags, alpaca, as `data` of jobs
+        - extract: the part of answers that is compared: whole (the default), first_line, last_line, last_number
+        - json_schema: the JSON schema for the metric schema_valid
+        - rows: how many are drawn; all without it
+        - temperature, max_tokens: of the answers; by default the likeliest tokens, at most 256 of them
+        - seed: of the rows that are drawn, of sampled answers and of intervals
+        - idempotency_key: all calls with the same key give the same evaluation
+
+        `report` has the figures when it has succeeded. Raises BadRequestError for a request that cannot succeed,
+        NotFoundError for an unknown model, FileNotFoundError for a missing local file.
+        """
+        fields = {
+            "model": model,
+            "against": [against] if isinstance(against, str) else list(against) or None,
+            "metrics": metrics
+            if metrics == "auto"
+            else [metrics]
+            if isinstance(metrics, str)
+            else list(metrics),
+            "reading": reading,
+            "extract": extract,
+            "json_schema": json_schema,
+            "rows": rows,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "metadata": metadata,
+        }
+        return await self._create({"data": data}, idempotency_key or str(uuid.uuid4()), fields)

@@ -1,0 +1,158 @@
+"""Evaluations and their reports. Times are Unix seconds."""
+
+from typing import Any
+
+from pydantic import Field
+
+from .base import Wire
+from .jobs import WorkRecord
+
+
+class EvaluationFigure(Wire):
+    """A metric of one model, with the ends of its 95 % interval.
+
+    - interval: how that was made: wilson or bootstrap
+    """
+
+    metric: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+
+
+class FieldAccuracy(Wire):
+    """A field of JSON answers: the rows that expect it, and those in which the answer has it right."""
+
+    field: str
+    rows: int = 0
+    right: int = 0
+
+
+class Confusion(Wire):
+    """How often an answer (the places in a list) was given where another (the lists) was expected; the last label is
+    that of other answers."""
+
+    labels: list[str] = Field(default_factory=list)
+    counts: list[list[int]] = Field(default_factory=list[list[int]])
+
+
+class EvaluatedFigures(Wire):
+    """The figures of one model.
+
+    - unanswered: rows without an answer, which count as wrong; first_error says why
+    - cut: answers that ended at max_tokens
+    """
+
+    model: str
+    figures: list[EvaluationFigure] = Field(default_factory=list[EvaluationFigure])
+    unanswered: int = 0
+    first_error: str | None = None
+    cut: int = 0
+    confusion: Confusion | None = None
+    fields: list[FieldAccuracy] | None = None
+
+
+class EvaluationComparison(Wire):
+    """A metric of the evaluated model minus that of another one, with its 95 % interval and its p-value.
+
+    - test: mcnemar_exact or permutation
+    - better_rows, worse_rows: those in which the evaluated model is better or worse
+    - conclusion: better, worse or no_difference_seen
+    """
+
+    against: str
+    metric: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    test: str = ""
+    better_rows: int | None = None
+    worse_rows: int | None = None
+    conclusion: str = ""
+
+
+class ChangedRow(Wire):
+    """A row in which two models differ; its place in the file counts from 1."""
+
+    row: int
+    asked: str = ""
+    expected: str = ""
+    answer: str | None = None
+    other_answer: str | None = None
+    value: float = 0.0
+    other_value: float = 0.0
+
+
+class ChangedRows(Wire):
+    """The rows that differ most between the evaluated model and another one."""
+
+    against: str
+    metric: str
+    better: list[ChangedRow] = Field(default_factory=list[ChangedRow])
+    worse: list[ChangedRow] = Field(default_factory=list[ChangedRow])
+
+
+class EvaluationReport(Wire):
+    """What was measured.
+
+    - metrics, why: the metrics, and why these
+    - models: figures of each model, the evaluated one first
+    - skipped: rows without an answer in words
+    """
+
+    rows: int = 0
+    rows_in_file: int = 0
+    skipped: int = 0
+    metrics: list[str] = Field(default_factory=list)
+    why: str = ""
+    max_tokens: int | None = None
+    seed: int = 0
+    models: list[EvaluatedFigures] = Field(default_factory=list[EvaluatedFigures])
+    comparisons: list[EvaluationComparison] = Field(default_factory=list[EvaluationComparison])
+    changed: list[ChangedRows] = Field(default_factory=list[ChangedRows])
+
+    def figure(self, metric: str, model: str | None = None) -> EvaluationFigure | None:
+        """A figure of a model; without a name, of the evaluated one. None where it was not measured."""
+        of = next((one for one in self.models if model in (None, one.model)), None)
+        return next((one for one in of.figures if one.metric == metric), None) if of else None
+
+
+class EvaluatedModel(Wire):
+    """A model of an evaluation, as it was when that was created: asked is the name in the request, maybe an alias;
+    content the hash of its weights."""
+
+    name: str
+    asked: str = ""
+    content: str = ""
+
+
+class EvaluationRecord(WorkRecord):
+    """A job that measures answers of models. The clients return it as `Evaluation` or `AsyncEvaluation`.
+
+    - model, against: the evaluated model, and those that it is compared with
+    - data, filename: the file of the rows
+    - results_file: the id of a file with a line for each row: the question, and the answers
+    """
+
+    object: str = "evaluation"
+    started_at: int | None = None
+    against: list[str] = Field(default_factory=list)
+    models: list[EvaluatedModel] = Field(default_factory=list[EvaluatedModel])
+    data: str = ""
+    filename: str = ""
+    reading: dict[str, Any] | None = None
+    metrics: str | list[str] = "auto"
+    extract: str = "whole"
+    json_schema: dict[str, Any] | None = None
+    rows: int | None = None
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    report: EvaluationReport | None = None
+    results_file: str | None = None
+
+    @property
+    def product(self) -> str | None:
+        """`results_file`, the id of the file with all answers."""
+        return self.results_file

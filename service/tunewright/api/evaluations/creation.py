@@ -1,0 +1,126 @@
+"""Creates evaluations from requests. A request that cannot succeed is refused here, before the evaluation is queued.
+
+Names are looked up once, here: what an alias points to now is evaluated, whatever it points to later.
+"""
+
+from __future__ import annotations
+
+from tunewright.api.evaluations.schemas import CreateEvaluation
+from tunewright.api.gateway.routing import not_deployed, refuse_unservable
+from tunewright.api.http.context import ServiceContext
+from tunewright.api.jobs.creation import check_data_file, create_once
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
+from tunewright.jobs.kinds import NO_BASE
+from tunewright.kinds import EVALUATION
+from tunewright.kinds.data import DataOptions
+from tunewright.kinds.evaluation.kind import USABLE, why_no_answers
+from tunewright.kinds.evaluation.models import DATA_FILE, WEIGHTS, EvaluatedModel, EvaluationRequest
+from tunewright.metrics.structured import InvalidSchema, validator_of
+from tunewright.rows.canonical import RowKind
+from tunewright.store.records import Engine, EngineInfo, Job, JobInput, NewJob, TunedModel
+from tunewright.store.states import ModelKind
+
+
+def create_evaluation(context: ServiceContext, body: CreateEvaluation, idempotency_key: str | None) -> Job:
+    """Create an evaluation, or return the one that the same key created before.
+
+    Raises InvalidRequest, NotFound, EngineUnavailable and TooManyRequests.
+    """
+    return create_once(context, body, idempotency_key, lambda: _checked(context, body))
+
+
+def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
+    _check_metrics(body)
+    found = [_resolved(context, body.model, "model")]
+    for number, name in enumerate(body.against):
+        param = f"against.{number}"
+        model, weights = _resolved(context, name, param)
+        if any(model.name == other.name for other, _ in found):
+            raise InvalidRequest(f"{model.name} is named twice: there is nothing to compare.", param=param)
+        found.append((model, weights))
+    options = DataOptions(**body.reading.model_dump()) if body.reading else DataOptions()
+    file, report = check_data_file(context, "data", body.data, options, code="invalid_data")
+    if report is not None and report["kind"] is not None and RowKind(report["kind"]) not in USABLE:
+        why = why_no_answers(report["format"], report["kind"])
+        raise InvalidRequest(f"File {file.id} cannot be used: {why}.", param="data", code="invalid_data")
+    return NewJob(
+        kind=EVALUATION.name,
+        base=NO_BASE,
+        request=EvaluationRequest(
+            models=[model for model, _ in found],
+            filename=file.filename,
+            sha256=file.sha256,
+            reading=options,
+            metrics=None if body.metrics == "auto" else body.metrics,
+            extract=body.extract,
+            json_schema=body.json_schema,
+            rows=body.rows,
+            temperature=body.temperature,
+            max_tokens=body.max_tokens,
+        ),
+        seed=body.seed,
+        inputs=(
+            JobInput(DATA_FILE, file_id=file.id),
+            *(JobInput(WEIGHTS, sha256=weights.sha256) for _, weights in found if weights is not None),
+        ),
+        metadata=body.metadata,
+    )
+
+
+def _check_metrics(body: CreateEvaluation) -> None:
+    if body.json_schema is not None:
+        try:
+            validator_of(body.json_schema)
+        except InvalidSchema as error:
+            raise InvalidRequest(f"`json_schema` is no JSON schema: {error}.", param="json_schema") from error
+    elif "schema_valid" in body.metrics:
+        raise InvalidRequest(
+            "The metric schema_valid needs a `json_schema`.", param="json_schema", code="missing_parameter"
+        )
+
+
+def _resolved(context: ServiceContext, asked: str, param: str) -> tuple[EvaluatedModel, TunedModel | None]:
+    """The model that a name stands for now, and its row if it was made or registered here."""
+    name = asked
+    alias = context.store.aliases.get(asked)
+    if alias is not None:
+        if len(alias.targets) > 1:
+            names = ", ".join(target.model for target in alias.targets)
+            raise InvalidRequest(
+                f"{asked} is an alias of several models: name one of {names}.",
+                param=param,
+                code="alias_is_split",
+            )
+        name = alias.targets[0].model
+    model = context.store.models.get(name)
+    if model is not None and model.name == name:
+        return _tuned(context, asked, model, param), model
+    engine = context.store.engines.get(name)
+    if engine is None:
+        raise NotFound(f"No such model: {quoted(name)}.", param=param, code="model_not_found")
+    content = _info(engine).fingerprint
+    return EvaluatedModel(asked=asked, name=name, engine=name, content=content, has_weights=False), None
+
+
+def _tuned(context: ServiceContext, asked: str, model: TunedModel, param: str) -> EvaluatedModel:
+    engine_name = model.base if model.kind is ModelKind.ADAPTER else model.name
+    try:
+        refuse_unservable(model)
+        engine = context.store.engines.get(engine_name)
+        if engine is None and model.kind is ModelKind.FULL:
+            raise not_deployed(model.name)
+    except InvalidRequest as error:
+        error.param = param
+        raise
+    if engine is None:
+        raise InvalidRequest(
+            f"The base of {model.name} is not among those served here.", param=param, code="base_not_served"
+        )
+    content = model.sha256 if model.kind is ModelKind.ADAPTER else _info(engine).fingerprint
+    return EvaluatedModel(asked=asked, name=model.name, engine=engine_name, content=content, has_weights=True)
+
+
+def _info(engine: Engine) -> EngineInfo:
+    if engine.info is None:
+        raise EngineUnavailable(f"The engine of {engine.name} has not been ready yet: try again later.")
+    return engine.info

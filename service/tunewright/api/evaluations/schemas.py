@@ -1,0 +1,178 @@
+"""Evaluations: requests, their state and their reports."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from tunewright.api.fine_tuning.data import FileReading
+from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
+from tunewright.evaluator.report import EvaluationReport
+from tunewright.kinds.evaluation.kind import data_of, request_of
+from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationResult
+from tunewright.metrics.names import Extract, MetricName
+from tunewright.store.records import Job
+from tunewright.store.states import JobState
+from tunewright.wire import Body, Text, Wire
+
+_LARGEST_SCHEMA = 65_536
+_Name = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class CreateEvaluation(Body):
+    """The models, the rows, and what is measured."""
+
+    model: _Name = Field(
+        description="The model that is evaluated: a base, an adapter, a deployed model, or an alias with one target, "
+        "of which the present target is evaluated."
+    )
+    against: list[_Name] = Field(
+        default_factory=list, max_length=7, description="Models that it is compared with, on the same rows."
+    )
+    data: Text = Field(
+        max_length=64,
+        description="The id of a file for fine-tune, of conversations, prompts with completions, or preferences (the "
+        "better answer counts). The last answer of each row is what is expected; what is before it is asked.",
+    )
+    reading: FileReading | None = Field(None, description="How the file is read.")
+    metrics: Literal["auto"] | Annotated[list[MetricName], Field(min_length=1, max_length=15)] = Field(
+        "auto",
+        description="auto: by the form of the expected answers, as the report's `why` says. JSON: json_valid, "
+        "schema_valid with a `json_schema`, field_accuracy. Labels: accuracy, macro_f1, weighted_f1. Short answers: "
+        "exact_match, token_f1 (as SQuAD's script). Longer ones: rougeL, chrf, bleu.",
+    )
+    extract: Extract = Field(
+        "whole",
+        description="The part of each answer, and of the expected one, that is compared; metrics of JSON and of tokens "
+        "take the whole.",
+    )
+    json_schema: dict[str, Any] | None = Field(None, description="The schema for schema_valid.")
+    rows: int | None = Field(
+        None, ge=1, le=20_000, description="How many rows are drawn. Default: all, up to 20,000."
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="0: the likeliest token each time.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=32_768, description="Of an answer. Default: 256, at most half of the smallest context."
+    )
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Of the rows that are drawn, and of all that is random."
+    )
+    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the evaluation.")
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("each metric at most once")
+        return value
+
+    @field_validator("json_schema")
+    @classmethod
+    def _check_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and len(str(value)) > _LARGEST_SCHEMA:
+            raise ValueError(f"at most {_LARGEST_SCHEMA} characters")
+        return value
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return check_metadata(value)
+
+
+class EvaluatedModelObject(Wire):
+    """A model, as it was when the evaluation was created."""
+
+    name: str
+    asked: str = Field(description="The name in the request: another one where that was an alias.")
+    content: str = Field(description="The hash of its weights, or the fingerprint of a base.")
+
+
+class EvaluationProgress(Wire):
+    """The answers so far."""
+
+    step: int = Field(description="Answers that are there.")
+    total_steps: int = Field(description="Those of all models to all rows.")
+    phase: str | None = None
+    eta_seconds: float | None = None
+
+
+class EvaluationObject(Wire):
+    """A job that asks models what the rows of a file ask, and measures their answers."""
+
+    id: str
+    object: Literal["evaluation"] = "evaluation"
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    status: JobState
+    model: str = Field(description="The evaluated model: never an alias.")
+    against: list[str]
+    models: list[EvaluatedModelObject] = Field(description="`model`, then those of `against`.")
+    data: str
+    filename: str
+    reading: FileReading | None
+    metrics: Literal["auto"] | list[MetricName] = Field(
+        description="As asked for; the report has what auto became."
+    )
+    extract: Extract
+    json_schema: dict[str, Any] | None
+    rows: int | None
+    temperature: float
+    max_tokens: int | None = Field(description="Null until it is known.")
+    seed: int
+    progress: EvaluationProgress | None
+    estimated_finish: int | None
+    error: JobError | None
+    report: EvaluationReport | None
+    results_file: str | None = Field(
+        description="JSONL with a line for each row: what was asked and expected, the models' answers and figures."
+    )
+    metadata: dict[str, str] | None
+    model_config = ConfigDict(protected_namespaces=())
+
+    @classmethod
+    def of(cls, job: Job) -> EvaluationObject:
+        request, progress = request_of(job), job.progress
+        given = request.reading.model_dump(exclude_defaults=True)
+        models = [
+            EvaluatedModelObject(**one.model_dump(include={"name", "asked", "content"}))
+            for one in request.models
+        ]
+        return cls(
+            id=job.id,
+            created_at=int(job.created_at),
+            started_at=int(job.started_at) if job.started_at else None,
+            finished_at=int(job.finished_at) if job.finished_at else None,
+            status=job.state,
+            model=models[0].name,
+            against=[model.name for model in models[1:]],
+            models=models,
+            data=data_of(job),
+            filename=request.filename,
+            reading=FileReading(**given) if given else None,
+            metrics="auto" if request.metrics is None else request.metrics,
+            extract=request.extract,
+            json_schema=request.json_schema,
+            rows=request.rows,
+            temperature=request.temperature,
+            max_tokens=job.resolved.max_tokens
+            if isinstance(job.resolved, EvaluationPlan)
+            else request.max_tokens,
+            seed=job.seed,
+            progress=EvaluationProgress(**progress.model_dump(include=set(EvaluationProgress.model_fields)))
+            if progress
+            else None,
+            estimated_finish=estimated_finish(job),
+            error=JobError.of(job.error),
+            report=job.report if isinstance(job.report, EvaluationReport) else None,
+            results_file=job.result.file if isinstance(job.result, EvaluationResult) else None,
+            metadata=job.metadata,
+        )
+
+
+class EvaluationEventObject(JobEventBody):
+    """An evaluation's event. Metric events have their numbers in `data`."""
+
+    object: Literal["evaluation.event"] = "evaluation.event"
+    data: dict[str, Any] | None = Field(description="step, total_steps (answers), phase, eta_seconds.")

@@ -1,0 +1,70 @@
+"""The gateway for processes of the service itself: on a unix socket in a folder that only the service's user can enter,
+as the engines' sockets are, so that no key is needed and none is handed on.
+
+It takes `POST /ask` with `{"model", "content", "path", "body"}` and sends `body` to `path` (of `PATHS`) of the engine
+that has the model. Leases, loading on demand, turns, limits and plain control tokens are those of every generation. It
+knows no aliases, and answers only while the model has the weights `content`: what an evaluation measures stays one
+thing, whatever is flipped, deleted or deployed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from tunewright.api.gateway.proxy import Gateway
+from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
+
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
+_LARGEST = 32 * 2**20
+
+
+class InnerGateway:
+    """Serves in the event loop in which it is started."""
+
+    def __init__(self, gateway: Gateway, socket: Path) -> None:
+        self._gateway = gateway
+        self._socket = socket
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Raises OSError."""
+        app = web.Application(client_max_size=_LARGEST)
+        app.router.add_post("/ask", self._ask)
+        # a process that is killed takes its requests back
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
+        await self._runner.setup()
+        with suppress(FileNotFoundError):
+            self._socket.unlink()  # that of an api that was killed
+        await web.UnixSite(self._runner, str(self._socket)).start()
+        os.chmod(self._socket, 0o600)
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        try:
+            asked = await request.json()
+            status, answer = await self._answer(asked)
+        except TunewrightError as error:
+            return web.json_response(error.body(), status=error.status)
+        except ValueError:
+            return web.json_response(InvalidRequest("The body is no JSON.").body(), status=400)
+        return web.Response(body=answer, status=status, content_type="application/json")
+
+    async def _answer(self, asked: dict[str, Any]) -> tuple[int, bytes]:
+        if asked["path"] not in PATHS:
+            raise InvalidRequest(f"{asked['path']} is not answered here.", param="path")
+        try:
+            async with asyncio.timeout(self._gateway.request_timeout):
+                return await self._gateway.ask(
+                    asked["model"], asked["path"], asked["body"], content=asked["content"]
+                )
+        except TimeoutError as error:
+            raise RequestTimeout("The generation took longer than --request-timeout.") from error

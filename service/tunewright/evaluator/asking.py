@@ -1,0 +1,255 @@
+"""Asks the gateway, with so many requests at once, again where it could not answer now, and keeps each answer.
+
+What was answered is in a file, a line each, and is not asked again by a process that is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+
+from tunewright.evaluator.folder import Asked, EvaluationSpec
+from tunewright.evaluator.questions import Question
+from tunewright.jobs.failure import TrainingFailed
+from tunewright.metrics.figures import Scores
+
+Task = Literal["answer", "score"]
+Key = tuple[int, int, Task]
+"""Number of the model, number of the question, and what it is asked for."""
+
+PATIENCE = 1800.0
+"""Seconds without any answer of a model after which the evaluation fails."""
+_MOST_FAULTS = 5
+"""Faults at one request after which the row counts as unanswered."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
+_OF_THE_MODEL = frozenset({
+    "model_not_found", "model_not_served", "model_quarantined", "model_merge_only", "model_not_loaded", "model_changed",
+    "deployment_failed", "no_chat_template", "unsupported",
+})  # fmt: skip
+"""Codes of errors that every other row would have too."""
+
+
+class Stopped(Exception):
+    """The process was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came of one request: an answer, scores, or the reason why there is none."""
+
+    answer: str | None = None
+    finish: str | None = None
+    tokens: int | None = None
+    """Tokens of the answer."""
+    scores: Scores | None = None
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Kept:
+        scores = found.pop("scores", None)
+        return cls(**found, scores=Scores(*scores) if scores is not None else None)
+
+
+class AnswersFile:
+    """The answers so far. Each line is written with one call; an incomplete last line is cut off at the next start."""
+
+    def __init__(self, path: Path) -> None:
+        self.kept: dict[Key, Kept] = {}
+        data = path.read_bytes() if path.exists() else b""
+        complete = data.rfind(b"\n") + 1
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.truncate(self._descriptor, complete)
+        for line in data[:complete].splitlines():
+            model, row, task, found = json.loads(line)
+            self.kept[model, row, task] = Kept.of(found)
+
+    def keep(self, key: Key, kept: Kept) -> None:
+        """Raises OSError where the disk is full: then the incomplete line is cut off."""
+        line = (json.dumps([*key, kept.as_json()]) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError:
+            written = 0
+        if written < len(line):
+            os.truncate(self._descriptor, before)
+            os.write(self._descriptor, line)  # raises the error of the disk
+        self.kept[key] = kept
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Unanswered(Exception):
+    """The gateway could not answer now. `is_fault`: it, or the engine, failed at this request."""
+
+    def __init__(self, message: str, *, is_fault: bool = False) -> None:
+        super().__init__(message)
+        self.is_fault = is_fault
+
+
+class Refused(Exception):
+    """The gateway or the engine refuses the request."""
+
+    def __init__(self, message: str, code: str | None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Asking:
+    """Asks all models for what is missing in the file of answers."""
+
+    def __init__(
+        self,
+        spec: EvaluationSpec,
+        rows: Sequence[Question],
+        tasks: Sequence[Task],
+        answers: AnswersFile,
+        on_answer: Callable[[], None],
+    ) -> None:
+        self._spec = spec
+        self._rows = rows
+        self._tasks = tasks
+        self._answers = answers
+        self._on_answer = on_answer
+        self._last_answer = time.monotonic()
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Return when all is answered. Raises Stopped, and TrainingFailed where a model cannot answer at all."""
+        timeout = aiohttp.ClientTimeout(total=self._spec.request_timeout + 60)
+        connector = aiohttp.UnixConnector(path=self._spec.socket, limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            for number, model in enumerate(self._spec.models):
+                keys = [
+                    key
+                    for row in range(len(self._rows))
+                    for task in self._tasks
+                    if (key := (number, row, task)) not in self._answers.kept
+                ]
+                await self._ask_model(session, model, keys, stopped)
+
+    async def _ask_model(
+        self, session: aiohttp.ClientSession, model: Asked, keys: list[Key], stopped: asyncio.Event
+    ) -> None:
+        waiting = iter(keys)
+        self._last_answer = time.monotonic()
+
+        async def work() -> None:
+            for key in waiting:
+                kept = await self._asked(session, model, self._rows[key[1]], key[2])
+                self._answers.keep(key, kept)
+                self._on_answer()
+
+        workers = [asyncio.create_task(work()) for _ in range(min(model.at_once, len(keys)))]
+        stop = asyncio.create_task(stopped.wait())
+        try:
+            pending = set(workers)
+            while pending:
+                done, _ = await asyncio.wait({*pending, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if stop in done:
+                    raise Stopped
+                for worker in done:
+                    worker.result()
+                pending -= done
+        finally:
+            for task in (*workers, stop):
+                task.cancel()
+            await asyncio.gather(*workers, stop, return_exceptions=True)
+
+    async def _asked(self, session: aiohttp.ClientSession, model: Asked, row: Question, task: Task) -> Kept:
+        """One answer, waited for as long as the model answers anything. Raises TrainingFailed."""
+        wait, faults = _FIRST_WAIT, 0
+        while True:
+            try:
+                kept = await (self._answer if task == "answer" else self._score)(session, model, row)
+                self._last_answer = time.monotonic()
+                return kept
+            except Refused as refusal:
+                if refusal.code in _OF_THE_MODEL:
+                    raise TrainingFailed(refusal.code, f"{model.name}: {refusal}") from refusal
+                self._last_answer = time.monotonic()
+                return Kept(error=str(refusal)[:500])
+            except Unanswered as error:
+                if time.monotonic() - self._last_answer > PATIENCE:
+                    raise TrainingFailed(
+                        "engine_unavailable",
+                        f"{model.name} has answered nothing for {PATIENCE / 60:.0f} minutes, last: {error}",
+                    ) from error
+                faults += error.is_fault
+                if faults >= _MOST_FAULTS:
+                    return Kept(error=str(error)[:500])
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+
+    async def _answer(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
+        spec = self._spec
+        body = row.asked() | {
+            "temperature": spec.temperature,
+            "seed": spec.seed + row.place,
+            "max_tokens": spec.max_tokens,
+        }
+        answer = await self._post(session, model, row.path, body)
+        choice = answer["choices"][0]
+        text = choice.get("text") if row.messages is None else (choice.get("message") or {}).get("content")
+        usage = answer.get("usage") or {}
+        return Kept(text or "", choice.get("finish_reason"), usage.get("completion_tokens"))
+
+    async def _score(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
+        """The log-probabilities of the expected answer's tokens, with those that the chat template ends it with."""
+        asked, whole = row.asked(), row.with_expected()
+        if row.messages is not None:
+            asked |= {"add_generation_prompt": True}
+            whole |= {"add_generation_prompt": False}
+        before = (await self._post(session, model, "/tokenize", asked))["tokens"]
+        tokens = (await self._post(session, model, "/tokenize", whole))["tokens"]
+        same = next(
+            (at for at, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]),
+            len(before),
+        )
+        begin = max(1, min(same, len(tokens)))
+        body = {"prompt": tokens, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        answer = await self._post(session, model, "/v1/completions", body)
+        scored = answer["choices"][0]["prompt_logprobs"]
+        nll, right = 0.0, 0
+        for token, place in zip(tokens[begin:], scored[begin:], strict=True):
+            entry = place[str(token)]
+            nll -= entry["logprob"]
+            right += entry["rank"] == 1
+        return Kept(scores=Scores(nll, len(tokens) - begin, right))
+
+    async def _post(
+        self, session: aiohttp.ClientSession, model: Asked, path: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Raises Unanswered and Refused."""
+        asked = {
+            "model": model.name,
+            "content": model.content,
+            "path": path,
+            "body": {**body, "model": model.name},
+        }
+        try:
+            async with session.post("http://gateway/ask", json=asked) as response:
+                text = await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise Unanswered(f"{type(error).__name__} {error}") from error
+        if response.status == 200:
+            return dict(json.loads(text))
+        try:
+            told = json.loads(text)["error"]
+            message, code = str(told["message"]), told.get("code")
+        except (ValueError, KeyError, TypeError):
+            message, code = text.decode(errors="replace")[:500], None
+        if response.status >= 500 or response.status in (408, 429):
+            raise Unanswered(message, is_fault=response.status not in (429, 503))
+        raise Refused(message, code if isinstance(code, str) else None)

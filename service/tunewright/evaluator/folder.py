@@ -1,0 +1,73 @@
+"""The input of an evaluation's process, `spec.json`, and its result. The rest of its folder is as in every job:
+`jobs.folder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.jobs.folder import JobFolder, Outcome
+from tunewright.metrics.names import Extract, MetricName
+from tunewright.rows.reading import Reading
+
+
+class Asked(BaseModel):
+    """A model that is asked, as it was when the evaluation was created."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Never an alias."""
+    content: str
+    """The hash of an adapter's or a full model's weights, the fingerprint of a base: the gateway refuses to answer with
+    others."""
+    at_once: int
+    """Requests in flight at a time."""
+
+
+class EvaluationSpec(BaseModel):
+    """`spec.json`: the input of the process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    socket: str
+    """That of the service's own gateway (`api.gateway.inner`)."""
+    request_timeout: float
+    """Seconds that an answer may take."""
+    models: list[Asked]
+    """The one that is evaluated, then those that it is compared with."""
+    file: str
+    """The path of the data."""
+    reading: Reading = Reading()
+    rows_in_file: int
+    rows: int | None = None
+    """How many rows are drawn; None: all of them."""
+    seed: int
+    metrics: list[MetricName] | None = None
+    """None: those that suit the data (`metrics.auto`)."""
+    extract: Extract = "whole"
+    json_schema: dict[str, Any] | None = None
+    temperature: float = 0.0
+    max_tokens: int
+    memory_bytes: int
+    """Address space that the process may take beside what it has when it starts."""
+
+
+class Evaluated(Outcome):
+    """`result.json`."""
+
+    bytes: int = 0
+    sha256: str = ""
+
+
+def answers_file(folder: JobFolder) -> Path:
+    """What was answered so far, a line for each answer in the order in which they came."""
+    return folder.work / "answers.jsonl"
+
+
+def results_file(folder: JobFolder) -> Path:
+    """The product: the rows with all answers. It is complete where it exists."""
+    return folder.work / "results.jsonl"

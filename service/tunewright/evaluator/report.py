@@ -1,0 +1,129 @@
+"""What an evaluation has measured: figures with intervals, comparisons, and the rows that differ most."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from tunewright.metrics.names import MetricName
+from tunewright.wire import Wire
+
+
+class Figure(Wire):
+    """A metric of one model, with its 95 % interval."""
+
+    metric: MetricName
+    value: float | None = Field(description="0 to 1; of bleu and chrf 0 to 100; of perplexity from 1 on.")
+    low: float | None = Field(description="The lower end of the interval.")
+    high: float | None = Field(description="Its upper end.")
+    interval: Literal["wilson", "bootstrap"] = Field(
+        description="wilson: of a share. bootstrap: percentiles of 10,000 samples of the rows."
+    )
+
+
+class FieldAccuracy(Wire):
+    """A field of the expected answers, which are JSON."""
+
+    field: str = Field(description="Its path; `a[].b` for the items of a list.")
+    rows: int = Field(description="Rows whose expected answer has it.")
+    right: int = Field(description="Rows in which the answer has the same value there.")
+
+
+class Confusion(Wire):
+    """How often which answer was given where which was expected. The last label is that of other answers."""
+
+    labels: list[str]
+    counts: list[list[int]] = Field(
+        description="A list for each expected label, with a number for each answer."
+    )
+
+
+class ModelFigures(Wire):
+    """The answers of one model."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    figures: list[Figure]
+    unanswered: int = Field(description="Rows without an answer, which count as wrong.")
+    first_error: str | None = Field(description="Why the first of them has none.")
+    cut: int = Field(description="Answers that ended at max_tokens.")
+    confusion: Confusion | None = Field(description="With the metrics of labels, of up to 50 labels.")
+    fields: list[FieldAccuracy] | None = Field(description="With field_accuracy, up to 100 fields.")
+
+
+class Comparison(Wire):
+    """A metric of the evaluated model minus that of another one, on the same rows."""
+
+    against: str
+    metric: MetricName
+    difference: float | None
+    low: float | None = Field(description="The lower end of its 95 % interval.")
+    high: float | None
+    p_value: float | None = Field(description="Of the hypothesis that there is no difference.")
+    test: Literal["mcnemar_exact", "permutation"]
+    better_rows: int | None = Field(description="Rows in which the evaluated model is better.")
+    worse_rows: int | None
+    conclusion: Literal["better", "worse", "no_difference_seen"] = Field(
+        description="better or worse where p_value is below 0.05; each comparison is judged alone."
+    )
+
+
+class ChangedRow(Wire):
+    """A row in which two models differ. Texts are cut at 400 characters."""
+
+    row: int = Field(description="In the file, from 1.")
+    asked: str = Field(description="The last message, or the prompt.")
+    expected: str
+    answer: str | None
+    other_answer: str | None
+    value: float
+    other_value: float
+
+
+class Changed(Wire):
+    """The rows that differ most between the evaluated model and another one."""
+
+    against: str
+    metric: MetricName
+    better: list[ChangedRow] = Field(
+        description="The evaluated model is better; the largest difference first."
+    )
+    worse: list[ChangedRow]
+
+
+class EvaluationReport(Wire):
+    """The result of an evaluation."""
+
+    rows: int = Field(description="Rows that were asked.")
+    rows_in_file: int
+    skipped: int = Field(description="Drawn rows without an answer in words, such as tool calls.")
+    metrics: list[MetricName]
+    why: str = Field(description="Why these metrics.")
+    max_tokens: int
+    seed: int = Field(
+        description="Of the drawn rows, of sampled answers, of the bootstrap and of permutations."
+    )
+    models: list[ModelFigures] = Field(description="The evaluated one first.")
+    comparisons: list[Comparison]
+    changed: list[Changed]
+
+    def told(self) -> list[str]:
+        """The figures in a line for each model, for its events."""
+        lines = []
+        for model in self.models:
+            shown = [
+                f"{one.metric} {_number(one.value)} ({_number(one.low)} to {_number(one.high)})"
+                for one in model.figures
+            ]
+            lines.append(f"{model.model}: {', '.join(shown)}")
+        return lines
+
+    def figure(self, metric: str) -> Figure | None:
+        """That of the evaluated model."""
+        return next((one for one in self.models[0].figures if one.metric == metric), None)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

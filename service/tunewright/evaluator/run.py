@@ -1,0 +1,212 @@
+"""One evaluation, from spec to result: draw the rows, ask every model, measure, compare."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import hashlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from tunewright.apart import limit_memory
+from tunewright.atomic import write_atomically
+from tunewright.evaluator.asking import AnswersFile, Asking, Kept, Stopped, Task
+from tunewright.evaluator.folder import Evaluated, EvaluationSpec, answers_file, results_file
+from tunewright.evaluator.measuring import Answered, Plan, measure, plan
+from tunewright.evaluator.questions import Question, drawn, questions
+from tunewright.jobs.failure import TrainingFailed, explain
+from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
+from tunewright.jobs.process import leave
+from tunewright.logs import limit_records
+from tunewright.rows.faults import InvalidData
+
+log = logging.getLogger("tunewright.evaluator")
+
+_NICENESS = 10
+"""The processes that answer, serve and train come first."""
+_INTERVAL = 1.0
+"""Seconds between two events about the progress."""
+_BEAT = 5.0
+_ADVICE = "Evaluate on fewer rows, with `rows`."
+
+
+def run_evaluation(folder: JobFolder, spec: EvaluationSpec) -> int:
+    """Evaluate, and write `result.json`; returns the exit code."""
+    faulthandler.enable()  # SIGABRT, sent to a process that hangs, writes its stack to the log
+    limit_records()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.nice(_NICENESS)
+    import_module("numpy")  # so that it does not count
+    limit_memory(spec.memory_bytes)
+    try:
+        return leave(folder, evaluate(folder, spec))
+    except Stopped:
+        return STOPPED_RESUMABLE
+
+
+def evaluate(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
+    """Evaluate, in the main thread. Raises Stopped, and what is a fault of the program."""
+    try:
+        return asyncio.run(_evaluated(folder, spec))
+    except Stopped:
+        raise
+    except InvalidData as error:
+        return _failed("invalid_data", str(error))
+    except Exception as error:
+        failure = explain(error, folder.path, process="evaluator", advice=_ADVICE)
+        if failure is None:
+            raise
+        log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
+        return _failed(failure.code, str(failure))
+
+
+def _failed(code: str, message: str) -> Evaluated:
+    return Evaluated(status="failed", error_code=code, error_message=message)
+
+
+async def _evaluated(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    events = EventLog(folder)
+    folder.work.mkdir(exist_ok=True)
+    beating = asyncio.create_task(_beat(folder))
+    try:
+        rows, skipped = await asyncio.to_thread(_read, spec)
+        what = await asyncio.to_thread(plan, spec, [row.expected for row in rows])
+        answers = AnswersFile(answers_file(folder))
+        with contextlib.closing(answers):
+            names = " against ".join([spec.models[0].name, *(["others"] if len(spec.models) > 1 else [])])
+            _tell(events, f"Evaluating {names} on {len(rows)} rows: {', '.join(what.metrics)} ({what.why})")
+            progress = _Progress(folder, events, len(rows) * len(what.tasks) * len(spec.models), answers)
+            await Asking(spec, rows, what.tasks, answers, progress.tell).run(stopped)
+            progress.tell(is_last=True)
+        return await asyncio.to_thread(_measured, folder, spec, rows, skipped, what, answers, events)
+    finally:
+        beating.cancel()
+
+
+async def _beat(folder: JobFolder) -> None:
+    """An answer may take as long as a generation may: longer than a step of a job."""
+    while True:
+        folder.beat()
+        await asyncio.sleep(_BEAT)
+
+
+def _read(spec: EvaluationSpec) -> tuple[list[Question], int]:
+    """The questions, and the number of rows that have none."""
+    found = list(questions(Path(spec.file), spec.reading, drawn(spec.rows_in_file, spec.rows, spec.seed)))
+    rows = [row for row in found if row is not None]
+    if not rows:
+        raise TrainingFailed(
+            "invalid_data",
+            "no row has an answer in words with something asked before it: there is nothing to compare",
+        )
+    return rows, len(found) - len(rows)
+
+
+def _measured(
+    folder: JobFolder,
+    spec: EvaluationSpec,
+    rows: Sequence[Question],
+    skipped: int,
+    what: Plan,
+    answers: AnswersFile,
+    events: EventLog,
+) -> Evaluated:
+    answered = [_of_model(number, rows, what.tasks, answers) for number in range(len(spec.models))]
+    for model, found in zip(spec.models, answered, strict=True):
+        if not any(one.error is None for one in found.of_task(what.tasks[0])):
+            first = found.of_task(what.tasks[0])[0].error
+            raise TrainingFailed(
+                "no_answers", f"{model.name} has answered no row, the first one since: {first}"
+            )
+    _tell(events, f"Measuring {len(rows)} rows")
+    report, row_figures = measure(spec, rows, skipped, what, answered)
+    target = results_file(folder)
+    lines = [
+        json.dumps(_result(spec, row, number, answered, row_figures)) + "\n"
+        for number, row in enumerate(rows)
+    ]
+    write_atomically(target, "".join(lines))
+    for line in report.told():
+        _tell(events, line)
+    with target.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Evaluated(
+        status="succeeded",
+        bytes=target.stat().st_size,
+        sha256=sha256,
+        report=report.model_dump(mode="json"),
+    )
+
+
+def _of_model(number: int, rows: Sequence[Question], tasks: Sequence[Task], answers: AnswersFile) -> Answered:
+    return Answered({task: [answers.kept[number, row, task] for row in range(len(rows))] for task in tasks})
+
+
+def _result(
+    spec: EvaluationSpec,
+    row: Question,
+    number: int,
+    answered: Sequence[Answered],
+    figures: Sequence[dict[str, list[float | None]]],
+) -> dict[str, object]:
+    """A line of the product."""
+    found = []
+    for model, one, values in zip(spec.models, answered, figures, strict=True):
+        kept = {task: kept[number] for task, kept in one.kept.items()}
+        entry: dict[str, object] = {"model": model.name}
+        for one_kept in kept.values():
+            entry |= _shown(one_kept)
+        entry["figures"] = {metric: column[number] for metric, column in values.items()}
+        found.append(entry)
+    return {"row": row.place, **row.asked(), "expected": row.expected, "answers": found}
+
+
+def _shown(kept: Kept) -> dict[str, object]:
+    shown = kept.as_json()
+    if (scores := shown.pop("scores", None)) is not None:
+        shown["scores"] = scores._asdict()
+    return shown
+
+
+def _tell(events: EventLog, text: str) -> None:
+    """Say it in the events and in the log."""
+    log.info("%s", text)
+    events.message(text)
+
+
+class _Progress:
+    """Writes the number of answers as events."""
+
+    def __init__(self, folder: JobFolder, events: EventLog, total: int, answers: AnswersFile) -> None:
+        self._folder, self._events, self._total, self._answers = folder, events, total, answers
+        self._before = len(answers.kept)
+        self._began = self._told_at = time.monotonic()
+        if self._before:
+            _tell(events, f"{self._before} of {total} answers are there already")
+
+    def tell(self, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._told_at < _INTERVAL and not is_last:
+            return
+        self._told_at = now
+        done = len(self._answers.kept)
+        each = (now - self._began) / max(1, done - self._before)
+        self._folder.beat()
+        self._events.metrics(
+            f"answers {done}/{self._total}",
+            {
+                "step": done,
+                "total_steps": self._total,
+                "phase": "answers",
+                "eta_seconds": round(each * (self._total - done), 1),
+            },
+        )

@@ -1,0 +1,153 @@
+"""Evaluations: models are asked what the rows of a file ask, and their answers are measured and compared."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from tunewright.engine.command import inner_socket
+from tunewright.evaluator.folder import Asked, Evaluated, EvaluationSpec, results_file
+from tunewright.evaluator.report import EvaluationReport
+from tunewright.ids import id_for_key
+from tunewright.jobs.folder import JobFolder
+from tunewright.kinds.data import inspect_apart
+from tunewright.kinds.evaluation.models import (
+    DATA_FILE,
+    EvaluationPlan,
+    EvaluationRequest,
+    EvaluationResult,
+)
+from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
+from tunewright.kinds.products import place_file
+from tunewright.registry.bases import BaseInfo
+from tunewright.rows.canonical import RowKind
+from tunewright.store.records import Engine, Job
+from tunewright.store.states import FileStatus
+
+SHARE = 4
+"""An evaluation has one in so many of the sequences that an engine runs at once; one evaluation runs at a time."""
+MOST_AT_ONCE = 64
+"""Requests in flight, however many an engine runs: more would not make it faster."""
+MOST_ROWS = 20_000
+"""Rows that are drawn where the request does not say how many."""
+PURPOSE = "evaluation-results"
+USABLE = (RowKind.CHAT, RowKind.PROMPT_COMPLETION, RowKind.PREFERENCE)
+MEMORY = 2 * 2**30
+_MAX_TOKENS = 256
+_SEQUENCES = 256
+"""Those of an engine that an earlier version of the service has started."""
+
+
+class Evaluation(Kind):
+    name = "evaluation"
+    id_prefix, event_prefix = "eval", "evalevent"
+    noun, product = "evaluation", "file"
+    request, resolved, result, report = EvaluationRequest, EvaluationPlan, EvaluationResult, EvaluationReport
+    needs_base = imports_torch = False
+    path = "/v1/evaluations"
+    module, process = "tunewright.evaluator", "evaluator"
+    saves = "its last answer"
+    on_kill = "evaluate on fewer rows, with `rows`"
+
+    def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
+        assert isinstance(request, EvaluationRequest)
+        return [model.name for model in request.models if model.has_weights][position]
+
+    def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
+        request, id = request_of(job), data_of(job)
+        engines = _engines(service, request)
+        has_template = all(engine.info is None or engine.info.has_chat_template for engine in engines)
+        try:
+            with service.workspace.file(id).open("rb") as file:
+                found = inspect_apart(file, request.reading.reading(has_template))
+        except OSError as error:
+            raise JobRefused("invalid_data", f"the file cannot be read: {error.strerror}", "data") from error
+        if found.problem is not None:
+            raise JobRefused("invalid_data", found.problem, "data")
+        if found.kind not in USABLE:
+            raise JobRefused("invalid_data", why_no_answers(str(found.format), str(found.kind)), "data")
+        contexts = [
+            engine.info.max_model_len for engine in engines if engine.info and engine.info.max_model_len
+        ]
+        most = min(contexts, default=2 * _MAX_TOKENS)
+        plan = EvaluationPlan(
+            rows_in_file=found.rows,
+            has_template=has_template,
+            max_tokens=request.max_tokens or max(1, min(_MAX_TOKENS, most // 2)),
+        )
+        return Validated(plan, f"File validated ({found.rows} rows)")
+
+    def spec(self, service: Service, job: Job, base: BaseInfo) -> EvaluationSpec:
+        request, plan = request_of(job), job.resolved
+        assert isinstance(plan, EvaluationPlan), f"{job.id} was not validated"
+        places = {engine.name: _places(engine) for engine in _engines(service, request)}
+        return EvaluationSpec(
+            job_id=job.id,
+            socket=str(inner_socket(service.workspace.path)),
+            request_timeout=service.settings.server.request_timeout,
+            models=[
+                Asked(name=model.name, content=model.content, at_once=places.get(model.engine, 1))
+                for model in request.models
+            ],
+            file=str(service.workspace.file(data_of(job))),
+            reading=request.reading.reading(plan.has_template),
+            rows_in_file=plan.rows_in_file,
+            rows=request.rows or (MOST_ROWS if plan.rows_in_file > MOST_ROWS else None),
+            seed=job.seed,
+            metrics=request.metrics,
+            extract=request.extract,
+            json_schema=request.json_schema,
+            temperature=request.temperature,
+            max_tokens=plan.max_tokens,
+            memory_bytes=MEMORY,
+        )
+
+    def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
+        outcome = folder.read_result(Evaluated)
+        assert outcome is not None, "only what has succeeded is published"
+        id, files = id_for_key("file", job.id), service.store.files
+        with service.workspace.keeping(id):
+            place_file(service.workspace, results_file(folder), id)
+            is_listed = service.store.jobs.succeed(
+                job.id,
+                EvaluationResult(file=id),
+                report=outcome.report,
+                file={
+                    "id": id,
+                    "filename": f"{job.id}.jsonl",
+                    "purpose": PURPOSE,
+                    "bytes": outcome.bytes,
+                    "sha256": outcome.sha256,
+                    "status": FileStatus.PROCESSED,
+                },
+            )
+        if not is_listed:  # it was cancelled
+            service.workspace.remove_file(id, lambda: files.get(id))
+
+
+def request_of(job: Job) -> EvaluationRequest:
+    assert isinstance(job.request, EvaluationRequest), f"{job.id} is no evaluation"
+    return job.request
+
+
+def data_of(job: Job) -> str:
+    id = job.file(DATA_FILE)
+    assert id is not None, "every evaluation has a file"
+    return id
+
+
+def why_no_answers(format: str, kind: str) -> str:
+    return (
+        f"the file has {kind} rows (format {format}), which have no question with an answer to compare with: "
+        "conversations, prompts with completions, and preferences have"
+    )
+
+
+def _engines(service: Service, request: EvaluationRequest) -> list[Engine]:
+    found = [service.store.engines.get(name) for name in {model.engine for model in request.models}]
+    return [engine for engine in found if engine is not None]
+
+
+def _places(engine: Engine) -> int:
+    """How many requests an evaluation may have at this engine at a time."""
+    sequences = (engine.info.max_num_seqs if engine.info else None) or _SEQUENCES
+    return max(1, min(MOST_AT_ONCE, sequences // SHARE))

@@ -1,0 +1,68 @@
+"""The models of an evaluation's columns: the request, what was resolved, and the result. The report is that of
+`evaluator.report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.jobs.kinds import JobResult
+from tunewright.kinds.data import DataOptions
+from tunewright.metrics.names import Extract, MetricName
+
+DATA_FILE, WEIGHTS = "data", "model"
+"""Roles of an evaluation's inputs: the rows, and the weights of the adapters and full models in their order."""
+
+
+class EvaluatedModel(BaseModel):
+    """A model that is asked. What its name stood for was looked up once, when the evaluation was created."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    asked: str
+    """The name in the request; maybe an alias."""
+    name: str
+    """The model: never an alias."""
+    engine: str
+    content: str
+    """The hash of its weights, or of a base its fingerprint."""
+    has_weights: bool
+    """Whether its weights are an input of the job."""
+
+
+class EvaluationRequest(BaseModel):
+    """The request."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    models: list[EvaluatedModel]
+    """The evaluated one, then those that it is compared with."""
+    filename: str
+    sha256: str
+    reading: DataOptions = DataOptions()
+    metrics: list[MetricName] | None = None
+    """None: auto."""
+    extract: Extract = "whole"
+    json_schema: dict[str, Any] | None = None
+    rows: int | None = None
+    temperature: float = 0.0
+    max_tokens: int | None = None
+
+
+class EvaluationPlan(BaseModel):
+    """What was found out before the start."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rows_in_file: int
+    has_template: bool = True
+    """Whether Alpaca rows become conversations."""
+    max_tokens: int
+
+
+class EvaluationResult(JobResult):
+    """The result of an evaluation."""
+
+    file: str | None = None
+    """Id of the file with the answers."""
