@@ -1,7 +1,7 @@
 """A stand-in for vLLM's server: health, names, adapters, and the same short answer to everything.
 
 A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
-request with `chunks` gets that many, one every 50 ms.
+request with `chunks` gets that many, one every 50 ms. An answer takes `STAND_IN_SECONDS` of the environment.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class Server:
         )
         if needed is None:
             return refusal("messages, prompt, input or tokens: Field required")
+        await asyncio.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
         answer: dict[str, Any] = {"id": "1", "object": _ANSWERED_BY_TEXT.get(request.path), "model": model}
         said = "Arr!" if model == self._base else f"Arr! {model}"
         answer["system_fingerprint"] = self._folder

@@ -1,0 +1,135 @@
+"""Evaluations by the whole service with a stand-in for vLLM: through its gateway, killed, and while an alias flips."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.engine.conftest import Service, wait_until
+from tests.without_vllm import BASE, fill, start_without_vllm
+
+from kills import tree
+from tunewright.engine.command import inner_socket
+from tunewright.registry.workspace import Workspace
+from tunewright_client import Evaluation, JobFailedError, Tunewright, TunewrightError
+
+FIRST, SECOND = f"ft:{BASE}:s:1", f"ft:{BASE}:s:2"
+KEY = "a-key-that-no-process-of-a-job-has"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("evaluations") / "data"
+    fill(folder)
+    running = start_without_vllm(folder, environment={"TUNEWRIGHT_API_KEY": KEY, "STAND_IN_SECONDS": "0.2"})
+    try:
+        wait_until(lambda: _is_ready(running), 120, "the engine")
+        yield running
+    finally:
+        running.stop()
+
+
+def _is_ready(running: Service) -> bool:
+    with running.client(api_key=KEY) as client:
+        try:
+            return client.models.retrieve(BASE).state == "ready"
+        except TunewrightError:
+            return False  # it starts
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Tunewright]:
+    with service.client(api_key=KEY, timeout=120) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """The base is right in every second row, and an adapter never."""
+    path = tmp_path / "rows.jsonl"
+    found = [{"prompt": f"{n}", "completion": "Arr!" if n % 2 else "no"} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+def figures(done: Evaluation) -> dict[str, float | None]:
+    assert done.report is not None
+    return {one.model: one.figures[0].value for one in done.report.models}
+
+
+def test_an_evaluation_from_data_to_its_file(client: Tunewright, rows: Path) -> None:
+    client.aliases.set("stable", FIRST)
+    made = client.evaluations.create(BASE, rows, against=["stable"], metrics="exact_match")
+    client.aliases.set("stable", SECOND)  # the evaluation goes on with what it was
+    done = made.wait(timeout=120)
+    assert figures(done) == {BASE: 0.5, FIRST: 0.0}
+    assert done.report is not None
+    [compared] = done.report.comparisons
+    assert (compared.conclusion, compared.better_rows, compared.worse_rows) == ("better", 20, 0)
+    assert compared.p_value == pytest.approx(2 / 2**20)
+    file = client.files.retrieve(done.results_file or "")
+    assert (file.purpose, file.filename) == ("evaluation-results", f"{done.id}.jsonl")
+    lines = [json.loads(line) for line in client.files.content(file.id).splitlines()]
+    assert [line["row"] for line in lines] == list(range(1, 41))
+    assert {line["answers"][0]["answer"] for line in lines} == {"Arr!"}
+    assert all(line["answers"][1]["answer"].startswith("Arr! ") for line in lines)
+
+
+def test_killed_it_goes_on(service: Service, client: Tunewright, rows: Path) -> None:
+    made = client.evaluations.create(BASE, rows, against=[FIRST], metrics=["exact_match"], seed=1)
+    answers = service.data_dir / "jobs" / made.id / "work" / "answers.jsonl"
+    wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") > 3, 60, "answers")
+    title = f"tunewright: evaluation {made.id}"
+    (pid,) = (pid for pid, (_, line) in tree(service.process.pid).items() if line.startswith(title))
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert KEY.encode() not in environment
+    os.kill(pid, signal.SIGKILL)
+    done = made.wait(timeout=120)
+    assert figures(done) == {BASE: 0.5, FIRST: 0.0}
+    told = [event.message for event in done.events(limit=100)]
+    assert any("answers are there already" in text for text in told)
+
+
+def test_a_paused_one_frees_its_device(client: Tunewright, rows: Path) -> None:
+    made = client.evaluations.create(BASE, rows, metrics=["exact_match"], seed=2)
+    wait_until(lambda: made.refresh().status == "running", 60, "its start")
+    made.pause()
+    wait_until(lambda: made.refresh().status == "paused", 60, "its pause")
+    made.resume()
+    assert figures(made.wait(timeout=120)) == {BASE: 0.5}
+
+
+def test_one_that_cannot_be_measured_fails_with_the_reason(client: Tunewright, rows: Path) -> None:
+    with pytest.raises(JobFailedError, match="40 rows have others"):
+        client.evaluations.create(BASE, rows, metrics=["field_accuracy"]).wait(timeout=60)
+
+
+def test_the_inner_gateway_is_private_and_knows_no_aliases(service: Service, client: Tunewright) -> None:
+    socket = inner_socket(Workspace(service.data_dir).path)
+    assert (socket.stat().st_mode & 0o777, socket.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    client.aliases.set("flips", BASE)
+
+    async def ask(**fields: Any) -> tuple[int, Any]:
+        asked = {
+            "model": BASE,
+            "content": "",
+            "path": "/v1/completions",
+            "body": {"model": BASE, "prompt": "a"},
+        }
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session,
+            session.post("http://gateway/ask", json={**asked, **fields}) as response,
+        ):
+            return response.status, (await response.json())["error"]["code"]
+
+    content = client.evaluations.list().data[0].models[0].content
+    assert asyncio.run(ask()) == (400, "model_changed")
+    assert asyncio.run(ask(model="flips")) == (404, "model_not_found")
+    assert asyncio.run(ask(content=content, path="/v1/load_lora_adapter")) == (400, "invalid_value")

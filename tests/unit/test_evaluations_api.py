@@ -1,0 +1,163 @@
+"""Evaluations over HTTP: what names stand for, what is refused before anything runs, and what is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from rows import FILE, PRODUCT, create_job
+from tests.conftest import Publish
+from tunewright.api.http.app import build
+from tunewright.api.http.context import ServiceContext
+from tunewright.config import Settings, embedded_base_path
+from tunewright.kinds.evaluation.kind import Evaluation
+from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationRequest
+from tunewright.kinds.kind import WITHOUT_BASE, Service
+from tunewright.registry.aliases import AliasTarget
+from tunewright.registry.workspace import Workspace
+from tunewright.store.records import EngineInfo
+from tunewright.store.states import EngineState, FileStatus, JobState, ModelState
+from tunewright.store.store import Store
+
+EVALUATIONS = "/v1/evaluations"
+FT = "ft:tiny:a:1"
+
+
+async def _control(_: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def settings(data: Workspace) -> Settings:
+    return Settings(data_dir=data.path, base=[f"tiny={embedded_base_path()}"], max_queued_jobs=3)
+
+
+@pytest.fixture
+def api(
+    built: dict[str, Any], settings: Settings, store: Store, data: Workspace, publish_model: Publish
+) -> TestClient:
+    if not built:
+        built["server"], _ = build(settings, store)
+    built["server"].app.state.context = ServiceContext(settings, store, data, _control)
+    info = EngineInfo(
+        device="cpu", internal_name="tiny", fingerprint="f" * 64, max_model_len=300, max_num_seqs=20
+    )
+    store.engines.declare(["tiny", "new"])
+    store.engines.starting("tiny", "/tmp/s", info)
+    store.engines.set_state("tiny", EngineState.READY)
+    publish_model({**PRODUCT, "name": FT, "base": "tiny", "sha256": "a" * 64, "state": ModelState.READY})
+    store.aliases.put("one", (AliasTarget(FT),), None, None)
+    store.aliases.put("two", (AliasTarget(FT), AliasTarget("tiny")), None, None)
+    return TestClient(built["server"].app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def create(api: TestClient, **fields: Any) -> Any:
+    return api.post(EVALUATIONS, json={"model": "one", "data": FILE["id"], **fields})
+
+
+def error(response: Any, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    return dict(response.json()["error"])
+
+
+def test_names_are_looked_up_once(api: TestClient, store: Store) -> None:
+    answer = create(api, against=["tiny"], metadata={"team": "a"})
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert made["id"].startswith("eval-")
+    assert (made["object"], made["model"], made["against"]) == ("evaluation", FT, ["tiny"])
+    assert made["models"] == [
+        {"name": FT, "asked": "one", "content": "a" * 64},
+        {"name": "tiny", "asked": "tiny", "content": "f" * 64},
+    ]
+    store.aliases.put("one", (AliasTarget("tiny"),), None, None)
+    assert api.get(f"{EVALUATIONS}/{made['id']}").json() == made
+    assert [one["id"] for one in api.get(EVALUATIONS).json()["data"]] == [made["id"]]
+    events = api.get(f"{EVALUATIONS}/{made['id']}/events").json()["data"]
+    assert events[0]["object"] == "evaluation.event"
+    assert error(api.get(f"{EVALUATIONS}/{create_job(store).id}"), 404)["code"] == "evaluation_not_found"
+
+
+def test_what_it_needs_is_kept_until_it_has_ended(api: TestClient) -> None:
+    made = create(api, against=["tiny"]).json()
+    assert error(api.delete(f"/v1/files/{FILE['id']}"))["code"] == "file_in_use"
+    api.delete("/v1/aliases/one")
+    api.delete("/v1/aliases/two")
+    refused = error(api.delete(f"/v1/models/{FT}"))
+    assert (refused["code"], made["id"] in refused["message"]) == ("model_in_use", True)
+    assert api.post(f"{EVALUATIONS}/{made['id']}/cancel").json()["status"] == "cancelled"
+    assert api.delete(f"/v1/models/{FT}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "words"),
+    [
+        ({"model": "none"}, 404, "model", "No such model"),
+        ({"model": "two"}, 400, "model", f"name one of {FT}, tiny"),
+        ({"model": "new"}, 503, None, "has not been ready yet"),
+        ({"against": ["tiny", FT]}, 400, "against.1", "named twice"),
+        ({"against": ["none"]}, 404, "against.0", "No such model"),
+        ({"data": "file-none"}, 400, "data", "No such file"),
+        ({"metrics": []}, 400, "metrics", ""),
+        ({"metrics": ["accuracy", "accuracy"]}, 400, "metrics", "at most once"),
+        ({"metrics": ["schema_valid"]}, 400, "json_schema", "needs a `json_schema`"),
+        ({"json_schema": {"type": "thing"}}, 400, "json_schema", "is no JSON schema: type"),
+        ({"rows": 0}, 400, "rows", ""),
+        ({"extract": "all"}, 400, "extract", ""),
+        ({"temperature": 3}, 400, "temperature", ""),
+        ({"reading": {"columns": {"question": "q"}}}, 400, "reading.columns", "question"),
+        ({"unknown": 1}, 400, "unknown", ""),
+    ],
+)
+def test_what_cannot_succeed_is_refused(
+    api: TestClient, fields: dict[str, Any], status: int, param: str | None, words: str
+) -> None:
+    refused = error(create(api, **fields), status)
+    assert (refused["param"] or "").startswith(param or "")
+    assert words in refused["message"]
+    assert api.get(EVALUATIONS).json()["data"] == []
+
+
+def test_a_quarantined_adapter_is_no_model_to_ask(api: TestClient, publish_model: Publish) -> None:
+    common = {**PRODUCT, "base": "tiny", "sha256": "b" * 64}
+    publish_model({**common, "name": "ft:tiny:b:2", "state": ModelState.QUARANTINED})
+    refused = error(create(api, against=["ft:tiny:b:2"]))
+    assert (refused["code"], refused["param"]) == ("model_quarantined", "against.0")
+
+
+def test_rows_without_an_answer_are_refused(api: TestClient, store: Store) -> None:
+    store.files.add(**{**FILE, "id": "file-text"})
+    report = {"container": "jsonl", "format": "text", "kind": "text", "rows": 1, "problem": None}
+    store.files.finish_check("file-text", FileStatus.PROCESSED, report)
+    assert "no question with an answer" in error(create(api, data="file-text"))["message"]
+
+
+def test_its_process_gets_a_quarter_of_an_engine_and_half_of_its_context(
+    api: TestClient, settings: Settings, store: Store, data: Workspace
+) -> None:
+    id = create(api, against=["tiny"]).json()["id"]
+    data.file(FILE["id"]).write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n')
+    kind, service = Evaluation(), Service(settings, store, data, on_gpu=False)
+    job = store.jobs.get(id)
+    assert job is not None
+    assert isinstance(job.request, EvaluationRequest)
+    valid = kind.validate(service, job, WITHOUT_BASE)
+    assert valid.resolved == EvaluationPlan(rows_in_file=1, has_template=True, max_tokens=150)
+    store.jobs.mark_valid(id, valid.resolved.model_dump(), valid.summary, ())
+    queued = store.jobs.get(id)
+    assert queued is not None
+    assert queued.state is JobState.QUEUED
+    spec = kind.spec(service, queued, WITHOUT_BASE)
+    assert [(one.name, one.content[0], one.at_once) for one in spec.models] == [
+        (FT, "a", 5),
+        ("tiny", "f", 5),
+    ]
+    assert (spec.max_tokens, spec.rows_in_file, spec.rows) == (150, 1, None)
+    assert spec.socket.endswith("/gateway.sock")
