@@ -28,6 +28,7 @@ RESOURCES = (
     "jobs",
     "exports",
     "cleanings",
+    "evaluations",
     "adapters",
     "models",
     "aliases",
@@ -141,6 +142,7 @@ def test_the_two_clients_have_the_same_methods_and_parameters() -> None:
         (tunewright_client.Job, tunewright_client.AsyncJob),
         (tunewright_client.Export, tunewright_client.AsyncExport),
         (tunewright_client.Cleaning, tunewright_client.AsyncCleaning),
+        (tunewright_client.Evaluation, tunewright_client.AsyncEvaluation),
         (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
     ]
     blocking, other = Tunewright(), AsyncTunewright()

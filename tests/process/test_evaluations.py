@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,14 @@ KEY = "a-key-that-no-process-of-a-job-has"
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("evaluations") / "data"
+def service() -> Iterator[Service]:
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # of a short name, as operators' may be: sockets may lie in it
+        yield from started(Path(folder) / "data")
+
+
+def started(folder: Path) -> Iterator[Service]:
     fill(folder)
     running = start_without_vllm(folder, environment={"TUNEWRIGHT_API_KEY": KEY, "STAND_IN_SECONDS": "0.2"})
     try:

@@ -60,14 +60,11 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         `report` has the figures when it has succeeded. Raises BadRequestError for a request that cannot succeed,
         NotFoundError for an unknown model, FileNotFoundError for a missing local file.
         """
+        named = metrics if metrics == "auto" else [metrics] if isinstance(metrics, str) else list(metrics)
         fields = {
             "model": model,
             "against": [against] if isinstance(against, str) else list(against) or None,
-            "metrics": metrics
-            if metrics == "auto"
-            else [metrics]
-            if isinstance(metrics, str)
-            else list(metrics),
+            "metrics": named,
             "reading": reading,
             "extract": extract,
             "json_schema": json_schema,

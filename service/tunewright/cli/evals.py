@@ -222,7 +222,7 @@ def compare(remote: Remote, evaluation_id: str, rows: int) -> None:
         why = "has no figures yet" if report is None else "has one model: create it with --against"
         raise click.ClickException(f"{evaluation_id} {why}.")
     if remote.out.as_json:
-        remote.out.json({"comparisons": report.comparisons, "changed": report.changed})
+        remote.out.json(report.model_dump(include={"comparisons", "changed"}))
         return
     remote.out.table(
         ["AGAINST", "METRIC", "DIFFERENCE", "P", "BETTER", "WORSE", "CONCLUSION"],

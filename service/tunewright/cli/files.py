@@ -72,7 +72,9 @@ def _problems(file: File) -> list[str]:
 @files.command(
     name="list", epilog=examples("tunewright files list", "tunewright files list --json | jq .data[].id")
 )
-@click.option("--purpose", help="Only files of this purpose: fine-tune, or fine-tune-results.")
+@click.option(
+    "--purpose", help="Only files of this purpose: fine-tune, fine-tune-results or evaluation-results."
+)
 @limit_option(50)
 @on_service
 def list_files(remote: Remote, purpose: str | None, limit: int) -> None:

@@ -64,7 +64,8 @@ class FileObject(Wire):
     )
     filename: str
     purpose: str = Field(
-        description="`fine-tune` for uploads and cleaned files, `fine-tune-results` for a job's metrics (CSV)."
+        description="`fine-tune` for uploads and cleaned files, `fine-tune-results` for a job's metrics (CSV), "
+        "`evaluation-results` for the answers of an evaluation (JSONL)."
     )
     status: FileStatus = Field(
         description="uploaded: its rows are being checked. error: it cannot be used as it is, only with `data.columns` "

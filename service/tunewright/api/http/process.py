@@ -58,12 +58,12 @@ def main() -> int:
     tempfile.tempdir = str(short_temporary_folder())  # for multiprocessing's socket
     manager = _start_workers(server)
     workspace = Workspace(settings.storage.data_dir)
+    assert spec.gateway is not None, "`build` has made it"
+    inner = InnerGateway(spec.gateway, inner_socket(workspace.path))  # before `tempdir` is another one
     tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
     server.app.state.context.checks.resume(store, workspace)
-    assert spec.gateway is not None, "`build` has made it"
-    inner = InnerGateway(spec.gateway, inner_socket(workspace.path))
     web = web_server(server.app, settings.server, heartbeat.beat, inner)
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)

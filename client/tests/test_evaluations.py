@@ -1,0 +1,92 @@
+"""Evaluations: requests, and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fake_server import FakeServer, ok
+from samples import file
+
+import tunewright_client as tw
+from tunewright_client import Evaluation, Tunewright
+
+EVALUATIONS = "/v1/evaluations"
+FIGURE = {"metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95, "interval": "wilson"}
+
+
+def evaluation(status: str = "running", **fields: Any) -> dict[str, Any]:
+    models = [{"name": "m", "asked": "alias", "content": "0"}, {"name": "n", "asked": "n", "content": "1"}]
+    return {
+        "id": "eval-1",
+        "status": status,
+        "model": "m",
+        "against": ["n"],
+        "models": models,
+        "data": "file-1",
+        **fields,
+    }
+
+
+def test_an_evaluation_is_created_with_the_given_fields_only(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", EVALUATIONS, ok(evaluation("queued")))
+    made = client.evaluations.create("alias", "file-1")
+    assert isinstance(made, Evaluation)
+    assert (made.model, made.models[0].asked, made.status) == ("m", "alias", tw.JobStatus.QUEUED)
+    assert server.requests[-1].json == {"model": "alias", "data": "file-1", "metrics": "auto"}
+    client.evaluations.create(
+        "alias",
+        "file-1",
+        against="n",
+        metrics="accuracy",
+        rows=5,
+        temperature=0.0,
+        json_schema={"type": "object"},
+    )
+    assert server.requests[-1].json == {
+        "model": "alias",
+        "against": ["n"],
+        "data": "file-1",
+        "metrics": ["accuracy"],
+        "rows": 5,
+        "temperature": 0.0,
+        "json_schema": {"type": "object"},
+    }
+
+
+def test_a_local_file_is_uploaded_first(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text("{}\n")
+    server.on("POST", "/v1/files", ok(file(1)))
+    server.on("POST", EVALUATIONS, ok(evaluation("queued")))
+    client.evaluations.create("m", tmp_path / "test.jsonl", idempotency_key="k")
+    assert server.requests[-1].json["data"] == "file-1"
+    assert [request.headers["idempotency-key"] for request in server.requests] == ["k-data", "k"]
+
+
+def test_the_report_is_typed(server: FakeServer, client: Tunewright) -> None:
+    report = {
+        "rows": 9,
+        "metrics": ["accuracy"],
+        "models": [
+            {"model": "m", "figures": [FIGURE]},
+            {"model": "n", "figures": [{**FIGURE, "value": 0.1}]},
+        ],
+        "comparisons": [{"against": "n", "metric": "accuracy", "difference": 0.8, "conclusion": "better"}],
+        "changed": [
+            {"against": "n", "metric": "accuracy", "better": [{"row": 3, "expected": "x"}], "worse": []}
+        ],
+    }
+    server.on(
+        "GET", f"{EVALUATIONS}/eval-1", ok(evaluation("succeeded", report=report, results_file="file-2"))
+    )
+    done = client.evaluations.wait("eval-1")
+    assert done.product == done.results_file == "file-2"
+    assert done.report is not None
+    ours, theirs = done.report.figure("accuracy"), done.report.figure("accuracy", "n")
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.value, ours.low, theirs.value) == (0.9, 0.8, 0.1)
+    assert done.report.figure("bleu") is None
+    assert done.report.figure("accuracy", "other") is None
+    assert done.report.comparisons[0].conclusion == "better"
+    assert done.report.changed[0].better[0].row == 3

@@ -1,0 +1,78 @@
+"""`tunewright evals` against the service that only pretends: what is sent, what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_cli
+from test_cli import FakeService, Run, page
+
+_environment, run, service = test_cli._environment, test_cli.run, test_cli.service  # fixtures
+
+EVALUATIONS = "/v1/evaluations"
+EXAMPLES = Path(__file__).parents[2] / "service" / "tunewright" / "api" / "evaluations" / "examples.json"
+DONE: dict[str, Any] = json.loads(EXAMPLES.read_text())["EvaluationObject"][0]
+EVALUATION = f"{EVALUATIONS}/{DONE['id']}"
+
+
+@pytest.fixture
+def evals(service: FakeService) -> FakeService:
+    service.replies = {
+        ("POST", EVALUATIONS): (200, {**DONE, "status": "queued", "report": None}),
+        ("GET", EVALUATIONS): (200, page([DONE])),
+        ("GET", EVALUATION): (200, DONE),
+    }
+    return service
+
+
+def test_create_sends_what_was_given(evals: FakeService, run: Run, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    code, out, _ = run(
+        "evals", "create", "--model", "support", "--against", "a", "--against", "b", "--file", "file-1", "--metric",
+        "schema_valid", "--json-schema", str(schema), "--rows", "9", "--column", "prompt=question", "--extract",
+        "last_number",
+    )  # fmt: skip
+    assert (code, out) == (0, f"{DONE['id']}\n")
+    assert json.loads(evals.requests[-1][2]) == {
+        "model": "support",
+        "against": ["a", "b"],
+        "data": "file-1",
+        "metrics": ["schema_valid"],
+        "reading": {"columns": {"prompt": "question"}},
+        "extract": "last_number",
+        "json_schema": {"type": "object"},
+        "rows": 9,
+    }
+    schema.write_text("[")
+    code, _, told = run("evals", "create", "--model", "m", "--file", "file-1", "--json-schema", str(schema))
+    assert (code, "is no JSON" in told) == (2, True)
+
+
+def test_list_show_and_compare_have_the_figures(evals: FakeService, run: Run) -> None:
+    _, listed, _ = run("evals", "list")
+    assert "accuracy 0.900 (0.833 to 0.942)" in listed
+    _, shown, _ = run("evals", "show", DONE["id"])
+    for text in ("asked for as support", "0.880 (0.812 to 0.936)", "0.400 (0.317 to 0.489)", "120 of 120"):
+        assert text in shown
+    _, compared, _ = run("evals", "compare", DONE["id"])
+    for text in (
+        "0.500 (0.397 to 0.594)",
+        "62",
+        "row 17: better than tunewright-tiny in accuracy",
+        "The card is",
+    ):
+        assert text in compared
+    _, as_json, _ = run("evals", "compare", DONE["id"], "--json")
+    assert json.loads(as_json)["comparisons"][0]["p_value"] == 0.0
+
+
+def test_without_another_model_there_is_nothing_to_compare(evals: FakeService, run: Run) -> None:
+    report = {**DONE["report"], "comparisons": []}
+    evals.replies["GET", EVALUATION] = (200, {**DONE, "report": report})
+    code, _, told = run("evals", "compare", DONE["id"])
+    assert code == 1
+    assert "create it with --against" in told
