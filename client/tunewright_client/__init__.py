@@ -1,7 +1,7 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `evaluations`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the
+`cleanings`, `evaluations`, `graders`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The types of the
 server's answers are in `tunewright_client.types`; the common ones are also here.
 """
 
@@ -70,6 +70,7 @@ from .types import (
     File,
     FileFault,
     FileReport,
+    GraderRun,
     JobEvent,
     JobMeasured,
     JobPlanned,
@@ -127,6 +128,7 @@ __all__ = [
     "File",
     "FileFault",
     "FileReport",
+    "GraderRun",
     "InvalidResponseError",
     "Job",
     "JobCancelledError",

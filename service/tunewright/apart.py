@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _MODULES = (
     "numpy",
+    "tunewright.graders.calling",
     "tunewright.registry.adapter_archive",
     "tunewright.registry.adapter_intake",
     "tunewright.rows.templates",

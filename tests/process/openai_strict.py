@@ -85,6 +85,41 @@ assert compared.method.dpo.hyperparameters.beta == 0.2
 assert compared.method.dpo.hyperparameters.n_epochs == 2
 assert jobs.cancel(compared.id).status == "cancelled"
 
+# graders
+graders = client.fine_tuning.alpha.graders
+exact = {
+    "type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
+    "reference": "{{ item.answer }}",
+}  # fmt: skip
+near = {
+    "type": "text_similarity", "name": "near", "evaluation_metric": "rouge_l",
+    "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}",
+}  # fmt: skip
+judge = {
+    "type": "score_model", "name": "judge", "model": "tiny", "range": [0, 1],
+    "input": [{"role": "user", "content": "Score {{ sample.output_text }}."}],
+}  # fmt: skip
+several = {"type": "multi", "name": "both", "graders": exact, "calculate_output": "exact * 2"}
+for grader in (exact, near, judge, several):
+    assert graders.validate(grader=grader).grader.type == grader["type"]
+ran = graders.run(grader=exact, model_sample="42", item={"answer": "42"})
+assert (ran.reward, ran.metadata.name, ran.metadata.errors.other_error) == (1.0, "exact", False)
+assert graders.run(grader=several, model_sample="42", item={"answer": "42"}).sub_rewards == {"exact": 1.0}
+assert graders.run(grader=near, model_sample="a b", item={"answer": "a c"}).reward == 0.5
+assert graders.run(grader=exact, model_sample="42").metadata.errors.invalid_variable_error
+asked = graders.run(grader=judge, model_sample="42", item={})  # the stand-in of vLLM answers no score
+assert asked.metadata.errors.api_model_grader_parse_error, asked
+assert asked.reward == 0.0
+refused = {"type": "python", "name": "program", "source": "def grade(sample, item): return 1.0"}
+for call in (graders.validate, lambda grader: graders.run(grader=grader, model_sample="")):
+    try:
+        call(grader=refused)
+    except openai.BadRequestError as error:
+        told = (error.code, error.param)
+    else:
+        raise AssertionError("programs are off by default")
+    assert told == ("unsupported", "grader"), told
+
 # models
 models = list(client.models.list())
 for model in models:

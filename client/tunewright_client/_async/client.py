@@ -18,6 +18,7 @@ from .cleanings import AsyncCleanings
 from .deployments import AsyncDeployments
 from .evaluations import AsyncEvaluations
 from .exports import AsyncExports
+from .graders import AsyncGraders
 from .http import AsyncHTTP
 from .jobs import AsyncJobs
 from .resources import AsyncAdapters, AsyncChat, AsyncCompletions, AsyncFiles, AsyncModels
@@ -73,6 +74,7 @@ class AsyncTunewright:
         self.adapters = AsyncAdapters(http)
         self.models = AsyncModels(http)
         self.aliases = AsyncAliases(http)
+        self.graders = AsyncGraders(http)
         self.deployments = AsyncDeployments(http)
         self.chat = AsyncChat(http)
         self.completions = AsyncCompletions(http)

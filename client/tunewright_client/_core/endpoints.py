@@ -22,6 +22,7 @@ from ..types import (
     DataReport,
     Deleted,
     File,
+    GraderRun,
     JobEvent,
     Model,
     Plan,
@@ -42,6 +43,7 @@ JOBS = "/fine_tuning/jobs"
 EXPORTS = "/exports"
 CLEANINGS = "/cleanings"
 EVALUATIONS = "/evaluations"
+GRADERS = "/fine_tuning/alpha/graders"
 EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
 
 
@@ -302,6 +304,27 @@ def shadow_answers(name: str, after: str | None, limit: int | None) -> Call[Page
 
 def _by(user: str | None) -> dict[str, str]:
     return {"x-tunewright-user": user} if user else {}
+
+
+# Graders
+
+
+def run_grader(
+    grader: Mapping[str, Any], model_sample: str, item: Mapping[str, Any] | None
+) -> Call[GraderRun]:
+    body = {
+        "grader": dict(grader),
+        "model_sample": model_sample,
+        "item": dict(item) if item is not None else None,
+    }
+    return Call("POST", f"{GRADERS}/run", _as(GraderRun), json=body, slow=True)
+
+
+def validate_grader(grader: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    def parse(response: httpx2.Response) -> dict[str, Any]:
+        return cast("dict[str, Any]", response.json()["grader"])
+
+    return Call("POST", f"{GRADERS}/validate", parse, json={"grader": dict(grader)}, slow=True)
 
 
 # Generations

@@ -19,6 +19,7 @@ from .cleanings import Cleanings
 from .deployments import Deployments
 from .evaluations import Evaluations
 from .exports import Exports
+from .graders import Graders
 from .http import HTTP
 from .jobs import Jobs
 from .resources import Adapters, Chat, Completions, Files, Models
@@ -63,6 +64,7 @@ class Tunewright:
         self.adapters = Adapters(http)
         self.models = Models(http)
         self.aliases = Aliases(http)
+        self.graders = Graders(http)
         self.deployments = Deployments(http)
         self.chat = Chat(http)
         self.completions = Completions(http)

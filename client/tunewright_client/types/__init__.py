@@ -35,6 +35,7 @@ from .generations import (
     CompletionChunk,
     Usage,
 )
+from .graders import GraderRun, GraderRunMetadata
 from .jobs import (
     Checkpoint,
     Cost,
@@ -126,6 +127,8 @@ __all__ = [
     "FileFault",
     "FileLineage",
     "FileReport",
+    "GraderRun",
+    "GraderRunMetadata",
     "HeldAdapter",
     "JobErrorInfo",
     "JobEvent",

@@ -25,6 +25,7 @@ from tunewright.cli.deployments import deployments
 from tunewright.cli.evals import evals
 from tunewright.cli.exports import exports
 from tunewright.cli.files import files
+from tunewright.cli.graders import graders
 from tunewright.cli.jobs import jobs
 from tunewright.cli.models import models
 from tunewright.cli.options import INTERRUPTED, Commands, examples
@@ -73,7 +74,8 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, cleanings, evals, adapters, models, aliases, deployments, chat,
+    demo, status, plan, jobs, exports, files, data, cleanings, evals, graders, adapters, models, aliases, deployments,
+    chat,
     backup, restore,
 ):  # fmt: skip
     commands.add_command(command)

@@ -240,6 +240,11 @@ class JobOptions(Group):
     max_queued_jobs: int = Field(
         1000, ge=1, description="Jobs that may wait, queued, paused or validating; more are refused with 429."
     )
+    python_graders: Literal["off", "sandboxed", "unconfined"] = Field(
+        "off",
+        description="Whether graders may be programs, which whoever can send requests writes. sandboxed: without files,"
+        " network and other processes, where the kernel can do that; unconfined: with limits of time and memory only.",
+    )
     price_per_hour: float | None = Field(
         None,
         gt=0,

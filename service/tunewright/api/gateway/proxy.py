@@ -118,6 +118,12 @@ class Gateway:
             compilation.end()
             return upstream.status, Rename(target)(answer)
 
+    async def ask_by_name(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """`ask` for a chat completion of the model or alias that the body names."""
+        async with asyncio.timeout(self.request_timeout):
+            model, _ = await self.router.choose(body["model"], None)
+            return await self.ask(model, "/v1/chat/completions", body)
+
 
 class Relay(Response):
     """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.

@@ -28,6 +28,7 @@ from tunewright.api.fine_tuning import routes as fine_tuning
 from tunewright.api.gateway.generation import ROUTES, GenerationSpec
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.gateway.routing import Router
+from tunewright.api.graders import routes as graders
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
@@ -75,7 +76,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
         health, files, report, cleanings, fine_tuning, plan, exports, evaluations, models, adapters, aliases,
-        deployments,
+        deployments, graders,
     ):  # fmt: skip
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD
@@ -119,6 +120,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         workspace,
         spec.control,
         functools.cache(lambda: find_devices(settings.processes)),
+        ask=spec.gateway.ask_by_name,
     )
     return server, spec
 

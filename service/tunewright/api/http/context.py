@@ -13,12 +13,19 @@ from tunewright.api.files.kept import KeptReports
 from tunewright.api.http.threads import Threads
 from tunewright.api.jobs.feeds import Feeds
 from tunewright.config import Settings
-from tunewright.errors import NotFound
+from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Makes the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
+
+Ask = Callable[[dict[str, Any]], Awaitable[tuple[int, bytes]]]
+"""Sends a chat completion to the model or alias that it names: the status and bytes of the answer. Raises as `ask`."""
+
+
+async def _ask_nobody(_: dict[str, Any]) -> tuple[int, bytes]:
+    raise EngineUnavailable("No engine can be asked here.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class ServiceContext:
     reports: KeptReports = field(default_factory=KeptReports)
     checks: FileChecks = field(default_factory=FileChecks)
     """The rows of uploaded files are checked."""
+    ask: Ask = _ask_nobody
+    grading: Threads = field(
+        default_factory=lambda: Threads("runs of graders", 2, most=32, code="too_many_graders")
+    )
+    """For graders, which take half of the processes in which strangers' data is read."""
 
 
 async def _context(request: Request) -> ServiceContext:

@@ -17,6 +17,9 @@ from starlette.routing import Match, Route
 from tunewright.api.http.wire import ErrorResponse
 from tunewright.atomic import is_disk_full
 from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, TunewrightError, cut
+from tunewright.graders.models import BY_NAME as GRADERS_BY_NAME
+from tunewright.graders.models import ONE as ONE_GRADER
+from tunewright.graders.models import TYPES as GRADERS
 from tunewright.rows.cleaning.options import BY_NAME as STEPS
 
 log = logging.getLogger("tunewright.api")
@@ -133,7 +136,10 @@ def _body_error(cause: BaseException) -> TunewrightError:
     return InvalidRequest("The body could not be read.", code="bad_request")
 
 
-_UNION_TAGS = {"int", "float", "str", "bool", "literal['auto']", "literal['all-linear']", "list[str]"}
+_UNION_TAGS = {
+    "int", "float", "str", "bool", "literal['auto']", "literal['all-linear']", "list[str]", GRADERS_BY_NAME, ONE_GRADER,
+    "InputText",
+}  # fmt: skip
 
 
 def _validation_error(error: RequestValidationError, content_type: str) -> InvalidRequest:
@@ -174,7 +180,9 @@ def _param(location: tuple[Any, ...]) -> str:
     kept = [
         part
         for before, part in pairwise(["", *parts])
-        if not _is_union_tag(part) and not (before.isdigit() and part in STEPS)
+        if not _is_union_tag(part)
+        and not (before.isdigit() and part in STEPS)
+        and not (part in GRADERS and before != GRADERS_BY_NAME)
     ]
     return cut(".".join(kept), 200) or "body"
 

@@ -1,0 +1,1 @@
+"""Graders over HTTP: OpenAI's routes that run one and check one."""

@@ -1,0 +1,67 @@
+"""Starts what graders compute, in processes with limits (`tunewright.apart`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunewright.apart import CutOff, OutOfMemory, call_apart
+from tunewright.errors import InvalidRequest
+from tunewright.graders.checking import check
+from tunewright.graders.grading import Answered, Item, grade, grade_all, requests
+from tunewright.graders.models import AnyGrader, ScoreModelGrader, singles
+from tunewright.graders.outcome import Outcome, failed
+from tunewright.graders.sandbox import Mode
+from tunewright.graders.templates import Sample
+
+_CHECK_SECONDS = 5
+_GRADE_SECONDS = 20
+"""Processor time for one answer, whose graders have limits of their own beside it."""
+_AT_A_TIME = 16
+"""Answers that one process grades."""
+
+
+def check_grader(grader: AnyGrader, param: str, mode: Mode) -> None:
+    """Raises InvalidRequest, whose parameter begins with `param`, for a grader that cannot work here."""
+    try:
+        call_apart(check, [], grader, param, mode, seconds=_CHECK_SECONDS)
+    except CutOff:
+        raise InvalidRequest(f"Invalid {param}: checking it took too long.", param=param) from None
+    except OutOfMemory as error:
+        raise InvalidRequest(f"Invalid {param}: {error}.", param=param) from None
+
+
+def requests_to_models(grader: AnyGrader, sample: Sample, item: Item) -> dict[str, dict[str, Any] | Outcome]:
+    """The requests to models that grade, by the names of the graders; where one cannot be made, its outcome."""
+    if not any(isinstance(one, ScoreModelGrader) for one in singles(grader).values()):
+        return {}
+    return call_apart(requests, [], grader, sample, item, seconds=_CHECK_SECONDS)
+
+
+def grade_apart(grader: AnyGrader, sample: Sample, item: Item, answered: Answered, mode: Mode) -> Outcome:
+    """The reward of one answer; what models have answered is in `answered`."""
+    try:
+        return call_apart(grade, [], grader, sample, item, answered, mode, seconds=_GRADE_SECONDS)
+    except (CutOff, OutOfMemory) as error:
+        return failed("other_error", f"the grader was ended: {error}")
+
+
+def grade_batch(
+    grader: AnyGrader, samples: Sequence[Sample], items: Sequence[Item], mode: Mode
+) -> list[Outcome]:
+    """The rewards of several answers, by a grader that asks no model. Where a process is ended, each of its answers is
+    graded in one of its own."""
+    outcomes: list[Outcome] = []
+    for begin in range(0, len(samples), _AT_A_TIME):
+        part = slice(begin, begin + _AT_A_TIME)
+        try:
+            outcomes += call_apart(
+                grade_all, [], grader, samples[part], items[part], mode,
+                seconds=_GRADE_SECONDS * len(samples[part]),
+            )  # fmt: skip
+        except (CutOff, OutOfMemory):
+            outcomes += [
+                grade_apart(grader, sample, item, {}, mode)
+                for sample, item in zip(samples[part], items[part], strict=True)
+            ]
+    return outcomes
