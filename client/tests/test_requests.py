@@ -57,6 +57,22 @@ def test_a_job_names_its_method_and_beta(server: FakeServer, client: Tunewright)
             client.jobs.create("base", "file-1", **wrong)
 
 
+def test_a_job_with_a_grader_is_one_of_reinforcement(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", JOBS, ok(job("queued")))
+    grader = {"type": "regex", "name": "number", "pattern": "[0-9]"}
+    for given in ({}, {"method": "reinforcement"}):
+        client.jobs.create("base", "file-1", grader=grader, **given)
+        assert server.requests[-1].json["method"] == {
+            "type": "reinforcement",
+            "reinforcement": {"grader": grader},
+        }
+    client.jobs.create("base", "file-1", grader=grader, beta=0.1)
+    assert server.requests[-1].json["method"]["reinforcement"]["hyperparameters"] == {"beta": 0.1}
+    for wrong in ("dpo", {"type": "reinforcement"}):
+        with pytest.raises(ValueError, match="grader"):
+            client.jobs.create("base", "file-1", grader=grader, method=wrong)
+
+
 def test_a_retry_of_the_asyncio_client_keeps_the_idempotency_key(server: FakeServer) -> None:
     server.on("POST", JOBS, Reply(abort=True), refuse(500), ok(job("queued")))
 

@@ -120,6 +120,29 @@ for call in (graders.validate, lambda grader: graders.run(grader=grader, model_s
         raise AssertionError("programs are off by default")
     assert told == ("unsupported", "grader"), told
 
+prompts = client.files.create(
+    file=("prompts.jsonl", b'{"messages": [{"role": "user", "content": "6 * 7?"}], "answer": "42"}\n'),
+    purpose="fine-tune",
+)
+reinforced = jobs.create(
+    model="missing",
+    training_file=prompts.id,
+    method={
+        "type": "reinforcement",
+        "reinforcement": {
+            "grader": several,
+            "hyperparameters": {
+                "batch_size": 1, "compute_multiplier": 0.5, "eval_interval": "auto", "eval_samples": 2,
+                "learning_rate_multiplier": 2.0, "n_epochs": "auto", "reasoning_effort": "default",
+            },
+        },
+    },
+)  # fmt: skip
+assert reinforced.method.reinforcement.grader.calculate_output == "exact * 2"
+assert reinforced.method.reinforcement.hyperparameters.eval_samples == 2
+assert jobs.retrieve(reinforced.id) == reinforced
+assert jobs.cancel(reinforced.id).status == "cancelled"
+
 # models
 models = list(client.models.list())
 for model in models:

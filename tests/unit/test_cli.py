@@ -258,6 +258,9 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "ppo"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--beta", "0.1"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "dpo", "--beta", "0"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "reinforcement"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "dpo", "--grader", "{}"],
+        ["jobs", "create", "--model", "m", "--file", "file-1", "--grader", "{}", "--plan"],
         ["jobs", "list", "--limit", "0"],
         ["aliases", "set", "support-bot"],
         ["aliases", "set", "support-bot", "m=many"],
@@ -616,6 +619,17 @@ def test_a_job_on_preferences_names_its_method_and_beta(run: Run, service: FakeS
     run("jobs", "create", "--model", "tiny", "--file", "file-1", "--method", "dpo", "--beta", "0.2")
     body = service.body("POST", "/v1/fine_tuning/jobs")
     assert body["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
+
+
+def test_a_job_with_a_grader_is_one_of_reinforcement(run: Run, service: FakeService, tmp_path: Path) -> None:
+    grader = {"type": "regex", "name": "number", "pattern": "[0-9]"}
+    path = tmp_path / "grader.json"
+    path.write_text(json.dumps(grader))
+    run("jobs", "create", "--model", "tiny", "--file", "file-1", "--grader", f"@{path}", "--beta", "0.2")
+    assert service.body("POST", "/v1/fine_tuning/jobs")["method"] == {
+        "type": "reinforcement",
+        "reinforcement": {"grader": grader, "hyperparameters": {"beta": 0.2}},
+    }
 
 
 def test_watching_ends_with_the_model(run: Run, service: FakeService) -> None:

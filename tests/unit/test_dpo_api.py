@@ -74,6 +74,7 @@ def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
     assert shown["method"] == {
         "type": "dpo",
         "supervised": None,
+        "reinforcement": None,
         "dpo": {
             "hyperparameters": {
                 "n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto", "beta": 0.1,

@@ -233,6 +233,10 @@ def test_a_schema_that_takes_for_ever_is_ended() -> None:
         assert errors(parsed("json_schema", json_schema=schema), "1") == ["other_error"]
 
 
+def test_what_the_schemas_library_fails_on_is_an_error_of_the_grader() -> None:
+    assert errors(parsed("json_schema", json_schema={"multipleOf": 0.1}), "1" + "0" * 400) == ["other_error"]
+
+
 @pytest.mark.parametrize(
     ("grader", "param"),
     [

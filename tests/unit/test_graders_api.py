@@ -79,6 +79,14 @@ def test_what_is_wrong_with_a_grader_is_named(api: TestClient, grader: Any, para
 def test_what_is_sent_is_bounded(api: TestClient) -> None:  # noqa: F811
     assert error(run(api, EXACT, "x" * 262_145), 400)["param"] == "model_sample"
     assert error(run(api, EXACT, item={"a": "x" * 1_048_576}), 400)["param"] == "item"
+    deep: Any = "x"
+    for _ in range(70):
+        deep = [deep]
+    assert "levels deep" in error(run(api, EXACT, item={"a": deep}), 400)["message"]
+    for text in (b'"\\ud800"', b'"\\u0000"', b"1e999"):
+        body = b'{"grader": {"type": "json_schema", "name": "s", "json_schema": {"enum": [%s]}}}' % text
+        answer = api.post(VALIDATE, content=body, headers={"content-type": "application/json"})
+        assert error(answer, 400)["param"] == "grader"
     assert error(run(api, EXACT, item=["a"]), 400)["param"] == "item"
     many = {f"g{number}": EXACT for number in range(17)}
     assert error(run(api, multi(**many)), 400)["param"] == "grader.graders"

@@ -207,7 +207,9 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
     assert job is not None
     request = request_of(job)
     assert (request.model, request.suffix, request.chat_template) == ("ft:tiny:parent:9", "s", "{{ x }}")
-    assert request.hyperparameters.model_dump() == HYPERPARAMETERS | {"beta": "auto"}
+    assert request.hyperparameters.model_dump() == HYPERPARAMETERS | dict.fromkeys(
+        ["beta", "compute_multiplier", "eval_interval", "eval_samples"], "auto"
+    )
     assert (request.tuning.rank, request.tuning.alpha, request.tuning.use_dora) == (8, "auto", True)
     assert job.resolved is not None
     assert job.resolved.model_dump() == {
@@ -221,6 +223,8 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         "dataloader_workers": 0,
         "method": "supervised",
         **dict.fromkeys(["beta", "loss_type", "label_smoothing"]),
+        **dict.fromkeys(["algorithm", "num_generations", "max_completion_length", "temperature"]),
+        **dict.fromkeys(["eval_samples", "eval_interval"]),
     }
     assert job.result == FineTuningResult(model="ft:tiny:s:1", trained_tokens=7)
     assert (job.file("training_file"), job.file("validation_file")) == ("file-1", "file-2")

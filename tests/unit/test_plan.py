@@ -189,8 +189,16 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "quantization",
     }
     of_dpo = {"beta", "loss_type", "label_smoothing"}
-    assert set(choices) >= set(Resolved.model_fields) - unexplained - of_dpo
-    assert not of_dpo & set(choices)
+    of_reinforcement = {
+        "algorithm",
+        "num_generations",
+        "max_completion_length",
+        "temperature",
+        "eval_samples",
+        "eval_interval",
+    }
+    assert set(choices) >= set(Resolved.model_fields) - unexplained - of_dpo - of_reinforcement
+    assert not (of_dpo | of_reinforcement) & set(choices)
     preferences = planned(described("H200"), "dpo", loss_type="robust").options
     assert {choice.name for choice in preferences} >= of_dpo
 

@@ -87,6 +87,18 @@ def method_object(method: str | Mapping[str, Any] | None, beta: float | str | No
     return {"type": "dpo", "dpo": {"hyperparameters": {"beta": beta}}}
 
 
+def graded_method(
+    grader: Mapping[str, Any], method: str | Mapping[str, Any] | None, beta: float | str | None
+) -> dict[str, Any]:
+    """The method "reinforcement" with a grader, as OpenAI's object. Raises ValueError beside another method."""
+    if method not in (None, "reinforcement"):
+        raise ValueError(
+            'grader is for the method "reinforcement": leave method out, or give all of it as method'
+        )
+    hyperparameters = {} if beta is None else {"hyperparameters": {"beta": beta}}
+    return {"type": "reinforcement", "reinforcement": {"grader": dict(grader), **hyperparameters}}
+
+
 def _weighted(models: Targets | WeightedModels) -> list[dict[str, Any]]:
     """A list of objects with `model` and, where a weight was given, `weight`. The server has a default weight."""
     if isinstance(models, str):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .._core import endpoints
-from .._core.inputs import Mix, job_body, method_object, with_mix
+from .._core.inputs import Mix, graded_method, job_body, method_object, with_mix
 from ..types import Checkpoint, JobRecord, Plan, Tuning
 from .job_resource import BoundJob, JobResource
 from .pages import Page
@@ -46,6 +46,7 @@ class Jobs(JobResource[Job]):
         idempotency_key: str | None = None,
         mix: Mix | None = None,
         beta: float | str | None = None,
+        grader: Mapping[str, Any] | None = None,
     ) -> Job:
         """Create a fine-tuning job.
 
@@ -59,12 +60,15 @@ class Jobs(JobResource[Job]):
         - method: "supervised" or, on a file of preferences, "dpo"; or OpenAI's form, such as {"type": "dpo", "dpo":
           {"hyperparameters": {"beta": 0.1}}}
         - beta: of the method dpo: how strongly the model is kept near what it was before
+        - grader: of the method "reinforcement", on a file of prompts: what scores the answers that the job makes, such
+          as {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
+          "reference": "{{ item.answer }}"}; `client.graders.run` tries it on an answer
         - hyperparameters: the settings in OpenAI's older form
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
         Raises BadRequestError for settings or files that cannot work, FileNotFoundError for a missing local file,
-        ValueError for a beta without the method "dpo".
+        ValueError for a beta without the method "dpo", or a grader beside another method than "reinforcement".
         """
         key = idempotency_key or str(uuid.uuid4())
         if mix is not None:
@@ -77,7 +81,9 @@ class Jobs(JobResource[Job]):
             {
                 "model": model,
                 "tuning": tuning,
-                "method": method_object(method, beta),
+                "method": method_object(method, beta)
+                if grader is None
+                else graded_method(grader, method, beta),
                 "hyperparameters": hyperparameters,
                 "suffix": suffix,
                 "seed": seed,

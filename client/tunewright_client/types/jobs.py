@@ -48,6 +48,8 @@ class Tuning(Wire):
     - loss_type, label_smoothing: of the method dpo
     - gpus: how many train together
     - sharding: whether they share the weights: none or fsdp
+    - algorithm, num_generations, max_completion_length, temperature: of the method reinforcement: grpo or rloo, answers
+      to each prompt, their largest length in tokens, and how they are sampled
 
     Other settings may be given by their names too.
     """
@@ -74,6 +76,10 @@ class Tuning(Wire):
     label_smoothing: float | Auto | None = None
     gpus: int | Auto | None = None
     sharding: str | None = None
+    algorithm: str | None = None
+    num_generations: int | Auto | None = None
+    max_completion_length: int | Auto | None = None
+    temperature: float | Auto | None = None
     optimizer: str | None = None
 
 
@@ -174,6 +180,15 @@ class Metrics(Wire):
     valid_reward_rejected: float | None = None
     valid_logps_chosen: float | None = None
     valid_logps_rejected: float | None = None
+    train_reward: float | None = None
+    train_reward_std: float | None = None
+    train_completion_length: float | None = None
+    train_completions_clipped: float | None = None
+    train_grader_errors: float | None = None
+    valid_reward: float | None = None
+    valid_completion_length: float | None = None
+    valid_completions_clipped: float | None = None
+    valid_grader_errors: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from tunewright.cli.graders import JsonObject
 from tunewright.cli.job_commands import JOBS
 from tunewright.cli.options import KeyValue, Remote, column_option, examples, on_service
 from tunewright.cli.watch import print_created
@@ -73,7 +74,7 @@ class LocalUploadedOrAuto(LocalOrUploaded):
 
 FILE = LocalOrUploaded()
 _TYPES = ("lora", "qlora", "full")
-_METHODS = ("supervised", "dpo")
+_METHODS = ("supervised", "dpo", "reinforcement")
 
 
 @click.command(
@@ -82,6 +83,7 @@ _METHODS = ("supervised", "dpo")
         "tunewright jobs create --model my-base --file train.jsonl --validation-file valid.jsonl \\",
         "    --type qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
         "tunewright jobs create --model my-base --file pairs.jsonl --method dpo --beta 0.1",
+        "tunewright jobs create --model my-base --file prompts.jsonl --grader @grader.json",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
 )
@@ -106,13 +108,15 @@ _METHODS = ("supervised", "dpo")
 )  # fmt: skip
 @click.option(
     # In earlier versions it was the name of --type.
-    "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar="[supervised|dpo]",
-    help="supervised: learn the answers; dpo: learn which of two answers is better.  [default: supervised]",
+    "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar="[supervised|dpo|reinforcement]",
+    help="supervised: learn the answers; dpo: learn which of two answers is better; reinforcement: learn from what "
+    "--grader makes of the model's own answers.  [default: supervised]",
 )  # fmt: skip
 @click.option(
     "--beta", type=click.FloatRange(0, 100, min_open=True),
-    help="Of dpo: how strongly the model is kept near what it was before.  [default: 0.1]",
+    help="Of dpo, reinforcement: how strongly the model is kept near what it was before.  [default: 0.1; 0]",
 )  # fmt: skip
+@click.option("--grader", type=JsonObject(), help="Of reinforcement: what scores the answers.")
 @click.option("--epochs", type=click.IntRange(1), help="Times through the file.  [default: chosen]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows for each step.  [default: chosen]")
 @click.option(
@@ -155,6 +159,7 @@ def create(
     tuning_type: str | None,
     method: str | None,
     beta: float | None,
+    grader: dict[str, Any] | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -179,8 +184,14 @@ def create(
                 f"--method {method} is the older form of --type {method}: give --type only"
             )
         method, tuning_type = None, method
-    if beta is not None and method != "dpo":
-        raise click.UsageError("--beta is for --method dpo")
+    if grader is not None and method not in (None, "reinforcement"):
+        raise click.UsageError(f"--grader is for --method reinforcement, not for {method}")
+    if grader is None and method == "reinforcement":
+        raise click.UsageError("--method reinforcement needs a --grader")
+    if grader is not None and show_plan:
+        raise click.UsageError("there are no plans of --method reinforcement yet: leave --plan out")
+    if beta is not None and method != "dpo" and grader is None:
+        raise click.UsageError("--beta is for --method dpo, and beside --grader")
     options = {
         "type": tuning_type,
         "n_epochs": epochs,
@@ -227,5 +238,6 @@ def create(
         metadata=dict(metadata) or None,
         chat_template=template,
         mix=mix or None,
+        grader=grader,
     )
     return print_created(remote, JOBS, job, watch)

@@ -75,8 +75,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 for command in (
     demo, status, plan, jobs, exports, files, data, cleanings, evals, graders, adapters, models, aliases, deployments,
-    chat,
-    backup, restore,
+    chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

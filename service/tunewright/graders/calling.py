@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
@@ -47,12 +47,17 @@ def grade_apart(grader: AnyGrader, sample: Sample, item: Item, answered: Answere
 
 
 def grade_batch(
-    grader: AnyGrader, samples: Sequence[Sample], items: Sequence[Item], mode: Mode
+    grader: AnyGrader,
+    samples: Sequence[Sample],
+    items: Sequence[Item],
+    mode: Mode,
+    on_part: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """The rewards of several answers, by a grader that asks no model. Where a process is ended, each of its answers is
-    graded in one of its own."""
+    graded in one of its own. `on_part` is called as the work goes on."""
     outcomes: list[Outcome] = []
     for begin in range(0, len(samples), _AT_A_TIME):
+        on_part()
         part = slice(begin, begin + _AT_A_TIME)
         try:
             outcomes += call_apart(

@@ -5,13 +5,13 @@ What is checked here is cheap. What takes time on bad input (patterns, schemas, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tunewright.graders import formula
+from tunewright.graders.json_values import check_json
 from tunewright.graders.similarity import METRICS
 from tunewright.graders.templates import Reference, references
 from tunewright.wire import Body
@@ -163,8 +163,7 @@ class JsonSchemaGrader(Body):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        if len(json.dumps(self.json_schema)) > _LONGEST_SCHEMA:
-            raise ValueError(f"a schema has at most {_LONGEST_SCHEMA} characters")
+        check_json(self.json_schema, _LONGEST_SCHEMA)
         return self
 
 

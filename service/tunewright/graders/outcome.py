@@ -64,10 +64,13 @@ def failed(flag: str, details: str | None = None, *, of: str | None = None) -> O
     values: dict[str, Any] = {flag: True}
     name = of or f"{flag}_details"
     if details is not None:
-        values[name if name in GraderErrors.model_fields else "other_error_details"] = details[
-            :_LONGEST_DETAILS
-        ]
+        values[name if name in GraderErrors.model_fields else "other_error_details"] = _sendable(details)
     return Outcome(0.0, GraderErrors(**values))
+
+
+def _sendable(details: str) -> str:
+    """The beginning of what a stranger's program or a library says, without what no answer can carry."""
+    return details[:_LONGEST_DETAILS].encode("utf-8", "replace").decode()
 
 
 def merged(errors: Iterable[GraderErrors]) -> GraderErrors:

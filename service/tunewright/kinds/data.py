@@ -22,6 +22,7 @@ _METHODS = {
     RowKind.PROMPT_COMPLETION: "supervised",
     RowKind.PREFERENCE: "dpo",
     RowKind.LABELLED: "kto",
+    RowKind.GRADED: "reinforcement",
     RowKind.TEXT: "continued pre-training",
 }
 """The method that learns from each kind of rows."""

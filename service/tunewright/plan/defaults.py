@@ -12,7 +12,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from tunewright.plan.methods import BETA, FEW_ROWS, LABEL_SMOOTHING, LOSS_TYPE, METHODS
+from tunewright.plan.methods import (
+    BETA,
+    FEW_ROWS,
+    LABEL_SMOOTHING,
+    LOSS_TYPE,
+    MAX_COMPLETION_LENGTH,
+    METHODS,
+    NUM_GENERATIONS,
+    PROMPTS,
+)
 from tunewright.plan.options import Auto, HyperparameterOptions, TuningOptions
 
 Value = TypeVar("Value")
@@ -73,6 +82,17 @@ class Resolved(BaseModel):
     loss_type: str | None = None
     label_smoothing: float | None = None
     """None also for a loss that has none."""
+    algorithm: str | None = None
+    """Of reinforcement: grpo or rloo. None for other methods, as the rest."""
+    num_generations: int | None = None
+    """Answers to a prompt that are compared with each other."""
+    max_completion_length: int | None = None
+    """Tokens of an answer; a prompt has at most `max_length` less these."""
+    temperature: float | None = None
+    eval_samples: int | None = None
+    """Answers to a held-out prompt in an evaluation."""
+    eval_interval: int | None = None
+    """Steps between evaluations; None: at the end of each epoch."""
     gpus: int = 1
     """GPUs that train together, each in a process; on the CPU, processes. Rows of earlier versions lack it."""
     sharding: str = "none"
@@ -85,6 +105,8 @@ class Resolved(BaseModel):
 
     def steps(self, examples: int) -> int:
         """Optimizer steps of the run, if an epoch has so many examples."""
+        if METHODS[self.method].generates:  # TRL leaves out prompts that fill no step
+            return examples // self.batch_size * self.n_epochs
         return -(-examples // self.batch_size) * self.n_epochs
 
 
@@ -119,8 +141,9 @@ def resolve(
     default_epochs = of_method.epochs if rows >= FEW_ROWS else of_method.epochs_of_few
     epochs = _given(tuning.n_epochs, _given(hyperparameters.n_epochs, default_epochs))
     gpus = _given(tuning.gpus, 1)
-    batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, batch_for(rows, gpus)))
-    at_a_time = (8 if device == "cpu" else 4) // of_method.sequences
+    usual = min(PROMPTS, batch_for(rows)) if of_method.generates else batch_for(rows, gpus)
+    batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, usual))
+    at_a_time = 1 if of_method.generates else (8 if device == "cpu" else 4) // of_method.sequences
     per_device, accumulation = split_batch(batch // gpus, _given(tuning.per_device_batch_size, at_a_time))
     adapter = type != "full"
     rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
@@ -152,6 +175,7 @@ def resolve(
         gpus=gpus,
         sharding="none" if gpus == 1 or adapter else _given(tuning.sharding, "fsdp"),
         **(_of_dpo(tuning, hyperparameters) if method == "dpo" else {}),
+        **(_of_reinforcement(tuning, hyperparameters, context) if method == "reinforcement" else {}),
     )
 
 
@@ -167,6 +191,23 @@ def _of_dpo(tuning: TuningOptions, hyperparameters: HyperparameterOptions) -> di
         "beta": _given(hyperparameters.beta, BETA),
         "loss_type": loss,
         "label_smoothing": _given(tuning.label_smoothing, LABEL_SMOOTHING.get(loss)),
+    }
+
+
+def _of_reinforcement(
+    tuning: TuningOptions, hyperparameters: HyperparameterOptions, context: int
+) -> dict[str, Any]:
+    answers = max(2, round(NUM_GENERATIONS * _given(hyperparameters.compute_multiplier, 1.0)))
+    interval = hyperparameters.eval_interval
+    usual = min(MAX_COMPLETION_LENGTH, max_length_for(tuning, context) // 2)
+    return {
+        "beta": _given(hyperparameters.beta, 0.0),
+        "algorithm": _given(tuning.algorithm, "grpo"),
+        "num_generations": _given(tuning.num_generations, answers),
+        "max_completion_length": _given(tuning.max_completion_length, usual),
+        "temperature": _given(tuning.temperature, 1.0),
+        "eval_samples": _given(hyperparameters.eval_samples, 1),
+        "eval_interval": None if interval == "auto" else interval,
     }
 
 

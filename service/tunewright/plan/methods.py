@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-MethodName = Literal["supervised", "dpo"]
+MethodName = Literal["supervised", "dpo", "reinforcement"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Method:
     """What passes through the model of each row: of a pair both answers, each with the prompt."""
     has_reference: bool = False
     """Whether each step also asks a reference model, which does not change."""
+    generates: bool = False
+    """Whether the answers are made while it trains: rows are prompts, and what a step costs is not known before."""
 
 
 FEW_ROWS = 1000
@@ -41,7 +43,20 @@ METHODS: Mapping[str, Method] = {
         sequences=2,
         has_reference=True,
     ),
+    "reinforcement": Method(
+        learning_rates={"lora": 1e-5, "qlora": 1e-5, "full": 1e-6},
+        rate_ranges={"lora": (1e-6, 1e-4), "qlora": (1e-6, 1e-4), "full": (1e-7, 1e-5)},
+        epochs=1,
+        epochs_of_few=3,
+        generates=True,
+    ),
 }
+
+NUM_GENERATIONS = 8
+"""Answers to a prompt that are compared with each other, where `compute_multiplier` is 1; TRL's default."""
+MAX_COMPLETION_LENGTH = 256
+PROMPTS = 8
+"""Of a step of reinforcement: each has several answers."""
 
 BETA = 0.1
 LossType = Literal[

@@ -11,8 +11,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 Auto = Literal["auto"]
-OF_DPO = ("loss_type", "label_smoothing")
-"""The options of `TuningOptions` that the method dpo alone has."""
+OF_METHOD = {
+    "dpo": ("loss_type", "label_smoothing"),
+    "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature"),
+}
+"""The options of `TuningOptions` that a method alone has."""
+WITH_BETA = ("dpo", "reinforcement")
+"""The methods with the hyperparameter beta."""
+OF_REINFORCEMENT = ("compute_multiplier", "eval_interval", "eval_samples")
+"""OpenAI's hyperparameters that the method reinforcement alone has."""
+
+
+def of_others(method: str) -> list[str]:
+    """The options that other methods have alone."""
+    return [name for other, names in OF_METHOD.items() if other != method for name in names]
 
 
 class _Options(BaseModel):
@@ -52,6 +64,10 @@ class TuningOptions(_Options):
     weight_decay: float | Auto = "auto"
     loss_type: str = "auto"
     label_smoothing: float | Auto = "auto"
+    algorithm: str = "auto"
+    num_generations: int | Auto = "auto"
+    max_completion_length: int | Auto = "auto"
+    temperature: float | Auto = "auto"
     gpus: int | Auto = "auto"
     sharding: str = "auto"
 
@@ -63,8 +79,15 @@ class HyperparameterOptions(_Options):
     batch_size: int | Auto = "auto"
     learning_rate_multiplier: float | Auto = "auto"
     beta: float | Auto = "auto"
-    """Of dpo alone."""
+    """Of the methods `WITH_BETA` alone."""
+    compute_multiplier: float | Auto = "auto"
+    """Of reinforcement alone, as the next two."""
+    eval_interval: int | Auto = "auto"
+    eval_samples: int | Auto = "auto"
 
     def of_method(self, method: str) -> dict[str, float | str]:
         """Those that the method has."""
-        return self.model_dump(exclude=set() if method == "dpo" else {"beta"})
+        others = set() if method in WITH_BETA else {"beta"}
+        if method != "reinforcement":
+            others |= set(OF_REINFORCEMENT)
+        return self.model_dump(exclude=others)

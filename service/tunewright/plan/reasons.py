@@ -47,7 +47,23 @@ OF_METHOD = {
         "beta": ("as the paper's experiments: more keeps the model nearer to the reference", _DPO),
         "loss_type": ("the loss of the paper", _DPO),
         "label_smoothing": ("what the paper of the loss recommends", _HERE),
-    }
+    },
+    "reinforcement": {
+        "learning_rate": ("1e-5 for adapters, 1e-6 for all weights: rewards are noisy", "TRL's GRPOConfig"),
+        "batch_size": ("up to 8 prompts a step, each with num_generations answers", _HERE),
+        "per_device_batch_size": (
+            "a prompt at a time, with all of its answers; the rest is accumulated",
+            _HERE,
+        ),
+        "beta": (
+            "0: no reference; more keeps the model nearer to what it was before",
+            "DAPO (Yu et al. 2025)",
+        ),
+        "algorithm": ("answers are compared with the mean of their group", "GRPO (Shao et al. 2024)"),
+        "num_generations": ("8 answers to a prompt are compared with each other", "TRL's GRPOConfig"),
+        "max_completion_length": ("256 tokens, at most half of max_length", "TRL's GRPOConfig"),
+        "temperature": ("as the model samples by itself", "TRL's GRPOConfig"),
+    },
 }
 """The same of what a method has of its own, or has for other reasons."""
 

@@ -4,6 +4,7 @@
     prompt_completion  {"prompt": "...", "completion": "..."}
     preference         {"prompt": ..., "chosen": ..., "rejected": ..., "tools": [...]?}: texts, or lists of messages
     labelled           {"prompt": ..., "completion": ..., "label": true, "tools": [...]?}: the same
+    graded             {"messages": [...], "item": {...}, "tools": [...]?}
     text               {"text": "..."}
 
 Null is the same as absent, as in what the openai client's `model_dump()` writes.
@@ -35,6 +36,8 @@ class RowKind(StrEnum):
     """That of two answers one is better."""
     LABELLED = "labelled"
     """That an answer is good, or bad."""
+    GRADED = "graded"
+    """A prompt, whose answers are made while it is trained on, and graded; the item is the whole row."""
     TEXT = "text"
     """All of a text."""
 
@@ -170,6 +173,17 @@ def _check_tool_calls(calls: object, where: str) -> None:
 def unlearnt(messages: list[Row]) -> list[Row]:
     """Messages of a prompt: what the assistant said in them is not learnt."""
     return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
+
+
+def check_graded(row: Row) -> None:
+    """Raises RowFault."""
+    _check_tools(row.get("tools"))
+    check_messages(_some_messages(row.get("messages"), "messages"), "messages")
+
+
+def is_graded(row: Row) -> bool:
+    """Whether a canonical row is a prompt whose answers are graded."""
+    return "item" in row
 
 
 def is_preference(row: Row) -> bool:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
-from tunewright.rows.canonical import is_preference
+from tunewright.rows.canonical import is_graded, is_preference
 from tunewright.rows.examples import IGNORED, Example, Pair, Row, UnusableRow, encode_text
 from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
@@ -59,7 +59,10 @@ class RowEncoder:
             raise TrainingFailed(f"invalid_{what}", f"{what}, line {line}: {error}") from error
 
     def encoded(self, row: Row) -> Sequence[Example | Pair]:
-        """Those of a row; of a preference row a pair. Raises UnusableRow."""
+        """Those of a row; of a preference row a pair, of a graded row the prompt. Raises UnusableRow."""
+        if is_graded(row):  # all of the prompt counts, so that none is cut without a word
+            prompt = self._for_chat().prompt_tokens(row["messages"], row.get("tools"))
+            return [Example(prompt, list(prompt))]
         if is_preference(row):
             return [encode_pair(row, self.supervised)]
         return self.supervised(row)

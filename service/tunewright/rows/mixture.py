@@ -10,7 +10,7 @@ order. No file is copied: the data set maps them into memory beside each other, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,12 +84,12 @@ class Mixture:
         """The names of its files in the cache of tokens: the same keys, the same data set."""
         return [part.file.key for part in self.parts]
 
-    def dataset(self, beside: dict[str, npt.NDArray[np.float32]] | None = None) -> Dataset:
+    def dataset(self, beside: Mapping[str, npt.NDArray[np.float32] | Sequence[str]] | None = None) -> Dataset:
         """The examples of all files, each once, with `input_ids` and `labels` (`TokenizedFile.dataset`). `beside`:
-        further columns, with a number for each example."""
+        further columns, with a number or a text for each example."""
         rows = concatenate_datasets([part.file.examples() for part in self.parts])
         if beside:
-            rows = concatenate_datasets([rows, Dataset.from_dict(beside)], axis=1)
+            rows = concatenate_datasets([rows, Dataset.from_dict(dict(beside))], axis=1)
         return rows.with_transform(with_labels)
 
     def tokens(self, epochs: int) -> int:

@@ -11,7 +11,15 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tunewright.rows import alpaca, sharegpt
-from tunewright.rows.canonical import Row, RowKind, check_answers, check_chat, check_text, unlearnt
+from tunewright.rows.canonical import (
+    Row,
+    RowKind,
+    check_answers,
+    check_chat,
+    check_graded,
+    check_text,
+    unlearnt,
+)
 from tunewright.rows.faults import RowFault, json_type, listed, parse_json
 from tunewright.rows.reading import Reading
 
@@ -23,6 +31,8 @@ class DataFormat(StrEnum):
     """`messages`, and `tools` where there are any; TRL's conversations are the same."""
     OPENAI_PREFERENCE = "openai_preference"
     """`input`, `preferred_output` and `non_preferred_output`."""
+    OPENAI_REINFORCEMENT = "openai_reinforcement"
+    """`messages` that end with what is asked, and further fields, which graders refer to."""
     PROMPT_COMPLETION = "prompt_completion"
     """`prompt` and `completion`, texts or (TRL) lists of messages."""
     ALPACA = "alpaca"
@@ -51,6 +61,7 @@ _STRICT = {DataFormat.OPENAI_CHAT, DataFormat.PROMPT_COMPLETION}
 """Formats of which an unknown field is a fault, as in OpenAI's API, unless the row is that of a table."""
 _FIELDS = {
     DataFormat.OPENAI_CHAT: {"messages", "tools", "parallel_tool_calls"},
+    DataFormat.OPENAI_REINFORCEMENT: {"messages", "tools", "parallel_tool_calls"},
     DataFormat.OPENAI_PREFERENCE: {"input", "preferred_output", "non_preferred_output"},
     DataFormat.PROMPT_COMPLETION: {"prompt", "completion"},
     DataFormat.ALPACA: alpaca.FIELDS,
@@ -91,6 +102,8 @@ def convert(value: object, reading: Reading, *, is_table: bool = False) -> Conve
         )
     if lost := unknown & _MEDIA:
         raise RowFault(f"{listed(lost)} cannot be trained on here: rows are text")
+    if found is DataFormat.OPENAI_REINFORCEMENT:  # all of the row is the item
+        known, unknown = set(row), set()
     present = {name: part for name, part in row.items() if name in known}
     kind, made = _CONVERSIONS[found](present, reading)
     return Converted(found, kind, made, frozenset(map(str, unknown)))
@@ -113,7 +126,9 @@ def _recognised(row: Row, given: set[str]) -> DataFormat:
         if given & {"label", "kto_tag"}:
             return DataFormat.TRL_KTO
         is_text = "messages" not in given and ("messages" not in row or given & {"prompt", "completion"})
-        return DataFormat.PROMPT_COMPLETION if is_text else DataFormat.OPENAI_CHAT
+        if is_text:
+            return DataFormat.PROMPT_COMPLETION
+        return DataFormat.OPENAI_REINFORCEMENT if _is_graded(row, given) else DataFormat.OPENAI_CHAT
     if "text" in row:
         return DataFormat.TEXT
     raise RowFault(
@@ -121,6 +136,14 @@ def _recognised(row: Row, given: set[str]) -> DataFormat:
         f"{listed(row)}. Of other columns, data.columns says what they are, such as "
         '{"prompt": "question", "completion": "answer"}'
     )
+
+
+def _is_graded(row: Row, given: set[str]) -> bool:
+    """Whether a row with messages ends with what is asked, and has further fields for graders."""
+    messages = row["messages"]
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    asks = isinstance(last, dict) and last.get("role") in ("user", "tool", "function")
+    return asks and bool(given - _FIELDS[DataFormat.OPENAI_CHAT])
 
 
 def _named(found: DataFormat) -> str:
@@ -136,6 +159,12 @@ def _from_chat(row: Row, _: Reading) -> tuple[RowKind, Row]:
     made = {name: _parsed(part) if name != "parallel_tool_calls" else part for name, part in row.items()}
     check_chat(made)
     return RowKind.CHAT, made
+
+
+def _from_reinforcement(row: Row, _: Reading) -> tuple[RowKind, Row]:
+    made = {"messages": row["messages"], "item": row, **_tools(row)}
+    check_graded(made)
+    return RowKind.GRADED, made
 
 
 def _from_prompt_completion(row: Row, _: Reading) -> tuple[RowKind, Row]:
@@ -282,6 +311,7 @@ def _parsed_messages(value: object) -> object:
 
 _CONVERSIONS: dict[DataFormat, Callable[[Row, Reading], tuple[RowKind, Row]]] = {
     DataFormat.OPENAI_CHAT: _from_chat,
+    DataFormat.OPENAI_REINFORCEMENT: _from_reinforcement,
     DataFormat.OPENAI_PREFERENCE: _from_openai_preference,
     DataFormat.PROMPT_COMPLETION: _from_prompt_completion,
     DataFormat.ALPACA: _from_alpaca,

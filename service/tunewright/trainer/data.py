@@ -29,28 +29,38 @@ def tokenized_files(
 
     def tokenized(file: str, reading: Reading, sha256: str | None, what: str) -> TokenizedFile:
         tuning = spec.tuning
+        longest, truncation = tuning.max_length, tuning.truncation
+        if METHODS[
+            tuning.method
+        ].generates:  # what is left is for the answer, and half a prompt asks something else
+            longest, truncation = longest - (tuning.max_completion_length or 0), "refuse"
         source = sha256 or file_sha256(Path(file), beat)
         key = cache_key(
             source,
             Path(spec.base_path),
             reading=reading,
             chat_template=spec.chat_template,
-            max_length=tuning.max_length,
-            truncation=tuning.truncation,
+            max_length=longest,
+            truncation=truncation,
             trust_remote_code=spec.trust_remote_code,
         )
-        return tokenize_file(
-            Path(file),
-            tokenizer,
-            tuning.max_length,
-            cache=cache,
-            key=key,
-            source=source,
-            reading=reading,
-            truncation=tuning.truncation,
-            what=what,
-            on_row=beat,
-        )
+        try:
+            return tokenize_file(
+                Path(file),
+                tokenizer,
+                longest,
+                cache=cache,
+                key=key,
+                source=source,
+                reading=reading,
+                truncation=truncation,
+                what=what,
+                on_row=beat,
+            )
+        except TrainingFailed as error:
+            if error.code == "row_too_long" and METHODS[tuning.method].generates:
+                raise TrainingFailed(error.code, _prompts_too_long(str(error))) from error
+            raise
 
     def further(reading: Reading, what: str) -> Iterator[Part]:
         for one in spec.further_files:
@@ -86,6 +96,14 @@ def tokenized_files(
     return training, Mixture(held_out, spec.seed)
 
 
+def _prompts_too_long(message: str) -> str:
+    """The message for prompts, which are not cut."""
+    return (
+        f"{message.partition(' Shorten')[0]} Shorten the prompts, raise tuning.max_length (up to the base's context), "
+        "or lower tuning.max_completion_length, which is left for the answer"
+    )
+
+
 def tell_data(events: EventLog, training: Mixture, tuning: Resolved) -> None:
     """Tell the events what is trained on, of each file where there are several, and warn of what is cut and of batches
     that are mostly padding."""
@@ -109,6 +127,8 @@ def tell_data(events: EventLog, training: Mixture, tuning: Resolved) -> None:
             )
         if cut := rows_cut(totals.truncated, totals.examples + totals.dropped, totals.max_length):
             events.message(cut, level="warn", data={"code": "rows_cut"})
+    if METHODS[tuning.method].generates:
+        return
     at_a_time = tuning.per_device_batch_size * METHODS[tuning.method].sequences
     padding = training.shape().padding(at_a_time, tuning.max_length)
     if padded := rows_padded(padding, tuning.group_by_length):

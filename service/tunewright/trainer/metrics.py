@@ -14,13 +14,35 @@ _NAMES = {
     "rewards/rejected": "reward_rejected",
     "logps/chosen": "logps_chosen",
     "logps/rejected": "logps_rejected",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "reward_zero_std",
+    "kl": "kl",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clip_ratio",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "completions_clipped",
+    "grader_errors": "grader_errors",
 }
+OF_GRADER = "graders/"
+"""Before the name of a grader of a `multi`, in the logs of its mean reward."""
 
 
 def measures(logs: Mapping[str, Any], *, of: str = "", prefix: str) -> dict[str, float]:
     """What the logs have of the measures, each of which has the prefix `of` there, under names with `prefix`."""
     found = {f"{prefix}{name}": logs.get(f"{of}{logged}") for logged, name in _NAMES.items()}
+    begin = f"{of}{OF_GRADER}"
+    found |= {
+        f"{prefix}grader_{name.removeprefix(begin)}": value
+        for name, value in logs.items()
+        if name.startswith(begin)
+    }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def is_measured(name: str) -> bool:
+    """Whether a number of TRL's logs is among the measures."""
+    return name in _NAMES or name.startswith(OF_GRADER)
 
 
 def held_out(logs: Mapping[str, Any]) -> dict[str, float]:
@@ -30,8 +52,9 @@ def held_out(logs: Mapping[str, Any]) -> dict[str, float]:
 
 def told(data: Mapping[str, Any], prefix: str) -> str:
     """The loss of `data`, and the measure that says most beside it, for a message."""
-    accuracy = data.get(f"{prefix}reward_accuracy")
+    accuracy, reward = data.get(f"{prefix}reward_accuracy"), data.get(f"{prefix}reward")
     beside = "" if accuracy is None else f" (reward accuracy {accuracy:.2f})"
+    beside += "" if reward is None else f" (reward {reward:.4f})"
     return f"{data[f'{prefix}loss']:.4f}{beside}"
 
 

@@ -11,6 +11,7 @@ from tunewright.jobs.folder import EventLog
 from tunewright.plan.cost import Cost, cost_of
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.machine import card_of
+from tunewright.plan.methods import METHODS
 from tunewright.plan.prediction import Planned, predict
 from tunewright.plan.shape import UnknownShape
 from tunewright.plan.time import Measured
@@ -23,7 +24,9 @@ log = logging.getLogger("tunewright.trainer")
 
 def planned_run(spec: TrainingSpec, data: DataShape, tokens: int) -> Planned | None:
     """The prediction for rows of which an epoch has the shape `data`, and all epochs so many tokens. None where the
-    model's files do not say enough, which is no reason not to train."""
+    model's files do not say enough, which is no reason not to train; and where answers are made while it trains."""
+    if METHODS[spec.method].generates:
+        return None
     try:
         shape = read_shape(Path(spec.base_path))
     except (OSError, ValueError, BadTensors, UnknownShape) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunewright.graders.models import Grader
+from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import Outcome
 from tunewright.plan.cost import Cost, Rates
 from tunewright.plan.defaults import Resolved
@@ -59,6 +61,10 @@ class TrainingSpec(BaseModel):
     method: MethodName = "supervised"
     """OpenAI's method; each is a module of `trainer.methods`."""
     tuning: Resolved
+    grader: Grader | None = None
+    """Of reinforcement: what grades the answers."""
+    python_graders: Mode = "off"
+    """Whether graders may be programs, as the operator says."""
     earlier: tuple[Earlier, ...] = ()
     """Finished jobs on the same base, newest first: by their speed the time is predicted."""
     rates: Rates = Rates()

@@ -153,7 +153,7 @@ def train(
     measured = metrics.measured(training.longest, loading.waited, compiled=compiled)
     return TrainingResult(
         status="succeeded",
-        trained_tokens=trained_tokens,
+        trained_tokens=trainer.state.num_input_tokens_seen if spec.grader else trained_tokens,
         metrics=metrics.latest,
         planned=planned,
         measured=measured,

@@ -8,6 +8,7 @@ import secrets
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
 from tunewright.api.fine_tuning.gpus import check_gpus
+from tunewright.api.fine_tuning.grading import check_grading
 from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.methods import (
     batch_size_of,
@@ -59,6 +60,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         tuning = _fixed_by_parent(context, parent, tuning)
     tuning = without_dropout(method, tuning)
     check_gpus(tuning, batch_size_of(body, tuning), context.devices(), context.settings.jobs.cpu_processes)
+    check_grading(context, body.training_file, validation_file, data, method, tuning)
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]
@@ -75,6 +77,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
             data=data,
             chat_template=body.chat_template or (parent.chat_template if parent else None),
             method=method.type,
+            grader=method.reinforcement.grader if method.reinforcement else None,
             hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
             tuning=TuningOptions(**tuning.model_dump()),
         ),

@@ -22,6 +22,7 @@ class MeasuredObject(Wire):
     waited: float | None = Field(
         None, description="Seconds beside these in which steps have waited for their rows."
     )
+    compiled: bool = Field(False, description="Whether the layers were compiled.")
     cost: Cost | None = Field(None, description="Energy and price of these seconds and waits.")
 
     @classmethod
@@ -54,6 +55,7 @@ class PlannedObject(Wire):
         None,
         description="Energy and price of these seconds, where the operator's rates or the card tell them.",
     )
+    compiled: bool = Field(False, description="Whether the layers are compiled.")
 
     @classmethod
     def of(cls, result: JobResult | None) -> PlannedObject | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.errors import InvalidRequest, UnsupportedFeature
+from tunewright.graders.models import AnyGrader, Grader
 from tunewright.plan.methods import METHODS, MethodName
 from tunewright.plan.options import HyperparameterOptions
 from tunewright.wire import Body
@@ -36,6 +37,33 @@ class DpoHyperparameters(Hyperparameters):
     )
 
 
+class ReinforcementHyperparameters(Hyperparameters):
+    """OpenAI's hyperparameters of `reinforcement`, and `beta`, which OpenAI does not have."""
+
+    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        "auto", description="Prompts per optimizer step; 8 by default, of fewer rows fewer."
+    )
+    compute_multiplier: Auto | Annotated[float, Field(strict=True, gt=0, le=32)] = Field(
+        "auto",
+        description="Factor of the 8 answers to each prompt, unless `tuning.num_generations` says how many.",
+    )
+    eval_interval: Auto | Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+        "auto",
+        description="Steps between evaluations on the validation file; at the end of each epoch by default.",
+    )
+    eval_samples: Auto | Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
+        "auto", description="Answers to each row of the validation file in an evaluation; 1 by default."
+    )
+    reasoning_effort: Literal["default"] | None = Field(
+        None, description="Only `default`: how models here think is in their chat templates."
+    )
+    beta: Auto | Annotated[float, Field(strict=True, ge=0, le=100)] = Field(
+        "auto",
+        description="How strongly the model is kept near what it was before the job (the weight of the KL divergence); "
+        "0 by default, without a reference.",
+    )
+
+
 class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
@@ -44,17 +72,38 @@ class Dpo(Body):
     hyperparameters: DpoHyperparameters = DpoHyperparameters()
 
 
+class Reinforcement(Body):
+    """The grader, and the hyperparameters."""
+
+    grader: Grader
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+    response_format: None = Field(
+        None, description="Not offered: answers are not forced into a form in training."
+    )
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _refuse_formats(cls, value: object) -> object:
+        if value is not None:
+            raise UnsupportedFeature(
+                "Answers are not forced into a form in training: leave `response_format` out, and let a grader "
+                "(json_schema) reward it.",
+                param="method.reinforcement.response_format",
+            )
+        return value
+
+
 _OFFERED = tuple(METHODS)
-_OTHER_METHODS = ("reinforcement",)
-"""OpenAI's."""
 
 
 class Method(Body):
-    """OpenAI's method: `supervised`, or `dpo` (direct preference optimization, on pairs of answers)."""
+    """OpenAI's method: `supervised`, `dpo` (direct preference optimization, on pairs of answers), or `reinforcement`
+    (GRPO, on prompts whose answers are graded)."""
 
     type: MethodName = "supervised"
     supervised: Supervised | None = None
     dpo: Dpo | None = None
+    reinforcement: Reinforcement | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -62,31 +111,31 @@ class Method(Body):
         """A null, as the openai client's models are dumped with, is taken as absent."""
         if not isinstance(value, dict):
             return value
-        if value.get("type") in _OTHER_METHODS:
-            raise UnsupportedFeature(
-                f"The method {value['type']} is not offered; {' and '.join(_OFFERED)} are.",
-                param="method.type",
-            )
         type = value.get("type", "supervised")
-        for name in (*_OFFERED, *_OTHER_METHODS):
+        if type == "reinforcement" and value.get("reinforcement") is None:
+            raise InvalidRequest(
+                "The method reinforcement needs a grader: set `method.reinforcement.grader`.",
+                param="method.reinforcement.grader",
+                code="missing_parameter",
+            )
+        for name in _OFFERED:
             if value.get(name) is None or name == type:
                 continue
-            if name in _OTHER_METHODS:
-                raise UnsupportedFeature(
-                    f"The method {name} is not offered; leave `method.{name}` out.", param=f"method.{name}"
-                )
             raise InvalidRequest(
                 f"`method.{name}` is for the type {name}: set `method.type` to {name}, or leave `method.{name}` out.",
                 param=f"method.{name}",
             )
-        return {key: part for key, part in value.items() if key not in _OTHER_METHODS}
+        return value
 
     @classmethod
-    def of(cls, type: MethodName, hyperparameters: HyperparameterOptions) -> Method:
+    def of(
+        cls, type: MethodName, hyperparameters: HyperparameterOptions, grader: AnyGrader | None = None
+    ) -> Method:
         """OpenAI's form of a method with these hyperparameters."""
-        return cls.model_validate({"type": type, type: {"hyperparameters": hyperparameters.of_method(type)}})
+        shown: dict[str, object] = {"hyperparameters": hyperparameters.of_method(type)}
+        return cls.model_validate({"type": type, type: shown | ({"grader": grader} if grader else {})})
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        chosen = self.dpo if self.type == "dpo" else self.supervised
+        chosen: Supervised | Dpo | Reinforcement | None = getattr(self, self.type)
         return Hyperparameters() if chosen is None else chosen.hyperparameters

@@ -7,38 +7,41 @@ from typing import Protocol
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.schemas import Tuning
 from tunewright.errors import InvalidRequest
-from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE
-from tunewright.plan.options import OF_DPO
+from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE, METHODS
+from tunewright.plan.options import OF_METHOD, of_others
 
 
 def check_method(method: Method, tuning: Tuning) -> None:
     """Raises InvalidRequest for an option of `tuning` that the method does not have, or would ignore."""
-    given = [name for name in OF_DPO if getattr(tuning, name) != "auto"]
-    if method.type != "dpo":
-        if given:
+    for name in of_others(method.type):
+        if getattr(tuning, name) != "auto":
+            whose = next(one for one, names in OF_METHOD.items() if name in names)
             raise InvalidRequest(
-                f"tuning.{given[0]} is for the method dpo; the method is {method.type}.",
-                param=f"tuning.{given[0]}",
+                f"tuning.{name} is for the method {whose}; the method is {method.type}.",
+                param=f"tuning.{name}",
             )
-        return
     loss = LOSS_TYPE if tuning.loss_type == "auto" else tuning.loss_type
-    if "label_smoothing" in given and loss not in LABEL_SMOOTHING:
+    if tuning.label_smoothing != "auto" and loss not in LABEL_SMOOTHING:
         raise InvalidRequest(
             f"tuning.label_smoothing is for the losses {' and '.join(LABEL_SMOOTHING)}; {loss} has none. Set "
             "tuning.loss_type to one of them, or leave it out.",
             param="tuning.label_smoothing",
         )
-    if tuning.dropout not in ("auto", 0):
+    if _is_without_dropout(method) and tuning.dropout not in ("auto", 0):
         raise InvalidRequest(
-            "dpo trains without dropout, which would make the model differ from its reference at random: leave "
-            "tuning.dropout out.",
+            f"{method.type} trains without dropout, which would make the model differ at random from what it is "
+            "compared with: leave tuning.dropout out.",
             param="tuning.dropout",
         )
 
 
+def _is_without_dropout(method: Method) -> bool:
+    return METHODS[method.type].has_reference or METHODS[method.type].generates
+
+
 def without_dropout(method: Method, tuning: Tuning) -> Tuning:
-    """With dpo, the options without the dropout that a model from which training continues had."""
-    if method.type != "dpo" or tuning.dropout == "auto":
+    """Of such a method, the options without the dropout that a model from which training continues had."""
+    if not _is_without_dropout(method) or tuning.dropout == "auto":
         return tuning
     return tuning.model_copy(update={"dropout": 0.0})
 

@@ -24,7 +24,7 @@ from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file
 from tunewright.api.models.bases import named_base
 from tunewright.engine.trust import trusts_code
-from tunewright.errors import InvalidRequest
+from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.kinds.data import DataOptions
 from tunewright.kinds.fine_tuning.planning import (
     PlannedFile,
@@ -118,6 +118,11 @@ def check_mix(
 def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
     method, tuning = body.method or Method(), body.tuning or Tuning()
+    if METHODS[method.type].generates:
+        raise UnsupportedFeature(
+            f"What the method {method.type} needs depends on the answers that it makes: there are no plans of it yet.",
+            param="method.type",
+        )
     first = check_training_file(context, "training_file", body.training_file, data, method.type)
     records = {body.training_file: first} | check_mix(context, body.training_file, data, method.type)
     check_chat_template(body.chat_template)

@@ -15,7 +15,7 @@ from tunewright.ids import is_suffix, result_file_id
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.plan.methods import LossType, MethodName
-from tunewright.plan.options import OF_DPO, HyperparameterOptions
+from tunewright.plan.options import HyperparameterOptions, of_others
 from tunewright.store.records import Checkpoint, Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
@@ -57,7 +57,8 @@ class Tuning(Body):
     )
     learning_rate: Auto | Rate = Field(
         "auto",
-        description="2e-4 for lora and qlora, 2e-5 for full; with the method dpo 5e-6 and 5e-7.",
+        description="2e-4 for lora and qlora, 2e-5 for full; with the method dpo 5e-6 and 5e-7, with reinforcement "
+        "1e-5 and 1e-6.",
     )
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
@@ -103,6 +104,23 @@ class Tuning(Body):
         "auto",
         description="fsdp: with type full, weights, gradients and optimizer are shared between the `gpus` (FSDP2). "
         "none: each has all of it (DDP). auto: fsdp for full. zero2 and zero3 are DeepSpeed's, and refused.",
+    )
+    algorithm: Literal["auto", "grpo", "rloo"] = Field(
+        "auto",
+        description="Of reinforcement: grpo (Shao et al. 2024) compares an answer with all answers to its prompt, rloo "
+        "(Ahmadian et al. 2024) with the others; grpo by default.",
+    )
+    num_generations: Auto | Annotated[int, Field(strict=True, ge=2, le=256)] = Field(
+        "auto",
+        description="Of reinforcement: answers to each prompt, which are compared with each other; 8 by default.",
+    )
+    max_completion_length: Auto | Annotated[int, Field(strict=True, ge=1, le=1_048_576)] = Field(
+        "auto",
+        description="Of reinforcement: largest length of an answer in tokens, 256 by default; a prompt has at most "
+        "`max_length` less these.",
+    )
+    temperature: Auto | Annotated[float, Field(strict=True, gt=0, le=2)] = Field(
+        "auto", description="Of reinforcement: of the answers in training; 1 by default."
     )
     force: bool = Field(False, description="Create the job even where it does not fit this machine's GPU.")
 
@@ -239,6 +257,7 @@ class JobObject(Wire):
         resolved = resolved_of(job) if job.resolved else None
         if resolved is not None:
             values = {"n_epochs": resolved.n_epochs, "batch_size": resolved.batch_size, "beta": resolved.beta}
+            values |= {"eval_samples": resolved.eval_samples, "eval_interval": resolved.eval_interval}
             shown = HyperparameterOptions(**{**shown.model_dump(), **values})
         progress, training_file = job.progress, job.file(TRAINING_FILE)
         assert training_file is not None, "every job has a training file"
@@ -252,7 +271,7 @@ class JobObject(Wire):
             status=openai_status(job.state),
             state=job.state,
             hyperparameters=Hyperparameters(**shown.of_method("supervised")),
-            method=Method.of(request.method, shown),
+            method=Method.of(request.method, shown, request.grader),
             training_file=training_file,
             validation_file=AUTO if request.data.validation_share else job.file(VALIDATION_FILE),
             data=request.data.model_dump(),
@@ -273,7 +292,7 @@ class JobObject(Wire):
 
 def _tuning_shown(tuning: BaseModel, method: MethodName) -> dict[str, Any]:
     """Without what is in the job's `method`, and without what only other methods have."""
-    return tuning.model_dump(exclude={"method", "beta", *(() if method == "dpo" else OF_DPO)})
+    return tuning.model_dump(exclude={"method", "beta", "eval_interval", "eval_samples", *of_others(method)})
 
 
 class EventObject(JobEventBody):
@@ -284,7 +303,11 @@ class EventObject(JobEventBody):
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
         "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds. Of dpo "
         "also, with train_ and valid_ before each: reward_accuracy (the share of pairs whose chosen answer has the "
-        "larger reward), reward_margin, reward_chosen, reward_rejected, logps_chosen and logps_rejected (nats)."
+        "larger reward), reward_margin, reward_chosen, reward_rejected, logps_chosen and logps_rejected (nats). Of "
+        "reinforcement likewise: reward, reward_std, reward_zero_std (the share of prompts whose answers all have the "
+        "same reward), grader_<name> (the mean reward of each grader of a multi), grader_errors (the share of answers "
+        "that could not be graded), completion_length (tokens), completions_clipped (the share that did not end), "
+        "entropy, clip_ratio, and with beta kl (nats per token)."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 
 from fastapi import APIRouter
@@ -11,7 +10,7 @@ from fastapi import APIRouter
 from tunewright.api.graders.schemas import GraderRun, RunGrader, ValidatedGrader, ValidateGrader
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
-from tunewright.errors import InvalidRequest, TunewrightError
+from tunewright.errors import TunewrightError
 from tunewright.graders import score_model
 from tunewright.graders.calling import check_grader, grade_apart, requests_to_models
 from tunewright.graders.models import ScoreModelGrader, SingleGrader, singles
@@ -20,8 +19,6 @@ from tunewright.graders.templates import Sample
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["Fine-tuning"])
 
-_MOST_ITEM = 1_048_576
-
 
 @router.post("/run", summary="Run a grader on an answer", responses=responses(400, 404, 429))
 async def run(context: Context, body: RunGrader) -> GraderRun:
@@ -29,10 +26,6 @@ async def run(context: Context, body: RunGrader) -> GraderRun:
     began = time.monotonic()
     mode = context.settings.jobs.python_graders
     item = body.item or {}
-    if len(json.dumps(item)) > _MOST_ITEM:
-        raise InvalidRequest(
-            f"item has more than {_MOST_ITEM} characters as JSON.", param="item", code="too_large"
-        )
     sample = Sample(body.model_sample)
     await context.grading.run(check_grader, body.grader, "grader", mode)
     asked = await context.grading.run(requests_to_models, body.grader, sample, item)

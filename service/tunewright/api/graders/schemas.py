@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tunewright.graders.json_values import check_json
 from tunewright.graders.models import AnyGrader, Grader
 from tunewright.graders.outcome import GraderErrors, Outcome
 from tunewright.wire import Body, Wire
 
 LONGEST_SAMPLE = 262_144
+_MOST_ITEM = 1_048_576
 
 
 class RunGrader(Body):
@@ -22,6 +24,12 @@ class RunGrader(Body):
         description="The answer: `sample.output_text`, and `sample.output_json` where it is JSON.",
     )
     item: dict[str, Any] | None = Field(None, description="The row: `item` in the grader's texts.")
+
+    @field_validator("item")
+    @classmethod
+    def _check_item(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        check_json(value, _MOST_ITEM)
+        return value
 
 
 class ValidateGrader(Body):

@@ -70,6 +70,7 @@ class FineTuning(Kind):
             device=device,
             method=request.method,
         )
+        _check_generation(resolved, files.rows)
         summary = f"Files validated ({files.summary})"
         if service.on_gpu and request.tuning.gradient_checkpointing == "auto":
             machine = machine_beside_engines(service.settings, service.store, service.devices)
@@ -118,6 +119,8 @@ class FineTuning(Kind):
             device=job.device.split(":")[0],
             method=request.method,
             tuning=resolved,
+            grader=request.grader,
+            python_graders=service.settings.jobs.python_graders,
             earlier=tuple(finished_jobs(service.store, base)),
             rates=rates_of(service.settings),
         )
@@ -137,6 +140,26 @@ class FineTuning(Kind):
             what = f"per_device_batch_size {resolved.per_device_batch_size} (batch_size stays {resolved.batch_size})"
         return resolved, (
             f"The device ran out of memory. Going on from the last checkpoint with less: {what}. The model is the same."
+        )
+
+
+def _check_generation(resolved: Resolved, rows: int) -> None:
+    """Raises JobRefused where a job whose answers are made while it trains has no place or no step for them."""
+    if resolved.max_completion_length is None:
+        return
+    if resolved.max_completion_length >= resolved.max_length:
+        raise JobRefused(
+            "invalid_tuning",
+            f"answers of up to {resolved.max_completion_length} tokens leave no place for a prompt in "
+            f"{resolved.max_length}: lower tuning.max_completion_length, or raise tuning.max_length (up to the base's "
+            "context)",
+            "tuning.max_completion_length",
+        )
+    if resolved.batch_size > rows:
+        raise JobRefused(
+            "invalid_tuning",
+            f"the {rows} rows of an epoch fill no step of {resolved.batch_size} prompts: lower the batch size",
+            "method.reinforcement.hyperparameters.batch_size",
         )
 
 

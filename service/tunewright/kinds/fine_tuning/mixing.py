@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.kinds.data import check_data, check_held_out, describe
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningRequest
+from tunewright.kinds.grading import missing_item
 from tunewright.kinds.kind import JobRefused, Service
 from tunewright.plan.mixing import distinct
 from tunewright.registry.workspace import Workspace
@@ -57,6 +58,7 @@ def check_files(
             raise JobRefused(refusal.code, f"{id}: {refusal}", "data.mix") from refusal
     if (validation := job.file(VALIDATION_FILE)) is not None:
         check_data(files.file(validation), VALIDATION_FILE, template, base, request.data, request.method)
+    _check_items(files, [*weights, *([validation] if validation else [])], request, bool(template))
     if request.data.validation_share:
         check_held_out(report, request.data.validation_share)
         _refuse_without_training_rows(reports)
@@ -65,6 +67,18 @@ def check_files(
         return CheckedFiles(rows, describe(report))
     summary = "; ".join(f"{id} (weight {weights[id]:g}): {describe(one)}" for id, one in reports.items())
     return CheckedFiles(rows, summary, _shared(files, [*weights], validation, request, bool(template)))
+
+
+def _check_items(
+    workspace: Workspace, ids: list[str], request: FineTuningRequest, has_template: bool
+) -> None:
+    """Raises JobRefused where a row lacks what the grader refers to."""
+    if request.grader is None:
+        return
+    for id in ids:
+        missing = missing_item(workspace.file(id), request.data.reading(has_template), request.grader)
+        if missing is not None:
+            raise JobRefused("invalid_grader", f"{id}, {missing}", "method.reinforcement.grader")
 
 
 def _refuse_without_training_rows(reports: dict[str, FileReport]) -> None:

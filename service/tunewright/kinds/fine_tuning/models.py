@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.graders.models import Grader
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.cost import Cost
@@ -29,6 +30,8 @@ class FineTuningRequest(BaseModel):
     data: DataOptions = DataOptions()
     method: MethodName = "supervised"
     """OpenAI's method."""
+    grader: Grader | None = None
+    """Of reinforcement: what grades the answers."""
     hyperparameters: HyperparameterOptions = HyperparameterOptions()
     tuning: TuningOptions = TuningOptions()
 

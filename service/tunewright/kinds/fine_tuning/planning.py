@@ -22,6 +22,7 @@ from tunewright.plan.defaults import Resolved, max_length_for
 from tunewright.plan.fitting import run_of, with_checkpointing
 from tunewright.plan.machine import Machine, UnknownMachine, card_of, described
 from tunewright.plan.memory import trained_parameters
+from tunewright.plan.methods import METHODS
 from tunewright.plan.mixing import FileShape, mixed_shape
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import warnings
@@ -175,13 +176,14 @@ def plan_job(
 
 
 def finished_jobs(store: Store, base: BaseInfo) -> list[Earlier]:
-    """The finished jobs that trained this base and tell what they took, newest first."""
+    """The finished jobs that trained this base and tell what they took, newest first. Not those that made their answers
+    while they trained, of which steps take longer than their tokens say."""
     found = []
     for job in store.jobs.succeeded_on(base.name, "fine_tuning", _REMEMBERED):
         result, resolved = job.result, job.resolved
         assert isinstance(resolved, Resolved)
         measured = result.measured if isinstance(result, FineTuningResult) else None
-        if measured is not None and measured.seconds > 0:
+        if measured is not None and measured.seconds > 0 and not METHODS[resolved.method].generates:
             rows = data_shape(1, [(measured.length, measured.length)])
             device = "cpu" if measured.device == "cpu" else "cuda"
             run = replace(run_of(resolved, rows, device), compiled=measured.compiled)

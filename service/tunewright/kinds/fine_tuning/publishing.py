@@ -99,13 +99,25 @@ _COLUMNS = (
     "grad_norm", "tokens_per_second",
 )  # fmt: skip
 _REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-_COLUMNS_OF_DPO = tuple(f"{when}_{name}" for name in _REWARDS for when in ("train", "valid"))
+_OF_GRADED = (
+    "reward",
+    "reward_std",
+    "reward_zero_std",
+    "kl",
+    "completion_length",
+    "completions_clipped",
+    "grader_errors",
+)
+_COLUMNS_OF = {
+    method: tuple(f"{when}_{name}" for name in names for when in ("train", "valid"))
+    for method, names in (("dpo", _REWARDS), ("reinforcement", _OF_GRADED))
+}
 
 
 def _metrics_file(store: Store, workspace: Workspace, job: Job, method: str) -> dict[str, Any]:
     """Write OpenAI's result file, a CSV with the metrics of every step. Returns its row."""
     text = io.StringIO()
-    columns = _COLUMNS + (_COLUMNS_OF_DPO if method == "dpo" else ())
+    columns = _COLUMNS + _COLUMNS_OF.get(method, ())
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     after, more = None, True

@@ -1,0 +1,83 @@
+"""What a job with the method reinforcement must meet before it is queued: its grader, its rows, its options."""
+
+from __future__ import annotations
+
+from tunewright.api.fine_tuning.method_schemas import Method
+from tunewright.api.fine_tuning.schemas import Tuning
+from tunewright.api.http.context import ServiceContext
+from tunewright.errors import InvalidRequest, UnsupportedFeature
+from tunewright.graders.calling import check_grader
+from tunewright.graders.models import AnyGrader, ScoreModelGrader, singles
+from tunewright.kinds.data import DataOptions
+from tunewright.kinds.grading import missing_item
+
+_GRADER = "method.reinforcement.grader"
+_FIRST_ROWS = 10_000
+"""That are looked at while the client waits; all others when the job is validated."""
+
+
+def check_grading(
+    context: ServiceContext,
+    training_file: str,
+    validation_file: str | None,
+    data: DataOptions,
+    method: Method,
+    tuning: Tuning,
+) -> None:
+    """Raises InvalidRequest; nothing is checked for other methods."""
+    if method.reinforcement is None:
+        return
+    grader = method.reinforcement.grader
+    _check_models(grader)
+    check_grader(grader, _GRADER, context.settings.jobs.python_graders)
+    _check_options(data, method, tuning)
+    for id in (*data.weights(training_file), validation_file):
+        if id is None:
+            continue
+        missing = missing_item(context.workspace.file(id), data.reading(True), grader, _FIRST_ROWS)
+        if missing is not None:
+            raise InvalidRequest(f"File {id}, {missing}.", param=_GRADER, code="invalid_grader")
+
+
+def _check_models(grader: AnyGrader) -> None:
+    for one in singles(grader).values():
+        if isinstance(one, ScoreModelGrader):
+            raise UnsupportedFeature(
+                f"The grader {one.name!r} asks a model, which jobs cannot do yet: use one that compares or computes.",
+                param=_GRADER,
+            )
+
+
+def _check_options(data: DataOptions, method: Method, tuning: Tuning) -> None:
+    assert method.reinforcement is not None
+    if any(one.weight != 1 for one in data.mix or ()):
+        raise UnsupportedFeature(
+            "The method reinforcement has each row once in an epoch: leave the weights of data.mix at 1.",
+            param="data.mix",
+        )
+    if tuning.group_by_length:
+        raise UnsupportedFeature(
+            "The method reinforcement makes its answers while it trains, so that their lengths are not known: leave "
+            "tuning.group_by_length out.",
+            param="tuning.group_by_length",
+        )
+    if tuning.gpus not in ("auto", 1):
+        raise UnsupportedFeature(
+            "The method reinforcement trains on one GPU: leave tuning.gpus out.", param="tuning.gpus"
+        )
+    if tuning.torch_compile is True:
+        raise UnsupportedFeature(
+            "The method reinforcement makes its answers while it trains, which compiled layers would slow down: leave "
+            "tuning.torch_compile out.",
+            param="tuning.torch_compile",
+        )
+    if data.columns is not None:
+        raise InvalidRequest(
+            "data.columns leaves out all other columns, and graders refer to those: give rows with messages.",
+            param="data.columns",
+        )
+    if method.reinforcement.hyperparameters.beta not in ("auto", 0) and tuning.type == "full":
+        raise UnsupportedFeature(
+            "With tuning.type full there is no reference beside the model: leave beta out, or train an adapter.",
+            param="method.reinforcement.hyperparameters.beta",
+        )

@@ -1,0 +1,33 @@
+"""A check of JSON that strangers send: what can be stored, pickled and sent again."""
+
+from __future__ import annotations
+
+import json
+
+_DEEPEST = 64
+
+
+def check_json(value: object, most: int) -> None:
+    """Raises ValueError for a value of more than `most` characters as JSON, one that is nested too deeply, or has what
+    no file or database takes."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for one in level
+            if isinstance(one, dict | list)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            break
+    if level:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(text) > most:
+        raise ValueError(f"it has more than {most} characters as JSON")
+    if "\\u0000" in text:
+        raise ValueError("the character U+0000 cannot be stored; leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None

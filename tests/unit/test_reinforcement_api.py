@@ -1,0 +1,194 @@
+"""Jobs of the method reinforcement: what is taken, shown and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+from starlette.testclient import TestClient
+from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
+from tests.unit.test_file_checks import upload
+
+from preferences import COLOURS
+from rows import create_job
+from tunewright.api.fine_tuning.schemas import JobObject
+from tunewright.kinds.grading import missing_item
+from tunewright.plan.defaults import resolve
+from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.rows.formats import DataFormat, InvalidData, RowKind, check_file, read_rows
+from tunewright.rows.reading import Reading
+from tunewright.store.states import JobState
+from tunewright.store.store import Store
+
+EXACT = {
+    "type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
+    "reference": "{{ item.answer.colour }}",
+}  # fmt: skip
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n}?"}], "answer": {"colour": colour}}
+    for n, colour in enumerate(COLOURS)
+]
+
+
+def content(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def method(grader: Any = EXACT, **hyperparameters: Any) -> dict[str, Any]:
+    return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}}
+
+
+def asked(api: TestClient, rows: list[Any] = ROWS, **more: Any) -> Any:  # noqa: F811
+    body = {"model": BASE, "training_file": upload(api, content(rows))["id"], "method": method(), **more}
+    return api.post("/v1/fine_tuning/jobs", json=body)
+
+
+def test_a_job_is_taken_and_shown_as_openai_does(api: TestClient) -> None:  # noqa: F811
+    given = method(
+        compute_multiplier=0.5, eval_interval=3, eval_samples=2, n_epochs="auto", reasoning_effort="default"
+    )
+    answer = asked(api, method={**given, "supervised": None, "dpo": None})
+    assert answer.status_code == 200, answer.text
+    job = FineTuningJob.model_validate(answer.json())
+    assert job.method is not None
+    assert job.method.reinforcement is not None
+    shown = job.method.reinforcement
+    assert shown.grader.name == "exact"
+    assert shown.hyperparameters is not None
+    assert (shown.hyperparameters.compute_multiplier, shown.hyperparameters.eval_samples) == (0.5, 2)
+    assert not {"compute_multiplier", "beta"} & answer.json()["hyperparameters"].keys()
+    assert api.get(f"/v1/fine_tuning/jobs/{job.id}").json() == answer.json()
+
+
+def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
+    resolved = resolve(
+        tuning=TuningOptions(), hyperparameters=HyperparameterOptions(compute_multiplier=0.5), rows=64, context=1024,
+        max_rank=64, device="cpu", method="reinforcement",
+    )  # fmt: skip
+    request = {"method": "reinforcement", "grader": EXACT}
+    shown = JobObject.of(create_job(store, request=request, state=JobState.QUEUED, resolved=resolved))
+    made = shown.model_dump(mode="json")
+    assert made["method"]["reinforcement"]["hyperparameters"] == {
+        "n_epochs": 3, "batch_size": 8, "learning_rate_multiplier": "auto", "beta": 0.0, "compute_multiplier": "auto",
+        "eval_interval": "auto", "eval_samples": 1, "reasoning_effort": None,
+    }  # fmt: skip
+    options = (
+        "num_generations",
+        "max_completion_length",
+        "temperature",
+        "per_device_batch_size",
+        "learning_rate",
+    )
+    assert [made["tuning"][name] for name in options] == [4, 256, 1.0, 1, 1e-5]
+    assert resolved.steps(65) == 24, "a row that fills no step is left out"
+    supervised = JobObject.of(create_job(store)).model_dump(mode="json")
+    assert not {"num_generations", "eval_samples"} & supervised["tuning"].keys()
+
+
+PROGRAM = {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}
+JUDGE = {"type": "score_model", "name": "j", "model": BASE, "input": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"method": {"type": "reinforcement"}}, "method.reinforcement.grader", "missing_parameter"),
+        ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.reinforcement.grader",
+         "missing_parameter"),
+        ({"method": method({**EXACT, "operation": "x"})}, "method.reinforcement.grader.operation", "invalid_value"),
+        ({"method": method({"type": "regex", "name": "r", "pattern": "("})}, "method.reinforcement.grader.pattern",
+         "invalid_value"),
+        ({"method": method(PROGRAM)}, "method.reinforcement.grader", "unsupported"),
+        ({"method": method(JUDGE)}, "method.reinforcement.grader", "unsupported"),
+        ({"method": method(reasoning_effort="high")}, "method.reinforcement.hyperparameters.reasoning_effort",
+         "invalid_value"),
+        ({"method": method(compute_multiplier=0)}, "method.reinforcement.hyperparameters.compute_multiplier",
+         "invalid_value"),
+        ({"method": method(beta=0.1), "tuning": {"type": "full"}}, "method.reinforcement.hyperparameters.beta",
+         "unsupported"),
+        ({"method": {"type": "reinforcement", "reinforcement": {"grader": EXACT, "response_format": {"a": 1}}}},
+         "method.reinforcement.response_format", "unsupported"),
+        ({"method": {**method(), "type": "supervised"}}, "method.reinforcement", "invalid_value"),
+        ({"tuning": {"group_by_length": True}}, "tuning.group_by_length", "unsupported"),
+        ({"tuning": {"torch_compile": True}}, "tuning.torch_compile", "unsupported"),
+        ({"tuning": {"dropout": 0.1}}, "tuning.dropout", "invalid_value"),
+        ({"tuning": {"loss_type": "ipo"}}, "tuning.loss_type", "invalid_value"),
+        ({"method": None, "tuning": {"num_generations": 4}}, "training_file", "invalid_training_file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_by_its_name(
+    api: TestClient,  # noqa: F811
+    change: dict[str, Any],
+    param: str,
+    code: str,
+) -> None:
+    refused = error(asked(api, **change), 400)
+    assert (refused["param"], refused["code"]) == (param, code), refused
+
+
+def test_a_grader_that_refers_to_what_a_row_lacks_is_refused_with_the_line(api: TestClient) -> None:  # noqa: F811
+    rows = [*ROWS[:5], {**ROWS[5], "answer": "red"}, *ROWS[6:]]
+    refused = error(asked(api, rows), 400)
+    assert (refused["param"], refused["code"]) == ("method.reinforcement.grader", "invalid_grader")
+    assert "line 6 has no item.answer.colour" in refused["message"]
+    file = upload(api, content(ROWS))["id"]
+    held_out = upload(api, content(rows))["id"]
+    body = {"model": BASE, "training_file": file, "validation_file": held_out, "method": method()}
+    assert f"File {held_out}, line 6" in error(api.post("/v1/fine_tuning/jobs", json=body), 400)["message"]
+
+
+def test_rows_that_the_method_cannot_learn_from_are_refused(api: TestClient) -> None:  # noqa: F811
+    refused = error(asked(api, [{"prompt": "a", "completion": "b"}]), 400)
+    assert "reinforcement needs graded rows" in refused["message"]
+    refused = error(asked(api, method=None), 400)
+    assert "reinforcement could" in refused["message"]
+
+
+def test_there_are_no_plans_of_it(api: TestClient) -> None:  # noqa: F811
+    file = upload(api, content(ROWS))["id"]
+    body = {"model": BASE, "training_file": file, "method": method(), "machine": "H100"}
+    assert error(api.post("/v1/fine_tuning/plan", json=body), 400)["code"] == "unsupported"
+
+
+# the rows
+
+
+def test_a_row_that_ends_with_what_is_asked_and_has_further_fields_is_graded(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content(ROWS))
+    report = check_file(path)
+    assert (report.format, report.kind) == (DataFormat.OPENAI_REINFORCEMENT, RowKind.GRADED)
+    assert report.has_messages
+    first = next(iter(read_rows(path)))[1]
+    assert first == {"messages": ROWS[0]["messages"], "item": ROWS[0]}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}]}, "no assistant message"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "unknown field"),
+        ({"messages": [{"role": "user"}], "answer": "b"}, "content is missing"),
+        ({"messages": [{"role": "user", "content": "a"}], "answer": "b", "images": ["x"]}, "images"),
+        ({"messages": [{"role": "user", "content": "a"}], "answer": "b", "tools": [1]}, "tools"),
+    ],
+)
+def test_faults_of_such_rows_are_named(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content([row]))
+    with pytest.raises(InvalidData, match=f"line 1: .*{told}"):
+        check_file(path)
+
+
+def test_what_a_file_lacks_is_looked_for_in_all_rows_or_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content([*ROWS, {**ROWS[0], "answer": {"color": "x"}}]))
+    from tests.unit.test_graders import ADAPTER
+
+    grader = ADAPTER.validate_python(EXACT)
+    assert missing_item(path, Reading(), grader, 8) is None
+    told = missing_item(path, Reading(), grader)
+    assert told == "line 9 has no item.answer.colour, which the grader refers to"
