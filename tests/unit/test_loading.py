@@ -3,11 +3,13 @@ length share a batch where that is asked for."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -86,6 +88,26 @@ def test_steps_that_wait_for_their_rows_are_measured_and_told_once(base: Path, f
 
 def test_processes_that_read_rows_change_no_loss(base: Path, folder: JobFolder) -> None:
     assert train(base, folder)[1] == train(base, folder, workers=2)[1]
+
+
+def test_processes_that_read_rows_end_with_a_killed_trainer(base: Path, folder: JobFolder) -> None:
+    """They have inherited the lock of the job folder, without which no other process goes on with the job."""
+    trainer = multiprocessing.get_context("fork").Process(
+        target=train, args=(base, folder), kwargs={"seconds": 1.0, "workers": 2}
+    )
+    trainer.start()
+    assert trainer.pid is not None
+    process, readers = psutil.Process(trainer.pid), list[psutil.Process]()
+    while len(readers) < 2:
+        assert process.is_running()
+        time.sleep(0.02)
+        readers = process.children()
+    trainer.kill()
+    trainer.join()
+    deadline = time.monotonic() + 2  # torch's own readers look every 5 s whether it lives
+    while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in readers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def tuning(**options: Any) -> Any:

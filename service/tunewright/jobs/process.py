@@ -4,8 +4,10 @@ result."""
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from tunewright.imports import prepare_environment
 from tunewright.jobs.folder import DISK_FULL, JobFolder, Outcome
 
 Spec = TypeVar("Spec", bound=BaseModel)
+_PR_SET_PDEATHSIG = 1
 
 
 def run_in_folder(
@@ -60,6 +63,15 @@ def run_in_folder(
         # Buffered output could not be written either, and Python would then exit with a code of its own.
         os._exit(code)
     return code
+
+
+def end_with(parent: int) -> None:
+    """Have the system kill this process when its parent, which has this id, ends; called first in a process that was
+    forked by a thread which lives as long as the parent. It has inherited the parent's locks, above all that of the job
+    folder, and would keep them."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 def rank() -> int:

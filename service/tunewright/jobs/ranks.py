@@ -7,7 +7,6 @@ runs the job. It imports no torch, and never asks a GPU's driver for anything, s
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -19,8 +18,8 @@ from contextlib import suppress
 from setproctitle import setproctitle
 
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
+from tunewright.jobs.process import end_with
 
-_PR_SET_PDEATHSIG = 1
 _PASSED_ON = (signal.SIGTERM, signal.SIGABRT)
 _LEAVE_SECONDS = 3.0
 """Seconds that the other ranks have to end by themselves after one has told the job's end."""
@@ -63,9 +62,7 @@ def run_ranks(folder: JobFolder, number: int, title: str, run: Callable[[socket.
 
 
 def _become(rank: int, number: int, port: int, launcher: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it was killed before
-        os._exit(1)
+    end_with(launcher)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     os.environ |= {
         "RANK": str(rank),

@@ -5,7 +5,6 @@ Neither the file nor its examples are ever in memory as a whole: the rows of a f
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
+from tunewright.jobs.process import end_with
 from tunewright.rows.canonical import is_graded, is_preference
 from tunewright.rows.examples import IGNORED, Example, Pair, Row, UnusableRow, encode_text
 from tunewright.rows.faults import InvalidData
@@ -41,7 +41,6 @@ _BLOCK_ROWS, _BLOCK_BYTES = 64, 2**20
 """Rows of a block, and bytes of pickled rows above which it has fewer."""
 _BLOCKS_AHEAD = 4
 """Blocks for each process that are being encoded, or wait for their turn."""
-_PR_SET_PDEATHSIG = 1
 
 
 class RowEncoder:
@@ -278,14 +277,11 @@ _of_this_process: _BlockEncoder
 
 
 def _begin(encoder: _BlockEncoder, parent: int) -> None:
-    """The first thing in a process of the pool. It ends with its parent, also where that is killed: it has inherited
-    the locks of its parent."""
+    """The first thing in a process of the pool, which ends with its parent, also where that is killed."""
     global _of_this_process
     _of_this_process = encoder
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with(parent)
 
 
 def _encode(packed: _Packed) -> Block:

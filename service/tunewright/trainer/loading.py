@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 
 from tunewright.jobs.folder import EventLog
+from tunewright.jobs.process import end_with
 from tunewright.plan.pitfalls import loader_blocks
 from tunewright.trainer.checkpoints import PortableCheckpoints
 
@@ -29,12 +32,25 @@ class OrderedRows(PortableCheckpoints):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         return self.order if self.order is not None else super()._get_train_sampler(train_dataset)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's, whose processes end with this one, also where it is killed."""
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        loader.worker_init_fn = partial(_begin, os.getpid(), loader.worker_init_fn)
+        return loader
+
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         began = time.monotonic()
         found = super().get_batch_samples(*arguments, **options)
         if self.on_wait is not None:
             self.on_wait(time.monotonic() - began)
         return found
+
+
+def _begin(parent: int, then: Callable[[int], None] | None, worker: int) -> None:
+    """The first thing in a process that reads rows."""
+    end_with(parent)
+    if then is not None:
+        then(worker)
 
 
 class LoadingCallback(TrainerCallback):  # type: ignore[misc]
