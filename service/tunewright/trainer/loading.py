@@ -35,7 +35,8 @@ class OrderedRows(PortableCheckpoints):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, whose processes end with this one, also where it is killed."""
         loader: DataLoader[Any] = super().get_train_dataloader()
-        loader.worker_init_fn = partial(_begin, os.getpid(), loader.worker_init_fn)
+        readers = getattr(loader, "base_dataloader", loader)  # accelerate's loader iterates over another one
+        readers.worker_init_fn = partial(_begin, os.getpid(), readers.worker_init_fn)
         return loader
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
