@@ -1,11 +1,13 @@
-"""Preference files, and trainers of the method dpo without a service."""
+"""Files of answers to judge, and trainers of the methods that learn from them, without a service."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from tunewright.config import embedded_base_path
@@ -15,12 +17,18 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.rows.cache import file_sha256
 from tunewright.trainer.data import tokenized_files
 from tunewright.trainer.loop import MetricsCallback
-from tunewright.trainer.methods.dpo import PreferenceTrainer
 from tunewright.trainer.model import load_model, load_tokenizer
+from tunewright.trainer.run import METHODS
 from tunewright.trainer.spec import TrainingSpec
 from tunewright.trainer.training import Parts
 
 SEED = 5
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
+    "{% if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Ends with the token at which the engine stops: what a template writes behind it, TRL would learn too."""
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "pink")
 THINGS = ("door", "car", "cat", "hat", "box", "cup")
 
@@ -55,6 +63,31 @@ def as_openai(row: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def labelled_rows(number: int, start: int = 0) -> list[dict[str, Any]]:
+    """TRL's form: two of three answers are good, and they are polite."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": row["chosen"] if n % 3 else row["rejected"],
+            "label": bool(n % 3),
+        }
+        for n, row in enumerate(text_rows(number, start))
+    ]
+
+
+def labelled_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """TRL's form with messages."""
+    roles = {"prompt": "user", "completion": "assistant"}
+    made = {name: [{"role": role, "content": row[name].strip()}] for name, role in roles.items()}
+    return {**made, "label": row["label"]}
+
+
+def labelled_chat(row: dict[str, Any]) -> dict[str, Any]:
+    """A conversation with a label."""
+    made = labelled_messages(row)
+    return {"messages": [*made["prompt"], *made["completion"]], "label": row["label"]}
+
+
 def write(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,6 +101,7 @@ def job_folder(
     *,
     hyperparameters: dict[str, Any] | None = None,
     spec: dict[str, Any] | None = None,
+    method: str = "dpo",
     **tuning: Any,
 ) -> JobFolder:
     """The folder of a job on the embedded base; `spec` and `tuning` are changes."""
@@ -78,7 +112,7 @@ def job_folder(
     folder.write_spec(
         TrainingSpec(
             **{
-                "job_id": "ftjob-dpo",
+                "job_id": f"ftjob-{method}",
                 "base_name": "tiny",
                 "base_path": str(embedded_base_path()),
                 "training_file": str(training),
@@ -87,7 +121,7 @@ def job_folder(
                 "validation_sha256": file_sha256(validation) if validation else None,
                 "seed": SEED,
                 "device": "cpu",
-                "method": "dpo",
+                "method": method,
                 "tuning": resolve(
                     tuning=TuningOptions(**options),
                     hyperparameters=HyperparameterOptions(**(hyperparameters or {})),
@@ -95,7 +129,7 @@ def job_folder(
                     context=1024,
                     max_rank=64,
                     device="cpu",
-                    method="dpo",
+                    method=method,
                 ),
                 **(spec or {}),
             }
@@ -104,13 +138,22 @@ def job_folder(
     return folder
 
 
-def trainer_of(folder: JobFolder) -> PreferenceTrainer:
+def trainer_of(folder: JobFolder) -> Any:
     """The trainer as `trainer.training.train` makes it."""
     spec = folder.read_spec(TrainingSpec)
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
     training, held_out = tokenized_files(folder, spec, tokenizer, folder.beat)
     metrics = MetricsCallback(EventLog(folder, 0))
-    return PreferenceTrainer(
-        Parts(folder, spec, tokenizer, load_model(spec), training, held_out, [metrics], folder.beat)
-    )
+    parts = Parts(folder, spec, tokenizer, load_model(spec), training, held_out, [metrics], folder.beat)
+    return METHODS[spec.method](parts)
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+
+
+def assert_close(ours: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+    assert ours.keys() == others.keys()
+    for name, one in ours.items():
+        torch.testing.assert_close(one, others[name], atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A job of the method dpo that is killed or stopped ends as one that ran undisturbed.
+"""A job of the methods with a reference that is killed or stopped ends as one that ran undisturbed.
 
 No service: the trainer is run by hand on a job folder, which is all it knows.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from forked import Process, start_trainer
-from preferences import as_openai, job_folder, text_rows
+from preferences import as_openai, job_folder, labelled_rows, text_rows
 from tiny import tiny_adapter
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
@@ -22,19 +22,22 @@ from tunewright.trainer.spec import TrainingResult
 
 EPOCHS, STEPS = 3, 12
 """24 pairs, 6 at a time: 4 steps an epoch."""
-KINDS = ("new adapter", "parent", "full")
+KINDS = ("new adapter", "parent", "full", "kto", "kto full")
 
 
 def folder_of(kind: str, path: Path) -> JobFolder:
-    rows = [as_openai(row) for row in text_rows(24)]
+    rows: list[Any] = [as_openai(row) for row in text_rows(24)]
+    method = "dpo"
     tuning: dict[str, Any] = {"type": "lora", "rank": 8, "n_epochs": EPOCHS, "batch_size": 6}
     spec: dict[str, Any] = {}
-    if kind == "full":
+    if kind.startswith("kto"):
+        rows, method = labelled_rows(24), "kto"
+    if kind.endswith("full"):
         tuning = {"type": "full", "n_epochs": EPOCHS, "batch_size": 6, "learning_rate": 1e-4}
     if kind == "parent":
         parent = tiny_adapter(path.parent / "parent", embedded_base_path(), r=8, target_modules="all-linear")
         spec = {"parent_adapter": str(parent)}
-    return job_folder(path, rows, rows[:4], spec=spec, **tuning)
+    return job_folder(path, rows, rows[:4], spec=spec, method=method, **tuning)
 
 
 def until(process: Process, condition: Callable[[], object], seconds: float = 240) -> None:
@@ -49,11 +52,10 @@ def until(process: Process, condition: Callable[[], object], seconds: float = 24
 def losses(folder: JobFolder) -> dict[int, Any]:
     """The last event of each step: a resumed trainer repeats the steps since its checkpoint."""
     metrics = [event["data"] for event in folder.read_events(0)[0] if event["type"] == "metrics"]
-    names = ("train_loss", "train_reward_margin", "train_reward_accuracy", "learning_rate", "grad_norm")
-    held_out = ("valid_loss", "valid_reward_margin", "valid_reward_accuracy")
+    names = ("train_loss", "learning_rate", "grad_norm")
+    others = ("train_reward_margin", "train_reward_accuracy", "train_kl", "valid_loss", "valid_reward_margin")
     return {
-        data["step"]: [data[name] for name in names] + [data.get(name) for name in held_out]
-        for data in metrics
+        data["step"]: [data[name] for name in names] + [data.get(name) for name in others] for data in metrics
     }
 
 

@@ -126,3 +126,12 @@ def test_the_split_takes_the_largest_divisor_that_fits(batch: int, largest: int)
     assert size * steps == batch
     assert size <= largest
     assert not any(batch % bigger == 0 for bigger in range(size + 1, min(batch, largest) + 1))
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_the_split_has_at_least_the_rows_that_a_method_needs(batch: int, largest: int) -> None:
+    size, steps = split_batch(batch, largest, 2)
+    assert size * steps == batch
+    assert size >= min(2, batch)
+    if size > largest:
+        assert not any(batch % smaller == 0 for smaller in range(2, size)), "the smallest divisor"

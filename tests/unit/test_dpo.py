@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from preferences import SEED, as_messages, as_openai, job_folder, text_rows, trainer_of
+from preferences import (
+    SEED,
+    TEMPLATE,
+    as_messages,
+    as_openai,
+    assert_close,
+    job_folder,
+    text_rows,
+    trained,
+    trainer_of,
+)
 from tiny import tiny_adapter
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import JobFolder
@@ -27,12 +36,6 @@ from tunewright.trainer.products import save_product
 from tunewright.trainer.spec import TrainingSpec
 from tunewright.trainer.training import Stopped
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
-    "{% if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Ends with the token at which the engine stops: what a template writes behind it, TRL would learn too."""
 MEASURES = ("loss", "grad_norm", "rewards/margins", "rewards/chosen", "rewards/accuracies", "logps/rejected")
 NOTHING_LEFT = 1e-5
 """Absolute: the order of sums in float32."""
@@ -40,15 +43,6 @@ NOTHING_LEFT = 1e-5
 
 def steps(trainer: DPOTrainer) -> list[dict[str, float]]:
     return [{name: step[name] for name in MEASURES} for step in trainer.state.log_history if "loss" in step]
-
-
-def trained(model: Any) -> dict[str, torch.Tensor]:
-    return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-
-
-def assert_close(ours: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
-    assert ours.keys() == others.keys()
-    assert all(torch.allclose(ours[name], others[name], atol=NOTHING_LEFT) for name in ours)
 
 
 def plain_script(folder: JobFolder, rows: list[Any], model: Any = None, **arguments: Any) -> DPOTrainer:

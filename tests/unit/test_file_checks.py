@@ -237,7 +237,7 @@ def test_a_job_on_a_faulty_file_is_refused_with_the_faults(api: TestClient) -> N
     ("content", "kind", "could"),
     [
         (PREFERENCE, "preference", "dpo could."),
-        (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto could, which is not offered yet."),
+        (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto could."),
         (lines({"text": "a"}), "text", "continued pre-training could, which is not offered yet."),
     ],
 )  # fmt: skip
@@ -255,6 +255,11 @@ def test_dpo_refuses_rows_without_two_answers(api: TestClient, content: bytes) -
     error = refused(job(api, content, method={"type": "dpo"}))
     assert (error["param"], error["code"]) == ("training_file", "invalid_training_file")
     assert "the method dpo cannot learn from; supervised could. dpo needs preference rows" in error["message"]
+
+
+def test_kto_refuses_rows_without_a_label(api: TestClient) -> None:
+    error = refused(job(api, PREFERENCE, method={"type": "kto"}))
+    assert "the method kto cannot learn from; dpo could. kto needs labelled rows" in error["message"]
 
 
 COLUMNS = {"prompt": "question", "completion": "answer"}

@@ -13,12 +13,13 @@ from tests.unit.test_plan import DATA, planned, qwen2_7b
 
 from tunewright.api.fine_tuning.gpus import check_gpus
 from tunewright.api.fine_tuning.schemas import Tuning
-from tunewright.errors import InvalidRequest
+from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.plan.cost import Rates, cost_of
 from tunewright.plan.defaults import Resolved, batch_for, resolve
 from tunewright.plan.fitting import run_of, with_less_memory
 from tunewright.plan.machine import GIB, Machine, described
 from tunewright.plan.memory import Run, estimate
+from tunewright.plan.methods import METHODS, MethodName
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.time import predict_seconds
 from tunewright.scheduler.devices import visible_to
@@ -67,25 +68,34 @@ def test_the_message_counts_what_is_there(
     devices: list[str], cpu_processes: int, gpus: int, said: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check_gpus(Tuning(gpus=gpus), "auto", devices, cpu_processes)
+        check_gpus("supervised", Tuning(gpus=gpus), "auto", devices, cpu_processes)
     assert said in str(caught.value)
 
 
 def test_what_is_there_is_taken() -> None:
-    check_gpus(Tuning(gpus=4), 32, FOUR, 1)
-    check_gpus(Tuning(gpus=3), 33, ["cpu"], 3)
-    check_gpus(Tuning(type="full", gpus=2, sharding="fsdp"), "auto", FOUR, 1)
+    check_gpus("supervised", Tuning(gpus=4), 32, FOUR, 1)
+    check_gpus("supervised", Tuning(gpus=3), 33, ["cpu"], 3)
+    check_gpus("supervised", Tuning(type="full", gpus=2, sharding="fsdp"), "auto", FOUR, 1)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("supervised", "dpo")])
+def test_methods_that_train_on_one_gpu_refuse_several(method: MethodName) -> None:
+    check_gpus(method, Tuning(gpus=1), "auto", FOUR, 1)
+    check_gpus("dpo", Tuning(gpus=2), "auto", FOUR, 1)
+    with pytest.raises(UnsupportedFeature, match=f"{method} trains on one GPU") as caught:
+        check_gpus(method, Tuning(gpus=2), "auto", FOUR, 1)
+    assert caught.value.param == "tuning.gpus"
 
 
 def test_gpus_have_to_share_a_batch_evenly() -> None:
     with pytest.raises(InvalidRequest, match="3 GPUs cannot share a batch_size of 32 evenly: use 33"):
-        check_gpus(Tuning(gpus=3), 32, FOUR, 1)
+        check_gpus("supervised", Tuning(gpus=3), 32, FOUR, 1)
 
 
 @pytest.mark.parametrize("tuning", [{"type": "lora", "gpus": 2}, {"gpus": 2}, {"type": "full"}])
 def test_sharding_is_for_full_tuning_on_several_gpus(tuning: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=r"tuning\.sharding fsdp is for type full on several gpus"):
-        check_gpus(Tuning(sharding="fsdp", **tuning), "auto", FOUR, 1)
+        check_gpus("supervised", Tuning(sharding="fsdp", **tuning), "auto", FOUR, 1)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 7])

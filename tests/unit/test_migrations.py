@@ -222,7 +222,7 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         "group_by_length": False,
         "dataloader_workers": 0,
         "method": "supervised",
-        **dict.fromkeys(["beta", "loss_type", "label_smoothing"]),
+        **dict.fromkeys(["beta", "loss_type", "label_smoothing", "desirable_weight", "undesirable_weight"]),
         **dict.fromkeys(["algorithm", "num_generations", "max_completion_length", "temperature"]),
         **dict.fromkeys(["eval_samples", "eval_interval"]),
     }

@@ -189,6 +189,7 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "quantization",
     }
     of_dpo = {"beta", "loss_type", "label_smoothing"}
+    of_kto = {"beta", "desirable_weight", "undesirable_weight"}
     of_reinforcement = {
         "algorithm",
         "num_generations",
@@ -197,8 +198,11 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "eval_samples",
         "eval_interval",
     }
-    assert set(choices) >= set(Resolved.model_fields) - unexplained - of_dpo - of_reinforcement
-    assert not (of_dpo | of_reinforcement) & set(choices)
+    assert set(choices) >= set(Resolved.model_fields) - unexplained - of_dpo - of_kto - of_reinforcement
+    assert not (of_dpo | of_kto | of_reinforcement) & set(choices)
+    labelled = {choice.name for choice in planned(described("H200"), "kto").options}
+    assert labelled >= of_kto
+    assert not labelled & (of_dpo - of_kto)
     preferences = planned(described("H200"), "dpo", loss_type="robust").options
     assert {choice.name for choice in preferences} >= of_dpo
 
@@ -218,6 +222,21 @@ def test_a_pair_is_two_sequences_and_a_reference_takes_memory_and_time() -> None
     assert needs.seconds is not None
     assert needs_for_pairs.seconds is not None
     assert 3 * needs_for_pairs.seconds.least / needs.seconds.least == pytest.approx(1.5, rel=0.01)
+
+
+def test_kto_asks_for_exchanged_answers_and_the_reference_twice_and_for_two_rows_at_a_time() -> None:
+    options: dict[str, Any] = {"type": "lora", "per_device_batch_size": 4, "gradient_checkpointing": False}
+    plain, labelled = planned(described("H200"), **options), planned(described("H200"), "kto", **options)
+    needs, needs_for_labelled = (
+        next(one for one in plan.methods if one.type == "lora") for plan in (plain, labelled)
+    )
+    assert needs.seconds is not None
+    assert needs_for_labelled.seconds is not None
+    assert 3 * needs_for_labelled.seconds.least / needs.seconds.least == pytest.approx(5 / 2, rel=0.01)
+
+    small = planned(described("T4"), "kto", type="lora", per_device_batch_size=1)
+    values = {choice.name: choice.value for choice in small.options}
+    assert values["per_device_batch_size"] == 2
 
 
 def test_the_range_of_the_learning_rate_is_that_of_the_method() -> None:

@@ -85,9 +85,9 @@ def test_a_file_with_faults_has_them_by_line_with_what_to_do(api: TestClient) ->
 def test_rows_that_the_method_cannot_use_are_a_problem_with_the_method_that_could(
     api: TestClient,  # noqa: F811
 ) -> None:
-    made = get(api, upload(api, b'{"prompt": "a", "completion": "b", "label": true}\n'), model=BASE).json()
+    made = get(api, upload(api, b'{"text": "a"}\n'), model=BASE).json()
     assert made["problems"][0]["code"] == "unusable_kind"
-    assert "kto could" in made["problems"][0]["message"]
+    assert "continued pre-training could" in made["problems"][0]["message"]
 
 
 def test_the_report_of_preferences_has_both_answers_and_flags_pairs_that_are_the_same(

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from ..types import AliasGuard, AliasShadow, AliasTarget, CombineOptions, WeightedModel
 
+_WITH_BETA = ("dpo", "kto")
 Targets = str | Mapping[str, float] | Sequence[str | AliasTarget | Mapping[str, Any]]
 """The targets of an alias: a model's name, weights by name, or a list of names and objects."""
 ShadowInput = str | AliasShadow | Mapping[str, Any]
@@ -75,16 +76,16 @@ def job_body(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_object(method: str | Mapping[str, Any] | None, beta: float | str | None) -> dict[str, Any] | None:
-    """OpenAI's `method` of a job. Raises ValueError for a beta without the method "dpo"."""
+    """OpenAI's `method` of a job. Raises ValueError for a beta without a method that has one."""
     if isinstance(method, Mapping):
         if beta is not None:
             raise ValueError('give beta within method, as method["dpo"]["hyperparameters"]["beta"]')
         return dict(method)
     if beta is None:
         return {"type": method} if method is not None else None
-    if method != "dpo":
-        raise ValueError('beta is for the method "dpo": give method="dpo" too')
-    return {"type": "dpo", "dpo": {"hyperparameters": {"beta": beta}}}
+    if method not in _WITH_BETA:
+        raise ValueError('beta is for the methods "dpo" and "kto": give method="dpo" too')
+    return {"type": method, method: {"hyperparameters": {"beta": beta}}}
 
 
 def graded_method(

@@ -50,6 +50,7 @@ class Tuning(Wire):
     - sharding: whether they share the weights: none or fsdp
     - algorithm, num_generations, max_completion_length, temperature: of the method reinforcement: grpo or rloo, answers
       to each prompt, their largest length in tokens, and how they are sampled
+    - desirable_weight, undesirable_weight: of the method kto: the weights of good and of bad answers
 
     Other settings may be given by their names too.
     """
@@ -80,6 +81,8 @@ class Tuning(Wire):
     num_generations: int | Auto | None = None
     max_completion_length: int | Auto | None = None
     temperature: float | Auto | None = None
+    desirable_weight: float | Auto | None = None
+    undesirable_weight: float | Auto | None = None
     optimizer: str | None = None
 
 
@@ -159,7 +162,8 @@ class JobErrorInfo(Wire):
 
 class Metrics(Wire):
     """Measurements at a step. Losses are in nats for each token, accuracies are shares, memory is in bytes; `phase` is
-    set for exports and cleanings. Jobs of the method dpo have rewards and log-probabilities of answers."""
+    set for exports and cleanings. Jobs of the methods dpo and kto have rewards and log-probabilities of answers: of
+    kto, chosen means good answers and rejected bad ones."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -174,6 +178,7 @@ class Metrics(Wire):
     train_reward_rejected: float | None = None
     train_logps_chosen: float | None = None
     train_logps_rejected: float | None = None
+    train_kl: float | None = None
     valid_reward_accuracy: float | None = None
     valid_reward_margin: float | None = None
     valid_reward_chosen: float | None = None
@@ -189,6 +194,7 @@ class Metrics(Wire):
     valid_completion_length: float | None = None
     valid_completions_clipped: float | None = None
     valid_grader_errors: float | None = None
+    valid_kl: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None

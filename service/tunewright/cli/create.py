@@ -74,7 +74,10 @@ class LocalUploadedOrAuto(LocalOrUploaded):
 
 FILE = LocalOrUploaded()
 _TYPES = ("lora", "qlora", "full")
-_METHODS = ("supervised", "dpo", "reinforcement")
+PLANNED = ("supervised", "dpo", "kto")
+"""The methods of which there are plans."""
+_METHODS = (*PLANNED, "reinforcement")
+_WITH_BETA = ("dpo", "kto")
 
 
 @click.command(
@@ -83,6 +86,7 @@ _METHODS = ("supervised", "dpo", "reinforcement")
         "tunewright jobs create --model my-base --file train.jsonl --validation-file valid.jsonl \\",
         "    --type qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
         "tunewright jobs create --model my-base --file pairs.jsonl --method dpo --beta 0.1",
+        "tunewright jobs create --model my-base --file judged.jsonl --method kto --desirable-weight 1.5",
         "tunewright jobs create --model my-base --file prompts.jsonl --grader @grader.json",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
@@ -108,13 +112,21 @@ _METHODS = ("supervised", "dpo", "reinforcement")
 )  # fmt: skip
 @click.option(
     # In earlier versions it was the name of --type.
-    "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar="[supervised|dpo|reinforcement]",
-    help="supervised: learn the answers; dpo: learn which of two answers is better; reinforcement: learn from what "
-    "--grader makes of the model's own answers.  [default: supervised]",
+    "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar=f"[{'|'.join(_METHODS)}]",
+    help="supervised: learn the answers; dpo: learn which of two answers is better; kto: learn from answers that are "
+    "good or bad; reinforcement: learn from what --grader makes of the model's own answers.  [default: supervised]",
 )  # fmt: skip
 @click.option(
     "--beta", type=click.FloatRange(0, 100, min_open=True),
-    help="Of dpo, reinforcement: how strongly the model is kept near what it was before.  [default: 0.1; 0]",
+    help="Of dpo, kto, reinforcement: how strongly the model is kept near what it was before.  [default: 0.1; 0]",
+)  # fmt: skip
+@click.option(
+    "--desirable-weight", type=click.FloatRange(0, 1000, min_open=True),
+    help="Of kto: the weight of good answers, where there are fewer of them.  [default: 1]",
+)  # fmt: skip
+@click.option(
+    "--undesirable-weight", type=click.FloatRange(0, 1000, min_open=True),
+    help="Of kto: the weight of bad answers, where there are fewer of them.  [default: 1]",
 )  # fmt: skip
 @click.option("--grader", type=JsonObject(), help="Of reinforcement: what scores the answers.")
 @click.option("--epochs", type=click.IntRange(1), help="Times through the file.  [default: chosen]")
@@ -159,6 +171,8 @@ def create(
     tuning_type: str | None,
     method: str | None,
     beta: float | None,
+    desirable_weight: float | None,
+    undesirable_weight: float | None,
     grader: dict[str, Any] | None,
     epochs: int | None,
     batch_size: int | None,
@@ -190,8 +204,8 @@ def create(
         raise click.UsageError("--method reinforcement needs a --grader")
     if grader is not None and show_plan:
         raise click.UsageError("there are no plans of --method reinforcement yet: leave --plan out")
-    if beta is not None and method != "dpo" and grader is None:
-        raise click.UsageError("--beta is for --method dpo, and beside --grader")
+    if beta is not None and method not in _WITH_BETA and grader is None:
+        raise click.UsageError(f"--beta is for --method {' and '.join(_WITH_BETA)}, and beside --grader")
     options = {
         "type": tuning_type,
         "n_epochs": epochs,
@@ -201,6 +215,8 @@ def create(
         "use_dora": use_dora or None,
         "gpus": gpus,
         "sharding": sharding,
+        "desirable_weight": desirable_weight,
+        "undesirable_weight": undesirable_weight,
     }
     given = {"columns": columns, "validation_share": validation_share}
     data = {name: value for name, value in given.items() if value} or None

@@ -18,14 +18,14 @@ _SECONDS, _BYTES_PER_SECOND = 60, 2**19
 """Processor time of a check, and beside it a second for so many bytes: rows take a second for some 15 MiB, and a
 compressed file is many times its size."""
 _METHODS = {
-    RowKind.CHAT: "supervised",
-    RowKind.PROMPT_COMPLETION: "supervised",
-    RowKind.PREFERENCE: "dpo",
-    RowKind.LABELLED: "kto",
-    RowKind.GRADED: "reinforcement",
-    RowKind.TEXT: "continued pre-training",
+    RowKind.CHAT: ("supervised",),
+    RowKind.PROMPT_COMPLETION: ("supervised",),
+    RowKind.PREFERENCE: ("dpo",),
+    RowKind.LABELLED: ("kto",),
+    RowKind.GRADED: ("reinforcement",),
+    RowKind.TEXT: ("continued pre-training",),
 }
-"""The method that learns from each kind of rows."""
+"""The methods that learn from each kind of rows."""
 OFFERED = METHODS.keys()
 
 
@@ -85,13 +85,15 @@ def inspect_apart(file: BinaryIO, reading: Reading, most_rows: int | None = None
 
 def why_unusable(format: str, kind: str, method: str | None = "supervised") -> str | None:
     """Why a method cannot learn from rows of this kind; None where it can. Without a method: why none can."""
-    able = _METHODS[RowKind(kind)]
-    if able == method or (method is None and able in OFFERED):
+    known = _METHODS[RowKind(kind)]
+    is_offered = known[0] in OFFERED
+    if method in known or (method is None and is_offered):
         return None
+    able = " or ".join(known)
     if method is None:
         return f"the file has {kind} rows (format {format}), from which {able} could learn, which is not offered yet"
-    offer = "" if able in OFFERED else ", which is not offered yet"
-    usable = " or ".join(one.value for one, by in _METHODS.items() if by == method)
+    offer = "" if is_offered else ", which is not offered yet"
+    usable = " or ".join(one.value for one, by in _METHODS.items() if method in by)
     return (
         f"the file has {kind} rows (format {format}), which the method {method} cannot learn from; {able} "
         f"could{offer}. {method} needs {usable} rows: where the file has columns for them, name those in data.columns"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.plan.methods import (
+    ANSWER_WEIGHT,
     BETA,
     FEW_ROWS,
     LABEL_SMOOTHING,
@@ -78,10 +79,14 @@ class Resolved(BaseModel):
     """Whether the layers are compiled. None: where it pays (`plan.compiling`)."""
     quantization: str | None
     beta: float | None = None
-    """Of dpo: how strongly the model is kept near the reference. None for other methods, as the next two."""
+    """How strongly the model is kept near the reference. None for methods that have none."""
     loss_type: str | None = None
+    """Of dpo; None for other methods, as the next one."""
     label_smoothing: float | None = None
     """None also for a loss that has none."""
+    desirable_weight: float | None = None
+    """Of kto: the weight of the losses of good answers. None for other methods, as the next one."""
+    undesirable_weight: float | None = None
     algorithm: str | None = None
     """Of reinforcement: grpo or rloo. None for other methods, as the rest."""
     num_generations: int | None = None
@@ -144,7 +149,9 @@ def resolve(
     usual = min(PROMPTS, batch_for(rows)) if of_method.generates else batch_for(rows, gpus)
     batch = _given(tuning.batch_size, _given(hyperparameters.batch_size, usual))
     at_a_time = 1 if of_method.generates else (8 if device == "cpu" else 4) // of_method.sequences
-    per_device, accumulation = split_batch(batch // gpus, _given(tuning.per_device_batch_size, at_a_time))
+    per_device, accumulation = split_batch(
+        batch // gpus, _given(tuning.per_device_batch_size, at_a_time), of_method.least_at_a_time
+    )
     adapter = type != "full"
     rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
     return Resolved(
@@ -174,7 +181,9 @@ def resolve(
         quantization="nf4" if type == "qlora" else None,
         gpus=gpus,
         sharding="none" if gpus == 1 or adapter else _given(tuning.sharding, "fsdp"),
-        **(_of_dpo(tuning, hyperparameters) if method == "dpo" else {}),
+        **({"beta": _given(hyperparameters.beta, BETA)} if method in ("dpo", "kto") else {}),
+        **(_of_dpo(tuning) if method == "dpo" else {}),
+        **(_of_kto(tuning) if method == "kto" else {}),
         **(_of_reinforcement(tuning, hyperparameters, context) if method == "reinforcement" else {}),
     )
 
@@ -185,12 +194,18 @@ def workers_for(device: str, platform: str = sys.platform) -> int:
     return GPU_WORKERS if device != "cpu" and platform == "linux" else 0
 
 
-def _of_dpo(tuning: TuningOptions, hyperparameters: HyperparameterOptions) -> dict[str, Any]:
+def _of_dpo(tuning: TuningOptions) -> dict[str, Any]:
     loss = _given(tuning.loss_type, LOSS_TYPE)
     return {
-        "beta": _given(hyperparameters.beta, BETA),
         "loss_type": loss,
         "label_smoothing": _given(tuning.label_smoothing, LABEL_SMOOTHING.get(loss)),
+    }
+
+
+def _of_kto(tuning: TuningOptions) -> dict[str, Any]:
+    return {
+        "desirable_weight": _given(tuning.desirable_weight, ANSWER_WEIGHT),
+        "undesirable_weight": _given(tuning.undesirable_weight, ANSWER_WEIGHT),
     }
 
 
@@ -223,7 +238,12 @@ def batch_for(rows: int, gpus: int = 1) -> int:
     return -(-batch // gpus) * gpus
 
 
-def split_batch(batch: int, largest: int) -> tuple[int, int]:
-    """(rows at a time, accumulation steps): the largest divisor of `batch` up to `largest`, and the quotient."""
+def split_batch(batch: int, largest: int, least: int = 1) -> tuple[int, int]:
+    """(rows at a time, accumulation steps): the largest divisor of `batch` up to `largest`, and the quotient.
+
+    Where that is below `least`, the smallest divisor that is not; a `batch` below `least` is taken as it is.
+    """
     per_device = next(size for size in range(min(batch, largest), 0, -1) if batch % size == 0)
+    if per_device < min(least, batch):
+        per_device = next(size for size in range(least, batch + 1) if batch % size == 0)
     return per_device, batch // per_device

@@ -39,6 +39,7 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         has_reference=method.has_reference and resolved.type != "full",
         gpus=resolved.gpus,
         is_sharded=resolved.sharding == "fsdp",
+        has_mismatched=method.has_mismatched,
     )
 
 
@@ -82,9 +83,12 @@ def with_less_memory(resolved: Resolved) -> Resolved | None:
     None where neither is left."""
     if resolved.gradient_checkpointing is False:
         return resolved.model_copy(update={"gradient_checkpointing": True})
-    if resolved.per_device_batch_size == 1:
+    least = METHODS[resolved.method].least_at_a_time
+    at_a_time, steps = split_batch(
+        resolved.device_batch_size, max(1, resolved.per_device_batch_size // 2), least
+    )
+    if at_a_time >= resolved.per_device_batch_size:
         return None
-    at_a_time, steps = split_batch(resolved.device_batch_size, resolved.per_device_batch_size // 2)
     return resolved.model_copy(
         update={"per_device_batch_size": at_a_time, "gradient_accumulation_steps": steps}
     )

@@ -60,6 +60,9 @@ class Run:
     """Whether several batches make a step: then the gradients are there from the second batch on."""
     learnt: float = 1.0
     """The share of tokens that are learnt: on a GPU the head computes only these."""
+    has_mismatched: bool = False
+    """Whether each step also has a forward pass over answers behind other prompts, and one more of the reference. They
+    keep nothing: the other moments need more."""
     has_reference: bool = False
     """Whether each step has another forward pass, without the adapter, for a reference. All weights are trained beside
     numbers that are computed before (`trainer.reference`)."""

@@ -1,4 +1,4 @@
-"""The training methods, by OpenAI's names: what of the defaults and of the plan depends on them. Pure."""
+"""The training methods, by OpenAI's names or TRL's: what of the defaults and of the plan depends on them. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-MethodName = Literal["supervised", "dpo", "reinforcement"]
+MethodName = Literal["supervised", "dpo", "kto", "reinforcement"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ class Method:
     """Whether each step also asks a reference model, which does not change."""
     generates: bool = False
     """Whether the answers are made while it trains: rows are prompts, and what a step costs is not known before."""
+    has_mismatched: bool = False
+    """Whether each step also asks for each answer behind another prompt, without learning from it."""
+    on_several_gpus: bool = False
+    """Whether several GPUs can train together."""
+
+    @property
+    def least_at_a_time(self) -> int:
+        """Rows at a time, which exchange their answers where answers are mismatched."""
+        return 2 if self.has_mismatched else 1
 
 
 FEW_ROWS = 1000
@@ -34,6 +43,7 @@ METHODS: Mapping[str, Method] = {
         rate_ranges={"lora": (5e-5, 5e-4), "qlora": (5e-5, 5e-4), "full": (1e-6, 5e-5)},
         epochs=3,
         epochs_of_few=3,
+        on_several_gpus=True,
     ),
     "dpo": Method(
         learning_rates={"lora": 5e-6, "qlora": 5e-6, "full": 5e-7},
@@ -42,6 +52,15 @@ METHODS: Mapping[str, Method] = {
         epochs_of_few=3,
         sequences=2,
         has_reference=True,
+        on_several_gpus=True,
+    ),
+    "kto": Method(
+        learning_rates={"lora": 5e-6, "qlora": 5e-6, "full": 5e-7},
+        rate_ranges={"lora": (1e-6, 1e-4), "qlora": (1e-6, 1e-4), "full": (1e-7, 5e-6)},
+        epochs=1,
+        epochs_of_few=3,
+        has_reference=True,
+        has_mismatched=True,
     ),
     "reinforcement": Method(
         learning_rates={"lora": 1e-5, "qlora": 1e-5, "full": 1e-6},
@@ -59,6 +78,10 @@ PROMPTS = 8
 """Of a step of reinforcement: each has several answers."""
 
 BETA = 0.1
+ANSWER_WEIGHT = 1.0
+"""Of the losses of good answers and of bad ones, in kto."""
+GOOD_TO_BAD = (1.0, 4 / 3)
+"""Between these the good answers' share of all weights should be to the bad ones' (equation 8 of the paper of kto)."""
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
     "discopop", "sigmoid_norm",

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, field_validator
 Auto = Literal["auto"]
 OF_METHOD = {
     "dpo": ("loss_type", "label_smoothing"),
+    "kto": ("desirable_weight", "undesirable_weight"),
     "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature"),
 }
 """The options of `TuningOptions` that a method alone has."""
-WITH_BETA = ("dpo", "reinforcement")
+WITH_BETA = ("dpo", "kto", "reinforcement")
 """The methods with the hyperparameter beta."""
 OF_REINFORCEMENT = ("compute_multiplier", "eval_interval", "eval_samples")
 """OpenAI's hyperparameters that the method reinforcement alone has."""
@@ -64,6 +65,8 @@ class TuningOptions(_Options):
     weight_decay: float | Auto = "auto"
     loss_type: str = "auto"
     label_smoothing: float | Auto = "auto"
+    desirable_weight: float | Auto = "auto"
+    undesirable_weight: float | Auto = "auto"
     algorithm: str = "auto"
     num_generations: int | Auto = "auto"
     max_completion_length: int | Auto = "auto"

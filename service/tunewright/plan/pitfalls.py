@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunewright.plan.defaults import BATCH_RANGE, Resolved, rank_for
-from tunewright.plan.methods import FEW_ROWS, METHODS
+from tunewright.plan.methods import FEW_ROWS, GOOD_TO_BAD, METHODS
 from tunewright.plan.shape import ModelShape
 
 PADDING_LIMIT = 0.4
@@ -97,6 +97,28 @@ def rows_padded(padding: float, grouped: bool) -> str | None:
     return (
         f"about {padding:.0%} of what batches compute is padding, since few rows are much longer than most: set "
         "tuning.group_by_length true, so that batches are of rows of about one length, or a smaller tuning.max_length."
+    )
+
+
+def labels_unbalanced(good: int, bad: int, desirable: float, undesirable: float) -> str | None:
+    """Of labelled rows: answers of each label, and the weights of their losses."""
+    if not good or not bad:
+        which = "good" if good else "bad"
+        return (
+            f"all {good or bad} answers are {which}, so that the model learns from what is {which} alone: give rows of "
+            "both labels, or lower the learning rate."
+        )
+    low, high = GOOD_TO_BAD
+    share = good * desirable / (bad * undesirable)
+    if low <= round(share, 2) <= round(high, 2):
+        return None
+    if share < low:
+        more, option, weight = "bad", "desirable_weight", bad / good * undesirable
+    else:
+        more, option, weight = "good", "undesirable_weight", good / bad * desirable
+    return (
+        f"{good} answers are good and {bad} are bad: with these weights the {more} ones count "
+        f"{max(share, 1 / share):.1f} times as much. Set tuning.{option} {weight:.3g}, and both count alike."
     )
 
 

@@ -15,6 +15,7 @@ from tunewright.plan.fitting import fits, run_of, with_checkpointing, with_less_
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
 from tunewright.plan.methods import FEW_ROWS
+from tunewright.plan.methods import METHODS as METHODS_OF_TRAINING
 from tunewright.plan.mixing import FileShape, drawn, mixed_shape
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import warnings
@@ -262,7 +263,7 @@ def _changes(
             gradient_accumulation_steps=smaller.gradient_accumulation_steps,
         )
     if now.per_device_batch_size != resolved.per_device_batch_size:
-        told.append("1 row at a time")
+        told.append(_at_a_time(now.per_device_batch_size))
     length = min(now.max_length, data.longest or now.max_length)
     while length > _SHORTEST:
         length = max(_SHORTEST, length // 2)
@@ -286,7 +287,8 @@ def _changes(
         if not now.gradient_checkpointing:
             now = now.model_copy(update={"gradient_checkpointing": True})
             options["gradient_checkpointing"] = True
-        per_device, steps = split_batch(now.device_batch_size, 1)
+        least = METHODS_OF_TRAINING[now.method].least_at_a_time
+        per_device, steps = split_batch(now.device_batch_size, 1, least)
         rank = resolved.rank or _SMALLEST_RANK
         as_method: dict[str, object] = {
             "type": method, "rank": rank, "target_modules": resolved.target_modules or "all-linear",
@@ -294,14 +296,17 @@ def _changes(
         yield changed(f"type {method}", {"type": method}, **as_method)
         told.append(f"type {method}")
         asked = {"per_device_batch_size": per_device}
-        yield changed(
-            "1 row at a time", asked, per_device_batch_size=per_device, gradient_accumulation_steps=steps
-        )
-        told.append("1 row at a time")
+        at_once = _at_a_time(per_device)
+        yield changed(at_once, asked, per_device_batch_size=per_device, gradient_accumulation_steps=steps)
+        told.append(at_once)
         length = min(now.max_length, data.longest or now.max_length)
         while length > _SHORTEST:
             length = max(_SHORTEST, length // 2)
             yield changed(f"max_length {length}", {"max_length": length}, max_length=length)
+
+
+def _at_a_time(rows: int) -> str:
+    return f"{rows} row{'' if rows == 1 else 's'} at a time"
 
 
 def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:

@@ -35,6 +35,7 @@ REASONS = {
 """(reason, source) by the name of the option."""
 
 _DPO = "DPO (Rafailov et al. 2023)"
+_KTO = "KTO (Ethayarajh et al. 2024)"
 _ZEPHYR = "Zephyr (Tunstall et al. 2023) and its alignment handbook"
 OF_METHOD = {
     "dpo": {
@@ -47,6 +48,17 @@ OF_METHOD = {
         "beta": ("as the paper's experiments: more keeps the model nearer to the reference", _DPO),
         "loss_type": ("the loss of the paper", _DPO),
         "label_smoothing": ("what the paper of the loss recommends", _HERE),
+    },
+    "kto": {
+        "learning_rate": (
+            "5e-6 for adapters, 5e-7 for all weights: with a beta of 0.1 more than 1e-6 rarely works for all weights",
+            "TRL's documentation of KTOTrainer",
+        ),
+        "n_epochs": ("one pass over many rows; three over fewer than 1,000, which make few steps", _HERE),
+        "per_device_batch_size": ("rows at a time, at least two, whose answers are exchanged", _KTO),
+        "beta": ("as the paper's experiments: more keeps the model nearer to the reference", _KTO),
+        "desirable_weight": ("good answers count as they are", _KTO),
+        "undesirable_weight": ("bad answers count as they are", _KTO),
     },
     "reinforcement": {
         "learning_rate": ("1e-5 for adapters, 1e-6 for all weights: rewards are noisy", "TRL's GRPOConfig"),

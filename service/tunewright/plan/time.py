@@ -61,10 +61,11 @@ class TimeRange(BaseModel):
 
 
 def flops_per_token(shape: ModelShape, run: Run) -> float:
-    """Of the forward and the backward pass, and the reference's forward pass. Where the base is frozen, gradients of
-    its weights are not computed."""
+    """Of the forward and the backward pass, the reference's forward pass, and those over mismatched answers. Where the
+    base is frozen, gradients of its weights are not computed."""
     forward = 2.0 * shape.active + 2.0 * shape.layers * run.length * shape.heads * shape.head_dim
-    passes = (3 if run.type == "full" else 2) + run.checkpointing + run.has_reference
+    alone = run.has_reference + run.has_mismatched * (1 + run.has_reference)
+    passes = (3 if run.type == "full" else 2) + run.checkpointing + alone
     return forward * passes
 
 

@@ -191,8 +191,13 @@ def is_preference(row: Row) -> bool:
     return "chosen" in row
 
 
+def is_labelled(row: Row) -> bool:
+    """Whether a canonical row has an answer that is good or bad."""
+    return "label" in row
+
+
 def with_answer(row: Row, name: str) -> Row:
-    """The supervised row that teaches one of the answers, `chosen` or `rejected`."""
+    """The supervised row that teaches one of the answers: `chosen` or `rejected`, of a labelled row `completion`."""
     prompt, answer = row["prompt"], row[name]
     if isinstance(prompt, str):
         return {"prompt": prompt, "completion": answer}

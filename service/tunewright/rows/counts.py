@@ -26,6 +26,7 @@ class Counts:
         self._whole_lengths: Counter[int] = Counter()
         self._longest = 0
         self._per_example = 1
+        self._labels: Counter[bool] = Counter()
         self.too_long: dict[int, int] = {}
         """The first lines that are too long, and their tokens."""
         self._lines_too_long = 0
@@ -38,6 +39,7 @@ class Counts:
             self._counts[name] += getattr(block, name)
         self._longest = max(self._longest, block.longest)
         self._per_example = max(self._per_example, block.per_example)
+        self._labels.update(block.are_good)
         self._lengths.update(map(len, block.ids))
         self._whole_lengths.update(block.whole_lengths)
         self._lines_too_long += len(block.too_long)
@@ -57,6 +59,7 @@ class Counts:
             max_length=self._max_length,
             examples=self._lengths.total() // self._per_example,
             per_example=self._per_example,
+            good=self._labels[True] if self._labels else None,
             tokens=sum(length * number for length, number in self._lengths.items()),
             longest=self._longest,
             lengths=dict(sorted(self._lengths.items())),

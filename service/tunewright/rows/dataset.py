@@ -23,17 +23,18 @@ from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.process import end_with
-from tunewright.rows.canonical import is_graded, is_preference
-from tunewright.rows.examples import IGNORED, Example, Pair, Row, UnusableRow, encode_text
+from tunewright.rows.canonical import is_graded, is_labelled, is_preference
+from tunewright.rows.examples import IGNORED, Example, Labelled, Pair, Row, UnusableRow, encode_text
 from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
-from tunewright.rows.preference import encode_pair
+from tunewright.rows.preference import encode_labelled, encode_pair
 from tunewright.rows.reading import Reading
 
 if TYPE_CHECKING:
     from tunewright.rows.chat import ChatEncoder
 
 Integers = npt.NDArray[np.int32]
+Examples = Sequence[Example | Pair | Labelled]
 
 _LARGE = 4 * 2**20
 """Bytes of a file from which on it is worth starting processes."""
@@ -50,20 +51,23 @@ class RowEncoder:
         self._tokenizer = tokenizer
         self._chat: ChatEncoder | None = None
 
-    def examples(self, row: Row, what: str, line: int) -> Sequence[Example | Pair]:
+    def examples(self, row: Row, what: str, line: int) -> Examples:
         """Those of a row, which is in line `line` of file `what`. Raises TrainingFailed, naming the line."""
         try:
             return self.encoded(row)
         except UnusableRow as error:
             raise TrainingFailed(f"invalid_{what}", f"{what}, line {line}: {error}") from error
 
-    def encoded(self, row: Row) -> Sequence[Example | Pair]:
-        """Those of a row; of a preference row a pair, of a graded row the prompt. Raises UnusableRow."""
+    def encoded(self, row: Row) -> Examples:
+        """Those of a row; of a preference row a pair, of a labelled row one with its label, of a graded row the prompt.
+        Raises UnusableRow."""
         if is_graded(row):  # all of the prompt counts, so that none is cut without a word
             prompt = self._for_chat().prompt_tokens(row["messages"], row.get("tools"))
             return [Example(prompt, list(prompt))]
         if is_preference(row):
             return [encode_pair(row, self.supervised)]
+        if is_labelled(row):
+            return [encode_labelled(row, self.supervised)]
         return self.supervised(row)
 
     def supervised(self, row: Row) -> list[Example]:
@@ -100,6 +104,8 @@ class Block:
     edges: list[Integers] = field(default_factory=list)
     per_example: int = 1
     """Sequences of an example."""
+    are_good: list[bool] = field(default_factory=list)
+    """Of labelled rows: whether the answer of each example is good."""
     rows: int = 0
     learnt: int = 0
     truncated: int = 0
@@ -114,7 +120,7 @@ class Block:
     faults: dict[int, str] = field(default_factory=dict)
     """Lines that cannot be encoded, and why."""
 
-    def add(self, line: int, examples: Iterable[Example | Pair], max_length: int) -> None:
+    def add(self, line: int, examples: Iterable[Example | Pair | Labelled], max_length: int) -> None:
         """Add a row."""
         self.rows += 1
         for example in examples:
@@ -126,10 +132,13 @@ class Block:
             if max(lengths) > max_length:
                 self.truncated += 1
                 self.too_long[line] = max(*lengths, self.too_long.get(line, 0))
-            self._add_cut([_cut(one, max_length) for one in sequences])
+            is_kept = self._add_cut([_cut(one, max_length) for one in sequences])
+            if is_kept and isinstance(example, Labelled):
+                self.are_good.append(example.is_good)
 
-    def _add_cut(self, sequences: list[_Cut]) -> None:
-        """Add an example, unless nothing is left to learn: of a pair also where both answers are the same."""
+    def _add_cut(self, sequences: list[_Cut]) -> bool:
+        """Add an example, unless nothing is left to learn: of a pair also where both answers are the same. False where
+        nothing is."""
         self.lost += sum(one.lost for one in sequences)
         first, *others = sequences
         has_answers = all(one.learnt for one in sequences)
@@ -137,11 +146,12 @@ class Block:
         if is_identical or not has_answers:
             self.dropped += 1
             self.identical += is_identical
-            return
+            return False
         for one in sequences:
             self.learnt += one.learnt
             self.ids.append(one.ids)
             self.edges.append(one.edges)
+        return True
 
 
 class _Cut(NamedTuple):

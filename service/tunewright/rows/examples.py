@@ -1,4 +1,4 @@
-"""Examples to train on: tokens and labels, or two answers to compare; and those of a text row."""
+"""Examples to train on: tokens and labels, two answers to compare, or one that is good or bad; those of a text row."""
 
 from __future__ import annotations
 
@@ -51,6 +51,18 @@ class Pair:
     @property
     def sequences(self) -> tuple[Example, ...]:
         return (self.chosen, self.rejected)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer to a prompt that is good or bad, behind the prompt."""
+
+    answer: Example
+    is_good: bool
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        return (self.answer,)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:

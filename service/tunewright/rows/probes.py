@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tunewright.rows.canonical import is_graded, is_preference, with_answer
+from tunewright.rows.canonical import Row, is_graded, is_labelled, is_preference, with_answer
 from tunewright.rows.formats import read_rows
 from tunewright.rows.reading import Reading
 
@@ -52,9 +52,18 @@ def probes(as_chat: bool) -> list[dict[str, Any]]:
 def rows_or_probes(
     file: Path | None, *, as_chat: bool, reading: Reading
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(line, row) of a file, of preference rows with the better answer; or of the probes where no file is given, and
-    where its rows have no answers."""
+    """(line, row) of a file, of preference rows with the better answer, of labelled rows those whose answer is good; or
+    of the probes where no file is given, and where its rows have no answers."""
     if file is None or any(is_graded(row) for _, row in islice(read_rows(file, reading), 1)):
         return enumerate(probes(as_chat), 1)
-    rows = read_rows(file, reading)
-    return ((line, with_answer(row, "chosen") if is_preference(row) else row) for line, row in rows)
+    return (
+        (line, _as_supervised(row))
+        for line, row in read_rows(file, reading)
+        if not is_labelled(row) or row["label"]
+    )
+
+
+def _as_supervised(row: Row) -> Row:
+    if is_preference(row):
+        return with_answer(row, "chosen")
+    return with_answer(row, "completion") if is_labelled(row) else row

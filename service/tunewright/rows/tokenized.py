@@ -1,7 +1,7 @@
 """Tokenized files: examples in an Arrow file that is mapped into memory, and their totals.
 
 The file has a row for each example: `input_ids`, and `edges`, from which the labels follow (`rows.dataset.Block`); of a
-pair both for each answer, with the prompt before it.
+pair both for each answer, with the prompt before it; of a labelled row also `label`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _COLUMNS = {
     2: tuple((f"{name}_ids", f"{name}_edges", f"{name}_labels") for name in ANSWERS),
 }
 """Of each sequence of an example, by their number: tokens and edges in the file, and the labels made of them."""
+LABEL = "label"
+"""The column of labelled rows that says whether an answer is good."""
 _BATCH_BYTES = 4 * 2**20
 """Bytes of tokens in a record batch: few enough to be held while it is written, and enough for few batches."""
 
@@ -57,8 +59,8 @@ class TokenizedFile:
         return Dataset.from_file(str(self._entry.rows))
 
     def dataset(self) -> Dataset:
-        """The examples, with `input_ids` and `labels`, as TRL takes them; pairs have `chosen_ids`, `chosen_labels` and
-        the same of `rejected`."""
+        """The examples, with `input_ids` and `labels`, as TRL takes them, of labelled rows with `label` beside; pairs
+        have `chosen_ids`, `chosen_labels` and the same of `rejected`."""
         return self.examples().with_transform(with_labels)
 
     def close(self) -> None:
@@ -151,6 +153,7 @@ class _Writer:
         self._waiting.per_example = block.per_example
         self._waiting.ids += block.ids
         self._waiting.edges += block.edges
+        self._waiting.are_good += block.are_good
         self._waiting_bytes += sum(ids.nbytes for ids in block.ids)
         if self._waiting_bytes >= _BATCH_BYTES:
             self._write_batch()
@@ -166,7 +169,7 @@ class _Writer:
 
 def _record_batch(block: Block) -> pa.RecordBatch:
     many = block.per_example
-    columns = {}
+    columns: dict[str, pa.Array] = {LABEL: pa.array(block.are_good)} if block.are_good else {}
     for number, (tokens, edges, _) in enumerate(_COLUMNS[many]):
         columns[tokens] = _column(block.ids[number::many])
         columns[edges] = _column(block.edges[number::many])

@@ -24,6 +24,8 @@ class Totals(BaseModel):
     """Examples that are trained on."""
     per_example: int = 1
     """Sequences of an example."""
+    good: int | None = None
+    """Of labelled rows: examples whose answer is good."""
     tokens: int
     """Tokens of these examples."""
     learnt: int
@@ -53,6 +55,8 @@ class Totals(BaseModel):
         text = f"{self.rows} {'pairs' if self.per_example > 1 else 'rows'}, {self.tokens} tokens"
         if self.examples + self.dropped > self.rows:
             text += f" in {self.examples} examples (the chat template rewrites earlier turns)"
+        if self.good is not None:
+            text += f", {self.good} good and {self.examples - self.good} bad answers"
         if self.truncated:
             text += f", {self.truncated} truncated to {self.max_length} tokens"
         if cut := self.dropped - self.identical:

@@ -12,7 +12,7 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.plan.defaults import Resolved
 from tunewright.plan.methods import METHODS
-from tunewright.plan.pitfalls import rows_cut, rows_padded
+from tunewright.plan.pitfalls import labels_unbalanced, rows_cut, rows_padded
 from tunewright.rows.cache import TokenCache, cache_key, file_sha256
 from tunewright.rows.mixture import EpochOrder, Mixture, Part
 from tunewright.rows.reading import Reading
@@ -129,6 +129,12 @@ def tell_data(events: EventLog, training: Mixture, tuning: Resolved) -> None:
             events.message(cut, level="warn", data={"code": "rows_cut"})
     if METHODS[tuning.method].generates:
         return
+    if tuning.desirable_weight is not None and tuning.undesirable_weight is not None:
+        good = sum(round(part.weight * (part.totals.good or 0)) for part in training.parts)
+        bad = sum(part.drawn for part in training.parts) - good
+        weights = (tuning.desirable_weight, tuning.undesirable_weight)
+        if unbalanced := labels_unbalanced(good, bad, *weights):
+            events.message(unbalanced, level="warn", data={"code": "labels_unbalanced"})
     at_a_time = tuning.per_device_batch_size * METHODS[tuning.method].sequences
     padding = training.shape().padding(at_a_time, tuning.max_length)
     if padded := rows_padded(padding, tuning.group_by_length):

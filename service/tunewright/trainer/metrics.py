@@ -52,10 +52,11 @@ def held_out(logs: Mapping[str, Any]) -> dict[str, float]:
 
 def told(data: Mapping[str, Any], prefix: str) -> str:
     """The loss of `data`, and the measure that says most beside it, for a message."""
-    accuracy, reward = data.get(f"{prefix}reward_accuracy"), data.get(f"{prefix}reward")
-    beside = "" if accuracy is None else f" (reward accuracy {accuracy:.2f})"
-    beside += "" if reward is None else f" (reward {reward:.4f})"
-    return f"{data[f'{prefix}loss']:.4f}{beside}"
+    for name, digits in (("reward_accuracy", 2), ("reward_margin", 2), ("reward", 4)):
+        value = data.get(f"{prefix}{name}")
+        if value is not None:
+            return f"{data[f'{prefix}loss']:.4f} ({name.replace('_', ' ')} {value:.{digits}f})"
+    return f"{data[f'{prefix}loss']:.4f}"
 
 
 def finite(value: Any) -> float | None:

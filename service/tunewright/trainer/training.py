@@ -134,7 +134,8 @@ def train(
         events.message("Stopped before the first step", "warn")
         return None
     trainer.on_wait = loading.wait
-    trainer.order = epoch_order(training, tuning)
+    if trainer.order is None:
+        trainer.order = epoch_order(training, tuning)
     if validation is not None and resume_from is None:
         if spec.is_sharded:  # only once it trains
             trainer.add_callback(FirstEvaluation(events))

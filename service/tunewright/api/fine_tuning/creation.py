@@ -13,6 +13,7 @@ from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.methods import (
     batch_size_of,
     check_method,
+    check_rows_at_a_time,
     hyperparameters_of,
     without_dropout,
 )
@@ -59,10 +60,12 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
     tuning = without_dropout(method, tuning)
-    check_gpus(tuning, batch_size_of(body, tuning), context.devices(), context.settings.jobs.cpu_processes)
+    cpu_processes = context.settings.jobs.cpu_processes
+    check_gpus(method.type, tuning, batch_size_of(body, tuning), context.devices(), cpu_processes)
     check_grading(context, body.training_file, validation_file, data, method, tuning)
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
+    check_rows_at_a_time(method, tuning, hyperparameters_of(body), data)
     inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]
     if validation_file is not None:
         inputs.append(JobInput(VALIDATION_FILE, file_id=validation_file))

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.api.fine_tuning.schemas import Tuning
-from tunewright.errors import InvalidRequest
+from tunewright.errors import InvalidRequest, UnsupportedFeature
+from tunewright.plan.methods import METHODS, MethodName
 
 
-def check_gpus(tuning: Tuning, batch_size: int | str, devices: Sequence[str], cpu_processes: int) -> None:
-    """Raises InvalidRequest where there are not so many GPUs, where they cannot share a batch evenly, and where the
-    method is not sharded. `batch_size` is the one that is asked for, or "auto"; `devices` are those of the machine."""
+def check_gpus(
+    method: MethodName, tuning: Tuning, batch_size: int | str, devices: Sequence[str], cpu_processes: int
+) -> None:
+    """Raises UnsupportedFeature where the method trains on one GPU; InvalidRequest where there are not so many GPUs,
+    where they cannot share a batch evenly, and where the method is not sharded. `batch_size` is the one that is asked
+    for, or "auto"; `devices` are those of the machine."""
     gpus = 1 if tuning.gpus == "auto" else tuning.gpus
+    if gpus > 1 and not METHODS[method].on_several_gpus:
+        raise UnsupportedFeature(
+            f"The method {method} trains on one GPU: leave tuning.gpus out.", param="tuning.gpus"
+        )
     on_gpu = any(device != "cpu" for device in devices)
     most = len(devices) if on_gpu else cpu_processes
     if gpus > most:

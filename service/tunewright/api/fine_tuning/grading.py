@@ -61,10 +61,6 @@ def _check_options(data: DataOptions, method: Method, tuning: Tuning) -> None:
             "tuning.group_by_length out.",
             param="tuning.group_by_length",
         )
-    if tuning.gpus not in ("auto", 1):
-        raise UnsupportedFeature(
-            "The method reinforcement trains on one GPU: leave tuning.gpus out.", param="tuning.gpus"
-        )
     if tuning.torch_compile is True:
         raise UnsupportedFeature(
             "The method reinforcement makes its answers while it trains, which compiled layers would slow down: leave "

@@ -1,4 +1,4 @@
-"""OpenAI's `method` of a job, and the hyperparameters of each."""
+"""OpenAI's `method` of a job, further ones in its form, and the hyperparameters of each."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ class ReinforcementHyperparameters(Hyperparameters):
     )
 
 
+class KtoHyperparameters(DpoHyperparameters):
+    """The hyperparameters of `kto`, which OpenAI does not have: those of `dpo`."""
+
+
 class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
@@ -93,16 +97,22 @@ class Reinforcement(Body):
         return value
 
 
+class Kto(Body):
+    hyperparameters: KtoHyperparameters = KtoHyperparameters()
+
+
 _OFFERED = tuple(METHODS)
 
 
 class Method(Body):
     """OpenAI's method: `supervised`, `dpo` (direct preference optimization, on pairs of answers), or `reinforcement`
-    (GRPO, on prompts whose answers are graded)."""
+    (GRPO, on prompts whose answers are graded). In the form of `dpo` there is `kto` (Kahneman-Tversky optimization, on
+    answers that are good or bad), which OpenAI does not have."""
 
     type: MethodName = "supervised"
     supervised: Supervised | None = None
     dpo: Dpo | None = None
+    kto: Kto | None = None
     reinforcement: Reinforcement | None = None
 
     @model_validator(mode="before")
@@ -137,5 +147,5 @@ class Method(Body):
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        chosen: Supervised | Dpo | Reinforcement | None = getattr(self, self.type)
+        chosen: Supervised | Dpo | Kto | Reinforcement | None = getattr(self, self.type)
         return Hyperparameters() if chosen is None else chosen.hyperparameters

@@ -7,6 +7,7 @@ from typing import Protocol
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.schemas import Tuning
 from tunewright.errors import InvalidRequest
+from tunewright.kinds.data import DataOptions
 from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE, METHODS
 from tunewright.plan.options import OF_METHOD, of_others
 
@@ -32,6 +33,32 @@ def check_method(method: Method, tuning: Tuning) -> None:
             f"{method.type} trains without dropout, which would make the model differ at random from what it is "
             "compared with: leave tuning.dropout out.",
             param="tuning.dropout",
+        )
+
+
+def check_rows_at_a_time(
+    method: Method, tuning: Tuning, hyperparameters: Hyperparameters, data: DataOptions
+) -> None:
+    """Raises InvalidRequest where rows that exchange their answers are alone, or are others in each epoch, though the
+    reference's numbers are computed once. `tuning` has the type of the job."""
+    if not METHODS[method.type].has_mismatched:
+        return
+    at_a_time = {
+        "tuning.per_device_batch_size": tuning.per_device_batch_size,
+        "tuning.batch_size": tuning.batch_size,
+        f"method.{method.type}.hyperparameters.batch_size": hyperparameters.batch_size,
+    }
+    for param, value in at_a_time.items():
+        if value == 1:
+            raise InvalidRequest(
+                f"{method.type} compares the answers of several rows at a time: set {param} to 2 or more.",
+                param=param,
+            )
+    if tuning.type == "full" and any(one.weight != 1 for one in data.mix or ()):
+        raise InvalidRequest(
+            f"{method.type} with tuning.type full computes its reference once for rows that stay together, so that an "
+            "epoch has each row once: leave the weights of data.mix at 1, or train an adapter.",
+            param="data.mix",
         )
 
 

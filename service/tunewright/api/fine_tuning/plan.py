@@ -15,6 +15,7 @@ from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.methods import (
     batch_size_of,
     check_method,
+    check_rows_at_a_time,
     hyperparameters_of,
     without_dropout,
 )
@@ -127,14 +128,16 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     records = {body.training_file: first} | check_mix(context, body.training_file, data, method.type)
     check_chat_template(body.chat_template)
     check_method(method, tuning)
+    check_rows_at_a_time(method, tuning, hyperparameters_of(body), data)
     base = named_base(context, body.model)
     if body.machine:
         machine = machine_described(body.machine)
-        check_gpus(tuning, batch_size_of(body, tuning), [f"cuda:{n}" for n in range(machine.count)], 1)
+        described = [f"cuda:{n}" for n in range(machine.count)]
+        check_gpus(method.type, tuning, batch_size_of(body, tuning), described, 1)
     else:
         machine = machine_here(context)
         cpu_processes = context.settings.jobs.cpu_processes
-        check_gpus(tuning, batch_size_of(body, tuning), context.devices(), cpu_processes)
+        check_gpus(method.type, tuning, batch_size_of(body, tuning), context.devices(), cpu_processes)
     return plan_job(
         base,
         [

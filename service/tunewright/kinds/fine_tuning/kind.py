@@ -26,6 +26,7 @@ from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
+from tunewright.plan.methods import METHODS
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job
 from tunewright.trainer.spec import FurtherFile, TrainingResult, TrainingSpec
@@ -139,7 +140,8 @@ class FineTuning(Kind):
         if resolved.per_device_batch_size != before.per_device_batch_size:
             what = f"per_device_batch_size {resolved.per_device_batch_size} (batch_size stays {resolved.batch_size})"
         return resolved, (
-            f"The device ran out of memory. Going on from the last checkpoint with less: {what}. The model is the same."
+            f"The device ran out of memory. Going on from the last checkpoint with less: {what}. "
+            f"{_what_changes(before, resolved)}"
         )
 
 
@@ -161,6 +163,12 @@ def _check_generation(resolved: Resolved, rows: int) -> None:
             f"the {rows} rows of an epoch fill no step of {resolved.batch_size} prompts: lower the batch size",
             "method.reinforcement.hyperparameters.batch_size",
         )
+
+
+def _what_changes(before: Resolved, after: Resolved) -> str:
+    if METHODS[before.method].has_mismatched and before.per_device_batch_size != after.per_device_batch_size:
+        return f"{before.method} then estimates its KL of fewer answers at a time, with more chance in it."
+    return "The model is the same."
 
 
 def request_of(job: Job) -> FineTuningRequest:

@@ -98,7 +98,7 @@ _COLUMNS = (
     "step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy", "learning_rate",
     "grad_norm", "tokens_per_second",
 )  # fmt: skip
-_REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+_REWARDS = ("reward_margin", "reward_chosen", "reward_rejected")
 _OF_GRADED = (
     "reward",
     "reward_std",
@@ -109,15 +109,16 @@ _OF_GRADED = (
     "grader_errors",
 )
 _COLUMNS_OF = {
-    method: tuple(f"{when}_{name}" for name in names for when in ("train", "valid"))
-    for method, names in (("dpo", _REWARDS), ("reinforcement", _OF_GRADED))
-}
+    "dpo": ("reward_accuracy", *_REWARDS), "kto": (*_REWARDS, "kl"), "reinforcement": _OF_GRADED,
+}  # fmt: skip
+"""Of each method, for training and for validation."""
 
 
 def _metrics_file(store: Store, workspace: Workspace, job: Job, method: str) -> dict[str, Any]:
     """Write OpenAI's result file, a CSV with the metrics of every step. Returns its row."""
     text = io.StringIO()
-    columns = _COLUMNS + _COLUMNS_OF.get(method, ())
+    measures = _COLUMNS_OF.get(method, ())
+    columns = _COLUMNS + tuple(f"{when}_{name}" for name in measures for when in ("train", "valid"))
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     after, more = None, True

@@ -8,10 +8,8 @@ adapter. For full fine-tuning the reference's log-probabilities are computed bef
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,19 +23,17 @@ from tunewright.rows.canonical import ANSWERS
 from tunewright.rows.examples import IGNORED
 from tunewright.trainer.held_out import summed, tell
 from tunewright.trainer.loading import OrderedRows
-from tunewright.trainer.reference import Batches, reference_logps
+from tunewright.trainer.reference import Batches, BesideReference, reference_logps
 from tunewright.trainer.speed import leave_out_mask
 from tunewright.trainer.training import Parts
 
-_REFERENCE_ADAPTER = "ref"
-"""TRL's name for it."""
 _MEASURES = (
     "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
 )  # fmt: skip
 """Means over pairs that TRL logs."""
 
 
-class PreferenceTrainer(OrderedRows, DPOTrainer):  # type: ignore[misc]
+class PreferenceTrainer(OrderedRows, BesideReference, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on tokenized pairs, whose evaluation gives every pair the same weight."""
 
     def __init__(self, parts: Parts) -> None:
@@ -61,8 +57,7 @@ class PreferenceTrainer(OrderedRows, DPOTrainer):  # type: ignore[misc]
             callbacks=parts.callbacks,
         )
         if is_adapter and parts.spec.parent_adapter is None:
-            # a copy that computes what the base does, in more time
-            parts.model.delete_adapter(_REFERENCE_ADAPTER)
+            self.drop_copy_of_base(parts.model)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # rows.tokenized has tokenized and masked
@@ -96,11 +91,6 @@ class PreferenceTrainer(OrderedRows, DPOTrainer):  # type: ignore[misc]
         means |= {name: self._metrics["eval"][name][-1] for name in _MEASURES}
         self._metrics["eval"].clear()
         return {"pairs": pairs, **{name: mean * pairs for name, mean in means.items()}}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Without the reference: the checkpoint is an adapter to use, and the parent is there when it is resumed."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / _REFERENCE_ADAPTER, ignore_errors=True)
 
 
 make_trainer = PreferenceTrainer
