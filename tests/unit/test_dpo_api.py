@@ -73,8 +73,7 @@ def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
 
     assert shown["method"] == {
         "type": "dpo",
-        "supervised": None,
-        "reinforcement": None,
+        **dict.fromkeys(["supervised", "kto", "orpo", "reinforcement"]),
         "dpo": {
             "hyperparameters": {
                 "n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto", "beta": 0.1,
@@ -89,6 +88,18 @@ def test_a_supervised_job_has_no_options_of_dpo(store: Store) -> None:
     shown = JobObject.of(create_job(store)).model_dump(mode="json")
     assert not {"loss_type", "label_smoothing", "beta", "method"} & shown["tuning"].keys()
     assert shown["method"]["dpo"] is None
+
+
+def test_orpo_takes_the_same_rows_and_has_no_options_of_dpo(api: TestClient) -> None:  # noqa: F811
+    method = {"type": "orpo", "orpo": {"hyperparameters": {"beta": 0.2}}}
+    answer = asked(api, method=method, tuning={"dropout": 0.1})
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert (made["method"]["type"], made["method"]["orpo"]["hyperparameters"]["beta"]) == ("orpo", 0.2)
+    assert made["tuning"]["dropout"] == 0.1, "there is no reference to differ from"
+    assert "loss_type" not in made["tuning"]
+    refused = error(asked(api, method=method, tuning={"loss_type": "ipo"}), 400)
+    assert "tuning.loss_type is for the method dpo; the method is orpo" in refused["message"]
 
 
 @pytest.mark.parametrize(
@@ -131,4 +142,4 @@ def test_a_plan_of_dpo_counts_both_answers_and_the_reference(api: TestClient) ->
     assert (values["per_device_batch_size"], values["batch_size"]) == (2, 8)
     assert (made["rows"], made["steps"]) == (8, 3)
     refused = error(api.post("/v1/fine_tuning/plan", json=body), 400)
-    assert "dpo could" in refused["message"]
+    assert "dpo or orpo could" in refused["message"]

@@ -236,7 +236,7 @@ def test_a_job_on_a_faulty_file_is_refused_with_the_faults(api: TestClient) -> N
 @pytest.mark.parametrize(
     ("content", "kind", "could"),
     [
-        (PREFERENCE, "preference", "dpo could."),
+        (PREFERENCE, "preference", "dpo or orpo could."),
         (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto could."),
         (lines({"text": "a"}), "text", "continued pre-training could, which is not offered yet."),
     ],
@@ -259,7 +259,7 @@ def test_dpo_refuses_rows_without_two_answers(api: TestClient, content: bytes) -
 
 def test_kto_refuses_rows_without_a_label(api: TestClient) -> None:
     error = refused(job(api, PREFERENCE, method={"type": "kto"}))
-    assert "the method kto cannot learn from; dpo could. kto needs labelled rows" in error["message"]
+    assert "the method kto cannot learn from; dpo or orpo could. kto needs labelled rows" in error["message"]
 
 
 COLUMNS = {"prompt": "question", "completion": "answer"}

@@ -239,6 +239,17 @@ def test_kto_asks_for_exchanged_answers_and_the_reference_twice_and_for_two_rows
     assert values["per_device_batch_size"] == 2
 
 
+def test_orpo_is_two_sequences_without_a_reference() -> None:
+    options: dict[str, Any] = {"type": "lora", "per_device_batch_size": 2, "gradient_checkpointing": False}
+    dpo, orpo = planned(described("H200"), "dpo", **options), planned(described("H200"), "orpo", **options)
+    one, other = (next(found for found in plan.methods if found.type == "lora") for plan in (dpo, orpo))
+    assert one.seconds is not None
+    assert other.seconds is not None
+    assert one.seconds.least / other.seconds.least == pytest.approx(1.5, rel=0.01)
+    values = {choice.name: choice.value for choice in orpo.options}
+    assert (values["beta"], values["learning_rate"], values["n_epochs"]) == (0.1, 8e-5, 1)
+
+
 def test_the_range_of_the_learning_rate_is_that_of_the_method() -> None:
     def warned(method: str, rate: float) -> list[str]:
         found = planned(described("H200"), method, type="lora", learning_rate=rate).warnings

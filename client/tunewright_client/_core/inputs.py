@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ..types import AliasGuard, AliasShadow, AliasTarget, CombineOptions, WeightedModel
 
-_WITH_BETA = ("dpo", "kto")
+_WITH_BETA = ("dpo", "kto", "orpo")
 Targets = str | Mapping[str, float] | Sequence[str | AliasTarget | Mapping[str, Any]]
 """The targets of an alias: a model's name, weights by name, or a list of names and objects."""
 ShadowInput = str | AliasShadow | Mapping[str, Any]
@@ -84,7 +84,7 @@ def method_object(method: str | Mapping[str, Any] | None, beta: float | str | No
     if beta is None:
         return {"type": method} if method is not None else None
     if method not in _WITH_BETA:
-        raise ValueError('beta is for the methods "dpo" and "kto": give method="dpo" too')
+        raise ValueError('beta is for the methods "dpo", "kto" and "orpo": give method="dpo" too')
     return {"type": method, method: {"hyperparameters": {"beta": beta}}}
 
 

@@ -162,7 +162,7 @@ class JobErrorInfo(Wire):
 
 class Metrics(Wire):
     """Measurements at a step. Losses are in nats for each token, accuracies are shares, memory is in bytes; `phase` is
-    set for exports and cleanings. Jobs of the methods dpo and kto have rewards and log-probabilities of answers: of
+    set for exports and cleanings. Jobs of dpo, kto and orpo have rewards and log-probabilities of answers: of
     kto, chosen means good answers and rejected bad ones."""
 
     step: int | None = None
@@ -179,6 +179,8 @@ class Metrics(Wire):
     train_logps_chosen: float | None = None
     train_logps_rejected: float | None = None
     train_kl: float | None = None
+    train_nll_loss: float | None = None
+    train_log_odds: float | None = None
     valid_reward_accuracy: float | None = None
     valid_reward_margin: float | None = None
     valid_reward_chosen: float | None = None
@@ -195,6 +197,8 @@ class Metrics(Wire):
     valid_completions_clipped: float | None = None
     valid_grader_errors: float | None = None
     valid_kl: float | None = None
+    valid_nll_loss: float | None = None
+    valid_log_odds: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None

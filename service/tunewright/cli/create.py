@@ -74,10 +74,10 @@ class LocalUploadedOrAuto(LocalOrUploaded):
 
 FILE = LocalOrUploaded()
 _TYPES = ("lora", "qlora", "full")
-PLANNED = ("supervised", "dpo", "kto")
+PLANNED = ("supervised", "dpo", "kto", "orpo")
 """The methods of which there are plans."""
 _METHODS = (*PLANNED, "reinforcement")
-_WITH_BETA = ("dpo", "kto")
+_WITH_BETA = ("dpo", "kto", "orpo")
 
 
 @click.command(
@@ -114,11 +114,13 @@ _WITH_BETA = ("dpo", "kto")
     # In earlier versions it was the name of --type.
     "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar=f"[{'|'.join(_METHODS)}]",
     help="supervised: learn the answers; dpo: learn which of two answers is better; kto: learn from answers that are "
-    "good or bad; reinforcement: learn from what --grader makes of the model's own answers.  [default: supervised]",
+    "good or bad; orpo (experimental): learn the better of two answers, and that it is; reinforcement: learn from what "
+    "--grader makes of the model's own answers.  [default: supervised]",
 )  # fmt: skip
 @click.option(
     "--beta", type=click.FloatRange(0, 100, min_open=True),
-    help="Of dpo, kto, reinforcement: how strongly the model is kept near what it was before.  [default: 0.1; 0]",
+    help="Of dpo, kto, reinforcement: how strongly the model is kept near what it was before; of orpo the weight of the "
+    "odds.  [default: 0.1; 0 of reinforcement]",
 )  # fmt: skip
 @click.option(
     "--desirable-weight", type=click.FloatRange(0, 1000, min_open=True),
@@ -205,7 +207,7 @@ def create(
     if grader is not None and show_plan:
         raise click.UsageError("there are no plans of --method reinforcement yet: leave --plan out")
     if beta is not None and method not in _WITH_BETA and grader is None:
-        raise click.UsageError(f"--beta is for --method {' and '.join(_WITH_BETA)}, and beside --grader")
+        raise click.UsageError(f"--beta is for --method {', '.join(_WITH_BETA)}, and beside --grader")
     options = {
         "type": tuning_type,
         "n_epochs": epochs,

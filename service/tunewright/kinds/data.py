@@ -20,7 +20,7 @@ compressed file is many times its size."""
 _METHODS = {
     RowKind.CHAT: ("supervised",),
     RowKind.PROMPT_COMPLETION: ("supervised",),
-    RowKind.PREFERENCE: ("dpo",),
+    RowKind.PREFERENCE: ("dpo", "orpo"),
     RowKind.LABELLED: ("kto",),
     RowKind.GRADED: ("reinforcement",),
     RowKind.TEXT: ("continued pre-training",),

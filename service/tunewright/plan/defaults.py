@@ -79,7 +79,8 @@ class Resolved(BaseModel):
     """Whether the layers are compiled. None: where it pays (`plan.compiling`)."""
     quantization: str | None
     beta: float | None = None
-    """How strongly the model is kept near the reference. None for methods that have none."""
+    """How strongly the model is kept near the reference; of orpo, the weight of the odds. None for methods that have
+    none."""
     loss_type: str | None = None
     """Of dpo; None for other methods, as the next one."""
     label_smoothing: float | None = None
@@ -181,7 +182,7 @@ def resolve(
         quantization="nf4" if type == "qlora" else None,
         gpus=gpus,
         sharding="none" if gpus == 1 or adapter else _given(tuning.sharding, "fsdp"),
-        **({"beta": _given(hyperparameters.beta, BETA)} if method in ("dpo", "kto") else {}),
+        **({"beta": _given(hyperparameters.beta, BETA)} if method in ("dpo", "kto", "orpo") else {}),
         **(_of_dpo(tuning) if method == "dpo" else {}),
         **(_of_kto(tuning) if method == "kto" else {}),
         **(_of_reinforcement(tuning, hyperparameters, context) if method == "reinforcement" else {}),

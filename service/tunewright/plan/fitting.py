@@ -35,7 +35,7 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         use_dora=resolved.use_dora,
         drops=bool(resolved.dropout),
         accumulates=resolved.gradient_accumulation_steps > 1,
-        learnt=data.learnt,
+        learnt=1.0 if method.learns_prompts else data.learnt,
         has_reference=method.has_reference and resolved.type != "full",
         gpus=resolved.gpus,
         is_sharded=resolved.sharding == "fsdp",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-MethodName = Literal["supervised", "dpo", "kto", "reinforcement"]
+MethodName = Literal["supervised", "dpo", "kto", "orpo", "reinforcement"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Method:
     """Whether each step also asks a reference model, which does not change."""
     generates: bool = False
     """Whether the answers are made while it trains: rows are prompts, and what a step costs is not known before."""
+    learns_prompts: bool = False
+    """Whether prompts are learnt too."""
     has_mismatched: bool = False
     """Whether each step also asks for each answer behind another prompt, without learning from it."""
     on_several_gpus: bool = False
@@ -61,6 +63,14 @@ METHODS: Mapping[str, Method] = {
         epochs_of_few=3,
         has_reference=True,
         has_mismatched=True,
+    ),
+    "orpo": Method(
+        learning_rates={"lora": 8e-5, "qlora": 8e-5, "full": 8e-6},
+        rate_ranges={"lora": (1e-5, 5e-4), "qlora": (1e-5, 5e-4), "full": (1e-6, 5e-5)},
+        epochs=1,
+        epochs_of_few=3,
+        sequences=2,
+        learns_prompts=True,
     ),
     "reinforcement": Method(
         learning_rates={"lora": 1e-5, "qlora": 1e-5, "full": 1e-6},

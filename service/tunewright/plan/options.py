@@ -17,7 +17,7 @@ OF_METHOD = {
     "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature"),
 }
 """The options of `TuningOptions` that a method alone has."""
-WITH_BETA = ("dpo", "kto", "reinforcement")
+WITH_BETA = ("dpo", "kto", "orpo", "reinforcement")
 """The methods with the hyperparameter beta."""
 OF_REINFORCEMENT = ("compute_multiplier", "eval_interval", "eval_samples")
 """OpenAI's hyperparameters that the method reinforcement alone has."""

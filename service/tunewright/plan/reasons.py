@@ -60,6 +60,12 @@ OF_METHOD = {
         "desirable_weight": ("good answers count as they are", _KTO),
         "undesirable_weight": ("bad answers count as they are", _KTO),
     },
+    "orpo": {
+        "learning_rate": ("8e-5 for adapters, 8e-6 for all weights", "TRL's script for ORPO"),
+        "n_epochs": ("one pass over many pairs; three over fewer than 1,000, which make few steps", _HERE),
+        "per_device_batch_size": ("pairs at a time, of two sequences each; the rest is accumulated", _HERE),
+        "beta": ("the weight of the odds beside the loss of the good answer", "ORPO (Hong et al. 2024)"),
+    },
     "reinforcement": {
         "learning_rate": ("1e-5 for adapters, 1e-6 for all weights: rewards are noisy", "TRL's GRPOConfig"),
         "batch_size": ("up to 8 prompts a step, each with num_generations answers", _HERE),

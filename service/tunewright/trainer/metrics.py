@@ -23,6 +23,8 @@ _NAMES = {
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "completions_clipped",
     "grader_errors": "grader_errors",
+    "nll_loss": "nll_loss",
+    "log_odds_chosen": "log_odds",
 }
 OF_GRADER = "graders/"
 """Before the name of a grader of a `multi`, in the logs of its mean reward."""

@@ -14,7 +14,7 @@ from tunewright.jobs.process import leave, rank
 from tunewright.logs import limit_records
 from tunewright.trainer import ranks
 from tunewright.trainer.loading import OrderedRows
-from tunewright.trainer.methods import dpo, kto, supervised
+from tunewright.trainer.methods import dpo, kto, orpo, supervised
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import MakeTrainer, Parts, train
 
@@ -33,6 +33,7 @@ METHODS: dict[str, MakeTrainer] = {
     "supervised": supervised.make_trainer,
     "dpo": dpo.make_trainer,
     "kto": kto.make_trainer,
+    "orpo": orpo.make_trainer,
     "reinforcement": _graded,
 }
 """What makes the trainer, by OpenAI's method."""

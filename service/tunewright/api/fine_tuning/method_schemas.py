@@ -68,6 +68,15 @@ class KtoHyperparameters(DpoHyperparameters):
     """The hyperparameters of `kto`, which OpenAI does not have: those of `dpo`."""
 
 
+class OrpoHyperparameters(Hyperparameters):
+    """The hyperparameters of `orpo`, which OpenAI does not have."""
+
+    beta: Auto | Annotated[float, Field(strict=True, gt=0, le=100)] = Field(
+        "auto",
+        description="The weight of the odds of the two answers beside the loss of the better one; 0.1 by default.",
+    )
+
+
 class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
@@ -101,18 +110,24 @@ class Kto(Body):
     hyperparameters: KtoHyperparameters = KtoHyperparameters()
 
 
+class Orpo(Body):
+    hyperparameters: OrpoHyperparameters = OrpoHyperparameters()
+
+
 _OFFERED = tuple(METHODS)
 
 
 class Method(Body):
     """OpenAI's method: `supervised`, `dpo` (direct preference optimization, on pairs of answers), or `reinforcement`
-    (GRPO, on prompts whose answers are graded). In the form of `dpo` there is `kto` (Kahneman-Tversky optimization, on
-    answers that are good or bad), which OpenAI does not have."""
+    (GRPO, on prompts whose answers are graded). In the form of `dpo` there are `kto` (Kahneman-Tversky optimization, on
+    answers that are good or bad) and, experimental, `orpo` (odds ratio preference optimization, on pairs of answers),
+    which OpenAI does not have."""
 
     type: MethodName = "supervised"
     supervised: Supervised | None = None
     dpo: Dpo | None = None
     kto: Kto | None = None
+    orpo: Orpo | None = None
     reinforcement: Reinforcement | None = None
 
     @model_validator(mode="before")
@@ -147,5 +162,5 @@ class Method(Body):
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        chosen: Supervised | Dpo | Kto | Reinforcement | None = getattr(self, self.type)
+        chosen: Supervised | Dpo | Kto | Orpo | Reinforcement | None = getattr(self, self.type)
         return Hyperparameters() if chosen is None else chosen.hyperparameters

@@ -57,8 +57,8 @@ class Tuning(Body):
     )
     learning_rate: Auto | Rate = Field(
         "auto",
-        description="2e-4 for lora and qlora, 2e-5 for full; with the methods dpo and kto 5e-6 and 5e-7, with "
-        "reinforcement 1e-5 and 1e-6.",
+        description="2e-4 for lora and qlora, 2e-5 for full; with the methods dpo and kto 5e-6 and 5e-7, with orpo "
+        "8e-5 and 8e-6, with reinforcement 1e-5 and 1e-6.",
     )
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
@@ -307,10 +307,11 @@ class EventObject(JobEventBody):
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     data: dict[str, Any] | None = Field(
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
-        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds. Of dpo "
-        "and kto also, with train_ and valid_ before each: reward_margin, reward_chosen, reward_rejected, logps_chosen "
-        "and logps_rejected (nats), where chosen means good answers and rejected bad ones; of dpo reward_accuracy (the "
-        "share of pairs whose chosen answer has the larger reward), of kto kl (nats). Of "
+        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds. Of dpo, "
+        "kto and orpo also, with train_ and valid_ before each: reward_margin, reward_chosen, reward_rejected, "
+        "logps_chosen and logps_rejected (nats), where chosen means good answers and rejected bad ones; of dpo and "
+        "orpo reward_accuracy (the share of pairs whose chosen answer has the larger reward), of orpo nll_loss (nats "
+        "per token) and log_odds, of kto kl (nats). Of "
         "reinforcement likewise: reward, reward_std, reward_zero_std (the share of prompts whose answers all have the "
         "same reward), grader_<name> (the mean reward of each grader of a multi), grader_errors (the share of answers "
         "that could not be graded), completion_length (tokens), completions_clipped (the share that did not end), "

@@ -109,8 +109,11 @@ _OF_GRADED = (
     "grader_errors",
 )
 _COLUMNS_OF = {
-    "dpo": ("reward_accuracy", *_REWARDS), "kto": (*_REWARDS, "kl"), "reinforcement": _OF_GRADED,
-}  # fmt: skip
+    "dpo": ("reward_accuracy", *_REWARDS),
+    "kto": (*_REWARDS, "kl"),
+    "orpo": ("reward_accuracy", *_REWARDS, "nll_loss", "log_odds"),
+    "reinforcement": _OF_GRADED,
+}
 """Of each method, for training and for validation."""
 
 
