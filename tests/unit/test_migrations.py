@@ -220,6 +220,7 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         "gpus": 1,
         "sharding": "none",
         "group_by_length": False,
+        "lr_scheduler_kwargs": {},
         "dataloader_workers": 0,
         "method": "supervised",
         **dict.fromkeys(["beta", "loss_type", "label_smoothing", "desirable_weight", "undesirable_weight"]),

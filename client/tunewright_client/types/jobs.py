@@ -44,6 +44,8 @@ class Tuning(Wire):
     - group_by_length: whether batches are of rows of about one length
     - dataloader_workers: processes that read rows beside the steps
     - warmup_ratio: a share of all steps
+    - lr_scheduler_type, lr_scheduler_kwargs: the schedule of the learning rate and its options, as transformers names
+      them
     - max_grad_norm: the gradient is clipped to this norm
     - loss_type, label_smoothing: of the method dpo
     - gpus: how many train together
@@ -72,6 +74,7 @@ class Tuning(Wire):
     dataloader_workers: int | Auto | None = None
     warmup_ratio: float | Auto | None = None
     lr_scheduler_type: str | None = None
+    lr_scheduler_kwargs: dict[str, float] | Auto | None = None
     max_grad_norm: float | Auto | None = None
     loss_type: str | None = None
     label_smoothing: float | Auto | None = None

@@ -119,8 +119,8 @@ _WITH_BETA = ("dpo", "kto", "orpo")
 )  # fmt: skip
 @click.option(
     "--beta", type=click.FloatRange(0, 100, min_open=True),
-    help="Of dpo, kto, reinforcement: how strongly the model is kept near what it was before; of orpo the weight of the "
-    "odds.  [default: 0.1; 0 of reinforcement]",
+    help="Of dpo, kto, reinforcement: how strongly the model is kept near what it was before; of orpo the weight of "
+    "the odds.  [default: 0.1; 0 of reinforcement]",
 )  # fmt: skip
 @click.option(
     "--desirable-weight", type=click.FloatRange(0, 1000, min_open=True),
@@ -136,6 +136,10 @@ _WITH_BETA = ("dpo", "kto", "orpo")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="For example 2e-4.  [default: chosen]"
 )
+@click.option(
+    "--lr-scheduler", metavar="TEXT",
+    help="A schedule of transformers, such as linear or warmup_stable_decay.  [default: cosine]",
+)  # fmt: skip
 @click.option("--rank", type=click.IntRange(1), help="Rank of the adapter.  [default: chosen by the rows]")
 @click.option(
     "--use-dora", is_flag=True,
@@ -179,6 +183,7 @@ def create(
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
+    lr_scheduler: str | None,
     rank: int | None,
     use_dora: bool,
     gpus: int | None,
@@ -213,6 +218,7 @@ def create(
         "n_epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "lr_scheduler_type": lr_scheduler,
         "rank": rank,
         "use_dora": use_dora or None,
         "gpus": gpus,

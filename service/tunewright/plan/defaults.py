@@ -24,6 +24,7 @@ from tunewright.plan.methods import (
     PROMPTS,
 )
 from tunewright.plan.options import Auto, HyperparameterOptions, TuningOptions
+from tunewright.plan.schedulers import SCHEDULER
 
 Value = TypeVar("Value")
 
@@ -64,6 +65,8 @@ class Resolved(BaseModel):
     """Processes that read rows beside the steps. Has a default for the same reason."""
     warmup_ratio: float
     lr_scheduler_type: str
+    lr_scheduler_kwargs: dict[str, float] = {}
+    """Options of the schedule alone (`plan.schedulers`). Has a default, since rows of earlier versions lack it."""
     max_grad_norm: float
     weight_decay: float
     rank: int | None
@@ -168,7 +171,8 @@ def resolve(
         group_by_length=tuning.group_by_length,
         dataloader_workers=_given(tuning.dataloader_workers, workers_for(device)),
         warmup_ratio=_given(tuning.warmup_ratio, WARMUP_RATIO),
-        lr_scheduler_type=_given(tuning.lr_scheduler_type, "cosine"),
+        lr_scheduler_type=_given(tuning.lr_scheduler_type, SCHEDULER),
+        lr_scheduler_kwargs=_given(tuning.lr_scheduler_kwargs, {}),
         max_grad_norm=_given(tuning.max_grad_norm, MAX_GRAD_NORM),
         weight_decay=_given(tuning.weight_decay, 0.0),
         rank=rank,

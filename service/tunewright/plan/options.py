@@ -61,6 +61,7 @@ class TuningOptions(_Options):
     dataloader_workers: int | Auto = "auto"
     warmup_ratio: float | Auto = "auto"
     lr_scheduler_type: str = "auto"
+    lr_scheduler_kwargs: dict[str, float] | Auto = "auto"
     max_grad_norm: float | Auto = "auto"
     weight_decay: float | Auto = "auto"
     loss_type: str = "auto"

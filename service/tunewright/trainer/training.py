@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
+from tunewright.plan.schedulers import scheduler_options
 from tunewright.rows.mixture import Mixture
 from tunewright.trainer import ranks
 from tunewright.trainer.data import epoch_order, tell_data, tokenized_files
@@ -168,6 +169,7 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
     total = tuning.steps(rows)
+    warmup = math.ceil(total * tuning.warmup_ratio)
     return {
         "output_dir": str(folder.work),
         "use_cpu": not on_gpu,
@@ -180,7 +182,10 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
         "gradient_accumulation_steps": tuning.gradient_accumulation_steps,
         "learning_rate": tuning.learning_rate,
         "lr_scheduler_type": tuning.lr_scheduler_type,
-        "warmup_steps": math.ceil(total * tuning.warmup_ratio),
+        "lr_scheduler_kwargs": scheduler_options(
+            tuning.lr_scheduler_type, tuning.lr_scheduler_kwargs, total, warmup
+        ),
+        "warmup_steps": warmup,
         "weight_decay": tuning.weight_decay,
         "max_grad_norm": tuning.max_grad_norm,
         "max_length": tuning.max_length,

@@ -10,6 +10,7 @@ from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE, METHODS
 from tunewright.plan.options import OF_METHOD, of_others
+from tunewright.plan.schedulers import SCHEDULER, why_not
 
 
 def check_method(method: Method, tuning: Tuning) -> None:
@@ -21,6 +22,10 @@ def check_method(method: Method, tuning: Tuning) -> None:
                 f"tuning.{name} is for the method {whose}; the method is {method.type}.",
                 param=f"tuning.{name}",
             )
+    if tuning.lr_scheduler_kwargs != "auto":
+        name = SCHEDULER if tuning.lr_scheduler_type == "auto" else tuning.lr_scheduler_type
+        if why := why_not(name, tuning.lr_scheduler_kwargs):
+            raise InvalidRequest(f"tuning.lr_scheduler_kwargs: {why}.", param="tuning.lr_scheduler_kwargs")
     loss = LOSS_TYPE if tuning.loss_type == "auto" else tuning.loss_type
     if tuning.label_smoothing != "auto" and loss not in LABEL_SMOOTHING:
         raise InvalidRequest(

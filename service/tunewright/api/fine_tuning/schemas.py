@@ -16,10 +16,12 @@ from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.plan.methods import LossType, MethodName
 from tunewright.plan.options import HyperparameterOptions, of_others
+from tunewright.plan.schedulers import SchedulerName
 from tunewright.store.records import Checkpoint, Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
 
+SchedulerOption = Annotated[float, Field(strict=True, ge=0, le=1e9)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
@@ -84,7 +86,14 @@ class Tuning(Body):
         description="Processes that read rows beside the steps: 2 on a GPU, none on the CPU by default.",
     )
     warmup_ratio: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
-    lr_scheduler_type: Literal["auto", "cosine", "linear", "constant", "constant_with_warmup"] = "auto"
+    lr_scheduler_type: Auto | SchedulerName = Field(
+        "auto", description="A schedule of transformers by its name there; cosine by default."
+    )
+    lr_scheduler_kwargs: Auto | Annotated[dict[str, SchedulerOption], Field(max_length=8)] = Field(
+        "auto",
+        description="Options of the schedule by their names in transformers, such as "
+        '`{"min_lr_rate": 0.1}` of cosine_with_min_lr.',
+    )
     max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
     weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
     loss_type: Auto | LossType = Field(
