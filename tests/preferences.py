@@ -146,7 +146,9 @@ def trainer_of(folder: JobFolder) -> Any:
     training, held_out = tokenized_files(folder, spec, tokenizer, folder.beat)
     metrics = MetricsCallback(EventLog(folder, 0))
     parts = Parts(folder, spec, tokenizer, load_model(spec), training, held_out, [metrics], folder.beat)
-    return METHODS[spec.method](parts)
+    trainer = METHODS[spec.method](parts)
+    trainer.loraplus_lr_ratio = spec.tuning.loraplus_lr_ratio
+    return trainer
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:

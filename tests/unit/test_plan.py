@@ -185,6 +185,7 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "truncation",
         "group_by_length",
         "lr_scheduler_kwargs",
+        "loraplus_lr_ratio",
         "use_rslora",
         "use_dora",
         "quantization",

@@ -39,6 +39,7 @@ class Tuning(Wire):
     """The settings of a fine-tuning: the requested ones or, in a job that the server has planned, the chosen ones.
 
     - alpha: scales the adapter
+    - loraplus_lr_ratio: of LoRA+: how many times the learning rate that of the adapter's B is
     - max_length: in tokens
     - truncation: what happens to longer rows: truncate or refuse
     - group_by_length: whether batches are of rows of about one length
@@ -64,6 +65,7 @@ class Tuning(Wire):
     target_modules: list[str] | str | None = None
     use_rslora: bool | Auto | None = None
     use_dora: bool | Auto | None = None
+    loraplus_lr_ratio: float | Auto | None = None
     learning_rate: float | Auto | None = None
     batch_size: int | Auto | None = None
     gradient_accumulation_steps: int | Auto | None = None

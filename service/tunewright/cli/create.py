@@ -146,6 +146,10 @@ _WITH_BETA = ("dpo", "kto", "orpo")
     help="Train magnitudes beside the adapter (DoRA). vLLM serves no DoRA: the result is merged to be served.",
 )  # fmt: skip
 @click.option(
+    "--loraplus-lr-ratio", type=click.FloatRange(1, 1000),
+    help="LoRA+: the learning rate of the adapter's B is so many times that of A.  [default: the same]",
+)  # fmt: skip
+@click.option(
     "--gpus", type=click.IntRange(1),
     help="GPUs that train together, each with its part of every batch.  [default: 1]",
 )  # fmt: skip
@@ -186,6 +190,7 @@ def create(
     lr_scheduler: str | None,
     rank: int | None,
     use_dora: bool,
+    loraplus_lr_ratio: float | None,
     gpus: int | None,
     sharding: str | None,
     suffix: str | None,
@@ -221,6 +226,7 @@ def create(
         "lr_scheduler_type": lr_scheduler,
         "rank": rank,
         "use_dora": use_dora or None,
+        "loraplus_lr_ratio": loraplus_lr_ratio,
         "gpus": gpus,
         "sharding": sharding,
         "desirable_weight": desirable_weight,

@@ -76,6 +76,8 @@ class Resolved(BaseModel):
     use_rslora: bool
     use_dora: bool = False
     """Has a default, since rows that an earlier version stored lack it."""
+    loraplus_lr_ratio: float | None = None
+    """Of LoRA+: how many times the learning rate that of the adapter's B is. None: the same."""
     gradient_checkpointing: bool | None = None
     """Whether activations are computed again in the backward pass. None, in rows of earlier versions: on a GPU."""
     torch_compile: bool | None = None
@@ -181,6 +183,7 @@ def resolve(
         target_modules=_given(tuning.target_modules, "all-linear") if adapter else None,
         use_rslora=tuning.use_rslora and adapter,
         use_dora=tuning.use_dora and adapter,
+        loraplus_lr_ratio=_given(tuning.loraplus_lr_ratio, None) if adapter else None,
         gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
         torch_compile=_given(tuning.torch_compile, None),
         quantization="nf4" if type == "qlora" else None,

@@ -49,6 +49,7 @@ class TuningOptions(_Options):
     target_modules: list[str] | str = "auto"
     use_rslora: bool = False
     use_dora: bool = False
+    loraplus_lr_ratio: float | Auto = "auto"
     gradient_checkpointing: bool | Auto = "auto"
     torch_compile: bool | Auto = "auto"
     learning_rate: float | Auto = "auto"

@@ -1,4 +1,5 @@
-"""How trainers get their rows: the order of a mixture, and how long steps wait, which is told where it is much."""
+"""A part of the trainers of all methods: how they get their rows, in the order of a mixture, how long steps wait for
+them, which is told where it is much, and the optimizer of LoRA+."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset
+from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Sampler
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from tunewright.jobs.folder import EventLog
 from tunewright.jobs.process import end_with
@@ -22,12 +25,28 @@ _STEPS = 20
 
 
 class OrderedRows(PortableCheckpoints):
-    """A part of trainers of every method: the order of their examples, and the time that steps wait for these."""
+    """A part of trainers of every method: the order of their examples, how long steps wait for these, and LoRA+."""
 
     order: Sampler[int] | None = None
     """None: the Trainer's own, each example once in an epoch, by chance."""
     on_wait: Callable[[float], None] | None = None
     """Called with the seconds in which a step has waited for its rows."""
+
+    optimizer: torch.optim.Optimizer | None
+    loraplus_lr_ratio: float | None = None
+    """The learning rate of lora_B as a multiple of that of lora_A; None: the same."""
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            self.optimizer = create_loraplus_optimizer(
+                self.model,
+                kind,
+                loraplus_lr_ratio=self.loraplus_lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **options,
+            )
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         return self.order if self.order is not None else super()._get_train_sampler(train_dataset)

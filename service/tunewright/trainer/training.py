@@ -135,6 +135,7 @@ def train(
         events.message("Stopped before the first step", "warn")
         return None
     trainer.on_wait = loading.wait
+    trainer.loraplus_lr_ratio = tuning.loraplus_lr_ratio
     if trainer.order is None:
         trainer.order = epoch_order(training, tuning)
     if validation is not None and resume_from is None:

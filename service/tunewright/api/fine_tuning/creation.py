@@ -160,7 +160,7 @@ def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
     if tuning.type == "full":
         given = [
             key
-            for key in ("rank", "alpha", "dropout", "target_modules")
+            for key in ("rank", "alpha", "dropout", "target_modules", "loraplus_lr_ratio")
             if getattr(tuning, key) not in ("auto", None)
         ] + [key for key in ("use_rslora", "use_dora") if getattr(tuning, key)]
         if given:

@@ -47,6 +47,11 @@ class Tuning(Body):
         description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
         "merged to be served (`POST /v1/exports`).",
     )
+    loraplus_lr_ratio: Auto | Annotated[float, Field(strict=True, ge=1, le=1000)] = Field(
+        "auto",
+        description="LoRA+ (Hayou et al. 2024): the learning rate of the adapter's B is so many times that of A; 16 is "
+        "the paper's advice. The same by default.",
+    )
     gradient_checkpointing: Auto | Annotated[bool, Field(strict=True)] = Field(
         "auto",
         description="Compute activations again in the backward pass: much less memory, a quarter to a third more time. "
