@@ -69,6 +69,7 @@ def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
          "greater than 0"),
         ({"method": {"type": "kto", "dpo": {}}}, "method.dpo", "leave"),
         ({"tuning": {"loss_type": "ipo"}}, "tuning.loss_type", "for the method dpo; the method is kto"),
+        ({"tuning": {"neftune_alpha": 5}}, "tuning.neftune_alpha", "for the method supervised; the method is kto"),
         ({"tuning": {"desirable_weight": 0}}, "tuning.desirable_weight", "greater than 0"),
         ({"tuning": {"dropout": 0.1}}, "tuning.dropout", "kto trains without dropout"),
         ({"tuning": {"per_device_batch_size": 1}}, "tuning.per_device_batch_size", "2 or more"),

@@ -186,6 +186,7 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "group_by_length",
         "lr_scheduler_kwargs",
         "loraplus_lr_ratio",
+        "neftune_alpha",
         "use_rslora",
         "use_dora",
         "quantization",

@@ -38,7 +38,7 @@ def plain_script(folder: JobFolder, rows: Any, **arguments: Any) -> SFTTrainer:
     config = LoraConfig(
         task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, target_modules="all-linear"
     )  # fmt: skip
-    optimizer_of = arguments.pop("optimizer_of", None)
+    optimizer_of, seed = arguments.pop("optimizer_of", None), arguments.pop("before_training", None)
     model = get_peft_model(base, config)
     optimizers = (None, None)
     if optimizer_of is not None:
@@ -57,6 +57,8 @@ def plain_script(folder: JobFolder, rows: Any, **arguments: Any) -> SFTTrainer:
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
         optimizers=optimizers,
     )  # fmt: skip
+    if seed is not None:
+        transformers.set_seed(seed)
     trainer.train()
     return trainer
 
@@ -80,3 +82,25 @@ def test_lora_plus_is_the_optimizer_of_peft(tmp_path: Path) -> None:
         16e-4,
     }
     assert_close(trained(ours.model), trained(plain.model))
+
+
+def test_neftune_is_that_of_transformers_and_held_out_rows_have_no_noise(tmp_path: Path) -> None:
+    folder = job_folder(
+        tmp_path / "job", ROWS, ROWS[:4], method="supervised", weight_decay=0.01, neftune_alpha=8.0
+    )  # fmt: skip
+    ours = trainer_of(folder)
+    before = ours.evaluate()
+    assert ours.evaluate() == before
+    ours.args.eval_strategy = "no"
+    transformers.set_seed(SEED)
+    ours.train()
+
+    plain = plain_script(folder, ours.train_dataset, neftune_noise_alpha=8.0, before_training=SEED)
+    assert_close(trained(ours.model), trained(plain.model))
+
+    without = trainer_of(folder_of(tmp_path / "without"))
+    without.train()
+    differences = [
+        (one - trained(ours.model)[name]).abs().max() for name, one in trained(without.model).items()
+    ]
+    assert max(differences) > 1e-4, "the noise changes what is learnt"

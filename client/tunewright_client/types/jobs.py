@@ -48,6 +48,7 @@ class Tuning(Wire):
     - lr_scheduler_type, lr_scheduler_kwargs: the schedule of the learning rate and its options, as transformers names
       them
     - max_grad_norm: the gradient is clipped to this norm
+    - neftune_alpha: of supervised: the size of NEFTune's noise in the embeddings
     - loss_type, label_smoothing: of the method dpo
     - gpus: how many train together
     - sharding: whether they share the weights: none or fsdp
@@ -78,6 +79,7 @@ class Tuning(Wire):
     lr_scheduler_type: str | None = None
     lr_scheduler_kwargs: dict[str, float] | Auto | None = None
     max_grad_norm: float | Auto | None = None
+    neftune_alpha: float | Auto | None = None
     loss_type: str | None = None
     label_smoothing: float | Auto | None = None
     gpus: int | Auto | None = None

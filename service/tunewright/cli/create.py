@@ -150,6 +150,10 @@ _WITH_BETA = ("dpo", "kto", "orpo")
     help="LoRA+: the learning rate of the adapter's B is so many times that of A.  [default: the same]",
 )  # fmt: skip
 @click.option(
+    "--neftune-alpha", type=click.FloatRange(0, 1000, min_open=True),
+    help="NEFTune: noise of this size in the embeddings of training rows, such as 5.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--gpus", type=click.IntRange(1),
     help="GPUs that train together, each with its part of every batch.  [default: 1]",
 )  # fmt: skip
@@ -191,6 +195,7 @@ def create(
     rank: int | None,
     use_dora: bool,
     loraplus_lr_ratio: float | None,
+    neftune_alpha: float | None,
     gpus: int | None,
     sharding: str | None,
     suffix: str | None,
@@ -227,6 +232,7 @@ def create(
         "rank": rank,
         "use_dora": use_dora or None,
         "loraplus_lr_ratio": loraplus_lr_ratio,
+        "neftune_alpha": neftune_alpha,
         "gpus": gpus,
         "sharding": sharding,
         "desirable_weight": desirable_weight,

@@ -83,6 +83,8 @@ class Resolved(BaseModel):
     torch_compile: bool | None = None
     """Whether the layers are compiled. None: where it pays (`plan.compiling`)."""
     quantization: str | None
+    neftune_alpha: float | None = None
+    """Of supervised: the size of NEFTune's noise in the embeddings. None: without."""
     beta: float | None = None
     """How strongly the model is kept near the reference; of orpo, the weight of the odds. None for methods that have
     none."""
@@ -189,6 +191,7 @@ def resolve(
         quantization="nf4" if type == "qlora" else None,
         gpus=gpus,
         sharding="none" if gpus == 1 or adapter else _given(tuning.sharding, "fsdp"),
+        neftune_alpha=_given(tuning.neftune_alpha, None),
         **({"beta": _given(hyperparameters.beta, BETA)} if method in ("dpo", "kto", "orpo") else {}),
         **(_of_dpo(tuning) if method == "dpo" else {}),
         **(_of_kto(tuning) if method == "kto" else {}),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 Auto = Literal["auto"]
 OF_METHOD = {
+    "supervised": ("neftune_alpha",),
     "dpo": ("loss_type", "label_smoothing"),
     "kto": ("desirable_weight", "undesirable_weight"),
     "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature"),
@@ -65,6 +66,7 @@ class TuningOptions(_Options):
     lr_scheduler_kwargs: dict[str, float] | Auto = "auto"
     max_grad_norm: float | Auto = "auto"
     weight_decay: float | Auto = "auto"
+    neftune_alpha: float | Auto = "auto"
     loss_type: str = "auto"
     label_smoothing: float | Auto = "auto"
     desirable_weight: float | Auto = "auto"

@@ -188,6 +188,7 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
         ),
         "warmup_steps": warmup,
         "weight_decay": tuning.weight_decay,
+        "neftune_noise_alpha": tuning.neftune_alpha,
         "max_grad_norm": tuning.max_grad_norm,
         "max_length": tuning.max_length,
         "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",

@@ -101,6 +101,11 @@ class Tuning(Body):
     )
     max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
     weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
+    neftune_alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = Field(
+        "auto",
+        description="Of supervised: NEFTune (Jain et al. 2023), noise in the embeddings of training rows; 5 is usual. "
+        "None by default.",
+    )
     loss_type: Auto | LossType = Field(
         "auto", description="Of dpo: TRL's name for the loss, such as ipo or robust; sigmoid by default."
     )
