@@ -105,7 +105,7 @@ def test_a_child_that_beats_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_supervisor_that_was_stopped_itself_kills_nothing(tmp_path: Path) -> None:
     """As where a machine sleeps: all processes stop, and the supervisor's first check comes before any beat."""
-    supervisor = supervise(tmp_path, beats=-1, limit=2.0)
+    supervisor = supervise(tmp_path, beats=-1, limit=4.0)
     try:
         (pid,) = wait_until(lambda: starts(tmp_path), 20, "a start")
         wait_until((tmp_path / "heartbeat").exists, 20)

@@ -48,6 +48,11 @@ def finished(folder: JobFolder) -> JobFolder:
     return folder
 
 
+def told(folder: JobFolder) -> list[str]:
+    """All but the plan: the memory of a device depends on their number."""
+    return [message for message in messages(folder) if not message.startswith("Planned:")]
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "method"), [("lora", "supervised"), ("lora", "dpo"), ("fsdp", "dpo")])
 def test_two_processes_do_what_one_does(tmp_path: Path, alone: Alone, kind: str, method: str) -> None:
@@ -57,7 +62,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, alone: Alone, kind: str,
     assert difference(losses(one), losses(folder)) < BOUND
     assert difference(weights(one), weights(folder)) < 1e-3
     assert steps(folder) == STEPS, "rank 0 alone tells them"
-    assert messages(folder) == messages(one)
+    assert told(folder) == told(one)
     assert {path.name for path in folder.path.glob("checkpoints/step-6/rng_state*")} == {
         "rng_state_0.pth", "rng_state_1.pth",
     }  # fmt: skip
