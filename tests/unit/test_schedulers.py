@@ -80,6 +80,14 @@ def test_the_rates_of_a_job_are_those_of_transformers(tmp_path: Path, name: str)
     assert why_not(name, options) is None
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 0), (2, 1), (40, 2)])
+def test_a_warm_up_leaves_a_step_to_learn_in(tmp_path: Path, epochs: int, expected: int) -> None:
+    """A step of it: the first has a rate of 0, so that the only step of a job would change nothing."""
+    folder = job_folder(tmp_path / "job", text_rows(4), n_epochs=epochs, batch_size=4, warmup_ratio=0.03)
+    given = common_arguments(folder.read_spec(TrainingSpec), folder, 4, evaluates=False)
+    assert given["warmup_steps"] == expected
+
+
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [

@@ -170,7 +170,8 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
     tuning = spec.tuning
     on_gpu = spec.device != "cpu"
     total = tuning.steps(rows)
-    warmup = math.ceil(total * tuning.warmup_ratio)
+    # The first step of a warm-up has a learning rate of 0: a job of one step would learn nothing.
+    warmup = min(math.ceil(total * tuning.warmup_ratio), total - 1)
     return {
         "output_dir": str(folder.work),
         "use_cpu": not on_gpu,
