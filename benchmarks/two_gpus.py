@@ -93,15 +93,24 @@ def main() -> None:
     parser.add_argument(
         "--tiny", action="store_true", help="a tiny shape, and short rows: a dry run of the cells"
     )
-    parser.add_argument("--only", help="cells whose names have this text")
+    parser.add_argument(
+        "--only", help="cells whose names have this text, and those that they are compared with"
+    )
     parser.add_argument("--again", action="store_true", help="run cells that have a result too")
     parser.add_argument("--seconds", type=float, default=400, help="most seconds of a job")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "results.jsonl"
+    wanted = {
+        cell.name: cell
+        for cell in cells()
+        if options.part in ("all", cell.part) and (options.only or "") in cell.name
+    }
+    compared = {cell.same_as for cell in wanted.values()}
     for cell in cells():
-        wanted = options.part in ("all", cell.part) and (options.only or "") in cell.name
-        if not wanted or (cell.name in results(file) and not options.again):
+        if cell.name in results(file) and not (options.again and cell.name in wanted):
+            continue
+        if cell.name not in wanted and cell.name not in compared:
             continue
         began = time.monotonic()
         try:
