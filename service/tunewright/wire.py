@@ -26,11 +26,11 @@ class Body(BaseModel):
     @classmethod
     def _check_text(cls, value: object) -> object:
         for text in _texts(value):
-            _storable(text)
+            storable(text)
         return value
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Raises ValueError for JSON's two kinds of text that no file or database takes."""
     if "\0" in text:
         raise ValueError("the character U+0000 cannot be stored; leave it out")
@@ -49,4 +49,4 @@ def _texts(value: object) -> Iterator[str]:
             yield item
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+Text = Annotated[str, AfterValidator(storable)]

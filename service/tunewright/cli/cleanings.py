@@ -25,6 +25,7 @@ from tunewright.cli.options import (
     examples,
     limit_option,
     on_service,
+    reading_of,
     tag_option,
 )
 from tunewright.cli.output import page_size, when
@@ -77,12 +78,11 @@ def create(
     docs/how-to/clean-data.md describes the steps and their options.
     """
     asked = step_options(steps, has_validation=validation_file is not None)
-    given = {"columns": columns, "tags": tags, "alpaca": None if alpaca == "chat" else alpaca}
     cleaning = remote.client.cleanings.create(
         file,
         [_step(options.model_dump(mode="json", exclude_unset=True), name, validation_file)
          for options, (name, _) in zip(asked, steps, strict=True)],
-        data={name: value for name, value in given.items() if value} or None,
+        data=reading_of(columns, tags, alpaca),
         metadata=dict(metadata) or None,
     )  # fmt: skip
     return print_created(remote, CLEANINGS, cleaning, watch)

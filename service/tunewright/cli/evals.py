@@ -26,6 +26,7 @@ from tunewright.cli.options import (
     examples,
     limit_option,
     on_service,
+    reading_of,
     tag_option,
 )
 from tunewright.cli.output import page_size, when
@@ -102,13 +103,12 @@ def create(
     The models answer what the rows of a file ask, and their answers are compared with the expected ones.
     docs/how-to/evaluate-models.md describes the metrics.
     """
-    given = {"columns": columns, "tags": tags, "alpaca": None if alpaca == "chat" else alpaca}
     evaluation = remote.client.evaluations.create(
         model,
         file,
         against=against,
         metrics=metrics or "auto",
-        reading={name: value for name, value in given.items() if value} or None,
+        reading=reading_of(columns, tags, alpaca),
         extract=extract,
         json_schema=_schema(json_schema) if json_schema else None,
         rows=rows,

@@ -164,6 +164,14 @@ def alpaca_option(*, auto: bool = False) -> Callable[[Callable[P, R]], Callable[
     )
 
 
+def reading_of(
+    columns: dict[str, str] | None, tags: dict[str, str] | None, alpaca: str
+) -> dict[str, Any] | None:
+    """The options of the three above that were given, as a request has them; None where none was."""
+    given = {"columns": columns, "tags": tags, "alpaca": None if alpaca == "chat" else alpaca}
+    return {name: value for name, value in given.items() if value} or None
+
+
 def known_names(names: Collection[str]) -> Callable[..., dict[str, str] | None]:
     """A callback that makes a dictionary of pairs, and refuses keys that are none of the names."""
 

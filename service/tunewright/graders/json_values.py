@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tunewright.wire import storable
+
 _DEEPEST = 64
 
 
@@ -27,7 +29,4 @@ def check_json(value: object, most: int) -> None:
         raise ValueError(f"it has more than {most} characters as JSON")
     if "\\u0000" in text:
         raise ValueError("the character U+0000 cannot be stored; leave it out")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    storable(text)

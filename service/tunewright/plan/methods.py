@@ -29,6 +29,8 @@ class Method:
     """Whether prompts are learnt too."""
     has_mismatched: bool = False
     """Whether each step also asks for each answer behind another prompt, without learning from it."""
+    compiles: bool = False
+    """Whether layers are compiled where it pays: only where that was measured (docs/performance.md)."""
     on_several_gpus: bool = False
     """Whether several GPUs can train together."""
 
@@ -45,6 +47,7 @@ METHODS: Mapping[str, Method] = {
         rate_ranges={"lora": (5e-5, 5e-4), "qlora": (5e-5, 5e-4), "full": (1e-6, 5e-5)},
         epochs=3,
         epochs_of_few=3,
+        compiles=True,
         on_several_gpus=True,
     ),
     "dpo": Method(
