@@ -17,6 +17,7 @@ import json
 import multiprocessing as mp
 import os
 import random
+import re
 import resource
 import signal
 import statistics
@@ -40,6 +41,7 @@ from tunewright.config import embedded_base_path
 BASE = "tiny"
 STAND_IN = Path(__file__).parent / "stand_in"
 _TIMEOUT = 300.0
+_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Round:
 
     first: list[float] = field(default_factory=list)
     chunks: int = 0
+    tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     ended: float = 0.0
     """`time.time()`"""
@@ -66,12 +69,14 @@ class Round:
 
 
 class _Stream(asyncio.Protocol):
-    """One request on a connection of its own. It reads as little of the answer as a count needs."""
+    """One request on a connection of its own. It reads as little of the answer as a count needs: the chunks, and the
+    number of tokens at the end, since vLLM joins the tokens of a stream that it cannot send at once."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
         self._tail = b""
         self.chunks = 0
+        self.tokens = 0
         self.first: float | None = None
         self.failure = ""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -88,8 +93,11 @@ class _Stream(asyncio.Protocol):
         if chunks and self.first is None:
             self.first = time.time()
         self.chunks += chunks
-        self._tail = (self._tail + data)[-64:]
+        self._tail = (self._tail + data)[-1024:]
         if b"data: [DONE]" in self._tail:
+            self.chunks -= 1  # that of the usage
+            found = _TOKENS.findall(self._tail)
+            self.tokens = int(found[-1]) if found else 0
             self._end("")
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -105,7 +113,7 @@ class _Stream(asyncio.Protocol):
 def _request(model: str, tokens: int, seed: int) -> bytes:
     body = {
         "model": model, "prompt": f"{seed} once upon a time there was", "max_tokens": tokens, "ignore_eos": True,
-        "stream": True, "temperature": 0.8, "seed": seed,
+        "stream": True, "temperature": 0.8, "seed": seed, "stream_options": {"include_usage": True},
     }  # fmt: skip
     text = json.dumps(body).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -130,10 +138,11 @@ async def _one(side: Side, tokens: int, seed: int, round_: Round, start: float) 
         round_.failures[repr(error)] += 1
         return
     round_.chunks += protocol.chunks
+    round_.tokens += protocol.tokens
     if protocol.first is not None:
         round_.first.append(protocol.first - start)
-    if protocol.failure or protocol.chunks != tokens:
-        round_.failures[protocol.failure or f"{protocol.chunks} of {tokens} tokens"] += 1
+    if protocol.failure or protocol.tokens != tokens:
+        round_.failures[protocol.failure or f"{protocol.tokens} of {tokens} tokens"] += 1
 
 
 async def _many(side: Side, tokens: int, seeds: range, start: float) -> Round:
@@ -187,6 +196,7 @@ class Load:
             part: Round = end.recv()
             whole.first += part.first
             whole.chunks += part.chunks
+            whole.tokens += part.tokens
             whole.failures += part.failures
             whole.ended = max(whole.ended, part.ended - start)
         whole.cpu = self._cpu() - before - self._idle * (time.monotonic() - began)
@@ -225,10 +235,11 @@ def _row(load: Load, sides: tuple[Side, Side], streams: int, tokens: int, rounds
         load.run(side, streams, tokens)  # connections, caches
     pairs = [tuple(load.run(side, streams, tokens) for side in sides) for _ in range(rounds)]
     short = [load.run(sides[1], streams, 1) for _ in range(rounds)]
-    rates = [[one.chunks / one.ended for one in pair] for pair in pairs]
+    rates = [[one.tokens / one.ended for one in pair] for pair in pairs]
     ratios = sorted(through / direct for direct, through in rates)
     request = statistics.median(one.cpu for one in short) / streams
-    chunk = (statistics.median(pair[1].cpu for pair in pairs) / streams - request) / max(1, tokens - 1)
+    chunks = statistics.median(pair[1].chunks for pair in pairs) / streams
+    chunk = (statistics.median(pair[1].cpu for pair in pairs) / streams - request) / max(1, chunks - 1)
     median, last = (
         [statistics.median(pair[side].first[at(len(pair[side].first))] for pair in pairs) for side in (0, 1)]
         for at in (lambda count: count // 2, lambda count: count - 1)

@@ -1,8 +1,8 @@
 """A stand-in for vLLM's server that costs little, so that a benchmark measures what is in front of it.
 
 Like vLLM it answers in steps: each `STAND_IN_STEP` seconds, every running stream gets one event of the size of vLLM's,
-`max_tokens` of them in all. At most `--max-num-seqs` run at once, the others wait in order. A connection that closes
-ends its request. `GET /running` says how many requests there are.
+`max_tokens` of them in all, and one of the usage where it is asked for. At most `--max-num-seqs` run at once, the
+others wait in order. A connection that closes ends its request. `GET /running` says how many requests there are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _CHUNK = (
     'data: {"id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1764460800,'
     '"model":"%s","choices":[{"index":0,"text":" once","logprobs":null,"finish_reason":null,"stop_reason":null,'
     '"prompt_token_ids":null,"token_ids":null}],"usage":null}\n\n'
+)
+_USAGE = (
+    'data: {"id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1764460800,'
+    '"model":"%s","choices":[],"usage":{"prompt_tokens":8,"total_tokens":%d,"completion_tokens":%d}}\n\n'
 )
 
 
@@ -76,7 +80,7 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._url = b""
         self._left = self._tokens = 0
-        self._event = b""
+        self._event = self._last = b""
         self._streams = False
 
     def connection_made(self, transport: Any) -> None:
@@ -122,6 +126,10 @@ class Connection(asyncio.Protocol):
             self._left = self._tokens = body.get("max_tokens") or 16
             self._streams = body.get("stream") is True
             self._event = _framed((_CHUNK % body["model"]).encode())
+            self._last = _END
+            if (body.get("stream_options") or {}).get("include_usage"):
+                usage = _USAGE % (body["model"], 8 + self._tokens, self._tokens)
+                self._last = _framed(usage.encode()) + _END
             engine.add(self)
 
     def step(self) -> bool:
@@ -131,7 +139,7 @@ class Connection(asyncio.Protocol):
             head = b""
             if self._left == self._tokens - 1:
                 head = _HEAD % (200, _EVENTS) + b"transfer-encoding: chunked\r\n\r\n"
-            self._transport.write(head + self._event + (b"" if self._left else _END))
+            self._transport.write(head + self._event + (b"" if self._left else self._last))
         elif not self._left:
             self._answer(200, {"id": "1", "choices": [{"index": 0, "text": " once" * self._tokens}]})
         return not self._left
