@@ -21,7 +21,7 @@ from tunewright.rows.tools import as_rendered
 
 with without_compiler():
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.renderers.hf import (  # type: ignore[attr-defined]
+    from vllm.renderers.hf import (
         parse_chat_messages,  # the module has it from `renderers/chat_utils.py`, in vLLM 0.26 from `entrypoints`
         resolve_chat_template,
         resolve_chat_template_content_format,
@@ -66,7 +66,7 @@ class Renderer:
         found = resolve_chat_template(self._tokenizer, None, tools, model_config=self._config)
         if found is None:
             raise Unrenderable("the base has no chat template")
-        return found
+        return str(found)
 
     def parse(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None
@@ -98,7 +98,7 @@ class Renderer:
         """The text of parsed messages; `prompt`: with the beginning of the answer, as for a request."""
         try:
             return str(
-                safe_apply_chat_template(  # type: ignore[call-overload]
+                safe_apply_chat_template(
                     self._config,
                     self._tokenizer,
                     list(conversation),
