@@ -314,15 +314,20 @@ def test_killed_and_started_again_it_reuses_layers_and_makes_the_same_bytes(tmp_
     undisturbed, _ = quantize(model, tmp_path / "undisturbed")
     folder = tmp_path / "killed"
 
-    for done in (1, 3):
-        child = subprocess.run(
-            [sys.executable, "-c", CHILD, str(model), str(folder), str(done)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-            check=False,
-        )
-        assert child.returncode == -signal.SIGKILL
-        assert len(list((folder / "work").glob("layer-*.safetensors"))) == done
-        assert not (folder / "out").exists()
+    def end_after_one(done: int, _: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, folder, on_layer=end_after_one)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(model), str(folder), "3"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL
+    assert len(list((folder / "work").glob("layer-*.safetensors"))) == 3
+    assert not (folder / "out").exists()
     (
         folder / "work" / "layer-00001.safetensors"
     ).unlink()  # a gap: activations pass through what is done already

@@ -170,6 +170,7 @@ if __name__ == "__main__":
 
 import pytest  # noqa: E402  (the child above starts faster without)
 
+from counted import count_here  # noqa: E402
 from tunewright.cli import demo_service, progress  # noqa: E402
 from tunewright.cli.main import main  # noqa: E402
 from tunewright.cli.output import Output  # noqa: E402
@@ -1015,7 +1016,10 @@ def test_a_job_is_created_on_several_files_with_weights(
     assert "mix\tfile-9=2.0" in run("jobs", "show", "ftjob-1")[1]
 
 
-def test_a_plan_of_several_files_lists_them(run: Run, tmp_path: Path) -> None:
+def test_a_plan_of_several_files_lists_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_here(monkeypatch)
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         path.write_text('{"prompt": "a", "completion": "b"}\n' * 10)

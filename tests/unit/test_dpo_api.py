@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
 from tests.unit.test_file_checks import upload
 
+from counted import count_here
 from preferences import as_messages, as_openai, text_rows
 from rows import create_job
 from tunewright.api.fine_tuning.schemas import JobObject
@@ -130,7 +131,11 @@ def test_what_cannot_be_meant_is_refused_by_its_name(
     assert told in refused["message"]
 
 
-def test_a_plan_of_dpo_counts_both_answers_and_the_reference(api: TestClient) -> None:  # noqa: F811
+def test_a_plan_of_dpo_counts_both_answers_and_the_reference(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count_here(monkeypatch)
     file = upload(api, "".join(json.dumps(row) + "\n" for row in FORMS["text"]).encode())["id"]
     body = {"model": BASE, "training_file": file, "machine": "H100"}
     plan = api.post("/v1/fine_tuning/plan", json={**body, "method": {"type": "dpo"}})

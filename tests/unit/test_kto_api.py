@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
 from tests.unit.test_file_checks import upload
 
+from counted import count_here
 from preferences import labelled_chat, labelled_messages, labelled_rows, write
 from rows import create_job
 from tunewright.api.fine_tuning.schemas import JobObject
@@ -101,7 +102,8 @@ def test_weights_of_files_are_refused_where_the_reference_is_computed_once(api: 
     )
 
 
-def test_a_plan_of_kto_is_made(api: TestClient) -> None:  # noqa: F811
+def test_a_plan_of_kto_is_made(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    count_here(monkeypatch)
     file = upload(api, "".join(json.dumps(row) + "\n" for row in FORMS["text"]).encode())["id"]
     body = {"model": BASE, "training_file": file, "machine": "H100", "method": {"type": "kto"}}
     plan = api.post("/v1/fine_tuning/plan", json=body)

@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, error, make, upload, worker  # noqa: F401 - fixtures
 
+from counted import count_here
 from rows import resolved
 from tunewright.config import Settings
 from tunewright.kinds import FINE_TUNING
@@ -228,7 +229,10 @@ def test_the_lineage_has_every_file(api: TestClient, store: Store, files: Any) -
     ]
 
 
-def test_a_plan_counts_an_epoch_of_all_files(api: TestClient, files: Any) -> None:
+def test_a_plan_counts_an_epoch_of_all_files(
+    api: TestClient, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_here(monkeypatch)
     a, b, c = files
 
     def plan(first: str, mix: Any = None) -> Any:

@@ -9,6 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, make, upload, worker  # noqa: F401
 
+from counted import count_here
+
 ROWS = [{"question": f"{number} and 1?", "answer": str(number + 1)} for number in range(40)]
 COLUMNS = {"prompt": "question", "completion": "answer"}
 
@@ -18,7 +20,10 @@ def plan(api: TestClient, content: bytes, **body: Any) -> Any:  # noqa: F811
     return api.post("/v1/fine_tuning/plan", json={"model": BASE, "training_file": file, **body})
 
 
-def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(api: TestClient) -> None:  # noqa: F811
+def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answer = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS}, machine="L4")
     assert answer.status_code == 200, answer.text
     made = answer.json()
@@ -28,6 +33,7 @@ def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(api: TestClient
     assert all(method["memory"]["total"] > 0 for method in made["methods"])
     assert made["fits"] is True
     assert {option["name"] for option in made["options"]} >= {"learning_rate", "rank", "n_epochs"}
+    count_here(monkeypatch)
     held_out = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS, "validation_share": 0.5})
     assert 0 < held_out.json()["rows"] < 40
 

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, Make, api, built, error, make, upload, worker  # noqa: F401
 
+from counted import count_here
 from tunewright.api.files import report as module
 from tunewright.rows import lengths
 from tunewright.rows.lengths import Answer, NotMeasured, Question
@@ -48,6 +49,7 @@ def test_a_report_with_a_model_is_exact_and_made_once(
     sample = made["samples"][0]
     assert (sample["line"], [one["trained"] for one in sample["segments"]]) == (1, [False, True])
     assert sample["segments"][0]["text"] == "0 and 1?"
+    count_here(monkeypatch)
     plan = api.post(
         "/v1/fine_tuning/plan",
         json={"model": BASE, "training_file": file, "machine": "L4", "tuning": {"max_length": 8}},
@@ -92,7 +94,9 @@ def test_rows_that_the_method_cannot_use_are_a_problem_with_the_method_that_coul
 
 def test_the_report_of_preferences_has_both_answers_and_flags_pairs_that_are_the_same(
     api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    count_here(monkeypatch)
     rows = [("long answer", "no"), ("same", "same"), ("a", "longer answer"), ("yes", "no")]
     content = "".join(
         json.dumps({"prompt": "Well?", "chosen": chosen, "rejected": rejected}) + "\n"
