@@ -289,7 +289,7 @@ class Swapper:
 def engine_client(service: Service, base: str = EMBEDDED_BASE) -> httpx.Client:
     """Talks to the service's vLLM directly."""
     record = json.loads((service.data_dir / "engines" / base / "process.json").read_text())
-    command = Path(f"/proc/{record['command']['pid']}/cmdline").read_bytes().split(b"\0")
+    command = Path(f"/proc/{record['command']['pid']}/cmdline").read_bytes().replace(b"\0", b" ").split()
     socket = command[command.index(b"--uds") + 1].decode()
     return httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://engine", timeout=60)
 

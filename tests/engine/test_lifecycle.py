@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from lora import random_lora
-from tests.kills import Askers, Question, kill, wait_recovered
+from tests.kills import Askers, Question, kill, living, tree, wait_recovered
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
 
 from .conftest import DEMO, FAST, Service, free_port, processes_of, start_service, wait_ready, wait_until
 
+_PR_SET_CHILD_SUBREAPER = 36
 CHAT = [{"role": "user", "content": "What color is the sky?"}]
 
 
@@ -132,45 +137,53 @@ def test_a_bad_base_says_why_and_leaves_the_rest_working(tmp_path: Path) -> None
 
 def test_the_demo_shows_a_difference_and_leaves_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tunewright", "demo", "--port", str(free_port())],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    with adopted() as left:
+        done = subprocess.run(
+            [sys.executable, "-m", "tunewright", "demo", "--port", str(free_port())],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert left() == []
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for question in json.loads((DEMO / "questions.json").read_text()):
         assert question in done.stdout
     for promised in ("matey!", f"ft:{EMBEDDED_BASE}:pirate:", "curl", "OpenAI(", "LOSS"):
         assert promised in done.stdout, promised
-    assert _with_environment(f"TMPDIR={tmp_path}") == []
 
 
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tunewright", "demo", "--port", str(free_port())],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(
-        lambda: any(b"vllm" in line for line in _with_environment(f"TMPDIR={tmp_path}")), 60, "vLLM starts"
-    )
-    process.send_signal(signal.SIGINT)
-    assert process.wait(25) == 130
-    wait_until(lambda: _with_environment(f"TMPDIR={tmp_path}") == [], 5, "no process is left")
+    with adopted() as left:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tunewright", "demo", "--port", str(free_port())],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started = re.compile(r"tunewright\.engine\.server vllm")
+        wait_until(
+            lambda: any(started.search(line) for _, line in tree(process.pid).values()), 90, "vLLM starts"
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(25) == 130
+        wait_until(lambda: left() == [], 5, "no process is left")
 
 
-def _with_environment(variable: str) -> list[bytes]:
-    """Command lines of the processes that have `variable` in their environment."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            try:
-                if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_bytes())
-            except OSError:
-                continue
-    return [line for line in found if line]
+@contextmanager
+def adopted() -> Iterator[Callable[[], list[str]]]:
+    """Makes processes whose parents end children of this one. Returns a function that tells which of them are alive."""
+
+    def adopt(orphans: bool) -> None:
+        assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0) == 0
+
+    def children() -> dict[int, str]:
+        return {pid: line for pid, (parent, line) in living().items() if parent == os.getpid()}
+
+    adopt(True)
+    before = children()
+    try:
+        yield lambda: [line for pid, line in children().items() if pid not in before]
+    finally:
+        adopt(False)

@@ -116,7 +116,7 @@ def test_a_model_is_served_beside_the_others_and_taken_down(service: Service, cl
     assert ask(client, FULL) == (FULL, sha256)
     assert ask(client, "copy") == ("copy", "copy")
     assert ask(client, BASE) == (BASE, embedded_base_path().name)
-    command = Path(f"/proc/{pid_of(service, FULL)}/cmdline").read_bytes().split(b"\0")
+    command = Path(f"/proc/{pid_of(service, FULL)}/cmdline").read_bytes().replace(b"\0", b" ").split()
     assert command[command.index(b"--max-loras") + 1] == b"2"
     assert client.models.retrieve(FULL).state == "ready"
     gone = pid_of(service, FULL)
@@ -284,6 +284,25 @@ def test_nobody_is_failed_by_a_deletion_under_load(service: Service, client: Tun
     client.aliases.delete("bot")
     assert faults == []
     assert set(answers) == {FULL, BASE}
+
+
+def test_engines_are_forks_of_a_process_that_they_outlive(service: Service, client: Tunewright) -> None:
+    """One that has imported vLLM; where it is killed they answer on, and the next one starts anyway."""
+    client.deployments.create(FULL).wait(timeout=30)
+    engine, server = pid_of(service, FULL), pid_of_child(service, "engine-fork-server")
+    assert parent_of(engine) == server
+    os.kill(server, signal.SIGKILL)
+    assert ask(client, FULL)[0] == FULL
+    client.deployments.create("copy").wait(timeout=30)
+    assert ask(client, "copy")[0] == "copy"
+    assert pid_of(service, FULL) == engine
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: now(client) == "ready" and pid_of(service, FULL) != engine, 40, "it comes back")
+    assert parent_of(pid_of(service, FULL)) == pid_of_child(service, "engine-fork-server") != server
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_killed_scheduler_finds_its_engines_again(service: Service, client: Tunewright) -> None:

@@ -25,6 +25,7 @@ sys.stdout.flush()
 action, value = sys.argv[1:]
 if action == "exit": sys.exit(int(value))
 if action == "sleep": time.sleep(float(value))
+if action == "show": print(os.environ[value])
 if action == "need":
     from tunewright.imports import need
     need("bitsandbytes")
@@ -44,7 +45,9 @@ def lifeline() -> Iterator[int]:
 def make(
     tmp_path: Path, lifeline: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., ForkServer]]:
-    (tmp_path / "slow_import.py").write_text("import os\npid = os.getpid()\n")
+    (tmp_path / "slow_import.py").write_text(
+        "import os\npid = os.getpid()\nos.environ['SET'] = 'by import'\n"
+    )
     (tmp_path / "small.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     made = []
@@ -101,6 +104,8 @@ def test_a_fork_has_the_imports_and_is_else_as_the_command_would_be(
     assert ended(process) == 75
     group = process.group.record.group
     assert (tmp_path / "0.log").read_text() == f"forked ['exit', '75'] green {group}\n"
+    run(server, "show", "SET", SET="before")
+    wait_until(lambda: "by import" in (tmp_path / "1.log").read_text(), 10, "what an import sets is set")
     other = run(server, "sleep", "60")
     os.kill(other.pid or 0, signal.SIGKILL)
     assert ended(other) == -signal.SIGKILL

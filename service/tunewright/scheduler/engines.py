@@ -24,13 +24,13 @@ from tunewright.engine.versions import unsuited_vllm
 from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.workspace import Workspace
-from tunewright.rows.control_tokens import of_template
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engine_log import last_error
+from tunewright.scheduler.fork_server import fork_server_of_engines
 from tunewright.scheduler.processes import ChildProcess, stop_all
-from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, socket_name, source_of
+from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, row_of, socket_name, source_of
 from tunewright.scheduler.slots import options_to_start
-from tunewright.store.records import Deployment, EngineInfo
+from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
@@ -64,6 +64,7 @@ class EngineKeeper:
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
         self._searches = ThreadPoolExecutor(max_workers=4, thread_name_prefix="search")
         self._drains = Drain(workspace.leases)
+        self._forks = fork_server_of_engines(workspace.run, lifeline, settings.jobs.fork_server_idle)
         self._sockets = socket_folder(workspace.path)
         self._served: dict[str, Served] = {}
         options = options_of_bases(settings, devices.names)
@@ -88,6 +89,7 @@ class EngineKeeper:
 
     def tick(self) -> None:
         self._sync()
+        self._forks.tick()
         for served in list(self._served.values()):
             if served.deployment is not None and served.deployment.is_draining:
                 self._drain(served, served.deployment)
@@ -96,7 +98,9 @@ class EngineKeeper:
             elif served.info is None:
                 self._inspect(served)
             elif served.process is None:
-                if time.monotonic() >= served.start_at:
+                if served.command is not None:
+                    self._launch(served, served.command)
+                elif time.monotonic() >= served.start_at:
                     self._start(served, served.info)
             elif not served.process.is_alive():
                 self._died(served, self._reason_of_end(served))
@@ -114,6 +118,7 @@ class EngineKeeper:
         stop_all(processes, grace)
         for process in processes:
             process.end()
+        self._forks.stop()
         for served in self._served.values():
             if served.state is not EngineState.FAILED:
                 self._store.engines.set_state(served.name, EngineState.STOPPED)
@@ -223,46 +228,34 @@ class EngineKeeper:
         is_deployment = served.deployment is not None
         options = options_to_start(served, vllm_args, self._store)
         served.socket.unlink(missing_ok=True)
-        log_file = self._log(served)
-        started = EngineInfo(
-            device=options.device,
-            internal_name=info.internal_name,
-            fingerprint=info.fingerprint,
-            path=info.path,
-            has_chat_template=info.chat_template is not None,
-            max_model_len=options.max_model_len or info.context,
-            vocab_size=info.vocab_size,
-            quantization=info.quantization,
-            enable_lora=options.enable_lora,
-            max_lora_rank=options.max_lora_rank,
-            max_loras=options.max_loras if options.enable_lora else None,
-            specialize_active_lora=options.specialize_active_lora,
-            max_adapters=options.max_adapters,
-            trust_remote_code=served.source.trust_remote_code,
-            deployment=served.deployment.id if served.deployment else None,
-            control_tokens=info.control_tokens,
-            all_control_tokens=tuple(sorted({*info.control_tokens, *of_template(info.chat_template or "")})),
-            max_num_seqs=most_sequences(options, vllm_args, is_deployment=is_deployment),
-        )
+        most = most_sequences(options, vllm_args, is_deployment=is_deployment)
+        started = row_of(served, info, options, most)
         if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # the deployment was deleted just now
-        command = engine_command(
+        served.command = engine_command(
             self._settings, info, served.socket, options, trust_remote_code=served.source.trust_remote_code
         )
+        served.state = EngineState.STARTING
+        self._launch(served, served.command)
+
+    def _launch(self, served: Served, command: list[str]) -> None:
+        """Start the process; on the CPU as soon as the one that it is forked from has imported vLLM."""
+        device, log_file = served.options.device, self._log(served)
+        if not served.options.on_gpu and not self._forks.prepare():
+            return
         served.process = ChildProcess.start(
             command,
             record=self._record(served),
             log_file=log_file,
-            environment=child_environment(engine_environment(options.device)),
+            environment=child_environment(engine_environment(device)),
             lifeline=self._lifeline,
             name=f"engine {served.name}",
+            launch=None if served.options.on_gpu else self._forks.launch,
         )
-        served.state = EngineState.STARTING
+        served.command = None
         served.started_at = time.monotonic()
         served.probes_failed = 0
-        log.info(
-            "engine %s starts on %s (pid %s, log %s)", name, options.device, served.process.pid, log_file
-        )
+        log.info("engine %s starts on %s (pid %s, log %s)", served.name, device, served.process.pid, log_file)
 
     def _check_health(self, served: Served) -> None:
         """Probe a running engine, with at most one probe at a time."""

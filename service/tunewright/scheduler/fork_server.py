@@ -1,7 +1,8 @@
-"""The process that has imported torch and what is built on it, and forks for each job and each check.
+"""A process that has imported torch and what is built on it, and forks for each job and each check; or vLLM's server,
+and forks for each engine on the CPU.
 
-It starts with the first job or check, which waits until it has imported everything, as it would have had to itself. It
-ends when it was not used for a while, since it keeps about 500 MB. Where it fails, processes start without it.
+It starts with the first of them, which waits until it has imported everything, as it would have had to itself. It ends
+when it was not used for a while, since it keeps about 500 MB. Where it fails, processes start without it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunewright.config import child_environment
+from tunewright.engine.command import VLLM_SERVER, engine_environment
+from tunewright.scheduler.devices import CPU
 from tunewright.scheduler.processes import ChildProcess, last_line
 from tunewright.supervisor.forks import LARGEST_MESSAGE, Request
 from tunewright.supervisor.process import Child, ProcessId, spawn
@@ -24,7 +27,6 @@ from tunewright.supervisor.process import Child, ProcessId, spawn
 log = logging.getLogger("tunewright.scheduler")
 
 MODULES = ("tunewright.trainer.run", "tunewright.export.run", "tunewright.evaluate.reference")
-_NAME = "the fork server"
 _IMPORT_SECONDS = 120.0
 _ANSWER_SECONDS = 10.0
 """Seconds in which it must have forked."""
@@ -37,11 +39,23 @@ _AGAIN_AFTER = 300.0
 class ForkServer:
     """Starts, uses and ends it. Every method but `stop` returns soon, whatever state it is in."""
 
-    def __init__(self, folder: Path, lifeline: int, idle: float, modules: Sequence[str] = MODULES) -> None:
-        """`folder` is for its record and its log; `idle`: seconds that it is kept without use, 0: it is never started.
-        Ends what an earlier scheduler has left of it."""
-        self._record = folder / "fork-server.json"
-        self._log = folder / "fork-server.log"
+    def __init__(
+        self,
+        folder: Path,
+        lifeline: int,
+        idle: float,
+        modules: Sequence[str] = MODULES,
+        *,
+        name: str = "fork server",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`folder` is for its record and its log; `idle`: seconds that it is kept without use, 0: it is never started;
+        `environment`: variables, beside the inherited ones, that the modules read when they are imported. Ends what an
+        earlier scheduler has left of it."""
+        self._name = name
+        self._environment = dict(environment or {})
+        self._record = folder / f"{name.replace(' ', '-')}.json"
+        self._log = self._record.with_suffix(".log")
         self._lifeline = lifeline
         self._idle = idle
         self._modules = modules
@@ -51,7 +65,7 @@ class ForkServer:
         self._used = self._began = 0.0
         self._not_before = 0.0
         self._forked: dict[int, Forked] = {}
-        left = ChildProcess.adopt(self._record, log_file=self._log, lifeline=lifeline, name=_NAME)
+        left = ChildProcess.adopt(self._record, log_file=self._log, lifeline=lifeline, name=f"the {name}")
         if left is not None:
             left.end()
 
@@ -103,7 +117,7 @@ class ForkServer:
         if not self._process.is_alive():
             self.stop()
         elif time.monotonic() - self._used > self._idle:
-            log.info("the fork server was not used for %.0f s and ends", self._idle)
+            log.info("the %s was not used for %.0f s and ends", self._name, self._idle)
             self.stop()
 
     def stop(self) -> None:
@@ -127,15 +141,15 @@ class ForkServer:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tunewright.supervisor.forks", str(theirs.fileno()), *self._modules]
+        forks = [sys.executable, "-m", "tunewright.supervisor.forks", str(theirs.fileno())]
         try:
             self._process = ChildProcess.start(
-                command,
+                [*forks, f"tunewright: {self._name}", *self._modules],
                 record=self._record,
                 log_file=self._log,
-                environment=child_environment(),
+                environment=child_environment(self._environment),
                 lifeline=self._lifeline,
-                name=_NAME,
+                name=f"the {self._name}",
                 descriptors=(theirs.fileno(),),
             )
         except OSError as error:
@@ -174,15 +188,23 @@ class ForkServer:
         message: dict[str, Any] = json.loads(data)
         if "ready" in message:
             self._is_ready = True
-            log.info("the fork server is ready after %.1f s", time.monotonic() - self._began)
+            log.info("the %s is ready after %.1f s", self._name, time.monotonic() - self._began)
         elif "exit" in message and (forked := self._forked.pop(message["pid"], None)) is not None:
             forked.exit_code = message["exit"]
         return message
 
     def _fail(self, why: str) -> None:
-        log.warning("the fork server: %s. Processes start without it for %.0f s", why, _AGAIN_AFTER)
+        log.warning("the %s: %s. Processes start without it for %.0f s", self._name, why, _AGAIN_AFTER)
         self._not_before = time.monotonic() + _AGAIN_AFTER
         self.stop()
+
+
+def fork_server_of_engines(folder: Path, lifeline: int, idle: float) -> ForkServer:
+    """One that has imported vLLM's server, for engines on the CPU."""
+    environment = engine_environment(CPU)
+    return ForkServer(
+        folder, lifeline, idle, [VLLM_SERVER], name="engine fork server", environment=environment
+    )
 
 
 class Forked:

@@ -16,8 +16,9 @@ from tunewright.engine.slots import BaseCost
 from tunewright.engine.trust import full_model, trusts_code
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.bases import BaseInfo, BaseUnavailable
+from tunewright.rows.control_tokens import of_template
 from tunewright.scheduler.processes import ChildProcess
-from tunewright.store.records import Deployment
+from tunewright.store.records import Deployment, EngineInfo
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
@@ -50,6 +51,8 @@ class Served:
     """What its model takes of a GPU's memory, if that is known."""
     is_rank_told: bool = False
     """Whether the log has that slots of a smaller rank would do."""
+    command: list[str] | None = None
+    """What is to start it; None when it has."""
     process: ChildProcess | None = None
     state: EngineState = EngineState.STOPPED
     start_at: float = 0.0
@@ -78,12 +81,37 @@ class Served:
     def start_now(self) -> None:
         """Start it in the next round, because a user asked for it."""
         self.state, self.start_at, self.backoff = EngineState.STOPPED, 0.0, BACKOFF_FIRST
+        self.command = None  # of a start before it was placed anew
 
     def back_off(self) -> float:
         """Postpone the next start. Returns the seconds until then, which grow each time."""
         wait, self.backoff = self.backoff, min(self.backoff * 2, BACKOFF_LAST)
         self.start_at = time.monotonic() + wait
         return wait
+
+
+def row_of(served: Served, info: BaseInfo, options: EngineOptions, max_num_seqs: int | None) -> EngineInfo:
+    """What the store says of an engine that starts with these options."""
+    return EngineInfo(
+        device=options.device,
+        internal_name=info.internal_name,
+        fingerprint=info.fingerprint,
+        path=info.path,
+        has_chat_template=info.chat_template is not None,
+        max_model_len=options.max_model_len or info.context,
+        vocab_size=info.vocab_size,
+        quantization=info.quantization,
+        enable_lora=options.enable_lora,
+        max_lora_rank=options.max_lora_rank,
+        max_loras=options.max_loras if options.enable_lora else None,
+        specialize_active_lora=options.specialize_active_lora,
+        max_adapters=options.max_adapters,
+        trust_remote_code=served.source is not None and served.source.trust_remote_code,
+        deployment=served.deployment.id if served.deployment else None,
+        control_tokens=info.control_tokens,
+        all_control_tokens=tuple(sorted({*info.control_tokens, *of_template(info.chat_template or "")})),
+        max_num_seqs=max_num_seqs,
+    )
 
 
 def socket_name(name: str, deployment: Deployment | None) -> str:

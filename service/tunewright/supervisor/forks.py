@@ -1,7 +1,7 @@
-"""`python -m tunewright.supervisor.forks FD MODULE...`: imports modules, then forks for each request on the socket FD.
+"""`python -m tunewright.supervisor.forks FD TITLE MODULE...`: imports modules, and forks for each request on socket FD.
 
 A process that trains, exports or measures imports torch, transformers, peft and TRL first, which takes longer than what
-many of them do. A fork of a process that has imported them has them at once.
+many of them do; and so does vLLM's server. A fork of a process that has imported them has them at once.
 
 Messages are JSON, one for each packet (SOCK_SEQPACKET). A request is a `Request` with the descriptor that takes the
 output; the answer is {"pid"}. {"ready": true} is sent when the modules are imported, and {"pid", "exit"} when a fork
@@ -49,15 +49,17 @@ class Request:
 
 
 def main() -> None:
-    descriptor, *modules = sys.argv[1:]
+    descriptor, title, *modules = sys.argv[1:]
     channel = socket.socket(fileno=int(descriptor))
-    setproctitle("tunewright: fork server")
+    setproctitle(title)
     prepare_environment()
     # Asking a GPU's driver for devices in this process would make its forks unable to use them.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    before = dict(os.environ)
     with quick_imports():
         for module in modules:
             import_module(module)
+    by_imports = {name: value for name, value in os.environ.items() if before.get(name) != value}
     gc.freeze()  # the collector would write to pages that the forks share
     channel.send(b'{"ready": true}')
     with warnings.catch_warnings():
@@ -65,7 +67,7 @@ def main() -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*use of fork")
         forked = _serve(channel)
     if forked is not None:
-        _become(*forked)
+        _become(*forked, by_imports)
 
 
 def _serve(channel: socket.socket) -> tuple[Request, int] | None:
@@ -114,8 +116,9 @@ def _send(channel: socket.socket, message: dict[str, Any]) -> None:
         pass  # nobody asks any more; the next read ends the loop
 
 
-def _become(request: Request, output: int) -> None:
-    """Run the module of the request as `python -m` would, and exit as it does."""
+def _become(request: Request, output: int, by_imports: dict[str, str]) -> None:
+    """Run the module of the request as `python -m` would, and exit as it does. `by_imports`: environment variables that
+    the imports have set, as they would in the process itself."""
     os.setpgid(0, request.group)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
@@ -123,7 +126,7 @@ def _become(request: Request, output: int) -> None:
     os.close(nothing)
     os.close(output)
     os.environ.clear()
-    os.environ.update(request.environment)
+    os.environ.update(request.environment | by_imports)
     random.seed()
     command = list(request.command)
     start = command.index("-m") + 1
