@@ -34,7 +34,9 @@ SHARED = {
         "test_thousand_adapters",
     },
     "engine/checking_service": {"test_deployments", "test_elsewhere", "test_parity"},
-    "process/service": {"test_cleanings", "test_dpo_service", "test_exports", "test_mixed_files"},
+    "process/service": {
+        "test_cleanings", "test_dpo_service", "test_exports", "test_grpo_service", "test_mixed_files",
+    },
 }  # fmt: skip
 """Files by the folder and the fixture that starts the service they share. xdist's own groups (3.8) have no effect with
 pytest 9.2, whose node ids it cannot change."""

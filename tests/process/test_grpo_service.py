@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import OpenAI
 from test_dpo_service import ended
 from tests.engine.conftest import Service
-from tests.without_vllm import BASE, start_without_vllm, wait_engine
+from tests.without_vllm import BASE
 
 from graded import prompts
 
@@ -29,17 +28,6 @@ GRADER: Any = {
     },
     "calculate_output": "near + 0.1 * program",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    data_dir = tmp_path_factory.mktemp("graded") / "data"
-    running = start_without_vllm(data_dir, "--python-graders", "unconfined")
-    try:
-        wait_engine(running)
-        yield running
-    finally:
-        running.stop()
 
 
 def test_a_job_learns_what_its_grader_rewards(service: Service) -> None:

@@ -228,7 +228,8 @@ class JobOptions(Group):
         900.0,
         ge=0,
         description="Seconds without a job or check after which the process ends that has imported torch, transformers,"
-        " peft and TRL for the next ones, and takes 500 MB; 0: each job and check imports them itself.",
+        " peft and TRL for the next ones, and takes 500 MB; 0: each job and check imports them itself, and each engine"
+        " on the CPU vLLM.",
     )
     cpu_processes: int = Field(
         1,
