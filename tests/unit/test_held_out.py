@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from tunewright.rows.formats import Reading, check_file, read_rows
 from tunewright.rows.held_out import is_held_out, place_of
@@ -13,7 +14,7 @@ ROWS = [{"prompt": f"What is {number}?", "completion": str(number)} for number i
 SHARE = 0.05
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -50,6 +51,29 @@ def test_a_row_that_differs_in_case_and_white_space_only_is_on_the_same_side() -
         }
         assert place_of(alike) == place_of({**row, "completion": f" {row['completion']} "})
         assert is_held_out(dict(reversed(row.items())), SHARE) == is_held_out(row, SHARE)
+
+
+def test_all_answers_to_a_held_out_prompt_are_held_out(tmp_path: Path) -> None:
+    prompts = [f"What is {number}?" for number in range(300)]
+    answers = [(prompt, f"{number}") for prompt in prompts for number in range(3)]
+    asked = {prompt: [{"role": "user", "content": prompt}] for prompt in prompts}
+    kinds = {
+        "pairs": [{"prompt": prompt, "chosen": said, "rejected": "?"} for prompt, said in answers],
+        "labels": [{"prompt": prompt, "completion": said, "label": said == "1"} for prompt, said in answers],
+        "grades": [{"messages": asked[prompt], "answer": said} for prompt, said in answers],
+    }
+    for kind, rows in kinds.items():
+        path = write(tmp_path / kind, rows)
+        training, held_out = (
+            {
+                json.dumps(row.get("prompt", row.get("messages")))
+                for _, row in read_rows(path, Reading(part=part, held_out_share=0.1))
+            }
+            for part in ("training", "held_out")
+        )
+        assert not training & held_out, kind
+        assert len(held_out) > 10, kind
+        assert len(training | held_out) == len(prompts)
 
 
 def test_the_places_are_the_same_in_every_version() -> None:

@@ -13,6 +13,11 @@ from tunewright.plan.shape import ModelShape
 
 PADDING_LIMIT = 0.4
 """Share of padding above which grouping by length is worth its change of order."""
+HEAD_NOT_TRAINED = (
+    "the output head (lm_head) cannot be a target module: no method trains an adapter on it, since the loss multiplies "
+    "with the head's own weights; leave it out, all-linear does"
+)
+"""TRL refuses it too."""
 WAIT_LIMIT = 0.1
 """Share of the time of steps that they may wait for rows."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.process import rank
+from tunewright.plan.pitfalls import HEAD_NOT_TRAINED
 from tunewright.trainer.four_bit import nf4, prepared
 from tunewright.trainer.spec import TrainingSpec
 
@@ -94,7 +96,8 @@ def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     """The model with the parent adapter to continue from, or with a new one."""
     tuning = spec.tuning
     if spec.parent_adapter is not None:
-        return PeftModel.from_pretrained(model, spec.parent_adapter, is_trainable=True)
+        parent = PeftModel.from_pretrained(model, spec.parent_adapter, is_trainable=True)
+        return _without_adapted_head(parent)
     try:
         adapted = get_peft_model(
             model,
@@ -113,6 +116,13 @@ def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
         raise TrainingFailed("invalid_target_modules", str(error)) from error
     if not isinstance(adapted, PeftModel):
         raise TrainingFailed("unsupported_base", f"peft cannot adapt {type(model).__name__}")
+    return _without_adapted_head(adapted)
+
+
+def _without_adapted_head(adapted: PeftModel) -> PeftModel:
+    """Raises TrainingFailed where the output head, whatever its name, has an adapter."""
+    if isinstance(adapted.get_base_model().get_output_embeddings(), BaseTunerLayer):
+        raise TrainingFailed("invalid_target_modules", HEAD_NOT_TRAINED)
     return adapted
 
 

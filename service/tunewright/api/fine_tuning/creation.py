@@ -14,6 +14,7 @@ from tunewright.api.fine_tuning.methods import (
     batch_size_of,
     check_method,
     check_rows_at_a_time,
+    check_targets,
     hyperparameters_of,
     without_dropout,
 )
@@ -59,6 +60,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         tuning = tuning.model_copy(update={"type": "full"})
     if parent is not None:
         tuning = _fixed_by_parent(context, parent, tuning)
+    check_targets(tuning)
     tuning = without_dropout(method, tuning)
     cpu_processes = context.settings.jobs.cpu_processes
     check_gpus(method.type, tuning, batch_size_of(body, tuning), context.devices(), cpu_processes)

@@ -10,7 +10,9 @@ from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE, METHODS
 from tunewright.plan.options import OF_METHOD, of_others
+from tunewright.plan.pitfalls import HEAD_NOT_TRAINED
 from tunewright.plan.schedulers import SCHEDULER, why_not
+from tunewright.plan.shape import HEAD
 
 
 def check_method(method: Method, tuning: Tuning) -> None:
@@ -38,6 +40,16 @@ def check_method(method: Method, tuning: Tuning) -> None:
             f"{method.type} trains without dropout, which would make the model differ at random from what it is "
             "compared with: leave tuning.dropout out.",
             param="tuning.dropout",
+        )
+
+
+def check_targets(tuning: Tuning) -> None:
+    """Raises InvalidRequest where the output head would be adapted."""
+    named = tuning.target_modules if isinstance(tuning.target_modules, list) else []
+    heads = [name for name in named if name.rpartition(".")[2] == HEAD]
+    if heads:
+        raise InvalidRequest(
+            f"tuning.target_modules has {heads[0]}: {HEAD_NOT_TRAINED}.", param="tuning.target_modules"
         )
 
 

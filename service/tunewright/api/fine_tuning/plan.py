@@ -16,6 +16,7 @@ from tunewright.api.fine_tuning.methods import (
     batch_size_of,
     check_method,
     check_rows_at_a_time,
+    check_targets,
     hyperparameters_of,
     without_dropout,
 )
@@ -128,6 +129,7 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     records = {body.training_file: first} | check_mix(context, body.training_file, data, method.type)
     check_chat_template(body.chat_template)
     check_method(method, tuning)
+    check_targets(tuning)
     check_rows_at_a_time(method, tuning, hyperparameters_of(body), data)
     base = named_base(context, body.model)
     if body.machine:
