@@ -21,7 +21,7 @@ from tunewright.plan.machine import GIB, Machine, described
 from tunewright.plan.memory import Run, estimate
 from tunewright.plan.methods import METHODS, MethodName
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.time import predict_seconds
+from tunewright.plan.time import Work, predict_seconds
 from tunewright.scheduler.devices import visible_to
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n' * 8
@@ -173,7 +173,7 @@ def test_a_plan_on_too_few_gpus_says_how_many_there_are() -> None:
 
 def test_gpus_take_a_part_of_the_time_and_cost_the_same() -> None:
     one, two = (run_of(resolved(gpus=gpus), DATA, "cuda") for gpus in (1, 2))
-    alone, together = (predict_seconds(qwen2_7b(), run, 10**6, 989) for run in (one, two))
+    alone, together = (predict_seconds(qwen2_7b(), run, Work(10**6), 989) for run in (one, two))
     assert alone is not None
     assert together is not None
     assert together.most == pytest.approx(alone.most / 2)

@@ -11,7 +11,7 @@ import pytest
 from tunewright.plan.cost import Cost, Rates, cost_of
 from tunewright.plan.data_shape import DataShape, data_shape
 from tunewright.plan.defaults import Resolved, resolve, workers_for
-from tunewright.plan.fitting import run_of
+from tunewright.plan.fitting import run_of, work_of
 from tunewright.plan.machine import GIB, Machine, UnknownMachine, card_of, described
 from tunewright.plan.memory import Run, estimate
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -30,7 +30,7 @@ from tunewright.plan.pitfalls import (
 from tunewright.plan.planning import Plan, make_plan
 from tunewright.plan.prediction import predict
 from tunewright.plan.shape import ModelShape, shape_of
-from tunewright.plan.time import Earlier, Measured, predict_seconds
+from tunewright.plan.time import Earlier, Measured, TimeRange, Work, predict_seconds
 
 QWEN2_7B = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
@@ -278,31 +278,114 @@ def earlier(job: str, seconds: float, tokens: int = 100_000, **changes: Any) -> 
 
 def test_after_one_job_alike_time_is_known_within_a_tenth() -> None:
     run = Run("lora", "cpu", 4, 600, False, 16)
-    found = predict_seconds(qwen2_7b(), run, 200_000, None, [earlier("ftjob-1", 50.0)])
+    found = predict_seconds(qwen2_7b(), run, Work(200_000), None, [earlier("ftjob-1", 50.0)])
     assert found is not None
     assert found.least < 100.0 < found.most
     assert (found.most - found.least) / 2 == pytest.approx(10.0, rel=0.1)
     assert found.basis.startswith(
-        "the speed of ftjob-1, which trained this base here by the same method, with rows alike"
+        "the speed of ftjob-1, which trained this base here by the same method, with rows and steps alike"
     )
     assert found.basis.endswith(": 2000 tokens/s")
 
 
 def test_a_job_of_another_method_says_nothing_of_the_time_and_one_with_other_rows_little() -> None:
     run = Run("lora", "cpu", 4, 4096, False, 16)
-    assert predict_seconds(qwen2_7b(), run, 1000, None, [earlier("ftjob-1", 5.0, type="full")]) is None
-    found = predict_seconds(qwen2_7b(), run, 100_000, None, [earlier("ftjob-1", 50.0)])
+    assert predict_seconds(qwen2_7b(), run, Work(1000), None, [earlier("ftjob-1", 5.0, type="full")]) is None
+    found = predict_seconds(qwen2_7b(), run, Work(100_000), None, [earlier("ftjob-1", 50.0)])
     assert found is not None
-    assert "other rows" in found.basis
+    assert "but with other lengths: " in found.basis
     assert found.most > 2 * found.least
 
 
 def test_time_is_that_of_the_job_most_alike_and_then_of_the_newest() -> None:
     run = Run("lora", "cpu", 4, 512, False, 16)
     newer, older = earlier("ftjob-3", 30.0), earlier("ftjob-1", 10.0)
-    found = predict_seconds(qwen2_7b(), run, 1000, None, [earlier("ftjob-4", 99.0, batch=1), newer, older])
+    found = predict_seconds(
+        qwen2_7b(), run, Work(1000), None, [earlier("ftjob-4", 99.0, batch=1), newer, older]
+    )
     assert found is not None
     assert "ftjob-3" in found.basis
+
+
+def middle(found: TimeRange | None) -> float:
+    assert found is not None
+    return (found.least + found.most) / 2
+
+
+def test_a_step_of_another_size_is_another_kind_since_the_optimizer_counts_once_a_step() -> None:
+    run = Run("lora", "cpu", 4, 512, False, 16)
+    before = earlier("ftjob-1", 50.0)
+    before = replace(before, measured=before.measured.model_copy(update={"steps": 50}))
+    alike, other = (
+        predict_seconds(qwen2_7b(), run, Work(100_000, steps), None, [before]) for steps in (60, 200)
+    )
+    assert alike is not None
+    assert other is not None
+    assert "steps alike" in alike.basis
+    assert "but with other steps" in other.basis
+    assert other.most - other.least > 3 * (alike.most - alike.least)
+    of_earlier_version = predict_seconds(qwen2_7b(), run, Work(1000, 10), None, [earlier("ftjob-0", 5.0)])
+    assert of_earlier_version is not None
+    assert "but with other steps" in of_earlier_version.basis, "how many it did is not known"
+
+
+def test_padding_takes_time_too() -> None:
+    run = Run("lora", "cpu", 4, 512, False, 16)
+    before = earlier("ftjob-1", 50.0)
+    before = replace(before, measured=before.measured.model_copy(update={"padding": 0.5}))
+    padded, tight = (
+        predict_seconds(qwen2_7b(), run, Work(100_000, padding=share), None, [before]) for share in (0.5, 0.2)
+    )
+    assert middle(padded) == pytest.approx(50.0)
+    assert middle(tight) == pytest.approx(50.0 * 0.5 / 0.8)
+
+
+def test_of_several_jobs_of_a_kind_the_middle_counts_and_how_far_they_differ_is_told() -> None:
+    run = Run("lora", "cpu", 4, 512, False, 16)
+    jobs = [earlier(f"ftjob-{n}", seconds) for n, seconds in enumerate((50.0, 80.0, 52.0))]
+    found = predict_seconds(qwen2_7b(), run, Work(100_000), None, jobs)
+    assert found is not None
+    assert middle(found) == pytest.approx(52.0), "one was beside other work"
+    assert (found.most - found.least) / 2 == pytest.approx(15.0)
+    assert found.basis.startswith("the speed of ftjob-0 and 2 more")
+
+
+def test_a_job_with_another_reference_is_another_kind() -> None:
+    run = Run("lora", "cpu", 4, 512, False, 16, has_reference=True)
+    found = predict_seconds(qwen2_7b(), run, Work(1000), None, [earlier("ftjob-1", 5.0)])
+    assert found is not None
+    assert "but with other method" in found.basis
+
+
+@pytest.mark.parametrize(("method", "passes"), [("dpo", 1), ("kto", 2)])
+def test_the_pass_of_the_reference_before_full_training_is_in_the_time(method: str, passes: int) -> None:
+    """It computes every row once, forward; of kto also behind another prompt. An adapter's is a part of its steps."""
+    resolved = {
+        type: resolve(
+            tuning=TuningOptions(type=type, n_epochs=2, batch_size=32),
+            hyperparameters=HyperparameterOptions(),
+            rows=5000,
+            context=32768,
+            max_rank=64,
+            device="cuda",
+            method=method,
+        )
+        for type in ("full", "lora")
+    }
+    full, lora = (work_of(one, DATA, 2 * DATA.tokens, DATA.tokens) for one in resolved.values())
+    assert (full.reference_tokens, lora.reference_tokens) == (passes * DATA.tokens, 0)
+    run = run_of(resolved["full"], DATA, "cuda")
+    with_pass, steps = (
+        predict_seconds(qwen2_7b(), run, work, 989) for work in (full, replace(full, reference_tokens=0))
+    )
+    backward = 3 + run.checkpointing + run.has_mismatched
+    assert middle(with_pass) == pytest.approx(middle(steps) * (1 + passes / (2 * backward)))
+    (of_plan,) = (
+        one.seconds
+        for one in planned(described("8xH200"), method, n_epochs=2, gradient_checkpointing=True).methods
+        if one.type == "full"
+    )
+    assert middle(of_plan) == pytest.approx(middle(with_pass), rel=0.01)
 
 
 def test_time_is_not_told_where_nothing_is_known() -> None:

@@ -129,14 +129,18 @@ class CostRange(Wire):
 
 class JobMeasured(Wire):
     """What the steps of a finished fine-tuning job took: `seconds` without the first step, evaluations and
-    checkpoints, for `tokens`; `peak_bytes` of memory; seconds in which steps `waited` for their rows;
-    `cost` of both, where the server knows a rate."""
+    checkpoints, for `tokens` in `steps`, and the share of `padding` in their batches; `peak_bytes` of memory; seconds
+    in which steps `waited` for their rows; `reference_seconds` of the reference's pass before the first step; `cost`
+    of all these seconds, where the server knows a rate."""
 
     device: str | None = None
     seconds: float | None = None
     tokens: int | None = None
     peak_bytes: int | None = None
     waited: float | None = None
+    steps: int | None = None
+    padding: float | None = None
+    reference_seconds: float | None = None
     cost: Cost | None = None
 
 

@@ -95,6 +95,7 @@ def _measured(measured: JobMeasured | None) -> str | None:
     parts = (
         f"{measured.tokens} tokens after the first step in {duration(seconds)}" if seconds else None,
         f"waited {measured.waited:.1f}s for rows" if measured.waited is not None else None,
+        f"reference in {duration(measured.reference_seconds)}" if measured.reference_seconds else None,
         size(measured.peak_bytes),
         str(measured.cost) if measured.cost else None,
         measured.device,

@@ -11,6 +11,7 @@ from tunewright.plan.memory import Memory, Run, estimate
 from tunewright.plan.methods import METHODS
 from tunewright.plan.reasons import CHECKPOINTING
 from tunewright.plan.shape import ModelShape
+from tunewright.plan.time import Work
 
 MARGIN = 0.05
 """Of a device's memory that a plan leaves free: the estimate's error."""
@@ -40,6 +41,27 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         gpus=resolved.gpus,
         is_sharded=resolved.sharding == "fsdp",
         has_mismatched=method.has_mismatched,
+    )
+
+
+def padding_of(resolved: Resolved, data: DataShape) -> float:
+    """The share of what the run's batches compute that is padding, as expected."""
+    if resolved.group_by_length:
+        return 0.0
+    at_a_time = resolved.per_device_batch_size * METHODS[resolved.method].sequences
+    return data.padding(at_a_time, resolved.max_length)
+
+
+def work_of(resolved: Resolved, data: DataShape, tokens: int, distinct: int) -> Work:
+    """How much a run computes whose epochs have the shape `data` and so many tokens; `distinct`: those of all rows,
+    each once."""
+    method = METHODS[resolved.method]
+    before = method.has_reference and resolved.type == "full"
+    return Work(
+        tokens=tokens,
+        steps=resolved.steps(data.examples),
+        padding=padding_of(resolved, data),
+        reference_tokens=distinct * (1 + method.has_mismatched) if before else 0,
     )
 
 

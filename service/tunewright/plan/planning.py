@@ -11,7 +11,7 @@ from tunewright.plan.compiling import compiled_where_it_pays
 from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved, resolve, split_batch
-from tunewright.plan.fitting import fits, run_of, with_checkpointing, with_less_memory
+from tunewright.plan.fitting import fits, run_of, with_checkpointing, with_less_memory, work_of
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
 from tunewright.plan.methods import FEW_ROWS
@@ -178,7 +178,7 @@ def make_plan(
         type=chosen.type,
         advised=advised,
         why=why,
-        methods=[_method(shape, one, data, machine, earlier, rates) for one in all_resolved.values()],
+        methods=[_method(shape, one, data, machine, earlier, rates, files) for one in all_resolved.values()],
         options=_choices(
             chosen.model_copy(update={"torch_compile": compiled.compiled}),
             (tuning, hyperparameters),
@@ -334,13 +334,19 @@ def _method(
     machine: Machine,
     earlier: Sequence[Earlier],
     rates: Rates,
+    files: Sequence[FileShape],
 ) -> MethodPlan:
     tokens = _tokens(resolved, data)
+    distinct = (
+        sum(one.shape.tokens_within(resolved.max_length) for one in files) or tokens // resolved.n_epochs
+    )
     run = run_of(resolved, data, machine.device)
     # Compiled layers need less, but may turn out not to be compilable: what fits is decided without.
     memory = estimate(shape, run)
     compiled = compiled_where_it_pays(shape, run, resolved, tokens)
-    seconds = predict_seconds(shape, compiled, tokens, machine.teraflops, earlier)
+    seconds = predict_seconds(
+        shape, compiled, work_of(resolved, data, tokens, distinct), machine.teraflops, earlier
+    )
     return MethodPlan(
         type=resolved.type,
         trainable_parameters=trained_parameters(shape, run),

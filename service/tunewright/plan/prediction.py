@@ -10,7 +10,7 @@ from tunewright.plan.compiling import compiled_where_it_pays
 from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
 from tunewright.plan.defaults import Resolved
-from tunewright.plan.fitting import run_of
+from tunewright.plan.fitting import run_of, work_of
 from tunewright.plan.machine import GIB, card_of
 from tunewright.plan.memory import estimate
 from tunewright.plan.shape import ModelShape
@@ -50,11 +50,13 @@ def predict(
     data: DataShape,
     *,
     tokens: int,
+    distinct: int | None = None,
     device: str,
     earlier: Sequence[Earlier] = (),
     rates: Rates = Rates(),
 ) -> Planned:
-    """The prediction for rows of which an epoch has the shape `data`, and all epochs so many tokens.
+    """The prediction for rows of which an epoch has the shape `data`, and all epochs so many tokens; `distinct`:
+    those of all rows, each once; where an epoch has each once, it has these.
 
     `device` is the name of the GPU, or `cpu`; of the `earlier` jobs on the same base those on other devices do not
     count.
@@ -67,7 +69,7 @@ def predict(
     seconds = predict_seconds(
         shape,
         run,
-        tokens,
+        work_of(resolved, data, tokens, distinct or tokens // resolved.n_epochs),
         card.teraflops if card else None,
         [one for one in earlier if one.measured.device == device],
     )

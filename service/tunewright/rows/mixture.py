@@ -92,6 +92,11 @@ class Mixture:
             rows = concatenate_datasets([rows, Dataset.from_dict(dict(beside))], axis=1)
         return rows.with_transform(with_labels)
 
+    @property
+    def distinct_tokens(self) -> int:
+        """Of all examples, each once."""
+        return sum(part.totals.tokens for part in self.parts)
+
     def tokens(self, epochs: int) -> int:
         """Tokens of so many epochs."""
         return sum(self.tokens_of(number, epochs) for number in range(len(self.parts)))

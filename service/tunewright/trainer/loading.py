@@ -31,6 +31,8 @@ class OrderedRows(PortableCheckpoints):
     """None: the Trainer's own, each example once in an epoch, by chance."""
     on_wait: Callable[[float], None] | None = None
     """Called with the seconds in which a step has waited for its rows."""
+    reference_seconds: float | None = None
+    """Of the reference's pass over the training rows, where this process had to do it before the first step."""
 
     optimizer: torch.optim.Optimizer | None
     loraplus_lr_ratio: float | None = None

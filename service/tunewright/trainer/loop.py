@@ -63,6 +63,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self._interval_began: float | None = None
         """Time at which the first step began since the last was logged."""
         self._step_seconds = 0.0
+        self._first_step = self._steps = 0
+        """The step of the first log, and the steps since."""
         self._first_tokens: float | None = None
         self._peak = 0
 
@@ -103,9 +105,17 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if self._tokens_before is not None and began is not None:
             self._step_seconds += time.monotonic() - began
 
-    def measured(self, longest: int, waited: float, *, compiled: bool = False) -> Measured | None:
+    def measured(
+        self,
+        longest: int,
+        waited: float,
+        *,
+        compiled: bool = False,
+        padding: float = 0.0,
+        reference_seconds: float | None = None,
+    ) -> Measured | None:
         """What the steps of this process took, on examples of at most `longest` tokens, for which they have waited so
-        many seconds; None before the second. `compiled`: whether the model's layers were."""
+        many seconds; None before the second. The rest is known to the caller."""
         if not self._step_seconds or self._first_tokens is None or self._tokens_before is None:
             return None
         return Measured(
@@ -116,6 +126,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             peak_bytes=self._peak,
             compiled=compiled,
             waited=waited,
+            steps=self._steps,
+            padding=padding,
+            reference_seconds=reference_seconds,
         )
 
     def flush(self) -> None:
@@ -141,7 +154,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self._peak = max(self._peak, memory)
         before = self._tokens_before
         if before is None:
-            self._first_tokens = tokens
+            self._first_tokens, self._first_step = tokens, state.global_step
+        self._steps = state.global_step - self._first_step
         rate = (tokens - before) / max(now - self._clock, 1e-6) if before is not None else None
         self._tokens_before, self._clock = tokens, now
         done = state.global_step - (self._started_at_step or 0)

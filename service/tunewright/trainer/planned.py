@@ -22,9 +22,10 @@ from tunewright.trainer.spec import TrainingSpec
 log = logging.getLogger("tunewright.trainer")
 
 
-def planned_run(spec: TrainingSpec, data: DataShape, tokens: int) -> Planned | None:
-    """The prediction for rows of which an epoch has the shape `data`, and all epochs so many tokens. None where the
-    model's files do not say enough, which is no reason not to train; and where answers are made while it trains."""
+def planned_run(spec: TrainingSpec, data: DataShape, tokens: int, distinct: int) -> Planned | None:
+    """The prediction for rows of which an epoch has the shape `data`, and all epochs so many tokens; `distinct`:
+    those of all rows, each once. None where the model's files do not say enough, which is no reason not to train; and
+    where answers are made while it trains."""
     if METHODS[spec.method].generates:
         return None
     try:
@@ -33,16 +34,24 @@ def planned_run(spec: TrainingSpec, data: DataShape, tokens: int) -> Planned | N
         log.warning("no prediction of this run: %s", error)
         return None
     return predict(
-        shape, spec.tuning, data, tokens=tokens, device=device_name(), earlier=spec.earlier, rates=spec.rates
+        shape,
+        spec.tuning,
+        data,
+        tokens=tokens,
+        distinct=distinct,
+        device=device_name(),
+        earlier=spec.earlier,
+        rates=spec.rates,
     )
 
 
 def cost_of_measured(spec: TrainingSpec, measured: Measured | None) -> Cost | None:
-    """Of the measured steps and their waits for rows; None where no rate is known."""
+    """Of the measured steps, their waits for rows and the reference's pass; None where no rate is known."""
     if measured is None:
         return None
     card = None if measured.device == "cpu" else card_of(measured.device)
-    seconds, watts = measured.seconds + (measured.waited or 0.0), card.watts if card else None
+    seconds = measured.seconds + (measured.waited or 0.0) + (measured.reference_seconds or 0.0)
+    watts = card.watts if card else None
     return cost_of(seconds, spec.rates, watts, devices=spec.tuning.gpus)
 
 

@@ -91,6 +91,8 @@ class TrainingResult(Outcome):
     metrics: dict[str, float] = Field(default_factory=dict)
     checkpoints: dict[int, dict[str, float]] = Field(default_factory=dict)
     """Step and metrics of the checkpoints at the ends of the last epochs, which can be used."""
+    examples: tuple[int, ...] = ()
+    """Of an epoch, of each training file in the order of the spec."""
     planned: Planned | None = None
     """What the run was predicted to need before its first step."""
     measured: Measured | None = None

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
+from tunewright.plan.fitting import padding_of
 from tunewright.plan.schedulers import scheduler_options
 from tunewright.rows.mixture import Mixture
 from tunewright.trainer import ranks
@@ -97,7 +98,7 @@ def train(
     if rank() == 0:
         ranks.wait_for_all()
     trained_tokens = training.tokens(tuning.n_epochs)
-    planned = planned_run(spec, training.shape(), trained_tokens)
+    planned = planned_run(spec, training.shape(), trained_tokens, training.distinct_tokens)
     resume_from = latest_checkpoint(folder)
     if resume_from is None:
         tell_data(events, training, tuning)
@@ -153,11 +154,18 @@ def train(
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
     save_product(trainer, tokenizer, folder)
-    measured = metrics.measured(training.longest, loading.waited, compiled=compiled)
+    measured = metrics.measured(
+        training.longest,
+        loading.waited,
+        compiled=compiled,
+        padding=padding_of(tuning, training.shape()),
+        reference_seconds=trainer.reference_seconds,
+    )
     return TrainingResult(
         status="succeeded",
         trained_tokens=trainer.state.num_input_tokens_seen if spec.grader else trained_tokens,
         metrics=metrics.latest,
+        examples=tuple(part.drawn for part in training.parts),
         planned=planned,
         measured=measured,
         cost=cost_of_measured(spec, measured),

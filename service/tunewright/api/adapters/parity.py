@@ -14,6 +14,7 @@ Verdict = Literal["pass", "fail", "no_measurable_effect", "not_checked"]
 class RowObject(Wire):
     """A row on which the engine and peft differ."""
 
+    file: str | None = Field(None, description="Its file; null for a text that comes with the service.")
     line: int = Field(description="In its file, from 1.")
     text: str = Field(description="Its beginning, as the model reads it.")
     mean_difference: float = Field(description="Nats.")

@@ -57,7 +57,9 @@ class LineageObject(Wire):
     validation_file: str | None
     validation_sha256: str | None
     mix: list[dict[str, Any]] | None = Field(
-        None, description="Where there were several training files: file, sha256 and weight of each."
+        None,
+        description="Where there were several training files: file, sha256 and weight of each, and its examples in an "
+        "epoch.",
     )
     seed: int | None
     metrics: dict[str, float] | None = Field(description="The last losses and accuracies of its training.")

@@ -23,7 +23,17 @@ class MeasuredObject(Wire):
         None, description="Seconds beside these in which steps have waited for their rows."
     )
     compiled: bool = Field(False, description="Whether the layers were compiled.")
-    cost: Cost | None = Field(None, description="Energy and price of these seconds and waits.")
+    steps: int | None = Field(None, description="How many steps these were.")
+    padding: float | None = Field(
+        None,
+        description="Share of what their batches computed that was padding, as expected of the rows' lengths.",
+    )
+    reference_seconds: float | None = Field(
+        None,
+        description="Of the pass over all rows before the first step, by which dpo and kto with type full know what "
+        "they are compared with.",
+    )
+    cost: Cost | None = Field(None, description="Energy and price of all these seconds.")
 
     @classmethod
     def of(cls, result: JobResult | None) -> MeasuredObject | None:
@@ -34,7 +44,8 @@ class MeasuredObject(Wire):
 
 
 class PlannedTime(Wire):
-    """Seconds between which the steps were predicted to take."""
+    """Seconds between which the steps, and the reference's pass before them where there is one, were predicted to
+    take."""
 
     least: float
     most: float
@@ -48,8 +59,8 @@ class PlannedObject(Wire):
     tokens: int = Field(description="Of all epochs, after cutting at `max_length`.")
     peak_bytes: int = Field(description="Most memory, as in `measured`.")
     seconds: PlannedTime | None = Field(
-        description="Of all steps. null: no job of the method has finished on this base and device, and the card is "
-        "not known."
+        description="Of all steps, and of the reference's pass. null: no job of the method has finished on this base "
+        "and device, and the card is not known."
     )
     cost: CostRange | None = Field(
         None,

@@ -8,6 +8,7 @@ adapter. For full fine-tuning the reference's log-probabilities are computed bef
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -66,7 +67,11 @@ class PreferenceTrainer(OrderedRows, BesideReference, DPOTrainer):  # type: igno
         rows = self._parts.training if name == "train" else self._parts.held_out
         assert rows is not None, "there is a dataset of it"
         batches = partial(self._reference_batches, dataset, batch_size)
-        return rows.dataset(beside=reference_logps(self._parts.folder, rows.keys, len(dataset), batches))
+        began = time.monotonic()
+        numbers = reference_logps(self._parts.folder, rows.keys, len(dataset), batches)
+        if name == "train":
+            self.reference_seconds = time.monotonic() - began
+        return rows.dataset(beside=numbers)
 
     def _reference_batches(self, pairs: Dataset, batch_size: int, begin: int) -> Batches:
         """The reference's log-probabilities of the chosen and the rejected answers, from a pair on, batch by batch."""

@@ -11,6 +11,7 @@ that are computed at a time stay together in all epochs, and these batches come 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -91,6 +92,7 @@ class LabelledTrainer(OrderedRows, BesideReference, KTOTrainer):  # type: ignore
             "there is a dataset of it, of training all weights"
         )
         order = self._batches.rows if is_training else np.arange(len(dataset))
+        began = time.monotonic()
         numbers = reference_logps(
             self._parts.folder,
             [*rows.keys, f"kto, {batch_size} at a time"],
@@ -99,6 +101,8 @@ class LabelledTrainer(OrderedRows, BesideReference, KTOTrainer):  # type: ignore
             _REFERENCE,
             batch_size,
         )
+        if is_training:
+            self.reference_seconds = time.monotonic() - began
         back = np.argsort(order)
         return Mismatched(
             dataset.rows, dataset.partners, {key: found[back] for key, found in numbers.items()}
