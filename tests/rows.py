@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -42,6 +42,7 @@ def create_job(
     *,
     model: str | None = None,
     training_file: str = FILE["id"],
+    further_files: Sequence[str] = (),
     validation_file: str | None = None,
     parent_sha256: str | None = None,
     request: dict[str, Any] | None = None,
@@ -52,8 +53,9 @@ def create_job(
     """A fine-tuning job on base `tiny`. `request` are fields of its request, `device` is one that it holds, and
     `columns` are further columns of its row."""
     new = {"base": "tiny", "seed": 1, "fingerprint": "f"} | {k: columns.pop(k) for k in _NEW if k in columns}
-    files = {"training_file": training_file, "validation_file": validation_file}
-    inputs = [JobInput(role, file_id=id) for role, id in files.items() if id]
+    files = [("training_file", training_file), *(("training_file", id) for id in further_files)]
+    files.append(("validation_file", validation_file))
+    inputs = [JobInput(role, file_id=id) for role, id in files if id]
     inputs += [JobInput("parent", sha256=parent_sha256)] if parent_sha256 else []
     asked = FineTuningRequest(model=model or new["base"], **(request or {}))
     job = NewJob(kind=FINE_TUNING.name, request=asked, inputs=tuple(inputs), **new)

@@ -613,11 +613,12 @@ def test_rows_are_held_out_ones_if_there_are_any(
     reference("sleep 60")
     checker.until(lambda: checker.starts() == 1)
     spec = checker.folder.read_spec()
-    assert (spec.rows_from, spec.rows_file, spec.base.context) == ("probes", None, 128), (
+    assert (spec.rows_from, spec.files, spec.base.context) == ("probes", (), 128), (
         "its file is not there any more"
     )
     checker.parity.stop()
     data.file(FILE["id"]).write_text("{}\n")
     second = checker.again()
     second.until(lambda: second.starts() == 2)
-    assert second.folder.read_spec().rows_from == "training_file"
+    spec = second.folder.read_spec()
+    assert (spec.rows_from, [one.id for one in spec.files]) == ("training_file", [FILE["id"]])

@@ -12,6 +12,7 @@ from forked import Process
 from lora import random_lora
 from tunewright.config import embedded_base_path
 from tunewright.evaluate.folder import BaseSpec, ParityFolder, ParitySpec, Reference
+from tunewright.rows.sources import Source
 
 BASE = BaseSpec(path=str(embedded_base_path()), context=256)
 ROWS = embedded_base_path().parent / "demo" / "validation.jsonl"
@@ -24,7 +25,7 @@ def asked(
     found.write_spec(
         ParitySpec(
             base=BASE, adapter_id=folder.name, adapter=str(adapter), rows_from="validation_file" if file else "probes",
-            rows_file=str(file) if file else None, rows=rows, four_bit=four_bit,
+            files=(Source(file=str(file)),) if file else (), rows=rows, four_bit=four_bit,
         )
     )  # fmt: skip
     return found
@@ -69,6 +70,11 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_adapters_that_are_measured_together_do_not_mix(adapters: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = adapters
     together = [asked(tmp_path / "1", first), asked(tmp_path / "2", second), asked(tmp_path / "3", first)]
+    other = ROWS.with_name("train.jsonl")
+    several = asked(tmp_path / "4", first, rows=4)
+    files = (Source(file=str(ROWS), share=1.0), Source(file=str(other), share=3.0))
+    several.write_spec(several.read_spec().model_copy(update={"files": files}))
+    together.append(several)
     together.insert(1, ParityFolder(tmp_path / "gone"))
     assert run(*together) == 2, "one has no spec any more"
     one, other, again = (read(folder) for folder in (together[0], together[2], together[3]))
@@ -79,6 +85,15 @@ def test_adapters_that_are_measured_together_do_not_mix(adapters: tuple[Path, Pa
     assert [row.line for row in one.rows] == [1, 2, 3]
     assert len(one.renderings) == 3, "the request of each conversation"
     assert all(len(row.base) == len(row.tokens) - 1 for row in one.rows)
+    mixed = read(several)
+    assert [row.file for row in mixed.rows] == [
+        "train.jsonl",
+        "validation.jsonl",
+        "train.jsonl",
+        "train.jsonl",
+    ]
+    assert [row.line for row in mixed.rows] == [1, 1, 2, 3], "three of four, as their shares say"
+    assert mixed.rows[1].tokens == one.rows[0].tokens
     assert (one.device, one.dtype) == ("cpu", "bfloat16")
     assert run(together[0]) == 0, "what is there is not measured again"
 

@@ -91,7 +91,6 @@ def test_the_reference_of_a_parity_check_measures(
             adapter_id="adapter-1",
             adapter=str(adapter),
             rows_from="probes",
-            rows_file=None,
             rows=1,
         )
         references.start([spec])

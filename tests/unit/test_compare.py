@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,15 @@ def test_a_prompt_that_is_another_fails_whatever_the_numbers_say() -> None:
     assert found.verdict is Verdict.FAIL
     assert "they differ from token 2 on" in found.reason
     assert (found.worst_rows[0].line, found.worst_rows[0].reason) == (3, "they differ from token 2 on")
+
+
+def test_rows_of_several_files_are_told_with_their_file() -> None:
+    measured = [replace(row, file=f"file-{row.line % 2}", line=1 + row.line // 2) for row in rows()]
+    found = compare(measured, [Mismatch(2, "they differ from token 2 on", "file-1")])
+    assert "in line 2 of file-1 they differ" in found.reason
+    reasons = {(row.file, row.line): row.reason for row in found.worst_rows}
+    assert reasons.pop(("file-1", 2)) == "they differ from token 2 on"
+    assert set(reasons.values()) == {None}, "line 2 of another file has no fault"
 
 
 def test_the_rows_that_differ_most_are_told() -> None:

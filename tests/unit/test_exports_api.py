@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from rows import FILE, PRODUCT, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
+from tunewright.kinds import EXPORT
+from tunewright.kinds.kind import Service
+from tunewright.registry.bases import inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, ModelState
 from tunewright.store.store import Store
@@ -163,6 +167,35 @@ def test_its_data_is_that_of_the_job(
     assert merged["calibration_file"] is None
     assert merged["group_size"] is None
     assert error(api.delete(f"/v1/files/{FILE['id']}"))["code"] == "file_in_use"
+
+
+def test_rows_of_a_job_on_several_files_are_of_all_of_them(
+    api: TestClient, register: Register, store: Store, data: Workspace
+) -> None:
+    other = "file-other"
+    store.files.add(**{**FILE, "id": other, "sha256": "2" * 64})
+    for id in (FILE["id"], other):
+        data.file(id).write_text("{}\n")
+    asked = {"data": {"mix": [{"file": other, "weight": 2.0}]}}
+    job = create_job(
+        store, base=BASE, model=BASE, state=JobState.RUNNING, request=asked, further_files=[other]
+    )
+    mix = [
+        {"file": FILE["id"], "weight": 1.0, "examples": 30},
+        {"file": other, "weight": 2.0, "examples": 10},
+    ]
+    trained = register(job_id=job.id, lineage={"mix": mix})
+    made = api.post("/v1/exports", json={"model": trained, "format": "awq"}).json()
+    export = store.jobs.get(made["id"])
+    assert export is not None
+    assert export.files("calibration_file") == export.files("validation_file") == [FILE["id"], other]
+    assert error(api.delete(f"/v1/files/{other}"))["code"] == "file_in_use"
+    service = Service(Settings(data_dir=data.path), store, data, on_gpu=False, devices=("cpu",))
+    base = inspect_base(Settings().models.bases[0])
+    spec = EXPORT.spec(service, replace(export, devices=("cpu",)), base)
+    assert spec.calibration is not None
+    for files in (spec.rows.files, spec.calibration.files):
+        assert [(one.id, one.share) for one in files] == [(FILE["id"], 30.0), (other, 10.0)]
 
 
 def test_awq_needs_text(api: TestClient, pirate: str) -> None:

@@ -19,6 +19,7 @@ from tunewright.export import run
 from tunewright.export.folder import Calibration, Combine, ExportSpec, Rows, SourceAdapter
 from tunewright.export.merge import merge
 from tunewright.jobs.folder import JobFolder, Outcome
+from tunewright.rows.sources import Source
 
 BASE = embedded_base_path()
 DEMO = BASE.parent / "demo"
@@ -40,7 +41,7 @@ def export(tmp_path: Path, adapter: Path) -> Callable[..., Outcome]:
             job_id="export-1", model="ft:tiny:x:1", format="merged", source="ft:tiny:a:1", base_name="tiny",
             base_path=str(BASE), adapters=[SourceAdapter(model="ft:tiny:a:1", sha256="a" * 64, path=str(adapter))],
             seed=0, device="cpu",
-            rows=Rows(file=str(DEMO / "validation.jsonl"), rows_from="validation_file", count=8),
+            rows=Rows(files=(Source(file=str(DEMO / "validation.jsonl")),), rows_from="validation_file", count=8),
         ).model_copy(update=changes)  # fmt: skip
         folder.write_spec(spec)
         assert run.run_export(folder, spec) == 0
@@ -116,7 +117,7 @@ def test_quantization_does_not_hide_a_wrong_merge(
     export: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "merge", with_alpha(0.9))
-    calibration = Calibration(file=str(DEMO / "train.jsonl"), rows=4, group_size=128)
+    calibration = Calibration(files=(Source(file=str(DEMO / "train.jsonl")),), rows=4, group_size=128)
     outcome = export(format="awq", calibration=calibration, max_awq_kl=100.0)
     assert outcome.error_code == "quality_gate_failed"
     assert "merged:" in (outcome.error_message or "")
@@ -134,7 +135,7 @@ def test_calibration_on_noise_does_no_harm_that_the_gate_would_have_to_stop(
         return found
 
     monkeypatch.setattr(run.ExportText, "calibration", noise)
-    calibration = Calibration(file=str(DEMO / "train.jsonl"), rows=4, group_size=128)
+    calibration = Calibration(files=(Source(file=str(DEMO / "train.jsonl")),), rows=4, group_size=128)
     outcome = export(format="awq", calibration=calibration, max_awq_kl=0.2)
     assert gate(outcome)["passed"]
     assert outcome.report is not None
@@ -168,7 +169,7 @@ def test_several_adapters_are_combined_and_merged(
 def test_bases_and_whole_models_are_quantized_as_they_are(
     export: Callable[..., Outcome], source: str, name: str
 ) -> None:
-    calibration = Calibration(file=str(DEMO / "train.jsonl"), rows=4, group_size=128)
+    calibration = Calibration(files=(Source(file=str(DEMO / "train.jsonl")),), rows=4, group_size=128)
     outcome = export(format="awq", adapters=[], source=source, calibration=calibration, max_awq_kl=0.2)
     assert outcome.status == "succeeded", outcome.error_message
     assert outcome.report is not None
@@ -184,7 +185,7 @@ def test_an_adapter_that_is_lost_in_quantization_is_told(
     other = random_lora(BASE, tmp_path / "other", strength=strength, seed=6)
     outcome = export(
         format="awq",
-        calibration=Calibration(file=str(DEMO / "train.jsonl"), rows=4, group_size=128),
+        calibration=Calibration(files=(Source(file=str(DEMO / "train.jsonl")),), rows=4, group_size=128),
         adapters=[SourceAdapter(model="ft:tiny:a:1", sha256="a" * 64, path=str(other))],
         max_awq_kl=100.0,
     )

@@ -20,7 +20,7 @@ from tunewright.plan.fitting import with_less_memory
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.pitfalls import labels_unbalanced
 from tunewright.rows.probes import rows_or_probes
-from tunewright.rows.reading import Reading
+from tunewright.rows.sources import Source
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
@@ -145,8 +145,8 @@ def test_labels_that_count_unequally_are_told_with_the_weight_that_balances_them
 def test_rows_to_measure_on_are_those_with_good_answers(tmp_path: Path) -> None:
     rows = labelled_rows(4)
     path = write(tmp_path / "rows.jsonl", rows)
-    assert list(rows_or_probes(path, as_chat=False, reading=Reading())) == [
-        (line, {"prompt": row["prompt"], "completion": row["completion"]})
+    assert list(rows_or_probes([Source(file=str(path))], as_chat=False)) == [
+        ("rows.jsonl", line, {"prompt": row["prompt"], "completion": row["completion"]})
         for line, row in enumerate(rows, 1)
         if row["label"]
     ]

@@ -18,12 +18,14 @@ from tunewright.kinds import FINE_TUNING
 from tunewright.kinds.fine_tuning.mixing import mix_of_lineage
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE
 from tunewright.kinds.kind import JobRefused, Service, Validated
+from tunewright.kinds.rows import rows_of_job, sources_of
 from tunewright.plan.defaults import Resolved
 from tunewright.registry.bases import inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.rows.formats import read_rows
 from tunewright.rows.held_out import is_held_out
-from tunewright.store.records import Job
+from tunewright.rows.reading import Reading
+from tunewright.store.records import Job, Lineage
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingSpec
 
@@ -221,12 +223,33 @@ def test_the_trainer_gets_each_file_with_its_hash_and_weight(
 def test_the_lineage_has_every_file(api: TestClient, store: Store, files: Any) -> None:
     a, b, _ = files
     hashes = {id: record.sha256 for id in files if (record := store.files.get(id))}
-    assert mix_of_lineage(store, {a: 1.0}) is None
-    assert mix_of_lineage(store, {a: 1.0, b: 0.5, "file-gone": 2.0}) == [
-        {"file": a, "sha256": hashes[a], "weight": 1.0},
-        {"file": b, "sha256": hashes[b], "weight": 0.5},
-        {"file": "file-gone", "sha256": None, "weight": 2.0},
+    assert mix_of_lineage(store, {a: 1.0}, [100]) is None
+    assert mix_of_lineage(store, {a: 1.0, b: 0.5, "file-gone": 2.0}, [100, 20, 8]) == [
+        {"file": a, "sha256": hashes[a], "weight": 1.0, "examples": 100},
+        {"file": b, "sha256": hashes[b], "weight": 0.5, "examples": 20},
+        {"file": "file-gone", "sha256": None, "weight": 2.0, "examples": 8},
     ]
+
+
+def test_rows_of_a_job_are_of_all_its_files_in_their_shares(
+    api: TestClient, store: Store, data: Workspace, files: Any
+) -> None:
+    a, b, _ = files
+    mix = [{"file": a, "weight": 0.5}, {"file": b, "weight": 2}]
+    lineage = Lineage(
+        mix=[{"file": a, "weight": 0.5, "examples": 50}, {"file": b, "weight": 2.0, "examples": 80}]
+    )
+    plain = created(api, store, a, mix)
+    assert rows_of_job(plain, lineage).training == {a: 50, b: 80}
+    assert rows_of_job(plain, lineage).held_out == {}
+    assert rows_of_job(plain, None).training == {a: 0.5, b: 2.0}, "a model of an earlier version"
+    held_out = created(api, store, a, mix, validation_file="auto")
+    assert rows_of_job(held_out, lineage).held_out == {a: 100, b: 40}, "each row once, whatever the weights"
+    given = upload(api, lines(text_rows(3, "v")))
+    assert rows_of_job(created(api, store, a, mix, validation_file=given), lineage).held_out == {given: 1.0}
+    reading = Reading(part="training", held_out_share=0.05)
+    found = sources_of({a: 50, "file-gone": 1.0, b: 80}, data, reading)
+    assert [(one.id, one.share, one.reading) for one in found] == [(a, 50, reading), (b, 80, reading)]
 
 
 def test_a_plan_counts_an_epoch_of_all_files(

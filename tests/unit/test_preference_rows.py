@@ -20,7 +20,7 @@ from tunewright.rows.dataset import RowEncoder  # noqa: E402
 from tunewright.rows.examples import Pair, UnusableRow, encode_text  # noqa: E402
 from tunewright.rows.formats import read_rows  # noqa: E402
 from tunewright.rows.probes import rows_or_probes  # noqa: E402
-from tunewright.rows.reading import Reading  # noqa: E402
+from tunewright.rows.sources import Source  # noqa: E402
 from tunewright.rows.tokenized import TokenizedFile, tokenize_file  # noqa: E402
 
 REWRITING = (
@@ -161,8 +161,9 @@ def test_an_answer_that_a_template_writes_anew_is_refused_with_what_to_do() -> N
 def test_rows_to_measure_on_have_the_better_answer(tmp_path: Path) -> None:
     rows = text_rows(2)
     path = write(tmp_path / "rows.jsonl", rows)
-    made = list(rows_or_probes(path, as_chat=True, reading=Reading()))
+    made = list(rows_or_probes([Source(file=str(path))], as_chat=True))
     assert made == [
-        (line, {"prompt": row["prompt"], "completion": row["chosen"]}) for line, row in enumerate(rows, 1)
+        ("rows.jsonl", line, {"prompt": row["prompt"], "completion": row["chosen"]})
+        for line, row in enumerate(rows, 1)
     ]
     assert json.dumps(made)

@@ -55,6 +55,8 @@ class Row:
     """Places where peft and the engine, with the adapter, find the same token likeliest."""
     not_finite: int = 0
     """Tokens that are left out since a number overflowed."""
+    file: str | None = None
+    """The id of its file; None: a built-in row."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Mismatch:
 
     line: int
     why: str
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class WorstRow:
     mean_difference: float
     max_difference: float
     reason: str | None = None
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Comparison:
 
 def common(row: ReferenceRow, engine_base: Sequence[Logprobs], engine_adapted: Sequence[Logprobs]) -> Row:
     """The measurements of a row: its own tokens, and the likeliest in each place that all four sources have."""
-    found = Row(row.line, row.text, [], [], [], len(row.base), 0)
+    found = Row(row.line, row.text, [], [], [], len(row.base), 0, file=row.file)
     same_top = not_finite = 0
     for base, adapted, served, tuned in zip(row.base, row.adapted, engine_base, engine_adapted, strict=True):
         for token in base.keys() & adapted.keys() & served.keys() & tuned.keys():
@@ -153,7 +157,7 @@ def _judge(numbers: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: 
     if mismatches:
         first = mismatches[0]
         return Verdict.FAIL, (
-            f"No parity with training: {len(mismatches)} prompts have other tokens there; in line {first.line} "
+            f"No parity with training: {len(mismatches)} prompts have other tokens there; in {_place(first)} "
             f"{first.why}. Does the adapter need another chat template?"
         )
     if not_finite:
@@ -177,14 +181,19 @@ def _judge(numbers: dict[str, Any], mismatches: Sequence[Mismatch], not_finite: 
     return Verdict.PASS, f"Parity with peft: {measured}"
 
 
+def _place(row: Mismatch) -> str:
+    return f"line {row.line}" + (f" of {row.file}" if row.file else "")
+
+
 def _worst(rows: Sequence[Row], mismatches: Sequence[Mismatch]) -> list[WorstRow]:
     """The rows whose prompts differ, then those with the largest differences."""
-    why = {mismatch.line: mismatch.why for mismatch in reversed(mismatches)}
+    why = {(mismatch.file, mismatch.line): mismatch.why for mismatch in reversed(mismatches)}
     found = []
     for row in rows:
         differences = [abs(a - e) for a, e in zip(row.answer, row.effect, strict=True)]
         mean, largest = _mean(differences), max(differences, default=0.0)
-        found.append(WorstRow(row.line, row.text, round(mean, 6), round(largest, 6), why.get(row.line)))
+        reason = why.get((row.file, row.line))
+        found.append(WorstRow(row.line, row.text, round(mean, 6), round(largest, 6), reason, row.file))
     found.sort(key=lambda row: (row.reason is None, -row.mean_difference))
     return found[:_WORST_ROWS]
 

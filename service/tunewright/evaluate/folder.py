@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.atomic import write_atomically
-from tunewright.rows.reading import Reading
+from tunewright.rows.sources import Source
 
 NO_ROOM = 75
 """Exit code of a reference process that found no device with room for the base (EX_TEMPFAIL)."""
@@ -45,12 +45,10 @@ class ParitySpec(BaseModel):
     chat_template: str | None = None
     """The template with which the adapter was trained; None: that of the base."""
     rows_from: RowsFrom
-    rows_file: str | None = None
-    """A data file; None: the built-in probes."""
-    reading: Reading = Reading()
-    """How that file is read."""
+    files: tuple[Source, ...] = ()
+    """Data files; none: the built-in probes."""
     rows: int
-    """How many rows are used, from the first on."""
+    """How many rows are used, from the first of each file on, in the files' shares."""
     four_bit: bool = False
     """Whether it was trained on the base in 4 bits, on which it is measured too."""
     content: str | None = None
@@ -65,6 +63,8 @@ class ReferenceRow(BaseModel):
 
     model_config = ConfigDict(ser_json_inf_nan="constants")  # an adapter's numbers may overflow
 
+    file: str | None = None
+    """The id of its file; None: a built-in row."""
     line: int
     """Its line in the file, from 1."""
     text: str
@@ -76,6 +76,7 @@ class ReferenceRow(BaseModel):
 class Rendering(BaseModel):
     """A prompt as a request sends it, and its tokens in training."""
 
+    file: str | None = None
     line: int
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None

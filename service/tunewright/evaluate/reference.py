@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -72,11 +71,12 @@ class ReferenceBase:
         rows, renderings = _tokenized(spec, tokenizer)
         adapted = PeftModel.from_pretrained(self._model, spec.adapter).eval()
         measured = []
-        for line, tokens in rows:
+        for file, line, tokens in rows:
             with adapted.disable_adapter():
                 plain = _scores(adapted, tokens, self._device)
             measured.append(
                 ReferenceRow(
+                    file=file,
                     line=line,
                     text=tokenizer.decode(tokens)[:_SHOWN],
                     tokens=tokens,
@@ -162,16 +162,18 @@ def _place(base: Path, *, may_use_gpu: bool) -> str:
 
 def _tokenized(
     spec: ParitySpec, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[tuple[int, list[int]]], list[Rendering]]:
-    """The rows, tokenized as in training and cut, and the prompts of requests for them that fit the context."""
-    rows: list[tuple[int, list[int]]] = []
+) -> tuple[list[tuple[str | None, int, list[int]]], list[Rendering]]:
+    """The rows (file, line, tokens), tokenized as in training and cut, and the prompts of requests for them that fit
+    the context."""
+    rows: list[tuple[str | None, int, list[int]]] = []
     renderings: list[Rendering] = []
     longest = min(_LONGEST_ROW, spec.base.context - 1)
     encoder = ChatEncoder(tokenizer) if tokenizer.chat_template is not None else None
-    for line, row in islice(_rows(spec, tokenizer), spec.rows):
+    as_chat = tokenizer.chat_template is not None
+    for file, line, row in islice(rows_or_probes(spec.files, as_chat=as_chat), spec.rows):
         if "messages" in row:
             assert encoder is not None, "chat rows are refused for a base without a template"
-            request = _request(encoder, line, row)
+            request = _request(encoder, file, line, row)
             if request is None:
                 continue
             tokens = _conversation(encoder, tokenizer, row, request.tokens)
@@ -180,18 +182,13 @@ def _tokenized(
             tokens = encode_text(tokenizer, row["prompt"], row["completion"]).input_ids
             if row["prompt"]:
                 prompt = list(tokenizer(row["prompt"])["input_ids"])
-                renderings.append(Rendering(line=line, prompt=row["prompt"], tokens=prompt))
+                renderings.append(Rendering(file=file, line=line, prompt=row["prompt"], tokens=prompt))
         if len(tokens) > 1:
-            rows.append((line, tokens[:longest]))
+            rows.append((file, line, tokens[:longest]))
     return rows, [rendering for rendering in renderings if len(rendering.tokens) < spec.base.context]
 
 
-def _rows(spec: ParitySpec, tokenizer: PreTrainedTokenizerBase) -> Iterable[tuple[int, dict[str, Any]]]:
-    file = Path(spec.rows_file) if spec.rows_file is not None else None
-    return rows_or_probes(file, as_chat=tokenizer.chat_template is not None, reading=spec.reading)
-
-
-def _request(encoder: ChatEncoder, line: int, row: dict[str, Any]) -> Rendering | None:
+def _request(encoder: ChatEncoder, file: str | None, line: int, row: dict[str, Any]) -> Rendering | None:
     """The request for a row's last answer, as a client sends it; None where the template refuses it."""
     messages, tools = row["messages"], row.get("tools")
     last = max(index for index, message in enumerate(messages) if message.get("role") == "assistant")
@@ -201,7 +198,9 @@ def _request(encoder: ChatEncoder, line: int, row: dict[str, Any]) -> Rendering 
     except UnusableRow:
         return None
     sent, sent_tools = encoder.as_sent(shown, tools)
-    return Rendering(line=line, messages=sent, tools=sent_tools, add_generation_prompt=True, tokens=tokens)
+    return Rendering(
+        file=file, line=line, messages=sent, tools=sent_tools, add_generation_prompt=True, tokens=tokens
+    )
 
 
 def _conversation(

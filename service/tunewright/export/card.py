@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunewright.export.folder import ExportSpec, SourceAdapter
+from tunewright.rows.sources import Source
 
 _DESCRIPTIONS = {
     "merged": "with an adapter merged into its weights (bfloat16)",
@@ -66,6 +68,8 @@ def _lines(spec: ExportSpec, report: dict[str, Any]) -> list[str]:
         lines.append(
             f"- 4 bits, groups of {spec.calibration.group_size}, calibrated on {spec.calibration.rows} rows at most"
         )
+        lines += _shares("calibration data", spec.calibration.files)
+    lines += _shares("held-out data", spec.rows.files)
     lines += [f"- {name}: {spec.facts[key]}" for key, name in _FACTS if spec.facts.get(key) is not None]
     lines += [
         "",
@@ -103,6 +107,14 @@ def _adapter(adapter: SourceAdapter) -> list[str]:
         lineage.append(f"training data {one['file']}{known}, weight {one['weight']:g}")
     first = f"- adapter `{adapter.model}` (sha256 {adapter.sha256[:16]}), weight {adapter.weight:g}"
     return [first, *(f"  - {line}" for line in lineage)]
+
+
+def _shares(what: str, files: Sequence[Source]) -> list[str]:
+    """Of several files, what each has of the rows."""
+    if len(files) < 2:
+        return []
+    total = sum(file.share for file in files)
+    return [f"- {what} `{file.id}`, {file.share / total:.1%} of the rows" for file in files]
 
 
 def _number(value: float | None) -> str:

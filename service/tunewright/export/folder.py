@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.evaluate.folder import RowsFrom
-from tunewright.rows.reading import Reading
+from tunewright.rows.sources import Source
 
 Format = Literal["merged", "awq", "adapter"]
 CombineMethod = Literal["linear", "ties", "dare", "soup"]
@@ -36,19 +36,17 @@ class Combine(BaseModel):
 class Rows(BaseModel):
     """The rows on which the quality is measured."""
 
-    file: str | None
-    """A data file; None: the built-in probes."""
-    reading: Reading = Reading()
+    files: tuple[Source, ...] = ()
+    """Data files; none: the built-in probes."""
     rows_from: RowsFrom
     count: int
-    """How many rows are used, from the first on."""
+    """How many rows are used, from the first of each file on, in the files' shares."""
 
 
 class Calibration(BaseModel):
     """The calibration text of the quantizer."""
 
-    file: str
-    reading: Reading = Reading()
+    files: tuple[Source, ...]
     rows: int
     group_size: int
 

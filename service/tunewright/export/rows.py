@@ -5,10 +5,8 @@ Imports transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -19,7 +17,7 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.rows.dataset import RowEncoder
 from tunewright.rows.examples import IGNORED, Example
 from tunewright.rows.probes import rows_or_probes
-from tunewright.rows.reading import Reading
+from tunewright.rows.sources import Source
 
 _LONGEST_ROW = 512
 """Tokens of a measured row; longer ones are cut."""
@@ -44,9 +42,7 @@ class ExportText:
         Raises TrainingFailed where a row cannot be encoded, or no token counts.
         """
         rows = []
-        for example in self._examples(
-            self._spec.rows.file, self._spec.rows.reading, self._spec.rows.count, "validation_file"
-        ):
+        for example in self._examples(self._spec.rows.files, self._spec.rows.count, "validation_file"):
             counted = [label != IGNORED for label in example.labels[: self._longest]]
             if any(counted[1:]):
                 rows.append(Row(tokens=example.input_ids[: self._longest], counted=counted))
@@ -61,15 +57,12 @@ class ExportText:
         """Blocks of tokens for the quantizer. Raises TrainingFailed where a row cannot be encoded."""
         calibration = self._spec.calibration
         assert calibration is not None, "only what is quantized is calibrated"
-        examples = self._examples(calibration.file, calibration.reading, calibration.rows, "calibration_file")
+        examples = self._examples(calibration.files, calibration.rows, "calibration_file")
         return pack((example.input_ids for example in examples), length=self._longest)
 
-    def _examples(self, file: str | None, reading: Reading, count: int, what: str) -> Iterator[Example]:
+    def _examples(self, files: Sequence[Source], count: int, what: str) -> Iterator[Example]:
         """Those of the first `count` rows."""
-        for line, row in islice(self._rows(file, reading), count):
+        as_chat = self._tokenizer.chat_template is not None
+        for _, line, row in islice(rows_or_probes(files, as_chat=as_chat), count):
             for example in self._encoder.examples(row, what, line):
                 yield from example.sequences
-
-    def _rows(self, file: str | None, reading: Reading) -> Iterable[tuple[int, dict[str, Any]]]:
-        as_chat = self._tokenizer.chat_template is not None
-        return rows_or_probes(Path(file) if file is not None else None, as_chat=as_chat, reading=reading)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tunewright.rows.canonical import Row, is_graded, is_labelled, is_preference, with_answer
 from tunewright.rows.formats import read_rows
-from tunewright.rows.reading import Reading
+from tunewright.rows.sources import Source, SourceRow, in_shares
 
 _TALKS = (
     (
@@ -49,18 +49,23 @@ def probes(as_chat: bool) -> list[dict[str, Any]]:
     return [{"prompt": f"{asked}\n", "completion": said} for asked, said in _TALKS]
 
 
-def rows_or_probes(
-    file: Path | None, *, as_chat: bool, reading: Reading
-) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(line, row) of a file, of preference rows with the better answer, of labelled rows those whose answer is good; or
-    of the probes where no file is given, and where its rows have no answers."""
-    if file is None or any(is_graded(row) for _, row in islice(read_rows(file, reading), 1)):
-        return enumerate(probes(as_chat), 1)
-    return (
-        (line, _as_supervised(row))
-        for line, row in read_rows(file, reading)
-        if not is_labelled(row) or row["label"]
-    )
+def rows_or_probes(files: Sequence[Source], *, as_chat: bool) -> Iterator[SourceRow]:
+    """The rows of files in their shares, of preference rows with the better answer, of labelled rows those whose answer
+    is good; or the probes where no file is given, and where their rows have no answers."""
+    answered = [one for one in files if not _has_prompts_alone(one)]
+    if not answered:
+        return (SourceRow(None, number, row) for number, row in enumerate(probes(as_chat), 1))
+    return in_shares([_rows(one) for one in answered], [one.share for one in answered])
+
+
+def _has_prompts_alone(source: Source) -> bool:
+    return any(is_graded(row) for _, row in islice(read_rows(Path(source.file), source.reading), 1))
+
+
+def _rows(source: Source) -> Iterator[SourceRow]:
+    for line, row in read_rows(Path(source.file), source.reading):
+        if not is_labelled(row) or row["label"]:
+            yield SourceRow(source.id, line, _as_supervised(row))
 
 
 def _as_supervised(row: Row) -> Row:

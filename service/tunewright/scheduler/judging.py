@@ -53,7 +53,7 @@ async def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Ren
     try:
         tokens = await scorer.tokenize(base, prompt)
     except EngineRefused as refusal:
-        return Mismatch(rendering.line, f"the engine refuses the prompt: {refusal}")
+        return Mismatch(rendering.line, f"the engine refuses the prompt: {refusal}", rendering.file)
     if tokens == rendering.tokens:
         return None
     pairs = zip(tokens, rendering.tokens, strict=False)
@@ -65,4 +65,5 @@ async def _mismatch(scorer: Scorer, base: str, model: TunedModel, rendering: Ren
         rendering.line,
         f"the engine makes {len(tokens)} tokens of the prompt, training made {len(rendering.tokens)}; they differ from "
         f"token {place + 1} on",
+        rendering.file,
     )

@@ -21,10 +21,9 @@ from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
 from tunewright.errors import StorageFull
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
-from tunewright.kinds.data import DataOptions
-from tunewright.kinds.fine_tuning.models import FineTuningRequest
+from tunewright.kinds.rows import rows_of_job, sources_of
 from tunewright.registry.workspace import Workspace
-from tunewright.rows.reading import Reading
+from tunewright.rows.sources import Source
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.judging import judge
@@ -202,7 +201,7 @@ class ParityChecker:
     def _spec(self, one: PendingCheck, engine: EngineInfo, device: str) -> ParitySpec:
         assert engine.path is not None, "an engine that was ready has one"
         has_template = one.model.chat_template is not None or engine.has_chat_template
-        rows_from, file, reading = self._rows(one, has_template)
+        rows_from, files = self._rows(one, has_template)
         spec = ParitySpec(
             base=BaseSpec(
                 path=str(engine.path),
@@ -214,31 +213,27 @@ class ParityChecker:
             adapter=str(self._workspace.artifacts.local(one.model.sha256)),
             chat_template=one.model.chat_template,
             rows_from=rows_from,
-            rows_file=str(self._workspace.file(file)) if file else None,
-            reading=reading,
+            files=files,
             rows=self._settings.parity.parity_rows,
             four_bit=one.model.method is ModelMethod.QLORA,
         )
-        record = self._store.files.get(file) if file else None
-        content = content_of_check(one.model, engine, spec, record.sha256 if record else file)
+        records = {source.id: self._store.files.get(source.id) for source in files}
+        hashes = [record.sha256 if record else id for id, record in records.items()]
+        content = content_of_check(one.model, engine, spec, hashes)
         return spec.model_copy(update={"content": content})
 
-    def _rows(self, one: PendingCheck, has_template: bool) -> tuple[RowsFrom, str | None, Reading]:
-        """The id of the file with the validation rows of the adapter's job, else of its training file, where it still
-        exists, and how it is read; None for the built-in probes."""
+    def _rows(self, one: PendingCheck, has_template: bool) -> tuple[RowsFrom, tuple[Source, ...]]:
+        """The held-out rows of the adapter's job, else those that it was trained on, of the files that still exist;
+        none for the built-in probes."""
         if one.job is not None:
-            asked = one.job.request
-            data = asked.data if isinstance(asked, FineTuningRequest) else DataOptions()
-            training = one.job.file("training_file")
-            held_out = training if data.validation_share else one.job.file("validation_file")
-            roles: tuple[tuple[RowsFrom, str | None], ...] = (
-                ("validation_file", held_out),
-                ("training_file", training),
-            )
-            for role, id in roles:
-                if id is not None and self._workspace.file(id).is_file():
-                    return role, id, data.reading(has_template, "held_out")
-        return "probes", None, Reading()
+            rows = rows_of_job(one.job, one.model.lineage)
+            held_out = rows.data.reading(has_template, "held_out")
+            if files := sources_of(rows.held_out, self._workspace, held_out):
+                return "validation_file", files
+            training = rows.data.reading(has_template, "training")
+            if files := sources_of(rows.training, self._workspace, training):
+                return "training_file", files
+        return "probes", ()
 
     def _watch_reference(self, waiting: dict[str, PendingCheck]) -> None:
         ended = self._references.watch()
@@ -257,9 +252,9 @@ class ParityChecker:
     def _judge(self, engine: Engine, model: TunedModel) -> dict[str, Any]:
         folder = self._references.folder(model.id)
         try:
-            reference = folder.read_reference()
-        except ValueError:
-            folder.reference_file.unlink()
+            reference, spec = folder.read_reference(), folder.read_spec()
+        except ValueError:  # of a damaged disk, or an earlier version
+            folder.reference_file.unlink(missing_ok=True)
             raise
         leases = Leases(self._workspace.leases)
         if reference is None or not leases.take(engine.name, model.sha256):
@@ -268,7 +263,6 @@ class ParityChecker:
             held = self._store.engines.residents(engine).get(model.sha256)
             if held is None or held.state is not Residency.LOADED:
                 raise NotLoaded
-            spec = folder.read_spec()
             return {**judge(engine, model, spec, reference), "content": spec.content}
         finally:
             leases.give_back(engine.name, model.sha256)

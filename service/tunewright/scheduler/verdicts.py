@@ -89,13 +89,18 @@ class Outcome:
         )
 
 
-def content_of_check(model: TunedModel, engine: EngineInfo, spec: ParitySpec, rows_sha256: str | None) -> str:
-    """A hash of what is measured and how: checks with the same have the same verdict."""
+def content_of_check(model: TunedModel, engine: EngineInfo, spec: ParitySpec, hashes: list[str]) -> str:
+    """A hash of what is measured and how: checks with the same have the same verdict. `hashes`: of the files' content,
+    in their order."""
+    files = [
+        [content, one.reading.model_dump(), one.share]
+        for content, one in zip(hashes, spec.files, strict=True)
+    ]
     how = {
         "weights": model.sha256,
         "base": model.base_fingerprint,
         "engine": [engine.device.partition(":")[0], engine.quantization],
-        "rows": [spec.rows_from, rows_sha256, spec.reading.model_dump(), spec.rows, spec.base.context],
+        "rows": [spec.rows_from, files, spec.rows, spec.base.context],
         "chat_template": spec.chat_template,
         "four_bit": spec.four_bit,
         "versions": _versions(),

@@ -178,7 +178,7 @@ class Lineage:
     validation_file: str | None = None
     validation_sha256: str | None = None
     mix: list[dict[str, Any]] | None = None
-    """Where there were several training files: file, sha256 and weight of each."""
+    """Where there were several training files: file, sha256, weight, and examples of an epoch of each."""
     seed: int | None = None
     metrics: dict[str, float] | None = None
     """The last losses and accuracies of its training."""

@@ -22,7 +22,7 @@ from tunewright.kinds.export.models import (
     ExportRequest,
     SourceModel,
 )
-from tunewright.kinds.fine_tuning.models import FineTuningRequest
+from tunewright.kinds.rows import rows_of_job
 from tunewright.registry.awq_check import check_awq
 from tunewright.registry.content import adapter_config
 from tunewright.registry.mergeable import check_mergeable, merge_only
@@ -65,7 +65,7 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
     notes = _check_adapters(context, body, source)
     group_size = _check_awq(body, source)
     rows = _rows(context, body, source)
-    if body.format == "awq" and rows.calibration is None:
+    if body.format == "awq" and not rows.calibration:
         raise InvalidRequest(
             f"Quantizing looks at text like what the model will see, and {body.model or 'the first of `models`'} has "
             "no training file here: upload some rows and give them as `calibration_file`.",
@@ -83,10 +83,10 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
     }
     first = source.first
     files = {
-        CALIBRATION_FILE: rows.calibration if body.format == "awq" else None,
+        CALIBRATION_FILE: rows.calibration if body.format == "awq" else {},
         VALIDATION_FILE: rows.validation,
     }
-    inputs = [JobInput(role, file_id=id) for role, id in files.items() if id is not None]
+    inputs = [JobInput(role, file_id=id) for role, ids in files.items() for id in ids]
     inputs += [JobInput(SOURCE, sha256=model.sha256) for model in source.models]
     return NewJob(
         kind=EXPORT.name,
@@ -104,6 +104,8 @@ def _checked(context: ServiceContext, body: CreateExport) -> NewJob:
             rows_from=rows.rows_from,
             calibration_data=rows.calibration_data,
             validation_data=rows.validation_data,
+            calibration_shares=files[CALIBRATION_FILE],
+            validation_shares=files[VALIDATION_FILE],
             max_kl=body.max_kl if body.max_kl is not None else bounds[body.format],
             force=body.force,
             notes=notes,
@@ -281,11 +283,11 @@ def _check_awq(body: CreateExport, source: _Source) -> int | None:
 
 
 class _Rows(NamedTuple):
-    """The files of an export, how they are read, and the origin of the validation rows."""
+    """The files of an export with the share of each, how they are read, and the origin of the validation rows."""
 
-    calibration: str | None
+    calibration: dict[str, float]
     calibration_data: DataOptions
-    validation: str | None
+    validation: dict[str, float]
     validation_data: DataOptions
     rows_from: RowsFrom
 
@@ -300,27 +302,31 @@ def _rows(context: ServiceContext, body: CreateExport, source: _Source) -> _Rows
         if id is not None:
             check_training_file(context, param, id, method=None)
     trained_on, held_out, data = _files_of(context, source)
-    calibration = body.calibration_file or trained_on
-    calibration_data = _BY_THEMSELVES if body.calibration_file else data
+    calibration, calibration_data = trained_on, data
+    if body.calibration_file:
+        calibration, calibration_data = {body.calibration_file: 1.0}, _BY_THEMSELVES
     if body.validation_file:
-        return _Rows(calibration, calibration_data, body.validation_file, _BY_THEMSELVES, "validation_file")
+        given = {body.validation_file: 1.0}
+        return _Rows(calibration, calibration_data, given, _BY_THEMSELVES, "validation_file")
     if held_out:
         return _Rows(calibration, calibration_data, held_out, data, "validation_file")
     return _Rows(calibration, calibration_data, trained_on, data, "training_file" if trained_on else "probes")
 
 
-def _files_of(context: ServiceContext, source: _Source) -> tuple[str | None, str | None, DataOptions]:
-    """The training and validation file of the first exported model whose job still has one, and how they are read; None
-    for deleted files."""
+def _files_of(
+    context: ServiceContext, source: _Source
+) -> tuple[dict[str, float], dict[str, float], DataOptions]:
+    """What the first exported model whose job still has files was trained on, and what was held out: files with their
+    shares, and how they are read."""
     for model in source.models:
         job = context.store.jobs.get(model.job_id) if model.job_id else None
-        if job is not None:
-            existing = [
-                id if id and context.store.files.get(id) else None
-                for id in (job.file("training_file"), job.file("validation_file"))
-            ]
-            if any(existing):
-                data = job.request.data if isinstance(job.request, FineTuningRequest) else _BY_THEMSELVES
-                held_out = existing[0] if data.validation_share else existing[1]
-                return existing[0], held_out, data
-    return None, None, _BY_THEMSELVES
+        if job is None:
+            continue
+        rows = rows_of_job(job, model.lineage)
+        training, held_out = (
+            {id: share for id, share in shares.items() if context.store.files.get(id)}
+            for shares in (rows.training, rows.held_out)
+        )
+        if training or held_out:
+            return training, held_out, rows.data
+    return {}, {}, _BY_THEMSELVES

@@ -22,6 +22,7 @@ from tunewright.kinds.export.models import (
 )
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
+from tunewright.kinds.rows import shares_of, sources_of
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.formats import FileReport
 from tunewright.store.records import Job, Lineage
@@ -62,7 +63,7 @@ class Export(Kind):
         checked = [
             f"{role} {_checked(service, id, role, template, base.name, data[role]).rows} rows"
             for role in (CALIBRATION_FILE, VALIDATION_FILE)
-            if (id := job.file(role)) is not None
+            for id in job.files(role)
         ]
         return Validated(None, f"Files validated ({', '.join(checked) or 'none are needed'})")
 
@@ -81,7 +82,9 @@ class Export(Kind):
             for source, sha256 in zip(request.models, sources, strict=bool(request.models))
         ]
         full_model = service.workspace.artifacts.local(sources[0]) if sources and not adapters else None
-        calibration, validation = job.file(CALIBRATION_FILE), job.file(VALIDATION_FILE)
+        files = service.workspace
+        calibration = shares_of(job.files(CALIBRATION_FILE), request.calibration_shares)
+        validation = shares_of(job.files(VALIDATION_FILE), request.validation_shares)
         has_template = bool(request.chat_template or base.chat_template)
         return ExportSpec(
             job_id=job.id,
@@ -100,16 +103,18 @@ class Export(Kind):
             seed=job.seed,
             device=job.device.split(":")[0],
             calibration=Calibration(
-                file=str(service.workspace.file(calibration)),
-                reading=request.calibration_data.reading(has_template, "training"),
+                files=sources_of(
+                    calibration, files, request.calibration_data.reading(has_template, "training")
+                ),
                 rows=request.calibration_rows or 0,
                 group_size=request.group_size or 0,
             )
-            if calibration is not None
+            if calibration
             else None,
             rows=Rows(
-                file=str(service.workspace.file(validation)) if validation else None,
-                reading=request.validation_data.reading(has_template, "held_out"),
+                files=sources_of(
+                    validation, files, request.validation_data.reading(has_template, "held_out")
+                ),
                 rows_from=request.rows_from,
                 count=request.rows,
             ),

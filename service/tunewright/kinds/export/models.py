@@ -55,6 +55,9 @@ class ExportRequest(BaseModel):
     calibration_data: DataOptions = DataOptions()
     validation_data: DataOptions = DataOptions()
     """How the files are read: those of a fine-tuning job as it has read them."""
+    calibration_shares: dict[str, float] = {}
+    validation_shares: dict[str, float] = {}
+    """The share of each file in the rows, by its id; files that are not in it have equal shares."""
     max_kl: float | None = None
     force: bool = False
     notes: list[str] = []

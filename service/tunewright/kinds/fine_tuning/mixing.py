@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -135,12 +136,21 @@ def _copied(one: str, other: str, count: int) -> tuple[str, str]:
     )
 
 
-def mix_of_lineage(store: Store, weights: dict[str, float]) -> list[dict[str, object]] | None:
-    """What a model's lineage says of several training files; None for a single one as it is."""
+def mix_of_lineage(
+    store: Store, weights: dict[str, float], examples: Sequence[int]
+) -> list[dict[str, object]] | None:
+    """What a model's lineage says of several training files, of which an epoch has so many examples each; None for a
+    single one as it is."""
     if all(weight == 1 for weight in weights.values()) and len(weights) == 1:
         return None
     found = {id: store.files.get(id) for id in weights}
+    numbers = dict(zip(weights, examples, strict=True))
     return [
-        {"file": id, "sha256": record.sha256 if record else None, "weight": weights[id]}
+        {
+            "file": id,
+            "sha256": record.sha256 if record else None,
+            "weight": weights[id],
+            "examples": numbers[id],
+        }
         for id, record in found.items()
     ]

@@ -56,7 +56,7 @@ def publish_products(
     lineage = replace(
         lineage_of_files(store, job.file(TRAINING_FILE), job.file(VALIDATION_FILE)),
         parent_sha256=parents[0] if parents else None,
-        mix=mix_of_lineage(store, weights_of(job, request)),
+        mix=mix_of_lineage(store, weights_of(job, request), result.examples),
         seed=job.seed,
         metrics=result.metrics or None,
     )
