@@ -80,7 +80,7 @@ soak-clients: setup ## instructor, pydantic-ai, LangChain and lm-evaluation-harn
 soak-slots: setup ## An answer keeps its adapter while vLLM moves it to other slots; and the fault of vLLM before 0.26
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_slot_layout.py
 
-soak-data: setup ## A file of 5 GB (TUNEWRIGHT_SOAK_BYTES) uploaded, checked, tokenized and trained for 50 steps
+soak-data: setup ## A file of 5 GB (TUNEWRIGHT_SOAK_BYTES) uploaded, checked, cleaned, planned and trained for 50 steps
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_data.py
 
 bench-first-step: setup ## Time and memory of a trainer until its first step on 200,000 rows, and of its second start

@@ -28,6 +28,7 @@ ROLES = {
     "queues": r"multiprocessing|^tunewright: api",  # LitServe's: its parent distinguishes it from the api
     "scheduler": r"^tunewright: scheduler",
     "trainer": r"^tunewright: trainer",
+    "cleaner": r"^tunewright: clean",
     "fork server": r"^tunewright: fork server",
     "lifeline": r"^tunewright: lifeline",
     "vLLM server": r"vllm\.entrypoints",

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, make, upload, worker  # noqa: F401
 
 from counted import count_here
+from tunewright.kinds.fine_tuning import planning
 
 ROWS = [{"question": f"{number} and 1?", "answer": str(number + 1)} for number in range(40)]
 COLUMNS = {"prompt": "question", "completion": "answer"}
@@ -36,6 +37,29 @@ def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(
     count_here(monkeypatch)
     held_out = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS, "validation_share": 0.5})
     assert 0 < held_out.json()["rows"] < 40
+
+
+def test_a_file_that_takes_long_is_estimated_from_its_first_rows(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [{"prompt": f"{number}?", "completion": "one " * 20} for number in range(8_000)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    monkeypatch.setattr(planning, "PLANNED_IN", 0.0)
+    estimated = plan(api, content, machine="L4").json()
+    assert 0 < estimated["counted_rows"] < 8_000
+    assert estimated["rows"] == 8_000
+    assert "steps" in estimated
+    monkeypatch.undo()
+    exact = plan(api, content, machine="L4").json()
+    assert exact["counted_rows"] is None
+    assert estimated["tokens"] == pytest.approx(exact["tokens"], rel=0.05)
+    assert estimated["steps"] == pytest.approx(exact["steps"], rel=0.01)
+    monkeypatch.setattr(planning, "PLANNED_IN", 0.0)
+    renamed = content.replace(b'"prompt"', b'"question"').replace(b'"completion"', b'"answer"')
+    refused = plan(api, renamed, data={"columns": COLUMNS})
+    assert refused.status_code == 400, "how many rows it has is not known"
+    assert "took more than 0 s" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

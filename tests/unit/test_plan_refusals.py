@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.test_plan import qwen2_7b
 
 from tunewright.api.fine_tuning import plan
 from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
@@ -49,6 +50,22 @@ def test_a_job_that_cannot_fit_is_refused_with_its_memory(
 def test_a_job_that_fits_is_not_refused(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(context, monkeypatch, 24 * GIB, type="full") == "full"
     assert chosen(context, monkeypatch, 24 * GIB) == "lora"
+
+
+def test_auto_is_qlora_where_lora_does_not_fit_and_a_refusal_names_the_smallest_change(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "shape_of_base", lambda _: qwen2_7b())
+    assert chosen(context, monkeypatch, 24 * GIB) == "lora"
+    assert chosen(context, monkeypatch, 12 * GIB) == "qlora"
+    with pytest.raises(InvalidRequest, match="type qlora") as refused:
+        chosen(context, monkeypatch, 12 * GIB, type="lora")
+    message = str(refused.value)
+    assert 'set {"type": "qlora"} in tuning' in message
+    for component in ("weights", "adapter", "gradients", "optimizer", "activations"):
+        assert component in message
+    assert "tuning.force" in message
+    assert chosen(context, monkeypatch, 12 * GIB, type="lora", force=True) == "lora"
 
 
 def test_force_refuses_nothing(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ class PlanWarning(Wire):
 class Plan(Wire):
     """What a job would need, and what is advised. `print(plan)` shows it as tables.
 
+    - counted_rows: where not all rows were tokenized for it: tokens, steps and times are estimated from these
     - available: bytes of one device that the job may use
     - type: the method of steps, options, fits and change
     - advised: the method that is advised, and `why`
@@ -70,6 +71,7 @@ class Plan(Wire):
     available: int
     parameters: int
     rows: int
+    counted_rows: int | None = None
     tokens: int
     files: list[PlannedRows] = Field(default_factory=list)
     steps: int
@@ -92,6 +94,8 @@ class Plan(Wire):
             f"advised: {self.advised} ({self.why})",
             f"{self.type} fits: {'yes' if self.fits else 'no'}",
         ]
+        if self.counted_rows is not None:
+            lines.insert(1, f"estimated from the first {self.counted_rows} rows")
         if len(self.files) > 1:
             lines += [
                 f"{one.file} (weight {one.weight:g}): {one.rows} rows, {one.tokens:,} tokens an epoch"

@@ -98,6 +98,7 @@ def plan(
             method=method,
             data=DataOptions(columns=columns),
             rates=Rates(price_per_hour=price_per_hour, currency=currency, watts=device_watts),
+            seconds=_LONGEST,
         )
     except (InvalidRequest, BaseUnavailable) as error:
         raise click.ClickException(str(error)) from error
@@ -140,6 +141,10 @@ def plan(
     )
     for warning in made.warnings:
         out.note(f"{warning.code}: {warning.message}")
+
+
+_LONGEST = 24 * 3600.0
+"""Seconds: a person waits for it, and may stop it."""
 
 
 def _files(files: list[PlannedRows]) -> list[tuple[str, object]]:

@@ -19,6 +19,8 @@ class DataShape:
     learnt_tokens: int
     lengths: Mapping[int, float]
     """Number of examples of each length in tokens, before they are cut; of a part of a file a share of that."""
+    counted: int | None = None
+    """Rows that were tokenized, where the others are taken to be like these; None: all."""
 
     @property
     def longest(self) -> int:
@@ -57,6 +59,19 @@ class DataShape:
             longest += length * (up_to**batch - below**batch)
             below = up_to
         return 1 - mean / longest
+
+
+def extrapolated(shape: DataShape, rows: float) -> DataShape:
+    """The shape of so many rows, of which those of `shape` are the first."""
+    factor = rows / shape.rows
+    return DataShape(
+        rows=round(rows),
+        examples=round(factor * shape.examples),
+        tokens=round(factor * shape.tokens),
+        learnt_tokens=round(factor * shape.learnt_tokens),
+        lengths={length: factor * number for length, number in shape.lengths.items()},
+        counted=shape.rows,
+    )
 
 
 def percentile(lengths: Mapping[int, float], percent: float) -> int:

@@ -50,4 +50,7 @@ def mixed_shape(files: Sequence[tuple[DataShape, float]]) -> DataShape:
         learnt += share * shape.learnt_tokens
         for length, number in shape.lengths.items():
             lengths[length] += share * number
-    return DataShape(rows, examples, round(tokens), round(learnt), lengths)
+    counted = None
+    if any(shape.counted for shape, _ in files):
+        counted = sum(shape.counted or shape.rows for shape, _ in files)
+    return DataShape(rows, examples, round(tokens), round(learnt), lengths, counted)

@@ -94,6 +94,9 @@ class Plan(_Part):
     """Bytes of one device that the run may use, beside the engines that serve."""
     rows: int
     """Different rows of an epoch."""
+    counted_rows: int | None
+    """Rows that were tokenized for it, where that takes long for all: tokens, steps and times are estimated from these.
+    None: all."""
     tokens: int
     """Of one epoch, after cutting at `max_length`."""
     files: list[PlannedRows]
@@ -172,6 +175,7 @@ def make_plan(
         devices=machine.count,
         available=machine.free,
         rows=data.rows,
+        counted_rows=data.counted,
         tokens=data.tokens_within(chosen.max_length),
         files=[_rows_of(one, chosen.max_length) for one in files],
         steps=chosen.steps(data.examples),

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunewright.apart import limit_memory
 from tunewright.config import child_environment
 from tunewright.imports import quick_imports
-from tunewright.plan.data_shape import DataShape
+from tunewright.plan.data_shape import DataShape, extrapolated
 from tunewright.rows.cache import TokenCache, cache_key
 from tunewright.rows.reading import Reading
 from tunewright.rows.report.models import Sample
@@ -146,23 +146,25 @@ def cached_totals(cache: TokenCache, key: str) -> Totals | None:
         entry.close()
 
 
-def shape_of(question: Question, cache: TokenCache | None = None) -> DataShape:
-    """The shape of a whole file, for a plan. Raises NotMeasured."""
+def shape_of(question: Question, cache: TokenCache | None = None, rows: int | None = None) -> DataShape:
+    """The shape of a whole file, for a plan. Where not all of it is tokenized in time, that of the first rows is taken
+    for all `rows` of the part that is read; where these are not known, it raises NotMeasured, as for a fault."""
     found = measure(question, cache)
     if found.faults:
         line, why = next(iter(found.faults.items()))
         raise NotMeasured(f"training_file, line {line}: {why}")
-    if not found.is_complete:
+    if not found.is_complete and not (rows and found.totals.rows):
         raise NotMeasured(f"tokenizing the file took more than {question.seconds:.0f} s")
     totals = found.totals
     lengths = totals.whole_lengths
-    return DataShape(
+    shape = DataShape(
         totals.rows,
         sum(lengths.values()) // totals.per_example,
         sum(length * number for length, number in lengths.items()),
         totals.learnt + totals.lost,
         lengths,
     )
+    return shape if found.is_complete or rows is None else extrapolated(shape, max(rows, totals.rows))
 
 
 def _ask(question: Question) -> Measured:

@@ -44,6 +44,7 @@ from tunewright.plan.methods import METHODS
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.planning import Choice, MethodPlan, Plan, PlannedRows, Step, Warning, make_plan
 from tunewright.store.records import FileRecord
+from tunewright.store.states import FileStatus
 from tunewright.wire import Body, Wire
 
 router = APIRouter(prefix="/v1/fine_tuning/plan", tags=["Fine-tuning"])
@@ -78,6 +79,10 @@ class PlanObject(Wire):
         description="Bytes of one device that the job may use, beside the engines that serve."
     )
     rows: int = Field(description="Different rows of an epoch.")
+    counted_rows: int | None = Field(
+        description="Rows that were tokenized for the plan, where it would have taken long for all: tokens, steps and "
+        "times are estimated from these. null: all were, and tokens and steps are exact."
+    )
     tokens: int = Field(description="Of one epoch, after cutting at `max_length`.")
     files: list[PlannedRows] = Field(description="What an epoch has of each training file.")
     steps: int
@@ -143,7 +148,7 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     return plan_job(
         base,
         [
-            PlannedFile(context.workspace.file(id), id, weight, records[id].sha256)
+            PlannedFile(context.workspace.file(id), id, weight, records[id].sha256, _rows_of(records[id]))
             for id, weight in data.weights(body.training_file).items()
         ],
         machine,
@@ -158,6 +163,12 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
         earlier=[] if body.machine else earlier_jobs(context.store, base, machine),
         rates=Rates() if body.machine else rates_of(context.settings),
     )
+
+
+def _rows_of(file: FileRecord) -> int | None:
+    """All rows of a file that was checked without a fault."""
+    report = file.report or {}
+    return report.get("rows") if file.status is FileStatus.PROCESSED else None
 
 
 def machine_here(context: ServiceContext) -> Machine:

@@ -40,6 +40,8 @@ _REMEMBERED = 50
 """Finished jobs whose speed is looked at."""
 _BYTES_OF_A_TOKEN = 16
 """More than a token of any text has on average: lengths from it are lower bounds."""
+PLANNED_IN = 300.0
+"""Seconds in which each file of a plan is tokenized: whoever asked waits for it."""
 _LOOKED_AT = 64 * 2**20
 """Bytes of a file that are read for such a bound."""
 
@@ -113,6 +115,8 @@ class PlannedFile:
     weight: float = 1.0
     sha256: str = ""
     """Where there is none, its tokens are neither looked up in the cache, nor kept."""
+    rows: int | None = None
+    """All of its rows, where they are known."""
 
 
 def plan_job(
@@ -130,9 +134,11 @@ def plan_job(
     trust_remote_code: bool = False,
     earlier: Sequence[Earlier] = (),
     rates: Rates = Rates(),
+    seconds: float | None = None,
 ) -> Plan:
-    """The plan of a job. The files are tokenized in processes of their own, unless the cache has their tokens.
-    `earlier`: finished jobs on this base and machine. Raises InvalidRequest."""
+    """The plan of a job. The files are tokenized in processes of their own, unless the cache has their tokens: each
+    for so many seconds at most (`PLANNED_IN`), after which its number of rows tells the rest. `earlier`: finished
+    jobs on this base and machine. Raises InvalidRequest."""
 
     refuse_quantized(base)
 
@@ -146,9 +152,11 @@ def plan_job(
             max_length=max_length_for(tuning, base.context),
             truncation=tuning.truncation,
             trust_remote_code=trust_remote_code,
+            seconds=PLANNED_IN if seconds is None else seconds,
         )
         try:
-            return shape_of(question, cache)
+            part = 1 - (data.validation_share or 0.0)
+            return shape_of(question, cache, round(part * file.rows) if file.rows else None)
         except NotMeasured as error:
             if error.param == "model":
                 raise InvalidRequest(
