@@ -43,7 +43,7 @@ def test_a_file_that_takes_long_is_estimated_from_its_first_rows(
     api: TestClient,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = [{"prompt": f"{number}?", "completion": "one " * 20} for number in range(8_000)]
+    rows = [{"prompt": f"{number:04}?", "completion": "one " * 20} for number in range(8_000)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     monkeypatch.setattr(planning, "PLANNED_IN", 0.0)
     estimated = plan(api, content, machine="L4").json()
