@@ -84,6 +84,15 @@ def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace)
     assert listed[None].base_fingerprint == BASE.fingerprint
 
 
+def test_the_template_of_a_job_is_that_of_its_products(store: Store, data: Workspace) -> None:
+    """Else what is served would be asked otherwise than it was trained."""
+    request = {"chat_template": "{{ messages }}"}
+    made = create_job(store, state=JobState.RUNNING, resolved=resolved("lora"), request=request)
+    result = TrainingResult(status="succeeded", checkpoints={1: {}})
+    publish_products(service(store, data), made, BASE, trained(data, made, 1), result)
+    assert [model.chat_template for model in store.models.list()[0]] == ["{{ messages }}"] * 2
+
+
 def test_a_full_model_tells_it_too(store: Store, data: Workspace) -> None:
     made = job(store, "full")
     folder = JobFolder(data.job(made.id))

@@ -83,7 +83,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
             *notes.of_duplicates(found.duplicates),
         ],
         flags=[
-            notes.problem(one.flagger.code, "warning", one.flagger.message, one.flagger.fix, one.rows, one.count)
+            notes.problem(one.code, "warning", one.message, one.fix, one.rows, one.count)
             for one in found.flagged
         ],
     )  # fmt: skip

@@ -144,13 +144,13 @@ def mix_of_lineage(
     if all(weight == 1 for weight in weights.values()) and len(weights) == 1:
         return None
     found = {id: store.files.get(id) for id in weights}
-    numbers = dict(zip(weights, examples, strict=True))
+    numbers = dict(zip(weights, examples, strict=False))  # none in results of earlier versions
     return [
         {
             "file": id,
             "sha256": record.sha256 if record else None,
             "weight": weights[id],
-            "examples": numbers[id],
+            "examples": numbers.get(id),
         }
         for id, record in found.items()
     ]

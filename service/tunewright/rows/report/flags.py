@@ -62,17 +62,17 @@ def _finds(step: Step) -> Callable[[Row], Iterable[str]]:
 
 @dataclass
 class Flagged:
-    """What one flagger has found in a file."""
+    """What one flagger has found in a file. It goes from one process to another, and so has no function."""
 
-    flagger: Flagger
+    code: str
+    message: str
+    fix: str
     count: int = 0
     """Rows."""
     rows: dict[int, str] = field(default_factory=dict)
     """The first of them, and what was found."""
 
-    def look(self, place: int, row: Row) -> None:
-        found = list(self.flagger.find(row))
-        if found:
-            self.count += 1
-            if len(self.rows) < MOST_LISTED:
-                self.rows[place] = "; ".join(found)
+    def add(self, place: int, found: list[str]) -> None:
+        self.count += 1
+        if len(self.rows) < MOST_LISTED:
+            self.rows[place] = "; ".join(found)

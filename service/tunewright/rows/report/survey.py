@@ -69,7 +69,8 @@ class _Rows:
         self.was_stopped = False
         self.characters: Counter[int] = Counter()
         self.hashes, self.places = array("Q"), array("Q")
-        self.flagged = [Flagged(flagger) for flagger in flaggers]
+        self._flaggers = flaggers
+        self.flagged = [Flagged(one.code, one.message, one.fix) for one in flaggers]
         self._roles: Counter[str] = Counter()
         self._talks = self._most = 0
         self.pairs: Pairs | None = None
@@ -86,8 +87,9 @@ class _Rows:
         if is_preference(row):
             self.pairs = self.pairs or Pairs()
             self.pairs.add(place, row, characters(row["chosen"]), characters(row["rejected"]))
-        for flagged in self.flagged:
-            flagged.look(place, row)
+        for flagger, flagged in zip(self._flaggers, self.flagged, strict=True):
+            if found := list(flagger.find(row)):
+                flagged.add(place, found)
         self.was_stopped = len(self.places) >= _MOST_ROWS or self._clock() > self._end
         return not self.was_stopped
 
