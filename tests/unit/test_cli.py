@@ -1016,6 +1016,17 @@ def test_a_job_is_created_on_several_files_with_weights(
     assert "mix\tfile-9=2.0" in run("jobs", "show", "ftjob-1")[1]
 
 
+def test_a_plan_for_a_method_that_cannot_learn_from_the_rows_is_refused_with_the_one_that_can(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "label": true}\n')
+    code, _, err = run("plan", "tunewright-tiny", str(path), "--machine", "L4")
+    assert code == 1
+    assert "labelled rows" in err
+    assert "kto could" in err
+
+
 def test_a_plan_of_several_files_lists_them(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

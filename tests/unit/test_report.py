@@ -111,6 +111,29 @@ def test_a_survey_ends_when_its_time_is_over_and_says_so() -> None:
     assert surveyed(CHAT).is_complete
 
 
+def test_labels_answers_and_sources_are_counted_and_free_texts_are_not() -> None:
+    rows = [
+        {
+            "instruction": f"Is {n} even?",
+            "output": "yes" if n % 10 else "No",
+            "source": "web" if n % 40 else "book",
+        }
+        for n in range(200)
+    ]
+    rows[3]["source"] = None
+    found = surveyed(lines(*rows)).balance
+    by = {one.by: {group.name: group.rows for group in one.groups} for one in found}
+    assert by == {"answer": {"yes": 180, "no": 20}, "source": {"web": 194, "book": 5, "(none)": 1}}
+    assert {one.by: one.ratio for one in found} == {"answer": 9.0, "source": 194.0}
+    labelled = [{"prompt": "a", "completion": str(n), "label": n % 4 == 0} for n in range(20)]
+    (one,) = surveyed(lines(*labelled)).balance
+    assert (one.by, [(group.name, group.rows) for group in one.groups]) == (
+        "label",
+        [("false", 15), ("true", 5)],
+    )
+    assert surveyed(lines(*[text_row("a", str(n)) for n in range(200)])).balance == []
+
+
 def test_a_flagger_marks_rows_by_line() -> None:
     flagger = Flagger(
         "shouting", "Rows that shout.", "Lower them.", lambda row: ["!"] if "!" in row["prompt"] else []

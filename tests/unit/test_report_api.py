@@ -88,6 +88,15 @@ def test_what_a_person_should_look_at_is_flagged_by_line_with_what_to_do(api: Te
     assert all("tunewright data clean" in one["fix"] for one in flags.values())
 
 
+def test_a_label_that_is_rare_is_told_with_the_step_that_balances(api: TestClient) -> None:  # noqa: F811
+    rows = [{"prompt": f"{n}?", "completion": "y", "label": n % 20 > 0} for n in range(40)]
+    made = get(api, upload(api, "".join(json.dumps(row) + "\n" for row in rows).encode())).json()
+    assert {one["by"]: one["ratio"] for one in made["balance"]} == {"label": 19.0}
+    (problem,) = [one for one in made["problems"] if one["code"] == "imbalanced_rows"]
+    assert "(true: 38 rows) has 19 times the rows of the smallest" in problem["message"]
+    assert "--step balance:by=label,ratio=10" in problem["fix"]
+
+
 def test_rows_that_would_not_be_asked_for_as_they_are_trained_are_told_by_line(
     api: TestClient,  # noqa: F811
 ) -> None:

@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tiny import tiny_model, token_rows
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.trainer.four_bit import nf4
+from tunewright.trainer.four_bit import nf4, prepared
 from tunewright.trainer.methods.supervised import HeldOutTrainer
 from tunewright.trainer.model import leave_casts_to_autocast, load_model
 from tunewright.trainer.spec import TrainingSpec
@@ -185,6 +185,11 @@ def test_qlora_keeps_in_16_bits_what_it_does_not_quantize(tmp_path: Path) -> Non
     assert {name for name in others if "embed_tokens" in name or "lm_head" in name or "norm" in name}
     assert {one.dtype for one in others.values()} == {torch.bfloat16}
     assert {"lora_" in name for name, one in model.named_parameters() if one.requires_grad} == {True}
+
+
+def test_the_base_of_qlora_is_frozen_before_it_has_an_adapter(tmp_path: Path) -> None:
+    base = prepared(as_transformers_loads_it(tiny_model(tmp_path, "qwen2")), checkpointing=False)
+    assert not any(one.requires_grad for one in base.parameters())
 
 
 def test_qlora_has_the_losses_of_plain_trl(tmp_path: Path) -> None:

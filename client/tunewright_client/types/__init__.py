@@ -55,8 +55,10 @@ from .jobs import (
 from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlannedRows, PlanWarning
 from .reports import (
     DataReport,
+    ReportBalance,
     ReportBin,
     ReportDuplicates,
+    ReportGroup,
     ReportLengths,
     ReportPairs,
     ReportProblem,
@@ -149,8 +151,10 @@ __all__ = [
     "PlannedRows",
     "PlannedTime",
     "Ready",
+    "ReportBalance",
     "ReportBin",
     "ReportDuplicates",
+    "ReportGroup",
     "ReportLengths",
     "ReportPairs",
     "ReportProblem",

@@ -72,6 +72,22 @@ class ReportDuplicates(Wire):
     groups: list[list[int]] = Field(default_factory=list)
 
 
+class ReportGroup(Wire):
+    """The rows with one label, answer or value of a column."""
+
+    name: str
+    rows: int
+
+
+class ReportBalance(Wire):
+    """How rows are spread: by is label, answer or a column; groups: the largest; ratio: of the largest to the
+    smallest."""
+
+    by: str
+    groups: list[ReportGroup]
+    ratio: float
+
+
 class ReportTokens(Wire):
     """What a job would train on.
 
@@ -127,6 +143,7 @@ class DataReport(Wire):
     pairs: ReportPairs | None = None
     characters: ReportLengths | None = None
     duplicates: ReportDuplicates
+    balance: list[ReportBalance] = Field(default_factory=list)
     tokens: ReportTokens | None = None
     samples: list[ReportSample] = Field(default_factory=list)
     problems: list[ReportProblem] = Field(default_factory=list)

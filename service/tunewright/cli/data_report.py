@@ -10,7 +10,8 @@ import click
 from tunewright.cli.create import FILE
 from tunewright.cli.options import Remote, alpaca_option, column_option, examples, on_service, tag_option
 from tunewright.cli.output import Output
-from tunewright.rows.report.models import DataReport, Lengths, PairLengths, Problem, Sample, Tokens
+from tunewright.errors import cut
+from tunewright.rows.report.models import Balance, DataReport, Lengths, PairLengths, Problem, Sample, Tokens
 
 _SECONDS = 600
 _BAR = 40
@@ -145,6 +146,7 @@ def _print(out: Output, name: str, made: DataReport) -> None:
             ),
             *(_pair_fields(made.pairs) if made.pairs else []),
             ("copies", made.duplicates.copies),
+            *((f"by {one.by}", _groups(one)) for one in made.balance),
             ("ignored fields", ", ".join(made.ignored_fields) or None),
             *(_token_fields(tokens) if tokens else []),
         ]
@@ -159,6 +161,10 @@ def _print(out: Output, name: str, made: DataReport) -> None:
     for problem in [*made.problems, *made.flags]:
         out.line("")
         _print_problem(out, problem)
+
+
+def _groups(balance: Balance) -> str:
+    return ", ".join(f"{cut(one.name, 40)} {one.rows:,}" for one in balance.groups)
 
 
 def _token_fields(tokens: Tokens) -> list[tuple[str, object]]:

@@ -12,6 +12,7 @@ from tunewright.cli.options import column_option, examples
 from tunewright.cli.output import Output, duration, size
 
 if TYPE_CHECKING:
+    from tunewright.kinds.data import DataOptions
     from tunewright.plan.planning import PlannedRows
 
 
@@ -87,6 +88,8 @@ def plan(
         gpus=gpus or "auto",
     )
     try:
+        for path in {file: 1.0} | mix:
+            _check_rows(path, DataOptions(columns=columns), method)
         where = machine_described(machine) if machine else this_machine(find_devices(ProcessOptions()), {})
         made = plan_job(
             inspect_base(Base(model, source)),
@@ -143,8 +146,24 @@ def plan(
         out.note(f"{warning.code}: {warning.message}")
 
 
+_FIRST_ROWS = 100
 _LONGEST = 24 * 3600.0
 """Seconds: a person waits for it, and may stop it."""
+
+
+def _check_rows(file: Path, data: DataOptions, method: str) -> None:
+    """Raises InvalidRequest where the first rows are not what the method learns from."""
+    from tunewright.errors import InvalidRequest
+    from tunewright.kinds.data import why_unusable
+    from tunewright.rows.formats import inspect
+
+    with file.open("rb") as opened:
+        found = inspect(opened, data.reading(True), most_rows=_FIRST_ROWS)
+    why = found.problem
+    if why is None and found.format and found.kind:
+        why = why_unusable(found.format, found.kind, method)
+    if why:
+        raise InvalidRequest(f"{file} cannot be planned with: {why}.", param="training_file")
 
 
 def _files(files: list[PlannedRows]) -> list[tuple[str, object]]:

@@ -18,7 +18,7 @@ from tunewright.rows.formats import FileReport
 from tunewright.rows.lengths import Measured, NotMeasured, Question, measure
 from tunewright.rows.reading import Reading
 from tunewright.rows.report.lengths import described
-from tunewright.rows.report.models import DataReport, Duplicates, Problem, RowNote, Tokens
+from tunewright.rows.report.models import Balance, DataReport, Duplicates, Problem, RowNote, Tokens
 from tunewright.rows.report.pairs import Pairs
 from tunewright.rows.report.survey import Survey, survey
 
@@ -28,6 +28,8 @@ _SAMPLES = 3
 _MESSAGE = 500
 """Characters of what is said of a row."""
 _NAMES, _NAME = 50, 100
+_UNEVEN = 10.0
+"""Times the rows of the smallest group that the largest has, from which on it is told."""
 """Ignored fields that are named, and characters of each."""
 
 
@@ -74,6 +76,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
         pairs=found.pairs.described() if found.pairs else None,
         characters=described(found.characters, "characters"),
         duplicates=found.duplicates,
+        balance=found.balance,
         tokens=_tokens(asked.base.name, length, measured) if asked.base and measured else None,
         samples=measured.samples if measured else [],
         problems=[
@@ -81,6 +84,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
             *(notes.of_tokens(measured, length, asked.base.context) if asked.base and measured else []),
             *notes.of_pairs(found.pairs),
             *notes.of_duplicates(found.duplicates),
+            *notes.of_balance(found.balance),
         ],
         flags=[
             notes.problem(one.code, "warning", one.message, one.fix, one.rows, one.count)
@@ -267,6 +271,20 @@ class _Notes:
             "Remove them, or correct the answer that should differ.",
             dict.fromkeys(pairs.first_identical, "both answers are the same"), pairs.identical,
         )  # fmt: skip
+
+    def of_balance(self, balance: list[Balance]) -> Iterable[Problem]:
+        for one in balance:
+            if one.ratio < _UNEVEN:
+                continue
+            largest = one.groups[0]
+            yield self.problem(
+                "imbalanced_rows", "warning",
+                f"By {one.by}, the largest group ({cut(largest.name, _NAME)}: {largest.rows} rows) has {one.ratio:g} "
+                "times the rows of the smallest.",
+                "Give more rows of the small groups, or sample the large ones down: tunewright data clean FILE -o OUT "
+                f"--step balance:by={one.by},ratio={_UNEVEN:g}. Leave it, if the model will be asked as unevenly.",
+                {}, largest.rows,
+            )  # fmt: skip
 
     def of_duplicates(self, duplicates: Duplicates) -> Iterable[Problem]:
         if not duplicates.copies:

@@ -83,7 +83,8 @@ def described(text: str) -> Machine:
     count, gigabytes = int(found.group(1) or 1), float(found.group(3) or card.memory)
     if not 1 <= count <= 1024 or not 1 <= gigabytes <= 1024:
         raise UnknownMachine(f"{text!r}: the number of cards and their memory in GB are from 1 to 1024")
-    return Machine(text.strip(), "cuda", count, int(gigabytes * 1e9), 0, card.teraflops, card.watts)
+    one = re.sub(r"^\d+\s*[xX]\s*", "", text.strip())
+    return Machine(one, "cuda", count, int(gigabytes * 1e9), 0, card.teraflops, card.watts)
 
 
 def card_of(name: str) -> Card | None:

@@ -75,8 +75,9 @@ def attention_fallback(device: str, has_flash_attention: bool | None) -> str | N
     if device == "cpu" or has_flash_attention is not False:
         return None
     return (
-        "flash_attn is not installed: attention uses PyTorch's scaled_dot_product_attention. Batches of rows of "
-        "unequal length then need a mask and repeated keys and values, which takes more memory and time with long rows."
+        "flash_attn is not installed: attention uses PyTorch's scaled_dot_product_attention, whose kernels for causal "
+        "attention are of the same kind, since batches need no mask. A mixture of experts whose router has a loss "
+        "keeps the mask, and takes more memory and time with long rows: install flash_attn for it."
     )
 
 

@@ -136,10 +136,12 @@ def inspect(
     reading: Reading = _AS_IT_IS,
     most_rows: int | None = None,
     on_row: Callable[[int, Row], bool] = lambda _place, _row: True,
+    on_fields: Callable[[Row, Row], None] | None = None,
 ) -> FileReport:
     """Check a file that is open at its start, or its first `most_rows` rows. Raises nothing for what is in it.
 
     `on_row` gets the place and the canonical form of each row without a fault; where it returns False, the check ends.
+    `on_fields` gets the canonical form and the fields that were read of the file.
     """
     report = FileReport()
     ignored: Counter[str] = Counter()
@@ -153,6 +155,8 @@ def inspect(
                 converted = _converted(raw.value, reading, container)
                 _note(report, converted, reading)
                 ignored.update(converted.ignored)
+                if on_fields is not None and isinstance(raw.value, dict):
+                    on_fields(converted.row, raw.value)
                 if not on_row(raw.place, converted.row):
                     break
             except RowFault as fault:

@@ -70,6 +70,21 @@ class PairLengths(_Part):
     identical: int = Field(description="Pairs whose two answers are the same, which teach nothing.")
 
 
+class GroupOfRows(_Part):
+    """The rows with one label, answer or value of a column."""
+
+    name: str
+    rows: int
+
+
+class Balance(_Part):
+    """How the rows of a file are spread over the values of a label."""
+
+    by: str = Field(description="label, answer (the assistant's last text), or the name of a column.")
+    groups: list[GroupOfRows] = Field(description="The twenty largest.")
+    ratio: float = Field(description="Rows of the largest group for each row of the smallest one.")
+
+
 class Duplicates(_Part):
     """Rows that are the same as an earlier row, to the character."""
 
@@ -140,6 +155,10 @@ class DataReport(_Part):
         description="Lengths of the rows' texts; null where no row is readable."
     )
     duplicates: Duplicates
+    balance: list[Balance] = Field(
+        default_factory=list,
+        description="What groups the rows: a label, or an answer or a column with few different values.",
+    )
     tokens: Tokens | None
     samples: list[Sample]
     problems: list[Problem]

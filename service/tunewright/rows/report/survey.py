@@ -10,7 +10,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from tunewright.rows.canonical import Row, is_preference, text_hash
@@ -19,7 +19,8 @@ from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
 from tunewright.rows.report.flags import Flagged, Flagger
 from tunewright.rows.report.flags import flaggers as standard_flaggers
-from tunewright.rows.report.models import Duplicates, Turns
+from tunewright.rows.report.groups import Groups
+from tunewright.rows.report.models import Balance, Duplicates, Turns
 from tunewright.rows.report.pairs import Pairs
 
 _MOST_ROWS = 5_000_000
@@ -39,6 +40,7 @@ class Survey:
     flagged: list[Flagged]
     pairs: Pairs | None = None
     """Of preference rows."""
+    balance: list[Balance] = field(default_factory=list)
 
 
 def survey(
@@ -51,7 +53,8 @@ def survey(
 ) -> Survey:
     """Read a file that is open at its start, for up to so many seconds. Raises nothing for what is in it."""
     rows = _Rows(standard_flaggers() if flaggers is None else flaggers, clock, clock() + seconds)
-    report = inspect(file, reading, on_row=rows.add)
+    groups = Groups(reading.wanted_columns())
+    report = inspect(file, reading, on_row=rows.add, on_fields=groups.add)
     return Survey(
         report,
         not rows.was_stopped and not report.has_more_faults,
@@ -60,6 +63,7 @@ def survey(
         duplicates(rows.hashes, rows.places),
         [one for one in rows.flagged if one.count],
         rows.pairs,
+        groups.found(),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS = 10_000
 _SHOWN = 50
-_NONE = "(none)"
+NONE = "(none)"
 
 
 class BalanceOptions(Options):
@@ -73,7 +73,7 @@ class Balance:
         import numpy as np  # those who only read the options do without it
 
         by = self._options.by
-        if set(self._numbers) == {_NONE}:
+        if set(self._numbers) == {NONE}:
             raise InvalidSteps(
                 f"balance by {by!r}: no row has it; name a column of the file, label or answer"
             )
@@ -114,7 +114,12 @@ class Balance:
             value: object = next(iter(reversed(answers(record.row))), None)
         else:
             value = record.row.get(by) if by == "label" and by in record.row else record.columns.get(by)
-        if value is None or value == "":
-            return _NONE
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return " ".join(text.split())[:200].casefold()
+        return group_name(value)
+
+
+def group_name(value: object) -> str:
+    """The group of rows with this label, answer or value of a column."""
+    if value is None or value == "":
+        return NONE
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return " ".join(text.split())[:200].casefold()
