@@ -261,7 +261,6 @@ def test_help_is_complete(run: Run, argv: list[str]) -> None:
         ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "dpo", "--beta", "0"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "reinforcement"],
         ["jobs", "create", "--model", "m", "--file", "file-1", "--method", "dpo", "--grader", "{}"],
-        ["jobs", "create", "--model", "m", "--file", "file-1", "--grader", "{}", "--plan"],
         ["jobs", "list", "--limit", "0"],
         ["aliases", "set", "support-bot"],
         ["aliases", "set", "support-bot", "m=many"],

@@ -334,6 +334,7 @@ def test_a_job_decides_on_checkpointing_by_the_memory_of_its_gpu_and_tells_why(
 
     assert found.resolved.gradient_checkpointing is expected
     assert f"gradient_checkpointing is {'on' if expected else 'off'}" in found.summary
+    assert "flash_attn is not installed" in dict(found.warnings)["attention_fallback"]
     assert "GiB" in found.summary
     assert asked.resolved.gradient_checkpointing is not expected
     assert "gradient_checkpointing" not in asked.summary

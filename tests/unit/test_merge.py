@@ -158,6 +158,7 @@ def test_every_type_of_numbers_is_merged_in_float32(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=ATTENTION, change=cast(adapter_dtype))
     merge(base, adapter, tmp_path / "out")
     assert_equal(tmp_path / "out", merged_by_peft(base, adapter))
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16", "as the weights are"
 
 
 def test_blocks_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

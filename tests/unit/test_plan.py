@@ -242,6 +242,36 @@ def test_kto_asks_for_exchanged_answers_and_the_reference_twice_and_for_two_rows
     assert values["per_device_batch_size"] == 2
 
 
+def test_reinforcement_learns_from_all_answers_to_a_prompt_and_keeps_the_keys_and_values_of_a_step() -> None:
+    options: dict[str, Any] = {
+        "type": "qlora", "num_generations": 8, "max_completion_length": 512, "max_length": 1024, "batch_size": 4,
+        "gradient_checkpointing": True,
+    }  # fmt: skip
+    resolved = resolve(
+        tuning=TuningOptions(**options), hyperparameters=HyperparameterOptions(), rows=5000, context=32768,
+        max_rank=64, device="cuda", method="reinforcement",
+    )  # fmt: skip
+    run = run_of(resolved, data_shape(10, [(300, 1)] * 10), "cuda")
+    assert (run.batch, run.length, run.generated) == (8, 300 + 512, 32), (
+        "of 4 prompts at a time one is learnt from"
+    )
+    assert run.learnt == pytest.approx(512 / 812)
+    assert not run.has_reference, "beta is 0"
+    shape = qwen2_7b()
+    cache = 28 * 2 * 4 * 128 * 2
+    """Bytes of a token: layers, keys and values, heads, width, bfloat16."""
+    many = estimate(shape, replace(run, generated=4096))
+    assert many.peak == "generation"
+    assert many.activations == pytest.approx(4096 * 812 * cache, rel=0.05)
+    assert estimate(shape, run).peak != "generation"
+    small = make_plan(
+        shape, data_shape(10, [(300, 1)] * 10), described("L4"), tuning=TuningOptions(**options | {"batch_size": 64}),
+        hyperparameters=HyperparameterOptions(), max_rank=64, method="reinforcement",
+    )  # fmt: skip
+    assert small.change is not None
+    assert small.change.options["max_completion_length"] in (256, 128)
+
+
 def test_orpo_is_two_sequences_without_a_reference() -> None:
     options: dict[str, Any] = {"type": "lora", "per_device_batch_size": 2, "gradient_checkpointing": False}
     dpo, orpo = planned(described("H200"), "dpo", **options), planned(described("H200"), "orpo", **options)

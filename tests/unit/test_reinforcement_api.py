@@ -147,10 +147,23 @@ def test_rows_that_the_method_cannot_learn_from_are_refused(api: TestClient) -> 
     assert "reinforcement could" in refused["message"]
 
 
-def test_there_are_no_plans_of_it(api: TestClient) -> None:  # noqa: F811
+def test_a_plan_counts_the_memory_of_making_answers_and_says_that_time_is_not_known(api: TestClient) -> None:  # noqa: F811
     file = upload(api, content(ROWS))["id"]
-    body = {"model": BASE, "training_file": file, "method": method(), "machine": "H100"}
-    assert error(api.post("/v1/fine_tuning/plan", json=body), 400)["code"] == "unsupported"
+    tuning = {"max_completion_length": 32, "num_generations": 4, "batch_size": 2}
+    body = {"model": BASE, "training_file": file, "method": method(), "machine": "H100", "tuning": tuning}
+    answer = api.post("/v1/fine_tuning/plan", json=body)
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert all(one["seconds"] is None and one["memory"]["total"] > 0 for one in made["methods"])
+    warned = {one["code"]: one["message"] for one in made["warnings"]}
+    assert "Memory counts answers of 32 tokens" in warned["time_not_predicted"]
+    assert "all 8 that are made for a step" in warned["time_not_predicted"]
+    assert not {"rows_cut", "prompts_too_long", "rows_padded"} & warned.keys()
+    long = {**body, "tuning": {**tuning, "max_length": 40}}
+    warned = {
+        one["code"]: one["message"] for one in api.post("/v1/fine_tuning/plan", json=long).json()["warnings"]
+    }
+    assert "the 8 tokens that tuning.max_completion_length leaves" in warned["prompts_too_long"]
 
 
 # the rows

@@ -105,11 +105,12 @@ class Jobs(JobResource[Job]):
         mix: Mix | None = None,
         method: str | Mapping[str, Any] | None = None,
         beta: float | str | None = None,
+        grader: Mapping[str, Any] | None = None,
     ) -> Plan:
         """What a job with these settings would need, and what is advised; no job is created. `print` shows tables.
 
         - training_file: the id of a file, or a pathlib.Path of a local file, which is uploaded first
-        - method, beta, data, mix: as for `create`
+        - method, beta, data, mix, grader: as for `create`
         - machine: such as "8xA100-80GB" or "H100"; the server's own, beside its engines, when None
 
         Raises BadRequestError, NotFoundError, FileNotFoundError for a missing local file.
@@ -122,7 +123,7 @@ class Jobs(JobResource[Job]):
             "model": model,
             "training_file": training_file,
             "tuning": tuning,
-            "method": method_object(method, beta),
+            "method": method_object(method, beta) if grader is None else graded_method(grader, method, beta),
             "hyperparameters": hyperparameters,
             "chat_template": chat_template,
             "data": data,

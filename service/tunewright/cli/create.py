@@ -74,9 +74,7 @@ class LocalUploadedOrAuto(LocalOrUploaded):
 
 FILE = LocalOrUploaded()
 _TYPES = ("lora", "qlora", "full")
-PLANNED = ("supervised", "dpo", "kto", "orpo")
-"""The methods of which there are plans."""
-_METHODS = (*PLANNED, "reinforcement")
+METHODS = ("supervised", "dpo", "kto", "orpo", "reinforcement")
 _WITH_BETA = ("dpo", "kto", "orpo")
 
 
@@ -112,7 +110,7 @@ _WITH_BETA = ("dpo", "kto", "orpo")
 )  # fmt: skip
 @click.option(
     # In earlier versions it was the name of --type.
-    "--method", type=click.Choice([*_METHODS, *_TYPES]), metavar=f"[{'|'.join(_METHODS)}]",
+    "--method", type=click.Choice([*METHODS, *_TYPES]), metavar=f"[{'|'.join(METHODS)}]",
     help="supervised: learn the answers; dpo: learn which of two answers is better; kto: learn from answers that are "
     "good or bad; orpo (experimental): learn the better of two answers, and that it is; reinforcement: learn from what "
     "--grader makes of the model's own answers.  [default: supervised]",
@@ -219,8 +217,6 @@ def create(
         raise click.UsageError(f"--grader is for --method reinforcement, not for {method}")
     if grader is None and method == "reinforcement":
         raise click.UsageError("--method reinforcement needs a --grader")
-    if grader is not None and show_plan:
-        raise click.UsageError("there are no plans of --method reinforcement yet: leave --plan out")
     if beta is not None and method not in _WITH_BETA and grader is None:
         raise click.UsageError(f"--beta is for --method {', '.join(_WITH_BETA)}, and beside --grader")
     options = {
@@ -257,6 +253,7 @@ def create(
             chat_template=template,
             data=data,
             mix=mix or None,
+            grader=grader,
         )
         for line in str(plan).splitlines():
             remote.out.note(line)

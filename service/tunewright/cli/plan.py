@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunewright.cli.create import PLANNED, mix_option
+from tunewright.cli.create import METHODS, mix_option
 from tunewright.cli.options import column_option, examples
 from tunewright.cli.output import Output, duration, size
 
@@ -30,7 +30,7 @@ _LOCAL = click.Path(exists=True, dir_okay=False, path_type=Path)
 @mix_option(_LOCAL)
 @click.option("--machine", metavar="TEXT", help="A machine such as 8xA100-80GB or H100.  [default: this one]")
 @click.option("--type", "type_", type=click.Choice(["auto", "lora", "qlora", "full"]), default="auto")
-@click.option("--method", type=click.Choice(PLANNED), default="supervised")
+@click.option("--method", type=click.Choice(METHODS), default="supervised")
 @click.option("--rank", type=click.IntRange(1, 512), help="Rank of the adapter.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Rows per optimizer step.")
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")

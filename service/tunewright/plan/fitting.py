@@ -23,11 +23,14 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
     """What of a run's options decides its memory. Rows are padded to the longest of their batch."""
     targets = resolved.target_modules
     method = METHODS[resolved.method]
+    answers, answer = resolved.num_generations or 1, resolved.max_completion_length or 0
+    prompt = min(resolved.max_length - answer, data.longest)
+    has_reference = resolved.beta != 0 if method.generates else method.has_reference  # not with full
     return Run(
         type=resolved.type,
         device=device,
-        batch=resolved.per_device_batch_size * method.sequences,
-        length=min(resolved.max_length, data.longest) or resolved.max_length,
+        batch=resolved.per_device_batch_size * method.sequences * answers,
+        length=max(1, prompt) + answer if answer else prompt or resolved.max_length,
         checkpointing=(device != "cpu")
         if resolved.gradient_checkpointing is None
         else resolved.gradient_checkpointing,
@@ -36,17 +39,25 @@ def run_of(resolved: Resolved, data: DataShape, device: str) -> Run:
         use_dora=resolved.use_dora,
         drops=bool(resolved.dropout),
         accumulates=resolved.gradient_accumulation_steps > 1,
-        learnt=1.0 if method.learns_prompts else data.learnt,
-        has_reference=method.has_reference and resolved.type != "full",
+        learnt=_learnt(resolved, data, max(1, prompt)),
+        has_reference=has_reference and resolved.type != "full",
         gpus=resolved.gpus,
         is_sharded=resolved.sharding == "fsdp",
         has_mismatched=method.has_mismatched,
+        generated=resolved.device_batch_size * answers if answer else 0,
     )
+
+
+def _learnt(resolved: Resolved, data: DataShape, prompt: int) -> float:
+    """The share of tokens that are learnt."""
+    if answer := resolved.max_completion_length:
+        return answer / (prompt + answer)
+    return 1.0 if METHODS[resolved.method].learns_prompts else data.learnt
 
 
 def padding_of(resolved: Resolved, data: DataShape) -> float:
     """The share of what the run's batches compute that is padding, as expected."""
-    if resolved.group_by_length:
+    if resolved.group_by_length or METHODS[resolved.method].generates:
         return 0.0
     at_a_time = resolved.per_device_batch_size * METHODS[resolved.method].sequences
     return data.padding(at_a_time, resolved.max_length)

@@ -9,6 +9,7 @@ A run is at its peak in one of these moments:
 - in a layer: everything that is kept between layers, one layer's tensors, and its largest temporaries;
 - at the head: everything that the backward pass needs, and the tile of logits;
 - in the reference's forward pass: the same, and one layer's tensors, of which none is kept;
+- while answers are made: the keys and values of all that are made at a time;
 - at the end of the backward pass, when all gradients are there;
 - in the optimizer's step (on the CPU, where AdamW is not fused).
 """
@@ -66,6 +67,8 @@ class Run:
     has_reference: bool = False
     """Whether each step has another forward pass, without the adapter, for a reference. All weights are trained beside
     numbers that are computed before (`trainer.reference`)."""
+    generated: int = 0
+    """Sequences whose answers are made at a time, before they are learnt from: their keys and values are kept."""
     compiled: bool = False
     """Whether torch.compile has compiled the layers (`plan.compiling`)."""
     gpus: int = 1
@@ -232,6 +235,11 @@ def _moments(
     }
     if run.has_reference:
         moments["reference's forward pass"] = (held, kept + 3 * stream + layer + working // 2, logits)
+    if run.generated:
+        # transformers' cache, of which a layer is copied when it grows; logits of one place.
+        cache = run.generated * run.length * 2 * shape.kv_heads * shape.head_dim * types.attention
+        last = run.generated * shape.vocabulary * (4 + types.residual)
+        moments["generation"] = (0, (shape.layers + 1) * cache, last)
     if run.device == "cpu":
         # Of the largest parameter: the root of the second moment, and the quotient.
         largest = shape.vocabulary * shape.hidden if run.type == "full" else 0

@@ -96,6 +96,28 @@ def rows_cut(cut: int, examples: int, length: int) -> str | None:
     )
 
 
+def prompts_too_long(number: int, longest: int) -> str | None:
+    """Prompts are not cut: half a question asks something else."""
+    if number == 0:
+        return None
+    return (
+        f"{number} prompts are longer than the {longest} tokens that tuning.max_completion_length leaves of "
+        "tuning.max_length, and a job on them is refused: shorten them, raise tuning.max_length, or lower "
+        "tuning.max_completion_length."
+    )
+
+
+def time_depends_on_answers(resolved: Resolved) -> str | None:
+    """What a plan leaves out where answers are made while it trains."""
+    if not METHODS[resolved.method].generates:
+        return None
+    return (
+        f"the time is not predicted, since it depends on how long the answers become that {resolved.method} makes. "
+        f"Memory counts answers of {resolved.max_completion_length} tokens, and the keys and values of all "
+        f"{resolved.device_batch_size * (resolved.num_generations or 1)} that are made for a step."
+    )
+
+
 def rows_padded(padding: float, grouped: bool) -> str | None:
     """Many batches have a long row among short ones."""
     if grouped or padding <= PADDING_LIMIT:
@@ -162,16 +184,20 @@ def warnings(
     padding: float = 0.0,
 ) -> Iterator[tuple[str, str]]:
     """(code, text) of those that apply."""
+    answers = resolved.num_generations or 1
+    generates = METHODS[resolved.method].generates
+    longest = resolved.max_length - (resolved.max_completion_length or 0)
     found = {
         "few_rows": few_rows(rows),
         "rank_too_large": rank_too_large(resolved.rank, rows),
         "learning_rate_out_of_range": rate_out_of_range(
             resolved.type, resolved.learning_rate, resolved.method
         ),
-        "batch_out_of_range": batch_out_of_range(resolved.batch_size, rows),
+        "batch_out_of_range": batch_out_of_range(resolved.batch_size * answers, rows * answers),
         "target_modules_missed": targets_missed(shape, resolved.target_modules, trained),
         "attention_fallback": attention_fallback(device, has_flash_attention),
-        "rows_cut": rows_cut(cut, examples, resolved.max_length),
+        "rows_cut": None if generates else rows_cut(cut, examples, resolved.max_length),
+        "prompts_too_long": prompts_too_long(cut, longest) if generates else None,
         "rows_padded": rows_padded(padding, resolved.group_by_length),
         "merge_changes_type": merge_changes_type(shape.dtype, resolved.type),
     }

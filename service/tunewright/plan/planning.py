@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.changes import TYPES as METHODS
+from tunewright.plan.changes import Step, smallest_change
 from tunewright.plan.compiling import compiled_where_it_pays
 from tunewright.plan.cost import CostRange, Rates, cost_of_range
 from tunewright.plan.data_shape import DataShape
-from tunewright.plan.defaults import Resolved, resolve, split_batch
-from tunewright.plan.fitting import fits, run_of, with_checkpointing, with_less_memory, work_of
+from tunewright.plan.defaults import Resolved, resolve
+from tunewright.plan.fitting import fits, padding_of, run_of, with_checkpointing, work_of
 from tunewright.plan.machine import Machine
 from tunewright.plan.memory import Run, estimate, trained_parameters
 from tunewright.plan.methods import FEW_ROWS
 from tunewright.plan.methods import METHODS as METHODS_OF_TRAINING
 from tunewright.plan.mixing import FileShape, drawn, mixed_shape
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.pitfalls import warnings
+from tunewright.plan.pitfalls import time_depends_on_answers, warnings
 from tunewright.plan.reasons import MEMORY_MODEL, OF_METHOD, REASONS
 from tunewright.plan.shape import ModelShape
 from tunewright.plan.time import Earlier, TimeRange, predict_seconds
 
-METHODS = ("full", "lora", "qlora")
 FLOW = (("full", 4.0), ("lora", 1.5), ("qlora", 0.5))
 """(method, memory of a device as a multiple of the 16-bit weights from which on it is advised)."""
-_SHORTEST, _SMALLEST_RANK = 256, 8
 _MOST_GPUS = 64
 
 
@@ -55,16 +55,6 @@ class Choice(_Part):
     value: str | float | int | bool | list[str] | None
     reason: str
     source: str
-
-
-class Step(_Part):
-    """The smallest change that makes a run fit."""
-
-    change: str
-    options: dict[str, str | int | bool]
-    """For `tuning`."""
-    total: int
-    """Bytes after the change."""
 
 
 class Warning(_Part):
@@ -157,17 +147,18 @@ def make_plan(
     compiled = compiled_where_it_pays(shape, run, chosen, _tokens(chosen, data))
     it_fits = fits(estimate(shape, run), machine)
     change = None if it_fits else smallest_change(shape, chosen, data, machine)
+    untold = time_depends_on_answers(chosen)
     can_shard = chosen.type == "full" and machine.count > 1
     found = warnings(
         chosen,
         shape,
         rows=data.rows,
         examples=round(sum(data.lengths.values())),
-        cut=data.cut_at(chosen.max_length),
+        cut=data.cut_at(chosen.max_length - (chosen.max_completion_length or 0)),
         trained=trained_parameters(shape, run),
         device=machine.device,
         has_flash_attention=has_flash_attention,
-        padding=data.padding(run.batch, chosen.max_length),
+        padding=padding_of(chosen, data),
     )
     return Plan(
         parameters=shape.total,
@@ -191,7 +182,10 @@ def make_plan(
         fits=it_fits,
         change=change,
         sharding=_sharding(shape, run, machine) if not it_fits and (change is None or can_shard) else None,
-        warnings=[Warning(code=code, message=text) for code, text in found],
+        warnings=[
+            *(Warning(code=code, message=text) for code, text in found),
+            *([Warning(code="time_not_predicted", message=untold)] if untold else []),
+        ],
     )
 
 
@@ -225,92 +219,6 @@ def advise(
         method,
         why if method == by_flow else f"{why}; {by_flow} does not fit with these options, {method} does",
     )
-
-
-def smallest_change(shape: ModelShape, resolved: Resolved, data: DataShape, machine: Machine) -> Step | None:
-    """The first change that makes the run fit, in the order of harm; each keeps those before it."""
-    for what, options, changed in _changes(resolved, data):
-        total = estimate(shape, run_of(changed, data, machine.device))
-        if fits(total, machine):
-            return Step(change=what, options=options, total=total.total)
-    return None
-
-
-def _changes(
-    resolved: Resolved, data: DataShape
-) -> Iterator[tuple[str, dict[str, str | int | bool], Resolved]]:
-    """Checkpointing, rows at a time, length, rank and method, each on top of those before it."""
-    told: list[str] = []
-    options: dict[str, str | int | bool] = {}
-    now = resolved
-
-    def changed(
-        what: str, asked: dict[str, str | int | bool], **update: object
-    ) -> tuple[str, dict[str, str | int | bool], Resolved]:
-        nonlocal now
-        now = now.model_copy(update=update)
-        options.update(asked)
-        return ", ".join([*told, what]), dict(options), now
-
-    asked: dict[str, str | int | bool]
-    while (smaller := with_less_memory(now)) is not None:
-        if smaller.per_device_batch_size == now.per_device_batch_size:
-            what, asked = "gradient checkpointing on", {"gradient_checkpointing": True}
-            yield changed(what, asked, gradient_checkpointing=True)
-            told.append(what)
-            continue
-        at_a_time = smaller.per_device_batch_size
-        yield changed(
-            f"{at_a_time} rows at a time (the effective batch stays {now.batch_size})",
-            {"per_device_batch_size": at_a_time},
-            per_device_batch_size=at_a_time,
-            gradient_accumulation_steps=smaller.gradient_accumulation_steps,
-        )
-    if now.per_device_batch_size != resolved.per_device_batch_size:
-        told.append(_at_a_time(now.per_device_batch_size))
-    length = min(now.max_length, data.longest or now.max_length)
-    while length > _SHORTEST:
-        length = max(_SHORTEST, length // 2)
-        cut = data.cut_at(length)
-        yield changed(f"max_length {length} (cuts {cut} examples)", {"max_length": length}, max_length=length)
-    if now.max_length != resolved.max_length:
-        told.append(f"max_length {length}")
-    if now.rank is not None and now.rank > _SMALLEST_RANK:
-        yield changed(
-            f"rank {_SMALLEST_RANK}",
-            {"rank": _SMALLEST_RANK},
-            rank=_SMALLEST_RANK,
-            alpha=2.0 * _SMALLEST_RANK,
-        )
-        told.append(f"rank {_SMALLEST_RANK}")
-    # Another method changes what is trained, so the options before it are those of the request again.
-    for method in METHODS[METHODS.index(resolved.type) + 1 :]:
-        options.clear()
-        told.clear()
-        now = resolved
-        if not now.gradient_checkpointing:
-            now = now.model_copy(update={"gradient_checkpointing": True})
-            options["gradient_checkpointing"] = True
-        least = METHODS_OF_TRAINING[now.method].least_at_a_time
-        per_device, steps = split_batch(now.device_batch_size, 1, least)
-        rank = resolved.rank or _SMALLEST_RANK
-        as_method: dict[str, object] = {
-            "type": method, "rank": rank, "target_modules": resolved.target_modules or "all-linear",
-        }  # fmt: skip
-        yield changed(f"type {method}", {"type": method}, **as_method)
-        told.append(f"type {method}")
-        asked = {"per_device_batch_size": per_device}
-        at_once = _at_a_time(per_device)
-        yield changed(at_once, asked, per_device_batch_size=per_device, gradient_accumulation_steps=steps)
-        told.append(at_once)
-        length = min(now.max_length, data.longest or now.max_length)
-        while length > _SHORTEST:
-            length = max(_SHORTEST, length // 2)
-            yield changed(f"max_length {length}", {"max_length": length}, max_length=length)
-
-
-def _at_a_time(rows: int) -> str:
-    return f"{rows} row{'' if rows == 1 else 's'} at a time"
 
 
 def _sharding(shape: ModelShape, run: Run, machine: Machine) -> str:
@@ -348,9 +256,10 @@ def _method(
     # Compiled layers need less, but may turn out not to be compilable: what fits is decided without.
     memory = estimate(shape, run)
     compiled = compiled_where_it_pays(shape, run, resolved, tokens)
-    seconds = predict_seconds(
-        shape, compiled, work_of(resolved, data, tokens, distinct), machine.teraflops, earlier
-    )
+    seconds = None
+    if not METHODS_OF_TRAINING[resolved.method].generates:
+        work = work_of(resolved, data, tokens, distinct)
+        seconds = predict_seconds(shape, compiled, work, machine.teraflops, earlier)
     return MethodPlan(
         type=resolved.type,
         trainable_parameters=trained_parameters(shape, run),

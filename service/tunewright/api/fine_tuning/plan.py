@@ -26,7 +26,7 @@ from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file
 from tunewright.api.models.bases import named_base
 from tunewright.engine.trust import trusts_code
-from tunewright.errors import InvalidRequest, UnsupportedFeature
+from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.kinds.fine_tuning.planning import (
     PlannedFile,
@@ -38,11 +38,12 @@ from tunewright.kinds.fine_tuning.planning import (
     rates_of,
     shape_of_base,
 )
+from tunewright.plan.changes import Step
 from tunewright.plan.cost import Rates
 from tunewright.plan.machine import GIB, Machine
 from tunewright.plan.methods import METHODS
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.plan.planning import Choice, MethodPlan, Plan, PlannedRows, Step, Warning, make_plan
+from tunewright.plan.planning import Choice, MethodPlan, Plan, PlannedRows, Warning, make_plan
 from tunewright.store.records import FileRecord
 from tunewright.store.states import FileStatus
 from tunewright.wire import Body, Wire
@@ -125,11 +126,6 @@ def check_mix(
 def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     data = data_options(body.data, AUTO if body.data and body.data.validation_share else None)
     method, tuning = body.method or Method(), body.tuning or Tuning()
-    if METHODS[method.type].generates:
-        raise UnsupportedFeature(
-            f"What the method {method.type} needs depends on the answers that it makes: there are no plans of it yet.",
-            param="method.type",
-        )
     first = check_training_file(context, "training_file", body.training_file, data, method.type)
     records = {body.training_file: first} | check_mix(context, body.training_file, data, method.type)
     check_chat_template(body.chat_template)
