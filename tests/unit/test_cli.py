@@ -632,6 +632,40 @@ def test_a_job_with_a_grader_is_one_of_reinforcement(run: Run, service: FakeServ
     }
 
 
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_job_with_its_plan_shows_that_first_and_asks(
+    run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    grader = {"type": "regex", "name": "number", "pattern": "[0-9]"}
+    memory = {"weights": 2**30, "total": 2 * 2**30}
+    method = {
+        "type": "lora", "trainable_parameters": 9, "memory": memory, "peak": "loss", "fits": True, "seconds": None,
+    }  # fmt: skip
+    plan = {
+        "model": "tiny", "machine": "H100", "devices": 1, "available": 2**36, "parameters": 99, "rows": 7,
+        "counted_rows": 5, "tokens": 1234, "steps": 3, "type": "lora", "advised": "qlora", "why": "it is small",
+        "methods": [method], "options": [], "fits": True, "warnings": [{"code": "few_rows", "message": "few"}],
+    }  # fmt: skip
+    service.replies["POST", "/v1/fine_tuning/plan"] = 200, plan
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
+    code, _, err = run(
+        "jobs", "create", "--model", "tiny", "--file", "file-1", "--grader", json.dumps(grader), "--plan"
+    )
+    asked = service.body("POST", "/v1/fine_tuning/plan")
+    assert asked["method"]["reinforcement"]["grader"] == grader
+    for words in (
+        "7 rows, 1,234 tokens",
+        "first 5 rows",
+        "advised: qlora",
+        "lora  yes   2.00",
+        "warning: few",
+    ):
+        assert words in err
+    assert "Create the job?" in err
+    created = [one for one in service.requests if one[:2] == ("POST", "/v1/fine_tuning/jobs")]
+    assert (code == 0, len(created)) == ((True, 1) if answer == "y" else (False, 0))
+
+
 def test_watching_ends_with_the_model(run: Run, service: FakeService) -> None:
     code, out, err = run("jobs", "watch", "ftjob-1")
     assert (code, out) == (0, f"{MODEL}\n")
