@@ -1,4 +1,4 @@
-"""The predicted time of training, held to the time that it takes: after one job of a kind, for a second one.
+"""Predicted time and memory of training, held to what it takes: after one job of a kind, for a second one.
 
     python -m benchmarks.predicted_time [--model FOLDER ...] [--rows FILE] [--clock processor]
 
@@ -141,6 +141,8 @@ def measure(kind: Kind, file: Path | None, clock: str) -> dict[str, Any]:
         "error": middle / took - 1,
         "within": planned.seconds.least <= took <= planned.seconds.most,
         "basis": planned.seconds.basis,
+        "predicted_peak": planned.peak_bytes / 2**20,
+        "peak": measured.peak_bytes / 2**20,
     }
 
 
@@ -160,12 +162,15 @@ def main() -> None:
         for type in ("full", "lora", "qlora")
     ]
     kinds += [Kind(embedded_base_path(), type, "dpo") for type in ("full", "lora")]
-    print("| kind | predicted s | took s | error |\n|---|---|---|---|", flush=True)
+    print(
+        "| kind | predicted s | took s | error | predicted MiB | peak MiB | error |\n|---|---|---|---|---|---|---|"
+    )
     for kind in kinds:
         found = measure(kind, asked.rows, asked.clock)
         outside = "" if found["within"] else ", outside of the range"
         print(
-            f"| {found['kind']} | {found['predicted']:.1f} | {found['took']:.1f} | {found['error']:+.1%}{outside} |",
+            f"| {found['kind']} | {found['predicted']:.1f} | {found['took']:.1f} | {found['error']:+.1%}{outside} | "
+            f"{found['predicted_peak']:.0f} | {found['peak']:.0f} | {found['predicted_peak'] / found['peak'] - 1:+.1%} |",
             flush=True,
         )
 
