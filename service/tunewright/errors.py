@@ -105,6 +105,14 @@ class NotFound(TunewrightError):
     code = "not_found"
 
 
+class Conflict(TunewrightError):
+    """What is asked for is refused by a rule that was set before."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
 class BodyStalled(TunewrightError):
     status = 408
     type = "invalid_request_error"

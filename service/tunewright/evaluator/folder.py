@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.verdicts import Limit
 from tunewright.rows.reading import Reading
 
 
@@ -50,6 +51,8 @@ class EvaluationSpec(BaseModel):
     """None: those that suit the data (`metrics.auto`)."""
     extract: Extract = "whole"
     json_schema: dict[str, Any] | None = None
+    require: list[Limit] | None = None
+    """The limits of the verdict."""
     temperature: float = 0.0
     max_tokens: int
     memory_bytes: int

@@ -22,6 +22,7 @@ from tunewright.evaluator.report import (
     Figure,
     ModelFigures,
 )
+from tunewright.evaluator.verdict import judge
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.metrics.auto import choose
 from tunewright.metrics.figures import Measured, by_field, confusion, labels_of, row_values, table
@@ -64,6 +65,7 @@ def plan(spec: EvaluationSpec, expected: Sequence[str]) -> Plan:
     needs."""
     if spec.metrics is None:
         metrics, why = choose(expected, has_schema=spec.json_schema is not None)
+        metrics = tuple(dict.fromkeys([*metrics, *(limit.metric for limit in spec.require or ())]))
     else:
         metrics, why = tuple(spec.metrics), "as asked for"
     if "field_accuracy" in metrics:
@@ -138,6 +140,8 @@ def measure(
         comparisons=comparisons,
         changed=changed,
     )
+    if spec.require:
+        report.judgement = judge(report, spec.require)
     shown: list[RowFigures] = [
         {
             metric: [_finite(value) for value in found]

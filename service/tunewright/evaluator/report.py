@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from tunewright.metrics.names import MetricName
+from tunewright.metrics.verdicts import Judgement
 from tunewright.wire import Wire
 
 
@@ -108,6 +109,9 @@ class EvaluationReport(Wire):
     models: list[ModelFigures] = Field(description="The evaluated one first.")
     comparisons: list[Comparison]
     changed: list[Changed]
+    judgement: Judgement | None = Field(
+        None, description="Whether the evaluated model keeps the limits of `require`; null without limits."
+    )
 
     def told(self) -> list[str]:
         """The figures in a line for each model, for its events."""
@@ -118,6 +122,8 @@ class EvaluationReport(Wire):
                 for one in model.figures
             ]
             lines.append(f"{model.model}: {', '.join(shown)}")
+        if self.judgement is not None:
+            lines.append(f"Verdict on {self.models[0].model}: {self.judgement.told()}")
         return lines
 
     def figure(self, metric: str) -> Figure | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from math import fsum, log
+from typing import Any
 
 MOST_TARGETS = 32
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._:-]*"
@@ -45,6 +46,33 @@ class AliasGuard:
 
 
 @dataclass(frozen=True)
+class RequiredEvaluation:
+    """Which evaluations of a model count: those of the same rows, with the same settings."""
+
+    data: str
+    """Id of the file, as it was given."""
+    sha256: str
+    """The hash of its content, by which evaluations are found."""
+    metric: str
+    reading: dict[str, Any] = field(default_factory=dict)
+    extract: str = "whole"
+    json_schema: dict[str, Any] | None = None
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class AliasRequirement:
+    """What an alias requires of a model before that becomes a target of it."""
+
+    evaluation: RequiredEvaluation | None = None
+    min: float | None = None
+    max: float | None = None
+    max_drop: float | None = None
+    """By how much it may be worse than each present target."""
+    no_forgetting: bool = False
+
+
+@dataclass(frozen=True)
 class Alias:
     """One version of a stable name for models. Times are Unix seconds."""
 
@@ -56,6 +84,7 @@ class Alias:
     created_at: float
     updated_at: float
     """When this version was set."""
+    require: AliasRequirement | None = None
 
 
 def is_alias_name(text: str) -> bool:

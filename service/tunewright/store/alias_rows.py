@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
 from tunewright.errors import InvalidRequest
-from tunewright.registry.aliases import Alias, AliasGuard, AliasShadow, AliasTarget
+from tunewright.metrics.verdicts import Gate
+from tunewright.registry.aliases import (
+    Alias,
+    AliasGuard,
+    AliasRequirement,
+    AliasShadow,
+    AliasTarget,
+    RequiredEvaluation,
+)
 from tunewright.store.records import AliasVersion
 from tunewright.store.tables import alias_versions, aliases, shadow_answers
 
@@ -20,6 +28,7 @@ class Content(NamedTuple):
     targets: tuple[AliasTarget, ...]
     shadow: AliasShadow | None = None
     guard: AliasGuard | None = None
+    require: AliasRequirement | None = None
 
     @property
     def models(self) -> set[str]:
@@ -29,7 +38,7 @@ class Content(NamedTuple):
 
 
 def content_of(of: Alias | AliasVersion) -> Content:
-    return Content(of.targets, of.shadow, of.guard)
+    return Content(of.targets, of.shadow, of.guard, of.require)
 
 
 # aliases
@@ -67,7 +76,7 @@ def take_out(connection: Connection, model: str, who: str | None) -> None:
             remove(connection, alias.name, who, f"its only target was deleted: {model}")
             continue
         shadow = None if alias.shadow and alias.shadow.model == model else alias.shadow
-        content = Content(targets, shadow, alias.guard)
+        content = content_of(alias)._replace(targets=targets, shadow=shadow)
         write(connection, alias.name, content, who, f"a model was deleted: {model}")
 
 
@@ -113,9 +122,10 @@ def write(
     why: str,
     *,
     rolled_back_to: int | None = None,
+    gate: Gate | None = None,
 ) -> Alias:
     """Write the alias's next version, to its history and as its current content."""
-    version, now = _log(connection, name, content, who, why, rolled_back_to)
+    version, now = _log(connection, name, content, who, why, rolled_back_to, gate)
     values = {"version": version, "updated_at": now, **_columns(content)}
     changed = update(aliases).where(aliases.c.name == name).values(**values).returning(aliases)
     row = connection.execute(changed).one_or_none()
@@ -128,7 +138,7 @@ def write(
 
 def remove(connection: Connection, name: str, who: str | None, why: str) -> None:
     """Delete the alias and its shadow's answers. The deletion is a version of its history."""
-    _log(connection, name, Content(()), who, why, None)
+    _log(connection, name, Content(()), who, why)
     connection.execute(delete(aliases).where(aliases.c.name == name))
     connection.execute(delete(shadow_answers).where(shadow_answers.c.alias == name))
 
@@ -139,7 +149,8 @@ def _log(
     content: Content,
     who: str | None,
     why: str,
-    rolled_back_to: int | None,
+    rolled_back_to: int | None = None,
+    gate: Gate | None = None,
 ) -> tuple[int, float]:
     newest = select(func.max(alias_versions.c.version)).where(alias_versions.c.alias == name)
     version, now = (connection.scalar(newest) or 0) + 1, time.time()
@@ -151,6 +162,7 @@ def _log(
             who=who,
             why=why,
             rolled_back_to=rolled_back_to,
+            gate=gate.model_dump(mode="json") if gate else None,
             **_columns(content),
         )
     )
@@ -165,6 +177,7 @@ def _columns(content: Content) -> dict[str, Any]:
         "targets": [asdict(target) for target in content.targets],
         "shadow": asdict(content.shadow) if content.shadow else None,
         "guard": asdict(content.guard) if content.guard else None,
+        "require": asdict(content.require) if content.require else None,
     }
 
 
@@ -173,7 +186,15 @@ def _parsed(row: Row[Any]) -> dict[str, Any]:
     values["targets"] = tuple(AliasTarget(**target) for target in values["targets"])
     values["shadow"] = AliasShadow(**values["shadow"]) if values["shadow"] else None
     values["guard"] = AliasGuard(**values["guard"]) if values["guard"] else None
+    values["require"] = _requirement(values["require"]) if values["require"] else None
     return values
+
+
+def _requirement(stored: dict[str, Any]) -> AliasRequirement:
+    evaluation = stored["evaluation"]
+    return AliasRequirement(
+        **{**stored, "evaluation": RequiredEvaluation(**evaluation) if evaluation else None}
+    )
 
 
 def parse_alias(row: Row[Any]) -> Alias:
@@ -181,4 +202,6 @@ def parse_alias(row: Row[Any]) -> Alias:
 
 
 def parse_version(row: Row[Any]) -> AliasVersion:
-    return AliasVersion(**_parsed(row))
+    values = _parsed(row)
+    values["gate"] = Gate.model_validate(values["gate"]) if values["gate"] else None
+    return AliasVersion(**values)

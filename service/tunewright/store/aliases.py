@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, select
 
 from tunewright.errors import InvalidRequest, NotFound, quoted
+from tunewright.metrics.verdicts import Gate
 from tunewright.registry.aliases import (
     MOST_TARGETS,
     Alias,
     AliasGuard,
+    AliasRequirement,
     AliasShadow,
     AliasTarget,
     is_alias_name,
 )
+from tunewright.store.alias_gates import KEEP, Judge, Kept, pass_gate
 from tunewright.store.alias_rows import (
     Content,
     before,
@@ -52,23 +55,30 @@ class AliasStore:
         targets: Sequence[AliasTarget],
         shadow: AliasShadow | None = None,
         guard: AliasGuard | None = None,
+        require: AliasRequirement | Kept | None = KEEP,
         *,
+        judge: Judge | None = None,
+        force: bool = False,
         who: str | None = None,
         why: str = "set",
         expected_version: int | None = None,
     ) -> Alias:
         """Set the content of the alias, for every request that is routed from now on. A content equal to the current
-        one makes no new version.
+        one makes no new version. What an alias requires stays unless it is given.
 
-        `expected_version`: the version that is replaced; 0: the alias must not exist yet. Raises InvalidRequest where
-        the alias has another version, the name is not valid for an alias, or a model cannot be served.
+        `expected_version`: the version that is replaced; 0: the alias must not exist yet. `judge` says of new targets
+        whether they have what the alias requires; `force` sets those that have not. Raises InvalidRequest where
+        the alias has another version, the name is not valid for an alias, or a model cannot be served, and Conflict
+        where a new target has not passed.
         """
-        content = Content(_ordered(targets), shadow, guard)
         with self._database.begin(alone=INPUTS) as connection:
-            current = _accepted(connection, name, content, expected_version)
+            content = _content(connection, name, targets, shadow, guard, require)
+            current, gate = _accepted(connection, name, content, expected_version, judge, force)
             if current is not None and content_of(current) == content:
                 return current
-            return write(connection, name, content, who, why)
+            if gate is not None and gate.forced:
+                why = f"{why} by force, though {gate.not_passed()}"
+            return write(connection, name, content, who, why, gate=gate)
 
     def check(
         self,
@@ -76,12 +86,16 @@ class AliasStore:
         targets: Sequence[AliasTarget],
         shadow: AliasShadow | None = None,
         guard: AliasGuard | None = None,
+        require: AliasRequirement | Kept | None = KEEP,
         *,
+        judge: Judge | None = None,
+        force: bool = False,
         expected_version: int | None = None,
     ) -> None:
         """Raises what `put` would raise now."""
         with self._database.read() as connection:
-            _accepted(connection, name, Content(_ordered(targets), shadow, guard), expected_version)
+            content = _content(connection, name, targets, shadow, guard, require)
+            _accepted(connection, name, content, expected_version, judge, force)
 
     def get(self, name: str) -> Alias | None:
         with self._database.read() as connection:
@@ -131,13 +145,14 @@ class AliasStore:
         Where the current version is a rollback itself, the version before the one that it restored is taken, so that
         no rollback restores what an earlier one removed. A repeat with the same `expected_version` changes nothing.
         Raises NotFound, and InvalidRequest where the version does not exist or one of its targets cannot be served now.
-        A shadow that cannot be served now is left out.
+        A shadow that cannot be served now is left out. What the alias requires stays as it is, and is not asked of
+        targets that it has had: nothing may keep it from going back.
         """
         with self._database.begin(alone=INPUTS) as connection:
             current, earlier = _planned(connection, name, to_version, expected_version)
-            if content_of(earlier) == content_of(current):
+            if content_of(earlier)._replace(require=current.require) == content_of(current):
                 return current
-            content = _restorable(connection, earlier)
+            content = _restorable(connection, earlier)._replace(require=current.require)
             why = f"rollback to version {earlier.version}" + (f": {because}" if because else "")
             return write(connection, name, content, who, why, rolled_back_to=earlier.version)
 
@@ -170,8 +185,18 @@ class AliasStore:
             take_out(connection, model, who)
 
 
-def _ordered(targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
-    return tuple(sorted(targets, key=lambda target: target.model))
+def _content(
+    connection: Connection,
+    name: str,
+    targets: Sequence[AliasTarget],
+    shadow: AliasShadow | None,
+    guard: AliasGuard | None,
+    require: AliasRequirement | Kept | None,
+) -> Content:
+    if isinstance(require, Kept):
+        current = get(connection, name)
+        require = current.require if current else None
+    return Content(tuple(sorted(targets, key=lambda target: target.model)), shadow, guard, require)
 
 
 # validation
@@ -185,9 +210,15 @@ _WHY_NOT = {
 
 
 def _accepted(
-    connection: Connection, name: str, content: Content, expected_version: int | None
-) -> Alias | None:
-    """The current alias, if its content may become `content`. Raises InvalidRequest where it may not."""
+    connection: Connection,
+    name: str,
+    content: Content,
+    expected_version: int | None,
+    judge: Judge | None,
+    force: bool,
+) -> tuple[Alias | None, Gate | None]:
+    """The current alias, if its content may become `content`, and what its requirement says. Raises InvalidRequest and
+    Conflict where it may not."""
     current = get(connection, name)
     is_repeated = current is not None and content_of(current) == content
     if not is_repeated:
@@ -198,7 +229,7 @@ def _accepted(
         _refuse_unservable(connection, target.model, "targets")
     if content.shadow is not None:
         _refuse_unservable(connection, content.shadow.model, "shadow")
-    return current
+    return current, pass_gate(connection, name, current, content, judge, force=force)
 
 
 def _expect(name: str, current: Alias | None, expected: int | None) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.kinds import JobError, JobProgress, JobResult
-from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
+from tunewright.metrics.verdicts import Gate
+from tunewright.registry.aliases import AliasGuard, AliasRequirement, AliasShadow, AliasTarget
 from tunewright.store.states import (
     UNCHECKED,
     DeploymentState,
@@ -369,6 +370,9 @@ class AliasVersion:
     why: str
     rolled_back_to: int | None
     """The version that it restored, where it is a rollback."""
+    require: AliasRequirement | None = None
+    gate: Gate | None = None
+    """What was found of its new targets, where they were judged."""
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ aliases = Table(
     Column("targets", JSON, nullable=False),  # [{"model", "weight"}]
     Column("shadow", JSON),
     Column("guard", JSON),
+    Column("require", JSON),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
 )
@@ -200,6 +201,8 @@ alias_versions = Table(
     Column("targets", JSON, nullable=False),
     Column("shadow", JSON),
     Column("guard", JSON),
+    Column("require", JSON),
+    Column("gate", JSON),  # what a requirement has found of new targets (`metrics.verdicts.Gate`)
     Column("at", Float, nullable=False),
     Column("who", Text),
     Column("why", Text, nullable=False),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from tunewright.api.aliases.gate import judge_targets, requirement_of
 from tunewright.api.aliases.schemas import (
     AliasObject,
     AliasVersionObject,
@@ -20,7 +22,8 @@ from tunewright.api.http.errors import responses
 from tunewright.api.http.names import register_names
 from tunewright.api.http.wire import After, Deleted, Page, User, page_of
 from tunewright.errors import NotFound, quoted
-from tunewright.registry.aliases import Alias
+from tunewright.registry.aliases import Alias, AliasRequirement
+from tunewright.store.alias_gates import KEEP, Kept
 
 router = APIRouter(prefix="/v1/aliases", tags=["Aliases"])
 
@@ -69,18 +72,25 @@ def retrieve(context: Context, name: str) -> AliasObject:
     return AliasObject.of(_get(context, name))
 
 
-@router.put("/{name:alias}", summary="Set an alias", responses=responses(400, 404, 503, 507))
+@router.put("/{name:alias}", summary="Set an alias", responses=responses(400, 404, 409, 503, 507))
 async def put(context: Context, name: str, body: PutAlias, user: User = None) -> AliasObject:
-    """Requests that come after the answer go to the new targets; running requests end on the old ones."""
-    targets, shadow, guard = body.parts()
-    aliases, expected = context.store.aliases, body.expected_version
-    await asyncio.to_thread(aliases.check, name, targets, shadow, guard, expected_version=expected)
+    """Requests that come after the answer go to the new targets; running requests end on the old ones. New targets that
+    have not passed what the alias requires are refused with 409 `gate_not_passed` and the numbers."""
+    parts, aliases = body.parts(), context.store.aliases
+    require: AliasRequirement | Kept | None = KEEP
+    if "require" in body.model_fields_set:
+        asked = body.require
+        require = await asyncio.to_thread(requirement_of, context, asked) if asked else None
+    how: dict[str, Any] = {
+        "judge": judge_targets,
+        "force": body.force,
+        "expected_version": body.expected_version,
+    }
+    await asyncio.to_thread(partial(aliases.check, name, *parts, require, **how))
     if body.wait:
-        await warm(context, name, [target.model for target in targets])
+        await warm(context, name, [target.model for target in parts[0]])
     return AliasObject.of(
-        await asyncio.to_thread(
-            aliases.put, name, targets, shadow, guard, who=user, expected_version=expected
-        )
+        await asyncio.to_thread(partial(aliases.put, name, *parts, require, who=user, **how))
     )
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from tunewright.registry.aliases import MOST_TARGETS, Alias, AliasGuard, AliasShadow, AliasTarget
+from tunewright.api.fine_tuning.data import FileReading
+from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.verdicts import Gate, Limit
+from tunewright.registry.aliases import (
+    MOST_TARGETS,
+    Alias,
+    AliasGuard,
+    AliasRequirement,
+    AliasShadow,
+    AliasTarget,
+)
 from tunewright.store.records import AliasVersion, ShadowAnswer
 from tunewright.wire import Body, Wire
 
@@ -62,12 +72,68 @@ class GuardBody(Body):
         return self
 
 
+class RequiredEvaluationBody(Body):
+    """Evaluations of a model on the same rows with the same settings count, however many rows they have drawn."""
+
+    data: Annotated[str, Field(min_length=1, max_length=64, description="The id of the file.")]
+    sha256: Annotated[str, Field(min_length=64, max_length=64)] | None = Field(
+        None, description="The hash of the file, as an alias has it: then the file may be gone."
+    )
+    metric: MetricName
+    reading: FileReading | None = None
+    extract: Extract = "whole"
+    json_schema: dict[str, Any] | None = Field(None, description="That of schema_valid.")
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+
+
+class RequireBody(Body):
+    """What a model must have shown before it becomes a target of the alias. The 95 % interval of the figure must be
+    within the limits."""
+
+    evaluation: RequiredEvaluationBody | None = Field(None, description="The figure that is looked at.")
+    min: float | None = Field(None, allow_inf_nan=False, description="The smallest figure.")
+    max: float | None = Field(
+        None, allow_inf_nan=False, description="The largest figure, where less is better."
+    )
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="By how much it may be worse than each present target, with which the evaluation compares it.",
+    )
+    no_forgetting: bool = Field(
+        False, strict=True, description="It must be seen to have forgotten no more than the limits allow."
+    )
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        limits = {"min": self.min, "max": self.max, "max_drop": self.max_drop}
+        if self.evaluation is not None:
+            Limit.model_validate({"metric": self.evaluation.metric, **limits})
+            if self.evaluation.metric == "schema_valid" and self.evaluation.json_schema is None:
+                raise ValueError("the metric schema_valid needs a `json_schema`")
+        elif any(limit is not None for limit in limits.values()):
+            raise ValueError("limits need an `evaluation`, whose figure they are of")
+        elif not self.no_forgetting:
+            raise ValueError("give an `evaluation` with limits, `no_forgetting`, or both")
+        return self
+
+
 class PutAlias(Body):
-    """The whole new version of the alias: without `shadow` or `guard` it has none."""
+    """The whole new version of the alias: without `shadow` or `guard` it has none. What it requires stays unless
+    `require` is given; null requires nothing any more."""
 
     targets: Annotated[list[TargetBody], Field(min_length=1, max_length=MOST_TARGETS)]
     shadow: ShadowBody | None = None
     guard: GuardBody | None = None
+    require: RequireBody | None = Field(
+        None, description="What new targets must have passed. Left out: as it is; null: nothing."
+    )
+    force: bool = Field(
+        False,
+        strict=True,
+        description="Set targets that have not passed what the alias requires; the history records it.",
+    )
     expected_version: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = Field(
         None, description=f"{_EXPECTED}; 0: unless it does not exist."
     )
@@ -104,6 +170,24 @@ class GuardObject(Wire):
     min_requests: int
 
 
+class RequiredEvaluationObject(Wire):
+    data: str
+    sha256: str
+    metric: MetricName
+    reading: FileReading | None
+    extract: Extract
+    json_schema: dict[str, Any] | None
+    temperature: float
+
+
+class RequireObject(Wire):
+    evaluation: RequiredEvaluationObject | None
+    min: float | None
+    max: float | None
+    max_drop: float | None
+    no_forgetting: bool
+
+
 class AliasObject(Wire):
     """A stable name for models."""
 
@@ -113,6 +197,7 @@ class AliasObject(Wire):
     targets: list[TargetObject]
     shadow: ShadowObject | None
     guard: GuardObject | None
+    require: RequireObject | None = Field(description="What new targets must have passed.")
     created_at: int
     updated_at: int = Field(description="When this version was set.")
 
@@ -137,6 +222,10 @@ class AliasVersionObject(Wire):
     targets: list[TargetObject] = Field(description="Empty where the alias was deleted.")
     shadow: ShadowObject | None
     guard: GuardObject | None
+    require: RequireObject | None
+    gate: Gate | None = Field(
+        description="What was found of its new targets, where the alias required something."
+    )
     created_at: int
     who: str | None = Field(
         description="The value of `X-Tunewright-User`; guard where the guard rolled it back."
@@ -154,6 +243,7 @@ class AliasVersionObject(Wire):
             who=version.who,
             why=version.why,
             rolled_back_to=version.rolled_back_to,
+            gate=version.gate,
             **_content(version),
         )
 
@@ -195,4 +285,12 @@ def _content(of: Alias | AliasVersion) -> dict[str, Any]:
         "targets": [TargetObject(**asdict(target)) for target in of.targets],
         "shadow": ShadowObject(**asdict(of.shadow)) if of.shadow else None,
         "guard": GuardObject(**asdict(of.guard)) if of.guard else None,
+        "require": _require(of.require) if of.require else None,
     }
+
+
+def _require(of: AliasRequirement) -> RequireObject:
+    values = asdict(of)
+    if values["evaluation"] is not None:
+        values["evaluation"]["reading"] = values["evaluation"]["reading"] or None
+    return RequireObject.model_validate(values)

@@ -54,6 +54,7 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
             metrics=None if body.metrics == "auto" else body.metrics,
             extract=body.extract,
             json_schema=body.json_schema,
+            require=body.require,
             rows=body.rows,
             temperature=body.temperature,
             max_tokens=body.max_tokens,
@@ -74,6 +75,29 @@ def _check_metrics(body: CreateEvaluation) -> None:
         except InvalidSchema as error:
             raise InvalidRequest(f"`json_schema` is no JSON schema: {error}.", param="json_schema") from error
     elif "schema_valid" in body.metrics:
+        raise InvalidRequest(
+            "The metric schema_valid needs a `json_schema`.", param="json_schema", code="missing_parameter"
+        )
+    _check_limits(body)
+
+
+def _check_limits(body: CreateEvaluation) -> None:
+    named = [limit.metric for limit in body.require or ()]
+    for number, limit in enumerate(body.require or ()):
+        param = f"require.{number}"
+        if named.count(limit.metric) > 1:
+            raise InvalidRequest(
+                f"{limit.metric} is named twice: give all of its limits at once.", param=param
+            )
+        if body.metrics != "auto" and limit.metric not in body.metrics:
+            raise InvalidRequest(
+                f"{limit.metric} has a limit, and is not among `metrics`: add it there.", param=param
+            )
+        if limit.max_drop is not None and not body.against:
+            raise InvalidRequest(
+                "`max_drop` compares with other models: name them in `against`.", param=f"{param}.max_drop"
+            )
+    if "schema_valid" in named and body.json_schema is None:
         raise InvalidRequest(
             "The metric schema_valid needs a `json_schema`.", param="json_schema", code="missing_parameter"
         )

@@ -12,6 +12,7 @@ from tunewright.evaluator.report import EvaluationReport
 from tunewright.kinds.evaluation.kind import data_of, request_of
 from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationResult
 from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.verdicts import Limit
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Text, Wire
@@ -48,6 +49,12 @@ class CreateEvaluation(Body):
         "take the whole.",
     )
     json_schema: dict[str, Any] | None = Field(None, description="The schema for schema_valid.")
+    require: list[Limit] | None = Field(
+        None,
+        min_length=1,
+        max_length=15,
+        description="Limits of metrics that are measured; the report's `judgement` says whether the model keeps them.",
+    )
     rows: int | None = Field(
         None, ge=1, le=20_000, description="How many rows are drawn. Default: all, up to 20,000."
     )
@@ -117,6 +124,7 @@ class EvaluationObject(Wire):
     )
     extract: Extract
     json_schema: dict[str, Any] | None
+    require: list[Limit] | None
     rows: int | None
     temperature: float
     max_tokens: int | None = Field(description="Null until it is known.")
@@ -154,6 +162,7 @@ class EvaluationObject(Wire):
             metrics="auto" if request.metrics is None else request.metrics,
             extract=request.extract,
             json_schema=request.json_schema,
+            require=request.require,
             rows=request.rows,
             temperature=request.temperature,
             max_tokens=job.resolved.max_tokens

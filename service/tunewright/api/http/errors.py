@@ -32,6 +32,7 @@ _MEANINGS = {
     403: "Without a key: the request may come from another site's page.",
     404: "There is no such object.",
     408: "The body stopped coming.",
+    409: "A requirement that was set before is not met; the message has the numbers.",
     413: "The body is too large.",
     429: "Too many requests; see Retry-After.",
     500: "A fault of the service.",
@@ -57,7 +58,7 @@ def error_response(error: TunewrightError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     elif error.status == 408:
         headers["Connection"] = "close"  # the rest of the body may still arrive, and is not a request
-    elif error.status in (504, 507):
+    elif error.status in (409, 504, 507):
         # OpenAI's clients heed it: a retry would take as long again, or fail again.
         headers["X-Should-Retry"] = "false"
     # A message may quote half of a surrogate pair, which can only be sent escaped.

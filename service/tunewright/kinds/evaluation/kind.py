@@ -96,6 +96,7 @@ class Evaluation(Kind):
             metrics=request.metrics,
             extract=request.extract,
             json_schema=request.json_schema,
+            require=request.require,
             temperature=request.temperature,
             max_tokens=plan.max_tokens,
             memory_bytes=MEMORY,

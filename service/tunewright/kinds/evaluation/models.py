@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.verdicts import Limit
 
 DATA_FILE, WEIGHTS = "data", "model"
 """Roles of an evaluation's inputs: the rows, and the weights of the adapters and full models in their order."""
@@ -45,6 +46,8 @@ class EvaluationRequest(BaseModel):
     """None: auto."""
     extract: Extract = "whole"
     json_schema: dict[str, Any] | None = None
+    require: list[Limit] | None = None
+    """The limits of the verdict."""
     rows: int | None = None
     temperature: float = 0.0
     max_tokens: int | None = None
