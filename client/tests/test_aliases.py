@@ -76,6 +76,44 @@ def test_every_option_of_an_alias_is_sent(server: FakeServer, client: Tunewright
     }
 
 
+def test_a_requirement_is_sent_kept_or_dropped_and_shown(server: FakeServer, client: Tunewright) -> None:
+    require = {"evaluation": {"data": "file-1", "metric": "accuracy"}, "min": 0.8}
+    stored = {**require, "evaluation": {**require["evaluation"], "sha256": "5" * 64}}  # type: ignore[dict-item]
+    server.on("PUT", BOT, ok({**ALIAS, "require": stored}), ok(ALIAS), ok(ALIAS), ok(ALIAS))
+    made = client.aliases.set("org/bot", "m1", require=require)
+    assert server.requests[-1].json == {"targets": [{"model": "m1"}], "require": require, "wait": True}
+    assert made.require is not None
+    assert made.require.evaluation is not None
+    assert (made.require.min, made.require.evaluation.sha256) == (0.8, "5" * 64)
+    client.aliases.set("org/bot", "m1", require=made.require, force=True)
+    sent = server.requests[-1].json
+    assert (sent["require"], sent["force"]) == (stored, True)
+    client.aliases.set("org/bot", "m1", require=False)
+    assert server.requests[-1].json == {"targets": [{"model": "m1"}], "require": None, "wait": True}
+    client.aliases.set("org/bot", "m1")
+    assert "require" not in server.requests[-1].json, "it stays"
+
+
+def test_a_gate_that_is_not_passed_is_no_error_to_repeat(server: FakeServer, client: Tunewright) -> None:
+    server.on("PUT", BOT, refuse(409, "m2: fail", "gate_not_passed", x_should_retry="false"))
+    with pytest.raises(tw.ConflictError, match="m2: fail") as caught:
+        client.aliases.set("org/bot", "m2")
+    assert (caught.value.code, len(server.requests)) == ("gate_not_passed", 1)
+    reason = {"name": "min", "verdict": "fail", "value": 0.4, "limit": 0.8}
+    gate = {
+        "forced": True,
+        "targets": [{"verdict": "fail", "reasons": [reason], "model": "m2", "evaluation": "eval-1"}],
+    }
+    server.on("GET", BOT + "/history", ok(page([{"id": "4", "version": 4, "gate": gate}])))
+    found = next(iter(client.aliases.history("org/bot"))).gate
+    assert found is not None
+    assert (found.forced, found.targets[0].evaluation, found.targets[0].reasons[0].limit) == (
+        True,
+        "eval-1",
+        0.8,
+    )
+
+
 def test_every_alias_method_uses_its_route(server: FakeServer, client: Tunewright) -> None:
     versions: list[Any] = [
         {"id": str(n), "alias": "org/bot", "version": n, "targets": [], "why": "set"} for n in (3, 2, 1)

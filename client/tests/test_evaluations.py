@@ -54,6 +54,20 @@ def test_an_evaluation_is_created_with_the_given_fields_only(server: FakeServer,
     }
 
 
+def test_limits_are_sent_and_the_judgement_is_read(server: FakeServer, client: Tunewright) -> None:
+    reason = {"name": "min", "verdict": "not_enough_data", "message": "few", "limit": 0.8}
+    judgement = {"verdict": "not_enough_data", "reasons": [reason]}
+    server.on("POST", EVALUATIONS, ok(evaluation("queued")), ok(evaluation(report={"judgement": judgement})))
+    client.evaluations.create("m", "file-1", require={"metric": "accuracy", "min": 0.8})
+    assert server.requests[-1].json["require"] == [{"metric": "accuracy", "min": 0.8}]
+    limits = [{"metric": "accuracy", "min": 0.8}, {"metric": "macro_f1", "max_drop": 0.1}]
+    made = client.evaluations.create("m", "file-1", require=limits)
+    assert server.requests[-1].json["require"] == limits
+    assert made.report is not None
+    assert made.report.judgement is not None
+    assert (made.report.judgement.verdict, made.report.judgement.reasons[0].limit) == ("not_enough_data", 0.8)
+
+
 def test_a_local_file_is_uploaded_first(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("{}\n")
     server.on("POST", "/v1/files", ok(file(1)))

@@ -76,3 +76,70 @@ def test_without_another_model_there_is_nothing_to_compare(evals: FakeService, r
     code, _, told = run("evals", "compare", DONE["id"])
     assert code == 1
     assert "create it with --against" in told
+
+
+def test_limits_are_options_and_the_verdict_is_an_exit_code(evals: FakeService, run: Run) -> None:
+    code, _, told = run(
+        "evals", "create", "--model", "m", "--file", "file-1", "--min", "accuracy=0.8", "--max-drop", "accuracy=0.02",
+        "--max", "perplexity=20", "--against", "n",
+    )  # fmt: skip
+    assert code == 0, told
+    assert json.loads(evals.requests[-1][2])["require"] == [
+        {"metric": "accuracy", "min": 0.8, "max_drop": 0.02},
+        {"metric": "perplexity", "max": 20},
+    ]
+    for wrong, words in (("speed=1", "is none of accuracy"), ("accuracy=much", "is no number")):
+        code, _, told = run("evals", "create", "--model", "m", "--file", "file-1", "--min", wrong)
+        assert (code, words in told) == (2, True), told
+    code, out, _ = run("evals", "verdict", DONE["id"])
+    assert (code, "verdict: pass" in out, "min is 0.8" in out) == (0, True, True)
+    assert "verdict: pass" in run("evals", "show", DONE["id"])[1]
+    for verdict, wanted in (("fail", 1), ("not_enough_data", 3)):
+        judgement = {"verdict": verdict, "reasons": []}
+        evals.replies["GET", EVALUATION] = (
+            200,
+            {**DONE, "report": {**DONE["report"], "judgement": judgement}},
+        )
+        code, out, _ = run("evals", "verdict", DONE["id"])
+        assert (code, verdict.replace("_", " ") in out) == (wanted, True)
+        assert json.loads(run("evals", "verdict", DONE["id"], "--json")[1])["verdict"] == verdict
+    evals.replies["GET", EVALUATION] = (200, {**DONE, "report": {**DONE["report"], "judgement": None}})
+    code, _, told = run("evals", "verdict", DONE["id"])
+    assert (code, "has no limits" in told) == (1, True)
+
+
+def test_a_gate_is_set_and_shown_by_options_of_aliases(evals: FakeService, run: Run) -> None:
+    alias = json.loads((EXAMPLES.parents[1] / "aliases" / "examples.json").read_text())["AliasObject"][0]
+    path = "/v1/aliases/support-bot"
+    evals.replies |= {("PUT", path): (200, alias), ("GET", path): (200, alias)}
+    gate = [
+        "--on",
+        "file-1",
+        "--min",
+        "accuracy=0.8",
+        "--max-drop",
+        "accuracy=0.1",
+        "--extract",
+        "first_line",
+    ]
+    for options, sent in (
+        (gate, {"evaluation": {"data": "file-1", "metric": "accuracy", "extract": "first_line"}, "min": 0.8,
+                "max_drop": 0.1}),
+        (["--no-forgetting"], {"no_forgetting": True}),
+        (["--on", "file-1", "--max", "perplexity=9", "--no-forgetting"],
+         {"evaluation": {"data": "file-1", "metric": "perplexity"}, "max": 9, "no_forgetting": True}),
+        (["--require-nothing"], None),
+    ):  # fmt: skip
+        code, _, told = run("aliases", "set", "support-bot", "m", *options)
+        assert code == 0, told
+        assert json.loads(evals.requests[-1][2])["require"] == sent
+    run("aliases", "set", "support-bot", "m", "--force")
+    body = json.loads(evals.requests[-1][2])
+    assert (body["force"], "require" in body) == (True, False)
+    for options in (["--on", "file-1"], ["--min", "accuracy=1"], [*gate, "--min", "macro_f1=1"]):
+        code, _, told = run("aliases", "set", "support-bot", "m", *options)
+        assert (code, "are given together" in told) == (2, True)
+    assert (
+        "accuracy on file-Hn4bX9zK2mWq7Tc1Vd6RjL8s: min 0.8, max drop 0.02"
+        in run("aliases", "show", "support-bot")[1]
+    )

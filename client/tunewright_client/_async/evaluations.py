@@ -34,6 +34,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         reading: Mapping[str, Any] | None = None,
         extract: str | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        require: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         rows: int | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
@@ -52,6 +53,8 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         - reading: how the file is read: columns, tags, alpaca, as `data` of jobs
         - extract: the part of answers that is compared: whole (the default), first_line, last_line, last_number
         - json_schema: the JSON schema for the metric schema_valid
+        - require: limits of metrics, such as {"metric": "accuracy", "min": 0.8, "max_drop": 0.02}, or a list of them;
+          the report's `judgement` says whether the model keeps them: pass, fail or not_enough_data
         - rows: how many are drawn; all without it
         - temperature, max_tokens: of the answers; by default the likeliest tokens, at most 256 of them
         - seed: of the rows that are drawn, of sampled answers and of intervals
@@ -68,6 +71,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
             "reading": reading,
             "extract": extract,
             "json_schema": json_schema,
+            "require": [require] if isinstance(require, Mapping) else require,
             "rows": rows,
             "temperature": temperature,
             "max_tokens": max_tokens,

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ..types import AliasGuard, AliasShadow, AliasTarget, CombineOptions, WeightedModel
+from ..types import (
+    AliasGuard,
+    AliasRequirement,
+    AliasShadow,
+    AliasTarget,
+    CombineOptions,
+    WeightedModel,
+)
 
 _WITH_BETA = ("dpo", "kto", "orpo")
 Targets = str | Mapping[str, float] | Sequence[str | AliasTarget | Mapping[str, Any]]
 """The targets of an alias: a model's name, weights by name, or a list of names and objects."""
 ShadowInput = str | AliasShadow | Mapping[str, Any]
 GuardInput = AliasGuard | Mapping[str, Any]
+RequireInput = AliasRequirement | Mapping[str, Any] | Literal[False]
+"""What an alias requires; False: nothing any more."""
 WeightedModels = Mapping[str, float] | Sequence[str | WeightedModel | Mapping[str, Any]]
 """The adapters of an export: weights by name, or a list of names and of objects with `model` and `weight`."""
 CleaningStep = str | Mapping[str, Any]
@@ -30,16 +39,22 @@ def alias_body(
     guard: GuardInput | None,
     expected_version: int | None,
     wait: bool,
+    require: RequireInput | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """The body of the request that sets an alias."""
+    """The body of the request that sets an alias. Without `require` what it requires stays."""
     body = {
         "targets": _weighted(targets),
         "shadow": None if shadow is None else _object(shadow),
         "guard": None if guard is None else _object(guard),
         "expected_version": expected_version,
+        "force": force or None,
         "wait": wait,
     }
-    return {name: value for name, value in body.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
+    if require is not None:
+        given["require"] = None if require is False else _object(require)
+    return given
 
 
 def source_fields(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._core import endpoints
-from .._core.inputs import GuardInput, ShadowInput, Targets, alias_body
+from .._core.inputs import GuardInput, RequireInput, ShadowInput, Targets, alias_body
 from ..types import Alias, AliasVersion, Deleted, ShadowAnswer
 from .http import Resource
 from .pages import Page
@@ -22,6 +22,8 @@ class Aliases(Resource):
         *,
         shadow: ShadowInput | None = None,
         guard: GuardInput | None = None,
+        require: RequireInput | None = None,
+        force: bool = False,
         expected_version: int | None = None,
         wait: bool = True,
         user: str | None = None,
@@ -29,11 +31,16 @@ class Aliases(Resource):
         """Let requests to `name` be answered by `targets`: a model, models with weights ({model: weight}), or a
         list of AliasTarget. An alias loses its `shadow` or `guard` where the argument is left out.
 
+        `require` is what new targets must have shown in an evaluation, now and from now on, such as
+        `{"evaluation": {"data": "file-...", "metric": "accuracy"}, "min": 0.8}`; left out, it stays as it is, and False
+        requires nothing any more. With `force` targets are set that have not passed, which the history records.
+
         With `wait` the targets are loaded first. `expected_version` is the version to replace (0: the alias must not
-        exist). Raises BadRequestError where the alias has another version or a target cannot be served, and
-        ServiceUnavailableError for a target that cannot be loaded; nothing has changed then.
+        exist). Raises BadRequestError where the alias has another version or a target cannot be served, ConflictError
+        with the numbers where a new target has not passed, and ServiceUnavailableError for a target that cannot be
+        loaded; nothing has changed then.
         """
-        body = alias_body(targets, shadow, guard, expected_version, wait)
+        body = alias_body(targets, shadow, guard, expected_version, wait, require, force)
         return self._http.fetch(endpoints.set_alias(name, body, user))
 
     def list(self, after: str | None = None, limit: int | None = None) -> Page[Alias]:

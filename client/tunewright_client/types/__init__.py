@@ -81,11 +81,21 @@ from .resources import (
     Parity,
     Ready,
 )
+from .verdicts import (
+    AliasGate,
+    AliasRequirement,
+    Judgement,
+    RequiredEvaluation,
+    TargetVerdict,
+    VerdictReason,
+)
 
 __all__ = [
     "Adapter",
     "Alias",
+    "AliasGate",
     "AliasGuard",
+    "AliasRequirement",
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
@@ -139,6 +149,7 @@ __all__ = [
     "JobProgress",
     "JobRecord",
     "JobStatus",
+    "Judgement",
     "Lineage",
     "Metrics",
     "Model",
@@ -163,9 +174,12 @@ __all__ = [
     "ReportSegment",
     "ReportTokens",
     "ReportTurns",
+    "RequiredEvaluation",
     "ShadowAnswer",
+    "TargetVerdict",
     "Tuning",
     "Usage",
+    "VerdictReason",
     "WeightedModel",
     "WorkRecord",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from .base import Wire
+from .verdicts import AliasGate, AliasRequirement
 
 
 class AliasTarget(Wire):
@@ -45,6 +46,7 @@ class Alias(Wire):
     targets: list[AliasTarget] = Field(default_factory=list[AliasTarget])
     shadow: AliasShadow | None = None
     guard: AliasGuard | None = None
+    require: AliasRequirement | None = None
     created_at: int = 0
     updated_at: int = 0
 
@@ -52,7 +54,8 @@ class Alias(Wire):
 class AliasVersion(Wire):
     """One version of an alias. A version without targets records a deletion.
 
-    `who` is the `user` of the change, or "guard"; `rolled_back_to` is the version that a rollback repeats.
+    `who` is the `user` of the change, or "guard"; `rolled_back_to` is the version that a rollback repeats; `gate` has
+    what was found of new targets, where the alias required something.
     """
 
     id: str
@@ -62,6 +65,8 @@ class AliasVersion(Wire):
     targets: list[AliasTarget] = Field(default_factory=list[AliasTarget])
     shadow: AliasShadow | None = None
     guard: AliasGuard | None = None
+    require: AliasRequirement | None = None
+    gate: AliasGate | None = None
     created_at: int = 0
     who: str | None = None
     why: str = ""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from .base import Wire
 from .jobs import WorkRecord
+from .verdicts import Judgement
 
 
 class EvaluationFigure(Wire):
@@ -100,6 +101,7 @@ class EvaluationReport(Wire):
     - metrics, why: the metrics, and why these
     - models: figures of each model, the evaluated one first
     - skipped: rows without an answer in words
+    - judgement: whether the evaluated model keeps the limits of the request; None without limits
     """
 
     rows: int = 0
@@ -112,6 +114,7 @@ class EvaluationReport(Wire):
     models: list[EvaluatedFigures] = Field(default_factory=list[EvaluatedFigures])
     comparisons: list[EvaluationComparison] = Field(default_factory=list[EvaluationComparison])
     changed: list[ChangedRows] = Field(default_factory=list[ChangedRows])
+    judgement: Judgement | None = None
 
     def figure(self, metric: str, model: str | None = None) -> EvaluationFigure | None:
         """A figure of a model; without a name, of the evaluated one. None where it was not measured."""
@@ -146,6 +149,7 @@ class EvaluationRecord(WorkRecord):
     metrics: str | list[str] = "auto"
     extract: str = "whole"
     json_schema: dict[str, Any] | None = None
+    require: list[dict[str, Any]] | None = None
     rows: int | None = None
     temperature: float = 0.0
     max_tokens: int | None = None

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import click
 
+from tunewright.cli.limits import limit_options, limits_of
 from tunewright.cli.options import Commands, P, R, Remote, Weighted, examples, limit_option, on_service
 from tunewright.cli.output import page_size, when
-from tunewright_client import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from tunewright.metrics.names import Extract
+from tunewright_client import (
+    Alias,
+    AliasGuard,
+    AliasRequirement,
+    AliasShadow,
+    AliasTarget,
+    AliasVersion,
+    ShadowAnswer,
+)
 
 _OLD, _NEW = "ft:tunewright-tiny:pirate:Zk3mP0aY", "ft:tunewright-tiny:pirate:Qw8rT2yU"
 _MOST_CHARACTERS = 60
@@ -40,6 +51,7 @@ def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
         f"tunewright aliases set support-bot {_OLD}",
         f"tunewright aliases set support-bot {_OLD}=9 {_NEW}=1 --max-error-rate 0.05 --max-p99 2",
         f"tunewright aliases set support-bot {_OLD} --shadow {_NEW}=0.1",
+        f"tunewright aliases set support-bot {_OLD} --on file-Hn4bX9zK --min accuracy=0.8 --max-drop accuracy=0.02",
     ),
 )
 @click.argument("name", metavar="ALIAS")
@@ -66,6 +78,26 @@ def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
 )
 @click.option("--min-requests", type=int, help="Requests before a model is judged.  [default: 20]")
 @click.option(
+    "--on",
+    "file",
+    metavar="FILE",
+    help="From now on new models must keep the limits of --min, --max and --max-drop in an evaluation on this uploaded "
+    "file; --max-drop compares with the present models.",
+)
+@limit_options
+@click.option(
+    "--extract",
+    type=click.Choice(get_args(Extract)),
+    help="The part of answers that such an evaluation compares.",
+)
+@click.option(
+    "--no-forgetting", is_flag=True, help="From now on new models must not have forgotten too much."
+)
+@click.option("--require-nothing", is_flag=True, help="No longer require anything of new models.")
+@click.option(
+    "--force", is_flag=True, help="Set models that have not passed what ALIAS requires; the history says so."
+)
+@click.option(
     "--expected-version",
     type=int,
     metavar="N",
@@ -83,13 +115,22 @@ def set_alias(
     max_p99: float | None,
     window: float | None,
     min_requests: int | None,
+    file: str | None,
+    least: dict[str, float],
+    largest: dict[str, float],
+    drops: dict[str, float],
+    extract: str | None,
+    no_forgetting: bool,
+    require_nothing: bool,
+    force: bool,
     expected_version: int | None,
     wait: bool,
     user: str | None,
 ) -> None:
     """Send requests to ALIAS to these models, by their weights (default: 1).
 
-    This replaces the whole alias: without the options for a shadow or a guard, it has none.
+    This replaces the whole alias: without the options for a shadow or a guard, it has none. What it requires of new
+    models stays until it is given anew, or --require-nothing.
     """
     limits = {
         "max_error_rate": max_error_rate,
@@ -103,11 +144,28 @@ def set_alias(
         [AliasTarget(model=model, weight=weight) for model, weight in targets],
         shadow=AliasShadow(model=shadow[0], share=shadow[1]) if shadow else None,
         guard=guard or None,
+        require=False
+        if require_nothing
+        else _requirement(file, limits_of(least, largest, drops), extract, no_forgetting),
+        force=force,
         expected_version=expected_version,
         wait=wait,
         user=user,
     )
     _print_alias(remote, made)
+
+
+def _requirement(
+    file: str | None, limits: list[dict[str, Any]], extract: str | None, no_forgetting: bool
+) -> dict[str, Any] | None:
+    """What the options require; None where they say nothing. Raises UsageError."""
+    if file is None and not limits and extract is None:
+        return {"no_forgetting": True} if no_forgetting else None
+    if file is None or len(limits) != 1:
+        raise click.UsageError("--on, and --min, --max or --max-drop of one metric, are given together")
+    limit = dict(limits[0])
+    evaluation = {"data": file, "metric": limit.pop("metric"), **({"extract": extract} if extract else {})}
+    return {"evaluation": evaluation, **limit, **({"no_forgetting": True} if no_forgetting else {})}
 
 
 @aliases.command(name="list", epilog=examples("tunewright aliases list"))
@@ -139,6 +197,7 @@ def show(remote: Remote, name: str) -> None:
             *[("target", _weighted(target.model, target.weight)) for target in alias.targets],
             ("shadow", _shadow(alias)),
             ("guard", _guard(alias.guard)),
+            ("requires", _requires(alias.require)),
             ("created", when(alias.created_at)),
             ("updated", when(alias.updated_at)),
         ]
@@ -226,6 +285,19 @@ def _shadow(of: Alias | AliasVersion) -> str | None:
 
 def _weighted(model: str, number: float) -> str:
     return model if number == 1 else f"{model}={number:g}"
+
+
+def _requires(of: AliasRequirement | None) -> str | None:
+    if of is None:
+        return None
+    parts = []
+    if of.evaluation is not None:
+        limits = [("min", of.min), ("max", of.max), ("max drop", of.max_drop)]
+        shown = ", ".join(f"{name} {limit:g}" for name, limit in limits if limit is not None)
+        parts.append(f"{of.evaluation.metric} on {of.evaluation.data}: {shown}")
+    if of.no_forgetting:
+        parts.append("no forgetting")
+    return "; ".join(parts)
 
 
 def _guard(guard: AliasGuard | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
@@ -17,6 +17,7 @@ from tunewright.cli.job_commands import (
     pairs,
     steps,
 )
+from tunewright.cli.limits import limit_options, limits_of, verdict_words
 from tunewright.cli.options import (
     Commands,
     KeyValue,
@@ -31,11 +32,11 @@ from tunewright.cli.options import (
 )
 from tunewright.cli.output import page_size, when
 from tunewright.cli.watch import print_created, watch_command
-from tunewright.metrics.names import METRICS
-from tunewright_client import Evaluation, EvaluationReport
+from tunewright.metrics.names import METRICS, Extract
+from tunewright_client import Evaluation, EvaluationReport, Judgement
 from tunewright_client.types import ChangedRow, ChangedRows, EvaluationComparison, EvaluationFigure
 
-_EXTRACTS = ("whole", "first_line", "last_line", "last_number")
+_EXIT_CODES = {"pass": 0, "fail": 1, "not_enough_data": 3}
 
 
 @click.group(cls=Commands)
@@ -48,6 +49,8 @@ def evals() -> None:
         "tunewright evals create --model my-alias --against tunewright-tiny --file test.jsonl --watch",
         "tunewright evals create --model $MODEL --file gsm8k.jsonl --metric exact_match --extract last_number",
         "tunewright evals create --model $MODEL --file test.jsonl --rows 200 --seed 7 --json | jq -r .id",
+        "tunewright evals create --model $NEW --against $OLD --file test.jsonl --min accuracy=0.8 "
+        "--max-drop accuracy=0.02",
     )
 )
 @click.option(
@@ -64,11 +67,12 @@ def evals() -> None:
     "--metric", "metrics", multiple=True, type=click.Choice(METRICS),
     help="May be repeated. Default: those that suit the expected answers.",
 )  # fmt: skip
-@click.option("--extract", type=click.Choice(_EXTRACTS), help="The part of answers that is compared.")
+@click.option("--extract", type=click.Choice(get_args(Extract)), help="The part of answers that is compared.")
 @click.option(
     "--json-schema", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file with the JSON schema for the metric schema_valid.",
 )  # fmt: skip
+@limit_options
 @click.option("--rows", type=click.IntRange(1), help="How many rows are drawn. Default: all.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Default: 0, the likeliest tokens.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of an answer.")
@@ -88,6 +92,9 @@ def create(
     metrics: tuple[str, ...],
     extract: str | None,
     json_schema: Path | None,
+    least: dict[str, float],
+    largest: dict[str, float],
+    drops: dict[str, float],
     rows: int | None,
     temperature: float | None,
     max_tokens: int | None,
@@ -111,6 +118,7 @@ def create(
         reading=reading_of(columns, tags, alpaca),
         extract=extract,
         json_schema=_schema(json_schema) if json_schema else None,
+        require=limits_of(least, largest, drops) or None,
         rows=rows,
         temperature=temperature,
         max_tokens=max_tokens,
@@ -191,6 +199,36 @@ def show(remote: Remote, evaluation_id: str) -> None:
     if report is not None:
         remote.out.line("")
         _figures(remote, report)
+        if report.judgement is not None:
+            remote.out.line("")
+            _verdict(remote, report.judgement)
+
+
+def _verdict(remote: Remote, judgement: Judgement) -> None:
+    remote.out.line(f"verdict: {verdict_words(judgement.verdict)}")
+    remote.out.table(
+        ["LIMIT", "VERDICT", "REASON"],
+        [(one.name, verdict_words(one.verdict), one.message) for one in judgement.reasons],
+    )
+
+
+@evals.command(epilog=examples(EVALUATIONS.example_of("verdict")))
+@click.argument("evaluation_id")
+@on_service
+def verdict(remote: Remote, evaluation_id: str) -> int:
+    """Say whether the evaluated model keeps the limits that the evaluation was created with, and why.
+
+    The exit code is 0 for a pass, 1 for a fail, and 3 where the rows are too few to tell.
+    """
+    report = remote.client.evaluations.retrieve(evaluation_id).report
+    if report is None or report.judgement is None:
+        why = "has no figures yet" if report is None else "has no limits: create it with --min or --max-drop"
+        raise click.ClickException(f"{evaluation_id} {why}.")
+    if remote.out.as_json:
+        remote.out.json(report.judgement)
+    else:
+        _verdict(remote, report.judgement)
+    return _EXIT_CODES.get(report.judgement.verdict, 1)
 
 
 def _figures(remote: Remote, report: EvaluationReport) -> None:
