@@ -138,6 +138,15 @@ def test_rows_that_the_method_cannot_use_are_a_problem_with_the_method_that_coul
     assert "continued pre-training could" in made["problems"][0]["message"]
 
 
+def test_contents_that_a_person_should_look_at_are_flagged(api: TestClient) -> None:  # noqa: F811
+    file = upload(api, ROWS + b'{"prompt": "<b>Hi</b> <script>x</script>", "completion": "2"}\n')
+    answer = get(api, file)
+    assert answer.status_code == 200, answer.text
+    assert [(one["code"], one["count"], one["rows"][0]["line"]) for one in answer.json()["flags"]] == [
+        ("html", 1, 41)
+    ]
+
+
 def test_the_report_of_preferences_has_both_answers_and_flags_pairs_that_are_the_same(
     api: TestClient,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
