@@ -286,3 +286,12 @@ def test_an_empty_id_sends_no_request(server: FakeServer, client: Tunewright) ->
     with pytest.raises(ValueError, match="empty"):
         client.files.delete("")
     assert server.requests == []
+
+
+def test_a_report_and_a_card_are_texts(server: FakeServer, client: Tunewright) -> None:
+    path = "/v1/models/ft%3Abase%3Aa%2Fb%3A1"
+    server.on("GET", path + "/report", Reply(200, "<!doctype html>é".encode(), {"content-type": "text/html"}))
+    server.on("GET", path + "/card", Reply(200, b"---\n", {"content-type": "text/markdown; charset=utf-8"}))
+    assert client.models.report("ft:base:a/b:1") == "<!doctype html>é"
+    assert server.requests[-1].headers["accept"] == "text/html"
+    assert client.models.card("ft:base:a/b:1") == "---\n"

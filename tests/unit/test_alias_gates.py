@@ -6,25 +6,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from judged import Range, add_evaluation, report_of
 from races import at_once
 from rows import FILE, PRODUCT, Publish, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.errors import Conflict
-from tunewright.evaluator.report import Comparison, EvaluationReport, Figure, ModelFigures
-from tunewright.jobs.kinds import NO_BASE
-from tunewright.kinds.evaluation.models import DATA_FILE, EvaluatedModel, EvaluationRequest
 from tunewright.metrics.verdicts import Reason, TargetVerdict, Verdict
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
-from tunewright.store.records import JobInput, NewJob
 from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
-from tunewright.store.tables import jobs
 
 BOT, BASE, OLD, NEW = "quiz", "tiny", "ft:tiny:a:1", "ft:tiny:b:2"
 CONTENT = {BASE: PRODUCT["base_fingerprint"], OLD: "1" * 64, NEW: "2" * 64}
@@ -61,52 +56,15 @@ def evaluate(store: Store) -> Evaluate:
 
     def add(
         model: str,
-        figure: tuple[float, float, float] = (0.9, 0.85, 0.94),
+        figure: Range = (0.9, 0.85, 0.94),
         *,
         metric: str = "accuracy",
         rows: int = 120,
-        against: dict[str, tuple[float, float, float]] | None = None,
-        state: JobState = JobState.SUCCEEDED,
+        against: dict[str, Range] | None = None,
         **request: Any,
     ) -> str:
-        models = [
-            EvaluatedModel(asked=name, name=name, engine=BASE, content=CONTENT[name], has_weights=False)
-            for name in (model, *(against or {}))
-        ]
-        job = store.jobs.create(
-            NewJob(
-                kind="evaluation",
-                base=NO_BASE,
-                request=EvaluationRequest(
-                    models=models, filename="a.jsonl", **{"sha256": FILE["sha256"], **request}
-                ),
-                seed=0,
-                inputs=(JobInput(DATA_FILE, file_id=FILE["id"]),),
-            )
-        )
-        value, low, high = figure
-        report = EvaluationReport(
-            rows=rows, rows_in_file=rows, skipped=0, metrics=[metric], why="", max_tokens=8, seed=0, changed=[],
-            models=[
-                ModelFigures(
-                    model=model, unanswered=0, first_error=None, cut=0, confusion=None, fields=None,
-                    figures=[Figure(metric=metric, value=value, low=low, high=high, interval="wilson")],
-                )
-            ],
-            comparisons=[
-                Comparison(
-                    against=name, metric=metric, difference=gap[0], low=gap[1], high=gap[2], p_value=0.5,
-                    test="mcnemar_exact", better_rows=0, worse_rows=0, conclusion="no_difference_seen",
-                )
-                for name, gap in (against or {}).items()
-            ],
-        )  # fmt: skip
-        values = {"state": state, "report": report.model_dump(mode="json"), "result": {}}
-        with store.database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.QUEUED))
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.RUNNING))
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
-        return job.id
+        report = report_of(model, figure, metric=metric, rows=rows, against=against)
+        return add_evaluation(store, CONTENT, report, **request)
 
     return add
 

@@ -108,6 +108,20 @@ def test_limits_are_options_and_the_verdict_is_an_exit_code(evals: FakeService, 
     assert (code, "has no limits" in told) == (1, True)
 
 
+def test_reports_and_cards_of_models_are_written(evals: FakeService, run: Run, tmp_path: Path) -> None:
+    evals.replies |= {
+        ("GET", "/v1/models/m/report"): (200, "<!doctype html>"),
+        ("GET", "/v1/models/m/card"): (200, "---"),
+    }
+    page = tmp_path / "report.html"
+    code, out, told = run("models", "report", "m", "-o", str(page))
+    assert (code, out) == (0, f"{page}\n"), told
+    assert "<!doctype html>" in page.read_text()
+    assert "---" in run("models", "card", "m")[1]
+    code, _, told = run("models", "card", "m", "-o", str(tmp_path / "none" / "README.md"))
+    assert (code, "cannot be written" in told) == (1, True)
+
+
 def test_a_gate_is_set_and_shown_by_options_of_aliases(evals: FakeService, run: Run) -> None:
     alias = json.loads((EXAMPLES.parents[1] / "aliases" / "examples.json").read_text())["AliasObject"][0]
     path = "/v1/aliases/support-bot"

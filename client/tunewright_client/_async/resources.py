@@ -212,6 +212,15 @@ class AsyncModels(AsyncResource):
         """One model. Raises NotFoundError."""
         return await self._http.fetch(endpoints.retrieve_model(name))
 
+    async def report(self, name: str) -> str:
+        """All that is known of a base or a tuned model, as one page of HTML for a reviewer: training, data, parity,
+        evaluations, gates, lineage. Raises NotFoundError, and BadRequestError for an alias with several targets."""
+        return await self._http.fetch(endpoints.model_report(name))
+
+    async def card(self, name: str) -> str:
+        """The same without pictures as a model card: Markdown with front matter, as hubs have it in README.md."""
+        return await self._http.fetch(endpoints.model_card(name))
+
     async def delete(self, name: str, *, force: bool = False) -> Deleted:
         """Delete a fine-tuned model. `force` and errors are those of `client.adapters.delete`."""
         return await self._http.fetch(endpoints.delete_model(name, force))

@@ -243,6 +243,16 @@ def retrieve_model(name: str) -> Call[Model]:
     return Call("GET", path_of("models", name), _as(Model))
 
 
+def model_report(name: str) -> Call[str]:
+    path = path_of("models", name) + "/report"
+    return Call("GET", path, lambda response: response.text, headers={"accept": "text/html"}, slow=True)
+
+
+def model_card(name: str) -> Call[str]:
+    path = path_of("models", name) + "/card"
+    return Call("GET", path, lambda response: response.text, headers={"accept": "text/markdown"}, slow=True)
+
+
 def delete_model(name: str, force: bool) -> Call[Deleted]:
     return Call("DELETE", path_of("models", name), _as(Deleted), params=_forced(force), slow=True)
 

@@ -213,6 +213,15 @@ class Models(Resource):
         """One model. Raises NotFoundError."""
         return self._http.fetch(endpoints.retrieve_model(name))
 
+    def report(self, name: str) -> str:
+        """All that is known of a base or a tuned model, as one page of HTML for a reviewer: training, data, parity,
+        evaluations, gates, lineage. Raises NotFoundError, and BadRequestError for an alias with several targets."""
+        return self._http.fetch(endpoints.model_report(name))
+
+    def card(self, name: str) -> str:
+        """The same without pictures as a model card: Markdown with front matter, as hubs have it in README.md."""
+        return self._http.fetch(endpoints.model_card(name))
+
     def delete(self, name: str, *, force: bool = False) -> Deleted:
         """Delete a fine-tuned model. `force` and errors are those of `client.adapters.delete`."""
         return self._http.fetch(endpoints.delete_model(name, force))

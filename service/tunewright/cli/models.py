@@ -1,9 +1,12 @@
-"""`tunewright models`: list, download and delete."""
+"""`tunewright models`: list, report, download and delete."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from tunewright.atomic import write_atomically
 from tunewright.cli.options import Commands, Remote, examples, force_option, on_service
 from tunewright.cli.output import size
 
@@ -12,7 +15,7 @@ _NAME = "ft:tunewright-tiny:pirate:Zk3mP0aY"
 
 @click.group(cls=Commands)
 def models() -> None:
-    """List models; download and delete tuned ones."""
+    """List models and report on them; download and delete tuned ones."""
 
 
 @models.command(
@@ -32,6 +35,51 @@ def list_models(remote: Remote) -> None:
             (model.id, more.get("kind"), more.get("state"), more.get("base"), size(more.get("bytes")))
         )
     remote.out.table(["MODEL", "KIND", "STATE", "BASE", "SIZE"], rows)
+
+
+def _written(remote: Remote, name: str, text: str, output: Path | None) -> None:
+    """Write to the file, else to the standard output."""
+    if output is None:
+        remote.out.line(text.rstrip("\n"))
+        return
+    try:
+        write_atomically(output, text)
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}.") from error
+    if remote.out.as_json:
+        remote.out.json({"id": name, "path": str(output), "bytes": output.stat().st_size})
+    else:
+        remote.out.line(str(output))
+
+
+_output_option = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write to.  [default: the standard output]",
+)
+
+
+@models.command(epilog=examples(f"tunewright models report {_NAME} -o report.html"))
+@click.argument("name", metavar="MODEL")
+@_output_option
+@on_service
+def report(remote: Remote, name: str, output: Path | None) -> None:
+    """Make a report on a model for a reviewer: a page of HTML in one file, without scripts.
+
+    It has the options and losses of its training, its data, parity, evaluations, gates and lineage.
+    """
+    _written(remote, name, remote.client.models.report(name), output)
+
+
+@models.command(epilog=examples(f"tunewright models card {_NAME} -o README.md"))
+@click.argument("name", metavar="MODEL")
+@_output_option
+@on_service
+def card(remote: Remote, name: str, output: Path | None) -> None:
+    """Make a model's card: the same as Markdown, with the front matter that hubs read."""
+    _written(remote, name, remote.client.models.card(name), output)
 
 
 @models.command(epilog=examples(f"tunewright models delete {_NAME}"))

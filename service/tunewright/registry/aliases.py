@@ -12,7 +12,7 @@ MOST_TARGETS = 32
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._:-]*"
 _NAME = re.compile(rf"{_SEGMENT}(/{_SEGMENT})*")
 _LONGEST_NAME = 128
-_ROUTES = ("/history", "/rollback", "/shadow", "/download")
+_ROUTES = ("/history", "/rollback", "/shadow", "/download", "/report", "/card")
 """Routes below an alias's name, which therefore cannot end a name."""
 
 

@@ -45,14 +45,14 @@ class Evidence:
         engine = Engine(**row._mapping) if row is not None else None
         return engine.info.fingerprint if engine is not None and engine.info is not None else None
 
-    def evaluations(self, content: str) -> Sequence[Job]:
+    def evaluations(self, content: str, limit: int = _MOST) -> Sequence[Job]:
         """The evaluations of a model that have succeeded, newest first."""
         query = (
             select(jobs)
             .where(jobs.c.kind == "evaluation", jobs.c.state == JobState.SUCCEEDED)
             .where(jobs.c.request[("models", 0, "content")].as_string() == content)
             .order_by(jobs.c.seq.desc())
-            .limit(_MOST)
+            .limit(limit)
         )
         return job_rows.read(self._connection, self._connection.execute(query).all())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Text, cast, select
 
 from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.metrics.verdicts import Gate
@@ -23,7 +23,7 @@ from tunewright.registry.aliases import (
     AliasTarget,
     is_alias_name,
 )
-from tunewright.store.alias_gates import KEEP, Judge, Kept, pass_gate
+from tunewright.store.alias_gates import KEEP, Evidence, Judge, Kept, pass_gate
 from tunewright.store.alias_rows import (
     Content,
     before,
@@ -40,7 +40,7 @@ from tunewright.store.alias_rows import (
 )
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS
-from tunewright.store.records import AliasVersion, TunedModel
+from tunewright.store.records import AliasVersion, Job, TunedModel
 from tunewright.store.states import UNCHECKED, EngineState, ModelKind, ModelState
 from tunewright.store.tables import alias_versions, aliases, engines, models
 
@@ -174,6 +174,21 @@ class AliasStore:
         with self._database.read() as connection:
             return version_of(connection, name, version)
 
+    def evaluations(self, content: str, limit: int) -> Sequence[Job]:
+        """The evaluations of the model with this content that have succeeded, newest first."""
+        with self._database.read() as connection:
+            return Evidence(connection).evaluations(content, limit)
+
+    def judged(self) -> Sequence[AliasVersion]:
+        """The versions of all aliases whose targets were judged, newest first."""
+        query = (
+            select(alias_versions)
+            .where(cast(alias_versions.c.gate, Text) != "null")
+            .order_by(alias_versions.c.seq.desc())
+        )
+        with self._database.read() as connection:
+            return [parse_version(row) for row in connection.execute(query)]
+
     def using(self, model: str) -> Sequence[str]:
         """The names of the aliases that have the model as a target or as their shadow."""
         with self._database.read() as connection:
@@ -247,7 +262,8 @@ def _refuse_name(connection: Connection, name: str) -> None:
     if not is_alias_name(name):
         raise InvalidRequest(
             f"{quoted(name)} cannot name an alias: up to 128 letters, digits and . _ - : / (letters or digits first, "
-            "also after a slash), not beginning with ft: and not ending in /history, /rollback, /shadow or /download.",
+            "also after a slash), not beginning with ft: and not ending in /history, /rollback, /shadow, /download, "
+            "/report or /card.",
             param="name",
         )
     taken = select(models.c.name).where(models.c.name == name)

@@ -97,7 +97,7 @@ _ABOUT = (
     responses=responses(400, 404, 429, 503),
 )
 async def report(context: Context, file_id: str, options: Asking) -> ReportObject:
-    record, made = await context.measuring.run(_report, context, file_id, options)
+    record, made = await context.measuring.run(report_on, context, file_id, options)
     return ReportObject(file_id=record.id, filename=record.filename, **dict(made))
 
 
@@ -115,7 +115,7 @@ async def report(context: Context, file_id: str, options: Asking) -> ReportObjec
     },
 )
 async def report_picture(context: Context, file_id: str, options: Asking) -> Response:
-    record, made = await context.measuring.run(_report, context, file_id, options)
+    record, made = await context.measuring.run(report_on, context, file_id, options)
     return Response(
         picture(made, record.filename),
         media_type="image/svg+xml",
@@ -123,7 +123,8 @@ async def report_picture(context: Context, file_id: str, options: Asking) -> Res
     )
 
 
-def _report(context: ServiceContext, file_id: str, options: Options) -> tuple[FileRecord, DataReport]:
+def report_on(context: ServiceContext, file_id: str, options: Options) -> tuple[FileRecord, DataReport]:
+    """The file and its report, a kept one where it was made before. Raises NotFound and InvalidRequest."""
     record = find_file(context, file_id)
     if record.purpose != "fine-tune":
         raise InvalidRequest(

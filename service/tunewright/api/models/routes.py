@@ -6,12 +6,19 @@ import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter
-from fastapi.responses import StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import Response
 
+from tunewright import __version__
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import Deleted, Force, Page, User
 from tunewright.api.models.artifacts import TAR, remove, tar_of
+from tunewright.api.models.report.card import card_of
+from tunewright.api.models.report.contents import document_of, footer_of
+from tunewright.api.models.report.document import Document
+from tunewright.api.models.report.facts import gather
+from tunewright.api.models.report.page import POLICY, page_of
 from tunewright.api.models.schemas import ModelObject
 from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.registry.aliases import Alias
@@ -43,6 +50,50 @@ def download(context: Context, model: str) -> StreamingResponse:
         return tar_of(context, tuned)
     except FileNotFoundError as error:
         raise _not_found(model) from error
+
+
+@router.get(
+    "/{model:path}/report",
+    summary="Report on a model",
+    response_class=HTMLResponse,
+    responses={
+        200: {
+            "description": "A page, without scripts, in one file.",
+            "content": {"text/html": {"example": "<!doctype html>..."}},
+        },
+        **responses(400, 404, 429, 503),
+    },
+)
+async def report(context: Context, model: str) -> Response:
+    """All that is known of a base or a tuned model, for a reviewer: options and losses of its training, its data,
+    parity, evaluations with intervals, gates and lineage. Of an alias with one target, that is reported on."""
+    document = await context.measuring.run(_document, context, model)
+    page = page_of(document, footer_of(__version__))
+    return HTMLResponse(
+        page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+    )
+
+
+@router.get(
+    "/{model:path}/card",
+    summary="Make a model's card",
+    response_class=PlainTextResponse,
+    responses={
+        200: {
+            "description": "Markdown with the front matter that hubs read: the README.md of a repository.",
+            "content": {"text/markdown": {"example": "---\nlibrary_name: peft\n---\n\n# support\n"}},
+        },
+        **responses(400, 404, 429, 503),
+    },
+)
+async def card(context: Context, model: str) -> Response:
+    """The report without its pictures."""
+    document = await context.measuring.run(_document, context, model)
+    return PlainTextResponse(card_of(document, footer_of(__version__)), media_type="text/markdown")
+
+
+def _document(context: ServiceContext, model: str) -> Document:
+    return document_of(gather(context, model))
 
 
 @router.get("/{model:path}", summary="Retrieve a model", responses=responses(404))
