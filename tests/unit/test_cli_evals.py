@@ -110,8 +110,8 @@ def test_limits_are_options_and_the_verdict_is_an_exit_code(evals: FakeService, 
 
 def test_reports_and_cards_of_models_are_written(evals: FakeService, run: Run, tmp_path: Path) -> None:
     evals.replies |= {
-        ("GET", "/v1/models/m/report"): (200, "<!doctype html>"),
-        ("GET", "/v1/models/m/card"): (200, "---"),
+        ("GET", "/v1/models/m/report"): (200, b"<!doctype html>"),
+        ("GET", "/v1/models/m/card"): (200, b"---"),
     }
     page = tmp_path / "report.html"
     code, out, told = run("models", "report", "m", "-o", str(page))

@@ -14,13 +14,16 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tunewright.metrics.names import KINDS, MetricName
-from tunewright.wire import Wire
 
 FEWEST_ROWS = 30
 """With fewer, percentiles of a bootstrap are too narrow to be called 95 %: nothing is judged."""
 _MOST_ROWS_TOLD = 1_000_000
 
 ReasonName = Literal["min", "max", "max_drop", "rows", "evaluation", "forgetting"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
 
 class Verdict(StrEnum):
@@ -69,7 +72,7 @@ class Limit(BaseModel):
         return self
 
 
-class Reason(Wire):
+class Reason(_Part):
     """What was found about one limit."""
 
     name: ReasonName = Field(
@@ -86,7 +89,7 @@ class Reason(Wire):
     limit: float | None = None
 
 
-class Judgement(Wire):
+class Judgement(_Part):
     """A verdict with its reasons."""
 
     verdict: Verdict
@@ -105,7 +108,7 @@ class TargetVerdict(Judgement):
     evaluation: str | None = Field(description="The evaluation that decided; null where there is none.")
 
 
-class Gate(Wire):
+class Gate(_Part):
     """What an alias's requirement has found of the targets that are new in a version."""
 
     forced: bool = Field(description="One has not passed, and `force` was given.")

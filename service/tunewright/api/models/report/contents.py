@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tunewright.api.models.report.curves import curves
 from tunewright.api.models.report.document import (
     Document,
-    Heading,
     Pairs,
     Part,
     Picture,
-    Result,
     Section,
     Table,
     Text,
     number,
-    ranged,
+    when,
 )
-from tunewright.api.models.report.facts import Evaluated, Facts
-from tunewright.evaluator.report import ChangedRow, EvaluationReport
-from tunewright.kinds.evaluation.kind import request_of
+from tunewright.api.models.report.evaluations import evaluations_of, gates_of, results_of
+from tunewright.api.models.report.facts import Facts
 from tunewright.kinds.export.models import ExportReport
 from tunewright.kinds.fine_tuning.models import FineTuningRequest, FineTuningResult
-from tunewright.metrics.verdicts import Reason, words
 from tunewright.plan.defaults import Resolved
 from tunewright.rows.report.picture import picture
 from tunewright.store.records import TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
 
-_CHANGED, _FIELDS = 3, 20
 _KINDS = {ModelKind.ADAPTER: "A LoRA adapter", ModelKind.FULL: "A full model"}
 _OPTIONS = (
     "type", "learning_rate", "n_epochs", "batch_size", "max_length", "truncation", "lr_scheduler_type", "warmup_ratio",
@@ -52,8 +47,8 @@ def document_of(facts: Facts) -> Document:
         _data(facts),
         _export(facts),
         _parity(facts),
-        _evaluations(facts),
-        _gates(facts),
+        evaluations_of(facts),
+        gates_of(facts),
         _lineage(facts),
     ]
     is_adapter = model is not None and model.kind is ModelKind.ADAPTER
@@ -64,16 +59,12 @@ def document_of(facts: Facts) -> Document:
         base=facts.base_hub_id or (model.base if model is not None else None),
         library="peft" if is_adapter else "transformers",
         tags=(model.method.value,) if model is not None else (),
-        results=tuple(_results(facts.evaluations)),
+        results=tuple(results_of(facts.evaluations)),
     )
 
 
 def footer_of(version: str) -> str:
     return f"Made by Tunewright {version} on {when(time.time())}."
-
-
-def when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
 def _summary(facts: Facts) -> str:
@@ -291,110 +282,6 @@ def _parity(facts: Facts) -> Section | None:
     )  # fmt: skip
 
 
-def _evaluations(facts: Facts) -> Section:
-    if not facts.evaluations:
-        return Section(
-            "Evaluations", (Text("It was not evaluated here, or its evaluations are no longer listed."),)
-        )
-    return Section("Evaluations", tuple(part for one in facts.evaluations for part in _evaluation(one)))
-
-
-def _evaluation(one: Evaluated) -> Iterable[Part]:
-    job, report = one.job, one.report
-    request = request_of(job)
-    yield Heading(f"{request.filename} ({job.id})")
-    yield Pairs((
-        ("finished", when(job.finished_at) if job.finished_at else None),
-        ("sha256 of the file", request.sha256),
-        ("rows", f"{report.rows:,} of {report.rows_in_file:,}, seed {report.seed}"),
-        ("compared part", request.extract if request.extract != "whole" else None),
-        ("temperature", number(request.temperature) if request.temperature else None),
-        ("metrics", report.why),
-        ("verdict", words(report.judgement.verdict) if report.judgement else None),
-    ))  # fmt: skip
-    if report.judgement is not None:
-        yield _reasons(report.judgement.reasons)
-    yield Table(
-        ("model", *report.metrics, "unanswered"),
-        tuple(
-            (
-                of.model,
-                *(ranged(figure.value, figure.low, figure.high) for figure in of.figures),
-                str(of.unanswered),
-            )
-            for of in report.models
-        ),
-    )
-    if report.comparisons:
-        yield Table(
-            ("against", "metric", "difference", "p", "conclusion"),
-            tuple(
-                (
-                    found.against,
-                    found.metric,
-                    ranged(found.difference, found.low, found.high),
-                    number(found.p_value),
-                    found.conclusion.replace("_", " "),
-                )
-                for found in report.comparisons
-            ),
-        )
-    yield from _details(report)
-
-
-def _details(report: EvaluationReport) -> Iterable[Part]:
-    """What is told of the evaluated model alone, and the rows that changed most."""
-    of = report.models[0]
-    if of.fields:
-        right = tuple((one.field, str(one.rows), str(one.right)) for one in of.fields[:_FIELDS])
-        yield Table(("field", "rows", "right"), right)
-    if of.confusion is not None and len(of.confusion.labels) <= _FIELDS:
-        labels = of.confusion.labels
-        yield Table(
-            ("expected, and below answered", *labels),
-            tuple(
-                (label, *map(str, counts)) for label, counts in zip(labels, of.confusion.counts, strict=True)
-            ),
-        )
-    for changed in report.changed:
-        rows = tuple(
-            _changed(word, row)
-            for word, found in (("better", changed.better), ("worse", changed.worse))
-            for row in found[:_CHANGED]
-        )
-        if rows:
-            yield Text(f"The rows that differ most from {changed.against} in {changed.metric}:")
-            yield Table(("", "row", "asked", "expected", "answer", f"answer of {changed.against}"), rows)
-
-
-def _changed(word: str, row: ChangedRow) -> tuple[str, ...]:
-    return word, str(row.row), row.asked, row.expected, row.answer or "-", row.other_answer or "-"
-
-
-def _reasons(reasons: Iterable[Reason]) -> Table:
-    return Table(
-        ("limit", "verdict", "reason"), tuple((one.name, words(one.verdict), one.message) for one in reasons)
-    )
-
-
-def _gates(facts: Facts) -> Section | None:
-    if not facts.gates:
-        return None
-    rows = tuple(
-        (
-            f"{one.version.alias}, version {one.version.version}",
-            when(one.version.at),
-            one.version.who or "-",
-            words(one.verdict.verdict)
-            + (" (set by force)" if one.version.gate and one.version.gate.forced else ""),
-            "; ".join(reason.message for reason in one.verdict.reasons) or "-",
-            one.verdict.evaluation or "-",
-        )
-        for one in facts.gates
-    )
-    return Section("Gates", (Table(("alias", "when", "who", "verdict", "reasons", "evaluation"), rows),))
-
-
 def _lineage(facts: Facts) -> Section | None:
     model = facts.model
     lineage = model.lineage if model is not None else None
@@ -429,14 +316,3 @@ def _lineage(facts: Facts) -> Section | None:
 def _ancestor(model: TunedModel) -> tuple[str, ...]:
     file = model.lineage.training_file if model.lineage is not None else None
     return model.name, model.method.value, file or "-", model.sha256, when(model.created_at)
-
-
-def _results(evaluations: Iterable[Evaluated]) -> Iterable[Result]:
-    """Of each file the figures of its newest evaluation."""
-    seen: set[tuple[str, str]] = set()
-    for one in evaluations:
-        name, sha256 = one.data
-        for figure in one.report.models[0].figures:
-            if figure.value is not None and (sha256, figure.metric) not in seen:
-                seen.add((sha256, figure.metric))
-                yield Result(name, sha256, figure.metric, figure.value)

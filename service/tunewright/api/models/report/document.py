@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 
@@ -76,3 +77,7 @@ def number(value: float | None, digits: int = 4) -> str:
 def ranged(value: float | None, low: float | None, high: float | None) -> str:
     """A figure with its interval."""
     return f"{number(value)} ({number(low)} to {number(high)})"
+
+
+def when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
