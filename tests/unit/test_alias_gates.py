@@ -15,7 +15,7 @@ from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.errors import Conflict
-from tunewright.metrics.verdicts import Reason, TargetVerdict, Verdict
+from tunewright.metrics.verdicts import Reason, TargetVerdict, Verdict, overall
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState
@@ -195,6 +195,29 @@ def test_a_drop_is_measured_against_the_present_targets(api: TestClient, evaluat
     assert "worse than that of ft:tiny:a:1 by 0.02 (-0.04 to 0.08)" in refused(put(api, NEW))
     evaluate(NEW, against={BASE: (0.1, 0.05, 0.15), OLD: (0.01, -0.03, 0.05)})
     ok(put(api, NEW))
+
+
+def test_what_was_forgotten_is_asked_of_every_suite_that_was_measured(api: TestClient, store: Store) -> None:
+    def measure(suite: str, verdict: Verdict) -> str:
+        report = report_of(NEW)
+        report.why = f"the suite {suite}"
+        reason = Reason(name="forgetting", verdict=verdict, message=f"{suite} is below that of {BASE}")
+        report.judgement = overall([reason])
+        return add_evaluation(store, CONTENT, report, sha256="")
+
+    ok(put(api, OLD))
+    require = {"no_forgetting": True}
+    assert ok(put(api, OLD, require=require))["require"]["no_forgetting"]
+    assert f"tunewright evals create --model {NEW} --suite" in refused(put(api, NEW))
+    measure("mmlu", Verdict.PASS)
+    measure("gsm8k", Verdict.FAIL)
+    assert "gsm8k is below" in refused(put(api, NEW))
+    measure("gsm8k", Verdict.NOT_ENOUGH_DATA)
+    assert f"{NEW}: fail: gsm8k is below" in refused(put(api, NEW)), "the newest that decides counts"
+    measure("gsm8k", Verdict.PASS)
+    ok(put(api, NEW))
+    reasons = history(api)[0]["gate"]["targets"][0]["reasons"]
+    assert sorted((one["name"], one["verdict"]) for one in reasons) == [("forgetting", "pass")] * 2
 
 
 def test_a_requirement_stays_until_it_is_replaced_and_guards_its_own_removal(

@@ -68,6 +68,8 @@ def _judged(
     if requirement.evaluation is not None:
         judgement, id = _by_evaluation(requirement, requirement.evaluation, model, jobs, present)
         reasons += judgement.reasons
+    if requirement.no_forgetting:
+        reasons += _forgetting(model, jobs)
     return TargetVerdict(model=model, evaluation=id, **dict(overall(reasons)))
 
 
@@ -101,6 +103,31 @@ def _by_evaluation(
     if found:
         return found[0]
     return overall([_not_evaluated(requirement, wanted, model, list(present))]), None
+
+
+def _forgetting(model: str, jobs: Sequence[Job]) -> list[Reason]:
+    """Of each suite the newest evaluation that decides, else the newest one."""
+    by_suite: dict[str, list[Reason]] = {}
+    for job in jobs:
+        report = job.report
+        if not isinstance(report, EvaluationReport) or report.judgement is None:
+            continue
+        reasons = [reason for reason in report.judgement.reasons if reason.name == "forgetting"]
+        known = by_suite.get(report.why)
+        is_open = known is None or overall(known).verdict is Verdict.NOT_ENOUGH_DATA
+        if reasons and (
+            known is None or (is_open and overall(reasons).verdict is not Verdict.NOT_ENOUGH_DATA)
+        ):
+            by_suite[report.why] = reasons
+    if by_suite:
+        return [reason for reasons in by_suite.values() for reason in reasons]
+    return [
+        Reason(
+            name="forgetting",
+            verdict=Verdict.NOT_ENOUGH_DATA,
+            message=f"what it has forgotten was not measured: tunewright evals create --model {model} --suite mmlu",
+        )
+    ]
 
 
 def _is_like(job: Job, wanted: RequiredEvaluation) -> bool:
