@@ -21,7 +21,14 @@ from aiohttp import web
 
 from tunewright.evaluator import asking
 from tunewright.evaluator.asking import AnswersFile, Kept
-from tunewright.evaluator.folder import Asked, Evaluated, EvaluationSpec, answers_file, results_file
+from tunewright.evaluator.folder import (
+    Asked,
+    Evaluated,
+    EvaluationSpec,
+    answers_file,
+    judgements_file,
+    results_file,
+)
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.evaluator.run import evaluate
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
@@ -222,6 +229,56 @@ def test_killed_and_stopped_it_asks_for_what_is_missing_and_gives_the_same(
     assert (len(asked), set(asked.values())) == (2 * ROWS, {1}), "nothing was asked twice"
     told, _ = run.folder.read_events(0)
     assert any("90 of 120 answers are there already" in event["message"] for event in told)
+
+
+def test_a_judge_sees_both_orders_and_is_asked_nothing_twice_when_killed(
+    gateway: Gateway, make: Make
+) -> None:
+    """A judge that prefers "yes", and the first of two others."""
+
+    def answer(model: str, body: dict[str, Any]) -> str:
+        if model != "judge":
+            return sometimes_right(model, body)
+        first, second = body["messages"][1]["content"].partition("[Answer A]\n")[2].split("\n\n[Answer B]\n")
+        is_second = second.startswith("yes") and not first.startswith("yes")
+        return json.dumps({"winner": "B" if is_second else "A"})
+
+    gateway.answer = answer
+    judge = {"name": "judge", "content": "3", "at_once": 2}
+    limit = {"metric": "judge", "min": 0.5}
+    undisturbed = make(metrics=["accuracy"], judge=judge, require=[limit]).report()
+    assert undisturbed.metrics == ["accuracy", "judge"]
+    assert undisturbed.judged is not None
+    [found] = undisturbed.judged
+    assert (found.against, found.judge, found.wins + found.ties + found.losses) == ("old", "judge", ROWS)
+    said = [(answer("new", {"messages": [{"content": f"Is {n} even?"}]}), n % 3 == 0) for n in range(ROWS)]
+    losses = sum(is_yes for _, is_yes in said)
+    assert (found.wins, found.losses) == (0, losses), "only old says yes"
+    assert found.inconsistent == ROWS - losses, "two that are not yes are told apart by their places alone"
+    rate = next(one for one in undisturbed.models[0].figures if one.metric == "judge")
+    assert rate.value == pytest.approx((ROWS - losses) / 2 / ROWS)
+    compared = next(one for one in undisturbed.comparisons if one.metric == "judge")
+    assert (compared.better_rows, compared.worse_rows, compared.conclusion) == (0, losses, "worse")
+    assert undisturbed.judgement is not None
+    assert undisturbed.judgement.verdict == "fail"
+    gateway.asked.clear()
+    gateway.free_answers = 2 * ROWS + 30
+    run = make(metrics=["accuracy"], judge=judge, require=[limit])
+    process = run.start()
+    path = judgements_file(run.folder)
+    deadline = time.monotonic() + 30
+    while not path.exists() or path.read_bytes().count(b"\n") < 30:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    gateway.free_answers = 10**9
+    assert run.report() == undisturbed
+    asked = Counter((one["model"], json.dumps(one["body"]["messages"])) for one in gateway.asked)
+    assert set(asked.values()) == {1}
+    assert len(asked) == 2 * ROWS + 2 * ROWS
+    lines = [json.loads(line) for line in results_file(run.folder).read_text().splitlines()]
+    assert [line["answers"][0]["figures"]["judge"] for line in lines[:3]] == [0.0, 0.5, 0.5]
 
 
 def test_it_waits_for_engines_and_gives_rows_up_that_fail(

@@ -31,6 +31,9 @@ from tunewright.config.settings import HELP_ORDER
 KEY = "k" * 16
 OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "host": (["--host", "::1"], "::1", "::1"),
+    "judge_url": (["--judge-url", "https://a.example/v1"], "https://a.example/v1", "https://a.example/v1"),
+    "judge_model": (["--judge-model", "m"], "m", "m"),
+    "judge_api_key": (["--judge-api-key", KEY], KEY, KEY),
     "port": (["--port", "9000"], "9000", 9000),
     "data_dir": (["--data-dir", "/srv/t"], "/srv/t", Path("/srv/t")),
     "database_url": (["--database-url", "postgresql://x/y"], "postgresql://x/y", "postgresql://x/y"),
@@ -97,7 +100,7 @@ def plain(settings: Settings, name: str) -> Any:
     if name == "vllm_arg":
         return settings.serving.vllm_args
     (value,) = (getattr(group, name) for _, group in settings if name in type(group).model_fields)
-    return value.get_secret_value() if name == "api_key" and value else value
+    return value.get_secret_value() if name in ("api_key", "judge_api_key") and value else value
 
 
 def test_every_option_is_listed_here() -> None:

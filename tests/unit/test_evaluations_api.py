@@ -109,6 +109,30 @@ def test_what_it_needs_is_kept_until_it_has_ended(api: TestClient) -> None:
         ({"metrics": ["accuracy", "accuracy"]}, 400, "metrics", "at most once"),
         ({"metrics": ["schema_valid"]}, 400, "json_schema", "needs a `json_schema`"),
         ({"json_schema": {"type": "thing"}}, 400, "json_schema", "is no JSON schema: type"),
+        ({"metrics": ["judge"], "against": ["tiny"]}, 400, "judge", "needs a `judge`"),
+        ({"judge": {"model": "tiny"}}, 400, "against", "name them in `against`"),
+        ({"judge": {}, "against": ["tiny"]}, 400, "judge", "give `model`"),
+        ({"judge": {"model": "tiny", "external": True}, "against": ["tiny"]}, 400, "judge", "give `model`"),
+        ({"judge": {"external": True}, "against": ["tiny"]}, 400, "judge.external", "--judge-url"),
+        ({"judge": {"model": "none"}, "against": ["tiny"]}, 404, "judge.model", "No such model"),
+        ({"judge": {"model": "two"}, "against": ["tiny"]}, 400, "judge.model", "name one of"),
+        ({"require": []}, 400, "require", ""),
+        ({"require": [{"metric": "accuracy"}]}, 400, "require.0", "give `min`"),
+        ({"require": [{"metric": "accuracy", "min": 0.5}] * 2}, 400, "require.0", "named twice"),
+        (
+            {"require": [{"metric": "bleu", "min": 5}], "metrics": ["chrf"]},
+            400,
+            "require.0",
+            "not among `metrics`",
+        ),
+        (
+            {"require": [{"metric": "bleu", "max_drop": 5}]},
+            400,
+            "require.0.max_drop",
+            "name them in `against`",
+        ),
+        ({"require": [{"metric": "judge", "min": 0.5}]}, 400, "require.0", "judge"),
+        ({"require": [{"metric": "schema_valid", "min": 1}]}, 400, "json_schema", "needs a `json_schema`"),
         ({"rows": 0}, 400, "rows", ""),
         ({"extract": "all"}, 400, "extract", ""),
         ({"temperature": 3}, 400, "temperature", ""),
@@ -123,6 +147,41 @@ def test_what_cannot_succeed_is_refused(
     assert (refused["param"] or "").startswith(param or "")
     assert words in refused["message"]
     assert api.get(EVALUATIONS).json()["data"] == []
+
+
+def test_a_judge_is_looked_up_and_kept_as_the_others_are(
+    api: TestClient, settings: Settings, store: Store, data: Workspace
+) -> None:
+    answer = create(
+        api,
+        model="tiny",
+        against=["new"],
+        judge={"model": "one", "calibrate": 5},
+        metrics=["judge", "rougeL"],
+    )
+    assert answer.status_code == 503, "the other base has not started"
+    judge = {"model": "one", "calibrate": 5}
+    limits = [{"metric": "judge", "min": 0.5}, {"metric": "rougeL", "max_drop": 0.1}]
+    made = create(api, model=FT, against=["tiny"], judge=judge, require=limits).json()
+    assert (made["judge"]["model"], made["judge"]["calibrate"], made["judge"]["external"]) == (FT, 5, False)
+    assert made["require"][0] == {"metric": "judge", "min": 0.5, "max": None, "max_drop": None}
+    job = store.jobs.get(made["id"])
+    assert job is not None
+    assert job.weights("model") == ["a" * 64, "a" * 64], "the judge is kept too"
+    data.file(FILE["id"]).write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n')
+    kind, service = Evaluation(), Service(settings, store, data, on_gpu=False)
+    store.jobs.mark_valid(job.id, kind.validate(service, job, WITHOUT_BASE).resolved.model_dump(), "", ())  # type: ignore[union-attr]
+    queued = store.jobs.get(job.id)
+    assert queued is not None
+    spec = kind.spec(service, queued, WITHOUT_BASE)
+    assert spec.judge is not None
+    assert (spec.judge.name, spec.judge.content, spec.judge.at_once, spec.judge.calibrate) == (
+        FT,
+        "a" * 64,
+        5,
+        5,
+    )
+    assert [limit.metric for limit in spec.require or ()] == ["judge", "rougeL"]
 
 
 def test_a_quarantined_adapter_is_no_model_to_ask(api: TestClient, publish_model: Publish) -> None:

@@ -34,6 +34,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         reading: Mapping[str, Any] | None = None,
         extract: str | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        judge: str | Mapping[str, Any] | None = None,
         require: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         rows: int | None = None,
         temperature: float | None = None,
@@ -53,6 +54,8 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         - reading: how the file is read: columns, tags, alpaca, as `data` of jobs
         - extract: the part of answers that is compared: whole (the default), first_line, last_line, last_number
         - json_schema: the JSON schema for the metric schema_valid
+        - judge: a model that compares the answers with those of each of `against`, for the metric judge: its name, or
+          an object with model (or external), instructions, show_expected, calibrate
         - require: limits of metrics, such as {"metric": "accuracy", "min": 0.8, "max_drop": 0.02}, or a list of them;
           the report's `judgement` says whether the model keeps them: pass, fail or not_enough_data
         - rows: how many are drawn; all without it
@@ -71,6 +74,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
             "reading": reading,
             "extract": extract,
             "json_schema": json_schema,
+            "judge": {"model": judge} if isinstance(judge, str) else judge,
             "require": [require] if isinstance(require, Mapping) else require,
             "rows": rows,
             "temperature": temperature,

@@ -14,6 +14,8 @@ from .evaluations import (
     EvaluationRecord,
     EvaluationReport,
     FieldAccuracy,
+    JudgeCalibration,
+    JudgedAnswers,
 )
 from .exports import (
     CombineOptions,
@@ -149,6 +151,8 @@ __all__ = [
     "JobProgress",
     "JobRecord",
     "JobStatus",
+    "JudgeCalibration",
+    "JudgedAnswers",
     "Judgement",
     "Lineage",
     "Metrics",

@@ -95,6 +95,33 @@ class ChangedRows(Wire):
     worse: list[ChangedRow] = Field(default_factory=list[ChangedRow])
 
 
+class JudgedAnswers(Wire):
+    """What a judge has made of the answers of two models; a win was preferred in both orders.
+
+    - inconsistent: ties in which the same place was preferred in both orders
+    - unjudged: ties in which the judge has said nothing of the kind
+    - first_preferred: of its choices, the share of the answer that came first
+    """
+
+    against: str
+    judge: str = ""
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    inconsistent: int = 0
+    unjudged: int = 0
+    first_preferred: float | None = None
+
+
+class JudgeCalibration(Wire):
+    """How a judge agrees with the data about pairs whose better answer is known; kappa is Cohen's."""
+
+    rows: int = 0
+    agreement: float = 0.0
+    kappa: float | None = None
+    ties: int = 0
+
+
 class EvaluationReport(Wire):
     """What was measured.
 
@@ -114,6 +141,8 @@ class EvaluationReport(Wire):
     models: list[EvaluatedFigures] = Field(default_factory=list[EvaluatedFigures])
     comparisons: list[EvaluationComparison] = Field(default_factory=list[EvaluationComparison])
     changed: list[ChangedRows] = Field(default_factory=list[ChangedRows])
+    judged: list[JudgedAnswers] | None = None
+    calibration: JudgeCalibration | None = None
     judgement: Judgement | None = None
 
     def figure(self, metric: str, model: str | None = None) -> EvaluationFigure | None:
@@ -149,6 +178,7 @@ class EvaluationRecord(WorkRecord):
     metrics: str | list[str] = "auto"
     extract: str = "whole"
     json_schema: dict[str, Any] | None = None
+    judge: dict[str, Any] | None = None
     require: list[dict[str, Any]] | None = None
     rows: int | None = None
     temperature: float = 0.0

@@ -72,6 +72,15 @@ def evals() -> None:
     "--json-schema", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file with the JSON schema for the metric schema_valid.",
 )  # fmt: skip
+@click.option("--judge", help="A model that compares the answers with those of each --against: metric judge.")
+@click.option(
+    "--judge-elsewhere", is_flag=True, help="The same by the judge that the operator allows (--judge-url)."
+)
+@click.option(
+    "--calibrate",
+    type=click.IntRange(1),
+    help="Also let it judge so many pairs whose better answer is known.",
+)
 @limit_options
 @click.option("--rows", type=click.IntRange(1), help="How many rows are drawn. Default: all.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Default: 0, the likeliest tokens.")
@@ -92,6 +101,9 @@ def create(
     metrics: tuple[str, ...],
     extract: str | None,
     json_schema: Path | None,
+    judge: str | None,
+    judge_elsewhere: bool,
+    calibrate: int | None,
     least: dict[str, float],
     largest: dict[str, float],
     drops: dict[str, float],
@@ -118,6 +130,7 @@ def create(
         reading=reading_of(columns, tags, alpaca),
         extract=extract,
         json_schema=_schema(json_schema) if json_schema else None,
+        judge=_judge(judge, judge_elsewhere, calibrate),
         require=limits_of(least, largest, drops) or None,
         rows=rows,
         temperature=temperature,
@@ -126,6 +139,15 @@ def create(
         metadata=dict(metadata) or None,
     )
     return print_created(remote, EVALUATIONS, evaluation, watch)
+
+
+def _judge(model: str | None, is_elsewhere: bool, calibrate: int | None) -> dict[str, Any] | None:
+    if model is None and not is_elsewhere:
+        if calibrate is not None:
+            raise click.UsageError("--calibrate is for a judge: give --judge or --judge-elsewhere")
+        return None
+    given = {"model": model, "external": is_elsewhere or None, "calibrate": calibrate}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _schema(path: Path) -> dict[str, Any]:
@@ -199,9 +221,29 @@ def show(remote: Remote, evaluation_id: str) -> None:
     if report is not None:
         remote.out.line("")
         _figures(remote, report)
+        _judged(remote, report)
         if report.judgement is not None:
             remote.out.line("")
             _verdict(remote, report.judgement)
+
+
+def _judged(remote: Remote, report: EvaluationReport) -> None:
+    if report.judged:
+        remote.out.line("")
+        remote.out.table(
+            ["AGAINST", "JUDGE", "WINS", "TIES", "LOSSES", "INCONSISTENT", "UNJUDGED", "FIRST PREFERRED"],
+            [
+                (one.against, one.judge, one.wins, one.ties, one.losses, one.inconsistent, one.unjudged,
+                 _number(one.first_preferred))
+                for one in report.judged
+            ],
+        )  # fmt: skip
+    known = report.calibration
+    if known is not None:
+        remote.out.line(
+            f"The judge agrees with the data on {known.agreement:.1%} of {known.rows} pairs: kappa "
+            f"{_number(known.kappa)}"
+        )
 
 
 def _verdict(remote: Remote, judgement: Judgement) -> None:

@@ -22,6 +22,16 @@ class ServerOptions(Group):
     api_key: SecretStr | None = Field(
         None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
     )
+    judge_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        description="Base URL, such as https://api.example.com/v1, of an OpenAI-compatible service whose model may"
+        " judge answers in evaluations, which are then sent there. Default: no judge but models that are served here.",
+    )
+    judge_model: str | None = Field(None, min_length=1, description="The model that judges there.")
+    judge_api_key: SecretStr | None = Field(
+        None, description="The key for it. Better set as TUNEWRIGHT_JUDGE_API_KEY."
+    )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="A name of this service, beside loopback, that requests may have in Host and Origin where there is"

@@ -37,7 +37,8 @@ from tunewright.config.server import ServerOptions
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
-    "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "allowed_host", "device",
+    "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "allowed_host",
+    "judge_url", "judge_model", "judge_api_key", "device",
     "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "media_domain",
     "engine_start_timeout", "step_timeout", "hang_timeout", "fork_server_idle", "cpu_processes", "parity",
@@ -52,7 +53,7 @@ HELP_ORDER = [
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
 
-_SECRETS = ("api_key", "database_url")
+_SECRETS = ("api_key", "judge_api_key", "database_url")
 """Options whose variable may name a file that has the value instead: TUNEWRIGHT_API_KEY_FILE."""
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
@@ -145,8 +146,8 @@ class Settings(BaseModel):
         """The variable by which a child process gets exactly these settings."""
         groups = self.model_dump(mode="json").values()
         values = {option: value for group in groups for option, value in group.items()}
-        key = self.server.api_key
-        values["api_key"] = key.get_secret_value() if key else None
+        for name, key in (("api_key", self.server.api_key), ("judge_api_key", self.server.judge_api_key)):
+            values[name] = key.get_secret_value() if key else None
         return {HANDOVER_VARIABLE: json.dumps(values)}
 
 

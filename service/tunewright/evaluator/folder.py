@@ -13,6 +13,9 @@ from tunewright.metrics.names import Extract, MetricName
 from tunewright.metrics.verdicts import Limit
 from tunewright.rows.reading import Reading
 
+EXTERNAL = "external"
+"""The content of a judge elsewhere, for whose weights nobody answers."""
+
 
 class Asked(BaseModel):
     """A model that is asked, as it was when the evaluation was created."""
@@ -26,6 +29,17 @@ class Asked(BaseModel):
     others."""
     at_once: int
     """Requests in flight at a time."""
+
+
+class AskedJudge(Asked):
+    """The model that judges pairs of answers, with what it is told."""
+
+    instructions: str | None = None
+    """None: `evaluator.judging.INSTRUCTIONS`."""
+    show_expected: bool = True
+    """Whether it sees the expected answer of the row."""
+    calibrate: int = 0
+    """So many pairs of which the data says which answer is better are judged too."""
 
 
 class EvaluationSpec(BaseModel):
@@ -53,6 +67,8 @@ class EvaluationSpec(BaseModel):
     json_schema: dict[str, Any] | None = None
     require: list[Limit] | None = None
     """The limits of the verdict."""
+    judge: AskedJudge | None = None
+    """Of the metric judge."""
     temperature: float = 0.0
     max_tokens: int
     memory_bytes: int
@@ -69,6 +85,11 @@ class Evaluated(Outcome):
 def answers_file(folder: JobFolder) -> Path:
     """What was answered so far, a line for each answer in the order in which they came."""
     return folder.work / "answers.jsonl"
+
+
+def judgements_file(folder: JobFolder) -> Path:
+    """What the judge has said so far, in the same form."""
+    return folder.work / "judgements.jsonl"
 
 
 def results_file(folder: JobFolder) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tunewright.evaluator.asking import Kept, Task
 from tunewright.evaluator.folder import EvaluationSpec
+from tunewright.evaluator.judging import Judgements
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.report import (
     Changed,
@@ -68,6 +69,8 @@ def plan(spec: EvaluationSpec, expected: Sequence[str]) -> Plan:
         metrics = tuple(dict.fromkeys([*metrics, *(limit.metric for limit in spec.require or ())]))
     else:
         metrics, why = tuple(spec.metrics), "as asked for"
+    if spec.judge is not None and "judge" not in metrics:
+        metrics = (*metrics, "judge")
     if "field_accuracy" in metrics:
         faulty = sum(parsed(text) is NOT_JSON for text in expected)
         if faulty:
@@ -89,7 +92,12 @@ def plan(spec: EvaluationSpec, expected: Sequence[str]) -> Plan:
 
 
 def measure(
-    spec: EvaluationSpec, rows: Sequence[Question], skipped: int, what: Plan, answered: Sequence[Answered]
+    spec: EvaluationSpec,
+    rows: Sequence[Question],
+    skipped: int,
+    what: Plan,
+    answered: Sequence[Answered],
+    judgements: Judgements | None = None,
 ) -> tuple[EvaluationReport, list[RowFigures]]:
     """The report, and the figures of each row by model and metric."""
     expected = [row.expected for row in rows]
@@ -104,20 +112,22 @@ def measure(
         )
         for one in answered
     ]
-    tables = [{metric: table(metric, one) for metric in what.metrics} for one in measured]
+    tables = [
+        {metric: _table(metric, number, one, judgements) for metric in what.metrics}
+        for number, one in enumerate(measured)
+    ]
     values = [{metric: row_values(metric, one) for metric, one in of_model.items()} for of_model in tables]
     comparisons, changed = [], []
     for other in range(1, len(spec.models)):
         for metric in what.metrics:
-            comparisons.append(
-                _compared(
-                    metric,
-                    spec,
-                    other,
-                    (tables[0][metric], tables[other][metric]),
-                    (values[0][metric], values[other][metric]),
-                )
+            pair, of_rows = (
+                (tables[0][metric], tables[other][metric]),
+                (values[0][metric], values[other][metric]),
             )
+            if metric == "judge" and judgements is not None:  # of three models each pair has other values
+                pair = judgements.pair(other)
+                of_rows = (row_values(metric, pair[0]), row_values(metric, pair[1]))
+            comparisons.append(_compared(metric, spec, other, pair, of_rows))
         first = next((metric for metric in what.metrics if values[0][metric] is not None), None)
         if first is not None:
             ours, theirs = values[0][first], values[other][first]
@@ -139,6 +149,8 @@ def measure(
         ],
         comparisons=comparisons,
         changed=changed,
+        judged=judgements.report([model.name for model in spec.models[1:]]) if judgements else None,
+        calibration=judgements.calibration() if judgements else None,
     )
     if spec.require:
         report.judgement = judge(report, spec.require)
@@ -151,6 +163,13 @@ def measure(
         for of_model in values
     ]
     return report, shown
+
+
+def _table(metric: MetricName, number: int, rows: Measured, judgements: Judgements | None) -> Table:
+    if metric != "judge":
+        return table(metric, rows)
+    assert judgements is not None, "a judge is asked before anything is measured"
+    return judgements.table(number)
 
 
 def _of_model(

@@ -60,10 +60,11 @@ def questions(file: Path, reading: Reading, numbers: frozenset[int]) -> Iterator
     tool calls. Raises InvalidData."""
     for number, (place, row) in enumerate(read_rows(file, reading)):
         if number in numbers:
-            yield _question(place, with_answer(row, "chosen") if is_preference(row) else row)
+            yield question_of(place, with_answer(row, "chosen") if is_preference(row) else row)
 
 
-def _question(place: int, row: dict[str, Any]) -> Question | None:
+def question_of(place: int, row: dict[str, Any]) -> Question | None:
+    """None for a row without an answer in words."""
     if "messages" not in row:
         return Question(place, row["completion"].strip(), prompt=row["prompt"])
     messages = row["messages"]

@@ -94,6 +94,33 @@ class Changed(Wire):
     worse: list[ChangedRow]
 
 
+class Judged(Wire):
+    """What a judge has made of the answers of the evaluated model and another one. Each pair was judged in both orders;
+    an answer wins where it is preferred in both."""
+
+    against: str
+    judge: str
+    wins: int = Field(description="Rows in which the evaluated model is preferred.")
+    ties: int
+    losses: int
+    inconsistent: int = Field(
+        description="Ties in which the judge preferred the same place in both orders, and so two answers."
+    )
+    unjudged: int = Field(description="Ties in which it has not said which answer is better.")
+    first_preferred: float | None = Field(
+        description="Of its choices, the share of the answer that came first; without a preference for places, 0.5."
+    )
+
+
+class Calibration(Wire):
+    """How a judge agrees with the data, which says which of two answers is better."""
+
+    rows: int
+    agreement: float = Field(description="The share of the pairs whose better answer it prefers.")
+    kappa: float | None = Field(description="Cohen's: 0 is as good as chance, 1 always right.")
+    ties: int = Field(description="Pairs of which it prefers neither.")
+
+
 class EvaluationReport(Wire):
     """The result of an evaluation."""
 
@@ -109,6 +136,10 @@ class EvaluationReport(Wire):
     models: list[ModelFigures] = Field(description="The evaluated one first.")
     comparisons: list[Comparison]
     changed: list[Changed]
+    judged: list[Judged] | None = Field(None, description="With the metric judge, for each other model.")
+    calibration: Calibration | None = Field(
+        None, description="With `judge.calibrate`, on pairs of the file that have a better answer."
+    )
     judgement: Judgement | None = Field(
         None, description="Whether the evaluated model keeps the limits of `require`; null without limits."
     )

@@ -18,7 +18,15 @@ from pathlib import Path
 from tunewright.apart import limit_memory
 from tunewright.atomic import write_atomically
 from tunewright.evaluator.asking import AnswersFile, Asking, Kept, Stopped, Task
-from tunewright.evaluator.folder import Evaluated, EvaluationSpec, answers_file, results_file
+from tunewright.evaluator.folder import (
+    AskedJudge,
+    Evaluated,
+    EvaluationSpec,
+    answers_file,
+    judgements_file,
+    results_file,
+)
+from tunewright.evaluator.judging import Judgements, Judging, Pair, labelled_pairs
 from tunewright.evaluator.measuring import Answered, Plan, measure, plan
 from tunewright.evaluator.questions import Question, drawn, questions
 from tunewright.jobs.failure import TrainingFailed, explain
@@ -87,9 +95,49 @@ async def _evaluated(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
             progress = _Progress(folder, events, len(rows) * len(what.tasks) * len(spec.models), answers)
             await Asking(spec, rows, what.tasks, answers, progress.tell).run(stopped)
             progress.tell(is_last=True)
-        return await asyncio.to_thread(_measured, folder, spec, rows, skipped, what, answers, events)
+        judgements = None
+        if spec.judge is not None:
+            judgements = await _judged(folder, spec, spec.judge, rows, what, answers, events, stopped)
+        return await asyncio.to_thread(
+            _measured, folder, spec, rows, skipped, what, answers, events, judgements
+        )
     finally:
         beating.cancel()
+
+
+async def _judged(
+    folder: JobFolder,
+    spec: EvaluationSpec,
+    judge: AskedJudge,
+    rows: Sequence[Question],
+    what: Plan,
+    answers: AnswersFile,
+    events: EventLog,
+    stopped: asyncio.Event,
+) -> Judgements:
+    said = [_of_model(number, rows, what.tasks, answers).answers() for number in range(len(spec.models))]
+    pairs = [
+        [Pair(row, ours, theirs) for row, ours, theirs in zip(rows, said[0], others, strict=True)]
+        for others in said[1:]
+    ]
+    labelled: list[Pair] = []
+    if judge.calibrate:
+        labelled = await asyncio.to_thread(labelled_pairs, spec, judge.calibrate)
+        if not labelled:
+            raise TrainingFailed(
+                "invalid_data",
+                "judge.calibrate needs rows with a better and a worse answer: the file has none",
+            )
+    judging = Judging(spec, judge, pairs, labelled)
+    found = AnswersFile(judgements_file(folder))
+    with contextlib.closing(found):
+        count = sum(map(len, pairs)) + len(labelled)
+        _tell(events, f"{judge.name} judges {count} pairs of answers, those that differ in both orders")
+        total = len(answers.kept) + len(judging.questions)
+        progress = _Progress(folder, events, total, answers, found, phase="judge")
+        await judging.ask(found, progress.tell, stopped)
+        progress.tell(is_last=True)
+    return judging.judged(found)
 
 
 async def _beat(folder: JobFolder) -> None:
@@ -119,6 +167,7 @@ def _measured(
     what: Plan,
     answers: AnswersFile,
     events: EventLog,
+    judgements: Judgements | None,
 ) -> Evaluated:
     answered = [_of_model(number, rows, what.tasks, answers) for number in range(len(spec.models))]
     for model, found in zip(spec.models, answered, strict=True):
@@ -128,7 +177,7 @@ def _measured(
                 "no_answers", f"{model.name} has answered no row, the first one since: {first}"
             )
     _tell(events, f"Measuring {len(rows)} rows")
-    report, row_figures = measure(spec, rows, skipped, what, answered)
+    report, row_figures = measure(spec, rows, skipped, what, answered, judgements)
     target = results_file(folder)
     lines = [
         json.dumps(_result(spec, row, number, answered, row_figures)) + "\n"
@@ -186,27 +235,38 @@ def _tell(events: EventLog, text: str) -> None:
 class _Progress:
     """Writes the number of answers as events."""
 
-    def __init__(self, folder: JobFolder, events: EventLog, total: int, answers: AnswersFile) -> None:
-        self._folder, self._events, self._total, self._answers = folder, events, total, answers
-        self._before = len(answers.kept)
+    def __init__(
+        self, folder: JobFolder, events: EventLog, total: int, *files: AnswersFile, phase: str = "answers"
+    ) -> None:
+        self._folder, self._events, self._total, self._files, self._phase = (
+            folder,
+            events,
+            total,
+            files,
+            phase,
+        )
+        self._before = self._done()
         self._began = self._told_at = time.monotonic()
         if self._before:
             _tell(events, f"{self._before} of {total} answers are there already")
+
+    def _done(self) -> int:
+        return sum(len(file.kept) for file in self._files)
 
     def tell(self, *, is_last: bool = False) -> None:
         now = time.monotonic()
         if now - self._told_at < _INTERVAL and not is_last:
             return
         self._told_at = now
-        done = len(self._answers.kept)
+        done = self._done()
         each = (now - self._began) / max(1, done - self._before)
         self._folder.beat()
         self._events.metrics(
-            f"answers {done}/{self._total}",
+            f"{self._phase} {done}/{self._total}",
             {
                 "step": done,
                 "total_steps": self._total,
-                "phase": "answers",
+                "phase": self._phase,
                 "eta_seconds": round(each * (self._total - done), 1),
             },
         )

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 MetricName = Literal[
     "accuracy", "macro_f1", "weighted_f1", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf",
-    "json_valid", "schema_valid", "field_accuracy", "perplexity", "token_accuracy",
+    "json_valid", "schema_valid", "field_accuracy", "perplexity", "token_accuracy", "judge",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 Extract = Literal["whole", "first_line", "last_line", "last_number"]

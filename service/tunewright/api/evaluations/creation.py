@@ -14,7 +14,13 @@ from tunewright.jobs.kinds import NO_BASE
 from tunewright.kinds import EVALUATION
 from tunewright.kinds.data import DataOptions
 from tunewright.kinds.evaluation.kind import USABLE, why_no_answers
-from tunewright.kinds.evaluation.models import DATA_FILE, WEIGHTS, EvaluatedModel, EvaluationRequest
+from tunewright.kinds.evaluation.models import (
+    DATA_FILE,
+    WEIGHTS,
+    EvaluatedModel,
+    EvaluationRequest,
+    JudgeRequest,
+)
 from tunewright.metrics.structured import InvalidSchema, validator_of
 from tunewright.rows.canonical import RowKind
 from tunewright.store.records import Engine, EngineInfo, Job, JobInput, NewJob, TunedModel
@@ -38,6 +44,7 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
         if any(model.name == other.name for other, _ in found):
             raise InvalidRequest(f"{model.name} is named twice: there is nothing to compare.", param=param)
         found.append((model, weights))
+    judge, judge_weights = _judge(context, body)
     options = DataOptions(**body.reading.model_dump()) if body.reading else DataOptions()
     file, report = check_data_file(context, "data", body.data, options, code="invalid_data")
     if report is not None and report["kind"] is not None and RowKind(report["kind"]) not in USABLE:
@@ -54,6 +61,7 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
             metrics=None if body.metrics == "auto" else body.metrics,
             extract=body.extract,
             json_schema=body.json_schema,
+            judge=judge,
             require=body.require,
             rows=body.rows,
             temperature=body.temperature,
@@ -62,10 +70,41 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
         seed=body.seed,
         inputs=(
             JobInput(DATA_FILE, file_id=file.id),
-            *(JobInput(WEIGHTS, sha256=weights.sha256) for _, weights in found if weights is not None),
+            *(
+                JobInput(WEIGHTS, sha256=weights.sha256)
+                for weights in (*(weights for _, weights in found), judge_weights)
+                if weights is not None
+            ),
         ),
         metadata=body.metadata,
     )
+
+
+def _judge(context: ServiceContext, body: CreateEvaluation) -> tuple[JudgeRequest | None, TunedModel | None]:
+    """The judge, and its row where it was made or registered here."""
+    if (body.judge is None) and "judge" in body.metrics:
+        raise InvalidRequest("The metric judge needs a `judge`.", param="judge", code="missing_parameter")
+    if body.judge is None:
+        return None, None
+    if not body.against:
+        raise InvalidRequest(
+            "A judge compares with other models: name them in `against`.",
+            param="against",
+            code="missing_parameter",
+        )
+    how = body.judge.model_dump(exclude={"model", "external"})
+    if body.judge.model is None:
+        options = context.settings.server
+        if options.judge_url is None or options.judge_model is None:
+            raise InvalidRequest(
+                "The operator of this service allows no judge elsewhere (--judge-url, --judge-model): name a `model` "
+                "that is served here.",
+                param="judge.external",
+                code="unsupported",
+            )
+        return JudgeRequest(**how), None
+    model, weights = _resolved(context, body.judge.model, "judge.model")
+    return JudgeRequest(model=model, **how), weights
 
 
 def _check_metrics(body: CreateEvaluation) -> None:
@@ -89,7 +128,10 @@ def _check_limits(body: CreateEvaluation) -> None:
             raise InvalidRequest(
                 f"{limit.metric} is named twice: give all of its limits at once.", param=param
             )
-        if body.metrics != "auto" and limit.metric not in body.metrics:
+        is_measured = body.metrics == "auto" or limit.metric in body.metrics
+        if limit.metric == "judge":
+            is_measured = body.judge is not None
+        if not is_measured:
             raise InvalidRequest(
                 f"{limit.metric} has a limit, and is not among `metrics`: add it there.", param=param
             )

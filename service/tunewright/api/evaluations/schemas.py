@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tunewright.api.fine_tuning.data import FileReading
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.kinds.evaluation.kind import data_of, request_of
-from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationResult
+from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationResult, JudgeRequest
 from tunewright.metrics.names import Extract, MetricName
 from tunewright.metrics.verdicts import Limit
 from tunewright.store.records import Job
@@ -19,6 +19,41 @@ from tunewright.wire import Body, Text, Wire
 
 _LARGEST_SCHEMA = 65_536
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class JudgeBody(Body):
+    """A model that says which of two answers is better, for the metric judge. It is asked twice, with the answers in
+    both orders."""
+
+    model: _Name | None = Field(
+        None, description="A base, an adapter, a deployed model, or an alias with one target."
+    )
+    external: bool = Field(
+        False, strict=True, description="In the place of `model`: the judge of the operator, `--judge-url`."
+    )
+    instructions: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=8_192,
+        description="The system message, in the place of the usual one. It must ask for JSON with `winner`: A, B or "
+        "tie.",
+    )
+    show_expected: bool = Field(
+        True, strict=True, description="Whether it sees the expected answer, as a reference."
+    )
+    calibrate: int = Field(
+        0,
+        ge=0,
+        le=2_000,
+        description="Also judge so many pairs of the file whose better answer is known (preferences), and tell how the "
+        "judge agrees with them.",
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.model is not None) == self.external:
+            raise ValueError("give `model`, or `external` true")
+        return self
 
 
 class CreateEvaluation(Body):
@@ -49,6 +84,11 @@ class CreateEvaluation(Body):
         "take the whole.",
     )
     json_schema: dict[str, Any] | None = Field(None, description="The schema for schema_valid.")
+    judge: JudgeBody | None = Field(
+        None,
+        description="Compares the answers with those of each of `against`: the metric judge is the share of wins, a "
+        "tie counting half.",
+    )
     require: list[Limit] | None = Field(
         None,
         min_length=1,
@@ -124,6 +164,7 @@ class EvaluationObject(Wire):
     )
     extract: Extract
     json_schema: dict[str, Any] | None
+    judge: JudgeBody | None
     require: list[Limit] | None
     rows: int | None
     temperature: float
@@ -162,6 +203,7 @@ class EvaluationObject(Wire):
             metrics="auto" if request.metrics is None else request.metrics,
             extract=request.extract,
             json_schema=request.json_schema,
+            judge=_judge(request.judge) if request.judge else None,
             require=request.require,
             rows=request.rows,
             temperature=request.temperature,
@@ -178,6 +220,11 @@ class EvaluationObject(Wire):
             results_file=job.result.file if isinstance(job.result, EvaluationResult) else None,
             metadata=job.metadata,
         )
+
+
+def _judge(of: JudgeRequest) -> JudgeBody:
+    model = of.model.name if of.model is not None else None
+    return JudgeBody(model=model, external=model is None, **of.model_dump(exclude={"model"}))
 
 
 class EvaluationEventObject(JobEventBody):

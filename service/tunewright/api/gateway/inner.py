@@ -17,19 +17,23 @@ from typing import Any
 
 from aiohttp import web
 
+from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
+from tunewright.evaluator.folder import EXTERNAL
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
 
 
 class InnerGateway:
-    """Serves in the event loop in which it is started."""
+    """Serves in the event loop in which it is started. `judge` is asked in the place of a model whose content is
+    `EXTERNAL`."""
 
-    def __init__(self, gateway: Gateway, socket: Path) -> None:
+    def __init__(self, gateway: Gateway, socket: Path, judge: ExternalJudge | None = None) -> None:
         self._gateway = gateway
         self._socket = socket
+        self._judge = judge
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -47,6 +51,8 @@ class InnerGateway:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._judge is not None:
+            await self._judge.close()
 
     async def _ask(self, request: web.Request) -> web.Response:
         try:
@@ -63,8 +69,15 @@ class InnerGateway:
             raise InvalidRequest(f"{asked['path']} is not answered here.", param="path")
         try:
             async with asyncio.timeout(self._gateway.request_timeout):
+                if asked["content"] == EXTERNAL:
+                    return await self._ask_judge(asked)
                 return await self._gateway.ask(
                     asked["model"], asked["path"], asked["body"], content=asked["content"]
                 )
         except TimeoutError as error:
             raise RequestTimeout("The generation took longer than --request-timeout.") from error
+
+    async def _ask_judge(self, asked: dict[str, Any]) -> tuple[int, bytes]:
+        if self._judge is None:
+            raise InvalidRequest("The operator allows no judge elsewhere any more.", code="judge_refused")
+        return await self._judge.ask(asked["body"])

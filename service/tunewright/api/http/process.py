@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 from setproctitle import setproctitle
 
+from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
@@ -59,7 +60,9 @@ def main() -> int:
     manager = _start_workers(server)
     workspace = Workspace(settings.storage.data_dir)
     assert spec.gateway is not None, "`build` has made it"
-    inner = InnerGateway(spec.gateway, inner_socket(workspace.path))  # before `tempdir` is another one
+    inner = InnerGateway(
+        spec.gateway, inner_socket(workspace.path), ExternalJudge.of(settings.server)
+    )  # before `tempdir` is another one
     tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()

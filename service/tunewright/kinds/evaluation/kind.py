@@ -5,16 +5,18 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from tunewright.engine.command import inner_socket
-from tunewright.evaluator.folder import Asked, Evaluated, EvaluationSpec, results_file
+from tunewright.evaluator.folder import EXTERNAL, Asked, AskedJudge, Evaluated, EvaluationSpec, results_file
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.data import inspect_apart
 from tunewright.kinds.evaluation.models import (
     DATA_FILE,
+    EvaluatedModel,
     EvaluationPlan,
     EvaluationRequest,
     EvaluationResult,
+    JudgeRequest,
 )
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import place_file
@@ -33,6 +35,7 @@ PURPOSE = "evaluation-results"
 USABLE = (RowKind.CHAT, RowKind.PROMPT_COMPLETION, RowKind.PREFERENCE)
 MEMORY = 2 * 2**30
 _MAX_TOKENS = 256
+_EXTERNAL_AT_ONCE = 8
 _SEQUENCES = 256
 """Those of an engine that an earlier version of the service has started."""
 
@@ -50,7 +53,7 @@ class Evaluation(Kind):
 
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
         assert isinstance(request, EvaluationRequest)
-        return [model.name for model in request.models if model.has_weights][position]
+        return [model.name for model in _asked(request) if model.has_weights][position]
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         request, id = request_of(job), data_of(job)
@@ -97,6 +100,7 @@ class Evaluation(Kind):
             extract=request.extract,
             json_schema=request.json_schema,
             require=request.require,
+            judge=_judge(service, request.judge, places),
             temperature=request.temperature,
             max_tokens=plan.max_tokens,
             memory_bytes=MEMORY,
@@ -143,8 +147,25 @@ def why_no_answers(format: str, kind: str) -> str:
     )
 
 
+def _asked(request: EvaluationRequest) -> list[EvaluatedModel]:
+    """All models that are asked; a judge that is served here is the last one."""
+    judge = request.judge.model if request.judge else None
+    return [*request.models, judge] if judge else request.models
+
+
+def _judge(service: Service, judge: JudgeRequest | None, places: dict[str, int]) -> AskedJudge | None:
+    if judge is None:
+        return None
+    how = judge.model_dump(exclude={"model"})
+    if judge.model is None:
+        name = service.settings.server.judge_model
+        return AskedJudge(name=name or "judge", content=EXTERNAL, at_once=_EXTERNAL_AT_ONCE, **how)
+    model = judge.model
+    return AskedJudge(name=model.name, content=model.content, at_once=places.get(model.engine, 1), **how)
+
+
 def _engines(service: Service, request: EvaluationRequest) -> list[Engine]:
-    found = [service.store.engines.get(name) for name in {model.engine for model in request.models}]
+    found = [service.store.engines.get(name) for name in {model.engine for model in _asked(request)}]
     return [engine for engine in found if engine is not None]
 
 

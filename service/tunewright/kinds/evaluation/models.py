@@ -32,6 +32,18 @@ class EvaluatedModel(BaseModel):
     """Whether its weights are an input of the job."""
 
 
+class JudgeRequest(BaseModel):
+    """The judge of pairs of answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: EvaluatedModel | None = None
+    """None: that of the operator, elsewhere."""
+    instructions: str | None = None
+    show_expected: bool = True
+    calibrate: int = 0
+
+
 class EvaluationRequest(BaseModel):
     """The request."""
 
@@ -46,6 +58,7 @@ class EvaluationRequest(BaseModel):
     """None: auto."""
     extract: Extract = "whole"
     json_schema: dict[str, Any] | None = None
+    judge: JudgeRequest | None = None
     require: list[Limit] | None = None
     """The limits of the verdict."""
     rows: int | None = None
