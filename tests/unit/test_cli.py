@@ -1021,12 +1021,18 @@ def test_a_finished_job_is_shown_with_what_was_planned_beside_what_was_measured(
     planned["cost"] = {"least": {"kwh": 0.1}, "most": {"kwh": 0.2, "price": 1.5, "currency": "EUR"}}
     measured = {"device": "cpu", "seconds": 61.5, "tokens": 8700, "peak_bytes": 2**30 + 2**29, "waited": 0.25}
     measured["cost"] = {"kwh": 0.15, "price": 1.25, "currency": "EUR"}
+    forgetting = {"kl": 1.5, "low": 1.25, "high": 1.75, "loss": 4.5, "loss_before": 3.25, "tokens": 2000}
+    forgetting |= {"bound": 1.0, "is_beyond": True}
     job = {"id": "ftjob-1", "status": "succeeded", "planned": planned, "measured": measured}
+    job["forgetting"] = forgetting
     service.replies["GET", "/v1/fine_tuning/jobs/ftjob-1"] = 200, job
     shown = dict(line.split("\t") for line in run("jobs", "show", "ftjob-1")[1].splitlines())
     assert shown["planned"] == "24 steps, 9000 tokens, 1.0 GiB, 40s to 1m10s, 0.1 kWh to 0.2 kWh, 1.50 EUR"
     assert shown["measured"] == (
         "8700 tokens after the first step in 1m02s, waited 0.2s for rows, 1.5 GiB, 0.15 kWh, 1.25 EUR, cpu"
+    )
+    assert shown["forgetting"] == (
+        "KL 1.500 (1.250 to 1.750) on general text, loss there 3.250 before, 4.500 now; more than 1 is much"
     )
 
 

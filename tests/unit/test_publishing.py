@@ -18,6 +18,7 @@ from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.fine_tuning.publishing import publish_products
 from tunewright.kinds.kind import Service
 from tunewright.plan.cost import Cost
+from tunewright.plan.forgetting import Forgetting
 from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Measured, TimeRange
 from tunewright.registry.bases import BaseInfo
@@ -56,13 +57,17 @@ def test_a_job_keeps_what_was_planned_beside_what_was_measured(store: Store, dat
     )
     measured = Measured(device="cpu", seconds=1.5, tokens=60, length=9, peak_bytes=8)
     cost = Cost(kwh=0.5, price=2.0, currency="EUR")
-    result = TrainingResult(status="succeeded", planned=planned, measured=measured, cost=cost)
+    forgetting = Forgetting(kl=0.2, low=0.1, high=0.3, loss=2.5, loss_before=2.4, tokens=2000)
+    result = TrainingResult(
+        status="succeeded", planned=planned, measured=measured, cost=cost, forgetting=forgetting
+    )
     publish_products(service(store, data), made, BASE, trained(data, made), result)
     ended = store.jobs.get(made.id)
     assert ended is not None
     shown = JobObject.of(ended).model_dump()
     assert shown["planned"] == planned.model_dump()
     assert shown["measured"] == {**measured.model_dump(exclude={"length"}), "cost": cost.model_dump()}
+    assert shown["forgetting"] == {**forgetting.model_dump(), "is_beyond": False}
 
 
 def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace) -> None:

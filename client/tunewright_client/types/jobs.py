@@ -144,6 +144,20 @@ class JobMeasured(Wire):
     cost: Cost | None = None
 
 
+class JobForgetting(Wire):
+    """How far a finished model is from what it was before training, on general text: `kl` with its 95 % interval, and
+    the `loss` before and after, in nats per token. `is_beyond`: `kl` is above the `bound`."""
+
+    kl: float
+    low: float
+    high: float
+    loss: float
+    loss_before: float
+    tokens: int
+    bound: float
+    is_beyond: bool
+
+
 class PlannedTime(Wire):
     """Seconds between which the steps of a job were predicted to take, and by what."""
 
@@ -210,6 +224,8 @@ class Metrics(Wire):
     valid_kl: float | None = None
     valid_nll_loss: float | None = None
     valid_log_odds: float | None = None
+    general_kl: float | None = None
+    general_loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None
@@ -262,6 +278,7 @@ class JobRecord(WorkRecord):
     trained_tokens: int | None = None
     planned: JobPlanned | None = None
     measured: JobMeasured | None = None
+    forgetting: JobForgetting | None = None
     integrations: list[Any] | None = None
 
     @model_validator(mode="before")

@@ -9,7 +9,7 @@ from tunewright.cli.job_commands import JOBS, action_command, events_command, lo
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import duration, number, page_size, size, when
 from tunewright.cli.watch import watch_command
-from tunewright_client import Job, JobMeasured, JobPlanned
+from tunewright_client import Job, JobForgetting, JobMeasured, JobPlanned
 
 
 @click.group(cls=Commands)
@@ -66,6 +66,7 @@ def show(remote: Remote, job_id: str) -> None:
             ("trained tokens", job.trained_tokens),
             ("planned", _planned(job.planned)),
             ("measured", _measured(job.measured)),
+            ("forgetting", _forgetting(job.forgetting)),
             ("tuning", pairs({key: _value(value) for key, value in settings.items()})),
             ("seed", job.seed),
             ("metadata", pairs(job.metadata)),
@@ -101,6 +102,14 @@ def _measured(measured: JobMeasured | None) -> str | None:
         measured.device,
     )
     return ", ".join(part for part in parts if part)
+
+
+def _forgetting(found: JobForgetting | None) -> str | None:
+    if found is None:
+        return None
+    kl = f"KL {found.kl:.3f} ({found.low:.3f} to {found.high:.3f}) on general text"
+    loss = f"loss there {found.loss_before:.3f} before, {found.loss:.3f} now"
+    return f"{kl}, {loss}" + (f"; more than {found.bound:g} is much" if found.is_beyond else "")
 
 
 def _value(value: object) -> object:

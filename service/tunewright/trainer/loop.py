@@ -88,10 +88,13 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             self.flush()
             self._pending = self._metrics(state, logs)
         elif "eval_loss" in logs:
-            found = held_out(logs)
-            self.latest |= found
-            if self._pending is not None:
-                self._pending |= found
+            self.add(held_out(logs))
+
+    def add(self, found: dict[str, float]) -> None:
+        """To the metrics, and to the event of the last step."""
+        self.latest |= found
+        if self._pending is not None:
+            self._pending |= found
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.flush()

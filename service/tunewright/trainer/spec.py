@@ -9,6 +9,7 @@ from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import Outcome
 from tunewright.plan.cost import Cost, Rates
 from tunewright.plan.defaults import Resolved
+from tunewright.plan.forgetting import Forgetting
 from tunewright.plan.methods import MethodName
 from tunewright.plan.prediction import Planned
 from tunewright.plan.time import Earlier, Measured
@@ -99,3 +100,5 @@ class TrainingResult(Outcome):
     """Of the last process that trained; None where it did a single step."""
     cost: Cost | None = None
     """Of what was measured."""
+    forgetting: Forgetting | None = None
+    """None where it is not known what the model was before."""

@@ -20,6 +20,7 @@ from tunewright.plan.schedulers import scheduler_options
 from tunewright.rows.mixture import Mixture
 from tunewright.trainer import ranks
 from tunewright.trainer.data import epoch_order, tell_data, tokenized_files
+from tunewright.trainer.general_text import GeneralText, tell_forgetting
 from tunewright.trainer.loading import LoadingCallback, OrderedRows
 from tunewright.trainer.loop import (
     CheckpointCallback,
@@ -145,6 +146,8 @@ def train(
             trainer.args.eval_on_start = True
         else:
             tell_first_evaluation(events, trainer.evaluate())
+    general = GeneralText(trainer, tokenizer, folder, metrics.add, heartbeat.beat)
+    trainer.add_callback(general)
     if rank() != 0:
         # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
         transformers.set_seed(spec.seed + rank())
@@ -153,6 +156,9 @@ def train(
     if checkpoints.stopped:
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
+    forgetting = general.measure()
+    if forgetting is not None:
+        tell_forgetting(events, forgetting)
     save_product(trainer, tokenizer, folder)
     measured = metrics.measured(
         training.longest,
@@ -169,6 +175,7 @@ def train(
         planned=planned,
         measured=measured,
         cost=cost_of_measured(spec, measured),
+        forgetting=forgetting,
         checkpoints=checkpoints.usable(),
     )
 

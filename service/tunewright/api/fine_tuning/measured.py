@@ -43,6 +43,26 @@ class MeasuredObject(Wire):
         return cls(**measured.model_dump(exclude={"length"}), cost=result.cost)
 
 
+class ForgettingObject(Wire):
+    """How far the finished model is from what it was before training, on general text that is part of the package."""
+
+    kl: float = Field(
+        description="KL(before || now), nats per token: a lower bound, of the 128 likeliest tokens."
+    )
+    low: float = Field(description="The lower end of its 95 % interval over passages.")
+    high: float
+    loss: float = Field(description="Nats per token of the text.")
+    loss_before: float
+    tokens: int = Field(description="Of the text.")
+    bound: float = Field(description="That of `kl`, above which the events have the warning `forgets`.")
+    is_beyond: bool
+
+    @classmethod
+    def of(cls, result: JobResult | None) -> ForgettingObject | None:
+        found = result.forgetting if isinstance(result, FineTuningResult) else None
+        return cls(**found.model_dump(), is_beyond=found.is_beyond) if found is not None else None
+
+
 class PlannedTime(Wire):
     """Seconds between which the steps, and the reference's pass before them where there is one, were predicted to
     take."""

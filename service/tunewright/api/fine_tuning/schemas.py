@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, field_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
-from tunewright.api.fine_tuning.measured import MeasuredObject, PlannedObject
+from tunewright.api.fine_tuning.measured import ForgettingObject, MeasuredObject, PlannedObject
 from tunewright.api.fine_tuning.method_schemas import Auto, Hyperparameters, Method
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
@@ -274,6 +274,9 @@ class JobObject(Wire):
     measured: MeasuredObject | None = Field(
         description="What its steps took, once it has succeeded; null where it had one step."
     )
+    forgetting: ForgettingObject | None = Field(
+        description="How far it is from what it was, once it has succeeded; an adapter, from its base."
+    )
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
@@ -312,6 +315,7 @@ class JobObject(Wire):
             else None,
             planned=PlannedObject.of(job.result),
             measured=MeasuredObject.of(job.result),
+            forgetting=ForgettingObject.of(job.result),
         )
 
 
@@ -326,7 +330,8 @@ class EventObject(JobEventBody):
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     data: dict[str, Any] | None = Field(
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
-        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds. Of dpo, "
+        "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds, at "
+        "the end of an epoch general_kl and general_loss (nats per token of general text). Of dpo, "
         "kto and orpo also, with train_ and valid_ before each: reward_margin, reward_chosen, reward_rejected, "
         "logps_chosen and logps_rejected (nats), where chosen means good answers and rejected bad ones; of dpo and "
         "orpo reward_accuracy (the share of pairs whose chosen answer has the larger reward), of orpo nll_loss (nats "

@@ -8,6 +8,7 @@ from tunewright.graders.models import Grader
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.cost import Cost
+from tunewright.plan.forgetting import Forgetting
 from tunewright.plan.methods import MethodName
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.prediction import Planned
@@ -47,3 +48,5 @@ class FineTuningResult(JobResult):
     """None in rows of earlier versions, and where all was done by one step."""
     cost: Cost | None = None
     """Of what was measured; None where no rate was known."""
+    forgetting: Forgetting | None = None
+    """None in rows of earlier versions, and where it is not known what the model was before."""

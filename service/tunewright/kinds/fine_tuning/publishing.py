@@ -88,6 +88,7 @@ def publish_products(
                 planned=result.planned,
                 measured=result.measured,
                 cost=result.cost,
+                forgetting=result.forgetting,
             ),
             checkpoint_metrics=result.checkpoints,
             result_file=_metrics_file(store, workspace, job, request.method),
