@@ -157,3 +157,39 @@ def test_a_gate_is_set_and_shown_by_options_of_aliases(evals: FakeService, run: 
         "accuracy on file-Hn4bX9zK2mWq7Tc1Vd6RjL8s: min 0.8, max drop 0.02"
         in run("aliases", "show", "support-bot")[1]
     )
+
+
+def test_a_suite_is_asked_for_in_the_place_of_a_file(evals: FakeService, run: Run) -> None:
+    code, out, _ = run(
+        "evals", "create", "--model", "support", "--suite", "humaneval", "--samples", "10", "--temperature", "0.8",
+        "--quick",
+    )  # fmt: skip
+    assert (code, out) == (0, f"{DONE['id']}\n")
+    assert json.loads(evals.requests[-1][2]) == {
+        "model": "support",
+        "suite": {"name": "humaneval", "samples": 10},
+        "metrics": "auto",
+        "rows": 200,
+        "temperature": 0.8,
+    }
+    for given, told in (
+        ((), "either --file or --suite"),
+        (("--file", "file-1", "--suite", "mmlu"), "either --file or --suite"),
+        (("--file", "file-1", "--shots", "2"), "are of a --suite"),
+    ):
+        code, _, error = run("evals", "create", "--model", "support", *given)
+        assert (code, told in error) == (2, True), given
+
+
+def test_show_tells_the_suite_and_what_was_forgotten(evals: FakeService, run: Run) -> None:
+    reason = {"name": "forgetting", "verdict": "fail", "message": "mmlu is 20.0% below that of tiny"}
+    judged = {**DONE["report"], "judgement": {"verdict": "fail", "reasons": [reason]}}
+    suite = {"name": "mmlu", "shots": None, "samples": 1}
+    evals.replies["GET", EVALUATION] = (
+        200,
+        {**DONE, "data": None, "filename": "", "suite": suite, "report": judged},
+    )
+    _, shown, _ = run("evals", "show", DONE["id"])
+    assert "suite\tname=mmlu samples=1" in shown
+    assert "mmlu is 20.0% below that of tiny" in shown
+    assert "file" not in [line.split("\t")[0] for line in shown.splitlines()]

@@ -76,6 +76,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_requests": (["--max-requests", "64"], "64", 64),
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),
     "python_graders": (["--python-graders", "sandboxed"], "sandboxed", "sandboxed"),
+    "eval_data": (["--eval-data", "/questions"], "/questions", Path("/questions")),
     "price_per_hour": (["--price-per-hour", "2.5"], "2.5", 2.5),
     "currency": (["--currency", "EUR"], "EUR", "EUR"),
     "device_watts": (["--device-watts", "350"], "350", 350.0),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from rows import FILE, PRODUCT, create_job
+from suites import write_suites
 from tests.conftest import Publish
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
@@ -220,3 +223,95 @@ def test_its_process_gets_a_quarter_of_an_engine_and_half_of_its_context(
     ]
     assert (spec.max_tokens, spec.rows_in_file, spec.rows) == (150, 1, None)
     assert spec.socket.endswith("/gateway.sock")
+
+
+# suites
+
+
+@pytest.fixture
+def with_questions(api: TestClient, built: dict[str, Any], store: Store, data: Workspace) -> TestClient:
+    """The service of an operator who provides questions."""
+    questions = write_suites(data.path / "questions")
+    settings = Settings(
+        data_dir=data.path,
+        base=[f"tiny={embedded_base_path()}"],
+        eval_data=questions,
+        python_graders="sandboxed",
+    )
+    built["server"].app.state.context = ServiceContext(settings, store, data, _control)
+    return api
+
+
+def ask_suite(api: TestClient, name: str = "mmlu", **fields: Any) -> Any:
+    suite = {"name": name, **fields.pop("suite", {})}
+    return api.post(EVALUATIONS, json={"model": "one", "suite": suite, **fields})
+
+
+def test_an_adapter_is_compared_with_its_base_by_a_suite(
+    with_questions: TestClient, store: Store, data: Workspace
+) -> None:
+    made = ask_suite(with_questions, suite={"shots": 2}, rows=2).json()
+
+    assert (made["data"], made["filename"], made["against"]) == (None, "", ["tiny"])
+    assert made["suite"] == {"name": "mmlu", "shots": 2, "samples": 1}
+    job = store.jobs.get(made["id"])
+    assert job is not None
+    settings = with_questions.app.state.context.settings  # type: ignore[attr-defined]
+    service = Service(settings, store, data, on_gpu=False)
+    validated = Evaluation().validate(service, job, WITHOUT_BASE)
+    assert isinstance(validated.resolved, EvaluationPlan)
+    assert validated.resolved.suite_sha256 is not None
+    spec = Evaluation().spec(service, replace(job, resolved=validated.resolved), WITHOUT_BASE)
+    assert spec.suite is not None
+    assert (spec.file, spec.suite.name, spec.suite.shots) == (None, "mmlu", 2)
+    assert spec.suite.python == "sandboxed"
+    assert [model.at_once for model in spec.models] == [1, 1], "four choices are four sequences"
+    assert spec.models[0].cache is None
+    assert spec.models[1].cache is not None
+    other = Evaluation().spec(
+        service, replace(job, seed=job.seed + 1, resolved=validated.resolved), WITHOUT_BASE
+    )
+    assert other.models[1].cache != spec.models[1].cache, "other rows are drawn"
+
+
+def test_a_base_is_compared_with_nothing(with_questions: TestClient) -> None:
+    assert ask_suite(with_questions, model="tiny").json()["against"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "param", "code"),
+    [
+        ("mmlu", {"data": FILE["id"]}, "data", "missing_parameter"),
+        ("mmlu", {"metrics": ["accuracy"]}, "metrics", "invalid_value"),
+        ("mmlu", {"extract": "last_line"}, "extract", "invalid_value"),
+        ("mmlu", {"suite": {"samples": 2}}, "suite.samples", "invalid_value"),
+        ("humaneval", {"suite": {"samples": 2}}, "temperature", "invalid_value"),
+    ],
+)
+def test_what_a_suite_cannot_be_asked_with_is_refused(
+    with_questions: TestClient, name: str, fields: dict[str, Any], param: str, code: str
+) -> None:
+    told = error(ask_suite(with_questions, name, **fields))
+    assert (told["param"], told["code"]) == (param, code)
+
+
+def test_questions_that_are_not_there_are_told(with_questions: TestClient, data: Workspace) -> None:
+    shutil.rmtree(data.path / "questions" / "ceval" / "val")
+    told = error(ask_suite(with_questions, "ceval"))
+    assert told["code"] == "no_eval_data"
+    assert "no ceval/val/*_val.csv" in told["message"]
+
+
+def test_without_questions_or_leave_nothing_is_asked(api: TestClient, built: dict[str, Any]) -> None:
+    told = error(ask_suite(api))
+    assert (told["code"], "--eval-data" in told["message"]) == ("no_eval_data", True)
+    context = built["server"].app.state.context
+    questions = write_suites(context.workspace.path / "questions")
+    settings = Settings(
+        data_dir=context.workspace.path, base=[f"tiny={embedded_base_path()}"], eval_data=questions
+    )
+    built["server"].app.state.context = replace(context, settings=settings)
+    told = error(ask_suite(api, "humaneval"))
+    assert (told["code"], "--python-graders" in told["message"]) == ("python_graders_off", True)
+    assert error(create(api, data=None))["param"] == "data"
+    assert error(create(api, metrics=["pass_at_1"]))["param"] == "metrics"

@@ -27,8 +27,9 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
     async def create(
         self,
         model: str,
-        data: str | Path,
+        data: str | Path | None = None,
         *,
+        suite: str | Mapping[str, Any] | None = None,
         against: str | Sequence[str] = (),
         metrics: str | Sequence[str] = "auto",
         reading: Mapping[str, Any] | None = None,
@@ -43,11 +44,13 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncEvaluation:
-        """Ask a model what the rows of a file ask, and measure its answers.
+        """Ask a model what the rows of a file, or the questions of a suite, ask, and measure its answers.
 
         - model: a base, an adapter, a deployed model, or an alias, of which the present target is evaluated
         - data: the id of a file, or a pathlib.Path of a local file, which is uploaded first. The last answer of each
           row is what is expected
+        - suite: in the place of data, a suite by which forgetting is measured: mmlu, ceval, gsm8k or humaneval, or a
+          mapping with its `name`, `shots` and `samples`. An adapter is then compared with its base
         - against: models that answer the same rows, and are compared with the evaluated one
         - metrics: "auto", a name or names, such as "accuracy" or ["exact_match", "token_f1"]: those of
           docs/how-to/evaluate-models.md
@@ -69,6 +72,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         named = metrics if metrics == "auto" else [metrics] if isinstance(metrics, str) else list(metrics)
         fields = {
             "model": model,
+            "suite": {"name": suite} if isinstance(suite, str) else suite,
             "against": [against] if isinstance(against, str) else list(against) or None,
             "metrics": named,
             "reading": reading,
@@ -82,4 +86,5 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
             "seed": seed,
             "metadata": metadata,
         }
-        return await self._create({"data": data}, idempotency_key or str(uuid.uuid4()), fields)
+        files = {"data": data} if data is not None else {}
+        return await self._create(files, idempotency_key or str(uuid.uuid4()), fields)

@@ -164,7 +164,7 @@ class EvaluationRecord(WorkRecord):
     """A job that measures answers of models. The clients return it as `Evaluation` or `AsyncEvaluation`.
 
     - model, against: the evaluated model, and those that it is compared with
-    - data, filename: the file of the rows
+    - data, filename: the file of the rows; data is None where a suite has the questions
     - results_file: the id of a file with a line for each row: the question, and the answers
     """
 
@@ -172,8 +172,9 @@ class EvaluationRecord(WorkRecord):
     started_at: int | None = None
     against: list[str] = Field(default_factory=list)
     models: list[EvaluatedModel] = Field(default_factory=list[EvaluatedModel])
-    data: str = ""
+    data: str | None = None
     filename: str = ""
+    suite: dict[str, Any] | None = None
     reading: dict[str, Any] | None = None
     metrics: str | list[str] = "auto"
     extract: str = "whole"

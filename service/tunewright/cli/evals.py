@@ -31,6 +31,7 @@ from tunewright.cli.options import (
     tag_option,
 )
 from tunewright.cli.output import page_size, when
+from tunewright.cli.suites import QUICK_ROWS, suite_options
 from tunewright.cli.watch import print_created, watch_command
 from tunewright.metrics.names import METRICS, Extract
 from tunewright_client import Evaluation, EvaluationReport, Judgement
@@ -51,6 +52,7 @@ def evals() -> None:
         "tunewright evals create --model $MODEL --file test.jsonl --rows 200 --seed 7 --json | jq -r .id",
         "tunewright evals create --model $NEW --against $OLD --file test.jsonl --min accuracy=0.8 "
         "--max-drop accuracy=0.02",
+        "tunewright evals create --model $MODEL --suite mmlu --quick --watch",
     )
 )
 @click.option(
@@ -60,9 +62,9 @@ def evals() -> None:
     "--against", multiple=True, help="A model that it is compared with, on the same rows; may be repeated."
 )
 @click.option(
-    "--file", "-f", "file", type=FILE, required=True,
-    help="The rows: a file here, which is uploaded, or an uploaded file's id.",
+    "--file", "-f", "file", type=FILE, help="The rows: a file here, which is uploaded, or an uploaded file's id."
 )  # fmt: skip
+@suite_options
 @click.option(
     "--metric", "metrics", multiple=True, type=click.Choice(METRICS),
     help="May be repeated. Default: those that suit the expected answers.",
@@ -97,7 +99,9 @@ def create(
     *,
     model: str,
     against: tuple[str, ...],
-    file: str | Path,
+    file: str | Path | None,
+    suite: dict[str, Any] | None,
+    quick: bool,
     metrics: tuple[str, ...],
     extract: str | None,
     json_schema: Path | None,
@@ -119,12 +123,14 @@ def create(
 ) -> int:
     """Start an evaluation and print its id.
 
-    The models answer what the rows of a file ask, and their answers are compared with the expected ones.
+    The models answer what the rows of a file ask, or the questions of a suite, and their answers are compared with the
+    expected ones. A suite tells what a model has forgotten: an adapter is compared with its base.
     docs/how-to/evaluate-models.md describes the metrics.
     """
     evaluation = remote.client.evaluations.create(
         model,
         file,
+        suite=suite,
         against=against,
         metrics=metrics or "auto",
         reading=reading_of(columns, tags, alpaca),
@@ -132,7 +138,7 @@ def create(
         json_schema=_schema(json_schema) if json_schema else None,
         judge=_judge(judge, judge_elsewhere, calibrate),
         require=limits_of(least, largest, drops) or None,
-        rows=rows,
+        rows=QUICK_ROWS if quick and rows is None else rows,
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
@@ -198,7 +204,11 @@ def show(remote: Remote, evaluation_id: str) -> None:
         [
             ("id", one.id),
             ("status", one.status),
-            ("file", f"{one.filename} ({one.data})"),
+            ("file", f"{one.filename} ({one.data})" if one.data else None),
+            (
+                "suite",
+                pairs({key: value for key, value in one.suite.items() if value}) if one.suite else None,
+            ),
             *(
                 ("model", m.name if m.asked == m.name else f"{m.name} (asked for as {m.asked})")
                 for m in one.models

@@ -246,6 +246,11 @@ class JobOptions(Group):
         description="Whether graders may be programs, which whoever can send requests writes. sandboxed: without files,"
         " network and other processes, where the kernel can do that; unconfined: with limits of time and memory only.",
     )
+    eval_data: Path | None = Field(
+        None,
+        description="A folder with the questions of MMLU, C-Eval, GSM8K and HumanEval, by which evaluations measure"
+        " what a model has forgotten; nothing is downloaded. Default: none.",
+    )
     price_per_hour: float | None = Field(
         None,
         gt=0,

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,13 @@ from typing import Any, Literal
 import aiohttp
 
 from tunewright.evaluator.folder import Asked, EvaluationSpec
+from tunewright.evaluator.programs import NotRun, Programs
 from tunewright.evaluator.questions import Question
+from tunewright.evaluator.suites import SuiteQuestion
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.metrics.figures import Scores
 
-Task = Literal["answer", "score"]
+Task = Literal["answer", "score", "choice", "program"]
 Key = tuple[int, int, Task]
 """Number of the model, number of the question, and what it is asked for."""
 
@@ -50,6 +52,10 @@ class Kept:
     tokens: int | None = None
     """Tokens of the answer."""
     scores: Scores | None = None
+    answers: list[str] | None = None
+    """Several, in the place of one."""
+    passed: list[bool] | None = None
+    """Whether each of them passes its tests."""
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -124,9 +130,22 @@ class Asking:
         self._answers = answers
         self._on_answer = on_answer
         self._last_answer = time.monotonic()
+        self._ask_for: dict[Task, Callable[[aiohttp.ClientSession, Asked, Question], Awaitable[Kept]]] = {
+            "answer": self._answer,
+            "score": self._score,
+            "choice": self._choose,
+            "program": self._program,
+        }
+        self._programs = Programs(spec.suite.python if spec.suite else "off")
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Return when all is answered. Raises Stopped, and TrainingFailed where a model cannot answer at all."""
+        try:
+            await self._run(stopped)
+        finally:
+            self._programs.close()
+
+    async def _run(self, stopped: asyncio.Event) -> None:
         timeout = aiohttp.ClientTimeout(total=self._spec.request_timeout + 60)
         connector = aiohttp.UnixConnector(path=self._spec.socket, limit=0)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -172,7 +191,7 @@ class Asking:
         wait, faults = _FIRST_WAIT, 0
         while True:
             try:
-                kept = await (self._answer if task == "answer" else self._score)(session, model, row)
+                kept = await self._ask_for[task](session, model, row)
                 self._last_answer = time.monotonic()
                 return kept
             except Refused as refusal:
@@ -193,17 +212,83 @@ class Asking:
                 wait = min(2 * wait, _LONGEST_WAIT)
 
     async def _answer(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
-        spec = self._spec
-        body = row.asked() | {
-            "temperature": spec.temperature,
-            "seed": spec.seed + row.place,
-            "max_tokens": spec.max_tokens,
-        }
-        answer = await self._post(session, model, row.path, body)
+        answer = await self._generated(session, model, row)
         choice = answer["choices"][0]
         text = choice.get("text") if row.messages is None else (choice.get("message") or {}).get("content")
         usage = answer.get("usage") or {}
         return Kept(text or "", choice.get("finish_reason"), usage.get("completion_tokens"))
+
+    async def _generated(
+        self, session: aiohttp.ClientSession, model: Asked, row: Question, **further: Any
+    ) -> dict[str, Any]:
+        spec = self._spec
+        body: dict[str, Any] = {
+            "temperature": spec.temperature,
+            "seed": spec.seed + row.place,
+            "max_tokens": spec.max_tokens,
+        }
+        if isinstance(row, SuiteQuestion):
+            body["stop"] = list(row.stop)
+        return await self._fitting(
+            row, lambda asked: self._post(session, model, row.path, {**asked, **body, **further})
+        )
+
+    async def _fitting(
+        self, row: Question, ask: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """The answer to the first form of the question for which the context has room."""
+        forms = list(row.forms())
+        for form in forms[:-1]:
+            try:
+                return await ask(form)
+            except Refused as refusal:
+                if refusal.code != "context_length_exceeded":
+                    raise
+        return await ask(forms[-1])
+
+    async def _choose(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
+        """The choice that is the likeliest behind the question, as lm-evaluation-harness finds it: by the sum of the
+        log-probabilities of its tokens, a space before it."""
+        assert isinstance(row, SuiteQuestion), "others have no choices"
+
+        async def chosen(asked: dict[str, Any]) -> dict[str, Any]:
+            prompts = [asked["prompt"]] + [f"{asked['prompt']} {choice}" for choice in row.choices]
+            tokens = [
+                (await self._post(session, model, "/tokenize", {"prompt": one}))["tokens"] for one in prompts
+            ]
+            begin = len(tokens[0])
+            body = {"prompt": tokens[1:], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+            answer = await self._post(session, model, "/v1/completions", body)
+            scored = sorted(answer["choices"], key=lambda one: int(one["index"]))
+            return {
+                "sums": [
+                    sum(
+                        place[str(token)]["logprob"]
+                        for token, place in zip(
+                            whole[begin:], one["prompt_logprobs"][begin : len(whole)], strict=True
+                        )
+                    )
+                    for whole, one in zip(tokens[1:], scored, strict=True)
+                ]
+            }
+
+        sums = (await self._fitting(row, chosen))["sums"]
+        return Kept(row.choices[sums.index(max(sums))])
+
+    async def _program(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
+        """Programs, and whether each passes its tests: `n` of them are drawn by one request."""
+        suite = self._spec.suite
+        assert suite is not None, "others have no tests"
+        assert isinstance(row, SuiteQuestion), "others have no tests"
+        answer = await self._generated(session, model, row, n=suite.samples)
+        choices = sorted(answer["choices"], key=lambda one: int(one["index"]))
+        texts = [str(one.get("text") or "") for one in choices]
+        try:
+            passed = list(await asyncio.gather(*(self._programs.passes(row, text) for text in texts)))
+        except NotRun as error:
+            raise TrainingFailed("programs_not_run", f"no program can be run here: {error}") from error
+        finish = "length" if any(one.get("finish_reason") == "length" for one in choices) else "stop"
+        return Kept(texts[0], finish, answers=texts if len(texts) > 1 else None, passed=passed)
 
     async def _score(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
         """The log-probabilities of the expected answer's tokens, with those that the chat template ends it with."""

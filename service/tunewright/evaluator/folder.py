@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import JobFolder, Outcome
-from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.names import Extract, MetricName, SuiteName
 from tunewright.metrics.verdicts import Limit
 from tunewright.rows.reading import Reading
 
@@ -29,6 +30,24 @@ class Asked(BaseModel):
     others."""
     at_once: int
     """Requests in flight at a time."""
+    cache: str | None = None
+    """A file of answers that other evaluations have had, or will find."""
+
+
+class AskedSuite(BaseModel):
+    """Questions of the operator's, in the place of a file's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: SuiteName
+    data: str
+    """The operator's folder."""
+    shots: int | None = None
+    """Examples before each question; None: as many as is usual for the suite."""
+    samples: int = 1
+    """Programs for each question."""
+    python: Mode = "off"
+    """Whether these are run, as the operator says."""
 
 
 class AskedJudge(Asked):
@@ -54,10 +73,11 @@ class EvaluationSpec(BaseModel):
     """Seconds that an answer may take."""
     models: list[Asked]
     """The one that is evaluated, then those that it is compared with."""
-    file: str
-    """The path of the data."""
+    file: str | None
+    """The path of the data; None: `suite` has the questions."""
+    suite: AskedSuite | None = None
     reading: Reading = Reading()
-    rows_in_file: int
+    rows_in_file: int = 0
     rows: int | None = None
     """How many rows are drawn; None: all of them."""
     seed: int

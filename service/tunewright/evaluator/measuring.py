@@ -11,6 +11,7 @@ import numpy as np
 
 from tunewright.evaluator.asking import Kept, Task
 from tunewright.evaluator.folder import EvaluationSpec
+from tunewright.evaluator.forgetting import forgotten
 from tunewright.evaluator.judging import Judgements
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.report import (
@@ -23,6 +24,7 @@ from tunewright.evaluator.report import (
     Figure,
     ModelFigures,
 )
+from tunewright.evaluator.suites import SUITES
 from tunewright.evaluator.verdict import judge
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.metrics.auto import choose
@@ -30,6 +32,7 @@ from tunewright.metrics.figures import Measured, by_field, confusion, labels_of,
 from tunewright.metrics.intervals import Floats, Table, difference, interval
 from tunewright.metrics.names import KINDS, OF_LABELS, OF_SCORES, MetricName
 from tunewright.metrics.structured import NOT_JSON, InvalidSchema, fits, parsed, validator_of
+from tunewright.metrics.verdicts import overall
 
 _MOST_LABELS, _MOST_FIELDS = 50, 100
 _CHANGED = 10
@@ -58,12 +61,17 @@ class Answered:
         return self.kept[task]
 
     def answers(self) -> list[str | None]:
-        return [one.answer if one.error is None else None for one in self.kept.get("answer", [])]
+        kept = next((found for task, found in self.kept.items() if task != "score"), [])
+        return [one.answer if one.error is None else None for one in kept]
 
 
 def plan(spec: EvaluationSpec, expected: Sequence[str]) -> Plan:
     """The metrics, and what has to be asked for them. Raises TrainingFailed where the data does not have what a metric
     needs."""
+    if spec.suite is not None:
+        suite, samples = SUITES[spec.suite.name], spec.suite.samples
+        task: Task = "choice" if suite.chance else "program" if suite.name == "humaneval" else "answer"
+        return Plan(suite.metrics(samples), f"the suite {suite.name}", (task,))
     if spec.metrics is None:
         metrics, why = choose(expected, has_schema=spec.json_schema is not None)
         metrics = tuple(dict.fromkeys([*metrics, *(limit.metric for limit in spec.require or ())]))
@@ -105,8 +113,9 @@ def measure(
     measured = [
         Measured(
             expected,
-            one.answers() or [None] * len(rows),
+            _compared_parts(rows, one.answers()) or [None] * len(rows),
             [kept.scores for kept in one.kept.get("score", [])],
+            [kept.passed or [] for kept in one.kept.get("program", [])],
             spec.extract,
             validator,
         )
@@ -152,8 +161,11 @@ def measure(
         judged=judgements.report([model.name for model in spec.models[1:]]) if judgements else None,
         calibration=judgements.calibration() if judgements else None,
     )
-    if spec.require:
-        report.judgement = judge(report, spec.require)
+    reasons = list(judge(report, spec.require).reasons) if spec.require else []
+    if spec.suite is not None:
+        reasons += forgotten(SUITES[spec.suite.name], spec, [one[what.metrics[0]] for one in tables])
+    if reasons:
+        report.judgement = overall(reasons)
     shown: list[RowFigures] = [
         {
             metric: [_finite(value) for value in found]
@@ -170,6 +182,13 @@ def _table(metric: MetricName, number: int, rows: Measured, judgements: Judgemen
         return table(metric, rows)
     assert judgements is not None, "a judge is asked before anything is measured"
     return judgements.table(number)
+
+
+def _compared_parts(rows: Sequence[Question], answers: Sequence[str | None]) -> list[str | None]:
+    return [
+        row.compared(answer) if answer is not None else None
+        for row, answer in zip(rows, answers, strict=False)
+    ]
 
 
 def _of_model(
@@ -194,7 +213,7 @@ def _of_model(
         figures=figures,
         unanswered=len(errors),
         first_error=_storable(errors[0]) if errors else None,
-        cut=sum(one.finish == "length" for one in answered.kept.get("answer", [])),
+        cut=sum(one.finish == "length" for one in kept),
         confusion=_confusion(measured) if OF_LABELS & set(what.metrics) else None,
         fields=_fields(measured) if "field_accuracy" in what.metrics else None,
     )

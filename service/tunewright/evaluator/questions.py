@@ -36,6 +36,14 @@ class Question:
             return {"prompt": self.prompt}
         return {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}
 
+    def forms(self) -> Iterator[dict[str, Any]]:
+        """What is asked; behind it what is asked instead where a context has no room for that."""
+        yield self.asked()
+
+    def compared(self, answer: str) -> str:
+        """The part of an answer that is compared with the expected one."""
+        return answer
+
     def with_expected(self) -> dict[str, Any]:
         """The same with the expected answer behind it."""
         if self.messages is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tunewright.apart import limit_memory
 from tunewright.atomic import write_atomically
 from tunewright.evaluator.asking import AnswersFile, Asking, Kept, Stopped, Task
+from tunewright.evaluator.cached import keep_cached, take_cached
 from tunewright.evaluator.folder import (
     AskedJudge,
     Evaluated,
@@ -29,6 +30,7 @@ from tunewright.evaluator.folder import (
 from tunewright.evaluator.judging import Judgements, Judging, Pair, labelled_pairs
 from tunewright.evaluator.measuring import Answered, Plan, measure, plan
 from tunewright.evaluator.questions import Question, drawn, questions
+from tunewright.evaluator.suites import SUITES
 from tunewright.jobs.failure import TrainingFailed, explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
@@ -86,14 +88,17 @@ async def _evaluated(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
     folder.work.mkdir(exist_ok=True)
     beating = asyncio.create_task(_beat(folder))
     try:
-        rows, skipped = await asyncio.to_thread(_read, spec)
+        rows, skipped, in_file = await asyncio.to_thread(_read, spec)
+        spec = spec.model_copy(update={"rows_in_file": in_file})
         what = await asyncio.to_thread(plan, spec, [row.expected for row in rows])
         answers = AnswersFile(answers_file(folder))
         with contextlib.closing(answers):
+            take_cached(spec, rows, what.tasks, answers)
             names = " against ".join([spec.models[0].name, *(["others"] if len(spec.models) > 1 else [])])
             _tell(events, f"Evaluating {names} on {len(rows)} rows: {', '.join(what.metrics)} ({what.why})")
             progress = _Progress(folder, events, len(rows) * len(what.tasks) * len(spec.models), answers)
             await Asking(spec, rows, what.tasks, answers, progress.tell).run(stopped)
+            keep_cached(spec, rows, what.tasks, answers)
             progress.tell(is_last=True)
         judgements = None
         if spec.judge is not None:
@@ -147,8 +152,13 @@ async def _beat(folder: JobFolder) -> None:
         await asyncio.sleep(_BEAT)
 
 
-def _read(spec: EvaluationSpec) -> tuple[list[Question], int]:
-    """The questions, and the number of rows that have none."""
+def _read(spec: EvaluationSpec) -> tuple[list[Question], int, int]:
+    """The questions, the number of drawn rows that have none, and that of all rows."""
+    if spec.suite is not None:
+        every = SUITES[spec.suite.name].questions(Path(spec.suite.data), spec.suite.shots)
+        numbers = sorted(drawn(len(every), spec.rows, spec.seed))
+        return [every[number] for number in numbers], 0, len(every)
+    assert spec.file is not None, "it has a file or a suite"
     found = list(questions(Path(spec.file), spec.reading, drawn(spec.rows_in_file, spec.rows, spec.seed)))
     rows = [row for row in found if row is not None]
     if not rows:
@@ -156,7 +166,7 @@ def _read(spec: EvaluationSpec) -> tuple[list[Question], int]:
             "invalid_data",
             "no row has an answer in words with something asked before it: there is nothing to compare",
         )
-    return rows, len(found) - len(rows)
+    return rows, len(found) - len(rows), spec.rows_in_file
 
 
 def _measured(

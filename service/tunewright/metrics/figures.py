@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from jsonschema.protocols import Validator
 
 from tunewright.metrics import overlap, structured, texts
 from tunewright.metrics.intervals import Floats, Table, means, ratio
-from tunewright.metrics.names import KINDS, OF_LABELS, OF_SCORES, Extract, MetricName
+from tunewright.metrics.names import KINDS, OF_LABELS, OF_PROGRAMS, OF_SCORES, Extract, MetricName
 
 OTHER = "(other)"
 """The class of answers that are none of the labels."""
@@ -36,6 +37,8 @@ class Measured:
     expected: Sequence[str]
     answers: Sequence[str | None]
     scores: Sequence[Scores | None] = ()
+    passed: Sequence[Sequence[bool]] = ()
+    """Of each row, whether each of its programs has passed; nothing where there is none."""
     extract: Extract = "whole"
     validator: Validator | None = None
     _texts: list[tuple[str, str]] = field(default_factory=list)
@@ -54,6 +57,8 @@ def table(metric: MetricName, rows: Measured) -> Table:
     """What the metric is computed from."""
     if metric in OF_SCORES:
         return _of_scores(metric, rows.scores)
+    if metric in OF_PROGRAMS:
+        return _of_programs(int(metric.removeprefix("pass_at_")), rows.passed)
     if metric in OF_LABELS:
         return _of_labels(metric, rows)
     if metric in _CORPUS:
@@ -129,6 +134,22 @@ def _of_labels(metric: MetricName, rows: Measured) -> Table:
         return np.asarray((f1 * weights).sum(1) / np.maximum(weights.sum(1), 1))
 
     return Table(numbers.reshape(len(wanted), -1), figure)
+
+
+# programs
+
+
+def _of_programs(k: int, passed: Sequence[Sequence[bool]]) -> Table:
+    most = max(map(len, passed), default=0)
+    return means([pass_at_k(len(one), sum(one), k) for one in passed], is_share=most <= 1)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """The probability that one of k programs passes, of n that were drawn and of which so many have passed: the
+    unbiased estimate of Chen et al. 2021 (arXiv 2107.03374, equation 1). Zero where there are none."""
+    if n - right < k:
+        return 1.0 if right else 0.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - right + 1, n + 1))
 
 
 # JSON

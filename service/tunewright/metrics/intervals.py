@@ -126,6 +126,25 @@ def difference(first: Table, second: Table, seed: int, samples: int = SAMPLES) -
     return Difference(value, low, high, _permutation(first, second, value, seed, samples), "permutation")
 
 
+def relative_drop(now: Table, before: Table, seed: int, samples: int = SAMPLES) -> tuple[float, float, float]:
+    """By how much of the second figure the first is below it, on the same rows, with its paired bootstrap interval. NaN
+    where the second is 0. Samples in which it is 0 count as no drop."""
+
+    def drop(ours: Floats, theirs: Floats) -> Floats:
+        found: Floats = np.divide(theirs - ours, theirs, out=np.zeros(len(theirs)), where=theirs > 0)
+        return found
+
+    if not now.rows or not before.value() > 0:
+        return math.nan, math.nan, math.nan
+    k = now.numbers.shape[1]
+    found = [
+        drop(now.figure(sums[:, :k]), before.figure(sums[:, k:]))
+        for sums in _bootstrap([now.numbers, before.numbers], seed, samples)
+    ]
+    low, high = _quantiles(np.concatenate(found))
+    return (before.value() - now.value()) / before.value(), low, high
+
+
 def mcnemar_exact(better: int, worse: int) -> float:
     """The two-sided p-value of so many rows that only one of two models has right (McNemar 1947, exact)."""
     n = better + worse

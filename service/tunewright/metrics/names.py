@@ -7,15 +7,21 @@ from typing import Literal, get_args
 
 MetricName = Literal[
     "accuracy", "macro_f1", "weighted_f1", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf",
-    "json_valid", "schema_valid", "field_accuracy", "perplexity", "token_accuracy", "judge",
+    "json_valid", "schema_valid", "field_accuracy", "perplexity", "token_accuracy", "judge", "pass_at_1", "pass_at_10",
+    "pass_at_100",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 Extract = Literal["whole", "first_line", "last_line", "last_number"]
 """Which part of an answer, and of the expected one, is compared."""
 
+SuiteName = Literal["mmlu", "ceval", "gsm8k", "humaneval"]
+"""Sets of questions by which forgetting is measured."""
+
 OF_LABELS = frozenset({"accuracy", "macro_f1", "weighted_f1"})
 OF_SCORES = frozenset({"perplexity", "token_accuracy"})
-"""Measured on the tokens of the expected answers; all others are measured on answers."""
+"""Measured on the tokens of the expected answers; others are measured on answers."""
+OF_PROGRAMS = frozenset({"pass_at_1", "pass_at_10", "pass_at_100"})
+"""Measured by running answers that are programs."""
 
 
 @dataclass(frozen=True)

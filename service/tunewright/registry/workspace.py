@@ -38,6 +38,7 @@ class Workspace:
         self.leases = self.run / "leases"
         self.hub = self.path / "hub"
         self.token_cache = TokenCache(self.path / "token-cache")
+        self.suite_answers = self.path / "suite-answers"
         self.tmp = self.path / "tmp"
         self._removals = Removals(self.run, self.tmp)
         self.artifacts: ArtifactStore = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)

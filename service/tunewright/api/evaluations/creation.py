@@ -6,6 +6,7 @@ Names are looked up once, here: what an alias points to now is evaluated, whatev
 from __future__ import annotations
 
 from tunewright.api.evaluations.schemas import CreateEvaluation
+from tunewright.api.evaluations.suites import check_suite
 from tunewright.api.gateway.routing import not_deployed, refuse_unservable
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_data_file, create_once
@@ -20,10 +21,12 @@ from tunewright.kinds.evaluation.models import (
     EvaluatedModel,
     EvaluationRequest,
     JudgeRequest,
+    SuiteRequest,
 )
+from tunewright.metrics.names import OF_PROGRAMS
 from tunewright.metrics.structured import InvalidSchema, validator_of
 from tunewright.rows.canonical import RowKind
-from tunewright.store.records import Engine, EngineInfo, Job, JobInput, NewJob, TunedModel
+from tunewright.store.records import Engine, EngineInfo, FileRecord, Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import ModelKind
 
 
@@ -44,20 +47,19 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
         if any(model.name == other.name for other, _ in found):
             raise InvalidRequest(f"{model.name} is named twice: there is nothing to compare.", param=param)
         found.append((model, weights))
+    if body.suite is not None and not body.against:
+        found += _base_of(context, found[0][1])
     judge, judge_weights = _judge(context, body)
-    options = DataOptions(**body.reading.model_dump()) if body.reading else DataOptions()
-    file, report = check_data_file(context, "data", body.data, options, code="invalid_data")
-    if report is not None and report["kind"] is not None and RowKind(report["kind"]) not in USABLE:
-        why = why_no_answers(report["format"], report["kind"])
-        raise InvalidRequest(f"File {file.id} cannot be used: {why}.", param="data", code="invalid_data")
+    file = _checked_file(context, body)
     return NewJob(
         kind=EVALUATION.name,
         base=NO_BASE,
         request=EvaluationRequest(
             models=[model for model, _ in found],
-            filename=file.filename,
-            sha256=file.sha256,
-            reading=options,
+            filename=file.filename if file else "",
+            sha256=file.sha256 if file else "",
+            suite=SuiteRequest(**body.suite.model_dump()) if body.suite else None,
+            reading=_reading(body),
             metrics=None if body.metrics == "auto" else body.metrics,
             extract=body.extract,
             json_schema=body.json_schema,
@@ -69,7 +71,7 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
         ),
         seed=body.seed,
         inputs=(
-            JobInput(DATA_FILE, file_id=file.id),
+            *((JobInput(DATA_FILE, file_id=file.id),) if file else ()),
             *(
                 JobInput(WEIGHTS, sha256=weights.sha256)
                 for weights in (*(weights for _, weights in found), judge_weights)
@@ -105,6 +107,39 @@ def _judge(context: ServiceContext, body: CreateEvaluation) -> tuple[JudgeReques
         return JudgeRequest(**how), None
     model, weights = _resolved(context, body.judge.model, "judge.model")
     return JudgeRequest(model=model, **how), weights
+
+
+def _checked_file(context: ServiceContext, body: CreateEvaluation) -> FileRecord | None:
+    """The file of the rows; None where a suite has the questions. Raises InvalidRequest."""
+    if (body.data is None) == (body.suite is None):
+        raise InvalidRequest("Give either `data` or `suite`.", param="data", code="missing_parameter")
+    if body.suite is not None:
+        check_suite(context.settings, body, body.suite)
+    if body.data is None:
+        return None
+    if named := OF_PROGRAMS & set(body.metrics):
+        raise InvalidRequest(
+            f"{min(named)} is measured by the tests of a suite: give `suite` humaneval in the place of `data`.",
+            param="metrics",
+        )
+    file, report = check_data_file(context, "data", body.data, _reading(body), code="invalid_data")
+    if report is not None and report["kind"] is not None and RowKind(report["kind"]) not in USABLE:
+        why = why_no_answers(report["format"], report["kind"])
+        raise InvalidRequest(f"File {file.id} cannot be used: {why}.", param="data", code="invalid_data")
+    return file
+
+
+def _reading(body: CreateEvaluation) -> DataOptions:
+    return DataOptions(**body.reading.model_dump()) if body.reading else DataOptions()
+
+
+def _base_of(
+    context: ServiceContext, model: TunedModel | None
+) -> list[tuple[EvaluatedModel, TunedModel | None]]:
+    """The base of an adapter, which is served where the adapter is."""
+    if model is None or model.kind is not ModelKind.ADAPTER:
+        return []
+    return [_resolved(context, model.base, "against")]
 
 
 def _check_metrics(body: CreateEvaluation) -> None:

@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tunewright.api.fine_tuning.data import FileReading
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.evaluator.report import EvaluationReport
-from tunewright.kinds.evaluation.kind import data_of, request_of
+from tunewright.kinds.evaluation.kind import file_of, request_of
 from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationResult, JudgeRequest
-from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.names import Extract, MetricName, SuiteName
 from tunewright.metrics.verdicts import Limit
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
@@ -56,6 +56,18 @@ class JudgeBody(Body):
         return self
 
 
+class SuiteBody(Body):
+    """Questions that the operator provides, asked as lm-evaluation-harness asks them."""
+
+    name: SuiteName
+    shots: int | None = Field(
+        None, ge=0, le=25, description="Examples before each question. Default: 5, of humaneval none."
+    )
+    samples: int = Field(
+        1, ge=1, le=200, description="Programs for each question of humaneval; pass_at_10 needs 10 of them."
+    )
+
+
 class CreateEvaluation(Body):
     """The models, the rows, and what is measured."""
 
@@ -66,10 +78,17 @@ class CreateEvaluation(Body):
     against: list[_Name] = Field(
         default_factory=list, max_length=7, description="Models that it is compared with, on the same rows."
     )
-    data: Text = Field(
+    data: Text | None = Field(
+        None,
         max_length=64,
         description="The id of a file for fine-tune, of conversations, prompts with completions, or preferences (the "
         "better answer counts). The last answer of each row is what is expected; what is before it is asked.",
+    )
+    suite: SuiteBody | None = Field(
+        None,
+        description="In the place of `data`: a suite by which forgetting is measured. Where `against` is empty, an "
+        "adapter is compared with its base. The report's `judgement` says whether the model is below the others by "
+        "more than 5 % (mmlu, ceval) or 10 % (gsm8k, humaneval) of what they have right.",
     )
     reading: FileReading | None = Field(None, description="How the file is read.")
     metrics: Literal["auto"] | Annotated[list[MetricName], Field(min_length=1, max_length=15)] = Field(
@@ -156,8 +175,9 @@ class EvaluationObject(Wire):
     model: str = Field(description="The evaluated model: never an alias.")
     against: list[str]
     models: list[EvaluatedModelObject] = Field(description="`model`, then those of `against`.")
-    data: str
+    data: str | None
     filename: str
+    suite: SuiteBody | None
     reading: FileReading | None
     metrics: Literal["auto"] | list[MetricName] = Field(
         description="As asked for; the report has what auto became."
@@ -197,8 +217,9 @@ class EvaluationObject(Wire):
             model=models[0].name,
             against=[model.name for model in models[1:]],
             models=models,
-            data=data_of(job),
+            data=file_of(job),
             filename=request.filename,
+            suite=SuiteBody(**request.suite.model_dump()) if request.suite else None,
             reading=FileReading(**given) if given else None,
             metrics="auto" if request.metrics is None else request.metrics,
             extract=request.extract,

@@ -18,6 +18,7 @@ from tunewright.kinds.evaluation.models import (
     EvaluationResult,
     JudgeRequest,
 )
+from tunewright.kinds.evaluation.suites import asked_suite, at_once, cache_file, fitting, validated_suite
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import place_file
 from tunewright.registry.bases import BaseInfo
@@ -56,8 +57,12 @@ class Evaluation(Kind):
         return [model.name for model in _asked(request) if model.has_weights][position]
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
-        request, id = request_of(job), data_of(job)
+        request = request_of(job)
         engines = _engines(service, request)
+        if request.suite is not None:
+            return validated_suite(service, request, request.suite, engines)
+        id = file_of(job)
+        assert id is not None, "an evaluation without a suite has a file"
         has_template = all(engine.info is None or engine.info.has_chat_template for engine in engines)
         try:
             with service.workspace.file(id).open("rb") as file:
@@ -68,14 +73,10 @@ class Evaluation(Kind):
             raise JobRefused("invalid_data", found.problem, "data")
         if found.kind not in USABLE:
             raise JobRefused("invalid_data", why_no_answers(str(found.format), str(found.kind)), "data")
-        contexts = [
-            engine.info.max_model_len for engine in engines if engine.info and engine.info.max_model_len
-        ]
-        most = min(contexts, default=2 * _MAX_TOKENS)
         plan = EvaluationPlan(
             rows_in_file=found.rows,
             has_template=has_template,
-            max_tokens=request.max_tokens or max(1, min(_MAX_TOKENS, most // 2)),
+            max_tokens=request.max_tokens or fitting(_MAX_TOKENS, engines),
         )
         return Validated(plan, f"File validated ({found.rows} rows)")
 
@@ -83,15 +84,22 @@ class Evaluation(Kind):
         request, plan = request_of(job), job.resolved
         assert isinstance(plan, EvaluationPlan), f"{job.id} was not validated"
         places = {engine.name: _places(engine) for engine in _engines(service, request)}
+        data, suite = file_of(job), request.suite
         return EvaluationSpec(
             job_id=job.id,
             socket=str(inner_socket(service.workspace.path)),
             request_timeout=service.settings.server.request_timeout,
             models=[
-                Asked(name=model.name, content=model.content, at_once=places.get(model.engine, 1))
+                Asked(
+                    name=model.name,
+                    content=model.content,
+                    at_once=at_once(places.get(model.engine, 1), suite),
+                    cache=cache_file(service, job, request, plan, model),
+                )
                 for model in request.models
             ],
-            file=str(service.workspace.file(data_of(job))),
+            file=str(service.workspace.file(data)) if data is not None else None,
+            suite=asked_suite(service, suite) if suite is not None else None,
             reading=request.reading.reading(plan.has_template),
             rows_in_file=plan.rows_in_file,
             rows=request.rows or (MOST_ROWS if plan.rows_in_file > MOST_ROWS else None),
@@ -134,10 +142,9 @@ def request_of(job: Job) -> EvaluationRequest:
     return job.request
 
 
-def data_of(job: Job) -> str:
-    id = job.file(DATA_FILE)
-    assert id is not None, "every evaluation has a file"
-    return id
+def file_of(job: Job) -> str | None:
+    """The id of the rows' file; None where a suite has the questions."""
+    return job.file(DATA_FILE)
 
 
 def why_no_answers(format: str, kind: str) -> str:

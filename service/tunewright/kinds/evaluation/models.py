@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
-from tunewright.metrics.names import Extract, MetricName
+from tunewright.metrics.names import Extract, MetricName, SuiteName
 from tunewright.metrics.verdicts import Limit
 
 DATA_FILE, WEIGHTS = "data", "model"
@@ -44,6 +44,16 @@ class JudgeRequest(BaseModel):
     calibrate: int = 0
 
 
+class SuiteRequest(BaseModel):
+    """A suite of questions of the operator's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: SuiteName
+    shots: int | None = None
+    samples: int = 1
+
+
 class EvaluationRequest(BaseModel):
     """The request."""
 
@@ -51,8 +61,10 @@ class EvaluationRequest(BaseModel):
 
     models: list[EvaluatedModel]
     """The evaluated one, then those that it is compared with."""
-    filename: str
-    sha256: str
+    filename: str = ""
+    sha256: str = ""
+    """The hash of the file; empty where a suite has the questions."""
+    suite: SuiteRequest | None = None
     reading: DataOptions = DataOptions()
     metrics: list[MetricName] | None = None
     """None: auto."""
@@ -71,7 +83,9 @@ class EvaluationPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    rows_in_file: int
+    rows_in_file: int = 0
+    suite_sha256: str | None = None
+    """The hash of a suite's files."""
     has_template: bool = True
     """Whether Alpaca rows become conversations."""
     max_tokens: int
