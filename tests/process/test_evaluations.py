@@ -118,6 +118,25 @@ def test_one_that_cannot_be_measured_fails_with_the_reason(client: Tunewright, r
         client.evaluations.create(BASE, rows, metrics=["field_accuracy"]).wait(timeout=60)
 
 
+def test_latency_of_models_side_by_side(client: Tunewright) -> None:
+    load = {"at_once": [1, 3], "prompt_tokens": 16, "answer_tokens": 5, "requests": 6}
+
+    done = client.evaluations.create(BASE, against=[FIRST], metrics="latency", load=load).wait(timeout=120)
+
+    assert (done.metrics, done.data, done.report is not None) == (["latency"], None, True)
+    assert done.report is not None
+    loads = done.report.loads or []
+    assert [(one.model, one.at_once) for one in loads] == [(BASE, 1), (FIRST, 1), (BASE, 3), (FIRST, 3)]
+    for one in loads:
+        assert (one.requests, one.failed, one.tokens) == (6, 0, 30)
+        assert one.first_token is not None
+        assert one.whole is not None
+        assert 200 <= one.first_token.p50 <= one.whole.p50, "the stand-in takes 0.2 s to begin"
+        assert one.price_per_million_tokens is None
+    lines = client.files.content(done.results_file or "").splitlines()
+    assert len(lines) == 24
+
+
 def test_the_inner_gateway_is_private_and_knows_no_aliases(service: Service, client: Tunewright) -> None:
     socket = inner_socket(Workspace(service.data_dir).path)
     assert (socket.stat().st_mode & 0o777, socket.parent.stat().st_mode & 0o777) == (0o600, 0o700)

@@ -56,11 +56,15 @@ class Gateway:
         asyncio.set_event_loop(self._loop)
         app = web.Application()
         app.router.add_post("/ask", self._ask)
+        self.add_routes(app)
         runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True)
         self._loop.run_until_complete(runner.setup())
         self._loop.run_until_complete(web.UnixSite(runner, str(self.socket)).start())
         self._ready.set()
         self._loop.run_forever()
+
+    def add_routes(self, app: web.Application) -> None:
+        """Further ones."""
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

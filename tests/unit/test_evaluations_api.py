@@ -17,7 +17,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.kinds.evaluation.kind import Evaluation
 from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationRequest
-from tunewright.kinds.kind import WITHOUT_BASE, Service
+from tunewright.kinds.kind import WITHOUT_BASE, JobRefused, Service
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import EngineInfo
@@ -315,3 +315,68 @@ def test_without_questions_or_leave_nothing_is_asked(api: TestClient, built: dic
     assert (told["code"], "--python-graders" in told["message"]) == ("python_graders_off", True)
     assert error(create(api, data=None))["param"] == "data"
     assert error(create(api, metrics=["pass_at_1"]))["param"] == "metrics"
+
+
+# latency
+
+
+def measure(api: TestClient, **fields: Any) -> Any:
+    return api.post(EVALUATIONS, json={"model": "one", "metrics": ["latency"], **fields})
+
+
+def test_latency_needs_no_data(api: TestClient, store: Store, data: Workspace, settings: Settings) -> None:
+    made = measure(api, against=["tiny"], load={"at_once": [8, 1], "answer_tokens": 64}).json()
+
+    assert (made["metrics"], made["data"], made["suite"]) == (["latency"], None, None)
+    assert made["load"] == {"at_once": [8, 1], "prompt_tokens": 128, "answer_tokens": 64, "requests": 100}
+    job = store.jobs.get(made["id"])
+    assert job is not None
+    rates = settings.model_copy(
+        update={"jobs": settings.jobs.model_copy(update={"price_per_hour": 2.5, "currency": "EUR"})}
+    )
+    service = Service(rates, store, data, on_gpu=False)
+    validated = Evaluation().validate(service, job, WITHOUT_BASE)
+    spec = Evaluation().spec(service, replace(job, resolved=validated.resolved), WITHOUT_BASE)
+    assert spec.loads is not None
+    assert (spec.loads.at_once, spec.loads.price_per_hour, spec.loads.currency) == ([1, 8], 2.5, "EUR")
+    assert spec.max_tokens == 64
+
+
+def test_without_loads_they_are_one_and_the_share(
+    api: TestClient, store: Store, data: Workspace, settings: Settings
+) -> None:
+    job = store.jobs.get(measure(api).json()["id"])
+    assert job is not None
+    service = Service(settings, store, data, on_gpu=False)
+    validated = Evaluation().validate(service, job, WITHOUT_BASE)
+    spec = Evaluation().spec(service, replace(job, resolved=validated.resolved), WITHOUT_BASE)
+    assert spec.loads is not None
+    assert spec.loads.at_once == [1, 5], "a quarter of 20 sequences"
+
+
+def test_more_tokens_than_the_context_are_refused(
+    api: TestClient, store: Store, data: Workspace, settings: Settings
+) -> None:
+    job = store.jobs.get(measure(api, load={"prompt_tokens": 200, "answer_tokens": 101}).json()["id"])
+    assert job is not None
+    with pytest.raises(JobRefused, match="context of tiny, 300") as refused:
+        Evaluation().validate(Service(settings, store, data, on_gpu=False), job, WITHOUT_BASE)
+    assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"metrics": ["latency", "accuracy"]}, "metrics"),
+        ({"data": FILE["id"]}, "data"),
+        ({"suite": {"name": "mmlu"}}, "suite"),
+        ({"rows": 3}, "rows"),
+        ({"load": {"at_once": [0]}}, "load.at_once.0"),
+        ({"load": {"at_once": []}}, "load.at_once"),
+        ({"metrics": ["accuracy"], "data": FILE["id"], "load": {}}, "load"),
+    ],
+)
+def test_what_latency_cannot_be_measured_with_is_refused(
+    api: TestClient, fields: dict[str, Any], param: str
+) -> None:
+    assert error(measure(api, **fields))["param"] == param

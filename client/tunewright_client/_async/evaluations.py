@@ -30,6 +30,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         data: str | Path | None = None,
         *,
         suite: str | Mapping[str, Any] | None = None,
+        load: Mapping[str, Any] | None = None,
         against: str | Sequence[str] = (),
         metrics: str | Sequence[str] = "auto",
         reading: Mapping[str, Any] | None = None,
@@ -51,6 +52,8 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
           row is what is expected
         - suite: in the place of data, a suite by which forgetting is measured: mmlu, ceval, gsm8k or humaneval, or a
           mapping with its `name`, `shots` and `samples`. An adapter is then compared with its base
+        - load: with the metric "latency", which needs no data: `at_once`, the requests in flight at a time of each
+          load, `prompt_tokens`, `answer_tokens` and `requests`
         - against: models that answer the same rows, and are compared with the evaluated one
         - metrics: "auto", a name or names, such as "accuracy" or ["exact_match", "token_f1"]: those of
           docs/how-to/evaluate-models.md
@@ -73,6 +76,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         fields = {
             "model": model,
             "suite": {"name": suite} if isinstance(suite, str) else suite,
+            "load": load,
             "against": [against] if isinstance(against, str) else list(against) or None,
             "metrics": named,
             "reading": reading,

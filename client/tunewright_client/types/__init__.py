@@ -16,6 +16,8 @@ from .evaluations import (
     FieldAccuracy,
     JudgeCalibration,
     JudgedAnswers,
+    LatencyPercentiles,
+    LoadFigures,
 )
 from .exports import (
     CombineOptions,
@@ -156,7 +158,9 @@ __all__ = [
     "JudgeCalibration",
     "JudgedAnswers",
     "Judgement",
+    "LatencyPercentiles",
     "Lineage",
+    "LoadFigures",
     "Metrics",
     "Model",
     "Parity",

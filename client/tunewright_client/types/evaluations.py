@@ -122,6 +122,40 @@ class JudgeCalibration(Wire):
     ties: int = 0
 
 
+class LatencyPercentiles(Wire):
+    """Milliseconds, with their 95 % intervals."""
+
+    p50: float
+    p50_low: float
+    p50_high: float
+    p99: float
+    p99_low: float
+    p99_high: float
+
+
+class LoadFigures(Wire):
+    """A model under a load of so many requests at once. Times are those of `LatencyPercentiles`; the price is of a
+    million tokens of answers at this load."""
+
+    model: str
+    at_once: int
+    requests: int = 0
+    failed: int = 0
+    first_error: str | None = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float
+    tokens_per_second_low: float | None = None
+    tokens_per_second_high: float | None = None
+    first_token: LatencyPercentiles | None = None
+    between_tokens: LatencyPercentiles | None = None
+    whole: LatencyPercentiles | None = None
+    price_per_million_tokens: float | None = None
+    currency: str | None = None
+    device_memory_bytes: int | None = None
+
+
 class EvaluationReport(Wire):
     """What was measured.
 
@@ -143,6 +177,7 @@ class EvaluationReport(Wire):
     changed: list[ChangedRows] = Field(default_factory=list[ChangedRows])
     judged: list[JudgedAnswers] | None = None
     calibration: JudgeCalibration | None = None
+    loads: list[LoadFigures] | None = None
     judgement: Judgement | None = None
 
     def figure(self, metric: str, model: str | None = None) -> EvaluationFigure | None:
@@ -175,6 +210,7 @@ class EvaluationRecord(WorkRecord):
     data: str | None = None
     filename: str = ""
     suite: dict[str, Any] | None = None
+    load: dict[str, Any] | None = None
     reading: dict[str, Any] | None = None
     metrics: str | list[str] = "auto"
     extract: str = "whole"

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import click
 
+from tunewright.cli.bench import print_loads
 from tunewright.cli.create import FILE
 from tunewright.cli.job_commands import (
     EVALUATIONS,
@@ -215,8 +216,9 @@ def show(remote: Remote, evaluation_id: str) -> None:
             ),
             ("answers", steps(one)),
             ("error", one.error.message if one.error else None),
-            ("rows", f"{report.rows} of {report.rows_in_file}" if report else one.rows),
+            ("rows", f"{report.rows} of {report.rows_in_file}" if report and not report.loads else one.rows),
             ("skipped rows", report.skipped or None if report else None),
+            ("load", pairs(one.load) if one.load else None),
             ("metrics", report.why if report else one.metrics),
             ("extract", one.extract if one.extract != "whole" else None),
             ("temperature", f"{one.temperature:g}"),
@@ -284,6 +286,9 @@ def verdict(remote: Remote, evaluation_id: str) -> int:
 
 
 def _figures(remote: Remote, report: EvaluationReport) -> None:
+    if report.loads:
+        print_loads(remote.out, report.loads)
+        return
     rows = [
         (of.model, *(_interval(figure) for figure in of.figures), of.unanswered or None, of.cut or None)
         for of in report.models

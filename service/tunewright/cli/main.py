@@ -17,6 +17,7 @@ from tunewright import __version__
 from tunewright.cli.adapters import adapters
 from tunewright.cli.aliases import aliases
 from tunewright.cli.backup import backup, restore
+from tunewright.cli.bench import bench
 from tunewright.cli.chat import chat
 from tunewright.cli.cleanings import cleanings
 from tunewright.cli.data import data
@@ -74,8 +75,8 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, cleanings, evals, graders, adapters, models, aliases, deployments,
-    chat, backup, restore,
+    demo, status, plan, jobs, exports, files, data, cleanings, evals, bench, graders, adapters, models, aliases,
+    deployments, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

@@ -61,6 +61,22 @@ class AskedJudge(Asked):
     """So many pairs of which the data says which answer is better are judged too."""
 
 
+class Loads(BaseModel):
+    """What latency is measured under."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at_once: list[int]
+    """Requests in flight at a time, of each load."""
+    prompt_tokens: int
+    answer_tokens: int
+    requests: int
+    """Of each load."""
+    price_per_hour: float | None = None
+    """Of the device of an engine."""
+    currency: str | None = None
+
+
 class EvaluationSpec(BaseModel):
     """`spec.json`: the input of the process."""
 
@@ -76,6 +92,8 @@ class EvaluationSpec(BaseModel):
     file: str | None
     """The path of the data; None: `suite` has the questions."""
     suite: AskedSuite | None = None
+    loads: Loads | None = None
+    """Latency is measured, in the place of answers."""
     reading: Reading = Reading()
     rows_in_file: int = 0
     rows: int | None = None

@@ -135,6 +135,7 @@ class Judging:
 
 def labelled_pairs(spec: EvaluationSpec, most: int) -> list[Pair]:
     """Pairs of the file of which the first answer is said to be the better one: the first ones that differ."""
+    assert spec.file is not None, "a suite has no judge"
     found = []
     for place, row in read_rows(Path(spec.file), spec.reading):
         if is_preference(row):

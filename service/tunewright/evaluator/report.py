@@ -121,6 +121,48 @@ class Calibration(Wire):
     ties: int = Field(description="Pairs of which it prefers neither.")
 
 
+class Percentiles(Wire):
+    """Milliseconds, with the 95 % intervals of the bootstrap over requests."""
+
+    p50: float = Field(description="The median.")
+    p50_low: float
+    p50_high: float
+    p99: float = Field(description="Of fewer than 100 times the largest one.")
+    p99_low: float
+    p99_high: float
+
+
+class LoadFigures(Wire):
+    """A model under a load."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    at_once: int = Field(description="Requests in flight at a time.")
+    requests: int
+    failed: int = Field(description="Requests without an answer, which are in no other figure.")
+    first_error: str | None
+    prompt_tokens: int = Field(description="Of each request.")
+    tokens: int = Field(description="Of all answers.")
+    seconds: float = Field(description="From the first request to the end of the last answer.")
+    tokens_per_second: float = Field(description="Of the answers of all requests together.")
+    tokens_per_second_low: float
+    tokens_per_second_high: float
+    first_token: Percentiles | None = Field(description="From the request to its first token.")
+    between_tokens: Percentiles | None = Field(
+        description="Between two arrivals of tokens; null where answers have one token."
+    )
+    whole: Percentiles | None = Field(description="From the request to its last token.")
+    price_per_million_tokens: float | None = Field(
+        description="Of answers, at this load, from --price-per-hour; null without it."
+    )
+    currency: str | None
+    device_memory_bytes: int | None = Field(
+        None,
+        description="GPU memory of the engine after the loads, which keeps what it has taken; null on the CPU.",
+    )
+
+
 class EvaluationReport(Wire):
     """The result of an evaluation."""
 
@@ -140,6 +182,7 @@ class EvaluationReport(Wire):
     calibration: Calibration | None = Field(
         None, description="With `judge.calibrate`, on pairs of the file that have a better answer."
     )
+    loads: list[LoadFigures] | None = Field(None, description="With the metric latency.")
     judgement: Judgement | None = Field(
         None, description="Whether the evaluated model keeps the limits of `require`; null without limits."
     )
@@ -153,6 +196,13 @@ class EvaluationReport(Wire):
                 for one in model.figures
             ]
             lines.append(f"{model.model}: {', '.join(shown)}")
+        for load in self.loads or []:
+            first, whole = load.first_token, load.whole
+            if first is not None and whole is not None:
+                lines.append(
+                    f"{load.model}, {load.at_once} at once: {load.tokens_per_second:.4g} tokens/s, first token P50 "
+                    f"{first.p50:.4g} ms, P99 {first.p99:.4g} ms, whole P50 {whole.p50:.4g} ms, P99 {whole.p99:.4g} ms"
+                )
         if self.judgement is not None:
             lines.append(f"Verdict on {self.models[0].model}: {self.judgement.told()}")
         return lines

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -23,13 +23,16 @@ from tunewright.evaluator.folder import (
     AskedJudge,
     Evaluated,
     EvaluationSpec,
+    Loads,
     answers_file,
     judgements_file,
     results_file,
 )
 from tunewright.evaluator.judging import Judgements, Judging, Pair, labelled_pairs
+from tunewright.evaluator.latency import Loading
 from tunewright.evaluator.measuring import Answered, Plan, measure, plan
 from tunewright.evaluator.questions import Question, drawn, questions
+from tunewright.evaluator.report import EvaluationReport
 from tunewright.evaluator.suites import SUITES
 from tunewright.jobs.failure import TrainingFailed, explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
@@ -52,7 +55,8 @@ def run_evaluation(folder: JobFolder, spec: EvaluationSpec) -> int:
     faulthandler.enable()  # SIGABRT, sent to a process that hangs, writes its stack to the log
     limit_records()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.nice(_NICENESS)
+    if spec.loads is None:  # else what waits for the processor here would count as the model's time
+        os.nice(_NICENESS)
     import_module("numpy")  # so that it does not count
     limit_memory(spec.memory_bytes)
     try:
@@ -88,6 +92,8 @@ async def _evaluated(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
     folder.work.mkdir(exist_ok=True)
     beating = asyncio.create_task(_beat(folder))
     try:
+        if spec.loads is not None:
+            return await _of_loads(folder, spec, spec.loads, stopped, events)
         rows, skipped, in_file = await asyncio.to_thread(_read, spec)
         spec = spec.model_copy(update={"rows_in_file": in_file})
         what = await asyncio.to_thread(plan, spec, [row.expected for row in rows])
@@ -96,7 +102,8 @@ async def _evaluated(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
             take_cached(spec, rows, what.tasks, answers)
             names = " against ".join([spec.models[0].name, *(["others"] if len(spec.models) > 1 else [])])
             _tell(events, f"Evaluating {names} on {len(rows)} rows: {', '.join(what.metrics)} ({what.why})")
-            progress = _Progress(folder, events, len(rows) * len(what.tasks) * len(spec.models), answers)
+            total = len(rows) * len(what.tasks) * len(spec.models)
+            progress = _Progress(folder, events, total, lambda: len(answers.kept))
             await Asking(spec, rows, what.tasks, answers, progress.tell).run(stopped)
             keep_cached(spec, rows, what.tasks, answers)
             progress.tell(is_last=True)
@@ -139,10 +146,38 @@ async def _judged(
         count = sum(map(len, pairs)) + len(labelled)
         _tell(events, f"{judge.name} judges {count} pairs of answers, those that differ in both orders")
         total = len(answers.kept) + len(judging.questions)
-        progress = _Progress(folder, events, total, answers, found, phase="judge")
+        progress = _Progress(
+            folder, events, total, lambda: len(answers.kept) + len(found.kept), phase="judge"
+        )
         await judging.ask(found, progress.tell, stopped)
         progress.tell(is_last=True)
     return judging.judged(found)
+
+
+async def _of_loads(
+    folder: JobFolder, spec: EvaluationSpec, loads: Loads, stopped: asyncio.Event, events: EventLog
+) -> Evaluated:
+    """Latency, in the place of answers."""
+    names = ", ".join(model.name for model in spec.models)
+    at_once = ", ".join(map(str, loads.at_once))
+    _tell(
+        events,
+        f"Measuring {names} with {at_once} requests at once: {loads.requests} requests of {loads.prompt_tokens} tokens "
+        f"for each load, and answers of {loads.answer_tokens}",
+    )
+    answered = 0
+
+    def on_answer() -> None:
+        nonlocal answered
+        answered += 1
+        progress.tell()
+
+    loading = Loading(folder, spec, on_answer)
+    before = len(loading.measured) * loads.requests
+    progress = _Progress(folder, events, loading.total, lambda: before + answered)
+    await loading.run(stopped)
+    progress.tell(is_last=True)
+    return _product(folder, await asyncio.to_thread(loading.report), loading.lines(), events)
 
 
 async def _beat(folder: JobFolder) -> None:
@@ -188,11 +223,18 @@ def _measured(
             )
     _tell(events, f"Measuring {len(rows)} rows")
     report, row_figures = measure(spec, rows, skipped, what, answered, judgements)
-    target = results_file(folder)
     lines = [
         json.dumps(_result(spec, row, number, answered, row_figures)) + "\n"
         for number, row in enumerate(rows)
     ]
+    return _product(folder, report, lines, events)
+
+
+def _product(
+    folder: JobFolder, report: EvaluationReport, lines: Sequence[str], events: EventLog
+) -> Evaluated:
+    """Write the product, and tell the figures."""
+    target = results_file(folder)
     write_atomically(target, "".join(lines))
     for line in report.told():
         _tell(events, line)
@@ -246,22 +288,14 @@ class _Progress:
     """Writes the number of answers as events."""
 
     def __init__(
-        self, folder: JobFolder, events: EventLog, total: int, *files: AnswersFile, phase: str = "answers"
+        self, folder: JobFolder, events: EventLog, total: int, done: Callable[[], int], phase: str = "answers"
     ) -> None:
-        self._folder, self._events, self._total, self._files, self._phase = (
-            folder,
-            events,
-            total,
-            files,
-            phase,
-        )
-        self._before = self._done()
+        self._folder, self._events, self._total, self._done = folder, events, total, done
+        self._phase = phase
+        self._before = done()
         self._began = self._told_at = time.monotonic()
         if self._before:
             _tell(events, f"{self._before} of {total} answers are there already")
-
-    def _done(self) -> int:
-        return sum(len(file.kept) for file in self._files)
 
     def tell(self, *, is_last: bool = False) -> None:
         now = time.monotonic()

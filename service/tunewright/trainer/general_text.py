@@ -29,10 +29,9 @@ from transformers import (
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.metrics.intervals import Table, interval, ratio
-from tunewright.plan.forgetting import Forgetting, has_forgotten
+from tunewright.plan.forgetting import GENERAL_TEXT, Forgetting, has_forgotten
 from tunewright.trainer.speed import uncompiled
 
-TEXT = Path(__file__).parents[1] / "embedded" / "general" / "text.jsonl"
 LIKELIEST = 128
 """Tokens of each position that are compared one by one; all others count as one, so that the divergence is a lower
 bound of that of the whole distributions, and a position needs little memory."""
@@ -142,7 +141,7 @@ def tell_forgetting(events: EventLog, found: Forgetting) -> None:
 
 def encoded(tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
     """The tokens of each passage of the text, as a document that the model completes: without a chat template."""
-    texts = [json.loads(line)["text"] for line in TEXT.read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in GENERAL_TEXT.read_text(encoding="utf-8").splitlines()]
     rows = [tokenizer(text)["input_ids"][: min(_LONGEST, context)] for text in texts]
     return [row for row in rows if len(row) > 1]
 

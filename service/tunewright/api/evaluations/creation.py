@@ -5,7 +5,7 @@ Names are looked up once, here: what an alias points to now is evaluated, whatev
 
 from __future__ import annotations
 
-from tunewright.api.evaluations.schemas import CreateEvaluation
+from tunewright.api.evaluations.schemas import CreateEvaluation, LoadBody
 from tunewright.api.evaluations.suites import check_suite
 from tunewright.api.gateway.routing import not_deployed, refuse_unservable
 from tunewright.api.http.context import ServiceContext
@@ -21,9 +21,10 @@ from tunewright.kinds.evaluation.models import (
     EvaluatedModel,
     EvaluationRequest,
     JudgeRequest,
+    LoadRequest,
     SuiteRequest,
 )
-from tunewright.metrics.names import OF_PROGRAMS
+from tunewright.metrics.names import OF_PROGRAMS, MetricName
 from tunewright.metrics.structured import InvalidSchema, validator_of
 from tunewright.rows.canonical import RowKind
 from tunewright.store.records import Engine, EngineInfo, FileRecord, Job, JobInput, NewJob, TunedModel
@@ -59,8 +60,9 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
             filename=file.filename if file else "",
             sha256=file.sha256 if file else "",
             suite=SuiteRequest(**body.suite.model_dump()) if body.suite else None,
+            load=_load(body),
             reading=_reading(body),
-            metrics=None if body.metrics == "auto" else body.metrics,
+            metrics=_metrics(body),
             extract=body.extract,
             json_schema=body.json_schema,
             judge=judge,
@@ -110,7 +112,13 @@ def _judge(context: ServiceContext, body: CreateEvaluation) -> tuple[JudgeReques
 
 
 def _checked_file(context: ServiceContext, body: CreateEvaluation) -> FileRecord | None:
-    """The file of the rows; None where a suite has the questions. Raises InvalidRequest."""
+    """The file of the rows; None where a suite has the questions, and where latency is measured. Raises
+    InvalidRequest."""
+    if "latency" in body.metrics:
+        _check_load(body)
+        return None
+    if body.load is not None:
+        raise InvalidRequest("`load` is of the metric latency.", param="load")
     if (body.data is None) == (body.suite is None):
         raise InvalidRequest("Give either `data` or `suite`.", param="data", code="missing_parameter")
     if body.suite is not None:
@@ -127,6 +135,27 @@ def _checked_file(context: ServiceContext, body: CreateEvaluation) -> FileRecord
         why = why_no_answers(report["format"], report["kind"])
         raise InvalidRequest(f"File {file.id} cannot be used: {why}.", param="data", code="invalid_data")
     return file
+
+
+def _check_load(body: CreateEvaluation) -> None:
+    if len(body.metrics) > 1:
+        raise InvalidRequest("The metric latency is measured alone.", param="metrics")
+    for name in ("data", "suite", "reading", "json_schema", "judge", "require", "rows", "max_tokens"):
+        if getattr(body, name) is not None:
+            raise InvalidRequest(f"`{name}` has no meaning for latency, which `load` describes.", param=name)
+
+
+def _load(body: CreateEvaluation) -> LoadRequest | None:
+    if "latency" not in body.metrics:
+        return None
+    return LoadRequest(**(body.load or LoadBody()).model_dump())
+
+
+def _metrics(body: CreateEvaluation) -> list[MetricName] | None:
+    """None: auto, and where latency is measured."""
+    if body.metrics == "auto" or "latency" in body.metrics:
+        return None
+    return [name for name in body.metrics if name != "latency"]
 
 
 def _reading(body: CreateEvaluation) -> DataOptions:

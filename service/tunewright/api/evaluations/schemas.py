@@ -10,13 +10,19 @@ from tunewright.api.fine_tuning.data import FileReading
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.kinds.evaluation.kind import file_of, request_of
-from tunewright.kinds.evaluation.models import EvaluationPlan, EvaluationResult, JudgeRequest
+from tunewright.kinds.evaluation.models import (
+    EvaluationPlan,
+    EvaluationRequest,
+    EvaluationResult,
+    JudgeRequest,
+)
 from tunewright.metrics.names import Extract, MetricName, SuiteName
 from tunewright.metrics.verdicts import Limit
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Text, Wire
 
+_Metric = MetricName | Literal["latency"]
 _LARGEST_SCHEMA = 65_536
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -68,6 +74,21 @@ class SuiteBody(Body):
     )
 
 
+class LoadBody(Body):
+    """Requests at once, and their tokens."""
+
+    at_once: list[Annotated[int, Field(ge=1, le=1024)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=10,
+        description="The loads: requests in flight at a time, each followed by the next. Default: 1, and a quarter of "
+        "the sequences that the engine runs at once. With more, live requests wait for their turns beside these.",
+    )
+    prompt_tokens: int = Field(128, ge=1, le=131_072, description="Of each request.")
+    answer_tokens: int = Field(128, ge=1, le=32_768, description="Of each answer, which does not end before.")
+    requests: int = Field(100, ge=1, le=10_000, description="Of each load; P99 needs 100 or more.")
+
+
 class CreateEvaluation(Body):
     """The models, the rows, and what is measured."""
 
@@ -91,12 +112,14 @@ class CreateEvaluation(Body):
         "more than 5 % (mmlu, ceval) or 10 % (gsm8k, humaneval) of what they have right.",
     )
     reading: FileReading | None = Field(None, description="How the file is read.")
-    metrics: Literal["auto"] | Annotated[list[MetricName], Field(min_length=1, max_length=15)] = Field(
+    metrics: Literal["auto"] | Annotated[list[_Metric], Field(min_length=1, max_length=15)] = Field(
         "auto",
         description="auto: by the form of the expected answers, as the report's `why` says. JSON: json_valid, "
         "schema_valid with a `json_schema`, field_accuracy. Labels: accuracy, macro_f1, weighted_f1. Short answers: "
-        "exact_match, token_f1 (as SQuAD's script). Longer ones: rougeL, chrf, bleu.",
+        "exact_match, token_f1 (as SQuAD's script). Longer ones: rougeL, chrf, bleu. latency is measured alone, "
+        "without `data`.",
     )
+    load: LoadBody | None = Field(None, description="What latency is measured under.")
     extract: Extract = Field(
         "whole",
         description="The part of each answer, and of the expected one, that is compared; metrics of JSON and of tokens "
@@ -178,8 +201,9 @@ class EvaluationObject(Wire):
     data: str | None
     filename: str
     suite: SuiteBody | None
+    load: LoadBody | None
     reading: FileReading | None
-    metrics: Literal["auto"] | list[MetricName] = Field(
+    metrics: Literal["auto"] | list[_Metric] = Field(
         description="As asked for; the report has what auto became."
     )
     extract: Extract
@@ -220,8 +244,9 @@ class EvaluationObject(Wire):
             data=file_of(job),
             filename=request.filename,
             suite=SuiteBody(**request.suite.model_dump()) if request.suite else None,
+            load=LoadBody(**request.load.model_dump()) if request.load else None,
             reading=FileReading(**given) if given else None,
-            metrics="auto" if request.metrics is None else request.metrics,
+            metrics=_shown_metrics(request),
             extract=request.extract,
             json_schema=request.json_schema,
             judge=_judge(request.judge) if request.judge else None,
@@ -246,6 +271,12 @@ class EvaluationObject(Wire):
 def _judge(of: JudgeRequest) -> JudgeBody:
     model = of.model.name if of.model is not None else None
     return JudgeBody(model=model, external=model is None, **of.model_dump(exclude={"model"}))
+
+
+def _shown_metrics(request: EvaluationRequest) -> Any:
+    if request.load is not None:
+        return ["latency"]
+    return "auto" if request.metrics is None else request.metrics
 
 
 class EvaluationEventObject(JobEventBody):

@@ -2,9 +2,9 @@
 as the engines' sockets are, so that no key is needed and none is handed on.
 
 It takes `POST /ask` with `{"model", "content", "path", "body"}` and sends `body` to `path` (of `PATHS`) of the engine
-that has the model. Leases, loading on demand, turns, limits and plain control tokens are those of every generation. It
-knows no aliases, and answers only while the model has the weights `content`: what an evaluation measures stays one
-thing, whatever is flipped, deleted or deployed meanwhile.
+that has the model; `POST /stream` does the same with an answer that is streamed. Leases, loading on demand, turns,
+limits and plain control tokens are those of every generation. It knows no aliases, and answers only while the model has
+the weights `content`: what an evaluation measures stays one thing, whatever is flipped, deleted or deployed meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tunewright.evaluator.folder import EXTERNAL
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
+_TOO_LONG = "The generation took longer than --request-timeout."
 
 
 class InnerGateway:
@@ -40,6 +41,7 @@ class InnerGateway:
         """Raises OSError."""
         app = web.Application(client_max_size=_LARGEST)
         app.router.add_post("/ask", self._ask)
+        app.router.add_post("/stream", self._stream)
         # a process that is killed takes its requests back
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
         await self._runner.setup()
@@ -64,9 +66,39 @@ class InnerGateway:
             return web.json_response(InvalidRequest("The body is no JSON.").body(), status=400)
         return web.Response(body=answer, status=status, content_type="application/json")
 
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        """As `/ask`, of an answer whose events are passed on as they arrive; the connection is closed where it breaks
+        off."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+
+        async def write(part: bytes) -> None:
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(part)
+
+        try:
+            asked = await request.json()
+            _check_path(asked["path"])
+            async with asyncio.timeout(self._gateway.request_timeout):
+                status, text = await self._gateway.stream(
+                    asked["model"], asked["path"], asked["body"], write, content=asked["content"]
+                )
+        except (TunewrightError, TimeoutError, ValueError) as error:
+            if response.prepared:
+                if request.transport is not None:
+                    request.transport.abort()
+                return response
+            told = error if isinstance(error, TunewrightError) else InvalidRequest(str(error))
+            if isinstance(error, TimeoutError):
+                told = RequestTimeout(_TOO_LONG)
+            return web.json_response(told.body(), status=told.status)
+        if status != 200:
+            return web.Response(body=text, status=status, content_type="application/json")
+        await response.write_eof()
+        return response
+
     async def _answer(self, asked: dict[str, Any]) -> tuple[int, bytes]:
-        if asked["path"] not in PATHS:
-            raise InvalidRequest(f"{asked['path']} is not answered here.", param="path")
+        _check_path(asked["path"])
         try:
             async with asyncio.timeout(self._gateway.request_timeout):
                 if asked["content"] == EXTERNAL:
@@ -75,9 +107,14 @@ class InnerGateway:
                     asked["model"], asked["path"], asked["body"], content=asked["content"]
                 )
         except TimeoutError as error:
-            raise RequestTimeout("The generation took longer than --request-timeout.") from error
+            raise RequestTimeout(_TOO_LONG) from error
 
     async def _ask_judge(self, asked: dict[str, Any]) -> tuple[int, bytes]:
         if self._judge is None:
             raise InvalidRequest("The operator allows no judge elsewhere any more.", code="judge_refused")
         return await self._judge.ask(asked["body"])
+
+
+def _check_path(path: str) -> None:
+    if path not in PATHS:
+        raise InvalidRequest(f"{path} is not answered here.", param="path")

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -100,11 +101,7 @@ class Gateway:
         """Send a request that is not streamed, and return the answer's status and bytes. `content`: what the model must
         be (`Target.content`). Raises TunewrightError."""
         with ExitStack() as held:
-            target = await self.router.find(model, held)
-            if content is not None and target.content != content:
-                raise InvalidRequest(
-                    f"{model} is another model now than it was.", param="model", code="model_changed"
-                )
+            target = await self._found(model, content, held)
             data = await self.bodies.run(
                 _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
@@ -117,6 +114,42 @@ class Gateway:
                 raise EngineUnavailable(LOST) from error
             compilation.end()
             return upstream.status, Rename(target)(answer)
+
+    async def stream(
+        self,
+        model: str,
+        path: str,
+        body: dict[str, Any],
+        write: Callable[[bytes], Awaitable[None]],
+        *,
+        content: str | None = None,
+    ) -> tuple[int, bytes]:
+        """As `ask`, of a streamed answer, which `write` gets as the engine sends it, with the engine's own name of the
+        model. Returns the status, and the text where that is an error."""
+        with ExitStack() as held:
+            target = await self._found(model, content, held)
+            data = await self.bodies.run(
+                _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
+            )
+            await _take_turn(path, body, target, NOBODY, held)
+            try:
+                async with self.engine(target.socket).post(path, data) as upstream:
+                    if upstream.status != 200:
+                        return upstream.status, Rename(target)(await upstream.read())
+                    while part := await upstream.part():
+                        await write(part)
+            except EngineBusy as error:
+                raise EngineUnavailable(LOST) from error
+            return 200, b""
+
+    async def _found(self, model: str, content: str | None, held: ExitStack) -> Target:
+        """The model, which must have the weights `content`."""
+        target = await self.router.find(model, held)
+        if content is not None and target.content != content:
+            raise InvalidRequest(
+                f"{model} is another model now than it was.", param="model", code="model_changed"
+            )
+        return target
 
     async def ask_by_name(self, body: dict[str, Any]) -> tuple[int, bytes]:
         """`ask` for a chat completion of the model or alias that the body names."""

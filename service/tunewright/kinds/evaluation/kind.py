@@ -10,6 +10,7 @@ from tunewright.evaluator.report import EvaluationReport
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.data import inspect_apart
+from tunewright.kinds.evaluation.loads import loads_of, validated_load, with_memory
 from tunewright.kinds.evaluation.models import (
     DATA_FILE,
     EvaluatedModel,
@@ -59,6 +60,8 @@ class Evaluation(Kind):
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         request = request_of(job)
         engines = _engines(service, request)
+        if request.load is not None:
+            return validated_load(request.load, engines)
         if request.suite is not None:
             return validated_suite(service, request, request.suite, engines)
         id = file_of(job)
@@ -100,6 +103,7 @@ class Evaluation(Kind):
             ],
             file=str(service.workspace.file(data)) if data is not None else None,
             suite=asked_suite(service, suite) if suite is not None else None,
+            loads=loads_of(service, request.load, places.values()) if request.load is not None else None,
             reading=request.reading.reading(plan.has_template),
             rows_in_file=plan.rows_in_file,
             rows=request.rows or (MOST_ROWS if plan.rows_in_file > MOST_ROWS else None),
@@ -118,12 +122,13 @@ class Evaluation(Kind):
         outcome = folder.read_result(Evaluated)
         assert outcome is not None, "only what has succeeded is published"
         id, files = id_for_key("file", job.id), service.store.files
+        report = with_memory(service, request_of(job), outcome.report)
         with service.workspace.keeping(id):
             place_file(service.workspace, results_file(folder), id)
             is_listed = service.store.jobs.succeed(
                 job.id,
                 EvaluationResult(file=id),
-                report=outcome.report,
+                report=report,
                 file={
                     "id": id,
                     "filename": f"{job.id}.jsonl",

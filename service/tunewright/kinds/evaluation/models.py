@@ -54,6 +54,18 @@ class SuiteRequest(BaseModel):
     samples: int = 1
 
 
+class LoadRequest(BaseModel):
+    """What latency is measured under."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at_once: list[int] | None = None
+    """None: one request, and the share of an evaluation."""
+    prompt_tokens: int = 128
+    answer_tokens: int = 128
+    requests: int = 100
+
+
 class EvaluationRequest(BaseModel):
     """The request."""
 
@@ -65,6 +77,8 @@ class EvaluationRequest(BaseModel):
     sha256: str = ""
     """The hash of the file; empty where a suite has the questions."""
     suite: SuiteRequest | None = None
+    load: LoadRequest | None = None
+    """Latency is measured, in the place of answers."""
     reading: DataOptions = DataOptions()
     metrics: list[MetricName] | None = None
     """None: auto."""

@@ -1,7 +1,8 @@
 """A stand-in for vLLM's server: health, names, adapters, and the same short answer to everything.
 
 A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
-request with `chunks` gets that many, one every 50 ms. An answer takes `STAND_IN_SECONDS` of the environment.
+request with `chunks` gets that many, one every 50 ms, and one with `ignore_eos` as many tokens as it asks for. An
+answer takes `STAND_IN_SECONDS` of the environment.
 """
 
 from __future__ import annotations
@@ -90,16 +91,25 @@ class Server:
         said = "Arr!" if model == self._base else f"Arr! {model}"
         answer["system_fingerprint"] = self._folder
         answer["choices"] = [{"index": 0, "text": said, "message": {"role": "assistant", "content": said}}]
+        if request.path == "/tokenize" and isinstance(body.get("prompt"), str):
+            answer["tokens"] = [ord(letter) for letter in body["prompt"]]
         if body.get("stream") is not True or answer["object"] is None:
             return web.json_response(answer, dumps=_compact)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         answer["choices"][0]["delta"] = {}
-        for _ in range(body.get("chunks", 0)):
+        chunks, seconds = body.get("chunks", 0), 0.05
+        if body.get("ignore_eos"):
+            chunks, seconds = body["max_tokens"] - 1, 0.002
+        for _ in range(chunks):
             await response.write(f"data: {_compact(answer)}\n\n".encode())
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(seconds)
         answer["choices"][0]["delta"] = {"content": said}
-        await response.write(f"data: {_compact(answer)}\n\ndata: [DONE]\n\n".encode())
+        await response.write(f"data: {_compact(answer)}\n\n".encode())
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"choices": [], "usage": {"completion_tokens": chunks + 1}}
+            await response.write(f"data: {_compact(usage)}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
         return response
 
 
