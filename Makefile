@@ -75,7 +75,7 @@ soak-bursts: setup ## 20 bursts of 256 requests, as far apart as idle connection
 
 soak-clients: setup ## instructor, pydantic-ai, LangChain and lm-evaluation-harness against the service
 	@test -d $(VENV)/clients/langchain_tests || $(BIN)/pip install -q --target $(VENV)/clients -r requirements/clients.txt
-	@TUNEWRIGHT_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest -q -s -m soak tests/soak/test_clients.py
+	@TUNEWRIGHT_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest -q -s -m soak tests/soak/test_clients.py tests/soak/test_suites.py
 
 soak-slots: setup ## An answer keeps its adapter while vLLM moves it to other slots; and the fault of vLLM before 0.26
 	@$(BIN)/python -m pytest -q -s -m soak tests/soak/test_slot_layout.py

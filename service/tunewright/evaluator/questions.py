@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tunewright.rows.canonical import is_preference, with_answer
 from tunewright.rows.formats import read_rows
 from tunewright.rows.reading import Reading
@@ -60,6 +58,8 @@ def drawn(rows: int, wanted: int | None, seed: int) -> frozenset[int]:
     """The numbers (from 0) of the rows of a file that are drawn: all where so many are wanted, or more."""
     if wanted is None or wanted >= rows:
         return frozenset(range(rows))
+    import numpy as np  # the service, which imports this module, starts without it
+
     return frozenset(np.random.default_rng(seed).permutation(rows)[:wanted].tolist())
 
 
