@@ -170,7 +170,8 @@ def main() -> None:
         outside = "" if found["within"] else ", outside of the range"
         print(
             f"| {found['kind']} | {found['predicted']:.1f} | {found['took']:.1f} | {found['error']:+.1%}{outside} | "
-            f"{found['predicted_peak']:.0f} | {found['peak']:.0f} | {found['predicted_peak'] / found['peak'] - 1:+.1%} |",
+            f"{found['predicted_peak']:.0f} | {found['peak']:.0f} "
+            f"| {found['predicted_peak'] / found['peak'] - 1:+.1%} |",
             flush=True,
         )
 
