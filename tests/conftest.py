@@ -12,9 +12,11 @@ import shutil
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import pytest
+from psutil import virtual_memory
 from sqlalchemy import text
 from xdist.scheduler import LoadScopeScheduling
 
@@ -40,12 +42,18 @@ SHARED = {
 }  # fmt: skip
 """Files by the folder and the fixture that starts the service they share. xdist's own groups (3.8) have no effect with
 pytest 9.2, whose node ids it cannot change."""
+_IN_MEMORY = Path("/dev/shm")
+_MUCH = 12 * 2**30
+"""Bytes; the whole suite leaves less than a fourth of it."""
 KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
 
 
 def pytest_configure() -> None:
-    """Restore SIGINT: a suite that a shell starts in the background ignores it, and so do the processes it starts."""
+    """Restore SIGINT: a suite that a shell starts in the background ignores it, and so do the processes it starts.
+    Temporary folders are in memory where there is much of it: databases and products wait for no disk."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _IN_MEMORY.is_mount() and min(disk_usage(_IN_MEMORY).free, virtual_memory().available) > _MUCH:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -121,7 +121,7 @@ def test_without_a_hub_the_cache_is_used_and_nothing_else(tmp_path: Path, hub: H
 
 
 def test_those_used_longest_ago_make_room(tmp_path: Path, hub: Hub) -> None:
-    cached = cache(tmp_path, largest=40_000)
+    cached = cache(tmp_path, largest=25_000)
     hub.sizes["adapter_model.safetensors"] = 10_000
     for number, name in enumerate(("org/a", "org/b")):
         cached.fetch(name, None, FILES)
@@ -136,7 +136,7 @@ def test_those_used_longest_ago_make_room(tmp_path: Path, hub: Hub) -> None:
 
 def test_what_was_fetched_a_moment_ago_is_not_removed_for_another(tmp_path: Path, hub: Hub) -> None:
     """It may be read at this moment, to be registered."""
-    cached = cache(tmp_path, largest=30_000)
+    cached = cache(tmp_path, largest=15_000)
     hub.sizes["adapter_model.safetensors"] = 10_000
     cached.fetch("org/a", None, FILES)
     with pytest.raises(TooManyRequests) as refused:

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from tunewright.errors import InvalidRequest, StorageFull, TooLarge, TooManyRequests
 
@@ -117,9 +118,10 @@ def _size(hub_id: str, revision: str | None, files: list[str]) -> int:
 
 
 def _size_on_disk(folder: Path) -> int:
-    """Bytes of a repository's files. Those of a revision are links to them, and are not counted again."""
+    """Bytes of a repository's files. Those of a revision are links to them, and are not counted."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            total += path.lstat().st_size
+            status = path.lstat()
+            total += status.st_size if S_ISREG(status.st_mode) else 0
     return total
