@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fake_server import FakeServer, ok
 from samples import file
 
@@ -104,3 +105,39 @@ def test_the_report_is_typed(server: FakeServer, client: Tunewright) -> None:
     assert done.report.figure("accuracy", "other") is None
     assert done.report.comparisons[0].conclusion == "better"
     assert done.report.changed[0].better[0].row == 3
+
+
+def test_pairs_are_exported_and_a_filled_file_is_read(
+    server: FakeServer, client: Tunewright, tmp_path: Path
+) -> None:
+    path = f"{EVALUATIONS}/eval-1"
+    server.on("GET", path + "/pairs", ok({}))
+    client.evaluations.pairs("eval-1", against="n", rows=3, format="csv")
+    assert server.requests[-1].query == {"against": "n", "rows": "3", "format": "csv"}
+    rated = {
+        "against": "n",
+        "rows": 2,
+        "win_rate": 0.5,
+        "low": 0.1,
+        "high": 0.9,
+        "conclusion": "no_difference_seen",
+    }
+    server.on("POST", path + "/ratings", ok({"evaluation": "eval-1", "raters": ["ann"], "models": [rated]}))
+    server.on("GET", path + "/ratings", ok({"evaluation": "eval-1"}))
+    wanted = {"rater": "ann", "ratings": [{"id": "1", "choice": "a"}, {"id": "3", "choice": "tie"}]}
+    sheet = tmp_path / "filled.csv"
+    for text in (
+        '\ufeffid,asked,a,b,choice\r\n1,q,x,"y\nz",A\r\n2,q,x,y,\r\n3,q,x,y,Tie\r\n',
+        "id;asked;a;b;choice\n1;q;x;y;a\n2;q;x;y;\n3;q;x;y; tie \n",
+        '{"id": "1", "choice": "a"}\n{"id": "2", "choice": ""}\n\n{"id": "3", "choice": "tie"}\n',
+    ):
+        sheet.write_text(text, encoding="utf-8", newline="")
+        found = client.evaluations.rate("eval-1", "ann", sheet)
+        assert server.requests[-1].json == wanted
+    assert (found.models[0].win_rate, found.raters) == (0.5, ["ann"])
+    client.evaluations.rate("eval-1", "ann", {"1": "a", "3": "tie"})
+    assert server.requests[-1].json == wanted
+    assert client.evaluations.ratings("eval-1").models == []
+    for text, words in (("id,choice\n1,\n", "there is no choice"), ("a,b\n1,2\n", "no column `id`")):
+        with pytest.raises(ValueError, match=words):
+            client.evaluations.rate("eval-1", "ann", text)

@@ -108,6 +108,60 @@ def test_limits_are_options_and_the_verdict_is_an_exit_code(evals: FakeService, 
     assert (code, "has no limits" in told) == (1, True)
 
 
+def test_pairs_are_rated_by_people(evals: FakeService, run: Run, tmp_path: Path) -> None:
+    examples = json.loads(EXAMPLES.read_text())
+    evals.replies |= {
+        ("GET", f"{EVALUATION}/pairs"): (200, b"id,asked,a,b,choice\n1,q,x,y,\n"),
+        ("POST", f"{EVALUATION}/ratings"): (200, examples["RatingsObject"][0]),
+        ("GET", f"{EVALUATION}/ratings"): (200, examples["RatingsObject"][0]),
+    }
+    sheet = tmp_path / "pairs.csv"
+    code, out, told = run("evals", "pairs", DONE["id"], "--format", "csv", "-o", str(sheet))
+    assert (code, out) == (0, f"{sheet}\n"), told
+    assert "id,asked" in run("evals", "pairs", DONE["id"])[1]
+    code, _, told = run("evals", "rate", DONE["id"], str(sheet), "--rater", "ann")
+    assert (code, "there is no choice" in told) == (1, True)
+    sheet.write_text(sheet.read_text().replace("y,", "y,b"))
+    code, out, told = run("evals", "rate", DONE["id"], str(sheet), "--rater", "ann")
+    assert code == 0, told
+    assert json.loads(evals.requests[-1][2]) == {"rater": "ann", "ratings": [{"id": "1", "choice": "b"}]}
+    for shown in (out, run("evals", "ratings", DONE["id"])[1]):
+        assert "0.750 (0.650 to 0.840)" in shown
+        assert "rater ann and rater bob agree on 80.0% of 60 pairs: kappa 0.580" in shown
+
+
+def test_a_judge_is_asked_for_and_its_choices_are_shown(evals: FakeService, run: Run) -> None:
+    run(
+        "evals",
+        "create",
+        "--model",
+        "m",
+        "--against",
+        "n",
+        "--file",
+        "file-1",
+        "--judge",
+        "j",
+        "--calibrate",
+        "9",
+    )
+    assert json.loads(evals.requests[-1][2])["judge"] == {"model": "j", "calibrate": 9}
+    run("evals", "create", "--model", "m", "--against", "n", "--file", "file-1", "--judge-elsewhere")
+    assert json.loads(evals.requests[-1][2])["judge"] == {"external": True}
+    code, _, told = run("evals", "create", "--model", "m", "--file", "file-1", "--calibrate", "9")
+    assert (code, "is for a judge" in told) == (2, True)
+    judged = {
+        "against": "n", "judge": "j", "wins": 7, "ties": 2, "losses": 1, "inconsistent": 1, "unjudged": 0,
+        "first_preferred": 0.55,
+    }  # fmt: skip
+    known = {"rows": 9, "agreement": 0.7777, "kappa": 0.55, "ties": 1}
+    report = {**DONE["report"], "judged": [judged], "calibration": known}
+    evals.replies["GET", EVALUATION] = (200, {**DONE, "report": report})
+    shown = run("evals", "show", DONE["id"])[1]
+    assert "0.550" in shown
+    assert "agrees with the data on 77.8% of 9 pairs: kappa 0.550" in shown
+
+
 def test_reports_and_cards_of_models_are_written(evals: FakeService, run: Run, tmp_path: Path) -> None:
     evals.replies |= {
         ("GET", "/v1/models/m/report"): (200, b"<!doctype html>"),

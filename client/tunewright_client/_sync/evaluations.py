@@ -6,10 +6,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .._core import endpoints
-from ..types import EvaluationRecord
+from .._core.ratings import choices
+from ..types import EvaluationRecord, Ratings
 from .job_resource import BoundJob, JobResource
 
 
@@ -93,3 +94,34 @@ class Evaluations(JobResource[Evaluation]):
         }
         files = {"data": data} if data is not None else {}
         return self._create(files, idempotency_key or str(uuid.uuid4()), fields)
+
+    def pairs(
+        self,
+        evaluation_id: str,
+        *,
+        against: str | None = None,
+        rows: int | None = None,
+        format: Literal["jsonl", "csv"] = "jsonl",
+    ) -> str:
+        """Pairs of answers for people to rate, in random order and without the models' names, as JSONL or CSV: id,
+        asked, a, b, and choice, which is filled with a, b or tie. Raises BadRequestError where there are none."""
+        return self._http.fetch(endpoints.rating_pairs(evaluation_id, against, rows, format))
+
+    def rate(
+        self,
+        evaluation_id: str,
+        rater: str,
+        ratings: str | Path | Mapping[str, str] | Sequence[Mapping[str, Any]],
+    ) -> Ratings:
+        """Store the choices of a person, in the place of the person's earlier ones of the same pairs, and return what
+        all have chosen.
+
+        `ratings` are choices by the ids of the pairs, a list of objects with id and choice, or the text or the
+        pathlib.Path of a file that `pairs` has made and a person has filled; pairs without a choice are left out.
+        Raises ValueError where there is no choice, and BadRequestError for an id that is no pair.
+        """
+        return self._http.fetch(endpoints.rate_pairs(evaluation_id, rater, choices(ratings)))
+
+    def ratings(self, evaluation_id: str) -> Ratings:
+        """What people have chosen, with intervals, and how they agree. Raises NotFoundError."""
+        return self._http.fetch(endpoints.retrieve_ratings(evaluation_id))

@@ -48,6 +48,43 @@ class AliasGate(Wire):
     targets: list[TargetVerdict] = Field(default_factory=list[TargetVerdict])
 
 
+class RatedModel(Wire):
+    """What people have preferred: the evaluated model (wins) or another one. win_rate has its 95 % interval over rows;
+    conclusion is better, worse or no_difference_seen."""
+
+    against: str
+    rows: int = 0
+    ratings: int = 0
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    win_rate: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    p_value: float = 1.0
+    conclusion: str = ""
+
+
+class RatersAgreement(Wire):
+    """How two people, or a person and the judge, agree about pairs that both have rated; kappa is Cohen's."""
+
+    first: str
+    second: str
+    rows: int = 0
+    agreement: float = 0.0
+    kappa: float | None = None
+
+
+class Ratings(Wire):
+    """What people have chosen of the pairs of an evaluation."""
+
+    evaluation: str
+    model: str = ""
+    raters: list[str] = Field(default_factory=list)
+    models: list[RatedModel] = Field(default_factory=list[RatedModel])
+    agreement: list[RatersAgreement] = Field(default_factory=list[RatersAgreement])
+
+
 class RequiredEvaluation(Wire):
     """Which evaluations of a model count: those on the file `data` with these settings. `sha256` is the file's."""
 

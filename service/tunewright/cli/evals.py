@@ -31,7 +31,8 @@ from tunewright.cli.options import (
     reading_of,
     tag_option,
 )
-from tunewright.cli.output import page_size, when
+from tunewright.cli.output import measured, page_size, when
+from tunewright.cli.ratings import RATING
 from tunewright.cli.suites import QUICK_ROWS, suite_options
 from tunewright.cli.watch import print_created, watch_command
 from tunewright.metrics.names import METRICS, Extract
@@ -246,7 +247,7 @@ def _judged(remote: Remote, report: EvaluationReport) -> None:
             ["AGAINST", "JUDGE", "WINS", "TIES", "LOSSES", "INCONSISTENT", "UNJUDGED", "FIRST PREFERRED"],
             [
                 (one.against, one.judge, one.wins, one.ties, one.losses, one.inconsistent, one.unjudged,
-                 _number(one.first_preferred))
+                 measured(one.first_preferred))
                 for one in report.judged
             ],
         )  # fmt: skip
@@ -254,7 +255,7 @@ def _judged(remote: Remote, report: EvaluationReport) -> None:
     if known is not None:
         remote.out.line(
             f"The judge agrees with the data on {known.agreement:.1%} of {known.rows} pairs: kappa "
-            f"{_number(known.kappa)}"
+            f"{measured(known.kappa)}"
         )
 
 
@@ -297,11 +298,7 @@ def _figures(remote: Remote, report: EvaluationReport) -> None:
 
 
 def _interval(figure: EvaluationFigure) -> str:
-    return f"{_number(figure.value)} ({_number(figure.low)} to {_number(figure.high)})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{measured(figure.value)} ({measured(figure.low)} to {measured(figure.high)})"
 
 
 @evals.command(epilog=examples(EVALUATIONS.example_of("compare", "--rows 3")))
@@ -328,7 +325,7 @@ def compare(remote: Remote, evaluation_id: str, rows: int) -> None:
 
 
 def _compared(one: EvaluationComparison) -> tuple[object, ...]:
-    difference = f"{_number(one.difference)} ({_number(one.low)} to {_number(one.high)})"
+    difference = f"{measured(one.difference)} ({measured(one.low)} to {measured(one.high)})"
     p_value = "-" if one.p_value is None else f"{one.p_value:.4f}"
     conclusion = one.conclusion.replace("_", " ")
     return one.against, one.metric, difference, p_value, one.better_rows, one.worse_rows, conclusion
@@ -346,11 +343,13 @@ def _row(row: ChangedRow) -> list[tuple[str, object]]:
     return [
         ("asked", row.asked),
         ("expected", row.expected),
-        ("answer", f"{row.answer} ({_number(row.value)})"),
-        ("other answer", f"{row.other_answer} ({_number(row.other_value)})"),
+        ("answer", f"{row.answer} ({measured(row.value)})"),
+        ("other answer", f"{row.other_answer} ({measured(row.other_value)})"),
     ]
 
 
+for command in RATING:
+    evals.add_command(command)
 evals.add_command(logs_command(EVALUATIONS, "Print the log of the evaluation's process."))
 evals.add_command(events_command(EVALUATIONS, "step"))
 evals.add_command(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from tunewright.atomic import write_atomically
 from tunewright.cli.options import Commands, Remote, examples, force_option, on_service
 from tunewright.cli.output import size
 
@@ -37,21 +36,6 @@ def list_models(remote: Remote) -> None:
     remote.out.table(["MODEL", "KIND", "STATE", "BASE", "SIZE"], rows)
 
 
-def _written(remote: Remote, name: str, text: str, output: Path | None) -> None:
-    """Write to the file, else to the standard output."""
-    if output is None:
-        remote.out.line(text.rstrip("\n"))
-        return
-    try:
-        write_atomically(output, text)
-    except OSError as error:
-        raise click.ClickException(f"{output} cannot be written: {error.strerror}.") from error
-    if remote.out.as_json:
-        remote.out.json({"id": name, "path": str(output), "bytes": output.stat().st_size})
-    else:
-        remote.out.line(str(output))
-
-
 _output_option = click.option(
     "-o",
     "--output",
@@ -70,7 +54,7 @@ def report(remote: Remote, name: str, output: Path | None) -> None:
 
     It has the options and losses of its training, its data, parity, evaluations, gates and lineage.
     """
-    _written(remote, name, remote.client.models.report(name), output)
+    remote.out.document(name, remote.client.models.report(name), output)
 
 
 @models.command(epilog=examples(f"tunewright models card {_NAME} -o README.md"))
@@ -79,7 +63,7 @@ def report(remote: Remote, name: str, output: Path | None) -> None:
 @on_service
 def card(remote: Remote, name: str, output: Path | None) -> None:
     """Make a model's card: the same as Markdown, with the front matter that hubs read."""
-    _written(remote, name, remote.client.models.card(name), output)
+    remote.out.document(name, remote.client.models.card(name), output)
 
 
 @models.command(epilog=examples(f"tunewright models delete {_NAME}"))

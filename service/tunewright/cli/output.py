@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunewright.atomic import write_atomically
 from tunewright_client import Page
 
 M = TypeVar("M", bound=BaseModel)
@@ -56,6 +58,24 @@ class Output:
         self.json(
             {"object": "list", "data": [i.model_dump(mode="json") for i in items], "has_more": has_more}
         )
+
+    def document(self, name: str, text: str, path: Path | None) -> None:
+        """Write a text to the file, else to stdout: as it is where that is no terminal. Raises ClickException."""
+        if path is None:
+            if self.stdout.is_terminal:
+                for line in text.splitlines():
+                    self.line(line)
+            else:
+                click.echo(text, nl=False)
+            return
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from error
+        if self.as_json:
+            self.json({"id": name, "path": str(path), "bytes": path.stat().st_size})
+        else:
+            self.line(str(path))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, lines: bool = False) -> None:
         """Print rows under a header, None as `-`. With `lines`, a rule is drawn between rows of long texts."""
@@ -180,3 +200,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def measured(value: float | None) -> str:
+    """A figure with three decimals, a large one with one."""
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -15,6 +15,7 @@ from tunewright.store.jobs import JobStore
 from tunewright.store.listings import Listings
 from tunewright.store.models import ModelStore
 from tunewright.store.names import NameStore
+from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 
 
@@ -33,6 +34,7 @@ class Store:
     checks: CheckStore
     deployments: DeploymentStore
     names: NameStore
+    ratings: RatingStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -50,6 +52,7 @@ class Store:
             CheckStore(database),
             DeploymentStore(database),
             NameStore(database),
+            RatingStore(database),
         )
 
     def close(self) -> None:

@@ -226,3 +226,14 @@ shadow_answers = Table(
     Column("answer", JSON),
     Index("ix_shadow_answers_alias", "alias", "seq"),
 )
+
+ratings = Table(
+    "ratings",  # what people have chosen of the pairs of an evaluation's answers
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("other", Integer, primary_key=True),  # the number of the model that it was compared with, from 1
+    Column("row", Integer, primary_key=True),  # its place in the file, from 1
+    Column("rater", String(128), primary_key=True),
+    Column("outcome", String(8), nullable=False),  # of the evaluated model: win | tie | loss
+    Column("at", Float, nullable=False),
+)
