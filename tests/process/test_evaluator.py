@@ -285,6 +285,26 @@ def test_a_judge_sees_both_orders_and_is_asked_nothing_twice_when_killed(
     assert [line["answers"][0]["figures"]["judge"] for line in lines[:3]] == [0.0, 0.5, 0.5]
 
 
+def test_a_grader_is_a_metric(gateway: Gateway, make: Make) -> None:
+    grader = {
+        "type": "string_check", "name": "same", "operation": "ilike", "input": "{{ sample.output_text }}",
+        "reference": "{{ item.expected }}",
+    }  # fmt: skip
+    gateway.answer = sometimes_right
+    asked = {"grader": grader, "mode": "off"}
+    report = make(metrics=["accuracy", "grader"], grader=asked).report()
+    accuracy, graded = report.models[0].figures
+    assert graded.metric == "grader"
+    assert (graded.value, report.models[0].ungraded) == (accuracy.value, 0)
+    assert report.comparisons[1].conclusion == "better"
+    faulty = {**grader, "type": "regex", "pattern": "(", "operation": None}
+    with pytest.raises(ValueError, match="grader"):
+        make(grader={"grader": faulty, "mode": "off"})
+    broken = {"type": "python", "name": "p", "source": "def grade(sample, item):\n    return 1 / 0"}
+    failed = make(metrics=["grader"], grader={"grader": broken, "mode": "unconfined"}).end()
+    assert (failed.error_code, "on all 60 answers" in (failed.error_message or "")) == ("grader_failed", True)
+
+
 def test_it_waits_for_engines_and_gives_rows_up_that_fail(
     gateway: Gateway, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

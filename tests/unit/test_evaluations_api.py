@@ -26,6 +26,10 @@ from tunewright.store.store import Store
 
 EVALUATIONS = "/v1/evaluations"
 FT = "ft:tiny:a:1"
+GRADER = {
+    "type": "string_check", "name": "same", "operation": "eq", "input": "{{ sample.output_text }}",
+    "reference": "{{ item.expected }}",
+}  # fmt: skip
 
 
 async def _control(_: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +123,16 @@ def test_what_it_needs_is_kept_until_it_has_ended(api: TestClient) -> None:
         ({"judge": {"external": True}, "against": ["tiny"]}, 400, "judge.external", "--judge-url"),
         ({"judge": {"model": "none"}, "against": ["tiny"]}, 404, "judge.model", "No such model"),
         ({"judge": {"model": "two"}, "against": ["tiny"]}, 400, "judge.model", "name one of"),
+        ({"metrics": ["grader"]}, 400, "grader", "needs a `grader`"),
+        ({"grader": {**GRADER, "input": "{{ item.answer }}"}}, 400, "grader", "item.asked and item.expected"),
+        ({"grader": {**GRADER, "operation": "near"}}, 400, "grader", ""),
+        (
+            {"grader": {"type": "python", "name": "p", "source": "def grade(s, i): return 1"}},
+            400,
+            "grader",
+            "python",
+        ),
+        ({"require": [{"metric": "grader", "min": 0.5}]}, 400, "require.0", "grader"),
         ({"require": []}, 400, "require", ""),
         ({"require": [{"metric": "accuracy"}]}, 400, "require.0", "give `min`"),
         ({"require": [{"metric": "accuracy", "min": 0.5}] * 2}, 400, "require.0", "named twice"),

@@ -38,6 +38,7 @@ class Evaluations(JobResource[Evaluation]):
         reading: Mapping[str, Any] | None = None,
         extract: str | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        grader: Mapping[str, Any] | None = None,
         judge: str | Mapping[str, Any] | None = None,
         require: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         rows: int | None = None,
@@ -62,6 +63,8 @@ class Evaluations(JobResource[Evaluation]):
         - reading: how the file is read: columns, tags, alpaca, as `data` of jobs
         - extract: the part of answers that is compared: whole (the default), first_line, last_line, last_number
         - json_schema: the JSON schema for the metric schema_valid
+        - grader: a grader as of fine-tuning, for the metric grader, its mean reward; its texts refer to item.asked and
+          item.expected
         - judge: a model that compares the answers with those of each of `against`, for the metric judge: its name, or
           an object with model (or external), instructions, show_expected, calibrate
         - require: limits of metrics, such as {"metric": "accuracy", "min": 0.8, "max_drop": 0.02}, or a list of them;
@@ -84,6 +87,7 @@ class Evaluations(JobResource[Evaluation]):
             "reading": reading,
             "extract": extract,
             "json_schema": json_schema,
+            "grader": grader,
             "judge": {"model": judge} if isinstance(judge, str) else judge,
             "require": [require] if isinstance(require, Mapping) else require,
             "rows": rows,

@@ -42,6 +42,7 @@ class EvaluatedFigures(Wire):
     """The figures of one model.
 
     - unanswered: rows without an answer, which count as wrong; first_error says why
+    - ungraded: answers that the grader could not grade, which have the reward 0; first_grader_error says why
     - cut: answers that ended at max_tokens
     """
 
@@ -49,6 +50,8 @@ class EvaluatedFigures(Wire):
     figures: list[EvaluationFigure] = Field(default_factory=list[EvaluationFigure])
     unanswered: int = 0
     first_error: str | None = None
+    ungraded: int = 0
+    first_grader_error: str | None = None
     cut: int = 0
     confusion: Confusion | None = None
     fields: list[FieldAccuracy] | None = None
@@ -215,6 +218,7 @@ class EvaluationRecord(WorkRecord):
     metrics: str | list[str] = "auto"
     extract: str = "whole"
     json_schema: dict[str, Any] | None = None
+    grader: dict[str, Any] | None = None
     judge: dict[str, Any] | None = None
     require: list[dict[str, Any]] | None = None
     rows: int | None = None

@@ -10,6 +10,7 @@ import click
 
 from tunewright.cli.bench import print_loads
 from tunewright.cli.create import FILE
+from tunewright.cli.graders import JsonObject
 from tunewright.cli.job_commands import (
     EVALUATIONS,
     action_command,
@@ -76,6 +77,7 @@ def evals() -> None:
     "--json-schema", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file with the JSON schema for the metric schema_valid.",
 )  # fmt: skip
+@click.option("--grader", type=JsonObject(), help="A grader, a JSON object or @FILE, for the metric grader.")
 @click.option("--judge", help="A model that compares the answers with those of each --against: metric judge.")
 @click.option(
     "--judge-elsewhere", is_flag=True, help="The same by the judge that the operator allows (--judge-url)."
@@ -107,6 +109,7 @@ def create(
     metrics: tuple[str, ...],
     extract: str | None,
     json_schema: Path | None,
+    grader: dict[str, Any] | None,
     judge: str | None,
     judge_elsewhere: bool,
     calibrate: int | None,
@@ -138,6 +141,7 @@ def create(
         reading=reading_of(columns, tags, alpaca),
         extract=extract,
         json_schema=_schema(json_schema) if json_schema else None,
+        grader=grader,
         judge=_judge(judge, judge_elsewhere, calibrate),
         require=limits_of(least, largest, drops) or None,
         rows=QUICK_ROWS if quick and rows is None else rows,

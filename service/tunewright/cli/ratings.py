@@ -76,7 +76,8 @@ def _ratings(remote: Remote, found: Ratings) -> None:
     )  # fmt: skip
     for one in found.agreement:
         remote.out.line(
-            f"{one.first} and {one.second} agree on {one.agreement:.1%} of {one.rows} pairs: kappa {measured(one.kappa)}"
+            f"{one.first} and {one.second} agree on {one.agreement:.1%} of {one.rows} pairs: kappa "
+            f"{measured(one.kappa)}"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.graders.models import Grader
 from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.metrics.names import Extract, MetricName, SuiteName
@@ -77,6 +78,15 @@ class Loads(BaseModel):
     currency: str | None = None
 
 
+class AskedGrader(BaseModel):
+    """What grades answers, and whether that may be a program, as the operator says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grader: Grader
+    mode: Mode
+
+
 class EvaluationSpec(BaseModel):
     """`spec.json`: the input of the process."""
 
@@ -105,6 +115,8 @@ class EvaluationSpec(BaseModel):
     json_schema: dict[str, Any] | None = None
     require: list[Limit] | None = None
     """The limits of the verdict."""
+    grader: AskedGrader | None = None
+    """Of the metric grader."""
     judge: AskedJudge | None = None
     """Of the metric judge."""
     temperature: float = 0.0

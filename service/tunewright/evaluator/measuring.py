@@ -12,6 +12,7 @@ import numpy as np
 from tunewright.evaluator.asking import Kept, Task
 from tunewright.evaluator.folder import EvaluationSpec
 from tunewright.evaluator.forgetting import forgotten
+from tunewright.evaluator.grading import Graded
 from tunewright.evaluator.judging import Judgements
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.report import (
@@ -29,7 +30,7 @@ from tunewright.evaluator.verdict import judge
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.metrics.auto import choose
 from tunewright.metrics.figures import Measured, by_field, confusion, labels_of, row_values, table
-from tunewright.metrics.intervals import Floats, Table, difference, interval
+from tunewright.metrics.intervals import Floats, Table, difference, interval, means
 from tunewright.metrics.names import KINDS, OF_LABELS, OF_SCORES, MetricName
 from tunewright.metrics.structured import NOT_JSON, InvalidSchema, fits, parsed, validator_of
 from tunewright.metrics.verdicts import overall
@@ -77,6 +78,8 @@ def plan(spec: EvaluationSpec, expected: Sequence[str]) -> Plan:
         metrics = tuple(dict.fromkeys([*metrics, *(limit.metric for limit in spec.require or ())]))
     else:
         metrics, why = tuple(spec.metrics), "as asked for"
+    if spec.grader is not None and "grader" not in metrics:
+        metrics = (*metrics, "grader")
     if spec.judge is not None and "judge" not in metrics:
         metrics = (*metrics, "judge")
     if "field_accuracy" in metrics:
@@ -106,6 +109,7 @@ def measure(
     what: Plan,
     answered: Sequence[Answered],
     judgements: Judgements | None = None,
+    rewards: Sequence[Graded] = (),
 ) -> tuple[EvaluationReport, list[RowFigures]]:
     """The report, and the figures of each row by model and metric."""
     expected = [row.expected for row in rows]
@@ -122,7 +126,7 @@ def measure(
         for one in answered
     ]
     tables = [
-        {metric: _table(metric, number, one, judgements) for metric in what.metrics}
+        {metric: _table(metric, number, one, judgements, rewards) for metric in what.metrics}
         for number, one in enumerate(measured)
     ]
     values = [{metric: row_values(metric, one) for metric, one in of_model.items()} for of_model in tables]
@@ -144,6 +148,12 @@ def measure(
             changed.append(
                 _changed(first, spec.models[other].name, rows, (ours, theirs), (measured[0], measured[other]))
             )
+    of_models = [
+        _of_model(spec.models[at].name, spec.seed, what, answered[at], measured[at], tables[at])
+        for at in range(len(spec.models))
+    ]
+    for of, found in zip(of_models, rewards, strict=False):
+        of.ungraded, of.first_grader_error = found.ungraded, found.first_error
     report = EvaluationReport(
         rows=len(rows),
         rows_in_file=spec.rows_in_file,
@@ -152,10 +162,7 @@ def measure(
         why=what.why,
         max_tokens=spec.max_tokens,
         seed=spec.seed,
-        models=[
-            _of_model(spec.models[at].name, spec.seed, what, answered[at], measured[at], tables[at])
-            for at in range(len(spec.models))
-        ],
+        models=of_models,
         comparisons=comparisons,
         changed=changed,
         judged=judgements.report([model.name for model in spec.models[1:]]) if judgements else None,
@@ -177,7 +184,15 @@ def measure(
     return report, shown
 
 
-def _table(metric: MetricName, number: int, rows: Measured, judgements: Judgements | None) -> Table:
+def _table(
+    metric: MetricName,
+    number: int,
+    rows: Measured,
+    judgements: Judgements | None,
+    rewards: Sequence[Graded],
+) -> Table:
+    if metric == "grader":
+        return means(rewards[number].rewards, scale=None)
     if metric != "judge":
         return table(metric, rows)
     assert judgements is not None, "a judge is asked before anything is measured"

@@ -49,6 +49,10 @@ class ModelFigures(Wire):
     figures: list[Figure]
     unanswered: int = Field(description="Rows without an answer, which count as wrong.")
     first_error: str | None = Field(description="Why the first of them has none.")
+    ungraded: int = Field(
+        0, description="With the metric grader, answers that could not be graded, which have the reward 0."
+    )
+    first_grader_error: str | None = None
     cut: int = Field(description="Answers that ended at max_tokens.")
     confusion: Confusion | None = Field(description="With the metrics of labels, of up to 50 labels.")
     fields: list[FieldAccuracy] | None = Field(description="With field_accuracy, up to 100 fields.")

@@ -28,6 +28,7 @@ from tunewright.evaluator.folder import (
     judgements_file,
     results_file,
 )
+from tunewright.evaluator.grading import Graded, graded
 from tunewright.evaluator.judging import Judgements, Judging, Pair, labelled_pairs
 from tunewright.evaluator.latency import Loading
 from tunewright.evaluator.measuring import Answered, Plan, measure, plan
@@ -222,7 +223,11 @@ def _measured(
                 "no_answers", f"{model.name} has answered no row, the first one since: {first}"
             )
     _tell(events, f"Measuring {len(rows)} rows")
-    report, row_figures = measure(spec, rows, skipped, what, answered, judgements)
+    rewards: list[Graded] = []
+    if spec.grader is not None:
+        _tell(events, f"Grading the answers with {spec.grader.grader.name}")
+        rewards = [graded(spec.grader, rows, one.answers(), folder.beat) for one in answered]
+    report, row_figures = measure(spec, rows, skipped, what, answered, judgements, rewards)
     lines = [
         json.dumps(_result(spec, row, number, answered, row_figures)) + "\n"
         for number, row in enumerate(rows)

@@ -65,7 +65,7 @@ class Difference:
     """Of the hypothesis that both models are equally good."""
 
 
-def means(values: npt.ArrayLike, *, scale: float = 1.0, is_share: bool = False) -> Table:
+def means(values: npt.ArrayLike, *, scale: float | None = 1.0, is_share: bool = False) -> Table:
     """The table of a metric that is the mean of the rows' values."""
     column = np.asarray(values, dtype=np.float64)
     return Table(np.stack([column, np.ones_like(column)], 1), ratio, scale, is_share)

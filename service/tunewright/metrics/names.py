@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 MetricName = Literal[
     "accuracy", "macro_f1", "weighted_f1", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf",
-    "json_valid", "schema_valid", "field_accuracy", "perplexity", "token_accuracy", "judge", "pass_at_1", "pass_at_10",
-    "pass_at_100",
+    "json_valid", "schema_valid", "field_accuracy", "perplexity", "token_accuracy", "judge", "grader", "pass_at_1",
+    "pass_at_10", "pass_at_100",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 Extract = Literal["whole", "first_line", "last_line", "last_number"]
@@ -37,5 +37,6 @@ KINDS: dict[MetricName, MetricKind] = {
     **dict.fromkeys(METRICS, MetricKind()),
     **{name: MetricKind(is_share=True) for name in ("accuracy", "exact_match", "json_valid", "schema_valid")},
     **{name: MetricKind(scale=100.0) for name in ("bleu", "chrf")},
+    "grader": MetricKind(scale=None),
     "perplexity": MetricKind(scale=None, higher_is_better=False),
 }

@@ -10,7 +10,10 @@ from tunewright.api.evaluations.suites import check_suite
 from tunewright.api.gateway.routing import not_deployed, refuse_unservable
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_data_file, create_once
-from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, UnsupportedFeature, quoted
+from tunewright.evaluator.grading import ITEM
+from tunewright.graders.calling import check_grader
+from tunewright.graders.models import ScoreModelGrader, item_references, singles
 from tunewright.jobs.kinds import NO_BASE
 from tunewright.kinds import EVALUATION
 from tunewright.kinds.data import DataOptions
@@ -41,6 +44,7 @@ def create_evaluation(context: ServiceContext, body: CreateEvaluation, idempoten
 
 def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
     _check_metrics(body)
+    _check_grader(context, body)
     found = [_resolved(context, body.model, "model")]
     for number, name in enumerate(body.against):
         param = f"against.{number}"
@@ -65,6 +69,7 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
             metrics=_metrics(body),
             extract=body.extract,
             json_schema=body.json_schema,
+            grader=body.grader,
             judge=judge,
             require=body.require,
             rows=body.rows,
@@ -82,6 +87,28 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
         ),
         metadata=body.metadata,
     )
+
+
+def _check_grader(context: ServiceContext, body: CreateEvaluation) -> None:
+    if body.grader is None:
+        if "grader" in body.metrics:
+            raise InvalidRequest(
+                "The metric grader needs a `grader`.", param="grader", code="missing_parameter"
+            )
+        return
+    for one in singles(body.grader).values():
+        if isinstance(one, ScoreModelGrader):
+            raise UnsupportedFeature(
+                f"The grader {one.name!r} asks a model: let a `judge` compare the answers.", param="grader"
+            )
+    for reference in item_references(body.grader):
+        if reference.keys[0] not in ITEM or len(reference.keys) > 1:
+            raise InvalidRequest(
+                f"The grader refers to {reference}: of a row there are item.asked and item.expected.",
+                param="grader",
+                code="invalid_grader",
+            )
+    check_grader(body.grader, "grader", context.settings.jobs.python_graders)
 
 
 def _judge(context: ServiceContext, body: CreateEvaluation) -> tuple[JudgeRequest | None, TunedModel | None]:
@@ -193,8 +220,8 @@ def _check_limits(body: CreateEvaluation) -> None:
                 f"{limit.metric} is named twice: give all of its limits at once.", param=param
             )
         is_measured = body.metrics == "auto" or limit.metric in body.metrics
-        if limit.metric == "judge":
-            is_measured = body.judge is not None
+        if limit.metric in ("judge", "grader"):
+            is_measured = getattr(body, limit.metric) is not None
         if not is_measured:
             raise InvalidRequest(
                 f"{limit.metric} has a limit, and is not among `metrics`: add it there.", param=param

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tunewright.api.fine_tuning.data import FileReading
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.evaluator.report import EvaluationReport
+from tunewright.graders.models import Grader
 from tunewright.kinds.evaluation.kind import file_of, request_of
 from tunewright.kinds.evaluation.models import (
     EvaluationPlan,
@@ -126,6 +127,11 @@ class CreateEvaluation(Body):
         "take the whole.",
     )
     json_schema: dict[str, Any] | None = Field(None, description="The schema for schema_valid.")
+    grader: Grader | None = Field(
+        None,
+        description="A grader as of fine-tuning, but none that asks a model; the metric grader is its mean reward. It "
+        "refers to item.asked and item.expected of a row.",
+    )
     judge: JudgeBody | None = Field(
         None,
         description="Compares the answers with those of each of `against`: the metric judge is the share of wins, a "
@@ -208,6 +214,7 @@ class EvaluationObject(Wire):
     )
     extract: Extract
     json_schema: dict[str, Any] | None
+    grader: Grader | None
     judge: JudgeBody | None
     require: list[Limit] | None
     rows: int | None
@@ -249,6 +256,7 @@ class EvaluationObject(Wire):
             metrics=_shown_metrics(request),
             extract=request.extract,
             json_schema=request.json_schema,
+            grader=request.grader,
             judge=_judge(request.judge) if request.judge else None,
             require=request.require,
             rows=request.rows,

@@ -16,6 +16,7 @@ def check_suite(settings: Settings, body: CreateEvaluation, asked: SuiteBody) ->
     for name, value in (
         ("reading", body.reading),
         ("json_schema", body.json_schema),
+        ("grader", body.grader),
         ("judge", body.judge),
         ("metrics", None if body.metrics == "auto" else body.metrics),
         ("extract", None if body.extract == "whole" else body.extract),

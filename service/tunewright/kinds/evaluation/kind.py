@@ -5,7 +5,15 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from tunewright.engine.command import inner_socket
-from tunewright.evaluator.folder import EXTERNAL, Asked, AskedJudge, Evaluated, EvaluationSpec, results_file
+from tunewright.evaluator.folder import (
+    EXTERNAL,
+    Asked,
+    AskedGrader,
+    AskedJudge,
+    Evaluated,
+    EvaluationSpec,
+    results_file,
+)
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
@@ -112,6 +120,9 @@ class Evaluation(Kind):
             extract=request.extract,
             json_schema=request.json_schema,
             require=request.require,
+            grader=AskedGrader(grader=request.grader, mode=service.settings.jobs.python_graders)
+            if request.grader is not None
+            else None,
             judge=_judge(service, request.judge, places),
             temperature=request.temperature,
             max_tokens=plan.max_tokens,

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.graders.models import Grader
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
 from tunewright.metrics.names import Extract, MetricName, SuiteName
@@ -84,6 +85,7 @@ class EvaluationRequest(BaseModel):
     """None: auto."""
     extract: Extract = "whole"
     json_schema: dict[str, Any] | None = None
+    grader: Grader | None = None
     judge: JudgeRequest | None = None
     require: list[Limit] | None = None
     """The limits of the verdict."""
