@@ -19,7 +19,7 @@ from tests.without_vllm import BASE, fill, start_without_vllm
 from kills import tree
 from tunewright.engine.command import inner_socket
 from tunewright.registry.workspace import Workspace
-from tunewright_client import Evaluation, JobFailedError, Tunewright, TunewrightError
+from tunewright_client import ConflictError, Evaluation, JobFailedError, Tunewright, TunewrightError
 
 FIRST, SECOND = f"ft:{BASE}:s:1", f"ft:{BASE}:s:2"
 KEY = "a-key-that-no-process-of-a-job-has"
@@ -135,6 +135,50 @@ def test_latency_of_models_side_by_side(client: Tunewright) -> None:
         assert one.price_per_million_tokens is None
     lines = client.files.content(done.results_file or "").splitlines()
     assert len(lines) == 24
+
+
+def test_an_alias_flips_to_what_has_passed(client: Tunewright, rows: Path) -> None:
+    """From data to a gated flip: refused without an evaluation and with a bad one, done with a good one, and forced."""
+    file = client.files.upload(rows)
+    require = {"evaluation": {"data": file.id, "metric": "exact_match"}, "min": 0.3}
+    client.aliases.set("gated", FIRST, wait=False)
+    gated = client.aliases.set("gated", FIRST, require=require, wait=False)
+    assert gated.require is not None
+    with pytest.raises(
+        ConflictError, match="it was not evaluated so: tunewright evals create --model tiny --file"
+    ):
+        client.aliases.set("gated", BASE)
+    limit = {"metric": "exact_match", "min": 0.3}
+    done = client.evaluations.create(
+        BASE, file.id, against=SECOND, metrics="exact_match", require=limit
+    ).wait(timeout=120)
+    assert done.report is not None
+    assert done.report.judgement is not None
+    assert done.report.judgement.verdict == "pass", done.report.judgement.reasons
+    assert client.aliases.set("gated", BASE, user="ann").targets[0].model == BASE
+    judged = client.evaluations.create(
+        SECOND, file.id, against=BASE, metrics="exact_match", judge=BASE, seed=3
+    ).wait(timeout=120)
+    assert judged.report is not None
+    assert judged.report.judged is not None
+    assert judged.report.judged[0].unjudged == 40, "the stand-in says Arr! and no verdict"
+    with pytest.raises(ConflictError, match=r"fail: exact_match is 0 \(0 to 0\.08"):
+        client.aliases.set("gated", SECOND)
+    assert client.aliases.set("gated", SECOND, force=True, user="bob").version == gated.version + 2
+    newest, before, *_ = client.aliases.history("gated", limit=2)
+    assert newest.gate is not None
+    assert before.gate is not None
+    assert (newest.who, newest.gate.forced, newest.gate.targets[0].evaluation) == ("bob", True, judged.id)
+    assert (before.who, before.gate.forced, before.gate.targets[0].evaluation) == ("ann", False, done.id)
+    rolled = client.aliases.rollback("gated", wait=False)
+    assert (rolled.targets[0].model, rolled.require) == (BASE, gated.require)
+    page = client.models.report("gated")
+    for told in ("exact_match", "gated, version", "pass", file.filename):
+        assert told in page
+    assert client.models.card(BASE).startswith("---\n")
+    pairs = [json.loads(line) for line in client.evaluations.pairs(judged.id).splitlines()]
+    rated = client.evaluations.rate(judged.id, "ann", {pair["id"]: "tie" for pair in pairs})
+    assert (rated.models[0].ties, rated.models[0].win_rate) == (40, 0.5)
 
 
 def test_the_inner_gateway_is_private_and_knows_no_aliases(service: Service, client: Tunewright) -> None:
