@@ -10,18 +10,21 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, Make, api, built, error, make, upload, worker  # noqa: F401
 
 from judged import add_evaluation, report_of
-from rows import Publish, create_job, engine_info
+from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.models.report.curves import curves
+from tunewright.evaluator.report import LoadFigures
 from tunewright.evaluator.verdict import judge
-from tunewright.metrics.verdicts import Limit, Reason, TargetVerdict, Verdict
+from tunewright.metrics.verdicts import Limit, Reason, TargetVerdict, Verdict, overall
 from tunewright.registry.aliases import AliasRequirement, AliasTarget
 from tunewright.store.records import Job
 from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
+from tunewright.store.tables import jobs
 
 FT, PARENT = "ft:tunewright-tiny:quiz:2", "ft:tunewright-tiny:quiz:1"
 ROWS = b"".join(
@@ -151,6 +154,34 @@ def test_a_card_has_front_matter_that_hubs_read_and_escapes_the_rest(
     for table in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
+
+
+def test_latency_and_suites_are_told_too(api: TestClient, store: Store, model: str) -> None:  # noqa: F811
+    """Evaluations without a file, and of latency without figures."""
+    suite = report_of(FT)
+    suite.why = "the suite mmlu"
+    suite.judgement = overall([Reason(name="forgetting", verdict=Verdict.PASS, message="mmlu is 1.0% below")])
+    add_evaluation(store, {FT: "2" * 64}, suite, filename="", sha256="", suite={"name": "mmlu"})
+    loads = suite.model_copy(update={"models": [], "why": "latency under loads", "judgement": None})
+    loads.loads = [
+        LoadFigures(
+            model=FT, at_once=4, requests=10, failed=0, first_error=None, prompt_tokens=16, tokens=50, seconds=2.0,
+            tokens_per_second=25.0, tokens_per_second_low=20.0, tokens_per_second_high=30.0, first_token=None,
+            between_tokens=None, whole=None, price_per_million_tokens=None, currency=None,
+        )
+    ]  # fmt: skip
+    id = add_evaluation(store, {FT: "2" * 64}, suite)
+    values = {"report": loads.model_dump(mode="json")}
+    with store.database.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == id).values(**values))
+    page = Page(api.get(f"/v1/models/{FT}/report").text)
+    for told in ("the suite mmlu (eval-", "mmlu is 1.0% below", "tokens/s", "25"):
+        assert told in page.text, told
+    assert "the suite mmlu" in api.get(f"/v1/models/{FT}/card").text
+    require = {"evaluation": {"data": FILE["id"], "metric": "accuracy"}, "min": 0.1}
+    put = {"targets": [{"model": FT}], "wait": False, "require": require}
+    refused = error(api.put("/v1/aliases/fast", json=put), 409)
+    assert refused["code"] == "gate_not_passed", "one of latency has no figure for a gate"
 
 
 def test_of_a_base_and_of_what_is_gone_the_rest_is_told(

@@ -213,7 +213,8 @@ class EvaluationReport(Wire):
 
     def figure(self, metric: str) -> Figure | None:
         """That of the evaluated model."""
-        return next((one for one in self.models[0].figures if one.metric == metric), None)
+        of = self.models[0].figures if self.models else []
+        return next((one for one in of if one.metric == metric), None)
 
 
 def _number(value: float | None) -> str:

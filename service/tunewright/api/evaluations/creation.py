@@ -167,7 +167,17 @@ def _checked_file(context: ServiceContext, body: CreateEvaluation) -> FileRecord
 def _check_load(body: CreateEvaluation) -> None:
     if len(body.metrics) > 1:
         raise InvalidRequest("The metric latency is measured alone.", param="metrics")
-    for name in ("data", "suite", "reading", "json_schema", "judge", "require", "rows", "max_tokens"):
+    for name in (
+        "data",
+        "suite",
+        "reading",
+        "json_schema",
+        "grader",
+        "judge",
+        "require",
+        "rows",
+        "max_tokens",
+    ):
         if getattr(body, name) is not None:
             raise InvalidRequest(f"`{name}` has no meaning for latency, which `load` describes.", param=name)
 

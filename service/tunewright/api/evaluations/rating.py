@@ -63,6 +63,10 @@ class RatedPair:
 
 def pairs_of(context: ServiceContext, job: Job, against: str | None = None) -> list[RatedPair]:
     """The pairs whose answers differ, in their random order. Raises InvalidRequest and NotFound."""
+    if request_of(job).load is not None:
+        raise InvalidRequest(
+            f"{job.id} has measured latency: it has no answers to compare.", code="no_answers"
+        )
     others = [model.name for model in request_of(job).models[1:]]
     if not others:
         raise InvalidRequest(f"{job.id} has one model: there are no pairs. Create it with `against`.")

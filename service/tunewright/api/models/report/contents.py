@@ -16,6 +16,7 @@ from tunewright.api.models.report.document import (
     Table,
     Text,
     number,
+    ranged,
     when,
 )
 from tunewright.api.models.report.evaluations import evaluations_of, gates_of, results_of
@@ -23,6 +24,7 @@ from tunewright.api.models.report.facts import Facts
 from tunewright.kinds.export.models import ExportReport
 from tunewright.kinds.fine_tuning.models import FineTuningRequest, FineTuningResult
 from tunewright.plan.defaults import Resolved
+from tunewright.plan.forgetting import Forgetting
 from tunewright.rows.report.picture import picture
 from tunewright.store.records import TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
@@ -138,6 +140,7 @@ def _training(facts: Facts) -> Section | None:
                 ("most memory, bytes", f"{measured.peak_bytes:,}" if measured else None),
             ))
         )  # fmt: skip
+        parts += _forgetting(result.forgetting) if result.forgetting is not None else []
     drawn = curves("Loss, nats per token", facts.losses)
     if drawn is not None:
         parts.append(Picture(drawn, "The losses over the steps of the training"))
@@ -147,6 +150,17 @@ def _training(facts: Facts) -> Section | None:
     if facts.checkpoints:
         parts.append(_checkpoints({one.step: one.metrics for one in facts.checkpoints}))
     return Section("Training", tuple(parts))
+
+
+def _forgetting(found: Forgetting) -> list[Part]:
+    """How far it is from what it was before training, on text that has nothing to do with its data."""
+    return [
+        Text(f"{found.describe()}."),
+        Pairs((
+            ("divergence on general text, nats per token", ranged(found.kl, found.low, found.high)),
+            ("of which is too much", f"more than {found.bound:g}" + (": it is" if found.is_beyond else "")),
+        )),
+    ]  # fmt: skip
 
 
 def _shown(value: Any) -> str | None:

@@ -17,7 +17,7 @@ from tunewright.api.models.report.document import (
     when,
 )
 from tunewright.api.models.report.facts import Evaluated, Facts
-from tunewright.evaluator.report import ChangedRow, EvaluationReport
+from tunewright.evaluator.report import ChangedRow, EvaluationReport, LoadFigures, Percentiles
 from tunewright.kinds.evaluation.kind import request_of
 from tunewright.metrics.verdicts import Reason, words
 
@@ -35,11 +35,11 @@ def evaluations_of(facts: Facts) -> Section:
 def _evaluation(one: Evaluated) -> Iterable[Part]:
     job, report = one.job, one.report
     request = request_of(job)
-    yield Heading(f"{request.filename} ({job.id})")
+    yield Heading(f"{one.data[0]} ({job.id})")
     yield Pairs((
         ("finished", when(job.finished_at) if job.finished_at else None),
-        ("sha256 of the file", request.sha256),
-        ("rows", f"{report.rows:,} of {report.rows_in_file:,}, seed {report.seed}"),
+        ("sha256 of the file", request.sha256 or None),
+        ("rows", f"{report.rows:,} of {report.rows_in_file:,}, seed {report.seed}" if report.models else None),
         ("compared part", request.extract if request.extract != "whole" else None),
         ("temperature", number(request.temperature) if request.temperature else None),
         ("metrics", report.why),
@@ -47,6 +47,10 @@ def _evaluation(one: Evaluated) -> Iterable[Part]:
     ))  # fmt: skip
     if report.judgement is not None:
         yield _reasons(report.judgement.reasons)
+    if report.loads:
+        yield _loads(report.loads)
+    if not report.models:
+        return
     yield Table(
         ("model", *report.metrics, "unanswered"),
         tuple(
@@ -73,6 +77,37 @@ def _evaluation(one: Evaluated) -> Iterable[Part]:
             ),
         )
     yield from _details(report)
+
+
+def _loads(loads: Iterable[LoadFigures]) -> Table:
+    """Milliseconds, at the 50th and the 99th percentile."""
+
+    def times(of: Percentiles | None) -> str:
+        return "-" if of is None else f"{number(of.p50)} / {number(of.p99)}"
+
+    return Table(
+        (
+            "model",
+            "at once",
+            "tokens/s",
+            "first token, ms",
+            "between tokens, ms",
+            "whole, ms",
+            "price of a million tokens",
+        ),
+        tuple(
+            (
+                one.model,
+                str(one.at_once),
+                number(one.tokens_per_second),
+                times(one.first_token),
+                times(one.between_tokens),
+                times(one.whole),
+                f"{number(one.price_per_million_tokens)} {one.currency or ''}".strip(),
+            )
+            for one in loads
+        ),
+    )
 
 
 def _details(report: EvaluationReport) -> Iterable[Part]:
@@ -133,7 +168,7 @@ def results_of(evaluations: Iterable[Evaluated]) -> Iterable[Result]:
     seen: set[tuple[str, str]] = set()
     for one in evaluations:
         name, sha256 = one.data
-        for figure in one.report.models[0].figures:
+        for figure in one.report.models[0].figures if one.report.models else ():
             if figure.value is not None and (sha256, figure.metric) not in seen:
                 seen.add((sha256, figure.metric))
                 yield Result(name, sha256, figure.metric, figure.value)

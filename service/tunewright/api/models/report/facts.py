@@ -30,9 +30,9 @@ class Evaluated:
 
     @property
     def data(self) -> tuple[str, str]:
-        """The name of its file, and the hash of that."""
+        """The name of its file, and the hash of that; of a suite, or of latency, what it is."""
         request = request_of(self.job)
-        return request.filename, request.sha256
+        return request.filename or self.report.why, request.sha256
 
 
 @dataclass(frozen=True)
