@@ -13,7 +13,7 @@ import pytest
 
 from tunewright.metrics.auto import choose
 from tunewright.metrics.figures import OTHER, Measured, Scores, by_field, confusion, row_values, table
-from tunewright.metrics.names import KINDS, METRICS, OF_PROGRAMS, MetricName
+from tunewright.metrics.names import KINDS, METRICS, OF_OTHERS, OF_PROGRAMS, MetricName
 from tunewright.metrics.structured import InvalidSchema, fits, parsed, validator_of
 from tunewright.metrics.texts import exact_match, extracted, label, token_f1
 
@@ -91,6 +91,7 @@ def test_a_row_without_an_answer_counts_as_wrong() -> None:
             "token_accuracy",
             "rouge2",
             *OF_PROGRAMS,
+            *OF_OTHERS,
         ):
             expected = 0.5 if KINDS[metric].is_share or metric.endswith(("f1", "L", "1")) else 0.0
             assert value(metric, pairs) == (0 if metric == "json_valid" else expected), metric

@@ -73,11 +73,14 @@ def _reason(
     against: str | None = None,
 ) -> Reason:
     verdict = compared_with_limit(value, low, high, limit, is_least=name == "min")
-    what = f"{metric} is worse than that of {against} by" if against else f"{metric} is"
     if value is None or low is None or high is None:
         message = f"{metric} has no figure"
+    elif against is None:
+        message = f"{metric} is {value:.4g} ({low:.4g} to {high:.4g}) on {rows} rows; {name} is {limit:g}"
     else:
-        message = f"{what} {value:.4g} ({low:.4g} to {high:.4g}) on {rows} rows; {name} is {limit:g}"
+        shown, word = ((value, low, high), "worse") if value >= 0 else ((-value, -high, -low), "better")
+        by = f"{shown[0]:.4g} ({shown[1]:.4g} to {shown[2]:.4g})"
+        message = f"{metric} is {word} than that of {against} by {by} on {rows} rows; {name} is {limit:g}"
     if rows < FEWEST_ROWS:
         name, verdict = "rows", Verdict.NOT_ENOUGH_DATA
         message += f"; fewer than {FEWEST_ROWS} rows are not judged"

@@ -106,9 +106,10 @@ def interval(table: Table, seed: int, samples: int = SAMPLES) -> Interval:
 
 
 def difference(first: Table, second: Table, seed: int, samples: int = SAMPLES) -> Difference:
-    """Compare two models on the same rows. The interval is the paired bootstrap's, where samples differ, and for shares
-    Newcombe's of 1998 (method 10), which holds for few rows too. The p-value is McNemar's exact one for shares, else
-    that of a permutation test: in each row the models' answers are exchanged, or not."""
+    """Compare two models on the same rows. The interval is the paired bootstrap's, where samples differ (else as wide
+    as Wilson's of a share of 0: in so many rows the models were seen to differ in none), and for shares Newcombe's of
+    1998 (method 10), which holds for few rows too. The p-value is McNemar's exact one for shares, else that of a
+    permutation test: in each row the models' answers are exchanged, or not."""
     value = first.value() - second.value()
     if not first.rows or math.isnan(value):
         return Difference(math.nan, math.nan, math.nan, math.nan, "permutation")
@@ -123,6 +124,10 @@ def difference(first: Table, second: Table, seed: int, samples: int = SAMPLES) -
         for sums in _bootstrap([first.numbers, second.numbers], seed, samples)
     ]
     low, high = _quantiles(np.concatenate(found))
+    if low == high and first.scale is not None:
+        # all rows differ alike, most likely not at all, which says nothing certain of other rows: as in `interval`
+        spread = first.scale * wilson(0.0, first.rows)[1]
+        low, high = max(value - spread, -first.scale), min(value + spread, first.scale)
     return Difference(value, low, high, _permutation(first, second, value, seed, samples), "permutation")
 
 

@@ -20,6 +20,8 @@ SuiteName = Literal["mmlu", "ceval", "gsm8k", "humaneval"]
 OF_LABELS = frozenset({"accuracy", "macro_f1", "weighted_f1"})
 OF_SCORES = frozenset({"perplexity", "token_accuracy"})
 """Measured on the tokens of the expected answers; others are measured on answers."""
+OF_OTHERS = frozenset({"judge", "grader"})
+"""What a judge or a grader says of answers; others are computed from them."""
 OF_PROGRAMS = frozenset({"pass_at_1", "pass_at_10", "pass_at_100"})
 """Measured by running answers that are programs."""
 
