@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._core import endpoints
-from .._core.ratings import choices
+from .._core.ratings import choices, rate_pairs, rating_pairs, retrieve_ratings
 from ..types import EvaluationRecord, Ratings
 from .job_resource import AsyncBoundJob, AsyncJobResource
 
@@ -108,7 +108,7 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
     ) -> str:
         """Pairs of answers for people to rate, in random order and without the models' names, as JSONL or CSV: id,
         asked, a, b, and choice, which is filled with a, b or tie. Raises BadRequestError where there are none."""
-        return await self._http.fetch(endpoints.rating_pairs(evaluation_id, against, rows, format))
+        return await self._http.fetch(rating_pairs(evaluation_id, against, rows, format))
 
     async def rate(
         self,
@@ -123,8 +123,8 @@ class AsyncEvaluations(AsyncJobResource[AsyncEvaluation]):
         pathlib.Path of a file that `pairs` has made and a person has filled; pairs without a choice are left out.
         Raises ValueError where there is no choice, and BadRequestError for an id that is no pair.
         """
-        return await self._http.fetch(endpoints.rate_pairs(evaluation_id, rater, choices(ratings)))
+        return await self._http.fetch(rate_pairs(evaluation_id, rater, choices(ratings)))
 
     async def ratings(self, evaluation_id: str) -> Ratings:
         """What people have chosen, with intervals, and how they agree. Raises NotFoundError."""
-        return await self._http.fetch(endpoints.retrieve_ratings(evaluation_id))
+        return await self._http.fetch(retrieve_ratings(evaluation_id))

@@ -1,6 +1,6 @@
 """The routes of the API: what each sends and how its answer is parsed. Nothing is sent here.
 
-The routes of deployments are in `deployments.py`.
+The routes of deployments are in `deployments.py`, those of ratings in `ratings.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from ..types import (
     JobEvent,
     Model,
     Plan,
-    Ratings,
     Ready,
     ShadowAnswer,
     WorkRecord,
@@ -173,26 +172,6 @@ def text_of(path: str, params: Mapping[str, int | None]) -> Call[str]:
         params=params,
         headers={"accept": "text/plain"},
     )
-
-
-# Evaluations
-
-
-def rating_pairs(evaluation_id: str, against: str | None, rows: int | None, format: str) -> Call[str]:
-    path = f"{EVALUATIONS}{path_of(evaluation_id)}/pairs"
-    params = {"against": against, "rows": rows, "format": format}
-    return Call(
-        "GET", path, lambda response: response.text, params=params, headers={"accept": "*/*"}, slow=True
-    )
-
-
-def rate_pairs(evaluation_id: str, rater: str, ratings: Sequence[Mapping[str, str]]) -> Call[Ratings]:
-    body = {"rater": rater, "ratings": list(ratings)}
-    return Call("POST", f"{EVALUATIONS}{path_of(evaluation_id)}/ratings", _as(Ratings), json=body, slow=True)
-
-
-def retrieve_ratings(evaluation_id: str) -> Call[Ratings]:
-    return Call("GET", f"{EVALUATIONS}{path_of(evaluation_id)}/ratings", _as(Ratings), slow=True)
 
 
 def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[PageData[Checkpoint]]:

@@ -1,4 +1,4 @@
-"""The choices of a person between answers, from a file that was filled or from objects."""
+"""Blind rating: its routes, and the choices of a person, from a file that was filled or from objects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import httpx2
+
+from ..types import Ratings
+from .call import Call
+from .endpoints import EVALUATIONS, path_of
 
 RatingsInput = str | Path | Mapping[str, str] | Sequence[Mapping[str, Any]]
 
@@ -44,3 +50,24 @@ def _rows(text: str) -> list[Mapping[str, Any]]:
     if not all("id" in row for row in rows):
         raise ValueError("the file has no column `id`: it is not one that `pairs` has made")
     return rows
+
+
+def rating_pairs(evaluation_id: str, against: str | None, rows: int | None, format: str) -> Call[str]:
+    path = f"{EVALUATIONS}{path_of(evaluation_id)}/pairs"
+    params = {"against": against, "rows": rows, "format": format}
+    return Call(
+        "GET", path, lambda response: response.text, params=params, headers={"accept": "*/*"}, slow=True
+    )
+
+
+def rate_pairs(evaluation_id: str, rater: str, ratings: Sequence[Mapping[str, str]]) -> Call[Ratings]:
+    body = {"rater": rater, "ratings": list(ratings)}
+    return Call("POST", f"{EVALUATIONS}{path_of(evaluation_id)}/ratings", _ratings, json=body, slow=True)
+
+
+def retrieve_ratings(evaluation_id: str) -> Call[Ratings]:
+    return Call("GET", f"{EVALUATIONS}{path_of(evaluation_id)}/ratings", _ratings, slow=True)
+
+
+def _ratings(response: httpx2.Response) -> Ratings:
+    return Ratings.model_validate_json(response.content)
