@@ -90,6 +90,7 @@ def test_a_row_without_an_answer_counts_as_wrong() -> None:
             "perplexity",
             "token_accuracy",
             "rouge2",
+            "judge",
             *OF_PROGRAMS,
             *OF_OTHERS,
         ):
@@ -108,6 +109,8 @@ def test_of_a_text_the_part_that_was_asked_for_is_compared() -> None:
     assert (
         value("exact_match", [("I think: 18", "9 * 2 = <<9*2=18>>18\n#### 18")], extract="last_number") == 1
     )
+    for said, wanted in (("It is 1.5", "#### 15"), ("So -5", "#### 5"), ("It has a 1", "#### 10")):
+        assert value("exact_match", [(said, wanted)], extract="last_number") == 0, "each character counts"
     assert label(" Positive. ") == "positive"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ def table(metric: MetricName, rows: Measured) -> Table:
     if metric in ("json_valid", "schema_valid", "field_accuracy"):
         return _of_json(metric, rows)
     value = _VALUES[metric]
+    if metric == "exact_match" and rows.extract == "last_number":
+        value = operator.eq  # SQuAD's rule leaves out the point and the sign of a number
     return means([value(*pair) for pair in rows.pairs()], is_share=KINDS[metric].is_share)
 
 
