@@ -92,3 +92,9 @@ def test_kill_9_and_a_stop_change_nothing(tmp_path: Path, kind: str) -> None:
     assert "Resuming from the checkpoint at step 4" in messages
     assert losses(folder) == losses(undisturbed)
     assert product(folder) == product(undisturbed), "bit for bit"
+    ended = folder.read_result(TrainingResult)
+    assert ended is not None
+    assert ended.forgetting == result.forgetting, (
+        "it is compared with what the model was before the first start"
+    )
+    assert ended.forgetting is not None
