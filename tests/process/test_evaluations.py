@@ -186,7 +186,7 @@ def test_the_inner_gateway_is_private_and_knows_no_aliases(service: Service, cli
     assert (socket.stat().st_mode & 0o777, socket.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     client.aliases.set("flips", BASE)
 
-    async def ask(**fields: Any) -> tuple[int, Any]:
+    async def ask(to: str = "ask", **fields: Any) -> tuple[int, Any]:
         asked = {
             "model": BASE,
             "content": "",
@@ -195,11 +195,14 @@ def test_the_inner_gateway_is_private_and_knows_no_aliases(service: Service, cli
         }
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session,
-            session.post("http://gateway/ask", json={**asked, **fields}) as response,
+            session.post(f"http://gateway/{to}", json={**asked, **fields}) as response,
         ):
             return response.status, (await response.json())["error"]["code"]
 
     content = client.evaluations.list().data[0].models[0].content
     assert asyncio.run(ask()) == (400, "model_changed")
+    assert asyncio.run(ask("stream")) == (400, "model_changed")
     assert asyncio.run(ask(model="flips")) == (404, "model_not_found")
+    assert asyncio.run(ask("stream", model="flips")) == (404, "model_not_found")
     assert asyncio.run(ask(content=content, path="/v1/load_lora_adapter")) == (400, "invalid_value")
+    assert asyncio.run(ask("stream", content=content, path="/v1/load_lora_adapter")) == (400, "invalid_value")
