@@ -143,6 +143,7 @@ def measure(kind: Kind, file: Path | None, clock: str) -> dict[str, Any]:
         "basis": planned.seconds.basis,
         "predicted_peak": planned.peak_bytes / 2**20,
         "peak": measured.peak_bytes / 2**20,
+        "peak_error": planned.peak_bytes / measured.peak_bytes - 1,
     }
 
 
@@ -170,8 +171,7 @@ def main() -> None:
         outside = "" if found["within"] else ", outside of the range"
         print(
             f"| {found['kind']} | {found['predicted']:.1f} | {found['took']:.1f} | {found['error']:+.1%}{outside} | "
-            f"{found['predicted_peak']:.0f} | {found['peak']:.0f} "
-            f"| {found['predicted_peak'] / found['peak'] - 1:+.1%} |",
+            f"{found['predicted_peak']:.0f} | {found['peak']:.0f} | {found['peak_error']:+.1%} |",
             flush=True,
         )
 
