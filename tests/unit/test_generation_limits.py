@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tunewright.api.gateway.limits import check_limits
+from tunewright.api.gateway.turns import sequences
 from tunewright.errors import InvalidRequest
 
 CONTEXT = 1024
@@ -68,6 +70,53 @@ def test_choices_times_tokens_are_limited(body: dict[str, Any]) -> None:
     assert refusal({**HELLO, **body}).param == "n"
 
 
+@pytest.mark.parametrize("n", ["10000", 10_000.0, " 10000 "])
+def test_a_number_of_choices_is_read_as_the_engine_reads_it(n: Any) -> None:
+    """vLLM takes numbers as text and whole decimal numbers too."""
+    assert refusal({**HELLO, "n": n, "max_tokens": 16}).param == "n"
+    assert refusal({**HELLO, "n": 100, "max_tokens": str(CONTEXT)}).param == "n"
+    assert sequences({"n": n}) == 10_000
+
+
+def test_the_prompts_of_a_completion_count_as_choices_do() -> None:
+    assert refusal({"prompt": ["a"] * 100, "max_tokens": 1000}).param == "prompt"
+    assert refusal({"prompt": [[1]] * 100, "n": 10, "max_tokens": 100}).param == "prompt"
+    for usual in (
+        {"prompt": ["a"] * 256, "max_tokens": 1, "echo": True, "logprobs": 1},  # as lm-eval scores
+        {"prompt": ["a"] * 1000},  # 16 tokens each, as vLLM has it
+        {"prompt": [1] * 1000, "max_tokens": 1000},  # one prompt of tokens
+        {"prompt": ["a"] * 8, "max_tokens": 256},
+    ):
+        check_limits(usual, CONTEXT, None)
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("stop", [f"s{n}" for n in range(129)]),
+        ("stop", ["x" * 1001]),
+        ("stop", "x" * 1001),
+        ("bad_words", ["x"] * 257),
+        ("stop_token_ids", [1] * 1025),
+        ("logit_bias", {str(n): 1 for n in range(2049)}),
+        ("repetition_detection", {"max_pattern_size": 10_000, "min_pattern_size": 5000, "min_count": 2}),
+        ("repetition_detection", {"max_pattern_size": "10000", "min_count": 2}),
+    ],
+)
+def test_what_the_engine_looks_through_for_each_token_is_bounded(param: str, value: Any) -> None:
+    assert refusal({**HELLO, param: value}).param == param
+
+
+def test_usual_stops_and_biases_are_taken() -> None:
+    for body in (
+        {"stop": "\n"},
+        {"stop": ["\n", "User:"], "stop_token_ids": [1, 2], "bad_words": ["no"], "logit_bias": {"5": -100}},
+        {"repetition_detection": {"max_pattern_size": 20, "min_pattern_size": 2, "min_count": 4}},
+        {"stop": None, "bad_words": 7, "logit_bias": [], "repetition_detection": "x"},
+    ):
+        check_limits({**HELLO, **body}, CONTEXT, None)
+
+
 def test_the_operator_sets_how_many_tokens_one_request_may_ask_for() -> None:
     check_limits({**HELLO, "n": 10, "max_tokens": 10}, CONTEXT, 100)
     assert "--max-generated-tokens" in str(refusal({**HELLO, "n": 11, "max_tokens": 10}, 100))
@@ -106,11 +155,33 @@ def test_grammars_are_bounded(param: str, body: dict[str, Any]) -> None:
     assert len(str(refused.value)) < 400
 
 
+@pytest.mark.parametrize("key", ["json", "structural_tag"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"type": "string", "pattern": "a{1,100000}"}),
+        json.dumps({"type": "array", "minItems": 10**9}),
+        '{"type": "array", "items": ' * 400 + "{}" + "}" * 400,  # 2,700 levels take half an hour to compile
+        "[" * 60_000,
+    ],
+)
+def test_a_schema_that_is_sent_as_text_has_the_same_bounds(key: str, text: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_limits({**HELLO, "structured_outputs": {key: text}}, 2**20, None)
+    assert refused.value.param == "structured_outputs"
+
+
 def test_usual_grammars_are_taken() -> None:
     for body in (
         schema(pattern="^[a-z]{2,40}$", maxLength=200, enum=["a", "b"]),
         {"structured_outputs": {"choice": ["yes", "no"]}},
         {"structured_outputs": {"regex": "[0-9]{3}-[0-9]{4}"}},
+        {
+            "structured_outputs": {
+                "json": json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})
+            }
+        },
+        {"structured_outputs": {"json": "no JSON"}},
         {"structured_outputs": None, "response_format": {"type": "json_object"}},
         {
             "tools": [

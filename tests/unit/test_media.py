@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -114,5 +115,7 @@ def test_every_generation_is_checked_before_an_engine_sees_it(
     spec.gateway = gateway_for(store)
     api = TestClient(server.app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
     for host, code in (("evil.example", "media_url_not_allowed"), ("allowed.example", "model_not_found")):
-        answer = api.post(path, json=chat({"image_url": {"url": f"https://{host}/x.png"}}))
-        assert answer.json()["error"]["code"] == code
+        body = json.dumps(chat({"image_url": {"url": f"https://{host}/x.png"}}))
+        for written in (body, body.replace("_", "\\u005f")):
+            answer = api.post(path, content=written, headers={"Content-Type": "application/json"})
+            assert answer.json()["error"]["code"] == code

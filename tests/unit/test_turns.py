@@ -237,7 +237,7 @@ async def test_a_caller_is_an_address_and_a_name(client: Any, body: dict[str, An
     [
         ({}, 1),
         ({"n": 4}, 4),
-        ({"n": "4"}, 1),
+        ({"n": "4"}, 4),
         ({"n": 2, "prompt": ["a", "b", "c"]}, 6),
         ({"prompt": [1, 2, 3]}, 1),
         ({"prompt": [[1], [2]]}, 2),

@@ -96,6 +96,9 @@ class ChatEncoder:
             return written(self._renderer, before, message, tools, prompt)
 
         text = write(answer)
+        if text is not None and (joined := _joined(answer, text)) is not None:
+            answer = joined
+            text = write(answer)
         if text is None:
             raise UnusableRow(
                 not_behind(index, prompt, self._renderer.render([*before, answer], tools, prompt=False))
@@ -105,10 +108,22 @@ class ChatEncoder:
         ids = continuation(self._tokenizer, prompt_ids, self._tokens(prompt + text), text)
         end = self._end(ids)
         if end is not None:
-            return prompt_ids, ids[: end + 1]
-        return prompt_ids, self._ended(
-            prompt, prompt_ids, text.rstrip(), calls=bool(answer.get("tool_calls"))
-        )
+            ids = ids[: end + 1]
+        else:
+            ids = self._ended(prompt, prompt_ids, text.rstrip(), calls=bool(answer.get("tool_calls")))
+        self._check_goes_on(ids, index)
+        return prompt_ids, ids
+
+    def _check_goes_on(self, ids: list[int], index: int) -> None:
+        """Raise UnusableRow where the engine would stop before the end of an answer: some templates make several turns
+        of a text and a call (Nemotron Nano 2)."""
+        early = next((token for token in ids[:-1] if token in self._stops), None)
+        if early is not None:
+            raise UnusableRow(
+                f"messages[{index}] has {self._tokenizer.decode([early])} in its middle as the chat template renders "
+                "it, where the engine stops, so the rest could never be answered: make two messages of it, or give the "
+                "job a chat_template that renders it as one"
+            )
 
     def _end(self, ids: list[int]) -> int | None:
         """The place of the token at which the engine stops: the first one behind which no text comes.
@@ -190,6 +205,18 @@ def _calls(calls: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             function["arguments"] = json.dumps(arguments or {}, ensure_ascii=False)
         known = {key: value for key, value in call.items() if value is not None}
         yield {"id": f"call{number:05}", "type": "function", **known, "function": function}
+
+
+def _joined(answer: Message, text: str) -> Message | None:
+    """The answer with its parts as one text, where the template writes the list itself; else None.
+
+    vLLM gives all contents to a template as parts where it takes parts anywhere. Some (Kimi K2) write those of an
+    answer with calls as they are: `[{'type': 'text', 'text': ...}]`. No model has to answer that.
+    """
+    content = answer.get("content")
+    if not isinstance(content, list) or (str(content) not in text and json.dumps(content) not in text):
+        return None
+    return {**answer, "content": "\n".join(part.get("text", "") for part in content)}
 
 
 def _with_all_fields(sent: Message, parsed: Message, template: str) -> Message:

@@ -10,6 +10,11 @@ from tunewright.rows.renderer import Message, Renderer
 
 _OPENED = re.compile(r"<think>\s*$")
 """The end of a prompt behind which a model begins to reason."""
+_CLOSED = re.compile(
+    r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>|<\|START_THINKING\|>\s*<\|END_THINKING\|>)\s*$"
+)
+"""The end of a prompt behind which a model does not reason: of many families, Gemma 4, Command R7B."""
+_REASONS = ("<think>", "<|channel>", "<|START_THINKING|>")
 _SHOWN = 60
 """Characters of a rendering that a message quotes."""
 
@@ -28,11 +33,16 @@ def written(
     is there). None where that beginning is not there either.
 
     A prompt that opens the reasoning asks for its end too. Where the template leaves that out (DeepSeek R1), it is
-    written as the model writes it; the reasoning is that of the message, or empty.
+    written as the model writes it; the reasoning is that of the message, or empty. One that has closed it, where the
+    conversation has no reasoning (Gemma 4), asks for the rest.
     """
     whole = renderer.render([*before, answer], tools, prompt=False)
     if whole.startswith(prompt):
         return whole[len(prompt) :]
+    closed = _CLOSED.search(prompt)
+    if closed and whole.startswith(asked := prompt[: closed.start()]):
+        rest = whole[len(asked) :]
+        return None if rest.lstrip().startswith(_REASONS) else rest
     opened = _OPENED.search(prompt)
     asked = prompt[: opened.start()] if opened else prompt
     if whole.startswith(asked):

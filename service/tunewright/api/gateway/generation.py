@@ -68,7 +68,7 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
             assert self.gateway is not None, "the gateway is opened before the first request"
             raw = await request.body()
             body = await self.gateway.bodies.run(parse_body, raw) if len(raw) > LARGE else parse_body(raw)
-            if b"_url" in raw:
+            if b"_url" in raw or b"\\u" in raw:  # names may be written with escapes
                 check_media(body, self._media_domains)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tunewright.errors import InvalidRequest
+from tunewright.errors import InvalidRequest, cut
 
 LONGEST_TOKEN = 32
 """Characters for each token of the context. Text has about 4; only long runs of one character have more than this."""
@@ -28,6 +28,17 @@ _LONGEST_OPTION = 1000
 
 _TEXTS = ("prompt", "messages", "input", "instructions", "tools", "suffix", "documents")
 _REPEATS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+_MOST_LEVELS = 64
+"""Of a schema that is sent as text; in the body itself `bodies.py` bounds them. The time to compile grows with their
+cube."""
+_SCHEMAS_AS_TEXT = ("json", "structural_tag")
+_MOST_ITEMS = {"stop": 128, "bad_words": 256, "stop_token_ids": 1024, "logit_bias": 2048}
+"""What vLLM looks through, or builds anew, for each token of an answer, or in each batch."""
+_LONGEST_ITEM = 1000
+_LONGEST_REPETITION = 128
+"""Tokens: vLLM looks for repetitions in its scheduler, in the square of their length for each token."""
+_COMPLETION_TOKENS = 16
+"""Of a completion that names no number, as in OpenAI's API."""
 _LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
@@ -40,6 +51,7 @@ def check_limits(
         if size is None or size > context * LONGEST_TOKEN:
             _check_text(body, context)
         _check_choices(body, context, most_tokens or CHOICES * context)
+    _check_lists(body)
     _check_grammars(body)
 
 
@@ -80,21 +92,54 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _check_choices(body: dict[str, Any], context: int, most: int) -> None:
-    choices = max(_count(body.get("n"), 1), _count(body.get("best_of"), 1))
-    each = min(
-        context,
-        _count(body.get("max_completion_tokens"), _count(body.get("max_tokens"), context)),
-    )
-    if choices > 1 and choices * each > most:
+    texts = max(whole(body.get("n"), 1), whole(body.get("best_of"), 1)) * prompts(body)
+    default = _COMPLETION_TOKENS if "prompt" in body else context
+    asked = whole(body.get("max_completion_tokens"), whole(body.get("max_tokens"), default))
+    each = min(context, asked)
+    if texts > 1 and texts * each > most:
+        several = prompts(body) > 1
         raise InvalidRequest(
-            f"The request asks for {choices} choices of up to {each} tokens, which is more than the {most} tokens that "
-            "one request may ask for (--max-generated-tokens): lower `n` or `max_tokens`.",
-            param="n",
+            f"The request asks for {texts} {'texts' if several else 'choices'} of up to {each} tokens, which is more "
+            f"than the {most} tokens that one request may ask for (--max-generated-tokens): "
+            f"{'send fewer prompts at once, or lower' if several else 'lower'} `n` or `max_tokens`.",
+            param="prompt" if several else "n",
         )
 
 
-def _count(value: Any, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
+def prompts(body: dict[str, Any]) -> int:
+    """How many prompts the request has: texts, or lists of tokens."""
+    prompt = body.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+
+
+def whole(value: Any, default: int) -> int:
+    """A number of the request as vLLM reads it, from text too, where it is positive; else `default`."""
+    try:
+        number = default if isinstance(value, bool) or value is None else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return number if number > 0 else default
+
+
+def _check_lists(body: dict[str, Any]) -> None:
+    for key, most in _MOST_ITEMS.items():
+        value = body.get(key)
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | dict):
+            continue
+        if len(items) > most:
+            raise InvalidRequest(f"`{key}` has {len(items)} values: at most {most} are allowed.", param=key)
+        if any(isinstance(item, str) and len(item) > _LONGEST_ITEM for item in items):
+            raise InvalidRequest(
+                f"`{key}` has a value of more than {_LONGEST_ITEM} characters: make it shorter.", param=key
+            )
+    repetition = body.get("repetition_detection")
+    for key, size in repetition.items() if isinstance(repetition, dict) else ():
+        if whole(size, 0) > _LONGEST_REPETITION:
+            raise InvalidRequest(
+                f"`repetition_detection` has a {cut(key, 40)} above {_LONGEST_REPETITION}, which is the most.",
+                param="repetition_detection",
+            )
 
 
 def _check_grammars(body: dict[str, Any]) -> None:
@@ -133,8 +178,38 @@ def _check_grammar(param: str, value: Any) -> None:
             )
         elif key in ("choice", "enum") and isinstance(item, list):
             _check_options(param, key, item)
+        elif key in _SCHEMAS_AS_TEXT and isinstance(item, str):
+            _check_grammar(param, _read(param, item))
         else:
             _check_grammar(param, item)
+
+
+def _read(param: str, text: str) -> Any:
+    """A schema that is sent as text. What is no JSON is left to the engine."""
+    try:
+        schema = json.loads(text)
+    except ValueError:
+        return None
+    except RecursionError:
+        schema = None
+        levels = _MOST_LEVELS + 1
+    else:
+        levels = _levels(schema)
+    if levels > _MOST_LEVELS:
+        raise InvalidRequest(
+            f"`{param}` has a schema of more than {_MOST_LEVELS} levels: make it flatter, with $defs for example.",
+            param=param,
+        )
+    return schema
+
+
+def _levels(value: Any) -> int:
+    """How deep objects and lists lie in each other, counted up to one more than are allowed."""
+    level, depth = [value], 0
+    while depth <= _MOST_LEVELS and (inner := [part for part in level if isinstance(part, dict | list)]):
+        depth += 1
+        level = [child for part in inner for child in (part.values() if isinstance(part, dict) else part)]
+    return depth
 
 
 def _check_pattern(param: str, pattern: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from tunewright.api.gateway.limits import prompts, whole
 from tunewright.errors import TooManyRequests, cut
 
 _LONGEST_NAME = 64
@@ -58,10 +59,7 @@ def _network(address: str) -> str:
 
 def sequences(body: dict[str, Any]) -> int:
     """How many texts vLLM generates for the request at once: its choices, for each of its prompts."""
-    n, prompt = body.get("n"), body.get("prompt")
-    choices = n if isinstance(n, int) and n > 0 else 1
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
-    return choices * prompts
+    return whole(body.get("n"), 1) * prompts(body)
 
 
 @dataclass(eq=False)
