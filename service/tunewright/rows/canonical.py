@@ -17,7 +17,7 @@ import json
 from enum import StrEnum
 from typing import Any
 
-from tunewright.rows.faults import RowFault, json_type
+from tunewright.rows.faults import RowFault, check_levels, json_type, refuse_constant
 
 Row = dict[str, Any]
 ANSWERS = ("chosen", "rejected")
@@ -106,6 +106,10 @@ def check_messages(messages: list[Any], name: str) -> bool:
                 raise RowFault(f"{where}.weight must be 0 or 1")
             learnable = learnable or weight != 0
             _check_tool_calls(calls, where)
+            if message.get("content") is None and not calls and isinstance(message.get("refusal"), str):
+                raise RowFault(
+                    f"{where} has a refusal and no content: write what should be answered as its content"
+                )
         elif calls:
             raise RowFault(f"{where} has tool_calls, but only the assistant calls tools")
         _check_content(message.get("content"), where, may_be_missing=role == "assistant" and bool(calls))
@@ -159,7 +163,10 @@ def _check_tool_calls(calls: object, where: str) -> None:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                parsed = json.loads(arguments or "{}")
+                parsed = json.loads(arguments or "{}", parse_constant=refuse_constant)
+                check_levels(parsed)
+            except RowFault as fault:
+                raise RowFault(f"{where}.tool_calls[{index}].function.arguments: {fault}") from None
             except (ValueError, RecursionError):
                 raise RowFault(f"{where}.tool_calls[{index}].function.arguments is not valid JSON") from None
             if not isinstance(parsed, dict):

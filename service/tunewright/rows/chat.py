@@ -26,6 +26,9 @@ from tunewright.rows.tokens import SegmentTokenizer
 from tunewright.rows.written import not_behind, written
 
 _REASONING = re.compile(r"""\.reasoning(_content)?\b|["']reasoning(_content)?["']""")
+_NOT_SAID = frozenset({"weight", "parsed", "annotations"})
+"""What a row has beside what is said. The openai client writes the last two: what it made of a content of JSON, and
+where in the content the sources of a search are quoted."""
 _PROBE = "\u2e28probe\u2e29"
 
 
@@ -187,7 +190,7 @@ class ChatEncoder:
 
 def as_sent(message: Message) -> Message:
     """The message of a row as a client sends it: without `weight` and nulls, calls as OpenAI has them."""
-    sent = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    sent = {key: value for key, value in message.items() if value is not None and key not in _NOT_SAID}
     if "reasoning_content" in sent:  # vLLM's older name; what it answers has the newer one
         sent.setdefault("reasoning", sent.pop("reasoning_content"))
     if sent.get("tool_calls"):

@@ -10,6 +10,10 @@ LONGEST_ROW = 32 * 2**20
 """Bytes (of text, characters) of a row; longer ones are refused, so that no reader needs more memory."""
 
 
+MOST_LEVELS = 128
+"""Of objects and lists in each other, as in the body of a request."""
+
+
 class InvalidData(Exception):
     """The file cannot be used; the message names the lines."""
 
@@ -45,11 +49,11 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(json.dumps(str(name)[:40]) for name in sorted(names, key=str)[:5]) or "nothing"
 
 
-def _refuse_constant(name: str) -> object:
+def refuse_constant(name: str) -> object:
     raise RowFault(f"{name} is not valid JSON")
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decode = json.JSONDecoder(parse_constant=refuse_constant).decode
 
 
 def parse_json(text: str) -> object:
@@ -64,6 +68,17 @@ def parse_json(text: str) -> object:
         raise RowFault("nested too deeply") from None
     except ValueError as error:  # an integer with more digits than Python parses
         raise RowFault(f"not valid JSON ({error})") from None
+
+
+def check_levels(value: object) -> None:
+    """Raise RowFault for a value of more levels than a request may have: what renders it is recursive."""
+    level = [value]
+    for _ in range(MOST_LEVELS + 1):
+        inner = [part for part in level if isinstance(part, dict | list)]
+        if not inner:
+            return
+        level = [child for part in inner for child in (part.values() if isinstance(part, dict) else part)]
+    raise RowFault(f"nested too deeply: objects and lists may have up to {MOST_LEVELS} levels")
 
 
 def check_encodable(row: object) -> None:

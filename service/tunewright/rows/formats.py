@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from tunewright.rows.canonical import Row, RowKind
 from tunewright.rows.containers import Container, open_container
 from tunewright.rows.containers.raw import Raw
-from tunewright.rows.faults import LONGEST_ROW, Fault, InvalidData, NotJson, RowFault
+from tunewright.rows.faults import LONGEST_ROW, Fault, InvalidData, NotJson, RowFault, check_levels
 from tunewright.rows.held_out import is_held_out, place_of
 from tunewright.rows.reading import Reading
 from tunewright.rows.shapes import Converted, DataFormat, convert
@@ -186,6 +186,7 @@ def _told_once(fault: Fault, earlier: list[Fault]) -> Fault:
 def _converted(value: object, reading: Reading, container: Container) -> Converted:
     if isinstance(value, RowFault):
         raise value
+    check_levels(value)
     try:
         return convert(value, reading, is_table=container.is_table)
     except RecursionError:
