@@ -72,12 +72,16 @@ def parse_json(text: str) -> object:
 
 def check_levels(value: object) -> None:
     """Raise RowFault for a value of more levels than a request may have: what renders it is recursive."""
-    level = [value]
-    for _ in range(MOST_LEVELS + 1):
-        inner = [part for part in level if isinstance(part, dict | list)]
-        if not inner:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        level = [
+            child
+            for part in level
+            for child in (part.values() if type(part) is dict else part)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
             return
-        level = [child for part in inner for child in (part.values() if isinstance(part, dict) else part)]
     raise RowFault(f"nested too deeply: objects and lists may have up to {MOST_LEVELS} levels")
 
 
