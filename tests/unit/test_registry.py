@@ -346,5 +346,21 @@ def test_a_template_without_end_is_refused_where_it_comes_in(template: str, why:
     assert why in (check_template(template) or "")
 
 
+@pytest.mark.parametrize(
+    "only_for",
+    [
+        "tools",
+        "messages | length > 3",
+        "messages[0].role == 'system'",
+        "messages[-1].role == 'tool'",
+        "messages[1] is defined and messages[1].tool_calls is defined",
+    ],
+)
+def test_a_template_without_end_for_some_conversations_is_refused_too(only_for: str) -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if " + only_for + " %}" + loop + "{% endif %}{{ messages }}"
+    assert "more than 3 s" in (check_template(template) or "")
+
+
 def test_a_template_that_refuses_the_short_conversation_of_the_check_is_taken() -> None:
     assert check_template("{{ raise_exception('tools are needed') }}{{ messages }}") is None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import Template, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -13,11 +14,31 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 
+Message = dict[str, Any]
 _SECONDS = 3
-"""Processor time that rendering a short conversation may take."""
+"""Processor time that rendering a few short conversations may take."""
 _MOST_RENDERED = 2**20
 """Characters that it may become."""
-_CONVERSATION = [{"role": "user", "content": "Hello."}]
+_HELLO: Message = {"role": "user", "content": "Hello."}
+_CALL: Message = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+_TOOL: Message = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells it.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+_CONVERSATIONS: tuple[list[Message], ...] = (
+    [_HELLO],
+    [{"role": "system", "content": "Be brief."}, _HELLO, {"role": "assistant", "content": "Hi."}, _HELLO],
+    [
+        _HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "call00001", **_CALL}]},
+        {"role": "tool", "tool_call_id": "call00001", "name": "weather", "content": "sunny"},
+    ],
+)
+"""Of the kinds for which templates have parts of their own; each is rendered with tools and without."""
 
 
 class _Generation(Extension):
@@ -75,21 +96,34 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _why_not_rendered(text: str) -> str | None:
-    """Render a short conversation. The template may loop, or make text without end."""
-    rendered = 0
+    """Render short conversations. The template may loop, or make text without end."""
     try:
         template = _environment().from_string(text, globals={"raise_exception": _refuse, "strftime_now": str})
+    except MemoryError:
+        raise
+    except Exception:  # transformers, which renders it, may know more
+        return None
+    for messages in _CONVERSATIONS:
+        for tools in (None, [_TOOL]):
+            if _is_long(template, messages, tools):
+                return f"it renders a short conversation as more than {_MOST_RENDERED} characters"
+    return None
+
+
+def _is_long(template: Template, messages: list[Message], tools: list[Message] | None) -> bool:
+    rendered = 0
+    try:
         for piece in template.generate(
-            messages=_CONVERSATION, add_generation_prompt=True, bos_token="", eos_token=""
+            messages=messages, tools=tools, add_generation_prompt=True, bos_token="", eos_token=""
         ):
             rendered += len(piece)
             if rendered > _MOST_RENDERED:
-                return f"it renders a short conversation as more than {_MOST_RENDERED} characters"
+                return True
     except MemoryError:
         raise
     except Exception:  # it refuses this conversation, or needs more than a short check has
-        return None
-    return None
+        pass
+    return False
 
 
 def _refuse(message: str) -> None:
