@@ -325,12 +325,13 @@ def test_no_accepted_row_crashes_it_and_a_second_cleaning_changes_nothing(
     assert (clean.report.rows_after, clean.report.changed) == (len(made), 0)
 
 
-def test_a_row_that_is_nested_deeply_is_removed_and_not_a_crash(clean: Cleaned) -> None:
+def test_a_row_that_is_nested_deeply_is_a_fault_and_not_a_crash(clean: Cleaned) -> None:
     deep: Any = "x"
     for _ in range(900):
         deep = [deep]
     tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
-    assert len(clean([{**chat("a"), "tools": [tool]}, chat("b")], "secrets", "control_tokens")) in (1, 2)
+    with pytest.raises(InvalidData, match="line 1: nested too deeply"):
+        clean([{**chat("a"), "tools": [tool]}, chat("b")], "secrets", "control_tokens")
 
 
 def test_a_faulty_row_stops_it_and_leaves_no_file(clean: Cleaned) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tunewright.config import Base
 from tunewright.registry.safetensors_file import BadTensors, weight_files
 from tunewright.rows.control_tokens import of_tokenizer
-from tunewright.rows.templates import folder_template
+from tunewright.rows.templates import folder_template, other_templates
 
 _DEFAULT_CONTEXT = 2048
 _TOOL_PARSERS = (
@@ -102,7 +102,7 @@ def inspect_base(base: Base, fingerprint: str | None = None) -> BaseInfo:
         vocab_size=vocabulary if isinstance(vocabulary, int) else None,
         hub_id=None if base.path else base.source,
         quantization=_quantization(config),
-        control_tokens=of_tokenizer(added),
+        control_tokens=of_tokenizer(added, other_templates(folder)),
     )
 
 

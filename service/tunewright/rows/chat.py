@@ -43,7 +43,8 @@ class ChatEncoder:
         self._stops = stop_tokens(tokenizer)
         self._special = frozenset(tokenizer.all_special_ids)
         self._added = of_tokenizer(
-            (token.content, token.special) for token in tokenizer.added_tokens_decoder.values()
+            ((token.content, token.special) for token in tokenizer.added_tokens_decoder.values()),
+            _named_templates(tokenizer),
         )
         self._seen_shapes: set[tuple[str, ...]] = set()
 
@@ -186,6 +187,12 @@ class ChatEncoder:
             return None
         after = self._tokens(text.rpartition(_PROBE)[2])
         return next((token for token in after if token in self._stops), None)
+
+
+def _named_templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Its templates, where it has several."""
+    named = tokenizer.chat_template
+    return list(named.values()) if isinstance(named, dict) else []
 
 
 def as_sent(message: Message) -> Message:

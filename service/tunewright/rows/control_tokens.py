@@ -60,18 +60,18 @@ def control_tokens(tokens: tuple[str, ...], template: str | None) -> ControlToke
     return ControlTokens([*tokens, *of_template(template or "")])
 
 
-def of_tokenizer(added: Iterable[tuple[str, bool]]) -> tuple[str, ...]:
-    """The control tokens among a tokenizer's added tokens, each with whether it is called special."""
-    return tuple(
-        sorted(
-            token
-            for token, is_special in added
-            if (is_special or PATTERN.fullmatch(token))
-            and token.strip()
-            and not _ANSWERS.fullmatch(token)
-            and not _SPARE.search(token)
-        )
-    )
+def of_tokenizer(added: Iterable[tuple[str, bool]], others: Iterable[str] = ()) -> tuple[str, ...]:
+    """The control tokens among a tokenizer's added tokens, each with whether it is called special, and those of its
+    other chat templates than the default one."""
+    tokens = {
+        token
+        for token, is_special in added
+        if (is_special or PATTERN.fullmatch(token))
+        and token.strip()
+        and not _ANSWERS.fullmatch(token)
+        and not _SPARE.search(token)
+    }
+    return tuple(sorted(tokens.union(*map(of_template, others))))
 
 
 def of_template(template: str) -> set[str]:

@@ -56,15 +56,32 @@ def folder_template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    template = config.get("chat_template") if isinstance(config, dict) else None
+    template = _config(folder).get("chat_template")
     if isinstance(template, list):  # named templates; the default one is used
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def other_templates(folder: Path) -> list[str]:
+    """The named templates in a model's folder beside the default one, such as that for requests with tools."""
+    config = _config(folder)
+    named = config.get("chat_template")
+    entries = [entry for entry in named if isinstance(entry, dict)] if isinstance(named, list) else []
+    found = [entry.get("template") for entry in entries if entry.get("name") != "default"]
+    files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return [text for text in found if isinstance(text, str)] + [
+        file.read_text(encoding="utf-8") for file in files
+    ]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The tokenizer's config."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def check_template(text: str) -> str | None:

@@ -137,11 +137,7 @@ class _Cleaning:
             yield None
             self.report.rows_before += 1
             self._progress(self.report.rows_before)
-            try:
-                left = self._through(record)
-            except RecursionError:
-                self._invalid.note(record, removed("nested too deeply"))
-                continue
+            left = self._through(record)
             if left is None:
                 continue
             if self.balance is not None:
