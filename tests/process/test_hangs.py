@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.engine.conftest import Service, wait_until
-from tests.kills import find
+from tests.kills import find, tree
 from tests.without_vllm import BASE, start_without_vllm, wait_engine
 
+from fuzzing import TRIED_THREE_TIMES
 from tunewright.supervisor.process import ProcessId
 
 PYTHONPATH = os.pathsep.join(path for path in sys.path if path)
@@ -199,3 +200,19 @@ def test_with_its_queues_stopped_the_api_starts_again(service: Service) -> None:
     wait_replaced(service, "api", api)
     wait_replaced(service, "queues", stopped)
     wait_until(lambda: answer(service).status_code == 200, 60, "an answer")
+
+
+@TRIED_THREE_TIMES
+def test_that_an_engine_is_gone_is_told_within_a_second(service: Service) -> None:
+    wait_engine(service)
+    [engine] = [
+        pid for pid, (_, line) in tree(service.process.pid).items() if "tunewright.engine.server" in line
+    ]
+    os.kill(engine, signal.SIGKILL)
+    began = time.monotonic()
+    wait_until(lambda: httpx.get(f"{service.url}/ready").status_code == 503, 20, "/ready says so")
+    assert time.monotonic() - began < 1
+    refused = answer(service)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert "stack trace" not in refused.text
+    wait_until(lambda: answer(service).status_code == 200, 30, "the next one answers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,7 @@ from rows import PRODUCT
 from tunewright.config import Base, Settings, embedded_base_path
 from tunewright.engine.command import EngineOptions
 from tunewright.registry.workspace import Workspace
+from tunewright.scheduler import engines
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.processes import ChildProcess
@@ -124,3 +126,61 @@ def test_an_engine_starts_with_its_slots_and_records_them(
     assert engine is not None
     assert engine.info is not None
     assert engine.info.max_loras == 4
+
+
+def test_an_engine_that_is_healthy_and_answers_nothing_is_started_again_and_is_not_ready(
+    store: Store, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat template that loops keeps vLLM's renderer busy for ever, while `/health` and `/v1/models` answer."""
+    fault: list[str | None] = [None]
+    searched: list[str] = []
+
+    class Running:
+        pid, ended = 1, False
+
+        def end(self) -> None:
+            self.ended = True
+
+        def poll(self) -> None:
+            return None
+
+        def stop(self, *_: Any) -> None:
+            self.ended = True
+
+    process = Running()
+
+    def search(_: Any, name: str) -> str | None:
+        searched.append(name)
+        return fault[0]
+
+    monkeypatch.setattr(engines.ChildProcess, "start", lambda *_, **__: process)
+    monkeypatch.setattr(engines, "probe", lambda _: {"data": []})
+    monkeypatch.setattr(engines, "find_fault", search)
+    monkeypatch.setattr(engines, "_PROBE_EVERY", 0.0)
+    monkeypatch.setattr(engines, "_SEARCH_EVERY", 0.0)
+    keeper = keep(["cpu"])
+    served = keeper._served["tiny"]
+    served.source = Source(Base("tiny", str(embedded_base_path())))
+    served.info = keeper._find(served)
+    keeper._start(served, served.info)
+
+    def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            keeper._check_health(served)
+            time.sleep(0.001)
+
+    until(lambda: len(searched) > 3)
+    assert state(store) == (EngineState.READY, None)
+    assert not process.ended
+    fault[0] = "it tokenized nothing for 20 s"
+    until(lambda: served.state is EngineState.BACKOFF)
+    assert process.ended
+    assert state(store) == (EngineState.BACKOFF, "it tokenized nothing for 20 s, and was started again")
+
+
+def state(store: Store) -> tuple[EngineState, str | None]:
+    engine = store.engines.get("tiny")
+    assert engine is not None
+    return engine.state, engine.reason
