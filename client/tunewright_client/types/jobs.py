@@ -50,6 +50,10 @@ class Tuning(Wire):
     - max_grad_norm: the gradient is clipped to this norm
     - neftune_alpha: of supervised: the size of NEFTune's noise in the embeddings
     - loss_type, label_smoothing: of the method dpo
+    - eval_interval: steps between evaluations on the held-out rows
+    - early_stopping: `{"metric": ..., "patience": ..., "min_delta": ...}`: ends the run when the held-out rows get no
+      better
+    - best_checkpoint: the metric by which the best checkpoint is the model
     - gpus: how many train together
     - sharding: whether they share the weights: none or fsdp
     - algorithm, num_generations, max_completion_length, temperature: of the method reinforcement: grpo or rloo, answers
@@ -82,6 +86,9 @@ class Tuning(Wire):
     neftune_alpha: float | Auto | None = None
     loss_type: str | None = None
     label_smoothing: float | Auto | None = None
+    eval_interval: int | Auto | None = None
+    early_stopping: dict[str, Any] | Auto | None = None
+    best_checkpoint: str | None = None
     gpus: int | Auto | None = None
     sharding: str | None = None
     algorithm: str | None = None
@@ -125,6 +132,17 @@ class CostRange(Wire):
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
+
+
+class JobBest(Wire):
+    """The checkpoint that a model is: the one with the best `value` of a metric. Training ended after `last_step`,
+    early where the metric got no better."""
+
+    metric: str
+    step: int
+    value: float
+    last_step: int
+    stopped_early: bool = False
 
 
 class JobMeasured(Wire):
@@ -277,6 +295,7 @@ class JobRecord(WorkRecord):
     result_files: list[str] = Field(default_factory=list)
     trained_tokens: int | None = None
     planned: JobPlanned | None = None
+    best: JobBest | None = None
     measured: JobMeasured | None = None
     forgetting: JobForgetting | None = None
     integrations: list[Any] | None = None

@@ -152,6 +152,20 @@ _WITH_BETA = ("dpo", "kto", "orpo")
     help="NEFTune: noise of this size in the embeddings of training rows, such as 5.  [default: none]",
 )  # fmt: skip
 @click.option(
+    "--early-stopping", type=click.IntRange(1), metavar="EVALUATIONS",
+    help="End the run when so many evaluations on the held-out rows, one after another, are no better; the model is "
+    "the best checkpoint.  [default: never]",
+)  # fmt: skip
+@click.option(
+    "--best-checkpoint", metavar="METRIC",
+    help="The model is the checkpoint with the best value of this metric of the held-out rows, such as valid_loss.  "
+    "[default: the last state; with --early-stopping the smallest valid_loss]",
+)  # fmt: skip
+@click.option(
+    "--eval-interval", type=click.IntRange(1),
+    help="Steps between evaluations on the held-out rows.  [default: at the end of each epoch]",
+)  # fmt: skip
+@click.option(
     "--gpus", type=click.IntRange(1),
     help="GPUs that train together, each with its part of every batch.  [default: 1]",
 )  # fmt: skip
@@ -194,6 +208,9 @@ def create(
     use_dora: bool,
     loraplus_lr_ratio: float | None,
     neftune_alpha: float | None,
+    early_stopping: int | None,
+    best_checkpoint: str | None,
+    eval_interval: int | None,
     gpus: int | None,
     sharding: str | None,
     suffix: str | None,
@@ -229,6 +246,9 @@ def create(
         "use_dora": use_dora or None,
         "loraplus_lr_ratio": loraplus_lr_ratio,
         "neftune_alpha": neftune_alpha,
+        "early_stopping": {"patience": early_stopping} if early_stopping else None,
+        "best_checkpoint": best_checkpoint,
+        "eval_interval": eval_interval,
         "gpus": gpus,
         "sharding": sharding,
         "desirable_weight": desirable_weight,

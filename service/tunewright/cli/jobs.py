@@ -9,7 +9,7 @@ from tunewright.cli.job_commands import JOBS, action_command, events_command, lo
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import duration, number, page_size, size, when
 from tunewright.cli.watch import watch_command
-from tunewright_client import Job, JobForgetting, JobMeasured, JobPlanned
+from tunewright_client import Job, JobBest, JobForgetting, JobMeasured, JobPlanned
 
 
 @click.group(cls=Commands)
@@ -64,6 +64,7 @@ def show(remote: Remote, job_id: str) -> None:
             ("step", steps(job)),
             ("loss", number(now.train_loss) if now else None),
             ("trained tokens", job.trained_tokens),
+            ("best", _best(job.best)),
             ("planned", _planned(job.planned)),
             ("measured", _measured(job.measured)),
             ("forgetting", _forgetting(job.forgetting)),
@@ -74,6 +75,13 @@ def show(remote: Remote, job_id: str) -> None:
             ("finished", when(job.finished_at)),
         ]
     )
+
+
+def _best(best: JobBest | None) -> str | None:
+    if best is None:
+        return None
+    ended = f"{'stopped early' if best.stopped_early else 'ended'} after step {best.last_step}"
+    return f"step {best.step} ({best.metric} {best.value:.4f}), {ended}"
 
 
 def _planned(planned: JobPlanned | None) -> str | None:

@@ -25,6 +25,7 @@ from tunewright.plan.methods import (
 )
 from tunewright.plan.options import Auto, HyperparameterOptions, TuningOptions
 from tunewright.plan.schedulers import SCHEDULER
+from tunewright.plan.stopping import METRICS, EarlyStopping
 
 Value = TypeVar("Value")
 
@@ -106,6 +107,10 @@ class Resolved(BaseModel):
     """Answers to a held-out prompt in an evaluation."""
     eval_interval: int | None = None
     """Steps between evaluations; None: at the end of each epoch."""
+    best_checkpoint: str | None = None
+    """The metric by which the best checkpoint is the product (`plan.stopping`); None: the product is the last state."""
+    early_stopping: EarlyStopping | None = None
+    """When the run ends early, by the same metric. None: never."""
     gpus: int = 1
     """GPUs that train together, each in a process; on the CPU, processes. Rows of earlier versions lack it."""
     sharding: str = "none"
@@ -192,6 +197,7 @@ def resolve(
         gpus=gpus,
         sharding="none" if gpus == 1 or adapter else _given(tuning.sharding, "fsdp"),
         neftune_alpha=_given(tuning.neftune_alpha, None),
+        **_of_evaluations(tuning, hyperparameters, method),
         **({"beta": _given(hyperparameters.beta, BETA)} if method in ("dpo", "kto", "orpo") else {}),
         **(_of_dpo(tuning) if method == "dpo" else {}),
         **(_of_kto(tuning) if method == "kto" else {}),
@@ -224,7 +230,6 @@ def _of_reinforcement(
     tuning: TuningOptions, hyperparameters: HyperparameterOptions, context: int
 ) -> dict[str, Any]:
     answers = max(2, round(NUM_GENERATIONS * _given(hyperparameters.compute_multiplier, 1.0)))
-    interval = hyperparameters.eval_interval
     usual = min(MAX_COMPLETION_LENGTH, max_length_for(tuning, context) // 2)
     return {
         "beta": _given(hyperparameters.beta, 0.0),
@@ -233,7 +238,23 @@ def _of_reinforcement(
         "max_completion_length": _given(tuning.max_completion_length, usual),
         "temperature": _given(tuning.temperature, 1.0),
         "eval_samples": _given(hyperparameters.eval_samples, 1),
+    }
+
+
+def _of_evaluations(
+    tuning: TuningOptions, hyperparameters: HyperparameterOptions, method: str
+) -> dict[str, Any]:
+    interval = _given(tuning.eval_interval, hyperparameters.eval_interval)
+    metric, stopping = tuning.best_checkpoint, None
+    if tuning.early_stopping != "auto":
+        asked = tuning.early_stopping
+        metric = asked.metric if metric == "auto" else metric
+        metric = METRICS[method][0] if metric == "auto" else metric
+        stopping = EarlyStopping(metric=metric, patience=asked.patience, min_delta=asked.min_delta)
+    return {
         "eval_interval": None if interval == "auto" else interval,
+        "best_checkpoint": None if metric == "auto" else metric,
+        "early_stopping": stopping,
     }
 
 

@@ -40,6 +40,14 @@ class _Options(BaseModel):
         return "auto" if value is None else value
 
 
+class EarlyStoppingOptions(_Options):
+    """When a run ends early (`plan.stopping.EarlyStopping`)."""
+
+    metric: str = "auto"
+    patience: int = 1
+    min_delta: float = 0.0
+
+
 class TuningOptions(_Options):
     """Tunewright's own options. They take precedence over OpenAI's hyperparameters."""
 
@@ -75,6 +83,9 @@ class TuningOptions(_Options):
     num_generations: int | Auto = "auto"
     max_completion_length: int | Auto = "auto"
     temperature: float | Auto = "auto"
+    eval_interval: int | Auto = "auto"
+    early_stopping: EarlyStoppingOptions | Auto = "auto"
+    best_checkpoint: str = "auto"
     gpus: int | Auto = "auto"
     sharding: str = "auto"
 

@@ -80,12 +80,16 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._begin(state.global_step)
+
+    def _begin(self, step: int) -> None:
+        """Find out what the model was before training."""
         if isinstance(self._trainer.model, PeftModel):
             with self._trainer.model.disable_adapter():
                 self._before = self._passages()
         elif self._file.is_file():
             self._before = _read(self._file)
-        elif state.global_step == 0:
+        elif step == 0:
             self._before = self._passages()
             if rank() == 0:
                 _write(self._file, self._before)
@@ -97,10 +101,13 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         if state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6:
             self.measure()
 
-    def measure(self) -> Forgetting | None:
-        """What the model is now; None where there is nothing to compare with. Every rank must call it."""
+    def measure(self, *, again: bool = False) -> Forgetting | None:
+        """What the model is now; None where there is nothing to compare with. Every rank must call it. `again`: it has
+        other weights than when it was measured at this step."""
         step = self._trainer.state.global_step
-        if self._before is None or not self._rows or self._measured_at == step:
+        if self._before is None:  # no step was left to be trained
+            self._begin(step)
+        if self._before is None or not self._rows or (self._measured_at == step and not again):
             return self.latest
         sums = []
         for before, (row, logits) in zip(self._before, self._logits(), strict=True):

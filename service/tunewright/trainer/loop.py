@@ -20,6 +20,7 @@ from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.time import Measured
 from tunewright.trainer import ranks
+from tunewright.trainer.best import BestCallback
 from tunewright.trainer.metrics import finite, held_out, measures, told
 from tunewright.trainer.planned import device_name
 
@@ -188,13 +189,16 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Saves checkpoints at the end of each epoch and every `interval` seconds in between, and removes old ones.
 
-    A checkpoint is published as a whole folder.
+    A checkpoint is published as a whole folder. The best one, where there is one (`trainer.best`), is kept too.
     """
 
-    def __init__(self, folder: JobFolder, metrics: MetricsCallback, interval: float) -> None:
+    def __init__(
+        self, folder: JobFolder, metrics: MetricsCallback, interval: float, best: BestCallback | None = None
+    ) -> None:
         self._folder = folder
         self._metrics = metrics
         self._interval = interval
+        self._best = best or BestCallback()
         self._last_save = time.monotonic()
         self._save_began = 0.0
         self._stop = False
@@ -250,7 +254,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             return
         step = state.global_step
         saved = self._folder.work / f"checkpoint-{step}"
-        target = self._folder.checkpoints / f"step-{step}"
+        target = self._path(step)
         usable = _ends_epoch(state)
         if target.exists() and not (target / "complete.json").is_file():
             shutil.rmtree(target)
@@ -284,11 +288,25 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             if step in self.usable_steps
         }
 
+    def best(self) -> Path | None:
+        """The folder of the best checkpoint; None for a run without a metric, and where nothing was evaluated."""
+        best = self._best.found
+        return self._path(best.step) if best is not None else None
+
+    def metrics_of(self, step: int) -> dict[str, float]:
+        """Those of the checkpoint at a step."""
+        return dict(_manifest(self._path(step)).get("metrics", {}))
+
+    def _path(self, step: int) -> Path:
+        return self._folder.checkpoints / f"step-{step}"
+
     def _prune(self) -> None:
         self.usable_steps = sorted(set(self.usable_steps))[-KEPT_EPOCHS:]
         recent = [step for step, _ in self._folder.complete_checkpoints()][:KEPT_RECENT]
+        best = self._best.found
+        kept = {*recent, *self.usable_steps, *([best.step] if best is not None else [])}
         for step, path in self._folder.complete_checkpoints():
-            if step not in recent and step not in self.usable_steps:
+            if step not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -14,14 +15,14 @@ from tunewright.jobs.process import rank
 from tunewright.trainer.checkpoints import whole_weights
 
 
-def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder) -> None:
-    """Write the PEFT folder or the whole model. It appears under its final name only when it is complete."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    whole = whole_weights(trainer.model) if trainer.is_fsdp_enabled else None
+def save_product(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder, checkpoint: Path | None = None
+) -> None:
+    """Write the PEFT folder or the whole model: of a checkpoint, or what the trainer holds. It appears under its final
+    name only when it is complete."""
+    model = _model(trainer, checkpoint)
     if rank() != 0:
         return
-    if whole is not None:
-        model = _unsharded(model, whole)
     is_adapter = isinstance(model, PeftModel)
     final = folder.adapter if is_adapter else folder.model
     temporary = folder.unfinished(final)
@@ -36,6 +37,21 @@ def save_product(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: J
         tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # peft's card has only placeholders
     publish_folder(temporary, final)
+
+
+def _model(trainer: Trainer, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
+    """The model with the weights of the checkpoint, or its own; only of rank 0 it has all weights."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not trainer.is_fsdp_enabled:
+        if checkpoint is not None:
+            trainer._load_from_checkpoint(str(checkpoint))
+        return model
+    if checkpoint is None:
+        weights = whole_weights(trainer.model)
+        return _unsharded(model, weights) if rank() == 0 else model
+    if rank() == 0:
+        return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+    return model
 
 
 def _unsharded(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:

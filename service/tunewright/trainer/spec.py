@@ -12,6 +12,7 @@ from tunewright.plan.defaults import Resolved
 from tunewright.plan.forgetting import Forgetting
 from tunewright.plan.methods import MethodName
 from tunewright.plan.prediction import Planned
+from tunewright.plan.stopping import BestCheckpoint
 from tunewright.plan.time import Earlier, Measured
 from tunewright.rows.reading import Reading
 
@@ -94,6 +95,8 @@ class TrainingResult(Outcome):
     """Step and metrics of the checkpoints at the ends of the last epochs, which can be used."""
     examples: tuple[int, ...] = ()
     """Of an epoch, of each training file in the order of the spec."""
+    best: BestCheckpoint | None = None
+    """Which checkpoint the product is, where that was asked for."""
     planned: Planned | None = None
     """What the run was predicted to need before its first step."""
     measured: Measured | None = None

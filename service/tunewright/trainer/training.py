@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
@@ -19,6 +20,7 @@ from tunewright.plan.fitting import padding_of
 from tunewright.plan.schedulers import scheduler_options
 from tunewright.rows.mixture import Mixture
 from tunewright.trainer import ranks
+from tunewright.trainer.best import BestCallback
 from tunewright.trainer.data import epoch_order, tell_data, tokenized_files
 from tunewright.trainer.general_text import GeneralText, tell_forgetting
 from tunewright.trainer.loading import LoadingCallback, OrderedRows
@@ -120,11 +122,12 @@ def train(
             f"torch.compile compiles the model's {layers} layers, which takes a while at the first steps"
         )
     metrics, loading = MetricsCallback(events), LoadingCallback(events, tuning.dataloader_workers)
-    checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds)
+    best = BestCallback(tuning.best_checkpoint, tuning.early_stopping, resume_from)
+    checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds, best)
     signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
     if rank() == 0:
         shutil.rmtree(folder.work, ignore_errors=True)
-    callbacks = [metrics, checkpoints, heartbeat, loading]
+    callbacks = [metrics, best, checkpoints, heartbeat, loading]
 
     def go_on() -> None:
         heartbeat.beat()
@@ -151,15 +154,21 @@ def train(
     if rank() != 0:
         # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
         transformers.set_seed(spec.seed + rank())
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if resume_from is not None and best.is_over:
+        trainer.state = TrainerState.load_from_json(str(resume_from / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     metrics.flush()
-    if checkpoints.stopped:
+    if checkpoints.stopped and not best.is_over:
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
-    forgetting = general.measure()
+    best.tell(events, trainer.state)
+    save_product(trainer, tokenizer, folder, checkpoints.best())
+    is_last = best.found is None or best.found.step == trainer.state.global_step
+    # Of a sharded model the best weights are only in the product.
+    forgetting = general.measure(again=not is_last) if is_last or not spec.is_sharded else None
     if forgetting is not None:
         tell_forgetting(events, forgetting)
-    save_product(trainer, tokenizer, folder)
     measured = metrics.measured(
         training.longest,
         loading.waited,
@@ -169,8 +178,9 @@ def train(
     )
     return TrainingResult(
         status="succeeded",
-        trained_tokens=trainer.state.num_input_tokens_seen if spec.grader else trained_tokens,
-        metrics=metrics.latest,
+        trained_tokens=_tokens_done(trainer.state, training, spec),
+        metrics=metrics.latest if best.found is None else checkpoints.metrics_of(best.found.step),
+        best=best.result(trainer.state),
         examples=tuple(part.drawn for part in training.parts),
         planned=planned,
         measured=measured,
@@ -178,6 +188,16 @@ def train(
         forgetting=forgetting,
         checkpoints=checkpoints.usable(),
     )
+
+
+def _tokens_done(state: TrainerState, training: Mixture, spec: TrainingSpec) -> int:
+    """Tokens of the steps that were done; of an epoch that was not finished, by its share of steps."""
+    if spec.grader:
+        return int(state.num_input_tokens_seen)
+    whole = min(int(state.global_step * spec.tuning.n_epochs / state.max_steps), spec.tuning.n_epochs)
+    tokens = training.tokens(whole)
+    rest = state.global_step * spec.tuning.n_epochs / state.max_steps - whole
+    return tokens + round(rest * (training.tokens(whole + 1) - tokens)) if rest else tokens
 
 
 def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evaluates: bool) -> dict[str, Any]:
@@ -214,7 +234,7 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
         "logging_steps": max(1, total // 1000),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
-        "eval_strategy": "epoch" if evaluates else "no",
+        **_evaluations(tuning.eval_interval, evaluates=evaluates),
         "save_strategy": "no",  # CheckpointCallback requests saves
         "report_to": "none",
         "disable_tqdm": True,
@@ -222,3 +242,11 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
         "ddp_find_unused_parameters": False if tuning.gpus > 1 else None,
         **(sharded_arguments() if spec.is_sharded else {}),
     }
+
+
+def _evaluations(interval: int | None, *, evaluates: bool) -> dict[str, Any]:
+    if not evaluates:
+        return {"eval_strategy": "no"}
+    return (
+        {"eval_strategy": "epoch"} if interval is None else {"eval_strategy": "steps", "eval_steps": interval}
+    )

@@ -12,6 +12,7 @@ from tunewright.api.fine_tuning.grading import check_grading
 from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.methods import (
     batch_size_of,
+    check_held_out,
     check_method,
     check_rows_at_a_time,
     check_targets,
@@ -19,7 +20,8 @@ from tunewright.api.fine_tuning.methods import (
     without_dropout,
 )
 from tunewright.api.fine_tuning.plan import check_mix, fitting_type
-from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
+from tunewright.api.fine_tuning.schemas import CreateJob
+from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
 from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature, quoted
@@ -55,6 +57,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     check_chat_template(body.chat_template)
     tuning = body.tuning or Tuning()
     check_method(method, tuning)
+    check_held_out(tuning, body.validation_file)
     base, parent = _model(context, body.model, tuning)
     if tuning.type == "auto" and parent and parent.kind is ModelKind.FULL:
         tuning = tuning.model_copy(update={"type": "full"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.api.fine_tuning.schemas import Tuning
+from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.plan.methods import METHODS, MethodName
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunewright.api.fine_tuning.method_schemas import Method
-from tunewright.api.fine_tuning.schemas import Tuning
+from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.graders.calling import check_grader

@@ -61,6 +61,19 @@ class ForgettingObject(Wire):
     def of(cls, result: JobResult | None) -> ForgettingObject | None:
         found = result.forgetting if isinstance(result, FineTuningResult) else None
         return cls(**found.model_dump(), is_beyond=found.is_beyond) if found is not None else None
+class BestObject(Wire):
+    """The checkpoint that the model is."""
+
+    metric: str
+    step: int
+    value: float
+    last_step: int = Field(description="The step after which training has ended.")
+    stopped_early: bool = Field(description="Whether it ended since the metric got no better.")
+
+    @classmethod
+    def of(cls, result: JobResult | None) -> BestObject | None:
+        best = result.best if isinstance(result, FineTuningResult) else None
+        return cls(**best.model_dump()) if best is not None else None
 
 
 class PlannedTime(Wire):

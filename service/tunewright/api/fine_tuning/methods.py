@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
-from tunewright.api.fine_tuning.schemas import Tuning
+from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.data import DataOptions
 from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE, METHODS
@@ -13,6 +13,7 @@ from tunewright.plan.options import OF_METHOD, of_others
 from tunewright.plan.pitfalls import HEAD_NOT_TRAINED
 from tunewright.plan.schedulers import SCHEDULER, why_not
 from tunewright.plan.shape import HEAD
+from tunewright.plan.stopping import METRICS
 
 
 def check_method(method: Method, tuning: Tuning) -> None:
@@ -28,6 +29,7 @@ def check_method(method: Method, tuning: Tuning) -> None:
         name = SCHEDULER if tuning.lr_scheduler_type == "auto" else tuning.lr_scheduler_type
         if why := why_not(name, tuning.lr_scheduler_kwargs):
             raise InvalidRequest(f"tuning.lr_scheduler_kwargs: {why}.", param="tuning.lr_scheduler_kwargs")
+    _check_metrics(method, tuning)
     loss = LOSS_TYPE if tuning.loss_type == "auto" else tuning.loss_type
     if tuning.label_smoothing != "auto" and loss not in LABEL_SMOOTHING:
         raise InvalidRequest(
@@ -51,6 +53,39 @@ def check_targets(tuning: Tuning) -> None:
         raise InvalidRequest(
             f"tuning.target_modules has {heads[0]}: {HEAD_NOT_TRAINED}.", param="tuning.target_modules"
         )
+
+
+def _check_metrics(method: Method, tuning: Tuning) -> None:
+    """The metrics by which a checkpoint is the best: those of the method, and one for all of a job."""
+    stopping = None if tuning.early_stopping == "auto" else tuning.early_stopping
+    known, asked = METRICS[method.type], {"tuning.best_checkpoint": tuning.best_checkpoint}
+    if stopping is not None:
+        asked["tuning.early_stopping.metric"] = stopping.metric
+    for param, metric in asked.items():
+        if metric != "auto" and metric not in known:
+            raise InvalidRequest(
+                f"The method {method.type} does not measure {metric}: {param} can be {', '.join(known)}.",
+                param=param,
+            )
+    given = [metric for metric in asked.values() if metric != "auto"]
+    if len(set(given)) > 1:
+        raise InvalidRequest(
+            f"tuning.best_checkpoint goes by {given[0]}, and tuning.early_stopping by {given[1]}: give one metric for "
+            "both.",
+            param="tuning.early_stopping.metric",
+        )
+
+
+def check_held_out(tuning: Tuning, validation_file: str | None) -> None:
+    """Raises InvalidRequest where an option is about evaluations, and no rows are held out. `validation_file`: as in
+    the request, with `auto`."""
+    for name in ("early_stopping", "best_checkpoint", "eval_interval"):
+        if getattr(tuning, name) != "auto" and validation_file is None:
+            raise InvalidRequest(
+                f"tuning.{name} is about evaluations, for which rows have to be held out: give a validation_file, or "
+                '"auto" for a share of the training file.',
+                param=f"tuning.{name}",
+            )
 
 
 def check_rows_at_a_time(

@@ -20,7 +20,8 @@ from tunewright.api.fine_tuning.methods import (
     hyperparameters_of,
     without_dropout,
 )
-from tunewright.api.fine_tuning.schemas import CreateJob, Tuning
+from tunewright.api.fine_tuning.schemas import CreateJob
+from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.jobs.creation import check_training_file

@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning objects, and Tunewright's `tuning` beside their `method`."""
+"""OpenAI's fine-tuning objects, with Tunewright's fields beside theirs."""
 
 from __future__ import annotations
 
@@ -7,165 +7,19 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, field_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
-from tunewright.api.fine_tuning.measured import ForgettingObject, MeasuredObject, PlannedObject
-from tunewright.api.fine_tuning.method_schemas import Auto, Hyperparameters, Method
+from tunewright.api.fine_tuning.measured import BestObject, ForgettingObject, MeasuredObject, PlannedObject
+from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
+from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
-from tunewright.plan.methods import LossType, MethodName
+from tunewright.plan.methods import MethodName
 from tunewright.plan.options import HyperparameterOptions, of_others
-from tunewright.plan.schedulers import SchedulerName
 from tunewright.store.records import Checkpoint, Job
 from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
-
-SchedulerOption = Annotated[float, Field(strict=True, ge=0, le=1e9)]
-Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
-
-
-class Tuning(Body):
-    """Tunewright's own options; they win over OpenAI's hyperparameters. `auto` or absent: chosen, then shown."""
-
-    type: Literal["auto", "lora", "qlora", "full"] = Field(
-        "auto",
-        description="auto: lora, or qlora on a GPU that lora does not fit. qlora: on the NF4 form of the "
-        "base. full: all weights.",
-    )
-    rank: Auto | Annotated[int, Field(strict=True, ge=1, le=512)] = "auto"
-    alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=4096)] = Field(
-        "auto", description="Twice the rank by default."
-    )
-    dropout: Auto | Annotated[float, Field(strict=True, ge=0, lt=1)] = "auto"
-    target_modules: Auto | Literal["all-linear"] | Annotated[list[str], Field(max_length=512)] = Field(
-        "auto", description="Names of the modules to adapt; all-linear by default."
-    )
-    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023).")
-    use_dora: bool = Field(
-        False,
-        description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
-        "merged to be served (`POST /v1/exports`).",
-    )
-    loraplus_lr_ratio: Auto | Annotated[float, Field(strict=True, ge=1, le=1000)] = Field(
-        "auto",
-        description="LoRA+ (Hayou et al. 2024): the learning rate of the adapter's B is so many times that of A; 16 is "
-        "the paper's advice. The same by default.",
-    )
-    gradient_checkpointing: Auto | Annotated[bool, Field(strict=True)] = Field(
-        "auto",
-        description="Compute activations again in the backward pass: much less memory, a quarter to a third more time. "
-        "auto: on a GPU.",
-    )
-    torch_compile: Auto | Annotated[bool, Field(strict=True)] = Field(
-        "auto",
-        description="Compile the layers with torch.compile: about a fifth less time a step and less memory, after 15 "
-        "to 60 s at the start of each process. auto: on a GPU, with the method supervised, where a run is long enough.",
-    )
-    learning_rate: Auto | Rate = Field(
-        "auto",
-        description="2e-4 for lora and qlora, 2e-5 for full; with the methods dpo and kto 5e-6 and 5e-7, with orpo "
-        "8e-5 and 8e-6, with reinforcement 1e-5 and 1e-6.",
-    )
-    n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
-    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
-        "auto", description="Rows per optimizer step."
-    )
-    per_device_batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
-        "auto",
-        description="Most rows at a time; the largest divisor of `batch_size` up to it is used, and the rest is "
-        "accumulated.",
-    )
-    max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
-        "auto", description="Largest length of a row in tokens; 2048 or the model's context by default."
-    )
-    truncation: Literal["truncate", "refuse"] = Field(
-        "truncate", description="Cut rows that are longer than `max_length`, or fail the job and name them."
-    )
-    group_by_length: bool = Field(
-        False,
-        description="Make batches of rows of about the same length, which saves padding where few rows are long.",
-    )
-    dataloader_workers: Auto | Annotated[int, Field(strict=True, ge=0, le=32)] = Field(
-        "auto",
-        description="Processes that read rows beside the steps: 2 on a GPU, none on the CPU by default.",
-    )
-    warmup_ratio: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
-    lr_scheduler_type: Auto | SchedulerName = Field(
-        "auto", description="A schedule of transformers by its name there; cosine by default."
-    )
-    lr_scheduler_kwargs: Auto | Annotated[dict[str, SchedulerOption], Field(max_length=8)] = Field(
-        "auto",
-        description="Options of the schedule by their names in transformers, such as "
-        '`{"min_lr_rate": 0.1}` of cosine_with_min_lr.',
-    )
-    max_grad_norm: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = "auto"
-    weight_decay: Auto | Annotated[float, Field(strict=True, ge=0, le=1)] = "auto"
-    neftune_alpha: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = Field(
-        "auto",
-        description="Of supervised: NEFTune (Jain et al. 2023), noise in the embeddings of training rows; 5 is usual. "
-        "None by default.",
-    )
-    loss_type: Auto | LossType = Field(
-        "auto", description="Of dpo: TRL's name for the loss, such as ipo or robust; sigmoid by default."
-    )
-    label_smoothing: Auto | Annotated[float, Field(strict=True, gt=0, lt=0.5)] = Field(
-        "auto",
-        description="Of dpo with the losses robust (0.1 by default) and exo_pair (0.001): the share of pairs that are "
-        "taken to be the wrong way round.",
-    )
-    gpus: Auto | Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
-        "auto",
-        description="GPUs that train together, each in a process of its own with its part of every batch; 1 by "
-        "default. They have to share `batch_size` evenly. On the CPU: processes, up to `--cpu-processes`.",
-    )
-    sharding: Literal["auto", "none", "fsdp", "zero2", "zero3"] = Field(
-        "auto",
-        description="fsdp: with type full, weights, gradients and optimizer are shared between the `gpus` (FSDP2). "
-        "none: each has all of it (DDP). auto: fsdp for full. zero2 and zero3 are DeepSpeed's, and refused.",
-    )
-    algorithm: Literal["auto", "grpo", "rloo"] = Field(
-        "auto",
-        description="Of reinforcement: grpo (Shao et al. 2024) compares an answer with all answers to its prompt, rloo "
-        "(Ahmadian et al. 2024) with the others; grpo by default.",
-    )
-    num_generations: Auto | Annotated[int, Field(strict=True, ge=2, le=256)] = Field(
-        "auto",
-        description="Of reinforcement: answers to each prompt, which are compared with each other; 8 by default.",
-    )
-    max_completion_length: Auto | Annotated[int, Field(strict=True, ge=1, le=1_048_576)] = Field(
-        "auto",
-        description="Of reinforcement: largest length of an answer in tokens, 256 by default; a prompt has at most "
-        "`max_length` less these.",
-    )
-    temperature: Auto | Annotated[float, Field(strict=True, gt=0, le=2)] = Field(
-        "auto", description="Of reinforcement: of the answers in training; 1 by default."
-    )
-    desirable_weight: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = Field(
-        "auto", description="Of kto: the weight of the losses of good answers; 1 by default."
-    )
-    undesirable_weight: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = Field(
-        "auto", description="Of kto: the weight of the losses of bad answers; 1 by default."
-    )
-    force: bool = Field(False, description="Create the job even where it does not fit this machine's GPU.")
-
-    @field_validator("target_modules")
-    @classmethod
-    def _check_modules(cls, value: object) -> object:
-        if isinstance(value, list) and not (value and all(name.strip() for name in value)):
-            raise ValueError("name at least one module")
-        return value
-
-    @field_validator("sharding")
-    @classmethod
-    def _refuse_deepspeed(cls, value: str) -> str:
-        if value.startswith("zero"):
-            raise UnsupportedFeature(
-                f"tuning.sharding {value} is DeepSpeed's, which is not part of Tunewright: use fsdp, which shares the "
-                "same between GPUs.",
-                param="tuning.sharding",
-            )
-        return value
 
 
 class CreateJob(Body):
@@ -268,6 +122,9 @@ class JobObject(Wire):
         description="The options of the request until the files are validated, then the resolved ones."
     )
     progress: Progress | None
+    best: BestObject | None = Field(
+        description="The checkpoint that the model is, where `tuning.best_checkpoint` or `early_stopping` asked for it."
+    )
     planned: PlannedObject | None = Field(
         description="What it was predicted to need, once it has succeeded: beside `measured`."
     )
@@ -313,6 +170,7 @@ class JobObject(Wire):
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
             if progress
             else None,
+            best=BestObject.of(job.result),
             planned=PlannedObject.of(job.result),
             measured=MeasuredObject.of(job.result),
             forgetting=ForgettingObject.of(job.result),
@@ -321,7 +179,7 @@ class JobObject(Wire):
 
 def _tuning_shown(tuning: BaseModel, method: MethodName) -> dict[str, Any]:
     """Without what is in the job's `method`, and without what only other methods have."""
-    return tuning.model_dump(exclude={"method", "beta", "eval_interval", "eval_samples", *of_others(method)})
+    return tuning.model_dump(exclude={"method", "beta", "eval_samples", *of_others(method)})
 
 
 class EventObject(JobEventBody):

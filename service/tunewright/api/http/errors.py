@@ -139,7 +139,7 @@ def _body_error(cause: BaseException) -> TunewrightError:
 
 _UNION_TAGS = {
     "int", "float", "str", "bool", "literal['auto']", "literal['all-linear']", "list[str]", GRADERS_BY_NAME, ONE_GRADER,
-    "InputText",
+    "InputText", "EarlyStopping",
 }  # fmt: skip
 
 
@@ -153,6 +153,9 @@ def _validation_error(error: RequestValidationError, content_type: str) -> Inval
             )
     named = [(_param(fault["loc"]), fault) for fault in faults]
     param, fault = named[0]
+    if fault["type"] == "literal_error" and isinstance(fault["input"], dict):
+        # What can be a word or an object is an object here, and the fault lies in it.
+        param, fault = next((one for one in named if one[0].startswith(f"{param}.")), named[0])
     if param == "body" and isinstance(error.body, bytes) and fault["type"] != "missing":
         return InvalidRequest(
             f"The body is not read as JSON, since its Content-Type is {content_type or 'missing'}: send it with the "

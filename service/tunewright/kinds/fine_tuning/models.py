@@ -12,6 +12,7 @@ from tunewright.plan.forgetting import Forgetting
 from tunewright.plan.methods import MethodName
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.prediction import Planned
+from tunewright.plan.stopping import BestCheckpoint
 from tunewright.plan.time import Measured
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
@@ -41,6 +42,8 @@ class FineTuningResult(JobResult):
     """The result of a fine-tuning job."""
 
     trained_tokens: int | None = None
+    best: BestCheckpoint | None = None
+    """Which checkpoint the model is; None: the last state, as in rows of earlier versions."""
     planned: Planned | None = None
     """What was predicted before the first step; None in rows of earlier versions, and where the base's files do not say
     enough."""

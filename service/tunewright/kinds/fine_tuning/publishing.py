@@ -85,6 +85,7 @@ def publish_products(
             job_id=job.id,
             result=FineTuningResult(
                 trained_tokens=result.trained_tokens,
+                best=result.best,
                 planned=result.planned,
                 measured=result.measured,
                 cost=result.cost,

@@ -51,8 +51,6 @@ class GradedTrainer(OrderedRows):
         parts.model.generation_config.eos_token_id = sorted(stop_tokens(parts.tokenizer))
         arguments = parts.arguments()
         del arguments["max_length"]  # prompts are no longer than it leaves them room
-        if tuning.eval_interval is not None and parts.held_out is not None:
-            arguments |= {"eval_strategy": "steps", "eval_steps": tuning.eval_interval}
         prompts = tuning.per_device_batch_size
         events = EventLog(parts.folder, rank())
 
