@@ -98,5 +98,14 @@ def graded_trainer(folder: JobFolder) -> GradedTrainer:
     training, held_out = tokenized_files(folder, spec, tokenizer, folder.beat)
     metrics = MetricsCallback(EventLog(folder, 0))
     return make_trainer(
-        Parts(folder, spec, tokenizer, load_model(spec), training, held_out, [metrics], folder.beat)
+        Parts(
+            folder,
+            spec,
+            tokenizer,
+            load_model(spec, folder.initial),
+            training,
+            held_out,
+            [metrics],
+            folder.beat,
+        )
     )

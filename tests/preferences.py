@@ -145,7 +145,9 @@ def trainer_of(folder: JobFolder) -> Any:
     tokenizer = load_tokenizer(spec)
     training, held_out = tokenized_files(folder, spec, tokenizer, folder.beat)
     metrics = MetricsCallback(EventLog(folder, 0))
-    parts = Parts(folder, spec, tokenizer, load_model(spec), training, held_out, [metrics], folder.beat)
+    parts = Parts(
+        folder, spec, tokenizer, load_model(spec, folder.initial), training, held_out, [metrics], folder.beat
+    )
     trainer = METHODS[spec.method](parts)
     trainer.loraplus_lr_ratio = spec.tuning.loraplus_lr_ratio
     return trainer

@@ -119,7 +119,7 @@ PICKED: dict[str, tuple[str, str, dict[str, str], bytes, int, str]] = {
     "an infinite rate": ("POST", JOBS, JSON, job(tuning={"learning_rate": float("inf")}), 400, "invalid_value"),
     "a rate that is NaN": ("POST", JOBS, JSON, job(tuning={"learning_rate": float("nan")}), 400, "invalid_value"),
     "nested beyond Python": ("POST", JOBS, JSON, deep(10**5), 400, "invalid_json"),
-    "nested, but read": ("POST", JOBS, JSON, b'{"integrations": ' + deep(700) + b"}", 400, "unsupported"),
+    "nested, but read": ("POST", JOBS, JSON, b'{"integrations": ' + deep(700) + b"}", 400, "missing_parameter"),
     "not UTF-8": ("POST", JOBS, JSON, b'{"model": "\xff"}', 400, "invalid_json"),
     "not JSON": ("POST", JOBS, JSON, b"{", 400, "invalid_json"),
     "no body": ("POST", JOBS, JSON, b"", 400, "invalid_json"),

@@ -488,7 +488,7 @@ def test_a_seed_is_chosen_and_shown(api: TestClient) -> None:
         ({"tuning": {"target_modules": [""]}}, "tuning.target_modules", "invalid_value"),
         ({"tuning": {"type": "full", "rank": 8}}, "tuning.rank", "invalid_value"),
         ({"tuning": []}, "tuning", "invalid_value"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "unsupported"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb", "missing_parameter"),
         ({"method": {"type": "reinforcement"}}, "method.reinforcement.grader", "missing_parameter"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo", "invalid_value"),
         ({"method": {"dpo": {}}}, "method.dpo", "invalid_value"),

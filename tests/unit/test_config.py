@@ -77,6 +77,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_queued_jobs": (["--max-queued-jobs", "10"], "10", 10),
     "python_graders": (["--python-graders", "sandboxed"], "sandboxed", "sandboxed"),
     "eval_data": (["--eval-data", "/questions"], "/questions", Path("/questions")),
+    "wandb_api_key": (["--wandb-api-key", KEY], KEY, KEY),
+    "wandb_base_url": (["--wandb-base-url", "https://w.example"], "https://w.example", "https://w.example"),
     "price_per_hour": (["--price-per-hour", "2.5"], "2.5", 2.5),
     "currency": (["--currency", "EUR"], "EUR", "EUR"),
     "device_watts": (["--device-watts", "350"], "350", 350.0),
@@ -95,13 +97,14 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "keep_jobs_days": (["--keep-jobs-days", "365"], "365", 365.0),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
+SECRET_KEYS = ("api_key", "judge_api_key", "wandb_api_key")
 
 
 def plain(settings: Settings, name: str) -> Any:
     if name == "vllm_arg":
         return settings.serving.vllm_args
     (value,) = (getattr(group, name) for _, group in settings if name in type(group).model_fields)
-    return value.get_secret_value() if name in ("api_key", "judge_api_key") and value else value
+    return value.get_secret_value() if name in SECRET_KEYS and value else value
 
 
 def test_every_option_is_listed_here() -> None:

@@ -238,7 +238,6 @@ def test_a_job_on_a_faulty_file_is_refused_with_the_faults(api: TestClient) -> N
     [
         (PREFERENCE, "preference", "dpo or orpo could."),
         (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto could."),
-        (lines({"text": "a"}), "text", "continued pre-training could, which is not offered yet."),
     ],
 )  # fmt: skip
 def test_rows_that_the_method_cannot_use_are_refused_with_the_one_that_could(
@@ -247,7 +246,7 @@ def test_rows_that_the_method_cannot_use_are_refused_with_the_one_that_could(
     message = refused(job(api, content))["message"]
     assert f"the file has {kind} rows" in message
     assert could in message
-    assert "supervised needs chat or prompt_completion rows" in message
+    assert "supervised needs chat or prompt_completion or text rows" in message
 
 
 @pytest.mark.parametrize("content", [CHAT, lines({"prompt": "a", "completion": "b"})])

@@ -247,8 +247,8 @@ def test_answers_are_made_where_adapters_are_left_to_autocast(
     """As on a GPU: the base in bfloat16, the adapter in float32, and no casts of inputs. The first evaluation comes
     before training wraps the model."""
 
-    def as_on_a_gpu(spec: TrainingSpec) -> Any:
-        model = load_model(spec)
+    def as_on_a_gpu(spec: TrainingSpec, initial: Path) -> Any:
+        model = load_model(spec, initial)
         for name, parameter in model.named_parameters():
             if "lora_" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)

@@ -226,7 +226,8 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
         **dict.fromkeys(["beta", "loss_type", "label_smoothing", "desirable_weight", "undesirable_weight"]),
         **dict.fromkeys(["algorithm", "num_generations", "max_completion_length", "temperature"]),
         **dict.fromkeys(["eval_samples", "eval_interval", "loraplus_lr_ratio", "neftune_alpha"]),
-        **dict.fromkeys(["early_stopping", "best_checkpoint"]),
+        **dict.fromkeys(["early_stopping", "best_checkpoint", "init"]),
+        "packing": False,
     }
     assert job.result == FineTuningResult(model="ft:tiny:s:1", trained_tokens=7)
     assert (job.file("training_file"), job.file("validation_file")) == ("file-1", "file-2")

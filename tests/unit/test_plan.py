@@ -184,6 +184,8 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "method",
         "truncation",
         "group_by_length",
+        "packing",
+        "init",
         "lr_scheduler_kwargs",
         "loraplus_lr_ratio",
         "neftune_alpha",

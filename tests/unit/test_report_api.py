@@ -130,12 +130,10 @@ def test_a_file_with_faults_has_them_by_line_with_what_to_do(api: TestClient) ->
     assert made["tokens"] is None
 
 
-def test_rows_that_the_method_cannot_use_are_a_problem_with_the_method_that_could(
-    api: TestClient,  # noqa: F811
-) -> None:
+def test_the_report_of_plain_texts_has_their_tokens(api: TestClient) -> None:  # noqa: F811
     made = get(api, upload(api, b'{"text": "a"}\n'), model=BASE).json()
-    assert made["problems"][0]["code"] == "unusable_kind"
-    assert "continued pre-training could" in made["problems"][0]["message"]
+    assert made["kind"] == "text"
+    assert made["tokens"] is not None
 
 
 def test_contents_that_a_person_should_look_at_are_flagged(api: TestClient) -> None:  # noqa: F811

@@ -136,7 +136,7 @@ def as_a_job_loads_it(base: Path, *, checkpointing: bool = False) -> PeftModel:
         tuning=tuning,
     )
     torch.manual_seed(1)
-    model = load_model(spec)
+    model = load_model(spec, base / "initial")
     assert isinstance(model, PeftModel)
     return model
 

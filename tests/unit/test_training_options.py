@@ -36,7 +36,8 @@ def plain_script(folder: JobFolder, rows: Any, **arguments: Any) -> SFTTrainer:
     transformers.set_seed(SEED)
     base = AutoModelForCausalLM.from_pretrained(embedded_base_path(), dtype=torch.float32)
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, target_modules="all-linear"
+        task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, target_modules="all-linear",
+        init_lora_weights=arguments.pop("init", True),
     )  # fmt: skip
     optimizer_of, seed = arguments.pop("optimizer_of", None), arguments.pop("before_training", None)
     model = get_peft_model(base, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +46,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         mix: Mix | None = None,
         beta: float | str | None = None,
         grader: Mapping[str, Any] | None = None,
+        integrations: Sequence[Mapping[str, Any]] | None = None,
     ) -> AsyncJob:
         """Create a fine-tuning job.
 
@@ -63,6 +64,8 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
           as {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
           "reference": "{{ item.answer }}"}; `client.graders.run` tries it on an answer
         - hyperparameters: the settings in OpenAI's older form
+        - integrations: where the job is reported, such as [{"type": "wandb", "wandb": {"project": "support"}}]; its
+          `unreported` says why it is not, where the server has no key
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
@@ -89,6 +92,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
                 "metadata": metadata,
                 "chat_template": chat_template,
                 "data": data,
+                "integrations": None if integrations is None else [*integrations],
             },
         )
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +47,7 @@ class Jobs(JobResource[Job]):
         mix: Mix | None = None,
         beta: float | str | None = None,
         grader: Mapping[str, Any] | None = None,
+        integrations: Sequence[Mapping[str, Any]] | None = None,
     ) -> Job:
         """Create a fine-tuning job.
 
@@ -64,6 +65,8 @@ class Jobs(JobResource[Job]):
           as {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
           "reference": "{{ item.answer }}"}; `client.graders.run` tries it on an answer
         - hyperparameters: the settings in OpenAI's older form
+        - integrations: where the job is reported, such as [{"type": "wandb", "wandb": {"project": "support"}}]; its
+          `unreported` says why it is not, where the server has no key
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
@@ -90,6 +93,7 @@ class Jobs(JobResource[Job]):
                 "metadata": metadata,
                 "chat_template": chat_template,
                 "data": data,
+                "integrations": None if integrations is None else [*integrations],
             },
         )
 

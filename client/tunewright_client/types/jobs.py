@@ -39,9 +39,11 @@ class Tuning(Wire):
     """The settings of a fine-tuning: the requested ones or, in a job that the server has planned, the chosen ones.
 
     - alpha: scales the adapter
+    - init: how a new adapter begins, by peft's name, such as pissa
     - loraplus_lr_ratio: of LoRA+: how many times the learning rate that of the adapter's B is
     - max_length: in tokens
-    - truncation: what happens to longer rows: truncate or refuse
+    - truncation: what happens to longer rows: truncate, refuse or, of plain texts, split
+    - packing: of supervised: whether rows of a step share sequences
     - group_by_length: whether batches are of rows of about one length
     - dataloader_workers: processes that read rows beside the steps
     - warmup_ratio: a share of all steps
@@ -70,6 +72,7 @@ class Tuning(Wire):
     target_modules: list[str] | str | None = None
     use_rslora: bool | Auto | None = None
     use_dora: bool | Auto | None = None
+    init: str | None = None
     loraplus_lr_ratio: float | Auto | None = None
     learning_rate: float | Auto | None = None
     batch_size: int | Auto | None = None
@@ -78,6 +81,7 @@ class Tuning(Wire):
     max_length: int | Auto | None = None
     truncation: str | None = None
     group_by_length: bool | None = None
+    packing: bool | Auto | None = None
     dataloader_workers: int | Auto | None = None
     warmup_ratio: float | Auto | None = None
     lr_scheduler_type: str | None = None
@@ -299,6 +303,7 @@ class JobRecord(WorkRecord):
     measured: JobMeasured | None = None
     forgetting: JobForgetting | None = None
     integrations: list[Any] | None = None
+    unreported: str | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -144,12 +144,21 @@ _WITH_BETA = ("dpo", "kto", "orpo")
     help="Train magnitudes beside the adapter (DoRA). vLLM serves no DoRA: the result is merged to be served.",
 )  # fmt: skip
 @click.option(
+    "--init", metavar="NAME",
+    help="How a new adapter begins: gaussian, orthogonal, pissa, pissa_niter_4, pissa_niter_16 or olora. With the last "
+    "four the product has twice the rank.  [default: as LoRA's paper]",
+)  # fmt: skip
+@click.option(
     "--loraplus-lr-ratio", type=click.FloatRange(1, 1000),
     help="LoRA+: the learning rate of the adapter's B is so many times that of A.  [default: the same]",
 )  # fmt: skip
 @click.option(
     "--neftune-alpha", type=click.FloatRange(0, 1000, min_open=True),
     help="NEFTune: noise of this size in the embeddings of training rows, such as 5.  [default: none]",
+)  # fmt: skip
+@click.option(
+    "--packing", is_flag=True,
+    help="Of supervised: rows of a step share sequences, without a view of each other, which saves padding.",
 )  # fmt: skip
 @click.option(
     "--early-stopping", type=click.IntRange(1), metavar="EVALUATIONS",
@@ -173,6 +182,7 @@ _WITH_BETA = ("dpo", "kto", "orpo")
     "--sharding", type=click.Choice(["none", "fsdp"]),
     help="Of --type full on several GPUs: whether they share the weights (fsdp).  [default: fsdp]",
 )  # fmt: skip
+@click.option("--wandb", metavar="PROJECT", help="Report it to this project of Weights & Biases.")
 @click.option("--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed, files and settings give the same run.")
 @click.option("--metadata", type=KeyValue(), multiple=True, help="Kept with the job; may be repeated.")
@@ -206,13 +216,16 @@ def create(
     lr_scheduler: str | None,
     rank: int | None,
     use_dora: bool,
+    init: str | None,
     loraplus_lr_ratio: float | None,
     neftune_alpha: float | None,
+    packing: bool,
     early_stopping: int | None,
     best_checkpoint: str | None,
     eval_interval: int | None,
     gpus: int | None,
     sharding: str | None,
+    wandb: str | None,
     suffix: str | None,
     seed: int | None,
     metadata: tuple[tuple[str, str], ...],
@@ -244,8 +257,10 @@ def create(
         "lr_scheduler_type": lr_scheduler,
         "rank": rank,
         "use_dora": use_dora or None,
+        "init": init,
         "loraplus_lr_ratio": loraplus_lr_ratio,
         "neftune_alpha": neftune_alpha,
+        "packing": packing or None,
         "early_stopping": {"patience": early_stopping} if early_stopping else None,
         "best_checkpoint": best_checkpoint,
         "eval_interval": eval_interval,
@@ -292,5 +307,8 @@ def create(
         chat_template=template,
         mix=mix or None,
         grader=grader,
+        integrations=[{"type": "wandb", "wandb": {"project": wandb}}] if wandb else None,
     )
+    if job.unreported:
+        remote.out.note(job.unreported)
     return print_created(remote, JOBS, job, watch)

@@ -65,6 +65,7 @@ def show(remote: Remote, job_id: str) -> None:
             ("loss", number(now.train_loss) if now else None),
             ("trained tokens", job.trained_tokens),
             ("best", _best(job.best)),
+            ("reported", _reported(job)),
             ("planned", _planned(job.planned)),
             ("measured", _measured(job.measured)),
             ("forgetting", _forgetting(job.forgetting)),
@@ -75,6 +76,12 @@ def show(remote: Remote, job_id: str) -> None:
             ("finished", when(job.finished_at)),
         ]
     )
+
+
+def _reported(job: Job) -> str | None:
+    if job.unreported or not job.integrations:
+        return job.unreported
+    return ", ".join(f"{one['type']}, project {one[one['type']]['project']}" for one in job.integrations)
 
 
 def _best(best: JobBest | None) -> str | None:

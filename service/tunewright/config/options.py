@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tunewright.config.group import Group, check_hosts, split_commas
@@ -250,6 +250,16 @@ class JobOptions(Group):
         None,
         description="A folder with the questions of MMLU, C-Eval, GSM8K and HumanEval, by which evaluations measure"
         " what a model has forgotten; nothing is downloaded. Default: none.",
+    )
+    wandb_api_key: SecretStr | None = Field(
+        None,
+        description="Key of Weights & Biases, with which jobs that name a project are reported there. Better set as"
+        " TUNEWRIGHT_WANDB_API_KEY. Default: none is.",
+    )
+    wandb_base_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Address of a server of Weights & Biases of your own. Default: https://api.wandb.ai.",
     )
     price_per_hour: float | None = Field(
         None,

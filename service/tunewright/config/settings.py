@@ -45,7 +45,8 @@ HELP_ORDER = [
     "parity_rows",
     "max_merged_kl", "max_awq_kl",
     "max_upload", "adapter_root", "max_adapter_size", "max_hub_cache_size", "max_uploads", "max_requests",
-    "max_queued_jobs", "python_graders", "eval_data", "price_per_hour", "currency", "device_watts",
+    "max_queued_jobs", "python_graders", "eval_data", "wandb_api_key", "wandb_base_url",
+    "price_per_hour", "currency", "device_watts",
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
     "max_unused_artifacts_size", "max_token_cache_size",
@@ -53,10 +54,13 @@ HELP_ORDER = [
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
 
-_SECRETS = ("api_key", "judge_api_key", "database_url")
+_SECRETS = ("api_key", "judge_api_key", "database_url", "wandb_api_key")
 """Options whose variable may name a file that has the value instead: TUNEWRIGHT_API_KEY_FILE."""
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+
+_WANDB_KEY = "WANDB_API_KEY"
+"""Its own variable: jobs that are reported get it of `wandb_api_key`."""
 
 _G = TypeVar("_G", bound=Group)
 
@@ -146,7 +150,12 @@ class Settings(BaseModel):
         """The variable by which a child process gets exactly these settings."""
         groups = self.model_dump(mode="json").values()
         values = {option: value for group in groups for option, value in group.items()}
-        for name, key in (("api_key", self.server.api_key), ("judge_api_key", self.server.judge_api_key)):
+        keys = {
+            "api_key": self.server.api_key,
+            "judge_api_key": self.server.judge_api_key,
+            "wandb_api_key": self.jobs.wandb_api_key,
+        }
+        for name, key in keys.items():
             values[name] = key.get_secret_value() if key else None
         return {HANDOVER_VARIABLE: json.dumps(values)}
 
@@ -184,14 +193,15 @@ def child_environment(
     extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
 ) -> dict[str, str]:
     """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
-    itself, which get its settings, keep the hub's token: no other fetches from it. Python imports nothing of the
-    working directory, in the child and in what it starts. Unless the operator says otherwise, threads of OpenMP sleep
-    while they wait: those that spin keep the cores from other processes (docs/decisions/0031)."""
+    itself, which get its settings, keep the tokens of other services: the hub's, since no other fetches from it, and
+    that of Weights & Biases. Python imports nothing of the working directory, in the child and in what it starts.
+    Unless the operator says otherwise, threads of OpenMP sleep while they wait: those that spin keep the cores from
+    other processes (docs/decisions/0031)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
     else:
-        for name in _HUB_TOKENS:
+        for name in (*_HUB_TOKENS, _WANDB_KEY):
             environment.pop(name, None)
     return {"OMP_WAIT_POLICY": "PASSIVE"} | environment | {"PYTHONSAFEPATH": "1"} | (extra or {})
 

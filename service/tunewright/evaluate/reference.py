@@ -32,6 +32,7 @@ from tunewright.evaluate.folder import (
     Rendering,
 )
 from tunewright.registry.safetensors_file import weight_files
+from tunewright.rows.canonical import texts
 from tunewright.rows.chat import ChatEncoder
 from tunewright.rows.examples import UnusableRow, encode_text
 from tunewright.rows.probes import rows_or_probes
@@ -179,10 +180,11 @@ def _tokenized(
             tokens = _conversation(encoder, tokenizer, row, request.tokens)
             renderings.append(request)
         else:
-            tokens = encode_text(tokenizer, row["prompt"], row["completion"]).input_ids
-            if row["prompt"]:
-                prompt = list(tokenizer(row["prompt"])["input_ids"])
-                renderings.append(Rendering(file=file, line=line, prompt=row["prompt"], tokens=prompt))
+            prompt, completion = texts(row)
+            tokens = encode_text(tokenizer, prompt, completion).input_ids
+            if prompt:
+                made = list(tokenizer(prompt)["input_ids"])
+                renderings.append(Rendering(file=file, line=line, prompt=prompt, tokens=made))
         if len(tokens) > 1:
             rows.append((file, line, tokens[:longest]))
     return rows, [rendering for rendering in renderings if len(rendering.tokens) < spec.base.context]

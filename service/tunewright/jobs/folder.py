@@ -55,6 +55,7 @@ class JobFolder:
         self.work = path / "work"
         self.token_cache = path / "token-cache"
         self.reference = path / "reference"
+        self.initial = path / "initial"
 
     def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -126,12 +127,19 @@ class JobFolder:
         """The path of a product until it is complete."""
         return self.path / f".{product.name}.tmp"
 
+    def converted(self, step: int) -> Path:
+        """The adapter of a checkpoint as it is published, where that is not the checkpoint itself."""
+        return self.path / f"converted-{step}"
+
     def remove_products(self) -> None:
         """Remove products, complete or not, checkpoints, and tokenized files that no other job shares."""
         for product in (self.adapter, self.model):
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
-        for folder in (self.work, self.checkpoints, self.token_cache, self.reference):
+        for folder in (
+            self.work, self.checkpoints, self.token_cache, self.reference, self.initial, self.path / "wandb",
+            *self.path.glob("converted-*"),
+        ):  # fmt: skip
             shutil.rmtree(folder, ignore_errors=True)
 
     def complete_checkpoints(self) -> Iterator[tuple[int, Path]]:

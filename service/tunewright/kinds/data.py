@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.kinds.kind import JobRefused
-from tunewright.plan.methods import METHODS
 from tunewright.rows.canonical import RowKind
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
@@ -23,10 +22,9 @@ _METHODS = {
     RowKind.PREFERENCE: ("dpo", "orpo"),
     RowKind.LABELLED: ("kto",),
     RowKind.GRADED: ("reinforcement",),
-    RowKind.TEXT: ("continued pre-training",),
+    RowKind.TEXT: ("supervised",),
 }
 """The methods that learn from each kind of rows."""
-OFFERED = METHODS.keys()
 
 
 class MixedFile(BaseModel):
@@ -84,19 +82,16 @@ def inspect_apart(file: BinaryIO, reading: Reading, most_rows: int | None = None
 
 
 def why_unusable(format: str, kind: str, method: str | None = "supervised") -> str | None:
-    """Why a method cannot learn from rows of this kind; None where it can. Without a method: why none can."""
+    """Why a method cannot learn from rows of this kind; None where it can, and without a method: they
+    are measured on."""
     known = _METHODS[RowKind(kind)]
-    is_offered = known[0] in OFFERED
-    if method in known or (method is None and is_offered):
+    if method is None or method in known:
         return None
-    able = " or ".join(known)
-    if method is None:
-        return f"the file has {kind} rows (format {format}), from which {able} could learn, which is not offered yet"
-    offer = "" if is_offered else ", which is not offered yet"
     usable = " or ".join(one.value for one, by in _METHODS.items() if method in by)
     return (
-        f"the file has {kind} rows (format {format}), which the method {method} cannot learn from; {able} "
-        f"could{offer}. {method} needs {usable} rows: where the file has columns for them, name those in data.columns"
+        f"the file has {kind} rows (format {format}), which the method {method} cannot learn from; "
+        f"{' or '.join(known)} could. {method} needs {usable} rows: where the file has columns for them, name those in "
+        "data.columns"
     )
 
 

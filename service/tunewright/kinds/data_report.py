@@ -9,7 +9,7 @@ from typing import Literal
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.errors import InvalidRequest, cut
-from tunewright.kinds.data import DataOptions, why_unusable
+from tunewright.kinds.data import DataOptions
 from tunewright.plan.defaults import MAX_LENGTH
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.cache import TokenCache
@@ -60,9 +60,8 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
     length = _max_length(asked)
     found = _surveyed(asked)
     report = found.report
-    unusable = why_unusable(report.format, report.kind, None) if report.format and report.kind else None
     measured = None
-    if asked.base is not None and not unusable and report.problem is None:
+    if asked.base is not None and report.problem is None:
         measured = _measured(asked, asked.base, report, length, cache)
     notes = _Notes(report)
     return DataReport(
@@ -80,7 +79,7 @@ def report_file(asked: Asked, cache: TokenCache | None = None) -> DataReport:
         tokens=_tokens(asked.base.name, length, measured) if asked.base and measured else None,
         samples=measured.samples if measured else [],
         problems=[
-            *notes.of_the_file(unusable),
+            *notes.of_the_file(),
             *(notes.of_tokens(measured, length, asked.base.context) if asked.base and measured else []),
             *notes.of_pairs(found.pairs),
             *notes.of_duplicates(found.duplicates),
@@ -206,7 +205,7 @@ class _Notes:
             RowNote(line=place, message=shown) if self._unit == "line" else RowNote(row=place, message=shown)
         )
 
-    def of_the_file(self, unusable: str | None) -> Iterable[Problem]:
+    def of_the_file(self) -> Iterable[Problem]:
         report = self._report
         if report.refusal is not None:
             yield self.problem(
@@ -219,11 +218,6 @@ class _Notes:
                 "Correct or remove these rows, or name the columns of the file in data.columns where they have other "
                 "names: a job on the file is refused.",
                 {fault.place: fault.message for fault in report.faults}, len(report.faults),
-            )  # fmt: skip
-        if unusable:
-            yield self.problem(
-                "unusable_kind", "error", unusable + ".",
-                "Convert the rows, or wait for the method: no method that is offered can learn from them.", {}, 0,
             )  # fmt: skip
         if report.ignored:
             yield self.problem(

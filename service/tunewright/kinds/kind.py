@@ -93,6 +93,10 @@ class Kind(JobKind, ABC):
         leave the end to a check, or with `store.jobs.succeed` where the product is no model. Safe to repeat after a
         crash. Raises InvalidAdapter where the product cannot be used."""
 
+    def environment(self, service: Service, job: Job) -> dict[str, str]:
+        """What the environment of the job's process has beside that of all: what must not be in its folder."""
+        return {}
+
     def after_failure(self, job: Job, outcome: Outcome) -> tuple[BaseModel, str] | None:
         """What a job whose process has failed is queued with again: other resolved values, and a text for its events.
         None: it stays failed. Each of them must bring the job nearer to an end."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.plan.initializations import served_rank
 from tunewright.plan.methods import (
     ANSWER_WEIGHT,
     BETA,
@@ -62,6 +63,8 @@ class Resolved(BaseModel):
     """How longer rows are handled: "truncate" or "refuse"."""
     group_by_length: bool = False
     """Whether batches are of rows of about the same length. Has a default, since rows of earlier versions lack it."""
+    packing: bool = False
+    """Of supervised: whether rows of a step share sequences. Has a default for the same reason."""
     dataloader_workers: int = 0
     """Processes that read rows beside the steps. Has a default for the same reason."""
     warmup_ratio: float
@@ -77,6 +80,8 @@ class Resolved(BaseModel):
     use_rslora: bool
     use_dora: bool = False
     """Has a default, since rows that an earlier version stored lack it."""
+    init: str | None = None
+    """How the adapter begins, by peft's name (`plan.initializations`). None: as peft begins."""
     loraplus_lr_ratio: float | None = None
     """Of LoRA+: how many times the learning rate that of the adapter's B is. None: the same."""
     gradient_checkpointing: bool | None = None
@@ -166,7 +171,9 @@ def resolve(
         batch // gpus, _given(tuning.per_device_batch_size, at_a_time), of_method.least_at_a_time
     )
     adapter = type != "full"
-    rank = _given(tuning.rank, rank_for(rows, max_rank)) if adapter else None
+    init = _given(tuning.init, None) if adapter else None
+    largest = max_rank // served_rank(1, init)
+    rank = _given(tuning.rank, rank_for(rows, largest)) if adapter else None
     return Resolved(
         type=type,
         method=method,
@@ -178,6 +185,7 @@ def resolve(
         max_length=max_length_for(tuning, context),
         truncation=tuning.truncation,
         group_by_length=tuning.group_by_length,
+        packing=_given(tuning.packing, False),
         dataloader_workers=_given(tuning.dataloader_workers, workers_for(device)),
         warmup_ratio=_given(tuning.warmup_ratio, WARMUP_RATIO),
         lr_scheduler_type=_given(tuning.lr_scheduler_type, SCHEDULER),
@@ -190,6 +198,7 @@ def resolve(
         target_modules=_given(tuning.target_modules, "all-linear") if adapter else None,
         use_rslora=tuning.use_rslora and adapter,
         use_dora=tuning.use_dora and adapter,
+        init=init,
         loraplus_lr_ratio=_given(tuning.loraplus_lr_ratio, None) if adapter else None,
         gradient_checkpointing=_given(tuning.gradient_checkpointing, device != "cpu"),
         torch_compile=_given(tuning.torch_compile, None),

@@ -57,7 +57,7 @@ def _learnt(resolved: Resolved, data: DataShape, prompt: int) -> float:
 
 def padding_of(resolved: Resolved, data: DataShape) -> float:
     """The share of what the run's batches compute that is padding, as expected."""
-    if resolved.group_by_length or METHODS[resolved.method].generates:
+    if resolved.group_by_length or resolved.packing or METHODS[resolved.method].generates:
         return 0.0
     at_a_time = resolved.per_device_batch_size * METHODS[resolved.method].sequences
     return data.padding(at_a_time, resolved.max_length)

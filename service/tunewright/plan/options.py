@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 Auto = Literal["auto"]
 OF_METHOD = {
-    "supervised": ("neftune_alpha",),
+    "supervised": ("neftune_alpha", "packing"),
     "dpo": ("loss_type", "label_smoothing"),
     "kto": ("desirable_weight", "undesirable_weight"),
     "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature"),
@@ -58,6 +58,7 @@ class TuningOptions(_Options):
     target_modules: list[str] | str = "auto"
     use_rslora: bool = False
     use_dora: bool = False
+    init: str = "auto"
     loraplus_lr_ratio: float | Auto = "auto"
     gradient_checkpointing: bool | Auto = "auto"
     torch_compile: bool | Auto = "auto"
@@ -68,6 +69,7 @@ class TuningOptions(_Options):
     max_length: int | Auto = "auto"
     truncation: str = "truncate"
     group_by_length: bool = False
+    packing: bool | Auto = "auto"
     dataloader_workers: int | Auto = "auto"
     warmup_ratio: float | Auto = "auto"
     lr_scheduler_type: str = "auto"

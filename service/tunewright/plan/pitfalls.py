@@ -198,7 +198,7 @@ def warnings(
         "attention_fallback": attention_fallback(device, has_flash_attention),
         "rows_cut": None if generates else rows_cut(cut, examples, resolved.max_length),
         "prompts_too_long": prompts_too_long(cut, longest) if generates else None,
-        "rows_padded": rows_padded(padding, resolved.group_by_length),
+        "rows_padded": rows_padded(padding, resolved.group_by_length or resolved.packing),
         "merge_changes_type": merge_changes_type(shape.dtype, resolved.type),
     }
     for code, text in found.items():

@@ -188,6 +188,11 @@ def check_graded(row: Row) -> None:
     check_messages(_some_messages(row.get("messages"), "messages"), "messages")
 
 
+def texts(row: Row) -> tuple[str, str]:
+    """The prompt and the completion of a row of texts; all of a `text` row is a completion."""
+    return ("", row["text"]) if "text" in row else (row["prompt"], row["completion"])
+
+
 def is_graded(row: Row) -> bool:
     """Whether a canonical row is a prompt whose answers are graded."""
     return "item" in row

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.process import end_with
-from tunewright.rows.canonical import is_graded, is_labelled, is_preference
+from tunewright.rows.canonical import is_graded, is_labelled, is_preference, texts
 from tunewright.rows.examples import IGNORED, Example, Labelled, Pair, Row, UnusableRow, encode_text
 from tunewright.rows.faults import InvalidData
 from tunewright.rows.formats import read_rows
@@ -73,7 +73,7 @@ class RowEncoder:
     def supervised(self, row: Row) -> list[Example]:
         """Those of a row with answers to learn. Raises UnusableRow."""
         if "messages" not in row:
-            return [encode_text(self._tokenizer, row["prompt"], row["completion"])]
+            return [encode_text(self._tokenizer, *texts(row))]
         return self._for_chat().examples(row)
 
     def prepare(self, row: Row) -> None:
@@ -197,13 +197,15 @@ def encoded_blocks(
     what: str = "training_file",
     on_row: Callable[[], None] = lambda: None,
     refuses: bool = True,
+    splits: bool = False,
 ) -> Iterator[Block]:
     """The rows of a file in their order; on all cores where the file is large. `what` is the file's name in messages.
 
     `on_row` is called for each row in the process that has encoded it. Raises TrainingFailed for the first row in the
     file that cannot be encoded, naming its line; where not `refuses`, such rows are in `Block.faults` instead.
+    `splits`: long texts become several examples (`Example.pieces`).
     """
-    encoder = _BlockEncoder(RowEncoder(tokenizer), max_length, what, on_row, refuses)
+    encoder = _BlockEncoder(RowEncoder(tokenizer), max_length, what, on_row, refuses, splits)
     cores = len(os.sched_getaffinity(0))
     rows = _rows(path, reading, what)
     if cores == 1 or path.stat().st_size < _LARGE:
@@ -265,21 +267,28 @@ class _BlockEncoder:
     what: str
     on_row: Callable[[], None]
     refuses: bool
+    splits: bool
 
     def __call__(self, packed: _Packed) -> Block:
         block = Block()
         for line, content in packed:
             row = pickle.loads(content)
             try:
-                if self.refuses:
-                    block.add(line, self.rows.examples(row, self.what, line), self.max_length)
-                else:
-                    block.add(line, self.rows.encoded(row), self.max_length)
+                block.add(line, self._examples(row, line), self.max_length)
             except UnusableRow as error:
                 block.rows += 1
                 block.faults[line] = str(error)
             self.on_row()
         return block
+
+    def _examples(self, row: Row, line: int) -> Examples:
+        examples = self.rows.examples(row, self.what, line) if self.refuses else self.rows.encoded(row)
+        if not self.splits:
+            return examples
+        return [piece for one in examples for piece in self._pieces(one)]
+
+    def _pieces(self, example: Example | Pair | Labelled) -> Iterable[Example | Pair | Labelled]:
+        return example.pieces(self.max_length) if isinstance(example, Example) else (example,)
 
 
 _of_this_process: _BlockEncoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,16 @@ class Example:
     def sequences(self) -> tuple[Example, ...]:
         """What of it passes through the model."""
         return (self,)
+
+    def pieces(self, length: int) -> Iterator[Example]:
+        """A text without a prompt in examples of at most `length` tokens, each of which begins with the last token of
+        the one before: so every token but the first is learnt once, behind what precedes it. Others stay whole."""
+        if self.labels[:1] == [IGNORED] or len(self.input_ids) <= length:
+            yield self
+            return
+        for begin in range(0, len(self.input_ids) - 1, length - 1):
+            piece = slice(begin, begin + length)
+            yield Example(self.input_ids[piece], self.labels[piece])
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,12 @@ def _answered(question: Question) -> Answer:
         counts = Counts(question.source, question.max_length)
         is_complete = True
         for block in encoded_blocks(
-            question.file, tokenizer, question.max_length, reading=question.reading, refuses=False
+            question.file,
+            tokenizer,
+            question.max_length,
+            reading=question.reading,
+            refuses=False,
+            splits=question.truncation == "split",
         ):
             counts.add(block)
             if time.monotonic() > end:

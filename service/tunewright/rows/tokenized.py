@@ -108,7 +108,13 @@ def tokenize_file(
     def make(folder: Path) -> None:
         with _Writer(folder, source, max_length) as writer:
             for block in encoded_blocks(
-                path, tokenizer, max_length, reading=reading, what=what, on_row=on_row
+                path,
+                tokenizer,
+                max_length,
+                reading=reading,
+                what=what,
+                on_row=on_row,
+                splits=truncation == "split",
             ):
                 writer.add(block)
             if writer.counts.too_long and truncation == "refuse":

@@ -199,7 +199,9 @@ class JobRunner:
             [sys.executable, "-m", kind.module, str(folder.path)],
             record=folder.process_file,
             log_file=folder.log_file,
-            environment=child_environment(visible_to(*job.devices) if job.device != CPU else {}),
+            environment=child_environment(
+                (visible_to(*job.devices) if job.device != CPU else {}) | kind.environment(self._service, job)
+            ),
             lifeline=self._lifeline,
             name=_process_name(job),
             append=True,

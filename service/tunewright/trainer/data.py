@@ -137,7 +137,7 @@ def tell_data(events: EventLog, training: Mixture, tuning: Resolved) -> None:
             events.message(unbalanced, level="warn", data={"code": "labels_unbalanced"})
     at_a_time = tuning.per_device_batch_size * METHODS[tuning.method].sequences
     padding = training.shape().padding(at_a_time, tuning.max_length)
-    if padded := rows_padded(padding, tuning.group_by_length):
+    if padded := rows_padded(padding, tuning.group_by_length or tuning.packing):
         events.message(padded, level="warn", data={"code": "rows_padded"})
 
 

@@ -67,10 +67,13 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         folder: JobFolder,
         on_measured: Callable[[dict[str, float]], None],
         beat: Callable[[], None],
+        *,
+        base_is_changed: bool = False,
     ) -> None:
         self._trainer = trainer
         self._on_measured = on_measured
         self._beat = beat
+        self._base_is_changed = base_is_changed
         self._file = folder.reference / "general_text.npz"
         self._rows = encoded(tokenizer, _context(trainer))
         self._before: list[Passage] | None = None
@@ -83,8 +86,9 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         self._begin(state.global_step)
 
     def _begin(self, step: int) -> None:
-        """Find out what the model was before training."""
-        if isinstance(self._trainer.model, PeftModel):
+        """Find out what the model was before training. Some initializations take a part of the base into the adapter,
+        so that without it the model is another one."""
+        if isinstance(self._trainer.model, PeftModel) and not self._base_is_changed:
             with self._trainer.model.disable_adapter():
                 self._before = self._passages()
         elif self._file.is_file():

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ class HeartbeatCallback(TrainerCallback):  # type: ignore[misc]
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     """Writes the Trainer's logs as metric events with OpenAI's keys. Raises TrainingFailed for a non-finite loss."""
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: EventLog, report: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """`report`: called with the data of each event."""
         self._events = events
+        self._report = report
         self._clock = time.monotonic()
         self._tokens_before: float | None = None
         self._started_at_step: int | None = None
@@ -144,6 +147,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if "valid_loss" in data:
             text += f", validation loss={told(data, 'valid_')}"
         self._events.metrics(text, data)
+        if self._report is not None:
+            self._report(data)
 
     def _metrics(self, state: TrainerState, logs: dict[str, Any]) -> dict[str, Any]:
         loss = float(logs["loss"])

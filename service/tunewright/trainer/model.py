@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
@@ -21,6 +22,7 @@ from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.process import rank
 from tunewright.plan.pitfalls import HEAD_NOT_TRAINED
 from tunewright.trainer.four_bit import nf4, prepared
+from tunewright.trainer.initial import new_adapter
 from tunewright.trainer.spec import TrainingSpec
 
 
@@ -37,8 +39,9 @@ def load_tokenizer(spec: TrainingSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
-    """The model to train, with its adapter where there is one, on its device.
+def load_model(spec: TrainingSpec, initial: Path) -> PreTrainedModel | PeftModel:
+    """The model to train, with its adapter where there is one, on its device. `initial`: the folder of what the adapter
+    begins with (`trainer.initial`).
 
     The CPU trains in float32 (a 16-bit base's values fit exactly); a GPU keeps the base in bfloat16 and the adapter
     in float32. QLoRA computes in bfloat16 on both, and keeps in it what it does not quantize. Full fine-tuning keeps
@@ -70,7 +73,7 @@ def load_model(spec: TrainingSpec) -> PreTrainedModel | PeftModel:
         return model
     if quantized:
         model = prepared(model, checkpointing=spec.checkpointing)
-    adapted = _adapted(model, spec)
+    adapted = _adapted(model, spec, initial)
     for config in adapted.peft_config.values():
         # A name that means something on other machines, never a local path.
         config.base_model_name_or_path = spec.base_hub_id or spec.base_name
@@ -92,14 +95,14 @@ def leave_casts_to_autocast(adapted: PeftModel) -> None:
             module.cast_input_dtype_enabled = drops or bool(module.lora_variant)
 
 
-def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
+def _adapted(model: PreTrainedModel, spec: TrainingSpec, initial: Path) -> PeftModel:
     """The model with the parent adapter to continue from, or with a new one."""
     tuning = spec.tuning
     if spec.parent_adapter is not None:
         parent = PeftModel.from_pretrained(model, spec.parent_adapter, is_trainable=True)
         return _without_adapted_head(parent)
     try:
-        adapted = get_peft_model(
+        adapted = new_adapter(
             model,
             LoraConfig(
                 task_type="CAUSAL_LM",
@@ -111,6 +114,8 @@ def _adapted(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
                 use_dora=tuning.use_dora,
                 bias="none",
             ),
+            tuning.init,
+            initial,
         )
     except ValueError as error:  # "Target modules {...} not found in the base model"
         raise TrainingFailed("invalid_target_modules", str(error)) from error

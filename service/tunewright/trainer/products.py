@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from tunewright.atomic import publish_folder
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.process import rank
 from tunewright.trainer.checkpoints import whole_weights
+from tunewright.trainer.initial import CONFIG, WEIGHTS, on_plain_base
 
 
 def save_product(
@@ -37,6 +39,26 @@ def save_product(
         tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # peft's card has only placeholders
     publish_folder(temporary, final)
+
+
+def put_on_plain_base(folder: JobFolder, checkpoints: Iterable[int]) -> None:
+    """Make adapters on the base as it is, of the product and of copies of the checkpoints at these steps."""
+    if rank() != 0:
+        return
+    for step in checkpoints:
+        copy = folder.unfinished(folder.converted(step))
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for name in (WEIGHTS, CONFIG):
+            shutil.copyfile(folder.checkpoints / f"step-{step}" / name, copy / name)
+        on_plain_base(copy, folder.initial)
+        shutil.rmtree(folder.converted(step), ignore_errors=True)
+        publish_folder(copy, folder.converted(step))
+    copy = folder.unfinished(folder.adapter)
+    shutil.rmtree(copy, ignore_errors=True)
+    folder.adapter.rename(copy)
+    on_plain_base(copy, folder.initial)
+    publish_folder(copy, folder.adapter)
 
 
 def _model(trainer: Trainer, checkpoint: Path | None) -> PreTrainedModel | PeftModel:

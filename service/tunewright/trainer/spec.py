@@ -28,6 +28,21 @@ class FurtherFile(BaseModel):
     """How often an epoch has its examples (`plan.mixing`)."""
 
 
+class WandbProject(BaseModel):
+    """Where a run is reported: a project of Weights & Biases."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    project: str
+    name: str | None = None
+    """Of the run; the job's id by default."""
+    entity: str | None = None
+    """The team or user; the owner of the key by default."""
+    tags: tuple[str, ...] = ()
+    base_url: str | None = None
+    """Of a server of the operator's own."""
+
+
 class TrainingSpec(BaseModel):
     """`spec.json`: the input of the trainer."""
 
@@ -67,6 +82,8 @@ class TrainingSpec(BaseModel):
     """Of reinforcement: what grades the answers."""
     python_graders: Mode = "off"
     """Whether graders may be programs, as the operator says."""
+    wandb: WandbProject | None = None
+    """Where the run is reported; the key is in the environment."""
     earlier: tuple[Earlier, ...] = ()
     """Finished jobs on the same base, newest first: by their speed the time is predicted."""
     rates: Rates = Rates()

@@ -11,15 +11,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def leave_out_mask(model: PreTrainedModel | PeftModel) -> None:
+def leave_out_mask(model: PreTrainedModel | PeftModel, *, always: bool = False) -> None:
     """Keep the attention mask from the model, for batches that are padded on the right.
 
     In a causal model no token attends to what is behind it, and padding has no loss. Without a mask attention takes the
     kernels for causal attention, which need less time, and no copies of keys and values for each head. A router's
-    loss (mixtures of experts) counts tokens by the mask, so that there it stays.
+    loss (mixtures of experts) counts tokens by the mask, so that there it stays, unless it is left out `always`: where
+    rows are packed, which a mask would join, and little is padding.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(causal.config.get_text_config(), "output_router_logits", False):
+    if not always and getattr(causal.config.get_text_config(), "output_router_logits", False):
         return
     causal.base_model.register_forward_pre_hook(_without_mask, with_kwargs=True)
 

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.fitting import padding_of
+from tunewright.plan.initializations import changes_base
 from tunewright.plan.schedulers import scheduler_options
 from tunewright.rows.mixture import Mixture
 from tunewright.trainer import ranks
@@ -33,7 +34,8 @@ from tunewright.trainer.loop import (
 from tunewright.trainer.metrics import held_out, told
 from tunewright.trainer.model import load_model, load_tokenizer
 from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
-from tunewright.trainer.products import save_product
+from tunewright.trainer.products import put_on_plain_base, save_product
+from tunewright.trainer.reporting import WandbReport
 from tunewright.trainer.sharding import prepare_sharded_loading, sharded_arguments, spec_at
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.speed import compile_layers
@@ -90,7 +92,26 @@ MakeTrainer = Callable[[Parts], OrderedRows]
 def train(
     folder: JobFolder, spec: TrainingSpec, events: EventLog, make_trainer: MakeTrainer
 ) -> TrainingResult | None:
-    """Train, and return the result, or None where the run was asked to stop and saved a checkpoint."""
+    """Train, and return the result, or None where the run was asked to stop and saved a checkpoint. Where the spec says
+    so it is reported."""
+    report = WandbReport(folder, spec, events) if rank() == 0 else None
+    failed = True
+    try:
+        result = _train(folder, spec, events, make_trainer, report)
+        failed = False
+        return result
+    finally:
+        if report is not None:
+            report.end(failed=failed)
+
+
+def _train(
+    folder: JobFolder,
+    spec: TrainingSpec,
+    events: EventLog,
+    make_trainer: MakeTrainer,
+    report: WandbReport | None,
+) -> TrainingResult | None:
     tuning = spec.tuning
     transformers.set_seed(spec.seed)
     tokenizer = load_tokenizer(spec)
@@ -114,14 +135,16 @@ def train(
 
     if spec.is_sharded:
         prepare_sharded_loading()
-    model = load_model(spec if resume_from is None or not spec.is_sharded else spec_at(spec, resume_from))
+    begins_at = spec if resume_from is None or not spec.is_sharded else spec_at(spec, resume_from)
+    model = load_model(begins_at, folder.initial)
     compiled = planned.compiled if planned is not None else spec.tuning.torch_compile is True
     if compiled:
         layers = compile_layers(model)
         events.message(
             f"torch.compile compiles the model's {layers} layers, which takes a while at the first steps"
         )
-    metrics, loading = MetricsCallback(events), LoadingCallback(events, tuning.dataloader_workers)
+    metrics = MetricsCallback(events, report.metrics if report is not None else None)
+    loading = LoadingCallback(events, tuning.dataloader_workers)
     best = BestCallback(tuning.best_checkpoint, tuning.early_stopping, resume_from)
     checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds, best)
     signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
@@ -149,7 +172,14 @@ def train(
             trainer.args.eval_on_start = True
         else:
             tell_first_evaluation(events, trainer.evaluate())
-    general = GeneralText(trainer, tokenizer, folder, metrics.add, heartbeat.beat)
+    general = GeneralText(
+        trainer,
+        tokenizer,
+        folder,
+        metrics.add,
+        heartbeat.beat,
+        base_is_changed=changes_base(tuning.init),
+    )
     trainer.add_callback(general)
     if rank() != 0:
         # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
@@ -169,6 +199,8 @@ def train(
     forgetting = general.measure(again=not is_last) if is_last or not spec.is_sharded else None
     if forgetting is not None:
         tell_forgetting(events, forgetting)
+    if changes_base(tuning.init):
+        put_on_plain_base(folder, checkpoints.usable())
     measured = metrics.measured(
         training.longest,
         loading.waited,

@@ -9,6 +9,7 @@ from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
 from tunewright.api.fine_tuning.gpus import check_gpus
 from tunewright.api.fine_tuning.grading import check_grading
+from tunewright.api.fine_tuning.integrations import project_of
 from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.methods import (
     batch_size_of,
@@ -32,6 +33,8 @@ from tunewright.kinds.fine_tuning.models import (
     VALIDATION_FILE,
     FineTuningRequest,
 )
+from tunewright.kinds.fine_tuning.reporting import why_unreported
+from tunewright.plan.initializations import served_rank
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.content import adapter_config
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
@@ -71,6 +74,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     check_rows_at_a_time(method, tuning, hyperparameters_of(body), data)
+    project = project_of(body.integrations)
     inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]
     if validation_file is not None:
         inputs.append(JobInput(VALIDATION_FILE, file_id=validation_file))
@@ -88,6 +92,8 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
             grader=method.reinforcement.grader if method.reinforcement else None,
             hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
             tuning=TuningOptions(**tuning.model_dump()),
+            wandb=project,
+            unreported=why_unreported(context.settings) if project is not None else None,
         ),
         seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
         inputs=tuple(inputs),
@@ -165,7 +171,7 @@ def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
     if tuning.type == "full":
         given = [
             key
-            for key in ("rank", "alpha", "dropout", "target_modules", "loraplus_lr_ratio")
+            for key in ("rank", "alpha", "dropout", "target_modules", "loraplus_lr_ratio", "init")
             if getattr(tuning, key) not in ("auto", None)
         ] + [key for key in ("use_rslora", "use_dora") if getattr(tuning, key)]
         if given:
@@ -173,9 +179,11 @@ def _check_rank(context: ServiceContext, base: str, tuning: Tuning) -> None:
                 f"tuning.{given[0]} is for adapters; type full trains all weights.",
                 param=f"tuning.{given[0]}",
             )
-    elif isinstance(tuning.rank, int) and tuning.rank > largest:
+    elif isinstance(tuning.rank, int) and served_rank(tuning.rank, tuning.init) > largest:
+        made = served_rank(tuning.rank, tuning.init)
+        doubled = f" (with init {tuning.init} twice the rank {tuning.rank})" if made != tuning.rank else ""
         raise InvalidRequest(
-            f"The engine serves adapters up to rank {largest}, so one of rank {tuning.rank} could not be used. "
+            f"The engine serves adapters up to rank {largest}, so one of rank {made}{doubled} could not be used. "
             + (
                 "Lower it, or deploy the model with a larger max_lora_rank."
                 if deployment
@@ -203,6 +211,11 @@ def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning
         raise NotFound(
             f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"
         ) from error
+    if tuning.init != "auto":
+        raise InvalidRequest(
+            f"tuning.init is for new adapters, and {parent.name} is one already: leave it out.",
+            param="tuning.init",
+        )
     fixed = {
         "rank": parent.rank,
         "alpha": parent.alpha,

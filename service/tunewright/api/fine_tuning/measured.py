@@ -61,6 +61,8 @@ class ForgettingObject(Wire):
     def of(cls, result: JobResult | None) -> ForgettingObject | None:
         found = result.forgetting if isinstance(result, FineTuningResult) else None
         return cls(**found.model_dump(), is_beyond=found.is_beyond) if found is not None else None
+
+
 class BestObject(Wire):
     """The checkpoint that the model is."""
 

@@ -6,14 +6,17 @@ from typing import Protocol
 
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
-from tunewright.errors import InvalidRequest
+from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.kinds.data import DataOptions
+from tunewright.plan.initializations import changes_base
 from tunewright.plan.methods import LABEL_SMOOTHING, LOSS_TYPE, METHODS
 from tunewright.plan.options import OF_METHOD, of_others
 from tunewright.plan.pitfalls import HEAD_NOT_TRAINED
 from tunewright.plan.schedulers import SCHEDULER, why_not
 from tunewright.plan.shape import HEAD
 from tunewright.plan.stopping import METRICS
+
+_WITHOUT_REFERENCE = ("supervised", "orpo")
 
 
 def check_method(method: Method, tuning: Tuning) -> None:
@@ -30,6 +33,10 @@ def check_method(method: Method, tuning: Tuning) -> None:
         if why := why_not(name, tuning.lr_scheduler_kwargs):
             raise InvalidRequest(f"tuning.lr_scheduler_kwargs: {why}.", param="tuning.lr_scheduler_kwargs")
     _check_metrics(method, tuning)
+    if changes_base(tuning.init):
+        _check_changed_base(method, tuning)
+    if tuning.packing is True:
+        _check_packing(tuning)
     loss = LOSS_TYPE if tuning.loss_type == "auto" else tuning.loss_type
     if tuning.label_smoothing != "auto" and loss not in LABEL_SMOOTHING:
         raise InvalidRequest(
@@ -52,6 +59,31 @@ def check_targets(tuning: Tuning) -> None:
     if heads:
         raise InvalidRequest(
             f"tuning.target_modules has {heads[0]}: {HEAD_NOT_TRAINED}.", param="tuning.target_modules"
+        )
+
+
+def _check_changed_base(method: Method, tuning: Tuning) -> None:
+    """An adapter that begins as a part of the base: without it the model is no reference."""
+    why = None
+    if method.type not in _WITHOUT_REFERENCE:
+        why = f"the method {method.type} compares with the base, which it changes"
+    elif tuning.type == "qlora":
+        why = "the 4-bit base of qlora cannot be changed by so little: use type lora"
+    elif tuning.use_dora:
+        why = "DoRA's magnitudes are those of the changed base: leave use_dora out"
+    if why:
+        raise InvalidRequest(f"tuning.init {tuning.init} is not possible here: {why}.", param="tuning.init")
+
+
+def _check_packing(tuning: Tuning) -> None:
+    if tuning.group_by_length:
+        raise InvalidRequest(
+            "Packed rows leave no padding that tuning.group_by_length could save: set one of the two.",
+            param="tuning.group_by_length",
+        )
+    if tuning.gpus not in ("auto", 1):
+        raise UnsupportedFeature(
+            "Rows are packed on one GPU: leave tuning.packing out, or tuning.gpus.", param="tuning.packing"
         )
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, field_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
+from tunewright.api.fine_tuning.integrations import Integration
 from tunewright.api.fine_tuning.measured import BestObject, ForgettingObject, MeasuredObject, PlannedObject
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
-from tunewright.errors import UnsupportedFeature
 from tunewright.ids import is_suffix, result_file_id
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
@@ -42,22 +42,14 @@ class CreateJob(Body):
     )
     seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the job.")
-    integrations: list[Any] | None = Field(
-        None, description="Not offered; must be empty.", json_schema_extra={"maxItems": 0}
+    integrations: Annotated[list[Integration], Field(max_length=1)] | None = Field(
+        None,
+        description="Where the job is reported: a project of Weights & Biases, where the operator has a key.",
     )
     tuning: Tuning | None = None
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         None, description="Jinja template to train through, which then also serves the result."
     )
-
-    @field_validator("integrations")
-    @classmethod
-    def _refuse_integrations(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise UnsupportedFeature(
-                "Integrations are not offered; leave `integrations` out.", param="integrations"
-            )
-        return value
 
     @field_validator("suffix")
     @classmethod
@@ -117,7 +109,10 @@ class JobObject(Wire):
     seed: int
     suffix: str | None
     metadata: dict[str, str] | None
-    integrations: list[Any] = Field(default_factory=list)
+    integrations: list[Integration] = Field(default_factory=list)
+    unreported: str | None = Field(
+        None, description="Why the job is not reported to its integrations; null where it is, or has none."
+    )
     tuning: dict[str, Any] = Field(
         description="The options of the request until the files are validated, then the resolved ones."
     )
@@ -166,6 +161,8 @@ class JobObject(Wire):
             seed=job.seed,
             suffix=request.suffix,
             metadata=job.metadata,
+            integrations=[Integration.of(request.wandb)] if request.wandb else [],
+            unreported=request.unreported,
             tuning=_tuning_shown(resolved or request.tuning, request.method),
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
             if progress

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from tunewright.api.fine_tuning.method_schemas import Auto
 from tunewright.errors import UnsupportedFeature
+from tunewright.plan.initializations import InitName
 from tunewright.plan.methods import LossType
 from tunewright.plan.schedulers import SchedulerName
 from tunewright.plan.stopping import StoppingMetric
@@ -55,6 +56,12 @@ class Tuning(Body):
         description="DoRA (Liu 2024): magnitudes are trained beside the adapter. vLLM serves no DoRA: the result is "
         "merged to be served (`POST /v1/exports`).",
     )
+    init: Auto | InitName = Field(
+        "auto",
+        description="How a new adapter begins, by peft's name; as LoRA's paper by default. pissa (Meng et al. 2024; "
+        "_niter_4 or _niter_16: much faster and nearly the same) and olora (Buyukakyuz 2024) take what they begin with "
+        "out of the base, so that the product has twice the rank: the engine has to serve that.",
+    )
     loraplus_lr_ratio: Auto | Annotated[float, Field(strict=True, ge=1, le=1000)] = Field(
         "auto",
         description="LoRA+ (Hayou et al. 2024): the learning rate of the adapter's B is so many times that of A; 16 is "
@@ -87,12 +94,19 @@ class Tuning(Body):
     max_length: Auto | Annotated[int, Field(strict=True, ge=8, le=1_048_576)] = Field(
         "auto", description="Largest length of a row in tokens; 2048 or the model's context by default."
     )
-    truncation: Literal["truncate", "refuse"] = Field(
-        "truncate", description="Cut rows that are longer than `max_length`, or fail the job and name them."
+    truncation: Literal["truncate", "refuse", "split"] = Field(
+        "truncate",
+        description="Cut rows that are longer than `max_length`, or fail the job and name them. split: texts without a "
+        "prompt become several examples, so that nothing of them is lost; other rows are cut.",
     )
     group_by_length: bool = Field(
         False,
         description="Make batches of rows of about the same length, which saves padding where few rows are long.",
+    )
+    packing: Auto | Annotated[bool, Field(strict=True)] = Field(
+        "auto",
+        description="Of supervised: rows of a step share sequences, without a view of each other, which saves padding. "
+        "What is learnt is the same. Off by default.",
     )
     dataloader_workers: Auto | Annotated[int, Field(strict=True, ge=0, le=32)] = Field(
         "auto",

@@ -23,6 +23,7 @@ from tunewright.kinds.fine_tuning.planning import (
     warnings_of,
 )
 from tunewright.kinds.fine_tuning.publishing import publish_products
+from tunewright.kinds.fine_tuning.reporting import KEY_VARIABLE, reported, why_unreported
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
@@ -79,7 +80,9 @@ class FineTuning(Kind):
             summary += f". gradient_checkpointing is {why}"
         if resolved.use_dora:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
-        warnings = (*files.warnings, *warnings_of(base, resolved, files.rows, device))
+        unreported = why_unreported(service.settings) if request.wandb else None
+        told = (("integration_inactive", unreported),) if unreported else ()
+        warnings = (*told, *files.warnings, *warnings_of(base, resolved, files.rows, device))
         return Validated(resolved, summary, warnings)
 
     def spec(self, service: Service, job: Job, base: BaseInfo) -> TrainingSpec:
@@ -122,9 +125,14 @@ class FineTuning(Kind):
             tuning=resolved,
             grader=request.grader,
             python_graders=service.settings.jobs.python_graders,
+            wandb=reported(service.settings, job),
             earlier=tuple(finished_jobs(service.store, base)),
             rates=rates_of(service.settings),
         )
+
+    def environment(self, service: Service, job: Job) -> dict[str, str]:
+        key = service.settings.jobs.wandb_api_key
+        return {KEY_VARIABLE: key.get_secret_value()} if key and reported(service.settings, job) else {}
 
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
         result = folder.read_result(TrainingResult)

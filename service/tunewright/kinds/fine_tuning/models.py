@@ -14,6 +14,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.prediction import Planned
 from tunewright.plan.stopping import BestCheckpoint
 from tunewright.plan.time import Measured
+from tunewright.trainer.spec import WandbProject
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
 """Roles of a job's inputs: the training files, that of the request first; a file of held-out rows; and the weights of
@@ -36,6 +37,10 @@ class FineTuningRequest(BaseModel):
     """Of reinforcement: what grades the answers."""
     hyperparameters: HyperparameterOptions = HyperparameterOptions()
     tuning: TuningOptions = TuningOptions()
+    wandb: WandbProject | None = None
+    """OpenAI's integration: where the run is reported."""
+    unreported: str | None = None
+    """Why it is not, as it was when the job was created."""
 
 
 class FineTuningResult(JobResult):

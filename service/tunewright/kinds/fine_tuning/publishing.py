@@ -76,6 +76,8 @@ def publish_products(
                 if (path / "complete.json").is_file():
                     checkpoint = model_name(job.base, request.suffix, job.id, step)
                     made_from = asdict(replace(lineage, metrics=result.checkpoints[step]))
+                    converted = folder.converted(step)
+                    path = converted if converted.is_dir() else path
                     products.append(
                         adapter_row(artifacts, kept, path, checkpoint, step, {**common, "lineage": made_from})
                     )
