@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from .._core import endpoints
 from .._core.inputs import Mix, graded_method, job_body, method_object, with_mix
-from ..types import Checkpoint, JobRecord, Plan, Tuning
+from ..types import Checkpoint, JobRecord, Pipeline, Plan, Tuning
 from .job_resource import AsyncBoundJob, AsyncJobResource
 from .pager import AsyncPager
 
@@ -47,6 +47,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         beta: float | str | None = None,
         grader: Mapping[str, Any] | None = None,
         integrations: Sequence[Mapping[str, Any]] | None = None,
+        steps: Sequence[Mapping[str, Any]] | None = None,
     ) -> AsyncJob:
         """Create a fine-tuning job.
 
@@ -66,6 +67,8 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         - hyperparameters: the settings in OpenAI's older form
         - integrations: where the job is reported, such as [{"type": "wandb", "wandb": {"project": "support"}}]; its
           `unreported` says why it is not, where the server has no key
+        - steps: jobs that follow this one, each from the model of the one before, such as [{"training_file":
+          Path("pairs.jsonl"), "method": "dpo"}]; `pipeline` shows them all
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
@@ -93,6 +96,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
                 "chat_template": chat_template,
                 "data": data,
                 "integrations": None if integrations is None else [*integrations],
+                "steps": None if steps is None else [await self._step(*one, key) for one in enumerate(steps)],
             },
         )
 
@@ -133,6 +137,26 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
             "machine": machine,
         }
         return await self._http.fetch(endpoints.create_plan(job_body(fields)))
+
+    async def pipeline(self, id: str) -> Pipeline:
+        """The jobs that follow each other, of which the first has this id. Raises NotFoundError."""
+        return await self._http.fetch(endpoints.retrieve_pipeline(id))
+
+    async def cancel_pipeline(self, id: str) -> Pipeline:
+        """Cancel all of them that have not ended. Raises NotFoundError."""
+        return await self._http.fetch(endpoints.cancel_pipeline(id))
+
+    async def _step(self, number: int, step: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """A step as the API takes it, its local files uploaded for the request with this key."""
+        made = {
+            name: await self._uploaded(f"steps-{number}-{name}", value, key)
+            if isinstance(value, Path)
+            else value
+            for name, value in step.items()
+        }
+        if isinstance(made.get("method"), str):
+            made["method"] = method_object(made["method"], None)
+        return job_body(made)
 
     async def _uploaded_once(self, files: Iterable[str | Path], key: str) -> dict[str | Path, str]:
         """The ids of files; those that are paths are uploaded, each once, for the request with this key."""

@@ -25,6 +25,7 @@ from ..types import (
     GraderRun,
     JobEvent,
     Model,
+    Pipeline,
     Plan,
     Ready,
     ShadowAnswer,
@@ -129,6 +130,14 @@ def create_job(
 
 def create_plan(body: Mapping[str, Any]) -> Call[Plan]:
     return Call("POST", "/fine_tuning/plan", _as(Plan), json=body, slow=True)
+
+
+def retrieve_pipeline(id: str) -> Call[Pipeline]:
+    return Call("GET", f"/fine_tuning/pipelines{path_of(id)}", _as(Pipeline))
+
+
+def cancel_pipeline(id: str) -> Call[Pipeline]:
+    return Call("POST", f"/fine_tuning/pipelines{path_of(id)}/cancel", _as(Pipeline))
 
 
 def list_jobs(

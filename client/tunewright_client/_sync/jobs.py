@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from .._core import endpoints
 from .._core.inputs import Mix, graded_method, job_body, method_object, with_mix
-from ..types import Checkpoint, JobRecord, Plan, Tuning
+from ..types import Checkpoint, JobRecord, Pipeline, Plan, Tuning
 from .job_resource import BoundJob, JobResource
 from .pages import Page
 
@@ -48,6 +48,7 @@ class Jobs(JobResource[Job]):
         beta: float | str | None = None,
         grader: Mapping[str, Any] | None = None,
         integrations: Sequence[Mapping[str, Any]] | None = None,
+        steps: Sequence[Mapping[str, Any]] | None = None,
     ) -> Job:
         """Create a fine-tuning job.
 
@@ -67,6 +68,8 @@ class Jobs(JobResource[Job]):
         - hyperparameters: the settings in OpenAI's older form
         - integrations: where the job is reported, such as [{"type": "wandb", "wandb": {"project": "support"}}]; its
           `unreported` says why it is not, where the server has no key
+        - steps: jobs that follow this one, each from the model of the one before, such as [{"training_file":
+          Path("pairs.jsonl"), "method": "dpo"}]; `pipeline` shows them all
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
@@ -94,6 +97,7 @@ class Jobs(JobResource[Job]):
                 "chat_template": chat_template,
                 "data": data,
                 "integrations": None if integrations is None else [*integrations],
+                "steps": None if steps is None else [self._step(*one, key) for one in enumerate(steps)],
             },
         )
 
@@ -134,6 +138,26 @@ class Jobs(JobResource[Job]):
             "machine": machine,
         }
         return self._http.fetch(endpoints.create_plan(job_body(fields)))
+
+    def pipeline(self, id: str) -> Pipeline:
+        """The jobs that follow each other, of which the first has this id. Raises NotFoundError."""
+        return self._http.fetch(endpoints.retrieve_pipeline(id))
+
+    def cancel_pipeline(self, id: str) -> Pipeline:
+        """Cancel all of them that have not ended. Raises NotFoundError."""
+        return self._http.fetch(endpoints.cancel_pipeline(id))
+
+    def _step(self, number: int, step: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """A step as the API takes it, its local files uploaded for the request with this key."""
+        made = {
+            name: self._uploaded(f"steps-{number}-{name}", value, key)
+            if isinstance(value, Path)
+            else value
+            for name, value in step.items()
+        }
+        if isinstance(made.get("method"), str):
+            made["method"] = method_object(made["method"], None)
+        return job_body(made)
 
     def _uploaded_once(self, files: Iterable[str | Path], key: str) -> dict[str | Path, str]:
         """The ids of files; those that are paths are uploaded, each once, for the request with this key."""

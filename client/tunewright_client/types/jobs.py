@@ -304,6 +304,8 @@ class JobRecord(WorkRecord):
     forgetting: JobForgetting | None = None
     integrations: list[Any] | None = None
     unreported: str | None = None
+    pipeline: str | None = None
+    after: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -316,6 +318,17 @@ class JobRecord(WorkRecord):
     def product(self) -> str | None:
         """`fine_tuned_model`."""
         return self.fine_tuned_model
+
+
+class Pipeline(Wire):
+    """Jobs that follow each other, each from the model of the one before. Its id is that of the first one; its `status`
+    is that of the job whose turn it is, and its model that of the last one, once all have succeeded."""
+
+    id: str
+    object: str = "fine_tuning.pipeline"
+    status: JobStatus | str
+    fine_tuned_model: str | None = None
+    jobs: list[JobRecord]
 
 
 class JobEvent(Wire):

@@ -76,6 +76,7 @@ FILE = LocalOrUploaded()
 _TYPES = ("lora", "qlora", "full")
 METHODS = ("supervised", "dpo", "kto", "orpo", "reinforcement")
 _WITH_BETA = ("dpo", "kto", "orpo")
+_FILES = ("training_file", "validation_file")
 
 
 @click.command(
@@ -85,6 +86,7 @@ _WITH_BETA = ("dpo", "kto", "orpo")
         "    --type qlora --rank 16 --epochs 2 --suffix support --metadata team=help",
         "tunewright jobs create --model my-base --file pairs.jsonl --method dpo --beta 0.1",
         "tunewright jobs create --model my-base --file judged.jsonl --method kto --desirable-weight 1.5",
+        "tunewright jobs create --model my-base --file train.jsonl --then @dpo.json",
         "tunewright jobs create --model my-base --file prompts.jsonl --grader @grader.json",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
@@ -182,6 +184,11 @@ _WITH_BETA = ("dpo", "kto", "orpo")
     "--sharding", type=click.Choice(["none", "fsdp"]),
     help="Of --type full on several GPUs: whether they share the weights (fsdp).  [default: fsdp]",
 )  # fmt: skip
+@click.option(
+    "--then", type=JsonObject(), multiple=True,
+    help='A job that follows, from the model of the one before, such as {"training_file": "pairs.jsonl", "method": '
+    '"dpo"}; files are ones here or ids. May be repeated.',
+)  # fmt: skip
 @click.option("--wandb", metavar="PROJECT", help="Report it to this project of Weights & Biases.")
 @click.option("--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed, files and settings give the same run.")
@@ -225,6 +232,7 @@ def create(
     eval_interval: int | None,
     gpus: int | None,
     sharding: str | None,
+    then: tuple[dict[str, Any], ...],
     wandb: str | None,
     suffix: str | None,
     seed: int | None,
@@ -307,8 +315,19 @@ def create(
         chat_template=template,
         mix=mix or None,
         grader=grader,
+        steps=[_step(one) for one in then] or None,
         integrations=[{"type": "wandb", "wandb": {"project": wandb}}] if wandb else None,
     )
     if job.unreported:
         remote.out.note(job.unreported)
     return print_created(remote, JOBS, job, watch)
+
+
+def _step(step: dict[str, Any]) -> dict[str, Any]:
+    """With paths for the files that are here."""
+    return {
+        name: FILE.convert(value, None, None)
+        if name in ("training_file", "validation_file") and value != "auto"
+        else value
+        for name, value in step.items()
+    }

@@ -65,6 +65,8 @@ def show(remote: Remote, job_id: str) -> None:
             ("loss", number(now.train_loss) if now else None),
             ("trained tokens", job.trained_tokens),
             ("best", _best(job.best)),
+            ("follows", job.after),
+            ("pipeline", job.pipeline),
             ("reported", _reported(job)),
             ("planned", _planned(job.planned)),
             ("measured", _measured(job.measured)),
@@ -158,3 +160,17 @@ def checkpoints(remote: Remote, job_id: str, limit: int) -> None:
             when(checkpoint.created_at),
         ),
     )
+
+
+@jobs.command(epilog=examples("tunewright jobs pipeline ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d"))
+@click.argument("job_id")
+@click.option("--cancel", is_flag=True, help="Stop all of them that have not ended, for good.")
+@on_service
+def pipeline(remote: Remote, job_id: str, cancel: bool) -> None:
+    """Show the jobs that follow each other, of which the first is JOB_ID (`jobs create --then`)."""
+    found = remote.client.jobs.cancel_pipeline(job_id) if cancel else remote.client.jobs.pipeline(job_id)
+    if remote.out.as_json:
+        remote.out.json(found)
+        return
+    for job in found.jobs:
+        remote.out.line(" ".join(filter(None, [job.id, str(job.status), job.fine_tuned_model])))

@@ -76,6 +76,9 @@ class Kind(JobKind, ABC):
     """The name of the process in titles, messages and error codes."""
     saves: str
     """What a process that is started again continues from, in messages."""
+    follows_with: str | None = None
+    """The role of the weights with which a job of this kind goes on from the product of another one; None: none
+    does."""
     on_kill: str
     """Advice for a process that needs more memory than there is, in messages."""
 

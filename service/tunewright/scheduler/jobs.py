@@ -25,6 +25,7 @@ from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.events import take_in_events
 from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
+from tunewright.scheduler.steps import advance, waits
 from tunewright.store.records import Job
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.store import Store
@@ -145,6 +146,9 @@ class JobRunner:
 
     def _prepare(self, job: Job) -> None:
         """Check the job's inputs, in a thread, once its base is available."""
+        if waits(job):
+            advance(self._store, job)
+            return
         done = self._background.collect(job.id)
         if done is not None:
             self._prepared(job, done)

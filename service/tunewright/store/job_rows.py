@@ -89,6 +89,24 @@ def create(connection: Connection, new: NewJob, **columns: Any) -> Job:
     return job
 
 
+def create_all(connection: Connection, new: NewJob, **columns: Any) -> Job:
+    """Insert a job and those that follow it; returns the first."""
+    if not new.then:
+        return create(connection, new, **columns)
+    first = new_id(kind_named(new.kind).id_prefix)
+    job = before = create(connection, new, id=first, pipeline=first, **columns)
+    for one in new.then:
+        before = create(connection, one, pipeline=first, after=before.id)
+    return job
+
+
+def add_weights(connection: Connection, job: Job, role: str, sha256: str) -> None:
+    """Give a job a further input, the only one with its role."""
+    connection.execute(
+        insert(job_inputs).values(job_id=job.id, role=role, position=0, file_id=None, sha256=sha256)
+    )
+
+
 def as_json(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
 

@@ -17,7 +17,7 @@ from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, require_inputs
 from tunewright.store.job_rows import Event
 from tunewright.store.paging import page
-from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob
+from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob, TunedModel
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.tables import checkpoints, files, job_devices, job_events, jobs, models
 
@@ -34,15 +34,17 @@ class JobStore:
     def create(self, new: NewJob, *, repeat_seconds: float = 0.0, **columns: Any) -> Job:
         """Insert a job in `validating_files`, or return the one that an earlier try of the same request created.
 
-        Lookup and insertion are one transaction, so that simultaneous repeats create one job too. `columns` are
-        further columns of the row. Raises InvalidRequest or NotFound where one of the job's inputs does not exist.
+        The jobs that follow it are inserted with it. Lookup and insertion are one transaction, so that simultaneous
+        repeats create one job too. `columns` are further columns of the row. Raises InvalidRequest or NotFound where
+        one of the inputs does not exist.
         """
         with self._database.begin(alone=INPUTS) as connection:
             earlier = job_rows.earlier(connection, new.idempotency_key, new.fingerprint, repeat_seconds)
             if earlier is not None:
                 return earlier
-            require_inputs(connection, new)
-            return job_rows.create(connection, new, **columns)
+            for one in (new, *new.then):
+                require_inputs(connection, one)
+            return job_rows.create_all(connection, new, **columns)
 
     def earlier(self, idempotency_key: str | None, fingerprint: str, repeat_seconds: float) -> Job | None:
         """The job that this request created before: by its key or, without one, if it was created from the same request
@@ -72,6 +74,20 @@ class JobStore:
         rows, more = page(self._database, query, jobs, after=after, limit=limit)
         with self._database.read() as connection:
             return job_rows.read(connection, rows), more
+
+    def of_pipeline(self, id: str) -> Sequence[Job]:
+        """The jobs that follow each other, of which the first has this id, in their order; none where nothing follows
+        it."""
+        return self._jobs(jobs.c.pipeline == id)
+
+    def cancel_pipeline(self, id: str) -> Sequence[Job]:
+        """Cancel all of them that have not ended, as `cancel` does, at once: none is failed by the end of another."""
+        with self._database.begin(alone=INPUTS) as connection:
+            for job_id in connection.scalars(select(jobs.c.id).where(jobs.c.pipeline == id)).all():
+                _, moved = job_rows.move(connection, job_id, job_rows.CANCELLED, finished_at=time.time())
+                if moved:
+                    job_rows.unlist_unchecked(connection, job_id)
+        return self.of_pipeline(id)
 
     def succeeded_on(self, base: str, kind: str, limit: int) -> Sequence[Job]:
         """The newest jobs of a kind on a base that have succeeded, newest first."""
@@ -179,6 +195,26 @@ class JobStore:
         with self._database.begin() as connection:
             return connection.execute(delete(job_events).where(job_events.c.job_id.in_(ended))).rowcount
 
+    def follow(self, id: str, role: str, model: TunedModel) -> bool:
+        """Give a job that waits for another one its product, as an input with this role. False where the job has ended,
+        has it already, or where the model was deleted just now."""
+        with self._database.begin(alone=INPUTS) as connection:
+            job = job_rows.get(connection, id, lock=True)
+            there = connection.scalar(select(models.c.id).where(models.c.sha256 == model.sha256).limit(1))
+            if (
+                job is None
+                or job.state is not JobState.VALIDATING_FILES
+                or job.weights(role)
+                or there is None
+            ):
+                return False
+            job_rows.add_weights(connection, job, role, model.sha256)
+            request = job.request.model_copy(update={"model": model.name})
+            connection.execute(update(jobs).where(jobs.c.id == id).values(request=job_rows.as_json(request)))
+            event = job_rows.message_event(f"{job.after} has succeeded; going on from {model.name}")
+            job_rows.add_event(connection, job, event)
+            return True
+
     def mark_valid(
         self,
         id: str,
@@ -207,6 +243,7 @@ class JobStore:
         older = jobs.alias("older")
         is_overtaking = exists().where(
             older.c.state == JobState.VALIDATING_FILES,
+            older.c.after.is_(None),  # others may wait for long
             older.c.base.in_(bases),
             older.c.seq < jobs.c.seq,
             older.c.created_at > time.time() - ORDER_SECONDS,

@@ -101,6 +101,10 @@ class Job:
     attempt: int
     events_offset: int
     last_step: int
+    pipeline: str | None
+    """The id of the first job, where several follow each other."""
+    after: str | None
+    """The id of the job that this one follows."""
     inputs: tuple[JobInput, ...]
     devices: tuple[str, ...]
 
@@ -139,6 +143,8 @@ class NewJob:
     metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    then: tuple[NewJob, ...] = ()
+    """Jobs that follow it, one after another, each from the product of the one before."""
 
     def position_of(self, one: JobInput) -> int:
         """The position of an input among those with its role, from 0."""

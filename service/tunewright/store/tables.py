@@ -61,6 +61,8 @@ jobs = Table(
     Column("progress", JSON),
     Column("idempotency_key", String(255), unique=True),
     Column("fingerprint", String(64), nullable=False),
+    Column("pipeline", String(64), index=True),  # the id of the first of several jobs that follow each other
+    Column("after", String(64)),  # the id of the job that this one follows
     # the scheduler's own columns
     Column("attempt", Integer, nullable=False, default=0),
     Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl that were stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from functools import partial
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
@@ -22,6 +23,7 @@ from tunewright.api.fine_tuning.methods import (
 )
 from tunewright.api.fine_tuning.plan import check_mix, fitting_type
 from tunewright.api.fine_tuning.schemas import CreateJob
+from tunewright.api.fine_tuning.steps import with_steps
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
@@ -33,10 +35,10 @@ from tunewright.kinds.fine_tuning.models import (
     VALIDATION_FILE,
     FineTuningRequest,
 )
+from tunewright.kinds.fine_tuning.parents import options_of
 from tunewright.kinds.fine_tuning.reporting import why_unreported
 from tunewright.plan.initializations import served_rank
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.registry.content import adapter_config
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
 
@@ -46,7 +48,8 @@ def create_job(context: ServiceContext, body: CreateJob, idempotency_key: str | 
 
     Raises InvalidRequest, NotFound and TooManyRequests.
     """
-    return create_once(context, body, idempotency_key, lambda: _checked(context, body))
+    checked = partial(_checked, context)
+    return create_once(context, body, idempotency_key, lambda: with_steps(body, checked(body), checked))
 
 
 def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
@@ -206,7 +209,7 @@ def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning
             param="tuning.type",
         )
     try:
-        config = adapter_config(context.workspace.artifacts.local(parent.sha256))
+        fixed = options_of(context.workspace.artifacts, parent)
     except FileNotFoundError as error:
         raise NotFound(
             f"No such model: {parent.name!r}. It was deleted.", param="model", code="model_not_found"
@@ -216,14 +219,6 @@ def _fixed_by_parent(context: ServiceContext, parent: TunedModel, tuning: Tuning
             f"tuning.init is for new adapters, and {parent.name} is one already: leave it out.",
             param="tuning.init",
         )
-    fixed = {
-        "rank": parent.rank,
-        "alpha": parent.alpha,
-        "target_modules": parent.target_modules,
-        "dropout": config["lora_dropout"],
-        "use_rslora": config.get("use_rslora", False),
-        "use_dora": config.get("use_dora", False),
-    }
     for key in tuning.model_fields_set & fixed.keys():
         asked, value = getattr(tuning, key), fixed[key]
         asked = sorted(asked) if isinstance(asked, list) else asked

@@ -22,6 +22,21 @@ from tunewright.store.states import JobState
 from tunewright.wire import Body, Wire
 
 
+class FollowingStep(Body):
+    """A job that follows another one, and goes on from its model. What is not given here is as in OpenAI's request, but
+    for `seed`, `metadata` and `chat_template`, which are those of the first job."""
+
+    training_file: str = Field(max_length=64, description="Id of an uploaded file.")
+    validation_file: Annotated[str, Field(max_length=64)] | None = None
+    data: Data | None = None
+    method: Method | None = None
+    suffix: str | None = None
+    integrations: Annotated[list[Integration], Field(max_length=1)] | None = None
+    tuning: Tuning | None = Field(
+        None, description="An adapter's rank, modules and the like are those of the first job."
+    )
+
+
 class CreateJob(Body):
     """OpenAI's request, with `tuning` and `chat_template` beside it."""
 
@@ -47,6 +62,11 @@ class CreateJob(Body):
         description="Where the job is reported: a project of Weights & Biases, where the operator has a key.",
     )
     tuning: Tuning | None = None
+    steps: Annotated[list[FollowingStep], Field(min_length=1, max_length=8)] | None = Field(
+        None,
+        description="Jobs that follow this one, each from the model of the one before, such as dpo after supervised. "
+        "They are created together; where one fails or is cancelled, those after it fail.",
+    )
     chat_template: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         None, description="Jinja template to train through, which then also serves the result."
     )
@@ -108,6 +128,13 @@ class JobObject(Wire):
     error: JobError | None
     seed: int
     suffix: str | None
+    pipeline: str | None = Field(
+        None,
+        description="The id of the first job, where several follow each other: `/v1/fine_tuning/pipelines`.",
+    )
+    after: str | None = Field(
+        None, description="The id of the job that this one follows, from whose model it goes on."
+    )
     metadata: dict[str, str] | None
     integrations: list[Integration] = Field(default_factory=list)
     unreported: str | None = Field(
@@ -160,6 +187,8 @@ class JobObject(Wire):
             error=JobError.of(job.error),
             seed=job.seed,
             suffix=request.suffix,
+            pipeline=job.pipeline,
+            after=job.after,
             metadata=job.metadata,
             integrations=[Integration.of(request.wandb)] if request.wandb else [],
             unreported=request.unreported,

@@ -23,7 +23,7 @@ from tunewright.api.evaluations import routes as evaluations
 from tunewright.api.exports import routes as exports
 from tunewright.api.files import report
 from tunewright.api.files import routes as files
-from tunewright.api.fine_tuning import plan
+from tunewright.api.fine_tuning import pipelines, plan
 from tunewright.api.fine_tuning import routes as fine_tuning
 from tunewright.api.gateway.generation import ROUTES, GenerationSpec
 from tunewright.api.gateway.proxy import Gateway
@@ -75,7 +75,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
-        health, files, report, cleanings, fine_tuning, plan, exports, evaluations, models, adapters, aliases,
+        health, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations, models, adapters, aliases,
         deployments, graders,
     ):  # fmt: skip
         app.include_router(routes.router)

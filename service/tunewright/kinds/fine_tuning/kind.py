@@ -14,6 +14,7 @@ from tunewright.kinds.fine_tuning.models import (
     FineTuningRequest,
     FineTuningResult,
 )
+from tunewright.kinds.fine_tuning.parents import fixed_by
 from tunewright.kinds.fine_tuning.planning import (
     decided_checkpointing,
     finished_jobs,
@@ -41,6 +42,7 @@ class FineTuning(Kind):
     path = "/v1/fine_tuning/jobs"
     module, process = "tunewright.trainer", "trainer"
     saves = "its last checkpoint"
+    follows_with = PARENT
     on_kill = "lower batch_size or max_length, or use type qlora"
 
     def devices_of(self, resolved: BaseModel | None) -> int:
@@ -63,8 +65,11 @@ class FineTuning(Kind):
         template = request.chat_template or base.chat_template
         files = check_files(service, job, request, template, base.name)
         device = "cuda" if service.on_gpu else "cpu"
+        tuning = request.tuning
+        if job.after is not None and parent is not None:
+            tuning = fixed_by(service.workspace.artifacts, parent, tuning, request.method)
         resolved = resolve(
-            tuning=request.tuning,
+            tuning=tuning,
             hyperparameters=request.hyperparameters,
             rows=files.rows,
             context=base.context,
