@@ -37,7 +37,8 @@ SHARED = {
     },
     "engine/checking_service": {"test_deployments", "test_elsewhere", "test_parity"},
     "process/service": {
-        "test_cleanings", "test_dpo_service", "test_exports", "test_grpo_service", "test_mixed_files", "test_steps_service",
+        "test_cleanings", "test_dpo_service", "test_exports", "test_grpo_service", "test_mixed_files",
+        "test_steps_service",
     },
 }  # fmt: skip
 """Files by the folder and the fixture that starts the service they share. xdist's own groups (3.8) have no effect with
