@@ -4,6 +4,7 @@ kills."""
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import shutil
 from pathlib import Path
@@ -170,7 +171,13 @@ def test_the_product_is_that_of_a_plain_script_that_stops_early(
     for name, one in found.items():
         torch.testing.assert_close(one.float(), expected[name].float(), atol=1e-4, rtol=8e-3)
     assert "Stopped early at step" in messages(folder)
-    assert f"at step {result.best.step}" in messages(folder).splitlines()[-1]
+    assert f"at step {result.best.step}" in messages(folder).partition("The product is")[2]
+    assert result.forgetting is not None
+    assert result.metrics["general_kl"] == result.forgetting.kl
+    if interval is None:
+        manifest = json.loads((folder.checkpoints / f"step-{result.best.step}" / "complete.json").read_text())
+        of_best = manifest["metrics"]["general_kl"]
+        assert result.forgetting.kl == pytest.approx(of_best, rel=1e-4), "that of the product"
     share = result.best.last_step / (EPOCHS * PER_EPOCH)
     whole = trainer_of(folder).train_dataset
     tokens = sum(len(row["input_ids"]) for row in whole) * EPOCHS

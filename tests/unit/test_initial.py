@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
 from tests.unit.test_file_checks import upload
+from tests.unit.test_general_text import by_hand
 from tests.unit.test_training_options import ROWS, STEPS, plain_script
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +31,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.registry.adapter_config import parse_adapter_config
 from tunewright.trainer.initial import new_adapter, on_plain_base
 from tunewright.trainer.run import METHODS
-from tunewright.trainer.spec import TrainingSpec
+from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import train
 
 CHANGING = ["pissa", "pissa_niter_4", "olora"]
@@ -41,9 +42,11 @@ def folder_of(path: Path, init: str, **tuning: Any) -> JobFolder:
     return job_folder(path / "job", ROWS, method="supervised", weight_decay=0.01, init=init, rank=4, **tuning)
 
 
-def run(folder: JobFolder) -> None:
+def run(folder: JobFolder) -> TrainingResult:
     spec = folder.read_spec(TrainingSpec)
-    assert train(folder, spec, EventLog(folder), METHODS[spec.method]) is not None
+    result = train(folder, spec, EventLog(folder), METHODS[spec.method])
+    assert result is not None
+    return result
 
 
 def base() -> Any:
@@ -122,7 +125,14 @@ def test_a_later_start_has_the_same_base_and_decomposes_nothing(
 
 def test_the_products_of_a_run_are_on_the_base_as_it_is(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "pissa")
-    run(folder)
+    forgetting = run(folder).forgetting
+    before = base()
+    after = PeftModel.from_pretrained(base(), folder.adapter).eval()
+    assert forgetting is not None
+    assert forgetting.loss_before == pytest.approx(by_hand(before, before)[1], rel=1e-4), "of the whole base"
+    kl, loss = by_hand(before, after)
+    assert forgetting.loss == pytest.approx(loss, rel=1e-3)
+    assert 0.6 * kl < forgetting.kl <= 1.01 * kl
     ours = trainer_of(folder)
     for step, path in ((STEPS, folder.adapter), (STEPS // 2, folder.converted(STEPS // 2))):
         ours._load_from_checkpoint(str(folder.checkpoints / f"step-{step}"))

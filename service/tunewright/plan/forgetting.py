@@ -30,6 +30,11 @@ class Forgetting(BaseModel):
     """That of `kl`, as it was then."""
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """As metrics of a step or a checkpoint."""
+        return {"general_kl": self.kl, "general_loss": self.loss}
+
+    @property
     def is_beyond(self) -> bool:
         return self.kl > self.bound
 

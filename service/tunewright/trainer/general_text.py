@@ -120,7 +120,7 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         # A model whose weights are no numbers any more is refused when it is published.
         self.latest = forgetting(numbers) if np.isfinite(numbers).all() else None
         if self.latest is not None:
-            self._on_measured({"general_kl": self.latest.kl, "general_loss": self.latest.loss})
+            self._on_measured(self.latest.metrics)
         return self.latest
 
     def _passages(self) -> list[Passage]:

@@ -201,6 +201,7 @@ def _train(
         tell_forgetting(events, forgetting)
     if changes_base(tuning.init):
         put_on_plain_base(folder, checkpoints.usable())
+    of_product = metrics.latest if best.found is None else checkpoints.metrics_of(best.found.step)
     measured = metrics.measured(
         training.longest,
         loading.waited,
@@ -211,7 +212,7 @@ def _train(
     return TrainingResult(
         status="succeeded",
         trained_tokens=_tokens_done(trainer.state, training, spec),
-        metrics=metrics.latest if best.found is None else checkpoints.metrics_of(best.found.step),
+        metrics={**of_product, **(forgetting.metrics if forgetting is not None else {})},
         best=best.result(trainer.state),
         examples=tuple(part.drawn for part in training.parts),
         planned=planned,
