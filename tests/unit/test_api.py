@@ -534,7 +534,7 @@ def test_a_refusal_names_the_parameter(
         ),
         (
             {"tuning": {"truncation": "cut"}},
-            "Invalid tuning.truncation: input should be 'truncate' or 'refuse'.",
+            "Invalid tuning.truncation: input should be 'truncate', 'refuse' or 'split'.",
         ),
         (
             {"model": "gpt-9"},

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from tunewright.ids import new_id
 from tunewright.jobs.kinds import JobError, JobProgress, kind_named
-from tunewright.store.records import Job, JobInput, NewJob
+from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import JOB_MOVES, JobPhase, JobState, ModelState
 from tunewright.store.tables import checkpoints, job_devices, job_events, job_inputs, jobs, models
 
@@ -100,11 +100,18 @@ def create_all(connection: Connection, new: NewJob, **columns: Any) -> Job:
     return job
 
 
-def add_weights(connection: Connection, job: Job, role: str, sha256: str) -> None:
-    """Give a job a further input, the only one with its role."""
-    connection.execute(
-        insert(job_inputs).values(job_id=job.id, role=role, position=0, file_id=None, sha256=sha256)
-    )
+def follow(connection: Connection, id: str, role: str, model: TunedModel) -> bool:
+    """Give a job that waits the model from which it goes on. False where it does not wait, or the model is gone."""
+    job = get(connection, id, lock=True)
+    there = connection.scalar(select(models.c.id).where(models.c.sha256 == model.sha256).limit(1))
+    if job is None or job.state is not JobState.VALIDATING_FILES or job.weights(role) or there is None:
+        return False
+    row = {"job_id": id, "role": role, "position": 0, "file_id": None, "sha256": model.sha256}
+    connection.execute(insert(job_inputs).values(**row))
+    request = job.request.model_copy(update={"model": model.name})
+    connection.execute(update(jobs).where(jobs.c.id == id).values(request=as_json(request)))
+    add_event(connection, job, message_event(f"{job.after} has succeeded; going on from {model.name}"))
+    return True
 
 
 def as_json(model: BaseModel) -> dict[str, Any]:

@@ -199,21 +199,7 @@ class JobStore:
         """Give a job that waits for another one its product, as an input with this role. False where the job has ended,
         has it already, or where the model was deleted just now."""
         with self._database.begin(alone=INPUTS) as connection:
-            job = job_rows.get(connection, id, lock=True)
-            there = connection.scalar(select(models.c.id).where(models.c.sha256 == model.sha256).limit(1))
-            if (
-                job is None
-                or job.state is not JobState.VALIDATING_FILES
-                or job.weights(role)
-                or there is None
-            ):
-                return False
-            job_rows.add_weights(connection, job, role, model.sha256)
-            request = job.request.model_copy(update={"model": model.name})
-            connection.execute(update(jobs).where(jobs.c.id == id).values(request=job_rows.as_json(request)))
-            event = job_rows.message_event(f"{job.after} has succeeded; going on from {model.name}")
-            job_rows.add_event(connection, job, event)
-            return True
+            return job_rows.follow(connection, id, role, model)
 
     def mark_valid(
         self,
