@@ -45,19 +45,18 @@ def test_a_file_that_takes_long_is_estimated_from_its_first_rows(
 ) -> None:
     rows = [{"prompt": f"{number:04}?", "completion": "one " * 20} for number in range(8_000)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    monkeypatch.setattr(planning, "PLANNED_IN", 0.0)
-    estimated = plan(api, content, machine="L4").json()
+    count_here(monkeypatch)
+    with monkeypatch.context() as hurried:
+        hurried.setattr(planning, "PLANNED_IN", 0.0)
+        estimated = plan(api, content, machine="L4").json()
+        renamed = content.replace(b'"prompt"', b'"question"').replace(b'"completion"', b'"answer"')
+        refused = plan(api, renamed, data={"columns": COLUMNS})
     assert 0 < estimated["counted_rows"] < 8_000
     assert estimated["rows"] == 8_000
-    assert "steps" in estimated
-    monkeypatch.undo()
     exact = plan(api, content, machine="L4").json()
     assert exact["counted_rows"] is None
     assert estimated["tokens"] == pytest.approx(exact["tokens"], rel=0.05)
     assert estimated["steps"] == pytest.approx(exact["steps"], rel=0.01)
-    monkeypatch.setattr(planning, "PLANNED_IN", 0.0)
-    renamed = content.replace(b'"prompt"', b'"question"').replace(b'"completion"', b'"answer"')
-    refused = plan(api, renamed, data={"columns": COLUMNS})
     assert refused.status_code == 400, "how many rows it has is not known"
     assert "took more than 0 s" in refused.json()["error"]["message"]
 
