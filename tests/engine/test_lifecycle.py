@@ -164,7 +164,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
         )
         started = re.compile(r"tunewright\.engine\.server vllm")
         wait_until(
-            lambda: any(started.search(line) for _, line in tree(process.pid).values()), 90, "vLLM starts"
+            lambda: any(started.search(line) for _, line in tree(process.pid).values()), 180, "vLLM starts"
         )
         process.send_signal(signal.SIGINT)
         assert process.wait(25) == 130
