@@ -35,9 +35,11 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-# Two workers; all tests of a file, and of files that share a service, run in one of them, in order.
-# The files of tests/unit are the last since none of them takes long, so that no worker waits for the other at the end.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
+# Three workers on two cores: with two, the cores were idle for 40 % of the time (docs/decisions/0041). All tests of a file,
+# and of files that share a service, run in one of them, in order. The files of tests/unit are the last since none of them
+# takes long, so that no worker waits for another at the end.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/contract tests/abuse tests/unit
 
 test: setup ## The whole suite, with a real vLLM (25 to 35 minutes on 2 cores)
