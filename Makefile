@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# pip compiles modules one after the other, which is a third of its time; `setup` compiles them on all cores.
+INSTALL := $(BIN)/pip install -q --no-deps --no-compile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Without compiled modules each process of the service compiles them again: 1.6 s of processor time for one start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -18,13 +20,14 @@ setup: $(INSTALLED) ## Create .venv and install the CPU set (about 2.5 minutes)
 $(INSTALLED): requirements/torch.txt requirements/cpu.lock requirements/openai-2.txt pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tunewright needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
-	@echo "Installing torch for the CPU"
-	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/torch.txt 2>/dev/null \
-	  || $(BIN)/pip install -q --no-deps --require-hashes -r requirements/torch.txt --index-url https://download.pytorch.org/whl/cpu
-	@echo "Installing the pinned packages"
-	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/cpu.lock
-	@$(BIN)/pip install -q --no-deps --no-build-isolation -e client -e .
-	@$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/openai-2 -r requirements/openai-2.txt
+	@echo "Installing torch for the CPU and the pinned packages"
+	@$(INSTALL) --require-hashes -r requirements/cpu.lock & others=$$!; \
+	  $(INSTALL) --require-hashes -r requirements/torch.txt 2>/dev/null \
+	  || $(INSTALL) --require-hashes -r requirements/torch.txt --index-url https://download.pytorch.org/whl/cpu; \
+	  torch=$$?; wait $$others && exit $$torch
+	@$(INSTALL) --upgrade --target $(VENV)/openai-2 -r requirements/openai-2.txt & other=$$!; \
+	  $(INSTALL) --no-build-isolation -e client -e .; own=$$?; wait $$other && exit $$own
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib $(VENV)/openai-2 || true
 	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null \
 	  || echo "vLLM for the CPU needs libnuma: install it (Debian: apt-get install libnuma1)"
 	@touch $@
