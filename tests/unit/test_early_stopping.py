@@ -153,12 +153,12 @@ def test_the_product_is_that_of_a_plain_script_that_stops_early(
     assert result.best.step < result.best.last_step < EPOCHS * PER_EPOCH
     assert result.best.last_step == plain.state.global_step
     assert result.best.step == plain.state.best_global_step
-    assert result.best.value == pytest.approx(plain.state.best_metric, abs=1e-5)
+    assert result.best.value == pytest.approx(plain.state.best_metric, rel=1e-4)
     assert result.metrics["valid_loss"] == result.best.value, "its own metrics, not those of the last step"
     theirs = {
         step["step"]: step["eval_loss"] for step in plain.state.log_history if "eval_loss" in step
     }  # fmt: skip
-    assert evaluated(folder) == pytest.approx(theirs, abs=1e-5)
+    assert evaluated(folder) == pytest.approx(theirs, rel=1e-3)
     product = (
         folder.adapter / "adapter_model.safetensors" if type == "lora" else folder.model / "model.safetensors"
     )
@@ -177,7 +177,7 @@ def test_the_product_is_that_of_a_plain_script_that_stops_early(
     if interval is None:
         manifest = json.loads((folder.checkpoints / f"step-{result.best.step}" / "complete.json").read_text())
         of_best = manifest["metrics"]["general_kl"]
-        assert result.forgetting.kl == pytest.approx(of_best, rel=1e-4), "that of the product"
+        assert result.forgetting.kl == pytest.approx(of_best, rel=1e-5), "that of the product"
     share = result.best.last_step / (EPOCHS * PER_EPOCH)
     whole = trainer_of(folder).train_dataset
     tokens = sum(len(row["input_ids"]) for row in whole) * EPOCHS
@@ -226,27 +226,21 @@ def test_a_run_that_was_killed_before_it_could_publish_does_no_further_step(tmp_
     assert_close(load_file(folder.adapter / "adapter_model.safetensors"), product)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [0, 1])
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_decides_the_same(tmp_path: Path, at: int) -> None:
-    undisturbed = folder_of(tmp_path / "undisturbed" / "job", early_stopping={"patience": 2})
-    expected = run(undisturbed)
+    """`at`: of the checkpoints that are kept, the oldest first."""
+    folder = folder_of(tmp_path / "job", early_stopping={"patience": 2})
+    expected = run(folder)
     assert expected.best is not None
-    assert expected.best.last_step > at * PER_EPOCH
-
-    folder = folder_of(tmp_path / "killed" / "job", early_stopping={"patience": 2})
-    run(folder)
+    undisturbed = load_file(folder.adapter / "adapter_model.safetensors")
     shutil.rmtree(folder.adapter)
-    for path in folder.checkpoints.glob("step-*"):
-        if int(path.name.removeprefix("step-")) > at * PER_EPOCH:
-            shutil.rmtree(path)
-    if not any(folder.checkpoints.glob(f"step-{at * PER_EPOCH}")):
-        pytest.skip("this checkpoint was removed before the end")
+    steps = sorted(step for step, _ in folder.complete_checkpoints())
+    assert steps[at] < expected.best.last_step
+    for step in steps[at + 1 :]:
+        shutil.rmtree(folder.checkpoints / f"step-{step}")
 
     assert run(folder).best == expected.best
-    assert_close(
-        load_file(folder.adapter / "adapter_model.safetensors"),
-        load_file(undisturbed.adapter / "adapter_model.safetensors"),
-    )
+    assert_close(load_file(folder.adapter / "adapter_model.safetensors"), undisturbed)
 
 
 def test_what_auto_becomes() -> None:

@@ -17,11 +17,22 @@ from tunewright.trainer.checkpoints import whole_weights
 from tunewright.trainer.initial import CONFIG, WEIGHTS, on_plain_base
 
 
+def take_weights(trainer: Trainer, checkpoint: Path | None) -> bool:
+    """Give the model the weights of the checkpoint that is to be the product, where there is one. Returns whether it
+    has them: a sharded model keeps its own, and `save_product` reads the checkpoint."""
+    if checkpoint is None:
+        return True
+    if trainer.is_fsdp_enabled:
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))
+    return True
+
+
 def save_product(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder, checkpoint: Path | None = None
 ) -> None:
-    """Write the PEFT folder or the whole model: of a checkpoint, or what the trainer holds. It appears under its final
-    name only when it is complete."""
+    """Write the PEFT folder or the whole model: of a checkpoint, whose weights the model has taken, or what the trainer
+    holds. It appears under its final name only when it is complete."""
     model = _model(trainer, checkpoint)
     if rank() != 0:
         return
@@ -62,11 +73,9 @@ def put_on_plain_base(folder: JobFolder, checkpoints: Iterable[int]) -> None:
 
 
 def _model(trainer: Trainer, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
-    """The model with the weights of the checkpoint, or its own; only of rank 0 it has all weights."""
+    """The model with the weights of the product; only of rank 0 it has all weights."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.is_fsdp_enabled:
-        if checkpoint is not None:
-            trainer._load_from_checkpoint(str(checkpoint))
         return model
     if checkpoint is None:
         weights = whole_weights(trainer.model)

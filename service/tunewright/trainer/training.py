@@ -34,7 +34,7 @@ from tunewright.trainer.loop import (
 from tunewright.trainer.metrics import held_out, told
 from tunewright.trainer.model import load_model, load_tokenizer
 from tunewright.trainer.planned import cost_of_measured, planned_run, tell_planned
-from tunewright.trainer.products import put_on_plain_base, save_product
+from tunewright.trainer.products import put_on_plain_base, save_product, take_weights
 from tunewright.trainer.reporting import WandbReport
 from tunewright.trainer.sharding import prepare_sharded_loading, sharded_arguments, spec_at
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
@@ -193,12 +193,13 @@ def _train(
         events.message(f"Stopped with a checkpoint at step {trainer.state.global_step}", "warn")
         return None
     best.tell(events, trainer.state)
-    save_product(trainer, tokenizer, folder, checkpoints.best())
     is_last = best.found is None or best.found.step == trainer.state.global_step
-    # Of a sharded model the best weights are only in the product.
-    forgetting = general.measure(again=not is_last) if is_last or not spec.is_sharded else None
+    has_weights = take_weights(trainer, None if is_last else checkpoints.best())
+    # Of a sharded model the weights of an earlier checkpoint are in the product alone.
+    forgetting = general.measure(again=not is_last) if has_weights else None
     if forgetting is not None:
         tell_forgetting(events, forgetting)
+    save_product(trainer, tokenizer, folder, None if is_last else checkpoints.best())
     if changes_base(tuning.init):
         put_on_plain_base(folder, checkpoints.usable())
     of_product = metrics.latest if best.found is None else checkpoints.metrics_of(best.found.step)
