@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -23,13 +22,15 @@ from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.limits import check_limits
-from tunewright.api.gateway.reply import Reply, answer_headers
+from tunewright.api.gateway.reply import Rename, Reply, answer_headers
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
+from tunewright.api.gateway.usage import with_usage
 from tunewright.api.http.threads import Threads
+from tunewright.api.telemetry.counts import FAILED, LEFT, Counts
 from tunewright.engine.connections import Answer
 from tunewright.engine.http import EngineBusy, EngineHTTP
 from tunewright.errors import (
@@ -60,7 +61,7 @@ class Gateway:
     """Sends generations to the engines, with one connection pool for each. Bound to the serving event loop.
 
     `request_timeout` is the time that a generation may take, in seconds; `max_generated_tokens`, what one request may
-    ask for in all its choices.
+    ask for in all its choices; `most_names`, of how many models requests are counted one by one.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Gateway:
         *,
         request_timeout: float = 600.0,
         max_generated_tokens: int | None = None,
+        most_names: int = 100,
     ) -> None:
         self.router = router
+        self.counts = Counts(most_names)
         self.guard = Guard(aliases)
         self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
         self.grammars = Grammars(self.engine)
@@ -177,7 +180,9 @@ class Relay(Response):
         self.background = None
         self._gateway = gateway
         self._path = upstream_path
-        self._body = body
+        self._body, hides_usage = with_usage(upstream_path, body)
+        self._counted = gateway.counts.begin(upstream_path)
+        self._counted.hides_usage = hides_usage
         self._sticky = sticky
         self._size = size
 
@@ -202,6 +207,7 @@ class Relay(Response):
                 raise  # the server stops
         finally:
             watching.cancel()
+            self._counted.end(LEFT if has_left else FAILED)  # if it has not been ended
         if has_left and answering.uncancel():
             raise asyncio.CancelledError  # it stops at the same moment
 
@@ -213,6 +219,7 @@ class Relay(Response):
         try:
             async with asyncio.timeout(limit):
                 model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
+                self._counted.named(model, alias.name if alias else "")
                 if alias is not None:
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
                 if self._path in _STREAMS and self._body.get("stream") is True:
@@ -229,6 +236,7 @@ class Relay(Response):
         if alias is not None:
             seconds = (reply.began_at or time.monotonic()) - began
             self._gateway.guard.observe(alias, model, ok=error is None or error.status < 500, seconds=seconds)
+        self._counted.end(200 if error is None else error.status)
         if error is not None:
             await reply.fail(error, is_response=self._path == "/v1/responses")
 
@@ -286,6 +294,7 @@ class Relay(Response):
                     # Read as a whole, so that a failure still gets a status of its own.
                     text = Rename(target)(await upstream.read())
                     compilation.end()
+                    self._counted.whole(text)
                     await reply.begin(upstream.status, headers)
                     await reply.end(text)
                 return True
@@ -313,7 +322,8 @@ class Relay(Response):
                     raise EngineUnavailable(LOST)
                 if self._path in _ENDED_BY_DONE or _HAS_OUTPUT in whole:
                     compilation.end()
-                await reply.part(renamed(whole))
+                if shown := self._counted.part(renamed(whole)):
+                    await reply.part(shown)
         if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(LOST)
         await reply.end(buffered)
@@ -382,14 +392,3 @@ def _plain_conversation(path: str, body: dict[str, Any], target: Target) -> dict
     template = target.chat_template if path in _TAKES_TEMPLATE else None
     control = control_tokens(target.control_tokens if template else target.all_control_tokens, template)
     return {part: control.neutralized(body[part]) for part in rendered}
-
-
-class Rename:
-    """Replaces the engine's name for the model of an answer by the public one."""
-
-    def __init__(self, target: Target) -> None:
-        self._from = b'"model":"' + target.internal_name.encode() + b'"'
-        self._to = b'"model":' + json.dumps(target.public_name).encode()
-
-    def __call__(self, data: bytes) -> bytes:
-        return data.replace(self._from, self._to)

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from starlette.types import Message, Receive, Scope, Send
 
+from tunewright.api.gateway.routing import Target
 from tunewright.api.http.errors import error_response
 from tunewright.errors import TunewrightError
 from tunewright.registry.aliases import Alias
@@ -151,3 +152,14 @@ def _typed_error_event(error: TunewrightError) -> bytes:
     body = error.body()
     fields = {key: body["error"][key] for key in ("code", "message", "param")}
     return b"event: error\n" + _event({"type": "error", **fields, **body})
+
+
+class Rename:
+    """Replaces the engine's name for the model of an answer by the public one."""
+
+    def __init__(self, target: Target) -> None:
+        self._from = b'"model":"' + target.internal_name.encode() + b'"'
+        self._to = b'"model":' + json.dumps(target.public_name).encode()
+
+    def __call__(self, data: bytes) -> bytes:
+        return data.replace(self._from, self._to)

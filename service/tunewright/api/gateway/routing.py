@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,15 +90,23 @@ class Router:
         """Number of generations by engine name, including those that wait for their adapter or their turn."""
         return Counter({name: line.in_flight for name, line in self._lines.items()})
 
+    @property
+    def lines(self) -> Mapping[str, Line]:
+        """The generations in flight, by engine name."""
+        return self._lines
+
     def close(self) -> None:
         self._lookups.close()
 
     async def choose(self, name: str, sticky: str | None) -> tuple[str, Alias | None]:
         """The model that answers a request to `name`, and the alias where `name` is one.
 
-        `sticky`: requests with the same key get the same target of an alias.
+        `sticky`: requests with the same key get the same target of an alias. Raises NotFound where `name` is nothing.
         """
-        alias = (await self._lookups.find(name)).alias
+        found = await self._lookups.find(name)
+        if found.alias is None and found.model is None and found.engine is None:
+            raise _no_such_model(name)
+        alias = found.alias
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
 
     async def find(self, name: str, held: ExitStack, caller: Caller = NOBODY) -> Target:
@@ -195,7 +203,7 @@ class Router:
     def _servable(self, name: str, model: TunedModel | None, engine: Engine | None) -> Engine:
         """The engine that can answer for this model now. Raises NotFound, InvalidRequest and EngineUnavailable."""
         if model is None and engine is None:
-            raise NotFound(f"No such model: {quoted(name)}.", param="model", code="model_not_found")
+            raise _no_such_model(name)
         if model is not None and model.kind is ModelKind.FULL and engine is None:
             raise not_deployed(name)
         if model is not None:
@@ -227,6 +235,10 @@ class Router:
         line.places = places
         line.enter(caller)
         held.callback(line.leave, caller)
+
+
+def _no_such_model(name: str) -> NotFound:
+    return NotFound(f"No such model: {quoted(name)}.", param="model", code="model_not_found")
 
 
 def not_deployed(name: str) -> InvalidRequest:

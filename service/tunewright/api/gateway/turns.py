@@ -96,6 +96,16 @@ class Line:
         self._now: dict[_Key, int] = {}
         """The time among all addresses, and among the users of each."""
 
+    @property
+    def running(self) -> int:
+        """Sequences that have a place."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return sum(len(one) for users in self._line.values() for one in users.values())
+
     def enter(self, caller: Caller) -> None:
         """Count a request as in flight. Raises TooManyRequests."""
         reserve = 0 if self._by_address[caller.address] else max(1, self._most // _EXTRA)
