@@ -69,7 +69,12 @@ async def say_hello(request: web.Request, body: dict[str, Any]) -> web.StreamRes
 
 
 def gateway_for(
-    store: Store, *, request_timeout: float = 600.0, load: Load | None = None, **limits: Any
+    store: Store,
+    *,
+    request_timeout: float = 600.0,
+    load: Load | None = None,
+    most_names: int = 100,
+    **limits: Any,
 ) -> Gateway:
     """The gateway on this store. Where a request asks for an adapter to be loaded, `load` is called."""
 
@@ -78,7 +83,9 @@ def gateway_for(
 
     folder = Path(store.database.url.removeprefix("sqlite:///")).parent / "run" / "leases"
     router = Router(store, folder, load or refuse, **limits)
-    return Gateway(router, store.aliases, store.shadow_answers, request_timeout=request_timeout)
+    return Gateway(
+        router, store.aliases, store.shadow_answers, request_timeout=request_timeout, most_names=most_names
+    )
 
 
 class Client:

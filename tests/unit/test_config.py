@@ -40,6 +40,9 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
     "deployable": (["--deployable", "a=/x", "--deployable", "b=org/b"], "a=/x, b=org/b", ["a=/x", "b=org/b"]),
     "api_key": (["--api-key", KEY], KEY, KEY),
+    "metrics": (["--metrics", "off"], "off", "off"),
+    "metrics_key": (["--metrics-key", KEY], KEY, KEY),
+    "metrics_names": (["--metrics-names", "7"], "7", 7),
     "allowed_host": (
         ["--allowed-host", "a.example", "--allowed-host", "b"], "a.example, b", ["a.example", "b"]
     ),
@@ -97,7 +100,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "keep_jobs_days": (["--keep-jobs-days", "365"], "365", 365.0),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
-SECRET_KEYS = ("api_key", "judge_api_key", "wandb_api_key")
+SECRET_KEYS = ("metrics_key", "api_key", "judge_api_key", "wandb_api_key")
 
 
 def plain(settings: Settings, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
@@ -31,6 +31,23 @@ class ServerOptions(Group):
     judge_model: str | None = Field(None, min_length=1, description="The model that judges there.")
     judge_api_key: SecretStr | None = Field(
         None, description="The key for it. Better set as TUNEWRIGHT_JUDGE_API_KEY."
+    )
+    metrics: Literal["off", "key", "open"] = Field(
+        "key",
+        description="Who may read /metrics, for Prometheus. key: whoever has the API key or the one of --metrics-key;"
+        " open: everyone who reaches the service; off: nobody.",
+    )
+    metrics_key: SecretStr | None = Field(
+        None,
+        description="A key for /metrics alone, which Prometheus sends as its bearer token. Better set as"
+        " TUNEWRIGHT_METRICS_KEY.",
+    )
+    metrics_names: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Models whose requests /metrics tells one by one, with the alias that was asked for; all further"
+        " ones are told together.",
     )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -64,7 +81,13 @@ class ServerOptions(Group):
                 f"listening on {self.host} needs an API key: set TUNEWRIGHT_API_KEY, or listen on 127.0.0.1"
             )
         if self.api_key is not None:
-            _check_length(self.api_key.get_secret_value())
+            _check_length(self.api_key.get_secret_value(), "API key", "TUNEWRIGHT_API_KEY")
+        if self.metrics_key is not None:
+            if self.metrics != "key":
+                raise ValueError(
+                    f"a metrics key is given, and --metrics {self.metrics} asks for none: leave one out"
+                )
+            _check_length(self.metrics_key.get_secret_value(), "metrics key", "TUNEWRIGHT_METRICS_KEY")
         return self
 
     _split_hosts = field_validator("allowed_host", mode="before")(split_commas)
@@ -81,11 +104,11 @@ class ServerOptions(Group):
             return False
 
 
-def _check_length(key: str) -> None:
+def _check_length(key: str, what: str, variable: str) -> None:
     if not key:
-        raise ValueError("the API key is empty: unset TUNEWRIGHT_API_KEY or give it a value")
+        raise ValueError(f"the {what} is empty: unset {variable} or give it a value")
     if len(key) < _SHORTEST_KEY:
         raise ValueError(
-            f"the API key has {len(key)} characters, and could be guessed: it needs {_SHORTEST_KEY}. Make one with"
+            f"the {what} has {len(key)} characters, and could be guessed: it needs {_SHORTEST_KEY}. Make one with"
             " `openssl rand -hex 32`"
         )

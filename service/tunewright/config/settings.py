@@ -38,7 +38,7 @@ from tunewright.config.server import ServerOptions
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
     "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "allowed_host",
-    "judge_url", "judge_model", "judge_api_key", "device",
+    "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model", "judge_api_key", "device",
     "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tool_call_parser", "trust_remote_code", "vllm_arg", "media_domain",
     "engine_start_timeout", "step_timeout", "hang_timeout", "fork_server_idle", "cpu_processes", "parity",
@@ -54,7 +54,7 @@ HELP_ORDER = [
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
 
-_SECRETS = ("api_key", "judge_api_key", "database_url", "wandb_api_key")
+_SECRETS = ("api_key", "metrics_key", "judge_api_key", "database_url", "wandb_api_key")
 """Options whose variable may name a file that has the value instead: TUNEWRIGHT_API_KEY_FILE."""
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
@@ -152,6 +152,7 @@ class Settings(BaseModel):
         values = {option: value for group in groups for option, value in group.items()}
         keys = {
             "api_key": self.server.api_key,
+            "metrics_key": self.server.metrics_key,
             "judge_api_key": self.server.judge_api_key,
             "wandb_api_key": self.jobs.wandb_api_key,
         }

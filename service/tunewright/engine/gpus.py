@@ -7,11 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 
 class NoDriver(Exception):
     """NVML cannot be used; the message is NVML's: no library, no driver loaded, another version, no permission."""
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """The present use of a GPU. What the driver does not report of it is None."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total: int
+    """Bytes."""
+    memory_used: int
+    utilization: float | None
+    """Share of the last interval of the driver (up to a second) in which a kernel ran."""
+    watts: float | None
+    celsius: float | None
 
 
 @contextmanager
@@ -61,6 +78,45 @@ def gpu_memory(device: str) -> tuple[str, int]:
             if device.isdecimal()
             else nvml.nvmlDeviceGetHandleByUUID(device)
         )
-        name = nvml.nvmlDeviceGetName(handle)  # bytes in older versions
-        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-        return name.decode() if isinstance(name, bytes) else str(name), memory
+        return _text(nvml.nvmlDeviceGetName(handle)), int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+
+
+def gpu_states() -> list[GpuState]:
+    """The GPUs that the driver manages; one that is lost is left out. Raises NoDriver."""
+    found = []
+    with _driver() as nvml:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+                uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+            except nvml.NVMLError:
+                continue
+            rates = _asked(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+            milliwatts = _asked(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+            celsius = _asked(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+            found.append(
+                GpuState(
+                    index,
+                    uuid,
+                    name,
+                    int(memory.total),
+                    int(memory.used),
+                    None if rates is None else rates.gpu / 100,
+                    None if milliwatts is None else milliwatts / 1000,
+                    None if celsius is None else float(celsius),
+                )
+            )
+    return found
+
+
+def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
+    """The driver's answer; None where it has none for this GPU."""
+    try:
+        return question(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)  # bytes in older versions

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from tunewright.engine.client import EngineClient
 from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
+from tunewright.engine.tally import Change, Tally
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
@@ -44,6 +46,7 @@ class ResidencyManager:
         self._store = store
         self._artifacts = workspace.artifacts
         self._drain = Drain(workspace.leases)
+        self._tally = Tally(workspace.tally)
         self._clients: dict[str, EngineClient] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._memory: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -134,6 +137,7 @@ class ResidencyManager:
             if model.sha256 in noted and noted[model.sha256].state is Residency.LOADED:
                 return
             await self._note(engine, model.sha256, Residency.LOADING)
+            began = time.monotonic()
             try:
                 if _info(engine).fingerprint != model.base_fingerprint:
                     raise EngineError(f"it was trained on another model, which was named {model.base} then")
@@ -144,10 +148,12 @@ class ResidencyManager:
             except EngineError as error:
                 self._failed_at[(engine.name, engine.run, model.sha256)] = asyncio.get_running_loop().time()
                 await self._note(engine, model.sha256, Residency.FAILED, error=str(error))
+                await self._tally.add(engine.name, Change.LOAD_FAILED)
                 log.error("engine %s could not load %s: %s", engine.name, model.name, error)
                 raise
             self._drain.touch(engine.name, model.sha256)
             await self._note(engine, model.sha256, Residency.LOADED, number=number)
+            await self._tally.add(engine.name, Change.LOADED, time.monotonic() - began)
             log.info("engine %s loaded %s", engine.name, model.name)
 
     async def _make_room(self, engine: Engine) -> None:
@@ -171,6 +177,7 @@ class ResidencyManager:
                     await asyncio.to_thread(self._store.models.want_weights, sha256, Desired.UNLOADED)
                     await self._note(engine, sha256, None)
                     await self._client(engine).unload(sha256, noted[sha256].number)
+            await self._tally.add(engine.name, Change.EVICTED)
             log.info("engine %s evicted %s, the least recently used", engine.name, sha256)
             return
         raise EngineError(
@@ -208,6 +215,7 @@ class ResidencyManager:
                 async with self._memory[engine.name]:
                     await self._client(engine).unload(sha256, row.number)
                 await self._note(engine, sha256, None)
+            await self._tally.add(engine.name, Change.UNLOADED)
             log.info("engine %s unloaded %s", engine.name, sha256)
 
     async def _is_wanted(self, engine: Engine, sha256: str) -> bool:

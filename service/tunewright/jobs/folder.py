@@ -123,6 +123,10 @@ class JobFolder:
                 continue  # the incomplete line of a killed process, ended by the next one's newline
         return events, offset + end
 
+    def last_events(self, most: int) -> list[dict[str, Any]]:
+        """The events in the last `most` bytes of the file."""
+        return self.read_events(max(0, self.events_size() - most))[0]  # the rest of a line is no JSON
+
     def unfinished(self, product: Path) -> Path:
         """The path of a product until it is complete."""
         return self.path / f".{product.name}.tmp"

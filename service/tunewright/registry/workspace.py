@@ -36,6 +36,8 @@ class Workspace:
         self.engines = self.path / "engines"
         self.run = self.path / "run"
         self.leases = self.run / "leases"
+        self.tally = self.run / "adapters.json"
+        """What `engine.tally` counts."""
         self.hub = self.path / "hub"
         self.token_cache = TokenCache(self.path / "token-cache")
         self.suite_answers = self.path / "suite-answers"

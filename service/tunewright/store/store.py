@@ -10,6 +10,7 @@ from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
 from tunewright.store.deployments import DeploymentStore
 from tunewright.store.engines import EngineStore
+from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
 from tunewright.store.listings import Listings
@@ -35,6 +36,7 @@ class Store:
     deployments: DeploymentStore
     names: NameStore
     ratings: RatingStore
+    figures: FigureStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -53,6 +55,7 @@ class Store:
             DeploymentStore(database),
             NameStore(database),
             RatingStore(database),
+            FigureStore(database),
         )
 
     def close(self) -> None:

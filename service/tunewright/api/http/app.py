@@ -34,9 +34,12 @@ from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.docs_page import serve_docs
 from tunewright.api.http.local import LocalMiddleware
-from tunewright.api.http.middleware import AccessMiddleware
+from tunewright.api.http.middleware import OPEN_PATHS, AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.models import routes as models
+from tunewright.api.telemetry import routes as telemetry
+from tunewright.api.telemetry.counts import HttpCounts
+from tunewright.api.telemetry.exporter import Exporter
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
 from tunewright.engine.worker import EngineAPI
@@ -47,6 +50,7 @@ _GENERATION_LIMIT, _BODY_LIMIT = 32 * 2**20, 8 * 2**20
 """Bytes of a body. A generation may have images in it; the largest others have a chat template."""
 _FORM_OVERHEAD = 2**20
 _SPOOL = 2**20
+_METRICS = "/metrics"
 
 # LitServe 0.2.19 mistakes an installed `mcp`, a dependency of vLLM, for `fastmcp`, and fails.
 litserve_server._MCP_AVAILABLE = False
@@ -76,12 +80,14 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
         health, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations, models, adapters, aliases,
-        deployments, graders,
+        deployments, graders, telemetry,
     ):  # fmt: skip
         app.include_router(routes.router)
     upload = settings.server.max_upload + _FORM_OVERHEAD
+    own_key, http = settings.server.metrics_key, HttpCounts()
+    open_paths = OPEN_PATHS | ({_METRICS} if settings.server.metrics == "open" else set())
     if settings.server.api_key is None:
-        app.add_middleware(LocalMiddleware, allowed=settings.server.allowed_host)
+        app.add_middleware(LocalMiddleware, allowed=settings.server.allowed_host, open_paths=open_paths)
     app.add_middleware(  # the one around all others, since it gives the request its id
         AccessMiddleware,
         api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
@@ -93,6 +99,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         },
         max_uploads=settings.server.max_uploads,
         unchanging=ROUTES,
+        open_paths=open_paths,
+        own_keys={_METRICS: own_key.get_secret_value()} if own_key else None,
+        counts=http,
     )
     app.add_middleware(SingleSlashes)  # the last one added is the first to see a request
     errors.install_error_handlers(app)
@@ -113,7 +122,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         store.shadow_answers,
         request_timeout=settings.server.request_timeout,
         max_generated_tokens=settings.server.max_generated_tokens,
+        most_names=settings.server.metrics_names,
     )
+    exporter = Exporter(spec.gateway, http, store, workspace, most_names=settings.server.metrics_names)
     app.state.context = ServiceContext(
         settings,
         store,
@@ -121,6 +132,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         spec.control,
         functools.cache(lambda: find_devices(settings.processes)),
         ask=spec.gateway.ask_by_name,
+        exporter=exporter if settings.server.metrics != "off" else None,
     )
     return server, spec
 

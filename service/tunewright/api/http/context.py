@@ -12,6 +12,7 @@ from tunewright.api.files.checks import FileChecks
 from tunewright.api.files.kept import KeptReports
 from tunewright.api.http.threads import Threads
 from tunewright.api.jobs.feeds import Feeds
+from tunewright.api.telemetry.exporter import Exporter
 from tunewright.config import Settings
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.registry.workspace import Workspace
@@ -50,6 +51,8 @@ class ServiceContext:
     checks: FileChecks = field(default_factory=FileChecks)
     """The rows of uploaded files are checked."""
     ask: Ask = _ask_nobody
+    exporter: Exporter | None = None
+    """None where metrics are off."""
     grading: Threads = field(
         default_factory=lambda: Threads("runs of graders", 2, most=32, code="too_many_graders")
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from starlette.datastructures import Headers
@@ -39,15 +39,18 @@ class LocalMiddleware:
     """Answers only what `LocalRequests` and `wrong_type` do not refuse, and the paths that are open to all; on those a
     request of another site counts as one without the key."""
 
-    def __init__(self, app: ASGIApp, allowed: Iterable[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed: Iterable[str] = (), open_paths: Collection[str] = OPEN_PATHS
+    ) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._requests = LocalRequests(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self._app(scope, receive, send)
-        elif scope["path"] in OPEN_PATHS:
+        elif scope["path"] in self._open_paths:
             scope["state"]["authorized"] = False
             await self._app(scope, receive, send)
         else:

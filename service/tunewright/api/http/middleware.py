@@ -8,7 +8,7 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from secrets import token_hex
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright.api.http.errors import error_response
+from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.errors import (
     AuthenticationFailed,
     BodyStalled,
@@ -55,7 +56,8 @@ class AccessMiddleware:
 
     Without an `api_key`, all requests are allowed. `limits` has the largest body in bytes by path, and under `None`
     the one of all other paths. `max_uploads` is the number of concurrent uploads. `unchanging`: paths of which a POST
-    changes nothing.
+    changes nothing. `open_paths`: those that are answered without the key. `own_keys`: paths that another key opens
+    too, and nothing without a key. `counts`: where each request is counted.
     """
 
     def __init__(
@@ -65,8 +67,15 @@ class AccessMiddleware:
         limits: dict[str | None, int],
         max_uploads: int,
         unchanging: Collection[str] = (),
+        *,
+        open_paths: Collection[str] = OPEN_PATHS,
+        own_keys: Mapping[str, str] | None = None,
+        counts: HttpCounts | None = None,
     ) -> None:
         self._app = app
+        self._open_paths = frozenset(open_paths)
+        self._own_keys = {path: key.encode() for path, key in (own_keys or {}).items()}
+        self._counts = counts or HttpCounts()
         self._unchanging = frozenset(unchanging)
         self._key = api_key.encode() if api_key else None
         self._limits = limits
@@ -94,10 +103,10 @@ class AccessMiddleware:
                 answered["x-request-id"] = request_id
             await send(message)
 
-        authorized = self._is_authorized(headers)
+        authorized = self._is_authorized(headers, scope["path"])
         scope["state"]["authorized"] = authorized
         try:
-            if not authorized and scope["path"] not in OPEN_PATHS:
+            if not authorized and scope["path"] not in self._open_paths:
                 await error_response(
                     AuthenticationFailed(
                         "Missing or wrong API key: send it as `Authorization: Bearer <key>`."
@@ -107,9 +116,10 @@ class AccessMiddleware:
                 await self._limit_uploads(scope, headers, receive, answer)
         finally:
             self._record(scope, status or 500)
-        log.debug(
-            "%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, time.monotonic() - began
-        )
+            seconds = time.monotonic() - began
+            route = getattr(scope.get("route"), "path", "")
+            self._counts.observe(scope["method"], route, status or 500, seconds)
+        log.debug("%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, seconds)
 
     def _record(self, scope: Scope, status: int) -> None:
         """Record a refusal, or a request that changes something, whether or not it succeeded."""
@@ -126,11 +136,14 @@ class AccessMiddleware:
             status=status,
         )
 
-    def _is_authorized(self, headers: Headers) -> bool:
-        if self._key is None:
+    def _is_authorized(self, headers: Headers, path: str) -> bool:
+        own = self._own_keys.get(path)
+        keys = [key for key in (self._key, own) if key is not None]
+        if not keys:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1"), self._key)
+        given = token.strip().encode("latin-1")
+        return scheme.lower() == "bearer" and any(hmac.compare_digest(given, key) for key in keys)
 
     async def _limit_uploads(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Limit the concurrent uploads, since each may use disk space up to the limit of its body."""

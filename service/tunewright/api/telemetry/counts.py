@@ -6,10 +6,10 @@ A label has the name of a model or alias only where these exist: text of a reque
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Sequence
+from time import monotonic
 
 from tunewright.api.gateway.usage import USAGE, usage_of, without_usage
 
@@ -121,15 +121,17 @@ class Generation:
     """One request, from its arrival to its end."""
 
     __slots__ = (
-        "_began", "_counts", "_ended", "_first", "_last", "_route", "_series", "_tokens", "_usage", "hides_usage",
+        "_began", "_between", "_counts", "_ended", "_last", "_route", "_series", "_tokens", "_usage", "hides_usage",
     )  # fmt: skip
 
     def __init__(self, counts: Counts, route: str) -> None:
         self._counts = counts
         self._route = route
-        self._began = time.monotonic()
+        self._began = monotonic()
         self._series: Series | None = None
-        self._first = self._last = 0.0
+        self._between: Histogram | None = None
+        """Where the times of further tokens are counted, once all events have one."""
+        self._last = 0.0
         self._tokens = -1 if route == "/v1/chat/completions" else 0
         """Tokens that were seen to be sent. The first event of a chat has the role and no token."""
         self._usage: tuple[int, int] | None = None
@@ -144,15 +146,27 @@ class Generation:
 
     def part(self, events: bytes) -> bytes:
         """Count whole events of a stream, which have just arrived. Returns what the client gets of them."""
-        now = time.monotonic()
+        now = monotonic()
+        between = self._between
+        if between is None or USAGE in events or events.endswith(_DONE):
+            return self._first_or_last(events, now)
+        # as `Histogram.observe`, written out for what each event passes
+        tokens = events.count(b"\n\n")
+        gap = now - self._last
+        between.counts[bisect_left(BETWEEN_SECONDS, gap / tokens)] += tokens
+        between.sum += gap
+        self._tokens += tokens
+        self._last = now
+        return events
+
+    def _first_or_last(self, events: bytes, now: float) -> bytes:
+        """As `part`, for the first events and the last, and for all of routes that have others than tokens."""
         if self._route in _ENDED_BY_DONE:
-            tokens = events.count(b"\n\n")
-            if events.endswith(_DONE):
-                tokens -= 1
+            tokens = events.count(b"\n\n") - events.endswith(_DONE)
         else:
             tokens = events.count(b".delta\n")  # the line of an event's type, as response.output_text.delta
         if USAGE in events:
-            self._usage = usage_of(events)
+            self._usage, self._between = usage_of(events), None
             without, found = without_usage(events)
             tokens -= found
             if self.hides_usage:
@@ -168,11 +182,12 @@ class Generation:
         if series is None or self._tokens <= 0:
             return
         if before <= 0:
-            self._first = now
             series.first.observe(now - self._began)
             tokens = self._tokens - 1
             if tokens:
                 series.between.observe(0.0, tokens)
+            if self._route in _ENDED_BY_DONE and self._usage is None:
+                self._between = series.between
         else:
             series.between.observe((now - self._last) / tokens, tokens)
         self._last = now
@@ -191,7 +206,7 @@ class Generation:
             series = self._counts.of("", "")
         else:
             series.running -= 1
-        now = time.monotonic()
+        now = monotonic()
         series.used_at = now
         series.requests[self._route, status] += 1
         series.seconds.observe(now - self._began)
