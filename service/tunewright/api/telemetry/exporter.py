@@ -7,14 +7,13 @@ threads of their own, with limits: a hung engine, driver or database costs its o
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from tunewright import __version__
@@ -28,6 +27,10 @@ from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.api")
 T = TypeVar("T")
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' own format, which all of its versions read. Not OpenMetrics: prometheus_client 0.26 writes names with a
+colon, which vLLM's have, in a form of it that cannot be read."""
 
 _KEEPS = 3.0
 """Seconds for which what is read from the database, the engines and the driver is kept."""
@@ -53,32 +56,21 @@ class Exporter:
     ) -> None:
         self._gateway = gateway
         self._http = http
-        self._workspace = workspace
         self._most_names = most_names
         self._threads = Threads("metrics", 4)  # as many as there are calls that may block
         self._state = Source(lambda: self._threads.run(state.read_state, store, workspace), keeps)
         self._gpus = Source(lambda: self._threads.run(machine.read_gpus), keeps)
         self._engines = Source(self._scrape, keeps)
-        self._pages: dict[str, Source[bytes]] = {}
-        self._page_keeps = page_keeps
+        self._page = Source(self._write, page_keeps)
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
 
-    async def page(self, accept: str) -> tuple[bytes, str]:
-        """The text in the format that is accepted, OpenMetrics or Prometheus' own, and its content type. Raises
-        TimeoutError."""
-        encode, content_type = choose_encoder(accept)
-        page = self._pages.get(content_type)
-        if page is None:
-            if len(self._pages) > 8:  # versions and escapings that clients ask for
-                self._pages.clear()
-            page = self._pages[content_type] = Source(
-                functools.partial(self._write, encode), self._page_keeps
-            )
-        return await page.get(_PAGE_LIMIT), content_type
+    async def page(self) -> bytes:
+        """The text. Raises TimeoutError."""
+        return await self._page.get(_PAGE_LIMIT)
 
-    async def _write(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
+    async def _write(self) -> bytes:
         asked_at = time.monotonic()
         parts = {
             "database": _DATABASE_LIMIT,
@@ -101,17 +93,16 @@ class Exporter:
         series, http = self._gateway.counts.copy(), self._http.copy()
 
         def write() -> bytes:
-            return encode(_Families([
+            return generate_latest(_Families([
                 *_of_service(success, dropped),
                 *families.of_generations(series),
                 *families.of_http(http),
                 *families.of_lines(lines),
                 *(state.of_state(found, self._most_names) if found is not None else ()),
                 *machine.of_gpus(gpus or ()),
-                *machine.of_disk(self._workspace.path),
                 *engines.of_engines(scraped or engines.Scraped()),
                 *self._process.collect(),
-            ]))  # type: ignore[arg-type]  # fmt: skip
+            ]))  # fmt: skip
 
         return await self._threads.run(write)
 

@@ -1,10 +1,8 @@
-"""Families of the machine: GPUs, and the disk of the data folder."""
+"""Families of the machine's GPUs."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 
@@ -46,18 +44,5 @@ def of_gpus(gpus: Sequence[GpuState]) -> list[Metric]:
             "Temperature of a GPU.",
             _GPU,
             ((key(one), one.celsius) for one in gpus),
-        ),
-    ]
-
-
-def of_disk(folder: Path) -> list[Metric]:
-    usage = shutil.disk_usage(folder)
-    return [
-        gauge("disk_bytes", "Size of the disk of the data folder.", (), [((), usage.total)]),
-        gauge(
-            "disk_free_bytes",
-            "What is free of the disk of the data folder.",
-            (),
-            [((), usage.free)],
         ),
     ]

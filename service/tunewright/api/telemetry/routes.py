@@ -1,13 +1,14 @@
-"""`/metrics`, in the text formats of Prometheus."""
+"""`/metrics`, in the text format of Prometheus."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
 from tunewright.api.http.context import Context
 from tunewright.api.http.errors import responses
+from tunewright.api.telemetry.exporter import CONTENT_TYPE
 from tunewright.errors import Busy, NotFound
 
 router = APIRouter(tags=["Health"])
@@ -24,19 +25,19 @@ tunewright_jobs{kind="fine_tuning",state="running"} 1.0
     responses={
         200: {
             "content": {"text/plain": {"example": _EXAMPLE}},
-            "description": "Text, or OpenMetrics if accepted.",
+            "description": "Prometheus' text format.",
         },
         **responses(404, 503),
     },
 )
-async def metrics(context: Context, request: Request) -> Response:
+async def metrics(context: Context) -> Response:
     """Behind the API key, behind a key of its own (`--metrics-key`) or open, as `--metrics` says; 404 where it is off.
     What is told is in docs/how-to/monitor.md."""
     exporter = context.exporter
     if exporter is None:
         raise NotFound("Metrics are off: start the service with --metrics key or --metrics open.")
     try:
-        page, content_type = await exporter.page(request.headers.get("accept", ""))
+        page = await exporter.page()
     except TimeoutError as error:
         raise Busy("The metrics could not be told in time: try again.") from error
-    return Response(page, headers={"content-type": content_type})
+    return Response(page, media_type=CONTENT_TYPE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ _EVENTS_BYTES = 2**16
 _STEPS = 20
 """Steps over whose mean the time of a step is told."""
 _PROCESSES = ("api", "scheduler", "worker")
-_JOB = ("job", "kind", "base")
+_JOB = ("job_id", "kind", "base")
+"""Not `job`, which is the label of what Prometheus scrapes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class State:
     tally: Tallied
     alive: Mapping[str, float]
     """Unix seconds of the last heartbeat, by process."""
+    disk: tuple[int, int]
+    """Bytes of the data folder's disk, and how many of them are free."""
 
 
 def read_state(store: Store, workspace: Workspace) -> State:
@@ -44,12 +48,14 @@ def read_state(store: Store, workspace: Workspace) -> State:
     steps = {id: step_seconds(folder) for id, folder in folders.items()}
     beats = {id: folder.last_beat() for id, folder in folders.items()}
     alive = {name: _touched(workspace.heartbeat(name)) for name in _PROCESSES}
+    disk = shutil.disk_usage(workspace.path)
     return State(
         figures,
         {id: seconds for id, seconds in steps.items() if seconds is not None},
         {id: at for id, at in beats.items() if at},
         read_tally(workspace.tally),
         {name: at for name, at in alive.items() if at is not None},
+        (disk.total, disk.free),
     )
 
 
@@ -89,6 +95,8 @@ def of_state(state: State, most_names: int) -> list[Metric]:
         *_of_aliases(found, most_names),
         gauge("files", "Files that are stored.", (), [((), found.files[0])]),
         gauge("files_bytes", "Size of all files that are stored.", (), [((), found.files[1])]),
+        gauge("disk_bytes", "Size of the disk of the data folder.", (), [((), state.disk[0])]),
+        gauge("disk_free_bytes", "What is free of the disk of the data folder.", (), [((), state.disk[1])]),
         gauge(
             "heartbeat_timestamp_seconds",
             "Unix time of the last sign of life of a process of the service.",

@@ -42,6 +42,14 @@ class Server:
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()
 
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Some of vLLM's metrics; STAND_IN_METRICS=hang of the environment: none for a minute."""
+        if os.environ["STAND_IN_METRICS"] == "hang":
+            await asyncio.sleep(60)
+        labels = f'{{engine="0",model_name="{self._base}"}}'
+        text = "# HELP vllm:num_requests_running Running.\n# TYPE vllm:num_requests_running gauge\n"
+        return web.Response(text=f"{text}vllm:num_requests_running{labels} 0.0\n")
+
     async def models(self, _: web.Request) -> web.Response:
         names = [self._base, *sorted(self._adapters)]
         return web.json_response({"data": [{"id": name, "max_model_len": 1024} for name in names]})
@@ -139,6 +147,8 @@ def application(server: Server) -> web.Application:
     app.router.add_post("/v1/load_lora_adapter", server.load)
     app.router.add_post("/v1/unload_lora_adapter", server.unload)
     app.router.add_post("/collective_rpc", server.collective_rpc)
+    if os.environ.get("STAND_IN_METRICS"):  # without them, `find_fault` finds none
+        app.router.add_get("/metrics", server.metrics)
     app.router.add_post("/{path:.*}", server.answer)
     return app
 
