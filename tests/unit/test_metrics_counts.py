@@ -123,6 +123,12 @@ async def test_who_asks_for_the_usage_gets_it(
         assert sum(only(gateway).between.counts) == 0
 
 
+async def test_other_options_of_streams_are_left(store: Store, socket: Path, engine: Engine) -> None:
+    async with gateway_to(store, socket, parts(TOKEN, DONE)) as (gateway, fake):
+        await ask(gateway, stream=True, stream_options={"continuous_usage_stats": True, "new": 1})
+        assert fake.seen[0][1]["stream_options"] == {"include_usage": True, "new": 1}
+
+
 @pytest.mark.parametrize("options", [5, [], "x", {"include_usage": "maybe"}])
 async def test_wrong_options_are_left_for_the_engine_to_refuse(
     store: Store, socket: Path, engine: Engine, options: Any

@@ -25,8 +25,9 @@ def with_usage(path: str, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         options = {}
     if not isinstance(options, dict) or options.get("include_usage") not in (None, False):
         return body, False
-    # without `continuous_usage_stats`, which would have an effect now
-    return {**body, "stream_options": {"include_usage": True}}, True
+    # this one has had no effect until now
+    others = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
+    return {**body, "stream_options": {**others, "include_usage": True}}, True
 
 
 def usage_of(answer: bytes) -> tuple[int, int] | None:

@@ -117,7 +117,7 @@ class AccessMiddleware:
         finally:
             self._record(scope, status or 500)
             seconds = time.monotonic() - began
-            route = getattr(scope.get("route"), "path", "")
+            route = getattr(scope.get("route"), "path_format", "")
             self._counts.observe(scope["method"], route, status or 500, seconds)
         log.debug("%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, seconds)
 
