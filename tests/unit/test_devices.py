@@ -10,7 +10,7 @@ import pytest
 
 from tunewright.config import ProcessOptions
 from tunewright.engine.devices import find_devices
-from tunewright.engine.gpus import NoDriver, memory_by_process
+from tunewright.engine.gpus import GpuState, NoDriver, gpu_states, memory_by_process
 from tunewright.engine.usage import Usage
 
 
@@ -46,6 +46,37 @@ class FakeNvml:
         if running is None:
             raise self.NVMLError("GPU is lost")
         return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in running]
+
+
+class FakeStates(FakeNvml):
+    """`gpus` has for each GPU what the driver reports: its index is its handle. What is None is not supported."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def _of(self, handle: int, what: str) -> Any:
+        gpu: dict[str, Any] | None = self._gpus[handle]  # type: ignore[assignment]
+        if gpu is None or gpu.get(what) is None:
+            raise self.NVMLError("not supported, or lost")
+        return gpu[what]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
+        used, total = self._of(handle, "memory")
+        return SimpleNamespace(used=used, total=total)
+
+    def nvmlDeviceGetUUID(self, handle: int) -> bytes:  # noqa: N802
+        return f"GPU-{handle}".encode()
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return "H200"
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=self._of(handle, "percent"), memory=1)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        return int(self._of(handle, "milliwatts"))
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
+        return int(self._of(handle, "celsius"))
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +150,20 @@ def test_the_memory_of_a_process_is_added_up_as_far_as_the_driver_tells(
     fake = driver(monkeypatch, [(12, 100), (13, None)], None, [(12, 28), (14, 0)])
     assert memory_by_process() == {12: 128, 14: 0}
     assert fake.opened == 0
+
+
+def test_the_state_of_each_gpu_has_what_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = {"memory": (3, 10), "percent": 25, "milliwatts": 70500, "celsius": 41}
+    fake = FakeStates([full, None, {"memory": (1, 10)}])  # type: ignore[list-item]
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert gpu_states() == [
+        GpuState(0, "GPU-0", "H200", 10, 3, 0.25, 70.5, 41.0),
+        GpuState(2, "GPU-2", "H200", 10, 1, None, None, None),
+    ]
+    assert fake.opened == 0
+    driver(monkeypatch, broken="Driver Not Loaded")
+    with pytest.raises(NoDriver):
+        gpu_states()
 
 
 def test_a_look_at_the_usage_asks_the_driver_once_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,10 @@ def exporter_of(store: Store, data: Workspace, **options: Any) -> Exporter:
 
 
 async def told(made: Exporter) -> Samples:
-    return samples((await made.page()).decode())
+    found = samples((await made.page()).decode())
+    for http in made._gateway._engines.values():
+        await http.close()  # it is opened again when it is needed
+    return found
 
 
 @pytest.fixture
@@ -182,7 +185,8 @@ async def test_the_text_can_be_read_and_follows_the_conventions(
         else:
             assert not family.name.endswith("_total"), f"{family.name} is a {family.type}"
         assert family.type != "histogram" or family.name.endswith("_seconds")
-    samples(page.decode())
+    assert samples(page.decode())
+    await made._gateway.close()
 
 
 async def filled(made: Exporter) -> None:

@@ -18,6 +18,7 @@ from rows import Publish, engine_info
 from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Leases
 from tunewright.engine.residency import ResidencyManager
+from tunewright.engine.tally import read_tally
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import EngineState, Residency
@@ -215,6 +216,11 @@ async def test_the_least_recently_used_makes_room_never_a_pinned_or_a_busy_one(
     assert setting.in_memory() == {pinned.sha256, newer.sha256, new.sha256}
     await manager.reconcile()
     assert setting.in_memory() == {pinned.sha256, newer.sha256, new.sha256}, "what was evicted stays out"
+    counted = read_tally(setting.data.tally)[BASE]
+    assert counted.pop("load_seconds") > 0
+    assert counted == {"loaded": 5, "load_failed": 1, "evicted": 2}
+    await manager.unload(new, wait=5)
+    assert read_tally(setting.data.tally)[BASE]["unloaded"] == 1
 
 
 async def test_many_wait_for_one_load(setting: Setting, manager: ResidencyManager) -> None:
