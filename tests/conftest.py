@@ -31,9 +31,9 @@ from tunewright.store.store import Store
 
 SHARED = {
     "engine/service": {
-        "test_bad_generations", "test_exports", "test_generation", "test_jobs", "test_mixed_batches", "test_openai",
-        "test_openai_generations", "test_registration", "test_reloads", "test_rendering", "test_swapping",
-        "test_thousand_adapters",
+        "test_bad_generations", "test_exports", "test_generation", "test_jobs", "test_metrics", "test_mixed_batches",
+        "test_openai", "test_openai_generations", "test_registration", "test_reloads", "test_rendering",
+        "test_swapping", "test_thousand_adapters",
     },
     "engine/checking_service": {"test_deployments", "test_elsewhere", "test_parity"},
     "process/service": {
