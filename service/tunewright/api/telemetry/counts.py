@@ -26,6 +26,8 @@ HTTP_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _DONE = b"data: [DONE]\n\n"
+_USUAL = (b"}]}\n\n", b'}],"usage":null}\n\n')
+"""How the events of a stream end that have a choice and no usage: nearly all."""
 _ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -130,7 +132,7 @@ class Generation:
         self._began = monotonic()
         self._series: Series | None = None
         self._between: Histogram | None = None
-        """Where the times of further tokens are counted, once all events have one."""
+        """Where the times of further tokens are counted, once the first has come."""
         self._last = 0.0
         self._tokens = -1 if route == "/v1/chat/completions" else 0
         """Tokens that were seen to be sent. The first event of a chat has the role and no token."""
@@ -148,10 +150,10 @@ class Generation:
         """Count whole events of a stream, which have just arrived. Returns what the client gets of them."""
         now = monotonic()
         between = self._between
-        if between is None or USAGE in events or events.endswith(_DONE):
-            return self._first_or_last(events, now)
+        if between is None or not events.endswith(_USUAL):
+            return self._unusual(events, now)
         # as `Histogram.observe`, written out for what each event passes
-        tokens = events.count(b"\n\n")
+        tokens = events.count(b"\n") // 2  # a JSON text has none
         gap = now - self._last
         between.counts[bisect_left(BETWEEN_SECONDS, gap / tokens)] += tokens
         between.sum += gap
@@ -159,14 +161,14 @@ class Generation:
         self._last = now
         return events
 
-    def _first_or_last(self, events: bytes, now: float) -> bytes:
+    def _unusual(self, events: bytes, now: float) -> bytes:
         """As `part`, for the first events and the last, and for all of routes that have others than tokens."""
         if self._route in _ENDED_BY_DONE:
             tokens = events.count(b"\n\n") - events.endswith(_DONE)
         else:
             tokens = events.count(b".delta\n")  # the line of an event's type, as response.output_text.delta
         if USAGE in events:
-            self._usage, self._between = usage_of(events), None
+            self._usage = usage_of(events)
             without, found = without_usage(events)
             tokens -= found
             if self.hides_usage:
@@ -186,7 +188,7 @@ class Generation:
             tokens = self._tokens - 1
             if tokens:
                 series.between.observe(0.0, tokens)
-            if self._route in _ENDED_BY_DONE and self._usage is None:
+            if self._route in _ENDED_BY_DONE:
                 self._between = series.between
         else:
             series.between.observe((now - self._last) / tokens, tokens)
