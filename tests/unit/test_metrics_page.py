@@ -254,6 +254,9 @@ async def test_jobs_are_told_by_kind_and_state(store_on_each: Store, data: Works
     create_job(store, state=JobState.QUEUED, created_at=9.0)
     create_job(store, state=JobState.FAILED, error={"code": "out_of_memory", "message": "x"})
     found = await told(exporter_of(store, data))
+    assert value(found, "tunewright_jobs", kind="export", state="failed") == 0, (
+        "a growth from nothing can be seen"
+    )
     assert value(found, "tunewright_jobs", kind="fine_tuning", state="queued") == 2
     assert value(found, "tunewright_jobs", kind="fine_tuning", state="failed") == 1
     assert value(found, "tunewright_jobs_failed", kind="fine_tuning", code="out_of_memory") == 1
@@ -350,6 +353,10 @@ async def test_adapters_aliases_and_engines_are_told(
     assert value(found, "tunewright_alias_target_weight", alias="bot", model="ft:tiny::1") == 1
     assert value(found, "tunewright_alias_changes_total", alias="bot", change="set") == 2
     assert value(found, "tunewright_alias_changes_total", alias="bot", change="guard") == 1
+    assert value(found, "tunewright_alias_changes_total", alias="bot", change="rollback") == 0
+    assert value(found, "tunewright_parity_verdicts", verdict="fail") == 0
+    assert value(found, "tunewright_export_gates", result="failed") == 0
+    assert value(found, "tunewright_alias_gates_total", result="forced") == 0
     assert value(found, "tunewright_engine_state", engine="tiny", state="ready") == 1
     assert value(found, "tunewright_engine_state", engine="tiny", state="failed") == 0
     assert value(found, "tunewright_engine_starts_total", engine="tiny") == 1

@@ -17,6 +17,8 @@ from tunewright.store.states import JobState
 from tunewright.store.tables import alias_versions, engines, files, jobs, models, residency
 
 _RUNNING = (JobState.RUNNING, JobState.PAUSING)
+CHANGES = ("set", "rollback", "guard")
+"""What makes a version of an alias; its deletion counts as set."""
 GUARD = "guard"
 """Who rolls an alias back by itself (`api.gateway.guard`)."""
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
 from tunewright.api.telemetry.families import counter, gauge
 from tunewright.engine.tally import LOAD_SECONDS, Change, Tallied, read_tally
+from tunewright.evaluate.compare import Verdict
 from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.workspace import Workspace
-from tunewright.store.figures import Figures, RunningJob
-from tunewright.store.states import EngineState
+from tunewright.store.figures import CHANGES, Figures, RunningJob
+from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
 
 _EVENTS_BYTES = 2**16
@@ -109,7 +113,12 @@ def of_state(state: State, most_names: int) -> list[Metric]:
 def _of_jobs(state: State) -> list[Metric]:
     found = state.figures
     return [
-        gauge("jobs", "Jobs that are listed, by kind and state.", ("kind", "state"), found.jobs.items()),
+        gauge(
+            "jobs",
+            "Jobs that are listed, by kind and state.",
+            ("kind", "state"),
+            _or_none(found.jobs, product((kind.name for kind in registered_kinds()), JobState)),
+        ),
         gauge(
             "jobs_failed",
             "Failed jobs that are listed, by the code of their error.",
@@ -126,21 +135,25 @@ def _of_jobs(state: State) -> list[Metric]:
             "export_gates",
             "Exports that are listed and were measured: passed, failed, or forced (published all the same).",
             ("result",),
-            (
-                (("passed" if passed else "forced" if forced else "failed",), number)
-                for (passed, forced), number in _by_result(found.export_gates).items()
-            ),
+            _or_none(_by_result(found.export_gates), product(("passed", "failed", "forced"))),
         ),
     ]
 
 
-def _by_result(gates: Mapping[tuple[bool, bool], int]) -> dict[tuple[bool, bool], int]:
+def _by_result(gates: Mapping[tuple[bool, bool], int]) -> dict[tuple[str, ...], int]:
     """One that passed counts as passed, whether or not it was forced."""
-    merged: dict[tuple[bool, bool], int] = {}
+    merged: dict[tuple[str, ...], int] = {}
     for (passed, forced), number in gates.items():
-        key = (passed, forced and not passed)
+        key = ("passed" if passed else "forced" if forced else "failed",)
         merged[key] = merged.get(key, 0) + number
     return merged
+
+
+def _or_none(
+    found: Mapping[Any, int], expected: Iterable[tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """What was found, and 0 for what was expected and not found: Prometheus sees no growth of a series that appears."""
+    yield from ({tuple(map(str, labels)): 0 for labels in expected} | dict(found)).items()
 
 
 _PROGRESS = (
@@ -227,7 +240,7 @@ def _of_adapters(state: State) -> list[Metric]:
             "parity_verdicts",
             "Adapters that are listed, by the verdict of their last parity check.",
             ("verdict",),
-            (((verdict,), number) for verdict, number in found.parity.items()),
+            _or_none({(verdict,): number for verdict, number in found.parity.items()}, product(Verdict)),
         ),
         gauge(
             "adapters_resident",
@@ -275,12 +288,18 @@ def _of_aliases(found: Figures, most: int) -> list[Metric]:
             "alias_changes",
             "Versions that aliases have had, by whether they were set, rolled back, or rolled back by their guard.",
             ("alias", "change"),
-            ((key, number) for key, number in found.changes.items() if key[0] in shown),
+            _or_none(
+                {key: number for key, number in found.changes.items() if key[0] in shown},
+                product(shown, CHANGES),
+            ),
         ),
         counter(
             "alias_gates",
             "New targets that an alias's requirement has let through: passed, or forced.",
             ("result",),
-            ((("forced" if forced else "passed",), number) for forced, number in found.alias_gates.items()),
+            _or_none(
+                {("forced" if forced else "passed",): number for forced, number in found.alias_gates.items()},
+                product(("passed", "forced")),
+            ),
         ),
     ]
