@@ -1040,7 +1040,6 @@ def test_a_generation_must_be_json_and_name_a_model(api: TestClient, path: str) 
         "/sleep",
         "/tokenize",
         "/server_info",
-        "/metrics",
     ],
 )
 def test_vllms_other_routes_are_not_reachable(api: TestClient, path: str) -> None:
