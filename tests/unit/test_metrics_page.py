@@ -99,6 +99,13 @@ async def told(made: Exporter) -> Samples:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine leaves nothing out."""
+    for limit in ("_DATABASE_LIMIT", "_ENGINES_LIMIT", "_GPUS_LIMIT", "_PAGE_LIMIT"):
+        monkeypatch.setattr(exporter, limit, 60.0)
+
+
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[GpuState]:
     found = [GPU]
@@ -508,7 +515,7 @@ async def test_an_engine_that_does_not_tell_costs_a_limited_time_and_nothing_els
     async with engine_at(socket, handler):
         made = exporter_of(store, data)
         await filled(made)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             found = await told(made)
         await made._gateway.close()
     assert value(found, "tunewright_engine_metrics_up", engine="tiny") == 0
