@@ -17,7 +17,7 @@ from tiny import tiny_adapter
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import JobFolder
 from tunewright.plan.forgetting import BOUND, Forgetting, has_forgotten
-from tunewright.trainer.general_text import GeneralText, _compared, _passage, encoded, forgetting
+from tunewright.trainer.general_text import GeneralText, _compared, _passage, batches, encoded, forgetting
 from tunewright.trainer.spec import TrainingResult
 
 BASE = embedded_base_path()
@@ -52,6 +52,14 @@ def test_the_divergence_is_that_of_the_whole_distributions_or_just_below(
         float(torch.nn.functional.cross_entropy(before, row, reduction="sum"))
     )
     assert tokens == 50
+
+
+def test_passages_are_computed_together_as_many_as_are_no_longer_than_the_longest_may_be() -> None:
+    rows = encoded(AutoTokenizer.from_pretrained(BASE), 1024)
+    found = list(batches(rows))
+    assert [row for group in found for row in group] == rows
+    assert all(len(group) * max(map(len, group)) <= 512 for group in found)
+    assert len(found) < len(rows) / 3
 
 
 def measured(folder: JobFolder) -> tuple[GeneralText, Any, list[dict[str, float]]]:

@@ -36,7 +36,7 @@ LIKELIEST = 128
 """Tokens of each position that are compared one by one; all others count as one, so that the divergence is a lower
 bound of that of the whole distributions, and a position needs little memory."""
 _LONGEST = 512
-"""Tokens of a passage; those of the text are far shorter."""
+"""Tokens of a passage, those of the text are far shorter; and of passages that are computed together, with padding."""
 _POSITIONS = 32
 """Computed at a time in float32."""
 _LEAST = 1e-6
@@ -133,12 +133,19 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         try:
-            for row in self._rows:
+            for rows in batches(self._rows):
                 self._beat()
-                ids = torch.tensor([row], device=trainer.args.device)
+                padded = torch.nn.utils.rnn.pad_sequence(
+                    [torch.tensor(row) for row in rows], batch_first=True
+                )
+                mask = torch.zeros_like(padded)
+                for number, row in enumerate(rows):
+                    mask[number, : len(row)] = 1
+                ids, mask = padded.to(trainer.args.device), mask.to(trainer.args.device)
                 with torch.no_grad(), uncompiled(), trainer.accelerator.autocast():
-                    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-                yield ids[0, 1:], logits[0, :-1]
+                    logits = model(input_ids=ids, attention_mask=mask).logits
+                for number, row in enumerate(rows):
+                    yield ids[number, 1 : len(row)], logits[number, : len(row) - 1]
         finally:
             model.train(was_training)
 
@@ -151,10 +158,22 @@ def tell_forgetting(events: EventLog, found: Forgetting) -> None:
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
-    """The tokens of each passage of the text, as a document that the model completes: without a chat template."""
+    """The tokens of each passage of the text, the shortest first, as a document that the model completes: without a
+    chat template."""
     texts = [json.loads(line)["text"] for line in GENERAL_TEXT.read_text(encoding="utf-8").splitlines()]
     rows = [tokenizer(text)["input_ids"][: min(_LONGEST, context)] for text in texts]
-    return [row for row in rows if len(row) > 1]
+    return sorted((row for row in rows if len(row) > 1), key=len)
+
+
+def batches(rows: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Rows, the shortest first, as many together as have `_LONGEST` tokens with their padding."""
+    begin = 0
+    while begin < len(rows):
+        end = begin + 1
+        while end < len(rows) and (end + 1 - begin) * len(rows[end]) <= _LONGEST:
+            end += 1
+        yield rows[begin:end]
+        begin = end
 
 
 def forgetting(sums: np.ndarray[Any, np.dtype[np.float64]]) -> Forgetting:
