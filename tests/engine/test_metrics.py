@@ -43,7 +43,10 @@ def test_vllm_tells_its_metrics_under_the_public_names(service: Service) -> None
 
 def test_a_stream_has_the_tokens_that_vllm_counts(service: Service) -> None:
     url = f"{service.url}/v1/chat/completions"
+    total = ("tunewright_requests_total", EMBEDDED_BASE)
+    counted = metrics(service).get(total, 0.0)
     usage = requests.post(url, json={**BODY, "max_tokens": 12}, timeout=120).json()["usage"]
+    wait_until(lambda: metrics(service).get(total, 0.0) == counted + 1, 20, "the count of the whole answer")
     before = metrics(service)
     text = requests.post(url, json={**BODY, "max_tokens": 12, "stream": True}, timeout=120).text
     assert '"usage":{' not in text

@@ -23,6 +23,8 @@ from tunewright.trainer.spec import TrainingResult
 EPOCHS, STEPS = 3, 12
 """24 pairs, 6 at a time: 4 steps an epoch."""
 KINDS = ("new adapter", "parent", "full", "kto", "kto full")
+IN_SUITE = ("new adapter", "kto full")
+"""The others are part of `make soak-suite`."""
 
 
 def folder_of(kind: str, path: Path) -> JobFolder:
@@ -65,7 +67,9 @@ def product(folder: JobFolder) -> Any:
     return (folder.model / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in IN_SUITE else pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS]
+)
 def test_kill_9_and_a_stop_change_nothing(tmp_path: Path, kind: str) -> None:
     undisturbed = folder_of(kind, tmp_path / "undisturbed" / "job")
     assert start_trainer(undisturbed).wait(400) == 0, undisturbed.log_file.read_text()[-2000:]

@@ -30,6 +30,7 @@ GRADER: Any = {
 }  # fmt: skip
 
 
+@pytest.mark.soak
 def test_a_job_learns_what_its_grader_rewards(service: Service) -> None:
     client = OpenAI(base_url=f"{service.url}/v1", api_key="unused", max_retries=0)
     rows = [{**row, "wanted": "The sky is blue."} for row in prompts(16)]

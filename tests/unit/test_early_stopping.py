@@ -185,7 +185,7 @@ def test_the_product_is_that_of_a_plain_script_that_stops_early(
 
 
 def test_the_best_checkpoint_is_kept_however_old_and_the_run_goes_on_to_its_end(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "job", best_checkpoint="valid_loss", rate=2e-2)
+    folder = folder_of(tmp_path / "job", type="full", best_checkpoint="valid_loss", rate=1e-3)
     result = run(folder)
 
     values = evaluated(folder)
@@ -195,8 +195,9 @@ def test_the_best_checkpoint_is_kept_however_old_and_the_run_goes_on_to_its_end(
     assert (result.best.step, result.best.last_step) == (best, EPOCHS * PER_EPOCH)
     assert best < (EPOCHS - 3) * PER_EPOCH, "older than those that are kept for use"
     assert best not in result.checkpoints
-    saved = load_file(folder.checkpoints / f"step-{best}" / "adapter_model.safetensors")
-    assert_close(load_file(folder.adapter / "adapter_model.safetensors"), saved)
+    saved = load_file(folder.checkpoints / f"step-{best}" / "model.safetensors")
+    for name, one in load_file(folder.model / "model.safetensors").items():
+        torch.testing.assert_close(one, saved[name].to(torch.bfloat16), atol=0, rtol=0)
 
 
 def test_a_larger_accuracy_is_better_and_the_last_step_is_evaluated(tmp_path: Path) -> None:

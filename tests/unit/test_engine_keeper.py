@@ -158,7 +158,7 @@ def test_an_engine_that_is_healthy_and_answers_nothing_is_started_again_and_is_n
     monkeypatch.setattr(engines, "find_fault", search)
     monkeypatch.setattr(engines, "_PROBE_EVERY", 0.0)
     monkeypatch.setattr(engines, "_SEARCH_EVERY", 0.0)
-    keeper = keep(["cpu"])
+    keeper = keep(["cpu"], fork_server_idle=0)
     served = keeper._served["tiny"]
     served.source = Source(Base("tiny", str(embedded_base_path())))
     served.info = keeper._find(served)

@@ -64,9 +64,11 @@ def spec(targets: list[str], parent: Path | None = None) -> TrainingSpec:
 @pytest.mark.parametrize(
     ("targets", "words"), [(["lm_head", "q_proj"], "lm_head"), (["no_such_proj"], "no_such_proj")]
 )
-def test_a_model_whose_targets_would_not_be_trained_is_not_loaded(targets: list[str], words: str) -> None:
+def test_a_model_whose_targets_would_not_be_trained_is_not_loaded(
+    tmp_path: Path, targets: list[str], words: str
+) -> None:
     with pytest.raises(TrainingFailed, match=words) as failed:
-        load_model(spec(targets))
+        load_model(spec(targets), tmp_path / "initial")
     assert failed.value.code == "invalid_target_modules"
 
 
@@ -75,4 +77,4 @@ def test_nor_is_an_adapter_to_go_on_from_that_has_the_head(tmp_path: Path) -> No
     adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head"]))
     adapted.save_pretrained(tmp_path / "parent")
     with pytest.raises(TrainingFailed, match="lm_head"):
-        load_model(spec(["q_proj"], tmp_path / "parent"))
+        load_model(spec(["q_proj"], tmp_path / "parent"), tmp_path / "initial")
