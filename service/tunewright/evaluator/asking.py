@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import aiohttp
 
-from tunewright.evaluator.folder import Asked, EvaluationSpec
+from tunewright.evaluator.folder import Asked, EvaluationSpec, complete_lines
 from tunewright.evaluator.programs import NotRun, Programs
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.suites import SuiteQuestion
@@ -72,13 +72,10 @@ class AnswersFile:
 
     def __init__(self, path: Path) -> None:
         self.kept: dict[Key, Kept] = {}
-        data = path.read_bytes() if path.exists() else b""
-        complete = data.rfind(b"\n") + 1
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.truncate(self._descriptor, complete)
-        for line in data[:complete].splitlines():
+        for line in complete_lines(path):
             model, row, task, found = json.loads(line)
             self.kept[model, row, task] = Kept.of(found)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def keep(self, key: Key, kept: Kept) -> None:
         """Raises OSError where the disk is full: then the incomplete line is cut off."""
@@ -111,6 +108,42 @@ class Refused(Exception):
     def __init__(self, message: str, code: str | None) -> None:
         super().__init__(message)
         self.code = code
+
+
+async def ask_gateway(
+    session: aiohttp.ClientSession, model: Asked, path: str, body: dict[str, Any]
+) -> dict[str, Any]:
+    """The gateway's answer to a request to the model. Raises Unanswered and Refused."""
+    try:
+        async with session.post("http://gateway/ask", json=asked_of(model, path, body)) as response:
+            text = await response.read()
+    except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+        raise Unanswered(f"{type(error).__name__} {error}") from error
+    if response.status != 200:
+        raise not_answered(response.status, text)
+    return dict(json.loads(text))
+
+
+def asked_of(model: Asked, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the gateway is sent for a request to the model."""
+    return {
+        "model": model.name,
+        "content": model.content,
+        "path": path,
+        "body": {**body, "model": model.name},
+    }
+
+
+def not_answered(status: int, text: bytes) -> Unanswered | Refused:
+    """What an answer with another status than 200 means."""
+    try:
+        told = json.loads(text)["error"]
+        message, code = str(told["message"]), told.get("code")
+    except (ValueError, KeyError, TypeError):
+        message, code = text.decode(errors="replace")[:500], None
+    if status >= 500 or status in (408, 429):
+        return Unanswered(message, is_fault=status not in (429, 503))
+    return Refused(message, code if isinstance(code, str) else None)
 
 
 class Asking:
@@ -230,7 +263,7 @@ class Asking:
         if isinstance(row, SuiteQuestion):
             body["stop"] = list(row.stop)
         return await self._fitting(
-            row, lambda asked: self._post(session, model, row.path, {**asked, **body, **further})
+            row, lambda asked: ask_gateway(session, model, row.path, {**asked, **body, **further})
         )
 
     async def _fitting(
@@ -254,11 +287,11 @@ class Asking:
         async def chosen(asked: dict[str, Any]) -> dict[str, Any]:
             prompts = [asked["prompt"]] + [f"{asked['prompt']} {choice}" for choice in row.choices]
             tokens = [
-                (await self._post(session, model, "/tokenize", {"prompt": one}))["tokens"] for one in prompts
+                (await ask_gateway(session, model, "/tokenize", {"prompt": one}))["tokens"] for one in prompts
             ]
             begin = len(tokens[0])
             body = {"prompt": tokens[1:], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
-            answer = await self._post(session, model, "/v1/completions", body)
+            answer = await ask_gateway(session, model, "/v1/completions", body)
             scored = sorted(answer["choices"], key=lambda one: int(one["index"]))
             return {
                 "sums": [
@@ -296,15 +329,15 @@ class Asking:
         if row.messages is not None:
             asked |= {"add_generation_prompt": True}
             whole |= {"add_generation_prompt": False}
-        before = (await self._post(session, model, "/tokenize", asked))["tokens"]
-        tokens = (await self._post(session, model, "/tokenize", whole))["tokens"]
+        before = (await ask_gateway(session, model, "/tokenize", asked))["tokens"]
+        tokens = (await ask_gateway(session, model, "/tokenize", whole))["tokens"]
         same = next(
             (at for at, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]),
             len(before),
         )
         begin = max(1, min(same, len(tokens)))
         body = {"prompt": tokens, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
-        answer = await self._post(session, model, "/v1/completions", body)
+        answer = await ask_gateway(session, model, "/v1/completions", body)
         scored = answer["choices"][0]["prompt_logprobs"]
         nll, right = 0.0, 0
         for token, place in zip(tokens[begin:], scored[begin:], strict=True):
@@ -312,29 +345,3 @@ class Asking:
             nll -= entry["logprob"]
             right += entry["rank"] == 1
         return Kept(scores=Scores(nll, len(tokens) - begin, right))
-
-    async def _post(
-        self, session: aiohttp.ClientSession, model: Asked, path: str, body: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Raises Unanswered and Refused."""
-        asked = {
-            "model": model.name,
-            "content": model.content,
-            "path": path,
-            "body": {**body, "model": model.name},
-        }
-        try:
-            async with session.post("http://gateway/ask", json=asked) as response:
-                text = await response.read()
-        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            raise Unanswered(f"{type(error).__name__} {error}") from error
-        if response.status == 200:
-            return dict(json.loads(text))
-        try:
-            told = json.loads(text)["error"]
-            message, code = str(told["message"]), told.get("code")
-        except (ValueError, KeyError, TypeError):
-            message, code = text.decode(errors="replace")[:500], None
-        if response.status >= 500 or response.status in (408, 429):
-            raise Unanswered(message, is_fault=response.status not in (429, 503))
-        raise Refused(message, code if isinstance(code, str) else None)

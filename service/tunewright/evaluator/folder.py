@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,16 @@ def answers_file(folder: JobFolder) -> Path:
 def judgements_file(folder: JobFolder) -> Path:
     """What the judge has said so far, in the same form."""
     return folder.work / "judgements.jsonl"
+
+
+def complete_lines(file: Path) -> list[bytes]:
+    """The lines of a file to which they are appended; an incomplete last one, of a killed process, is cut off."""
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    complete = data.rfind(b"\n") + 1
+    os.truncate(file, complete)
+    return data[:complete].splitlines()
 
 
 def results_file(folder: JobFolder) -> Path:

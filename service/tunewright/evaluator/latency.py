@@ -11,21 +11,20 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from tunewright.evaluator.asking import Refused, Stopped, Unanswered
-from tunewright.evaluator.folder import Asked, EvaluationSpec, Loads
+from tunewright.evaluator.asking import Refused, Stopped, Unanswered, ask_gateway
+from tunewright.evaluator.folder import Asked, EvaluationSpec, Loads, complete_lines
 from tunewright.evaluator.load import Loaded, Timed, load, timed
 from tunewright.evaluator.report import EvaluationReport, LoadFigures, Percentiles
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
 from tunewright.metrics.latency import percentile, rate
-from tunewright.plan.forgetting import GENERAL_TEXT
+from tunewright.plan.forgetting import passages
 
 WARM_UP = 4
 """Requests before a load that are not counted, at most: the first one loads an adapter."""
@@ -97,27 +96,15 @@ class Loading:
 
     async def _text(self, session: aiohttp.ClientSession, model: Asked) -> list[int]:
         """The tokens of the package's general text, which prompts are cut from; the model is waited for."""
-        texts = [json.loads(line)["text"] for line in GENERAL_TEXT.read_text(encoding="utf-8").splitlines()]
-        asked = {
-            "model": model.name,
-            "content": model.content,
-            "path": "/tokenize",
-            "body": {"model": model.name, "prompt": "\n\n".join(texts), "add_special_tokens": False},
-        }
+        prompt = {"prompt": "\n\n".join(passages()), "add_special_tokens": False}
         deadline = asyncio.get_running_loop().time() + _PATIENCE
         while True:
             try:
-                async with session.post("http://gateway/ask", json=asked) as response:
-                    answer = json.loads(await response.read())
-                    if response.status == 200:
-                        await timed(session, model, _body(self._loads, list(answer["tokens"]), 0))
-                        return list(answer["tokens"])
-                    error = answer["error"]
-                    if response.status < 500 and response.status not in (408, 429):
-                        raise Refused(str(error["message"]), error.get("code"))
-                    why = str(error["message"])
-            except (aiohttp.ClientError, OSError, ValueError, Unanswered) as fault:
-                why = f"{type(fault).__name__} {fault}"
+                tokens = list((await ask_gateway(session, model, "/tokenize", prompt))["tokens"])
+                await timed(session, model, _body(self._loads, tokens, 0))
+                return tokens
+            except (ValueError, Unanswered) as fault:
+                why = str(fault)
             if asyncio.get_running_loop().time() > deadline:
                 raise TrainingFailed("engine_unavailable", f"{model.name} cannot be asked: {why}")
             await asyncio.sleep(1.0)
@@ -162,16 +149,12 @@ class Loading:
 
 
 def _read(file: Path) -> list[tuple[tuple[int, int], Loaded]]:
-    """The complete lines; an incomplete last one, of a killed process, is cut off."""
+    """By the number of the model, and the load."""
     found: list[tuple[tuple[int, int], Loaded]] = []
-    with suppress(FileNotFoundError):
-        data = file.read_bytes()
-        complete = data.rfind(b"\n") + 1
-        os.truncate(file, complete)
-        for line in data[:complete].splitlines():
-            number, at_once, one = json.loads(line)
-            answers = [Timed(**timed) for timed in one.pop("answers")]
-            found.append(((number, at_once), Loaded(answers=answers, **one)))
+    for line in complete_lines(file):
+        number, at_once, one = json.loads(line)
+        answers = [Timed(**timed) for timed in one.pop("answers")]
+        found.append(((number, at_once), Loaded(answers=answers, **one)))
     return found
 
 

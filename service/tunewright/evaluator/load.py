@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from tunewright.evaluator.asking import Refused, Unanswered
+from tunewright.evaluator.asking import Unanswered, asked_of, not_answered
 from tunewright.evaluator.folder import Asked
 
 
@@ -31,19 +31,15 @@ class Timed:
 
 async def timed(session: aiohttp.ClientSession, model: Asked, body: dict[str, Any]) -> Timed:
     """Ask for one streamed answer. Raises Refused and Unanswered."""
-    asked = {
-        "model": model.name,
-        "content": model.content,
-        "path": "/v1/completions",
-        "body": {**body, "model": model.name, "stream": True, "stream_options": {"include_usage": True}},
-    }
+    streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    asked = asked_of(model, "/v1/completions", streamed)
     began = time.perf_counter()
     arrivals: list[float] = []
     tokens, has_ended = 0, False
     try:
         async with session.post("http://gateway/stream", json=asked) as response:
             if response.status != 200:
-                _raise(response.status, await response.read())
+                raise not_answered(response.status, await response.read())
             buffered = b""
             async for part in response.content.iter_any():
                 now = time.perf_counter()
@@ -66,17 +62,6 @@ async def timed(session: aiohttp.ClientSession, model: Asked, body: dict[str, An
         raise Unanswered("the answer broke off" if arrivals else "the answer had no token", is_fault=True)
     gaps = [later - before for before, later in pairwise(arrivals)]
     return Timed(arrivals[0] - began, arrivals[-1] - began, gaps, tokens or len(arrivals))
-
-
-def _raise(status: int, text: bytes) -> None:
-    try:
-        told = json.loads(text)["error"]
-        message, code = str(told["message"]), told.get("code")
-    except (ValueError, KeyError, TypeError):
-        message, code = text.decode(errors="replace")[:500], None
-    if status >= 500 or status in (408, 429):
-        raise Unanswered(message, is_fault=status not in (429, 503))
-    raise Refused(message, code if isinstance(code, str) else None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunewright.evaluator.ceval import SUBJECTS
 from tunewright.evaluator.questions import Question
@@ -28,6 +28,7 @@ from tunewright.metrics.names import MetricName, SuiteName
 from tunewright.rows.faults import InvalidData
 
 LETTERS = ("A", "B", "C", "D")
+_Row = TypeVar("_Row")
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
@@ -122,22 +123,37 @@ def last_number(text: str) -> str:
     )
 
 
-def _mmlu(folder: Path, shots: int) -> Iterator[SuiteQuestion]:
+def _multiple_choice(
+    folder: Path,
+    part: str,
+    shots: int,
+    read: Callable[[Path], list[_Row]],
+    head: Callable[[str], str],
+    text: Callable[[_Row], str],
+    right: Callable[[_Row], str],
+) -> Iterator[SuiteQuestion]:
+    """The questions of the part's file of each subject, with examples of the subject's file in `dev`."""
     place = 0
-    for file in sorted(folder.glob("test/*_test.csv")):
-        subject = file.name.removesuffix("_test.csv")
-        examples = _rows(folder / "dev" / f"{subject}_dev.csv")[:shots]
-        head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-        for row in _rows(file):
+    for file in sorted(folder.glob(f"{part}/*_{part}.csv")):
+        subject = file.name.removesuffix(f"_{part}.csv")
+        examples = read(folder / "dev" / f"{subject}_dev.csv")[:shots]
+        for row in read(file):
             place += 1
             yield SuiteQuestion(
                 place,
-                _letter(row[5]),
-                prompt=_mmlu_text(row),
-                head=head,
-                shots=tuple(f"{_mmlu_text(one)} {_letter(one[5])}\n\n" for one in examples),
+                _letter(right(row)),
+                prompt=text(row),
+                head=head(subject),
+                shots=tuple(f"{text(one)} {_letter(right(one))}\n\n" for one in examples),
                 choices=LETTERS,
             )
+
+
+def _mmlu(folder: Path, shots: int) -> Iterator[SuiteQuestion]:
+    def head(subject: str) -> str:
+        return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+
+    return _multiple_choice(folder, "test", shots, _rows, head, _mmlu_text, lambda row: row[5])
 
 
 def _mmlu_text(row: list[str]) -> str:
@@ -158,21 +174,10 @@ def _letter(text: str) -> str:
 
 
 def _ceval(folder: Path, shots: int) -> Iterator[SuiteQuestion]:
-    place = 0
-    for file in sorted(folder.glob("val/*_val.csv")):
-        subject = file.name.removesuffix("_val.csv")
-        examples = _records(folder / "dev" / f"{subject}_dev.csv")[:shots]
-        head = f"以下是中国关于{SUBJECTS.get(subject, subject)}的单项选择题，请选出其中的正确答案。\n\n"
-        for row in _records(file):
-            place += 1
-            yield SuiteQuestion(
-                place,
-                _letter(row["answer"]),
-                prompt=_ceval_text(row),
-                head=head,
-                shots=tuple(f"{_ceval_text(one)} {_letter(one['answer'])}\n\n" for one in examples),
-                choices=LETTERS,
-            )
+    def head(subject: str) -> str:
+        return f"以下是中国关于{SUBJECTS.get(subject, subject)}的单项选择题，请选出其中的正确答案。\n\n"
+
+    return _multiple_choice(folder, "val", shots, _records, head, _ceval_text, lambda row: row["answer"])
 
 
 def _ceval_text(row: dict[str, str]) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 GENERAL_TEXT = Path(__file__).parents[1] / "embedded" / "general" / "text.jsonl"
-"""The text: a passage in each line."""
+"""A passage in each line."""
 BOUND = 2.0
 """Nats per token; docs/decisions/0046 has the measurements behind it."""
+
+
+def passages() -> list[str]:
+    return [json.loads(line)["text"] for line in GENERAL_TEXT.read_text(encoding="utf-8").splitlines()]
 
 
 class Forgetting(BaseModel):

@@ -8,7 +8,6 @@ held.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers import (
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.metrics.intervals import Table, interval, ratio
-from tunewright.plan.forgetting import GENERAL_TEXT, Forgetting, has_forgotten
+from tunewright.plan.forgetting import Forgetting, has_forgotten, passages
 from tunewright.trainer.speed import uncompiled
 
 LIKELIEST = 128
@@ -160,8 +159,7 @@ def tell_forgetting(events: EventLog, found: Forgetting) -> None:
 def encoded(tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
     """The tokens of each passage of the text, the shortest first, as a document that the model completes: without a
     chat template."""
-    texts = [json.loads(line)["text"] for line in GENERAL_TEXT.read_text(encoding="utf-8").splitlines()]
-    rows = [tokenizer(text)["input_ids"][: min(_LONGEST, context)] for text in texts]
+    rows = [tokenizer(text)["input_ids"][: min(_LONGEST, context)] for text in passages()]
     return sorted((row for row in rows if len(row) > 1), key=len)
 
 

@@ -194,12 +194,13 @@ def _train(
         return None
     best.tell(events, trainer.state)
     is_last = best.found is None or best.found.step == trainer.state.global_step
-    has_weights = take_weights(trainer, None if is_last else checkpoints.best())
+    earlier = None if is_last else checkpoints.best()
+    has_weights = take_weights(trainer, earlier)
     # Of a sharded model the weights of an earlier checkpoint are in the product alone.
     forgetting = general.measure(again=not is_last) if has_weights else None
     if forgetting is not None:
         tell_forgetting(events, forgetting)
-    save_product(trainer, tokenizer, folder, None if is_last else checkpoints.best())
+    save_product(trainer, tokenizer, folder, earlier)
     if changes_base(tuning.init):
         put_on_plain_base(folder, checkpoints.usable())
     of_product = metrics.latest if best.found is None else checkpoints.metrics_of(best.found.step)
