@@ -15,12 +15,13 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
+import hypothesis
 import pytest
 from psutil import virtual_memory
 from sqlalchemy import text
-from xdist.scheduler import LoadScopeScheduling
 
 from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job
+from scheduling import ByService
 from tunewright.ids import result_file_id
 from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.workspace import Workspace
@@ -29,20 +30,6 @@ from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
-SHARED = {
-    "engine/service": {
-        "test_bad_generations", "test_exports", "test_generation", "test_jobs", "test_metrics", "test_mixed_batches",
-        "test_openai", "test_openai_generations", "test_registration", "test_reloads", "test_rendering",
-        "test_swapping", "test_thousand_adapters",
-    },
-    "engine/checking_service": {"test_deployments", "test_elsewhere", "test_parity"},
-    "process/service": {
-        "test_cleanings", "test_dpo_service", "test_exports", "test_grpo_service", "test_mixed_files",
-        "test_steps_service",
-    },
-}  # fmt: skip
-"""Files by the folder and the fixture that starts the service they share. xdist's own groups (3.8) have no effect with
-pytest 9.2, whose node ids it cannot change."""
 _IN_MEMORY = Path("/dev/shm")
 _MUCH = 12 * 2**30
 """Bytes; the whole suite leaves less than a fourth of it."""
@@ -51,8 +38,10 @@ KEPT = frozenset({"TUNEWRIGHT_ASSETS", "TUNEWRIGHT_TEST_POSTGRES"})
 
 def pytest_configure() -> None:
     """Restore SIGINT: a suite that a shell starts in the background ignores it, and so do the processes it starts.
-    Temporary folders are in memory where there is much of it: databases and products wait for no disk."""
+    Hypothesis takes the same examples every time, so that the suite fails for changes alone; `make soak-fuzz` looks for
+    others. Temporary folders are in memory where there is much of it: databases and products wait for no disk."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.load_profile("ci")
     if _IN_MEMORY.is_mount() and min(disk_usage(_IN_MEMORY).free, virtual_memory().available) > _MUCH:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
 
@@ -67,16 +56,6 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-class ByService(LoadScopeScheduling):  # type: ignore[misc]
-    """Runs the tests of a file in one worker, in order, and so those of all files that share a service."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = Path(nodeid.split("::")[0])
-        folder = path.parent.name + "/"
-        shared = (name for name, files in SHARED.items() if name.startswith(folder) and path.stem in files)
-        return next(shared, str(path))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByService:

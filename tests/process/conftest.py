@@ -13,7 +13,7 @@ from tunewright_client import Tunewright
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The files that use it are named in SHARED (tests/conftest.py)."""
+    """The files that use it are named in SHARED (tests/scheduling.py)."""
     data_dir = tmp_path_factory.mktemp("process") / "data"
     # the grader of a job in test_grpo_service has a program
     running = start_without_vllm(data_dir, "--python-graders", "unconfined")

@@ -24,6 +24,8 @@ _HEAD_BYTES = 256 * 2**10
 the frames of chunks. Neither uvicorn nor httptools has limits, and uvicorn keeps trailers."""
 _FRAMES = 2
 """Bytes of frames that are allowed for each byte of a body that comes in chunks."""
+_LAST_CALL = 1.0
+"""Seconds in which the request of a connection must begin that was accepted before the api stopped."""
 
 
 class Connection(HttpToolsProtocol):
@@ -39,7 +41,7 @@ class Connection(HttpToolsProtocol):
         self._extra_bytes = 0
         """Bytes that were no body, since the last head was complete."""
         self._body_bytes = 0
-        self._in_head = self._had_head = False
+        self._in_head = self._had_head = self._is_last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,10 +75,25 @@ class Connection(HttpToolsProtocol):
         self._end_head()
         self._had_head = True
         super().on_headers_complete()
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         super().on_body(body)
+
+    def shutdown(self) -> None:
+        """Close an idle connection, and any other after its answer.
+
+        One on which a request is about to come is not idle: uvicorn closes it, and its client, whose request waits in
+        the kernel, gets a reset instead of an answer.
+        """
+        is_new, is_between = self.cycle is None, self.cycle is None or self.cycle.response_complete
+        if is_new or (is_between and (self._in_head or _waiting_bytes(self.transport, termios.FIONREAD))):
+            self._is_last = True
+            self.loop.call_later(_LAST_CALL, super().shutdown)
+        else:
+            super().shutdown()
 
     def _end_head(self) -> None:
         self._in_head = False
@@ -131,7 +148,12 @@ def _unread(transport: asyncio.Transport) -> int:
 
     The kernel's must be counted: it takes more from the transport only after it has sent megabytes.
     """
+    return transport.get_write_buffer_size() + _waiting_bytes(transport, termios.TIOCOUTQ)
+
+
+def _waiting_bytes(transport: asyncio.Transport, queue: int) -> int:
+    """Number of bytes in a queue of the kernel: TIOCOUTQ, not received yet; FIONREAD, not read yet."""
     waiting = bytearray(4)
     with suppress(OSError):
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
-    return transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), queue, waiting)
+    return int.from_bytes(waiting, sys.byteorder)
