@@ -129,7 +129,7 @@ class EngineKeeper:
 
     def _sync(self) -> None:
         """Read the deployments from the store: new ones, ones to drain, ones to start again."""
-        for deployment, engine in self._store.deployments.all():
+        for deployment, engine in self._store.latest(self._store.deployments.all):
             served = self._served.get(deployment.model)
             if served is None:
                 options = EngineOptions(**deployment.options)

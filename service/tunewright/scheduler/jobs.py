@@ -85,7 +85,7 @@ class JobRunner:
         handled: the next round tries again."""
         failed: Exception | None = None
         self.is_at_rest = False
-        active = self._store.jobs.active()
+        active = self._store.latest(self._store.jobs.active)
         self._background.keep_only({job.id for job in active})
         for job in active:
             handle = self._release if job.state.is_final else self._handlers[job.phase]
@@ -95,7 +95,7 @@ class JobRunner:
                 failed = error
         if failed is not None:
             raise failed
-        queued = [job for job in self._store.jobs.in_states(JobState.QUEUED) if self._is_possible(job)]
+        queued = [job for job in self._store.latest(self._store.jobs.queued) if self._is_possible(job)]
         self.is_at_rest = not active and not queued
         if queued and all(map(self._can_start, queued)):
             for devices, bases in self._free_places():

@@ -89,7 +89,7 @@ class ParityChecker:
         """The pending checks that measure the same, oldest first, by content."""
 
     def tick(self) -> None:
-        waiting = {one.model.id: one for one in self._store.checks.waiting()}
+        waiting = {one.model.id: one for one in self._store.latest(self._store.checks.waiting)}
         for id in self._checks.keys() - waiting.keys():
             self._forget(id)  # deleted or cancelled meanwhile
         unmeasured = []

@@ -157,6 +157,10 @@ class JobStore:
         """Jobs in one of these states, oldest first."""
         return self._jobs(jobs.c.state.in_(states))
 
+    def queued(self) -> Sequence[Job]:
+        """Jobs that wait for their turn, oldest first."""
+        return self.in_states(JobState.QUEUED)
+
     def on_devices(self) -> Sequence[Job]:
         """Jobs that hold a device, oldest first: running ones, and ended ones whose process may still run."""
         return self._jobs(_holds_a_device())

@@ -13,6 +13,7 @@ from tunewright.store.engines import EngineStore
 from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
+from tunewright.store.latest import Latest
 from tunewright.store.listings import Listings
 from tunewright.store.models import ModelStore
 from tunewright.store.names import NameStore
@@ -37,6 +38,8 @@ class Store:
     names: NameStore
     ratings: RatingStore
     figures: FigureStore
+    latest: Latest
+    """For one thread."""
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -56,7 +59,9 @@ class Store:
             NameStore(database),
             RatingStore(database),
             FigureStore(database),
+            Latest(database),
         )
 
     def close(self) -> None:
+        self.latest.close()
         self.database.close()

@@ -16,7 +16,7 @@ log = logging.getLogger("tunewright.api")
 
 LIMIT = 0.25
 """Seconds. A longer block is logged; one that is longer by less than two ticks may be missed."""
-_TICK = 0.025
+_TICK = 0.05
 _OF_THE_LOOP = ("runners.py", "base_events.py", "selectors.py")
 """Files of asyncio from which uvloop, or asyncio's own loop, waits."""
 _DEEPEST, _DEEPEST_OF_OTHERS = 40, 4
