@@ -1,10 +1,8 @@
-"""One real service for the whole session: the embedded base, and the same base without its chat template."""
+"""Services with a real vLLM, for tests that start their own and for the folders of those that share one."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tunewright.config import EMBEDDED_BASE, embedded_base_path
+from tunewright.config import embedded_base_path
 from tunewright.store.store import Store
-from tunewright_client import Job, Tunewright
+from tunewright_client import Tunewright
 
 DEMO = embedded_base_path().parent / "demo"
 FAST = {"type": "lora", "learning_rate": 3e-3, "n_epochs": 2, "batch_size": 16, "rank": 16}
@@ -122,108 +120,10 @@ def processes_of(service: Service) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="session")
-def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded base without a chat template."""
-    folder = tmp_path_factory.mktemp("bases") / "plain"
-    shutil.copytree(embedded_base_path(), folder)
-    (folder / "chat_template.jinja").unlink()
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config.pop("chat_template", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory, plain_base: Path) -> Iterator[Service]:
-    running = start_service(
-        tmp_path_factory.mktemp("service") / "data",
-        "--base", f"{EMBEDDED_BASE}={embedded_base_path()}",
-        "--base", f"plain={plain_base}",
-        "--parity", "off",  # other tests need not wait for the parity check; test_parity and the demo have it on
-    )  # fmt: skip
-    try:
-        wait_ready(running)
-        yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture(scope="session")
-def checking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the base that `checking_service` serves: a test may change them under the engine, which read them
-    before."""
-    return Path(shutil.copytree(embedded_base_path(), tmp_path_factory.mktemp("bases") / "checking"))
-
-
-@pytest.fixture(scope="session")
-def checking_service(tmp_path_factory: pytest.TempPathFactory, checking_base: Path) -> Iterator[Service]:
-    """With the parity check on, and a model that can be deployed: `other`."""
-    root = tmp_path_factory.mktemp("checking")
-    shutil.copytree(embedded_base_path(), root / "other")
-    running = start_service(
-        root / "data",
-        "--base", f"{EMBEDDED_BASE}={checking_base}",
-        "--device", "cpu",
-        "--kv-cache-memory", "128MiB",
-        "--deployable", f"other={root / 'other'}",
-    )  # fmt: skip
-    try:
-        wait_ready(running)
-        yield running
-    finally:
-        running.stop()
-
-
 @pytest.fixture
 def client(service: Service) -> Iterator[Tunewright]:
     with service.client(timeout=120) as opened:
         yield opened
-
-
-@pytest.fixture(scope="session")
-def demo_files(service: Service) -> tuple[str, str]:
-    with service.client() as client:
-        return (
-            client.files.upload(DEMO / "train.jsonl").id,
-            client.files.upload(DEMO / "validation.jsonl").id,
-        )
-
-
-@pytest.fixture(scope="session")
-def small_file(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """32 rows of the demo: a job on it takes seconds."""
-    path = tmp_path_factory.mktemp("rows") / "small.jsonl"
-    path.write_text("".join((DEMO / "train.jsonl").open().readlines()[:32]))
-    with service.client() as client:
-        return client.files.upload(path).id
-
-
-@pytest.fixture(scope="session")
-def pirate(service: Service, demo_files: tuple[str, str]) -> Job:
-    """A finished LoRA job that made the base talk like a pirate."""
-    with service.client() as client:
-        job = client.jobs.create(
-            model=EMBEDDED_BASE,
-            training_file=demo_files[0],
-            validation_file=demo_files[1],
-            suffix="pirate",
-            seed=7,
-            metadata={"team": "tests"},
-            tuning=FAST,
-        )
-        return client.jobs.wait(job.id, timeout=240)
-
-
-@pytest.fixture
-def ask(client: Tunewright) -> Callable[[str, str], str]:
-    def answer(model: str, question: str) -> str:
-        completion = client.chat.create(
-            model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=48
-        )
-        return str(completion.text)
-
-    return answer
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "") -> Any:

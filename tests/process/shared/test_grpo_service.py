@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from test_dpo_service import ended
 from tests.engine.conftest import Service
 from tests.without_vllm import BASE
 
 from graded import prompts
+
+from .test_dpo_service import ended
 
 GRADER: Any = {
     "type": "multi",

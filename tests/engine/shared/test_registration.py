@@ -16,10 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.engine.conftest import wait_until
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Adapter, BadRequestError, Job, NotFoundError, Tunewright
-
-from .conftest import wait_until
 
 Ask = Callable[[str, str], str]
 QUESTIONS = ("What color is the sky?", "Where do bees live?", "What do cows eat?")

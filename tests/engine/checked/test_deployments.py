@@ -13,11 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.engine.conftest import DEMO, FAST, Service, wait_until
 from tests.swaps import Asker
 from tunewright.config import EMBEDDED_BASE
 from tunewright_client import BadRequestError, DeploymentFailedError, Job, NotFoundError, Tunewright
-
-from .conftest import DEMO, FAST, Service, wait_until
 
 BOT = "support-bot"
 QUESTIONS = ("What color is the sky?", "How many legs does a dog have?", "What sound does a cow make?")

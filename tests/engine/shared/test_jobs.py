@@ -13,10 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.engine.conftest import DEMO, FAST, Service, wait_until
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import BadRequestError, Job, JobFailedError, Tunewright
-
-from .conftest import DEMO, FAST, Service, wait_until
 
 QUESTION = "What color is the sky?"
 

@@ -16,14 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from lora import random_lora
 from swaps import QUESTIONS, Answer, Asker
+from tests.engine.conftest import Service, wait_until
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright.engine.http import EngineHTTP
 from tunewright.engine.scoring import SCORING_TIMEOUT, Scorer
 from tunewright.evaluate.awq_weights import load_dequantized
 from tunewright.store.store import Store
 from tunewright_client import Adapter, Export, Job, Tunewright
-
-from .conftest import Service, wait_until
 
 ALIAS = "captain"
 SMALL = {"kv_cache_memory": "64MiB"}

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.conftest import Service, wait_until
 from tunewright.config import EMBEDDED_BASE
 
-DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/tunewright.json"
+DASHBOARD = Path(__file__).parents[3] / "deploy/grafana/tunewright.json"
 BODY = {
     "model": EMBEDDED_BASE,
     "messages": [{"role": "user", "content": "What color is the sky?"}],

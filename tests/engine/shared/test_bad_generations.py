@@ -12,9 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.engine.conftest import Service, engine_runs
 from tunewright.config import EMBEDDED_BASE
-
-from .conftest import Service, engine_runs
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]

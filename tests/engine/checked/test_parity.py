@@ -14,11 +14,10 @@ import pytest
 
 from kills import tree
 from lora import ATTENTION, MLP, perturbed_base, random_lora, tampered, without
+from tests.engine.conftest import DEMO, FAST, Service, wait_until
 from tunewright.config import EMBEDDED_BASE
 from tunewright.store.store import Store
 from tunewright_client import Adapter, BadRequestError, Tunewright
-
-from .conftest import DEMO, FAST, Service, wait_until
 
 HONEST: dict[str, dict[str, Any]] = {
     "all-linear": {"strength": 0.1},

@@ -14,10 +14,9 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.engine.conftest import Service
 from tests.swaps import engine_client, in_engine
 from tunewright_client import Job, Tunewright
-
-from .conftest import Service
 
 LONG = "What color is the sky? " * 40
 """Several blocks of the prefix cache."""

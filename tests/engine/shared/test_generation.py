@@ -15,10 +15,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.engine.conftest import DEMO, Service, wait_until
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import BadRequestError, Job, NotFoundError, Tunewright
-
-from .conftest import DEMO, Service, wait_until
 
 QUESTION = "What color is the sky?"
 CHAT = [{"role": "user", "content": QUESTION}]

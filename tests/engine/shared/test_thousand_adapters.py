@@ -16,12 +16,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.engine.conftest import Service
 from tests.kills import find
 from tests.lora import CONFIG, WEIGHTS, random_lora
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright_client import Tunewright
-
-from .conftest import Service
 
 pytestmark = pytest.mark.soak
 

@@ -9,9 +9,8 @@ import httpx
 import jsonschema
 import pytest
 
+from tests.engine.conftest import Service
 from tunewright.config import EMBEDDED_BASE
-
-from .conftest import Service
 
 QUESTION = "What is the weather in Paris?"
 HELLO = [{"role": "user", "content": QUESTION}]

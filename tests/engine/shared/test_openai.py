@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.conftest import DEMO, Service
 from tunewright_client import Job, Tunewright
-
-from .conftest import DEMO, Service
 
 JOURNEY = Path(__file__).parent / "openai_journey.py"
 OPENAI_2 = Path(sys.prefix) / "openai-2"

@@ -10,12 +10,11 @@ import pytest
 import transformers
 
 from families import CONVERSATIONS, TEMPLATES, row_of
+from tests.engine.conftest import Service
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
 from tunewright.rows.chat import ChatEncoder
 from tunewright.rows.examples import UnusableRow
 from tunewright.store.store import Store
-
-from .conftest import Service
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ import pytest
 
 from evaluations import PROMPTS
 from lora import random_lora
+from tests.engine.conftest import Service, engine_runs
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
-
-from .conftest import Service, engine_runs
 
 TEXT = "The sky is blue, and the sea is too. How many legs does a dog have?"
 JSON = {"type": "object", "properties": {"sky": {"enum": ["blue", "red"]}}, "required": ["sky"]}

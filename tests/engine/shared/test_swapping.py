@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.conftest import Service, wait_until
 from tests.swaps import Swapper, in_engine, learn_answers, table, train
 from tunewright.config import EMBEDDED_BASE
 from tunewright_client import Tunewright
-
-from .conftest import Service, wait_until
 
 
 @pytest.mark.timeout(400)

@@ -11,11 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora import CONFIG, WEIGHTS, Tensors, random_lora, tampered
+from tests.engine.checked.test_parity import checked
+from tests.engine.conftest import DEMO, FAST, Service
 from tunewright.config import EMBEDDED_BASE
 from tunewright_client import Adapter
-
-from .conftest import DEMO, FAST, Service
-from .test_parity import checked
 
 PREFIX = "base_model.model."
 
