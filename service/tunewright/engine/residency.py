@@ -87,14 +87,18 @@ class ResidencyManager:
                 unloading.result()
         return {"state": "unloaded"}
 
-    async def reconcile(self) -> None:
-        """One round over all engines: load the adapters that should be loaded, and unload others."""
+    async def reconcile(self) -> bool:
+        """One round over all engines: load the adapters that should be loaded, and unload others. Returns whether all
+        engines could be asked."""
+        could_ask = True
         for engine in await asyncio.to_thread(self._store.engines.list):
             if engine.state is EngineState.READY:
                 try:
                     await self._reconcile_engine(engine)
                 except EngineError as error:
                     log.warning("engine %s: %s", engine.name, error)
+                    could_ask = False
+        return could_ask
 
     async def _reconcile_engine(self, engine: Engine) -> None:
         if (engine.name, engine.run) not in self._swept:

@@ -26,8 +26,9 @@ from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import PERIOD, beat
 
 log = logging.getLogger("tunewright.engine")
-_INTERVAL = 0.5
-"""Seconds between two rounds over all engines."""
+_INTERVAL, _AT_LEAST = 0.5, 5.0
+"""Seconds between two rounds over all engines; and where nobody has changed the database since the last one, which can
+be seen with SQLite."""
 _REMEMBERED = 10_000
 """Operations whose ids are remembered, so that repeats are recognized."""
 
@@ -68,11 +69,18 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         self._loop.run_forever()
 
     async def _keep_reconciled(self) -> None:
+        changes = self._store.database.changes()
+        done: object = None
+        due = 0.0
         while True:
-            try:
-                await self._manager.reconcile()
-            except Exception:
-                log.exception("reconciling failed; trying again")
+            version = changes.version() if changes is not None else None
+            if version is None or version != done or self._loop.time() >= due:
+                try:
+                    done = version if await self._manager.reconcile() else None
+                except Exception:
+                    log.exception("reconciling failed; trying again")
+                    done = None
+                due = self._loop.time() + _AT_LEAST
             await asyncio.sleep(_INTERVAL)
 
     async def _keep_beating(self) -> None:
