@@ -42,6 +42,9 @@ _LEAST = 1e-6
 """Probability of all other tokens below which it is rounding."""
 _SAMPLES = 1000
 """Of the bootstrap, which is repeated after each epoch."""
+_TIMES = 10
+"""How many times as many tokens as the text an epoch must have, for the model to be measured at its end: a pass over the
+text takes a third of the time of training as many tokens, so that it is at most a thirtieth of an epoch's."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Passage:
 
 
 class GeneralText(TrainerCallback):  # type: ignore[misc]
-    """Measures before the first step, at the end of each epoch, and at the end of training. Draws no random numbers."""
+    """Measures the model before training, at its end, and at the end of each epoch that is long enough. Draws no random
+    numbers."""
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         on_measured: Callable[[dict[str, float]], None],
         beat: Callable[[], None],
         *,
+        tokens_of_an_epoch: int,
         base_is_changed: bool = False,
     ) -> None:
         self._trainer = trainer
@@ -75,6 +80,7 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
         self._base_is_changed = base_is_changed
         self._file = folder.reference / "general_text.npz"
         self._rows = encoded(tokenizer, _context(trainer))
+        self._is_for_epochs = tokens_of_an_epoch >= _TIMES * sum(map(len, self._rows))
         self._before: list[Passage] | None = None
         self._measured_at: int | None = None
         self.latest: Forgetting | None = None
@@ -82,12 +88,18 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._begin(state.global_step)
+        if not self._is_beside_its_base:
+            self._begin(state.global_step)
+
+    @property
+    def _is_beside_its_base(self) -> bool:
+        """Whether the model before training is there at any time: the one without the adapter. Some initializations take
+        a part of the base into the adapter, so that without it the model is another one."""
+        return isinstance(self._trainer.model, PeftModel) and not self._base_is_changed
 
     def _begin(self, step: int) -> None:
-        """Find out what the model was before training. Some initializations take a part of the base into the adapter,
-        so that without it the model is another one."""
-        if isinstance(self._trainer.model, PeftModel) and not self._base_is_changed:
+        """Find out what the model was before training."""
+        if self._is_beside_its_base:
             with self._trainer.model.disable_adapter():
                 self._before = self._passages()
         elif self._file.is_file():
@@ -101,14 +113,15 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6:
+        is_whole = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
+        if is_whole and self._is_for_epochs:
             self.measure()
 
     def measure(self, *, again: bool = False) -> Forgetting | None:
         """What the model is now; None where there is nothing to compare with. Every rank must call it. `again`: it has
         other weights than when it was measured at this step."""
         step = self._trainer.state.global_step
-        if self._before is None:  # no step was left to be trained
+        if self._before is None:  # nothing was kept, or no step was left to be trained
             self._begin(step)
         if self._before is None or not self._rows or (self._measured_at == step and not again):
             return self.latest

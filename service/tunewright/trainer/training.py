@@ -178,6 +178,7 @@ def _train(
         folder,
         metrics.add,
         heartbeat.beat,
+        tokens_of_an_epoch=training.tokens(1),
         base_is_changed=changes_base(tuning.init),
     )
     trainer.add_callback(general)

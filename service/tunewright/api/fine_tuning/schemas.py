@@ -215,7 +215,7 @@ class EventObject(JobEventBody):
     data: dict[str, Any] | None = Field(
         description="step, total_steps, train_loss (nats per token), train_mean_token_accuracy, valid_loss, "
         "valid_mean_token_accuracy, learning_rate, grad_norm, tokens_per_second, memory_bytes, eta_seconds, at "
-        "the end of an epoch general_kl and general_loss (nats per token of general text). Of dpo, "
+        "the end, and of a long epoch, general_kl and general_loss (nats per token of general text). Of dpo, "
         "kto and orpo also, with train_ and valid_ before each: reward_margin, reward_chosen, reward_rejected, "
         "logps_chosen and logps_rejected (nats), where chosen means good answers and rejected bad ones; of dpo and "
         "orpo reward_accuracy (the share of pairs whose chosen answer has the larger reward), of orpo nll_loss (nats "
