@@ -43,7 +43,7 @@ _LEAST = 1e-6
 _SAMPLES = 1000
 """Of the bootstrap, which is repeated after each epoch."""
 _TIMES = 10
-"""How many times as many tokens as the text an epoch must have, for the model to be measured at its end: a pass over the
+"""How many times as many tokens as the text an epoch must have, for it to be measured at its end: a pass over the
 text takes a third of the time of training as many tokens, so that it is at most a thirtieth of an epoch's."""
 
 
@@ -93,7 +93,7 @@ class GeneralText(TrainerCallback):  # type: ignore[misc]
 
     @property
     def _is_beside_its_base(self) -> bool:
-        """Whether the model before training is there at any time: the one without the adapter. Some initializations take
+        """Whether the model before training is there at any time: that without the adapter. Some initializations take
         a part of the base into the adapter, so that without it the model is another one."""
         return isinstance(self._trainer.model, PeftModel) and not self._base_is_changed
 
