@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from setproctitle import setproctitle
 
+from tunewright import tracing
 from tunewright.backup.errors import BackupError
 from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, service_lock
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.config import ServerOptions, Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
 from tunewright.errors import TunewrightError
+from tunewright.log_files import keep_small
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
@@ -35,7 +40,18 @@ def main(argv: list[str]) -> int:
         print(f"tunewright serve: {_explain(error)}", file=sys.stderr)
         return 2
     os.umask(0o077)  # for everything that this process and its children write, wherever the data folder is
-    configure_logging(settings.processes.log_level)
+    missing = tracing.missing_packages() if settings.telemetry.otlp_endpoint is not None else None
+    if missing is not None:
+        text = f"--otlp-endpoint needs packages of OpenTelemetry, of which {missing} is missing"
+        print(f"tunewright serve: {text}: pip install tunewright[otlp]", file=sys.stderr)
+        return 1
+    log_file = settings.telemetry.log_file
+    try:
+        keep_log = _log_to(log_file) if log_file is not None else lambda: None
+    except OSError as error:
+        print(f"tunewright serve: --log-file {log_file} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    configure_logging(settings.processes.log_level, settings.telemetry.log_format)
     try:
         find_devices(settings.processes)
     except RuntimeError as error:
@@ -64,7 +80,7 @@ def main(argv: list[str]) -> int:
     settings = settings.with_options(data_dir=workspace.path)
     try:
         _prepare(settings, workspace)
-        return _run(settings, workspace, listener)
+        return _run(settings, workspace, listener, keep_log)
     except (BackupError, DatabaseUnusable, TunewrightError) as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
@@ -99,7 +115,26 @@ def _prepare(settings: Settings, workspace: Workspace) -> None:
         raise BackupError(f"the data folder {workspace.path} cannot be used: {error}") from error
 
 
-def _run(settings: Settings, workspace: Workspace, listener: socket.socket) -> int:
+def _log_to(path: Path) -> Callable[[], object]:
+    """Have stdout and stderr, of this process and of those that it starts, go to the end of a file. Returns what keeps
+    it small. Raises OSError."""
+    path = path.expanduser().absolute()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    sys.stdout.flush()
+    for standard in (1, 2):
+        os.dup2(log, standard)
+    os.close(log)
+
+    def keep() -> None:
+        with suppress(OSError):  # what cannot be rotated now is rotated later
+            keep_small(path)
+
+    return keep
+
+
+def _run(
+    settings: Settings, workspace: Workspace, listener: socket.socket, each_round: Callable[[], object]
+) -> int:
     setproctitle("tunewright: supervisor")
     listener.set_inheritable(True)
     services = [
@@ -125,7 +160,8 @@ def _run(settings: Settings, workspace: Workspace, listener: socket.socket) -> i
         flush=True,
     )
     reload = Reload(lambda: is_restore_pending(workspace), lambda: _prepare(settings, workspace))
-    return Supervisor(services, child_environment(with_settings=settings), workspace.run, reload).run()
+    environment = child_environment(with_settings=settings)
+    return Supervisor(services, environment, workspace.run, reload, each_round).run()
 
 
 def _listen(server: ServerOptions) -> socket.socket:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.api.gateway.proxy import _upstream_body
+from tunewright.api.gateway.upstream import upstream_body
 from tunewright.api.gateway.routing import Target
 from tunewright.config import Base, embedded_base_path
 from tunewright.registry.bases import inspect_base
@@ -148,7 +148,7 @@ def target(**changes: Any) -> Target:
 
 def sent(path: str, to: Target | None = None, **body: Any) -> dict[str, Any]:
     """What the engine gets of a request."""
-    return dict(json.loads(_upstream_body(path, {"model": "m", **body}, to or target(), None)))
+    return dict(json.loads(upstream_body(path, {"model": "m", **body}, to or target(), None)))
 
 
 def test_the_engine_gets_the_messages_that_training_has() -> None:

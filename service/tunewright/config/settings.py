@@ -34,6 +34,7 @@ from tunewright.config.options import (
     StorageOptions,
 )
 from tunewright.config.server import ServerOptions
+from tunewright.config.telemetry import ReportOptions, TelemetryOptions
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
@@ -46,11 +47,13 @@ HELP_ORDER = [
     "max_merged_kl", "max_awq_kl",
     "max_upload", "adapter_root", "max_adapter_size", "max_hub_cache_size", "max_uploads", "max_requests",
     "max_queued_jobs", "python_graders", "eval_data", "wandb_api_key", "wandb_base_url",
+    "report_to", "mlflow_tracking_uri",
     "price_per_hour", "currency", "device_watts",
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
     "max_unused_artifacts_size", "max_token_cache_size",
     "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "log_level",
+    "log_format", "log_file", "otlp_endpoint",
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
 
@@ -61,6 +64,10 @@ _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 
 _WANDB_KEY = "WANDB_API_KEY"
 """Its own variable: jobs that are reported get it of `wandb_api_key`."""
+
+_MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+"""They may have the key of a receiver of traces."""
 
 _G = TypeVar("_G", bound=Group)
 
@@ -87,6 +94,8 @@ class Options(
     ExportOptions,
     RetentionOptions,
     ProcessOptions,
+    TelemetryOptions,
+    ReportOptions,
     BaseSettings,
 ):
     """Options of `tunewright serve`. Each is also read from TUNEWRIGHT_<NAME>."""
@@ -125,6 +134,8 @@ class Settings(BaseModel):
     exports: ExportOptions = ExportOptions()
     retention: RetentionOptions = RetentionOptions()
     processes: ProcessOptions = ProcessOptions()
+    telemetry: TelemetryOptions = TelemetryOptions()
+    reports: ReportOptions = ReportOptions()
 
     def __init__(self, **options: Any) -> None:
         """Check the options together, and hand each to its group. Raises ValidationError."""
@@ -139,6 +150,8 @@ class Settings(BaseModel):
             exports=_part(ExportOptions, flat),
             retention=_part(RetentionOptions, flat),
             processes=_part(ProcessOptions, flat),
+            telemetry=_part(TelemetryOptions, flat),
+            reports=_part(ReportOptions, flat),
         )
 
     def with_options(self, **changes: Any) -> Self:
@@ -194,17 +207,27 @@ def child_environment(
     extra: dict[str, str] | None = None, *, with_settings: Settings | None = None
 ) -> dict[str, str]:
     """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
-    itself, which get its settings, keep the tokens of other services: the hub's, since no other fetches from it, and
-    that of Weights & Biases. Python imports nothing of the working directory, in the child and in what it starts.
-    Unless the operator says otherwise, threads of OpenMP sleep while they wait: those that spin keep the cores from
-    other processes (docs/decisions/0031)."""
+    itself, which get its settings, keep the tokens of other services: the hub's, since no other fetches from it, those
+    of Weights & Biases and MLflow, and of receivers of traces. Python imports nothing of the working directory, in the
+    child and in what it starts. Unless the operator says otherwise, threads of OpenMP sleep while they wait: those that
+    spin keep the cores from other processes (docs/decisions/0031)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
     else:
-        for name in (*_HUB_TOKENS, _WANDB_KEY):
+        for name in (*_HUB_TOKENS, _WANDB_KEY, *_MLFLOW_KEYS, *_OTLP_HEADERS):
             environment.pop(name, None)
     return {"OMP_WAIT_POLICY": "PASSIVE"} | environment | {"PYTHONSAFEPATH": "1"} | (extra or {})
+
+
+def mlflow_keys() -> dict[str, str]:
+    """MLflow's own variables of the operator's credentials, for jobs that are reported there."""
+    return {name: os.environ[name] for name in _MLFLOW_KEYS if os.environ.get(name)}
+
+
+def otlp_headers() -> dict[str, str]:
+    """The variables of what is sent to the receiver of traces, for engines."""
+    return {name: os.environ[name] for name in _OTLP_HEADERS if os.environ.get(name)}
 
 
 def visible_gpus() -> list[str] | None:

@@ -10,7 +10,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunewright.config import Settings
+from tunewright import tracing
+from tunewright.config import Settings, otlp_headers
 from tunewright.engine.http import SERVER_KEEPS
 from tunewright.registry.bases import BaseInfo
 
@@ -77,6 +78,9 @@ def engine_command(
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if trust_remote_code:
         command.append("--trust-remote-code")
+    endpoint = settings.telemetry.otlp_endpoint
+    if endpoint is not None and tracing.missing_packages(tracing.PACKAGES_OF_VLLM) is None:
+        command += ["--otlp-traces-endpoint", tracing.traces_url(endpoint)]
     if options.enable_lora and options.specialize_active_lora:
         # It is no option of a deployment: the operator's --no-specialize-active-lora goes over it.
         command.append("--specialize-active-lora")
@@ -133,6 +137,16 @@ def engine_environment(device: str) -> dict[str, str]:
         # vLLM's server would start new interpreters otherwise, which takes three times as long (vllm_forks)
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     return environment
+
+
+def tracing_environment(settings: Settings) -> dict[str, str]:
+    """The variables by which vLLM sends its spans as the service does: over HTTP, where it would use gRPC."""
+    if settings.telemetry.otlp_endpoint is None:
+        return {}
+    name = os.environ.get("OTEL_SERVICE_NAME", "tunewright-vllm")
+    return {
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": name, **otlp_headers(),
+    }  # fmt: skip
 
 
 def short_temporary_folder() -> Path:

@@ -69,15 +69,16 @@ class Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._error is None
 
-    async def send(self, path: str, data: bytes) -> Answer:
-        """Send a request, and return its answer when the head has arrived. Raises ConnectionClosed."""
+    async def send(self, path: str, data: bytes, headers: bytes = b"") -> Answer:
+        """Send a request, with further lines of its head, and return its answer when the head has arrived. Raises
+        ConnectionClosed."""
         self._in_use = True
         self._has_head = self._is_complete = self._keeps = self.has_begun = False
         self._headers = {}
         if self._error is not None:
             raise self._error
         assert self._transport is not None, "it is connected"
-        self._transport.writelines((_head(path, len(data)), data))
+        self._transport.writelines((_head(path, len(data)), headers, b"\r\n", data))
         while not self._has_head:
             await self._wait()
         return Answer(self, self._parser.get_status_code(), self._headers)
@@ -194,7 +195,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def send(self, path: str, data: bytes) -> tuple[Connection, Answer]:
+    async def send(self, path: str, data: bytes, headers: bytes = b"") -> tuple[Connection, Answer]:
         """Send on a kept connection, if there is one; where the server has closed it, once more on a new one.
 
         A server closes idle connections, and may do so at the moment when a request is sent. Then no part of an answer
@@ -205,13 +206,13 @@ class Pool:
         kept = self._take()
         if kept is not None:
             try:
-                return kept, await _send(kept, path, data)
+                return kept, await _send(kept, path, data, headers)
             except ConnectionClosed as error:
                 if kept.has_begun:
                     raise
                 self._on_retry(error)
         new = await self._connect()
-        return new, await _send(new, path, data)
+        return new, await _send(new, path, data, headers)
 
     def give_back(self, connection: Connection) -> None:
         if connection.release():
@@ -256,15 +257,16 @@ class Pool:
             self._sweep = asyncio.get_running_loop().call_later(wait, self._close_idle)
 
 
-async def _send(connection: Connection, path: str, data: bytes) -> Answer:
+async def _send(connection: Connection, path: str, data: bytes, headers: bytes) -> Answer:
     try:
-        return await connection.send(path, data)
+        return await connection.send(path, data, headers)
     except BaseException:
         connection.close()
         raise
 
 
 def _head(path: str, length: int) -> bytes:
+    """The head of a request, but for the blank line at its end."""
     return (
-        f"POST {path} HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
     ).encode()

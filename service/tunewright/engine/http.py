@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -87,14 +87,16 @@ class EngineHTTP:
             return text.decode(errors="replace") or None
 
     @asynccontextmanager
-    async def post(self, path: str, data: bytes) -> AsyncIterator[Answer]:
+    async def post(
+        self, path: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Answer]:
         """The answer to a JSON body, of any status, as soon as its headers have arrived. Leaving the block before the
-        answer is complete closes the connection, which aborts the request in vLLM.
+        answer is complete closes the connection, which aborts the request in vLLM. `headers`: further ones.
 
         Raises EngineBusy where there is no answer, or an incomplete one.
         """
         try:
-            connection, answer = await self._pool.send(path, data)
+            connection, answer = await self._pool.send(path, data, _lines(headers) if headers else b"")
         except OSError as error:  # also a ConnectionError, and the TimeoutError of a new connection
             raise _no_answer(error) from error
         try:
@@ -115,6 +117,10 @@ class EngineHTTP:
                 auto_decompress=False,
             )
         return self._control
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
 
 def read_error(status: int, text: bytes) -> tuple[str, str | None]:

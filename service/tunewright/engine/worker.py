@@ -52,7 +52,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
 
         settings = settings_in_child()
         setproctitle("tunewright: engine worker")
-        configure_logging(settings.processes.log_level)
+        configure_logging(settings.processes.log_level, settings.telemetry.log_format)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
         self._store = Store.open(settings.storage.resolved_database_url)
         workspace = Workspace(settings.storage.data_dir)

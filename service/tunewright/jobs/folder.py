@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -56,6 +56,7 @@ class JobFolder:
         self.token_cache = path / "token-cache"
         self.reference = path / "reference"
         self.initial = path / "initial"
+        self.trace_file = path / "trace.json"
 
     def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,18 @@ class JobFolder:
     def read_spec(self, spec: type[Spec]) -> Spec:
         """The content of `spec.json`. Raises OSError and ValueError."""
         return spec.model_validate_json(self.spec_file.read_text())
+
+    def write_trace(self, headers: Mapping[str, str]) -> None:
+        """Keep the trace of the request that created the job: its headers `traceparent` and `tracestate`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.trace_file, json.dumps(dict(headers)))
+
+    def read_trace(self) -> dict[str, str]:
+        """Empty where that request was not traced."""
+        try:
+            return dict(json.loads(self.trace_file.read_text()))
+        except (OSError, ValueError):
+            return {}
 
     def write_result(self, result: Outcome, rank: int = 0) -> None:
         """Where several ranks fail at the same moment, each writes its own file, and the last one stays."""

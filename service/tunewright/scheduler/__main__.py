@@ -9,6 +9,7 @@ import time
 
 from setproctitle import setproctitle
 
+from tunewright import tracing
 from tunewright.config import settings_in_child
 from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
@@ -16,6 +17,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.fork_server import ForkServer
+from tunewright.scheduler.job_traces import JobTraces
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityChecker
 from tunewright.scheduler.retention import Retention
@@ -29,14 +31,15 @@ _TICK = 0.2
 """Seconds between two rounds."""
 _REST, _LOOK = 1.0, 0.1
 """Seconds between two rounds while nothing runs, and between two looks whether the database was changed meanwhile."""
-_TRAINER_GRACE, _ENGINE_GRACE = 8.0, 4.0
-"""Seconds that processes have to stop; together less than the 15 s in which `tunewright serve` promises to end."""
+_TRAINER_GRACE, _ENGINE_GRACE, _FLUSH = 8.0, 4.0, 0.5
+"""Seconds that processes have to stop, and that the last spans may take; together less than the 15 s in which
+`tunewright serve` promises to end."""
 
 
 def main() -> int:
     settings = settings_in_child()
     setproctitle("tunewright: scheduler")
-    configure_logging(settings.processes.log_level)
+    configure_logging(settings.processes.log_level, settings.telemetry.log_format)
     stopping = False
 
     def ask_to_stop(*_: object) -> None:
@@ -51,7 +54,9 @@ def main() -> int:
     engines = EngineKeeper(settings, store, workspace, lifeline, devices)
     forks = ForkServer(workspace.run, lifeline, settings.jobs.fork_server_idle)
     parity = ParityChecker(settings, store, workspace, lifeline, devices, forks)
-    jobs = JobRunner(settings, store, workspace, engines, lifeline, devices, forks)
+    tracing.start(settings.telemetry.otlp_endpoint, "scheduler")
+    traces = JobTraces(store, workspace)
+    jobs = JobRunner(settings, store, workspace, engines, lifeline, devices, forks, traces)
     retention = Retention(settings.retention, store, workspace)
     heartbeat = workspace.heartbeat("scheduler")
     changes = store.database.changes()
@@ -63,7 +68,7 @@ def main() -> int:
 
     while not stopping:
         version = changes.version() if changes is not None else None
-        for part in (engines, jobs, parity, forks, retention):
+        for part in (engines, jobs, parity, forks, retention, traces):
             try:
                 part.tick()
             except Exception:  # one bad row or a full disk must not end the scheduler
@@ -80,7 +85,10 @@ def main() -> int:
     jobs.stop(_TRAINER_GRACE)
     forks.stop()
     engines.stop(_ENGINE_GRACE)
+    traces.tick()
+    traces.stop()
     store.close()
+    tracing.stop(_FLUSH)
     return 0
 
 

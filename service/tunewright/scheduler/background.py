@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 
 
 class Background:
@@ -23,7 +24,9 @@ class Background:
     def start(self, key: str, task: Callable[[], None]) -> None:
         """Start a task, unless the key has one already or was postponed to a later time."""
         if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
-            self._running[key] = self._threads.submit(task)
+            self._running[key] = self._threads.submit(
+                copy_context().run, task
+            )  # with the fields of log lines
 
     def collect(self, key: str) -> Future[None] | None:
         """The finished task of this key, which is returned once; None where none has finished."""

@@ -15,7 +15,13 @@ import psutil
 from tunewright.config import Settings, child_environment
 from tunewright.engine.batches import most_sequences
 from tunewright.engine.client import EngineDead, find_fault, probe
-from tunewright.engine.command import EngineOptions, engine_command, engine_environment, socket_folder
+from tunewright.engine.command import (
+    EngineOptions,
+    engine_command,
+    engine_environment,
+    socket_folder,
+    tracing_environment,
+)
 from tunewright.engine.leases import ENGINE, Drain
 from tunewright.engine.placement import options_of_bases, place, still_fits
 from tunewright.engine.slots import read_cost
@@ -247,7 +253,7 @@ class EngineKeeper:
             command,
             record=self._record(served),
             log_file=log_file,
-            environment=child_environment(engine_environment(device)),
+            environment=child_environment(engine_environment(device) | tracing_environment(self._settings)),
             lifeline=self._lifeline,
             name=f"engine {served.name}",
             launch=None if served.options.on_gpu else self._forks.launch,

@@ -16,7 +16,7 @@ from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 from tunewright.jobs.kinds import NO_BASE, JobError
 from tunewright.kinds import kind_of
 from tunewright.kinds.kind import WITHOUT_BASE, JobRefused, Service
-from tunewright.logs import audit
+from tunewright.logs import audit, logged_with
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.background import Background
@@ -24,6 +24,7 @@ from tunewright.scheduler.devices import CPU, Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.events import take_in_events
 from tunewright.scheduler.fork_server import ForkServer
+from tunewright.scheduler.job_traces import JobTraces
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
 from tunewright.scheduler.steps import advance, waits
 from tunewright.store.records import Job
@@ -50,6 +51,7 @@ class JobRunner:
         lifeline: int,
         devices: Devices,
         forks: ForkServer,
+        traces: JobTraces | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -58,6 +60,7 @@ class JobRunner:
         self._lifeline = lifeline
         self._devices = devices
         self._forks = forks
+        self._traces = traces or JobTraces(store, workspace)
         self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu, devices=devices.names)
         self._background = Background(2, "jobs")
         self.processes: dict[str, ChildProcess] = {}
@@ -90,7 +93,8 @@ class JobRunner:
         for job in active:
             handle = self._release if job.state.is_final else self._handlers[job.phase]
             try:
-                handle(job)
+                with logged_with(job_id=job.id):
+                    handle(job)
             except (OSError, StorageFull) as error:
                 failed = error
         if failed is not None:
@@ -100,7 +104,8 @@ class JobRunner:
         if queued and all(map(self._can_start, queued)):
             for devices, bases in self._free_places():
                 while (claimed := self._store.jobs.claim(devices, bases)) is not None:
-                    self._launch(claimed)
+                    with logged_with(job_id=claimed.id):
+                        self._launch(claimed)
 
     def _is_possible(self, job: Job) -> bool:
         """Whether the machine has as many GPUs as the job needs; where it has lost some, the job fails, since it would
@@ -212,6 +217,7 @@ class JobRunner:
             launch=self._forks.launch if kind.imports_torch else None,
         )
         devices = ", ".join(job.devices)
+        self._traces.started(job, process.pid)
         log.info("job %s runs on %s (pid %s)", job.id, devices, process.pid)
         audit("job_started", job=job.id, kind=job.kind, device=devices, pid=process.pid)
 
@@ -227,6 +233,7 @@ class JobRunner:
                 return
             process.abort(self._settings.jobs.step_timeout)
         how = process.exit() if process is not None else None
+        self._traces.exited(job, how)
         if how is not None and how.code == DISK_FULL:
             self._fail_for_full_disk(job, folder)
             return

@@ -66,9 +66,12 @@ class Supervisor:
         environment: Mapping[str, str],
         run_dir: Path,
         reload: Reload | None = None,
+        each_round: Callable[[], object] = lambda: None,
     ) -> None:
+        """`each_round`: called a few times a second, and must return at once."""
         self._services = services
         self._reload = reload
+        self._each_round = each_round
         self._environment = environment
         self._run_dir = run_dir
         self._stopping = False
@@ -94,6 +97,7 @@ class Supervisor:
                 for service in self._services:
                     self._keep(service)
                 _reap_adopted({s.group.pid for s in self._services if s.group})
+                self._each_round()
                 self._wait()
         finally:
             self._stop_all()

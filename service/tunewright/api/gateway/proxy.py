@@ -11,23 +11,22 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tunewright.api.gateway.bodies import LARGE, check_tokens, write_body
+from tunewright import tracing
+from tunewright.api.gateway.bodies import LARGE
 from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
-from tunewright.api.gateway.limits import check_limits
 from tunewright.api.gateway.reply import Rename, Reply, answer_headers
 from tunewright.api.gateway.routing import Router, Target
-from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.shadow import Shadow
-from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
+from tunewright.api.gateway.upstream import ENDED_BY_DONE, upstream_body
 from tunewright.api.gateway.usage import with_usage
 from tunewright.api.http.threads import Threads
 from tunewright.api.telemetry.counts import FAILED, LEFT, Counts
@@ -40,18 +39,13 @@ from tunewright.errors import (
     TunewrightError,
 )
 from tunewright.registry.aliases import Alias
-from tunewright.rows.control_tokens import control_tokens
 from tunewright.store.aliases import AliasStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
+from tunewright.tracing import NO_SPAN, Span
 
 log = logging.getLogger("tunewright.api")
 
-_ENDED_BY_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
-_TAKES_TEMPLATE = frozenset({"/v1/chat/completions", "/tokenize"})
-_CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
-_TAKES_NO_TEMPLATE = frozenset({"/v1/responses"})
-_RENDERED = ("messages", "tools", "documents", "instructions", "input")
-_STREAMS = frozenset({*_ENDED_BY_DONE, "/v1/responses"})
+_STREAMS = frozenset({*ENDED_BY_DONE, "/v1/responses"})
 _GENERATES_NOTHING = frozenset({"/tokenize", "/detokenize"})
 _HAS_OUTPUT = b"response.output"
 """In the first event of a response that comes from the model; others come before, as soon as vLLM has the request."""
@@ -106,13 +100,14 @@ class Gateway:
         with ExitStack() as held:
             target = await self._found(model, content, held)
             data = await self.bodies.run(
-                _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
+                upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
             await _take_turn(path, body, target, NOBODY, held)
             compilation = held.enter_context(self.grammars.compile(target, body))
             try:
-                async with self.engine(target.socket).post(path, data) as upstream:
-                    answer = await upstream.read()
+                with _engine_span(target) as span:
+                    async with self.engine(target.socket).post(path, data, span.headers()) as upstream:
+                        answer = await upstream.read()
             except EngineBusy as error:
                 raise EngineUnavailable(LOST) from error
             compilation.end()
@@ -132,7 +127,7 @@ class Gateway:
         with ExitStack() as held:
             target = await self._found(model, content, held)
             data = await self.bodies.run(
-                _upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
+                upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
             await _take_turn(path, body, target, NOBODY, held)
             try:
@@ -220,6 +215,9 @@ class Relay(Response):
             async with asyncio.timeout(limit):
                 model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
                 self._counted.named(model, alias.name if alias else "")
+                if tracing.is_on():
+                    named = {"gen_ai.request.model": self._body["model"], "gen_ai.response.model": model}
+                    tracing.current().set(named | {"tunewright.alias": alias.name if alias else None})
                 if alias is not None:
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
                 if self._path in _STREAMS and self._body.get("stream") is True:
@@ -237,6 +235,8 @@ class Relay(Response):
             seconds = (reply.began_at or time.monotonic()) - began
             self._gateway.guard.observe(alias, model, ok=error is None or error.status < 500, seconds=seconds)
         self._counted.end(200 if error is None else error.status)
+        if tracing.is_on():
+            _tell(tracing.current(), self._counted.usage, error)
         if error is not None:
             await reply.fail(error, is_response=self._path == "/v1/responses")
 
@@ -254,9 +254,9 @@ class Relay(Response):
         """The body for vLLM. Raises InvalidRequest."""
         most = self._gateway.max_generated_tokens
         if self._size is None or self._size <= LARGE:
-            return _upstream_body(self._path, self._body, target, most, size=self._size)
+            return upstream_body(self._path, self._body, target, most, size=self._size)
         return await self._gateway.bodies.run(
-            _upstream_body, self._path, self._body, target, most, size=self._size, in_parts=True
+            upstream_body, self._path, self._body, target, most, size=self._size, in_parts=True
         )
 
     async def _relay(
@@ -274,8 +274,12 @@ class Relay(Response):
         Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
         """
         try:
-            async with self._gateway.engine(target.socket).post(self._path, data) as upstream:
-                if upstream.status >= 400:
+            with _engine_span(target) as span:
+                engine = self._gateway.engine(target.socket)
+                async with engine.post(self._path, data, span.headers()) as upstream:
+                    if upstream.status < 400:
+                        await self._pass_on(upstream, target, compilation, alias, reply, span)
+                        return True
                     text = await upstream.read()
                     compilation.end()
                     if upstream.status == 404 and may_retry:
@@ -285,33 +289,47 @@ class Relay(Response):
                             f"The engine does not know {target.public_name} now: try again."
                         )
                     raise engine_error(upstream.status, text, target, self._path, self._body)
-                content_type = upstream.headers.get("content-type", "application/json")
-                headers = answer_headers(target.public_name, alias, content_type)
-                if upstream.content_type == "text/event-stream":
-                    await reply.begin(upstream.status, headers)
-                    await self._pass_events(upstream, target, reply, compilation)
-                else:
-                    # Read as a whole, so that a failure still gets a status of its own.
-                    text = Rename(target)(await upstream.read())
-                    compilation.end()
-                    self._counted.whole(text)
-                    await reply.begin(upstream.status, headers)
-                    await reply.end(text)
-                return True
         except EngineBusy as error:
             log.warning("engine at %s: %s", target.socket, error)
             raise EngineUnavailable(LOST) from error
 
+    async def _pass_on(
+        self,
+        upstream: Answer,
+        target: Target,
+        compilation: Compilation,
+        alias: Alias | None,
+        reply: Reply,
+        span: Span,
+    ) -> None:
+        content_type = upstream.headers.get("content-type", "application/json")
+        headers = answer_headers(target.public_name, alias, content_type)
+        if upstream.content_type == "text/event-stream":
+            await reply.begin(upstream.status, headers)
+            await self._pass_events(upstream, target, reply, compilation, span)
+        else:
+            # Read as a whole, so that a failure still gets a status of its own.
+            text = Rename(target)(await upstream.read())
+            compilation.end()
+            self._counted.whole(text)
+            await reply.begin(upstream.status, headers)
+            await reply.end(text)
+
     async def _pass_events(
-        self, upstream: Answer, target: Target, reply: Reply, compilation: Compilation = NO_COMPILATION
+        self,
+        upstream: Answer,
+        target: Target,
+        reply: Reply,
+        compilation: Compilation = NO_COMPILATION,
+        span: Span = NO_SPAN,
     ) -> None:
         """Pass on whole events only, so that no model name is split between two chunks.
 
         Raises EngineUnavailable where the stream ends without [DONE].
         """
         renamed = Rename(target)
-        buffered = b""
-        last = b""
+        buffered = last = b""
+        awaits_token = bool(span)
         while chunk := await upstream.part():
             buffered += chunk
             cut = buffered.rfind(b"\n\n") + 2
@@ -320,11 +338,14 @@ class Relay(Response):
                 last = whole[-32:]
                 if is_dead(whole):
                     raise EngineUnavailable(LOST)
-                if self._path in _ENDED_BY_DONE or _HAS_OUTPUT in whole:
+                if self._path in ENDED_BY_DONE or _HAS_OUTPUT in whole:
                     compilation.end()
                 if shown := self._counted.part(renamed(whole)):
                     await reply.part(shown)
-        if self._path in _ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
+                if awaits_token and self._counted.has_token:
+                    span.event("first token")
+                    awaits_token = False
+        if self._path in ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(LOST)
         await reply.end(buffered)
 
@@ -334,8 +355,20 @@ async def _take_turn(
 ) -> None:
     """Wait for the request's turn at the engine, which it has until `held` is closed."""
     if target.line is not None and path not in _GENERATES_NOTHING:
-        size = await target.line.take(caller, sequences(body))
+        with tracing.span("admission", {"tunewright.waiting": target.line.waiting}):
+            size = await target.line.take(caller, sequences(body))
         held.callback(target.line.give_back, size)
+
+
+def _engine_span(target: Target) -> AbstractContextManager[Span]:
+    return tracing.span("engine", {"gen_ai.response.model": target.public_name}, "CLIENT")
+
+
+def _tell(span: Span, usage: tuple[int, int] | None, error: TunewrightError | None) -> None:
+    if usage is not None:
+        span.set({"gen_ai.usage.input_tokens": usage[0], "gen_ai.usage.output_tokens": usage[1]})
+    if error is not None:
+        span.fail(error.code or str(error.status))  # its message may quote the request
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -343,52 +376,3 @@ async def _disconnected(receive: Receive) -> None:
         message: Message = await receive()
         if message["type"] == "http.disconnect":
             return
-
-
-def _upstream_body(
-    path: str,
-    body: dict[str, Any],
-    target: Target,
-    most_tokens: int | None,
-    *,
-    size: int | None = None,
-    in_parts: bool = False,
-) -> bytes:
-    """Check the request and encode it for vLLM. Raises InvalidRequest."""
-    check_limits(body, target.context, most_tokens, size)
-    body = {**body, **_plain_conversation(path, body, target), "model": target.internal_name}
-    if target.chat_template is not None:
-        if path in _TAKES_TEMPLATE and "prompt" not in body:
-            body["chat_template"] = target.chat_template
-        elif path in _TAKES_NO_TEMPLATE:
-            raise InvalidRequest(
-                f"{target.public_name} has a chat template of its own, which this route cannot take; use "
-                "/v1/chat/completions.",
-                param="model",
-            )
-    elif not target.base_has_template and path in _CHATS:
-        raise InvalidRequest(
-            f"{target.public_name} has no chat template: use /v1/completions, or fine-tune it with a "
-            "`chat_template`.",
-            param="model",
-            code="no_chat_template",
-        )
-    if path in _CHATS:
-        body = with_strict_tools(body)
-    if path in _ENDED_BY_DONE:
-        body = with_greedy_choices(body)
-    if target.vocabulary is not None:
-        check_tokens(body, target.vocabulary)
-    return write_body(body, in_parts=in_parts)
-
-
-def _plain_conversation(path: str, body: dict[str, Any], target: Target) -> dict[str, Any]:
-    """The parts of a body that a chat template renders, with the control tokens in them as plain text, as in training:
-    what a user writes is no turn. A `prompt` is rendered by nobody and has the control tokens that its writer wants, as
-    the `input` of embeddings has."""
-    rendered = [part for part in _RENDERED if part in body]
-    if path == "/v1/embeddings" or not rendered:
-        return {}
-    template = target.chat_template if path in _TAKES_TEMPLATE else None
-    control = control_tokens(target.control_tokens if template else target.all_control_tokens, template)
-    return {part: control.neutralized(body[part]) for part in rendered}

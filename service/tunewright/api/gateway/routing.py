@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright import tracing
 from tunewright.api.gateway.lookups import Lookups
 from tunewright.api.gateway.turns import NOBODY, Caller, Line
 from tunewright.engine.leases import ENGINE, Leases
@@ -146,7 +147,8 @@ class Router:
             if adapter is None or (is_loaded and not is_checked):
                 await asyncio.sleep(_POLL_INTERVAL)
             else:
-                await self._ensure_loaded(adapter)
+                with tracing.span("adapter load", {"gen_ai.response.model": adapter.name}):
+                    await self._ensure_loaded(adapter)
 
     def _lease(self, name: str, lease: ExitStack) -> LeaseKeys:
         """Take the leases known for `name`, and return them; none where one of them cannot be taken.

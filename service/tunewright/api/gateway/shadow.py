@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tunewright import tracing
 from tunewright.errors import Internal, RequestTimeout, TunewrightError
 from tunewright.registry.aliases import Alias
 from tunewright.store.shadow_answers import ShadowAnswerStore
@@ -96,7 +97,8 @@ class Shadow:
         self, alias: str, model: str, answered_by: str, path: str, request: dict[str, Any]
     ) -> None:
         at, began = time.time(), time.monotonic()
-        status, answer = await self._answer(model, path, request)
+        with tracing.span("shadow", {"gen_ai.response.model": model}):
+            status, answer = await self._answer(model, path, request)
         seconds = time.monotonic() - began
 
         def record() -> None:

@@ -9,12 +9,14 @@ import logging
 import re
 import time
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from secrets import token_hex
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunewright import tracing
 from tunewright.api.http.errors import error_response
 from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.errors import (
@@ -25,12 +27,16 @@ from tunewright.errors import (
     TunewrightError,
     UnsupportedFeature,
 )
-from tunewright.logs import audit
+from tunewright.logs import audit, logged_with
+from tunewright.tracing import NO_SPAN, Span
 
 log = logging.getLogger("tunewright.api")
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 """Answered to everyone: they say which version runs, what it offers and which of its parts are ready."""
+_UNTRACED = frozenset({"/health", "/ready", "/metrics"})
+"""Asked every few seconds, by machines."""
+_NO_TRACE: AbstractContextManager[Span] = nullcontext(NO_SPAN)
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _LONGEST_PATH, _LONGEST_PEER = 200, 64
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
@@ -48,6 +54,21 @@ UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
 
 class _Refused(Exception):
     """Raised into the application when its request's body is refused."""
+
+
+def _traced(scope: Scope, headers: Headers, request_id: str) -> AbstractContextManager[Span]:
+    if not tracing.is_on() or scope["path"] in _UNTRACED:
+        return _NO_TRACE
+    method = scope["method"]
+    told = {"http.request.method": method, "url.path": scope["path"][:_LONGEST_PATH]}
+    return tracing.request(method, headers, {**told, "tunewright.request_id": request_id})
+
+
+def _tell(span: Span, method: str, route: str, status: int) -> None:
+    span.rename(f"{method} {route}" if route else method)
+    span.set({"http.route": route or None, "http.response.status_code": status})
+    if status >= 500:
+        span.fail(str(status))
 
 
 class AccessMiddleware:
@@ -105,20 +126,25 @@ class AccessMiddleware:
 
         authorized = self._is_authorized(headers, scope["path"])
         scope["state"]["authorized"] = authorized
-        try:
-            if not authorized and scope["path"] not in self._open_paths:
-                await error_response(
-                    AuthenticationFailed(
-                        "Missing or wrong API key: send it as `Authorization: Bearer <key>`."
-                    )
-                )(scope, receive, answer)
-            else:
-                await self._limit_uploads(scope, headers, receive, answer)
-        finally:
-            self._record(scope, status or 500)
-            seconds = time.monotonic() - began
-            route = getattr(scope.get("route"), "path_format", "")
-            self._counts.observe(scope["method"], route, status or 500, seconds)
+        with _traced(scope, headers, request_id) as span, logged_with(
+            request_id=request_id, trace_id=span.trace_id
+        ):  # fmt: skip
+            try:
+                if not authorized and scope["path"] not in self._open_paths:
+                    await error_response(
+                        AuthenticationFailed(
+                            "Missing or wrong API key: send it as `Authorization: Bearer <key>`."
+                        )
+                    )(scope, receive, answer)
+                else:
+                    await self._limit_uploads(scope, headers, receive, answer)
+            finally:
+                self._record(scope, status or 500)
+                seconds = time.monotonic() - began
+                route = getattr(scope.get("route"), "path_format", "")
+                self._counts.observe(scope["method"], route, status or 500, seconds)
+                if span:
+                    _tell(span, scope["method"], route, status or 500)
         log.debug("%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, seconds)
 
     def _record(self, scope: Scope, status: int) -> None:

@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 from setproctitle import setproctitle
 
+from tunewright import tracing
 from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.http.app import build
@@ -42,6 +43,8 @@ log = logging.getLogger("tunewright.api")
 _DESCRIPTORS = 65_536
 _TICK = 0.1
 """Seconds between two ticks of uvicorn."""
+_FLUSH = 0.5
+"""Seconds to send the last spans, of the 4 that the supervisor gives this process."""
 _GRACE = 3
 """Seconds that running requests have to end when the process is stopped."""
 
@@ -52,12 +55,13 @@ def main() -> int:
     descriptor = parser.parse_args().fd
     settings = settings_in_child()
     setproctitle("tunewright: api")
-    configure_logging(settings.processes.log_level)
+    configure_logging(settings.processes.log_level, settings.telemetry.log_format)
     _allow_many_connections()
     store = Store.open(settings.storage.resolved_database_url)
     server, spec = build(settings, store)
     tempfile.tempdir = str(short_temporary_folder())  # for multiprocessing's socket
     manager = _start_workers(server)
+    tracing.start(settings.telemetry.otlp_endpoint, "api")
     workspace = Workspace(settings.storage.data_dir)
     assert spec.gateway is not None, "`build` has made it"
     inner = InnerGateway(
@@ -82,6 +86,7 @@ def main() -> int:
             worker.kill()
         manager.shutdown()
         store.close()
+        tracing.stop(_FLUSH)
     return 0
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from tunewright import tracing
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, TooManyRequests, quoted
+from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.data import DataOptions, inspect_apart, why_unusable
 from tunewright.store.records import FileRecord, Job, NewJob
 from tunewright.wire import Body
+
+log = logging.getLogger("tunewright.api")
 
 _REPEAT_SECONDS = 5.0
 """An identical request without an Idempotency-Key within this time is a repeat: OpenAI's client retries without one."""
@@ -37,12 +42,25 @@ def create_once(
         _check_queue(context)
         new = replace(new, idempotency_key=idempotency_key, fingerprint=fingerprint)
         job = jobs.create(new, repeat_seconds=_REPEAT_SECONDS)
+        _trace(context, job)
     if job.fingerprint != fingerprint:
         raise InvalidRequest(
             "This Idempotency-Key was used for another request; use a new key for a new job.",
             code="idempotency_key_reused",
         )
     return job
+
+
+def _trace(context: ServiceContext, job: Job) -> None:
+    """Have the trace of the job, which is made by the scheduler, refer to this request."""
+    span = tracing.current()
+    if not span:
+        return
+    span.set({"tunewright.job.id": job.id})
+    try:
+        JobFolder(context.workspace.job(job.id)).write_trace(span.headers())
+    except OSError as error:  # the job does not depend on it
+        log.warning("the trace of %s is not linked to its request: %s", job.id, error)
 
 
 def _check_queue(context: ServiceContext) -> None:

@@ -141,6 +141,16 @@ class Generation:
         self.hides_usage = False
         """The usage was asked for by the gateway, not by the client, who does not get it."""
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the first token of a stream was counted."""
+        return self._last > 0.0
+
+    @property
+    def usage(self) -> tuple[int, int] | None:
+        """Tokens of the prompt and of the answer, once the engine has told them."""
+        return self._usage
+
     def named(self, model: str, alias: str) -> None:
         """It is known which model answers, and that it exists."""
         self._series = self._counts.of(model, alias)
