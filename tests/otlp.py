@@ -40,7 +40,7 @@ def receiver() -> Iterator[tuple[Receiver, str]]:
     found = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             found.asked.set()
             found.answers.wait()

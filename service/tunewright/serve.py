@@ -20,6 +20,7 @@ from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_p
 from tunewright.config import ServerOptions, Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
 from tunewright.errors import TunewrightError
+from tunewright.kinds.fine_tuning.reporting import why_no_mlflow, why_no_tensorboard
 from tunewright.log_files import keep_small
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
@@ -45,6 +46,11 @@ def main(argv: list[str]) -> int:
         text = f"--otlp-endpoint needs packages of OpenTelemetry, of which {missing} is missing"
         print(f"tunewright serve: {text}: pip install tunewright[otlp]", file=sys.stderr)
         return 1
+    for wanted, why in (("tensorboard", why_no_tensorboard()), ("mlflow", why_no_mlflow(settings))):
+        if why is not None and wanted in settings.reports.report_to:
+            reason = why.partition(": ")[2].partition(". All else")[0]
+            print(f"tunewright serve: --report-to {wanted}: {reason}", file=sys.stderr)
+            return 1
     log_file = settings.telemetry.log_file
     try:
         keep_log = _log_to(log_file) if log_file is not None else lambda: None

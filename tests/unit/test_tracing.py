@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -234,8 +235,9 @@ def test_a_job_is_one_trace_linked_to_its_request(store: Store, data: Workspace,
     assert whole.attributes["tunewright.attempts"] == 2
     assert "secret" not in whole.to_json()
     times = [(span.start_time, span.end_time) for span in parts if span.name != "attempt"]
-    assert all(before[1] <= after[0] for before, after in zip(times, times[1:], strict=False)), times
-    assert whole.start_time <= times[0][0] and times[-1][1] <= whole.end_time
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times)), times
+    assert whole.start_time <= times[0][0]
+    assert times[-1][1] <= whole.end_time
 
 
 def test_a_scheduler_that_is_started_again_goes_on_with_the_trace(
@@ -292,6 +294,4 @@ async def test_parts_of_other_requests_do_not_mix(traced: Traced) -> None:
     await asyncio.gather(*(one(name) for name in "abc"))
     with tracing.span("of nothing"):
         pass
-    assert tree(traced.spans()) == {name: None for name in "abc"} | {
-        f"part of {name}": name for name in "abc"
-    }
+    assert tree(traced.spans()) == dict.fromkeys("abc") | {f"part of {name}": name for name in "abc"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -65,8 +66,9 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
           as {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
           "reference": "{{ item.answer }}"}; `client.graders.run` tries it on an answer
         - hyperparameters: the settings in OpenAI's older form
-        - integrations: where the job is reported, such as [{"type": "wandb", "wandb": {"project": "support"}}]; its
-          `unreported` says why it is not, where the server has no key
+        - integrations: where the job is reported: [{"type": "wandb", "wandb": {"project": "support"}}, {"type":
+          "tensorboard"}, {"type": "mlflow"}], or some of them; its `unreported` says why it is not, where the server
+          lacks what they need
         - steps: jobs that follow this one, each from the model of the one before, such as [{"training_file":
           Path("pairs.jsonl"), "method": "dpo"}]; `pipeline` shows them all
         - suffix: a part of the new model's name
@@ -166,6 +168,13 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
             else file
             for number, file in enumerate(dict.fromkeys(files))
         }
+
+    async def tensorboard(self, job_id: str, path: str | os.PathLike[str]) -> Path:
+        """Download a job's TensorBoard files as a tar file, whose folder `tensorboard --logdir` shows; otherwise like
+        `client.models.download`. Raises NotFoundError where it has none."""
+        return await self._http.download(
+            endpoints.download_tensorboard(job_id), f"{job_id}-tensorboard", path
+        )
 
     def checkpoints(
         self, job_id: str, after: str | None = None, limit: int | None = None

@@ -183,6 +183,10 @@ def text_of(path: str, params: Mapping[str, int | None]) -> Call[str]:
     )
 
 
+def download_tensorboard(job_id: str) -> Call[None]:
+    return _download(JOBS + path_of(job_id), "/tensorboard")
+
+
 def list_checkpoints(job_id: str, after: str | None, limit: int | None) -> Call[PageData[Checkpoint]]:
     path = f"{JOBS}{path_of(job_id)}/checkpoints"
     return list_call(path, Checkpoint.model_validate, {"after": after, "limit": limit})
@@ -274,10 +278,10 @@ def download_model(name: str) -> Call[None]:
     return _download(path_of("models", name))
 
 
-def _download(path: str) -> Call[None]:
+def _download(path: str, what: str = "/download") -> Call[None]:
     return Call(
         "GET",
-        path + "/download",
+        path + what,
         lambda _: None,
         headers={"accept": "application/x-tar", "accept-encoding": "identity"},
         stream=True,

@@ -190,6 +190,10 @@ _FILES = ("training_file", "validation_file")
     '"dpo"}; files are ones here or ids. May be repeated.',
 )  # fmt: skip
 @click.option("--wandb", metavar="PROJECT", help="Report it to this project of Weights & Biases.")
+@click.option(
+    "--tensorboard", is_flag=True, help="Keep TensorBoard's files with the job: `jobs tensorboard`."
+)
+@click.option("--mlflow", metavar="EXPERIMENT", help="Report it to this experiment of the server's MLflow.")
 @click.option("--suffix", help="Part of the model's name: ft:BASE:SUFFIX:ID.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed, files and settings give the same run.")
 @click.option("--metadata", type=KeyValue(), multiple=True, help="Kept with the job; may be repeated.")
@@ -234,6 +238,8 @@ def create(
     sharding: str | None,
     then: tuple[dict[str, Any], ...],
     wandb: str | None,
+    tensorboard: bool,
+    mlflow: str | None,
     suffix: str | None,
     seed: int | None,
     metadata: tuple[tuple[str, str], ...],
@@ -316,11 +322,20 @@ def create(
         mix=mix or None,
         grader=grader,
         steps=[_step(one) for one in then] or None,
-        integrations=[{"type": "wandb", "wandb": {"project": wandb}}] if wandb else None,
+        integrations=_integrations(wandb, tensorboard, mlflow) or None,
     )
     if job.unreported:
         remote.out.note(job.unreported)
     return print_created(remote, JOBS, job, watch)
+
+
+def _integrations(wandb: str | None, tensorboard: bool, mlflow: str | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"type": "wandb", "wandb": {"project": wandb}}] if wandb else []
+    if tensorboard:
+        found.append({"type": "tensorboard"})
+    if mlflow:
+        found.append({"type": "mlflow", "mlflow": {"experiment": mlflow}})
+    return found
 
 
 def _step(step: dict[str, Any]) -> dict[str, Any]:

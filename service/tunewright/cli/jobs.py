@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from tunewright.cli.create import create
@@ -38,6 +40,26 @@ def list_jobs(remote: Remote, limit: int) -> None:
         ["ID", "STATUS", "STEP", "LOSS", "MODEL", "RESULT", "CREATED"],
         row,
     )
+
+
+@jobs.command(
+    epilog=examples(
+        f"tunewright jobs tensorboard {JOBS.example}",
+        f"tunewright jobs tensorboard {JOBS.example} -o run.tar && tar xf run.tar",
+    )
+)
+@click.argument("job_id")
+@click.option(
+    "-o", "--output", metavar="PATH", default=".", help="File or folder to write to.  [default: this folder]"
+)
+@on_service
+def tensorboard(remote: Remote, job_id: str, output: str) -> None:
+    """Download a job's TensorBoard files as a tar file, which may be done while it runs."""
+    path = remote.client.jobs.tensorboard(job_id, output)
+    if remote.out.as_json:
+        remote.out.json({"id": job_id, "path": str(path), "bytes": path.stat().st_size})
+    else:
+        remote.out.line(str(path))
 
 
 @jobs.command(epilog=examples("tunewright jobs show ftjob-Zk3mP0aYc7vTqLw9XnB2sR8d"))
@@ -83,7 +105,14 @@ def show(remote: Remote, job_id: str) -> None:
 def _reported(job: Job) -> str | None:
     if job.unreported or not job.integrations:
         return job.unreported
-    return ", ".join(f"{one['type']}, project {one[one['type']]['project']}" for one in job.integrations)
+    return "; ".join(map(_integration, job.integrations))
+
+
+def _integration(one: dict[str, Any]) -> str:
+    """An integration with what says where: a project, an experiment."""
+    of_type = one.get(one["type"]) or {}
+    where = next((f", {name} {of_type[name]}" for name in ("project", "experiment") if of_type.get(name)), "")
+    return f"{one['type']}{where}"
 
 
 def _best(best: JobBest | None) -> str | None:

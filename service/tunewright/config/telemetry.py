@@ -50,4 +50,9 @@ class ReportOptions(Group):
     def _check_address(self) -> Self:
         if "mlflow" in self.report_to and self.mlflow_tracking_uri is None:
             raise ValueError("report_to names mlflow: set --mlflow-tracking-uri too")
+        if "@" in (self.mlflow_tracking_uri or ""):
+            raise ValueError(
+                "it may have no credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN"
+            )
         return self

@@ -57,6 +57,8 @@ class JobFolder:
         self.reference = path / "reference"
         self.initial = path / "initial"
         self.trace_file = path / "trace.json"
+        self.tensorboard = path / "tensorboard"
+        self.mlflow_file = path / "mlflow.json"
 
     def write_spec(self, spec: BaseModel) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -77,6 +79,13 @@ class JobFolder:
             return dict(json.loads(self.trace_file.read_text()))
         except (OSError, ValueError):
             return {}
+
+    def read_mlflow_run(self) -> str | None:
+        """The id of the job's run in MLflow; None where it has none yet."""
+        try:
+            return str(json.loads(self.mlflow_file.read_text())["run_id"])
+        except (OSError, ValueError, LookupError):
+            return None
 
     def write_result(self, result: Outcome, rank: int = 0) -> None:
         """Where several ranks fail at the same moment, each writes its own file, and the last one stays."""

@@ -43,6 +43,20 @@ class WandbProject(BaseModel):
     """Of a server of the operator's own."""
 
 
+class MlflowRun(BaseModel):
+    """A run in MLflow."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    experiment: str | None = None
+    """`tunewright` where none is named."""
+    name: str | None = None
+    """The job's id by default."""
+    tags: dict[str, str] = {}
+    tracking_uri: str = ""
+    """Of the operator's server."""
+
+
 class TrainingSpec(BaseModel):
     """`spec.json`: the input of the trainer."""
 
@@ -84,6 +98,10 @@ class TrainingSpec(BaseModel):
     """Whether graders may be programs, as the operator says."""
     wandb: WandbProject | None = None
     """Where the run is reported; the key is in the environment."""
+    tensorboard: bool = False
+    """Whether the folder gets TensorBoard's files."""
+    mlflow: MlflowRun | None = None
+    """Where the run is reported; credentials are in the environment."""
     earlier: tuple[Earlier, ...] = ()
     """Finished jobs on the same base, newest first: by their speed the time is predicted."""
     rates: Rates = Rates()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from tunewright.trainer.reporting import WandbReport
 from tunewright.trainer.sharding import prepare_sharded_loading, sharded_arguments, spec_at
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.speed import compile_layers
+from tunewright.trainer.trackers import Tracker, trackers
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,20 @@ def train(
 ) -> TrainingResult | None:
     """Train, and return the result, or None where the run was asked to stop and saved a checkpoint. Where the spec says
     so it is reported."""
+    reports: list[WandbReport | Tracker] = []
     report = WandbReport(folder, spec, events) if rank() == 0 else None
+    if report is not None:
+        resumed = latest_checkpoint(folder) if spec.tensorboard or spec.mlflow is not None else None
+        step = int(resumed.name.removeprefix("step-")) if resumed is not None else None
+        reports = [report, *trackers(folder, spec, events, step)]
     failed = True
     try:
-        result = _train(folder, spec, events, make_trainer, report)
+        result = _train(folder, spec, events, make_trainer, reports)
         failed = False
         return result
     finally:
-        if report is not None:
-            report.end(failed=failed)
+        for one in reports:
+            one.end(failed=failed)
 
 
 def _train(
@@ -110,7 +116,7 @@ def _train(
     spec: TrainingSpec,
     events: EventLog,
     make_trainer: MakeTrainer,
-    report: WandbReport | None,
+    reports: Sequence[WandbReport | Tracker],
 ) -> TrainingResult | None:
     tuning = spec.tuning
     transformers.set_seed(spec.seed)
@@ -143,7 +149,8 @@ def _train(
         events.message(
             f"torch.compile compiles the model's {layers} layers, which takes a while at the first steps"
         )
-    metrics = MetricsCallback(events, report.metrics if report is not None else None)
+    wandb = next((one.metrics for one in reports if isinstance(one, WandbReport)), None)
+    metrics = MetricsCallback(events, wandb)
     loading = LoadingCallback(events, tuning.dataloader_workers)
     best = BestCallback(tuning.best_checkpoint, tuning.early_stopping, resume_from)
     checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds, best)
@@ -151,6 +158,7 @@ def _train(
     if rank() == 0:
         shutil.rmtree(folder.work, ignore_errors=True)
     callbacks = [metrics, best, checkpoints, heartbeat, loading]
+    callbacks += [one for one in reports if isinstance(one, Tracker)]
 
     def go_on() -> None:
         heartbeat.beat()
@@ -272,7 +280,8 @@ def common_arguments(spec: TrainingSpec, folder: JobFolder, rows: int, *, evalua
         "logging_nan_inf_filter": False,
         **_evaluations(tuning.eval_interval, evaluates=evaluates),
         "save_strategy": "no",  # CheckpointCallback requests saves
-        "report_to": "none",
+        "report_to": "none",  # the callbacks are made here (`trainer.trackers`)
+        "run_name": (spec.mlflow.name if spec.mlflow is not None else None) or spec.job_id,
         "disable_tqdm": True,
         "dataloader_num_workers": tuning.dataloader_workers,
         "ddp_find_unused_parameters": False if tuning.gpus > 1 else None,

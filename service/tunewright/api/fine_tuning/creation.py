@@ -10,7 +10,7 @@ from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
 from tunewright.api.fine_tuning.gpus import check_gpus
 from tunewright.api.fine_tuning.grading import check_grading
-from tunewright.api.fine_tuning.integrations import project_of
+from tunewright.api.fine_tuning.integrations import integrations_of
 from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.methods import (
     batch_size_of,
@@ -36,7 +36,7 @@ from tunewright.kinds.fine_tuning.models import (
     FineTuningRequest,
 )
 from tunewright.kinds.fine_tuning.parents import options_of
-from tunewright.kinds.fine_tuning.reporting import why_unreported
+from tunewright.kinds.fine_tuning.reporting import why_not_all
 from tunewright.plan.initializations import served_rank
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
@@ -77,27 +77,26 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     check_rows_at_a_time(method, tuning, hyperparameters_of(body), data)
-    project = project_of(body.integrations)
     inputs = [JobInput(TRAINING_FILE, file_id=id) for id in data.weights(body.training_file)]
     if validation_file is not None:
         inputs.append(JobInput(VALIDATION_FILE, file_id=validation_file))
     if parent is not None:
         inputs.append(JobInput(PARENT, sha256=parent.sha256))
+    request = FineTuningRequest(
+        model=body.model,
+        suffix=body.suffix,
+        data=data,
+        chat_template=body.chat_template or (parent.chat_template if parent else None),
+        method=method.type,
+        grader=method.reinforcement.grader if method.reinforcement else None,
+        hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
+        tuning=TuningOptions(**tuning.model_dump()),
+        **integrations_of(body.integrations),
+    )
     return NewJob(
         kind=FINE_TUNING.name,
         base=base,
-        request=FineTuningRequest(
-            model=body.model,
-            suffix=body.suffix,
-            data=data,
-            chat_template=body.chat_template or (parent.chat_template if parent else None),
-            method=method.type,
-            grader=method.reinforcement.grader if method.reinforcement else None,
-            hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
-            tuning=TuningOptions(**tuning.model_dump()),
-            wandb=project,
-            unreported=why_unreported(context.settings) if project is not None else None,
-        ),
+        request=request.model_copy(update={"unreported": why_not_all(context.settings, request)}),
         seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
         inputs=tuple(inputs),
         metadata=body.metadata,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.creation import create_job
@@ -13,11 +14,20 @@ from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
 from tunewright.api.jobs.routes import JobSchemas, RouteTexts, add_job_routes, find_job
-from tunewright.errors import InvalidRequest
+from tunewright.api.models.artifacts import tar_of_folder
+from tunewright.errors import InvalidRequest, NotFound
+from tunewright.jobs.folder import JobFolder
 from tunewright.kinds import FINE_TUNING
 from tunewright.store.records import Job
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+
+TAR_OF_TENSORBOARD: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A tar of a folder that `tensorboard --logdir` shows.",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
+    }
+}
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
@@ -61,6 +71,27 @@ add_job_routes(
     ),
     may_resume=_may_resume,
 )
+
+
+@router.get(
+    "/{job_id}/tensorboard",
+    summary="Download a job's TensorBoard files",
+    response_class=StreamingResponse,
+    responses={**TAR_OF_TENSORBOARD, **responses(404)},
+)
+def tensorboard(context: Context, job_id: str) -> StreamingResponse:
+    """Those until now, while the job runs. They are kept with the job's folder (`--keep-job-folders-days`)."""
+    job = find_job(context, FINE_TUNING, job_id, param="job_id", code="fine_tuning_job_not_found")
+    folder = JobFolder(context.workspace.job(job.id)).tensorboard
+    try:
+        return tar_of_folder(folder, f"{job.id}-tensorboard")
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"{job.id} has no TensorBoard files: it was not reported there, has not begun to train, or its folder was "
+            "removed.",
+            param="job_id",
+            code="no_tensorboard_files",
+        ) from error
 
 
 @router.get("/{job_id}/checkpoints", summary="List a job's checkpoints", responses=responses(400, 404))

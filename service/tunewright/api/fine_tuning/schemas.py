@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, field_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
-from tunewright.api.fine_tuning.integrations import Integration
+from tunewright.api.fine_tuning.integrations import Integration, Integrations
 from tunewright.api.fine_tuning.measured import BestObject, ForgettingObject, MeasuredObject, PlannedObject
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
@@ -31,7 +31,7 @@ class FollowingStep(Body):
     data: Data | None = None
     method: Method | None = None
     suffix: str | None = None
-    integrations: Annotated[list[Integration], Field(max_length=1)] | None = None
+    integrations: Integrations | None = None
     tuning: Tuning | None = Field(
         None, description="An adapter's rank, modules and the like are those of the first job."
     )
@@ -57,9 +57,10 @@ class CreateJob(Body):
     )
     seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the job.")
-    integrations: Annotated[list[Integration], Field(max_length=1)] | None = Field(
+    integrations: Integrations | None = Field(
         None,
-        description="Where the job is reported: a project of Weights & Biases, where the operator has a key.",
+        description="Where the job is reported: Weights & Biases, TensorBoard, MLflow, each once, where the operator"
+        " has what they need.",
     )
     tuning: Tuning | None = None
     steps: Annotated[list[FollowingStep], Field(min_length=1, max_length=8)] | None = Field(
@@ -190,7 +191,7 @@ class JobObject(Wire):
             pipeline=job.pipeline,
             after=job.after,
             metadata=job.metadata,
-            integrations=[Integration.of(request.wandb)] if request.wandb else [],
+            integrations=shown(request),
             unreported=request.unreported,
             tuning=_tuning_shown(resolved or request.tuning, request.method),
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))

@@ -28,8 +28,13 @@ TAR: dict[int | str, dict[str, Any]] = {
 
 def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
     """The model's folder as a tar. Raises FileNotFoundError where it was removed meanwhile."""
-    files = _open(context.workspace.artifacts.local(model.sha256))
-    name = model.name.replace(":", "-").replace("/", "-")
+    folder = context.workspace.artifacts.local(model.sha256)
+    return tar_of_folder(folder, model.name.replace(":", "-").replace("/", "-"))
+
+
+def tar_of_folder(folder: Path, name: str) -> StreamingResponse:
+    """The files of a folder as a tar, as long as they are now. Raises FileNotFoundError."""
+    files = _open(folder)
     return StreamingResponse(
         _tar(files, name),
         media_type="application/x-tar",
@@ -78,8 +83,10 @@ def _tar(files: list[BufferedReader], name: str) -> Iterator[bytes]:
         status = os.fstat(file.fileno())
         info.size, info.mtime, info.mode = status.st_size, int(status.st_mtime), 0o644
         yield info.tobuf(tarfile.PAX_FORMAT)
+        left = info.size  # it may grow meanwhile
         with file:
-            while block := file.read(1 << 20):
+            while left and (block := file.read(min(left, 1 << 20))):
+                left -= len(block)
                 yield block
         yield b"\0" * (-info.size % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)

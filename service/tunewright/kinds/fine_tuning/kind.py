@@ -24,7 +24,13 @@ from tunewright.kinds.fine_tuning.planning import (
     warnings_of,
 )
 from tunewright.kinds.fine_tuning.publishing import publish_products
-from tunewright.kinds.fine_tuning.reporting import KEY_VARIABLE, reported, why_unreported
+from tunewright.kinds.fine_tuning.reporting import (
+    has_tensorboard,
+    keys_of,
+    mlflow_run,
+    reported,
+    why_not_all,
+)
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
@@ -85,7 +91,7 @@ class FineTuning(Kind):
             summary += f". gradient_checkpointing is {why}"
         if resolved.use_dora:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
-        unreported = why_unreported(service.settings) if request.wandb else None
+        unreported = why_not_all(service.settings, request)
         told = (("integration_inactive", unreported),) if unreported else ()
         warnings = (*told, *files.warnings, *warnings_of(base, resolved, files.rows, device))
         return Validated(resolved, summary, warnings)
@@ -131,13 +137,14 @@ class FineTuning(Kind):
             grader=request.grader,
             python_graders=service.settings.jobs.python_graders,
             wandb=reported(service.settings, job),
+            tensorboard=has_tensorboard(service.settings, job),
+            mlflow=mlflow_run(service.settings, job),
             earlier=tuple(finished_jobs(service.store, base)),
             rates=rates_of(service.settings),
         )
 
     def environment(self, service: Service, job: Job) -> dict[str, str]:
-        key = service.settings.jobs.wandb_api_key
-        return {KEY_VARIABLE: key.get_secret_value()} if key and reported(service.settings, job) else {}
+        return keys_of(service.settings, job)
 
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
         result = folder.read_result(TrainingResult)

@@ -14,7 +14,7 @@ from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.prediction import Planned
 from tunewright.plan.stopping import BestCheckpoint
 from tunewright.plan.time import Measured
-from tunewright.trainer.spec import WandbProject
+from tunewright.trainer.spec import MlflowRun, WandbProject
 
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
 """Roles of a job's inputs: the training files, that of the request first; a file of held-out rows; and the weights of
@@ -39,6 +39,9 @@ class FineTuningRequest(BaseModel):
     tuning: TuningOptions = TuningOptions()
     wandb: WandbProject | None = None
     """OpenAI's integration: where the run is reported."""
+    tensorboard: bool = False
+    mlflow: MlflowRun | None = None
+    """Further integrations."""
     unreported: str | None = None
     """Why it is not, as it was when the job was created."""
 
