@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.api.gateway.upstream import upstream_body
 from tunewright.api.gateway.routing import Target
+from tunewright.api.gateway.upstream import upstream_body
 from tunewright.config import Base, embedded_base_path
 from tunewright.registry.bases import inspect_base
 from tunewright.rows.control_tokens import (
