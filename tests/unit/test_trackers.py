@@ -22,6 +22,7 @@ from transformers import TrainerControl, TrainerState
 from preferences import job_folder, text_rows
 from rows import create_job
 from tunewright import serve
+from tunewright.backup.create import _Gatherer
 from tunewright.config import Settings
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.kinds import FINE_TUNING
@@ -229,6 +230,16 @@ def test_its_files_can_be_downloaded_while_they_grow(
     with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
         (member,) = tar.getmembers()
         assert (member.name, member.size) == (f"{job.id}-tensorboard/events.out", 1000)
+
+
+def test_its_files_are_in_backups(tmp_path: Path) -> None:
+    source, target = JobFolder(tmp_path / "job"), JobFolder(tmp_path / "backup")
+    source.tensorboard.mkdir(parents=True)
+    (source.tensorboard / "events.out").write_bytes(b"x")
+    source.mlflow_file.write_text("{}")
+    _Gatherer._records(source.path, target.path, but=set())
+    assert (target.tensorboard / "events.out").read_bytes() == b"x"
+    assert target.mlflow_file.exists()
 
 
 def test_the_operator_may_report_all_jobs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

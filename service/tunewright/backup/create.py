@@ -225,7 +225,8 @@ class _Gatherer:
 
     @staticmethod
     def _records(source: Path, target: Path, *, but: set[str]) -> None:
-        """Gather the files directly in a job's folder: the spec, the events, the log."""
+        """Gather the files directly in a job's folder, the spec, the events, the log, and those of TensorBoard."""
+        _take_folder(JobFolder(source).tensorboard, JobFolder(target).tensorboard)
         with suppress(FileNotFoundError):
             for entry in os.scandir(source):
                 unwanted = entry.name in _OF_A_RUN | but or entry.name.startswith(".")
