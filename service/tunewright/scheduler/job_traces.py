@@ -8,6 +8,7 @@ scheduler finds, the phase that it is in begins anew, but for a run.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from tunewright.store.states import JobPhase, JobState
 from tunewright.store.store import Store
 from tunewright.tracing import JobTrace
 
-UNFINISHED = tuple(state for state in JobState if not state.is_final)
+_UNFINISHED = tuple(state for state in JobState if not state.is_final)
 _PREPARE, _QUEUED, _PAUSED, _RUN = "prepare", "queued", "paused", "run"
 
 
@@ -49,11 +50,14 @@ class JobTraces:
         """See in which phases the jobs are."""
         if not tracing.is_on():
             return
-        jobs = {job.id: job for job in self._store.jobs.in_states(*UNFINISHED)}
+        jobs = {job.id: job for job in self._store.latest(self._unfinished)}
         for job in jobs.values():
             self._is_in(job, phase_of(job))
         for id in [id for id in self._open if id not in jobs]:
             self._ended(id, self._store.jobs.get(id))
+
+    def _unfinished(self) -> Sequence[Job]:
+        return self._store.jobs.in_states(*_UNFINISHED)
 
     def started(self, job: Job, pid: int | None) -> None:
         """A process of the job was started."""
