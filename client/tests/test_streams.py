@@ -305,6 +305,8 @@ def test_a_download_is_written_to_a_file_or_into_a_folder(
     assert client.models.download("ft:b:s:1", tmp_path) == tmp_path / "ft-b-s-1.tar"
     server.on("GET", "/v1/adapters/ft%3Ab%3As%3A1/download", tar)
     assert client.adapters.download("ft:b:s:1", tmp_path / "m.tar").read_bytes() == body
+    server.on("GET", "/v1/fine_tuning/jobs/ftjob-1/tensorboard", tar)
+    assert client.jobs.tensorboard("ftjob-1", tmp_path / "m.tar").read_bytes() == body
 
     async def run() -> Path:
         async with AsyncTunewright(server.url) as other:
