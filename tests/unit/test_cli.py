@@ -583,6 +583,21 @@ def test_a_folder_that_is_not_there_is_one_line(run: Run, service: FakeService, 
     assert err == f"error: no such folder: {tmp_path / 'none'}\n"
 
 
+def test_a_job_is_reported_where_it_says_and_its_files_are_downloaded(
+    run: Run, service: FakeService, tmp_path: Path
+) -> None:
+    create = ("jobs", "create", "--model", "tiny", "--training-file", "file-1")
+    assert run(*create, "--tensorboard", "--mlflow", "support")[0] == 0
+    assert service.body("POST", "/v1/fine_tuning/jobs")["integrations"] == [
+        {"type": "tensorboard"},
+        {"type": "mlflow", "mlflow": {"experiment": "support"}},
+    ]
+    service.replies["GET", "/v1/fine_tuning/jobs/ftjob-1/tensorboard"] = 200, b"tar's bytes"
+    target = tmp_path / "run.tar"
+    assert run("jobs", "tensorboard", "ftjob-1", "-o", str(target)) == (0, f"{target}\n", "")
+    assert target.read_bytes() == b"tar's bytes"
+
+
 def test_a_job_is_created_with_what_was_given(run: Run, service: FakeService, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("{}\n")
     (tmp_path / "t.jinja").write_text("{{ messages }}")
