@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from tests.engine.conftest import Service, wait_until
-from tests.without_vllm import BASE, start_without_vllm, wait_engine
+from tests.engine.conftest import Service, wait_ready, wait_until
+from tests.without_vllm import BASE, start_without_vllm
 
 from otlp import Receiver, attributes, receiver
 
@@ -30,7 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, found: tuple[Receiver, str
     environment = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
     running = start_without_vllm(folder / "data", *options, environment=environment)
     try:
-        wait_engine(running)
+        wait_ready(running)
         yield running
     finally:
         running.stop()
@@ -41,12 +41,12 @@ def test_requests_and_jobs_are_traced_as_a_whole(service: Service, found: tuple[
     headers = {"traceparent": PARENT, "x-request-id": "mine-1"}
     body = {"model": BASE, "messages": [{"role": "user", "content": "hi"}]}
     url = f"{service.url}/v1/chat/completions"
-    assert requests.post(url, json=body, headers=headers, timeout=60).status_code == 200
+    assert requests.post(url, json=body, headers=headers, timeout=120).status_code == 200
     with service.client() as client:
         file = client.files.upload(ROWS, filename="rows.jsonl").id
         cleaning = client.cleanings.create(file, ["html"])
         cleaning.wait(timeout=120)
-    wait_until(lambda: bool(traces.named("job") and traces.named("engine")), 60, "the spans")
+    wait_until(lambda: bool(traces.named("job") and traces.named("engine")), 120, "the spans")
     (request,) = (one for one in traces.named("POST /v1/chat/completions"))
     (engine,) = traces.named("engine")
     assert request.trace_id.hex() == engine.trace_id.hex() == "c" * 32

@@ -47,7 +47,7 @@ def folder_of(path: Path, **spec: Any) -> JobFolder:
 def scalars(folder: Path) -> list[tuple[int, str, float]]:
     """Step, name and value, as TensorBoard shows them: without the steps that a resumed run does again."""
     found: list[tuple[int, str, float]] = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.iterdir()):
         for event in events_in(path):
             if event.HasField("session_log"):
                 found = [one for one in found if one[0] < event.step]

@@ -88,7 +88,11 @@ def _tensorboard(folder: JobFolder, resumed_at: int | None) -> Any:
     callback = TensorBoardCallback()
     callback.logging_dir = str(folder.tensorboard)
     purge = None if resumed_at is None else resumed_at + 1
-    callback.tb_writer = callback._SummaryWriter(log_dir=callback.logging_dir, purge_step=purge)
+    # Files are named by the second: that of an attempt which ended within it would be replaced.
+    attempt = len(list(folder.tensorboard.glob("*"))) + 1
+    callback.tb_writer = callback._SummaryWriter(
+        log_dir=callback.logging_dir, purge_step=purge, filename_suffix=f".{attempt}"
+    )
     return callback
 
 
