@@ -72,7 +72,7 @@ def integrations_of(integrations: list[Integration] | None) -> dict[str, Any]:
     return found
 
 
-def shown(request: FineTuningRequest) -> list[Integration]:
+def integrations_shown(request: FineTuningRequest) -> list[Integration]:
     """The integrations of a stored request."""
     found = []
     if (project := request.wandb) is not None:

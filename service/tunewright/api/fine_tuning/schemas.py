@@ -191,7 +191,7 @@ class JobObject(Wire):
             pipeline=job.pipeline,
             after=job.after,
             metadata=job.metadata,
-            integrations=shown(request),
+            integrations=integrations_shown(request),
             unreported=request.unreported,
             tuning=_tuning_shown(resolved or request.tuning, request.method),
             progress=Progress(**progress.model_dump(include=set(Progress.model_fields)))
