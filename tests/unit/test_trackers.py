@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from tensorboardX.proto.event_pb2 import Event
+from tests.engine.conftest import wait_until
 from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
 from tests.unit.test_file_checks import upload
 from transformers import TrainerControl, TrainerState
@@ -103,6 +104,7 @@ def test_a_resumed_run_goes_on_and_the_steps_done_again_are_there_once(tmp_path:
     spec, events = folder.read_spec(TrainingSpec), EventLog(folder)
     (killed,) = trackers(folder, spec, events, None)
     log_steps(killed, 1, 2, 3, 4, ends=False)
+    wait_until(lambda: len(scalars(folder.tensorboard)) == 4, 60, "its last second to be written")
     (resumed,) = trackers(folder, spec, events, 2)
     log_steps(resumed, 3, 4, 5)
     resumed.end(failed=False)

@@ -91,7 +91,10 @@ def _tensorboard(folder: JobFolder, resumed_at: int | None) -> Any:
     # Files are named by the second: that of an attempt which ended within it would be replaced.
     attempt = len(list(folder.tensorboard.glob("*"))) + 1
     callback.tb_writer = callback._SummaryWriter(
-        log_dir=callback.logging_dir, purge_step=purge, filename_suffix=f".{attempt}"
+        log_dir=callback.logging_dir,
+        purge_step=purge,
+        filename_suffix=f".{attempt}",
+        flush_secs=1,  # tensorboardX's `flush` leaves what its thread has not written yet
     )
     return callback
 
