@@ -65,6 +65,7 @@ def passes(*command: str) -> None:
     [
         (("scheduler.__main__", "serve", "cli.main", "jobs.folder"), set()),
         (("cleaner.run", "cleaner.folder"), set()),
+        (("batcher.run", "batcher.folder"), set()),
         (("api.http.app", "api.http.process", "engine.worker"), {"numpy"}),  # litserve's
     ],
 )

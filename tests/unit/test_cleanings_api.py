@@ -212,7 +212,7 @@ def test_the_new_file_tells_its_lineage(api: TestClient, store: Store) -> None:
     }  # fmt: skip
     row = {"id": "file-new", "filename": "n", "purpose": "fine-tune", "bytes": 9, "sha256": "1" * 64}
     assert store.jobs.succeed(
-        id, CleaningResult(file="file-new"), report=report, file={**row, "lineage": lineage}
+        id, CleaningResult(file="file-new"), report=report, files=[{**row, "lineage": lineage}]
     )
     cleaning = api.get(f"{CLEANINGS}/{id}").json()
     assert (cleaning["status"], cleaning["cleaned_file"]) == ("succeeded", "file-new")
@@ -226,7 +226,7 @@ def test_a_cancelled_cleaning_lists_no_file(store: Store, api: TestClient) -> No
     id = create(api).json()["id"]
     store.jobs.cancel(id)
     row = {"id": "file-new", "filename": "n", "purpose": "fine-tune", "bytes": 9, "sha256": "1" * 64}
-    assert not store.jobs.succeed(id, CleaningResult(file="file-new"), file=row)
+    assert not store.jobs.succeed(id, CleaningResult(file="file-new"), files=[row])
     assert store.files.get("file-new") is None
     job = store.jobs.get(id)
     assert job is not None

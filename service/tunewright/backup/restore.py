@@ -120,6 +120,7 @@ def _prepare(path: Path) -> None:
     try:
         store.database.upgrade()
         store.engines.forget()
+        store.uploads.forget()
         for job in store.jobs.on_devices():
             if job.state is JobState.RUNNING:
                 store.jobs.requeue(

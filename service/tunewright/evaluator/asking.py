@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from typing import Any, Literal
 
 import aiohttp
 
-from tunewright.evaluator.folder import Asked, EvaluationSpec, complete_lines
+from tunewright.evaluator.folder import Asked, EvaluationSpec
 from tunewright.evaluator.programs import NotRun, Programs
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.suites import SuiteQuestion
 from tunewright.jobs.failure import TrainingFailed
+from tunewright.jobs.gateway import Refused, Unanswered, not_answered
+from tunewright.jobs.lines import AppendedLines
 from tunewright.metrics.figures import Scores
 
 Task = Literal["answer", "score", "choice", "program"]
@@ -68,46 +69,23 @@ class Kept:
 
 
 class AnswersFile:
-    """The answers so far. Each line is written with one call; an incomplete last line is cut off at the next start."""
+    """The answers so far, a line each."""
 
     def __init__(self, path: Path) -> None:
         self.kept: dict[Key, Kept] = {}
-        for line in complete_lines(path):
-            model, row, task, found = json.loads(line)
-            self.kept[model, row, task] = Kept.of(found)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._lines = AppendedLines(path, self._read)
+
+    def _read(self, line: bytes) -> None:
+        model, row, task, found = json.loads(line)
+        self.kept[model, row, task] = Kept.of(found)
 
     def keep(self, key: Key, kept: Kept) -> None:
-        """Raises OSError where the disk is full: then the incomplete line is cut off."""
-        line = (json.dumps([*key, kept.as_json()]) + "\n").encode()
-        before = os.fstat(self._descriptor).st_size
-        try:
-            written = os.write(self._descriptor, line)
-        except OSError:
-            written = 0
-        if written < len(line):
-            os.truncate(self._descriptor, before)
-            os.write(self._descriptor, line)  # raises the error of the disk
+        """Raises OSError where the disk is full: then nothing of the line is left."""
+        self._lines.append(json.dumps([*key, kept.as_json()]).encode())
         self.kept[key] = kept
 
     def close(self) -> None:
-        os.close(self._descriptor)
-
-
-class Unanswered(Exception):
-    """The gateway could not answer now. `is_fault`: it, or the engine, failed at this request."""
-
-    def __init__(self, message: str, *, is_fault: bool = False) -> None:
-        super().__init__(message)
-        self.is_fault = is_fault
-
-
-class Refused(Exception):
-    """The gateway or the engine refuses the request."""
-
-    def __init__(self, message: str, code: str | None) -> None:
-        super().__init__(message)
-        self.code = code
+        self._lines.close()
 
 
 async def ask_gateway(
@@ -132,18 +110,6 @@ def asked_of(model: Asked, path: str, body: dict[str, Any]) -> dict[str, Any]:
         "path": path,
         "body": {**body, "model": model.name},
     }
-
-
-def not_answered(status: int, text: bytes) -> Unanswered | Refused:
-    """What an answer with another status than 200 means."""
-    try:
-        told = json.loads(text)["error"]
-        message, code = str(told["message"]), told.get("code")
-    except (ValueError, KeyError, TypeError):
-        message, code = text.decode(errors="replace")[:500], None
-    if status >= 500 or status in (408, 429):
-        return Unanswered(message, is_fault=status not in (429, 503))
-    return Refused(message, code if isinstance(code, str) else None)
 
 
 class Asking:

@@ -17,12 +17,13 @@ from typing import Any
 
 import aiohttp
 
-from tunewright.evaluator.asking import Refused, Stopped, Unanswered, ask_gateway
+from tunewright.evaluator.asking import Stopped, ask_gateway
 from tunewright.evaluator.folder import Asked, EvaluationSpec, Loads, complete_lines
 from tunewright.evaluator.load import Loaded, Timed, load, timed
 from tunewright.evaluator.report import EvaluationReport, LoadFigures, Percentiles
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.gateway import Refused, Unanswered
 from tunewright.metrics.latency import percentile, rate
 from tunewright.plan.forgetting import passages
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import aiohttp
 
-from tunewright.evaluator.asking import Unanswered, asked_of, not_answered
+from tunewright.evaluator.asking import asked_of
 from tunewright.evaluator.folder import Asked
+from tunewright.jobs.gateway import Unanswered, not_answered
 
 
 @dataclass(frozen=True)

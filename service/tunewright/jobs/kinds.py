@@ -46,6 +46,8 @@ class JobProgress(BaseModel):
     """Nats per trained token."""
     phase: str | None = None
     """The part of an export that the step belongs to."""
+    failed: int | None = None
+    """Requests of a batch that have no answer and will have none."""
 
 
 class JobKind:
@@ -69,6 +71,15 @@ class JobKind:
     """What was measured of the product."""
     needs_base: bool = True
     """False: its jobs have the base `NO_BASE`, wait for no engine, and run on the CPU, beside those that hold GPUs."""
+
+    own_places: int | None = None
+    """How many jobs of the kind run at once, beside all others, since they wait for models most of the time; they need
+    no base. None: they take turns with all others for the devices."""
+
+    @property
+    def places(self) -> list[str]:
+        """What its jobs hold in the place of devices, where it has places of its own."""
+        return [f"{self.name}:{number}" for number in range(self.own_places or 0)]
 
     def devices_of(self, resolved: BaseModel | None) -> int:
         """How many GPUs a job of these resolved values needs, all at once."""

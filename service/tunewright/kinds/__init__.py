@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tunewright.jobs.kinds import kind_named, register
+from tunewright.kinds.batch.kind import Batch
 from tunewright.kinds.cleaning.kind import Cleaning
 from tunewright.kinds.evaluation.kind import Evaluation
 from tunewright.kinds.export.kind import Export
@@ -14,8 +15,9 @@ FINE_TUNING = FineTuning()
 EXPORT = Export()
 CLEANING = Cleaning()
 EVALUATION = Evaluation()
+BATCH = Batch()
 
-for _kind in (FINE_TUNING, EXPORT, CLEANING, EVALUATION):
+for _kind in (FINE_TUNING, EXPORT, CLEANING, EVALUATION, BATCH):
     register(_kind)
 
 

@@ -21,10 +21,14 @@ from tunewright.store.store import Store
 class JobRefused(Exception):
     """The job cannot start: `code`, the message and `param` become its error."""
 
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, param: str | None = None, report: BaseModel | None = None
+    ) -> None:
+        """`report`: more than fits into a message, as the report of the kind."""
         super().__init__(message)
         self.code = code
         self.param = param
+        self.report = report
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class Kind(JobKind, ABC):
     def environment(self, service: Service, job: Job) -> dict[str, str]:
         """What the environment of the job's process has beside that of all: what must not be in its folder."""
         return {}
+
+    def tend(self, service: Service, job: Job, folder: JobFolder) -> None:
+        """Called again and again while the job's process runs: what the process has to know is left in its folder."""
 
     def after_failure(self, job: Job, outcome: Outcome) -> tuple[BaseModel, str] | None:
         """What a job whose process has failed is queued with again: other resolved values, and a text for its events.

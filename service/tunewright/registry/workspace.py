@@ -2,6 +2,7 @@
 
 tunewright.db                the store
 files/<id>                   uploads
+uploads/<id>/                the parts of uploads that are not complete
 jobs/<id>/                   job folders
 artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`
 engines/<model>/             logs and process records of the engines
@@ -32,6 +33,7 @@ class Workspace:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.files = self.path / "files"
+        self.uploads = self.path / "uploads"
         self.jobs = self.path / "jobs"
         self.engines = self.path / "engines"
         self.run = self.path / "run"
@@ -48,7 +50,7 @@ class Workspace:
     def create(self) -> None:
         """Make the folders, readable by their owner alone. Raises OSError."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.files, self.jobs, self.engines, self.run, self.leases, self.tmp):
+        for folder in (self.files, self.uploads, self.jobs, self.engines, self.run, self.leases, self.tmp):
             folder.mkdir(mode=0o700, exist_ok=True)
         self.artifacts.create()
 
@@ -63,6 +65,9 @@ class Workspace:
 
     def file(self, id: str) -> Path:
         return self.files / path_name(id)
+
+    def upload(self, id: str) -> Path:
+        return self.uploads / path_name(id)
 
     def job(self, id: str) -> Path:
         return self.jobs / path_name(id)
@@ -91,6 +96,10 @@ class Workspace:
     def remove_file(self, id: str, is_used: Callable[[], object]) -> bool:
         """Remove the file unless `is_used()`. Returns whether it was removed."""
         return self._removals.remove(self.file(id), is_used)
+
+    def remove_upload(self, id: str) -> bool:
+        """Remove the parts of an upload that has ended. Returns whether there were any."""
+        return self._removals.remove(self.upload(id), lambda: False)
 
     def remove_job(self, id: str) -> bool:
         """Remove the folder of a job that has ended. Returns whether there was one."""

@@ -28,8 +28,9 @@ class Devices:
         return self.names[0] != CPU
 
     def has(self, device: str) -> bool:
-        """Whether a job may run on the device. Jobs that need no base run on the CPU of every machine."""
-        return device == CPU or device in self.names
+        """Whether a job may run on the device. Jobs that need no base run on the CPU of every machine, or have places
+        of their own."""
+        return not device.startswith("cuda:") or device in self.names
 
     def for_jobs(self) -> Sequence[str]:
         """Devices that a job may claim, in the order to try: jobs take the last first, since engines take the first."""

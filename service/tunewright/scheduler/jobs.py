@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError
 from tunewright.config import Settings, child_environment
 from tunewright.errors import InvalidAdapter, StorageFull
 from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
-from tunewright.jobs.kinds import NO_BASE, JobError
+from tunewright.jobs.kinds import NO_BASE, JobError, registered_kinds
 from tunewright.kinds import kind_of
 from tunewright.kinds.kind import WITHOUT_BASE, JobRefused, Service
 from tunewright.logs import audit, logged_with
@@ -102,8 +102,8 @@ class JobRunner:
         queued = [job for job in self._store.latest(self._store.jobs.queued) if self._is_possible(job)]
         self.is_at_rest = not active and not queued
         if queued and all(map(self._can_start, queued)):
-            for devices, bases in self._free_places():
-                while (claimed := self._store.jobs.claim(devices, bases)) is not None:
+            for devices, bases, kinds in self._free_places():
+                while (claimed := self._store.jobs.claim(devices, bases, kinds)) is not None:
                     with logged_with(job_id=claimed.id):
                         self._launch(claimed)
 
@@ -117,14 +117,20 @@ class JobRunner:
             self._store.jobs.fail(job.id, JobError(code="not_enough_gpus", message=text))
         return needed <= most
 
-    def _free_places(self) -> Iterator[tuple[str | Sequence[str], list[str]]]:
-        """The devices, and the bases whose jobs may claim them: those that need no base run on the CPU."""
+    def _free_places(self) -> Iterator[tuple[str | Sequence[str], list[str], list[str]]]:
+        """The devices, and the bases and kinds whose jobs may claim them: those that need no base run on the CPU, or in
+        places of their kind."""
         bases = self._engines.available_bases()
+        kinds = registered_kinds()
+        shared = [kind.name for kind in kinds if kind.own_places is None]
         if self._devices.on_gpu:
-            yield self._devices.for_jobs(), bases
-            yield CPU, [NO_BASE]
+            yield self._devices.for_jobs(), bases, shared
+            yield CPU, [NO_BASE], shared
         else:
-            yield CPU, [*bases, NO_BASE]
+            yield CPU, [*bases, NO_BASE], shared
+        for kind in kinds:
+            if kind.own_places is not None:
+                yield kind.places, [NO_BASE], [kind.name]
 
     def _base(self, job: Job) -> BaseInfo | None:
         """The base of a job; None until its files were found."""
@@ -166,7 +172,8 @@ class JobRunner:
             found = kind_of(job.kind).validate(self._service, job, base)
         except JobRefused as refusal:
             error = JobError(code=refusal.code, message=str(refusal), param=refusal.param)
-            self._store.jobs.fail(job.id, error)
+            report = refusal.report.model_dump(mode="json") if refusal.report is not None else None
+            self._store.jobs.fail(job.id, error, report=report)
             return
         resolved = found.resolved.model_dump(mode="json") if found.resolved is not None else None
         self._store.jobs.mark_valid(job.id, resolved, found.summary, found.warnings)
@@ -229,6 +236,7 @@ class JobRunner:
         if process is not None and process.is_alive():
             if job.state is JobState.PAUSING:
                 process.terminate()  # it saves a checkpoint after the current step
+            kind_of(job.kind).tend(self._service, job, folder)
             if process.silent_for(folder.last_beat()) <= self._settings.jobs.step_timeout:
                 return
             process.abort(self._settings.jobs.step_timeout)

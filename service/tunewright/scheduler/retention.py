@@ -86,7 +86,8 @@ class Retention:
         """Apply all limits once."""
         for part in (
             self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
-            self._unlisted_files, self._token_cache, self._job_folders, self._events, self._jobs, self._leases,
+            self._unlisted_files, self._uploads, self._token_cache, self._job_folders, self._events, self._jobs,
+            self._leases,
         ):  # fmt: skip
             if self._stopping.is_set():
                 return
@@ -187,6 +188,14 @@ class Retention:
                 age = self._clock() - status.st_mtime
                 if age > _NEW and self._workspace.remove_file(id, partial(self._store.files.get, id)):
                     _log_removal(f"file {id}", status.st_size, age, "it is not listed")
+
+    def _uploads(self) -> None:
+        """Remove the parts of uploads that have ended or expired, and a day later their rows."""
+        names = _names(self._workspace.uploads, "upload-*")
+        for id in names - self._store.uploads.pending():
+            if self._workspace.remove_upload(id):
+                log.info("removed the parts of upload %s, which has ended or expired", id)
+        self._store.uploads.delete_ended(self._clock() - _DAY)
 
     def _token_cache(self) -> None:
         """Remove the tokens of files that are no longer listed, then those used longest ago. A process that reads

@@ -19,7 +19,8 @@ from tunewright.store.job_rows import Event
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob, TunedModel
 from tunewright.store.states import JobPhase, JobState
-from tunewright.store.tables import checkpoints, files, job_devices, job_events, jobs, models
+from tunewright.store.tables import checkpoints, job_devices, job_events, jobs, models
+from tunewright.store.tables import files as file_rows
 
 ORDER_SECONDS = 60.0
 """Seconds after the creation of a job in which no later one starts before its files are read."""
@@ -221,11 +222,13 @@ class JobStore:
                     job_rows.add_event(connection, job, event)
             return job
 
-    def claim(self, devices: str | Sequence[str], bases: Sequence[str]) -> Job | None:
+    def claim(
+        self, devices: str | Sequence[str], bases: Sequence[str], kinds: Sequence[str] | None = None
+    ) -> Job | None:
         """Give the oldest queued job on one of `bases` as many of `devices` as it needs, those that are free and come
         first, all at once. None where no job waits, or where fewer are free: then no younger job gets them either, so
         that one which needs many gets its turn. A device that is named alone, as a text, is enough for any job: the
-        processes of a job share the CPU.
+        processes of a job share the CPU. `kinds`: those of the jobs; None: all.
 
         A job waits for older ones whose files are still read, at most `ORDER_SECONDS` for each.
         """
@@ -235,12 +238,14 @@ class JobStore:
             older.c.state == JobState.VALIDATING_FILES,
             older.c.after.is_(None),  # others may wait for long
             older.c.base.in_(bases),
+            *([] if kinds is None else [older.c.kind.in_(kinds)]),
             older.c.seq < jobs.c.seq,
             older.c.created_at > time.time() - ORDER_SECONDS,
         )
         waiting = (
             select(jobs.c.id)
             .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases), ~is_overtaking)
+            .where(*([] if kinds is None else [jobs.c.kind.in_(kinds)]))
             .order_by(jobs.c.seq)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -347,9 +352,9 @@ class JobStore:
         result: JobResult,
         *,
         report: dict[str, Any] | None = None,
-        file: dict[str, Any] | None = None,
+        files: Sequence[dict[str, Any]] = (),
     ) -> bool:
-        """End a job whose product is no model, and list the file that it made, if there is one: `file` is its row.
+        """End a job whose product is no model, and list the files that it made: their rows.
 
         False where it was cancelled before; then nothing is listed.
         """
@@ -357,8 +362,8 @@ class JobStore:
             found = job_rows.get(connection, id, lock=True)
             if found is None or found.state not in job_rows.ON_A_DEVICE:
                 return False
-            if file is not None:
-                connection.execute(insert(files).values(created_at=time.time(), **file))
+            for file in files:
+                connection.execute(insert(file_rows).values(created_at=time.time(), **file))
                 text = f"New {kind_named(found.kind).product} created: {file['id']}"
                 job_rows.add_event(connection, found, job_rows.message_event(text))
             return job_rows.succeed(connection, id, result=job_rows.as_json(result), report=report)

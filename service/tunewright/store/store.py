@@ -9,6 +9,7 @@ from tunewright.store.aliases import AliasStore
 from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
 from tunewright.store.deployments import DeploymentStore
+from tunewright.store.ends import EndStore
 from tunewright.store.engines import EngineStore
 from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
@@ -19,6 +20,7 @@ from tunewright.store.models import ModelStore
 from tunewright.store.names import NameStore
 from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
+from tunewright.store.uploads import UploadStore
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Store:
     figures: FigureStore
     latest: Latest
     """For one thread."""
+    ends: EndStore
+    uploads: UploadStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -60,6 +64,8 @@ class Store:
             RatingStore(database),
             FigureStore(database),
             Latest(database),
+            EndStore(database),
+            UploadStore(database),
         )
 
     def close(self) -> None:

@@ -38,6 +38,34 @@ files = Table(
     Column("lineage", JSON),  # of what a cleaning has made (`store.records.FileLineage`)
 )
 
+uploads = Table(
+    "uploads",  # files that come in parts; the parts' bytes are in the workspace
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("project", Text, nullable=False, server_default="default"),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("file_seconds", Integer),  # from when the file is complete until it expires
+    Column("state", String(16), nullable=False),  # pending | completed | cancelled
+    Column("file_id", String(64)),  # of a completed one
+    Column("parts", JSON),  # the ids of which the file was made, in order
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("project", Text, nullable=False, server_default="default"),
+    Column("upload_id", String(64), ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -84,6 +112,14 @@ job_devices = Table(
     metadata,
     Column("device", String(32), primary_key=True),
     Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
+job_ends = Table(
+    "job_ends",  # jobs that a user has asked to end with what they have
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("project", Text, nullable=False, server_default="default"),
+    Column("at", Float, nullable=False),
 )
 
 job_events = Table(

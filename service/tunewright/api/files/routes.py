@@ -11,19 +11,13 @@ from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
 from tunewright.api.files.find import find_file, not_found
+from tunewright.api.files.purposes import PURPOSES, check_purpose, file_name, first_status, storing
 from tunewright.api.files.schemas import FileObject
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.forms import FormFault, FormRoute
 from tunewright.api.http.wire import After, Deleted, Page, page_of
-from tunewright.atomic import is_disk_full
-from tunewright.errors import (
-    Internal,
-    InvalidRequest,
-    StorageFull,
-    UnsupportedFeature,
-    quoted,
-)
+from tunewright.errors import InvalidRequest, StorageFull
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
 from tunewright.store.states import FileStatus
@@ -32,8 +26,6 @@ from tunewright.wire import Text
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=FormRoute)
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
-_OTHER_PURPOSES = frozenset({"assistants", "batch", "vision", "user_data", "evals"})
-"""OpenAI's."""
 
 
 @router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
@@ -41,40 +33,27 @@ async def upload(
     context: Context,
     fault: FormFault,
     file: Annotated[UploadFile, File(description="JSONL, a JSON array, CSV or Parquet.")],
-    purpose: Annotated[str, Form(description="`fine-tune`.", json_schema_extra={"enum": ["fine-tune"]})],
+    purpose: Annotated[
+        str, Form(description="`fine-tune` or `batch`.", json_schema_extra={"enum": list(PURPOSES)})
+    ],
     anchor: Annotated[Literal["created_at"] | None, Form(alias=_ANCHOR, description="`created_at`.")] = None,
     seconds: Annotated[
         int | None,
         Form(alias=_SECONDS, ge=3600, le=2_592_000, description="From the anchor until the file expires."),
     ] = None,
 ) -> FileObject:
-    """The bytes are kept as they are, and their rows are checked: before the answer where the file is small, else while
-    its `status` is `uploaded`."""
+    """The bytes are kept as they are. The rows of a file for fine-tune are checked: before the answer where the file is
+    small, else while its `status` is `uploaded`. Those of a file for batch are checked when a batch is created."""
     if fault is not None:
         raise fault
-    _check_purpose(purpose)
+    check_purpose(purpose)
     if (anchor is None) != (seconds is None):
         missing = _ANCHOR if anchor is None else _SECONDS
         raise InvalidRequest(f"Missing parameter: {missing}.", param=missing, code="missing_parameter")
-    record = await context.slow.run(_keep, context, file.file, _name(file.filename), purpose, seconds)
-    return FileObject.of(await context.checks.checked(context.store, context.workspace, record))
-
-
-def _check_purpose(purpose: str) -> None:
-    if purpose in _OTHER_PURPOSES:
-        raise UnsupportedFeature(
-            f"Files are taken for the purpose fine-tune; {purpose} is not offered.", param="purpose"
-        )
-    if purpose != "fine-tune":
-        raise InvalidRequest(
-            f"Files are taken for the purpose fine-tune, not {quoted(purpose)}.", param="purpose"
-        )
-
-
-def _name(given: str | None) -> str:
-    """The last part of the given path, without unprintable characters, which could corrupt a header or a terminal."""
-    name = (given or "").replace("\\", "/").rpartition("/")[2]
-    return "".join(character for character in name if character.isprintable())[:255] or "upload.jsonl"
+    record = await context.slow.run(_keep, context, file.file, file_name(file.filename), purpose, seconds)
+    if record.status is FileStatus.UPLOADED:
+        record = await context.checks.checked(context.store, context.workspace, record)
+    return FileObject.of(record)
 
 
 def _keep(
@@ -88,41 +67,33 @@ def _keep(
     temporary = context.workspace.tmp / id
     digest, size = hashlib.sha256(), 0
     try:
-        with temporary.open("wb") as target:
-            while block := source.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-        if size == 0:
-            raise InvalidRequest("The file is empty.", param="file")
-        with context.workspace.keeping(id):
-            context.workspace.keep_file(temporary, id)
-            created_at = time.time()
-            try:
-                return context.store.files.add(
-                    id=id,
-                    filename=filename,
-                    purpose=purpose,
-                    size=size,
-                    sha256=digest.hexdigest(),
-                    created_at=created_at,
-                    expires_at=None if seconds is None else int(created_at) + seconds,
-                    status=FileStatus.UPLOADED,
-                )
-            except StorageFull:
-                context.workspace.file(id).unlink()
-                raise
-    except OSError as error:
-        if is_disk_full(error):
-            raise StorageFull(
-                "The disk is full, so the file could not be stored. Nothing of it is kept: free some space and upload "
-                "it again."
-            ) from error
-        raise Internal(
-            f"The file could not be stored: {error.strerror}. Nothing of it is kept.", code="storage_failed"
-        ) from error
+        with storing():
+            with temporary.open("wb") as target:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    size += len(block)
+                    target.write(block)
+                target.flush()
+                os.fsync(target.fileno())
+            if size == 0:
+                raise InvalidRequest("The file is empty.", param="file")
+            with context.workspace.keeping(id):
+                context.workspace.keep_file(temporary, id)
+                created_at = time.time()
+                try:
+                    return context.store.files.add(
+                        id=id,
+                        filename=filename,
+                        purpose=purpose,
+                        size=size,
+                        sha256=digest.hexdigest(),
+                        created_at=created_at,
+                        expires_at=None if seconds is None else int(created_at) + seconds,
+                        status=first_status(purpose),
+                    )
+                except StorageFull:
+                    context.workspace.file(id).unlink()
+                    raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -64,15 +64,18 @@ class FileObject(Wire):
     )
     filename: str
     purpose: str = Field(
-        description="`fine-tune` for uploads and cleaned files, `fine-tune-results` for a job's metrics (CSV), "
-        "`evaluation-results` for the answers of an evaluation (JSONL)."
+        description="`fine-tune` or `batch` for uploads, `fine-tune` for cleaned files, `fine-tune-results` for the "
+        "metrics of a job (CSV), `evaluation-results` for the answers of an evaluation (JSONL), `batch_output` for "
+        "those of a batch (JSONL)."
     )
     status: FileStatus = Field(
         description="uploaded: its rows are being checked. error: it cannot be used as it is, only with `data.columns` "
         "that say what its columns are."
     )
     status_details: str | None = Field(description="What is wrong, in one line.")
-    report: FileReport | None = Field(description="null until it was checked, and for results.")
+    report: FileReport | None = Field(
+        description="null until it was checked, for results, and for requests of a batch."
+    )
     sha256: str
     lineage: FileLineage | None = Field(description="Of a cleaned file; null for others.")
 

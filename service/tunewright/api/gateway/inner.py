@@ -5,18 +5,23 @@ It takes `POST /ask` with `{"model", "content", "path", "body"}` and sends `body
 that has the model; `POST /stream` does the same with an answer that is streamed. Leases, loading on demand, turns,
 limits and plain control tokens are those of every generation. It knows no aliases, and answers only while the model has
 the weights `content`: what an evaluation measures stays one thing, whatever is flipped, deleted or deployed meanwhile.
+
+`POST /batch?path=PATH&sticky=KEY` takes the body of a generation and answers it as the public route does, aliases
+included, below all live traffic (`below.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from tunewright.api.gateway.below import BelowLive
 from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
@@ -31,8 +36,15 @@ class InnerGateway:
     """Serves in the event loop in which it is started. `judge` is asked in the place of a model whose content is
     `EXTERNAL`."""
 
-    def __init__(self, gateway: Gateway, socket: Path, judge: ExternalJudge | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        socket: Path,
+        judge: ExternalJudge | None = None,
+        media_domains: Collection[str] = (),
+    ) -> None:
         self._gateway = gateway
+        self._below = BelowLive(gateway, media_domains)
         self._socket = socket
         self._judge = judge
         self._runner: web.AppRunner | None = None
@@ -42,6 +54,7 @@ class InnerGateway:
         app = web.Application(client_max_size=_LARGEST)
         app.router.add_post("/ask", self._ask)
         app.router.add_post("/stream", self._stream)
+        app.router.add_post("/batch", self._batch)
         # a process that is killed takes its requests back
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
         await self._runner.setup()
@@ -65,6 +78,14 @@ class InnerGateway:
         except ValueError:
             return web.json_response(InvalidRequest("The body is no JSON.").body(), status=400)
         return web.Response(body=answer, status=status, content_type="application/json")
+
+    async def _batch(self, request: web.Request) -> web.Response:
+        try:
+            raw = await request.read()
+            answer = await self._below.ask(request.query.get("path", ""), raw, request.query.get("sticky"))
+        except TunewrightError as error:
+            return web.json_response(error.body(), status=error.status)
+        return web.Response(body=answer, content_type="application/json")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """As `/ask`, of an answer whose events are passed on as they arrive; the connection is closed where it breaks

@@ -37,6 +37,11 @@ class Caller:
 
 NOBODY = Caller("")
 """Who asks for what the service asks itself: copies of requests for shadows."""
+BATCHES = Caller("batches")
+"""Who asks for the requests of batches, all together: no client has this address."""
+IDLE_SHARE, BUSY_SHARE = 3 / 4, 1 / 4
+"""The parts of an engine's sequences that batches have at most: while they are alone, and beside others. The rest is
+free for who comes next."""
 
 
 def caller_of(scope: Scope, body: dict[str, Any]) -> Caller:
@@ -79,6 +84,8 @@ class Line:
     At most `most` are in flight, and one in eight more for callers that have none. `places` is the number of sequences
     that the engine runs at once; what does not fit waits, and goes in turns: those of addresses, and within an address
     those of its users, in start-time fair queueing (Goyal, Vin, Cheng 1996) with the sequences as lengths.
+
+    Requests of batches go on only where no other waits, and have no more than a part of the places.
     """
 
     def __init__(self, name: str, most: int, places: int) -> None:
@@ -95,6 +102,10 @@ class Line:
         """The time at which the next request of a caller has its turn. Time is counted in sequences."""
         self._now: dict[_Key, int] = {}
         """The time among all addresses, and among the users of each."""
+        self._below = 0
+        """Those of the running sequences that are of batches."""
+        self._below_line: dict[_Waiting, None] = {}
+        """The requests of batches that wait, in the order in which they came."""
 
     @property
     def running(self) -> int:
@@ -109,7 +120,8 @@ class Line:
     def enter(self, caller: Caller) -> None:
         """Count a request as in flight. Raises TooManyRequests."""
         reserve = 0 if self._by_address[caller.address] else max(1, self._most // _EXTRA)
-        if self.in_flight >= self._most + reserve:
+        others = self.in_flight - self._by_address[BATCHES.address]
+        if caller != BATCHES and others >= self._most + reserve:
             raise TooManyRequests(
                 f"{self._name} has {self._most} requests in flight, which is the limit (--max-requests): try again "
                 "when some have ended."
@@ -146,8 +158,48 @@ class Line:
         self._running -= size
         self._admit()
 
+    async def take_below(self, size: int) -> int:
+        """As `take`, for a request of a batch: wait until there is room below everybody else."""
+        waiting = _Waiting(BATCHES, min(size, self.places))
+        self._below_line[waiting] = None
+        self._admit_below()
+        try:
+            await waiting.may_go
+        except asyncio.CancelledError:
+            if waiting.may_go.cancelled():
+                self._below_line.pop(waiting, None)
+                self._admit_below()
+            else:
+                self.give_back_below(waiting.size)
+            raise
+        return waiting.size
+
+    def give_back_below(self, size: int) -> None:
+        self._below -= size
+        self.give_back(size)
+
+    def _admit_below(self) -> None:
+        """Let requests of batches go on, as long as there is room for them."""
+        while self._below_line and not self._line:
+            waiting = next(iter(self._below_line))
+            if not waiting.may_go.cancelled():  # else its task has not run since
+                share = BUSY_SHARE if self._running > self._below else IDLE_SHARE
+                room = max(1, int(self.places * share))
+                if self._running and self._running + waiting.size > self.places:
+                    return
+                if self._below and self._below + waiting.size > room:
+                    return
+                self._below += waiting.size
+                self._running += waiting.size
+                waiting.may_go.set_result(None)
+            del self._below_line[waiting]
+
     def _admit(self) -> None:
         """Let those go on that have the next turns, as long as there are places."""
+        self._admit_in_turns()
+        self._admit_below()
+
+    def _admit_in_turns(self) -> None:
         while self._line:
             waiting = self._next()
             if waiting.may_go.cancelled():  # its task has not run since

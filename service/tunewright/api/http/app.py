@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from tunewright.api.adapters import routes as adapters
 from tunewright.api.aliases import routes as aliases
+from tunewright.api.batches import routes as batches
 from tunewright.api.cleanings import routes as cleanings
 from tunewright.api.deployments import routes as deployments
 from tunewright.api.evaluations import routes as evaluations
@@ -34,12 +35,14 @@ from tunewright.api.http import errors, openapi
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.docs_page import serve_docs
 from tunewright.api.http.local import LocalMiddleware
-from tunewright.api.http.middleware import OPEN_PATHS, AccessMiddleware
+from tunewright.api.http.middleware import OPEN_PATHS, PARTS, AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.models import routes as models
 from tunewright.api.telemetry import routes as telemetry
 from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.api.telemetry.exporter import Exporter
+from tunewright.api.uploads import routes as uploads
+from tunewright.api.uploads.parts import PART_LIMIT
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
 from tunewright.engine.worker import EngineAPI
@@ -80,9 +83,10 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
         health, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations, models, adapters, aliases,
-        deployments, graders, telemetry,
+        deployments, graders, batches, uploads, telemetry,
     ):  # fmt: skip
         app.include_router(routes.router)
+    app.include_router(uploads.forms)
     upload = settings.server.max_upload + _FORM_OVERHEAD
     own_key, http = settings.server.metrics_key, HttpCounts()
     open_paths = OPEN_PATHS | ({_METRICS} if settings.server.metrics == "open" else set())
@@ -96,6 +100,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
             **dict.fromkeys(ROUTES, _GENERATION_LIMIT),
             "/v1/files": upload,
             "/v1/adapters/upload": upload,
+            PARTS: min(upload, PART_LIMIT + _FORM_OVERHEAD),
         },
         max_uploads=settings.server.max_uploads,
         unchanging=ROUTES,

@@ -26,7 +26,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunewright.api.http.errors import error_response
-from tunewright.api.http.middleware import OPEN_PATHS, UPLOADS
+from tunewright.api.http.middleware import OPEN_PATHS, is_upload
 from tunewright.errors import Forbidden, InvalidRequest, TunewrightError, cut
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
@@ -64,7 +64,7 @@ class LocalMiddleware:
         # Pages can send other methods with a body after a preflight request only.
         if scope["method"] != "POST":
             return None
-        wrong = wrong_type(headers, takes_form=(scope["method"], scope["path"]) in UPLOADS)
+        wrong = wrong_type(headers, takes_form=is_upload(scope))
         return wrong if wrong is not None and _has_route(scope) else None
 
 

@@ -49,7 +49,20 @@ _ALL_BODIES = 512 * 2**20
 """Bytes of all bodies that are in memory at a time."""
 _MOST_VALUES = 2**17
 """Values in a body that FastAPI parses, which it does in the event loop. A job with all its options has hundreds."""
-UPLOADS = (("POST", "/v1/files"), ("POST", "/v1/adapters/upload"))
+PARTS = "/v1/uploads/*/parts"
+"""What the limits of bodies call the paths of the parts of uploads."""
+_UPLOADS = frozenset({"/v1/files", "/v1/adapters/upload", PARTS})
+_IS_PART = re.compile(r"/v1/uploads/[^/]+/parts")
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether the body of a request is a form with a file, which is spooled to disk."""
+    return scope["method"] == "POST" and _limited(scope["path"]) in _UPLOADS
+
+
+def _limited(path: str) -> str:
+    """What the limits of bodies call a path."""
+    return PARTS if _IS_PART.fullmatch(path) else path
 
 
 class _Refused(Exception):
@@ -173,7 +186,7 @@ class AccessMiddleware:
 
     async def _limit_uploads(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Limit the concurrent uploads, since each may use disk space up to the limit of its body."""
-        if (scope["method"], scope["path"]) not in UPLOADS:
+        if not is_upload(scope):
             await self._limit_body(scope, headers, receive, send)
             return
         if self._uploads >= self._max_uploads:
@@ -196,10 +209,11 @@ class AccessMiddleware:
             packed = UnsupportedFeature("Bodies are taken as they are: send it without a Content-Encoding.")
             await error_response(packed)(scope, receive, send)
             return
-        limit = self._limits.get(scope["path"], self._limits[None])
-        is_spooled = (scope["method"], scope["path"]) in UPLOADS
-        is_parsed_here = scope["path"] not in self._limits
-        too_large = TooLarge(f"The body is larger than {limit} bytes, the limit for {scope['path']}.")
+        path = _limited(scope["path"])
+        limit = self._limits.get(path, self._limits[None])
+        is_spooled = is_upload(scope)
+        is_parsed_here = path not in self._limits
+        too_large = TooLarge(f"The body is larger than {limit} bytes, the limit for {path}.")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             await error_response(too_large)(scope, receive, send)

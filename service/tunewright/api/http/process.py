@@ -65,7 +65,10 @@ def main() -> int:
     workspace = Workspace(settings.storage.data_dir)
     assert spec.gateway is not None, "`build` has made it"
     inner = InnerGateway(
-        spec.gateway, inner_socket(workspace.path), ExternalJudge.of(settings.server)
+        spec.gateway,
+        inner_socket(workspace.path),
+        ExternalJudge.of(settings.server),
+        settings.serving.media_domain,
     )  # before `tempdir` is another one
     tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)

@@ -76,16 +76,18 @@ class Cleaning(Kind):
                 job.id,
                 CleaningResult(file=id),
                 report=outcome.report,
-                file={
-                    "id": id,
-                    "filename": cleaned_name(request_of(job).filename),
-                    "purpose": "fine-tune",
-                    "bytes": outcome.bytes,
-                    "sha256": outcome.sha256,
-                    "status": FileStatus.PROCESSED,
-                    "report": outcome.check,
-                    "lineage": asdict(_lineage(job, CleaningReport.model_validate(outcome.report))),
-                },
+                files=[
+                    {
+                        "id": id,
+                        "filename": cleaned_name(request_of(job).filename),
+                        "purpose": "fine-tune",
+                        "bytes": outcome.bytes,
+                        "sha256": outcome.sha256,
+                        "status": FileStatus.PROCESSED,
+                        "report": outcome.check,
+                        "lineage": asdict(_lineage(job, CleaningReport.model_validate(outcome.report))),
+                    }
+                ],
             )
         if not is_listed:  # it was cancelled
             service.workspace.remove_file(id, lambda: files.get(id))

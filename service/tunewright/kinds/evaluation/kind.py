@@ -140,14 +140,16 @@ class Evaluation(Kind):
                 job.id,
                 EvaluationResult(file=id),
                 report=report,
-                file={
-                    "id": id,
-                    "filename": f"{job.id}.jsonl",
-                    "purpose": PURPOSE,
-                    "bytes": outcome.bytes,
-                    "sha256": outcome.sha256,
-                    "status": FileStatus.PROCESSED,
-                },
+                files=[
+                    {
+                        "id": id,
+                        "filename": f"{job.id}.jsonl",
+                        "purpose": PURPOSE,
+                        "bytes": outcome.bytes,
+                        "sha256": outcome.sha256,
+                        "status": FileStatus.PROCESSED,
+                    }
+                ],
             )
         if not is_listed:  # it was cancelled
             service.workspace.remove_file(id, lambda: files.get(id))

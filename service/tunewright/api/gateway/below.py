@@ -1,0 +1,82 @@
+"""Generations below live traffic: those of batches. They are what a client could send, with a model or an alias, and go
+to an engine only where no other request waits for it (`turns.py`).
+
+A request that waits holds neither an adapter nor a deployment: it may wait for hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any
+
+from tunewright.api.gateway.bodies import LARGE, parse_body
+from tunewright.api.gateway.engine_errors import LOST, engine_error
+from tunewright.api.gateway.media import check_media
+from tunewright.api.gateway.proxy import Gateway
+from tunewright.api.gateway.reply import Rename
+from tunewright.api.gateway.routing import Target
+from tunewright.api.gateway.turns import BATCHES, sequences
+from tunewright.api.gateway.upstream import upstream_body
+from tunewright.engine.http import EngineBusy
+from tunewright.errors import EngineUnavailable, Internal, InvalidRequest, RequestTimeout
+
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+
+
+class BelowLive:
+    """Used from the event loop of the gateway."""
+
+    def __init__(self, gateway: Gateway, media_domains: Collection[str] = ()) -> None:
+        self._gateway = gateway
+        self._media_domains = frozenset(media_domains)
+
+    async def ask(self, path: str, raw: bytes, sticky: str | None) -> bytes:
+        """The answer to a body. It waits for its turn without a limit, and then for as long as a generation may take.
+        Raises TunewrightError."""
+        if path not in PATHS:
+            raise InvalidRequest(f"{path[:100]} is not answered here.", param="path")
+        bodies = self._gateway.bodies
+        body = await bodies.run(parse_body, raw) if len(raw) > LARGE else parse_body(raw)
+        if body.get("stream") or body.get("background"):
+            raise InvalidRequest(
+                "A request of a batch is neither streamed nor answered later.", param="stream"
+            )
+        check_media(body, self._media_domains)
+        model, _ = await self._gateway.router.choose(body["model"], sticky)
+        while True:
+            with ExitStack() as held:
+                line = (await self._gateway.router.find(model, held, BATCHES)).line
+            assert line is not None, "the router gives each target its line"
+            size = await line.take_below(sequences(body))
+            try:
+                async with asyncio.timeout(self._gateway.request_timeout):
+                    with ExitStack() as held:
+                        target = await self._gateway.router.find(model, held, BATCHES)
+                        if target.line is line:  # else another engine has it by now
+                            return await self._ask(target, path, body, len(raw), held)
+            except TimeoutError as error:
+                raise RequestTimeout("The generation took longer than --request-timeout.") from error
+            finally:
+                line.give_back_below(size)
+
+    async def _ask(
+        self, target: Target, path: str, body: dict[str, Any], size: int, held: ExitStack
+    ) -> bytes:
+        gateway = self._gateway
+        most = gateway.max_generated_tokens
+        data = await gateway.bodies.run(upstream_body, path, body, target, most, size=size, in_parts=True)
+        compilation = held.enter_context(gateway.grammars.compile(target, body))
+        try:
+            async with gateway.engine(target.socket).post(path, data) as upstream:
+                answer = await upstream.read()
+        except EngineBusy as error:
+            raise Internal(LOST, code="engine_failed") from error  # so that it is not asked for ever
+        compilation.end()
+        if upstream.status < 400:
+            return Rename(target)(answer)
+        if upstream.status == 404 and target.internal_name.encode() in answer:
+            raise EngineUnavailable(f"The engine does not know {target.public_name} now: try again.")
+        told = engine_error(upstream.status, answer, target, path, body)
+        raise Internal(told.message, code="engine_failed") if isinstance(told, EngineUnavailable) else told

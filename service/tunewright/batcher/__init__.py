@@ -1,0 +1,1 @@
+"""The process of a batch: answers the requests of a file, through the gateway."""

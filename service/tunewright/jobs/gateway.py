@@ -1,0 +1,38 @@
+"""What the gateway's answer to a request of a job's process means: an answer, a refusal, or that it has to be asked
+again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class Unanswered(Exception):
+    """The gateway could not answer now. `is_fault`: it, or the engine, failed at this request."""
+
+    def __init__(self, message: str, *, is_fault: bool = False) -> None:
+        super().__init__(message)
+        self.is_fault = is_fault
+
+
+class Refused(Exception):
+    """The gateway or the engine refuses the request. `error`: what it has said, as OpenAI's error object."""
+
+    def __init__(self, message: str, code: str | None, status: int = 400, error: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.error = error
+
+
+def not_answered(status: int, text: bytes) -> Unanswered | Refused:
+    """What an answer with another status than 200 means."""
+    told: Any = None
+    try:
+        told = json.loads(text)["error"]
+        message, code = str(told["message"]), told.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = text.decode(errors="replace")[:500], None
+    if status >= 500 or status in (408, 429):
+        return Unanswered(message, is_fault=status not in (429, 503))
+    return Refused(message, code if isinstance(code, str) else None, status, told)

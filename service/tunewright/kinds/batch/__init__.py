@@ -1,0 +1,1 @@
+"""Batches: files of requests, answered at a priority below live traffic."""
