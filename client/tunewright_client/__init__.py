@@ -1,10 +1,11 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `evaluations`, `graders`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The
-types of the server's answers are in `tunewright_client.types`; the common ones are also here.
+`cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `chat` and
+`completions`. The types of the server's answers are in `tunewright_client.types`; the common ones are also here.
 """
 
+from ._async.batches import AsyncBatch
 from ._async.cleanings import AsyncCleaning
 from ._async.client import AsyncTunewright
 from ._async.deployments import AsyncDeployment
@@ -37,6 +38,7 @@ from ._errors import (
     UnprocessableEntityError,
     WaitTimeoutError,
 )
+from ._sync.batches import Batch
 from ._sync.cleanings import Cleaning
 from ._sync.client import Tunewright
 from ._sync.deployments import Deployment
@@ -55,6 +57,7 @@ from .types import (
     AliasShadow,
     AliasTarget,
     AliasVersion,
+    BatchResult,
     ChatCompletion,
     ChatCompletionChunk,
     Checkpoint,
@@ -94,6 +97,8 @@ from .types import (
     ShadowAnswer,
     TargetVerdict,
     Tuning,
+    Upload,
+    UploadPart,
     VerdictReason,
     WeightedModel,
 )
@@ -110,6 +115,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "AsyncBatch",
     "AsyncCleaning",
     "AsyncDeployment",
     "AsyncEvaluation",
@@ -121,6 +127,8 @@ __all__ = [
     "AsyncTunewright",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
+    "BatchResult",
     "ChatCompletion",
     "ChatCompletionChunk",
     "Checkpoint",
@@ -183,6 +191,8 @@ __all__ = [
     "TunewrightError",
     "Tuning",
     "UnprocessableEntityError",
+    "Upload",
+    "UploadPart",
     "VerdictReason",
     "WaitTimeoutError",
     "WeightedModel",

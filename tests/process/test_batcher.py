@@ -44,7 +44,7 @@ async def gateway(socket: Path, answer: Answer) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-def batch(folder: Path, requests: int, *, seconds: float = 3600, models: int = 1) -> JobFolder:
+def batch(folder: Path, requests: int, *, models: int = 1) -> JobFolder:
     file = folder / "requests.jsonl"
     lines = [
         {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions",
@@ -60,7 +60,7 @@ def batch(folder: Path, requests: int, *, seconds: float = 3600, models: int = 1
             endpoint="/v1/completions",
             socket=str(folder / "s"),
             request_timeout=60,
-            expires_at=time.time() + seconds,
+            expires_at=time.time() + 3600,
             at_once=8,
             memory_bytes=2**31,
         )
@@ -150,7 +150,7 @@ def test_cut_off_at_any_byte_it_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("why", ["cancelled", "expired"])
 async def test_it_ends_early_with_what_it_has(tmp_path: Path, why: str) -> None:
-    job = batch(tmp_path, 50, seconds=3600 if why == "cancelled" else 6)
+    job = batch(tmp_path, 50)
     answered = asyncio.Event()
 
     async def answer(body: dict[str, Any]) -> web.Response:
@@ -165,6 +165,11 @@ async def test_it_ends_early_with_what_it_has(tmp_path: Path, why: str) -> None:
         await asyncio.wait_for(answered.wait(), 300)
         if why == "cancelled":
             end_file(job).touch()
+        else:  # while no process ran
+            process.kill()
+            await process.wait()
+            job.write_spec(job.read_spec(BatchSpec).model_copy(update={"expires_at": time.time() - 1}))
+            process = await run(job)
         assert await process.wait() == 0
     answers, errors = results(job)
     assert sorted(line["custom_id"] for line in answers) == [f"r{n}" for n in range(5)]

@@ -14,6 +14,7 @@ from .._core.waiting import Wait
 from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
 from .aliases import AsyncAliases
+from .batches import AsyncBatches, AsyncUploads
 from .cleanings import AsyncCleanings
 from .deployments import AsyncDeployments
 from .evaluations import AsyncEvaluations
@@ -71,6 +72,8 @@ class AsyncTunewright:
         self.exports = AsyncExports(http)
         self.cleanings = AsyncCleanings(http)
         self.evaluations = AsyncEvaluations(http)
+        self.batches = AsyncBatches(http)
+        self.uploads = AsyncUploads(http)
         self.adapters = AsyncAdapters(http)
         self.models = AsyncModels(http)
         self.aliases = AsyncAliases(http)

@@ -1,5 +1,5 @@
-"""What jobs of all kinds share: the methods of `client.jobs`, `client.exports`, `client.cleanings` and
-`client.evaluations`, and of their records."""
+"""What jobs of all kinds share: the methods of `client.jobs`, `client.exports`, `client.cleanings`,
+`client.evaluations` and `client.batches`, and of their records."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from .streams import AsyncEventStream, AsyncStream
 EVENTS_PER_PAGE = 100
 
 
-class AsyncBoundJob(WorkRecord):
+class AsyncBoundWork(WorkRecord):
     """A job of any kind as it was when it was read, with methods that ask its client."""
 
-    _jobs: AsyncJobResource[Any] | None = PrivateAttr(default=None)
+    _jobs: AsyncWorkResource[Any] | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        """pydantic calls this with the validation context, which is the AsyncJobResource that read the record."""
-        if isinstance(context, AsyncJobResource):
+        """pydantic calls this with the validation context, which is the AsyncWorkResource that read the record."""
+        if isinstance(context, AsyncWorkResource):
             self._jobs = context
 
     @property
-    def _resource(self) -> AsyncJobResource[Self]:
+    def _resource(self) -> AsyncWorkResource[Self]:
         if self._jobs is None:
             raise TunewrightError(
                 f"this {type(self).__name__} did not come from a client: use the client's methods with its id"
@@ -53,14 +53,6 @@ class AsyncBoundJob(WorkRecord):
     async def cancel(self) -> Self:
         """See `client.jobs.cancel`, which the other kinds have too, as they have all of the following."""
         return await self._resource.cancel(self.id)
-
-    async def pause(self) -> Self:
-        """See `client.jobs.pause`."""
-        return await self._resource.pause(self.id)
-
-    async def resume(self) -> Self:
-        """See `client.jobs.resume`."""
-        return await self._resource.resume(self.id)
 
     def events(self, after: str | None = None, limit: int | None = None) -> AsyncPager[JobEvent]:
         """See `client.jobs.events`."""
@@ -90,15 +82,34 @@ class AsyncBoundJob(WorkRecord):
         )
 
 
+class AsyncBoundJob(AsyncBoundWork):
+    """A job of a kind that can be paused."""
+
+    async def pause(self) -> Self:
+        """See `client.jobs.pause`."""
+        return await self._pausable.pause(self.id)
+
+    async def resume(self) -> Self:
+        """See `client.jobs.resume`."""
+        return await self._pausable.resume(self.id)
+
+    @property
+    def _pausable(self) -> AsyncJobResource[Self]:
+        resource = self._resource
+        assert isinstance(resource, AsyncJobResource)
+        return resource
+
+
+W = TypeVar("W", bound=AsyncBoundWork)
 J = TypeVar("J", bound=AsyncBoundJob)
 
 
-class AsyncJobResource(AsyncResource, Generic[J]):
-    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export, a cleaning or an
-    evaluation."""
+class AsyncWorkResource(AsyncResource, Generic[W]):
+    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export, a cleaning, an evaluation or a
+    batch."""
 
     _path: ClassVar[str]
-    _record: type[J]
+    _record: type[W]
 
     def list(
         self,
@@ -106,25 +117,17 @@ class AsyncJobResource(AsyncResource, Generic[J]):
         limit: int | None = None,
         *,
         metadata: Mapping[str, str] | None = None,
-    ) -> AsyncPager[J]:
+    ) -> AsyncPager[W]:
         """All of them, or those that have these pairs of metadata, newest first; `limit` is the size of a page."""
         return self._http.page(endpoints.list_jobs(self._path, self._parse, after, limit, metadata))
 
-    async def retrieve(self, job_id: str) -> J:
+    async def retrieve(self, job_id: str) -> W:
         """The present state of one. Raises NotFoundError."""
         return await self._http.fetch(endpoints.retrieve_job(self._path, self._parse, job_id))
 
-    async def cancel(self, job_id: str) -> J:
+    async def cancel(self, job_id: str) -> W:
         """Stop one for good. Raises BadRequestError for one that has ended."""
         return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "cancel"))
-
-    async def pause(self, job_id: str) -> J:
-        """Let one save its state and free its device, to be resumed later. It is `pausing` until then."""
-        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "pause"))
-
-    async def resume(self, job_id: str) -> J:
-        """Continue a paused one from its saved state."""
-        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "resume"))
 
     def events(self, job_id: str, after: str | None = None, limit: int | None = None) -> AsyncPager[JobEvent]:
         """The events of one, newest first. `after` is the id of the event before the first older one."""
@@ -153,7 +156,7 @@ class AsyncJobResource(AsyncResource, Generic[J]):
         poll_interval: float = 2.0,
         progress: bool = False,
         on_event: AsyncCallback[JobEvent] | None = None,
-    ) -> J:
+    ) -> W:
         """Wait until one has succeeded, and return it. Times are in seconds.
 
         - timeout: None waits without a limit, also for a server that does not answer
@@ -169,7 +172,7 @@ class AsyncJobResource(AsyncResource, Generic[J]):
         call = endpoints.retrieve_job(self._path, self._parse, job_id)
         new_events = AsyncNewEvents(self._path, job_id, from_the_first=on_event is not None)
         reporter = ProgressReporter() if progress else None
-        job: J | None = None
+        job: W | None = None
         try:
             while True:
                 http = self._http.once(wait.request_seconds())
@@ -208,7 +211,7 @@ class AsyncJobResource(AsyncResource, Generic[J]):
 
     async def _create(
         self, files: Mapping[str, str | Path | None], idempotency_key: str | None, fields: Mapping[str, Any]
-    ) -> J:
+    ) -> W:
         """Upload the `files` that are paths, then create the job. `files` and `fields` have the names of the body.
 
         The keys of the uploads are made of the job's key, so that a repetition with this key does nothing twice.
@@ -224,8 +227,20 @@ class AsyncJobResource(AsyncResource, Generic[J]):
         upload = endpoints.upload_file(file, "fine-tune", None, f"{key}-{name.replace('_', '-')}")
         return (await self._http.fetch(upload)).id
 
-    def _parse(self, data: Any) -> J:
+    def _parse(self, data: Any) -> W:
         return self._record.model_validate(data, context=self)
+
+
+class AsyncJobResource(AsyncWorkResource[J]):
+    """The methods of those that can be paused."""
+
+    async def pause(self, job_id: str) -> J:
+        """Let one save its state and free its device, to be resumed later. It is `pausing` until then."""
+        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "pause"))
+
+    async def resume(self, job_id: str) -> J:
+        """Continue a paused one from its saved state."""
+        return await self._http.fetch(endpoints.act_on_job(self._path, self._parse, job_id, "resume"))
 
 
 class AsyncNewEvents:

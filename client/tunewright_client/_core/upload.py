@@ -65,10 +65,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A multipart form of files, whose parts are all named `file`, and of other fields."""
+    """A multipart form of files, whose parts have one name, and of other fields."""
 
     parts: tuple[Part, ...]
     fields: Mapping[str, str]
+    name: str = "file"
     boundary: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -91,7 +92,7 @@ class Upload:
         with ExitStack() as stack:
             yield [
                 (
-                    "file",
+                    self.name,
                     (part.filename, stack.enter_context(part.opened()), "application/octet-stream"),
                 )
                 for part in self.parts

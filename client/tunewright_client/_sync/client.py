@@ -15,6 +15,7 @@ from .._core.waiting import Wait
 from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
 from .aliases import Aliases
+from .batches import Batches, Uploads
 from .cleanings import Cleanings
 from .deployments import Deployments
 from .evaluations import Evaluations
@@ -61,6 +62,8 @@ class Tunewright:
         self.exports = Exports(http)
         self.cleanings = Cleanings(http)
         self.evaluations = Evaluations(http)
+        self.batches = Batches(http)
+        self.uploads = Uploads(http)
         self.adapters = Adapters(http)
         self.models = Models(http)
         self.aliases = Aliases(http)

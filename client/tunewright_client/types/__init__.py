@@ -1,6 +1,7 @@
 """The types of the server's answers: frozen pydantic models that keep unknown fields."""
 
 from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from .batches import BatchCounts, BatchFault, BatchRecord, BatchResponse, BatchResult, Upload, UploadPart
 from .cleanings import CleaningFound, CleaningGroup, CleaningRecord, CleaningReport, CleaningStepCounts
 from .deployments import DeploymentRecord, HeldAdapter
 from .evaluations import (
@@ -109,6 +110,11 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "BatchCounts",
+    "BatchFault",
+    "BatchRecord",
+    "BatchResponse",
+    "BatchResult",
     "ChangedRow",
     "ChangedRows",
     "ChatChoice",
@@ -198,6 +204,8 @@ __all__ = [
     "ShadowAnswer",
     "TargetVerdict",
     "Tuning",
+    "Upload",
+    "UploadPart",
     "Usage",
     "VerdictReason",
     "WeightedModel",

@@ -203,6 +203,7 @@ class _Gatherer:
         ):  # written after the product, which is therefore complete
             _take_folder(source.adapter, target.adapter)
             _take_folder(source.model, target.model)
+            _take_folder(source.work, target.work)  # where the product is a file
         for step, path in source.complete_checkpoints():
             if _take_checkpoint(path, target.checkpoints / path.name):
                 self.counts["checkpoints"] += 1
@@ -213,7 +214,7 @@ class _Gatherer:
             if not self._is_last:
                 raise _Gone(f"job {id} has ended since")
             target.result_file.unlink(missing_ok=True)  # its product may be missing: the job will run again
-            for product in (target.adapter, target.model):
+            for product in (target.adapter, target.model, target.work):
                 shutil.rmtree(product, ignore_errors=True)
 
     def _keep_only(self, kind: str, names: Set[str]) -> None:

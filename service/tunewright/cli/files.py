@@ -13,6 +13,8 @@ from tunewright.cli.output import page_size, size, when
 from tunewright_client import File
 
 _POLL_SECONDS = 1.0
+_LARGE = 64 * 2**20
+"""Bytes of a file above which it is sent in parts, each of which is retried alone."""
 
 
 @click.group(cls=Commands)
@@ -28,16 +30,24 @@ def files() -> None:
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
+@click.option(
+    "--purpose", type=click.Choice(["fine-tune", "batch"]), default="fine-tune", show_default=True,
+    help="What they are for: training, or requests of a batch.",
+)  # fmt: skip
 @on_service
-def upload(remote: Remote, paths: tuple[Path, ...]) -> None:
+def upload(remote: Remote, paths: tuple[Path, ...], purpose: str) -> None:
     """Upload files for jobs to train on: JSONL, a JSON array, CSV or Parquet, also gzipped.
 
-    Their rows are checked; what is wrong with them is told with its line. `tunewright data check` checks files
+    Large ones are sent in parts. Their rows are checked; what is wrong with them is told with its line. `tunewright data check` checks files
     before they are uploaded.
     """
     uploaded = []
     for path in paths:
-        uploaded.append(_checked(remote, remote.client.files.upload(path)))
+        if path.stat().st_size > _LARGE:
+            sent = remote.client.uploads.upload_file(path, purpose)
+        else:
+            sent = remote.client.files.upload(path, purpose)
+        uploaded.append(_checked(remote, sent))
         if remote.out.as_json:
             remote.out.json(uploaded[-1])
         for problem in _problems(uploaded[-1]):
@@ -73,7 +83,8 @@ def _problems(file: File) -> list[str]:
     name="list", epilog=examples("tunewright files list", "tunewright files list --json | jq .data[].id")
 )
 @click.option(
-    "--purpose", help="Only files of this purpose: fine-tune, fine-tune-results or evaluation-results."
+    "--purpose",
+    help="Only files of this purpose: fine-tune, fine-tune-results, evaluation-results, batch or batch_output.",
 )
 @limit_option(50)
 @on_service

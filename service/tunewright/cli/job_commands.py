@@ -11,7 +11,7 @@ import click
 
 from tunewright.cli.options import Remote, examples, limit_option, on_service
 from tunewright.cli.output import for_terminal, page_size, when
-from tunewright_client import Cleaning, Evaluation, Export, Job, JobEvent, Tunewright
+from tunewright_client import Batch, Cleaning, Evaluation, Export, Job, JobEvent, Tunewright
 
 FOLLOW_SECONDS = 1.0
 
@@ -58,9 +58,17 @@ EVALUATIONS = JobKind(
     "the id of the file with all answers",
     "FILE",
 )
+BATCHES = JobKind(
+    "batches",
+    "batch",
+    "batch-Zk3mP0aYc7vTqLw9XnB2sR8d",
+    lambda client: client.batches,
+    "the id of the file with the answers",
+    "FILE",
+)
 
 
-def steps(record: Job | Export | Cleaning | Evaluation) -> str | None:
+def steps(record: Job | Export | Cleaning | Evaluation | Batch) -> str | None:
     """The step and the number of steps, such as 12/48; None where unknown."""
     now = record.progress
     return f"{now.step}/{now.total_steps}" if now and now.step is not None and now.total_steps else None

@@ -17,6 +17,7 @@ from tunewright import __version__
 from tunewright.cli.adapters import adapters
 from tunewright.cli.aliases import aliases
 from tunewright.cli.backup import backup, restore
+from tunewright.cli.batches import batches
 from tunewright.cli.bench import bench
 from tunewright.cli.chat import chat
 from tunewright.cli.cleanings import cleanings
@@ -75,7 +76,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, cleanings, evals, bench, graders, adapters, models, aliases,
+    demo, status, plan, jobs, exports, files, data, cleanings, evals, batches, bench, graders, adapters, models, aliases,
     deployments, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
