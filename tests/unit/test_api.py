@@ -227,7 +227,6 @@ def test_an_expired_file_stays_until_no_job_needs_it(api: TestClient, store: Sto
         (expiry(seconds=3599), "expires_after[seconds]", "invalid_value"),
         (expiry(seconds=2_592_001), "expires_after[seconds]", "invalid_value"),
         (expiry(seconds="soon"), "expires_after[seconds]", "invalid_value"),
-        ({"purpose": "batch"}, "purpose", "unsupported"),
         ({"purpose": "user_data"}, "purpose", "unsupported"),
         ({"purpose": "lunch"}, "purpose", "invalid_value"),
     ],

@@ -15,7 +15,7 @@ from aiohttp import web
 from fake_engine import Client, engine_at, gateway_for, say_hello
 from rows import engine_info
 from tunewright.api.gateway.proxy import Relay
-from tunewright.api.gateway.turns import Caller, Line, caller_of, sequences
+from tunewright.api.gateway.turns import BATCHES, Caller, Line, caller_of, sequences
 from tunewright.engine.batches import most_sequences
 from tunewright.engine.command import EngineOptions
 from tunewright.errors import TooManyRequests
@@ -318,3 +318,84 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
         await gateway.close()
     assert peak == 2
     assert gateway.router.in_flight == {engine.name: 0}
+
+
+class Batches(Run):
+    """Requests of batches at the same line."""
+
+    async def below(self, number: int = 1, size: int = 1) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(self._run_below(size)) for _ in range(number)]
+        self.tasks += tasks
+        await asyncio.sleep(0)
+        return tasks
+
+    async def _run_below(self, size: int) -> None:
+        taken = await self.line.take_below(size)
+        end = asyncio.Event()
+        self.began.append(BATCHES)
+        self._ends.append(end)
+        try:
+            await end.wait()
+        finally:
+            self.line.give_back_below(taken)
+
+
+async def test_batches_leave_a_part_of_the_places_to_who_comes_next() -> None:
+    run = Batches(places=16)
+    await run.below(20)
+    assert run.began == [BATCHES] * 12
+    await run.ask(CHAT_USER, 4)
+    assert run.began[12:] == [CHAT_USER] * 4, "they go on at once"
+    await run.end(9)  # of batches
+    assert run.line.running == 3 + 4
+    await asyncio.sleep(0)
+    assert run.began.count(BATCHES) == 12 + 1, "beside others they have a quarter: 4"
+    await run.end(4 + 3)
+    for task in run.tasks:
+        task.cancel()
+    await asyncio.gather(*run.tasks, return_exceptions=True)
+    assert run.line.running == 0
+
+
+async def test_a_batch_waits_while_any_other_does() -> None:
+    run = Batches(places=2)
+    await run.ask(CHAT_USER, 3)
+    await run.below(1)
+    await run.end(1)
+    assert run.began == [CHAT_USER] * 3
+    await run.end(1)
+    assert run.began == [*[CHAT_USER] * 3, BATCHES]
+    await run.ask(CHAT_USER, 1)
+    cancelled = await run.below(1)
+    await run.below(1)
+    cancelled[0].cancel()
+    await run.end(3)
+    assert run.began[4:] == [CHAT_USER, BATCHES]
+    await run.end(1)
+    assert run.line.running == 0
+
+
+async def test_a_large_request_of_a_batch_is_not_left_out() -> None:
+    run = Batches(places=8)
+    await run.below(1, size=64)
+    await run.below(1, size=64)
+    assert (run.began, run.line.running) == ([BATCHES], 8)
+    await run.end(2)
+    assert run.line.running == 0
+    small = Batches(places=1)
+    await small.below(2)
+    assert small.began == [BATCHES]
+    await small.end(2)
+
+
+async def test_batches_do_not_count_for_the_limit_of_requests() -> None:
+    line = Line("tiny", 2, 16)
+    for _ in range(50):
+        line.enter(BATCHES)
+    line.enter(CHAT_USER)
+    line.enter(CHAT_USER)
+    with pytest.raises(TooManyRequests):
+        line.enter(CHAT_USER)
+    for caller in (*[BATCHES] * 50, CHAT_USER, CHAT_USER):
+        line.leave(caller)
+    assert line.in_flight == 0
