@@ -347,9 +347,9 @@ async def test_batches_leave_a_part_of_the_places_to_who_comes_next() -> None:
     await run.ask(CHAT_USER, 4)
     assert run.began[12:] == [CHAT_USER] * 4, "they go on at once"
     await run.end(9)  # of batches
-    assert run.line.running == 3 + 4
-    await asyncio.sleep(0)
-    assert run.began.count(BATCHES) == 12 + 1, "beside others they have a quarter: 4"
+    assert (run.began.count(BATCHES), run.line.running) == (12 + 1, 4 + 4), (
+        "beside others they have a quarter"
+    )
     await run.end(4 + 3)
     for task in run.tasks:
         task.cancel()

@@ -18,6 +18,7 @@ from .._core.batches import (
     cancel_upload,
     complete_upload,
     create_upload,
+    local_file,
     results_of,
 )
 from .._core.inputs import job_body
@@ -140,8 +141,7 @@ class AsyncUploads(AsyncResource):
             raise ValueError(f"part_size must be 1 to {PART_SIZE} bytes")
         path = Path(file)
         digest, parts = hashlib.md5(usedforsecurity=False), list[str]()
-        with path.open("rb") as source:
-            size = os.fstat(source.fileno()).st_size
+        with local_file(path) as (source, size):
             upload = await self.create(filename or path.name, size, purpose, expires_after=expires_after)
             try:
                 while data := source.read(part_size):

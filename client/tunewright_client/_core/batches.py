@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import httpx2
 from pydantic import BaseModel
@@ -18,6 +21,13 @@ M = TypeVar("M", bound=BaseModel)
 BATCHES = "/batches"
 PART_SIZE = 64 * 2**20
 """Bytes of a part: the most that the service takes."""
+
+
+@contextmanager
+def local_file(path: Path) -> Generator[tuple[BinaryIO, int], None, None]:
+    """A file, open inside the block, and its size in bytes."""
+    with path.open("rb") as opened:
+        yield opened, os.fstat(opened.fileno()).st_size
 
 
 def _as(model: type[M]) -> Callable[[httpx2.Response], M]:
