@@ -52,20 +52,36 @@ def run_batch(folder: JobFolder, spec: BatchSpec) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.nice(_NICENESS)
     limit_memory(spec.memory_bytes)
-    try:
-        outcome = asyncio.run(_batched(folder, spec))
-    except Stopped:
-        return STOPPED_RESUMABLE
-    except Exception as error:
-        failure = explain(error, folder.path, process="batcher", advice=_ADVICE)
-        if failure is None:
-            raise
-        log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
-        outcome = Batched(status="failed", error_code=failure.code, error_message=str(failure))
-    while (code := leave(folder, outcome)) == DISK_FULL:  # with what was answered, which must not be lost
+    while True:
+        try:
+            code = leave(folder, _outcome(folder, spec))
+        except Stopped:
+            return STOPPED_RESUMABLE
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            code = DISK_FULL
+        if code != DISK_FULL:
+            return code
+        log.warning(
+            "the disk is full; going on in %.0f s", FULL_DISK_WAIT
+        )  # what was answered must not be lost
         folder.beat()
         time.sleep(FULL_DISK_WAIT)
-    return code
+
+
+def _outcome(folder: JobFolder, spec: BatchSpec) -> Batched:
+    """Raises Stopped, OSError where the disk is full, and what is a fault of the program."""
+    try:
+        return asyncio.run(_batched(folder, spec))
+    except Stopped:
+        raise
+    except Exception as error:
+        failure = explain(error, folder.path, process="batcher", advice=_ADVICE)
+        if failure is None or is_disk_full(error):
+            raise
+        log.error("%s: %s", failure.code, failure, exc_info=error if failure is not error else None)
+        return Batched(status="failed", error_code=failure.code, error_message=str(failure))
 
 
 async def _batched(folder: JobFolder, spec: BatchSpec) -> Batched:

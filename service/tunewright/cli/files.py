@@ -38,8 +38,8 @@ def files() -> None:
 def upload(remote: Remote, paths: tuple[Path, ...], purpose: str) -> None:
     """Upload files for jobs to train on: JSONL, a JSON array, CSV or Parquet, also gzipped.
 
-    Large ones are sent in parts. Their rows are checked; what is wrong with them is told with its line. `tunewright data check` checks files
-    before they are uploaded.
+    Large ones are sent in parts. Their rows are checked; what is wrong with them is told with its line. `tunewright
+    data check` checks files before they are uploaded.
     """
     uploaded = []
     for path in paths:

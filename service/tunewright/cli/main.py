@@ -76,8 +76,8 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, cleanings, evals, batches, bench, graders, adapters, models, aliases,
-    deployments, chat, backup, restore,
+    demo, status, plan, jobs, exports, files, data, cleanings, evals, batches, bench, graders, adapters, models,
+    aliases, deployments, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 
