@@ -117,6 +117,11 @@ class Line:
         """Requests that wait for their turn."""
         return sum(len(one) for users in self._line.values() for one in users.values())
 
+    @property
+    def waiting_below(self) -> int:
+        """Requests of batches that wait."""
+        return len(self._below_line)
+
     def enter(self, caller: Caller) -> None:
         """Count a request as in flight. Raises TooManyRequests."""
         reserve = 0 if self._by_address[caller.address] else max(1, self._most // _EXTRA)
