@@ -164,6 +164,8 @@ async def test_it_ends_early_with_what_it_has(tmp_path: Path, why: str) -> None:
     async with gateway(tmp_path / "s", answer):
         process = await run(job)
         await asyncio.wait_for(answered.wait(), 300)
+        while output_file(job).read_bytes().count(b"\n") < 5:
+            await asyncio.sleep(0.01)
         if why == "cancelled":
             end_file(job).touch()
         else:  # while no process ran

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.engine.conftest import Service, wait_until
-from tests.without_vllm import BASE, fill, start_without_vllm, wait_engine
+from tests.without_vllm import BASE, fill, start_without_vllm
 
 from kills import tree
 from tunewright_client import BadRequestError, Batch, JobCancelledError, Tunewright
@@ -29,7 +29,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     fill(data_dir)
     running = start_without_vllm(data_dir, environment={"STAND_IN_SECONDS": "0.1"})
     try:
-        wait_engine(running)
+        with running.client(max_retries=0) as opened:
+            opened.wait_ready(timeout=300)
         yield running
     finally:
         running.stop()
