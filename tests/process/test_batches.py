@@ -147,5 +147,5 @@ def test_the_commands_of_the_shell(service: Service, tmp_path: Path) -> None:
     file = str(requests(tmp_path, 2))
     id = run("create", "--file", file, "--endpoint", ENDPOINT)
     assert json.loads(run("watch", id, "--json").splitlines()[-1])["status"] == "completed"
-    assert sorted(line.partition("\t")[0] for line in run("results", id).splitlines()) == ["r0", "r1"]
+    assert sorted(line.partition("  ")[0] for line in run("results", id).splitlines()) == ["r0", "r1"]
     assert "2/2" in run("list", "--limit", "1")

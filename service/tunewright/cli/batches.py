@@ -144,7 +144,7 @@ def results(remote: Remote, batch_id: str, only_errors: bool) -> None:
         if remote.out.as_json:
             remote.out.json(result)
         else:
-            remote.out.line(f"{result.custom_id}\t{_told(result)}")
+            remote.out.line(f"{result.custom_id}  {_told(result)}")
 
 
 def _told(result: BatchResult) -> str:
