@@ -103,6 +103,12 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),
     "keep_events_days": (["--keep-events-days", "30"], "30", 30.0),
     "keep_jobs_days": (["--keep-jobs-days", "365"], "365", 365.0),
+    "keep_deliveries_days": (["--keep-deliveries-days", "3"], "3", 3.0),
+    "webhook_host": (["--webhook-host", "a.example", "--webhook-host", "127.0.0.1"],
+        "a.example, 127.0.0.1", ["a.example", "127.0.0.1"]),
+    "webhook_timeout": (["--webhook-timeout", "2.5"], "2.5", 2.5),
+    "webhook_attempts": (["--webhook-attempts", "4"], "4", 4),
+    "webhook_retry_delay": (["--webhook-retry-delay", "0.5"], "0.5", 0.5),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
 SECRET_KEYS = ("metrics_key", "api_key", "judge_api_key", "wandb_api_key")

@@ -30,6 +30,7 @@ from tunewright.config.settings import (
     visible_gpus,
 )
 from tunewright.config.telemetry import ReportOptions, TelemetryOptions
+from tunewright.config.webhooks import WebhookOptions
 
 __all__ = [
     "EMBEDDED_BASE",
@@ -49,6 +50,7 @@ __all__ = [
     "Settings",
     "StorageOptions",
     "TelemetryOptions",
+    "WebhookOptions",
     "child_environment",
     "client_defaults",
     "data_defaults",

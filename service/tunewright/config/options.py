@@ -366,6 +366,11 @@ class RetentionOptions(Group):
         description="Days after its end in which a job is kept, with its events and its folder. One whose products are"
         " listed stays. Default: for ever.",
     )
+    keep_deliveries_days: float = Field(
+        30.0,
+        gt=0,
+        description="Days after its end in which the delivery of a webhook is kept, dead letters too.",
+    )
 
 
 class ProcessOptions(Group):

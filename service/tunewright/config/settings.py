@@ -35,6 +35,7 @@ from tunewright.config.options import (
 )
 from tunewright.config.server import ServerOptions
 from tunewright.config.telemetry import ReportOptions, TelemetryOptions
+from tunewright.config.webhooks import WebhookOptions
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
@@ -52,7 +53,8 @@ HELP_ORDER = [
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
     "max_unused_artifacts_size", "max_token_cache_size",
-    "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "log_level",
+    "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "keep_deliveries_days",
+    "webhook_host", "webhook_timeout", "webhook_attempts", "webhook_retry_delay", "log_level",
     "log_format", "log_file", "otlp_endpoint",
 ]  # fmt: skip
 """All options, in the order in which `tunewright serve --help` lists them."""
@@ -93,6 +95,7 @@ class Options(
     ParityOptions,
     ExportOptions,
     RetentionOptions,
+    WebhookOptions,
     ProcessOptions,
     TelemetryOptions,
     ReportOptions,
@@ -133,6 +136,7 @@ class Settings(BaseModel):
     parity: ParityOptions = ParityOptions()
     exports: ExportOptions = ExportOptions()
     retention: RetentionOptions = RetentionOptions()
+    webhooks: WebhookOptions = WebhookOptions()
     processes: ProcessOptions = ProcessOptions()
     telemetry: TelemetryOptions = TelemetryOptions()
     reports: ReportOptions = ReportOptions()
@@ -149,6 +153,7 @@ class Settings(BaseModel):
             parity=_part(ParityOptions, flat),
             exports=_part(ExportOptions, flat),
             retention=_part(RetentionOptions, flat),
+            webhooks=_part(WebhookOptions, flat),
             processes=_part(ProcessOptions, flat),
             telemetry=_part(TelemetryOptions, flat),
             reports=_part(ReportOptions, flat),

@@ -9,6 +9,7 @@ engines/<model>/             logs and process records of the engines
 hub/                         the cache of adapters from a hub; see `registry/hub_cache.py`
 token-cache/                 tokenized files; see `rows/cache.py`
 run/                         process records, locks
+webhooks.key                 what the secrets of webhooks are derived from; in no backup
 tmp/                         unfinished files; emptied at start
 backups/, replaced-*/, restore-*/    made by upgrades and restores of the database; see backup/
 """
@@ -40,6 +41,7 @@ class Workspace:
         self.leases = self.run / "leases"
         self.tally = self.run / "adapters.json"
         """What `engine.tally` counts."""
+        self.webhook_key = self.path / "webhooks.key"
         self.hub = self.path / "hub"
         self.token_cache = TokenCache(self.path / "token-cache")
         self.suite_answers = self.path / "suite-answers"
@@ -73,7 +75,7 @@ class Workspace:
         return self.jobs / path_name(id)
 
     def heartbeat(self, process: str) -> Path:
-        """The file that `api`, `scheduler` or `worker` touches while it runs."""
+        """The file that `api`, `scheduler` or `worker` touches while it runs; also `webhooks`."""
         return self.run / f"{process}.heartbeat"
 
     def engine(self, name: str) -> Path:

@@ -21,6 +21,7 @@ from tunewright.scheduler.job_traces import JobTraces
 from tunewright.scheduler.jobs import JobRunner
 from tunewright.scheduler.parity import ParityChecker
 from tunewright.scheduler.retention import Retention
+from tunewright.scheduler.webhooks import WebhookKeeper
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import beat
 from tunewright.supervisor.process import inherited_lifeline
@@ -31,7 +32,7 @@ _TICK = 0.2
 """Seconds between two rounds."""
 _REST, _LOOK = 1.0, 0.1
 """Seconds between two rounds while nothing runs, and between two looks whether the database was changed meanwhile."""
-_TRAINER_GRACE, _ENGINE_GRACE, _FLUSH = 8.0, 4.0, 0.5
+_TRAINER_GRACE, _ENGINE_GRACE, _WEBHOOK_GRACE, _FLUSH = 8.0, 4.0, 1.0, 0.5
 """Seconds that processes have to stop, and that the last spans may take; together less than the 15 s in which
 `tunewright serve` promises to end."""
 
@@ -58,6 +59,7 @@ def main() -> int:
     traces = JobTraces(store, workspace)
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices, forks, traces)
     retention = Retention(settings.retention, store, workspace)
+    webhooks = WebhookKeeper(settings, store, workspace, lifeline)
     heartbeat = workspace.heartbeat("scheduler")
     changes = store.database.changes()
 
@@ -68,7 +70,7 @@ def main() -> int:
 
     while not stopping:
         version = changes.version() if changes is not None else None
-        for part in (engines, jobs, parity, forks, retention, traces):
+        for part in (engines, jobs, parity, forks, retention, webhooks, traces):
             try:
                 part.tick()
             except Exception:  # one bad row or a full disk must not end the scheduler
@@ -81,6 +83,7 @@ def main() -> int:
         while not stopping and time.monotonic() < rest_until and may_rest(version):
             time.sleep(_LOOK)
     retention.stop()
+    webhooks.stop(_WEBHOOK_GRACE)
     parity.stop()
     jobs.stop(_TRAINER_GRACE)
     forks.stop()

@@ -195,7 +195,7 @@ class EngineKeeper:
                 free_memory=psutil.virtual_memory().available,
             )
         except InvalidRequest as error:
-            self._give_up(served, error.message)
+            self._give_up(served, deployment, error.message)
         else:
             self._store.deployments.place(deployment.id, asdict(served.options))
 
@@ -316,11 +316,12 @@ class EngineKeeper:
             (m.get("max_model_len") for m in answer["data"] if m["id"] == served.info.internal_name), None
         )
         info = row.info.model_copy(update={"max_model_len": context or served.info.context})
-        self._store.engines.set_state(
-            served.name, EngineState.READY, reason=None, ready_at=time.time(), info=info
-        )
         if served.deployment is not None:
-            self._store.deployments.is_ready(served.deployment.id)
+            self._store.deployments.is_ready(served.deployment.id, info)
+        else:
+            self._store.engines.set_state(
+                served.name, EngineState.READY, reason=None, ready_at=time.time(), info=info
+            )
         served.state = EngineState.READY
         log.info("engine %s is ready after %.0f s", served.name, time.monotonic() - served.started_at)
 
@@ -336,7 +337,7 @@ class EngineKeeper:
         if deployment is not None and not self._was_ready(deployment):
             failures = self._store.deployments.count_failure(deployment.id)
             if failures >= MAX_STARTS:
-                self._give_up(served, why)
+                self._give_up(served, deployment, why)
                 return
         wait = served.back_off()
         log.error("engine %s: %s; trying again in %.0f s", served.name, why, wait)
@@ -347,10 +348,10 @@ class EngineKeeper:
         now = self._store.deployments.get(deployment.id)
         return now is not None and now[0].was_ready
 
-    def _give_up(self, served: Served, why: str) -> None:
+    def _give_up(self, served: Served, deployment: Deployment, why: str) -> None:
         log.error("engine %s: %s; it is not started again until a user asks for it", served.name, why)
         served.state = EngineState.FAILED
-        self._store.engines.set_state(served.name, EngineState.FAILED, reason=why)
+        self._store.deployments.fail(deployment.id, served.name, why)
 
     def _drain(self, served: Served, deployment: Deployment) -> None:
         """End the engine after its last request, or at the deadline of the drain; then forget the deployment."""

@@ -87,7 +87,7 @@ class Retention:
         for part in (
             self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
             self._unlisted_files, self._uploads, self._token_cache, self._job_folders, self._events, self._jobs,
-            self._leases,
+            self._leases, self._deliveries,
         ):  # fmt: skip
             if self._stopping.is_set():
                 return
@@ -258,6 +258,12 @@ class Retention:
         """Remove the locks of adapters and engines that are gone, an hour after their last use."""
         names = {engine.name for engine in self._store.engines.list()}
         prune(self._workspace.leases, names, self._store.models.weights_in_use(), self._clock() - _NEW)
+
+    def _deliveries(self) -> None:
+        days = self._options.keep_deliveries_days
+        removed = self._store.webhooks.prune(self._clock() - days * _DAY)
+        if removed:
+            log.info("removed %d deliveries of webhooks: --keep-deliveries-days %g", removed, days)
 
     def _job_folder_names(self) -> set[str]:
         """The folders of jobs of every kind."""

@@ -18,6 +18,7 @@ from tunewright.registry.aliases import (
     AliasTarget,
     RequiredEvaluation,
 )
+from tunewright.store.outbox import ALIAS_ROLLED_BACK, tell
 from tunewright.store.records import AliasVersion
 from tunewright.store.tables import alias_versions, aliases, shadow_answers
 
@@ -133,6 +134,8 @@ def write(
         row = connection.execute(
             insert(aliases).values(name=name, created_at=now, **values).returning(aliases)
         ).one()
+    if rolled_back_to is not None:
+        tell(connection, ALIAS_ROLLED_BACK, name, version=version, restored_version=rolled_back_to)
     return parse_alias(row)
 
 

@@ -17,6 +17,7 @@ from tunewright.store import job_rows
 from tunewright.store.database import Database
 from tunewright.store.inputs import UNFINISHED
 from tunewright.store.job_rows import Event
+from tunewright.store.outbox import ADAPTER_QUARANTINED, tell
 from tunewright.store.records import Job, TunedModel
 from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.tables import jobs, models
@@ -112,6 +113,8 @@ class CheckStore:
                 .values(state=ModelState.QUARANTINED if failure else ModelState.READY, parity=parity)
                 .returning(models.c.job_id, models.c.name, models.c.checkpoint_step)
             ).one_or_none()
+            if row is not None and failure:
+                tell(connection, ADAPTER_QUARANTINED, id, model=row.name)
             if row is None or row.job_id is None:
                 return
             job = job_rows.get(connection, row.job_id)

@@ -19,9 +19,11 @@ from tunewright.ids import new_id
 from tunewright.store.alias_rows import get as get_alias
 from tunewright.store.alias_rows import refuse_aliased, take_out
 from tunewright.store.database import Database
+from tunewright.store.engines import set_state
 from tunewright.store.inputs import INPUTS, refuse_base_of_jobs
+from tunewright.store.outbox import DEPLOYMENT_DELETED, DEPLOYMENT_FAILED, DEPLOYMENT_READY, tell
 from tunewright.store.paging import page
-from tunewright.store.records import Deployment, Engine
+from tunewright.store.records import Deployment, Engine, EngineInfo
 from tunewright.store.states import DeploymentState, EngineState, ModelKind
 from tunewright.store.tables import deployments, engines, models, residency
 
@@ -142,12 +144,26 @@ class DeploymentStore:
         with self._database.begin() as connection:
             return connection.scalar(failures.returning(deployments.c.failures)) or 0
 
-    def is_ready(self, id: str) -> None:
-        """Record that its engine was ready, and reset its failures."""
+    def is_ready(self, id: str, info: EngineInfo) -> None:
+        """Record that its engine is ready, and reset its failures. The first time is told to webhooks."""
         with self._database.begin() as connection:
+            row = connection.execute(select(deployments).where(deployments.c.id == id)).one_or_none()
+            if row is None:
+                return
             connection.execute(
                 update(deployments).where(deployments.c.id == id).values(failures=0, was_ready=True)
             )
+            set_state(
+                connection, row.model, EngineState.READY, info=info, reason=None, ready_at=time.time()
+            )
+            if not row.was_ready:
+                tell(connection, DEPLOYMENT_READY, id, model=row.model)
+
+    def fail(self, id: str, model: str, reason: str) -> None:
+        """Record that its engine failed, and is not started again until a user asks."""
+        with self._database.begin() as connection:
+            set_state(connection, model, EngineState.FAILED, reason=reason)
+            tell(connection, DEPLOYMENT_FAILED, id, model=model)
 
     def remove(self, id: str) -> None:
         """Remove a deployment whose process has ended, with the rows of its engine and of the adapters in it."""
@@ -158,6 +174,7 @@ class DeploymentStore:
             if model is not None:
                 connection.execute(delete(residency).where(residency.c.engine == model))
                 connection.execute(delete(engines).where(engines.c.name == model))
+                tell(connection, DEPLOYMENT_DELETED, id, model=model)
 
     def start_anew(self) -> None:
         """Reset failures at the start of the service, so that failed deployments are tried again."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from tunewright.store.database import Database
 from tunewright.store.records import Engine, EngineInfo, ResidencyRow
@@ -83,11 +83,8 @@ class EngineStore:
         self, name: str, state: EngineState, *, info: EngineInfo | None = None, **values: Any
     ) -> None:
         """Set the state of the engine, unless it is being drained. `info`: None leaves it as it is."""
-        if info is not None:
-            values["info"] = info.model_dump(mode="json")
-        changed = update(engines).where(engines.c.name == name, _MAY_CHANGE).values(state=state, **values)
         with self._database.begin() as connection:
-            connection.execute(changed)
+            set_state(connection, name, state, info=info, **values)
 
     def residents(self, engine: Engine) -> dict[str, ResidencyRow]:
         """The adapters in this run of the engine, by hash."""
@@ -124,3 +121,14 @@ class EngineStore:
                         number=number,
                     )
                 )
+
+
+def set_state(
+    connection: Connection, name: str, state: EngineState, *, info: EngineInfo | None = None, **values: Any
+) -> None:
+    """`EngineStore.set_state`, in the transaction of its caller."""
+    if info is not None:
+        values["info"] = info.model_dump(mode="json")
+    connection.execute(
+        update(engines).where(engines.c.name == name, _MAY_CHANGE).values(state=state, **values)
+    )

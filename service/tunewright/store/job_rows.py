@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from tunewright.ids import new_id
 from tunewright.jobs.kinds import JobError, JobProgress, kind_named
+from tunewright.store.outbox import tell_end
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import JOB_MOVES, JobPhase, JobState, ModelState
 from tunewright.store.tables import checkpoints, job_devices, job_events, job_inputs, jobs, models
@@ -185,6 +186,8 @@ def move(connection: Connection, id: str, how: Move, *details: str, **values: An
         row = connection.execute(select(jobs).where(jobs.c.id == id)).one()
     job = read_one(connection, row)
     add_event(connection, job, message_event(how.text.format(*details), level=how.level))
+    if how.target.is_final:
+        tell_end(connection, job.kind, id, how.target)
     return job, True
 
 

@@ -168,3 +168,14 @@ class DeploymentState(StrEnum):
     """It should be served."""
     DRAINING = "draining"
     """It was deleted, and ends after its last request."""
+
+
+class DeliveryState(StrEnum):
+    """The state of the delivery of an event to an endpoint."""
+
+    PENDING = "pending"
+    """It was not taken yet: the next attempt is due, or under way."""
+    DELIVERED = "delivered"
+    """The endpoint has answered with a 2xx."""
+    DEAD_LETTER = "dead_letter"
+    """All attempts have failed: it is kept, and sent again only on request."""

@@ -21,6 +21,7 @@ from tunewright.store.names import NameStore
 from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 from tunewright.store.uploads import UploadStore
+from tunewright.store.webhooks import WebhookStore
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Store:
     names: NameStore
     ratings: RatingStore
     figures: FigureStore
+    webhooks: WebhookStore
     latest: Latest
     """For one thread."""
     ends: EndStore
@@ -63,6 +65,7 @@ class Store:
             NameStore(database),
             RatingStore(database),
             FigureStore(database),
+            WebhookStore(database),
             Latest(database),
             EndStore(database),
             UploadStore(database),

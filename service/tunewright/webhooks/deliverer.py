@@ -1,0 +1,136 @@
+"""Delivers what is due: several endpoints at once, so that one that is slow holds up no other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tunewright.config import WebhookOptions
+from tunewright.store.store import Store
+from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint
+from tunewright.webhooks.sending import Sender, Sent
+from tunewright.webhooks.signing import KeyLost, SigningKey
+
+log = logging.getLogger("tunewright.webhooks")
+
+_MOST, _MOST_AT_ONE = 32, 4
+"""Attempts under way: in all, and to one endpoint."""
+_THREADS = 64
+"""For the store, and for names that DNS is slow to answer: each attempt may leave one that still waits."""
+_LOOK = 0.25
+"""Seconds between two looks for what is due."""
+_FACTOR, _LONGEST_WAIT = 3.0, 12 * 3600.0
+_JITTER = 0.25
+"""Part by which a wait is longer or shorter, by chance: what failed together is not tried again together."""
+_LONGEST_ASKED_WAIT = 3600.0
+"""Seconds of a Retry-After that are heeded."""
+_IDLE = 10.0
+"""Seconds after which the process ends where nothing is due within that time either; the scheduler starts it again."""
+_LAST_ANSWERS = 0.7
+"""Seconds for running attempts when the process is to end; what is cut off is made again by the next."""
+
+
+class Deliverer:
+    """Delivers until nothing is due for a while, or until it is stopped. Only one may run on a database."""
+
+    def __init__(
+        self,
+        options: WebhookOptions,
+        store: Store,
+        open_key: Callable[[], SigningKey],
+        beat: Callable[[], None],
+    ) -> None:
+        self._options = options
+        self._store = store.webhooks
+        self._open_key = open_key
+        self._beat = beat
+        self._sender = Sender(options.webhook_host, options.webhook_timeout)
+        self._running: dict[asyncio.Task[None], str] = {}  # the endpoint of each attempt
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+        found = await asyncio.to_thread(self._store.recover, self._options.webhook_attempts)
+        if found:
+            log.info("%d deliveries were cut off when the process before this one ended; trying again", found)
+        busy_at = time.monotonic()
+        while not self.stopping.is_set():
+            self._beat()
+            if await self._begin() or self._running:
+                busy_at = time.monotonic()
+            elif time.monotonic() - busy_at > _IDLE and not await self._is_due_soon():
+                return
+            await self._wait()
+        if self._running:
+            await asyncio.wait(self._running, timeout=_LAST_ANSWERS)
+
+    async def _begin(self) -> bool:
+        """Begin the attempts that are due and for which there is a place. Returns whether there was one."""
+        places = _MOST - len(self._running)
+        if places <= 0:
+            return False
+        at_once = Counter(self._running.values())
+        full = [id for id, number in at_once.items() if number >= _MOST_AT_ONE]
+        claimed = await asyncio.to_thread(self._store.claim, places, full)
+        for delivery, endpoint in claimed:
+            if at_once[endpoint.id] >= _MOST_AT_ONE:
+                await asyncio.to_thread(self._store.unclaim, delivery)
+                continue
+            at_once[endpoint.id] += 1
+            task = asyncio.create_task(self._deliver(delivery, endpoint))
+            self._running[task] = endpoint.id
+            task.add_done_callback(self._running.pop)
+        return bool(claimed)
+
+    async def _wait(self) -> None:
+        """Until an attempt has ended, it is time to look again, or the process is to end."""
+        stop = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait([stop, *self._running], timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+
+    async def _is_due_soon(self) -> bool:
+        due_at = await asyncio.to_thread(self._store.next_due)
+        return due_at is not None and due_at < time.time() + _IDLE
+
+    async def _deliver(self, delivery: Delivery, endpoint: WebhookEndpoint) -> None:
+        """Make one attempt and record it. What cannot be recorded now is made again after the next start."""
+        try:
+            sent = await self._send(delivery, endpoint)
+            retry_at = self._retry_at(delivery, sent)
+            await asyncio.to_thread(self._store.ended, delivery, sent.attempt, retry_at)
+        except Exception:  # one delivery must not end the others
+            log.exception("the delivery %s could not be recorded", delivery.id)
+            return
+        if sent.attempt.error is not None:
+            end = "it is a dead letter now" if retry_at is None else "it is tried again"
+            log.warning(
+                "%s of %s to %s failed (attempt %d): %s; %s",
+                delivery.event.type, delivery.event.data.get("id"), endpoint.id, delivery.tries, sent.attempt.error,
+                end,
+            )  # fmt: skip
+
+    async def _send(self, delivery: Delivery, endpoint: WebhookEndpoint) -> Sent:
+        now = time.time()
+        try:
+            secrets = self._open_key().secrets_of(endpoint, now)
+        except (KeyLost, OSError, ValueError) as error:
+            return Sent(Attempt(now, 0.0, None, str(error)))
+        return await self._sender.send(endpoint.url, delivery.event, secrets)
+
+    def _retry_at(self, delivery: Delivery, sent: Sent) -> float | None:
+        if sent.attempt.error is None or sent.is_final or delivery.tries >= self._options.webhook_attempts:
+            return None
+        wait = backoff(delivery.tries, self._options.webhook_retry_delay)
+        asked = min(sent.retry_after or 0.0, _LONGEST_ASKED_WAIT)
+        return time.time() + max(wait, asked)
+
+
+def backoff(tries: int, first: float) -> float:
+    """Seconds to wait after so many attempts (from 1) have failed."""
+    wait = min(_LONGEST_WAIT, first * _FACTOR ** (tries - 1))
+    return wait * random.uniform(1 - _JITTER, 1 + _JITTER)
