@@ -257,7 +257,7 @@ def test_failures_are_counted_until_it_works_or_somebody_asks(each: Store) -> No
     assert engine is not None
     assert (engine.state, engine.reason) == (EngineState.STOPPED, None)
     assert each.deployments.count_failure(made.id) == 1
-    each.deployments.is_ready(made.id)
+    each.deployments.is_ready(made.id, engine_info())
     found = each.deployments.get(made.id)
     assert found is not None
     assert (found[0].failures, found[0].was_ready) == (0, True)

@@ -19,7 +19,10 @@ class WebhookOptions(Group):
         " http; repeat for more (comma-separated in the variable). Default: none, only https to public addresses.",
     )
     webhook_timeout: float = Field(
-        15.0, gt=0, le=300, description="Seconds that an endpoint of webhooks has to take an event and to answer."
+        15.0,
+        gt=0,
+        le=300,
+        description="Seconds that an endpoint of webhooks has to take an event and to answer.",
     )
     webhook_attempts: int = Field(
         15,

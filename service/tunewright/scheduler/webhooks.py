@@ -33,9 +33,7 @@ class WebhookKeeper:
         self._heartbeat = workspace.heartbeat("webhooks")
         self._record = workspace.run / "webhooks.json"
         self._log = workspace.run / "webhooks.log"
-        self._process = ChildProcess.adopt(
-            self._record, log_file=self._log, lifeline=lifeline, name=_NAME
-        )
+        self._process = ChildProcess.adopt(self._record, log_file=self._log, lifeline=lifeline, name=_NAME)
         self._start_at = 0.0
         self._backoff = _BACKOFF_FIRST
 

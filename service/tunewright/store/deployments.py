@@ -153,9 +153,7 @@ class DeploymentStore:
             connection.execute(
                 update(deployments).where(deployments.c.id == id).values(failures=0, was_ready=True)
             )
-            set_state(
-                connection, row.model, EngineState.READY, info=info, reason=None, ready_at=time.time()
-            )
+            set_state(connection, row.model, EngineState.READY, info=info, reason=None, ready_at=time.time())
             if not row.was_ready:
                 tell(connection, DEPLOYMENT_READY, id, model=row.model)
 

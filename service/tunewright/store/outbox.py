@@ -17,7 +17,12 @@ from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.tables import webhook_deliveries, webhook_endpoints, webhook_events
 
 DEFAULT_PROJECT = "default"
-_JOBS = {"fine_tuning": "fine_tuning.job", "export": "export", "evaluation": "evaluation", "cleaning": "cleaning"}
+_JOBS = {
+    "fine_tuning": "fine_tuning.job",
+    "export": "export",
+    "evaluation": "evaluation",
+    "cleaning": "cleaning",
+}
 _ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 ADAPTER_QUARANTINED = "adapter.quarantined"
 ALIAS_ROLLED_BACK = "alias.rolled_back"

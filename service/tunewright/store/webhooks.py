@@ -36,9 +36,7 @@ class WebhookStore:
 
     # endpoints
 
-    def create_endpoint(
-        self, values: Mapping[str, Any], *, repeat_seconds: float = 0.0
-    ) -> WebhookEndpoint:
+    def create_endpoint(self, values: Mapping[str, Any], *, repeat_seconds: float = 0.0) -> WebhookEndpoint:
         """Insert an endpoint with these values: id, name, url, event_types, salt and hint. Or return the one that the
         same request has created within the last `repeat_seconds`, if it was not changed since.
 
@@ -161,7 +159,8 @@ class WebhookStore:
         with self._database.read() as connection:
             if connection.scalar(begun):
                 return 0.0
-            return connection.scalar(select(func.min(webhook_deliveries.c.due_at)).where(_waits))
+            first = connection.scalar(select(func.min(webhook_deliveries.c.due_at)).where(_waits))
+        return None if first is None else float(first)
 
     def recover(self, most_tries: int) -> int:
         """End the attempts that a killed process has begun, when no process sends any more; they are made again at
@@ -176,9 +175,7 @@ class WebhookStore:
                 _end_attempt(connection, row, attempt, None if is_last else now)
         return len(rows)
 
-    def claim(
-        self, limit: int, without: Collection[str] = ()
-    ) -> Sequence[tuple[Delivery, WebhookEndpoint]]:
+    def claim(self, limit: int, without: Collection[str] = ()) -> Sequence[tuple[Delivery, WebhookEndpoint]]:
         """Begin attempts that are due, those first that are due longest, to other endpoints than those in `without`."""
         due = (
             select(webhook_deliveries.c.id)
@@ -195,10 +192,7 @@ class WebhookStore:
         values = {"sent_at": time.time(), "tries": webhook_deliveries.c.tries + 1}
         with self._database.begin() as connection:
             ours = connection.scalars(
-                update(webhook_deliveries)
-                .where(*claimed)
-                .values(**values)
-                .returning(webhook_deliveries.c.id)
+                update(webhook_deliveries).where(*claimed).values(**values).returning(webhook_deliveries.c.id)
             ).all()
             rows = connection.execute(_deliveries().where(webhook_deliveries.c.id.in_(ours))).all()
             found = [(_delivery(row), _endpoint(connection, row.endpoint_id)) for row in rows]
@@ -229,9 +223,7 @@ def _end_attempt(connection: Connection, row: Row[Any], attempt: Attempt, retry_
     else:
         state = DeliveryState.DELIVERED if attempt.error is None else DeliveryState.DEAD_LETTER
         values |= {"state": state, "ended_at": attempt.at + attempt.seconds}
-    connection.execute(
-        update(webhook_deliveries).where(webhook_deliveries.c.id == row.id).values(**values)
-    )
+    connection.execute(update(webhook_deliveries).where(webhook_deliveries.c.id == row.id).values(**values))
 
 
 def _endpoint(connection: Connection, id: str) -> WebhookEndpoint | None:
@@ -256,9 +248,7 @@ def _deliveries() -> Select[Any]:
         webhook_events.c.created_at.label("event_created_at"),
         webhook_events.c.data.label("event_data"),
     )
-    joined = webhook_deliveries.join(
-        webhook_events, webhook_events.c.id == webhook_deliveries.c.event_id
-    )
+    joined = webhook_deliveries.join(webhook_events, webhook_events.c.id == webhook_deliveries.c.event_id)
     return select(webhook_deliveries, *event).select_from(joined)
 
 

@@ -43,11 +43,13 @@ from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.api.telemetry.exporter import Exporter
 from tunewright.api.uploads import routes as uploads
 from tunewright.api.uploads.parts import PART_LIMIT
+from tunewright.api.webhooks import routes as webhooks
 from tunewright.config import Settings
 from tunewright.engine.devices import find_devices
 from tunewright.engine.worker import EngineAPI
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
+from tunewright.webhooks.sending import Sender
 
 _GENERATION_LIMIT, _BODY_LIMIT = 32 * 2**20, 8 * 2**20
 """Bytes of a body. A generation may have images in it; the largest others have a chat template."""
@@ -83,7 +85,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
         health, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations, models, adapters, aliases,
-        deployments, graders, batches, uploads, telemetry,
+        deployments, graders, batches, uploads, webhooks, telemetry,
     ):  # fmt: skip
         app.include_router(routes.router)
     app.include_router(uploads.forms)
@@ -138,6 +140,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         functools.cache(lambda: find_devices(settings.processes)),
         ask=spec.gateway.ask_by_name,
         exporter=exporter if settings.server.metrics != "off" else None,
+        webhook_sender=functools.cache(
+            lambda: Sender(settings.webhooks.webhook_host, settings.webhooks.webhook_timeout)
+        ),
     )
     return server, spec
 

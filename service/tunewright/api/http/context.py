@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from tunewright.config import Settings
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
+from tunewright.webhooks.sending import Sender
 
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Makes the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
@@ -57,6 +59,10 @@ class ServiceContext:
         default_factory=lambda: Threads("runs of graders", 2, most=32, code="too_many_graders")
     )
     """For graders, which take half of the processes in which strangers' data is read."""
+    webhook_sender: Callable[[], Sender] = lambda: Sender((), 1.0)
+    """Sends tests to endpoints of webhooks; the first call blocks, since it reads certificates."""
+    webhook_tests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+    """Tests that run at the same time."""
 
 
 async def _context(request: Request) -> ServiceContext:
