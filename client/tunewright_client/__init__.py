@@ -1,7 +1,7 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `chat` and
+`cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `webhooks`, `chat` and
 `completions`. The types of the server's answers are in `tunewright_client.types`; the common ones are also here.
 """
 
@@ -100,6 +100,12 @@ from .types import (
     Upload,
     UploadPart,
     VerdictReason,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEndpointTest,
+    WebhookEndpointWithSecret,
+    WebhookEvent,
     WeightedModel,
 )
 
@@ -195,6 +201,12 @@ __all__ = [
     "UploadPart",
     "VerdictReason",
     "WaitTimeoutError",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEndpointTest",
+    "WebhookEndpointWithSecret",
+    "WebhookEvent",
     "WeightedModel",
     "__version__",
 ]

@@ -372,6 +372,10 @@ def test_the_stock_client_unwraps_events_of_fine_tuning_jobs(key: SigningKey, ma
         ("https://example.com:99999/x", "is not the URL"),
         ("https://example.com:0/x", "is not the URL"),
         ("https:///x", "is not the URL"),
+        ("https://2130706433/x", "four numbers"),
+        ("https://0x7f000001/x", "four numbers"),
+        ("https://0x7f.1/x", "four numbers"),
+        ("https://127.1/x", "four numbers"),
         ("ftp://example.com/x", "is not the URL"),
         ("file:///etc/passwd", "is not the URL"),
         ("https://exa mple.com/", "without spaces"),
@@ -426,7 +430,7 @@ def test_the_address_that_is_checked_is_the_one_of_the_socket() -> None:
         open_socket("a.example", AllowedHosts([]), scoped)
 
 
-def send(url: str, hosts: list[str] | None = None, timeout: float = 5.0) -> Attempt:
+def send(url: str, hosts: list[str] | None = None, timeout: float = 60.0) -> Attempt:
     sender = Sender(LOOPBACK if hosts is None else hosts, timeout)
     return asyncio.run(sender.send(url, EVENT, ["whsec_" + "A" * 44])).attempt
 
@@ -446,13 +450,12 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Iterator[list[s
         yield asked
 
 
-@pytest.mark.parametrize("host", ["rebound.example", "2130706433", "0x7f.1"])
-def test_a_name_of_an_address_inside_is_not_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_an_address_inside_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as receiver, resolving(monkeypatch, "127.0.0.1"):
-        attempt = send(f"https://{host}:{receiver.port}/x")
+        attempt = send(f"https://inside.example:{receiver.port}/x")
         assert receiver.received == []
     assert attempt.status is None
-    assert "127.0.0.1, which is not public" in str(attempt.error)
+    assert "inside.example has the address 127.0.0.1, which is not public" in str(attempt.error)
 
 
 def test_dns_that_changes_its_answer_between_check_and_connection_gains_nothing(
@@ -486,12 +489,6 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
         assert (len(receiver.received), proxy.received) == (1, [])
 
 
-def test_plain_http_where_tls_is_expected_is_an_error() -> None:
-    with Receiver() as receiver:
-        attempt = send(receiver.url.replace("http:", "https:"))
-    assert (attempt.status, "SSL" in str(attempt.error)) == (None, True)
-
-
 @contextmanager
 def raw_server(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
     """A server that does with its one connection what it is told, and the event that ends it."""
@@ -509,6 +506,12 @@ def raw_server(serve: Callable[[socket.socket, threading.Event], None]) -> Itera
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/x"
         over.set()
         thread.join(10)
+
+
+def test_plain_http_where_tls_is_expected_is_an_error() -> None:
+    with raw_server(lambda connection, _: connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as url:
+        attempt = send(url.replace("http:", "https:"), timeout=30)
+    assert (attempt.status, "SSL" in str(attempt.error)) == (None, True)
 
 
 def test_an_endpoint_that_does_not_answer_is_given_up() -> None:
@@ -555,12 +558,14 @@ def test_an_endless_header_is_an_error() -> None:
 
 def deliver(store: Store, key: SigningKey, until: Callable[[], bool], **options: Any) -> None:
     """Run the process's deliverer until something is so."""
-    chosen = WebhookOptions(**{"webhook_host": LOOPBACK, "webhook_retry_delay": 0.01, **options})
+    chosen = WebhookOptions(
+        **{"webhook_host": LOOPBACK, "webhook_retry_delay": 0.01, "webhook_timeout": 240.0, **options}
+    )
 
     async def run() -> None:
         deliverer = Deliverer(chosen, store, lambda: key, lambda: None)
         running = asyncio.create_task(deliverer.run())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not until():
             assert time.monotonic() < deadline
             assert not running.done()
@@ -635,19 +640,20 @@ def test_an_endpoint_that_hangs_holds_up_no_other_and_loses_nothing(store: Store
     release = threading.Event()
 
     def hang(_: int) -> int:
-        release.wait(60)
+        release.wait(240)
         return 200
 
     with Receiver(hang) as slow, Receiver() as quick:
         add(store, slow.url, key, name="slow"), add(store, quick.url, key, name="quick")
         for number in range(20):
             tell(store, f"ftjob-{number}")
-        deliver(store, key, lambda: len(quick.received) == 20)
+        deliver(store, key, lambda: len(store.webhooks.deliveries(state=DeliveryState.DELIVERED)[0]) == 20)
+        assert len(quick.received) == 20
         assert len(slow.received) <= 4
         release.set()
-    assert not [one for one in store.webhooks.deliveries()[0] if one.state is DeliveryState.DEAD_LETTER]
-    assert store.webhooks.recover(most_tries=15) <= 4
-    assert {one.endpoint_id for one in store.webhooks.claim(99) for one in one[:1]} == {"webhook-slow"}
+    assert store.webhooks.recover(most_tries=15) == 4
+    claimed = store.webhooks.claim(99)
+    assert ({endpoint.id for _, endpoint in claimed}, len(claimed)) == ({"webhook-slow"}, 20)
 
 
 def test_without_its_key_nothing_is_sent_and_the_delivery_says_so(
@@ -689,7 +695,7 @@ def api(built: dict[str, Any], store: Store, data: Workspace) -> TestClient:
     if not built:
         built["server"], _ = build(settings, store)
     built["server"].app.state.context = ServiceContext(
-        settings, store, data, _control, webhook_sender=lambda: Sender(LOOPBACK, 5.0)
+        settings, store, data, _control, webhook_sender=lambda: Sender(LOOPBACK, 60.0)
     )
     return TestClient(built["server"].app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 

@@ -23,6 +23,7 @@ from .graders import AsyncGraders
 from .http import AsyncHTTP
 from .jobs import AsyncJobs
 from .resources import AsyncAdapters, AsyncChat, AsyncCompletions, AsyncFiles, AsyncModels
+from .webhooks import AsyncWebhooks
 
 
 class AsyncTunewright:
@@ -79,6 +80,7 @@ class AsyncTunewright:
         self.aliases = AsyncAliases(http)
         self.graders = AsyncGraders(http)
         self.deployments = AsyncDeployments(http)
+        self.webhooks = AsyncWebhooks(http)
         self.chat = AsyncChat(http)
         self.completions = AsyncCompletions(http)
 

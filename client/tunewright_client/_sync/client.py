@@ -24,6 +24,7 @@ from .graders import Graders
 from .http import HTTP
 from .jobs import Jobs
 from .resources import Adapters, Chat, Completions, Files, Models
+from .webhooks import Webhooks
 
 
 class Tunewright:
@@ -69,6 +70,7 @@ class Tunewright:
         self.aliases = Aliases(http)
         self.graders = Graders(http)
         self.deployments = Deployments(http)
+        self.webhooks = Webhooks(http)
         self.chat = Chat(http)
         self.completions = Completions(http)
 

@@ -100,6 +100,14 @@ from .verdicts import (
     TargetVerdict,
     VerdictReason,
 )
+from .webhooks import (
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEndpointTest,
+    WebhookEndpointWithSecret,
+    WebhookEvent,
+)
 
 __all__ = [
     "Adapter",
@@ -208,6 +216,12 @@ __all__ = [
     "UploadPart",
     "Usage",
     "VerdictReason",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEndpointTest",
+    "WebhookEndpointWithSecret",
+    "WebhookEvent",
     "WeightedModel",
     "WorkRecord",
 ]

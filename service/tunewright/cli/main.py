@@ -34,6 +34,7 @@ from tunewright.cli.options import INTERRUPTED, Commands, examples
 from tunewright.cli.output import plain
 from tunewright.cli.plan import plan
 from tunewright.cli.status import status
+from tunewright.cli.webhooks import webhooks
 from tunewright_client import (
     APIConnectionError,
     APITimeoutError,
@@ -77,7 +78,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 for command in (
     demo, status, plan, jobs, exports, files, data, cleanings, evals, batches, bench, graders, adapters, models,
-    aliases, deployments, chat, backup, restore,
+    aliases, deployments, webhooks, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

@@ -26,7 +26,10 @@ class WebhookKeeper:
     """A part of the scheduler. `tick()` does not block."""
 
     def __init__(self, settings: Settings, store: Store, workspace: Workspace, lifeline: int) -> None:
-        self._settings = settings
+        keys = dict.fromkeys(("api_key", "metrics_key", "judge_api_key", "wandb_api_key"))
+        self._settings = settings.with_options(
+            host="127.0.0.1", **keys
+        )  # it needs none, and talks to strangers
         self._store = store
         self._lifeline = lifeline
         self._limit = settings.processes.hang_timeout
@@ -51,7 +54,7 @@ class WebhookKeeper:
             self._process.end()
 
     def _is_due(self) -> bool:
-        due_at = self._store.webhooks.next_due()
+        due_at = self._store.latest(self._store.webhooks.next_due)
         return due_at is not None and due_at <= time.time()
 
     def _start(self) -> None:
@@ -59,7 +62,7 @@ class WebhookKeeper:
             [sys.executable, "-m", "tunewright.webhooks"],
             record=self._record,
             log_file=self._log,
-            environment=child_environment(with_settings=self._settings),
+            environment=child_environment(self._settings.handover()),
             lifeline=self._lifeline,
             name=_NAME,
             append=True,
@@ -73,7 +76,7 @@ class WebhookKeeper:
         how = process.exit()
         process.end()
         self._process = None
-        if how.code == 0:
+        if how.code in (0, None):  # None: it was an earlier scheduler's, and its code is not known
             self._backoff = _BACKOFF_FIRST
             return
         self._start_at = time.monotonic() + self._backoff

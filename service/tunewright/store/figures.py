@@ -14,7 +14,15 @@ from tunewright.store.alias_rows import all_aliases
 from tunewright.store.database import Database
 from tunewright.store.records import Engine
 from tunewright.store.states import JobState
-from tunewright.store.tables import alias_versions, engines, files, jobs, models, residency
+from tunewright.store.tables import (
+    alias_versions,
+    engines,
+    files,
+    jobs,
+    models,
+    residency,
+    webhook_deliveries,
+)
 
 _RUNNING = (JobState.RUNNING, JobState.PAUSING)
 CHANGES = ("set", "rollback", "guard")
@@ -63,6 +71,8 @@ class Figures:
     """Exports that were measured, by whether the gate was passed, and whether they were published all the same."""
     files: tuple[int, int]
     """Number, and bytes."""
+    deliveries: Mapping[str, int]
+    """Of webhooks, by state."""
 
 
 class FigureStore:
@@ -100,6 +110,7 @@ class FigureStore:
                     jobs.c.report["gate"]["forced"].as_boolean(), where=jobs.c.kind == "export",
                 ),
                 files=_files(connection),
+                deliveries=_counted_one(connection, webhook_deliveries.c.state, where=true()),
             )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ the one that is checked is the one that is connected to, whatever DNS answers be
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from tunewright.errors import InvalidRequest, quoted
 
 LONGEST_URL = 2048
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_ODD_NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
+"""The last part of a host that some read as an address of IPv4, such as 2130706433 or 0x7f.1 for 127.0.0.1."""
 _OPTION = "The operator can allow the host with --webhook-host"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -67,7 +70,9 @@ def open_socket(host: str, allowed: AllowedHosts, found: tuple[Any, ...]) -> soc
     """A socket for an address of `host`, an entry of `getaddrinfo`, to which it is connected next. Raises
     AddressRefused."""
     family, kind, protocol, _, where = found
-    address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    address = _literal(str(where[0]))
+    if address is None:
+        raise AddressRefused(f"{quoted(where[0])} is no address.")
     if host not in allowed and not is_public(address):
         raise AddressRefused(f"{host} has the address {address}, which is not public. {_OPTION}.")
     return socket.socket(family, kind, protocol)
@@ -84,6 +89,8 @@ def _split(url: str) -> SplitResult:
         raise _refused(f"{wrong}: {error}.") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
         raise _refused(f"{wrong}.")
+    if _literal(parts.hostname) is None and _ODD_NUMBER.fullmatch(parts.hostname.rpartition(".")[2]):
+        raise _refused(f"{wrong}: write its address with four numbers.")
     if "@" in parts.netloc or parts.fragment:
         raise _refused(f"{wrong}: a user, a password and a fragment cannot be part of it.")
     return parts

@@ -13,7 +13,9 @@ from tests.without_vllm import start_without_vllm, wait_engine
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data_dir = tmp_path_factory.mktemp("process") / "data"
     # the grader of a job in test_grpo_service has a program
-    running = start_without_vllm(data_dir, "--python-graders", "unconfined")
+    # receivers in test_webhooks_service are on loopback
+    webhooks = ("--webhook-host", "127.0.0.1", "--webhook-retry-delay", "0.01")
+    running = start_without_vllm(data_dir, "--python-graders", "unconfined", *webhooks)
     try:
         wait_engine(running)
         yield running

@@ -18,7 +18,7 @@ from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.workspace import Workspace
 from tunewright.store.figures import CHANGES, Figures, RunningJob
-from tunewright.store.states import EngineState, JobState
+from tunewright.store.states import DeliveryState, EngineState, JobState
 from tunewright.store.store import Store
 
 _EVENTS_BYTES = 2**16
@@ -99,6 +99,12 @@ def of_state(state: State, most_names: int) -> list[Metric]:
         *_of_aliases(found, most_names),
         gauge("files", "Files that are stored.", (), [((), found.files[0])]),
         gauge("files_bytes", "Size of all files that are stored.", (), [((), found.files[1])]),
+        gauge(
+            "webhook_deliveries",
+            "Deliveries of webhooks that are kept, by state.",
+            ("state",),
+            _or_none({(name,): number for name, number in found.deliveries.items()}, product(DeliveryState)),
+        ),
         gauge("disk_bytes", "Size of the disk of the data folder.", (), [((), state.disk[0])]),
         gauge("disk_free_bytes", "What is free of the disk of the data folder.", (), [((), state.disk[1])]),
         gauge(
