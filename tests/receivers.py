@@ -44,7 +44,8 @@ class Receiver:
                     for name, value in receiver.headers.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(b"taken")
+                    if status != 204:
+                        self.wfile.write(b"taken")
                 except OSError:
                     pass  # the sender has gone
 

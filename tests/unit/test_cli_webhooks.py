@@ -101,6 +101,8 @@ def test_endpoints_are_shown_changed_tested_and_deleted(run: Run, webhooks: Fake
     assert SECRET not in shown
     assert "name\tnew\n" in run("webhooks", "update", "webhook-1", "--name", "new")[1]
     assert webhooks.body("POST", ONE) == {"name": "new"}
+    run("webhooks", "update", "webhook-1", "--endpoint-url", "https://new.example.com", "--event", DONE)
+    assert webhooks.body("POST", ONE) == {"url": "https://new.example.com", "event_types": [DONE]}
     assert run("webhooks", "test", "webhook-1") == (1, "webhook-1 answered with 503\n", "")
     assert run("webhooks", "delete", "webhook-1") == (0, "webhook-1 deleted\n", "")
 

@@ -23,17 +23,17 @@ def webhooks() -> None:
         "tunewright webhooks create https://ci.example.com/hooks --all-events --name CI",
     )
 )
-@click.argument("url")
+@click.argument("address", metavar="URL")
 @click.option("--event", "events", multiple=True, metavar="TYPE", help="An event; repeat for more.")
 @click.option("--all-events", is_flag=True, help="All events that there are now.")
 @click.option("--name", help="What lists call it.  [default: the URL]")
 @on_service
-def create(remote: Remote, url: str, events: tuple[str, ...], all_events: bool, name: str | None) -> None:
+def create(remote: Remote, address: str, events: tuple[str, ...], all_events: bool, name: str | None) -> None:
     """Tell URL of events from now on, and print its secret, which is not shown again."""
     if bool(events) == all_events:
         raise click.UsageError("Give the events with --event, or --all-events.")
     wanted = list(remote.client.webhooks.event_types()) if all_events else list(events)
-    _print_secret(remote, remote.client.webhooks.create(name or url[:256], url, wanted))
+    _print_secret(remote, remote.client.webhooks.create(name or address[:256], address, wanted))
 
 
 @webhooks.command(epilog=examples("tunewright webhooks events"))
@@ -69,16 +69,20 @@ def show(remote: Remote, id: str) -> None:
     _print_endpoint(remote, remote.client.webhooks.retrieve(id))
 
 
-@webhooks.command(epilog=examples(f"tunewright webhooks update {_ID} --url https://ci.example.com/hooks/2"))
+@webhooks.command(
+    epilog=examples(f"tunewright webhooks update {_ID} --endpoint-url https://ci.example.com/hooks/2")
+)
 @click.argument("id")
-@click.option("--url", "new_url", help="Where its events are sent; also those that are pending.")
+@click.option("--endpoint-url", metavar="URL", help="Where its events are sent; also those that are pending.")
 @click.option("--name", help="What lists call it.")
 @click.option("--event", "events", multiple=True, metavar="TYPE", help="All of its events; repeat for more.")
 @on_service
-def update(remote: Remote, id: str, new_url: str | None, name: str | None, events: tuple[str, ...]) -> None:
+def update(
+    remote: Remote, id: str, endpoint_url: str | None, name: str | None, events: tuple[str, ...]
+) -> None:
     """Change an endpoint."""
     types = list(events) if events else None
-    _print_endpoint(remote, remote.client.webhooks.update(id, name=name, url=new_url, event_types=types))
+    _print_endpoint(remote, remote.client.webhooks.update(id, name=name, url=endpoint_url, event_types=types))
 
 
 @webhooks.command(

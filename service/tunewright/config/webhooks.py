@@ -38,5 +38,5 @@ class WebhookOptions(Group):
         " to 12 hours.",
     )
 
-    _split_hosts = field_validator("webhook_host", mode="before")(split_commas)
-    _check_hosts = field_validator("webhook_host")(check_hosts)
+    _split_webhook_hosts = field_validator("webhook_host", mode="before")(split_commas)
+    _check_webhook_hosts = field_validator("webhook_host")(check_hosts)

@@ -11,6 +11,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from errno import EACCES
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -72,9 +73,9 @@ def open_socket(host: str, allowed: AllowedHosts, found: tuple[Any, ...]) -> soc
     family, kind, protocol, _, where = found
     address = _literal(str(where[0]))
     if address is None:
-        raise AddressRefused(f"{quoted(where[0])} is no address.")
+        raise AddressRefused(EACCES, f"{quoted(where[0])} is no address.")
     if host not in allowed and not is_public(address):
-        raise AddressRefused(f"{host} has the address {address}, which is not public. {_OPTION}.")
+        raise AddressRefused(EACCES, f"{host} has the address {address}, which is not public. {_OPTION}.")
     return socket.socket(family, kind, protocol)
 
 
