@@ -137,7 +137,7 @@ async def test(context: Context, id: str, body: SendWebhookTest) -> WebhookEndpo
     )
 
 
-@router.get("/webhook_deliveries", summary="List deliveries of webhooks", responses=responses(400))
+@router.get("/webhook_deliveries", summary="List deliveries of webhooks", responses=responses(400, 404))
 def list_deliveries(
     context: Context,
     webhook_endpoint_id: Annotated[
