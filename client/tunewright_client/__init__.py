@@ -1,8 +1,9 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `webhooks`, `chat` and
-`completions`. The types of the server's answers are in `tunewright_client.types`; the common ones are also here.
+`cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `webhooks`,
+`chat` and `completions`. The types of the server's answers are in `tunewright_client.types`; the common ones are also
+here.
 """
 
 from ._async.batches import AsyncBatch
