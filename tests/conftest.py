@@ -18,9 +18,9 @@ from typing import Any
 import hypothesis
 import pytest
 from psutil import virtual_memory
-from sqlalchemy import text
 
-from rows import BACKENDS, FILE, POSTGRES, PRODUCT, Publish, create_job
+import postgres as postgres_server
+from rows import BACKENDS, FILE, PRODUCT, Publish, create_job
 from scheduling import ByService
 from tunewright.ids import result_file_id
 from tunewright.kinds.fine_tuning.models import FineTuningResult
@@ -62,6 +62,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByService:
     return ByService(config, log)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `each_database` on SQLite, and on PostgreSQL where it is there."""
+    if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker("each_database"):
+        metafunc.parametrize("backend", BACKENDS)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if (why := postgres_server.missing()) is not None:
+        terminalreporter.write_line(
+            f"PostgreSQL was left out, and SQLite alone was tested: {why}", yellow=True
+        )
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Asynchronous tests run on asyncio, as the service does."""
@@ -93,36 +106,35 @@ def data(tmp_path: Path) -> Workspace:
     return folder
 
 
-@pytest.fixture
-def store(data: Workspace, migrated_database: Path) -> Iterator[Store]:
-    """A fresh store on SQLite in `data`, with a file that jobs can name."""
-    path = data.path / "tunewright.db"
-    shutil.copyfile(migrated_database, path)
-    opened = Store.open(f"sqlite:///{path}")
-    opened.files.add(**FILE)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(params=BACKENDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path, migrated_database: Path) -> str:
-    """The URL of a fresh database: SQLite and, where TUNEWRIGHT_TEST_POSTGRES names a database to empty, PostgreSQL."""
-    if request.param == "sqlite":
-        shutil.copyfile(migrated_database, tmp_path / "store.db")
-        return f"sqlite:///{tmp_path / 'store.db'}"
-    assert POSTGRES
-    emptied = Store.open(POSTGRES)
-    with emptied.database.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    emptied.database.upgrade()
-    emptied.close()
-    return POSTGRES
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Server]:
+    """A PostgreSQL of this process, which the first test on it starts."""
+    with postgres_server.server() as running:
+        yield running
 
 
 @pytest.fixture
-def store_on_each(url: str) -> Iterator[Store]:
-    """A fresh store on each database, with a file that jobs can name."""
+def backend() -> str:
+    """The database of the test; tests that are marked `each_database` run once on each (`pytest_generate_tests`)."""
+    return "sqlite"
+
+
+@pytest.fixture
+def url(
+    backend: str, request: pytest.FixtureRequest, data: Workspace, migrated_database: Path
+) -> Iterator[str]:
+    """The URL of a fresh database at the newest schema; one of SQLite is in `data`."""
+    if backend == "postgresql":
+        with request.getfixturevalue("postgres").database() as url:
+            yield url
+    else:
+        shutil.copyfile(migrated_database, data.path / "tunewright.db")
+        yield f"sqlite:///{data.path / 'tunewright.db'}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    """A fresh store, with a file that jobs can name."""
     opened = Store.open(url)
     opened.files.add(**FILE)
     yield opened

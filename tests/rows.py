@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import insert
 
+from postgres import missing
 from tunewright.kinds import EXPORT, FINE_TUNING
 from tunewright.kinds.export.models import ExportRequest
 from tunewright.kinds.fine_tuning.models import FineTuningRequest
@@ -18,8 +18,7 @@ from tunewright.store.records import EngineInfo, Job, JobInput, NewJob
 from tunewright.store.store import Store
 from tunewright.store.tables import job_devices
 
-POSTGRES = os.environ.get("TUNEWRIGHT_TEST_POSTGRES")
-BACKENDS = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
+BACKENDS = ["sqlite"] if missing() else ["sqlite", "postgresql"]
 
 FILE: dict[str, Any] = {
     "id": "file-1", "filename": "train.jsonl", "purpose": "fine-tune", "size": 1, "sha256": "0" * 64,

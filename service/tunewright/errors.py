@@ -146,6 +146,15 @@ class Busy(TunewrightError):
     retry_after = 2.0
 
 
+class DatabaseUnavailable(TunewrightError):
+    """A database that is not SQLite cannot be reached now."""
+
+    status = 503
+    type = "server_error"
+    code = "database_unavailable"
+    retry_after = 2.0
+
+
 class RequestTimeout(TunewrightError):
     status = 504
     type = "server_error"

@@ -102,7 +102,7 @@ def _prepare(settings: Settings, workspace: Workspace) -> None:
     Raises BackupError, DatabaseUnusable and StorageFull.
     """
     try:
-        finish_restore(workspace)
+        finish_restore(workspace, settings.storage.resolved_database_url)
         database = Database(settings.storage.resolved_database_url)
         try:
             database.upgrade(workspace.path / "backups")

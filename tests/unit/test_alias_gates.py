@@ -21,6 +21,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 BOT, BASE, OLD, NEW = "quiz", "tiny", "ft:tiny:a:1", "ft:tiny:b:2"
 CONTENT = {BASE: PRODUCT["base_fingerprint"], OLD: "1" * 64, NEW: "2" * 64}
 EVALUATION = {"data": FILE["id"], "metric": "accuracy"}

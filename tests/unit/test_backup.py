@@ -215,20 +215,6 @@ def test_where_there_is_no_database_there_is_no_backup(tmp_path: Path) -> None:
     leaves_nothing(tmp_path, act, "there is no database .*nothing/tunewright.db: is --data-dir right?")
 
 
-def test_other_databases_are_dumped_by_their_own_means(
-    used: Used, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        Database, "__init__", lambda self, url: setattr(self, "url", url)
-    )  # its driver is not installed
-    url = "postgresql://me:secret@host/db"
-    for act, means in (
-        (lambda: make_backup(used.data, url, tmp_path / "b.tar", silent), "pg_dump"),
-        (lambda: restore_archive(used.data, url, archive, replace=True, on_progress=silent), "pg_restore"),
-    ):
-        leaves_nothing(tmp_path, act, rf"postgresql://me:\*\*\*@host/db is not SQLite: .*{means}")
-
-
 @pytest.mark.parametrize("what", ["file", "artifact"])
 def test_what_is_listed_and_lost_is_told(used: Used, tmp_path: Path, what: str) -> None:
     if what == "file":
@@ -338,7 +324,7 @@ def around_snapshot(
     """Has both done around the first snapshot; returns a list that counts snapshots."""
     snapshot, count = create.snapshot, [0]
 
-    def wrapped(source: Path, target: Path) -> None:
+    def wrapped(source: str, target: Path) -> None:
         count[0] += 1
         if count[0] == 1:
             before()
@@ -912,7 +898,7 @@ def test_a_restore_killed_at_any_step_is_done_or_not_begun(
         if finisher == "restore":
             assert restore_into(data, archive, replace=True).manifest
         else:
-            finish_restore(data)
+            finish_restore(data, url_of(data))
             clear_abandoned(data)
         now = content(data)
         if now == old:
@@ -971,17 +957,17 @@ def test_a_restore_that_cannot_be_finished_waits_until_it_can(
     used.store.close()
     before = content(used.data)
     with monkeypatch.context() as patch:
-        patch.setattr(restore, "finish_restore", lambda data: None)  # it was killed here
+        patch.setattr(restore, "finish_restore", lambda data, url: None)  # it was killed here
         restore_into(used.data, archive, replace=True)
     (plan,) = [json.loads((used.data.run / "restore.json").read_text())]
     in_the_way = used.data.path / plan["replaced"] / DATABASE
     write(in_the_way, "who knows how it came there")
     for _ in range(2):
         with pytest.raises(BackupError, match=r"has begun and could not be finished: .*moved before"):
-            finish_restore(used.data)
+            finish_restore(used.data, url_of(used.data))
         assert is_restore_pending(used.data)
     in_the_way.unlink()
-    finish_restore(used.data)
+    finish_restore(used.data, url_of(used.data))
     assert content(Workspace(in_the_way.parent)) == before
     assert backups.missing(used.data) == []
 

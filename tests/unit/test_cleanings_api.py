@@ -18,6 +18,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.states import FileStatus, JobState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 CLEANINGS = "/v1/cleanings"
 STEPS = [{"type": "html"}, {"type": "duplicates"}]
 

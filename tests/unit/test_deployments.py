@@ -68,12 +68,13 @@ def state(store: Store, model: str = FULL) -> EngineState | None:
 
 
 @pytest.fixture
-def each(store_on_each: Store) -> Store:
-    store_on_each.engines.declare([BASE])
-    full(store_on_each)
-    return store_on_each
+def each(store: Store) -> Store:
+    store.engines.declare([BASE])
+    full(store)
+    return store
 
 
+@pytest.mark.each_database
 def test_a_deployment_comes_with_its_engine(each: Store) -> None:
     made = deploy(each, max_loras=2)
     assert (made.model, made.asked, made.options) == (FULL, {"max_loras": 2}, OPTIONS)
@@ -87,6 +88,7 @@ def test_a_deployment_comes_with_its_engine(each: Store) -> None:
     assert each.deployments.get("none") is None
 
 
+@pytest.mark.each_database
 def test_the_same_request_gives_the_same_deployment_and_another_is_refused(each: Store) -> None:
     made = deploy(each, max_loras=2)
     assert deploy(each, max_loras=2) == made
@@ -96,6 +98,7 @@ def test_the_same_request_gives_the_same_deployment_and_another_is_refused(each:
     assert len(each.deployments.all()) == 1
 
 
+@pytest.mark.each_database
 def test_many_at_once_make_one_deployment_and_share_one_room(each: Store) -> None:
     """Each is placed with regard to all others: five want 0.3 of 0.95, so three get it."""
     for number in range(5):
@@ -118,6 +121,7 @@ def test_many_at_once_make_one_deployment_and_share_one_room(each: Store) -> Non
     assert len(each.deployments.all()) == 3
 
 
+@pytest.mark.each_database
 def test_bases_aliases_and_deleted_models_are_not_deployed(each: Store) -> None:
     with pytest.raises(InvalidRequest, match="served already"):
         deploy(each, BASE)
@@ -129,6 +133,7 @@ def test_bases_aliases_and_deleted_models_are_not_deployed(each: Store) -> None:
     assert not each.deployments.all()
 
 
+@pytest.mark.each_database
 def test_what_was_refused_a_place_leaves_nothing(each: Store) -> None:
     def refuse(_: Any) -> dict[str, Any]:
         raise InvalidRequest("no room")
@@ -138,6 +143,7 @@ def test_what_was_refused_a_place_leaves_nothing(each: Store) -> None:
     assert (each.deployments.all(), each.engines.get(FULL)) == ([], None)
 
 
+@pytest.mark.each_database
 def test_declaring_the_bases_keeps_the_deployments(each: Store) -> None:
     made = deploy(each)
     each.engines.declare([BASE])
@@ -147,6 +153,7 @@ def test_declaring_the_bases_keeps_the_deployments(each: Store) -> None:
     assert state(each) is EngineState.STOPPED
 
 
+@pytest.mark.each_database
 def test_a_draining_engine_stays_so_until_it_is_gone(each: Store) -> None:
     made = deploy(each)
     ready(each, made)
@@ -170,6 +177,7 @@ def test_a_draining_engine_stays_so_until_it_is_gone(each: Store) -> None:
     assert deploy(each).id != made.id
 
 
+@pytest.mark.each_database
 def test_what_it_held_goes_with_it(each: Store) -> None:
     made = deploy(each)
     ready(each, made)
@@ -180,6 +188,7 @@ def test_what_it_held_goes_with_it(each: Store) -> None:
     assert each.engines.residents(engine) == {}
 
 
+@pytest.mark.each_database
 def test_an_alias_keeps_it_and_its_adapters(each: Store) -> None:
     register(each, ADAPTER, base=FULL)
     made = deploy(each)
@@ -202,6 +211,7 @@ def test_an_alias_keeps_it_and_its_adapters(each: Store) -> None:
         each.aliases.put("bot", [AliasTarget(FULL)])
 
 
+@pytest.mark.each_database
 def test_an_unfinished_job_keeps_it_also_by_force(each: Store) -> None:
     made = deploy(each)
     job = create_job(each, base=FULL, model=FULL)
@@ -213,6 +223,7 @@ def test_an_unfinished_job_keeps_it_also_by_force(each: Store) -> None:
         create_job(each, base=FULL, model=FULL, fingerprint="g")
 
 
+@pytest.mark.each_database
 def test_a_job_and_a_deletion_at_the_same_moment_do_not_both_win(each: Store) -> None:
     for number in range(8):
         made = deploy(each, full(each, f"m{number}"))
@@ -230,6 +241,7 @@ def test_a_job_and_a_deletion_at_the_same_moment_do_not_both_win(each: Store) ->
         assert at_once(2, do).count(True) == 1
 
 
+@pytest.mark.each_database
 def test_a_deployed_model_is_not_deleted(each: Store) -> None:
     made = deploy(each)
     model = each.models.get(FULL)
@@ -241,6 +253,7 @@ def test_a_deployed_model_is_not_deleted(each: Store) -> None:
     assert each.models.delete(model)
 
 
+@pytest.mark.each_database
 def test_retention_keeps_a_deployed_checkpoint(each: Store) -> None:
     register(each, "ft:tiny::c", kind="full", checkpoint_step=1, sha256="e" * 64, desired="unloaded")
     assert [one.name for one in each.models.idle_checkpoints()] == ["ft:tiny::c"]
@@ -248,6 +261,7 @@ def test_retention_keeps_a_deployed_checkpoint(each: Store) -> None:
     assert each.models.idle_checkpoints() == []
 
 
+@pytest.mark.each_database
 def test_failures_are_counted_until_it_works_or_somebody_asks(each: Store) -> None:
     made = deploy(each)
     assert [each.deployments.count_failure(made.id) for _ in range(2)] == [1, 2]
@@ -266,6 +280,7 @@ def test_failures_are_counted_until_it_works_or_somebody_asks(each: Store) -> No
     assert state(each) is EngineState.READY, "what runs is left alone"
 
 
+@pytest.mark.each_database
 def test_a_start_of_the_service_tries_all_again(each: Store) -> None:
     made = deploy(each)
     each.deployments.count_failure(made.id)

@@ -24,6 +24,8 @@ from tunewright.store.records import EngineInfo
 from tunewright.store.states import EngineState, FileStatus, JobState, ModelState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 EVALUATIONS = "/v1/evaluations"
 FT = "ft:tiny:a:1"
 GRADER = {

@@ -37,6 +37,8 @@ from tunewright.store.states import FileStatus
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingSpec
 
+pytestmark = pytest.mark.each_database
+
 BASE = "tunewright-tiny"
 
 

@@ -16,6 +16,8 @@ from tunewright.store.states import JobState
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
+pytestmark = pytest.mark.each_database
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> JobFolder:

@@ -12,17 +12,19 @@ from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 
 @pytest.fixture
-def counted(store_on_each: Store) -> tuple[Store, Callable[[], list[str]], list[int]]:
+def counted(store: Store) -> tuple[Store, Callable[[], list[str]], list[int]]:
     """The store, a query of the ids of its jobs that wait, and how often it was asked."""
     asked = [0]
 
     def query() -> list[str]:
         asked[0] += 1
-        return [job.id for job in store_on_each.jobs.queued()]
+        return [job.id for job in store.jobs.queued()]
 
-    return store_on_each, query, asked
+    return store, query, asked
 
 
 def test_the_own_changes_and_those_of_others_are_seen_at_once(

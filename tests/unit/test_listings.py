@@ -20,9 +20,7 @@ from tunewright.store.tables import models, residency
 EVERYTHING = AdapterFilter()
 
 
-@pytest.fixture
-def store(store_on_each: Store) -> Store:
-    return store_on_each
+pytestmark = pytest.mark.each_database
 
 
 def register(store: Store, number: int, **changes: Any) -> str:
@@ -61,7 +59,8 @@ def test_a_page_is_one_query_however_long(store: Store) -> None:
         found, more = store.listings.adapters(EVERYTHING, after=None, limit=100)
         took = time.perf_counter() - began
     assert (len(found), more, len(statements)) == (100, True, 1)
-    assert took < 0.1, f"{took:.3f} s"
+    if store.database.is_sqlite:
+        assert took < 0.1, f"{took:.3f} s"
     with counted(store) as statements:
         again, _ = store.listings.adapters(EVERYTHING, after=found[-1].model.id, limit=100)
     assert len(statements) == 2, "one finds where to go on"

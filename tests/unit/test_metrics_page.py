@@ -255,8 +255,8 @@ def walk(layer: Any) -> Any:
 
 
 @pytest.mark.anyio
-async def test_jobs_are_told_by_kind_and_state(store_on_each: Store, data: Workspace) -> None:
-    store = store_on_each
+@pytest.mark.each_database
+async def test_jobs_are_told_by_kind_and_state(store: Store, data: Workspace) -> None:
     create_job(store, state=JobState.QUEUED, created_at=5.0)
     create_job(store, state=JobState.QUEUED, created_at=9.0)
     create_job(store, state=JobState.FAILED, error={"code": "out_of_memory", "message": "x"})
@@ -371,8 +371,8 @@ async def test_adapters_aliases_and_engines_are_told(
 
 
 @pytest.mark.anyio
-async def test_verdicts_and_gates_are_told(store_on_each: Store, data: Workspace) -> None:
-    store = store_on_each
+@pytest.mark.each_database
+async def test_verdicts_and_gates_are_told(store: Store, data: Workspace) -> None:
     gates = [
         {"passed": True, "forced": False},
         {"passed": False, "forced": True},

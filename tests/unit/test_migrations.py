@@ -20,6 +20,8 @@ from tunewright.store.sqlite_file import sqlite_path
 from tunewright.store.states import FileStatus, JobPhase, JobState, ModelState, Source
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 JOB: dict[str, Any] = {
     "id": "ftjob-1", "state": "succeeded", "created_at": 1.0, "model": "tiny", "base": "tiny",
     "parent_sha256": "d" * 64, "training_file": "file-1", "validation_file": "file-2", "seed": 7, "method": "{}",

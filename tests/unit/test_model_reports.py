@@ -26,6 +26,8 @@ from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import jobs
 
+pytestmark = pytest.mark.each_database
+
 FT, PARENT = "ft:tunewright-tiny:quiz:2", "ft:tunewright-tiny:quiz:1"
 ROWS = b"".join(
     json.dumps({"prompt": f"<script>{number}", "completion": str(number)}).encode() + b"\n"

@@ -28,6 +28,8 @@ from tunewright.store.states import JobState, Source
 from tunewright.store.store import Store
 from tunewright.trainer.spec import TrainingResult
 
+pytestmark = pytest.mark.each_database
+
 BASE = BaseInfo("tiny", Path("/m"), "f" * 64, 64, None, None)
 BROKEN = lora_tensors() | {"base_model.model.x.lora_A.weight": zeros(4, 4, value=math.nan)}
 

@@ -17,6 +17,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 ROWS = 60
 
 

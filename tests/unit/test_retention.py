@@ -33,9 +33,7 @@ UNFINISHED = [state for state in JobState if not state.is_final]
 FINAL = [state for state in JobState if state.is_final]
 
 
-@pytest.fixture
-def store(store_on_each: Store) -> Store:
-    return store_on_each
+pytestmark = pytest.mark.each_database
 
 
 class World:

@@ -21,6 +21,8 @@ from tunewright.store.records import Job, JobInput, NewJob
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 SUPERVISED = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in text_rows(8)]
 PAIRS = [as_openai(row) for row in text_rows(8)]
 

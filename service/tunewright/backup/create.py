@@ -26,9 +26,10 @@ from tunewright.backup.swap import is_restore_pending
 from tunewright.ids import utc_stamp
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.workspace import Workspace
+from tunewright.store.copies import snapshot
 from tunewright.store.database import Database
 from tunewright.store.references import References, has_ended, references
-from tunewright.store.sqlite_file import snapshot, sqlite_path
+from tunewright.store.sqlite_file import sqlite_path
 
 ATTEMPTS = 3
 _OF_A_RUN = {"process.json", "lock", "heartbeat"}
@@ -61,12 +62,7 @@ def make_backup(workspace: Workspace, database_url: str, archive: Path, on_progr
     Raises BackupError, DatabaseUnusable and OSError; then nothing is left of it.
     """
     database = sqlite_path(database_url)
-    if database is None:
-        raise BackupError(
-            f"the database {Database(database_url)} is not SQLite: dump it with its own means (pg_dump), and copy the "
-            f"folders files, jobs and artifacts of {workspace.path} after that. See docs/how-to/back-up-and-restore.md"
-        )
-    if not database.is_file():
+    if database is not None and not database.is_file():
         raise BackupError(f"there is no database {database}: is --data-dir right?")
     if not archive.parent.is_dir():
         raise BackupError(f"there is no folder {archive.parent} to put an archive in")
@@ -81,7 +77,11 @@ def make_backup(workspace: Workspace, database_url: str, archive: Path, on_progr
         for number in range(1, ATTEMPTS + 1):
             try:
                 backup = _attempt(
-                    workspace, database, temporary / f"{number}.tar", on_progress, is_last=number == ATTEMPTS
+                    workspace,
+                    database_url,
+                    temporary / f"{number}.tar",
+                    on_progress,
+                    is_last=number == ATTEMPTS,
                 )
                 break
             except _Gone as gone:
@@ -103,7 +103,7 @@ class _Gone(Exception):
 
 
 def _attempt(
-    workspace: Workspace, database: Path, archive: Path, on_progress: OnProgress, *, is_last: bool
+    workspace: Workspace, database: str, archive: Path, on_progress: OnProgress, *, is_last: bool
 ) -> Backup:
     """Write the archive from one snapshot. Raises _Gone."""
     workspace.tmp.mkdir(mode=0o700, exist_ok=True)
@@ -113,10 +113,11 @@ def _attempt(
         gatherer.gather_ahead(references(database))
         created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         snapshot(database, gathered / DATABASE)
-        revision = Database(f"sqlite:///{gathered / DATABASE}").revision()
+        copied = f"sqlite:///{gathered / DATABASE}"
+        revision = Database(copied).revision()
         if revision is None:
-            raise BackupError(f"the database {database} is empty: there is nothing to back up yet")
-        refers_to = references(gathered / DATABASE)
+            raise BackupError(f"the database {Database(database)} is empty: there is nothing to back up yet")
+        refers_to = references(copied)
         gatherer.gather(refers_to)
         with archive.open("xb") as target:
             os.fchmod(target.fileno(), 0o600)
@@ -155,7 +156,7 @@ def _copy(gathered: Path, writer: ArchiveWriter, on_progress: OnProgress) -> Non
 class _Gatherer:
     """Links what a snapshot refers to into a folder, under its names in the archive."""
 
-    def __init__(self, workspace: Workspace, database: Path, folder: Path, *, is_last: bool) -> None:
+    def __init__(self, workspace: Workspace, database: str, folder: Path, *, is_last: bool) -> None:
         self._workspace = workspace
         self._database = database
         self._folder = folder

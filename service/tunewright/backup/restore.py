@@ -23,6 +23,7 @@ from tunewright.backup.swap import (
     finish_restore,
     has_data,
     is_restore_pending,
+    other_database,
     take_back,
 )
 from tunewright.ids import utc_stamp
@@ -61,7 +62,7 @@ def restore_archive(
     _require_its_own_database(workspace, database_url)
     require_its_user(workspace)
     if not replace:
-        _refuse_data(workspace)
+        _refuse_data(workspace, database_url)
     with open_archive(archive) as opened:
         manifest = opened.manifest
         if manifest.revision not in known_revisions():
@@ -75,11 +76,13 @@ def restore_archive(
                 raise BackupError(
                     f"a backup or another restore is running in {workspace.path}: try again when it is done"
                 )
-            _complete_pending(workspace, on_progress)  # the request of a command that was killed
+            _complete_pending(
+                workspace, database_url, on_progress
+            )  # the request of a command that was killed
             clear_abandoned(workspace)
-            plan = _unpack(workspace, opened, on_progress)
+            plan = _unpack(workspace, database_url, opened, on_progress)
             try:
-                running = _replace_data(workspace, plan, replace, on_progress)
+                running = _replace_data(workspace, database_url, plan, replace, on_progress)
             finally:
                 if not is_restore_pending(workspace):
                     shutil.rmtree(workspace.path / plan.staging, ignore_errors=True)
@@ -87,8 +90,8 @@ def restore_archive(
     return Restored(manifest, replaced if replaced.exists() else None, running)
 
 
-def _unpack(workspace: Workspace, archive: Archive, on_progress: OnProgress) -> Plan:
-    plan = Plan(_unused(workspace, "restore"), _unused(workspace, "replaced"))
+def _unpack(workspace: Workspace, url: str, archive: Archive, on_progress: OnProgress) -> Plan:
+    plan = Plan(_unused(workspace, "restore"), _unused(workspace, "replaced"), other_database(url))
     staging = workspace.path / plan.staging
     size, room = archive.manifest.bytes, shutil.disk_usage(workspace.path).free
     if size > room:
@@ -135,32 +138,32 @@ def _prepare(path: Path) -> None:
     settle(path)
 
 
-def _replace_data(workspace: Workspace, plan: Plan, replace: bool, on_progress: OnProgress) -> bool:
+def _replace_data(workspace: Workspace, url: str, plan: Plan, replace: bool, on_progress: OnProgress) -> bool:
     """Replace the data by what was unpacked. Returns whether a running service did it."""
     _require_plain_folders(workspace)
     with held(service_lock(workspace)) as ours:
         if not replace:
-            _refuse_data(workspace)
+            _refuse_data(workspace, url)
         if ours:
             try:
                 ask(workspace, plan)
-                finish_restore(workspace)
+                finish_restore(workspace, url)
             except KeyboardInterrupt:
                 if not is_restore_pending(workspace):
                     raise
-                finish_restore(workspace)  # it is quick, and the next restore would have to do it first
+                finish_restore(workspace, url)  # it is quick, and the next restore would have to do it first
             return False
-    _require_same_version(workspace)
+    _require_same_version(workspace, url)
     try:
         ask(workspace, plan)
-        return _complete_pending(workspace, on_progress)
+        return _complete_pending(workspace, url, on_progress)
     except KeyboardInterrupt:
         if not is_restore_pending(workspace):
             raise
         raise _withdrawn(workspace, "interrupted") from None
 
 
-def _complete_pending(workspace: Workspace, on_progress: OnProgress) -> bool:
+def _complete_pending(workspace: Workspace, url: str, on_progress: OnProgress) -> bool:
     """Wait until the running service has made the pending restore, or make it where no service runs.
 
     Returns whether the service made it.
@@ -170,7 +173,7 @@ def _complete_pending(workspace: Workspace, on_progress: OnProgress) -> bool:
         on_progress("waiting for the service to change over", 0, 0)
         with held(service_lock(workspace)) as ours:
             if ours:
-                finish_restore(workspace)
+                finish_restore(workspace, url)
                 return False
         if time.monotonic() > deadline:
             raise _withdrawn(
@@ -191,12 +194,16 @@ def _withdrawn(workspace: Workspace, why: str) -> BackupError:
 
 
 def _require_its_own_database(workspace: Workspace, url: str) -> None:
+    """Raises BackupError for a SQLite database outside the data folder, and DatabaseUnusable for another one that
+    cannot be reached or is not the service's."""
     path = sqlite_path(url)
     if path is None:
-        raise BackupError(
-            f"the database {Database(url)} is not SQLite: restore it with its own means (pg_restore), and put the "
-            f"folders files, jobs and artifacts into {workspace.path}. See docs/how-to/back-up-and-restore.md"
-        )
+        database = Database(url)
+        try:
+            database.revision()
+        finally:
+            database.close()
+        return
     if path.parent.resolve() / path.name != workspace.path / DATABASE:
         raise BackupError(
             f"a restore makes the database {workspace.path / DATABASE}, and --database-url or TUNEWRIGHT_DATABASE_URL "
@@ -204,14 +211,14 @@ def _require_its_own_database(workspace: Workspace, url: str) -> None:
         )
 
 
-def _require_same_version(workspace: Workspace) -> None:
+def _require_same_version(workspace: Workspace, url: str) -> None:
     record = ServiceRecord.read(workspace)
     if record is None or record.revision != known_revisions()[0]:
         raise BackupError(
             f"the service that runs on {workspace.path} is of another version than this command ({__version__}): stop "
             "it, or use the command of its version. Nothing was changed"
         )
-    if record.database != str(workspace.path / DATABASE):
+    if record.database != (other_database(url) or str(workspace.path / DATABASE)):
         raise BackupError(
             f"the service that runs on {workspace.path} has its database elsewhere ({record.database}): stop it first. "
             "Nothing was changed"
@@ -229,11 +236,13 @@ def _require_plain_folders(workspace: Workspace) -> None:
             )
 
 
-def _refuse_data(workspace: Workspace) -> None:
-    if has_data(workspace):
+def _refuse_data(workspace: Workspace, url: str) -> None:
+    if has_data(workspace, url):
+        also = other_database(url)
+        where = f"{workspace.path} or {also}" if also else str(workspace.path)
         raise BackupError(
-            f"{workspace.path} has data already: give another --data-dir, or --replace, which keeps that data in a "
-            "folder beside it. Nothing was changed"
+            f"{where} has data already: give another --data-dir, or --replace, which keeps that data in a folder "
+            "beside it. Nothing was changed"
         )
 
 

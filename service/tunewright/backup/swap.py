@@ -22,12 +22,19 @@ from tunewright.atomic import sync_folder, write_atomically
 from tunewright.backup.archive import DATABASE, FOLDERS
 from tunewright.backup.errors import BackupError
 from tunewright.registry.workspace import Workspace
+from tunewright.store.copies import has_rows, replace_rows, snapshot
+from tunewright.store.database import Database
+from tunewright.store.sqlite_file import sqlite_path
 from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.backup")
 
 _LOGS = tuple(f"{DATABASE}-{kind}" for kind in ("wal", "shm", "journal"))
 """Files that SQLite may leave beside a database, and that belong to the old one."""
+_LOADED = "loaded.db"
+"""The name of an archive's database, in the staging folder, once its rows are in a database that is not SQLite."""
+_EARLIER = "earlier.db"
+"""There, a copy of that database from before."""
 _STAGING = re.compile(r"restore-[0-9A-Za-z-]+")
 _REPLACED = re.compile(r"replaced-[0-9A-Za-z-]+")
 
@@ -38,14 +45,22 @@ class Plan:
 
     staging: str
     replaced: str
+    database: str | None = None
+    """The database that gets the rows, in messages' form; None for SQLite in the data folder."""
 
 
-def has_data(workspace: Workspace) -> bool:
-    """Whether the data folder has anything that a restore would replace."""
+def other_database(url: str) -> str | None:
+    """The name of a database that is not SQLite, in messages' form; else None."""
+    return str(Database(url)) if sqlite_path(url) is None else None
+
+
+def has_data(workspace: Workspace, url: str) -> bool:
+    """Whether the data folder, or its database, has anything that a restore would replace. Raises DatabaseUnusable."""
+    is_other = other_database(url) is not None
     return any(
         any(path.iterdir()) if path.is_dir() else path.exists()
-        for path in (workspace.path / name for name in (DATABASE, *FOLDERS))
-    )
+        for path in (workspace.path / name for name in ((*FOLDERS,) if is_other else (DATABASE, *FOLDERS)))
+    ) or (is_other and has_rows(url))
 
 
 def ask(workspace: Workspace, plan: Plan) -> None:
@@ -68,9 +83,10 @@ def is_restore_pending(workspace: Workspace) -> bool:
     return _asked(workspace).exists() or _begun(workspace).exists()
 
 
-def finish_restore(workspace: Workspace) -> None:
+def finish_restore(workspace: Workspace, url: str) -> None:
     """Make the pending restore, if there is one. The caller holds the service's lock, and has stopped the service's
-    processes. Raises BackupError; then the restore stays pending."""
+    processes. Raises BackupError, and DatabaseUnusable for a database that is not SQLite; then the restore stays
+    pending."""
     if not is_restore_pending(workspace):
         return
     try:
@@ -78,8 +94,9 @@ def finish_restore(workspace: Workspace) -> None:
             os.replace(_asked(workspace), _begun(workspace))
             sync_folder(workspace.run)
         plan = _read(_begun(workspace))
+        _require_the_database(workspace, plan, url)
         _end_leftovers(workspace)
-        _swap(workspace, plan)
+        _swap(workspace, plan, url)
         _begun(workspace).unlink()
         sync_folder(workspace.run)
         shutil.rmtree(workspace.path / plan.staging, ignore_errors=True)
@@ -99,20 +116,44 @@ def clear_abandoned(workspace: Workspace) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _swap(workspace: Workspace, plan: Plan) -> None:
+def _swap(workspace: Workspace, plan: Plan, url: str) -> None:
     """Move the old data out and the new data in, name by name. A name that is still in the staging folder was not
     replaced yet."""
     staging, replaced = workspace.path / plan.staging, workspace.path / plan.replaced
-    if (staging / DATABASE).exists():
+    if (staging / DATABASE).exists() and plan.database is None:
         for name in _LOGS:
             _move(workspace.path / name, replaced / name)
-    for name in (*FOLDERS, DATABASE):
+    for name in FOLDERS if plan.database else (*FOLDERS, DATABASE):
         if (staging / name).exists():
             _move(workspace.path / name, replaced / name)
             os.replace(staging / name, workspace.path / name)
+    if plan.database:
+        _replace_rows(staging, replaced, url)
     if replaced.exists():
         sync_folder(replaced)
     sync_folder(workspace.path)
+
+
+def _replace_rows(staging: Path, replaced: Path, url: str) -> None:
+    """Put the rows of the archive's database into one that is not SQLite, and keep those that were in it."""
+    source, earlier = staging / DATABASE, staging / _EARLIER
+    if source.exists():
+        database = Database(url)
+        try:
+            database.upgrade()
+            if not earlier.exists():
+                unfinished = earlier.with_suffix(".tmp")
+                unfinished.unlink(missing_ok=True)
+                snapshot(url, unfinished)
+                os.replace(unfinished, earlier)
+            replace_rows(source, database)
+        finally:
+            database.close()
+        os.replace(source, staging / _LOADED)
+        sync_folder(staging)
+    if earlier.exists() and has_rows(f"sqlite:///{earlier}"):
+        replaced.mkdir(mode=0o700, exist_ok=True)
+        os.replace(earlier, replaced / DATABASE)
 
 
 def _move(old: Path, kept: Path) -> None:
@@ -134,6 +175,14 @@ def _end_leftovers(workspace: Workspace) -> None:
             group = ProcessGroup.adopt(record)
             if group is not None:
                 group.end()
+
+
+def _require_the_database(workspace: Workspace, plan: Plan, url: str) -> None:
+    if plan.database != other_database(url):
+        wanted = f"--database-url of {plan.database}" if plan.database else "no --database-url"
+        raise BackupError(
+            f"a restore into {workspace.path} has begun and is not finished: continue it with {wanted}"
+        )
 
 
 def _read(path: Path) -> Plan:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from tunewright.atomic import sync_folder
-from tunewright.errors import Busy, StorageFull
+from tunewright.errors import Busy, DatabaseUnavailable, StorageFull
 from tunewright.ids import utc_stamp
 from tunewright.store.sqlite_file import (
     Changes,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_ONE_STATE = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+"""Else each statement of a transaction of PostgreSQL sees another state of the database."""
 
 
 def known_revisions() -> list[str]:
@@ -53,49 +55,55 @@ class Database:
         """Raises DatabaseUnusable where SQLAlchemy does not know the URL or its driver."""
         self.url = url
         sqlite_path(url)
-        parsed = make_url(url)
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        if self.is_sqlite and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        self._url = _with_driver(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._reads: dict[str, Any] = {"read_only": True} if self.is_sqlite else _ONE_STATE
+        if self.is_sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite)
+            self._engine: Engine = _engine(self._url)
         except (SQLAlchemyError, ImportError) as error:
             raise DatabaseUnusable(
-                f"the database {self} cannot be used: {_first_line(error)}. Is its driver installed?"
+                f"the database {self} cannot be used: {first_line(error)}. Is its driver installed?"
             ) from error
-        if self.is_sqlite:
-            event.listen(self._engine, "connect", _prepare_sqlite)
-            event.listen(self._engine, "begin", _begin_sqlite)
 
     @contextmanager
     def begin(self, *, alone: str | None = None) -> Iterator[Connection]:
         """A transaction that writes. On SQLite it takes the write lock at its start, so it never fails in the middle.
 
         Transactions with the same `alone` run one after another, so that what one has read cannot change before it
-        writes. Raises StorageFull where the disk of the database is full, and Busy where the write lock could not be
-        had in time; then nothing is written.
+        writes. Raises StorageFull where the disk of the database is full, Busy where the write lock could not be had in
+        time, or other transactions were in the way, and DatabaseUnavailable where it cannot be reached; then nothing is
+        written.
         """
+        with self._explained(), self._engine.begin() as connection:
+            if alone is not None and not self.is_sqlite:
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(alone))))
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A consistent view without writes; it neither waits for writers nor blocks them. Raises
+        DatabaseUnavailable."""
+        with self._explained(), self._engine.connect().execution_options(**self._reads) as connection:
+            yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self._engine.begin() as connection:
-                if alone is not None and not self.is_sqlite:
-                    connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(alone))))
-                yield connection
+            yield
         except OperationalError as error:
             if _is_full(error.orig):
                 raise StorageFull(
                     "The disk of the database is full, so nothing was changed. Free some space and try again."
                 ) from error
-            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            if _is_busy(error.orig):
                 raise Busy(
                     "The database was busy for too long, and nothing was changed: try again."
                 ) from error
+            if not self.is_sqlite and _is_lost(error):
+                raise DatabaseUnavailable("The database cannot be reached now: try again.") from error
             raise
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A consistent view without writes; on SQLite it neither waits for writers nor blocks them."""
-        with self._engine.connect().execution_options(read_only=True) as connection:
-            yield connection
 
     def changes(self) -> Changes | None:
         """What says whether the database was changed; None for what is no SQLite file."""
@@ -119,7 +127,7 @@ class Database:
             with self._engine.connect() as connection:
                 return self._known(connection)
         except (SQLAlchemyError, ImportError) as error:
-            raise DatabaseUnusable(f"the database {self} cannot be reached: {_first_line(error)}") from error
+            raise DatabaseUnusable(f"the database {self} cannot be reached: {first_line(error)}") from error
 
     def _known(self, connection: Connection) -> str | None:
         from alembic.runtime.migration import MigrationContext
@@ -163,7 +171,7 @@ class Database:
                 command.upgrade(config, "head")
         except Exception as error:  # whatever a migration may raise
             raise DatabaseUnusable(
-                f"the database {self} could not be upgraded from revision {found} to {newest}: {_first_line(error)}. "
+                f"the database {self} could not be upgraded from revision {found} to {newest}: {first_line(error)}. "
                 "It is as it was" + (f", and its copy is {copy}" if copy else "")
             ) from error
         if found is not None:
@@ -173,8 +181,9 @@ class Database:
         path = sqlite_path(self.url)
         if path is None:
             log.warning(
-                "upgrading the database %s from revision %s to %s without a copy: backups of PostgreSQL (pg_dump) are "
-                "the operator's business", self, found, newest,
+                "upgrading the database %s from revision %s to %s without a copy: of PostgreSQL the "
+                "operator makes one before (pg_dump, or tunewright backup of the earlier version)",
+                self, found, newest,
             )  # fmt: skip
             return None
         backups.mkdir(mode=0o700, exist_ok=True)
@@ -194,10 +203,32 @@ class Database:
     def __str__(self) -> str:
         """The name in messages: its file, or its URL without the password."""
         path = sqlite_path(self.url)
-        return str(path) if path else make_url(self.url).render_as_string(hide_password=True)
+        return str(path) if path else self._url.render_as_string(hide_password=True)
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if url.drivername != "postgresql+psycopg":
+        return create_engine(url, pool_pre_ping=True)
+    from tunewright.store import postgresql
+
+    engine = create_engine(url, pool_pre_ping=True, json_serializer=postgresql.as_json)
+    event.listen(engine, "connect", postgresql.prepare)
+    return engine
+
+
+def _with_driver(url: str) -> URL:
+    """The URL with the driver that the service has for PostgreSQL; SQLAlchemy's own choice is psycopg2."""
+    parsed = make_url(url)
+    is_bare = parsed.drivername in ("postgresql", "postgres")
+    return parsed.set(drivername="postgresql+psycopg") if is_bare else parsed
 
 
 def _alembic() -> Config:
@@ -208,7 +239,7 @@ def _alembic() -> Config:
     return config
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The driver's message, without SQLAlchemy's statement and links."""
     return (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -219,6 +250,20 @@ def _is_full(error: BaseException | None) -> bool:
         code = getattr(error, "sqlite_errorcode", None)
         return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
     return getattr(error, "sqlstate", None) == "53100"  # PostgreSQL's disk_full
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    """Whether other transactions were in the way. Of PostgreSQL: serialization_failure, deadlock_detected,
+    lock_not_available."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    return getattr(error, "sqlstate", None) in ("40001", "40P01", "55P03")
+
+
+def _is_lost(error: OperationalError) -> bool:
+    """Whether there is no connection to the server: refused (which has no code), broken, or ended by an operator."""
+    code = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or code is None or code.startswith(("08", "57P", "53300"))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

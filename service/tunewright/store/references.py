@@ -1,14 +1,13 @@
-"""The files, artifacts and job folders that a SQLite database of any revision refers to."""
+"""The files, artifacts and job folders that a database refers to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, func, inspect, literal_column, select
 
-from tunewright.store.sqlite_file import reading
+from tunewright.store.copies import reading_database
 from tunewright.store.states import JobState
 from tunewright.store.tables import files, job_inputs, jobs, models
 
@@ -33,9 +32,9 @@ class References:
     """Ids of jobs that have ended."""
 
 
-def references(path: Path) -> References:
-    """What the database file at `path` refers to. Raises DatabaseUnusable."""
-    with reading(path) as connection:
+def references(url: str) -> References:
+    """What a database refers to; one of SQLite may be of any revision. Raises DatabaseUnusable."""
+    with reading_database(url) as connection:
         artifacts = {
             sha256: int(size)
             for sha256, size in connection.execute(
@@ -55,9 +54,9 @@ def references(path: Path) -> References:
         )
 
 
-def has_ended(path: Path, job_id: str) -> bool:
-    """Whether the job has ended (or is unknown) in the database file at `path`, which other processes may write to."""
-    with reading(path) as connection:
+def has_ended(url: str, job_id: str) -> bool:
+    """Whether the job has ended (or is unknown) in a database that other processes may write to."""
+    with reading_database(url) as connection:
         unfinished = connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id, ~_IS_OVER))
     return unfinished is None
 
