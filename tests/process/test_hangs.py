@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ from tunewright.supervisor.process import ProcessId
 PYTHONPATH = os.pathsep.join(path for path in sys.path if path)
 ENVIRONMENT = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": PYTHONPATH}
 LIMIT = 5
+IN_FLIGHT = "tunewright_engine_requests_in_flight{"
 
 # a supervisor and its children
 
@@ -128,7 +130,10 @@ def test_a_supervisor_that_was_stopped_itself_kills_nothing(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = start_without_vllm(tmp_path_factory.mktemp("hangs") / "data", "--hang-timeout", str(LIMIT))
+    running = start_without_vllm(
+        tmp_path_factory.mktemp("hangs") / "data", "--hang-timeout", str(LIMIT),
+        environment={"STAND_IN_CORE": "1"},
+    )  # fmt: skip
     try:
         wait_engine(running)
         yield running
@@ -136,8 +141,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         running.stop()
 
 
-def answer(service: Service) -> httpx.Response:
-    body = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}]}
+def answer(service: Service, chunks: int = 0) -> httpx.Response:
+    """`chunks`: number of parts of a streamed answer, one every 50 ms."""
+    body = {
+        "model": BASE,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "chunks": chunks,
+        "stream": chunks > 0,
+    }
     return httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=60)
 
 
@@ -203,16 +214,34 @@ def test_with_its_queues_stopped_the_api_starts_again(service: Service) -> None:
 
 
 @TRIED_THREE_TIMES
-def test_that_an_engine_is_gone_is_told_within_a_second(service: Service) -> None:
+@pytest.mark.parametrize("part", ["tunewright.engine.server", "VLLM::EngineCore"])
+def test_that_an_engine_is_gone_is_told_within_a_second(service: Service, part: str) -> None:
+    """In `/ready`, to a request that is being answered, and to the next one."""
     wait_engine(service)
-    [engine] = [
-        pid for pid, (_, line) in tree(service.process.pid).items() if "tunewright.engine.server" in line
-    ]
-    os.kill(engine, signal.SIGKILL)
-    began = time.monotonic()
-    wait_until(lambda: httpx.get(f"{service.url}/ready").status_code == 503, 20, "/ready says so")
-    assert time.monotonic() - began < 1
+    wait_until(lambda: parts(service, part), 20, part)
+    with ThreadPoolExecutor(1) as asking:
+        long = asking.submit(answer, service, chunks=600)
+        wait_until(lambda: in_flight(service), 20, "a request that takes 30 s")
+        [killed] = parts(service, part)
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        wait_until(lambda: httpx.get(f"{service.url}/ready").status_code == 503, 20, "/ready says so")
+        assert time.monotonic() - began < 1
+        lost = long.result().text
+        assert time.monotonic() - began < 2, "it was not answered to its end"
     refused = answer(service)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
-    assert "stack trace" not in refused.text
+    assert "The engine was lost while answering" in lost
+    for text in (lost, refused.text):
+        assert "stack trace" not in text
     wait_until(lambda: answer(service).status_code == 200, 30, "the next one answers")
+
+
+def parts(service: Service, name: str) -> list[int]:
+    """Process ids of the engine's processes with this name."""
+    return [pid for pid, (_, line) in tree(service.process.pid).items() if name in line]
+
+
+def in_flight(service: Service) -> bool:
+    text = httpx.get(f"{service.url}/metrics").text
+    return any(float(line.rpartition(" ")[2]) > 0 for line in text.splitlines() if line.startswith(IN_FLIGHT))

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_FAULT_TIMEOUT", 0.3)
+    monkeypatch.setattr(client, "_TOKENIZE_TIMEOUT", 0.3)
+    monkeypatch.setattr(client, "_GENERATE_TIMEOUT", 0.3)
 
 
 def engine(*, hangs: str = "", counts: bool = False) -> Handler:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +22,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.scheduler import engines
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
-from tunewright.scheduler.processes import ChildProcess
-from tunewright.scheduler.served import Source, socket_name
+from tunewright.scheduler.processes import ChildProcess, Exit
+from tunewright.scheduler.served import Served, Source, socket_name
 from tunewright.store.records import Deployment, Engine
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -128,56 +133,144 @@ def test_an_engine_starts_with_its_slots_and_records_them(
     assert engine.info.max_loras == 4
 
 
-def test_an_engine_that_is_healthy_and_answers_nothing_is_started_again_and_is_not_ready(
-    store: Store, keep: Keep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A chat template that loops keeps vLLM's renderer busy for ever, while `/health` and `/v1/models` answer."""
-    fault: list[str | None] = [None]
-    searched: list[str] = []
+class Running:
+    """A process of an engine that runs until it is ended."""
 
-    class Running:
-        pid, ended = 1, False
+    def __init__(self, pid: int = 1) -> None:
+        self.pid, self.ended = pid, False
 
-        def end(self) -> None:
-            self.ended = True
+    def is_alive(self) -> bool:
+        return not self.ended
 
-        def poll(self) -> None:
-            return None
+    def exit(self) -> Exit:
+        return Exit(None)
 
-        def stop(self, *_: Any) -> None:
-            self.ended = True
+    def terminate(self) -> None:
+        pass
 
-    process = Running()
+    def end(self) -> None:
+        self.ended = True
 
-    def search(_: Any, name: str) -> str | None:
-        searched.append(name)
-        return fault[0]
+    @property
+    def group(self) -> Any:
+        return SimpleNamespace(wait=lambda _: True)
 
+
+def started(keeper: EngineKeeper, monkeypatch: pytest.MonkeyPatch, process: Running) -> Served:
+    """The engine of `tiny`, which is healthy as long as nothing else is said."""
     monkeypatch.setattr(engines.ChildProcess, "start", lambda *_, **__: process)
     monkeypatch.setattr(engines, "probe", lambda _: {"data": []})
-    monkeypatch.setattr(engines, "find_fault", search)
+    monkeypatch.setattr(engines, "find_fault", lambda *_: None)
     monkeypatch.setattr(engines, "_PROBE_EVERY", 0.0)
     monkeypatch.setattr(engines, "_SEARCH_EVERY", 0.0)
-    keeper = keep(["cpu"], fork_server_idle=0)
     served = keeper._served["tiny"]
     served.source = Source(Base("tiny", str(embedded_base_path())))
     served.info = keeper._find(served)
     keeper._start(served, served.info)
+    return served
 
-    def until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < deadline
-            keeper._check_health(served)
-            time.sleep(0.001)
 
-    until(lambda: len(searched) > 3)
+def until(keeper: EngineKeeper, served: Served, condition: Callable[[], bool]) -> None:
+    """Check its health until this is so."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        keeper._check_health(served)
+        time.sleep(0.001)
+
+
+def test_an_engine_that_is_healthy_and_answers_nothing_is_not_ready_at_once_and_then_started_again(
+    store: Store, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat template that loops keeps vLLM's renderer busy for ever, while `/health` and `/v1/models` answer."""
+    faults = Queue[str | None]()
+    searched: list[str] = []
+
+    def search(_: Any, name: str) -> str | None:
+        searched.append(name)
+        return faults.get(timeout=20)
+
+    process = Running()
+    keeper = keep(["cpu"], fork_server_idle=0)
+    served = started(keeper, monkeypatch, process)
+    monkeypatch.setattr(engines, "find_fault", search)
+    for _ in range(3):
+        faults.put(None)
+    until(keeper, served, lambda: len(searched) > 3)
     assert state(store) == (EngineState.READY, None)
+    faults.put("it tokenized nothing for 12 s")
+    until(keeper, served, lambda: len(searched) > 4)
+    assert state(store) == (EngineState.READY, "it tokenized nothing for 12 s"), "told, and others go on"
     assert not process.ended
-    fault[0] = "it tokenized nothing for 20 s"
-    until(lambda: served.state is EngineState.BACKOFF)
+    faults.put(None)
+    until(keeper, served, lambda: len(searched) > 5)
+    assert state(store) == (EngineState.READY, None)
+    for _ in range(2):
+        faults.put("it tokenized nothing for 12 s")
+    until(keeper, served, lambda: served.state is EngineState.BACKOFF)
     assert process.ended
-    assert state(store) == (EngineState.BACKOFF, "it tokenized nothing for 20 s, and was started again")
+    assert state(store) == (EngineState.BACKOFF, "it tokenized nothing for 12 s, and was started again")
+
+
+def test_a_process_of_vllm_that_ended_beside_its_server_ends_the_engine(
+    store: Store, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's server takes up to 10 s to notice that its EngineCore was killed, and answers nothing meanwhile."""
+    keeper = keep(["cpu"], fork_server_idle=0)
+    core = subprocess.Popen(["VLLM::EngineCore", "600"], executable=shutil.which("sleep"))
+    other = subprocess.Popen(["a tracker", "600"], executable=shutil.which("sleep"))
+    try:
+        served = started(keeper, monkeypatch, process := Running(os.getpid()))
+        until(keeper, served, lambda: served.state is EngineState.READY)
+        assert served.parts is not None
+        assert [title.split()[0] for title in served.parts.values()] == ["VLLM::EngineCore"]
+        other.kill()
+        other.wait()
+        keeper.tick()
+        assert state(store) == (EngineState.READY, None)
+        core.kill()
+        until(keeper, served, lambda: served.lost_part() is not None)
+        keeper.tick()
+        assert process.ended
+        told = state(store)
+    finally:
+        for one in (core, other):
+            one.kill()
+            one.wait()
+    assert (told[0], str(told[1]).split(" 600 ")[0]) == (EngineState.BACKOFF, "its process VLLM::EngineCore")
+
+
+def tagged(data: Workspace) -> list[Path]:
+    """The folder of sockets and the shared memory of the engine's last start; the memory is made here."""
+    folder = Path((data.engine("tiny") / "leftovers").read_text())
+    memory = Path("/dev/shm") / f"{folder.name}-0"
+    memory.touch()
+    assert folder.is_dir()
+    return [folder, memory]
+
+
+def test_what_an_engine_leaves_is_removed_when_it_has_ended(
+    store: Store, data: Workspace, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = keep(["cpu"], fork_server_idle=0)
+    served = started(keeper, monkeypatch, Running())
+    left = tagged(data)
+    keeper._died(served, "it stopped answering")
+    assert not any(path.exists() for path in left), "after a crash"
+    served.process = None
+    keeper._launch(served, ["vllm"])
+    left = tagged(data)
+    keeper.stop(0)
+    assert not any(path.exists() for path in left), "after a stop"
+
+
+def test_the_next_scheduler_removes_what_the_engine_of_a_killed_service_left(
+    store: Store, data: Workspace, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(keep(["cpu"], fork_server_idle=0), monkeypatch, Running())
+    left = tagged(data)
+    keep(["cpu"])
+    assert not any(path.exists() for path in left)
 
 
 def state(store: Store) -> tuple[EngineState, str | None]:

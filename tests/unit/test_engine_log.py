@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.scheduler.engine_log import last_error
+from tunewright.scheduler.engine_log import last_error, reason_of_lost
 
 SHUTDOWN = """\
 (APIServer pid=9) ERROR 11-22 15:32:33 [async_llm.py:906] AsyncLLM output_handler failed.
@@ -56,3 +56,16 @@ def test_an_engine_without_a_log_or_an_error_in_it(tmp_path: Path) -> None:
     assert last_error(log) == "no log"
     log.write_text(BEFORE)
     assert last_error(log) == "its log names no error"
+
+
+def test_a_process_that_was_killed_is_named_with_the_error_that_it_wrote(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text(BEFORE)
+    told = reason_of_lost("VLLM::EngineCore", log)
+    assert told.startswith(
+        "its process VLLM::EngineCore was killed or crashed; if the machine's memory ran out"
+    )
+    log.write_text(BEFORE + "(EngineCore pid=10) ERROR 11-22 15:32:33 [core.py:1] ValueError: no cache\n")
+    assert (
+        reason_of_lost("VLLM::EngineCore", log) == "its process VLLM::EngineCore ended: ValueError: no cache"
+    )

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from tunewright.config import Settings
-from tunewright.engine.command import EngineOptions, engine_command, engine_environment
+from tunewright.engine.command import (
+    EngineOptions,
+    engine_command,
+    engine_environment,
+    short_temporary_folder,
+)
 from tunewright.engine.placement import (
     MOST_OF_A_GPU,
     PROCESS_BYTES,
@@ -182,15 +187,15 @@ def test_media_are_fetched_from_the_hosts_that_the_operator_allows_alone() -> No
     assert engine_environment("cpu")["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
-def test_vllms_sockets_have_short_paths_whatever_the_folder_for_temporary_files(
+def test_the_folder_of_vllms_sockets_is_short_whatever_the_folder_for_temporary_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     long = tmp_path / ("long" * 20)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    assert engine_environment("cpu")["VLLM_RPC_BASE_PATH"] == "/tmp"
+    assert short_temporary_folder() == Path("/tmp")
     monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")
-    assert engine_environment("cpu")["VLLM_RPC_BASE_PATH"] == "/var/tmp"
+    assert short_temporary_folder() == Path("/var/tmp")
 
 
 def test_without_adapters_none_are_offered() -> None:

@@ -10,7 +10,10 @@ from typing import Any
 from tunewright.engine.http import EngineBusy, EngineError, EngineHTTP, EngineRefused, EngineUnwell
 
 _PROBE_TIMEOUT = 10.0
-_FAULT_TIMEOUT = 20.0
+_TOKENIZE_TIMEOUT = 12.0
+"""More than one chat template may take (VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT in `command`), or one text as long as the
+context."""
+_GENERATE_TIMEOUT = 20.0
 
 
 class EngineDead(Exception):
@@ -35,21 +38,22 @@ def probe(socket: Path) -> dict[str, Any] | None:
 
 
 def find_fault(socket: Path, model: str) -> str | None:
-    """Why a healthy engine cannot answer `model`, its base; None where it can. Blocks for up to a minute.
+    """Why a healthy engine cannot answer `model`, its base; None where it can. Blocks for up to 32 seconds.
 
     Its server renders and tokenizes in one thread, which a chat template can keep busy for ever; its engine may hang.
-    An engine that is busy counts as well, as long as it generates for others.
+    An engine that is busy counts as well, as long as it computes for others.
     """
 
     async def ask() -> str | None:
-        async with EngineHTTP(str(socket), _FAULT_TIMEOUT) as engine:
+        async with EngineHTTP(str(socket), _TOKENIZE_TIMEOUT) as engine:
             try:
                 await engine.request("POST", "/tokenize", {"model": model, "prompt": "a"})
             except EngineRefused:
                 pass
             except EngineBusy:
-                return f"it tokenized nothing for {_FAULT_TIMEOUT:.0f} s"
-            before = await _tokens(engine)
+                return f"it tokenized nothing for {_TOKENIZE_TIMEOUT:.0f} s"
+        async with EngineHTTP(str(socket), _GENERATE_TIMEOUT) as engine:
+            before = await _progress(engine)
             try:
                 await engine.request(
                     "POST", "/v1/completions", {"model": model, "prompt": [0], "max_tokens": 1}
@@ -57,8 +61,8 @@ def find_fault(socket: Path, model: str) -> str | None:
             except EngineRefused:  # a model that generates nothing
                 pass
             except EngineBusy:
-                if await _tokens(engine) == before:
-                    return f"it generated nothing for {_FAULT_TIMEOUT:.0f} s"
+                if await _progress(engine) == before:
+                    return f"it generated nothing for {_GENERATE_TIMEOUT:.0f} s"
             return None
 
     try:
@@ -67,10 +71,15 @@ def find_fault(socket: Path, model: str) -> str | None:
         return None  # it is lost, or restarts: `probe` finds that
 
 
-async def _tokens(engine: EngineHTTP) -> list[str]:
-    """vLLM's counters of the tokens that it has read and generated."""
+_PROGRESS = re.compile(r"vllm:((prompt|generation)_tokens_total|kv_cache_usage_perc)\b")
+"""vLLM's counters of the tokens that it has read and generated, and the share of its cache in use, which grows with
+each part of a long prompt."""
+
+
+async def _progress(engine: EngineHTTP) -> list[str]:
+    """What differs after each step of an engine that computes."""
     text = str(await engine.request("GET", "/metrics"))
-    return [line for line in text.splitlines() if re.match(r"vllm:(prompt|generation)_tokens_total", line)]
+    return [line for line in text.splitlines() if _PROGRESS.match(line)]
 
 
 class EngineClient:

@@ -127,8 +127,7 @@ def engine_environment(device: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # the base is a local folder
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # vLLM compares the first URL only with the allowed hosts
         "TOKENIZERS_PARALLELISM": "false",
-        # vLLM's own sockets are in the system's folder for temporary files, whose path may be too long for them
-        "VLLM_RPC_BASE_PATH": str(short_temporary_folder()),
+        "VLLM_PROCESS_NAME_PREFIX": "VLLM",  # the titles by which its processes are recognized
         "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": "10",  # seconds; while one template renders, no other does
     }
     if device.startswith("cuda:"):

@@ -1,5 +1,5 @@
 """A plugin of vLLM (entry point `vllm.general_plugins`), loaded by each of its processes: corrects it on the CPU,
-bounds the white space in JSON and what is logged, and renders functions as training does.
+bounds the white space in JSON and what is logged, tags its shared memory, and renders functions as training does.
 
 To score the tokens of a prompt (`prompt_logprobs`, `echo` with `logprobs`), vLLM computes the logits of one request's
 tokens, but applies the adapters of the batch's sequences to them. The numbers of rows differ as soon as there is
@@ -24,8 +24,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
+from multiprocessing import shared_memory
 from typing import Any
 
+from tunewright.engine.leftovers import tag_shared_memory
 from tunewright.engine.vllm_forks import fork_processes
 from tunewright.logs import limit_records
 from tunewright.rows.tools import as_rendered
@@ -41,6 +43,7 @@ _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 def register() -> None:
     """Called by vLLM at the start of each process."""
     limit_records()
+    tag_shared_memory(shared_memory)
     import torch
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops

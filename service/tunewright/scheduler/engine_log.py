@@ -1,4 +1,4 @@
-"""Finds the reason why an engine ended in its log."""
+"""Finds the reason why an engine ended, in its log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from tunewright.log_files import last_text, parts_of_run
+from tunewright.scheduler.processes import Exit
+from tunewright.store.records import Deployment
 
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s?)?(?:(?:ERROR|WARNING|INFO|DEBUG) \d\S* \S+ \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"^(?P<text>(?:[A-Za-z_.]*(?:Error|Exception)\b|.*: error:).*)$")
@@ -18,6 +20,8 @@ _USELESS = (
     "stream generator",
 )
 _MOST_LINES, _MOST_TEXT = 4, 500
+_NO_ERROR = "its log names no error"
+_KILLED = "was killed or crashed; if the machine's memory ran out, the system's log says so"
 
 
 def last_error(log_file: Path) -> str:
@@ -37,10 +41,21 @@ def last_error(log_file: Path) -> str:
         return " ".join(_with_its_own(lines, errors[-1]))[:_MOST_TEXT]
     deaths = [m["text"] for m in map(_DEATH_LINE.match, lines) if m]
     if not deaths and any(map(_CORE_DEATH.search, lines)):
-        deaths = [
-            "EngineCore was killed or crashed; if the machine's memory ran out, the system's log says so"
-        ]
-    return (deaths or ["its log names no error"])[-1][:_MOST_TEXT]
+        deaths = [f"EngineCore {_KILLED}"]
+    return (deaths or [_NO_ERROR])[-1][:_MOST_TEXT]
+
+
+def reason_of_end(how: Exit, log_file: Path, deployment: Deployment | None) -> str:
+    """How the engine's server has ended, and the last error in vLLM's log."""
+    ended = "" if how.code is None else f" with {how.description}"
+    rest = f"GET /v1/deployments/{deployment.id}/logs" if deployment else f"see {log_file}"
+    return f"it ended{ended}: {last_error(log_file)} ({rest})"
+
+
+def reason_of_lost(part: str, log_file: Path) -> str:
+    """Why the process `part` of vLLM has ended beside its server: the last error in the log, where it wrote one."""
+    error = last_error(log_file)
+    return f"its process {part} " + (_KILLED if error == _NO_ERROR else f"ended: {error}")
 
 
 def _with_its_own(lines: list[str], at: int) -> list[str]:

@@ -13,12 +13,14 @@ from typing import Any
 import psutil
 
 from tunewright.config import Settings, child_environment
+from tunewright.engine import leftovers
 from tunewright.engine.batches import most_sequences
 from tunewright.engine.client import EngineDead, find_fault, probe
 from tunewright.engine.command import (
     EngineOptions,
     engine_command,
     engine_environment,
+    short_temporary_folder,
     socket_folder,
     tracing_environment,
 )
@@ -31,10 +33,10 @@ from tunewright.errors import InvalidRequest
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
-from tunewright.scheduler.engine_log import last_error
+from tunewright.scheduler.engine_log import last_error, reason_of_end, reason_of_lost
 from tunewright.scheduler.fork_server import fork_server_of_engines
 from tunewright.scheduler.processes import ChildProcess, stop_all
-from tunewright.scheduler.served import BACKOFF_FIRST, Served, Source, row_of, socket_name, source_of
+from tunewright.scheduler.served import Served, Source, context_of, parts_of, row_of, socket_name, source_of
 from tunewright.scheduler.slots import options_to_start
 from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
@@ -45,7 +47,7 @@ log = logging.getLogger("tunewright.scheduler")
 _PROBE_EVERY = 0.5
 """Seconds between two health probes."""
 _PROBES_FAILED_UNTIL_DEAD = 5
-_SEARCH_EVERY = 10.0
+_SEARCH_EVERY = 5.0
 """Seconds between two searches for a fault of a healthy engine."""
 _FAULTS_UNTIL_DEAD = 2
 _STABLE_AFTER = 120.0
@@ -109,7 +111,9 @@ class EngineKeeper:
                 elif time.monotonic() >= served.start_at:
                     self._start(served, served.info)
             elif not served.process.is_alive():
-                self._died(served, self._reason_of_end(served))
+                self._died(served, reason_of_end(served.process.exit(), self._log(served), served.deployment))
+            elif (part := served.lost_part()) is not None:
+                self._died(served, reason_of_lost(part, self._log(served)))
             else:
                 self._check_health(served)
 
@@ -120,10 +124,10 @@ class EngineKeeper:
 
     def stop(self, grace: float) -> None:
         """End all engines, together."""
-        processes = [s.process for s in self._served.values() if s.process is not None]
-        stop_all(processes, grace)
-        for process in processes:
-            process.end()
+        running = [served for served in self._served.values() if served.process is not None]
+        stop_all([served.process for served in running if served.process is not None], grace)
+        for served in running:
+            self._end(served)
         self._forks.stop()
         for served in self._served.values():
             if served.state is not EngineState.FAILED:
@@ -164,19 +168,17 @@ class EngineKeeper:
             name=f"engine {served.name}",
         )
         row = self._store.engines.get(served.name)
-        if (
-            process is not None
-            and process.is_alive()
-            and row is not None
-            and row.socket == str(served.socket)
-        ):
+        if process and process.is_alive() and row is not None and row.socket == str(served.socket):
             served.process = process
             served.state = row.state if row.state is EngineState.READY else EngineState.STARTING
+            served.faults = int(served.state is EngineState.READY and row.reason is not None)
             served.started_at = time.monotonic()
             log.info("engine %s is still running (pid %s)", served.name, process.pid)
-        elif process is not None:
+            return
+        if process is not None:
             process.end()
-        if served.process is None and served.state is not EngineState.FAILED:
+        leftovers.remove(self._workspace.engine(served.name))
+        if served.state is not EngineState.FAILED:
             self._store.engines.set_state(served.name, EngineState.STOPPED)
 
     def _keep_placed(self, served: Served, deployment: Deployment) -> None:
@@ -249,16 +251,19 @@ class EngineKeeper:
         device, log_file = served.options.device, self._log(served)
         if not served.options.on_gpu and not self._forks.prepare():
             return
+        tagged = leftovers.prepare(self._workspace.engine(served.name), short_temporary_folder())
         served.process = ChildProcess.start(
             command,
             record=self._record(served),
             log_file=log_file,
-            environment=child_environment(engine_environment(device) | tracing_environment(self._settings)),
+            environment=child_environment(
+                engine_environment(device) | tracing_environment(self._settings) | tagged
+            ),
             lifeline=self._lifeline,
             name=f"engine {served.name}",
             launch=None if served.options.on_gpu else self._forks.launch,
         )
-        served.command = None
+        served.command = served.parts = None
         served.started_at = time.monotonic()
         served.probes_failed = 0
         log.info("engine %s starts on %s (pid %s, log %s)", served.name, device, served.process.pid, log_file)
@@ -282,9 +287,11 @@ class EngineKeeper:
         if answer is not None:
             served.probes_failed = 0
             if now - served.started_at > _STABLE_AFTER:
-                served.backoff = BACKOFF_FIRST
+                served.reset_backoff()
             if served.state is not EngineState.READY:
                 self._is_ready(served, answer)
+            if served.parts is None and served.process is not None and served.process.pid is not None:
+                served.parts = parts_of(served.process.pid)
             self._search_fault(served)
         elif served.state is EngineState.READY:
             served.probes_failed += 1
@@ -304,6 +311,8 @@ class EngineKeeper:
         if not served.search.done():
             return
         fault, served.search = served.search.result(), None
+        if bool(fault) != bool(served.faults):  # told at once, while what it generates goes on
+            self._store.engines.set_state(served.name, EngineState.READY, reason=fault)
         served.faults = served.faults + 1 if fault else 0
         if served.faults >= _FAULTS_UNTIL_DEAD:
             served.faults = 0
@@ -312,10 +321,7 @@ class EngineKeeper:
     def _is_ready(self, served: Served, answer: dict[str, Any]) -> None:
         row = self._store.engines.get(served.name)
         assert row is not None and row.info is not None and served.info is not None
-        context = next(
-            (m.get("max_model_len") for m in answer["data"] if m["id"] == served.info.internal_name), None
-        )
-        info = row.info.model_copy(update={"max_model_len": context or served.info.context})
+        info = row.info.model_copy(update={"max_model_len": context_of(served.info, answer)})
         if served.deployment is not None:
             self._store.deployments.is_ready(served.deployment.id, info)
         else:
@@ -326,11 +332,16 @@ class EngineKeeper:
         log.info("engine %s is ready after %.0f s", served.name, time.monotonic() - served.started_at)
 
     def _died(self, served: Served, why: str) -> None:
+        served.probe = served.search = None
+        self._back_off(served, why)  # first: the end of a process that has much memory takes seconds
+        self._end(served)
+
+    def _end(self, served: Served) -> None:
+        """Kill what is left of the engine, and remove what it leaves."""
         assert served.process is not None
         served.process.end()
         served.process = None
-        served.probe = served.search = None
-        self._back_off(served, why)
+        leftovers.remove(self._workspace.engine(served.name))
 
     def _back_off(self, served: Served, why: str) -> None:
         deployment = served.deployment
@@ -367,8 +378,7 @@ class EngineKeeper:
             process.terminate()
             served.end_by = time.monotonic() + _END_GRACE
         elif not process.is_alive() or time.monotonic() > served.end_by:
-            process.end()
-            served.process = None
+            self._end(served)
             self._forget(served, deployment)
 
     def _forget(self, served: Served, deployment: Deployment) -> None:
@@ -385,12 +395,3 @@ class EngineKeeper:
 
     def _log(self, served: Served) -> Path:
         return self._workspace.engine(served.name) / "engine.log"
-
-    def _reason_of_end(self, served: Served) -> str:
-        """How the engine's process ended, and the last error in vLLM's log."""
-        assert served.process is not None
-        how = served.process.exit()
-        ended = "" if how.code is None else f" with {how.description}"
-        log_file = self._log(served)
-        rest = f"GET /v1/deployments/{served.deployment.id}/logs" if served.deployment else f"see {log_file}"
-        return f"it ended{ended}: {last_error(log_file)} ({rest})"

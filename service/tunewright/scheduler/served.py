@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tunewright.config import Base, ModelOptions
 from tunewright.engine.command import EngineOptions
@@ -21,9 +24,13 @@ from tunewright.scheduler.processes import ChildProcess
 from tunewright.store.records import Deployment, EngineInfo
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
+from tunewright.supervisor.process import ProcessId
 
 BACKOFF_FIRST, BACKOFF_LAST = 2.0, 120.0
 """Seconds before an engine is started again: the first time, and at most."""
+
+
+_TITLE = "VLLM::"
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Served:
     command: list[str] | None = None
     """What is to start it; None when it has."""
     process: ChildProcess | None = None
+    parts: dict[ProcessId, str] | None = None
+    """Titles of the processes that vLLM has started beside its server; None until it was seen to be healthy."""
     state: EngineState = EngineState.STOPPED
     start_at: float = 0.0
     started_at: float = 0.0
@@ -78,10 +87,18 @@ class Served:
         waits = self.state is EngineState.FAILED or self.info is None
         return waits and self.process is None and self.inspection is None
 
+    def lost_part(self) -> str | None:
+        """The title of a process without which vLLM cannot go on, and which has ended. vLLM takes up to 10 s to notice
+        that itself, and answers nothing meanwhile."""
+        return next((title for part, title in (self.parts or {}).items() if not part.is_alive()), None)
+
     def start_now(self) -> None:
         """Start it in the next round, because a user asked for it."""
         self.state, self.start_at, self.backoff = EngineState.STOPPED, 0.0, BACKOFF_FIRST
         self.command = None  # of a start before it was placed anew
+
+    def reset_backoff(self) -> None:
+        self.backoff = BACKOFF_FIRST
 
     def back_off(self) -> float:
         """Postpone the next start. Returns the seconds until then, which grow each time."""
@@ -112,6 +129,26 @@ def row_of(served: Served, info: BaseInfo, options: EngineOptions, max_num_seqs:
         all_control_tokens=tuple(sorted({*info.control_tokens, *of_template(info.chat_template or "")})),
         max_num_seqs=max_num_seqs,
     )
+
+
+def context_of(info: BaseInfo, answer: dict[str, Any]) -> int | None:
+    """The context that the engine has for its model, by its list of models, in tokens."""
+    listed = next((m.get("max_model_len") for m in answer["data"] if m["id"] == info.internal_name), None)
+    return listed or info.context
+
+
+def parts_of(server: int) -> dict[ProcessId, str]:
+    """The processes that vLLM's server has started, its engine and its workers, with their titles."""
+    found = {}
+    try:
+        for process in psutil.Process(server).children(recursive=True):
+            with suppress(psutil.Error, ProcessLookupError):  # it has ended in between
+                title = " ".join(process.cmdline())
+                if title.startswith(_TITLE):
+                    found[ProcessId.of(process.pid)] = title.strip()
+    except psutil.Error:
+        pass
+    return found
 
 
 def socket_name(name: str, deployment: Deployment | None) -> str:

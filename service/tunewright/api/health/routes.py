@@ -34,7 +34,7 @@ def ready(context: Context, request: Request, response: Response) -> Ready:
     deployed = {deployment.model for deployment, _ in context.store.deployments.all()}
     for engine in context.store.engines.list():
         components[f"engine:{engine.name}"] = Component(
-            ready=engine.state is EngineState.READY,
+            ready=engine.state is EngineState.READY and engine.reason is None,
             required=engine.name not in deployed,
             state=engine.state.value,
             reason=engine.reason,

@@ -2,7 +2,8 @@
 
 A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
 request with `chunks` gets that many, one every 50 ms, and one with `ignore_eos` as many tokens as it asks for. An
-answer takes `STAND_IN_SECONDS` of the environment.
+answer takes `STAND_IN_SECONDS` of the environment. With `STAND_IN_CORE` it has an EngineCore, whose end it does not
+notice, as vLLM does not for up to 10 s.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,8 @@ def main() -> None:
     if (folder / "cannot-start").exists():
         print("(EngineCore pid=1) ERROR 11-28 12:00:00 [core.py:1] ValueError: there is no such architecture")
         sys.exit(1)
+    if os.environ.get("STAND_IN_CORE"):
+        subprocess.Popen(["VLLM::EngineCore", "infinity"], executable=shutil.which("sleep"))
     server = Server(options.served_model_name, options.max_cpu_loras, folder.name)
     web.run_app(application(server), path=options.uds, access_log=None, print=None)
 
