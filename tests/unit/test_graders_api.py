@@ -87,6 +87,13 @@ def test_what_is_sent_is_bounded(api: TestClient) -> None:  # noqa: F811
         body = b'{"grader": {"type": "json_schema", "name": "s", "json_schema": {"enum": [%s]}}}' % text
         answer = api.post(VALIDATE, content=body, headers={"content-type": "application/json"})
         assert error(answer, 400)["param"] == "grader"
+    for text in (
+        b'"\\\\u0000"',
+        b'"\\\\\\\\u0000"',
+    ):  # one and two backslashes in a text, and no such character
+        body = b'{"grader": {"type": "json_schema", "name": "s", "json_schema": {"enum": [%s]}}}' % text
+        answer = api.post(VALIDATE, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200, answer.text
     assert error(run(api, EXACT, item=["a"]), 400)["param"] == "item"
     many = {f"g{number}": EXACT for number in range(17)}
     assert error(run(api, multi(**many)), 400)["param"] == "grader.graders"

@@ -100,6 +100,42 @@ async def test_a_stream_is_counted_and_its_client_gets_no_usage_that_it_did_not_
     assert (sum(counted.first.counts), sum(counted.between.counts), sum(counted.seconds.counts)) == (1, 2, 1)
 
 
+END = event(id="1", choices=[{"delta": {"content": "."}, "finish_reason": "stop"}])
+OTHER_END = event(id="1", choices=[{"index": 1, "delta": {"content": "!"}, "finish_reason": "length"}])
+TOLD = event(
+    id="1", choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3}, system_fingerprint="vllm-1"
+)
+
+
+def stamped(end: bytes) -> bytes:
+    return end.replace(b"}\n\n", b',"system_fingerprint":"vllm-1"}\n\n')
+
+
+@pytest.mark.parametrize(
+    ("given", "gets"),
+    [
+        ((ROLE, TOKEN, END, TOLD, DONE), (ROLE, TOKEN, stamped(END), DONE)),
+        ((ROLE, TOKEN + END, TOLD + DONE), (ROLE, TOKEN, stamped(END), DONE)),
+        ((ROLE + TOKEN + END + TOLD + DONE,), (ROLE, TOKEN, stamped(END), DONE)),
+        (
+            (ROLE, TOKEN, END, TOKEN, OTHER_END, TOLD, DONE),
+            (ROLE, TOKEN, END, TOKEN, stamped(OTHER_END), DONE),
+        ),
+        ((ROLE, TOKEN, END, OTHER_END + TOLD, DONE), (ROLE, TOKEN, END, stamped(OTHER_END), DONE)),
+        ((ROLE, TOKEN, END, usage(7, 3), DONE), (ROLE, TOKEN, END, DONE)),
+        ((ROLE, TOKEN, END, DONE), (ROLE, TOKEN, END, DONE)),
+    ],
+)
+async def test_the_fingerprint_of_a_stream_is_in_its_last_event_as_without_a_usage(
+    store: Store, socket: Path, engine: Engine, given: tuple[bytes, ...], gets: tuple[bytes, ...]
+) -> None:
+    """vLLM has it in the event with the usage, where the gateway has asked for one."""
+    async with gateway_to(store, socket, parts(*given)) as (gateway, _):
+        assert (await ask(gateway, stream=True)).body == b"".join(gets)
+        told = await ask(gateway, stream=True, stream_options={"include_usage": True})
+        assert told.body == b"".join(given)
+
+
 async def test_the_first_token_is_not_the_event_with_the_role(
     store: Store, socket: Path, engine: Engine
 ) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tunewright.wire import storable
 
 _DEEPEST = 64
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""The character in JSON; a backslash and "u0000" in a text, as programs and patterns have them, are none."""
 
 
 def check_json(value: object, most: int) -> None:
@@ -27,6 +30,6 @@ def check_json(value: object, most: int) -> None:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     if len(text) > most:
         raise ValueError(f"it has more than {most} characters as JSON")
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise ValueError("the character U+0000 cannot be stored; leave it out")
     storable(text)

@@ -12,6 +12,9 @@ _LENGTH = 512
 """Bytes of it in which the tokens are."""
 _NUMBER = re.compile(rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens)": ?(\d{1,15})')
 _NO_CHOICES = b'"choices":[]'
+FINISHED = b'"finish_reason":"'
+"""What the last event of each choice has."""
+_FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"]*"')
 _TELLS_AT_THE_END = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -45,7 +48,20 @@ def usage_of(answer: bytes) -> tuple[int, int] | None:
 
 
 def without_usage(events: bytes) -> tuple[bytes, int]:
-    """Whole events without those that have a usage and no choices, and how many these were."""
+    """Whole events without those that have a usage and no choices, and how many these were. The fingerprint in them,
+    which vLLM sends with the last event only, goes to the event before: there it is in a stream without a usage."""
+    kept: list[bytes] = []
     parts = events.split(b"\n\n")
-    kept = [event for event in parts if not (USAGE in event and _NO_CHOICES in event)]
+    for event in parts:
+        if not (USAGE in event and _NO_CHOICES in event):
+            kept.append(event)
+        elif (found := _FINGERPRINT.search(event)) and kept and FINISHED in kept[-1]:
+            kept[-1] = kept[-1].removesuffix(b"}") + b"," + found[0] + b"}"
     return b"\n\n".join(kept), len(parts) - len(kept)
+
+
+def unfinished(events: bytes) -> tuple[bytes, bytes]:
+    """Whole events in two parts. The second is the last event, where a choice ends with it, else empty: the usage may
+    come next, and its fingerprint belongs to that event."""
+    cut = events.rfind(b"\n\n", 0, -2) + 2 if events.count(b"\n\n") > 1 else 0
+    return (events[:cut], events[cut:]) if FINISHED in events[cut:] else (events, b"")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from time import monotonic
 
-from tunewright.api.gateway.usage import USAGE, usage_of, without_usage
+from tunewright.api.gateway.usage import FINISHED, USAGE, unfinished, usage_of, without_usage
 
 OTHER = "_other"
 """Stands for the names beyond the limit. No model and no alias can be named so: names begin with a letter or digit."""
@@ -123,7 +123,8 @@ class Generation:
     """One request, from its arrival to its end."""
 
     __slots__ = (
-        "_began", "_between", "_counts", "_ended", "_last", "_route", "_series", "_tokens", "_usage", "hides_usage",
+        "_began", "_between", "_counts", "_ended", "_held", "_last", "_route", "_series", "_tokens", "_usage",
+        "hides_usage",
     )  # fmt: skip
 
     def __init__(self, counts: Counts, route: str) -> None:
@@ -138,6 +139,8 @@ class Generation:
         """Tokens that were seen to be sent. The first event of a chat has the role and no token."""
         self._usage: tuple[int, int] | None = None
         self._ended = False
+        self._held = b""
+        """The end of a choice, until the next event has come."""
         self.hides_usage = False
         """The usage was asked for by the gateway, not by the client, who does not get it."""
 
@@ -160,7 +163,11 @@ class Generation:
         """Count whole events of a stream, which have just arrived. Returns what the client gets of them."""
         now = monotonic()
         between = self._between
-        if between is None or not events.endswith(_USUAL):
+        if (
+            between is None
+            or not events.endswith(_USUAL)
+            or (self.hides_usage and (self._held or FINISHED in events))
+        ):
             return self._unusual(events, now)
         # as `Histogram.observe`, written out for what each event passes
         tokens = events.count(b"\n") // 2  # a JSON text has none
@@ -177,12 +184,16 @@ class Generation:
             tokens = events.count(b"\n\n") - events.endswith(_DONE)
         else:
             tokens = events.count(b".delta\n")  # the line of an event's type, as response.output_text.delta
+        if self.hides_usage:
+            events, self._held = self._held + events, b""
         if USAGE in events:
             self._usage = usage_of(events)
             without, found = without_usage(events)
             tokens -= found
             if self.hides_usage:
                 events = without
+        elif self.hides_usage:
+            events, self._held = unfinished(events)
         if tokens > 0:
             self._count(tokens, now)
         return events
