@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 
+import psutil
 import requests
 
 from tests.engine.conftest import Service
+from tests.kills import find
 from tests.without_vllm import BASE
 
 FORM = "multipart/form-data; boundary=x"
@@ -49,6 +51,27 @@ def post(service: Service, path: str, body: bytes, content_type: str = "applicat
 def field(name: str, value: bytes, filename: str | None = None) -> bytes:
     named = f'; filename="{filename}"' if filename is not None else ""
     return f'--x\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + value + b"\r\n"
+
+
+@contextmanager
+def working_at_most(service: Service, seconds: float) -> Iterator[None]:
+    """Assert that the api and the processes that it has started work for at most so much processor time meanwhile: how
+    long that takes depends on what else the machine does, and is bounded by the timeout of the connection."""
+    before = _worked(service)
+    yield
+    worked = _worked(service) - before
+    assert worked < seconds, f"{worked:.1f} s of processor time"
+
+
+def _worked(service: Service) -> float:
+    [pid] = find(service, "api")
+    api = psutil.Process(pid)
+    total = 0.0
+    for process in (api, *api.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it has ended in between, and its parent has its time
+            used = process.cpu_times()
+            total += used.user + used.system + used.children_user + used.children_system
+    return total
 
 
 def generate(service: Service) -> float:

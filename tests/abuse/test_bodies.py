@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-import time
 
 import pytest
 
-from tests.abuse.sending import connect, generate, head, post, send
+from tests.abuse.sending import connect, generate, head, post, send, working_at_most
 from tests.engine.conftest import Service
 from uploads import MIB
 
@@ -49,11 +48,10 @@ def test_giant_bodies_are_answered_soon_and_stop_nobody(service: Service, path: 
     body = filled(
         b"{" + BASE + b', "messages": ' + opening + first, piece, closing + b', "max_tokens": 1}', 31 * MIB
     )
-    began = time.monotonic()
-    status, text = post(service, path, body)
+    with working_at_most(service, 5):
+        status, text = post(service, path, body)
     assert status in (200, 400, 413), text
     assert len(text) < 3000
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from tests.engine.conftest import Service
 from tests.without_vllm import fill, start_without_vllm, wait_engine
 
-SCRIPT = Path(__file__).parent / "openai_strict.py"
+HERE = Path(__file__).parent
 OPENAI_2 = Path(sys.prefix) / "openai-2"
 
 
@@ -29,13 +29,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("major", ["3", "2"])
-def test_every_answer_is_one_that_the_stock_client_knows(service: Service, major: str) -> None:
+@pytest.mark.parametrize("script", ["openai_strict.py", "openai_resources.py"])
+def test_every_answer_is_one_that_the_stock_client_knows(service: Service, major: str, script: str) -> None:
     environment = dict(os.environ)
     if major == "2":
         assert OPENAI_2.is_dir(), "openai 2.x is missing: run `make setup`"
         environment["PYTHONPATH"] = str(OPENAI_2)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), f"{service.url}/v1"],
+        [sys.executable, str(HERE / script), f"{service.url}/v1"],
         env=environment,
         capture_output=True,
         text=True,
