@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from tunewright.api.gateway.bodies import write_body
 from tunewright.api.gateway.routing import Target
-from tunewright.api.gateway.tools import forces_call
+from tunewright.api.gateway.tools import compiled_tools
 from tunewright.engine.http import EngineBusy, EngineHTTP
 from tunewright.errors import TooManyRequests
 
@@ -122,24 +122,11 @@ def has_grammar(body: dict[str, Any]) -> bool:
     """Whether vLLM compiles a grammar for this request."""
     if _is_guided(body.get("response_format")) or body.get("structured_outputs"):
         return True
-    text, tools = body.get("text"), body.get("tools")
+    text = body.get("text")
     if isinstance(text, dict) and _is_guided(text.get("format")):
         return True
-    choice = body.get("tool_choice")
-    if not isinstance(tools, list) or not tools or choice == "none":
-        return False
-    return forces_call(choice) or any(map(_is_strict, tools))
+    return bool(compiled_tools(body))
 
 
 def _is_guided(format: Any) -> bool:
     return isinstance(format, dict) and format.get("type") not in (None, "text")
-
-
-def _is_strict(tool: Any) -> bool:
-    """A tool of a chat, which has its function under `function`, or of a response; or a namespace of these."""
-    if not isinstance(tool, dict):
-        return False
-    if isinstance(tool.get("tools"), list):
-        return any(isinstance(each, dict) and each.get("strict") is True for each in tool["tools"])
-    function = tool.get("function", tool)
-    return isinstance(function, dict) and function.get("strict") is True

@@ -42,6 +42,24 @@ def forces_call(choice: Any) -> bool:
     return choice.get("type") != "allowed_tools" or choice.get("mode") == "required"
 
 
+def compiled_tools(body: dict[str, Any]) -> list[Any]:
+    """The tools whose parameters vLLM makes a grammar of: all, where the request forces a call; else strict ones."""
+    choice, tools = body.get("tool_choice"), body.get("tools")
+    if not isinstance(tools, list) or choice == "none":
+        return []
+    return tools if forces_call(choice) else [tool for tool in tools if _is_strict(tool)]
+
+
+def _is_strict(tool: Any) -> bool:
+    """A tool of a chat, which has its function under `function`, or of a response; or a namespace of these."""
+    if not isinstance(tool, dict):
+        return False
+    if isinstance(tool.get("tools"), list):
+        return any(isinstance(each, dict) and each.get("strict") is True for each in tool["tools"])
+    function = tool.get("function", tool)
+    return isinstance(function, dict) and function.get("strict") is True
+
+
 def _name_in(choice: Any) -> str | None:
     """The function that the choice names, if it names one."""
     if not isinstance(choice, dict):
