@@ -1130,6 +1130,11 @@ def test_ready_is_ready_when_every_component_is(api: TestClient, store: Store, d
     answer = api.get("/ready")
     assert answer.json()["components"]["worker"]["state"] == "late"
     assert answer.status_code == 200, "generations go on without it"
+    store.engines.set_state(BASE, EngineState.READY, reason="it tokenized nothing for 12 s")
+    answer = api.get("/ready")
+    engine = answer.json()["components"][f"engine:{BASE}"]
+    assert (answer.status_code, engine["ready"], engine["state"]) == (503, False, "ready")
+    assert engine["reason"] == "it tokenized nothing for 12 s"
 
 
 def test_an_unknown_path_and_a_wrong_method(api: TestClient) -> None:

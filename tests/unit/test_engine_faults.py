@@ -22,16 +22,18 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_GENERATE_TIMEOUT", 0.3)
 
 
-def engine(*, hangs: str = "", counts: bool = False) -> Handler:
-    """One in which the path `hangs` does; `counts`: it generates for others meanwhile."""
+TOKENS = "vllm:generation_tokens_total"
+
+
+def engine(*, hangs: str = "", counts: str = "") -> Handler:
+    """One in which the path `hangs` does; `counts`: its metric that changes meanwhile."""
     looked = iter(range(100))
 
     async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path == hangs:
             await asyncio.sleep(30)
         if request.path == "/metrics":
-            tokens = next(looked) if counts else 0
-            return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {tokens}\n')
+            return web.Response(text=f'{counts or TOKENS}{{engine="0"}} {next(looked) if counts else 0}\n')
         return web.json_response({"choices": []})
 
     return answer
@@ -54,8 +56,15 @@ async def test_an_engine_that_generates_nothing_is_a_fault(tmp_path: Path) -> No
     assert await fault(tmp_path / "s", engine(hangs="/v1/completions")) == "it generated nothing for 0 s"
 
 
-async def test_an_engine_that_is_busy_with_others_is_none(tmp_path: Path) -> None:
-    assert await fault(tmp_path / "s", engine(hangs="/v1/completions", counts=True)) is None
+@pytest.mark.parametrize("counts", [TOKENS, "vllm:prompt_tokens_total", "vllm:kv_cache_usage_perc"])
+async def test_an_engine_that_is_busy_with_others_is_none(tmp_path: Path, counts: str) -> None:
+    """The use of the cache grows while a prompt is read that is longer than one step takes."""
+    assert await fault(tmp_path / "s", engine(hangs="/v1/completions", counts=counts)) is None
+
+
+async def test_metrics_that_always_change_are_no_sign_of_work(tmp_path: Path) -> None:
+    told = await fault(tmp_path / "s", engine(hangs="/v1/completions", counts="process_cpu_seconds_total"))
+    assert told == "it generated nothing for 0 s"
 
 
 async def test_a_model_that_generates_nothing_is_none(tmp_path: Path) -> None:
