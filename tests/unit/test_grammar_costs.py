@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -106,6 +107,19 @@ def test_all_grammars_of_a_request_count_together() -> None:
 )  # fmt: skip
 def test_the_places_of_a_pattern(pattern: str, places: int) -> None:
     assert pattern_cost(pattern) == places
+
+
+@pytest.mark.parametrize("piece", ["[", "{ ", "(", "[a", "\\\\[", "{1", "{1,", "[]", "[^", "a{ , "], ids=repr)
+@pytest.mark.parametrize("then", ["", " ", "1", "\\\\"], ids=repr)
+def test_no_pattern_takes_long_to_read(piece: str, then: str) -> None:
+    began = time.process_time()
+    for text in (piece * 15_000, piece + then * 30_000, (piece + then * 100) * 300):
+        pattern_cost(text)
+        with contextlib.suppress(InvalidRequest):
+            check_limits({"structured_outputs": {"grammar": text}}, 1024, None)
+        with contextlib.suppress(InvalidRequest):
+            check_limits({"structured_outputs": {"regex": text[:2000]}}, 1024, None)
+    assert time.process_time() - began < 2
 
 
 def test_whatever_is_no_schema_costs_nothing() -> None:

@@ -265,7 +265,7 @@ class EngineKeeper:
         )
         served.command = served.parts = None
         served.started_at = time.monotonic()
-        served.probes_failed = 0
+        served.probes_failed = served.faults = 0
         log.info("engine %s starts on %s (pid %s, log %s)", served.name, device, served.process.pid, log_file)
 
     def _check_health(self, served: Served) -> None:

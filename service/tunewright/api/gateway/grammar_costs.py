@@ -19,20 +19,29 @@ _LONGEST = 10**6
 _AGAIN = 4
 """A length that is there already costs this part of the first."""
 _TOKEN = re.compile(
-    r"\\[dDwWsSpP]|(?P<literal>\\.)|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>[(])|(?P<end>[)])"
-    r"|(?P<counted>\{\s*\d*\s*,?\s*\d*\s*\})|(?P<open>[*+])|(?P<any>\.)|(?P<rest>.)",
+    r"\\[dDwWsSpP]|(?P<literal>\\.)|(?P<bracket>\[)|(?P<group>[(])|(?P<end>[)])"
+    r"|(?P<counted>\{\s*+\d*+\s*+,?\s*+\d*+\s*+\})|(?P<open>[*+])|(?P<any>\.)|(?P<rest>.)",
     re.DOTALL,
 )
+"""Possessive, and without the end of a class: the time to read a pattern grows with its length, whatever is in it."""
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*+\]", re.DOTALL)
 _NUMBER = re.compile(r"\d+")
 
 
 def pattern_cost(pattern: str) -> int:
     """The places of a regular expression, or of a grammar in EBNF: those of classes, as often as they are repeated."""
     sums = [0]
-    last = 0
-    for token in _TOKEN.finditer(pattern):
-        kind = token.lastgroup
-        if kind == "group":
+    last = at = 0
+    has_more_classes = True
+    while token := _TOKEN.match(pattern, at):
+        kind, at = token.lastgroup, token.end()
+        if kind == "bracket":
+            found = _CLASS.match(pattern, token.start()) if has_more_classes else None
+            has_more_classes = found is not None
+            at = found.end() if found else at
+            last = 1 if found else 0
+            sums[-1] += last
+        elif kind == "group":
             sums.append(0)
             last = 0
         elif kind == "end":
