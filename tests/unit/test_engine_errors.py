@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -169,3 +170,24 @@ def test_several_choices_at_temperature_0_are_each_the_likeliest(temperature: fl
 )  # fmt: skip
 def test_other_requests_are_sampled_as_they_say(body: dict[str, Any]) -> None:
     assert with_greedy_choices(body) == body
+
+
+LONG = {
+    "a name of letters": validation(
+        fault("extra_forbidden", "vllm_xargs.Za" + "list" * 4500 + "_", "no", "x")
+    ),
+    "values in values": "(parameter=a, value=" * 950 + "x",
+    "ends of values": "(parameter=a, value=)" * 900 + "x",
+    "spaces": "(parameter=a, value=" + ")" + " " * 19_000 + "x",
+    "ends and spaces": ("(parameter=a, value=" + ")  " * 30) * 170 + "x",
+    "pydantic's own": "1 validation error for X\n" + "a\n  " + "b [type=" * 2400,
+    "its lines": "1 validation error for X\n" + "a\n  b [type=c" * 1500,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_message_takes_long_to_read(name: str) -> None:
+    """A message quotes what was sent, and is read in the event loop."""
+    began = time.process_time()
+    told(LONG[name], None, CHAT, {"messages": HELLO})
+    assert time.process_time() - began < 0.2, "less than what is logged as a block of the event loop"

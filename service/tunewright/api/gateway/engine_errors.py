@@ -30,7 +30,7 @@ _INPUTS = {
 }
 """The parameter that has a route's text. vLLM's own names for it (`input_text`, `input_tokens`) are in no request."""
 
-_PARAMETER = re.compile(r" ?\(parameter=\w+(, value=.*)?\)\s*$", re.DOTALL)
+_PARAMETER = re.compile(r" ?\(parameter=\w++(, value=)?")
 _TOO_LONG = re.compile(r"maximum context length|longer than the maximum model length")
 _UNSUPPORTED = re.compile(
     r"\b(not|only) (yet |currently )?supported\b|\bunsupported\b|not support|is not a multimodal"
@@ -57,7 +57,7 @@ def engine_error(
     """The error for vLLM's answer `text` to the body `asked`, sent to `path` of vLLM."""
     message, param = read_error(status, text)
     message = message[:_LONGEST_READ].replace(target.internal_name, target.public_name)
-    message = _PARAMETER.sub("", message)
+    message = _without_parameter(message)
     if message == _GRAMMAR_FAILED and not asked.keys().isdisjoint(_GRAMMARS):
         return InvalidRequest(
             f"The engine cannot make a grammar of what the request asks for: look at {', '.join(_GRAMMARS)}."
@@ -75,6 +75,16 @@ def engine_error(
     if status == 404:
         return NotFound(message)
     return _refusal(message, param, path, asked)
+
+
+def _without_parameter(message: str) -> str:
+    """The message without the `(parameter=input_text, value=15050)` at its end, which names what no request has."""
+    text = message.rstrip()
+    if text.endswith(")"):
+        for found in _PARAMETER.finditer(text):
+            if found[1] or found.end() == len(text) - 1:
+                return text[: found.start()]
+    return message
 
 
 def _refusal(message: str, param: str | None, path: str, asked: dict[str, Any]) -> InvalidRequest:
@@ -131,7 +141,7 @@ class _Fault:
 
 _PYDANTIC = re.compile(r"^(?P<location>\S+)\n  (?P<message>.*) \[type=(?P<type>\w+),", re.MULTILINE)
 _TYPE_NAME = re.compile(
-    r"[A-Z][A-Za-z]*[a-z][A-Za-z]*$|.*[\[\](){}]|(str|int|float|bool|list|dict|tuple|nullable)$"
+    r"[A-Z]++[a-z][A-Za-z]*+$|.*[\[\](){}]|(str|int|float|bool|list|dict|tuple|nullable)$"
 )
 
 
