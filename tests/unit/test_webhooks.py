@@ -48,12 +48,6 @@ LOOPBACK = ["127.0.0.1"]
 
 
 @pytest.fixture
-def each(store_on_each: Store) -> Store:
-    """The store on each database."""
-    return store_on_each
-
-
-@pytest.fixture
 def key(tmp_path: Path) -> SigningKey:
     return SigningKey.open(tmp_path / "webhooks.key")
 
@@ -90,6 +84,7 @@ def only(store: Store) -> Delivery:
 # events
 
 
+@pytest.mark.each_database
 @pytest.mark.parametrize(
     ("state", "end"),
     [
@@ -98,12 +93,12 @@ def only(store: Store) -> Delivery:
         (JobState.CANCELLED, lambda jobs, id: jobs.cancel(id)),
     ],
 )
-def test_the_end_of_a_job_is_told_once(each: Store, state: JobState, end: Callable[..., Any]) -> None:
-    add(each)
-    job = create_job(each, state=JobState.RUNNING)
-    end(each.jobs, job.id)
-    each.jobs.fail(job.id, JobError(code="x", message="it has ended already"))
-    assert told(each) == [(f"fine_tuning.job.{state.value}", {"id": job.id})]
+def test_the_end_of_a_job_is_told_once(store: Store, state: JobState, end: Callable[..., Any]) -> None:
+    add(store)
+    job = create_job(store, state=JobState.RUNNING)
+    end(store.jobs, job.id)
+    store.jobs.fail(job.id, JobError(code="x", message="it has ended already"))
+    assert told(store) == [(f"fine_tuning.job.{state.value}", {"id": job.id})]
 
 
 def _result() -> Any:
@@ -112,79 +107,85 @@ def _result() -> Any:
     return FineTuningResult(trained_tokens=1)
 
 
-def test_nothing_is_told_of_a_change_that_is_rolled_back(each: Store) -> None:
-    add(each)
-    job = create_job(each, state=JobState.RUNNING)
+@pytest.mark.each_database
+def test_nothing_is_told_of_a_change_that_is_rolled_back(store: Store) -> None:
+    add(store)
+    job = create_job(store, state=JobState.RUNNING)
 
     def cut_off() -> None:
-        with each.database.begin() as connection:
+        with store.database.begin() as connection:
             job_rows.fail(connection, job.id, JobError(code="x", message="why"))
             raise RuntimeError("the process is killed before the commit")
 
     with pytest.raises(RuntimeError):
         cut_off()
-    assert told(each) == []
-    assert [job.state for job in each.jobs.active()] == [JobState.RUNNING]
+    assert told(store) == []
+    assert [job.state for job in store.jobs.active()] == [JobState.RUNNING]
 
 
-def test_only_what_an_endpoint_wants_is_written(each: Store) -> None:
-    tell(each)
-    assert add(each, name="x", event_types=["export.failed"])
-    assert add(each, name="other", project="other")
-    tell(each)
-    with each.database.read() as connection:
+@pytest.mark.each_database
+def test_only_what_an_endpoint_wants_is_written(store: Store) -> None:
+    tell(store)
+    assert add(store, name="x", event_types=["export.failed"])
+    assert add(store, name="other", project="other")
+    tell(store)
+    with store.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(webhook_events)) == 0
-    add(each, name="b"), add(each, name="c")
-    tell(each)
-    first, second = each.webhooks.deliveries()[0]
+    add(store, name="b"), add(store, name="c")
+    tell(store)
+    first, second = store.webhooks.deliveries()[0]
     assert first.event == second.event, "both get the same event"
     assert {first.endpoint_id, second.endpoint_id} == {"webhook-b", "webhook-c"}
     assert (first.state, first.project) == (DeliveryState.PENDING, "default")
 
 
-def test_a_deployment_tells_that_it_is_ready_once_that_it_failed_and_its_end(each: Store) -> None:
-    add(each)
+@pytest.mark.each_database
+def test_a_deployment_tells_that_it_is_ready_once_that_it_failed_and_its_end(store: Store) -> None:
+    add(store)
     model = "ft:tiny:full:1"
-    made = each.deployments.create(model, {}, lambda _: {"device": "cpu"})
-    each.engines.starting(model, "/tmp/s", engine_info(deployment=made.id))
-    each.deployments.is_ready(made.id, engine_info(max_model_len=7))
-    each.deployments.is_ready(made.id, engine_info(max_model_len=7))
-    each.deployments.fail(made.id, model, "why")
-    each.deployments.remove(made.id)
-    each.deployments.remove(made.id)
+    made = store.deployments.create(model, {}, lambda _: {"device": "cpu"})
+    store.engines.starting(model, "/tmp/s", engine_info(deployment=made.id))
+    store.deployments.is_ready(made.id, engine_info(max_model_len=7))
+    store.deployments.is_ready(made.id, engine_info(max_model_len=7))
+    store.deployments.fail(made.id, model, "why")
+    store.deployments.remove(made.id)
+    store.deployments.remove(made.id)
     data = {"id": made.id, "model": model}
-    assert told(each) == [(f"deployment.{what}", data) for what in ("ready", "failed", "deleted")]
+    assert told(store) == [(f"deployment.{what}", data) for what in ("ready", "failed", "deleted")]
 
 
-def test_a_quarantine_is_told(each: Store) -> None:
-    add(each)
+@pytest.mark.each_database
+def test_a_quarantine_is_told(store: Store) -> None:
+    add(store)
     source = {"lineage": {}, "source": "upload", "id": "adapter-1", "job_id": None, "state": "checking"}
-    each.models.register({**PRODUCT, **source})
+    store.models.register({**PRODUCT, **source})
     event = {"level": "warn", "type": "message", "message": "m", "data": None}
     failure = JobError(code="parity_failed", message="No parity.")
     for _ in range(2):
-        each.checks.record("adapter-1", {"verdict": "fail"}, failure=failure, event=event)
-    assert told(each) == [("adapter.quarantined", {"id": "adapter-1", "model": PRODUCT["name"]})]
+        store.checks.record("adapter-1", {"verdict": "fail"}, failure=failure, event=event)
+    assert told(store) == [("adapter.quarantined", {"id": "adapter-1", "model": PRODUCT["name"]})]
 
 
-def test_a_rollback_is_told_and_a_new_target_is_not(each: Store) -> None:
-    add(each)
-    each.engines.declare(["tiny", "other"])
+@pytest.mark.each_database
+def test_a_rollback_is_told_and_a_new_target_is_not(store: Store) -> None:
+    add(store)
+    store.engines.declare(["tiny", "other"])
     for model in ("tiny", "other"):
-        each.aliases.put("prod", [AliasTarget(model, 1.0)])
-    each.aliases.rollback("prod")
-    assert told(each) == [("alias.rolled_back", {"id": "prod", "version": 3, "restored_version": 1})]
+        store.aliases.put("prod", [AliasTarget(model, 1.0)])
+    store.aliases.rollback("prod")
+    assert told(store) == [("alias.rolled_back", {"id": "prod", "version": 3, "restored_version": 1})]
 
 
 # what is stored
 
 
-def test_an_equal_request_within_seconds_makes_one_endpoint(each: Store) -> None:
+@pytest.mark.each_database
+def test_an_equal_request_within_seconds_makes_one_endpoint(store: Store) -> None:
     values = {"name": "a", "url": "https://a", "event_types": [DONE], "salt": "s", "hint": "h"}
-    first = each.webhooks.create_endpoint({"id": "webhook-1", **values}, repeat_seconds=60)
-    assert each.webhooks.create_endpoint({"id": "webhook-2", **values}, repeat_seconds=60) == first
+    first = store.webhooks.create_endpoint({"id": "webhook-1", **values}, repeat_seconds=60)
+    assert store.webhooks.create_endpoint({"id": "webhook-2", **values}, repeat_seconds=60) == first
     values["event_types"] = ["export.failed"]
-    assert each.webhooks.create_endpoint({"id": "webhook-3", **values}, repeat_seconds=60).id == "webhook-3"
+    assert store.webhooks.create_endpoint({"id": "webhook-3", **values}, repeat_seconds=60).id == "webhook-3"
 
 
 def test_endpoints_are_limited_and_each_project_has_its_own(
@@ -198,70 +199,75 @@ def test_endpoints_are_limited_and_each_project_has_its_own(
     add(store, name="more", project="other")
 
 
-def test_a_claim_counts_and_a_kill_in_the_middle_is_made_good(each: Store) -> None:
-    add(each)
-    tell(each)
-    assert each.webhooks.next_due() is not None
-    ((claimed, _),) = each.webhooks.claim(9)
+@pytest.mark.each_database
+def test_a_claim_counts_and_a_kill_in_the_middle_is_made_good(store: Store) -> None:
+    add(store)
+    tell(store)
+    assert store.webhooks.next_due() is not None
+    ((claimed, _),) = store.webhooks.claim(9)
     assert claimed.tries == 1
-    assert each.webhooks.claim(9) == [], "one attempt at a time"
-    assert each.webhooks.next_due() == 0.0
-    assert each.webhooks.replay(claimed.id) == claimed, "it is being sent"
-    assert each.webhooks.recover(most_tries=2) == 1
-    ((again, _),) = each.webhooks.claim(9)
+    assert store.webhooks.claim(9) == [], "one attempt at a time"
+    assert store.webhooks.next_due() == 0.0
+    assert store.webhooks.replay(claimed.id) == claimed, "it is being sent"
+    assert store.webhooks.recover(most_tries=2) == 1
+    ((again, _),) = store.webhooks.claim(9)
     assert (again.tries, again.event) == (2, claimed.event)
     assert [one.error for one in again.attempts] == ["The service was stopped or killed before the answer."]
-    each.webhooks.recover(most_tries=2)
-    assert only(each).state is DeliveryState.DEAD_LETTER, "what kills the process is not sent for ever"
-    assert (each.webhooks.recover(2), each.webhooks.next_due()) == (0, None)
+    store.webhooks.recover(most_tries=2)
+    assert only(store).state is DeliveryState.DEAD_LETTER, "what kills the process is not sent for ever"
+    assert (store.webhooks.recover(2), store.webhooks.next_due()) == (0, None)
 
 
-def test_a_replay_begins_anew_with_the_same_event(each: Store) -> None:
-    add(each)
-    tell(each)
-    ((claimed, _),) = each.webhooks.claim(1)
-    each.webhooks.ended(claimed, Attempt(1.0, 0.5, 500, "no"), None)
-    dead, _ = each.webhooks.deliveries(state=DeliveryState.DEAD_LETTER)
+@pytest.mark.each_database
+def test_a_replay_begins_anew_with_the_same_event(store: Store) -> None:
+    add(store)
+    tell(store)
+    ((claimed, _),) = store.webhooks.claim(1)
+    store.webhooks.ended(claimed, Attempt(1.0, 0.5, 500, "no"), None)
+    dead, _ = store.webhooks.deliveries(state=DeliveryState.DEAD_LETTER)
     assert [one.id for one in dead] == [claimed.id]
-    replayed = each.webhooks.replay(claimed.id)
+    replayed = store.webhooks.replay(claimed.id)
     assert replayed is not None
     assert (replayed.state, replayed.tries, replayed.ended_at) == (DeliveryState.PENDING, 0, None)
-    ((again, _),) = each.webhooks.claim(1)
+    ((again, _),) = store.webhooks.claim(1)
     assert again.event == claimed.event
     assert len(again.attempts) == 1, "what was tried before stays to be seen"
-    assert each.webhooks.replay("delivery-x") is None
+    assert store.webhooks.replay("delivery-x") is None
 
 
-def test_an_endpoint_that_is_full_lets_others_pass(each: Store) -> None:
-    add(each, name="slow"), add(each, name="quick")
-    tell(each)
-    ((claimed, endpoint),) = each.webhooks.claim(9, without=["webhook-slow"])
+@pytest.mark.each_database
+def test_an_endpoint_that_is_full_lets_others_pass(store: Store) -> None:
+    add(store, name="slow"), add(store, name="quick")
+    tell(store)
+    ((claimed, endpoint),) = store.webhooks.claim(9, without=["webhook-slow"])
     assert endpoint.id == "webhook-quick"
-    each.webhooks.unclaim(claimed)
-    assert {one.tries for one in each.webhooks.deliveries()[0]} == {0}
+    store.webhooks.unclaim(claimed)
+    assert {one.tries for one in store.webhooks.deliveries()[0]} == {0}
 
 
-def test_deleting_an_endpoint_in_the_middle_of_an_attempt_is_no_error(each: Store) -> None:
-    add(each)
-    tell(each)
-    ((claimed, endpoint),) = each.webhooks.claim(1)
-    assert each.webhooks.delete_endpoint(endpoint.id)
-    each.webhooks.ended(claimed, Attempt(1.0, 0.5, 200, None), None)
-    assert each.webhooks.deliveries()[0] == []
+@pytest.mark.each_database
+def test_deleting_an_endpoint_in_the_middle_of_an_attempt_is_no_error(store: Store) -> None:
+    add(store)
+    tell(store)
+    ((claimed, endpoint),) = store.webhooks.claim(1)
+    assert store.webhooks.delete_endpoint(endpoint.id)
+    store.webhooks.ended(claimed, Attempt(1.0, 0.5, 200, None), None)
+    assert store.webhooks.deliveries()[0] == []
 
 
-def test_old_deliveries_are_pruned_and_pending_ones_are_not(each: Store) -> None:
-    add(each)
-    tell(each, "old"), tell(each, "pending")
-    claimed = next(one for one, _ in each.webhooks.claim(9) if one.event.data["id"] == "old")
-    each.webhooks.ended(claimed, Attempt(100.0, 0.0, 500, "no"), None)
-    assert each.webhooks.prune(99.0) == 0
-    assert each.webhooks.prune(101.0) == 1
-    assert told(each) == [(DONE, {"id": "pending"})]
-    with each.database.read() as connection:
+@pytest.mark.each_database
+def test_old_deliveries_are_pruned_and_pending_ones_are_not(store: Store) -> None:
+    add(store)
+    tell(store, "old"), tell(store, "pending")
+    claimed = next(one for one, _ in store.webhooks.claim(9) if one.event.data["id"] == "old")
+    store.webhooks.ended(claimed, Attempt(100.0, 0.0, 500, "no"), None)
+    assert store.webhooks.prune(99.0) == 0
+    assert store.webhooks.prune(101.0) == 1
+    assert told(store) == [(DONE, {"id": "pending"})]
+    with store.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(webhook_events)) == 2, "it is new"
-    each.webhooks.prune(time.time() + 1)
-    with each.database.read() as connection:
+    store.webhooks.prune(time.time() + 1)
+    with store.database.read() as connection:
         assert connection.scalars(select(webhook_events.c.data)).all() == [{"id": "pending"}]
 
 
