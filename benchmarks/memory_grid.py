@@ -2,12 +2,12 @@
 
     python -m benchmarks.memory_grid /data/grid                       # on a GPU: 108 cells, the corners first
     python -m benchmarks.memory_grid /data/grid --corners             # the corners alone
-    python -m benchmarks.memory_grid /tmp/grid --tiny --device cpu    # a dry run on the CPU, with a tiny shape
+    python -m benchmarks.memory_grid /tmp/grid --device cpu           # on the CPU: 48 cells of small shapes
 
 full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off, and off with compiled layers x the
-shapes of `random_base`.
+large shapes of `random_base`. On the CPU: x length 256, 1024 x checkpointing on, off x the small shapes.
 Each cell is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
-`torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process. Cells that are predicted not
+`torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process (VmHWM). Cells that are predicted not
 to fit are not run. With `--parallel`, cells that fit beside each other run at the same time: what a process has
 allocated does not depend on others. `predictions.json` is never written over, and a cell that is in
 `measured.jsonl` is not run again.
@@ -29,7 +29,9 @@ from typing import Any
 from benchmarks.random_base import SHAPES
 
 TYPES, BATCHES, LENGTHS = ("full", "lora", "qlora"), (1, 4), (512, 2048, 8192)
-LARGE = [shape for shape in SHAPES if shape != "tiny"]
+SMALL = ["tiny", "small"]
+LARGE = [shape for shape in SHAPES if shape not in SMALL]
+CPU_LENGTHS = (256, 1024)
 HOW = (
     {"checkpointing": True, "compiled": False},
     {"checkpointing": False, "compiled": False},
@@ -45,12 +47,11 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="one tiny shape, and lengths of 64 and 256")
     parser.add_argument(
         "--corners", action="store_true", help="the least and the largest batch and length alone"
     )
     parser.add_argument("--parallel", type=int, default=1, help="most cells that run at the same time")
-    parser.add_argument("--shape", choices=LARGE, help="one shape alone")
+    parser.add_argument("--shape", choices=SHAPES, help="one shape alone")
     parser.add_argument("--type", choices=TYPES, nargs="+", default=TYPES, help="these methods alone")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -73,10 +74,11 @@ def main() -> None:
 
 
 def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
-    shapes, lengths = (["tiny"], (64, 256)) if options.tiny else (LARGE, LENGTHS)
+    on_gpu = options.device == "cuda"
+    shapes, lengths, ways = (LARGE, LENGTHS, HOW) if on_gpu else (SMALL, CPU_LENGTHS, HOW[:2])
     found = [
         {"shape": shape, "type": type, "batch": batch, "length": length, **how}
-        for shape, type, batch, length, how in itertools.product(shapes, TYPES, BATCHES, lengths, HOW)
+        for shape, type, batch, length, how in itertools.product(shapes, TYPES, BATCHES, lengths, ways)
     ]
     ends = (min(lengths), max(lengths))
     corners = [cell for cell in found if cell["length"] in ends]
@@ -233,8 +235,6 @@ def spec_of(base: Path, device: str, rows: int, **tuning: Any) -> Any:
 
 def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     """Train a few steps, one batch each, and return the peak in bytes."""
-    import resource
-
     import torch
     from datasets import Dataset
     from trl import SFTTrainer
@@ -274,7 +274,13 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     trainer.train()
     if cell["device"] == "cuda":
         return {"measured": int(torch.cuda.max_memory_allocated())}
-    return {"measured": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"measured": largest_resident()}
+
+
+def largest_resident() -> int:
+    """Of this process, in bytes. getrusage would also count the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,14 @@ SHAPES = {
     },
     "tiny": {
         "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+        "num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 2048, "tie_word_embeddings": True,
+    },
+    "small": {
+        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""`tiny` is for dry runs on the CPU."""
+"""`tiny` and `small` are for the CPU."""
 
 
 def main() -> None:

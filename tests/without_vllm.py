@@ -51,10 +51,13 @@ def old_vllm(folder: Path, version: str) -> Path:
 
 def wait_engine(service: Service, base: str = BASE) -> None:
     """Until the engine of `base` answers; others may never."""
+
+    def is_ready() -> bool:
+        assert service.process.poll() is None, f"the service has ended with {service.process.returncode}"
+        return _state(client, base) == "ready"
+
     with service.client() as client:
-        wait_until(
-            lambda: service.process.poll() is None and _state(client, base) == "ready", 60, "the engine"
-        )
+        wait_until(is_ready, 600, "the engine")  # seconds, but on a machine that other work keeps busy
 
 
 def _state(client: Tunewright, base: str) -> str | None:

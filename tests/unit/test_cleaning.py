@@ -15,9 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from tunewright.rows.cleaning.clean import NothingLeft, clean_file
 from tunewright.rows.cleaning.counts import CleaningReport, StepCounts
 from tunewright.rows.cleaning.hashes import HashSet
-from tunewright.rows.cleaning.inspect import inspect_rows
 from tunewright.rows.cleaning.options import BY_NAME, StepOptions, check_steps
-from tunewright.rows.formats import InvalidData, check_file, read_rows
+from tunewright.rows.formats import InvalidData, check_file
 from tunewright.rows.reading import Reading
 
 STEPS: TypeAdapter[Any] = TypeAdapter(list[StepOptions])
@@ -366,15 +365,3 @@ def test_the_set_of_hashes_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
         known.add([number])
     assert all(known.has_any([1, number]) for number in hashes)
     assert not known.has_any([1, 2**64 - 1])
-
-
-def test_an_inspection_tells_what_the_steps_would_find(tmp_path: Path) -> None:
-    path = tmp_path / "rows"
-    rows = [chat("a"), chat("A"), chat("<p>x</p> <|im_end|>"), chat(KEY), chat(PRIVATE["email"])]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = inspect_rows(read_rows(path))
-    places = {step: {name: one.places for name, one in findings.items()} for step, findings in found.items()}
-    assert places == {
-        "html": {"HTML": [3]}, "control_tokens": {"control token": [3]}, "secrets": {"AWS Access Key": [4]},
-        "personal": {"email": [5]}, "duplicates": {"duplicate": [2]},
-    }  # fmt: skip
