@@ -7,10 +7,10 @@
 full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off, and off with compiled layers x the
 large shapes of `random_base`. On the CPU: x length 256, 1024 x checkpointing on, off x the small shapes.
 Each cell is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
-`torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process (VmHWM). Cells that are predicted not
-to fit are not run. With `--parallel`, cells that fit beside each other run at the same time: what a process has
-allocated does not depend on others. `predictions.json` is never written over, and a cell that is in
-`measured.jsonl` is not run again.
+`torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process (VmHWM).
+Cells that are predicted not to fit are not run. With `--parallel`, cells that fit beside each other run at the same
+time: what a process has allocated does not depend on others. `predictions.json` is never written over, and a cell that
+is in `measured.jsonl` is not run again.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import Service
+from tests.engine.conftest import Service, wait_until
 from tests.without_vllm import BASE, start_without_vllm, wait_engine
 from tunewright.config import embedded_base_path
-from tunewright_client import BadRequestError, Tunewright, TunewrightError
+from tunewright_client import Tunewright, TunewrightError
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 ASSETS = Path(os.environ.get("TUNEWRIGHT_ASSETS", "/nonexistent"))
@@ -39,8 +39,8 @@ class File:
     format: str
     kind: str
     rows: int
-    method: str | None
-    """None: no method learns from it yet."""
+    method: str
+    """That learns from it."""
     has_messages: bool
     """Whether its rows need a chat template."""
     data: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ FILES = {
     "preference": File("llamafactory/dpo_en_demo.json", "json", "sharegpt", "preference", 300, "dpo", True),
     "kto": File("llamafactory/kto_en_demo.json", "json", "trl_kto", "labelled", 300, "kto", True),
     "tools": File("llamafactory/glaive_toolcall_en_demo.json", "json", "sharegpt", "chat", 300, "supervised", True),
-    "text": File("llamafactory/c4_demo.jsonl", "jsonl", "text", "text", 300, None, False),
+    "text": File("llamafactory/c4_demo.jsonl", "jsonl", "text", "text", 300, "supervised", False),
 }  # fmt: skip
 MODELS = (BASE, "stories", "babyllama")
 
@@ -94,8 +94,11 @@ def client(service: Service) -> Iterator[Tunewright]:
 
 @pytest.fixture(scope="module")
 def uploaded(client: Tunewright) -> dict[str, str]:
-    """The ids of the whole files."""
-    return {name: client.files.upload(DATA / file.path).id for name, file in FILES.items()}
+    """The ids of the whole files, once they are checked."""
+    ids = {name: client.files.upload(DATA / file.path).id for name, file in FILES.items()}
+    for id in ids.values():
+        wait_until(lambda id=id: client.files.retrieve(id).status != "uploaded", 600, "the check")
+    return ids
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -117,14 +120,9 @@ def test_report_plan_and_a_short_job(
 ) -> None:
     file, id = FILES[name], uploaded[name]
     tuning = {"type": "lora", "max_length": LENGTH, "n_epochs": 1, "batch_size": 16, "rank": 4}
-    asked: dict[str, Any] = {"model": model, "tuning": tuning, "data": file.data or None}
-    if file.method is None:
-        with pytest.raises(BadRequestError, match="continued pre-training"):
-            client.jobs.create(training_file=id, **asked)
-        with pytest.raises(BadRequestError, match="continued pre-training"):
-            client.jobs.plan(training_file=id, **asked)
-        return
-    asked["method"] = file.method
+    asked: dict[str, Any] = {
+        "model": model, "method": file.method, "tuning": tuning, "data": file.data or None
+    }  # fmt: skip
     needs_template = file.has_messages and model != BASE
     if needs_template:
         with pytest.raises(TunewrightError, match="chat_template"):

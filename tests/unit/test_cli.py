@@ -174,6 +174,7 @@ from counted import count_here  # noqa: E402
 from tunewright.cli import demo_service, progress  # noqa: E402
 from tunewright.cli.main import main  # noqa: E402
 from tunewright.cli.output import Output  # noqa: E402
+from tunewright.config import embedded_base_path  # noqa: E402
 from tunewright.supervisor.process import GroupRecord  # noqa: E402
 
 Run = Callable[..., tuple[int, str, str]]
@@ -1079,6 +1080,51 @@ def test_a_plan_for_a_method_that_cannot_learn_from_the_rows_is_refused_with_the
     assert code == 1
     assert "labelled rows" in err
     assert "kto could" in err
+
+
+def test_what_a_plan_cannot_be_made_of_is_told_with_what_to_do_in_this_command(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*_: object, **__: object) -> str:
+        raise ConnectionError("Got: ConnectError: [Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    rows, other = tmp_path / "rows.jsonl", tmp_path / "other.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    other.write_text('{"question": "a", "answer": "b"}\n')
+    broken, latin = tmp_path / "broken.jinja", tmp_path / "latin.jinja"
+    broken.write_text("{% for %}")
+    latin.write_bytes(b"\xe9")
+    model = "tunewright-tiny"
+    for argv, told in (
+        (["plan", "tunewright-tin", str(rows)], "hub: ConnectError: [Errno -2]"),
+        (["plan", "tunewright-tin", str(rows)], "the embedded base is tunewright-tiny"),
+        (["data", "report", str(rows), "-m", "nosuch"], "the embedded base is tunewright-tiny"),
+        (["plan", model, str(other)], "--column says what they are, such as --column prompt=question"),
+        (["plan", model, str(rows), "--machine", "8xA9000"], "such as 8xA100-80GB or H100; known are T4"),
+        (["plan", model, str(rows), "--chat-template-file", str(broken)], "template cannot be used"),
+        (["plan", model, str(rows), "--chat-template-file", str(latin)], "is not text in UTF-8"),
+    ):
+        code, _, err = run(*argv)
+        assert code == 1
+        assert told in err
+
+
+def test_a_plan_names_the_card_that_it_takes_and_uses_a_template_of_ones_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_here(monkeypatch)
+    rows, template = tmp_path / "rows.jsonl", tmp_path / "own.jinja"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows.write_text((json.dumps({"messages": turns}) + "\n") * 10)
+    own = embedded_base_path().joinpath("chat_template.jinja").read_text()
+    template.write_text(own.replace("<|im_start|>", "<|im_start|>" * 3))
+    argv = ("plan", "tunewright-tiny", str(rows), "--machine", "2xA100", "--json")
+    plain, longer = (
+        json.loads(run(*argv, *more)[1]) for more in ((), ("--chat-template-file", str(template)))
+    )
+    assert (plain["machine"], plain["devices"]) == ("A100-80GB", 2)
+    assert longer["tokens"] > plain["tokens"]
 
 
 def test_a_plan_of_several_files_lists_them(

@@ -11,7 +11,7 @@ import click
 
 from tunewright.cli.graders import JsonObject
 from tunewright.cli.job_commands import JOBS
-from tunewright.cli.options import KeyValue, Remote, column_option, examples, on_service
+from tunewright.cli.options import KeyValue, Remote, column_option, examples, on_service, read_template
 from tunewright.cli.watch import print_created
 
 P = ParamSpec("P")
@@ -286,7 +286,7 @@ def create(
     given = {"columns": columns, "validation_share": validation_share}
     data = {name: value for name, value in given.items() if value} or None
     tuning = {name: value for name, value in options.items() if value is not None} or None
-    template = chat_template_file.read_text(encoding="utf-8") if chat_template_file else None
+    template = read_template(chat_template_file)
     if show_plan:
         ids = {  # uploaded once, for the plan and the job
             file: remote.client.files.upload(file).id if isinstance(file, Path) else file

@@ -9,7 +9,7 @@ import click
 
 from tunewright.cli.clean import clean
 from tunewright.cli.data_report import report
-from tunewright.cli.options import Commands, alpaca_option, column_option, examples, tag_option
+from tunewright.cli.options import Commands, alpaca_option, column_option, examples, for_shell, tag_option
 from tunewright.cli.output import Output
 from tunewright.rows.formats import FileReport, inspect
 from tunewright.rows.reading import Reading
@@ -84,7 +84,7 @@ def _print(out: Output, path: Path, report: FileReport, share: float | None) -> 
             ("held out", report.held_out if share and is_good else None),
             ("ignored fields", ", ".join(report.ignored) or None),
             ("fault", report.refusal),
-            *[("fault", fault) for fault in report.faults],
+            *[("fault", for_shell(fault)) for fault in report.faults],
             ("more faults", "maybe" if report.has_more_faults else None),
         ]
     )

@@ -8,7 +8,16 @@ from typing import Any, Literal
 import click
 
 from tunewright.cli.create import FILE
-from tunewright.cli.options import Remote, alpaca_option, column_option, examples, on_service, tag_option
+from tunewright.cli.options import (
+    Remote,
+    alpaca_option,
+    column_option,
+    examples,
+    for_shell,
+    on_service,
+    read_template,
+    tag_option,
+)
 from tunewright.cli.output import Output
 from tunewright.errors import cut
 from tunewright.rows.report.models import Balance, DataReport, Lengths, PairLengths, Problem, Sample, Tokens
@@ -62,7 +71,7 @@ def report(
     With a model also its tokens, what is cut, and some rows with their trained tokens marked. For a file here no
     service has to run. The exit code is 1 where no job can use the file as it is.
     """
-    template = chat_template_file.read_text(encoding="utf-8") if chat_template_file else None
+    template = read_template(chat_template_file)
     if isinstance(file, Path):
         name = file.name
         made = _local(file, model, max_length, template, {"columns": columns, "tags": tags, "alpaca": alpaca})
@@ -97,10 +106,7 @@ def _local(
     from tunewright.kinds.data import DataOptions
     from tunewright.kinds.data_report import Asked, report_file
     from tunewright.registry.bases import BaseUnavailable, inspect_base
-    from tunewright.rows.templates import check_template
 
-    if template is not None and (why := check_template(template)):
-        raise click.ClickException(f"the chat template cannot be used: {why}")
     try:
         base = None
         if model is not None:
@@ -116,8 +122,10 @@ def _local(
                 seconds=_SECONDS,
             )
         )
-    except (TunewrightError, BaseUnavailable) as error:
-        raise click.ClickException(str(error)) from error
+    except TunewrightError as error:
+        raise click.ClickException(for_shell(str(error))) from error
+    except BaseUnavailable as error:
+        raise click.ClickException(f"{error}; the embedded base is {EMBEDDED_BASE}") from error
 
 
 def _pair_fields(pairs: PairLengths) -> list[tuple[str, object]]:
@@ -198,7 +206,7 @@ def _print_sample(out: Output, sample: Sample) -> None:
 
 
 def _print_problem(out: Output, problem: Problem) -> None:
-    out.fields([(problem.severity, problem.message), ("what to do", problem.fix)])
+    out.fields([(problem.severity, problem.message), ("what to do", for_shell(problem.fix))])
     for row in problem.rows:
         place = f"line {row.line}" if row.line is not None else f"row {row.row}"
         out.line(f"  {place}: {row.message}")

@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
 from tunewright.cli.output import Output
 from tunewright.config import client_defaults
-from tunewright.rows.reading import NAMES, TAGS
+from tunewright.rows.reading import COLUMNS_SAY, NAMES, TAGS
 from tunewright_client import Tunewright
 
 INTERRUPTED = 130
@@ -125,6 +126,27 @@ def limit_option(default: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return click.option(
         "--limit", type=click.IntRange(1), default=default, show_default=True, help="How many to show."
     )
+
+
+def for_shell(text: str) -> str:
+    """A message of the service with the option of the command line where it names the field of a request."""
+    example = "--column says what they are, such as --column prompt=question --column completion=answer"
+    return text.replace(COLUMNS_SAY, example).replace("data.columns", "--column")
+
+
+def read_template(file: Path | None) -> str | None:
+    """The chat template in a file, checked."""
+    if file is None:
+        return None
+    from tunewright.rows.templates import check_template  # loads Jinja, which other commands do not need
+
+    try:
+        template = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{file} is not text in UTF-8: {error.reason}") from error
+    if why := check_template(template):
+        raise click.ClickException(f"the chat template cannot be used: {why}")
+    return template
 
 
 def column_option(function: Callable[P, R]) -> Callable[P, R]:

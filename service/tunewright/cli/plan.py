@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tunewright.cli.create import METHODS, mix_option
-from tunewright.cli.options import column_option, examples
+from tunewright.cli.options import column_option, examples, for_shell, read_template
 from tunewright.cli.output import Output, duration, size
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _LOCAL = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--max-length", type=click.IntRange(8), help="Largest length of a row in tokens.")
 @click.option("--gpus", type=click.IntRange(1, 64), help="GPUs that train together.  [default: 1]")
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True))
+@click.option("--chat-template-file", type=_LOCAL, help="Jinja template in place of the model's own.")
 @click.option(
     "--price-per-hour", type=click.FloatRange(0, min_open=True), help="Of one device: tells the price."
 )
@@ -58,6 +59,7 @@ def plan(
     max_length: int | None,
     gpus: int | None,
     learning_rate: float | None,
+    chat_template_file: Path | None,
     price_per_hour: float | None,
     currency: str,
     device_watts: float | None,
@@ -78,6 +80,7 @@ def plan(
     from tunewright.plan.options import HyperparameterOptions, TuningOptions
     from tunewright.registry.bases import BaseUnavailable, inspect_base
 
+    template = read_template(chat_template_file)
     source = str(embedded_base_path()) if model == EMBEDDED_BASE else model
     tuning = TuningOptions(
         type=type_,
@@ -99,12 +102,15 @@ def plan(
             hyperparameters=HyperparameterOptions(),
             max_rank=512,
             method=method,
+            chat_template=template,
             data=DataOptions(columns=columns),
             rates=Rates(price_per_hour=price_per_hour, currency=currency, watts=device_watts),
             seconds=_LONGEST,
         )
-    except (InvalidRequest, BaseUnavailable) as error:
-        raise click.ClickException(str(error)) from error
+    except InvalidRequest as error:
+        raise click.ClickException(for_shell(str(error))) from error
+    except BaseUnavailable as error:
+        raise click.ClickException(f"{error}; the embedded base is {EMBEDDED_BASE}") from error
     out = Output(as_json)
     if as_json:
         out.json(made)

@@ -30,7 +30,9 @@ class Cost(BaseModel):
     currency: str | None = None
 
     def describe(self) -> str:
-        parts = [f"{self.kwh:.3g} kWh"] if self.kwh is not None else []
+        parts = []
+        if self.kwh is not None:
+            parts.append(f"{self.kwh:.3g} kWh" if self.kwh >= 0.001 else f"{1000 * self.kwh:.2g} Wh")
         parts += [f"{self.price:.2f} {self.currency}"] if self.price is not None else []
         return ", ".join(parts)
 

@@ -84,6 +84,8 @@ def described(text: str) -> Machine:
     if not 1 <= count <= 1024 or not 1 <= gigabytes <= 1024:
         raise UnknownMachine(f"{text!r}: the number of cards and their memory in GB are from 1 to 1024")
     one = re.sub(r"^\d+\s*[xX]\s*", "", text.strip())
+    if not found.group(3):  # tells what is assumed
+        one = f"{one}-{card.memory:g}GB"
     return Machine(one, "cuda", count, int(gigabytes * 1e9), 0, card.teraflops, card.watts)
 
 

@@ -91,8 +91,8 @@ def rows_cut(cut: int, examples: int, length: int) -> str | None:
     if cut == 0:
         return None
     return (
-        f"{cut} of {examples} examples are longer than {length} tokens and are cut there; raise tuning.max_length, or "
-        "split them."
+        f"{cut} of {examples} examples are longer than {length} tokens and are cut there; raise tuning.max_length "
+        "where the base's context allows it, or split them."
     )
 
 

@@ -165,8 +165,10 @@ def _download(base: Base) -> Path:
         )
     except Exception as error:  # the client raises many types: no network, no such repository, gated, offline
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first.removeprefix("Got: ")  # as huggingface_hub says that there is no network
         raise BaseUnavailable(
-            f"{base.source} is no folder here, and could not be fetched from the hub: {first}"
+            f"{base.source} is no folder here, and could not be fetched from the hub: {first}. Give a model's folder, "
+            "or its name on the hub (org/name)"
         ) from error
 
 

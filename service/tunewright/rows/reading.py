@@ -21,6 +21,9 @@ TAGS = {
 }  # fmt: skip
 """The names in ShareGPT's conversations, as LLaMA-Factory calls them, and what they are by default."""
 
+COLUMNS_SAY = 'data.columns says what they are, such as {"prompt": "question", "completion": "answer"}'
+"""Of a file whose columns have other names."""
+
 
 class Reading(BaseModel):
     """How the rows of a file are read. Two readings that are equal give the same rows."""

@@ -65,7 +65,9 @@ class Renderer:
             return text
         found = resolve_chat_template(self._tokenizer, None, tools, model_config=self._config)
         if found is None:
-            raise Unrenderable("the base has no chat template")
+            raise Unrenderable(
+                "the base has no chat template: give a chat_template, or use rows of texts, such as prompt/completion"
+            )
         return str(found)
 
     def parse(

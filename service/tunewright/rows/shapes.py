@@ -21,7 +21,7 @@ from tunewright.rows.canonical import (
     unlearnt,
 )
 from tunewright.rows.faults import RowFault, json_type, listed, parse_json
-from tunewright.rows.reading import Reading
+from tunewright.rows.reading import COLUMNS_SAY, Reading
 
 
 class DataFormat(StrEnum):
@@ -133,8 +133,7 @@ def _recognised(row: Row, given: set[str]) -> DataFormat:
         return DataFormat.TEXT
     raise RowFault(
         'needs "messages", or "prompt" and "completion", or the fields of another format that is known; has '
-        f"{listed(row)}. Of other columns, data.columns says what they are, such as "
-        '{"prompt": "question", "completion": "answer"}'
+        f"{listed(row)}. Of other columns, {COLUMNS_SAY}"
     )
 
 
