@@ -7,7 +7,8 @@
 full, LoRA and QLoRA x batch 1, 4 x length 512, 2048, 8192 x checkpointing on, off, and off with compiled layers x the
 large shapes of `random_base`. On the CPU: x length 256, 1024 x checkpointing on, off x the small shapes.
 Each cell is a process of its own, which trains with the trainer's code on rows of random tokens: on a GPU the peak is
-`torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process (VmHWM).
+`torch.cuda.max_memory_allocated`, on the CPU the largest resident memory of the process (VmHWM), which is a fork of
+one that has imported the trainer, as in the service.
 Cells that are predicted not to fit are not run. With `--parallel`, cells that fit beside each other run at the same
 time: what a process has allocated does not depend on others. `predictions.json` is never written over, and a cell that
 is in `measured.jsonl` is not run again.
@@ -18,15 +19,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_base import SHAPES
+from benchmarks.random_base import SHAPES, save
 
 TYPES, BATCHES, LENGTHS = ("full", "lora", "qlora"), (1, 4), (512, 2048, 8192)
 SMALL = ["tiny", "small"]
@@ -67,9 +70,12 @@ def main() -> None:
         for cell in json.loads(predictions.read_text())
         if cell["type"] in options.type and options.shape in (None, cell["shape"])
     ]
-    for shape in {cell["shape"] for cell in chosen}:
-        make_base(options.folder / shape, shape, options.device)
-    run_cells(options.folder, chosen, options.parallel)
+    if options.device == "cpu":
+        run_forked(options.folder, chosen)
+    else:
+        for shape in {cell["shape"] for cell in chosen}:
+            make_base(options.folder / shape, shape, options.device)
+        run_cells(options.folder, chosen, options.parallel)
     summarize(options.folder)
 
 
@@ -129,19 +135,65 @@ def make_base(folder: Path, shape: str, device: str) -> None:
     subprocess.run(command, check=True)
 
 
-def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> None:
-    """Run the cells in their order, each as soon as there is room for it beside those that run."""
+def run_forked(folder: Path, predicted: list[dict[str, Any]]) -> None:
+    """Run the cells on the CPU, one after the other. This process computes nothing: the threads of torch would be
+    missing in its forks."""
+    imported()
+    waiting = to_run(folder, predicted)
+    for shape in dict.fromkeys(cell["shape"] for cell in waiting):
+        if not (folder / shape / "config.json").exists():
+            in_a_fork(save, shape, folder / shape, "cpu")
+    for cell in waiting:
+        try:
+            tell(folder, cell, in_a_fork(measure, folder, cell)["measured"])
+        except RuntimeError as error:
+            tell(folder, cell, str(error))
+
+
+def in_a_fork(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns. Raises RuntimeError with its error."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sending, work, arguments))
+    process.start()
+    sending.close()
+    try:
+        result, error = receiving.recv()
+    except EOFError:
+        result, error = None, "its process was ended"
+    process.join()
+    if error:
+        raise RuntimeError(error)
+    return result
+
+
+def _send(sending: Any, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    try:
+        sending.send((work(*arguments), None))
+    except Exception as error:
+        sending.send((None, f"{type(error).__name__}: {error}"))
+
+
+def to_run(folder: Path, predicted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells that fit and are not measured yet."""
     print(
         "shape\ttype\tbatch\tlength\tcheckpointing\tcompiled\tpredicted GiB\tmeasured GiB\terror\tpeak",
         flush=True,
     )
     room, known = available(predicted[0]["device"]), {name_of(cell) for cell in measured_cells(folder)}
-    waiting, running = [], list[tuple[dict[str, Any], subprocess.Popen[str], Any]]()
+    waiting = []
     for cell in predicted:
         if cell["needs"] > room:
             print(f"{name_of(cell)}\t{cell['predicted'] / 2**30:.2f}\tdoes not fit", flush=True)
         elif name_of(cell) not in known:
             waiting.append(cell)
+    return waiting
+
+
+def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> None:
+    """Run the cells in their order, each as soon as there is room for it beside those that run."""
+    waiting = to_run(folder, predicted)
+    room, running = available("cuda"), list[tuple[dict[str, Any], subprocess.Popen[str], Any]]()
     while waiting or running:
         left = room - sum(cell["needs"] for cell, _, _ in running)
         fitting = next((cell for cell in waiting if cell["needs"] <= left), None)
@@ -156,20 +208,25 @@ def run_cells(folder: Path, predicted: list[dict[str, Any]], parallel: int) -> N
         time.sleep(0.2)
         for cell, process, errors in [one for one in running if one[1].poll() is not None]:
             running.remove((cell, process, errors))
-            tell(folder, cell, process, errors)
+            tell(folder, cell, ended(process, errors))
 
 
-def tell(folder: Path, cell: dict[str, Any], process: subprocess.Popen[str], errors: Any) -> None:
-    """Print the row of a cell that has ended, and store what it measured."""
+def ended(process: subprocess.Popen[str], errors: Any) -> int | str:
+    """What the process of a cell has measured, or its error."""
     output, _ = process.communicate()
-    row = f"{name_of(cell)}\t{cell['predicted'] / 2**30:.2f}"
     with errors:
         errors.seek(0)
         if process.returncode:
-            last = (errors.read().strip().splitlines() or ["no output"])[-1]
-            print(f"{row}\tfailed: {last[:300]}", flush=True)
-            return
-    measured = json.loads(output.splitlines()[-1])["measured"]
+            return str((errors.read().strip().splitlines() or ["no output"])[-1])
+    return int(json.loads(output.splitlines()[-1])["measured"])
+
+
+def tell(folder: Path, cell: dict[str, Any], measured: int | str) -> None:
+    """Print the row of a cell that has ended, and store what it measured; an error is not stored."""
+    row = f"{name_of(cell)}\t{cell['predicted'] / 2**30:.2f}"
+    if isinstance(measured, str):
+        print(f"{row}\tfailed: {measured[:300]}", flush=True)
+        return
     with (folder / "measured.jsonl").open("a") as file:
         file.write(json.dumps({**cell, "measured": measured}) + "\n")
     error = cell["predicted"] / measured - 1
@@ -231,6 +288,18 @@ def spec_of(base: Path, device: str, rows: int, **tuning: Any) -> Any:
         job_id="benchmark", base_name=base.name, base_path=str(base), training_file="", seed=0, device=device,
         tuning=resolved,
     )  # fmt: skip
+
+
+def imported() -> None:
+    """Import all that a cell needs."""
+    import datasets
+    import torch
+    import trl
+
+    from tunewright.trainer import model, speed, training
+    from tunewright.trainer.methods import supervised
+
+    assert all((datasets, torch, trl, model, speed, training, supervised))
 
 
 def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:

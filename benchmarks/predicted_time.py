@@ -1,6 +1,6 @@
 """Predicted time and memory of training, held to what it takes: after one job of a kind, for a second one.
 
-    python -m benchmarks.predicted_time [--model FOLDER ...] [--rows FILE] [--clock processor]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.predicted_time [--model FOLDER ...] [--rows FILE] [--clock processor]
 
 For each kind (a model, and full, LoRA or QLoRA; dpo beside them on the embedded base) a first job trains on some rows.
 The prediction for a second job, on other and more rows, is made from what the first has measured, as the service
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import os
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from benchmarks.memory_grid import in_a_fork
 
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import JobFolder
@@ -31,6 +32,9 @@ from tunewright.plan.defaults import resolve
 from tunewright.plan.fitting import run_of
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.plan.time import Earlier
+from tunewright.trainer import loop
+from tunewright.trainer.methods import dpo, kto
+from tunewright.trainer.run import run_job
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 
 FIRST, SECOND = 96, 224
@@ -61,7 +65,7 @@ def texts(file: Path | None) -> list[tuple[str, str]]:
 def trained(
     folder: Path, kind: Kind, rows: list[tuple[str, str]], clock: str, earlier: tuple[Earlier, ...]
 ) -> TrainingResult:
-    """Run the trainer on these rows, in a process of its own."""
+    """Run the trainer on these rows, in a fork of this process, as the service does."""
     folder.mkdir()
     with (folder / "rows.jsonl").open("w") as file:
         for number, (prompt, completion) in enumerate(rows):
@@ -90,9 +94,7 @@ def trained(
             earlier=earlier,
         )
     )
-    command = [sys.executable, "-m", "benchmarks.predicted_time", "--run", str(folder), "--clock", clock]
-    with (folder / "log").open("w") as log:
-        subprocess.run(command, stdout=log, stderr=log, check=True)
+    in_a_fork(run_one, folder, clock)
     result = JobFolder(folder).read_result(TrainingResult)
     assert result is not None
     assert result.status == "succeeded", result.error_message
@@ -101,10 +103,9 @@ def trained(
 
 def run_one(folder: Path, clock: str) -> None:
     """Of the process of a job."""
-    from tunewright.trainer import loop
-    from tunewright.trainer.methods import dpo, kto
-    from tunewright.trainer.run import run_job
-
+    with (folder / "log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     if clock == "processor":
         for module in (loop, dpo, kto):
             module.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
@@ -152,11 +153,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, action="append", default=[], help="further bases")
     parser.add_argument("--rows", type=Path, help="GSM8K's train.jsonl, in place of the demo's rows")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
-    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.run is not None:
-        run_one(asked.run, asked.clock)
-        return
     kinds = [
         Kind(base, type)
         for base in (embedded_base_path(), *asked.model)

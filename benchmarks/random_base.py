@@ -49,14 +49,18 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     began = time.perf_counter()
-    torch.manual_seed(0)
-    with torch.device(options.device):
-        model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.shape]), dtype=torch.bfloat16)
-    model.save_pretrained(options.folder, max_shard_size="5GB")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(embedded_base_path() / name, options.folder)
+    save(options.shape, options.folder, options.device)
     size = sum(file.stat().st_size for file in options.folder.glob("*.safetensors"))
     print(f"{options.folder}: {size / 2**30:.2f} GiB, {time.perf_counter() - began:.0f} s")
+
+
+def save(shape: str, folder: Path, device: str) -> None:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[shape]), dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="5GB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(embedded_base_path() / name, folder)
 
 
 if __name__ == "__main__":

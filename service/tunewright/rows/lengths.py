@@ -191,7 +191,7 @@ def _answer(question: Question) -> Answer:
     except subprocess.TimeoutExpired:
         raise NotMeasured(
             f"tokenizing the file took more than {question.seconds + _GRACE_SECONDS:.0f} s: it has rows that take "
-            "very long"
+            "very long, or the machine is busy with other work"
         ) from None
     except (ValidationError, IndexError):
         reason = (ended.stderr.strip().splitlines() or ["it was ended"])[-1][-300:]
