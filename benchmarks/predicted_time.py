@@ -152,6 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, action="append", default=[], help="further bases")
     parser.add_argument("--rows", type=Path, help="GSM8K's train.jsonl, in place of the demo's rows")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help='kinds with this in their name, such as "lora"'
+    )
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     asked = parser.parse_args()
     kinds = [
@@ -163,7 +166,7 @@ def main() -> None:
     print(
         "| kind | predicted s | took s | error | predicted MiB | peak MiB | error |\n|---|---|---|---|---|---|---|"
     )
-    for kind in kinds:
+    for kind in (one for one in kinds if asked.only in one.describe()):
         found = measure(kind, asked.rows, asked.clock)
         outside = "" if found["within"] else ", outside of the range"
         print(
