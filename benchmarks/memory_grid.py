@@ -329,7 +329,7 @@ def measure(folder: Path, cell: dict[str, Any]) -> dict[str, int]:
     if cell["batch"] > 1:  # rows of unequal length, as in a job
         words[:: cell["batch"]] = [row[:-1] for row in words[:: cell["batch"]]]
     job = JobFolder(Path(tempfile.mkdtemp(dir=folder)))
-    model = load_model(spec)
+    model = load_model(spec, job.initial)
     leave_out_mask(model)
     if cell["compiled"]:
         compile_layers(model)

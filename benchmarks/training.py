@@ -227,7 +227,7 @@ def service(run: dict[str, Any], dataset: Any, folder: Path) -> Any:
     )  # fmt: skip
     job = JobFolder(folder)
     metrics = loop.MetricsCallback(EventLog(job, 0))
-    model = load_model(spec)
+    model = load_model(spec, job.initial)
     arguments = configured(common_arguments(spec, job, len(dataset), evaluates=False))
     leave_out_mask(model)
     if run["run"] == "liger":
