@@ -1101,13 +1101,14 @@ def test_what_a_plan_cannot_be_made_of_is_told_with_what_to_do_in_this_command(
         (["plan", "tunewright-tin", str(rows)], "the embedded base is tunewright-tiny"),
         (["data", "report", str(rows), "-m", "nosuch"], "the embedded base is tunewright-tiny"),
         (["plan", model, str(other)], "--column says what they are, such as --column prompt=question"),
+        (["data", "check", str(other)], "--column says what they are, such as --column prompt=question"),
         (["plan", model, str(rows), "--machine", "8xA9000"], "such as 8xA100-80GB or H100; known are T4"),
         (["plan", model, str(rows), "--chat-template-file", str(broken)], "template cannot be used"),
         (["plan", model, str(rows), "--chat-template-file", str(latin)], "is not text in UTF-8"),
     ):
-        code, _, err = run(*argv)
+        code, out, err = run(*argv)
         assert code == 1
-        assert told in err
+        assert told in out + err
 
 
 def test_a_plan_names_the_card_that_it_takes_and_uses_a_template_of_ones_own(

@@ -28,7 +28,7 @@ def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(
     answer = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS}, machine="L4")
     assert answer.status_code == 200, answer.text
     made = answer.json()
-    assert (made["object"], made["rows"], made["machine"]) == ("fine_tuning.plan", 40, "L4")
+    assert (made["object"], made["rows"], made["machine"]) == ("fine_tuning.plan", 40, "L4-24GB")
     assert made["tokens"] > 40 * 4
     assert {method["type"] for method in made["methods"]} == {"full", "lora", "qlora"}
     assert all(method["memory"]["total"] > 0 for method in made["methods"])
@@ -37,6 +37,25 @@ def test_a_plan_counts_the_tokens_of_the_file_as_it_will_be_read(
     count_here(monkeypatch)
     held_out = plan(api, json.dumps(ROWS).encode(), data={"columns": COLUMNS, "validation_share": 0.5})
     assert 0 < held_out.json()["rows"] < 40
+
+
+def test_rows_with_nothing_left_to_learn_are_in_no_step_and_no_token(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count_here(monkeypatch)
+    tuning = {"max_length": 16, "batch_size": 32, "n_epochs": 1}
+
+    def planned(rows: list[dict[str, str]]) -> tuple[int, int, int]:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        made = plan(api, content, tuning=tuning, machine="L4").json()
+        return made["rows"], made["tokens"], made["steps"]
+
+    short = [{"prompt": f"{number}?", "completion": "one"} for number in range(64)]
+    rows, tokens, steps = planned(short)
+    assert (rows, steps) == (64, 2)
+    long = [{"prompt": "word " * (50 + number), "completion": "one"} for number in range(64)]
+    assert planned(short + long) == (128, tokens, steps), "the prompts alone are longer than 16 tokens"
 
 
 def test_a_file_that_takes_long_is_estimated_from_its_first_rows(

@@ -84,7 +84,7 @@ def _print(out: Output, path: Path, report: FileReport, share: float | None) -> 
             ("held out", report.held_out if share and is_good else None),
             ("ignored fields", ", ".join(report.ignored) or None),
             ("fault", report.refusal),
-            *[("fault", for_shell(fault)) for fault in report.faults],
+            *[("fault", for_shell(str(fault))) for fault in report.faults],
             ("more faults", "maybe" if report.has_more_faults else None),
         ]
     )

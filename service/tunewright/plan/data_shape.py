@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class DataShape:
     """Number of examples of each length in tokens, before they are cut; of a part of a file a share of that."""
     counted: int | None = None
     """Rows that were tokenized, where the others are taken to be like these; None: all."""
+    left_out: Mapping[int, float] = field(default_factory=dict)
+    """Of `lengths` those, after the cut, of examples of which nothing is left to learn. They are not among
+    `examples`."""
 
     @property
     def longest(self) -> int:
@@ -37,7 +40,7 @@ class DataShape:
 
     def tokens_within(self, length: int) -> int:
         """Tokens that are left where examples are cut at `length`."""
-        return round(sum(min(one, length) * number for one, number in self.lengths.items()))
+        return round(_within(self.lengths, length) - _within(self.left_out, length))
 
     def cut_at(self, length: int) -> int:
         """Examples that are longer than `length`."""
@@ -71,7 +74,13 @@ def extrapolated(shape: DataShape, rows: float) -> DataShape:
         learnt_tokens=round(factor * shape.learnt_tokens),
         lengths={length: factor * number for length, number in shape.lengths.items()},
         counted=shape.rows,
+        left_out={length: factor * number for length, number in shape.left_out.items()},
     )
+
+
+def _within(lengths: Mapping[int, float], limit: int) -> float:
+    """Tokens of so many examples of each length, cut at the limit."""
+    return sum(min(length, limit) * number for length, number in lengths.items())
 
 
 def percentile(lengths: Mapping[int, float], percent: float) -> int:

@@ -39,6 +39,7 @@ def mixed_shape(files: Sequence[tuple[DataShape, float]]) -> DataShape:
     if len(files) == 1 and files[0][1] == 1:
         return files[0][0]
     lengths: defaultdict[int, float] = defaultdict(float)
+    left_out: defaultdict[int, float] = defaultdict(float)
     rows = examples = 0
     tokens = learnt = 0.0
     for shape, weight in files:
@@ -50,7 +51,9 @@ def mixed_shape(files: Sequence[tuple[DataShape, float]]) -> DataShape:
         learnt += share * shape.learnt_tokens
         for length, number in shape.lengths.items():
             lengths[length] += share * number
+        for length, number in shape.left_out.items():
+            left_out[length] += share * number
     counted = None
     if any(shape.counted for shape, _ in files):
         counted = sum(shape.counted or shape.rows for shape, _ in files)
-    return DataShape(rows, examples, round(tokens), round(learnt), lengths, counted)
+    return DataShape(rows, examples, round(tokens), round(learnt), lengths, counted, left_out)

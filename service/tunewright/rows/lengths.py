@@ -159,10 +159,11 @@ def shape_of(question: Question, cache: TokenCache | None = None, rows: int | No
     lengths = totals.whole_lengths
     shape = DataShape(
         totals.rows,
-        sum(lengths.values()) // totals.per_example,
+        totals.examples or sum(lengths.values()) // totals.per_example,
         sum(length * number for length, number in lengths.items()),
         totals.learnt + totals.lost,
         lengths,
+        left_out=totals.left_out() if totals.examples else {},
     )
     return shape if found.is_complete or rows is None else extrapolated(shape, max(rows, totals.rows))
 

@@ -51,6 +51,16 @@ class Totals(BaseModel):
         """Of the examples that are trained on, after the cut."""
         return DataShape(self.rows, self.examples, self.tokens, self.learnt, self.lengths)
 
+    def left_out(self) -> dict[int, int]:
+        """Number of sequences of each length after the cut, of the examples that are not trained on: their tokens are
+        known together, and shared out."""
+        number = self.dropped * self.per_example
+        if not number:
+            return {}
+        whole = sum(min(length, self.max_length) * count for length, count in self.whole_lengths.items())
+        each, more = divmod(max(0, whole - self.tokens), number)
+        return {each: number - more} | ({each + 1: more} if more else {})
+
     def describe(self) -> str:
         text = f"{self.rows} {'pairs' if self.per_example > 1 else 'rows'}, {self.tokens} tokens"
         if self.examples + self.dropped > self.rows:
