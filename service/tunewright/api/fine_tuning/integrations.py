@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tunewright.kinds.fine_tuning.models import FineTuningRequest
 from tunewright.trainer.spec import MlflowRun, WandbProject
@@ -35,13 +36,20 @@ class Integration(Body):
     """OpenAI's integration of type `wandb`; and `tensorboard`, whose files are kept with the job, and `mlflow`."""
 
     type: Literal["wandb", "tensorboard", "mlflow"]
-    wandb: Wandb | None = Field(None, description="Required for the type `wandb`.")
+    wandb: Wandb | None = Field(None, description="Required for the type `wandb`.", validate_default=True)
     mlflow: Mlflow | None = None
+
+    @field_validator("wandb")
+    @classmethod
+    def _is_there(cls, wandb: Wandb | None, info: ValidationInfo) -> Wandb | None:
+        if wandb is None and info.data.get("type") == "wandb":
+            raise PydanticCustomError(
+                "missing", "Field required: an integration of type wandb has a `project`"
+            )
+        return wandb
 
     @model_validator(mode="after")
     def _check_type(self) -> Self:
-        if self.type == "wandb" and self.wandb is None:
-            raise ValueError("an integration of type wandb needs `wandb` with a `project`")
         for name in ("wandb", "mlflow"):
             if name != self.type and getattr(self, name) is not None:
                 raise ValueError(f"an integration of type {self.type} has no `{name}`")
