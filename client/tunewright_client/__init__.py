@@ -1,8 +1,9 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `evaluations`, `graders`, `adapters`, `models`, `aliases`, `deployments`, `chat` and `completions`. The
-types of the server's answers are in `tunewright_client.types`; the common ones are also here.
+`cleanings`, `evaluations`, `graders`, `adapters`, `models`, `aliases`, `deployments`, `projects`, `api_keys`,
+`admin_api_keys`, `chat` and `completions`. The types of the server's answers are in `tunewright_client.types`; the
+common ones are also here.
 """
 
 from ._async.cleanings import AsyncCleaning
@@ -48,6 +49,7 @@ from ._sync.streams import Stream
 from ._version import __version__
 from .types import (
     Adapter,
+    AdminApiKey,
     Alias,
     AliasGate,
     AliasGuard,
@@ -55,6 +57,7 @@ from .types import (
     AliasShadow,
     AliasTarget,
     AliasVersion,
+    ApiKey,
     ChatCompletion,
     ChatCompletionChunk,
     Checkpoint,
@@ -84,8 +87,11 @@ from .types import (
     Judgement,
     Metrics,
     Model,
+    NewAdminApiKey,
+    NewApiKey,
     Pipeline,
     Plan,
+    Project,
     RatedModel,
     RatersAgreement,
     Ratings,
@@ -103,6 +109,7 @@ __all__ = [
     "APIStatusError",
     "APITimeoutError",
     "Adapter",
+    "AdminApiKey",
     "Alias",
     "AliasGate",
     "AliasGuard",
@@ -110,6 +117,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "ApiKey",
     "AsyncCleaning",
     "AsyncDeployment",
     "AsyncEvaluation",
@@ -161,12 +169,15 @@ __all__ = [
     "Judgement",
     "Metrics",
     "Model",
+    "NewAdminApiKey",
+    "NewApiKey",
     "NotFoundError",
     "Page",
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "Pipeline",
     "Plan",
+    "Project",
     "RateLimitError",
     "RatedModel",
     "RatersAgreement",

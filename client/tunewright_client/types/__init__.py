@@ -59,6 +59,7 @@ from .jobs import (
     Tuning,
     WorkRecord,
 )
+from .organization import AdminApiKey, ApiKey, NewAdminApiKey, NewApiKey, Project
 from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlannedRows, PlanWarning
 from .reports import (
     DataReport,
@@ -102,6 +103,7 @@ from .verdicts import (
 
 __all__ = [
     "Adapter",
+    "AdminApiKey",
     "Alias",
     "AliasGate",
     "AliasGuard",
@@ -109,6 +111,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "ApiKey",
     "ChangedRow",
     "ChangedRows",
     "ChatChoice",
@@ -169,6 +172,8 @@ __all__ = [
     "LoadFigures",
     "Metrics",
     "Model",
+    "NewAdminApiKey",
+    "NewApiKey",
     "Parity",
     "Pipeline",
     "Plan",
@@ -178,6 +183,7 @@ __all__ = [
     "PlannedOption",
     "PlannedRows",
     "PlannedTime",
+    "Project",
     "RatedModel",
     "RatersAgreement",
     "Ratings",

@@ -28,10 +28,12 @@ from tunewright.cli.exports import exports
 from tunewright.cli.files import files
 from tunewright.cli.graders import graders
 from tunewright.cli.jobs import jobs
+from tunewright.cli.keys import keys
 from tunewright.cli.models import models
 from tunewright.cli.options import INTERRUPTED, Commands, examples
 from tunewright.cli.output import plain
 from tunewright.cli.plan import plan
+from tunewright.cli.projects import projects
 from tunewright.cli.status import status
 from tunewright_client import (
     APIConnectionError,
@@ -76,7 +78,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 for command in (
     demo, status, plan, jobs, exports, files, data, cleanings, evals, bench, graders, adapters, models, aliases,
-    deployments, chat, backup, restore,
+    deployments, projects, keys, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

@@ -18,6 +18,7 @@ from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quote
 from tunewright.ids import new_id
 from tunewright.store.alias_rows import get as get_alias
 from tunewright.store.alias_rows import refuse_aliased, take_out
+from tunewright.store.confined import everywhere
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, refuse_base_of_jobs
 from tunewright.store.paging import page
@@ -49,6 +50,11 @@ class DeploymentStore:
                 return _same(Deployment(**found._mapping), asked)
             if connection.scalar(select(engines.c.name).where(engines.c.name == model)) is not None:
                 raise already_served(model)
+            if (
+                connection.scalar(everywhere(select(engines.c.name).where(engines.c.name == model)))
+                is not None
+            ):
+                raise _taken(model)
             if get_alias(connection, model) is not None:
                 raise InvalidRequest(
                     f"{model} is the name of an alias: give the alias another.", param="model"
@@ -58,7 +64,7 @@ class DeploymentStore:
                 raise NotFound(
                     f"No such model: {quoted(model)}. It was deleted.", param="model", code="model_not_found"
                 )
-            options = place(_all(connection))
+            options = place(_everywhere(connection))
             row = {
                 "id": new_id("deploy"),
                 "model": model,
@@ -70,7 +76,11 @@ class DeploymentStore:
                 "was_ready": False,
             }
             made = connection.execute(insert(deployments).values(**row).returning(deployments)).one()
-            connection.execute(insert(engines).values(name=model, state=EngineState.STOPPED, run=0))
+            connection.execute(
+                insert(engines).values(
+                    name=model, state=EngineState.STOPPED, run=0, project=made._mapping["project"]
+                )
+            )
         return Deployment(**made._mapping)
 
     def get(self, id_or_model: str) -> Deployed | None:
@@ -83,6 +93,11 @@ class DeploymentStore:
         """All deployments, oldest first."""
         with self._database.read() as connection:
             return _all(connection)
+
+    def everywhere(self) -> Sequence[Deployed]:
+        """The deployments of all projects, which share the memory of the devices. None of them may be told."""
+        with self._database.read() as connection:
+            return _everywhere(connection)
 
     def list(self, *, after: str | None = None, limit: int = 10**6) -> tuple[Sequence[Deployed], bool]:
         """A page of deployments, newest first, and whether there are more."""
@@ -196,6 +211,13 @@ def already_served(model: str) -> InvalidRequest:
     )
 
 
+def _taken(model: str) -> InvalidRequest:
+    """The error for a model of the operator's (`--deployable`) that serves another project."""
+    return InvalidRequest(
+        f"{model} cannot be deployed here now: it is served already.", param="model", code="already_deployed"
+    )
+
+
 def _joined() -> Select[Any]:
     source = deployments.outerjoin(engines, engines.c.name == deployments.c.model)
     columns = [
@@ -206,6 +228,10 @@ def _joined() -> Select[Any]:
 
 def _all(connection: Connection) -> Sequence[Deployed]:
     return [_deployed(row) for row in connection.execute(_joined().order_by(deployments.c.seq))]
+
+
+def _everywhere(connection: Connection) -> Sequence[Deployed]:
+    return [_deployed(row) for row in connection.execute(everywhere(_joined().order_by(deployments.c.seq)))]
 
 
 def _deployed(row: Row[Any]) -> Deployed:

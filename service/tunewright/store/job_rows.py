@@ -147,6 +147,11 @@ def get(connection: Connection, id: str, *, lock: bool = False) -> Job | None:
     return read_one(connection, row) if row else None
 
 
+def project_of(connection: Connection, id: str) -> str:
+    """The project of a job, which must exist: that of its products."""
+    return str(connection.execute(select(jobs.c.project).where(jobs.c.id == id)).scalar_one())
+
+
 def _record(row: Row[Any], inputs: tuple[JobInput, ...], devices: tuple[str, ...]) -> Job:
     values = dict(row._mapping)
     kind = kind_named(values["kind"])

@@ -13,10 +13,12 @@ from tunewright.store.engines import EngineStore
 from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
+from tunewright.store.keys import KeyStore
 from tunewright.store.latest import Latest
 from tunewright.store.listings import Listings
 from tunewright.store.models import ModelStore
 from tunewright.store.names import NameStore
+from tunewright.store.projects import ProjectStore
 from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 
@@ -40,11 +42,17 @@ class Store:
     figures: FigureStore
     latest: Latest
     """For one thread."""
+    projects: ProjectStore
+    keys: KeyStore
 
     @classmethod
     def open(cls, url: str) -> Self:
         """Open the database without upgrading it: the supervisor does that before it starts its processes."""
-        database = Database(url)
+        return cls.on(Database(url))
+
+    @classmethod
+    def on(cls, database: Database) -> Self:
+        """All parts on one database, which may be that of one project."""
         return cls(
             database,
             FileStore(database),
@@ -60,7 +68,13 @@ class Store:
             RatingStore(database),
             FigureStore(database),
             Latest(database),
+            ProjectStore(database),
+            KeyStore(database),
         )
+
+    def of(self, project: str) -> Self:
+        """The store as one project sees it: no row of another one is found, counted or changed."""
+        return self.on(self.database.of(project))
 
     def close(self) -> None:
         self.latest.close()
