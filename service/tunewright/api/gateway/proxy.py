@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tunewright import tracing
 from tunewright.api.gateway.bodies import LARGE
 from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
-from tunewright.api.gateway.reply import Rename, Reply, answer_headers
+from tunewright.api.gateway.reply import Rename, Reply, answer_headers, disconnected
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
@@ -199,7 +199,7 @@ class Relay(Response):
 
         async def watch() -> None:
             nonlocal has_left
-            await _disconnected(receive)
+            await disconnected(receive)
             if not reply.has_ended:
                 has_left = True
                 answering.cancel()  # closes the connection to vLLM, which aborts the request
@@ -381,10 +381,3 @@ def _tell(span: Span, usage: tuple[int, int] | None, error: TunewrightError | No
         span.set({"gen_ai.usage.input_tokens": usage[0], "gen_ai.usage.output_tokens": usage[1]})
     if error is not None:
         span.fail(error.code or str(error.status))  # its message may quote the request
-
-
-async def _disconnected(receive: Receive) -> None:
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            return
