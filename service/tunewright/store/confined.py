@@ -82,9 +82,8 @@ def _sources(query: Select[Any]) -> dict[FromClause, bool]:
     found: dict[FromClause, bool] = {}
     parts = (*query._from_obj, *query._raw_columns, *query._where_criteria)
     sources = [source for part in parts for source in part._from_objects]
-    joined = [source for source in sources if isinstance(source, Join)]
-    for source in joined:
-        _add(found, source, is_outer=False)
+    for joined in [source for source in sources if isinstance(source, Join)]:
+        _add(found, joined, is_outer=False)
     for target, _, _, how in query._setup_joins:
         _add(found, target, is_outer=bool(how["isouter"] or how["full"]))  # type: ignore[arg-type]
     for source in sources:
