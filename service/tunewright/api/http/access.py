@@ -7,8 +7,8 @@ to the database (`store.confined`), which `Context` takes from the principal.
 from __future__ import annotations
 
 import hmac
-import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,8 +22,6 @@ from tunewright.api.http.keyring import Keyring
 from tunewright.errors import AuthenticationFailed, Forbidden, NotFound, quoted
 from tunewright.store.keys import Scope
 from tunewright.store.tables import DEFAULT_PROJECT
-
-log = logging.getLogger("tunewright.api")
 
 PROJECT_HEADER = "openai-project"
 
@@ -178,18 +176,15 @@ async def _acting(known: Principal, headers: Headers, keyring: Keyring | None) -
     return Principal(asked, known.key, known.scopes, True)
 
 
-def plain_path(route: APIRoute) -> str:
-    """The route's path without convertors, as the OpenAPI document has it."""
-    return route.path_format
-
-
-def guard_routes(app: FastAPI) -> None:
-    """Have every route check the scope before it does anything. Raises KeyError for a route that has none."""
+def guard_routes(app: FastAPI, open_paths: Collection[str]) -> None:
+    """Have every route check the scope before it does anything, but those that are answered to everyone. Raises
+    KeyError for a route that has none."""
     for route in app.router.routes:
         if isinstance(route, APIRoute):
-            needed = {method: SCOPES[method, plain_path(route)] for method in route.methods or ()}
-            assert len(set(needed.values())) == 1, "a route has one method here"
-            route.app = _Guarded(route.app, next(iter(needed.values())))
+            needed = {method: SCOPES[method, route.path_format] for method in route.methods or ()}
+            assert len(needed) == 1, "a route has one method here"
+            (scope,) = needed.values()
+            route.app = _Guarded(route.app, Need.NOTHING if route.path in open_paths else scope)
 
 
 class _Guarded:

@@ -111,7 +111,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     openapi.describe(app)
     serve_docs(app)
     _shorten_generations(app)
-    guard_routes(app)
+    guard_routes(app, open_paths)
     workspace = Workspace(settings.storage.data_dir)
     read_only = Store.open(store.database.url)  # with connections of its own
     names = Router(
