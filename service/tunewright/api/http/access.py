@@ -71,7 +71,8 @@ _needs(
     "GET /v1/adapters/{adapter}", "GET /v1/adapters/{adapter}/download", "GET /v1/aliases", "GET /v1/aliases/{name}",
     "GET /v1/aliases/{name}/history", "GET /v1/aliases/{name}/shadow", "GET /v1/deployments",
     "GET /v1/deployments/{deployment}", "GET /v1/deployments/{deployment}/logs",
-    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints", "GET /v1/fine_tuning/pipelines/{id}",
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints", "GET /v1/fine_tuning/jobs/{job_id}/tensorboard",
+    "GET /v1/fine_tuning/pipelines/{id}",
     "GET /v1/evaluations/{evaluation_id}/pairs", "GET /v1/evaluations/{evaluation_id}/ratings",
     "POST /v1/fine_tuning/plan",
 )  # fmt: skip
