@@ -83,9 +83,7 @@ def gateway_for(
 
     folder = Path(store.database.url.removeprefix("sqlite:///")).parent / "run" / "leases"
     router = Router(store, folder, load or refuse, **limits)
-    return Gateway(
-        router, store.aliases, store.shadow_answers, request_timeout=request_timeout, most_names=most_names
-    )
+    return Gateway(router, store, request_timeout=request_timeout, most_names=most_names)
 
 
 class Client:

@@ -2,8 +2,8 @@
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
 `cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `webhooks`,
-`chat` and `completions`. The types of the server's answers are in `tunewright_client.types`; the common ones are also
-here.
+`projects`, `api_keys`, `admin_api_keys`, `chat` and `completions`. The types of the server's answers are in
+`tunewright_client.types`; the common ones are also here.
 """
 
 from ._async.batches import AsyncBatch
@@ -51,6 +51,7 @@ from ._sync.streams import Stream
 from ._version import __version__
 from .types import (
     Adapter,
+    AdminApiKey,
     Alias,
     AliasGate,
     AliasGuard,
@@ -58,6 +59,7 @@ from .types import (
     AliasShadow,
     AliasTarget,
     AliasVersion,
+    ApiKey,
     BatchResult,
     ChatCompletion,
     ChatCompletionChunk,
@@ -88,8 +90,11 @@ from .types import (
     Judgement,
     Metrics,
     Model,
+    NewAdminApiKey,
+    NewApiKey,
     Pipeline,
     Plan,
+    Project,
     RatedModel,
     RatersAgreement,
     Ratings,
@@ -115,6 +120,7 @@ __all__ = [
     "APIStatusError",
     "APITimeoutError",
     "Adapter",
+    "AdminApiKey",
     "Alias",
     "AliasGate",
     "AliasGuard",
@@ -122,6 +128,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "ApiKey",
     "AsyncBatch",
     "AsyncCleaning",
     "AsyncDeployment",
@@ -176,12 +183,15 @@ __all__ = [
     "Judgement",
     "Metrics",
     "Model",
+    "NewAdminApiKey",
+    "NewApiKey",
     "NotFoundError",
     "Page",
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "Pipeline",
     "Plan",
+    "Project",
     "RateLimitError",
     "RatedModel",
     "RatersAgreement",

@@ -31,6 +31,14 @@ def id_for_key(prefix: str, key: str) -> str:
     return f"{prefix}-" + "".join(letters)
 
 
+def key_in_project(key: str | None, project: str) -> str | None:
+    """An Idempotency-Key so that it is unique among those of all projects: as it is in `default`, where no key of
+    another project can be the same, and hashed in others."""
+    if key is None or (project == "default" and not key.startswith("proj-")):
+        return key
+    return f"proj-{hashlib.sha256(f'{project} {key}'.encode()).hexdigest()}"
+
+
 def model_name(base: str, suffix: str | None, id: str, checkpoint_step: int | None = None) -> str:
     """The public name of a job's product or of a registered adapter, made from its id: `ft:<base>:<suffix>:<id>`, with
     `:ckpt-step-<n>` for a checkpoint."""

@@ -58,6 +58,7 @@ def batch(folder: Path, requests: int, *, models: int = 1) -> JobFolder:
             job_id="batch-1",
             file=str(file),
             endpoint="/v1/completions",
+            project="default",
             socket=str(folder / "s"),
             request_timeout=60,
             expires_at=time.time() + 3600,

@@ -58,7 +58,7 @@ async def gateway_to(store: Store, socket: Path, handler: Handler) -> AsyncItera
 
 async def ask(gateway: Gateway, sticky: str | None = None, **more: Any) -> Client:
     client = Client()
-    relay = Relay(gateway, CHAT, {"model": BOT, "messages": [], **more}, sticky)
+    relay = Relay(gateway, CHAT, {"model": BOT, "messages": [], **more}, sticky, project="default")
     await relay({"type": "http"}, client.receive, client.send)
     return client
 
@@ -165,7 +165,7 @@ async def test_a_client_that_leaves_is_nobodys_failure(store: Store, socket: Pat
 
     async with gateway_to(store, socket, by_new(waits)) as gateway:
         client = Client()
-        relay = Relay(gateway, CHAT, {"model": BOT, "messages": []})
+        relay = Relay(gateway, CHAT, {"model": BOT, "messages": []}, project="default")
         asking = asyncio.create_task(relay({"type": "http"}, client.receive, client.send))
         await asyncio.sleep(0.2)
         client.leaves.set()

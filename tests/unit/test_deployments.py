@@ -308,7 +308,7 @@ def deployment(store: Store) -> Deployment:
 async def test_a_request_finds_a_deployed_model_by_its_name(store: Store, deployment: Deployment) -> None:
     router = gateway_for(store).router
     with ExitStack() as held:
-        target = await router.find(FULL, held)
+        target = await router.find(FULL, held, project="default")
     assert (target.socket, target.internal_name, target.public_name) == ("/tmp/s", "base-1", FULL)
     assert target.chat_template is None, "its folder has it"
 
@@ -327,7 +327,7 @@ async def test_a_request_holds_its_engine_from_the_first_one_on(
     router = gateway_for(store).router
     for name in (FULL, ADAPTER, FULL):
         with ExitStack() as held:
-            await router.find(name, held)
+            await router.find(name, held, project="default")
             assert drain.try_unused(FULL, ENGINE) is None, name
             idle = drain.try_unused(FULL, PRODUCT["sha256"])
             assert (idle is None) is (name == ADAPTER)
@@ -346,7 +346,7 @@ async def test_a_base_is_not_leased(store: Store, data: Workspace) -> None:
 
     router = gateway_for(store).router
     with ExitStack() as held:
-        await router.find(BASE, held)
+        await router.find(BASE, held, project="default")
         assert not list(data.leases.iterdir())
 
 
@@ -378,7 +378,7 @@ async def test_one_that_does_not_answer_says_why(
         store.engines.set_state(FULL, now, reason=reason)
 
     with ExitStack() as held, pytest.raises(kind) as refused:
-        await gateway_for(store).router.find(FULL, held)
+        await gateway_for(store).router.find(FULL, held, project="default")
     error = refused.value
     assert isinstance(error, EngineUnavailable | InvalidRequest | NotFound)
     assert error.code == code
@@ -398,13 +398,13 @@ def test_no_admission_slips_past_a_drain(store: Store, deployment: Deployment, d
         async def run() -> None:
             router = gateway_for(store).router
             with ExitStack() as held:
-                await router.find(FULL, held)
+                await router.find(FULL, held, project="default")
                 admitted.set()
                 await asyncio.to_thread(may_end.wait, 10)
                 outcomes.append("finished")
             try:
                 with ExitStack() as held:
-                    await router.find(FULL, held)
+                    await router.find(FULL, held, project="default")
                 outcomes.append("admitted after the end")
             except NotFound:
                 outcomes.append("refused")

@@ -225,7 +225,7 @@ async def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_conn
         try:
             for _ in range(3):
                 client = Client()
-                relay = Relay(gateway, PATH, {"model": engine.name})
+                relay = Relay(gateway, PATH, {"model": engine.name}, project="default")
                 await asyncio.wait_for(relay({"type": "http"}, client.receive, client.send), 20)
                 statuses.append(client.status)
         finally:

@@ -141,7 +141,7 @@ async def test_the_engine_is_sent_strict_functions_on_the_routes_that_take_tools
     gateway, client = gateway_for(store), Client()
     body = {"model": "tiny", **chat({"parameters": CITY})}
     async with engine_at(socket, say_hello) as fake:
-        await Relay(gateway, path, body)({"type": "http"}, client.receive, client.send)
+        await Relay(gateway, path, body, project="default")({"type": "http"}, client.receive, client.send)
     await gateway.close()
     function = fake.seen[0][1]["tools"][0]["function"]
     assert function.get("strict") is (None if path == "/v1/completions" else True)
@@ -158,7 +158,9 @@ async def test_a_schema_of_which_the_engine_makes_no_grammar_is_named(
     gateway, client = gateway_for(store), Client()
     body = {"model": "tiny", **chat({"parameters": CITY})}
     async with engine_at(socket, refuse):
-        await Relay(gateway, "/v1/chat/completions", body)({"type": "http"}, client.receive, client.send)
+        await Relay(gateway, "/v1/chat/completions", body, project="default")(
+            {"type": "http"}, client.receive, client.send
+        )
     await gateway.close()
     assert (client.status, client.error["param"]) == (400, "tools")
     assert "parameters" in client.error["message"]

@@ -38,7 +38,9 @@ async def ask(
     gateway = gateway_for(store, **options)
     client = client or Client()
     try:
-        await asyncio.wait_for(Relay(gateway, path, body)({"type": "http"}, client.receive, client.send), 20)
+        await asyncio.wait_for(
+            Relay(gateway, path, body, project="default")({"type": "http"}, client.receive, client.send), 20
+        )
     finally:
         await gateway.close()
     return client
@@ -157,7 +159,7 @@ class Chunks:
 
 async def pass_events(pieces: list[bytes], path: str = CHAT, public: str = BASE) -> Client:
     client = Client()
-    relay = Relay(Gateway(None, None, None), path, {})  # type: ignore[arg-type]
+    relay = Relay(Gateway(None, None), path, {}, project="default")  # type: ignore[arg-type]
     target = Target("", INTERNAL, public, None)
     answer = Reply({"type": "http"}, client.receive, client.send)
     await answer.begin(200, [])
@@ -439,7 +441,7 @@ async def test_requests_for_an_adapter_that_is_not_there_load_it_once(
     gateway = gateway_for(store, load=load)
     clients = [Client() for _ in range(20)]
     async with engine_at(socket, say_hello):
-        relays = (Relay(gateway, CHAT, {"model": TUNED}) for _ in clients)
+        relays = (Relay(gateway, CHAT, {"model": TUNED}, project="default") for _ in clients)
         await asyncio.gather(
             *(r({"type": "http"}, c.receive, c.send) for r, c in zip(relays, clients, strict=True))
         )

@@ -60,7 +60,7 @@ async def service(store: Store, socket: Path, **options: Any) -> AsyncIterator[t
 
 async def ask(gateway: Gateway, client: Client | None = None, path: str = CHAT, **body: Any) -> Client:
     client = client or Client()
-    relay = Relay(gateway, path, {"model": "tiny", **body})
+    relay = Relay(gateway, path, {"model": "tiny", **body}, project="default")
     await asyncio.wait_for(relay({"type": "http"}, client.receive, client.send), 20)  # type: ignore[arg-type]
     return client
 
@@ -151,7 +151,7 @@ async def test_an_engine_that_was_started_again_compiles_nothing_of_before(
 
 async def _target(gateway: Gateway) -> Any:
     with ExitStack() as held:
-        return await gateway.router.find("tiny", held)
+        return await gateway.router.find("tiny", held, project="default")
 
 
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}

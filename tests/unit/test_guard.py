@@ -27,7 +27,7 @@ class Traffic:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.now = 0.0
-        self.guard = Guard(store.aliases, lambda: self.now)
+        self.guard = Guard(store, lambda: self.now)
 
     def put(self, *targets: str, limits: AliasGuard | None = None) -> Alias:
         alias = self.store.aliases.put(BOT, [AliasTarget(model) for model in targets], guard=limits)

@@ -48,7 +48,9 @@ EVENT = b'data: {"text":"hello"}\n\n'
 
 def relay(gateway: Gateway, client: Client, **body: Any) -> asyncio.Task[None]:
     """A request of `client`, under way."""
-    answer = Relay(gateway, CHAT, {"model": BASE, **body})({"type": "http"}, client.receive, client.send)
+    answer = Relay(gateway, CHAT, {"model": BASE, **body}, project="default")(
+        {"type": "http"}, client.receive, client.send
+    )
     return asyncio.create_task(answer)  # type: ignore[arg-type]
 
 

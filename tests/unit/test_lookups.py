@@ -49,15 +49,16 @@ class Counted:
 
 
 @pytest.fixture
-async def lookups(store: Store) -> AsyncIterator[Lookups]:
-    made = Lookups(store)
+async def lookups(store: Store) -> AsyncIterator[Lookups[str, Named]]:
+    made: Lookups[str, Named] = Lookups(store.names.read, store.database.changes())
     yield made
     made.close()
 
 
 @pytest.fixture
-def counted(lookups: Lookups, store: Store) -> Counted:
-    lookups._names = made = Counted(store)  # type: ignore[assignment]
+def counted(lookups: Lookups[str, Named], store: Store) -> Counted:
+    made = Counted(store)
+    lookups._read_all = lambda names: made.read(names)
     return made
 
 
@@ -65,13 +66,13 @@ def flip(store: Store, target: str) -> None:
     store.aliases.put(BOT, [AliasTarget(target)])
 
 
-async def target(lookups: Lookups) -> str | None:
+async def target(lookups: Lookups[str, Named]) -> str | None:
     alias = (await lookups.find(BOT)).alias
     return alias.targets[0].model if alias else None
 
 
 async def test_a_name_is_read_once_while_nothing_changes(
-    lookups: Lookups, counted: Counted, engine: Engine
+    lookups: Lookups[str, Named], counted: Counted, engine: Engine
 ) -> None:
     for _ in range(5):
         assert (await lookups.find(BASE)).engine is not None
@@ -80,7 +81,7 @@ async def test_a_name_is_read_once_while_nothing_changes(
 
 
 async def test_each_kind_of_change_is_seen_by_the_next_question(
-    store: Store, lookups: Lookups, engine: Engine, publish_model: Publish
+    store: Store, lookups: Lookups[str, Named], engine: Engine, publish_model: Publish
 ) -> None:
     assert await lookups.find(TUNED) == Named()
     publish_model({})
@@ -106,7 +107,7 @@ async def test_each_kind_of_change_is_seen_by_the_next_question(
 
 
 async def test_an_adapter_in_an_earlier_run_of_its_engine_is_not_held(
-    store: Store, lookups: Lookups, engine: Engine, publish_model: Publish, socket: Path
+    store: Store, lookups: Lookups[str, Named], engine: Engine, publish_model: Publish, socket: Path
 ) -> None:
     publish_model({})
     store.engines.set_residency(engine, SHA, Residency.LOADED)
@@ -117,7 +118,7 @@ async def test_an_adapter_in_an_earlier_run_of_its_engine_is_not_held(
 
 
 async def test_questions_at_the_same_time_are_one_read(
-    lookups: Lookups, counted: Counted, engine: Engine
+    lookups: Lookups[str, Named], counted: Counted, engine: Engine
 ) -> None:
     found = await asyncio.gather(*(lookups.find(name) for name in [BASE, "a", "b"] * 20))
     assert counted.reads == [{BASE, "a", "b"}]
@@ -125,7 +126,7 @@ async def test_questions_at_the_same_time_are_one_read(
 
 
 async def test_a_question_during_a_read_is_not_answered_by_it(
-    store: Store, lookups: Lookups, counted: Counted, engine: Engine
+    store: Store, lookups: Lookups[str, Named], counted: Counted, engine: Engine
 ) -> None:
     """The read may have been made before the change that the question must see."""
     flip(store, "tiny")
@@ -142,7 +143,7 @@ async def test_a_question_during_a_read_is_not_answered_by_it(
 
 
 async def test_what_was_read_before_a_change_is_not_kept(
-    store: Store, lookups: Lookups, counted: Counted, engine: Engine
+    store: Store, lookups: Lookups[str, Named], counted: Counted, engine: Engine
 ) -> None:
     counted.go_on.clear()
     asking = asyncio.create_task(target(lookups))
@@ -155,7 +156,11 @@ async def test_what_was_read_before_a_change_is_not_kept(
 
 
 async def test_a_failed_read_fails_those_who_asked_and_no_others(
-    store: Store, lookups: Lookups, counted: Counted, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    lookups: Lookups[str, Named],
+    counted: Counted,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(names: Collection[str]) -> dict[str, Named]:
         raise OSError("the disk is gone")
@@ -168,7 +173,7 @@ async def test_a_failed_read_fails_those_who_asked_and_no_others(
 
 
 async def test_who_leaves_does_not_end_the_read_of_others(
-    lookups: Lookups, counted: Counted, engine: Engine
+    lookups: Lookups[str, Named], counted: Counted, engine: Engine
 ) -> None:
     counted.go_on.clear()
     leaving, staying = (asyncio.create_task(lookups.find(BASE)) for _ in range(2))
@@ -182,7 +187,7 @@ async def test_who_leaves_does_not_end_the_read_of_others(
 
 
 async def test_names_are_forgotten_one_by_one_where_there_are_too_many(
-    lookups: Lookups, counted: Counted, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    lookups: Lookups[str, Named], counted: Counted, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MOST_KEPT", 3)
     for name in ("a", "b", "c", "d"):
@@ -194,7 +199,7 @@ async def test_names_are_forgotten_one_by_one_where_there_are_too_many(
 
 
 async def test_more_names_than_one_read_takes_are_all_found(
-    lookups: Lookups, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    lookups: Lookups[str, Named], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MOST_AT_ONCE", 2)
     found = await asyncio.gather(*(lookups.find(name) for name in [*map(str, range(20)), BASE]))
@@ -202,7 +207,7 @@ async def test_more_names_than_one_read_takes_are_all_found(
 
 
 async def test_without_word_of_changes_every_question_is_read(
-    store: Store, lookups: Lookups, counted: Counted, engine: Engine
+    store: Store, lookups: Lookups[str, Named], counted: Counted, engine: Engine
 ) -> None:
     """As on PostgreSQL, where a change can only be asked for over the network."""
     lookups._changes = None
@@ -265,7 +270,7 @@ def _flips(log: Path) -> int:
 
 
 async def test_a_flip_by_another_process_is_seen_by_every_later_question(
-    store: Store, lookups: Lookups, tmp_path: Path
+    store: Store, lookups: Lookups[str, Named], tmp_path: Path
 ) -> None:
     store.engines.declare(["base-0", "base-1"])
     context = multiprocessing.get_context("spawn")
@@ -309,7 +314,12 @@ def _drain_on(url: str, folder: Path, gone: Path, rounds: Synchronized[int], sto
 
 
 async def test_no_adapter_is_unloaded_under_a_request_that_read_it_as_loaded(
-    store: Store, lookups: Lookups, engine: Engine, publish_model: Publish, data: Workspace, tmp_path: Path
+    store: Store,
+    lookups: Lookups[str, Named],
+    engine: Engine,
+    publish_model: Publish,
+    data: Workspace,
+    tmp_path: Path,
 ) -> None:
     """The order of the gateway: the lease first, then the question, which memory may answer."""
     publish_model({})

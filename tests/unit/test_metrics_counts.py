@@ -68,7 +68,7 @@ async def gateway_to(store: Store, socket: Path, handler: Handler, **options: An
 
 async def ask(gateway: Gateway, path: str = CHAT, client: Client | None = None, **body: Any) -> Client:
     client = client or Client()
-    await Relay(gateway, path, {"model": BASE, "messages": [], **body})(
+    await Relay(gateway, path, {"model": BASE, "messages": [], **body}, project="default")(
         {"type": "http"}, client.receive, client.send
     )
     return client

@@ -419,7 +419,7 @@ async def test_verdicts_and_gates_are_told(store: Store, data: Workspace) -> Non
 async def test_queues_are_told(store: Store, data: Workspace, engine: Engine) -> None:
     made = exporter_of(store, data)
     with ExitStack() as held:
-        target = await made._gateway.router.find("tiny", held)
+        target = await made._gateway.router.find("tiny", held, project="default")
         assert target.line is not None
         target.line.places = 1
         await target.line.take(Caller("a"), 1)

@@ -15,7 +15,7 @@ from rows import PRODUCT
 from tunewright.api.gateway.shadow import LONGEST, Shadow
 from tunewright.errors import NotFound, StorageFull
 from tunewright.registry.aliases import Alias, AliasShadow, AliasTarget
-from tunewright.store.records import ShadowAnswer
+from tunewright.store.shadow_answers import ShadowAnswer
 from tunewright.store.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ async def copied(
     store: Store, alias: Alias, engine: Engine, *bodies: dict[str, Any], **options: Any
 ) -> list[ShadowAnswer]:
     """Returns the answers recorded for copies of these requests, oldest first."""
-    shadow = Shadow(store.shadow_answers, engine, **options)
+    shadow = Shadow(store, engine, **options)
     for body in bodies:
         shadow.copy(alias, "m1", PATH, body)
     await shadow.settle()
@@ -115,7 +115,7 @@ async def test_too_many_at_once_are_dropped_and_counted(
 ) -> None:
     engine = Engine()
     engine.may_answer.clear()
-    shadow = Shadow(store.shadow_answers, engine, at_once=16)
+    shadow = Shadow(store, engine, at_once=16)
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
             shadow.copy(alias, "m1", PATH, BODY)
@@ -134,7 +134,7 @@ async def test_too_many_at_once_are_dropped_and_counted(
 async def test_copying_does_not_wait(store: Store, alias: Alias) -> None:
     engine = Engine()
     engine.may_answer.clear()
-    shadow = Shadow(store.shadow_answers, engine)
+    shadow = Shadow(store, engine)
     shadow.copy(alias, "m1", PATH, BODY)
     await asyncio.sleep(0.01)
     assert engine.asked

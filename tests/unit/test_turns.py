@@ -295,7 +295,7 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
 
     def ask(name: str, address: str, path: str = CHAT) -> asyncio.Task[None]:
         client = Client()
-        relay = Relay(gateway, path, {"model": engine.name, "name": name})
+        relay = Relay(gateway, path, {"model": engine.name, "name": name}, project="default")
         return asyncio.create_task(
             relay({"type": "http", "client": (address, 1)}, client.receive, client.send)  # type: ignore[arg-type]
         )

@@ -59,7 +59,9 @@ async def held_by_another(gateway: Gateway) -> AsyncIterator[None]:
     """The engine's only place is taken by another caller."""
     first = Client()
     asking = asyncio.create_task(
-        Relay(gateway, CHAT, {"model": "tiny", "wait": True})({"type": "http"}, first.receive, first.send)
+        Relay(gateway, CHAT, {"model": "tiny", "wait": True}, project="default")(
+            {"type": "http"}, first.receive, first.send
+        )
     )
     while not gateway.router.in_flight["tiny"]:
         await asyncio.sleep(0.01)
@@ -90,7 +92,7 @@ async def ask_and_wait(
     gateway, client = gateway_for(store, **options), Client()
     async with engine_at(socket, handler):
         async with held_by_another(gateway):
-            relay = Relay(gateway, path, {"model": "tiny", **body})
+            relay = Relay(gateway, path, {"model": "tiny", **body}, project="default")
             asking = asyncio.create_task(relay({"type": "http"}, client.receive, client.send))
             await wait(client)
         async with asyncio.timeout(5):
@@ -183,7 +185,7 @@ async def test_the_time_limit_of_a_stream_that_waits_is_told_within_it(
 
     async with engine_at(socket, never), held_by_another(gateway):
         gateway.request_timeout = 0.3
-        relay = Relay(gateway, CHAT, {"model": "tiny", "stream": True})
+        relay = Relay(gateway, CHAT, {"model": "tiny", "stream": True}, project="default")
         async with asyncio.timeout(5):
             await relay({"type": "http"}, client.receive, client.send)
     await gateway.close()
@@ -203,7 +205,7 @@ async def test_a_stream_that_waits_for_its_adapter_is_kept_open(
 
     gateway, client = gateway_for(store, load=load), Client()
     async with engine_at(socket, say_hello):
-        relay = Relay(gateway, CHAT, {"model": TUNED, "stream": True})
+        relay = Relay(gateway, CHAT, {"model": TUNED, "stream": True}, project="default")
         asking = asyncio.create_task(relay({"type": "http"}, client.receive, client.send))
         await wait(client)
         loaded.set()
@@ -225,7 +227,7 @@ async def test_what_fails_at_once_has_its_own_status(
 ) -> None:
     gateway, client = gateway_for(store), Client()
     async with engine_at(socket, refuse):
-        relay = Relay(gateway, PATHS["completions"], {**body, "stream": True})
+        relay = Relay(gateway, PATHS["completions"], {**body, "stream": True}, project="default")
         await relay({"type": "http"}, client.receive, client.send)
     await gateway.close()
     assert (client.status, client.error["code"]) == (status, code)
@@ -243,7 +245,9 @@ async def test_what_is_no_stream_waits_for_its_own_status(
 
     gateway, client = gateway_for(store), Client()
     async with engine_at(socket, late):
-        await Relay(gateway, path, {"model": "tiny", **body})({"type": "http"}, client.receive, client.send)
+        await Relay(gateway, path, {"model": "tiny", **body}, project="default")(
+            {"type": "http"}, client.receive, client.send
+        )
     await gateway.close()
     assert (client.status, client.error["message"]) == (400, "too long")
 
@@ -261,13 +265,15 @@ async def test_a_client_that_leaves_while_it_waits_gives_its_turn_to_others(
     async with engine_at(socket, handler) as fake:
         async with held_by_another(gateway):
             leaving = asyncio.create_task(
-                Relay(gateway, CHAT, {**body, "gone": True})({"type": "http"}, gone.receive, gone.send)
+                Relay(gateway, CHAT, {**body, "gone": True}, project="default")(
+                    {"type": "http"}, gone.receive, gone.send
+                )
             )
             await wait(gone)
             gone.leaves.set()
             await leaving
         async with asyncio.timeout(5):
-            await Relay(gateway, CHAT, body)({"type": "http"}, after.receive, after.send)
+            await Relay(gateway, CHAT, body, project="default")({"type": "http"}, after.receive, after.send)
         await gateway.close()
     assert after.body.endswith(b"data: [DONE]\n\n")
     assert not any("gone" in body for _, body in fake.seen)

@@ -68,7 +68,7 @@ def add(store: Store, url: str = "https://a.example", key: SigningKey | None = N
 
 def tell(store: Store, id: str = "ftjob-1", type: str = DONE) -> None:
     with store.database.begin() as connection:
-        outbox.tell(connection, type, id)
+        outbox.tell(connection, type, id, "default")
 
 
 def told(store: Store) -> list[tuple[str, dict[str, Any]]]:

@@ -22,6 +22,7 @@ from .exports import AsyncExports
 from .graders import AsyncGraders
 from .http import AsyncHTTP
 from .jobs import AsyncJobs
+from .organization import AsyncAdminApiKeys, AsyncApiKeys, AsyncProjects
 from .resources import AsyncAdapters, AsyncChat, AsyncCompletions, AsyncFiles, AsyncModels
 from .webhooks import AsyncWebhooks
 
@@ -81,6 +82,9 @@ class AsyncTunewright:
         self.graders = AsyncGraders(http)
         self.deployments = AsyncDeployments(http)
         self.webhooks = AsyncWebhooks(http)
+        self.projects = AsyncProjects(http)
+        self.api_keys = AsyncApiKeys(http)
+        self.admin_api_keys = AsyncAdminApiKeys(http)
         self.chat = AsyncChat(http)
         self.completions = AsyncCompletions(http)
 

@@ -23,6 +23,7 @@ from .exports import Exports
 from .graders import Graders
 from .http import HTTP
 from .jobs import Jobs
+from .organization import AdminApiKeys, ApiKeys, Projects
 from .resources import Adapters, Chat, Completions, Files, Models
 from .webhooks import Webhooks
 
@@ -71,6 +72,9 @@ class Tunewright:
         self.graders = Graders(http)
         self.deployments = Deployments(http)
         self.webhooks = Webhooks(http)
+        self.projects = Projects(http)
+        self.api_keys = ApiKeys(http)
+        self.admin_api_keys = AdminApiKeys(http)
         self.chat = Chat(http)
         self.completions = Completions(http)
 

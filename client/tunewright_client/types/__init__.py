@@ -60,6 +60,7 @@ from .jobs import (
     Tuning,
     WorkRecord,
 )
+from .organization import AdminApiKey, ApiKey, NewAdminApiKey, NewApiKey, Project
 from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlannedRows, PlanWarning
 from .reports import (
     DataReport,
@@ -111,6 +112,7 @@ from .webhooks import (
 
 __all__ = [
     "Adapter",
+    "AdminApiKey",
     "Alias",
     "AliasGate",
     "AliasGuard",
@@ -118,6 +120,7 @@ __all__ = [
     "AliasShadow",
     "AliasTarget",
     "AliasVersion",
+    "ApiKey",
     "BatchCounts",
     "BatchFault",
     "BatchRecord",
@@ -183,6 +186,8 @@ __all__ = [
     "LoadFigures",
     "Metrics",
     "Model",
+    "NewAdminApiKey",
+    "NewApiKey",
     "Parity",
     "Pipeline",
     "Plan",
@@ -192,6 +197,7 @@ __all__ = [
     "PlannedOption",
     "PlannedRows",
     "PlannedTime",
+    "Project",
     "RatedModel",
     "RatersAgreement",
     "Ratings",

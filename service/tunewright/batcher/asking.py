@@ -93,7 +93,8 @@ class Asking:
 
     async def _ask(self, session: aiohttp.ClientSession, request: Request, body: bytes) -> Any:
         """The gateway's answer. Raises Unanswered and Refused."""
-        params = {"path": self._spec.endpoint, "sticky": request.custom_id}
+        spec = self._spec
+        params = {"path": spec.endpoint, "sticky": request.custom_id, "project": spec.project}
         headers = {"Content-Type": "application/json"}
         try:
             async with session.post(

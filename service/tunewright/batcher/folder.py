@@ -31,6 +31,8 @@ class BatchSpec(BaseModel):
     file: str
     """The path of the file of requests, which was checked."""
     endpoint: str
+    project: str
+    """Whose models and aliases the requests may name."""
     socket: str
     """That of the gateway for processes of the service."""
     request_timeout: float

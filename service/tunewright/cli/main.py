@@ -29,10 +29,12 @@ from tunewright.cli.exports import exports
 from tunewright.cli.files import files
 from tunewright.cli.graders import graders
 from tunewright.cli.jobs import jobs
+from tunewright.cli.keys import keys
 from tunewright.cli.models import models
 from tunewright.cli.options import INTERRUPTED, Commands, examples
 from tunewright.cli.output import plain
 from tunewright.cli.plan import plan
+from tunewright.cli.projects import projects
 from tunewright.cli.status import status
 from tunewright.cli.webhooks import webhooks
 from tunewright_client import (
@@ -78,7 +80,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 for command in (
     demo, status, plan, jobs, exports, files, data, cleanings, evals, batches, bench, graders, adapters, models,
-    aliases, deployments, webhooks, chat, backup, restore,
+    aliases, deployments, webhooks, projects, keys, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

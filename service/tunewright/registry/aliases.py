@@ -85,6 +85,16 @@ class Alias:
     updated_at: float
     """When this version was set."""
     require: AliasRequirement | None = None
+    project: str = "default"
+
+    @property
+    def label(self) -> str:
+        """Its name among those of all projects, for the operator: alone in `default`, else after the project's id."""
+        return label_of(self.name, self.project)
+
+
+def label_of(name: str, project: str) -> str:
+    return name if project == "default" else f"{project}/{name}"
 
 
 def is_alias_name(text: str) -> bool:

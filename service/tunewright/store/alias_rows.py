@@ -86,7 +86,7 @@ def needed_by_aliases(connection: Connection) -> set[str]:
     found: set[str] = set()
     for alias in all_aliases(connection):
         found |= content_of(alias).models
-        if earlier := before(connection, alias.name, alias.version):
+        if earlier := before(connection, alias.name, alias.version, alias.project):
             found |= content_of(earlier).models
     return found
 
@@ -94,25 +94,29 @@ def needed_by_aliases(connection: Connection) -> set[str]:
 # versions
 
 
-def before(connection: Connection, name: str, version: int) -> AliasVersion | None:
+def before(
+    connection: Connection, name: str, version: int, project: str | None = None
+) -> AliasVersion | None:
     """The version that a rollback from `version` restores. Where `version` is itself a rollback, it is the one before
-    the version that this restored."""
-    while (repeated := version_of(connection, name, version).rolled_back_to) is not None:
+    the version that this restored. `project`: of the alias, where the connection is that of all projects."""
+    while (repeated := version_of(connection, name, version, project).rolled_back_to) is not None:
         version = repeated
-    earlier = versions(name).where(alias_versions.c.version < version).limit(2)
+    earlier = versions(name, project).where(alias_versions.c.version < version).limit(2)
     found = [parse_version(row) for row in connection.execute(earlier)]
     return next((row for row in found if row.targets), None)  # no two deletions follow each other
 
 
-def version_of(connection: Connection, name: str, version: int) -> AliasVersion:
-    return parse_version(connection.execute(versions(name).where(alias_versions.c.version == version)).one())
+def version_of(connection: Connection, name: str, version: int, project: str | None = None) -> AliasVersion:
+    query = versions(name, project).where(alias_versions.c.version == version)
+    return parse_version(connection.execute(query).one())
 
 
-def versions(name: str) -> Select[Any]:
+def versions(name: str, project: str | None = None) -> Select[Any]:
     """The query for the versions of an alias, newest first."""
-    return (
-        select(alias_versions).where(alias_versions.c.alias == name).order_by(alias_versions.c.version.desc())
-    )
+    query = select(alias_versions).where(alias_versions.c.alias == name)
+    if project is not None:
+        query = query.where(alias_versions.c.project == project)
+    return query.order_by(alias_versions.c.version.desc())
 
 
 def write(
@@ -135,7 +139,14 @@ def write(
             insert(aliases).values(name=name, created_at=now, **values).returning(aliases)
         ).one()
     if rolled_back_to is not None:
-        tell(connection, ALIAS_ROLLED_BACK, name, version=version, restored_version=rolled_back_to)
+        tell(
+            connection,
+            ALIAS_ROLLED_BACK,
+            name,
+            row.project,
+            version=version,
+            restored_version=rolled_back_to,
+        )
     return parse_alias(row)
 
 

@@ -111,10 +111,10 @@ class CheckStore:
                 update(models)
                 .where(models.c.id == id, or_(models.c.state == ModelState.CHECKING, _IS_REQUESTED))
                 .values(state=ModelState.QUARANTINED if failure else ModelState.READY, parity=parity)
-                .returning(models.c.job_id, models.c.name, models.c.checkpoint_step)
+                .returning(models.c.job_id, models.c.name, models.c.checkpoint_step, models.c.project)
             ).one_or_none()
             if row is not None and failure:
-                tell(connection, ADAPTER_QUARANTINED, id, model=row.name)
+                tell(connection, ADAPTER_QUARANTINED, id, row.project, model=row.name)
             if row is None or row.job_id is None:
                 return
             job = job_rows.get(connection, row.job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import filecmp
 import logging
 import os
@@ -9,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import URL, make_url
@@ -18,6 +19,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from tunewright.atomic import sync_folder
 from tunewright.errors import Busy, DatabaseUnavailable, StorageFull
 from tunewright.ids import utc_stamp
+from tunewright.store.confined import PROJECT, confine_statement
 from tunewright.store.sqlite_file import (
     Changes,
     DatabaseUnusable,
@@ -66,6 +68,16 @@ class Database:
             raise DatabaseUnusable(
                 f"the database {self} cannot be used: {first_line(error)}. Is its driver installed?"
             ) from error
+        event.listen(self._engine, "before_execute", confine_statement, retval=True)
+        self.project: str | None = None
+        """The project to which its statements are confined; None: to none."""
+
+    def of(self, project: str) -> Self:
+        """The same database and pool of connections, with all statements confined to a project (`store.confined`)."""
+        mine = copy.copy(self)
+        mine.project = project
+        mine._engine = self._engine.execution_options(**{PROJECT: project})
+        return mine
 
     @contextmanager
     def begin(self, *, alone: str | None = None) -> Iterator[Connection]:

@@ -18,6 +18,7 @@ from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quote
 from tunewright.ids import new_id
 from tunewright.store.alias_rows import get as get_alias
 from tunewright.store.alias_rows import refuse_aliased, take_out
+from tunewright.store.confined import everywhere
 from tunewright.store.database import Database
 from tunewright.store.engines import set_state
 from tunewright.store.inputs import INPUTS, refuse_base_of_jobs
@@ -51,6 +52,11 @@ class DeploymentStore:
                 return _same(Deployment(**found._mapping), asked)
             if connection.scalar(select(engines.c.name).where(engines.c.name == model)) is not None:
                 raise already_served(model)
+            if (
+                connection.scalar(everywhere(select(engines.c.name).where(engines.c.name == model)))
+                is not None
+            ):
+                raise _taken(model)
             if get_alias(connection, model) is not None:
                 raise InvalidRequest(
                     f"{model} is the name of an alias: give the alias another.", param="model"
@@ -60,7 +66,7 @@ class DeploymentStore:
                 raise NotFound(
                     f"No such model: {quoted(model)}. It was deleted.", param="model", code="model_not_found"
                 )
-            options = place(_all(connection))
+            options = place(_everywhere(connection))
             row = {
                 "id": new_id("deploy"),
                 "model": model,
@@ -72,7 +78,11 @@ class DeploymentStore:
                 "was_ready": False,
             }
             made = connection.execute(insert(deployments).values(**row).returning(deployments)).one()
-            connection.execute(insert(engines).values(name=model, state=EngineState.STOPPED, run=0))
+            connection.execute(
+                insert(engines).values(
+                    name=model, state=EngineState.STOPPED, run=0, project=made._mapping["project"]
+                )
+            )
         return Deployment(**made._mapping)
 
     def get(self, id_or_model: str) -> Deployed | None:
@@ -85,6 +95,11 @@ class DeploymentStore:
         """All deployments, oldest first."""
         with self._database.read() as connection:
             return _all(connection)
+
+    def everywhere(self) -> Sequence[Deployed]:
+        """The deployments of all projects, which share the memory of the devices. None of them may be told."""
+        with self._database.read() as connection:
+            return _everywhere(connection)
 
     def list(self, *, after: str | None = None, limit: int = 10**6) -> tuple[Sequence[Deployed], bool]:
         """A page of deployments, newest first, and whether there are more."""
@@ -155,24 +170,28 @@ class DeploymentStore:
             )
             set_state(connection, row.model, EngineState.READY, info=info, reason=None, ready_at=time.time())
             if not row.was_ready:
-                tell(connection, DEPLOYMENT_READY, id, model=row.model)
+                tell(connection, DEPLOYMENT_READY, id, row.project, model=row.model)
 
     def fail(self, id: str, model: str, reason: str) -> None:
         """Record that its engine failed, and is not started again until a user asks."""
         with self._database.begin() as connection:
             set_state(connection, model, EngineState.FAILED, reason=reason)
-            tell(connection, DEPLOYMENT_FAILED, id, model=model)
+            query = select(deployments.c.project).where(deployments.c.id == id)
+            if (project := connection.scalar(query)) is not None:
+                tell(connection, DEPLOYMENT_FAILED, id, project, model=model)
 
     def remove(self, id: str) -> None:
         """Remove a deployment whose process has ended, with the rows of its engine and of the adapters in it."""
         with self._database.begin(alone=INPUTS) as connection:
-            model = connection.scalar(
-                delete(deployments).where(deployments.c.id == id).returning(deployments.c.model)
-            )
-            if model is not None:
-                connection.execute(delete(residency).where(residency.c.engine == model))
-                connection.execute(delete(engines).where(engines.c.name == model))
-                tell(connection, DEPLOYMENT_DELETED, id, model=model)
+            row = connection.execute(
+                delete(deployments)
+                .where(deployments.c.id == id)
+                .returning(deployments.c.model, deployments.c.project)
+            ).one_or_none()
+            if row is not None:
+                connection.execute(delete(residency).where(residency.c.engine == row.model))
+                connection.execute(delete(engines).where(engines.c.name == row.model))
+                tell(connection, DEPLOYMENT_DELETED, id, row.project, model=row.model)
 
     def start_anew(self) -> None:
         """Reset failures at the start of the service, so that failed deployments are tried again."""
@@ -211,6 +230,13 @@ def already_served(model: str) -> InvalidRequest:
     )
 
 
+def _taken(model: str) -> InvalidRequest:
+    """The error for a model of the operator's (`--deployable`) that serves another project."""
+    return InvalidRequest(
+        f"{model} cannot be deployed here now: it is served already.", param="model", code="already_deployed"
+    )
+
+
 def _joined() -> Select[Any]:
     source = deployments.outerjoin(engines, engines.c.name == deployments.c.model)
     columns = [
@@ -221,6 +247,10 @@ def _joined() -> Select[Any]:
 
 def _all(connection: Connection) -> Sequence[Deployed]:
     return [_deployed(row) for row in connection.execute(_joined().order_by(deployments.c.seq))]
+
+
+def _everywhere(connection: Connection) -> Sequence[Deployed]:
+    return [_deployed(row) for row in connection.execute(everywhere(_joined().order_by(deployments.c.seq)))]
 
 
 def _deployed(row: Row[Any]) -> Deployed:

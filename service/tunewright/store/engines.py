@@ -26,14 +26,20 @@ class EngineStore:
         with self._database.begin() as connection:
             connection.execute(delete(deployments).where(deployments.c.model.in_(names)))
             wanted = dict.fromkeys(names, EngineState.STOPPED)
-            for model, state in connection.execute(select(deployments.c.model, deployments.c.state)):
+            owners: dict[str, str] = {}
+            deployed = select(deployments.c.model, deployments.c.state, deployments.c.project)
+            for model, state, project in connection.execute(deployed):
                 draining = state == DeploymentState.DRAINING
                 wanted[model] = EngineState.DRAINING if draining else EngineState.STOPPED
+                owners[model] = project
             connection.execute(delete(engines).where(engines.c.name.not_in(wanted)))
+            connection.execute(update(engines).where(engines.c.name.in_(names)).values(project=None))
             known = set(connection.scalars(select(engines.c.name)))
             for name, state in wanted.items():
                 if name not in known:
-                    connection.execute(insert(engines).values(name=name, state=state, run=0))
+                    connection.execute(
+                        insert(engines).values(name=name, state=state, run=0, project=owners.get(name))
+                    )
 
     def forget(self) -> None:
         """Delete the rows of all engines and of what they held: in a restored database they ran elsewhere."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, select, true
 
-from tunewright.registry.aliases import Alias
+from tunewright.registry.aliases import Alias, label_of
 from tunewright.store.alias_rows import all_aliases
 from tunewright.store.database import Database
 from tunewright.store.records import Engine
@@ -64,7 +64,7 @@ class Figures:
     """Adapters in the engines' present runs, by engine and state."""
     aliases: Sequence[Alias]
     changes: Mapping[tuple[str, str], int]
-    """Versions, by alias and what made them: set (which a deletion is too), rollback, guard."""
+    """Versions, by the alias's label and what made them: set (which a deletion is too), rollback, guard."""
     alias_gates: Mapping[bool, int]
     """Versions whose new targets were judged, by whether they were forced."""
     export_gates: Mapping[tuple[bool, bool], int]
@@ -146,7 +146,7 @@ def _running(connection: Connection) -> list[RunningJob]:
 
 
 def _names(connection: Connection) -> frozenset[str]:
-    found = {alias.name for alias in all_aliases(connection)}
+    found = {alias.label for alias in all_aliases(connection)}
     for column in (models.c.name, engines.c.name):
         found.update(connection.scalars(select(column)))
     return frozenset(found)
@@ -166,7 +166,8 @@ def _changes(connection: Connection) -> dict[tuple[str, str], int]:
     what = case(
         (is_rollback & (alias_versions.c.who == GUARD), "guard"), (is_rollback, "rollback"), else_="set"
     )
-    return _counted(connection, alias_versions.c.alias, what)
+    counts = _counted(connection, alias_versions.c.project, alias_versions.c.alias, what)
+    return {(label_of(name, project), change): number for (project, name, change), number in counts.items()}
 
 
 def _files(connection: Connection) -> tuple[int, int]:

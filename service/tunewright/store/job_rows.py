@@ -148,6 +148,11 @@ def get(connection: Connection, id: str, *, lock: bool = False) -> Job | None:
     return read_one(connection, row) if row else None
 
 
+def project_of(connection: Connection, id: str) -> str:
+    """The project of a job, which must exist: that of its products."""
+    return str(connection.execute(select(jobs.c.project).where(jobs.c.id == id)).scalar_one())
+
+
 def _record(row: Row[Any], inputs: tuple[JobInput, ...], devices: tuple[str, ...]) -> Job:
     values = dict(row._mapping)
     kind = kind_named(values["kind"])
@@ -187,7 +192,7 @@ def move(connection: Connection, id: str, how: Move, *details: str, **values: An
     job = read_one(connection, row)
     add_event(connection, job, message_event(how.text.format(*details), level=how.level))
     if how.target.is_final:
-        tell_end(connection, job.kind, id, how.target)
+        tell_end(connection, job.kind, id, how.target, job.project)
     return job, True
 
 

@@ -363,7 +363,9 @@ class JobStore:
             if found is None or found.state not in job_rows.ON_A_DEVICE:
                 return False
             for file in files:
-                connection.execute(insert(file_rows).values(created_at=time.time(), **file))
+                connection.execute(
+                    insert(file_rows).values(created_at=time.time(), project=found.project, **file)
+                )
                 text = f"New {kind_named(found.kind).product} created: {file['id']}"
                 job_rows.add_event(connection, found, job_rows.message_event(text))
             return job_rows.succeed(connection, id, result=job_rows.as_json(result), report=report)

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, in
 from tunewright.ids import new_id
 from tunewright.jobs.kinds import JobResult
 from tunewright.store.alias_rows import needed_by_aliases, refuse_aliased, take_out
+from tunewright.store.confined import everywhere
 from tunewright.store.database import Database
 from tunewright.store.inputs import (
     INPUTS,
@@ -20,7 +21,7 @@ from tunewright.store.inputs import (
     refuse_needed_weights,
     refuse_unfinished,
 )
-from tunewright.store.job_rows import as_json, await_check, succeed
+from tunewright.store.job_rows import as_json, await_check, project_of, succeed
 from tunewright.store.names import NameStore
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
@@ -67,10 +68,13 @@ class ModelStore:
                 is_open = succeed(connection, job_id, model=final["name"], result=made, report=report)
             if not is_open:
                 return False
+            project = project_of(connection, job_id)
             for row in values:
                 prefix = "adapter" if row["kind"] == ModelKind.ADAPTER else "model"
                 connection.execute(
-                    insert(models).values(id=new_id(prefix), created_at=time.time(), job_id=job_id, **row)
+                    insert(models).values(
+                        id=new_id(prefix), created_at=time.time(), job_id=job_id, project=project, **row
+                    )
                 )
                 step = row["checkpoint_step"]
                 if step is not None:
@@ -85,7 +89,9 @@ class ModelStore:
                         )
                     )
             if result_file is not None:
-                connection.execute(insert(files).values(created_at=time.time(), **result_file))
+                connection.execute(
+                    insert(files).values(created_at=time.time(), project=project, **result_file)
+                )
         return True
 
     def register(self, values: dict[str, Any]) -> TunedModel:
@@ -179,8 +185,8 @@ class ModelStore:
             return _unlist(connection, models.c.id == id, _is_idle_checkpoint(connection))
 
     def weights_in_use(self, sha256: str | None = None) -> set[str]:
-        """Hashes of the artifacts that belong to a model or that an unfinished job starts from: all, or only
-        `sha256`."""
+        """Hashes of the artifacts that belong to a model or that an unfinished job starts from, of any project: all, or
+        only `sha256`."""
         listed = select(models.c.sha256)
         started_from = (
             select(job_inputs.c.sha256)
@@ -191,7 +197,7 @@ class ModelStore:
             listed = listed.where(models.c.sha256 == sha256)
             started_from = started_from.where(job_inputs.c.sha256 == sha256)
         with self._database.read() as connection:
-            return set(connection.scalars(union(listed, started_from)))
+            return set(connection.scalars(everywhere(union(listed, started_from))))
 
     def wanted_adapters(self, base: str) -> dict[str, TunedModel]:
         """Adapters of `base` that should be loaded, by hash (two names may share one). Adapters that wait for their

@@ -16,7 +16,6 @@ from tunewright.ids import new_id
 from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.tables import webhook_deliveries, webhook_endpoints, webhook_events
 
-DEFAULT_PROJECT = "default"
 _JOBS = {
     "fine_tuning": "fine_tuning.job",
     "export": "export",
@@ -40,16 +39,15 @@ EVENT_TYPES = (
 """All types of events; those of fine-tuning jobs are OpenAI's."""
 
 
-def tell_end(connection: Connection, kind: str, id: str, state: JobState) -> None:
+def tell_end(connection: Connection, kind: str, id: str, state: JobState, project: str) -> None:
     """Tell that a job of this kind has ended in `state`."""
     if kind in _JOBS:
-        tell(connection, f"{_JOBS[kind]}.{state.value}", id)
+        tell(connection, f"{_JOBS[kind]}.{state.value}", id, project)
 
 
-def tell(
-    connection: Connection, type: str, id: str, *, project: str = DEFAULT_PROJECT, **more: str | int | None
-) -> None:
-    """Write an event, and its deliveries. `id` is of what the event is about; `more` are further fields of its data."""
+def tell(connection: Connection, type: str, id: str, project: str, **more: str | int | None) -> None:
+    """Write an event, and its deliveries to the endpoints of the project. `id` is of what the event is about; `more`
+    are further fields of its data."""
     # on PostgreSQL an endpoint that is being deleted is waited for, and then not found: the change must not fail
     query = (
         select(webhook_endpoints.c.id, webhook_endpoints.c.event_types)

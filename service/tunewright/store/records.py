@@ -59,6 +59,7 @@ class FileRecord:
     """What the check of its rows has found (`rows.formats.FileReport.as_json`); None before, and for results."""
     lineage: FileLineage | None = None
     """None for uploads and results."""
+    project: str = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", FileStatus(self.status))
@@ -105,6 +106,7 @@ class Job:
     """The id of the first job, where several follow each other."""
     after: str | None
     """The id of the job that this one follows."""
+    project: str
     inputs: tuple[JobInput, ...]
     devices: tuple[str, ...]
 
@@ -225,6 +227,7 @@ class TunedModel:
     parity: dict[str, Any] | None
     pinned: bool
     last_used_at: float | None
+    project: str = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", ModelKind(self.kind))
@@ -290,6 +293,8 @@ class Engine:
     ready_at: float | None
     info: EngineInfo | None
     """None before its first start."""
+    project: str | None = None
+    """That of its deployment; None for a base."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", EngineState(self.state))
@@ -319,6 +324,7 @@ class Deployment:
     failures: int
     """Starts in a row after which its engine was not ready."""
     was_ready: bool
+    project: str = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", DeploymentState(self.state))
@@ -379,22 +385,4 @@ class AliasVersion:
     require: AliasRequirement | None = None
     gate: Gate | None = None
     """What was found of its new targets, where they were judged."""
-
-
-@dataclass(frozen=True)
-class ShadowAnswer:
-    """A shadow's answer to the copy of a request."""
-
-    seq: int
-    id: str
-    alias: str
-    model: str
-    answered_by: str
-    """The model that answered the request itself."""
-    path: str
-    at: float
-    seconds: float
-    status: int
-    request: Any
-    """The body; for a long one its beginning, as text."""
-    answer: Any
+    project: str = "default"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, insert, select
@@ -10,11 +11,30 @@ from sqlalchemy import delete, insert, select
 from tunewright.ids import new_id
 from tunewright.store.database import Database
 from tunewright.store.paging import page
-from tunewright.store.records import ShadowAnswer
 from tunewright.store.tables import aliases, shadow_answers
 
 KEPT = 1000
 """Most answers that are kept for each alias."""
+
+
+@dataclass(frozen=True)
+class ShadowAnswer:
+    """A shadow's answer to the copy of a request."""
+
+    seq: int
+    id: str
+    alias: str
+    model: str
+    answered_by: str
+    """The model that answered the request itself."""
+    path: str
+    at: float
+    seconds: float
+    status: int
+    request: Any
+    """The body; for a long one its beginning, as text."""
+    answer: Any
+    project: str = "default"
 
 
 class ShadowAnswerStore:

@@ -14,10 +14,12 @@ from tunewright.store.engines import EngineStore
 from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
+from tunewright.store.keys import KeyStore
 from tunewright.store.latest import Latest
 from tunewright.store.listings import Listings
 from tunewright.store.models import ModelStore
 from tunewright.store.names import NameStore
+from tunewright.store.projects import ProjectStore
 from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 from tunewright.store.uploads import UploadStore
@@ -46,11 +48,17 @@ class Store:
     """For one thread."""
     ends: EndStore
     uploads: UploadStore
+    projects: ProjectStore
+    keys: KeyStore
 
     @classmethod
     def open(cls, url: str) -> Self:
         """Open the database without upgrading it: the supervisor does that before it starts its processes."""
-        database = Database(url)
+        return cls.on(Database(url))
+
+    @classmethod
+    def on(cls, database: Database) -> Self:
+        """All parts on one database, which may be that of one project."""
         return cls(
             database,
             FileStore(database),
@@ -69,7 +77,13 @@ class Store:
             Latest(database),
             EndStore(database),
             UploadStore(database),
+            ProjectStore(database),
+            KeyStore(database),
         )
+
+    def of(self, project: str) -> Self:
+        """The store as one project sees it: no row of another one is found, counted or changed."""
+        return self.on(self.database.of(project))
 
     def close(self) -> None:
         self.latest.close()

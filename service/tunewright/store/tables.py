@@ -21,6 +21,40 @@ from sqlalchemy import (
 
 metadata = MetaData()
 _Serial = BigInteger().with_variant(Integer, "sqlite")
+DEFAULT_PROJECT = "default"
+"""The project of all data from before there were projects, and of requests without a key of a project."""
+
+
+def _project() -> Column[str]:
+    """The id of the project to which a row belongs. `store.confined` knows the tables that have it by its name."""
+    return Column("project", String(64), nullable=False, server_default=DEFAULT_PROJECT)
+
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("archived_at", Float),  # its keys are refused since then
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("project", String(64), index=True),  # null: an admin's key
+    Column("name", Text, nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),  # sha256 of the key, which is stored nowhere
+    Column("redacted", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+)
 
 files = Table(
     "files",
@@ -36,6 +70,8 @@ files = Table(
     Column("status", String(16), nullable=False, server_default="processed"),
     Column("report", JSON),  # of the check of its rows (`rows.formats.FileReport`)
     Column("lineage", JSON),  # of what a cleaning has made (`store.records.FileLineage`)
+    _project(),
+    Index("ix_files_project", "project", "seq"),
 )
 
 uploads = Table(
@@ -95,6 +131,8 @@ jobs = Table(
     Column("attempt", Integer, nullable=False, default=0),
     Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl that were stored
     Column("last_step", Integer, nullable=False, default=0),  # the newest step in the events
+    _project(),
+    Index("ix_jobs_project", "project", "seq"),
 )
 
 job_inputs = Table(
@@ -175,6 +213,8 @@ models = Table(
     Column("parity", JSON),
     Column("pinned", Boolean, nullable=False, server_default=false()),
     Column("last_used_at", Float),
+    _project(),
+    Index("ix_models_project", "project", "seq"),
 )
 
 engines = Table(
@@ -188,6 +228,7 @@ engines = Table(
     Column("started_at", Float),
     Column("ready_at", Float),
     Column("info", JSON),  # max_model_len, max_lora_rank, device...
+    Column("project", String(64)),  # of the deployment; null for a base, which all projects have
 )
 
 deployments = Table(
@@ -203,6 +244,7 @@ deployments = Table(
     Column("drain_until", Float),  # when it is ended even if requests run
     Column("failures", Integer, nullable=False),  # starts in a row without ever being ready
     Column("was_ready", Boolean, nullable=False, server_default=false()),
+    _project(),
 )
 
 residency = Table(
@@ -220,6 +262,7 @@ residency = Table(
 aliases = Table(
     "aliases",  # the current content of each alias
     metadata,
+    Column("project", String(64), primary_key=True, server_default=DEFAULT_PROJECT),
     Column("name", Text, primary_key=True),
     Column("version", Integer, nullable=False),
     Column("targets", JSON, nullable=False),  # [{"model", "weight"}]
@@ -245,7 +288,8 @@ alias_versions = Table(
     Column("who", Text),
     Column("why", Text, nullable=False),
     Column("rolled_back_to", Integer),  # the version that it restored
-    UniqueConstraint("alias", "version", name="uq_alias_versions"),
+    _project(),
+    UniqueConstraint("project", "alias", "version", name="uq_alias_versions"),
 )
 
 shadow_answers = Table(
@@ -262,7 +306,8 @@ shadow_answers = Table(
     Column("status", Integer, nullable=False),
     Column("request", JSON, nullable=False),
     Column("answer", JSON),
-    Index("ix_shadow_answers_alias", "alias", "seq"),
+    _project(),
+    Index("ix_shadow_answers_alias", "project", "alias", "seq"),
 )
 
 ratings = Table(

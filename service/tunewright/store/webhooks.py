@@ -14,10 +14,9 @@ from sqlalchemy import Connection, Row, Select, delete, exists, func, insert, se
 
 from tunewright.errors import InvalidRequest
 from tunewright.store.database import Database
-from tunewright.store.outbox import DEFAULT_PROJECT
 from tunewright.store.paging import page
 from tunewright.store.states import DeliveryState
-from tunewright.store.tables import webhook_deliveries, webhook_endpoints, webhook_events
+from tunewright.store.tables import DEFAULT_PROJECT, webhook_deliveries, webhook_endpoints, webhook_events
 from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint, WebhookEvent
 
 MOST_ENDPOINTS = 100
@@ -42,7 +41,8 @@ class WebhookStore:
 
         Raises InvalidRequest where the project has as many as it may have.
         """
-        now, project = time.time(), values.get("project", DEFAULT_PROJECT)
+        now = time.time()
+        project = self._database.project or values.get("project", DEFAULT_PROJECT)
         table = webhook_endpoints.c
         with self._database.begin(alone="create a webhook endpoint") as connection:
             recent = select(webhook_endpoints).where(

@@ -15,7 +15,7 @@ from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import EngineUnavailable, InvalidAdapter, InvalidRequest, TooLarge, quoted
-from tunewright.ids import id_for_key, model_name, new_id
+from tunewright.ids import id_for_key, key_in_project, model_name, new_id
 from tunewright.kinds.products import state_of_new_adapter
 from tunewright.registry.adapter_archive import unpack
 from tunewright.registry.adapter_check import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE, pickled
@@ -154,7 +154,7 @@ def _list(
     source: Source,
     lineage: Lineage,
 ) -> TunedModel:
-    key = asked.idempotency_key
+    key = key_in_project(asked.idempotency_key, context.project)
     id = id_for_key("adapter", key) if key else new_id("adapter")
     name = model_name(engine.name, asked.suffix, id)
     listed = context.store.models.register(

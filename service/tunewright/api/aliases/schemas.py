@@ -18,7 +18,8 @@ from tunewright.registry.aliases import (
     AliasShadow,
     AliasTarget,
 )
-from tunewright.store.records import AliasVersion, ShadowAnswer
+from tunewright.store.records import AliasVersion
+from tunewright.store.shadow_answers import ShadowAnswer
 from tunewright.wire import Body, Wire
 
 Version = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]

@@ -32,9 +32,9 @@ class BelowLive:
         self._gateway = gateway
         self._media_domains = frozenset(media_domains)
 
-    async def ask(self, path: str, raw: bytes, sticky: str | None) -> bytes:
-        """The answer to a body. It waits for its turn without a limit, and then for as long as a generation may take.
-        Raises TunewrightError."""
+    async def ask(self, path: str, raw: bytes, sticky: str | None, project: str) -> bytes:
+        """The answer to a body of the project. It waits for its turn without a limit, and then for as long as a
+        generation may take. Raises TunewrightError."""
         if path not in PATHS:
             raise InvalidRequest(f"{path[:100]} is not answered here.", param="path")
         bodies = self._gateway.bodies
@@ -44,16 +44,16 @@ class BelowLive:
                 "A request of a batch is neither streamed nor answered later.", param="stream"
             )
         check_media(body, self._media_domains)
-        model, _ = await self._gateway.router.choose(body["model"], sticky)
+        model, _ = await self._gateway.router.choose(body["model"], sticky, project)
         while True:
             with ExitStack() as held:
-                line = (await self._gateway.router.find(model, held, BATCHES)).line
+                line = (await self._gateway.router.find(model, held, BATCHES, project=project)).line
             assert line is not None, "the router gives each target its line"
             size = await line.take_below(sequences(body))
             try:
                 async with asyncio.timeout(self._gateway.request_timeout):
                     with ExitStack() as held:
-                        target = await self._gateway.router.find(model, held, BATCHES)
+                        target = await self._gateway.router.find(model, held, BATCHES, project=project)
                         if target.line is line:  # else another engine has it by now
                             return await self._ask(target, path, body, len(raw), held)
             except TimeoutError as error:

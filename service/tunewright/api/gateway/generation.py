@@ -72,7 +72,8 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
                 check_media(body, self._media_domains)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
-            return Relay(self.gateway, upstream, body, sticky, size=len(raw))
+            project = request.state.principal.project
+            return Relay(self.gateway, upstream, body, sticky, project=project, size=len(raw))
 
         endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
         return endpoint

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tunewright.errors import TunewrightError
 from tunewright.registry.aliases import Alias, AliasGuard
-from tunewright.store.aliases import AliasStore
+from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.api")
 
@@ -43,10 +43,11 @@ class Guard:
     `clock` returns Unix seconds, like the times of versions.
     """
 
-    def __init__(self, aliases: AliasStore, clock: Callable[[], float] = time.time) -> None:
-        self._aliases = aliases
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
         self._clock = clock
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[tuple[str, str], _Watched] = {}
+        """By project and name."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def observe(self, alias: Alias, model: str, *, ok: bool, seconds: float) -> None:
@@ -55,15 +56,16 @@ class Guard:
         `ok` is False where the engine failed (5xx, a truncated stream), not where the client did. `seconds` is the
         time to the first byte of the answer, or to the failure.
         """
-        watched = self._watched.get(alias.name)
+        key = (alias.project, alias.name)
+        watched = self._watched.get(key)
         if watched is not None and watched.version > alias.version:
             return  # a late request to a version that was replaced
         limits = alias.guard
         if limits is None or self._clock() - alias.updated_at > limits.window_seconds:
-            self._watched.pop(alias.name, None)
+            self._watched.pop(key, None)
             return
         if watched is None or watched.version < alias.version:
-            watched = self._watched[alias.name] = _Watched(alias.version)
+            watched = self._watched[key] = _Watched(alias.version)
         seen = watched.targets.setdefault(model, _Counts())
         seen.requests += 1
         seen.errors += not ok
@@ -91,15 +93,16 @@ class Guard:
             seen.exceeded = False
 
     def _roll_back(self, alias: Alias, model: str, why: str) -> None:
-        if self._aliases.version(alias.name, alias.version).rolled_back_to is not None:
+        aliases = self._store.of(alias.project).aliases
+        if aliases.version(alias.name, alias.version).rolled_back_to is not None:
             return  # an engine that fails all models must not roll the alias back to its first version
-        before = self._aliases.before(alias.name, alias.version)
+        before = aliases.before(alias.name, alias.version)
         if before is None:
             log.warning("guard: %s, and %s has no earlier version to go back to", why, alias.name)
             return
         if model in (target.model for target in before.targets):
             return
-        now = self._aliases.rollback(
+        now = aliases.rollback(
             alias.name, before.version, who="guard", because=why, expected_version=alias.version
         )
         log.warning(

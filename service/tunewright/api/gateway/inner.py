@@ -6,8 +6,8 @@ that has the model; `POST /stream` does the same with an answer that is streamed
 limits and plain control tokens are those of every generation. It knows no aliases, and answers only while the model has
 the weights `content`: what an evaluation measures stays one thing, whatever is flipped, deleted or deployed meanwhile.
 
-`POST /batch?path=PATH&sticky=KEY` takes the body of a generation and answers it as the public route does, aliases
-included, below all live traffic (`below.py`).
+`POST /batch?path=PATH&sticky=KEY&project=PROJECT` takes the body of a generation and answers it as the public route
+does, with the models and aliases of the project, below all live traffic (`below.py`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ class InnerGateway:
     async def _batch(self, request: web.Request) -> web.Response:
         try:
             raw = await request.read()
-            answer = await self._below.ask(request.query.get("path", ""), raw, request.query.get("sticky"))
+            query = request.query
+            answer = await self._below.ask(
+                query.get("path", ""), raw, query.get("sticky"), query.get("project", "")
+            )
         except TunewrightError as error:
             return web.json_response(error.body(), status=error.status)
         return web.Response(body=answer, content_type="application/json")

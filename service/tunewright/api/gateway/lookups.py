@@ -8,10 +8,18 @@ change sees the change, and one that has taken its lease knows whether its adapt
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from tunewright.api.http.threads import Threads
 from tunewright.store.names import Named
+from tunewright.store.sqlite_file import Changes
 from tunewright.store.store import Store
+
+Asked = TypeVar("Asked", bound=Hashable)
+Found = TypeVar("Found")
+InProject = tuple[str | None, str]
+"""A name, and the project in which it is asked for; None: what the service itself asks for, by a model's own name."""
 
 _READERS = 4
 """Threads that read; a pool of database connections has more."""
@@ -20,33 +28,49 @@ _MOST_AT_ONCE = 256
 _MOST_KEPT = 4096
 
 
-class Lookups:
-    """Used from one event loop only.
+def names_of(store: Store) -> Callable[[Sequence[InProject]], dict[InProject, Named]]:
+    """Reads what names stand for in their projects."""
+
+    def read(asked: Sequence[InProject]) -> dict[InProject, Named]:
+        found: dict[InProject, Named] = {}
+        for project in {project for project, _ in asked}:
+            seen = store if project is None else store.of(project)
+            named = seen.names.read([name for of, name in asked if of == project])
+            found |= {(project, name): what for name, what in named.items()}
+        return found
+
+    return read
+
+
+class Lookups(Generic[Asked, Found]):
+    """Used from one event loop only. `read` finds all that it is asked for; `changes` are those of its database.
 
     On SQLite, names are kept until something was committed to the database, which is seen at each question, without a
     thread. Elsewhere, nothing is kept.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._names = store.names
-        self._changes = store.database.changes()
+    def __init__(
+        self, read: Callable[[Sequence[Asked]], Mapping[Asked, Found]], changes: Changes | None
+    ) -> None:
+        self._read_all = read
+        self._changes = changes
         self._threads = Threads("names", _READERS)
         self._version: tuple[int, int] | None = None
         """The version of the database that `_kept` is from."""
-        self._kept: dict[str, Named] = {}
-        self._asked: dict[str, asyncio.Future[Named]] = {}
+        self._kept: dict[Asked, Found] = {}
+        self._asked: dict[Asked, asyncio.Future[Found]] = {}
         """The names that will be read next: their read has not begun."""
         self._reads: set[asyncio.Task[None]] = set()
 
-    async def find(self, name: str) -> Named:
+    async def find(self, name: Asked) -> Found:
         """What the name stands for, at a moment after the call."""
         if self._changes is not None:
             version = self._changes.version()
             if version is None or version != self._version:
                 self._version = version
                 self._kept = {}
-            elif (kept := self._kept.get(name)) is not None:
-                return kept
+            elif name in self._kept:
+                return self._kept[name]
         asked = self._asked.get(name)
         if asked is None:
             loop = asyncio.get_running_loop()
@@ -72,10 +96,10 @@ class Lookups:
         self._reads.discard(read)
         self._begin_reads()
 
-    async def _read(self, asked: dict[str, asyncio.Future[Named]]) -> None:
+    async def _read(self, asked: dict[Asked, asyncio.Future[Found]]) -> None:
         version = self._changes.version() if self._changes is not None else None
         try:
-            found = await self._threads.run(self._names.read, list(asked))
+            found = await self._threads.run(self._read_all, list(asked))
         except Exception as error:
             for waited in asked.values():
                 waited.set_exception(error)
@@ -86,7 +110,7 @@ class Lookups:
         if version is not None and version == self._version:
             self._keep(found)
 
-    def _keep(self, found: dict[str, Named]) -> None:
+    def _keep(self, found: Mapping[Asked, Found]) -> None:
         """Keep what was read after `_version` was seen. If something was committed meanwhile, the next question finds
         another version."""
         self._kept |= found

@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tunewright import tracing
 from tunewright.api.gateway.bodies import LARGE
 from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
-from tunewright.api.gateway.reply import Rename, Reply, answer_headers
+from tunewright.api.gateway.reply import Rename, Reply, answer_headers, disconnected
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
@@ -39,8 +39,7 @@ from tunewright.errors import (
     TunewrightError,
 )
 from tunewright.registry.aliases import Alias
-from tunewright.store.aliases import AliasStore
-from tunewright.store.shadow_answers import ShadowAnswerStore
+from tunewright.store.store import Store
 from tunewright.tracing import NO_SPAN, Span
 
 log = logging.getLogger("tunewright.api")
@@ -61,8 +60,7 @@ class Gateway:
     def __init__(
         self,
         router: Router,
-        aliases: AliasStore,
-        answers: ShadowAnswerStore,
+        store: Store,
         *,
         request_timeout: float = 600.0,
         max_generated_tokens: int | None = None,
@@ -70,8 +68,8 @@ class Gateway:
     ) -> None:
         self.router = router
         self.counts = Counts(most_names)
-        self.guard = Guard(aliases)
-        self.shadow = Shadow(answers, self.ask, timeout=request_timeout)
+        self.guard = Guard(store)
+        self.shadow = Shadow(store, self.ask, timeout=request_timeout)
         self.grammars = Grammars(self.engine)
         self.request_timeout = request_timeout
         self.max_generated_tokens = max_generated_tokens
@@ -93,12 +91,19 @@ class Gateway:
         return engine
 
     async def ask(
-        self, model: str, path: str, body: dict[str, Any], *, content: str | None = None
+        self,
+        model: str,
+        path: str,
+        body: dict[str, Any],
+        *,
+        content: str | None = None,
+        project: str | None = None,
     ) -> tuple[int, bytes]:
         """Send a request that is not streamed, and return the answer's status and bytes. `content`: what the model must
-        be (`Target.content`). Raises TunewrightError."""
+        be (`Target.content`); `project`: whose model it must be, where that was not seen to already. Raises
+        TunewrightError."""
         with ExitStack() as held:
-            target = await self._found(model, content, held)
+            target = await self._found(model, content, held, project)
             data = await self.bodies.run(
                 upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
@@ -140,27 +145,30 @@ class Gateway:
                 raise EngineUnavailable(LOST) from error
             return 200, b""
 
-    async def _found(self, model: str, content: str | None, held: ExitStack) -> Target:
+    async def _found(
+        self, model: str, content: str | None, held: ExitStack, project: str | None = None
+    ) -> Target:
         """The model, which must have the weights `content`."""
-        target = await self.router.find(model, held)
+        target = await self.router.find(model, held, project=project)
         if content is not None and target.content != content:
             raise InvalidRequest(
                 f"{model} is another model now than it was.", param="model", code="model_changed"
             )
         return target
 
-    async def ask_by_name(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        """`ask` for a chat completion of the model or alias that the body names."""
+    async def ask_by_name(self, body: dict[str, Any], project: str) -> tuple[int, bytes]:
+        """`ask` for a chat completion of the project's model or alias that the body names."""
         async with asyncio.timeout(self.request_timeout):
-            model, _ = await self.router.choose(body["model"], None)
-            return await self.ask(model, "/v1/chat/completions", body)
+            model, _ = await self.router.choose(body["model"], None, project)
+            return await self.ask(model, "/v1/chat/completions", body, project=project)
 
 
 class Relay(Response):
     """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.
 
-    `sticky`: requests with the same key get the same target of an alias. `size`: bytes of the body, where they are
-    known; a large one is written by a thread, and a small one has no text that is too long.
+    `project`: whose models and aliases it may name. `sticky`: requests with the same key get the same target of an
+    alias. `size`: bytes of the body, where they are known; a large one is written by a thread, and a small one has
+    no text that is too long.
     """
 
     def __init__(
@@ -170,9 +178,11 @@ class Relay(Response):
         body: dict[str, Any],
         sticky: str | None = None,
         *,
+        project: str,
         size: int | None = None,
     ) -> None:
         self.background = None
+        self._project = project
         self._gateway = gateway
         self._path = upstream_path
         self._body, hides_usage = with_usage(upstream_path, body)
@@ -189,7 +199,7 @@ class Relay(Response):
 
         async def watch() -> None:
             nonlocal has_left
-            await _disconnected(receive)
+            await disconnected(receive)
             if not reply.has_ended:
                 has_left = True
                 answering.cancel()  # closes the connection to vLLM, which aborts the request
@@ -213,8 +223,10 @@ class Relay(Response):
         model, alias = "", None
         try:
             async with asyncio.timeout(limit):
-                model, alias = await self._gateway.router.choose(self._body["model"], self._sticky)
-                self._counted.named(model, alias.name if alias else "")
+                model, alias = await self._gateway.router.choose(
+                    self._body["model"], self._sticky, self._project
+                )
+                self._counted.named(model, alias.label if alias else "")
                 if tracing.is_on():
                     named = {"gen_ai.request.model": self._body["model"], "gen_ai.response.model": model}
                     tracing.current().set(named | {"tunewright.alias": alias.name if alias else None})
@@ -243,7 +255,7 @@ class Relay(Response):
     async def _ask(self, model: str, alias: Alias | None, caller: Caller, reply: Reply) -> None:
         for attempt in (1, 2):
             with ExitStack() as held:
-                target = await self._gateway.router.find(model, held, caller)
+                target = await self._gateway.router.find(model, held, caller, project=self._project)
                 data = await self._data(target)
                 await _take_turn(self._path, self._body, target, caller, held)
                 compilation = held.enter_context(self._gateway.grammars.compile(target, self._body))
@@ -369,10 +381,3 @@ def _tell(span: Span, usage: tuple[int, int] | None, error: TunewrightError | No
         span.set({"gen_ai.usage.input_tokens": usage[0], "gen_ai.usage.output_tokens": usage[1]})
     if error is not None:
         span.fail(error.code or str(error.status))  # its message may quote the request
-
-
-async def _disconnected(receive: Receive) -> None:
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            return

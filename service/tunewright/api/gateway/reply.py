@@ -163,3 +163,11 @@ class Rename:
 
     def __call__(self, data: bytes) -> bytes:
         return data.replace(self._from, self._to)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return

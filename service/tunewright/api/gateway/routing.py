@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright import tracing
-from tunewright.api.gateway.lookups import Lookups
+from tunewright.api.gateway.lookups import Lookups, names_of
 from tunewright.api.gateway.turns import NOBODY, Caller, Line
 from tunewright.engine.leases import ENGINE, Leases
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
@@ -76,7 +76,7 @@ class Router:
         max_requests: int = 1024,
         load_on_demand: bool = True,
     ) -> None:
-        self._lookups = Lookups(store)
+        self._lookups = Lookups(names_of(store), store.database.changes())
         self._leases = Leases(leases)
         self._load = load
         self._max_requests = max_requests
@@ -99,20 +99,23 @@ class Router:
     def close(self) -> None:
         self._lookups.close()
 
-    async def choose(self, name: str, sticky: str | None) -> tuple[str, Alias | None]:
-        """The model that answers a request to `name`, and the alias where `name` is one.
+    async def choose(self, name: str, sticky: str | None, project: str) -> tuple[str, Alias | None]:
+        """The model that answers a request of the project to `name`, and the alias where `name` is one.
 
         `sticky`: requests with the same key get the same target of an alias. Raises NotFound where `name` is nothing.
         """
-        found = await self._lookups.find(name)
+        found = await self._lookups.find((project, name))
         if found.alias is None and found.model is None and found.engine is None:
             raise _no_such_model(name)
         alias = found.alias
         return (pick(alias, sticky, random.random()), alias) if alias else (name, None)
 
-    async def find(self, name: str, held: ExitStack, caller: Caller = NOBODY) -> Target:
-        """The target for a request of `caller` to model `name`. Loads an adapter that is not loaded.
+    async def find(
+        self, name: str, held: ExitStack, caller: Caller = NOBODY, *, project: str | None
+    ) -> Target:
+        """The target for a request of `caller` to model `name` of the project. Loads an adapter that is not loaded.
 
+        `project`: None where the service has found the model itself, for a project that has it.
         Until `held` is closed, the request counts as in flight, and its adapter stays loaded and its engine deployed.
         Raises NotFound, InvalidRequest, EngineUnavailable and TooManyRequests.
         """
@@ -121,7 +124,7 @@ class Router:
         while True:
             with ExitStack() as lease:
                 leased = self._lease(name, lease)
-                found = await self._lookups.find(name)
+                found = await self._lookups.find((project, name))
                 model, engine, residency = found.model, found.engine, found.held
                 if engine is not None and engine.state is EngineState.DRAINING:
                     self._known.pop(name, None)  # else the leases of refused requests would keep it alive

@@ -17,7 +17,7 @@ from typing import Any
 from tunewright import tracing
 from tunewright.errors import Internal, RequestTimeout, TunewrightError
 from tunewright.registry.aliases import Alias
-from tunewright.store.shadow_answers import ShadowAnswerStore
+from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.api")
 
@@ -39,14 +39,14 @@ class Shadow:
 
     def __init__(
         self,
-        answers: ShadowAnswerStore,
+        store: Store,
         ask: Ask,
         *,
         at_once: int = 16,
         timeout: float = 600.0,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._answers = answers
+        self._store = store
         self._ask = ask
         self._at_once = at_once
         self._timeout = timeout
@@ -68,7 +68,7 @@ class Shadow:
             return
         request = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
         task = asyncio.get_running_loop().create_task(
-            self._send(alias.name, alias.shadow.model, answered_by, path, request)
+            self._send(alias, alias.shadow.model, answered_by, path, request)
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -94,7 +94,7 @@ class Shadow:
             )  # fmt: skip
 
     async def _send(
-        self, alias: str, model: str, answered_by: str, path: str, request: dict[str, Any]
+        self, alias: Alias, model: str, answered_by: str, path: str, request: dict[str, Any]
     ) -> None:
         at, began = time.time(), time.monotonic()
         with tracing.span("shadow", {"gen_ai.response.model": model}):
@@ -102,8 +102,8 @@ class Shadow:
         seconds = time.monotonic() - began
 
         def record() -> None:
-            self._answers.add(
-                alias=alias,
+            self._store.of(alias.project).shadow_answers.add(
+                alias=alias.name,
                 model=model,
                 answered_by=answered_by,
                 path=path,
@@ -117,7 +117,7 @@ class Shadow:
         try:
             await asyncio.to_thread(record)
         except Exception as error:  # for example a full disk
-            log.error("shadow: an answer of %s for %s could not be recorded: %s", model, alias, error)
+            log.error("shadow: an answer of %s for %s could not be recorded: %s", model, alias.name, error)
 
     async def _answer(self, model: str, path: str, request: dict[str, Any]) -> tuple[int, bytes]:
         failed: TunewrightError

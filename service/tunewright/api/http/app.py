@@ -32,12 +32,15 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.graders import routes as graders
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
+from tunewright.api.http.access import guard_routes
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.docs_page import serve_docs
+from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import OPEN_PATHS, PARTS, AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.models import routes as models
+from tunewright.api.organization import routes as organization
 from tunewright.api.telemetry import routes as telemetry
 from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.api.telemetry.exporter import Exporter
@@ -84,8 +87,8 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
-        health, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations, models, adapters, aliases,
-        deployments, graders, batches, uploads, webhooks, telemetry,
+        health, organization, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations, models,
+        adapters, aliases, deployments, graders, batches, uploads, webhooks, telemetry,
     ):  # fmt: skip
         app.include_router(routes.router)
     app.include_router(uploads.forms)
@@ -115,9 +118,11 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     openapi.describe(app)
     serve_docs(app)
     _shorten_generations(app)
+    guard_routes(app, open_paths)
     workspace = Workspace(settings.storage.data_dir)
+    read_only = Store.open(store.database.url)  # with connections of its own
     names = Router(
-        Store.open(store.database.url),  # with connections of its own
+        read_only,
         workspace.leases,
         spec.control,
         max_requests=settings.server.max_requests,
@@ -125,8 +130,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     )
     spec.gateway = Gateway(
         names,
-        store.aliases,
-        store.shadow_answers,
+        store,
         request_timeout=settings.server.request_timeout,
         max_generated_tokens=settings.server.max_generated_tokens,
         most_names=settings.server.metrics_names,
@@ -138,7 +142,8 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         workspace,
         spec.control,
         functools.cache(lambda: find_devices(settings.processes)),
-        ask=spec.gateway.ask_by_name,
+        ask_by_name=spec.gateway.ask_by_name,
+        keyring=Keyring(read_only),
         exporter=exporter if settings.server.metrics != "off" else None,
         webhook_sender=functools.cache(
             lambda: Sender(settings.webhooks.webhook_host, settings.webhooks.webhook_timeout)

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Self
 
 from fastapi import Depends, Request
 
 from tunewright.api.files.checks import FileChecks
 from tunewright.api.files.kept import KeptReports
+from tunewright.api.http.access import Need, Principal, require
+from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.threads import Threads
 from tunewright.api.jobs.feeds import Feeds
 from tunewright.api.telemetry.exporter import Exporter
 from tunewright.config import Settings
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.registry.workspace import Workspace
+from tunewright.store.keys import Scope
 from tunewright.store.store import Store
 from tunewright.webhooks.sending import Sender
 
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Makes the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
 
-Ask = Callable[[dict[str, Any]], Awaitable[tuple[int, bytes]]]
-"""Sends a chat completion to the model or alias that it names: the status and bytes of the answer. Raises as `ask`."""
+AskByName = Callable[[dict[str, Any], str], Awaitable[tuple[int, bytes]]]
+"""Sends a chat completion to the model or alias of a project that it names: the status and bytes of the answer. Raises
+TunewrightError."""
+_MOST_PROJECTS = 1000
 
 
-async def _ask_nobody(_: dict[str, Any]) -> tuple[int, bytes]:
+async def _ask_nobody(_: dict[str, Any], __: str) -> tuple[int, bytes]:
     raise EngineUnavailable("No engine can be asked here.")
 
 
 @dataclass(frozen=True)
 class ServiceContext:
-    """The settings, the store and the workspace, and access to the engine worker."""
+    """The settings, the store and the workspace, and access to the engine worker.
+
+    Routes have it as their request's project sees it (`within`): no other store can be reached from `store`.
+    """
 
     settings: Settings
     store: Store
@@ -52,7 +60,7 @@ class ServiceContext:
     reports: KeptReports = field(default_factory=KeptReports)
     checks: FileChecks = field(default_factory=FileChecks)
     """The rows of uploaded files are checked."""
-    ask: Ask = _ask_nobody
+    ask_by_name: AskByName = _ask_nobody
     exporter: Exporter | None = None
     """None where metrics are off."""
     grading: Threads = field(
@@ -63,13 +71,69 @@ class ServiceContext:
     """Sends tests to endpoints of webhooks; the first call blocks, since it reads certificates."""
     webhook_tests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """Tests that run at the same time."""
+    keyring: Keyring | None = None
+    """The keys that requests come with; made of the store where it is not given."""
+    _within: dict[str, Self] = field(default_factory=dict)
+    """The contexts of the projects that have sent requests lately."""
+
+    def __post_init__(self) -> None:
+        if self.keyring is None:
+            object.__setattr__(self, "keyring", Keyring(self.store))
+
+    @property
+    def project(self) -> str:
+        """The project of the request."""
+        assert self.store.database.project is not None, "routes have the context of a project"
+        return self.store.database.project
+
+    def within(self, project: str) -> Self:
+        """The same for the requests of a project."""
+        found = self._within.get(project)
+        if found is None:
+            found = replace(self, store=self.store.of(project))
+            self._within[project] = found
+            while len(self._within) > _MOST_PROJECTS:
+                del self._within[next(iter(self._within))]
+        return found
+
+    async def ask(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Send a chat completion to the model or alias of the project that it names: the status and bytes of the
+        answer."""
+        return await self.ask_by_name(body, self.project)
 
 
 async def _context(request: Request) -> ServiceContext:
     if "\0" in request.scope["path"]:  # PostgreSQL refuses it, even in a comparison
         raise NotFound("Nothing here has the character U+0000 in its name.")
     context: ServiceContext = request.app.state.context
+    return context.within(request.state.principal.project)
+
+
+async def _whole_context(request: Request) -> ServiceContext:
+    require(request.state.principal, Need.OPERATOR)
+    context: ServiceContext = request.app.state.context
     return context
 
 
+WholeContext = Annotated[ServiceContext, Depends(_whole_context)]
+"""The context of all projects, for the routes of the operator alone. Raises Forbidden for everybody else."""
+
+
+async def _organization_context(request: Request) -> ServiceContext:
+    require(request.state.principal, Scope.ADMIN)
+    context: ServiceContext = request.app.state.context
+    return context
+
+
+OrganizationContext = Annotated[ServiceContext, Depends(_organization_context)]
+"""The context of all projects, for the routes of a project's keys, which compare the project with the sender's."""
+
+
+async def _principal(request: Request) -> Principal:
+    principal: Principal = request.state.principal
+    return principal
+
+
+SentBy = Annotated[Principal, Depends(_principal)]
+"""Who sent the request."""
 Context = Annotated[ServiceContext, Depends(_context)]

@@ -4,7 +4,6 @@ unchanged."""
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 import time
@@ -17,11 +16,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import tracing
+from tunewright.api.http.access import NOBODY, Gate
 from tunewright.api.http.errors import error_response
 from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.errors import (
     AuthenticationFailed,
     BodyStalled,
+    Busy,
     TooLarge,
     TooManyRequests,
     TunewrightError,
@@ -88,10 +89,11 @@ class AccessMiddleware:
     """Checks the API key, limits bodies and concurrent uploads, gives every request an id, and records changes and
     refusals.
 
-    Without an `api_key`, all requests are allowed. `limits` has the largest body in bytes by path, and under `None`
-    the one of all other paths. `max_uploads` is the number of concurrent uploads. `unchanging`: paths of which a POST
-    changes nothing. `open_paths`: those that are answered without the key. `own_keys`: paths that another key opens
-    too, and nothing without a key. `counts`: where each request is counted.
+    Without an `api_key`, all requests are allowed as long as there has been no key in the database. `limits` has
+    the largest body in bytes by path, and under `None` the one of all other paths. `max_uploads` is the number of
+    concurrent uploads. `unchanging`: paths of which a POST changes nothing. `open_paths`: those that are answered
+    without the key. `own_keys`: paths that another key opens too, and nothing without a key. `counts`: where each
+    request is counted.
     """
 
     def __init__(
@@ -108,10 +110,9 @@ class AccessMiddleware:
     ) -> None:
         self._app = app
         self._open_paths = frozenset(open_paths)
-        self._own_keys = {path: key.encode() for path, key in (own_keys or {}).items()}
+        self._gate = Gate(api_key, dict(own_keys or {}))
         self._counts = counts or HttpCounts()
         self._unchanging = frozenset(unchanging)
-        self._key = api_key.encode() if api_key else None
         self._limits = limits
         self._max_uploads = max_uploads
         self._uploads = 0
@@ -137,18 +138,13 @@ class AccessMiddleware:
                 answered["x-request-id"] = request_id
             await send(message)
 
-        authorized = self._is_authorized(headers, scope["path"])
-        scope["state"]["authorized"] = authorized
+        refusal = await self._identify(scope, headers)
         with _traced(scope, headers, request_id) as span, logged_with(
             request_id=request_id, trace_id=span.trace_id
         ):  # fmt: skip
             try:
-                if not authorized and scope["path"] not in self._open_paths:
-                    await error_response(
-                        AuthenticationFailed(
-                            "Missing or wrong API key: send it as `Authorization: Bearer <key>`."
-                        )
-                    )(scope, receive, answer)
+                if refusal is not None:
+                    await error_response(refusal)(scope, receive, answer)
                 else:
                     await self._limit_uploads(scope, headers, receive, answer)
             finally:
@@ -165,7 +161,7 @@ class AccessMiddleware:
         refused = status in (401, 403)
         if not refused and (scope["method"] in _READING or scope["path"] in self._unchanging):
             return
-        client = scope.get("client")
+        client, principal = scope.get("client"), scope["state"]["principal"]
         audit(
             "refused" if refused else "change",
             peer=client[0][:_LONGEST_PEER] if client else None,  # a proxy's header, which may be anything
@@ -173,16 +169,27 @@ class AccessMiddleware:
             method=scope["method"],
             route=scope["path"][:_LONGEST_PATH],
             status=status,
+            **({"project": principal.project, "key": principal.key} if principal.key else {}),
         )
 
-    def _is_authorized(self, headers: Headers, path: str) -> bool:
-        own = self._own_keys.get(path)
-        keys = [key for key in (self._key, own) if key is not None]
-        if not keys:
-            return True
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip().encode("latin-1")
-        return scheme.lower() == "bearer" and any(hmac.compare_digest(given, key) for key in keys)
+    async def _identify(self, scope: Scope, headers: Headers) -> TunewrightError | None:
+        """Note who sent the request, in its state; why it is refused."""
+        keyring = scope["app"].state.context.keyring if "app" in scope else None
+        principal, refusal = None, None
+        try:
+            principal = await self._gate.principal(headers, scope["path"], keyring)
+        except TunewrightError as error:
+            refusal = error
+        except Exception:  # for example a failure of the database
+            log.exception("the key of a request could not be looked up")
+            refusal = Busy("The key could not be looked up now: try again.")
+        scope["state"]["authorized"] = principal is not None
+        scope["state"]["principal"] = principal or NOBODY
+        if scope["path"] in self._open_paths:
+            return None
+        if principal is None and refusal is None:
+            return AuthenticationFailed("Missing or wrong API key: send it as `Authorization: Bearer <key>`.")
+        return refusal
 
     async def _limit_uploads(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Limit the concurrent uploads, since each may use disk space up to the limit of its body."""

@@ -11,6 +11,7 @@ from typing import Any
 from tunewright import tracing
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, TooManyRequests, quoted
+from tunewright.ids import key_in_project
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds.data import DataOptions, inspect_apart, why_unusable
 from tunewright.store.records import FileRecord, Job, NewJob
@@ -36,6 +37,7 @@ def create_once(
     content = f"{type(body).__name__}{body.model_dump_json()}"
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     jobs = context.store.jobs
+    idempotency_key = key_in_project(idempotency_key, context.project)
     job = jobs.earlier(idempotency_key, fingerprint, _REPEAT_SECONDS)
     if job is None:
         new = check()

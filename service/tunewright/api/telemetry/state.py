@@ -276,19 +276,19 @@ def _of_adapters(state: State) -> list[Metric]:
 def _of_aliases(found: Figures, most: int) -> list[Metric]:
     # whatever changes is among the newest
     newest = sorted(found.aliases, key=lambda alias: -alias.updated_at)[:most]
-    shown = {alias.name for alias in newest}
+    shown = {alias.label for alias in newest}
     return [
         gauge(
             "alias_version",
             "Version of an alias.",
             ("alias",),
-            (((alias.name,), alias.version) for alias in newest),
+            (((alias.label,), alias.version) for alias in newest),
         ),
         gauge(
             "alias_target_weight",
             "Weight of a target of an alias among its targets.",
             ("alias", "model"),
-            (((alias.name, target.model), target.weight) for alias in newest for target in alias.targets),
+            (((alias.label, target.model), target.weight) for alias in newest for target in alias.targets),
         ),
         counter(
             "alias_changes",

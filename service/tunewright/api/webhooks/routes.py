@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
@@ -38,6 +38,8 @@ _REPEAT_SECONDS = 5.0
 """An equal request within this time is a repeat: OpenAI's client retries by itself."""
 _OLD_SECRET_SECONDS = 24 * 3600.0
 Limit = Annotated[int, Query(ge=1, le=1000)]
+EndpointId = Annotated[str, Path(alias="endpoint_id")]
+DeliveryId = Annotated[str, Path(alias="delivery_id")]
 
 
 @router.get("/webhook_event_types", summary="List the types of events", responses=responses())
@@ -64,15 +66,19 @@ def list_endpoints(context: Context, after: After = None, limit: Limit = 20) -> 
     return Page(**page_of([WebhookEndpointObject.of(one) for one in found], more))
 
 
-@router.get("/webhook_endpoints/{id}", summary="Retrieve a webhook endpoint", responses=responses(404))
-def retrieve(context: Context, id: str) -> WebhookEndpointObject:
+@router.get(
+    "/webhook_endpoints/{endpoint_id}", summary="Retrieve a webhook endpoint", responses=responses(404)
+)
+def retrieve(context: Context, id: EndpointId) -> WebhookEndpointObject:
     return WebhookEndpointObject.of(_endpoint(context, id))
 
 
 @router.post(
-    "/webhook_endpoints/{id}", summary="Change a webhook endpoint", responses=responses(400, 404, 507)
+    "/webhook_endpoints/{endpoint_id}",
+    summary="Change a webhook endpoint",
+    responses=responses(400, 404, 507),
 )
-def update(context: Context, id: str, body: UpdateWebhookEndpoint) -> WebhookEndpointObject:
+def update(context: Context, id: EndpointId, body: UpdateWebhookEndpoint) -> WebhookEndpointObject:
     """Deliveries that are pending are sent to its new URL."""
     values = body.model_dump(exclude_none=True)
     if "url" in values:
@@ -83,8 +89,10 @@ def update(context: Context, id: str, body: UpdateWebhookEndpoint) -> WebhookEnd
     return WebhookEndpointObject.of(changed)
 
 
-@router.delete("/webhook_endpoints/{id}", summary="Delete a webhook endpoint", responses=responses(404, 507))
-def delete(context: Context, id: str) -> Deleted:
+@router.delete(
+    "/webhook_endpoints/{endpoint_id}", summary="Delete a webhook endpoint", responses=responses(404, 507)
+)
+def delete(context: Context, id: EndpointId) -> Deleted:
     """Its deliveries are deleted too, and nothing is sent to it any more."""
     if not context.store.webhooks.delete_endpoint(id):
         raise _no_endpoint(id)
@@ -92,12 +100,12 @@ def delete(context: Context, id: str) -> Deleted:
 
 
 @router.post(
-    "/webhook_endpoints/{id}/rotate_secret",
+    "/webhook_endpoints/{endpoint_id}/rotate_secret",
     summary="Give a webhook endpoint another secret",
     responses=responses(400, 404, 507),
 )
 def rotate_secret(
-    context: Context, id: str, body: RotateWebhookSecret | None = None
+    context: Context, id: EndpointId, body: RotateWebhookSecret | None = None
 ) -> WebhookEndpointWithSecret:
     """The answer has the new secret, which is not shown again. The one before ends now, or signs too for 24 hours."""
     keeps = body is not None and body.keep_old_secret_active_for_24_hours
@@ -111,11 +119,11 @@ def rotate_secret(
 
 
 @router.post(
-    "/webhook_endpoints/{id}/test",
+    "/webhook_endpoints/{endpoint_id}/test",
     summary="Test a webhook endpoint",
     responses=responses(400, 404, 429),
 )
-async def test(context: Context, id: str, body: SendWebhookTest) -> WebhookEndpointTest:
+async def test(context: Context, id: EndpointId, body: SendWebhookTest) -> WebhookEndpointTest:
     """Send it an event once, now, about an object `test`; it is not among the deliveries."""
     endpoint = await asyncio.to_thread(_endpoint, context, id)
     if context.webhook_tests.locked():
@@ -160,8 +168,8 @@ def list_deliveries(
     return Page(**page_of([WebhookDeliveryObject.of(one) for one in found], more))
 
 
-@router.get("/webhook_deliveries/{id}", summary="Retrieve a delivery", responses=responses(404))
-def retrieve_delivery(context: Context, id: str) -> WebhookDeliveryObject:
+@router.get("/webhook_deliveries/{delivery_id}", summary="Retrieve a delivery", responses=responses(404))
+def retrieve_delivery(context: Context, id: DeliveryId) -> WebhookDeliveryObject:
     found = context.store.webhooks.delivery(id)
     if found is None:
         raise _no_delivery(id)
@@ -169,9 +177,9 @@ def retrieve_delivery(context: Context, id: str) -> WebhookDeliveryObject:
 
 
 @router.post(
-    "/webhook_deliveries/{id}/replay", summary="Send a delivery again", responses=responses(404, 507)
+    "/webhook_deliveries/{delivery_id}/replay", summary="Send a delivery again", responses=responses(404, 507)
 )
-def replay(context: Context, id: str) -> WebhookDeliveryObject:
+def replay(context: Context, id: DeliveryId) -> WebhookDeliveryObject:
     """Send the event now, whatever the delivery's state is, with the same `webhook-id`, and as often as a new one."""
     found = context.store.webhooks.replay(id)
     if found is None:

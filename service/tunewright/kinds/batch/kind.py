@@ -67,6 +67,7 @@ class Batch(Kind):
             job_id=job.id,
             file=str(service.workspace.file(file_of(job))),
             endpoint=request.endpoint,
+            project=job.project,
             socket=str(inner_socket(service.workspace.path)),
             request_timeout=service.settings.server.request_timeout,
             expires_at=request.expires_at,

@@ -50,7 +50,7 @@ class Export(Kind):
         fingerprints = {
             model.base_fingerprint
             for sha256 in job.weights(SOURCE)
-            if (model := service.store.models.by_sha256(sha256)) is not None
+            if (model := service.store.of(job.project).models.by_sha256(sha256)) is not None
         }
         if fingerprints - {base.fingerprint}:
             raise JobRefused(

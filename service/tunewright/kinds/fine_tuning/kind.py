@@ -57,7 +57,7 @@ class FineTuning(Kind):
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         request = request_of(job)
         parents = job.weights(PARENT)
-        parent = service.store.models.by_sha256(parents[0]) if parents else None
+        parent = service.store.of(job.project).models.by_sha256(parents[0]) if parents else None
         if parent is not None and parent.base_fingerprint != base.fingerprint:
             raise JobRefused(
                 "base_changed",

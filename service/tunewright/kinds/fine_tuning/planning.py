@@ -67,7 +67,7 @@ def rates_of(settings: Settings) -> Rates:
 def machine_beside_engines(settings: Settings, store: Store, devices: Sequence[str]) -> Machine:
     """This machine beside the engines of the service's bases and deployments."""
     engines = options_of_bases(settings, devices)
-    engines |= {one.model: EngineOptions(**one.options) for one, _ in store.deployments.all()}
+    engines |= {one.model: EngineOptions(**one.options) for one, _ in store.deployments.everywhere()}
     return this_machine(devices, engines)
 
 

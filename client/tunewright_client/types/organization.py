@@ -1,0 +1,59 @@
+"""Projects and their API keys. Times are Unix seconds."""
+
+from .base import Wire
+
+
+class Project(Wire):
+    """A tenant. What belongs to it is not found by the keys of other projects.
+
+    - status: active, or archived: then its keys are refused
+    """
+
+    id: str
+    object: str = "organization.project"
+    name: str = ""
+    created_at: int = 0
+    archived_at: int | None = None
+    status: str = ""
+
+
+class ApiKey(Wire):
+    """A key of a project, without the key itself.
+
+    - scopes: of read, infer, train, admin
+    - last_used_at: recorded about once an hour
+    """
+
+    id: str
+    object: str = "organization.project.api_key"
+    name: str = ""
+    project_id: str = ""
+    redacted_value: str = ""
+    scopes: tuple[str, ...] = ()
+    created_at: int = 0
+    expires_at: int | None = None
+    last_used_at: int | None = None
+
+
+class NewApiKey(ApiKey):
+    """A key that was just made: `value` is the key, which cannot be read again."""
+
+    value: str
+
+
+class AdminApiKey(Wire):
+    """A key that may do everything in all projects, without the key itself."""
+
+    id: str
+    object: str = "organization.admin_api_key"
+    name: str = ""
+    redacted_value: str = ""
+    created_at: int = 0
+    expires_at: int | None = None
+    last_used_at: int | None = None
+
+
+class NewAdminApiKey(AdminApiKey):
+    """A key that was just made: `value` is the key, which cannot be read again."""
+
+    value: str

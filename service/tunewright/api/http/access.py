@@ -1,0 +1,223 @@
+"""Who sends a request, and what that allows: here alone a key becomes a `Principal`, and a route has its scope.
+
+A route that is not in `SCOPES` keeps the service from starting. Whose rows a request sees is decided by the connection
+to the database (`store.confined`), which `Context` takes from the principal.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Request
+
+from tunewright.api.http.keyring import Keyring
+from tunewright.errors import AuthenticationFailed, Forbidden, NotFound, quoted
+from tunewright.store.keys import Scope
+from tunewright.store.tables import DEFAULT_PROJECT
+
+PROJECT_HEADER = "openai-project"
+
+
+class Need(Enum):
+    """What a route needs beside a scope."""
+
+    NOTHING = "nothing"
+    """It is answered to everyone."""
+    OPERATOR = "operator"
+    """An admin's key: it tells or changes what is of no project, or of all."""
+
+
+_READ, _INFER, _TRAIN, _ADMIN = Scope.READ, Scope.INFER, Scope.TRAIN, Scope.ADMIN
+_JOBS = (
+    "batches/{batch_id}",
+    "cleanings/{cleaning_id}",
+    "evaluations/{evaluation_id}",
+    "exports/{export_id}",
+    "fine_tuning/jobs/{job_id}",
+)
+_PROJECT = "/v1/organization/projects/{project_id}"
+_KEY, _ADMIN_KEYS = f"{_PROJECT}/api_keys/{{key_id}}", "/v1/organization/admin_api_keys"
+
+SCOPES: dict[tuple[str, str], Scope | Need] = {
+    ("GET", "/health"): Need.NOTHING,
+    ("GET", "/ready"): Need.NOTHING,
+    ("GET", "/metrics"): Need.OPERATOR,
+}
+"""The scope that a key needs for a route, by its method and path without convertors."""
+
+
+def _needs(scope: Scope | Need, *routes: str) -> None:
+    SCOPES.update({(method, path): scope for method, _, path in (route.partition(" ") for route in routes)})
+
+
+_needs(
+    _INFER,
+    "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/embeddings",
+    "POST /v1/tokenize", "POST /v1/detokenize", "POST /v1/fine_tuning/alpha/graders/run",
+    "POST /v1/fine_tuning/alpha/graders/validate", "POST /v1/batches", "POST /v1/batches/{batch_id}/cancel",
+)  # fmt: skip
+_needs(
+    _READ,
+    "GET /v1/files", "GET /v1/files/{file_id}", "GET /v1/files/{file_id}/content", "GET /v1/files/{file_id}/report",
+    "GET /v1/files/{file_id}/report.svg", "GET /v1/models", "GET /v1/models/{model}", "GET /v1/models/{model}/card",
+    "GET /v1/models/{model}/report", "GET /v1/models/{model}/download", "GET /v1/adapters",
+    "GET /v1/adapters/{adapter}", "GET /v1/adapters/{adapter}/download", "GET /v1/aliases", "GET /v1/aliases/{name}",
+    "GET /v1/aliases/{name}/history", "GET /v1/aliases/{name}/shadow", "GET /v1/deployments",
+    "GET /v1/deployments/{deployment}", "GET /v1/deployments/{deployment}/logs",
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints", "GET /v1/fine_tuning/jobs/{job_id}/tensorboard",
+    "GET /v1/fine_tuning/pipelines/{id}",
+    "GET /v1/evaluations/{evaluation_id}/pairs", "GET /v1/evaluations/{evaluation_id}/ratings",
+    "POST /v1/fine_tuning/plan", "GET /v1/webhook_endpoints", "GET /v1/webhook_endpoints/{endpoint_id}",
+    "GET /v1/webhook_deliveries", "GET /v1/webhook_deliveries/{delivery_id}", "GET /v1/webhook_event_types",
+)  # fmt: skip
+_needs(
+    _TRAIN,
+    "POST /v1/files", "DELETE /v1/files/{file_id}", "DELETE /v1/models/{model}", "POST /v1/adapters",
+    "POST /v1/adapters/upload", "DELETE /v1/adapters/{adapter}", "POST /v1/adapters/{adapter}/check",
+    "POST /v1/adapters/{adapter}/load", "POST /v1/adapters/{adapter}/unload", "POST /v1/adapters/{adapter}/pin",
+    "POST /v1/adapters/{adapter}/unpin", "PUT /v1/aliases/{name}", "DELETE /v1/aliases/{name}",
+    "POST /v1/aliases/{name}/rollback", "POST /v1/deployments", "DELETE /v1/deployments/{deployment}",
+    "POST /v1/deployments/{deployment}/restart", "POST /v1/fine_tuning/pipelines/{id}/cancel",
+    "POST /v1/evaluations/{evaluation_id}/ratings", "POST /v1/uploads", "POST /v1/uploads/{upload_id}/parts",
+    "POST /v1/uploads/{upload_id}/complete", "POST /v1/uploads/{upload_id}/cancel",
+)  # fmt: skip
+for _job in _JOBS:
+    _all = _job.rpartition("/")[0]
+    _needs(_READ, f"GET /v1/{_all}", f"GET /v1/{_job}", f"GET /v1/{_job}/events", f"GET /v1/{_job}/logs")
+for _job in _JOBS[1:]:  # a batch is a generation, and is not paused
+    _all = _job.rpartition("/")[0]
+    _needs(
+        _TRAIN, f"POST /v1/{_all}", *(f"POST /v1/{_job}/{action}" for action in ("cancel", "pause", "resume"))
+    )
+_needs(
+    Need.OPERATOR,
+    "GET /v1/organization/projects", "POST /v1/organization/projects", f"POST {_PROJECT}", f"POST {_PROJECT}/archive",
+    f"GET {_ADMIN_KEYS}", f"POST {_ADMIN_KEYS}", f"GET {_ADMIN_KEYS}/{{key_id}}", f"DELETE {_ADMIN_KEYS}/{{key_id}}",
+    f"POST {_ADMIN_KEYS}/{{key_id}}/rotate",
+)  # fmt: skip
+_needs(
+    _ADMIN,
+    f"GET {_PROJECT}", f"GET {_PROJECT}/api_keys", f"POST {_PROJECT}/api_keys", f"GET {_KEY}", f"DELETE {_KEY}",
+    f"POST {_KEY}/rotate",
+    "POST /v1/webhook_endpoints", "POST /v1/webhook_endpoints/{endpoint_id}",
+    "DELETE /v1/webhook_endpoints/{endpoint_id}", "POST /v1/webhook_endpoints/{endpoint_id}/rotate_secret",
+    "POST /v1/webhook_endpoints/{endpoint_id}/test", "POST /v1/webhook_deliveries/{delivery_id}/replay",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who sent a request."""
+
+    project: str
+    """Whose rows it sees; "" is no project."""
+    key: str | None = None
+    """The key's id; None without one."""
+    scopes: frozenset[Scope] = frozenset()
+    is_operator: bool = False
+    """Has every scope in every project, and what is of none."""
+
+
+ANYBODY = Principal(DEFAULT_PROJECT, is_operator=True)
+"""Who sends requests to a service without keys."""
+NOBODY = Principal("")
+"""Who sends a request without a key to a service that has some."""
+_OPERATOR_KEY, _OWN_KEY = "TUNEWRIGHT_API_KEY", "own"
+
+
+class Gate:
+    """Turns the headers of a request into its principal.
+
+    `api_key`: the operator's, from the environment. `own_keys`: paths that another key opens too, and nothing without a
+    key.
+    """
+
+    def __init__(self, api_key: str | None, own_keys: dict[str, str] | None = None) -> None:
+        self._api_key = api_key.encode() if api_key else None
+        self._own_keys = {path: key.encode() for path, key in (own_keys or {}).items()}
+
+    async def principal(self, headers: Headers, path: str, keyring: Keyring | None) -> Principal | None:
+        """None where the key is missing or wrong. Raises NotFound and AuthenticationFailed for a project that the
+        sender asks for."""
+        scheme, _, text = headers.get("authorization", "").partition(" ")
+        given = text.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+        own = self._own_keys.get(path)
+        if own is not None and hmac.compare_digest(given, own):
+            return Principal(DEFAULT_PROJECT, _OWN_KEY, is_operator=True)
+        if self._api_key is not None and hmac.compare_digest(given, self._api_key):
+            return await _acting(
+                Principal(DEFAULT_PROJECT, _OPERATOR_KEY, is_operator=True), headers, keyring
+            )
+        if given and keyring is not None:
+            found = await keyring.find(given)
+            if found is not None and found.is_valid(time.time()):
+                keyring.note_use(found)
+                is_operator = found.project is None
+                project = found.project if found.project is not None else DEFAULT_PROJECT
+                known = Principal(project, found.id, frozenset(found.scopes), is_operator)
+                return await _acting(known, headers, keyring)
+        if self._api_key is None and own is None and not (keyring is not None and await keyring.is_needed()):
+            return ANYBODY
+        return None
+
+
+async def _acting(known: Principal, headers: Headers, keyring: Keyring | None) -> Principal:
+    """The principal in the project that it asks for with OpenAI's header."""
+    asked = headers.get(PROJECT_HEADER)
+    if not asked or asked == known.project:
+        return known
+    if not known.is_operator:
+        raise AuthenticationFailed(
+            f"The key is not one of the project that `OpenAI-Project` names: leave the header out, or send "
+            f"{known.project}.",
+            code="mismatched_project",
+        )
+    if keyring is None or not await keyring.has_project(asked):
+        raise NotFound(f"No such project: {quoted(asked)}.", param="OpenAI-Project", code="project_not_found")
+    return Principal(asked, known.key, known.scopes, True)
+
+
+def guard_routes(app: FastAPI, open_paths: Collection[str]) -> None:
+    """Have every route check the scope before it does anything, but those that are answered to everyone. Raises
+    KeyError for a route that has none."""
+    for route in app.router.routes:
+        if isinstance(route, APIRoute):
+            needed = {method: SCOPES[method, route.path_format] for method in route.methods or ()}
+            assert len(needed) == 1, "a route has one method here"
+            (scope,) = needed.values()
+            route.app = _Guarded(route.app, Need.NOTHING if route.path in open_paths else scope)
+
+
+class _Guarded:
+    def __init__(self, app: ASGIApp, needed: Scope | Need) -> None:
+        self._app = app
+        self._needed = needed
+
+    async def __call__(self, scope: Request, receive: Receive, send: Send) -> None:
+        require(scope["state"]["principal"], self._needed)
+        await self._app(scope, receive, send)
+
+
+def require(principal: Principal, needed: Scope | Need) -> None:
+    """Raises Forbidden where the principal may not do what needs this."""
+    if needed is Need.NOTHING or principal.is_operator:
+        return
+    if needed is Need.OPERATOR:
+        raise Forbidden(
+            "This is for the operator of the service: it needs an admin's key.",
+            code="insufficient_permissions",
+        )
+    if needed not in principal.scopes:
+        assert isinstance(needed, Scope)
+        raise Forbidden(
+            f"The key does not have the scope {needed.value}, which this needs.",
+            code="insufficient_permissions",
+        )

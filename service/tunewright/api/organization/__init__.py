@@ -1,0 +1,1 @@
+"""Projects and API keys, shaped like OpenAI's admin API."""

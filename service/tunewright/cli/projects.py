@@ -1,0 +1,65 @@
+"""`tunewright projects`: the tenants of a service."""
+
+from __future__ import annotations
+
+import click
+
+from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
+from tunewright.cli.output import page_size, when
+from tunewright_client import Project
+
+_ID = "proj-3mGkU1dYvA5nT8sQe0xWzLbH"
+
+
+@click.group(cls=Commands)
+def projects() -> None:
+    """Make and list projects: what belongs to one is not found by the keys of another.
+
+    These commands need the key of an admin.
+    """
+
+
+@projects.command(epilog=examples("tunewright projects create 'search team'"))
+@click.argument("name")
+@on_service
+def create(remote: Remote, name: str) -> None:
+    """Make a project with nothing in it. Make keys for it with `tunewright keys create --project ID`."""
+    _show(remote, remote.client.projects.create(name))
+
+
+@projects.command(name="list", epilog=examples("tunewright projects list"))
+@click.option("--archived", is_flag=True, help="Also those that are archived.")
+@limit_option(100)
+@on_service
+def list_projects(remote: Remote, archived: bool, limit: int) -> None:
+    """List the projects, newest first."""
+    remote.out.listing(
+        remote.client.projects.list(archived=archived, limit=page_size(limit, 100)),
+        limit,
+        ["NAME", "STATUS", "CREATED", "ID"],
+        lambda project: (project.name, project.status, when(project.created_at), project.id),
+    )
+
+
+@projects.command(epilog=examples(f"tunewright projects rename {_ID} search"))
+@click.argument("project", metavar="ID")
+@click.argument("name")
+@on_service
+def rename(remote: Remote, project: str, name: str) -> None:
+    """Give a project another name. Its id stays."""
+    _show(remote, remote.client.projects.rename(project, name))
+
+
+@projects.command(epilog=examples(f"tunewright projects archive {_ID}"))
+@click.argument("project", metavar="ID")
+@on_service
+def archive(remote: Remote, project: str) -> None:
+    """Refuse the keys of a project from now on. What belongs to it stays."""
+    _show(remote, remote.client.projects.archive(project))
+
+
+def _show(remote: Remote, project: Project) -> None:
+    if remote.out.as_json:
+        remote.out.json(project)
+    else:
+        remote.out.line(f"{project.id} {project.name}: {project.status}")
