@@ -14,7 +14,7 @@ from fake_engine import Client, engine_at, gateway_for, say_hello
 from rows import engine_info
 from tunewright.api.gateway.below import BelowLive
 from tunewright.api.gateway.proxy import Relay
-from tunewright.errors import TunewrightError
+from tunewright.errors import NotFound, TunewrightError
 from tunewright.registry.aliases import AliasTarget
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState
@@ -36,7 +36,7 @@ async def test_each_endpoint_answers_under_the_public_name(
 ) -> None:
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello) as fake:
-        answer = await BelowLive(gateway).ask(path, body("tiny"), "key")
+        answer = await BelowLive(gateway).ask(path, body("tiny"), "key", "default")
         await gateway.close()
     assert json.loads(answer) == {"model": "tiny", "content": "hello"}
     assert [seen[0] for seen in fake.seen] == [path]
@@ -70,7 +70,7 @@ async def test_what_no_client_may_ask_is_refused(
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello) as fake:
         with pytest.raises(TunewrightError) as raised:
-            await BelowLive(gateway).ask(path, body(**{"model": "tiny", **fields}), None)
+            await BelowLive(gateway).ask(path, body(**{"model": "tiny", **fields}), None, "default")
         await gateway.close()
     assert (raised.value.status, raised.value.code, fake.seen) == (status, code, [])
 
@@ -91,11 +91,11 @@ async def test_what_the_engine_fails_at_is_a_fault_of_the_request(
     below = BelowLive(gateway)
     async with engine_at(socket, fail):
         with pytest.raises(TunewrightError) as raised:
-            await below.ask(CHAT, body("tiny"), None)
+            await below.ask(CHAT, body("tiny"), None, "default")
     assert (raised.value.status, raised.value.code) == expected
     store.engines.set_state("tiny", EngineState.STARTING)
     with pytest.raises(TunewrightError) as raised:
-        await below.ask(CHAT, body("tiny"), None)
+        await below.ask(CHAT, body("tiny"), None, "default")
     assert (raised.value.status, raised.value.code) == (503, "engine_unavailable")
     assert gateway.router.lines["tiny"].running == 0
     await gateway.close()
@@ -119,7 +119,7 @@ async def test_it_waits_for_live_requests_without_holding_anything(
 
     def live(name: str) -> asyncio.Task[None]:
         client = Client()
-        relay = Relay(gateway, CHAT, {"model": "tiny", "name": name, **SAID})
+        relay = Relay(gateway, CHAT, {"model": "tiny", "name": name, **SAID}, project="default")
         scope = {"type": "http", "client": ("10.0.0.1", 1)}
         return asyncio.create_task(relay(scope, client.receive, client.send))  # type: ignore[arg-type]
 
@@ -131,7 +131,9 @@ async def test_it_waits_for_live_requests_without_holding_anything(
     async with engine_at(socket, handler):
         tasks: list[asyncio.Task[Any]] = [live("first")]
         await until(1)
-        tasks.append(asyncio.create_task(BelowLive(gateway).ask(CHAT, body("tiny", name="batch"), None)))
+        tasks.append(
+            asyncio.create_task(BelowLive(gateway).ask(CHAT, body("tiny", name="batch"), None, "default"))
+        )
         async with asyncio.timeout(60):
             while gateway.router.in_flight["tiny"] != 1 or not gateway.router.lines["tiny"].waiting_below:
                 await asyncio.sleep(0.005)
@@ -154,6 +156,20 @@ async def test_an_alias_answers_with_one_target_for_each_key(
     store.aliases.put("stable", (AliasTarget("tiny"),))
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello):
-        answer = await BelowLive(gateway).ask(CHAT, body("stable"), "key")
+        answer = await BelowLive(gateway).ask(CHAT, body("stable"), "key", "default")
+        await gateway.close()
+    assert json.loads(answer)["model"] == "tiny"
+
+
+async def test_the_models_and_aliases_of_another_project_do_not_exist(
+    store: Store, socket: Path, engine: Engine
+) -> None:
+    mine = store.of(store.projects.create("mine").id)
+    mine.aliases.put("stable", [AliasTarget("tiny")])
+    gateway = gateway_for(store)
+    async with engine_at(socket, say_hello):
+        answer = await BelowLive(gateway).ask(CHAT, body("stable"), None, mine.database.project or "")
+        with pytest.raises(NotFound):
+            await BelowLive(gateway).ask(CHAT, body("stable"), None, "default")
         await gateway.close()
     assert json.loads(answer)["model"] == "tiny"
