@@ -362,10 +362,9 @@ class JobStore:
             found = job_rows.get(connection, id, lock=True)
             if found is None or found.state not in job_rows.ON_A_DEVICE:
                 return False
+            common = {"created_at": time.time(), "project": found.project}
             for file in files:
-                connection.execute(
-                    insert(file_rows).values(created_at=time.time(), project=found.project, **file)
-                )
+                connection.execute(insert(file_rows).values(**common, **file))
                 text = f"New {kind_named(found.kind).product} created: {file['id']}"
                 job_rows.add_event(connection, found, job_rows.message_event(text))
             return job_rows.succeed(connection, id, result=job_rows.as_json(result), report=report)
