@@ -19,7 +19,7 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
 from receivers import Receiver
@@ -29,12 +29,14 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, WebhookOptions
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.kinds import JobError
+from tunewright.kinds.batch.models import INPUT_FILE, BatchRequest, BatchResult, Ending
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
 from tunewright.store import job_rows, outbox
+from tunewright.store.records import JobInput, NewJob
 from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.store import Store
-from tunewright.store.tables import webhook_events
+from tunewright.store.tables import jobs, webhook_events
 from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint, WebhookEvent
 from tunewright.webhooks.addresses import AddressRefused, AllowedHosts, check_url, is_public, open_socket
 from tunewright.webhooks.deliverer import Deliverer, backoff
@@ -99,6 +101,18 @@ def test_the_end_of_a_job_is_told_once(store: Store, state: JobState, end: Calla
     end(store.jobs, job.id)
     store.jobs.fail(job.id, JobError(code="x", message="it has ended already"))
     assert told(store) == [(f"fine_tuning.job.{state.value}", {"id": job.id})]
+
+
+@pytest.mark.parametrize("ending", list(Ending))
+def test_the_end_of_a_batch_is_told_in_the_words_of_openai(store: Store, ending: Ending) -> None:
+    add(store)
+    request = BatchRequest(endpoint="/v1/completions", completion_window="24h", expires_at=2e9)
+    job = store.jobs.create(NewJob("batch", "", request, 0, (JobInput(INPUT_FILE, file_id="file-1"),)))
+    with store.database.begin() as connection:
+        for state in (JobState.QUEUED, JobState.RUNNING):
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=state))
+    store.jobs.succeed(job.id, BatchResult(ending=ending))
+    assert told(store) == [(f"batch.{ending.value}", {"id": job.id})]
 
 
 def _result() -> Any:

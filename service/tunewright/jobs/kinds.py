@@ -22,6 +22,11 @@ class JobResult(BaseModel):
     model: str | None = None
     """Public name of the product; None until it is listed."""
 
+    @property
+    def end(self) -> str:
+        """How the job has ended, in the words of its kind."""
+        return "succeeded"
+
 
 class JobError(BaseModel):
     """Why a job failed."""

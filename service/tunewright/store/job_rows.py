@@ -192,7 +192,7 @@ def move(connection: Connection, id: str, how: Move, *details: str, **values: An
     job = read_one(connection, row)
     add_event(connection, job, message_event(how.text.format(*details), level=how.level))
     if how.target.is_final:
-        tell_end(connection, job.kind, id, how.target, job.project)
+        tell_end(connection, job)
     return job, True
 
 

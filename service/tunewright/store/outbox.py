@@ -13,36 +13,41 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from tunewright.ids import new_id
+from tunewright.store.records import Job
 from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.tables import webhook_deliveries, webhook_endpoints, webhook_events
 
+_ENDS = ("succeeded", "failed", "cancelled")
 _JOBS = {
-    "fine_tuning": "fine_tuning.job",
-    "export": "export",
-    "evaluation": "evaluation",
-    "cleaning": "cleaning",
+    "fine_tuning": ("fine_tuning.job", _ENDS),
+    "batch": ("batch", ("completed", "failed", "expired", "cancelled")),
+    "export": ("export", _ENDS),
+    "evaluation": ("evaluation", _ENDS),
+    "cleaning": ("cleaning", _ENDS),
 }
-_ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+"""What is told of the ends of jobs, by their kinds: the prefix, and the words of `JobResult.end` and `JobState`."""
 ADAPTER_QUARANTINED = "adapter.quarantined"
 ALIAS_ROLLED_BACK = "alias.rolled_back"
 DEPLOYMENT_READY = "deployment.ready"
 DEPLOYMENT_FAILED = "deployment.failed"
 DEPLOYMENT_DELETED = "deployment.deleted"
 EVENT_TYPES = (
-    *(f"{prefix}.{end.value}" for prefix in _JOBS.values() for end in _ENDS),
+    *(f"{prefix}.{end}" for prefix, ends in _JOBS.values() for end in ends),
     DEPLOYMENT_READY,
     DEPLOYMENT_FAILED,
     DEPLOYMENT_DELETED,
     ADAPTER_QUARANTINED,
     ALIAS_ROLLED_BACK,
 )
-"""All types of events; those of fine-tuning jobs are OpenAI's."""
+"""All types of events; those of fine-tuning jobs and batches are OpenAI's."""
 
 
-def tell_end(connection: Connection, kind: str, id: str, state: JobState, project: str) -> None:
-    """Tell that a job of this kind has ended in `state`."""
-    if kind in _JOBS:
-        tell(connection, f"{_JOBS[kind]}.{state.value}", id, project)
+def tell_end(connection: Connection, job: Job) -> None:
+    """Tell that a job has ended."""
+    if job.kind in _JOBS:
+        result = job.result if job.state is JobState.SUCCEEDED else None
+        end = result.end if result is not None else job.state.value
+        tell(connection, f"{_JOBS[job.kind][0]}.{end}", job.id, job.project)
 
 
 def tell(connection: Connection, type: str, id: str, project: str, **more: str | int | None) -> None:

@@ -65,3 +65,7 @@ class BatchResult(JobResult):
     error_file: str | None = None
     ended_at: float = 0.0
     """When the last request had its result, in Unix seconds."""
+
+    @property
+    def end(self) -> str:
+        return self.ending.value
