@@ -196,7 +196,9 @@ async def main(client: Any, setup: OpenAI) -> None:
             lambda: {"grader": GRADER, "model_sample": "a", "item": {"x": "y"}},
         ),
     ):
-        if name == "models.delete" and not isinstance(client, OpenAI):
+        if name == "models.delete" and not (
+            isinstance(client, OpenAI) and client._strict_response_validation
+        ):
             continue  # the service has no more of them
         await call(client, name, expected, make)
 
