@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 from fake_engine import gateway_for
 from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.fine_tuning import creation
-from tunewright.api.http import middleware
+from tunewright.api.http import access
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs import feeds
@@ -1095,7 +1095,7 @@ def test_keys_are_compared_in_constant_time(locked: TestClient, monkeypatch: pyt
             compared.append((given, key))
             return hmac.compare_digest(given, key)
 
-    monkeypatch.setattr(middleware, "hmac", Recorder)
+    monkeypatch.setattr(access, "hmac", Recorder)
     locked.get("/v1/models", headers={"authorization": "Bearer guess"})
     assert compared == [(b"guess", b"the-key-of-16-characters")]
 

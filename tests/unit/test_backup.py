@@ -156,7 +156,7 @@ def test_every_folder_of_the_data_folder_is_archived_or_knowingly_not(tmp_path: 
     """A change that adds a folder decides here, and in backup/create.py, whether a backup needs it."""
     data = Workspace(tmp_path)
     data.create()
-    assert {path.name for path in tmp_path.iterdir()} == {*FOLDERS, "engines", "run", "tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {*FOLDERS, "engines", "run", "tmp", "uploads"}
 
 
 def test_a_product_is_archived_with_the_result_that_says_it_is_whole(used: Used, tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_published_twice_after_a_crash_it_is_one_file(world: World, monkeypatch:
     succeed, calls = world.store.jobs.succeed, []
 
     def crash_first(*args: Any, **values: Any) -> bool:
-        calls.append(values["file"]["id"])
+        calls.append(values["files"][0]["id"])
         if len(calls) == 1:
             assert world.data.file(calls[0]).is_file()
             raise OSError("killed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,13 +106,15 @@ def asking(api: TestClient, answer: Any) -> list[dict[str, Any]]:  # noqa: F811
     """Make the gateway answer so, or raise that; what it is asked is in the list."""
     asked = []
 
-    async def ask(body: dict[str, Any]) -> tuple[int, bytes]:
+    async def ask(body: dict[str, Any], project: str) -> tuple[int, bytes]:
+        assert project == "default"
         asked.append(body)
         if isinstance(answer, Exception):
             raise answer
         return answer  # type: ignore[no-any-return]
 
-    object.__setattr__(api.app.state.context, "ask", ask)  # type: ignore[attr-defined]
+    state = api.app.state  # type: ignore[attr-defined]
+    state.context = replace(state.context, ask_by_name=ask)
     return asked
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def _open_read_only(path: Path, alone: bool = False, timeout: float = _BUSY_SECO
 class Changes:
     """Says whether a SQLite database was changed, by any process. Costs a few microseconds and never waits.
 
-    Not thread-safe, and opened at the first question: a connection must not be carried into a forked process.
+    Opened at the first question: a connection must not be carried into a forked process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,6 +69,8 @@ class Changes:
         self._cursor: sqlite3.Cursor | None = None
         self._opened = 0
         """How often a connection was opened: each counts commits from a number of its own."""
+        self._alone = threading.Lock()
+        """Two threads in one cursor would end the process."""
 
     def version(self) -> tuple[int, int] | None:
         """A value that is another one after each commit of any other connection; None where SQLite cannot tell it now.
@@ -75,17 +78,23 @@ class Changes:
         A commit is seen as soon as it is done, since `data_version` compares the header of the write-ahead log's index,
         which all processes share in memory. In other journal modes it reads a counter in the file.
         """
-        try:
-            if self._cursor is None:
-                self._opened += 1
-                self._cursor = _open_read_only(self._path, timeout=0).cursor()
-            # All rows are fetched, so that the statement ends: within one, SQLite keeps to the version it has begun on.
-            return self._opened, int(self._cursor.execute("PRAGMA data_version").fetchall()[0][0])
-        except sqlite3.Error:
-            self.close()
-            return None
+        with self._alone:
+            try:
+                if self._cursor is None:
+                    self._opened += 1
+                    self._cursor = _open_read_only(self._path, timeout=0).cursor()
+                # All rows are fetched, so that the statement ends: within one, SQLite keeps to the version it has begun
+                # on.
+                return self._opened, int(self._cursor.execute("PRAGMA data_version").fetchall()[0][0])
+            except sqlite3.Error:
+                self._close()
+                return None
 
     def close(self) -> None:
+        with self._alone:
+            self._close()
+
+    def _close(self) -> None:
         if self._cursor is not None:
             self._cursor.connection.close()
             self._cursor = None

@@ -73,7 +73,7 @@ class ServiceContext:
     """Tests that run at the same time."""
     keyring: Keyring | None = None
     """The keys that requests come with; made of the store where it is not given."""
-    _within: dict[str, Self] = field(default_factory=dict)
+    _within: dict[str, Self] = field(default_factory=dict, init=False)
     """The contexts of the projects that have sent requests lately."""
 
     def __post_init__(self) -> None:
