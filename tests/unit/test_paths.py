@@ -46,7 +46,7 @@ def test_what_a_service_writes_is_its_users_alone(tmp_path: Path) -> None:
     folder.mkdir(mode=0o755)
     program = (
         "import os, sys; from tunewright import serve\n"
-        "serve._run = lambda settings, workspace, listener: os.mkdir(workspace.path / 'made') or 0\n"
+        "serve._run = lambda settings, workspace, listener, keep_log: os.mkdir(workspace.path / 'made') or 0\n"
         f"os.umask(0o022); sys.exit(serve.main(['--port', '0', '--data-dir', {str(folder)!r}]))"
     )
     program = program.replace(
