@@ -200,7 +200,7 @@ def test_without_a_key_the_job_is_created_and_says_that_it_is_not_reported(api: 
     ("integrations", "param"),
     [
         ([{"type": "aim", "wandb": {"project": "a"}}], "integrations.0.type"),
-        ([{"type": "wandb"}], "integrations.0"),
+        ([{"type": "wandb"}], "integrations.0.wandb"),
         ([{"type": "wandb", "wandb": {}}], "integrations.0.wandb.project"),
         ([{"type": "wandb", "wandb": {"project": "a", "key": "secret"}}], "integrations.0.wandb.key"),
         ([ASKED, ASKED], "integrations"),

@@ -810,7 +810,7 @@ def test_a_repeated_request_makes_one_endpoint(api: TestClient, store: Store) ->
     ("fields", "param"),
     [
         ({"url": "http://ci.example.com"}, "url"), ({"url": "https://10.0.0.1"}, "url"), ({"url": ""}, "url"),
-        ({"event_types": []}, "event_types"), ({"event_types": ["batch.completed"]}, "event_types"),
+        ({"event_types": []}, "event_types"), ({"event_types": ["batch.done"]}, "event_types"),
         ({"event_types": "x"}, "event_types"), ({"name": ""}, "name"), ({"name": "a\0"}, "name"),
         ({"secret": "mine"}, "secret"),
     ],
