@@ -6,7 +6,8 @@ import asyncio
 import multiprocessing
 import threading
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -357,3 +358,23 @@ async def test_no_adapter_is_unloaded_under_a_request_that_read_it_as_loaded(
     assert draining.exitcode == 0
     assert rounds.value >= 100
     assert min(used, refused) > 20
+
+
+def test_what_another_event_loop_asks_is_read_for_it_alone() -> None:
+    """A future of one loop is never set in another."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(names: Sequence[str]) -> dict[str, str]:
+        begun.set()
+        go_on.wait(10)
+        return {name: name.upper() for name in names}
+
+    lookups: Lookups[str, str] = Lookups(slow, None)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(asyncio.run, lookups.find("a"))
+        assert begun.wait(10)
+        second = pool.submit(asyncio.run, lookups.find("a"))
+        time.sleep(0.05)
+        go_on.set()
+        assert (first.result(10), second.result(10)) == ("A", "A")
+    assert asyncio.run(lookups.find("b")) == "B", "the first loop is closed"

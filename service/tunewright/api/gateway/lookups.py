@@ -43,7 +43,8 @@ def names_of(store: Store) -> Callable[[Sequence[InProject]], dict[InProject, Na
 
 
 class Lookups(Generic[Asked, Found]):
-    """Used from one event loop only. `read` finds all that it is asked for; `changes` are those of its database.
+    """Used from one event loop; what another one asks meanwhile is read for it alone. `read` finds all that it is asked
+    for; `changes` are those of its database.
 
     On SQLite, names are kept until something was committed to the database, which is seen at each question, without a
     thread. Elsewhere, nothing is kept.
@@ -61,9 +62,12 @@ class Lookups(Generic[Asked, Found]):
         self._asked: dict[Asked, asyncio.Future[Found]] = {}
         """The names that will be read next: their read has not begun."""
         self._reads: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def find(self, name: Asked) -> Found:
         """What the name stands for, at a moment after the call."""
+        if not self._is_own(asyncio.get_running_loop()):
+            return (await asyncio.to_thread(self._read_all, [name]))[name]
         if self._changes is not None:
             version = self._changes.version()
             if version is None or version != self._version:
@@ -78,6 +82,14 @@ class Lookups(Generic[Asked, Found]):
                 loop.call_soon(self._begin_reads)
             asked = self._asked[name] = loop.create_future()
         return await asyncio.shield(asked)  # others may wait for it
+
+    def _is_own(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it is used from this event loop: the first one, and the next one where that is closed."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = loop
+            self._asked.clear()
+            self._reads.clear()
+        return self._loop is loop
 
     def close(self) -> None:
         if self._changes is not None:
