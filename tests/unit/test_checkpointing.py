@@ -98,7 +98,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def machine_with(*devices: str) -> Machine:
-    store: Any = SimpleNamespace(deployments=SimpleNamespace(all=list))
+    store: Any = SimpleNamespace(deployments=SimpleNamespace(everywhere=list))
     return machine_beside_engines(Settings(), store, devices)
 
 
