@@ -5,32 +5,24 @@ A batch is a job. It has no pausing, and its cancellation ends it with what is d
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Request
-from fastapi.responses import PlainTextResponse, Response
 
 from tunewright.api.batches.creation import create_batch
 from tunewright.api.batches.schemas import BatchEventObject, BatchObject, CreateBatch
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.events import (
-    LOGS,
-    events_page,
-    events_responses,
-    events_stream,
-    log_of,
-    wanted_metadata,
-)
-from tunewright.api.jobs.routes import LastEventId, Limit, Stream, Tail, find_job
+from tunewright.api.jobs.events import wanted_metadata
+from tunewright.api.jobs.routes import Limit, add_output_routes, find_job
 from tunewright.kinds import BATCH
 from tunewright.store.records import Job
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"])
 
 BatchId = Annotated[str, Path(alias="batch_id")]
+_NOT_FOUND = "batch_not_found"
 
 
 @router.post("", summary="Create a batch", responses=responses(400, 429, 503, 507))
@@ -71,40 +63,22 @@ def cancel(context: Context, batch_id: BatchId) -> BatchObject:
     return _show(context, context.store.ends.ask(job.id) or _find(context, batch_id))
 
 
-@router.get(
-    "/{batch_id}/events",
-    summary="List or stream a batch's events",
-    response_model=Page[BatchEventObject],
-    responses={**events_responses(BATCH), **responses(400, 404, 429)},
+add_output_routes(
+    router,
+    BATCH,
+    param="batch_id",
+    not_found=_NOT_FOUND,
+    event=BatchEventObject,
+    show_event=BatchEventObject.of,
+    one="a batch",
+    log="the batch's own log",
+    logs="The output of its process. Empty before it starts, and once the folder of an ended batch was removed\n"
+    "(`--keep-job-folders-days`).",
 )
-async def events(
-    context: Context,
-    batch_id: BatchId,
-    after: After = None,
-    limit: Limit = 20,
-    stream: Stream = False,
-    last_event_id: LastEventId = None,
-) -> Any:
-    job = await asyncio.to_thread(_find, context, batch_id)
-    if stream:
-        return await events_stream(context, job, after or last_event_id, BatchEventObject.of)
-    return await events_page(context, job, after, limit, BatchEventObject.of)
-
-
-@router.get(
-    "/{batch_id}/logs",
-    summary="Read the batch's own log",
-    response_class=PlainTextResponse,
-    responses={**LOGS, **responses(400, 404)},
-)
-def logs(context: Context, batch_id: BatchId, tail: Tail = None) -> Response:
-    """The output of its process. Empty before it starts, and once the folder of an ended batch was removed
-    (`--keep-job-folders-days`)."""
-    return log_of(context, _find(context, batch_id), tail)
 
 
 def _find(context: ServiceContext, id: str) -> Job:
-    return find_job(context, BATCH, id, param="batch_id", code="batch_not_found")
+    return find_job(context, BATCH, id, param="batch_id", code=_NOT_FOUND)
 
 
 def _show(context: ServiceContext, job: Job) -> BatchObject:

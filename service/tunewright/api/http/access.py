@@ -36,8 +36,9 @@ class Need(Enum):
 
 
 _READ, _INFER, _TRAIN, _ADMIN = Scope.READ, Scope.INFER, Scope.TRAIN, Scope.ADMIN
+_BATCH = "batches/{batch_id}"
+"""A job whose creation is a generation, and that is not paused."""
 _JOBS = (
-    "batches/{batch_id}",
     "cleanings/{cleaning_id}",
     "evaluations/{evaluation_id}",
     "exports/{export_id}",
@@ -62,7 +63,7 @@ _needs(
     _INFER,
     "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/embeddings",
     "POST /v1/tokenize", "POST /v1/detokenize", "POST /v1/fine_tuning/alpha/graders/run",
-    "POST /v1/fine_tuning/alpha/graders/validate", "POST /v1/batches", "POST /v1/batches/{batch_id}/cancel",
+    "POST /v1/fine_tuning/alpha/graders/validate", "POST /v1/batches", f"POST /v1/{_BATCH}/cancel",
 )  # fmt: skip
 _needs(
     _READ,
@@ -89,10 +90,10 @@ _needs(
     "POST /v1/evaluations/{evaluation_id}/ratings", "POST /v1/uploads", "POST /v1/uploads/{upload_id}/parts",
     "POST /v1/uploads/{upload_id}/complete", "POST /v1/uploads/{upload_id}/cancel",
 )  # fmt: skip
-for _job in _JOBS:
+for _job in (_BATCH, *_JOBS):
     _all = _job.rpartition("/")[0]
     _needs(_READ, f"GET /v1/{_all}", f"GET /v1/{_job}", f"GET /v1/{_job}/events", f"GET /v1/{_job}/logs")
-for _job in _JOBS[1:]:  # a batch is a generation, and is not paused
+for _job in _JOBS:
     _all = _job.rpartition("/")[0]
     _needs(
         _TRAIN, f"POST /v1/{_all}", *(f"POST /v1/{_job}/{action}" for action in ("cancel", "pause", "resume"))

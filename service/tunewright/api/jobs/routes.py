@@ -87,7 +87,6 @@ def add_job_routes(
     # No dependency finds the job: it would answer 404 before the other parameters are validated.
     JobId = Annotated[str, Path(alias=param)]  # noqa: N806 (a type)
     job_page: Any = Page[schemas.job]  # type: ignore[name-defined]
-    event_page: Any = Page[schemas.event]  # type: ignore[name-defined]
     paused = texts.one.replace(" ", " paused ", 1).replace("an paused", "a paused")
 
     @router.get(
@@ -128,9 +127,37 @@ def add_job_routes(
     )
     add_action("resume", f"Resume {paused}", texts.resume, resume)
 
+    add_output_routes(
+        router, kind, param=param, not_found=texts.not_found, event=schemas.event, show_event=schemas.show_event,
+        one=texts.one, log=texts.log, logs=texts.logs,
+    )  # fmt: skip
+
+
+def add_output_routes(
+    router: APIRouter,
+    kind: Kind,
+    *,
+    param: str,
+    not_found: str,
+    event: type[Wire],
+    show_event: Callable[[JobEvent], Any],
+    one: str,
+    log: str,
+    logs: str,
+) -> None:
+    """Add the routes of a job's events and of its log. The other arguments are those of `add_job_routes`, `JobSchemas`
+    and `RouteTexts`."""
+
+    def find(context: ServiceContext, id: str) -> Job:
+        return find_job(context, kind, id, param=param, code=not_found)
+
+    JobId = Annotated[str, Path(alias=param)]  # noqa: N806 (a type)
+    item = f"/{{{param}}}"
+    event_page: Any = Page[event]  # type: ignore[valid-type]
+
     @router.get(
         f"{item}/events",
-        summary=f"List or stream {texts.one}'s events",
+        summary=f"List or stream {one}'s events",
         response_model=event_page,
         responses={**events_responses(kind), **responses(400, 404, 429)},
     )
@@ -144,15 +171,16 @@ def add_job_routes(
     ) -> Any:
         job = await asyncio.to_thread(find, context, job_id)
         if stream:
-            return await events_stream(context, job, after or last_event_id, schemas.show_event)
-        return await events_page(context, job, after, limit, schemas.show_event)
+            return await events_stream(context, job, after or last_event_id, show_event)
+        return await events_page(context, job, after, limit, show_event)
 
     @router.get(
         f"{item}/logs",
-        summary=f"Read {texts.log}",
+        name="logs",
+        summary=f"Read {log}",
         response_class=PlainTextResponse,
         responses={**LOGS, **responses(400, 404)},
-        description=texts.logs,
+        description=logs,
     )
-    def logs(context: Context, job_id: JobId, tail: Tail = None) -> Response:
+    def read_log(context: Context, job_id: JobId, tail: Tail = None) -> Response:
         return log_of(context, find(context, job_id), tail)
