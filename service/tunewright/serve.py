@@ -19,7 +19,8 @@ from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, ser
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.config import ServerOptions, Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
-from tunewright.errors import TunewrightError
+from tunewright.engine.placement import options_of_bases
+from tunewright.errors import InvalidRequest, TunewrightError
 from tunewright.kinds.fine_tuning.reporting import why_no_mlflow, why_no_tensorboard
 from tunewright.log_files import keep_small
 from tunewright.logs import configure_logging
@@ -59,8 +60,8 @@ def main(argv: list[str]) -> int:
         return 1
     configure_logging(settings.processes.log_level, settings.telemetry.log_format)
     try:
-        find_devices(settings.processes)
-    except RuntimeError as error:
+        options_of_bases(settings, find_devices(settings.processes))
+    except (RuntimeError, InvalidRequest) as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
     workspace = Workspace(settings.storage.data_dir)

@@ -52,6 +52,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_cpu_loras": (["--max-cpu-loras", "3"], "3", 3),
     "kv_cache_memory": (["--kv-cache-memory", "1GiB"], "1GiB", 2**30),
     "gpu_memory_utilization": (["--gpu-memory-utilization", "0.5"], "0.5", 0.5),
+    "tensor_parallel_size": (["--tensor-parallel-size", "2"], "2", 2),
     "tool_call_parser": (["--tool-call-parser", "hermes"], "hermes", "hermes"),
     "trust_remote_code": (["--trust-remote-code", EMBEDDED_BASE], EMBEDDED_BASE, [EMBEDDED_BASE]),
     "vllm_arg": (

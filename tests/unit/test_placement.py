@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,67 @@ def test_the_operators_arguments_win_over_ours_but_not_over_a_deployments() -> N
     assert value(command(options, vllm_arg=theirs), "--gpu-memory-utilization") == "0.9"
     assert value(command(options, "new", vllm_arg=theirs), "--gpu-memory-utilization") == "0.250"
     assert "--seed" in command(options, "new", vllm_arg="--seed 1")
+
+
+FOUR = ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+
+
+def test_bases_are_split_over_groups_of_gpus() -> None:
+    split = Settings(
+        base=["a=/x", "b=/y", "c=/z"], gpu_memory_utilization=0.6, tensor_parallel_size=2, device="cuda"
+    )
+    found = options_of_bases(split, FOUR)
+    assert {name: (o.devices, o.gpu_memory_utilization) for name, o in found.items()} == {
+        "a": (("cuda:0", "cuda:1"), 0.3),
+        "b": (("cuda:2", "cuda:3"), 0.6),
+        "c": (("cuda:0", "cuda:1"), 0.3),
+    }
+    assert set(options_of_bases(split, FOUR[:3])) == {"a", "b", "c"}, "the third GPU is left for jobs"
+    assert {o.devices for o in options_of_bases(split, FOUR[:3]).values()} == {("cuda:0", "cuda:1")}
+
+
+@pytest.mark.parametrize(
+    ("devices", "why"),
+    [(TWO, "this machine has 2"), (["cpu"], "this machine has none, and the CPU is one device")],
+)
+def test_bases_are_not_split_over_more_gpus_than_there_are(devices: list[str], why: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        options_of_bases(settings(tensor_parallel_size=3), devices)
+    assert str(refused.value) == f"--tensor-parallel-size 3: {why}."
+    with pytest.raises(InvalidRequest, match=why) as refused:
+        placed({"tensor_parallel_size": 3}, {}, devices)
+    assert refused.value.param == "engine.tensor_parallel_size"
+
+
+@pytest.mark.parametrize("argument", ["--tensor-parallel-size=2", "--tensor-parallel-size 2", "-tp 2"])
+def test_the_service_has_to_know_how_many_gpus_an_engine_has(argument: str) -> None:
+    with pytest.raises(InvalidRequest, match="by --tensor-parallel-size of the service"):
+        options_of_bases(settings(vllm_arg=argument), TWO)
+
+
+def test_a_deployment_is_split_over_the_gpus_with_the_most_memory_left() -> None:
+    taken = {"a": on("cuda:0", 0.5), "b": EngineOptions("cuda:2", ["cuda:3"], gpu_memory_utilization=0.2)}
+    new = placed({"tensor_parallel_size": 2}, taken, FOUR)
+    assert (new.devices, new.gpu_memory_utilization) == (("cuda:1", "cuda:2"), 0.3)
+    named = placed({"tensor_parallel_size": 2, "device": "cuda:0"}, taken, FOUR)
+    assert (named.devices, named.gpu_memory_utilization) == (("cuda:0", "cuda:1"), 0.3)
+    assert placed({"device": "cuda:0"}, taken, FOUR, tensor_parallel_size=2).devices == ("cuda:0",)
+    assert placed({}, taken, FOUR, tensor_parallel_size=4).devices == (*FOUR[1:], "cuda:0")
+
+
+def test_each_gpu_of_a_split_deployment_needs_room() -> None:
+    taken = {"a": on("cuda:0", 0.9), "b": EngineOptions("cuda:2", ["cuda:3"], gpu_memory_utilization=0.9)}
+    with pytest.raises(InvalidRequest, match=r"0\.05 is left") as refused:
+        placed({"tensor_parallel_size": 2, "gpu_memory_utilization": 0.3}, taken, FOUR)
+    assert refused.value.code == "does_not_fit"
+    split = EngineOptions("cuda:1", ["cuda:0"], gpu_memory_utilization=0.3)
+    assert not still_fits(split, FOUR, taken)
+    assert not still_fits(split, ["cuda:1"], {})
+    assert still_fits(split, FOUR, {})
+
+
+def test_a_split_engine_sees_its_gpus_and_splits_its_model() -> None:
+    assert engine_environment("cuda:1", "cuda:3")["CUDA_VISIBLE_DEVICES"] == "1,3"
+    split = command(EngineOptions("cuda:1", ["cuda:3"], gpu_memory_utilization=0.3, max_loras=4))
+    assert value(split, "--tensor-parallel-size") == "2"
+    assert "--tensor-parallel-size" not in command(replace(on("cuda:1", 0.3), max_loras=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,13 @@ def test_a_deployment_has_what_it_asks_for_and_else_as_many_as_fit() -> None:
 
     assert deployed({}) is None
     assert deployed({"max_loras": 2}) == 2
+
+
+def test_each_of_several_gpus_has_a_part_of_the_weights_and_of_the_cache() -> None:
+    def counted(gpus: int, cost: BaseCost = SEVEN) -> int:
+        others = [f"cuda:{index}" for index in range(1, gpus)]
+        return choose_slots(options(other_devices=others), cost, A100).count
+
+    assert [counted(gpus) for gpus in (1, 2, 4, 8)] == [21, 33, 39, 42]
+    assert SEVEN.kv_heads == 4
+    assert counted(8, replace(SEVEN, kv_heads=8)) > counted(8), "the cache is split over its heads at most"

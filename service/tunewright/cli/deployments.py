@@ -29,6 +29,7 @@ def deployments() -> None:
 @click.argument("model")
 @click.option("--device", help="auto, cpu, cuda:0, ...  [default: auto, the one with the most memory left]")
 @click.option("--gpu-memory-utilization", type=float, metavar="SHARE", help="Share of the GPU's memory.")
+@click.option("--tensor-parallel-size", type=int, metavar="N", help="GPUs over which the model is split.")
 @click.option("--kv-cache-memory", metavar="SIZE", help="KV cache on the CPU, e.g. 256MiB.")
 @click.option("--max-model-len", type=int, metavar="TOKENS", help="Longest prompt and answer together.")
 @click.option("--max-num-seqs", type=int, metavar="N", help="Requests in one batch.")

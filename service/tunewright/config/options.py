@@ -171,6 +171,13 @@ class ServingOptions(Group):
         description="Share of a GPU's memory for serving, over all bases on it; the rest is for training, and for"
         " deployments.",
     )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs over which each base is split, for one that is larger than a GPU; a deployment may ask for"
+        " another number.",
+    )
     tool_call_parser: str | None = Field(
         None,
         description="vLLM's tool call parser for the bases. Default: what a base's template and tokens call for.",

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunewright import tracing
@@ -26,8 +26,10 @@ class EngineOptions:
     """The options of one engine, with every `auto` resolved."""
 
     device: str
+    other_devices: list[str] = field(default_factory=list)
+    """GPUs beside `device` that hold a part of each layer (tensor parallelism)."""
     gpu_memory_utilization: float | None = None
-    """Share of the GPU's memory; None on the CPU."""
+    """Share of each GPU's memory; None on the CPU."""
     kv_cache_memory: int | None = None
     """Bytes; None on a GPU, where it is the rest of the share of memory."""
     enable_lora: bool = True
@@ -47,6 +49,10 @@ class EngineOptions:
     specialize_active_lora: bool = False
     """Whether vLLM looks at the number of active adapters in a batch, with CUDA graphs for 1, 2, 4, ... of them. Chosen
     each time the engine starts."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (self.device, *self.other_devices)
 
     @property
     def on_gpu(self) -> bool:
@@ -107,6 +113,8 @@ def _arguments(options: EngineOptions) -> list[str]:
         value = getattr(options, name)
         if value is not None:
             arguments += ["--" + name.replace("_", "-"), str(value)]
+    if options.other_devices:
+        arguments += ["--tensor-parallel-size", str(len(options.devices))]
     if options.dtype != "auto":
         arguments += ["--dtype", options.dtype]
     if options.enforce_eager:
@@ -114,9 +122,10 @@ def _arguments(options: EngineOptions) -> list[str]:
     return arguments
 
 
-def engine_environment(device: str) -> dict[str, str]:
-    """Environment variables in addition to the inherited ones. Loading adapters at run time and listing those in memory
-    need vLLM's development routes. Its API key does not protect these, so the engine listens on a private socket."""
+def engine_environment(*devices: str) -> dict[str, str]:
+    """Environment variables of an engine on these devices, in addition to the inherited ones. Loading adapters at run
+    time and listing those in memory need vLLM's development routes. Its API key does not protect these, so the engine
+    listens on a private socket."""
     environment = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_SERVER_DEV_MODE": "1",
@@ -130,8 +139,9 @@ def engine_environment(device: str) -> dict[str, str]:
         "VLLM_PROCESS_NAME_PREFIX": "VLLM",  # the titles by which its processes are recognized
         "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": "10",  # seconds; while one template renders, no other does
     }
-    if device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+    gpus = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     else:
         # vLLM's server would start new interpreters otherwise, which takes three times as long (vllm_forks)
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork")

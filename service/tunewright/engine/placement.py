@@ -1,7 +1,8 @@
 """Chooses the device of each engine, and its share of the device's memory. Only computes; starts nothing.
 
 Bases are distributed over the devices at start; deployments are placed one by one, beside the existing engines. On a
-GPU the shares of all engines together have a limit; on the CPU a deployment must fit into the free memory.
+GPU the shares of all engines together have a limit; on the CPU a deployment must fit into the free memory. An engine
+that is split over several GPUs (tensor parallelism) has the same share of each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunewright.config import ServingOptions, Settings
+from tunewright.engine.arguments import last_given
 from tunewright.engine.command import EngineOptions
 from tunewright.errors import InvalidRequest
 
@@ -25,20 +27,31 @@ _CLOSE = 1e-6
 
 
 def options_of_bases(settings: Settings, devices: Sequence[str]) -> dict[str, EngineOptions]:
-    """The options of the service's bases, by name."""
-    placed = [(base.name, devices[i % len(devices)]) for i, base in enumerate(settings.models.bases)]
+    """The options of the service's bases, by name. Raises InvalidRequest where they are to be split over more GPUs than
+    there are."""
+    size = settings.serving.tensor_parallel_size
+    if any(last_given(settings.serving.vllm_args, name) for name in ("--tensor-parallel-size", "-tp")):
+        raise InvalidRequest(
+            "--vllm-arg: an engine is split over several GPUs by --tensor-parallel-size of the service, which gives it "
+            "the GPUs."
+        )
+    refusal = _not_split(size, devices)
+    if refusal is not None:
+        raise InvalidRequest(f"--tensor-parallel-size {size}: {refusal}.")
+    groups = [devices[first : first + size] for first in range(0, len(devices) - size + 1, size)]
+    placed = [(base.name, groups[i % len(groups)]) for i, base in enumerate(settings.models.bases)]
     on_device: dict[str, int] = {}
-    for _, device in placed:
-        on_device[device] = on_device.get(device, 0) + 1
+    for _, group in placed:
+        on_device[group[0]] = on_device.get(group[0], 0) + 1
     return {
         name: _options(
             settings.serving,
             {},
-            device,
-            share=settings.serving.gpu_memory_utilization / on_device[device],
+            group,
+            share=settings.serving.gpu_memory_utilization / on_device[group[0]],
             weights=None,
         )
-        for name, device in placed
+        for name, group in placed
     }
 
 
@@ -54,7 +67,8 @@ def place(
 ) -> EngineOptions:
     """The options of a new deployment beside `others`: all other engines, by the names of their models.
 
-    `asked`: fields of `EngineOptions`; `device` may be "auto". `weights`: size of the model's files in bytes, if known.
+    `asked`: fields of `EngineOptions`, with a `tensor_parallel_size` for `other_devices`; `device` may be "auto".
+    `weights`: size of the model's files in bytes, if known.
     `free_memory`: bytes of the machine's memory that are free and not reserved. Raises InvalidRequest, with the
     numbers, where the deployment does not fit, and where the device does not exist.
     """
@@ -63,8 +77,17 @@ def place(
         raise InvalidRequest(
             f"There is no device {device} here: {', '.join(devices)}.", param="engine.device"
         )
+    size = asked.get("tensor_parallel_size", serving.tensor_parallel_size if device == "auto" else 1)
+    refusal = _not_split(size, devices)
+    if refusal is not None:
+        raise InvalidRequest(
+            f"The model cannot be split over {size} GPUs: {refusal}.", param="engine.tensor_parallel_size"
+        )
+    emptiest = sorted(devices, key=lambda one: -_left(one, others))  # of equals the first
     if device == "auto":
-        device = max(devices, key=lambda one: _left(one, others))  # the first of those with the most left
+        device = emptiest[0]
+    group = [device, *(one for one in emptiest if one != device)][:size]
+    asked = {name: value for name, value in asked.items() if name != "tensor_parallel_size"}
     if device.startswith("cuda"):
         if "kv_cache_memory" in asked:
             raise InvalidRequest(
@@ -72,23 +95,23 @@ def place(
                 "in it.",
                 param="engine.kv_cache_memory",
             )
-        share = _share(device, asked.get("gpu_memory_utilization"), devices, others)
-        return _options(serving, asked, device, share=share, weights=weights)
+        fullest = min(group, key=lambda one: _left(one, others))
+        share = _share(fullest, asked.get("gpu_memory_utilization"), devices, others)
+        return _options(serving, asked, group, share=share, weights=weights)
     if "gpu_memory_utilization" in asked:
         raise InvalidRequest(
             "gpu_memory_utilization is for GPUs; on the CPU ask for a kv_cache_memory.",
             param="engine.gpu_memory_utilization",
         )
-    options = _options(serving, asked, device, share=None, weights=weights)
+    options = _options(serving, asked, group, share=None, weights=weights)
     _refuse_unfit(model, options, free_memory)
     return options
 
 
 def still_fits(options: EngineOptions, devices: Sequence[str], others: Mapping[str, EngineOptions]) -> bool:
     """Whether a deployment may stay where it was placed. Devices and bases may have changed since."""
-    if options.device not in devices:
-        return False
-    return (options.gpu_memory_utilization or 0.0) <= _left(options.device, others) + _CLOSE
+    share = options.gpu_memory_utilization or 0.0
+    return all(one in devices and share <= _left(one, others) + _CLOSE for one in options.devices)
 
 
 def needed_on_cpu(options: EngineOptions) -> int:
@@ -101,11 +124,12 @@ def needed_on_cpu(options: EngineOptions) -> int:
 def _options(
     serving: ServingOptions,
     asked: Mapping[str, Any],
-    device: str,
+    devices: Sequence[str],
     *,
     share: float | None,
     weights: int | None,
 ) -> EngineOptions:
+    device, *other_devices = devices
     on_gpu = device.startswith("cuda")
     defaults: dict[str, Any] = {
         "max_loras": serving.slots(on_gpu=on_gpu),
@@ -116,11 +140,20 @@ def _options(
         defaults["kv_cache_memory"] = int(serving.kv_cache_memory)
     fixed = {
         "device": device,
+        "other_devices": other_devices,
         "gpu_memory_utilization": share if on_gpu else None,
         "enforce_eager": asked.get("enforce_eager", False) or not on_gpu,
         "weights_bytes": weights,
     }
     return EngineOptions(**{**defaults, **asked, **fixed})
+
+
+def _not_split(size: int, devices: Sequence[str]) -> str | None:
+    """Why a model cannot be split over so many of the devices; None if it can."""
+    gpus = sum(device.startswith("cuda") for device in devices)
+    if size == 1 or size <= gpus:
+        return None
+    return f"this machine has {gpus}" if gpus else "this machine has none, and the CPU is one device"
 
 
 def _left(device: str, others: Mapping[str, EngineOptions]) -> float:
@@ -130,7 +163,9 @@ def _left(device: str, others: Mapping[str, EngineOptions]) -> float:
 
 def _shares(device: str, others: Mapping[str, EngineOptions]) -> list[tuple[str, float]]:
     """Names of the engines on a device, and their shares of its memory."""
-    return [(name, one.gpu_memory_utilization or 0.0) for name, one in others.items() if one.device == device]
+    return [
+        (name, one.gpu_memory_utilization or 0.0) for name, one in others.items() if device in one.devices
+    ]
 
 
 def _fitting(left: float) -> float:

@@ -49,6 +49,8 @@ class BaseCost:
     """Longest request in tokens."""
     token: int
     """Bytes of the KV cache for one token, at most."""
+    kv_heads: int = 1
+    """Over so many GPUs at most the KV cache is split."""
 
     def slot(self, options: EngineOptions) -> int:
         """Bytes of a slot."""
@@ -86,6 +88,7 @@ def cost_of(shape: ModelShape) -> BaseCost:
         adapter=max(adapter_parameters(shape.adapted("all-linear"), 1), _by_config(shape)),
         layers=shape.layers,
         context=shape.context,
+        kv_heads=shape.kv_heads,
         token=2 * 2 * shape.layers * shape.kv_heads * shape.head_dim,
     )
 
@@ -114,7 +117,9 @@ def with_slots(
 
 
 def choose_slots(options: EngineOptions, cost: BaseCost | None, memory: int) -> Slots:
-    """The slots of an engine on a GPU with so many bytes of memory (0: unknown), of which it has a share.
+    """The slots of an engine on a GPU with so many bytes of memory (0: unknown), of which it has a share. On several
+    GPUs each has a part of the weights and of the KV cache; of an adapter vLLM has one half whole on each, so a slot
+    is counted whole.
 
     A number that is set holds. Else it is 4 to 64, at most `max_cpu_loras`: as many as fit into `SHARE` of what
     weights, workspace and one request of the longest length leave. CUDA graphs by the number of active adapters count
@@ -126,8 +131,9 @@ def choose_slots(options: EngineOptions, cost: BaseCost | None, memory: int) -> 
         return _unknown(options, min(LEAST, most), unknown)
     slot = cost.slot(options)
     own = int((options.gpu_memory_utilization or 0.0) * memory)
-    request = cost.token * (options.max_model_len or cost.context)
-    room = max(0, int(SHARE * (own - cost.weights - WORKSPACE - request)))
+    gpus = len(options.devices)
+    request = cost.token * (options.max_model_len or cost.context) // min(gpus, cost.kv_heads)
+    room = max(0, int(SHARE * (own - cost.weights // gpus - WORKSPACE - request)))
 
     def fits(count: int, *, graphs: bool) -> bool:
         return count * slot + (cost.graphs(count, options) if graphs else 0) <= room

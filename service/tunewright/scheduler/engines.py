@@ -248,7 +248,7 @@ class EngineKeeper:
 
     def _launch(self, served: Served, command: list[str]) -> None:
         """Start the process; on the CPU as soon as the one that it is forked from has imported vLLM."""
-        device, log_file = served.options.device, self._log(served)
+        devices, log_file = served.options.devices, self._log(served)
         if not served.options.on_gpu and not self._forks.prepare():
             return
         tagged = leftovers.prepare(self._workspace.engine(served.name), short_temporary_folder())
@@ -257,7 +257,7 @@ class EngineKeeper:
             record=self._record(served),
             log_file=log_file,
             environment=child_environment(
-                engine_environment(device) | tracing_environment(self._settings) | tagged
+                engine_environment(*devices) | tracing_environment(self._settings) | tagged
             ),
             lifeline=self._lifeline,
             name=f"engine {served.name}",
@@ -266,7 +266,8 @@ class EngineKeeper:
         served.command = served.parts = None
         served.started_at = time.monotonic()
         served.probes_failed = served.faults = 0
-        log.info("engine %s starts on %s (pid %s, log %s)", served.name, device, served.process.pid, log_file)
+        on, pid = ", ".join(devices), served.process.pid
+        log.info("engine %s starts on %s (pid %s, log %s)", served.name, on, pid, log_file)
 
     def _check_health(self, served: Served) -> None:
         """Probe a running engine, with at most one probe at a time."""

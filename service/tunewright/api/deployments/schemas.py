@@ -33,6 +33,11 @@ class EngineBody(Body):
         description="Share of the GPU's memory. All engines on one have 0.95 at most. Left out: what is left, and 0.3 "
         "at most.",
     )
+    tensor_parallel_size: Annotated[int, Field(strict=True, ge=1, le=64)] | None = Field(
+        None,
+        description="GPUs over which the model is split. Left out: --tensor-parallel-size where the device is auto, "
+        "and 1 where it is named.",
+    )
     kv_cache_memory: Annotated[Size | None, WithJsonSchema(_SIZE_SCHEMA)] = Field(
         None,
         description="On the CPU: size of the KV cache, in bytes or like 512MiB. Left out: --kv-cache-memory.",
@@ -86,6 +91,9 @@ class EngineOptionsObject(Wire):
     """The options with which its vLLM runs; null where vLLM chooses itself."""
 
     device: str
+    other_devices: list[str] = Field(
+        [], description="GPUs beside `device` that hold a part of each layer (tensor parallelism)."
+    )
     gpu_memory_utilization: float | None = Field(description="Null on the CPU.")
     kv_cache_memory: int | None = Field(
         description="Bytes; null on a GPU, where the cache is part of the share."

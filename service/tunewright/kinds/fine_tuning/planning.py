@@ -85,7 +85,7 @@ def _gpu(device: str, engines: Mapping[str, EngineOptions]) -> Machine | None:
         name, memory = gpu_memory(device.partition(":")[2])
     except NoDriver:
         return None
-    share = sum(one.gpu_memory_utilization or 0.0 for one in engines.values() if one.device == device)
+    share = sum(one.gpu_memory_utilization or 0.0 for one in engines.values() if device in one.devices)
     card = card_of(name)
     return Machine(
         name,
