@@ -38,10 +38,10 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-# One worker a core: the suite keeps them busy (docs/decisions/0041). All tests of a file, and of files that share a
+# One worker more than two cores have, since each waits now and then (docs/decisions/0041). All tests of a file, and of files that share a
 # service, run in one of them, in order. The files of tests/unit are the last since none of them takes long, so that no
 # worker waits for the other at the end.
-WORKERS ?= 2
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/contract tests/abuse tests/unit
 
@@ -57,8 +57,8 @@ test-engine: setup ## Only the tests that need a real vLLM
 
 soak: soak-suite soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data ## All long tests
 
-soak-suite: setup ## Each pair of samplings in one batch, 1,000 adapters, a job that learns from its grader, kills of every method
-	@$(BIN)/python -m pytest -q -m soak tests/engine tests/process
+soak-suite: setup ## What the suite has no time for: kills of every method, plain scripts of each loss, each pair of samplings, 1,000 adapters
+	@$(PYTEST) -m soak tests/engine tests/process tests/unit
 
 soak-gsm8k: setup ## LoRA and QLoRA on 500 rows of GSM8K through the API (needs TUNEWRIGHT_ASSETS)
 	@$(BIN)/python -m pytest -s -m soak tests/soak/test_gsm8k.py

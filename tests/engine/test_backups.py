@@ -250,6 +250,7 @@ def test_a_service_killed_while_it_changes_over_is_stood_in_for(tmp_path: Path) 
     assert backups.missing(data) == []
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_job_in_training_goes_on_elsewhere_from_its_checkpoint(tmp_path: Path) -> None:
     """The restored job ends bit for bit as the archived one."""

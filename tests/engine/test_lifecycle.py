@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from lora import random_lora
 from tests.kills import Askers, Question, kill, living, tree, wait_recovered
@@ -166,6 +167,7 @@ def test_the_demo_shows_a_difference_and_leaves_nothing(tmp_path: Path) -> None:
         assert promised in done.stdout, promised
 
 
+@pytest.mark.soak
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with adopted() as left:

@@ -101,7 +101,7 @@ def test_kill_9_and_a_torn_checkpoint_change_nothing(undisturbed: JobFolder, tmp
     assert adapter_sha256(folder.adapter) == adapter_sha256(undisturbed.adapter), "bit for bit"
 
 
-@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("step", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_sigterm_saves_and_the_rest_follows(undisturbed: JobFolder, tmp_path: Path, step: int) -> None:
     """The signal mostly arrives in the step after: the epoch's third, or its last."""
     folder = job_folder(tmp_path / "job")

@@ -47,7 +47,7 @@ def measured(folder: JobFolder) -> dict[int, Any]:
     return {data["step"]: [data.get(name) for name in names] for data in metrics}
 
 
-@pytest.mark.parametrize("kind", ["adapter", pytest.param("full", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.soak) for kind in ("adapter", "full")])
 def test_kill_9_and_a_stop_change_nothing(tmp_path: Path, kind: str) -> None:
     undisturbed = folder_of(kind, tmp_path / "undisturbed" / "job")
     assert start_trainer(undisturbed).wait(400) == 0, undisturbed.log_file.read_text()[-2000:]

@@ -25,12 +25,10 @@ from tests.without_vllm import BASE, start_without_vllm, wait_engine
 from tunewright_client import Tunewright
 
 ASKED = Question(BASE, "What color is the sky?")
-TUNING = {**FAST, "n_epochs": 5}
-AT_STEP = {
-    2: "fork server", 4: "trainer", 7: "lifeline", 10: "engine worker", 13: "scheduler", 18: "api", 24: "queues",
-}  # fmt: skip
-"""The process to kill at each of these steps, of 50 in all: 160 rows, 16 at a time, 5 epochs. Fewer, longer epochs
-have fewer validations and checkpoints to wait for."""
+TUNING = {**FAST, "n_epochs": 3}
+AT_STEP = {2: "trainer", 4: "lifeline", 7: "engine worker", 10: "scheduler", 14: "api", 18: "queues"}
+"""The process to kill at each of these steps, of 30 in all: 160 rows, 16 at a time, 3 epochs. Fewer, longer epochs
+have fewer validations and checkpoints to wait for. The fork server is killed in `test_fork_server.py`."""
 
 
 @pytest.mark.timeout(1800)

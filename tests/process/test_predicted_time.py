@@ -9,6 +9,7 @@ from tests.engine.conftest import DEMO, FAST
 from tests.without_vllm import BASE, start_without_vllm, wait_engine
 
 
+@pytest.mark.soak
 def test_a_finished_job_tells_what_it_took_and_later_plans_count_on_it(tmp_path: Path) -> None:
     rows = (DEMO / "train.jsonl").read_text().splitlines(keepends=True)
     service = start_without_vllm(

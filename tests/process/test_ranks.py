@@ -64,7 +64,11 @@ def forgotten(folder: JobFolder) -> float:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("lora", "supervised"), pytest.param("lora", "dpo", marks=pytest.mark.soak), ("fsdp", "dpo")],
+    [
+        ("lora", "supervised"),
+        pytest.param("lora", "dpo", marks=pytest.mark.soak),
+        pytest.param("fsdp", "dpo", marks=pytest.mark.soak),
+    ],
 )
 def test_two_processes_do_what_one_does(tmp_path: Path, alone: Alone, kind: str, method: str) -> None:
     folder = finished(folder_of(tmp_path / "job", kind, 2, method=method))
@@ -84,7 +88,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, alone: Alone, kind: str,
 @pytest.mark.parametrize(
     ("kind", "first", "then", "victim"),
     [
-        ("lora", 2, 1, "rank 1"),
+        pytest.param("lora", 2, 1, "rank 1", marks=pytest.mark.soak),
         pytest.param("lora", 2, 2, "launcher", marks=pytest.mark.soak),
         pytest.param("fsdp", 2, 1, "rank 0", marks=pytest.mark.soak),
         ("fsdp", 1, 2, "launcher"),

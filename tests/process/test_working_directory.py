@@ -65,6 +65,7 @@ def test_an_upload_is_read(service: Service, tmp_path: Path) -> None:
         assert client.adapters.register(adapter, base=BASE, suffix="a").model.startswith(f"ft:{BASE}:a")
 
 
+@pytest.mark.soak
 def test_a_job_is_planned_and_trains(service: Service, tmp_path: Path) -> None:
     wait_engine(service)
     rows = tmp_path / "rows.jsonl"

@@ -78,8 +78,8 @@ def plain_script(folder: JobFolder, rows: list[Any], model: Any = None, **argume
 
 @pytest.mark.parametrize(
     ("form", "loss", "smoothing", "per_device"),
-    [("text", "sigmoid", "auto", 4), ("messages", "sigmoid", "auto", 2), ("openai", "robust", 0.2, 4),
-     ("text", "ipo", "auto", 4)],
+    [pytest.param("text", "sigmoid", "auto", 4, marks=pytest.mark.soak), ("messages", "sigmoid", "auto", 2),
+     pytest.param("openai", "robust", 0.2, 4, marks=pytest.mark.soak), ("text", "ipo", "auto", 4)],
 )  # fmt: skip
 def test_losses_margins_gradients_and_weights_are_those_of_a_plain_script(
     tmp_path: Path, form: str, loss: str, smoothing: Any, per_device: int

@@ -145,7 +145,12 @@ def test_the_rule_is_that_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "type", "rate"), [(None, "lora", 4e-3), (3, "lora", 4e-3), (None, "full", 1e-3)]
+    ("interval", "type", "rate"),
+    [
+        (None, "lora", 4e-3),
+        pytest.param(3, "lora", 4e-3, marks=pytest.mark.soak),
+        pytest.param(None, "full", 1e-3, marks=pytest.mark.soak),
+    ],
 )
 def test_the_product_is_that_of_a_plain_script_that_stops_early(
     tmp_path: Path, interval: int | None, type: str, rate: float
@@ -243,7 +248,7 @@ def test_a_run_that_was_killed_before_it_could_publish_does_no_further_step(tmp_
     assert_close(load_file(folder.adapter / "adapter_model.safetensors"), product)
 
 
-@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("at", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_decides_the_same(tmp_path: Path, at: int) -> None:
     """`at`: of the checkpoints that are kept, the oldest first."""
     folder = folder_of(tmp_path / "job", early_stopping={"patience": 2})

@@ -189,7 +189,9 @@ def test_an_epoch_that_is_long_enough_is_measured_at_its_end(tmp_path: Path) -> 
         assert len(found) == times, "not in the middle of one, where a run ends early"
 
 
-@pytest.mark.parametrize(("rate", "is_beyond"), [(3e-3, False), (9e-2, True)])
+@pytest.mark.parametrize(
+    ("rate", "is_beyond"), [pytest.param(3e-3, False, marks=pytest.mark.soak), (9e-2, True)]
+)
 def test_a_job_tells_it_and_30_times_the_learning_rate_is_warned_of(
     tmp_path: Path, rate: float, is_beyond: bool
 ) -> None:

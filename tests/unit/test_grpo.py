@@ -103,7 +103,8 @@ def plain_script(folder: JobFolder, rows: list[Any]) -> GRPOTrainer | RLOOTraine
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "beta", "per_device"), [("auto", "auto", 1), ("grpo", 0.2, 2), ("rloo", 0.1, 2)]
+    ("algorithm", "beta", "per_device"),
+    [pytest.param("auto", "auto", 1, marks=pytest.mark.soak), ("grpo", 0.2, 2), ("rloo", 0.1, 2)],
 )
 def test_losses_rewards_gradients_and_weights_are_those_of_a_plain_script(
     tmp_path: Path, algorithm: str, beta: Any, per_device: int

@@ -35,6 +35,11 @@ from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import train
 
 CHANGING = ["pissa", "pissa_niter_4", "olora"]
+EACH = [
+    init if init in ("pissa", "gaussian") else pytest.param(init, marks=pytest.mark.soak)
+    for init in (*CHANGING, "gaussian", "orthogonal")
+]
+"""The others are part of `make soak-suite`."""
 TOKENS = torch.arange(5, 45)[None]
 
 
@@ -58,7 +63,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=TOKENS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("init", [*CHANGING, "gaussian", "orthogonal"])
+@pytest.mark.parametrize("init", EACH)
 def test_a_run_learns_what_a_plain_script_with_peft_learns(tmp_path: Path, init: str) -> None:
     folder = folder_of(tmp_path, init)
     ours = trainer_of(folder)
@@ -141,7 +146,7 @@ def test_the_products_of_a_run_are_on_the_base_as_it_is(tmp_path: Path) -> None:
     assert not list(folder.path.glob(".*"))
 
 
-@pytest.mark.parametrize("init", CHANGING)
+@pytest.mark.parametrize("init", EACH[: len(CHANGING)])
 def test_a_start_that_goes_on_ends_bit_for_bit_as_one_that_was_not_disturbed(
     tmp_path: Path, init: str
 ) -> None:

@@ -98,8 +98,13 @@ def drawn(trainer: LabelledTrainer, rows: list[Any], epochs: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("form", "per_device"), [("text", 4), ("messages", 2), ("chat", 2)]
-)  # fmt: skip
+    ("form", "per_device"),
+    [
+        pytest.param("text", 4, marks=pytest.mark.soak),
+        ("messages", 2),
+        pytest.param("chat", 2, marks=pytest.mark.soak),
+    ],
+)
 def test_losses_rewards_gradients_and_weights_are_those_of_a_plain_script(
     tmp_path: Path, form: str, per_device: int
 ) -> None:

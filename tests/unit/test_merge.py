@@ -221,7 +221,7 @@ def named(value: Any, embed: str, mlp: str) -> Any:
 
 
 @pytest.mark.parametrize("in_file", ["head left out", "head there"])
-@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma"])
+@pytest.mark.parametrize("architecture", [pytest.param("qwen2", marks=pytest.mark.soak), "gpt2", "gemma"])
 @pytest.mark.parametrize("variant", TIED)
 def test_a_tied_base_is_untied_where_only_one_side_is_adapted(
     architecture: str, variant: str, in_file: str, tmp_path: Path

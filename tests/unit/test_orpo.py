@@ -73,7 +73,12 @@ def plain_script(folder: JobFolder, rows: list[Any]) -> ORPOTrainer:
 
 
 @pytest.mark.parametrize(
-    ("form", "per_device", "type"), [("text", 4, "lora"), ("openai", 2, "lora"), ("messages", 2, "full")]
+    ("form", "per_device", "type"),
+    [
+        pytest.param("text", 4, "lora", marks=pytest.mark.soak),
+        ("openai", 2, "lora"),
+        pytest.param("messages", 2, "full", marks=pytest.mark.soak),
+    ],
 )
 def test_losses_odds_gradients_and_weights_are_those_of_a_plain_script(
     tmp_path: Path, form: str, per_device: int, type: str

@@ -58,7 +58,9 @@ def assert_alike(one: Any, other: Any) -> None:
     assert_close(trained(one.model), trained(other.model))
 
 
-@pytest.mark.parametrize(("rows", "at_a_time"), [(ROWS, 1), (ROWS, 2), (TEXTS, 2)])
+@pytest.mark.parametrize(
+    ("rows", "at_a_time"), [pytest.param(ROWS, 1, marks=pytest.mark.soak), (ROWS, 2), (TEXTS, 2)]
+)
 def test_a_run_learns_what_a_plain_script_learns_of_rows_that_are_not_packed(
     tmp_path: Path, rows: list[Any], at_a_time: int
 ) -> None:

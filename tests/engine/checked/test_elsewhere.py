@@ -105,6 +105,7 @@ def test_twelve_names_of_one_content_are_measured_once(service: Service, plain: 
         assert (unloaded.state, unloaded.parity) == ("unchecked", None)
 
 
+@pytest.mark.soak
 def test_a_job_of_qlora_tells_what_it_loses_in_16_bits(service: Service, tmp_path: Path) -> None:
     rows = tmp_path / "small.jsonl"
     rows.write_text("".join((DEMO / "train.jsonl").open().readlines()[:32]))

@@ -1,4 +1,4 @@
-"""Twenty seconds of flips, loads and unloads under load, with a real vLLM. `make soak-swap` does it at length."""
+"""Ten seconds of flips, loads and unloads under load, with a real vLLM. `make soak-swap` does it at length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_flips_and_unloads_under_load_fail_no_request_and_mix_no_answers(
     ):  # checkpoints among them: every slot is used
         client.chat.create(model=adapter.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=4)
     assert learn_answers(service, models) == expected, "the base too is itself with every slot in use"
-    seen = Swapper(service, models, expected).run(streams=8, seconds=20, flip_every=0.7, cycle_every=2.0)
+    seen = Swapper(service, models, expected).run(streams=8, seconds=10, flip_every=0.5, cycle_every=1.5)
     print(f"{seen.flips} flips, {seen.cycles} cycles, {sum(seen.answers.values())} answers\n{table(seen)}")
     assert seen.faults == []
     assert set(seen.answers) == set(models)

@@ -81,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
     return folder
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.soak)])
 def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(
     whole: JobFolder, tmp_path: Path, step: int
 ) -> None:
