@@ -42,8 +42,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         print(f"\nready after {time.monotonic() - began:.1f} s")
         yield running
     finally:
+        mine = _of_vllm(running)
         assert running.stop() < 15
-        assert _of_vllm() == []
+        assert [process for process in mine if process.is_running()] == []
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +53,16 @@ def models(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[s
         return train(client, tmp_path_factory.mktemp("rows"), ("Arr", "Beep", "Quack"))
 
 
-def _of_vllm() -> list[str]:
-    """The titles of the processes of vLLM that run on this machine."""
-    titles = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
-    return [title.strip() for title in titles if title.startswith("VLLM::")]
+def _of_vllm(service: Service, title: str = "") -> list[psutil.Process]:
+    """The service's processes of vLLM with such a title."""
+    below = psutil.Process(service.process.pid).children(recursive=True)
+    return [process for process in below if " ".join(process.cmdline()).startswith(f"VLLM::{title}")]
 
 
 def test_the_engine_has_a_worker_on_each_gpu(service: Service) -> None:
     if ON_CPU:
         pytest.skip("it is not split")
-    workers = [title for title in _of_vllm() if "Worker" in title]
-    assert len(workers) == 2, workers
+    assert len(_of_vllm(service, "Worker")) == 2
     for index in range(2):
         used = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
         assert used.used > 0.3 * used.total, "each has the share of the engine"
@@ -105,9 +105,7 @@ def test_a_worker_that_is_killed_takes_the_engine_down_which_starts_again(
     service: Service, models: list[str]
 ) -> None:
     expected = learn_answers(service, models)
-    workers = [
-        p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or ()).startswith("VLLM::W")
-    ]
+    workers = _of_vllm(service, "Worker")
     before = time.monotonic()
     os.kill(workers[-1].pid, signal.SIGKILL)
     while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
