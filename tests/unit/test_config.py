@@ -287,6 +287,16 @@ def test_ranks_that_vllm_serves(rank: int) -> None:
     assert Settings(max_lora_rank=rank).serving.max_lora_rank == rank
 
 
+def test_an_argument_of_vllm_that_is_two_is_refused_with_the_right_form() -> None:
+    """vLLM would take it for a file of options, or leave it out without a word."""
+    wrong = "--vllm-arg=--cudagraph-capture-sizes 1 2"
+    with pytest.raises(
+        ValidationError, match="--vllm-arg=--cudagraph-capture-sizes --vllm-arg=1 --vllm-arg=2"
+    ):
+        settings_from_command_line([wrong])
+    assert Settings(vllm_arg="'--a=b c'").serving.vllm_args == ["--a=b c"], "values have spaces"
+
+
 @pytest.mark.parametrize("rank", [0, 1, 7, 24, 1024])
 def test_other_ranks_are_refused(rank: int) -> None:
     with pytest.raises(ValidationError, match="vLLM serves maximum ranks of"):

@@ -202,7 +202,10 @@ class ServingOptions(Group):
     @field_validator("vllm_arg")
     @classmethod
     def _check_words(cls, value: str) -> str:
-        shlex.split(value)
+        for word in shlex.split(value):
+            if word.startswith("-") and len(several := word.partition("=")[0].split()) > 1:
+                apart = " ".join(f"--vllm-arg={one}" for one in several)
+                raise ValueError(f"each is one argument of vLLM: write {apart}")
         return value
 
     @field_validator("max_lora_rank")
