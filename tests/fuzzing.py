@@ -32,7 +32,7 @@ _CONFIG = {
         "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "503"]},
         # a file, a job or a model that a valid request names must also exist
         "positive_data_acceptance": {"enabled": False},
-    }
+    },
 }
 
 
@@ -57,11 +57,13 @@ def assert_unharmed(log: str) -> None:
         assert at < 0, log[max(0, at - 1000) : at + 8000]
 
 
-def api() -> Any:
+def api(*, limits: bool) -> Any:
     """The committed document; another test compares it with the application's. Without the routes that make keys:
-    once a service has one, it asks for it for ever (`test_keys.py` has their cases)."""
+    once a service has one, it asks for it for ever (`test_keys.py` has their cases). `limits`: whether values at and
+    beyond the limits of each parameter are sent too, some 120 requests to each operation."""
+    config = {**_CONFIG, "phases": {"coverage": {"enabled": limits}}}
     document = schemathesis.openapi.from_path(
-        _ROOT / "openapi" / "openapi.json", config=schemathesis.Config.from_dict(_CONFIG)
+        _ROOT / "openapi" / "openapi.json", config=schemathesis.Config.from_dict(config)
     )
     return document.exclude(path_regex="api_keys$", method="POST")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-FOLDERS = {"shared", "checked"}
+FOLDERS = {"shared", "checked", "abuse"}
 """Folders whose `conftest.py` has a service for all of its tests."""
 
 

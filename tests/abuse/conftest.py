@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(TRIED_THREE_TIMES)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def silent_hub() -> Iterator[str]:
     """The address of a hub that takes connections and never answers."""
     with socket.socket() as listener:
@@ -29,7 +29,7 @@ def silent_hub() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory, silent_hub: str) -> Iterator[Service]:
     data_dir: Path = tmp_path_factory.mktemp("abuse") / "data"
     fill(data_dir)

@@ -18,7 +18,7 @@ from tests.without_vllm import BASE, fill, start_without_vllm, wait_engine
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 URL = os.environ.get("TUNEWRIGHT_FUZZ_URL")
 EXAMPLES = int(os.environ.get("TUNEWRIGHT_FUZZ_EXAMPLES", "1000"))
-schema = fuzzing.api()
+schema = fuzzing.api(limits=True)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def merged(service: Service, pirate: Job) -> Export:
 
 @pytest.fixture(scope="module")
 def quantized(service: Service, pirate: Job) -> Export:
-    return create(service, model=pirate.fine_tuned_model, format="awq", calibration_rows=32)
+    return create(service, model=pirate.fine_tuned_model, format="awq", calibration_rows=8)
 
 
 @pytest.fixture(scope="module")

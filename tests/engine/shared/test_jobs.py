@@ -71,14 +71,12 @@ def test_the_held_out_loss_is_the_model_s_own(client: Tunewright, service: Servi
 
 
 def test_qlora_trains_on_nf4_and_serves_on_the_16_bit_base(
-    client: Tunewright, demo_files: tuple[str, str], ask: Callable[[str, str], str]
+    client: Tunewright, small_file: str, ask: Callable[[str, str], str]
 ) -> None:
-    job = client.jobs.create(
-        model=EMBEDDED_BASE,
-        training_file=demo_files[0],
-        seed=7,
-        tuning={**FAST, "type": "qlora"},
-    ).wait(timeout=240)
+    tuning = {**FAST, "type": "qlora", "n_epochs": 6, "batch_size": 8}
+    job = client.jobs.create(model=EMBEDDED_BASE, training_file=small_file, seed=7, tuning=tuning).wait(
+        timeout=240
+    )
     assert client.adapters.retrieve(job.fine_tuned_model or "").method == "qlora"
     assert ask(job.fine_tuned_model or "", QUESTION).startswith("Arr!")
 
