@@ -79,9 +79,18 @@ def add_evaluation(
     asked = EvaluationRequest(models=models, **{"filename": "a.jsonl", "sha256": FILE["sha256"], **request})
     inputs = (JobInput(DATA_FILE, file_id=FILE["id"]),)
     job = store.jobs.create(NewJob(kind="evaluation", base=NO_BASE, request=asked, seed=0, inputs=inputs))
-    values = {"report": report.model_dump(mode="json"), "result": {}, "finished_at": 1_795_337_521.0}
+    end_evaluation(store, job.id, report, state)
+    return job.id
+
+
+def end_evaluation(
+    store: Store, id: str, report: EvaluationReport | None, state: JobState = JobState.SUCCEEDED
+) -> None:
+    """End an evaluation that was created just now, with this report."""
+    found = report.model_dump(mode="json") if report is not None else None
+    error = {"code": "no_answers", "message": "nothing was answered"} if state is JobState.FAILED else None
+    values = {"report": found, "error": error, "result": {}, "finished_at": 1_795_337_521.0}
     with store.database.begin() as connection:
         for step in (JobState.QUEUED, JobState.RUNNING, state):  # the database refuses other moves
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=step))
-        connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
-    return job.id
+            connection.execute(update(jobs).where(jobs.c.id == id).values(state=step))
+        connection.execute(update(jobs).where(jobs.c.id == id).values(**values))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .._core import endpoints
-from .._core.inputs import Mix, graded_method, job_body, method_object, with_mix
+from .._core.inputs import Mix, evaluate_object, graded_method, job_body, method_object, with_mix
 from ..types import Checkpoint, JobRecord, Pipeline, Plan, Tuning
 from .job_resource import AsyncBoundJob, AsyncJobResource
 from .pager import AsyncPager
@@ -49,6 +49,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         grader: Mapping[str, Any] | None = None,
         integrations: Sequence[Mapping[str, Any]] | None = None,
         steps: Sequence[Mapping[str, Any]] | None = None,
+        evaluate: Mapping[str, Any] | None = None,
     ) -> AsyncJob:
         """Create a fine-tuning job.
 
@@ -71,6 +72,9 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
           lacks what they need
         - steps: jobs that follow this one, each from the model of the one before, such as [{"training_file":
           Path("pairs.jsonl"), "method": "dpo"}]; `pipeline` shows them all
+        - evaluate: what is measured of the job's adapters, each against the base, before it ends, such as {"data":
+          Path("test.jsonl"), "metrics": "accuracy", "suites": "mmlu", "require": {"metric": "accuracy", "max_drop":
+          0.02}, "select": "best"}: its `evaluation` has what was found
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
@@ -99,6 +103,7 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
                 "data": data,
                 "integrations": None if integrations is None else [*integrations],
                 "steps": None if steps is None else [await self._step(*one, key) for one in enumerate(steps)],
+                "evaluate": None if evaluate is None else await self._evaluate("evaluate", evaluate, key),
             },
         )
 
@@ -158,7 +163,16 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         }
         if isinstance(made.get("method"), str):
             made["method"] = method_object(made["method"], None)
+        if isinstance(made.get("evaluate"), Mapping):
+            made["evaluate"] = await self._evaluate(f"steps-{number}-evaluate", made["evaluate"], key)
         return job_body(made)
+
+    async def _evaluate(self, name: str, evaluate: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """`evaluate` as the API takes it, its local file uploaded for the request with this key."""
+        made = evaluate_object(evaluate)
+        if isinstance(made.get("data"), Path):
+            made["data"] = await self._uploaded(name, made["data"], key)
+        return made
 
     async def _uploaded_once(self, files: Iterable[str | Path], key: str) -> dict[str | Path, str]:
         """The ids of files; those that are paths are uploaded, each once, for the request with this key."""

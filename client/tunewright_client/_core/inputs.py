@@ -90,6 +90,24 @@ def job_body(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def evaluate_object(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """`evaluate` of a job as the API takes it: what may be named alone becomes a list."""
+    made = dict(evaluate)
+    if isinstance(made.get("suites"), str | Mapping):
+        made["suites"] = [made["suites"]]
+    if made.get("suites") is not None:
+        made["suites"] = [{"name": one} if isinstance(one, str) else one for one in made["suites"]]
+    if isinstance(made.get("at"), str):
+        made["at"] = [made["at"]]
+    if isinstance(made.get("metrics"), str) and made["metrics"] != "auto":
+        made["metrics"] = [made["metrics"]]
+    if isinstance(made.get("require"), Mapping):
+        made["require"] = [made["require"]]
+    if isinstance(made.get("judge"), str):
+        made["judge"] = {"model": made["judge"]}
+    return made
+
+
 def method_object(method: str | Mapping[str, Any] | None, beta: float | str | None) -> dict[str, Any] | None:
     """OpenAI's `method` of a job. Raises ValueError for a beta without a method that has one."""
     if isinstance(method, Mapping):

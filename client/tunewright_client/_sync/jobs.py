@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .._core import endpoints
-from .._core.inputs import Mix, graded_method, job_body, method_object, with_mix
+from .._core.inputs import Mix, evaluate_object, graded_method, job_body, method_object, with_mix
 from ..types import Checkpoint, JobRecord, Pipeline, Plan, Tuning
 from .job_resource import BoundJob, JobResource
 from .pages import Page
@@ -50,6 +50,7 @@ class Jobs(JobResource[Job]):
         grader: Mapping[str, Any] | None = None,
         integrations: Sequence[Mapping[str, Any]] | None = None,
         steps: Sequence[Mapping[str, Any]] | None = None,
+        evaluate: Mapping[str, Any] | None = None,
     ) -> Job:
         """Create a fine-tuning job.
 
@@ -72,6 +73,9 @@ class Jobs(JobResource[Job]):
           lacks what they need
         - steps: jobs that follow this one, each from the model of the one before, such as [{"training_file":
           Path("pairs.jsonl"), "method": "dpo"}]; `pipeline` shows them all
+        - evaluate: what is measured of the job's adapters, each against the base, before it ends, such as {"data":
+          Path("test.jsonl"), "metrics": "accuracy", "suites": "mmlu", "require": {"metric": "accuracy", "max_drop":
+          0.02}, "select": "best"}: its `evaluation` has what was found
         - suffix: a part of the new model's name
         - idempotency_key: all calls with the same key give the same job
 
@@ -100,6 +104,7 @@ class Jobs(JobResource[Job]):
                 "data": data,
                 "integrations": None if integrations is None else [*integrations],
                 "steps": None if steps is None else [self._step(*one, key) for one in enumerate(steps)],
+                "evaluate": None if evaluate is None else self._evaluate("evaluate", evaluate, key),
             },
         )
 
@@ -159,7 +164,16 @@ class Jobs(JobResource[Job]):
         }
         if isinstance(made.get("method"), str):
             made["method"] = method_object(made["method"], None)
+        if isinstance(made.get("evaluate"), Mapping):
+            made["evaluate"] = self._evaluate(f"steps-{number}-evaluate", made["evaluate"], key)
         return job_body(made)
+
+    def _evaluate(self, name: str, evaluate: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """`evaluate` as the API takes it, its local file uploaded for the request with this key."""
+        made = evaluate_object(evaluate)
+        if isinstance(made.get("data"), Path):
+            made["data"] = self._uploaded(name, made["data"], key)
+        return made
 
     def _uploaded_once(self, files: Iterable[str | Path], key: str) -> dict[str | Path, str]:
         """The ids of files; those that are paths are uploaded, each once, for the request with this key."""

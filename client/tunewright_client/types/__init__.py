@@ -41,6 +41,7 @@ from .generations import (
     Usage,
 )
 from .graders import GraderRun, GraderRunMetadata
+from .job_evaluations import JobEvaluation, JobEvaluationFigure, JobEvaluationPoint, JobForgotten
 from .jobs import (
     Checkpoint,
     Cost,
@@ -171,8 +172,12 @@ __all__ = [
     "HeldAdapter",
     "JobBest",
     "JobErrorInfo",
+    "JobEvaluation",
+    "JobEvaluationFigure",
+    "JobEvaluationPoint",
     "JobEvent",
     "JobForgetting",
+    "JobForgotten",
     "JobMeasured",
     "JobPlanned",
     "JobProgress",

@@ -203,6 +203,7 @@ class EvaluationRecord(WorkRecord):
 
     - model, against: the evaluated model, and those that it is compared with
     - data, filename: the file of the rows; data is None where a suite has the questions
+    - job: the fine-tuning job that has asked for it
     - results_file: the id of a file with a line for each row: the question, and the answers
     """
 
@@ -225,6 +226,7 @@ class EvaluationRecord(WorkRecord):
     temperature: float = 0.0
     max_tokens: int | None = None
     report: EvaluationReport | None = None
+    job: str | None = None
     results_file: str | None = None
 
     @property

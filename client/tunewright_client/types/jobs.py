@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from .base import Wire
+from .job_evaluations import JobEvaluation
 
 Auto = Literal["auto"]
 
@@ -306,6 +307,8 @@ class JobRecord(WorkRecord):
     unreported: str | None = None
     pipeline: str | None = None
     after: str | None = None
+    evaluate: dict[str, Any] | None = None
+    evaluation: JobEvaluation | None = None
 
     @model_validator(mode="before")
     @classmethod

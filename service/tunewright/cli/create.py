@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from tunewright.cli.evaluate import evaluate_options
 from tunewright.cli.graders import JsonObject
 from tunewright.cli.job_commands import JOBS
 from tunewright.cli.options import KeyValue, Remote, column_option, examples, on_service, read_template
@@ -87,6 +88,8 @@ _FILES = ("training_file", "validation_file")
         "tunewright jobs create --model my-base --file pairs.jsonl --method dpo --beta 0.1",
         "tunewright jobs create --model my-base --file judged.jsonl --method kto --desirable-weight 1.5",
         "tunewright jobs create --model my-base --file train.jsonl --then @dpo.json",
+        "tunewright jobs create --model my-base --file train.jsonl --evaluate test.jsonl --evaluate-suite mmlu \\",
+        "    --evaluate-max-drop accuracy=0.02 --select best",
         "tunewright jobs create --model my-base --file prompts.jsonl --grader @grader.json",
         "tunewright jobs create --model my-base --file file-7aZkQ3vJ0c9yW2mXb4LrTn5e --json | jq -r .id",
     )
@@ -189,6 +192,7 @@ _FILES = ("training_file", "validation_file")
     help='A job that follows, from the model of the one before, such as {"training_file": "pairs.jsonl", "method": '
     '"dpo"}; files are ones here or ids. May be repeated.',
 )  # fmt: skip
+@evaluate_options(FILE)
 @click.option("--wandb", metavar="PROJECT", help="Report it to this project of Weights & Biases.")
 @click.option(
     "--tensorboard", is_flag=True, help="Keep TensorBoard's files with the job: `jobs tensorboard`."
@@ -237,6 +241,7 @@ def create(
     gpus: int | None,
     sharding: str | None,
     then: tuple[dict[str, Any], ...],
+    evaluate: dict[str, Any] | None,
     wandb: str | None,
     tensorboard: bool,
     mlflow: str | None,
@@ -322,6 +327,7 @@ def create(
         mix=mix or None,
         grader=grader,
         steps=[_step(one) for one in then] or None,
+        evaluate=evaluate,
         integrations=_integrations(wandb, tensorboard, mlflow) or None,
     )
     if job.unreported:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from tunewright.cli.create import create
+from tunewright.cli.evaluate import show_evaluation
 from tunewright.cli.job_commands import JOBS, action_command, events_command, logs_command, pairs, steps
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import duration, number, page_size, size, when
@@ -100,6 +101,8 @@ def show(remote: Remote, job_id: str) -> None:
             ("finished", when(job.finished_at)),
         ]
     )
+    if job.evaluation is not None:
+        show_evaluation(remote.out, job.evaluation)
 
 
 def _reported(job: Job) -> str | None:

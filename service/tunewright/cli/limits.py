@@ -29,13 +29,14 @@ def limit_options(function: Callable[P, R]) -> Callable[P, R]:
             type=KeyValue(),
             multiple=True,
             metavar="METRIC=NUMBER",
-            callback=_numbers,
+            callback=numbers,
             help=about,
         )(function)
     return function
 
 
-def _numbers(_: click.Context, __: click.Parameter, value: tuple[tuple[str, str], ...]) -> dict[str, float]:
+def numbers(_: click.Context, __: click.Parameter, value: tuple[tuple[str, str], ...]) -> dict[str, float]:
+    """METRIC=NUMBER, repeated, as a dictionary."""
     found: dict[str, float] = {}
     for name, text in value:
         if name not in METRICS:

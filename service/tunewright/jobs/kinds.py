@@ -90,6 +90,10 @@ class JobKind:
         """How many GPUs a job of these resolved values needs, all at once."""
         return 1
 
+    def is_evaluated(self, request: BaseModel) -> bool:
+        """Whether a job with this request has its product evaluated before it ends."""
+        return False
+
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
         """Public name of the model whose weights are the input at this position of a role. For messages."""
         return str(getattr(request, "model", role))

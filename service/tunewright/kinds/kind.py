@@ -107,6 +107,10 @@ class Kind(JobKind, ABC):
     def tend(self, service: Service, job: Job, folder: JobFolder) -> None:
         """Called again and again while the job's process runs: what the process has to know is left in its folder."""
 
+    def evaluate(self, service: Service, job: Job) -> None:
+        """Called again and again for an unfinished job whose product is to be evaluated (`is_evaluated`), in every
+        phase; it must not block. In the phase `evaluate`, it ends the job when all is evaluated."""
+
     def after_failure(self, job: Job, outcome: Outcome) -> tuple[BaseModel, str] | None:
         """What a job whose process has failed is queued with again: other resolved values, and a text for its events.
         None: it stays failed. Each of them must bring the job nearer to an end."""

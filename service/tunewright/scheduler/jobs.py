@@ -72,6 +72,8 @@ class JobRunner:
             JobPhase.PUBLISH: self._publish,
             # the verdict ends the job (`scheduler.parity`)
             JobPhase.CHECK: self._release,
+            # the evaluations end it (`Kind.evaluate`)
+            JobPhase.EVALUATE: self._release,
         }
         self._fail_without_base()
 
@@ -79,7 +81,8 @@ class JobRunner:
         """Fail jobs on a base that the service was started without: they would wait for ever."""
         named = self._engines.names()
         for job in self._store.jobs.in_states(*(state for state in JobState if not state.is_final)):
-            if job.base not in (NO_BASE, *named) and job.state is not JobState.PAUSED:
+            waits = job.state is JobState.PAUSED or job.phase is JobPhase.EVALUATE
+            if job.base not in (NO_BASE, *named) and not waits:
                 text = f"the service was started without its base {job.base}, and that is not deployed"
                 self._store.jobs.fail(job.id, JobError(code="base_not_served", message=text))
 
@@ -95,6 +98,7 @@ class JobRunner:
             try:
                 with logged_with(job_id=job.id):
                     handle(job)
+                    self._evaluate(job)
             except (OSError, StorageFull) as error:
                 failed = error
         if failed is not None:
@@ -349,6 +353,12 @@ class JobRunner:
         self._store.jobs.fail(job.id, JobError(code=code, message=text))
 
     # the end
+
+    def _evaluate(self, job: Job) -> None:
+        """Go on with the evaluations of its product that the job has asked for."""
+        kind = kind_of(job.kind)
+        if kind.is_evaluated(job.request) and not job.state.is_final:
+            kind.evaluate(self._service, job)
 
     def _release(self, job: Job) -> None:
         """Free the devices of a job whose process is no longer needed, end that process, and remove its products from

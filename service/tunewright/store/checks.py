@@ -126,7 +126,7 @@ class CheckStore:
             if failure:
                 job_rows.fail(connection, job.id, failure)
             else:
-                job_rows.succeed(connection, job.id, model=row.name)
+                job_rows.made(connection, job.id, model=row.name)
 
     def force(self, id: str, *, who: str | None) -> None:
         """Serve an adapter although it is quarantined, and record that and the user."""

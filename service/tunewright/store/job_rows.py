@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,6 +25,8 @@ Event = dict[str, Any]
 """The columns level, type, message and data, and created_at where it is not the current time."""
 UNFINISHED = tuple(state for state in JobState if not state.is_final)
 ON_A_DEVICE = (JobState.RUNNING, JobState.PAUSING)
+OF_PRODUCTS = "product:"
+"""How the keys of evaluations of a job's products begin, behind its id (`ensure`)."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,40 @@ def create(connection: Connection, new: NewJob, **columns: Any) -> Job:
 
 def create_all(connection: Connection, new: NewJob, **columns: Any) -> Job:
     """Insert a job and those that follow it; returns the first."""
-    if not new.then:
-        return create(connection, new, **columns)
-    first = new_id(kind_named(new.kind).id_prefix)
-    job = before = create(connection, new, id=first, pipeline=first, **columns)
+    first = columns.pop("id", None) or new_id(kind_named(new.kind).id_prefix)
+    pipeline = {"pipeline": first} if new.then else {}
+    job = before = _create_behind(connection, new, first, **pipeline, **columns)
     for one in new.then:
-        before = create(connection, one, pipeline=first, after=before.id)
+        id = new_id(kind_named(one.kind).id_prefix)
+        before = _create_behind(connection, one, id, pipeline=first, after=before.id)
     return job
+
+
+def _create_behind(connection: Connection, new: NewJob, id: str, **columns: Any) -> Job:
+    """Insert the evaluations that come before a job, and the job."""
+    for one in new.first:
+        ensure(connection, one, id)
+    return create(connection, new, id=id, **columns)
+
+
+def ensure(connection: Connection, new: NewJob, job_id: str) -> Job:
+    """The evaluation that a job has asked for: the one with its key; else one with the same fingerprint, unless that is
+    empty, that has neither failed nor been cancelled; else it is created. Its key stands behind the job's id."""
+    key = f"{job_id}:{new.idempotency_key}"
+    alike = (
+        jobs.c.kind == new.kind,
+        jobs.c.fingerprint == new.fingerprint,
+        jobs.c.state.not_in([JobState.FAILED, JobState.CANCELLED]),
+    )
+    row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
+    if row is None and new.fingerprint:
+        row = connection.execute(
+            select(jobs).where(*alike).order_by(jobs.c.seq.desc()).limit(1)
+        ).one_or_none()
+    if row is not None:
+        return read_one(connection, row)
+    request = new.request.model_copy(update={"job": job_id})
+    return create(connection, replace(new, idempotency_key=key, request=request))
 
 
 def follow(connection: Connection, id: str, role: str, model: TunedModel) -> bool:
@@ -266,6 +295,40 @@ def succeed(
     if model is not None:
         add_event(connection, found, message_event(f"New {kind_named(found.kind).product} created: {model}"))
     return move(connection, id, SUCCEEDED, **values)[1]
+
+
+def made(
+    connection: Connection,
+    id: str,
+    *,
+    model: str,
+    result: dict[str, Any] | None = None,
+    report: dict[str, Any] | None = None,
+) -> bool:
+    """The product of a job is listed, and was checked: end the job with success or, where it has asked for that, have
+    the product evaluated first. False where it was cancelled before, or is being evaluated already."""
+    found = get(connection, id, lock=True)
+    if found is None or found.state not in ON_A_DEVICE or found.phase is JobPhase.EVALUATE:
+        return False
+    if not kind_named(found.kind).is_evaluated(found.request):
+        return succeed(connection, id, model=model, result=result, report=report)
+    stored = as_json(found.result) if found.result else {}
+    values: dict[str, Any] = {"phase": JobPhase.EVALUATE, "result": {**stored, **(result or {})}}
+    connection.execute(update(jobs).where(jobs.c.id == id).values(**values))
+    add_event(connection, found, message_event(f"{model} is made; evaluating it"))
+    return True
+
+
+def cancel(connection: Connection, id: str) -> tuple[Job | None, bool]:
+    """Cancel an unfinished job, with the evaluations of its products. Products that were not checked yet are no longer
+    listed. Returns the job as it is then, and whether it was moved."""
+    job, moved = move(connection, id, CANCELLED, finished_at=time.time())
+    if moved:
+        unlist_unchecked(connection, id)
+        of_products = jobs.c.idempotency_key.startswith(f"{id}:{OF_PRODUCTS}", autoescape=True)
+        for one in connection.scalars(select(jobs.c.id).where(of_products)).all():
+            move(connection, one, CANCELLED, finished_at=time.time())
+    return job, moved
 
 
 def fail(

@@ -85,9 +85,7 @@ class JobStore:
         """Cancel all of them that have not ended, as `cancel` does, at once: none is failed by the end of another."""
         with self._database.begin(alone=INPUTS) as connection:
             for job_id in connection.scalars(select(jobs.c.id).where(jobs.c.pipeline == id)).all():
-                _, moved = job_rows.move(connection, job_id, job_rows.CANCELLED, finished_at=time.time())
-                if moved:
-                    job_rows.unlist_unchecked(connection, job_id)
+                job_rows.cancel(connection, job_id)
         return self.of_pipeline(id)
 
     def succeeded_on(self, base: str, kind: str, limit: int) -> Sequence[Job]:
@@ -112,12 +110,10 @@ class JobStore:
         return [Checkpoint(**row._mapping) for row in rows], more
 
     def cancel(self, id: str) -> Job | None:
-        """Cancel an unfinished job. The scheduler ends a process that still runs; products that were not checked yet
-        are no longer listed. Raises InvalidRequest where the job has ended."""
+        """Cancel an unfinished job, as `job_rows.cancel` does. The scheduler ends a process that still runs. Raises
+        InvalidRequest where the job has ended."""
         with self._database.begin(alone=INPUTS) as connection:
-            job, moved = job_rows.move(connection, id, job_rows.CANCELLED, finished_at=time.time())
-            if moved:
-                job_rows.unlist_unchecked(connection, id)
+            job, moved = job_rows.cancel(connection, id)
         if job is not None and not moved:
             raise InvalidRequest(
                 f"Job {id} has already ended ({job.state.value}). Only unfinished jobs can be cancelled.",
@@ -131,6 +127,8 @@ class JobStore:
         Raises InvalidRequest in other states.
         """
         job, moved = self._move(id, job_rows.HELD)
+        if job is not None and (job.phase, job.state) == (JobPhase.EVALUATE, JobState.RUNNING):
+            raise InvalidRequest(f"Job {id} waits for its evaluations: pause these.", code="job_not_pausable")
         if not moved:
             job, moved = self._move(id, job_rows.PAUSE)
         if job is not None and job.state not in (JobState.PAUSING, JobState.PAUSED):

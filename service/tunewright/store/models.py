@@ -21,7 +21,7 @@ from tunewright.store.inputs import (
     refuse_needed_weights,
     refuse_unfinished,
 )
-from tunewright.store.job_rows import as_json, await_check, project_of, succeed
+from tunewright.store.job_rows import as_json, await_check, made, project_of
 from tunewright.store.names import NameStore
 from tunewright.store.paging import page
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
@@ -60,12 +60,12 @@ class ModelStore:
         False where the job was cancelled meanwhile, or has products already; then nothing is listed.
         """
         final = values[0]
-        made = as_json(result) if result else {}
+        stored = as_json(result) if result else {}
         with self._database.begin() as connection:
             if final.get("state") == ModelState.CHECKING:
-                is_open = await_check(connection, job_id, result=made, report=report)
+                is_open = await_check(connection, job_id, result=stored, report=report)
             else:
-                is_open = succeed(connection, job_id, model=final["name"], result=made, report=report)
+                is_open = made(connection, job_id, model=final["name"], result=stored, report=report)
             if not is_open:
                 return False
             project = project_of(connection, job_id)
@@ -173,8 +173,8 @@ class ModelStore:
             return _unlist(connection, models.c.id == model.id)
 
     def idle_checkpoints(self) -> Sequence[TunedModel]:
-        """Checkpoints that are not loaded, should not be loaded, are not pinned, and are not needed by an alias or an
-        unfinished job."""
+        """Checkpoints that are not loaded, should not be loaded, are not pinned, are not needed by an alias or an
+        unfinished job, and are not what their job has as its model."""
         with self._database.read() as connection:
             query = select(models).where(_is_idle_checkpoint(connection)).order_by(models.c.seq)
             return [TunedModel(**row._mapping) for row in connection.execute(query)]
@@ -248,6 +248,9 @@ def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
         & models.c.name.not_in(needed_by_aliases(connection))
         & ~exists().where(deployments.c.model == models.c.name)
         & ~needed_by_a_job(models.c.sha256)
+        & ~exists().where(
+            jobs.c.id == models.c.job_id, UNFINISHED | (jobs.c.result["model"].as_string() == models.c.name)
+        )
         & ~exists().where(
             residency.c.sha256 == models.c.sha256,
             residency.c.engine == engines.c.name,

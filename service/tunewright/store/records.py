@@ -147,6 +147,9 @@ class NewJob:
     fingerprint: str = ""
     then: tuple[NewJob, ...] = ()
     """Jobs that follow it, one after another, each from the product of the one before."""
+    first: tuple[NewJob, ...] = ()
+    """Evaluations that are inserted before it, unless there are like ones already (`job_rows.ensure`). Behind the job's
+    id, their keys are unique; their request has the id as its `job`."""
 
     def position_of(self, one: JobInput) -> int:
         """The position of an input among those with its role, from 0."""

@@ -24,7 +24,7 @@ class JobState(StrEnum):
     QUEUED = "queued"
     """Waiting for a device."""
     RUNNING = "running"
-    """It is in one of the phases `run`, `publish` and `check`."""
+    """It is in one of the phases `run`, `publish`, `check` and `evaluate`."""
     PAUSING = "pausing"
     """Its process was asked to pause, and saves a checkpoint."""
     PAUSED = "paused"
@@ -67,6 +67,8 @@ class JobPhase(StrEnum):
     """Its process has succeeded, and its product is being listed."""
     CHECK = "check"
     """Its product is listed, but not served before a check has judged it."""
+    EVALUATE = "evaluate"
+    """Its product is listed and checked, and the evaluations that the job asked for run."""
 
 
 class Source(StrEnum):

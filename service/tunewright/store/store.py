@@ -11,6 +11,7 @@ from tunewright.store.database import Database
 from tunewright.store.deployments import DeploymentStore
 from tunewright.store.ends import EndStore
 from tunewright.store.engines import EngineStore
+from tunewright.store.evaluated import EvaluatedStore
 from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
 from tunewright.store.jobs import JobStore
@@ -47,6 +48,7 @@ class Store:
     latest: Latest
     """For one thread."""
     ends: EndStore
+    evaluated: EvaluatedStore
     uploads: UploadStore
     projects: ProjectStore
     keys: KeyStore
@@ -76,6 +78,7 @@ class Store:
             WebhookStore(database),
             Latest(database),
             EndStore(database),
+            EvaluatedStore(database),
             UploadStore(database),
             ProjectStore(database),
             KeyStore(database),

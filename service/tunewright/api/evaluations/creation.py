@@ -5,6 +5,8 @@ Names are looked up once, here: what an alias points to now is evaluated, whatev
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tunewright.api.evaluations.schemas import CreateEvaluation, LoadBody
 from tunewright.api.evaluations.suites import check_suite
 from tunewright.api.gateway.routing import not_deployed, refuse_unservable
@@ -42,9 +44,45 @@ def create_evaluation(context: ServiceContext, body: CreateEvaluation, idempoten
     return create_once(context, body, idempotency_key, lambda: _checked(context, body))
 
 
-def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measures, of whatever models."""
+
+    request: EvaluationRequest
+    """Without models."""
+    file: FileRecord | None
+    """The rows; None where a suite has the questions, and where latency is measured."""
+    judge: TunedModel | None
+    """The row of a judge that was made or registered here."""
+
+
+def measured(context: ServiceContext, body: CreateEvaluation) -> Measured:
+    """What a request measures. Its models are not looked up. Raises InvalidRequest, NotFound and EngineUnavailable."""
     _check_metrics(body)
     _check_grader(context, body)
+    judge, judge_weights = _judge(context, body)
+    file = _checked_file(context, body)
+    request = EvaluationRequest(
+        models=[],
+        filename=file.filename if file else "",
+        sha256=file.sha256 if file else "",
+        suite=SuiteRequest(**body.suite.model_dump()) if body.suite else None,
+        load=_load(body),
+        reading=_reading(body),
+        metrics=_metrics(body),
+        extract=body.extract,
+        json_schema=body.json_schema,
+        grader=body.grader,
+        judge=judge,
+        require=body.require,
+        rows=body.rows,
+        temperature=body.temperature,
+        max_tokens=body.max_tokens,
+    )
+    return Measured(request, file, judge_weights)
+
+
+def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
     found = [_resolved(context, body.model, "model")]
     for number, name in enumerate(body.against):
         param = f"against.{number}"
@@ -54,34 +92,17 @@ def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
         found.append((model, weights))
     if body.suite is not None and not body.against:
         found += _base_of(context, found[0][1])
-    judge, judge_weights = _judge(context, body)
-    file = _checked_file(context, body)
+    what = measured(context, body)
     return NewJob(
         kind=EVALUATION.name,
         base=NO_BASE,
-        request=EvaluationRequest(
-            models=[model for model, _ in found],
-            filename=file.filename if file else "",
-            sha256=file.sha256 if file else "",
-            suite=SuiteRequest(**body.suite.model_dump()) if body.suite else None,
-            load=_load(body),
-            reading=_reading(body),
-            metrics=_metrics(body),
-            extract=body.extract,
-            json_schema=body.json_schema,
-            grader=body.grader,
-            judge=judge,
-            require=body.require,
-            rows=body.rows,
-            temperature=body.temperature,
-            max_tokens=body.max_tokens,
-        ),
+        request=what.request.model_copy(update={"models": [model for model, _ in found]}),
         seed=body.seed,
         inputs=(
-            *((JobInput(DATA_FILE, file_id=file.id),) if file else ()),
+            *((JobInput(DATA_FILE, file_id=what.file.id),) if what.file else ()),
             *(
                 JobInput(WEIGHTS, sha256=weights.sha256)
-                for weights in (*(weights for _, weights in found), judge_weights)
+                for weights in (*(weights for _, weights in found), what.judge)
                 if weights is not None
             ),
         ),

@@ -225,6 +225,7 @@ class EvaluationObject(Wire):
     estimated_finish: int | None
     error: JobError | None
     report: EvaluationReport | None
+    job: str | None = Field(None, description="The fine-tuning job that has asked for it.")
     results_file: str | None = Field(
         description="JSONL with a line for each row: what was asked and expected, the models' answers and figures."
     )
@@ -271,6 +272,7 @@ class EvaluationObject(Wire):
             estimated_finish=estimated_finish(job),
             error=JobError.of(job.error),
             report=job.report if isinstance(job.report, EvaluationReport) else None,
+            job=request.job,
             results_file=job.result.file if isinstance(job.result, EvaluationResult) else None,
             metadata=job.metadata,
         )

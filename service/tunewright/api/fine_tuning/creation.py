@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from functools import partial
 
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.fine_tuning.data import check_chat_template, data_options
+from tunewright.api.fine_tuning.evaluate import evaluate_request
 from tunewright.api.fine_tuning.gpus import check_gpus
 from tunewright.api.fine_tuning.grading import check_grading
 from tunewright.api.fine_tuning.integrations import integrations_of
@@ -29,6 +31,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
 from tunewright.errors import InvalidRequest, NotFound, UnsupportedFeature, quoted
 from tunewright.kinds import FINE_TUNING
+from tunewright.kinds.fine_tuning.evaluating import evaluations_before
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
     TRAINING_FILE,
@@ -82,6 +85,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         inputs.append(JobInput(VALIDATION_FILE, file_id=validation_file))
     if parent is not None:
         inputs.append(JobInput(PARENT, sha256=parent.sha256))
+    evaluate, needed = evaluate_request(context, body.evaluate, base, tuning)
     request = FineTuningRequest(
         model=body.model,
         suffix=body.suffix,
@@ -91,16 +95,18 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         grader=method.reinforcement.grader if method.reinforcement else None,
         hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
         tuning=TuningOptions(**tuning.model_dump()),
+        evaluate=evaluate,
         **integrations_of(body.integrations),
     )
-    return NewJob(
+    new = NewJob(
         kind=FINE_TUNING.name,
         base=base,
         request=request.model_copy(update={"unreported": why_not_all(context.settings, request)}),
         seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
-        inputs=tuple(inputs),
+        inputs=(*inputs, *needed),
         metadata=body.metadata,
     )
+    return replace(new, first=evaluations_before(new, context.store.engines.get(base)))
 
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:

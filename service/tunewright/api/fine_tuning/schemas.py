@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, field_validator
 
 from tunewright.api.fine_tuning.data import AUTO, Data
+from tunewright.api.fine_tuning.evaluate_schemas import Evaluate
 from tunewright.api.fine_tuning.integrations import Integration, Integrations, integrations_shown
 from tunewright.api.fine_tuning.measured import BestObject, ForgettingObject, MeasuredObject, PlannedObject
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.ids import is_suffix, result_file_id
+from tunewright.kinds.fine_tuning.evaluated import TrainingReport
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningResult
 from tunewright.plan.methods import MethodName
@@ -35,10 +37,11 @@ class FollowingStep(Body):
     tuning: Tuning | None = Field(
         None, description="An adapter's rank, modules and the like are those of the first job."
     )
+    evaluate: Evaluate | None = None
 
 
 class CreateJob(Body):
-    """OpenAI's request, with `tuning` and `chat_template` beside it."""
+    """OpenAI's request, with `tuning`, `evaluate` and `chat_template` beside it."""
 
     model: str = Field(
         max_length=512,
@@ -63,6 +66,7 @@ class CreateJob(Body):
         " has what they need.",
     )
     tuning: Tuning | None = None
+    evaluate: Evaluate | None = None
     steps: Annotated[list[FollowingStep], Field(min_length=1, max_length=8)] | None = Field(
         None,
         description="Jobs that follow this one, each from the model of the one before, such as dpo after supervised. "
@@ -157,6 +161,10 @@ class JobObject(Wire):
     forgetting: ForgettingObject | None = Field(
         description="How far it is from what it was, once it has succeeded; an adapter, from its base."
     )
+    evaluate: dict[str, Any] | None = Field(None, description="As in the request.")
+    evaluation: TrainingReport | None = Field(
+        None, description="What the evaluations that it asked for have found so far."
+    )
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
@@ -201,6 +209,8 @@ class JobObject(Wire):
             planned=PlannedObject.of(job.result),
             measured=MeasuredObject.of(job.result),
             forgetting=ForgettingObject.of(job.result),
+            evaluate=request.evaluate.asked if request.evaluate else None,
+            evaluation=job.report if isinstance(job.report, TrainingReport) else None,
         )
 
 
@@ -237,7 +247,10 @@ class CheckpointObject(Wire):
     fine_tuning_job_id: str
     fine_tuned_model_checkpoint: str
     step_number: int
-    metrics: dict[str, float]
+    metrics: dict[str, float] = Field(
+        description="Those of its step, and of its evaluations: `eval_<metric>`, `eval_<metric>_gain` (minus that of "
+        "the base), `eval_<suite>`, `eval_<suite>_forgotten` (the share of what the base has right)."
+    )
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointObject:

@@ -74,6 +74,8 @@ class EvaluationRequest(BaseModel):
 
     models: list[EvaluatedModel]
     """The evaluated one, then those that it is compared with."""
+    job: str | None = None
+    """The id of the fine-tuning job that has asked for it."""
     filename: str = ""
     sha256: str = ""
     """The hash of the file; empty where a suite has the questions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from tunewright.evaluator.folder import AskedSuite
 from tunewright.evaluator.suites import LETTERS, SUITES
@@ -15,6 +16,7 @@ from tunewright.kinds.evaluation.models import (
     SuiteRequest,
 )
 from tunewright.kinds.kind import JobRefused, Service, Validated
+from tunewright.metrics.names import OF_SCORES
 from tunewright.rows.faults import InvalidData
 from tunewright.store.records import Engine, Job
 
@@ -60,12 +62,15 @@ def at_once(places: int, suite: SuiteRequest | None) -> int:
 def cache_file(
     service: Service, job: Job, request: EvaluationRequest, plan: EvaluationPlan, model: EvaluatedModel
 ) -> str | None:
-    """The file of a base's answers to a suite, named by all that they depend on."""
-    if request.suite is None or model.has_weights:
+    """The file of a base's answers to a suite, or to the rows of an evaluation that a job has asked for, named by all
+    that they depend on."""
+    if model.has_weights or (request.suite is None and request.job is None):
         return None
-    key = [
-        _CACHED, model.content, plan.suite_sha256, request.suite.model_dump(), request.rows, job.seed,
-        request.temperature, plan.max_tokens,
-    ]  # fmt: skip
+    asked: list[Any] = [plan.suite_sha256, request.suite.model_dump() if request.suite is not None else None]
+    if request.suite is None:
+        named = {*(request.metrics or ()), *(limit.metric for limit in request.require or ())}
+        is_generated, is_scored = not request.metrics or bool(named - OF_SCORES), bool(named & OF_SCORES)
+        asked = [request.sha256, request.reading.model_dump(mode="json"), is_generated, is_scored]
+    key = [_CACHED, model.content, *asked, request.rows, job.seed, request.temperature, plan.max_tokens]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return str(service.workspace.suite_answers / f"{name}.jsonl")

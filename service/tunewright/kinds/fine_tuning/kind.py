@@ -7,6 +7,8 @@ from pydantic import BaseModel
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder, Outcome
+from tunewright.kinds.fine_tuning.evaluated import JUDGE, TrainingReport
+from tunewright.kinds.fine_tuning.evaluating import evaluate
 from tunewright.kinds.fine_tuning.mixing import check_files, weights_of
 from tunewright.kinds.fine_tuning.models import (
     PARENT,
@@ -45,6 +47,7 @@ class FineTuning(Kind):
     id_prefix, event_prefix = "ftjob", "ftevent"
     noun, product = "fine-tuning job", "fine-tuned model"
     request, resolved, result = FineTuningRequest, Resolved, FineTuningResult
+    report = TrainingReport
     path = "/v1/fine_tuning/jobs"
     module, process = "tunewright.trainer", "trainer"
     saves = "its last checkpoint"
@@ -145,6 +148,18 @@ class FineTuning(Kind):
 
     def environment(self, service: Service, job: Job) -> dict[str, str]:
         return keys_of(service.settings, job)
+
+    def is_evaluated(self, request: BaseModel) -> bool:
+        return isinstance(request, FineTuningRequest) and request.evaluate is not None
+
+    def evaluate(self, service: Service, job: Job) -> None:
+        evaluate(service.store.of(job.project), job)
+
+    def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
+        if role != JUDGE or not isinstance(request, FineTuningRequest) or request.evaluate is None:
+            return super().name_of_input(request, role, position)
+        judges = [one.request.judge for one in request.evaluate.measures if one.request.judge is not None]
+        return judges[0].model.name if judges and judges[0].model is not None else role
 
     def publish(self, service: Service, job: Job, base: BaseInfo, folder: JobFolder) -> None:
         result = folder.read_result(TrainingResult)

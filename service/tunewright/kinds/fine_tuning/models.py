@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.graders.models import Grader
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
+from tunewright.kinds.fine_tuning.evaluated import EvaluateRequest
 from tunewright.plan.cost import Cost
 from tunewright.plan.forgetting import Forgetting
 from tunewright.plan.methods import MethodName
@@ -44,6 +45,8 @@ class FineTuningRequest(BaseModel):
     """Further integrations."""
     unreported: str | None = None
     """Why it is not, as it was when the job was created."""
+    evaluate: EvaluateRequest | None = None
+    """The evaluations that the job asks for."""
 
 
 class FineTuningResult(JobResult):
