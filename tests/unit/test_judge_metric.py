@@ -17,7 +17,8 @@ from tunewright.config import ServerOptions
 from tunewright.errors import EngineUnavailable, Internal, InvalidRequest, TunewrightError
 from tunewright.evaluator.asking import AnswersFile, Kept
 from tunewright.evaluator.folder import Asked, AskedJudge, EvaluationSpec
-from tunewright.evaluator.judging import INSTRUCTIONS, Judgements, Judging, Pair, labelled_pairs, winner
+from tunewright.evaluator.judging import Judgements, Judging, labelled_pairs
+from tunewright.evaluator.pairs import INSTRUCTIONS, Pair, winner
 from tunewright.evaluator.questions import Question
 from tunewright.metrics.agreement import cohen_kappa
 from tunewright.metrics.intervals import difference
@@ -53,7 +54,7 @@ def test_kappa_is_not_known_where_chance_alone_agrees() -> None:
     ],
 )  # fmt: skip
 def test_what_a_judge_says_is_read_or_is_no_verdict(text: str, said: str | None) -> None:
-    assert winner(Kept(text)) == said
+    assert winner(text) == said
 
 
 def question(place: int = 1) -> Question:
@@ -107,7 +108,7 @@ def test_an_answer_wins_only_in_both_orders(tmp_path: Path) -> None:
 
 
 def test_of_three_models_each_pair_has_its_own_win_rate() -> None:
-    from tunewright.evaluator.judging import Judgement
+    from tunewright.evaluator.pairs import Judgement
 
     win, loss = Judgement("win"), Judgement("loss")
     found = Judgements("j", [[win, win], [win, loss]], [], 0)

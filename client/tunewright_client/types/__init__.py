@@ -1,6 +1,15 @@
 """The types of the server's answers: frozen pydantic models that keep unknown fields."""
 
-from .aliases import Alias, AliasGuard, AliasShadow, AliasTarget, AliasVersion, ShadowAnswer
+from .aliases import (
+    Alias,
+    AliasGuard,
+    AliasJudge,
+    AliasShadow,
+    AliasTarget,
+    AliasVersion,
+    JudgedTarget,
+    ShadowAnswer,
+)
 from .batches import BatchCounts, BatchFault, BatchRecord, BatchResponse, BatchResult, Upload, UploadPart
 from .cleanings import CleaningFound, CleaningGroup, CleaningRecord, CleaningReport, CleaningStepCounts
 from .deployments import DeploymentRecord, HeldAdapter
@@ -117,6 +126,7 @@ __all__ = [
     "Alias",
     "AliasGate",
     "AliasGuard",
+    "AliasJudge",
     "AliasRequirement",
     "AliasShadow",
     "AliasTarget",
@@ -185,6 +195,7 @@ __all__ = [
     "JobStatus",
     "JudgeCalibration",
     "JudgedAnswers",
+    "JudgedTarget",
     "Judgement",
     "LatencyPercentiles",
     "Lineage",

@@ -22,6 +22,33 @@ class AliasShadow(Wire):
     share: float = 1.0
 
 
+class AliasJudge(Wire):
+    """A model that compares answers of new targets with those of the shadow.
+
+    - min_win_rate: the smallest share of comparisons that a target may win, a tie counting half
+    - min_samples: comparisons before it is judged, and then again at twice as many, and so on
+    """
+
+    model: str
+    min_win_rate: float
+    min_samples: int | None = None
+    instructions: str | None = None
+
+
+class JudgedTarget(Wire):
+    """What the judge of a guard has made of a target so far; verdict is pass, fail or not_enough_data."""
+
+    model: str
+    against: str = ""
+    verdict: str = ""
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    win_rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class AliasGuard(Wire):
     """The limits past which an alias is rolled back automatically after a new version was set.
 
@@ -29,16 +56,19 @@ class AliasGuard(Wire):
     - max_p99_seconds: the largest 99th percentile of the time to the first byte
     - window_seconds: how long the guard watches a new version
     - min_requests: how many requests the version must have had before the guard judges it
+    - judge: compares the answers of new targets with those of the shadow
     """
 
     max_error_rate: float | None = None
     max_p99_seconds: float | None = None
     window_seconds: float | None = None
     min_requests: int | None = None
+    judge: AliasJudge | None = None
 
 
 class Alias(Wire):
-    """A stable name for models. `id` is the name; `updated_at` is when this version was set."""
+    """A stable name for models. `id` is the name; `updated_at` is when this version was set; `judged` has, of one that
+    was retrieved, what the judge of its guard has made of its new targets."""
 
     id: str
     object: str = "alias"
@@ -49,6 +79,7 @@ class Alias(Wire):
     require: AliasRequirement | None = None
     created_at: int = 0
     updated_at: int = 0
+    judged: list[JudgedTarget] | None = None
 
 
 class AliasVersion(Wire):

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from tunewright.cli.limits import limit_options, limits_of
+from tunewright.cli.limits import limit_options, limits_of, verdict_words
 from tunewright.cli.options import Commands, P, R, Remote, Weighted, examples, limit_option, on_service
 from tunewright.cli.output import page_size, when
 from tunewright.metrics.names import Extract
@@ -19,6 +19,7 @@ from tunewright_client import (
     AliasShadow,
     AliasTarget,
     AliasVersion,
+    JudgedTarget,
     ShadowAnswer,
 )
 
@@ -78,6 +79,19 @@ def _wait_option(function: Callable[P, R]) -> Callable[P, R]:
 )
 @click.option("--min-requests", type=int, help="Requests before a model is judged.  [default: 20]")
 @click.option(
+    "--judge", metavar="MODEL",
+    help="The same when this model, which compares the answers of a new model with those of --shadow, prefers too few.",
+)  # fmt: skip
+@click.option(
+    "--min-win-rate", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of --judge: the smallest share of comparisons that a new model must win, ties counting half, such as 0.45.",
+)  # fmt: skip
+@click.option(
+    "--min-samples",
+    type=click.IntRange(30, 1000),
+    help="Of --judge: comparisons before it counts.  [default: 50]",
+)
+@click.option(
     "--on",
     "file",
     metavar="FILE",
@@ -115,6 +129,9 @@ def set_alias(
     max_p99: float | None,
     window: float | None,
     min_requests: int | None,
+    judge: str | None,
+    min_win_rate: float | None,
+    min_samples: int | None,
     file: str | None,
     least: dict[str, float],
     largest: dict[str, float],
@@ -137,6 +154,7 @@ def set_alias(
         "max_p99_seconds": max_p99,
         "window_seconds": window,
         "min_requests": min_requests,
+        "judge": _judge(judge, min_win_rate, min_samples),
     }
     guard = {key: value for key, value in limits.items() if value is not None}
     made = remote.client.aliases.set(
@@ -197,6 +215,7 @@ def show(remote: Remote, name: str) -> None:
             *[("target", _weighted(target.model, target.weight)) for target in alias.targets],
             ("shadow", _shadow(alias)),
             ("guard", _guard(alias.guard)),
+            *[("judged", _judged(one)) for one in alias.judged or ()],
             ("requires", _requires(alias.require)),
             ("created", when(alias.created_at)),
             ("updated", when(alias.updated_at)),
@@ -300,12 +319,31 @@ def _requires(of: AliasRequirement | None) -> str | None:
     return "; ".join(parts)
 
 
+def _judge(model: str | None, rate: float | None, samples: int | None) -> dict[str, Any] | None:
+    if model is None:
+        if rate is not None or samples is not None:
+            raise click.UsageError("--min-win-rate and --min-samples are of a --judge.")
+        return None
+    if rate is None:
+        raise click.UsageError("--judge needs a --min-win-rate, such as 0.45.")
+    asked = {"model": model, "min_win_rate": rate, "min_samples": samples}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _judged(one: JudgedTarget) -> str:
+    numbers = f"{one.wins} wins, {one.ties} ties, {one.losses} losses against {one.against}"
+    rate = f", win rate {one.win_rate:.1%}" if one.win_rate is not None else ""
+    interval = f" ({one.low:.1%} to {one.high:.1%})" if one.low is not None and one.high is not None else ""
+    return f"{one.model}: {verdict_words(one.verdict)}; {numbers}{rate}{interval}"
+
+
 def _guard(guard: AliasGuard | None) -> str | None:
     if guard is None:
         return None
     limits = [
         f"errors {guard.max_error_rate:g}" if guard.max_error_rate is not None else None,
         f"p99 {guard.max_p99_seconds:g} s" if guard.max_p99_seconds is not None else None,
+        f"win rate {guard.judge.min_win_rate:g} by {guard.judge.model}" if guard.judge is not None else None,
         f"window {guard.window_seconds:g} s" if guard.window_seconds is not None else None,
         f"requests {guard.min_requests}" if guard.min_requests is not None else None,
     ]

@@ -56,7 +56,7 @@ class AskedJudge(Asked):
     """The model that judges pairs of answers, with what it is told."""
 
     instructions: str | None = None
-    """None: `evaluator.judging.INSTRUCTIONS`."""
+    """None: `evaluator.pairs.INSTRUCTIONS`."""
     show_expected: bool = True
     """Whether it sees the expected answer of the row."""
     calibrate: int = 0

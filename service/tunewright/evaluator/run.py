@@ -29,9 +29,10 @@ from tunewright.evaluator.folder import (
     results_file,
 )
 from tunewright.evaluator.grading import Graded, graded
-from tunewright.evaluator.judging import Judgements, Judging, Pair, labelled_pairs
+from tunewright.evaluator.judging import Judgements, Judging, labelled_pairs
 from tunewright.evaluator.latency import Loading
 from tunewright.evaluator.measuring import Answered, Plan, measure, plan
+from tunewright.evaluator.pairs import Pair
 from tunewright.evaluator.questions import Question, drawn, questions
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.evaluator.suites import SUITES

@@ -34,6 +34,20 @@ class AliasShadow:
 
 
 @dataclass(frozen=True)
+class AliasJudge:
+    """A model that compares answers of new targets with those of the shadow to the same requests."""
+
+    model: str
+    """Never an alias."""
+    min_win_rate: float
+    """The smallest share of comparisons that a target may win, a tie being half a win."""
+    min_samples: int = 50
+    """Comparisons before it is judged; again at twice as many, and so on."""
+    instructions: str | None = None
+    """None: `evaluator.pairs.INSTRUCTIONS`."""
+
+
+@dataclass(frozen=True)
 class AliasGuard:
     """When a new version is rolled back, within `window_seconds` after it was set."""
 
@@ -43,6 +57,11 @@ class AliasGuard:
     """Largest 99th percentile of the time to the first byte of its answers."""
     window_seconds: float = 600.0
     min_requests: int = 20
+    judge: AliasJudge | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.judge, dict):  # as it is stored
+            object.__setattr__(self, "judge", AliasJudge(**self.judge))
 
 
 @dataclass(frozen=True)

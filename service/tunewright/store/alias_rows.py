@@ -20,7 +20,7 @@ from tunewright.registry.aliases import (
 )
 from tunewright.store.outbox import ALIAS_ROLLED_BACK, tell
 from tunewright.store.records import AliasVersion
-from tunewright.store.tables import alias_versions, aliases, shadow_answers
+from tunewright.store.tables import alias_judgements, alias_versions, aliases, shadow_answers
 
 
 class Content(NamedTuple):
@@ -155,6 +155,7 @@ def remove(connection: Connection, name: str, who: str | None, why: str) -> None
     _log(connection, name, Content(()), who, why)
     connection.execute(delete(aliases).where(aliases.c.name == name))
     connection.execute(delete(shadow_answers).where(shadow_answers.c.alias == name))
+    connection.execute(delete(alias_judgements).where(alias_judgements.c.alias == name))
 
 
 def _log(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from tunewright.store.alias_judgements import AliasJudgementStore
 from tunewright.store.aliases import AliasStore
 from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
@@ -49,6 +50,7 @@ class Store:
     """For one thread."""
     ends: EndStore
     evaluated: EvaluatedStore
+    alias_judgements: AliasJudgementStore
     uploads: UploadStore
     projects: ProjectStore
     keys: KeyStore
@@ -79,6 +81,7 @@ class Store:
             Latest(database),
             EndStore(database),
             EvaluatedStore(database),
+            AliasJudgementStore(database),
             UploadStore(database),
             ProjectStore(database),
             KeyStore(database),

@@ -310,6 +310,20 @@ shadow_answers = Table(
     Index("ix_shadow_answers_alias", "project", "alias", "seq"),
 )
 
+alias_judgements = Table(
+    "alias_judgements",  # what the judge of a guard has made of answers of targets and of the shadow, of one version
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("alias", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("model", Text, nullable=False),  # the target
+    Column("against", Text, nullable=False),  # the shadow
+    Column("outcome", String(8), nullable=False),  # of the target: win | tie | loss
+    Column("at", Float, nullable=False),
+    _project(),
+    Index("ix_alias_judgements_alias", "project", "alias", "seq"),
+)
+
 ratings = Table(
     "ratings",  # what people have chosen of the pairs of an evaluation's answers
     metadata,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tunewright.api.aliases.schemas import RequireBody, RequiredEvaluationBody
+from tunewright.api.aliases.schemas import JudgedTargetObject, RequireBody, RequiredEvaluationBody
+from tunewright.api.evaluations.creation import resolved_model
 from tunewright.api.files.find import find_file
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, NotFound
@@ -13,7 +15,8 @@ from tunewright.evaluator.verdict import judge
 from tunewright.kinds.data import DataOptions
 from tunewright.kinds.evaluation.kind import request_of
 from tunewright.metrics.verdicts import Judgement, Limit, Reason, TargetVerdict, Verdict, overall
-from tunewright.registry.aliases import AliasRequirement, RequiredEvaluation
+from tunewright.metrics.win_rates import win_rate
+from tunewright.registry.aliases import Alias, AliasGuard, AliasRequirement, RequiredEvaluation
 from tunewright.store.alias_gates import Evidence
 from tunewright.store.records import Job
 
@@ -48,6 +51,28 @@ def _evaluation(context: ServiceContext, body: RequiredEvaluationBody) -> Requir
         json_schema=body.json_schema,
         temperature=body.temperature,
     )
+
+
+def guard_of(context: ServiceContext, guard: AliasGuard | None) -> AliasGuard | None:
+    """The guard with the model that its judge stands for. Raises NotFound, InvalidRequest and EngineUnavailable."""
+    if guard is None or guard.judge is None:
+        return guard
+    model, _ = resolved_model(context, guard.judge.model, "guard.judge.model")
+    return replace(guard, judge=replace(guard.judge, model=model.name))
+
+
+def judged_so_far(context: ServiceContext, alias: Alias) -> list[JudgedTargetObject] | None:
+    """What the judge of its guard has made of its targets; None where it has no judge."""
+    limits = alias.guard.judge if alias.guard is not None else None
+    if limits is None:
+        return None
+    found = []
+    for (model, against), outcomes in context.store.alias_judgements.of(alias.name, alias.version).items():
+        rate = win_rate(outcomes, limits.min_win_rate, limits.min_samples)
+        of_rate = {"verdict": rate.verdict, "wins": rate.wins, "ties": rate.ties, "losses": rate.losses}
+        shown = {"win_rate": rate.value, "low": rate.low, "high": rate.high}
+        found.append(JudgedTargetObject(model=model, against=against, **of_rate, **shown))
+    return found
 
 
 def judge_targets(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from tunewright.api.aliases.gate import judge_targets, requirement_of
+from tunewright.api.aliases.gate import guard_of, judge_targets, judged_so_far, requirement_of
 from tunewright.api.aliases.schemas import (
     AliasObject,
     AliasVersionObject,
@@ -69,14 +69,16 @@ def shadow_answers(
 
 @router.get("/{name:alias}", summary="Retrieve an alias", responses=responses(404))
 def retrieve(context: Context, name: str) -> AliasObject:
-    return AliasObject.of(_get(context, name))
+    alias = _get(context, name)
+    return AliasObject.of(alias, judged_so_far(context, alias))
 
 
 @router.put("/{name:alias}", summary="Set an alias", responses=responses(400, 404, 409, 503, 507))
 async def put(context: Context, name: str, body: PutAlias, user: User = None) -> AliasObject:
     """Requests that come after the answer go to the new targets; running requests end on the old ones. New targets that
     have not passed what the alias requires are refused with 409 `gate_not_passed` and the numbers."""
-    parts, aliases = body.parts(), context.store.aliases
+    (targets, shadow, guard), aliases = body.parts(), context.store.aliases
+    parts = (targets, shadow, await asyncio.to_thread(guard_of, context, guard))
     require: AliasRequirement | Kept | None = KEEP
     if "require" in body.model_fields_set:
         asked = body.require

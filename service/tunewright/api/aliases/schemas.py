@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tunewright.api.fine_tuning.data import FileReading
 from tunewright.metrics.names import Extract, MetricName
-from tunewright.metrics.verdicts import Gate, Limit
+from tunewright.metrics.verdicts import Gate, Limit, Verdict
 from tunewright.registry.aliases import (
     MOST_TARGETS,
     Alias,
@@ -50,6 +50,27 @@ class ShadowBody(Body):
     share: Annotated[_Number, Field(gt=0, le=1)] = Field(1.0, description="Share of the requests.")
 
 
+class GuardJudgeBody(Body):
+    """A model that compares what a new target answers with what the shadow answers, each pair in both orders. The
+    target is asked again with the copy of the request."""
+
+    model: _Model = Field(
+        description="Served here: a base, an adapter, a deployed model, or an alias of one."
+    )
+    min_win_rate: Annotated[_Number, Field(gt=0, lt=1)] = Field(
+        description="The smallest share of the comparisons that it may win, a tie counting half."
+    )
+    min_samples: Annotated[int, Field(strict=True, ge=30, le=1000)] = Field(
+        50, description="Comparisons before it is judged, and then again at twice as many, and so on."
+    )
+    instructions: str | None = Field(
+        None,
+        min_length=1,
+        max_length=8_192,
+        description="The system message, as that of a judge of evaluations.",
+    )
+
+
 class GuardBody(Body):
     """Limits for the targets that the version before did not have; the alias is rolled back where one exceeds them."""
 
@@ -66,10 +87,14 @@ class GuardBody(Body):
         20, description="Requests before it is judged. A percentile of fewer than 100 is the slowest of them."
     )
 
+    judge: GuardJudgeBody | None = Field(
+        None, description="Compares answers with those of the `shadow`, which the alias then needs."
+    )
+
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
-        if self.max_error_rate is None and self.max_p99_seconds is None:
-            raise ValueError("give `max_error_rate`, `max_p99_seconds` or both")
+        if self.max_error_rate is None and self.max_p99_seconds is None and self.judge is None:
+            raise ValueError("give `max_error_rate`, `max_p99_seconds`, `judge`, or several of them")
         return self
 
 
@@ -140,6 +165,12 @@ class PutAlias(Body):
     )
     wait: bool = Field(True, strict=True, description=_WAIT)
 
+    @model_validator(mode="after")
+    def _check_judge(self) -> Self:
+        if self.guard is not None and self.guard.judge is not None and self.shadow is None:
+            raise ValueError("`guard.judge` compares with the answers of a `shadow`: give one")
+        return self
+
     def parts(self) -> tuple[tuple[AliasTarget, ...], AliasShadow | None, AliasGuard | None]:
         targets = tuple(AliasTarget(**target.model_dump()) for target in self.targets)
         shadow = AliasShadow(**self.shadow.model_dump()) if self.shadow else None
@@ -164,11 +195,38 @@ class ShadowObject(Wire):
     share: float
 
 
+class GuardJudgeObject(Wire):
+    model: str
+    min_win_rate: float
+    min_samples: int
+    instructions: str | None
+
+
 class GuardObject(Wire):
     max_error_rate: float | None
     max_p99_seconds: float | None
     window_seconds: float
     min_requests: int
+    judge: GuardJudgeObject | None = None
+
+
+class JudgedTargetObject(Wire):
+    """What the judge of the guard has made of a target's answers so far."""
+
+    model: str
+    against: str = Field(description="The shadow.")
+    verdict: Verdict = Field(
+        description="pass or fail: its win rate was seen to be above or below `min_win_rate`."
+    )
+    wins: int
+    ties: int
+    losses: int
+    win_rate: float | None = Field(description="A tie counts half.")
+    low: float | None = Field(
+        description="The lower end of its interval, of 97.5 % at the first look, of more at later ones: together they "
+        "err in 5 %."
+    )
+    high: float | None
 
 
 class RequiredEvaluationObject(Wire):
@@ -201,10 +259,14 @@ class AliasObject(Wire):
     require: RequireObject | None = Field(description="What new targets must have passed.")
     created_at: int
     updated_at: int = Field(description="When this version was set.")
+    judged: list[JudgedTargetObject] | None = Field(
+        None, description="Where the guard has a judge, and the alias is asked for alone: its new targets."
+    )
 
     @classmethod
-    def of(cls, alias: Alias) -> AliasObject:
+    def of(cls, alias: Alias, judged: list[JudgedTargetObject] | None = None) -> AliasObject:
         return cls(
+            judged=judged,
             id=alias.name,
             version=alias.version,
             created_at=int(alias.created_at),

@@ -83,10 +83,10 @@ def measured(context: ServiceContext, body: CreateEvaluation) -> Measured:
 
 
 def _checked(context: ServiceContext, body: CreateEvaluation) -> NewJob:
-    found = [_resolved(context, body.model, "model")]
+    found = [resolved_model(context, body.model, "model")]
     for number, name in enumerate(body.against):
         param = f"against.{number}"
-        model, weights = _resolved(context, name, param)
+        model, weights = resolved_model(context, name, param)
         if any(model.name == other.name for other, _ in found):
             raise InvalidRequest(f"{model.name} is named twice: there is nothing to compare.", param=param)
         found.append((model, weights))
@@ -155,7 +155,7 @@ def _judge(context: ServiceContext, body: CreateEvaluation) -> tuple[JudgeReques
                 code="unsupported",
             )
         return JudgeRequest(**how), None
-    model, weights = _resolved(context, body.judge.model, "judge.model")
+    model, weights = resolved_model(context, body.judge.model, "judge.model")
     return JudgeRequest(model=model, **how), weights
 
 
@@ -226,7 +226,7 @@ def _base_of(
     """The base of an adapter, which is served where the adapter is."""
     if model is None or model.kind is not ModelKind.ADAPTER:
         return []
-    return [_resolved(context, model.base, "against")]
+    return [resolved_model(context, model.base, "against")]
 
 
 def _check_metrics(body: CreateEvaluation) -> None:
@@ -267,7 +267,9 @@ def _check_limits(body: CreateEvaluation) -> None:
         )
 
 
-def _resolved(context: ServiceContext, asked: str, param: str) -> tuple[EvaluatedModel, TunedModel | None]:
+def resolved_model(
+    context: ServiceContext, asked: str, param: str
+) -> tuple[EvaluatedModel, TunedModel | None]:
     """The model that a name stands for now, and its row if it was made or registered here."""
     name = asked
     alias = context.store.aliases.get(asked)

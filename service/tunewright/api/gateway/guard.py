@@ -83,14 +83,19 @@ class Guard:
         """Wait until all rollbacks in progress have ended."""
         await asyncio.gather(*self._tasks)
 
-    async def _try_rollback(self, alias: Alias, model: str, why: str, seen: _Counts) -> None:
+    async def roll_back(self, alias: Alias, model: str, why: str) -> bool:
+        """Roll back the version that has brought the model. False where it is to be tried again."""
         try:
             await asyncio.to_thread(self._roll_back, alias, model, why)
         except TunewrightError as error:
             log.error("guard: %s is left at version %d, though %s: %s", alias.name, alias.version, why, error)
         except Exception:  # for example a failure of the database
             log.exception("guard: %s could not be rolled back, though %s", alias.name, why)
-            seen.exceeded = False
+            return False
+        return True
+
+    async def _try_rollback(self, alias: Alias, model: str, why: str, seen: _Counts) -> None:
+        seen.exceeded = await self.roll_back(alias, model, why)
 
     def _roll_back(self, alias: Alias, model: str, why: str) -> None:
         aliases = self._store.of(alias.project).aliases

@@ -25,6 +25,7 @@ from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.reply import Rename, Reply, answer_headers, disconnected
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
+from tunewright.api.gateway.shadow_judge import ShadowJudge
 from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
 from tunewright.api.gateway.upstream import ENDED_BY_DONE, upstream_body
 from tunewright.api.gateway.usage import with_usage
@@ -69,7 +70,9 @@ class Gateway:
         self.router = router
         self.counts = Counts(most_names)
         self.guard = Guard(store)
-        self.shadow = Shadow(store, self.ask, timeout=request_timeout)
+        self.shadow = Shadow(
+            store, self.ask, timeout=request_timeout, judge=ShadowJudge(store, self.ask, self.guard)
+        )
         self.grammars = Grammars(self.engine)
         self.request_timeout = request_timeout
         self.max_generated_tokens = max_generated_tokens

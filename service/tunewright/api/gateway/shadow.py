@@ -12,9 +12,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from tunewright import tracing
+from tunewright.api.gateway.shadow_judge import ShadowJudge
 from tunewright.errors import Internal, RequestTimeout, TunewrightError
 from tunewright.registry.aliases import Alias
 from tunewright.store.store import Store
@@ -34,7 +36,7 @@ class Shadow:
     """Sends and records the copies. Used from one event loop only.
 
     `at_once` limits the copies in flight for all aliases together; further ones are dropped. `timeout` is in seconds.
-    `chance` returns uniform random numbers in [0, 1).
+    `chance` returns uniform random numbers in [0, 1). `judge` compares the answers, where a guard asks for that.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Shadow:
         at_once: int = 16,
         timeout: float = 600.0,
         chance: Callable[[], float] = random.random,
+        judge: ShadowJudge | None = None,
     ) -> None:
         self._store = store
         self._ask = ask
         self._at_once = at_once
         self._timeout = timeout
         self._chance = chance
+        self._judge = judge
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged_at = -_LOG_INTERVAL
         self.dropped: Counter[str] = Counter()
@@ -118,6 +122,10 @@ class Shadow:
             await asyncio.to_thread(record)
         except Exception as error:  # for example a full disk
             log.error("shadow: an answer of %s for %s could not be recorded: %s", model, alias.name, error)
+        if self._judge is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await self._judge.compare(alias, answered_by, path, request, (status, answer))
 
     async def _answer(self, model: str, path: str, request: dict[str, Any]) -> tuple[int, bytes]:
         failed: TunewrightError
