@@ -644,7 +644,7 @@ def test_a_flip_answers_with_its_version_and_is_what_models_say(api: TestClient)
     assert (made["id"], made["object"], made["version"]) == (BOT, "alias", 1)
     assert made["targets"] == [{"model": OLD, "weight": 1.0}, {"model": BASE, "weight": 1.0}]
     assert made["guard"] == {
-        "max_error_rate": 0.1, "max_p99_seconds": None, "window_seconds": 600.0, "min_requests": 20,
+        "max_error_rate": 0.1, "max_p99_seconds": None, "window_seconds": 600.0, "min_requests": 20, "judge": None,
     }  # fmt: skip
     flipped = ok(put(api, {"model": NEW, "weight": 3}, shadow={"model": OLD, "share": 0.25}))
     assert (flipped["version"], flipped["shadow"]) == (2, {"model": OLD, "share": 0.25})
@@ -657,6 +657,28 @@ def test_a_flip_answers_with_its_version_and_is_what_models_say(api: TestClient)
     everything = ok(api.get("/v1/models"))["data"]
     assert [m["id"] for m in everything] == [BASE, BOT, THIRD, NEW, OLD]
     assert everything[1] == shown
+
+
+def test_a_guard_has_a_judge_that_compares_with_the_shadow(api: TestClient, store: Store) -> None:
+    judge = {"model": BASE, "min_win_rate": 0.45}
+    refused = error(put(api, OLD, guard={"judge": judge}), 400)
+    assert "compares with the answers of a `shadow`" in refused["message"]
+    shadow = {"model": OLD}
+    assert error(put(api, OLD, NEW, shadow=shadow, guard={"max_error_rate": 0.1}), 400)["param"] == "shadow"
+    unknown = error(put(api, NEW, shadow=shadow, guard={"judge": {**judge, "model": "none"}}), 404)
+    assert unknown["param"] == "guard.judge.model"
+    made = ok(put(api, OLD, NEW, shadow=shadow, guard={"judge": judge}))
+    assert made["guard"]["judge"] == {**judge, "min_samples": 50, "instructions": None}
+    for outcome in ("win", "tie", "loss"):
+        store.alias_judgements.add(BOT, 1, model=NEW, against=OLD, outcome=outcome)
+    assert store.alias_judgements.add(BOT, 2, model=NEW, against=OLD, outcome="win") == [], (
+        "of another version"
+    )
+    [judged] = ok(api.get(f"/v1/aliases/{BOT}"))["judged"]
+    assert (judged["model"], judged["against"], judged["verdict"]) == (NEW, OLD, "not_enough_data")
+    assert (judged["wins"], judged["ties"], judged["losses"], judged["win_rate"]) == (1, 1, 1, 0.5)
+    assert ok(api.delete(f"/v1/aliases/{BOT}"))["deleted"] is True
+    assert store.alias_judgements.of(BOT, 1) == {}
 
 
 def test_a_flip_waits_until_its_targets_are_loaded(api: TestClient, worker: Worker) -> None:
@@ -712,6 +734,7 @@ def test_a_wrong_flip_loads_nothing(api: TestClient, worker: Worker) -> None:
         ({"targets": [{"model": OLD}], "shadow": {"model": OLD}}, "shadow"),
         ({"targets": [{"model": OLD}], "guard": {}}, "guard"),
         ({"targets": [{"model": OLD}], "guard": {"max_error_rate": 1}}, "guard.max_error_rate"),
+        ({"targets": [{"model": OLD}], "guard": {"judge": {"model": NEW}}}, "guard.judge.min_win_rate"),
         ({"targets": [{"model": OLD}], "guard": {"max_p99_seconds": 0}}, "guard.max_p99_seconds"),
         ({"targets": [{"model": OLD}], "expected_version": -1}, "expected_version"),
         ({"targets": [{"model": OLD}], "wait": "no"}, "wait"),

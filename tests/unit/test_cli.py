@@ -767,6 +767,25 @@ def test_an_alias_is_set_with_what_was_given(run: Run, service: FakeService) -> 
     }
 
 
+def test_the_judge_of_a_guard(run: Run, service: FakeService) -> None:
+    judged = {"model": "new", "against": "old", "verdict": "fail", "wins": 1, "ties": 2, "losses": 7}
+    judge = {"model": "qwen", "min_win_rate": 0.45, "min_samples": 50, "instructions": None}
+    shown = {**ALIAS, "guard": {**ALIAS["guard"], "judge": judge}, "judged": [{**judged, "win_rate": 0.2}]}
+    service.replies["PUT", "/v1/aliases/support-bot"] = service.replies["GET", "/v1/aliases/support-bot"] = (
+        200,
+        shown,
+    )
+    given = ("--shadow", "old", "--judge", "qwen", "--min-win-rate", "0.45", "--min-samples", "50")
+    assert run("aliases", "set", "support-bot", "new", *given)[0] == 0
+    guard = {"judge": {"model": "qwen", "min_win_rate": 0.45, "min_samples": 50}}
+    assert service.body("PUT", "/v1/aliases/support-bot")["guard"] == guard
+    told = run("aliases", "show", "support-bot")[1]
+    assert "errors 0.05, win rate 0.45 by qwen, window 600 s" in told
+    assert "judged\tnew: fail; 1 wins, 2 ties, 7 losses against old, win rate 20.0%" in told
+    assert "--judge needs a --min-win-rate" in run("aliases", "set", "a", "m", "--judge", "qwen")[2]
+    assert "are of a --judge" in run("aliases", "set", "a", "m", "--min-samples", "50")[2]
+
+
 def test_aliases_are_shown(run: Run, service: FakeService) -> None:
     service.replies["GET", "/v1/aliases"] = (
         200,

@@ -83,17 +83,19 @@ def models(store: Store) -> None:
 @pytest.mark.each_database
 async def test_a_new_target_that_loses_is_rolled_back_with_the_numbers(store: Store, models: None) -> None:
     traffic = Traffic(store, Engines(better="m1"))
-    traffic.put("m3")
-    flipped = traffic.put("m3", "m2")
+    traffic.put("m1", "m3")
+    flipped = traffic.put("m1", "m2", "m3")
+    await traffic.ask(flipped, "m1", 1)
+    assert traffic.engines.asked == [], "the shadow is a target, and has answered that itself"
     await traffic.ask(flipped, "m3", 1)
-    assert traffic.engines.asked == ["m1"], "the old target is not compared"
+    assert traffic.engines.asked == ["m1"], "another old target is not compared"
     assert (await traffic.ask(flipped, "m2", 5)).version == 2
     traffic.again()
     assert (await traffic.ask(flipped, "m2", 2)).version == 2, "fewer than min_samples"
 
     now = await traffic.ask(flipped, "m2", 1)
 
-    assert (now.version, [target.model for target in now.targets]) == (3, ["m3"])
+    assert (now.version, [target.model for target in now.targets]) == (3, ["m1", "m3"])
     newest = store.aliases.history(BOT)[0][0]
     assert (newest.who, newest.rolled_back_to) == ("guard", 1)
     assert newest.why == (

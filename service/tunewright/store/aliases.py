@@ -287,7 +287,8 @@ def _refuse_numbers(content: Content) -> None:
                 param="targets",
             )
     shadow = content.shadow
-    if shadow is not None and shadow.model in names:
+    is_compared = content.guard is not None and content.guard.judge is not None
+    if shadow is not None and shadow.model in names and not is_compared:
         raise InvalidRequest(f"{shadow.model} is a target: its shadow must be another model.", param="shadow")
     if shadow is not None and not 0 < shadow.share <= 1:
         raise InvalidRequest(

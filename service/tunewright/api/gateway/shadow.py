@@ -61,11 +61,12 @@ class Shadow:
         """Number of copies that were not sent because too many were in flight, by alias."""
 
     def copy(self, alias: Alias, answered_by: str, path: str, body: dict[str, Any]) -> None:
-        """Send a copy of the request to the alias's shadow, if it falls into the shadow's share.
+        """Send a copy of the request to the alias's shadow, if it falls into the shadow's share, and the shadow has not
+        answered it itself, as a target.
 
         `body` is not changed.
         """
-        if alias.shadow is None or self._chance() >= alias.shadow.share:
+        if alias.shadow is None or alias.shadow.model == answered_by or self._chance() >= alias.shadow.share:
             return
         if len(self._tasks) >= self._at_once:
             self._drop(alias.name)
