@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -53,7 +53,7 @@ def win_rate(outcomes: Sequence[Outcome], least: float, fewest: int) -> WinRate:
         found = _rate(outcomes[:seen], risk)
         verdict = compared_with_limit(found.value, found.low, found.high, least, is_least=True)
         if verdict is not Verdict.NOT_ENOUGH_DATA:
-            return WinRate(verdict, found.wins, found.ties, found.losses, found.value, found.low, found.high)
+            return replace(found, verdict=verdict)
         seen, risk = seen * 2, risk / 2
     return _rate(outcomes, risk)
 
@@ -61,12 +61,13 @@ def win_rate(outcomes: Sequence[Outcome], least: float, fewest: int) -> WinRate:
 def _rate(outcomes: Sequence[Outcome], risk: float) -> WinRate:
     """With Wilson's interval, for which a tie is half a win and half a loss: it is wider than that of a mean with ties,
     which vary less than wins and losses."""
-    counts = [outcomes.count(outcome) for outcome in ("win", "tie", "loss")]
+    wins, ties, losses = (outcomes.count(outcome) for outcome in ("win", "tie", "loss"))
     rows = len(outcomes)
     if not rows:
-        return WinRate(Verdict.NOT_ENOUGH_DATA, *counts)
+        return WinRate(Verdict.NOT_ENOUGH_DATA, 0, 0, 0)
     z = NormalDist().inv_cdf(1 - risk / 2)
-    share = (counts[0] + counts[1] / 2) / rows
+    share = (wins + ties / 2) / rows
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return WinRate(Verdict.NOT_ENOUGH_DATA, *counts, share, max(0.0, middle - half), min(1.0, middle + half))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return WinRate(Verdict.NOT_ENOUGH_DATA, wins, ties, losses, share, low, high)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 from openai import OpenAI
 from tests.engine.conftest import Service, wait_until
@@ -15,7 +14,7 @@ from tests.without_vllm import BASE
 from kills import tree
 from tunewright_client import Job, Tunewright
 
-TUNING = {"rank": 4, "n_epochs": 3, "learning_rate": 5e-3, "batch_size": 8}
+TUNING = {"rank": 4, "n_epochs": 2, "learning_rate": 5e-3, "batch_size": 8}
 
 
 def rows_file(folder: Path) -> Path:
@@ -39,50 +38,43 @@ def test_a_job_asks_for_its_evaluations_and_its_model_is_the_best_checkpoint(
 ) -> None:
     client = Tunewright(service.url)
     file = client.files.upload(rows_file(tmp_path)).id
-    evaluate: dict[str, Any] = {"data": file, "metrics": ["exact_match"], "select": "best"}
-    limits = {"require": [{"metric": "exact_match", "max_drop": 0.1}]}
+    limits = [{"metric": "exact_match", "max_drop": 0.4}]
+    evaluate = {"data": file, "metrics": ["exact_match"], "select": "best", "require": limits}
     with OpenAI(base_url=f"{service.url}/v1", api_key="none") as stock:
         created = stock.fine_tuning.jobs.create(
-            model=BASE, training_file=file, extra_body={"tuning": TUNING, "evaluate": {**evaluate, **limits}}
+            model=BASE, training_file=file, extra_body={"tuning": TUNING, "evaluate": evaluate}
         )
-    first = client.jobs.retrieve(created.id)
-    [base] = evaluations_of(client, first)
+    job = client.jobs.retrieve(created.id)
+    [base] = evaluations_of(client, job)
     assert client.evaluations.retrieve(base).model == BASE, "it is there before the job is queued"
-    wait_until(lambda: len(evaluations_of(client, first)) > 1, 300, "the evaluation of a checkpoint")
+    wait_until(lambda: len(evaluations_of(client, job)) > 1, 300, "the evaluation of a checkpoint")
     title = "tunewright: scheduler"
     (pid,) = (pid for pid, (_, line) in tree(service.process.pid).items() if line.startswith(title))
     os.kill(pid, signal.SIGKILL)
-    first = ended(client, first.id)
+    job = ended(client, job.id)
 
-    assert (first.status, first.error) == ("succeeded", None)
-    assert first.evaluation is not None
-    points = first.evaluation.points
-    assert [point.at for point in points] == ["before", "checkpoint", "checkpoint", "checkpoint", "end"]
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.evaluation is not None
+    points = job.evaluation.points
+    assert [point.at for point in points] == ["before", "checkpoint", "checkpoint", "end"]
     assert points[0].evaluation == base
-    assert sorted(evaluations_of(client, first)) == sorted({point.evaluation or "" for point in points})
-    assert [point.figures[0].value for point in points] == [0.5, 0, 0, 0, 0]
+    assert points[3].evaluation == points[2].evaluation, "the last state is the checkpoint at its step"
+    assert sorted(evaluations_of(client, job)) == sorted({point.evaluation or "" for point in points})
+    assert [point.figures[0].value for point in points] == [0.5, 0, 0, 0]
     assert {point.figures[0].gain for point in points[1:]} == {-0.5}
-    assert {point.verdict for point in points[1:]} == {"fail"}
-    last = first.fine_tuned_model or ""
-    assert "ckpt" not in last, "none keeps the limit, so that it is the last one"
-    assert (first.evaluation.model, first.evaluation.verdict) == (last, "fail")
-    events = list(client.jobs.stream_events(first.id))
-    told = [event for event in events if event.level == "warn" and last in event.message]
-    assert "misses them: exact_match is worse than that of tiny by 0.5" in told[-1].message
-    assert len([event for event in events if (event.data or {}).get("evaluation")]) == 5
-    newest = next(iter(client.jobs.checkpoints(first.id)))
+    assert {point.verdict for point in points[1:]} == {"not_enough_data"}
+    step = points[1].step
+    assert (job.evaluation.step, job.evaluation.verdict) == (step, "not_enough_data")
+    assert "of which the rows do not tell" in (job.evaluation.why or "")
+    assert (job.fine_tuned_model or "").endswith(f"ckpt-step-{step}"), "of equal ones the earliest"
+    events = list(client.jobs.stream_events(job.id))
+    assert len([event for event in events if (event.data or {}).get("evaluation")]) == 4, "each is told once"
+    assert f"The model of the job is {job.fine_tuned_model}" in [event.message for event in events][-3]
+    newest = next(iter(client.jobs.checkpoints(job.id)))
     assert newest.metrics.model_dump()["eval_exact_match_gain"] == -0.5
-    [compared] = client.evaluations.retrieve(points[1].evaluation or "").against
-    assert compared == BASE
-
-    second = ended(client, client.jobs.create(BASE, file, tuning=TUNING, evaluate=evaluate, seed=2).id)
-
-    assert second.evaluation is not None
-    assert second.evaluation.verdict is None
-    assert second.evaluation.points[0].status == "succeeded"
-    assert "best of the" in (second.evaluation.why or "")
-    step = second.evaluation.step
-    assert step == second.evaluation.points[1].step, "all are as good, and the first has learnt least"
-    assert (second.fine_tuned_model or "").endswith(f"ckpt-step-{step}")
-    answer = client.chat.create(second.fine_tuned_model or "", [{"role": "user", "content": "Hi"}])
+    evaluation = client.evaluations.retrieve(points[1].evaluation or "")
+    assert (evaluation.against, evaluation.job) == ([BASE], job.id)
+    told = [event.message for event in evaluation.events(limit=100)]
+    assert "40 of 80 answers are there already" in told, "the base is not asked again"
+    answer = client.chat.create(job.fine_tuned_model or "", [{"role": "user", "content": "Hi"}])
     assert (answer.choices[0].message.content or "").startswith("Arr!")

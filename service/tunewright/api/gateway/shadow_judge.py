@@ -73,7 +73,7 @@ class ShadowJudge:
     async def _compare(
         self, alias: Alias, model: str, path: str, request: dict[str, Any], answer: tuple[int, bytes]
     ) -> None:
-        limits, shadow = alias.guard and alias.guard.judge, alias.shadow
+        limits, shadow = alias.guard.judge if alias.guard is not None else None, alias.shadow
         if limits is None or shadow is None or model == shadow.model or path not in (_CHAT, _COMPLETIONS):
             return
         if not await self._is_open(alias, limits, model):
