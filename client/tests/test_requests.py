@@ -75,6 +75,37 @@ def test_a_job_with_a_grader_is_one_of_reinforcement(server: FakeServer, client:
             client.jobs.create("base", "file-1", grader=grader, method=wrong)
 
 
+def test_a_job_asks_for_its_evaluations(server: FakeServer, client: Tunewright, tmp_path: Path) -> None:
+    rows = tmp_path / "test.jsonl"
+    rows.write_text("{}\n")
+    server.on("POST", "/v1/files", ok(file(2)))
+    figure = {"metric": "accuracy", "value": 0.75, "gain": 0.25}
+    point = {
+        "at": "end",
+        "measure": "data",
+        "evaluation": "eval-1",
+        "status": "succeeded",
+        "figures": [figure],
+    }
+    server.on("POST", JOBS, ok({**job("succeeded"), "evaluation": {"points": [point], "verdict": "pass"}}))
+    evaluate = {
+        "data": rows, "metrics": "accuracy", "suites": "mmlu", "at": "end", "judge": "qwen",
+        "require": {"metric": "accuracy", "max_drop": 0.02},
+    }  # fmt: skip
+    steps = [{"training_file": "file-1", "evaluate": {"data": rows, "suites": [{"name": "gsm8k"}]}}]
+
+    made = client.jobs.create("base", "file-1", evaluate=evaluate, steps=steps)
+
+    sent = server.sent("POST", JOBS)[0].json
+    assert sent["evaluate"] == {
+        "data": "file-2", "metrics": ["accuracy"], "suites": [{"name": "mmlu"}], "at": ["end"],
+        "judge": {"model": "qwen"}, "require": [{"metric": "accuracy", "max_drop": 0.02}],
+    }  # fmt: skip
+    assert sent["steps"][0]["evaluate"] == {"data": "file-2", "suites": [{"name": "gsm8k"}]}
+    assert made.evaluation is not None
+    assert (made.evaluation.verdict, made.evaluation.points[0].figures[0].gain) == ("pass", 0.25)
+
+
 def test_a_retry_of_the_asyncio_client_keeps_the_idempotency_key(server: FakeServer) -> None:
     server.on("POST", JOBS, Reply(abort=True), refuse(500), ok(job("queued")))
 

@@ -1090,6 +1090,49 @@ def test_a_job_is_created_on_several_files_with_weights(
     assert "mix\tfile-9=2.0" in run("jobs", "show", "ftjob-1")[1]
 
 
+def test_a_job_asks_for_its_evaluations_and_shows_what_they_have_found(
+    run: Run, service: FakeService, tmp_path: Path
+) -> None:
+    rows = tmp_path / "test.jsonl"
+    rows.write_text("{}\n")
+    argv = ("jobs", "create", "--model", "tiny", "--file", "file-7")
+    options = (
+        "--evaluate", str(rows), "--evaluate-suite", "mmlu", "--evaluate-metric", "accuracy", "--evaluate-min",
+        "accuracy=0.5", "--evaluate-max-drop", "accuracy=0.02", "--evaluate-rows", "40", "--select", "best",
+        "--evaluate-at", "checkpoints",
+    )  # fmt: skip
+    assert run(*argv, *options)[0] == 0
+    assert service.body("POST", "/v1/fine_tuning/jobs")["evaluate"] == {
+        "data": "file-1",
+        "suites": [{"name": "mmlu"}],
+        "metrics": ["accuracy"],
+        "require": [{"metric": "accuracy", "min": 0.5, "max_drop": 0.02}],
+        "at": ["checkpoints"],
+        "rows": 40,
+        "select": "best",
+    }
+    assert "Give --evaluate, --evaluate-suite, or both" in run(*argv, "--select", "best")[2]
+    point = {"at": "checkpoint", "step": 4, "model": "m", "status": "succeeded", "verdict": "not_enough_data"}
+    figure = {"metric": "accuracy", "value": 0.75, "low": 0.5, "high": 0.875}
+    gain = {"gain": 0.25, "gain_low": -0.125, "gain_high": 0.5}
+    lost = {"value": 0.1, "low": 0.05, "high": 0.15}
+    points = [
+        {**point, "measure": "data", "figures": [{**figure, **gain}]},
+        {**point, "measure": "mmlu", "figures": [], "forgotten": lost},
+        {"at": "end", "model": "m", "measure": "data", "status": "failed", "why": "nothing was answered"},
+    ]
+    ended = {"points": points, "model": "m", "step": 4, "verdict": "not_enough_data", "why": "It is the best"}
+    service.replies["GET", JOB] = 200, {**job("succeeded"), "evaluation": ended}
+    shown = run("jobs", "show", "ftjob-1")[1]
+    assert (
+        "checkpoint\t4\tdata\taccuracy\t0.750 (0.500 to 0.875)\t+0.250 (-0.125 to +0.500)\tnot enough"
+        in shown
+    )
+    assert "checkpoint\t4\tmmlu\tforgotten\t0.100 (0.050 to 0.150)" in shown
+    assert "end\t-\tdata\t" in shown
+    assert "m (not enough data to tell): It is the best" in shown
+
+
 def test_a_plan_for_a_method_that_cannot_learn_from_the_rows_is_refused_with_the_one_that_can(
     run: Run, tmp_path: Path
 ) -> None:

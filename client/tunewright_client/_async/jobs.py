@@ -163,8 +163,9 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         }
         if isinstance(made.get("method"), str):
             made["method"] = method_object(made["method"], None)
-        if isinstance(made.get("evaluate"), Mapping):
-            made["evaluate"] = await self._evaluate(f"steps-{number}-evaluate", made["evaluate"], key)
+        evaluate = step.get("evaluate")
+        if isinstance(evaluate, Mapping):
+            made["evaluate"] = await self._evaluate(f"steps-{number}-evaluate", evaluate, key)
         return job_body(made)
 
     async def _evaluate(self, name: str, evaluate: Mapping[str, Any], key: str) -> dict[str, Any]:

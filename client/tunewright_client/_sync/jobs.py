@@ -164,8 +164,9 @@ class Jobs(JobResource[Job]):
         }
         if isinstance(made.get("method"), str):
             made["method"] = method_object(made["method"], None)
-        if isinstance(made.get("evaluate"), Mapping):
-            made["evaluate"] = self._evaluate(f"steps-{number}-evaluate", made["evaluate"], key)
+        evaluate = step.get("evaluate")
+        if isinstance(evaluate, Mapping):
+            made["evaluate"] = self._evaluate(f"steps-{number}-evaluate", evaluate, key)
         return job_body(made)
 
     def _evaluate(self, name: str, evaluate: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class ModelStore:
 
     def idle_checkpoints(self) -> Sequence[TunedModel]:
         """Checkpoints that are not loaded, should not be loaded, are not pinned, are not needed by an alias or an
-        unfinished job, and are not what their job has as its model."""
+        unfinished job, and were not selected as the model of their job."""
         with self._database.read() as connection:
             query = select(models).where(_is_idle_checkpoint(connection)).order_by(models.c.seq)
             return [TunedModel(**row._mapping) for row in connection.execute(query)]
@@ -249,7 +249,7 @@ def _is_idle_checkpoint(connection: Connection) -> ColumnElement[bool]:
         & ~exists().where(deployments.c.model == models.c.name)
         & ~needed_by_a_job(models.c.sha256)
         & ~exists().where(
-            jobs.c.id == models.c.job_id, UNFINISHED | (jobs.c.result["model"].as_string() == models.c.name)
+            jobs.c.id == models.c.job_id, UNFINISHED | (jobs.c.report["model"].as_string() == models.c.name)
         )
         & ~exists().where(
             residency.c.sha256 == models.c.sha256,
