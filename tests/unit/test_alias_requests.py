@@ -18,7 +18,7 @@ from fake_engine import Client, Handler, engine_at, gateway_for, say_hello, stre
 from rows import Publish
 from tunewright.api.gateway.guard import Guard
 from tunewright.api.gateway.proxy import Gateway, Relay
-from tunewright.registry.aliases import AliasGuard, AliasShadow, AliasTarget
+from tunewright.registry.aliases import AliasGuard, AliasJudge, AliasShadow, AliasTarget
 from tunewright.store.records import Engine
 from tunewright.store.states import Residency
 from tunewright.store.store import Store
@@ -213,6 +213,39 @@ async def test_a_shadow_gets_the_request_and_the_caller_nothing_of_it(store: Sto
     asked = [answer.request for answer in (newest, oldest)]
     assert {"model": BOT, "messages": [], "temperature": 0} in asked
     assert {"model": BOT, "messages": []} in asked, "without stream"
+
+
+async def test_the_guard_lets_a_judge_compare_and_rolls_back(store: Store, socket: Path) -> None:
+    """The judge is the base, and prefers what the old model says."""
+    put(store, AliasTarget(OLD))
+    judge = AliasJudge("tiny", min_win_rate=0.45, min_samples=8)
+    put(
+        store,
+        AliasTarget(OLD, 1e-9),
+        AliasTarget(NEW),
+        shadow=AliasShadow(OLD),
+        guard=AliasGuard(judge=judge),
+    )
+    judged: list[dict[str, Any]] = []
+
+    async def says(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        said = f"I am {body['model'][0]}"
+        if body["model"] not in SHA.values():
+            judged.append(body)
+            said = json.dumps(
+                {"winner": "A" if "[Answer A]\nI am a" in body["messages"][-1]["content"] else "B"}
+            )
+        answer = {"model": body["model"], "choices": [{"message": {"role": "assistant", "content": said}}]}
+        return web.json_response(answer, dumps=lambda value: json.dumps(value, separators=(",", ":")))
+
+    async with gateway_to(store, socket, says) as gateway:
+        for _ in range(8):
+            await ask(gateway, messages=[{"role": "user", "content": "Who are you?"}])
+            await gateway.shadow.settle()
+    assert version(store) == 3
+    assert "0 wins, 0 ties, 8 losses" in store.aliases.history(BOT)[0][0].why
+    assert len(judged) == 16, "each pair in both orders"
+    assert all("[Request]\nWho are you?" in body["messages"][-1]["content"] for body in judged)
 
 
 async def test_a_shadows_answer_is_under_its_public_name(store: Store, socket: Path) -> None:
