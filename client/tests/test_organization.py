@@ -72,3 +72,41 @@ def test_the_keys_of_admins_too_also_with_asyncio(server: FakeServer) -> None:
             assert (await client.admin_api_keys.revoke("key-1")).deleted
 
     asyncio.run(run())
+
+
+def test_limits_are_set(server: FakeServer, client: Tunewright) -> None:
+    server.on("POST", f"{PROJECTS}/proj-1", ok({**PROJECT, "limits": {"requests_per_minute": 60}}))
+    assert client.projects.limit("proj-1", {"requests_per_minute": 60}).limits.requests_per_minute == 60
+    assert server.requests[-1].json == {"limits": {"requests_per_minute": 60}}
+    server.on("POST", f"{KEYS}/key-1", ok({**KEY, "limits": {}}))
+    assert client.api_keys.limit("proj-1", "key-1", {"tokens_per_minute": None}).limits.adapters is None
+    assert server.requests[-1].json == {"limits": {"tokens_per_minute": None}}
+    server.on("POST", KEYS, ok({**KEY, "value": "sk-1"}))
+    client.api_keys.create("proj-1", "indexer", limits={"concurrent_requests": 4})
+    assert server.requests[-1].json["limits"] == {"concurrent_requests": 4}
+
+
+def test_usage_is_read_page_by_page(server: FakeServer, client: Tunewright) -> None:
+    path = "/v1/organization/usage/completions"
+    result = {"input_tokens": 7, "output_tokens": 3, "num_model_requests": 1, "model": "tiny"}
+    bucket = {"object": "bucket", "start_time": 0, "end_time": 86400, "results": [result]}
+    first = {"object": "page", "data": [bucket], "has_more": True, "next_page": "86400"}
+    server.on("GET", path, ok(first), ok({**first, "has_more": False, "next_page": None}))
+    found = client.usage.completions(start=0, group_by=["model"], models=["tiny"], batch=False)
+    assert [one.results[0].model for one in found] == ["tiny", "tiny"]
+    asked = {"start_time": "0", "bucket_width": "1d", "group_by": "model", "models": "tiny", "batch": "false"}
+    assert [request.query for request in server.requests] == [asked, {**asked, "page": "86400"}]
+    cost = {"amount": {"value": 1.5, "currency": "usd"}, "line_item": "tiny, input_tokens", "quantity": 2}
+    page_of_costs = {"data": [{**bucket, "results": [cost]}], "has_more": False, "next_page": None}
+    server.on("GET", "/v1/organization/costs", ok(page_of_costs))
+    server.on("GET", "/v1/organization/usage/gpu_seconds", ok({**page_of_costs, "data": []}))
+    server.on("GET", "/v1/organization/usage/embeddings", ok({**page_of_costs, "data": []}))
+
+    async def run() -> None:
+        async with AsyncTunewright(server.url) as other:
+            (told,) = await other.usage.costs(group_by=["line_item"])
+            assert told.results[0].amount is not None
+            assert told.results[0].amount.value == 1.5
+            assert await other.usage.gpu_seconds() == await other.usage.embeddings() == []
+
+    asyncio.run(run())

@@ -11,6 +11,7 @@ TunewrightError
 ├── BodyStalled            408  the request's body stopped coming
 ├── TooLarge               413
 ├── TooManyRequests        429  a limit of the service is reached; retry after `retry_after` seconds
+│   └── QuotaExceeded      429  the project has as much as it may have; no retry helps
 ├── EngineUnavailable      503  no engine can answer the generation now; retry after `retry_after` seconds
 ├── Busy                   503  the database's write lock was not available in time
 ├── RequestTimeout         504  a generation took too long; clients must not retry automatically
@@ -23,6 +24,7 @@ A permanent conflict (cancelling a finished job, say) is an InvalidRequest: Open
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 
 LONGEST_MESSAGE, _LONGEST_PARAM = 2000, 200
 """Most characters of an error's message, which may quote what was sent, and of its `param`."""
@@ -55,12 +57,15 @@ class TunewrightError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         message = cut(message, LONGEST_MESSAGE)
         super().__init__(message)
         self.message = message
         self.param = cut(param, _LONGEST_PARAM) if param is not None else None
         self.code = code if code is not None else type(self).code
+        self.headers = dict(headers or {})
+        """Of the answer."""
         if retry_after is not None:
             self.retry_after = retry_after
 
@@ -129,7 +134,14 @@ class TooManyRequests(TunewrightError):
     status = 429
     type = "rate_limit_error"
     code = "too_many_requests"
-    retry_after = 1.0
+    retry_after: float | None = 1.0
+
+
+class QuotaExceeded(TooManyRequests):
+    """The project has as much as it may have. To try again helps only when it has less."""
+
+    type = code = "insufficient_quota"
+    retry_after = None
 
 
 class EngineUnavailable(TunewrightError):

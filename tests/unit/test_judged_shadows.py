@@ -10,12 +10,14 @@ import pytest
 
 from rows import PRODUCT
 from tunewright.api.gateway.guard import Guard
+from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.shadow_judge import ShadowJudge
 from tunewright.metrics.verdicts import Verdict
 from tunewright.metrics.win_rates import Outcome, win_rate
 from tunewright.registry.aliases import Alias, AliasGuard, AliasJudge, AliasShadow, AliasTarget
 from tunewright.store.store import Store
+from tunewright.store.usage import UsageSource
 
 BOT, PATH = "support-bot", "/v1/chat/completions"
 LIMITS = AliasJudge("judge", min_win_rate=0.45, min_samples=8)
@@ -28,7 +30,10 @@ class Engines:
         self.better = better
         self.asked: list[str] = []
 
-    async def __call__(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    async def __call__(
+        self, model: str, path: str, body: dict[str, Any], *, payer: Payer
+    ) -> tuple[int, bytes]:
+        assert payer.source is UsageSource.SHADOW
         self.asked.append(model)
         said = f"I am {model}"
         if model == "judge":

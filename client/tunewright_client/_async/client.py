@@ -24,6 +24,7 @@ from .http import AsyncHTTP
 from .jobs import AsyncJobs
 from .organization import AsyncAdminApiKeys, AsyncApiKeys, AsyncProjects
 from .resources import AsyncAdapters, AsyncChat, AsyncCompletions, AsyncFiles, AsyncModels
+from .usage import AsyncUsage
 from .webhooks import AsyncWebhooks
 
 
@@ -85,6 +86,7 @@ class AsyncTunewright:
         self.projects = AsyncProjects(http)
         self.api_keys = AsyncApiKeys(http)
         self.admin_api_keys = AsyncAdminApiKeys(http)
+        self.usage = AsyncUsage(http)
         self.chat = AsyncChat(http)
         self.completions = AsyncCompletions(http)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import ssl
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -104,7 +104,10 @@ class Settings:
         return dataclasses.replace(self, timeout=timeout, max_retries=0)
 
 
-def _no_params() -> Mapping[str, str | int | bool | None]:
+Params = Mapping[str, str | int | bool | Sequence[str] | None]
+
+
+def _no_params() -> Params:
     return {}
 
 
@@ -119,7 +122,7 @@ class Call(Generic[T]):
     - path: the path below /v1 with its parts quoted, or below the root with `outside_v1`
     - parse: makes the result of a successful response; raises InvalidResponseError, ValueError or pydantic's
       ValidationError
-    - params: the query; values that are None are left out
+    - params: the query; values that are None are left out, and lists repeated
     - accepted: statuses other than 2xx that are no errors
     - stream: the body is read piece by piece
     - first_byte: the first piece of the body belongs to the attempt, so that a connection that is lost before it is
@@ -130,7 +133,7 @@ class Call(Generic[T]):
     method: str
     path: str
     parse: Callable[[httpx2.Response], T]
-    params: Mapping[str, str | int | bool | None] = dataclasses.field(default_factory=_no_params)
+    params: Params = dataclasses.field(default_factory=_no_params)
     json: Any = None
     upload: Upload | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=_no_headers)

@@ -33,16 +33,26 @@ def rename_project(project: str, name: str) -> Call[Project]:
     return _call("POST", _project(project), Project, {"name": name})
 
 
+def limit_project(project: str, limits: Mapping[str, int | None]) -> Call[Project]:
+    return _call("POST", _project(project), Project, {"limits": dict(limits)})
+
+
 def archive_project(project: str) -> Call[Project]:
     return _call("POST", (*_project(project), "archive"), Project)
 
 
 def create_key(
-    project: str, name: str, scopes: Collection[str] | None, expires_in: int | None
+    project: str,
+    name: str,
+    scopes: Collection[str] | None,
+    expires_in: int | None,
+    limits: Mapping[str, int | None] | None = None,
 ) -> Call[NewApiKey]:
     body: dict[str, Any] = {"name": name, "expires_in_seconds": expires_in}
     if scopes is not None:
         body["scopes"] = list(scopes)
+    if limits is not None:
+        body["limits"] = dict(limits)
     return _call("POST", _keys(project), NewApiKey, body)
 
 
@@ -53,6 +63,10 @@ def list_keys(project: str, after: str | None, limit: int | None) -> Call[PageDa
 
 def retrieve_key(project: str, key: str) -> Call[ApiKey]:
     return _call("GET", (*_keys(project), key), ApiKey)
+
+
+def limit_key(project: str, key: str, limits: Mapping[str, int | None]) -> Call[ApiKey]:
+    return _call("POST", (*_keys(project), key), ApiKey, {"limits": dict(limits)})
 
 
 def rotate_key(project: str, key: str, overlap: int) -> Call[NewApiKey]:

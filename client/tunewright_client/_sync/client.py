@@ -25,6 +25,7 @@ from .http import HTTP
 from .jobs import Jobs
 from .organization import AdminApiKeys, ApiKeys, Projects
 from .resources import Adapters, Chat, Completions, Files, Models
+from .usage import Usage
 from .webhooks import Webhooks
 
 
@@ -75,6 +76,7 @@ class Tunewright:
         self.projects = Projects(http)
         self.api_keys = ApiKeys(http)
         self.admin_api_keys = AdminApiKeys(http)
+        self.usage = Usage(http)
         self.chat = Chat(http)
         self.completions = Completions(http)
 

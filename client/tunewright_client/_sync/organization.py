@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from .._core import organization
 from ..types import AdminApiKey, ApiKey, Deleted, NewAdminApiKey, NewApiKey, Project
@@ -33,6 +33,11 @@ class Projects(Resource):
         """Raises NotFoundError."""
         return self._http.fetch(organization.rename_project(project, name))
 
+    def limit(self, project: str, limits: Mapping[str, int | None]) -> Project:
+        """Set limits, such as {"requests_per_minute": 60}; None takes one away, and those that are not named stay (see
+        `Limits`). Raises NotFoundError."""
+        return self._http.fetch(organization.limit_project(project, limits))
+
     def archive(self, project: str) -> Project:
         """Refuse the project's keys from now on; what belongs to it stays. Raises NotFoundError, and BadRequestError
         for the project default."""
@@ -49,15 +54,17 @@ class ApiKeys(Resource):
         *,
         scopes: Collection[str] | None = None,
         expires_in: int | None = None,
+        limits: Mapping[str, int | None] | None = None,
     ) -> NewApiKey:
         """A key whose `value` cannot be read again.
 
         - scopes: of read, infer, train, admin; by default the first three
         - expires_in: seconds until it expires; None: never
+        - limits: such as {"requests_per_minute": 60}
 
         Raises NotFoundError, and PermissionDeniedError for scopes that the caller's key does not have.
         """
-        return self._http.fetch(organization.create_key(project, name, scopes, expires_in))
+        return self._http.fetch(organization.create_key(project, name, scopes, expires_in, limits))
 
     def list(self, project: str, after: str | None = None, limit: int | None = None) -> Page[ApiKey]:
         """The keys that were not revoked, newest first; `limit` is the size of a page."""
@@ -66,6 +73,11 @@ class ApiKeys(Resource):
     def retrieve(self, project: str, key: str) -> ApiKey:
         """Raises NotFoundError."""
         return self._http.fetch(organization.retrieve_key(project, key))
+
+    def limit(self, project: str, key: str, limits: Mapping[str, int | None]) -> ApiKey:
+        """Set the key's own rates: requests_per_minute, tokens_per_minute, concurrent_requests; None takes one away.
+        Raises NotFoundError."""
+        return self._http.fetch(organization.limit_key(project, key, limits))
 
     def rotate(self, project: str, key: str, *, overlap: int = 0) -> NewApiKey:
         """A new key in the place of this one, which is refused at once, or after `overlap` seconds."""

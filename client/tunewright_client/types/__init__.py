@@ -70,7 +70,7 @@ from .jobs import (
     Tuning,
     WorkRecord,
 )
-from .organization import AdminApiKey, ApiKey, NewAdminApiKey, NewApiKey, Project
+from .organization import AdminApiKey, ApiKey, Limits, NewAdminApiKey, NewApiKey, Project
 from .plans import Plan, PlanChange, PlannedMethod, PlannedOption, PlannedRows, PlanWarning
 from .reports import (
     DataReport,
@@ -100,6 +100,7 @@ from .resources import (
     Parity,
     Ready,
 )
+from .usage import CostAmount, CostBucket, CostResult, UsageBucket, UsageResult
 from .verdicts import (
     AliasGate,
     AliasRequirement,
@@ -157,7 +158,10 @@ __all__ = [
     "Component",
     "Confusion",
     "Cost",
+    "CostAmount",
+    "CostBucket",
     "CostRange",
+    "CostResult",
     "DataReport",
     "Deleted",
     "DeploymentRecord",
@@ -198,6 +202,7 @@ __all__ = [
     "JudgedTarget",
     "Judgement",
     "LatencyPercentiles",
+    "Limits",
     "Lineage",
     "LoadFigures",
     "Metrics",
@@ -237,6 +242,8 @@ __all__ = [
     "Upload",
     "UploadPart",
     "Usage",
+    "UsageBucket",
+    "UsageResult",
     "VerdictReason",
     "WebhookAttempt",
     "WebhookDelivery",

@@ -3,6 +3,23 @@
 from .base import Wire
 
 
+class Limits(Wire):
+    """What a project or a key may have at most; None: any number.
+
+    - tokens_per_minute: of prompts and answers together
+    - concurrent_requests: generations in flight, streamed or not
+    - queued_jobs, running_jobs, stored_bytes, adapters: of projects alone
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    queued_jobs: int | None = None
+    running_jobs: int | None = None
+    stored_bytes: int | None = None
+    adapters: int | None = None
+
+
 class Project(Wire):
     """A tenant. What belongs to it is not found by the keys of other projects.
 
@@ -15,6 +32,7 @@ class Project(Wire):
     created_at: int = 0
     archived_at: int | None = None
     status: str = ""
+    limits: Limits = Limits()
 
 
 class ApiKey(Wire):
@@ -29,6 +47,7 @@ class ApiKey(Wire):
     name: str = ""
     project_id: str = ""
     redacted_value: str = ""
+    limits: Limits = Limits()
     scopes: tuple[str, ...] = ()
     created_at: int = 0
     expires_at: int | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tunewright.config.group import Group, check_hosts, split_commas
+from tunewright.config.prices import Price, price_of
 from tunewright.sizes import Size
 
 _SHORTEST_KEY = 16
@@ -48,6 +49,12 @@ class ServerOptions(Group):
         le=10_000,
         description="Models whose requests /metrics tells one by one, with the alias that was asked for; all further"
         " ones are told together.",
+    )
+    price: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="What a million tokens cost, MODEL=INPUT/OUTPUT in the currency of --currency, such as"
+        " 'my-base=0.5/1.5'. MODEL may have * for any characters, and of several that suit a model the first holds;"
+        " repeat for more (comma-separated in the variable). Default: tokens have no price.",
     )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -90,7 +97,18 @@ class ServerOptions(Group):
             _check_length(self.metrics_key.get_secret_value(), "metrics key", "TUNEWRIGHT_METRICS_KEY")
         return self
 
-    _split_hosts = field_validator("allowed_host", mode="before")(split_commas)
+    _split_lists = field_validator("allowed_host", "price", mode="before")(split_commas)
+
+    @field_validator("price")
+    @classmethod
+    def _check_prices(cls, value: list[str]) -> list[str]:
+        for text in value:
+            price_of(text)
+        return value
+
+    @property
+    def prices(self) -> tuple[Price, ...]:
+        return tuple(price_of(text) for text in self.price)
 
     _check_hosts = field_validator("allowed_host")(check_hosts)
 

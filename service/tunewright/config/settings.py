@@ -49,7 +49,7 @@ HELP_ORDER = [
     "max_upload", "adapter_root", "max_adapter_size", "max_hub_cache_size", "max_uploads", "max_requests",
     "max_queued_jobs", "python_graders", "eval_data", "wandb_api_key", "wandb_base_url",
     "report_to", "mlflow_tracking_uri",
-    "price_per_hour", "currency", "device_watts",
+    "price_per_hour", "price", "currency", "device_watts",
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
     "max_unused_artifacts_size", "max_token_cache_size",

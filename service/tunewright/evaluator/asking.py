@@ -20,7 +20,7 @@ from tunewright.evaluator.programs import NotRun, Programs
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.suites import SuiteQuestion
 from tunewright.jobs.failure import TrainingFailed
-from tunewright.jobs.gateway import Refused, Unanswered, not_answered
+from tunewright.jobs.gateway import PROJECT_HEADER, Refused, Unanswered, not_answered
 from tunewright.jobs.lines import AppendedLines
 from tunewright.metrics.figures import Scores
 
@@ -147,7 +147,9 @@ class Asking:
     async def _run(self, stopped: asyncio.Event) -> None:
         timeout = aiohttp.ClientTimeout(total=self._spec.request_timeout + 60)
         connector = aiohttp.UnixConnector(path=self._spec.socket, limit=0)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers={PROJECT_HEADER: self._spec.project}
+        ) as session:
             for number, model in enumerate(self._spec.models):
                 keys = [
                     key

@@ -96,6 +96,8 @@ class EvaluationSpec(BaseModel):
     job_id: str
     socket: str
     """That of the service's own gateway (`api.gateway.inner`)."""
+    project: str = "default"
+    """Whose use the answers are."""
     request_timeout: float
     """Seconds that an answer may take."""
     models: list[Asked]

@@ -23,7 +23,7 @@ from tunewright.evaluator.load import Loaded, Timed, load, timed
 from tunewright.evaluator.report import EvaluationReport, LoadFigures, Percentiles
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.gateway import Refused, Unanswered
+from tunewright.jobs.gateway import PROJECT_HEADER, Refused, Unanswered
 from tunewright.metrics.latency import percentile, rate
 from tunewright.plan.forgetting import passages
 
@@ -71,7 +71,9 @@ class Loading:
     async def _run(self) -> None:
         connector = aiohttp.UnixConnector(path=self._spec.socket, limit=0)
         timeout = aiohttp.ClientTimeout(total=self._spec.request_timeout + 60)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers={PROJECT_HEADER: self._spec.project}
+        ) as session:
             for at_once in self._loads.at_once:
                 for number, model in enumerate(self._spec.models):
                     if (number, at_once) not in self.measured:

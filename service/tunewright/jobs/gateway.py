@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+PROJECT_HEADER = "X-Tunewright-Project"
+"""Names the project of the job to the service's own gateway."""
+
 
 class Unanswered(Exception):
     """The gateway could not answer now. `is_fault`: it, or the engine, failed at this request."""

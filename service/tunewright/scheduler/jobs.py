@@ -76,6 +76,8 @@ class JobRunner:
             JobPhase.EVALUATE: self._release,
         }
         self._fail_without_base()
+        for job in store.jobs.on_devices():
+            store.jobs.restart_clock(job.id, self._folder(job).last_beat())
 
     def _fail_without_base(self) -> None:
         """Fail jobs on a base that the service was started without: they would wait for ever."""

@@ -20,6 +20,7 @@ from tunewright.store.outbox import tell_end
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import JOB_MOVES, JobPhase, JobState, ModelState
 from tunewright.store.tables import checkpoints, job_devices, job_events, job_inputs, jobs, models
+from tunewright.store.usage import settle_devices
 
 Event = dict[str, Any]
 """The columns level, type, message and data, and created_at where it is not the current time."""
@@ -184,6 +185,7 @@ def project_of(connection: Connection, id: str) -> str:
 
 def _record(row: Row[Any], inputs: tuple[JobInput, ...], devices: tuple[str, ...]) -> Job:
     values = dict(row._mapping)
+    del values["claimed_at"]  # for turns alone (`store.job_turns`)
     kind = kind_named(values["kind"])
 
     def parsed(column: str, model: type[BaseModel] | None) -> Any:
@@ -226,7 +228,8 @@ def move(connection: Connection, id: str, how: Move, *details: str, **values: An
 
 
 def release(connection: Connection, id: str) -> None:
-    """Free the devices that the job holds."""
+    """Free the devices that the job holds, and add the time for which it had GPUs to what its project has used."""
+    settle_devices(connection, id, time.time(), go_on_from=None)
     connection.execute(delete(job_devices).where(job_devices.c.job_id == id))
 
 

@@ -16,14 +16,13 @@ from tunewright.store import job_rows
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, require_inputs
 from tunewright.store.job_rows import Event
+from tunewright.store.job_turns import next_queued
 from tunewright.store.paging import page
 from tunewright.store.records import Checkpoint, Job, JobEvent, NewJob, TunedModel
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.tables import checkpoints, job_devices, job_events, jobs, models
 from tunewright.store.tables import files as file_rows
-
-ORDER_SECONDS = 60.0
-"""Seconds after the creation of a job in which no later one starts before its files are read."""
+from tunewright.store.usage import settle_devices
 
 
 class JobStore:
@@ -223,35 +222,16 @@ class JobStore:
     def claim(
         self, devices: str | Sequence[str], bases: Sequence[str], kinds: Sequence[str] | None = None
     ) -> Job | None:
-        """Give the oldest queued job on one of `bases` as many of `devices` as it needs, those that are free and come
-        first, all at once. None where no job waits, or where fewer are free: then no younger job gets them either, so
-        that one which needs many gets its turn. A device that is named alone, as a text, is enough for any job: the
-        processes of a job share the CPU. `kinds`: those of the jobs; None: all.
-
-        A job waits for older ones whose files are still read, at most `ORDER_SECONDS` for each.
+        """Give the queued job on one of `bases` that has the next turn (`store.job_turns`) as many of `devices` as it
+        needs, those that are free and come first, all at once. None where no job waits, or where fewer are free: then
+        no other job gets them either, so that one which needs many gets its turn. A device that is named alone, as a
+        text, is enough for any job: the processes of a job share the CPU. `kinds`: those of the jobs; None: all.
         """
         offered = [devices] if isinstance(devices, str) else list(devices)
-        older = jobs.alias("older")
-        is_overtaking = exists().where(
-            older.c.state == JobState.VALIDATING_FILES,
-            older.c.after.is_(None),  # others may wait for long
-            older.c.base.in_(bases),
-            *([] if kinds is None else [older.c.kind.in_(kinds)]),
-            older.c.seq < jobs.c.seq,
-            older.c.created_at > time.time() - ORDER_SECONDS,
-        )
-        waiting = (
-            select(jobs.c.id)
-            .where(jobs.c.state == JobState.QUEUED, jobs.c.base.in_(bases), ~is_overtaking)
-            .where(*([] if kinds is None else [jobs.c.kind.in_(kinds)]))
-            .order_by(jobs.c.seq)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
         held = select(job_devices.c.device).where(job_devices.c.device.in_(offered))
         try:
             with self._database.begin() as connection:
-                id = connection.scalar(waiting)
+                id = next_queued(connection, bases, kinds)
                 found = job_rows.get(connection, id) if id is not None else None
                 if found is None:
                     return None
@@ -261,12 +241,13 @@ class JobStore:
                 given = [device for device in offered if device not in taken][:number]
                 if len(given) < number:
                     return None
-                rows = [{"device": device, "job_id": found.id} for device in given]
+                now = time.time()
+                rows = [{"device": device, "job_id": found.id, "since": now} for device in given]
                 connection.execute(insert(job_devices), rows)
                 noun, text = kind.noun.capitalize(), ", ".join(given)
-                started_at = func.coalesce(jobs.c.started_at, time.time())
+                times = {"started_at": func.coalesce(jobs.c.started_at, now), "claimed_at": now}
                 job, moved = job_rows.move(
-                    connection, found.id, job_rows.STARTED, noun, text, started_at=started_at, attempt=0
+                    connection, found.id, job_rows.STARTED, noun, text, **times, attempt=0
                 )
                 assert moved, "its row is locked"
                 return job
@@ -306,6 +287,12 @@ class JobStore:
     def paused(self, id: str) -> Job | None:
         """Pause a job whose process has ended, and free its devices."""
         return self._move(id, job_rows.PAUSED)[0]
+
+    def restart_clock(self, id: str, until: float) -> None:
+        """Count the time for which the job had GPUs until then (Unix seconds), and go on from now: in between nothing
+        of it ran."""
+        with self._database.begin() as connection:
+            settle_devices(connection, id, until, go_on_from=time.time())
 
     def rewind_events(self, id: str, size: int) -> None:
         """Lower the offset of a job without a process to the size of its events file in bytes, where the file is

@@ -11,11 +11,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Connection, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, exists, insert, null, or_, select, update
 
 from tunewright.ids import new_id
 from tunewright.store.database import Database
+from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.paging import page
 from tunewright.store.tables import api_keys, projects
 
@@ -48,9 +50,15 @@ class ApiKey:
     expires_at: float | None
     revoked_at: float | None
     last_used_at: float | None
+    limits: Limits = NO_LIMITS
+    project_limits: Limits = NO_LIMITS
+    """Those of its project, where they were read with it."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scopes", tuple(Scope(scope) for scope in self.scopes))
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        values = dict(row._mapping)
+        values |= {name: Limits.of(values[name]) for name in ("limits", "project_limits") if name in values}
+        return cls(**{**values, "scopes": tuple(Scope(scope) for scope in row.scopes)})
 
     def is_valid(self, now: float) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
@@ -77,24 +85,34 @@ class KeyStore:
         *,
         expires_at: float | None = None,
         for_admin: bool = False,
+        limits: Limits = NO_LIMITS,
     ) -> NewKey:
         """A key of this store's project or, where the store has none, of an admin, which has to be said."""
         if for_admin != (self._database.project is None):
             raise ValueError("a project's key is made in the store of the project, an admin's in that of all")
         with self._database.begin() as connection:
-            return _insert(connection, name, scopes, expires_at)
+            return _insert(connection, name, scopes, expires_at, limits)
 
     def get(self, id: str) -> ApiKey | None:
         """A key that is not revoked."""
         with self._database.read() as connection:
             row = connection.execute(select(api_keys).where(self._mine(), api_keys.c.id == id)).one_or_none()
-        return ApiKey(**row._mapping) if row else None
+        return ApiKey.of(row) if row else None
 
     def list(self, *, after: str | None = None, limit: int = 10**6) -> tuple[Sequence[ApiKey], bool]:
         """A page of the keys that are not revoked, newest first, and whether there are more."""
         query = select(api_keys).where(self._mine())
         rows, more = page(self._database, query, api_keys, after=after, limit=limit)
-        return [ApiKey(**row._mapping) for row in rows], more
+        return [ApiKey.of(row) for row in rows], more
+
+    def limit(self, id: str, limits: Limits) -> ApiKey | None:
+        """Give the key these limits in the place of all that it has. None where there is no such key."""
+        changed = (
+            update(api_keys).where(self._mine(), api_keys.c.id == id).values(limits=limits.stored() or null())
+        )
+        with self._database.begin() as connection:
+            row = connection.execute(changed.returning(api_keys)).one_or_none()
+        return ApiKey.of(row) if row else None
 
     def rotate(self, id: str, *, overlap: float = 0.0) -> NewKey | None:
         """A new key in the place of this one: with its name and scopes, valid for as long as it was from its creation.
@@ -106,13 +124,13 @@ class KeyStore:
             ).one_or_none()
             if row is None:
                 return None
-            old = ApiKey(**row._mapping)
+            old = ApiKey.of(row)
             expires_at = now + (old.expires_at - old.created_at) if old.expires_at is not None else None
             ends: dict[str, float] = {"revoked_at": now}
             if overlap > 0:
                 ends = {"expires_at": min(old.expires_at or now + overlap, now + overlap)}
             connection.execute(update(api_keys).where(api_keys.c.id == id).values(**ends))
-            return _insert(connection, old.name, old.scopes, expires_at)
+            return _insert(connection, old.name, old.scopes, expires_at, old.limits)
 
     def revoke(self, id: str) -> bool:
         """Refuse the key from now on. False where there is no such key."""
@@ -123,13 +141,13 @@ class KeyStore:
     def by_hashes(self, hashes: Collection[str]) -> Mapping[str, ApiKey]:
         """The keys with these hashes that were not revoked and whose project is not archived."""
         query = (
-            select(api_keys)
+            select(api_keys, projects.c.limits.label("project_limits"))
             .outerjoin(projects, projects.c.id == api_keys.c.project)
             .where(api_keys.c.hash.in_(hashes), api_keys.c.revoked_at.is_(None))
             .where(projects.c.archived_at.is_(None))
         )
         with self._database.read() as connection:
-            return {row.hash: ApiKey(**row._mapping) for row in connection.execute(query)}
+            return {row.hash: ApiKey.of(row) for row in connection.execute(query)}
 
     def any(self) -> bool:
         """Whether there has ever been a key."""
@@ -151,7 +169,9 @@ class KeyStore:
         return not_revoked & api_keys.c.project.is_(None) if self._database.project is None else not_revoked
 
 
-def _insert(connection: Connection, name: str, scopes: Collection[Scope], expires_at: float | None) -> NewKey:
+def _insert(
+    connection: Connection, name: str, scopes: Collection[Scope], expires_at: float | None, limits: Limits
+) -> NewKey:
     key = _PREFIX + secrets.token_urlsafe(32)
     values = {
         "id": new_id("key"),
@@ -161,6 +181,7 @@ def _insert(connection: Connection, name: str, scopes: Collection[Scope], expire
         "scopes": sorted(scopes),
         "created_at": time.time(),
         "expires_at": expires_at,
+        "limits": limits.stored() or null(),
     }
     row = connection.execute(insert(api_keys).values(**values).returning(api_keys)).one()
-    return ApiKey(**row._mapping), key
+    return ApiKey.of(row), key

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Row, insert, null, select, update
 
 from tunewright.errors import InvalidRequest
 from tunewright.ids import new_id
 from tunewright.store.database import Database
+from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.paging import page
 from tunewright.store.tables import DEFAULT_PROJECT, projects
 
@@ -25,6 +27,11 @@ class Project:
     created_at: float
     archived_at: float | None
     """Since then its keys are refused."""
+    limits: Limits
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        return cls(**{**row._mapping, "limits": Limits.of(row.limits)})
 
 
 class ProjectStore:
@@ -33,16 +40,18 @@ class ProjectStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, name: str) -> Project:
-        values = {"id": new_id("proj"), "name": name, "created_at": time.time()}
+    def create(self, name: str, limits: Limits = NO_LIMITS) -> Project:
+        values = {
+            "id": new_id("proj"), "name": name, "created_at": time.time(), "limits": limits.stored() or null(),
+        }  # fmt: skip
         with self._database.begin() as connection:
             row = connection.execute(insert(projects).values(**values).returning(projects)).one()
-        return Project(**row._mapping)
+        return Project.of(row)
 
     def get(self, id: str) -> Project | None:
         with self._database.read() as connection:
             row = connection.execute(select(projects).where(projects.c.id == id)).one_or_none()
-        return Project(**row._mapping) if row else None
+        return Project.of(row) if row else None
 
     def list(
         self, *, archived: bool = False, after: str | None = None, limit: int = 10**6
@@ -52,10 +61,14 @@ class ProjectStore:
         if not archived:
             query = query.where(projects.c.archived_at.is_(None))
         rows, more = page(self._database, query, projects, after=after, limit=limit)
-        return [Project(**row._mapping) for row in rows], more
+        return [Project.of(row) for row in rows], more
 
-    def rename(self, id: str, name: str) -> Project | None:
-        return self._change(id, name=name)
+    def modify(self, id: str, *, name: str | None = None, limits: Limits | None = None) -> Project | None:
+        """Give it another name, or other limits in the place of all that it has; None leaves them."""
+        changed: dict[str, object] = {} if name is None else {"name": name}
+        if limits is not None:
+            changed |= {"limits": limits.stored() or null()}
+        return self._change(id, **changed) if changed else self.get(id)
 
     def archive(self, id: str) -> Project | None:
         """Refuse the project's keys from now on; what belongs to it stays. Raises InvalidRequest for `default`."""
@@ -73,4 +86,4 @@ class ProjectStore:
         changed = update(projects).where(projects.c.id == id).values(**values).returning(projects)
         with self._database.begin() as connection:
             row = connection.execute(changed).one_or_none()
-        return Project(**row._mapping) if row else None
+        return Project.of(row) if row else None

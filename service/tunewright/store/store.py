@@ -15,6 +15,7 @@ from tunewright.store.engines import EngineStore
 from tunewright.store.evaluated import EvaluatedStore
 from tunewright.store.figures import FigureStore
 from tunewright.store.files import FileStore
+from tunewright.store.holdings import HoldingStore
 from tunewright.store.jobs import JobStore
 from tunewright.store.keys import KeyStore
 from tunewright.store.latest import Latest
@@ -25,6 +26,7 @@ from tunewright.store.projects import ProjectStore
 from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
 from tunewright.store.uploads import UploadStore
+from tunewright.store.usage import UsageStore
 from tunewright.store.webhooks import WebhookStore
 
 
@@ -54,6 +56,8 @@ class Store:
     uploads: UploadStore
     projects: ProjectStore
     keys: KeyStore
+    usage: UsageStore
+    holdings: HoldingStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -85,6 +89,8 @@ class Store:
             UploadStore(database),
             ProjectStore(database),
             KeyStore(database),
+            UsageStore(database),
+            HoldingStore(database),
         )
 
     def of(self, project: str) -> Self:

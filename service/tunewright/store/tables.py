@@ -38,6 +38,7 @@ projects = Table(
     Column("name", Text, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("archived_at", Float),  # its keys are refused since then
+    Column("limits", JSON),  # `store.limits.Limits`, those that are set
 )
 
 api_keys = Table(
@@ -54,6 +55,7 @@ api_keys = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
     Column("last_used_at", Float),
+    Column("limits", JSON),
 )
 
 files = Table(
@@ -131,6 +133,7 @@ jobs = Table(
     Column("attempt", Integer, nullable=False, default=0),
     Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl that were stored
     Column("last_step", Integer, nullable=False, default=0),  # the newest step in the events
+    Column("claimed_at", Float),  # the last time
     _project(),
     Index("ix_jobs_project", "project", "seq"),
 )
@@ -150,6 +153,7 @@ job_devices = Table(
     metadata,
     Column("device", String(32), primary_key=True),
     Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("since", Float),  # from when on its time is not in `device_usage` yet
 )
 
 job_ends = Table(
@@ -370,20 +374,8 @@ webhook_deliveries = Table(
     Column("seq", _Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("project", Text, nullable=False, server_default="default"),
-    Column(
-        "endpoint_id",
-        String(64),
-        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
-    Column(
-        "event_id",
-        String(64),
-        ForeignKey("webhook_events.id", ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
+    Column("endpoint_id", ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("event_id", ForeignKey("webhook_events.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("state", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("due_at", Float, nullable=False),  # when the next attempt is to be made, while it is pending
@@ -392,4 +384,28 @@ webhook_deliveries = Table(
     Column("tries", Integer, nullable=False),  # attempts since it was created, or replayed
     Column("attempts", JSON, nullable=False),  # the newest that have ended (`store.webhook_records.Attempt`)
     Index("ix_webhook_deliveries_due", "state", "due_at"),
+)  # fmt: skip
+
+usage = Table(
+    "usage",  # generations that were answered, summed up
+    metadata,
+    Column("hour", BigInteger, primary_key=True),  # its beginning, Unix seconds
+    Column("project", String(64), primary_key=True),
+    Column("api_key_id", String(64), primary_key=True),  # "" without a key
+    Column("model", Text, primary_key=True),  # the one that answered; no alias
+    Column("kind", String(16), primary_key=True),  # completions | embeddings
+    Column("source", String(16), primary_key=True),  # live | batch | evaluation | grader | shadow
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+)
+
+device_usage = Table(
+    "device_usage",  # the time for which jobs had GPUs
+    metadata,
+    Column("hour", BigInteger, primary_key=True),
+    Column("project", String(64), primary_key=True),
+    Column("model", Text, primary_key=True),  # the base
+    Column("kind", String(16), primary_key=True),  # of the jobs
+    Column("seconds", Float, nullable=False),
 )

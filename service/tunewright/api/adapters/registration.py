@@ -14,6 +14,7 @@ from fastapi import UploadFile
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.organization.quotas import check_adapter, check_bytes
 from tunewright.errors import EngineUnavailable, InvalidAdapter, InvalidRequest, TooLarge, quoted
 from tunewright.ids import id_for_key, key_in_project, model_name, new_id
 from tunewright.kinds.products import state_of_new_adapter
@@ -157,6 +158,10 @@ def _list(
     key = key_in_project(asked.idempotency_key, context.project)
     id = id_for_key("adapter", key) if key else new_id("adapter")
     name = model_name(engine.name, asked.suffix, id)
+    size = context.workspace.artifacts.stat(sha256).bytes
+    if context.store.models.get(id) is None:  # else the request is repeated
+        check_adapter(context)
+        check_bytes(context, size)
     listed = context.store.models.register(
         {
             "id": id,
@@ -169,7 +174,7 @@ def _list(
             "rank": taken.config.rank,
             "alpha": taken.config.alpha,
             "target_modules": taken.targets,
-            "bytes": context.workspace.artifacts.stat(sha256).bytes,
+            "bytes": size,
             "desired": Desired.LOADED if asked.load and not taken.is_merge_only else Desired.UNLOADED,
             "source": source,
             "lineage": asdict(lineage),

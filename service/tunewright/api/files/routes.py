@@ -17,6 +17,7 @@ from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.forms import FormFault, FormRoute
 from tunewright.api.http.wire import After, Deleted, Page, page_of
+from tunewright.api.organization.quotas import check_bytes
 from tunewright.errors import InvalidRequest, StorageFull
 from tunewright.ids import new_id
 from tunewright.store.records import FileRecord
@@ -77,6 +78,7 @@ def _keep(
                 os.fsync(target.fileno())
             if size == 0:
                 raise InvalidRequest("The file is empty.", param="file")
+            check_bytes(context, size)
             with context.workspace.keeping(id):
                 context.workspace.keep_file(temporary, id)
                 created_at = time.time()

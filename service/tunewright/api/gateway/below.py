@@ -13,14 +13,17 @@ from typing import Any
 
 from tunewright.api.gateway.bodies import LARGE, parse_body
 from tunewright.api.gateway.engine_errors import LOST, engine_error
+from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.media import check_media
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.gateway.reply import Rename
 from tunewright.api.gateway.routing import Target
 from tunewright.api.gateway.turns import BATCHES, sequences
 from tunewright.api.gateway.upstream import upstream_body
+from tunewright.api.gateway.usage import usage_of
 from tunewright.engine.http import EngineBusy
 from tunewright.errors import EngineUnavailable, Internal, InvalidRequest, RequestTimeout
+from tunewright.store.usage import UsageSource
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 
@@ -55,14 +58,15 @@ class BelowLive:
                     with ExitStack() as held:
                         target = await self._gateway.router.find(model, held, BATCHES, project=project)
                         if target.line is line:  # else another engine has it by now
-                            return await self._ask(target, path, body, len(raw), held)
+                            payer = Payer(project, source=UsageSource.BATCH)
+                            return await self._ask(target, path, body, len(raw), held, payer)
             except TimeoutError as error:
                 raise RequestTimeout("The generation took longer than --request-timeout.") from error
             finally:
                 line.give_back_below(size)
 
     async def _ask(
-        self, target: Target, path: str, body: dict[str, Any], size: int, held: ExitStack
+        self, target: Target, path: str, body: dict[str, Any], size: int, held: ExitStack, payer: Payer
     ) -> bytes:
         gateway = self._gateway
         most = gateway.max_generated_tokens
@@ -75,6 +79,7 @@ class BelowLive:
             raise Internal(LOST, code="engine_failed") from error  # so that it is not asked for ever
         compilation.end()
         if upstream.status < 400:
+            gateway.ledger.note(payer, path, target.public_name, usage_of(answer))
             return Rename(target)(answer)
         if upstream.status == 404 and target.internal_name.encode() in answer:
             raise EngineUnavailable(f"The engine does not know {target.public_name} now: try again.")

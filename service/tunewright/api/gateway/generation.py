@@ -66,14 +66,25 @@ class GenerationSpec(LitSpec):  # type: ignore[misc]
     def _endpoint(self, path: str, upstream: str) -> Any:
         async def endpoint(request: Request) -> Response:
             assert self.gateway is not None, "the gateway is opened before the first request"
+            sender = request.state.principal
+            if limited := sender.limited:
+                self.gateway.rates.check(limited)  # before the body is read
             raw = await request.body()
             body = await self.gateway.bodies.run(parse_body, raw) if len(raw) > LARGE else parse_body(raw)
             if b"_url" in raw or b"\\u" in raw:  # names may be written with escapes
                 check_media(body, self._media_domains)
             user = body.get("user")
             sticky = request.headers.get("x-tunewright-sticky") or (user if isinstance(user, str) else None)
-            project = request.state.principal.project
-            return Relay(self.gateway, upstream, body, sticky, project=project, size=len(raw))
+            return Relay(
+                self.gateway,
+                upstream,
+                body,
+                sticky,
+                project=sender.project,
+                key=sender.key,
+                size=len(raw),
+                limited=limited,
+            )
 
         endpoint.__name__ = path.removeprefix("/v1/").replace("/", "_")
         return endpoint

@@ -2,9 +2,10 @@
 as the engines' sockets are, so that no key is needed and none is handed on.
 
 It takes `POST /ask` with `{"model", "content", "path", "body"}` and sends `body` to `path` (of `PATHS`) of the engine
-that has the model; `POST /stream` does the same with an answer that is streamed. Leases, loading on demand, turns,
-limits and plain control tokens are those of every generation. It knows no aliases, and answers only while the model has
-the weights `content`: what an evaluation measures stays one thing, whatever is flipped, deleted or deployed meanwhile.
+that has the model, as a use of the project that the header `X-Tunewright-Project` names; `POST /stream` does the same
+with an answer that is streamed. Leases, loading on demand, turns, limits and plain control tokens are those of every
+generation. It knows no aliases, and answers only while the model has the weights `content`: what an evaluation measures
+stays one thing, whatever is flipped, deleted or deployed meanwhile.
 
 `POST /batch?path=PATH&sticky=KEY&project=PROJECT` takes the body of a generation and answers it as the public route
 does, with the models and aliases of the project, below all live traffic (`below.py`).
@@ -23,9 +24,13 @@ from aiohttp import web
 
 from tunewright.api.gateway.below import BelowLive
 from tunewright.api.gateway.external_judge import ExternalJudge
+from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
 from tunewright.evaluator.folder import EXTERNAL
+from tunewright.jobs.gateway import PROJECT_HEADER
+from tunewright.store.tables import DEFAULT_PROJECT
+from tunewright.store.usage import UsageSource
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
@@ -72,7 +77,7 @@ class InnerGateway:
     async def _ask(self, request: web.Request) -> web.Response:
         try:
             asked = await request.json()
-            status, answer = await self._answer(asked)
+            status, answer = await self._answer(asked, _payer(request))
         except TunewrightError as error:
             return web.json_response(error.body(), status=error.status)
         except ValueError:
@@ -105,7 +110,12 @@ class InnerGateway:
             _check_path(asked["path"])
             async with asyncio.timeout(self._gateway.request_timeout):
                 status, text = await self._gateway.stream(
-                    asked["model"], asked["path"], asked["body"], write, content=asked["content"]
+                    asked["model"],
+                    asked["path"],
+                    asked["body"],
+                    write,
+                    payer=_payer(request),
+                    content=asked["content"],
                 )
         except (TunewrightError, TimeoutError, ValueError) as error:
             if response.prepared:
@@ -121,14 +131,14 @@ class InnerGateway:
         await response.write_eof()
         return response
 
-    async def _answer(self, asked: dict[str, Any]) -> tuple[int, bytes]:
+    async def _answer(self, asked: dict[str, Any], payer: Payer) -> tuple[int, bytes]:
         _check_path(asked["path"])
         try:
             async with asyncio.timeout(self._gateway.request_timeout):
                 if asked["content"] == EXTERNAL:
                     return await self._ask_judge(asked)
                 return await self._gateway.ask(
-                    asked["model"], asked["path"], asked["body"], content=asked["content"]
+                    asked["model"], asked["path"], asked["body"], payer=payer, content=asked["content"]
                 )
         except TimeoutError as error:
             raise RequestTimeout(_TOO_LONG) from error
@@ -137,6 +147,10 @@ class InnerGateway:
         if self._judge is None:
             raise InvalidRequest("The operator allows no judge elsewhere any more.", code="judge_refused")
         return await self._judge.ask(asked["body"])
+
+
+def _payer(request: web.Request) -> Payer:
+    return Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source=UsageSource.EVALUATION)
 
 
 def _check_path(path: str) -> None:

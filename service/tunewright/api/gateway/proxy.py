@@ -10,8 +10,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
@@ -22,23 +21,22 @@ from tunewright.api.gateway.bodies import LARGE
 from tunewright.api.gateway.engine_errors import LOST, engine_error, is_dead
 from tunewright.api.gateway.grammars import NO_COMPILATION, Compilation, Grammars
 from tunewright.api.gateway.guard import Guard
+from tunewright.api.gateway.ledger import Entry, Ledger, Payer
+from tunewright.api.gateway.own import OwnRequests, engine_span, take_turn
+from tunewright.api.gateway.prompts import Prompts
+from tunewright.api.gateway.rates import Admitted, Limited, Rates
 from tunewright.api.gateway.reply import Rename, Reply, answer_headers, disconnected
 from tunewright.api.gateway.routing import Router, Target
 from tunewright.api.gateway.shadow import Shadow
 from tunewright.api.gateway.shadow_judge import ShadowJudge
-from tunewright.api.gateway.turns import NOBODY, Caller, caller_of, sequences
+from tunewright.api.gateway.turns import Caller, caller_of
 from tunewright.api.gateway.upstream import ENDED_BY_DONE, upstream_body
 from tunewright.api.gateway.usage import with_usage
 from tunewright.api.http.threads import Threads
 from tunewright.api.telemetry.counts import FAILED, LEFT, Counts
 from tunewright.engine.connections import Answer
 from tunewright.engine.http import EngineBusy, EngineHTTP
-from tunewright.errors import (
-    EngineUnavailable,
-    InvalidRequest,
-    RequestTimeout,
-    TunewrightError,
-)
+from tunewright.errors import EngineUnavailable, RequestTimeout, TooManyRequests, TunewrightError
 from tunewright.registry.aliases import Alias
 from tunewright.store.store import Store
 from tunewright.tracing import NO_SPAN, Span
@@ -46,12 +44,11 @@ from tunewright.tracing import NO_SPAN, Span
 log = logging.getLogger("tunewright.api")
 
 _STREAMS = frozenset({*ENDED_BY_DONE, "/v1/responses"})
-_GENERATES_NOTHING = frozenset({"/tokenize", "/detokenize"})
 _HAS_OUTPUT = b"response.output"
 """In the first event of a response that comes from the model; others come before, as soon as vLLM has the request."""
 
 
-class Gateway:
+class Gateway(OwnRequests):
     """Sends generations to the engines, with one connection pool for each. Bound to the serving event loop.
 
     `request_timeout` is the time that a generation may take, in seconds; `max_generated_tokens`, what one request may
@@ -70,6 +67,9 @@ class Gateway:
         self.router = router
         self.counts = Counts(most_names)
         self.guard = Guard(store)
+        self.ledger = Ledger(store)
+        self.rates = Rates()
+        self.prompts = Prompts(self.engine)
         self.shadow = Shadow(
             store, self.ask, timeout=request_timeout, judge=ShadowJudge(store, self.ask, self.guard)
         )
@@ -83,6 +83,8 @@ class Gateway:
     async def close(self) -> None:
         await self.shadow.close()
         await self.grammars.close()
+        await self.prompts.close()
+        await self.ledger.close()
         for engine in self._engines.values():
             await engine.close()
         self.router.close()
@@ -93,85 +95,13 @@ class Gateway:
             engine = self._engines[socket] = EngineHTTP(socket)
         return engine
 
-    async def ask(
-        self,
-        model: str,
-        path: str,
-        body: dict[str, Any],
-        *,
-        content: str | None = None,
-        project: str | None = None,
-    ) -> tuple[int, bytes]:
-        """Send a request that is not streamed, and return the answer's status and bytes. `content`: what the model must
-        be (`Target.content`); `project`: whose model it must be, where that was not seen to already. Raises
-        TunewrightError."""
-        with ExitStack() as held:
-            target = await self._found(model, content, held, project)
-            data = await self.bodies.run(
-                upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
-            )
-            await _take_turn(path, body, target, NOBODY, held)
-            compilation = held.enter_context(self.grammars.compile(target, body))
-            try:
-                with _engine_span(target) as span:
-                    async with self.engine(target.socket).post(path, data, span.headers()) as upstream:
-                        answer = await upstream.read()
-            except EngineBusy as error:
-                raise EngineUnavailable(LOST) from error
-            compilation.end()
-            return upstream.status, Rename(target)(answer)
-
-    async def stream(
-        self,
-        model: str,
-        path: str,
-        body: dict[str, Any],
-        write: Callable[[bytes], Awaitable[None]],
-        *,
-        content: str | None = None,
-    ) -> tuple[int, bytes]:
-        """As `ask`, of a streamed answer, which `write` gets as the engine sends it, with the engine's own name of the
-        model. Returns the status, and the text where that is an error."""
-        with ExitStack() as held:
-            target = await self._found(model, content, held)
-            data = await self.bodies.run(
-                upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
-            )
-            await _take_turn(path, body, target, NOBODY, held)
-            try:
-                async with self.engine(target.socket).post(path, data) as upstream:
-                    if upstream.status != 200:
-                        return upstream.status, Rename(target)(await upstream.read())
-                    while part := await upstream.part():
-                        await write(part)
-            except EngineBusy as error:
-                raise EngineUnavailable(LOST) from error
-            return 200, b""
-
-    async def _found(
-        self, model: str, content: str | None, held: ExitStack, project: str | None = None
-    ) -> Target:
-        """The model, which must have the weights `content`."""
-        target = await self.router.find(model, held, project=project)
-        if content is not None and target.content != content:
-            raise InvalidRequest(
-                f"{model} is another model now than it was.", param="model", code="model_changed"
-            )
-        return target
-
-    async def ask_by_name(self, body: dict[str, Any], project: str) -> tuple[int, bytes]:
-        """`ask` for a chat completion of the project's model or alias that the body names."""
-        async with asyncio.timeout(self.request_timeout):
-            model, _ = await self.router.choose(body["model"], None, project)
-            return await self.ask(model, "/v1/chat/completions", body, project=project)
-
 
 class Relay(Response):
     """A response that passes on vLLM's answer, streamed or not. A client's disconnect aborts the request in vLLM.
 
-    `project`: whose models and aliases it may name. `sticky`: requests with the same key get the same target of an
-    alias. `size`: bytes of the body, where they are known; a large one is written by a thread, and a small one has
-    no text that is too long.
+    `project`: whose models and aliases it may name, and whose use it is; `key`: the id of the key; `limited`: the
+    rates that hold for it. `sticky`: requests with the same key get the same target of an alias. `size`: bytes of the
+    body, where they are known; a large one is written by a thread, and a small one has no text that is too long.
     """
 
     def __init__(
@@ -182,10 +112,16 @@ class Relay(Response):
         sticky: str | None = None,
         *,
         project: str,
+        key: str | None = None,
         size: int | None = None,
+        limited: Limited = (),
     ) -> None:
         self.background = None
         self._project = project
+        self._payer = Payer(project, key)
+        self._entry: Entry | None = None
+        self._asked: Target | None = None
+        """Where the request was sent."""
         self._gateway = gateway
         self._path = upstream_path
         self._body, hides_usage = with_usage(upstream_path, body)
@@ -193,8 +129,20 @@ class Relay(Response):
         self._counted.hides_usage = hides_usage
         self._sticky = sticky
         self._size = size
+        self._limited = limited
+        self._admitted: Admitted | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._limited:
+            await self._run(scope, receive, send)
+            return
+        try:
+            with self._gateway.rates.admit(self._limited) as self._admitted:
+                await self._run(scope, receive, self._admitted.sending(send))
+        finally:
+            self._counted.end(TooManyRequests.status)  # where it was refused
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(scope, receive, send)
         answering = asyncio.current_task()
         assert answering is not None, "the server runs each request in a task"
@@ -216,6 +164,7 @@ class Relay(Response):
         finally:
             watching.cancel()
             self._counted.end(LEFT if has_left else FAILED)  # if it has not been ended
+            self._pay()
         if has_left and answering.uncancel():
             raise asyncio.CancelledError  # it stops at the same moment
 
@@ -230,6 +179,7 @@ class Relay(Response):
                     self._body["model"], self._sticky, self._project
                 )
                 self._counted.named(model, alias.label if alias else "")
+                self._entry = self._gateway.ledger.begin(self._payer, self._path, model, self._counted)
                 if tracing.is_on():
                     named = {"gen_ai.request.model": self._body["model"], "gen_ai.response.model": model}
                     tracing.current().set(named | {"tunewright.alias": alias.name if alias else None})
@@ -255,12 +205,28 @@ class Relay(Response):
         if error is not None:
             await reply.fail(error, is_response=self._path == "/v1/responses")
 
+    def _pay(self) -> None:
+        """The request has ended, in whatever way: count what was used."""
+        if self._entry is None:
+            return
+        used = self._entry.end()
+        if used is not None and self._admitted is not None:
+            self._admitted.used(used.input_tokens + used.output_tokens)
+        if used is not None and self._counted.usage is None and self._asked is not None:
+            self._gateway.prompts.count(self._asked, self._path, self._body, self._add_prompt)
+
+    def _add_prompt(self, tokens: int) -> None:
+        assert self._entry is not None, "it has ended"
+        self._entry.add_prompt(tokens)
+        if self._admitted is not None:
+            self._admitted.used(tokens)
+
     async def _ask(self, model: str, alias: Alias | None, caller: Caller, reply: Reply) -> None:
         for attempt in (1, 2):
             with ExitStack() as held:
                 target = await self._gateway.router.find(model, held, caller, project=self._project)
                 data = await self._data(target)
-                await _take_turn(self._path, self._body, target, caller, held)
+                await take_turn(self._path, self._body, target, caller, held)
                 compilation = held.enter_context(self._gateway.grammars.compile(target, self._body))
                 if await self._relay(target, data, compilation, alias, reply, may_retry=attempt == 1):
                     return
@@ -288,8 +254,9 @@ class Relay(Response):
 
         Returns False where the engine does not have the adapter (any more) and the caller should resolve it again.
         """
+        self._asked = target
         try:
-            with _engine_span(target) as span:
+            with engine_span(target) as span:
                 engine = self._gateway.engine(target.socket)
                 async with engine.post(self._path, data, span.headers()) as upstream:
                     if upstream.status < 400:
@@ -363,20 +330,6 @@ class Relay(Response):
         if self._path in ENDED_BY_DONE and last.rstrip().rpartition(b"\n")[2] != b"data: [DONE]":
             raise EngineUnavailable(LOST)
         await reply.end(buffered)
-
-
-async def _take_turn(
-    path: str, body: dict[str, Any], target: Target, caller: Caller, held: ExitStack
-) -> None:
-    """Wait for the request's turn at the engine, which it has until `held` is closed."""
-    if target.line is not None and path not in _GENERATES_NOTHING:
-        with tracing.span("admission", {"tunewright.waiting": target.line.waiting}):
-            size = await target.line.take(caller, sequences(body))
-        held.callback(target.line.give_back, size)
-
-
-def _engine_span(target: Target) -> AbstractContextManager[Span]:
-    return tracing.span("engine", {"gen_ai.response.model": target.public_name}, "CLIENT")
 
 
 def _tell(span: Span, usage: tuple[int, int] | None, error: TunewrightError | None) -> None:

@@ -11,12 +11,13 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from tunewright import tracing
-from tunewright.api.gateway.shadow_judge import ShadowJudge
+from tunewright.api.gateway.ledger import Payer
+from tunewright.api.gateway.shadow_judge import Ask, ShadowJudge, payer_of
 from tunewright.errors import Internal, RequestTimeout, TunewrightError
 from tunewright.registry.aliases import Alias
 from tunewright.store.store import Store
@@ -27,9 +28,6 @@ LONGEST = 2**16
 """Characters of JSON that are kept of a request, and of an answer."""
 _LOG_INTERVAL = 60.0
 """Seconds between two warnings about dropped copies."""
-
-Ask = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
-"""Sends a body to a path of a model, given by name, without streaming. Returns the answer's status and bytes."""
 
 
 class Shadow:
@@ -103,7 +101,8 @@ class Shadow:
     ) -> None:
         at, began = time.time(), time.monotonic()
         with tracing.span("shadow", {"gen_ai.response.model": model}):
-            status, answer = await self._answer(model, path, request)
+            payer = payer_of(alias)
+            status, answer = await self._answer(model, path, request, payer)
         seconds = time.monotonic() - began
 
         def record() -> None:
@@ -128,11 +127,13 @@ class Shadow:
                 async with asyncio.timeout(self._timeout):
                     await self._judge.compare(alias, answered_by, path, request, (status, answer))
 
-    async def _answer(self, model: str, path: str, request: dict[str, Any]) -> tuple[int, bytes]:
+    async def _answer(
+        self, model: str, path: str, request: dict[str, Any], payer: Payer
+    ) -> tuple[int, bytes]:
         failed: TunewrightError
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._ask(model, path, request)
+                return await self._ask(model, path, request, payer=payer)
         except TunewrightError as error:
             failed = error
         except TimeoutError:

@@ -14,9 +14,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tunewright.api.gateway.guard import Guard
+from tunewright.api.gateway.ledger import Payer
 from tunewright.errors import TunewrightError
 from tunewright.evaluator.folder import AskedJudge
 from tunewright.evaluator.pairs import MOST_TOKENS, Comparison, Pair, judgement, winner
@@ -26,6 +27,7 @@ from tunewright.metrics.win_rates import Outcome, win_rate
 from tunewright.registry.aliases import Alias, AliasJudge
 from tunewright.store.alias_judgements import MOST
 from tunewright.store.store import Store
+from tunewright.store.usage import UsageSource
 
 log = logging.getLogger("tunewright.api")
 
@@ -33,8 +35,12 @@ _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _LOG_INTERVAL = 60.0
 """Seconds between two warnings about comparisons that were not possible."""
 
-Ask = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
-"""That of `shadow`."""
+
+class Ask(Protocol):
+    def __call__(
+        self, model: str, path: str, body: dict[str, Any], *, payer: Payer
+    ) -> Awaitable[tuple[int, bytes]]:
+        """Send a body to a path of a model, given by name, without streaming. Returns the answer's status and bytes."""
 
 
 @dataclass
@@ -81,7 +87,7 @@ class ShadowJudge:
         theirs = _said(path, *answer)
         if theirs is None:
             return  # what fails is for the other limits of the guard
-        ours = _said(path, *await self._ask(model, path, request))
+        ours = _said(path, *await self._ask(model, path, request, payer=payer_of(alias)))
         if ours is None:
             return
         pair = Pair(_question(path, request), ours, theirs)
@@ -149,7 +155,7 @@ class ShadowJudge:
 
     async def _verdict(self, alias: Alias, limits: AliasJudge, question: Comparison) -> str | None:
         body = {"model": limits.model, **question.asked(), "temperature": 0, "max_tokens": MOST_TOKENS}
-        status, answer = await self._ask(limits.model, _CHAT, body)
+        status, answer = await self._ask(limits.model, _CHAT, body, payer=payer_of(alias))
         if status != 200:
             self._warn(alias, f"{limits.model} has answered with {status}")
         return winner(_said(_CHAT, status, answer))
@@ -159,6 +165,11 @@ class ShadowJudge:
         if now - self._logged_at >= _LOG_INTERVAL:
             self._logged_at = now
             log.warning("guard: answers for %s could not be compared: %s", alias.name, why)
+
+
+def payer_of(alias: Alias) -> Payer:
+    """Whose use the requests to an alias's shadow and to its judge are."""
+    return Payer(alias.project, source=UsageSource.SHADOW)
 
 
 def _said(path: str, status: int, answer: bytes) -> str | None:

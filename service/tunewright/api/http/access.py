@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from fastapi import FastAPI
@@ -18,9 +18,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Request
 
+from tunewright.api.gateway.rates import Limited
 from tunewright.api.http.keyring import Keyring
 from tunewright.errors import AuthenticationFailed, Forbidden, NotFound, quoted
 from tunewright.store.keys import Scope
+from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.tables import DEFAULT_PROJECT
 
 PROJECT_HEADER = "openai-project"
@@ -106,8 +108,10 @@ _needs(
 )  # fmt: skip
 _needs(
     _ADMIN,
+    "GET /v1/organization/costs", "GET /v1/organization/usage/completions", "GET /v1/organization/usage/embeddings",
+    "GET /v1/organization/usage/gpu_seconds",
     f"GET {_PROJECT}", f"GET {_PROJECT}/api_keys", f"POST {_PROJECT}/api_keys", f"GET {_KEY}", f"DELETE {_KEY}",
-    f"POST {_KEY}/rotate",
+    f"POST {_KEY}", f"POST {_KEY}/rotate",
     "POST /v1/webhook_endpoints", "POST /v1/webhook_endpoints/{endpoint_id}",
     "DELETE /v1/webhook_endpoints/{endpoint_id}", "POST /v1/webhook_endpoints/{endpoint_id}/rotate_secret",
     "POST /v1/webhook_endpoints/{endpoint_id}/test", "POST /v1/webhook_deliveries/{delivery_id}/replay",
@@ -123,8 +127,19 @@ class Principal:
     key: str | None = None
     """The key's id; None without one."""
     scopes: frozenset[Scope] = frozenset()
+    limits: Limits = NO_LIMITS
+    """Of the project."""
+    key_limits: Limits = NO_LIMITS
     is_operator: bool = False
     """Has every scope in every project, and what is of none."""
+
+    @property
+    def limited(self) -> Limited:
+        """The rates that hold for what it sends; () where there are none."""
+        if self.limits is NO_LIMITS and self.key_limits is NO_LIMITS:
+            return ()
+        both = ((f"project {self.project}", self.limits), (f"key {self.key}", self.key_limits))
+        return tuple((name, limits) for name, limits in both if limits.has_rates)
 
 
 ANYBODY = Principal(DEFAULT_PROJECT, is_operator=True)
@@ -163,10 +178,17 @@ class Gate:
                 keyring.note_use(found)
                 is_operator = found.project is None
                 project = found.project if found.project is not None else DEFAULT_PROJECT
-                known = Principal(project, found.id, frozenset(found.scopes), is_operator)
+                known = Principal(
+                    project,
+                    found.id,
+                    frozenset(found.scopes),
+                    limits=found.project_limits,
+                    key_limits=found.limits,
+                    is_operator=is_operator,
+                )
                 return await _acting(known, headers, keyring)
         if self._api_key is None and own is None and not (keyring is not None and await keyring.is_needed()):
-            return ANYBODY
+            return ANYBODY if keyring is None else await _in_project(ANYBODY, DEFAULT_PROJECT, keyring)
         return None
 
 
@@ -174,7 +196,8 @@ async def _acting(known: Principal, headers: Headers, keyring: Keyring | None) -
     """The principal in the project that it asks for with OpenAI's header."""
     asked = headers.get(PROJECT_HEADER)
     if not asked or asked == known.project:
-        return known
+        is_known = not known.is_operator or keyring is None
+        return known if is_known else await _in_project(known, known.project, keyring)
     if not known.is_operator:
         raise AuthenticationFailed(
             f"The key is not one of the project that `OpenAI-Project` names: leave the header out, or send "
@@ -183,7 +206,15 @@ async def _acting(known: Principal, headers: Headers, keyring: Keyring | None) -
         )
     if keyring is None or not await keyring.has_project(asked):
         raise NotFound(f"No such project: {quoted(asked)}.", param="OpenAI-Project", code="project_not_found")
-    return Principal(asked, known.key, known.scopes, True)
+    return await _in_project(known, asked, keyring)
+
+
+async def _in_project(known: Principal, project: str, keyring: Keyring) -> Principal:
+    """The principal in this project, with its limits."""
+    limits = await keyring.limits_of(project)
+    if limits is known.limits and project == known.project:
+        return known
+    return replace(known, project=project, limits=limits)
 
 
 def guard_routes(app: FastAPI, open_paths: Collection[str]) -> None:

@@ -16,7 +16,15 @@ from starlette.routing import Match, Route
 
 from tunewright.api.http.wire import ErrorResponse
 from tunewright.atomic import is_disk_full
-from tunewright.errors import Internal, InvalidRequest, NotFound, StorageFull, TunewrightError, cut
+from tunewright.errors import (
+    Internal,
+    InvalidRequest,
+    NotFound,
+    QuotaExceeded,
+    StorageFull,
+    TunewrightError,
+    cut,
+)
 from tunewright.graders.models import BY_NAME as GRADERS_BY_NAME
 from tunewright.graders.models import ONE as ONE_GRADER
 from tunewright.graders.models import TYPES as GRADERS
@@ -51,14 +59,14 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def error_response(error: TunewrightError) -> Response:
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     elif error.status == 408:
         headers["Connection"] = "close"  # the rest of the body may still arrive, and is not a request
-    elif error.status in (409, 504, 507):
+    elif error.status in (409, 504, 507) or isinstance(error, QuotaExceeded):
         # OpenAI's clients heed it: a retry would take as long again, or fail again.
         headers["X-Should-Retry"] = "false"
     # A message may quote half of a surrogate pair, which can only be sent escaped.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from tunewright.api.gateway.lookups import Lookups
 from tunewright.store.keys import ApiKey, hash_of
+from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.store import Store
 
 log = logging.getLogger("tunewright.api")
@@ -45,12 +46,16 @@ class Keyring:
         now = time.monotonic()
         if not self._is_needed and (self._is_told or now - self._looked_at >= _LOOKED_EVERY):
             self._looked_at = now
-            self._is_needed = await self._projects.find(_ANY)
+            self._is_needed = await self._projects.find(_ANY) is not None
         return self._is_needed
 
     async def has_project(self, id: str) -> bool:
         """Whether there is such a project that is not archived."""
-        return bool(id) and await self._projects.find(id)
+        return bool(id) and await self._projects.find(id) is not None
+
+    async def limits_of(self, project: str) -> Limits:
+        """Of a project that exists."""
+        return await self._projects.find(project) or NO_LIMITS
 
     def note_use(self, key: ApiKey) -> None:
         now = time.time()
@@ -77,9 +82,10 @@ class Keyring:
         found = self._store.keys.by_hashes(hashes)
         return {hash: found.get(hash) for hash in hashes}
 
-    def _read_projects(self, ids: Sequence[str]) -> dict[str, bool]:
-        def is_there(id: str) -> bool:
+    def _read_projects(self, ids: Sequence[str]) -> dict[str, Limits | None]:
+        def limits(id: str) -> Limits | None:
             project = self._store.projects.get(id)
-            return project is not None and project.archived_at is None
+            return None if project is None or project.archived_at is not None else project.limits
 
-        return {id: self._store.keys.any() if id == _ANY else is_there(id) for id in ids}
+        any_key = NO_LIMITS if _ANY in ids and self._store.keys.any() else None
+        return {id: any_key if id == _ANY else limits(id) for id in ids}

@@ -27,6 +27,7 @@ from setproctitle import setproctitle
 from tunewright import tracing
 from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.inner import InnerGateway
+from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.http.app import build
 from tunewright.api.http.connection import Connection
 from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
@@ -74,7 +75,7 @@ def main() -> int:
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)
     heartbeat.start()
     server.app.state.context.checks.resume(store, workspace)
-    web = web_server(server.app, settings.server, heartbeat.beat, inner)
+    web = web_server(server.app, settings.server, heartbeat.beat, inner, spec.gateway)
     threading.Thread(target=_stop_with_queues, args=(manager, web), daemon=True).start()
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
@@ -98,11 +99,16 @@ class _WatchedServer(uvicorn.Server):
     blocked."""
 
     def __init__(
-        self, config: uvicorn.Config, beat: Callable[[], None], inner: InnerGateway | None = None
+        self,
+        config: uvicorn.Config,
+        beat: Callable[[], None],
+        inner: InnerGateway | None = None,
+        gateway: Gateway | None = None,
     ) -> None:
         super().__init__(config)
         self._beat = beat
         self._inner = inner
+        self._gateway = gateway
 
     async def main_loop(self) -> None:
         stalls = StallWatch()
@@ -115,6 +121,11 @@ class _WatchedServer(uvicorn.Server):
             if self._inner is not None:
                 await self._inner.stop()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._gateway is not None:
+            await self._gateway.ledger.close()  # what was used since it was written last
+
     async def on_tick(self, counter: int) -> bool:
         if counter % int(PERIOD / _TICK) == 0:
             self._beat()
@@ -126,6 +137,7 @@ def web_server(
     options: ServerOptions,
     beat: Callable[[], None] = lambda: None,
     inner: InnerGateway | None = None,
+    gateway: Gateway | None = None,
 ) -> uvicorn.Server:
     return _WatchedServer(
         uvicorn.Config(
@@ -143,6 +155,7 @@ def web_server(
         ),
         beat,
         inner,
+        gateway,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunewright import tracing
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.organization.quotas import check_job
 from tunewright.errors import InvalidRequest, TooManyRequests, quoted
 from tunewright.ids import key_in_project
 from tunewright.jobs.folder import JobFolder
@@ -42,6 +43,7 @@ def create_once(
     if job is None:
         new = check()
         _check_queue(context)
+        check_job(context, new)
         new = replace(new, idempotency_key=idempotency_key, fingerprint=fingerprint)
         job = jobs.create(new, repeat_seconds=_REPEAT_SECONDS)
         _trace(context, job)

@@ -19,6 +19,7 @@ from tunewright.api.organization.schemas import (
     CreateProjectKey,
     DeletedAdminKey,
     DeletedProjectKey,
+    ModifyKey,
     ModifyProject,
     NewAdminKey,
     NewProjectKey,
@@ -28,6 +29,7 @@ from tunewright.api.organization.schemas import (
 )
 from tunewright.errors import Forbidden, InvalidRequest, NotFound, quoted
 from tunewright.store.keys import ApiKey, KeyStore, Scope
+from tunewright.store.limits import NO_LIMITS
 from tunewright.store.projects import Project
 
 router = APIRouter(prefix="/v1/organization", tags=["Organization"])
@@ -54,7 +56,8 @@ def list_projects(
 @router.post(_PROJECTS, summary="Create a project", responses=responses(400, 507))
 def create_project(context: WholeContext, body: CreateProject) -> ProjectObject:
     """A tenant of its own, with nothing in it. Make a key for it then."""
-    return ProjectObject.of(context.store.projects.create(body.name))
+    limits = body.limits.on(NO_LIMITS) if body.limits else NO_LIMITS
+    return ProjectObject.of(context.store.projects.create(body.name, limits))
 
 
 @router.get("/projects/{project_id}", summary="Retrieve a project", responses=responses(404))
@@ -62,9 +65,13 @@ def retrieve_project(context: OrganizationContext, sender: SentBy, project_id: s
     return ProjectObject.of(_project(context, sender, project_id))
 
 
-@router.post("/projects/{project_id}", summary="Rename a project", responses=responses(400, 404, 507))
+@router.post("/projects/{project_id}", summary="Modify a project", responses=responses(400, 404, 507))
 def modify_project(context: WholeContext, project_id: str, body: ModifyProject) -> ProjectObject:
-    return ProjectObject.of(_known(context.store.projects.rename(project_id, body.name), project_id))
+    """Rename it, or set its limits, which hold from the next request on."""
+    project = _known(context.store.projects.get(project_id), project_id)
+    limits = body.limits.on(project.limits) if body.limits else None
+    changed = context.store.projects.modify(project_id, name=body.name, limits=limits)
+    return ProjectObject.of(_known(changed, project_id))
 
 
 @router.post(
@@ -100,7 +107,10 @@ def create_key(
             code="no_admin_key",
         )
     _refuse_more(sender, body.scopes)
-    key, value = keys.create(body.name, body.scopes, expires_at=_expires_at(body.expires_in_seconds))
+    limits = body.limits.on(NO_LIMITS) if body.limits else NO_LIMITS
+    key, value = keys.create(
+        body.name, body.scopes, expires_at=_expires_at(body.expires_in_seconds), limits=limits
+    )
     return NewProjectKey(**ProjectKeyObject.fields_of(key), value=value)
 
 
@@ -110,6 +120,17 @@ def retrieve_key(
 ) -> ProjectKeyObject:
     key = _found(_keys(context, sender, project_id).get(key_id), key_id)
     return ProjectKeyObject(**ProjectKeyObject.fields_of(key))
+
+
+@router.post(f"{_KEYS}/{{key_id}}", summary="Limit a key of a project", responses=responses(400, 404, 507))
+def limit_key(
+    context: OrganizationContext, sender: SentBy, project_id: str, key_id: str, body: ModifyKey
+) -> ProjectKeyObject:
+    """Set rates of its own, which hold beside those of its project from the next request on."""
+    keys = _keys(context, sender, project_id)
+    key = _found(keys.get(key_id), key_id)
+    limited = _found(keys.limit(key_id, body.limits.on(key.limits)), key_id)
+    return ProjectKeyObject(**ProjectKeyObject.fields_of(limited))
 
 
 @router.post(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from tunewright.store.keys import ApiKey, Scope
+from tunewright.store.limits import Limits
 from tunewright.store.projects import Project
 from tunewright.wire import Body, Wire
 
@@ -17,12 +19,54 @@ _EXPIRES = Field(
 )
 
 
+_MOST = 10**15
+Rate = Annotated[int, Field(ge=1, le=_MOST)] | None
+Quota = Annotated[int, Field(ge=0, le=_MOST)] | None
+
+
+class KeyLimits(Body):
+    """Limits that are set; null takes one away, and those that are left out stay."""
+
+    requests_per_minute: Rate = Field(None, description="Generations and tokenizations.")
+    tokens_per_minute: Rate = Field(None, description="Of prompts and answers together.")
+    concurrent_requests: Rate = Field(None, description="Generations in flight, streamed or not.")
+
+    def on(self, before: Limits) -> Limits:
+        """What holds from now on."""
+        return replace(before, **self.model_dump(include=self.model_fields_set))
+
+
+class ProjectLimits(KeyLimits):
+    queued_jobs: Quota = Field(None, description="Jobs of every kind that wait; more are refused.")
+    running_jobs: Rate = Field(None, description="Jobs of every kind; more wait.")
+    stored_bytes: Quota = Field(None, description="Of files, models and parts of uploads.")
+    adapters: Quota = Field(None, description="More are neither registered nor trained.")
+
+
+class LimitsObject(Wire):
+    """What a project or a key may have at most; null: any number. Keys have rates alone."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent_requests: int | None
+    queued_jobs: int | None = None
+    running_jobs: int | None = None
+    stored_bytes: int | None = None
+    adapters: int | None = None
+
+    @classmethod
+    def of(cls, limits: Limits) -> LimitsObject:
+        return cls(**asdict(limits))
+
+
 class CreateProject(Body):
     name: Name
+    limits: ProjectLimits | None = None
 
 
 class ModifyProject(Body):
-    name: Name
+    name: Name | None = None
+    limits: ProjectLimits | None = None
 
 
 class ProjectObject(Wire):
@@ -34,6 +78,7 @@ class ProjectObject(Wire):
     created_at: int
     archived_at: int | None = Field(description="Since then its keys are refused.")
     status: Literal["active", "archived"]
+    limits: LimitsObject
 
     @classmethod
     def of(cls, project: Project) -> ProjectObject:
@@ -44,6 +89,7 @@ class ProjectObject(Wire):
             created_at=int(project.created_at),
             archived_at=int(archived_at) if archived_at is not None else None,
             status="active" if archived_at is None else "archived",
+            limits=LimitsObject.of(project.limits),
         )
 
 
@@ -57,11 +103,16 @@ class CreateProjectKey(Body):
         "created, changed or deleted; admin: the project's keys.",
     )
     expires_in_seconds: int | None = _EXPIRES
+    limits: KeyLimits | None = None
 
     @field_validator("scopes")
     @classmethod
     def _once(cls, value: list[Scope]) -> list[Scope]:
         return list(dict.fromkeys(value))
+
+
+class ModifyKey(Body):
+    limits: KeyLimits
 
 
 class CreateAdminKey(Body):
@@ -93,10 +144,16 @@ class ProjectKeyObject(Wire):
     last_used_at: int | None = Field(description="Recorded about once an hour.")
     owner: Owner = Owner(type="service_account")
     owner_project_access: Literal["active"] = "active"
+    limits: LimitsObject
 
     @classmethod
     def fields_of(cls, key: ApiKey) -> dict[str, Any]:
-        return {**_common(key), "project_id": key.project, "scopes": list(key.scopes)}
+        return {
+            **_common(key),
+            "project_id": key.project,
+            "scopes": list(key.scopes),
+            "limits": LimitsObject.of(key.limits),
+        }
 
 
 class NewProjectKey(ProjectKeyObject):

@@ -154,6 +154,11 @@ class Generation:
         """Tokens of the prompt and of the answer, once the engine has told them."""
         return self._usage
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a stream that were seen until now."""
+        return max(0, self._tokens)
+
     def named(self, model: str, alias: str) -> None:
         """It is known which model answers, and that it exists."""
         self._series = self._counts.of(model, alias)

@@ -11,6 +11,7 @@ from tunewright.api.files.purposes import check_purpose, file_name
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.forms import FormFault, FormRoute
+from tunewright.api.organization.quotas import check_bytes
 from tunewright.api.uploads.parts import keep_part, make_file
 from tunewright.api.uploads.schemas import CompleteUpload, CreateUpload, PartObject, UploadObject
 from tunewright.errors import InvalidRequest, NotFound, TooManyRequests, quoted
@@ -38,6 +39,7 @@ def create(context: Context, body: CreateUpload) -> UploadObject:
             param="bytes",
             code="too_large",
         )
+    check_bytes(context, body.bytes)
     uploads = context.store.uploads
     if uploads.count_pending() >= _MOST_PENDING:
         raise TooManyRequests(

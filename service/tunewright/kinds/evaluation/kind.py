@@ -99,6 +99,7 @@ class Evaluation(Kind):
         return EvaluationSpec(
             job_id=job.id,
             socket=str(inner_socket(service.workspace.path)),
+            project=job.project,
             request_timeout=service.settings.server.request_timeout,
             models=[
                 Asked(
