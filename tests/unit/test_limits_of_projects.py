@@ -12,16 +12,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_engine import Client, engine_at, gateway_for, stream
-from rows import PRODUCT
+from rows import PRODUCT, create_job
 from tunewright.api.gateway.proxy import Relay
 from tunewright.api.gateway.rates import Rates
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.errors import TooManyRequests
+from tunewright.ids import new_id
+from tunewright.jobs.kinds import JobError
 from tunewright.registry.workspace import Workspace
 from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.records import Engine
+from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
 CHAT, PROJECTS = "/v1/chat/completions", "/v1/organization/projects"
@@ -256,18 +259,68 @@ def test_no_more_bytes_are_stored_than_a_project_may_have(api: TestClient, team:
     assert upload(api, headers, 20).status_code == 200
 
 
-def batch(api: TestClient, headers: dict[str, str], file: str, window: str = "24h") -> Any:
-    body = {"endpoint": "/v1/completions", "completion_window": window, "input_file_id": file}
-    return api.post("/v1/batches", json={**body, "metadata": {"n": str(id(window))}}, headers=headers)
-
-
 def test_no_more_jobs_wait_than_a_project_may_have(api: TestClient, team: Team) -> None:
     headers = team(queued_jobs=1)[1]
     file = upload(api, headers, 5).json()["id"]
-    assert batch(api, headers, file).status_code == 200
-    again = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "input_file_id": file}
-    refused = api.post("/v1/batches", json=again, headers=headers)
+    asked = {"endpoint": "/v1/completions", "completion_window": "24h", "input_file_id": file}
+    assert api.post("/v1/batches", json=asked, headers=headers).status_code == 200
+    refused = api.post("/v1/batches", json={**asked, "endpoint": CHAT}, headers=headers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+def queued(store: Store, project: str, number: int, state: JobState = JobState.QUEUED) -> list[str]:
+    mine = store.of(project)
+    file = mine.files.add(
+        id=new_id("file"), filename="f", purpose="fine-tune", size=1, sha256="0" * 64, created_at=1.0
+    ).id
+    jobs = [
+        create_job(mine, base="tiny", training_file=file, state=state, fingerprint=new_id("x"))
+        for _ in range(number)
+    ]
+    return [job.id for job in jobs]
+
+
+def claimed(store: Store) -> str | None:
+    job = store.jobs.claim("cpu", ["tiny"], ["fine_tuning"])
+    if job is None:
+        return None
+    store.jobs.fail(job.id, JobError(code="x", message="it has run"))
+    store.jobs.release(job.id)
+    return job.id
+
+
+@pytest.mark.each_database
+def test_a_project_that_queues_many_jobs_starts_one_of_two(store: Store) -> None:
+    """The bound: of any n jobs that start in a row, each of n projects with queued jobs has one."""
+    loud, quiet = (store.projects.create(name).id for name in ("loud", "quiet"))
+    many = queued(store, loud, 5)
+    assert claimed(store) == many[0]
+    few = queued(store, quiet, 2)
+    assert [claimed(store) for _ in range(7)] == [few[0], many[1], few[1], *many[2:], None]
+    (late,) = queued(store, store.projects.create("late").id, 1)
+    more = queued(store, loud, 1)
+    assert [claimed(store), claimed(store)] == [late, more[0]]
+
+
+@pytest.mark.each_database
+def test_a_job_whose_files_are_read_holds_up_its_own_project_alone(store: Store) -> None:
+    loud, quiet = (store.projects.create(name).id for name in ("loud", "quiet"))
+    queued(store, loud, 1, JobState.VALIDATING_FILES)
+    queued(store, loud, 1)
+    (other,) = queued(store, quiet, 1)
+    assert [claimed(store), claimed(store)] == [other, None]
+
+
+@pytest.mark.each_database
+def test_no_more_jobs_of_a_project_run_than_may(store: Store) -> None:
+    loud, quiet = store.projects.create("loud", Limits(running_jobs=1)).id, store.projects.create("quiet").id
+    first, second = queued(store, loud, 2)
+    (other,) = queued(store, quiet, 1)
+    running = [store.jobs.claim(f"cuda:{number}", ["tiny"]) for number in range(3)]
+    assert [job and job.id for job in running] == [first, other, None]
+    store.jobs.fail(first, JobError(code="x", message="it has run"))
+    store.jobs.release(first)
+    assert claimed(store) == second
 
 
 def test_adapters_and_weights_count_once_each(store: Store) -> None:

@@ -238,7 +238,7 @@ def test_a_job_waits_for_an_older_one_whose_files_are_read_but_not_for_long(
 
     reading, ready = new_job(store), new_job(store, JobState.QUEUED)
     assert store.jobs.claim("cuda:0", ["tiny"]) is None
-    monkeypatch.setattr("tunewright.store.jobs.ORDER_SECONDS", 0.0)
+    monkeypatch.setattr("tunewright.store.job_turns.ORDER_SECONDS", 0.0)
     claimed = store.jobs.claim("cuda:0", ["tiny"])
     assert claimed is not None
     assert claimed.id == ready.id

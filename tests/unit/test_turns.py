@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,43 @@ async def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
+async def test_a_project_that_floods_from_many_addresses_gets_one_turn_of_two() -> None:
+    """The bound: of any n turns in a row, each of n projects that wait has one."""
+    run = Run(places=4)
+    flood = [Caller(f"10.0.{number}.1", project="loud") for number in range(50)]
+    for caller in flood:
+        await run.ask(caller, 4)
+    quiet = Caller("10.9.9.9", project="quiet")
+    await run.ask(quiet, 6)
+    await run.end(12)
+    turns = [caller.project for caller in run.began[4:16]]
+    assert turns.count("quiet") == 6, "one of two, although the other waits with 196"
+    assert "loud" not in [a for a, b in pairwise(turns) if a == b], "they alternate"
+    assert len({caller.address for caller in run.began[4:16] if caller.project == "loud"}) == 6
+    third = Caller("10.9.9.9", project="third")
+    await run.ask(third)
+    await run.end(2)
+    assert third in run.began[16:18]
+    await run.end_all()
+    assert (run.line.waiting, run.line.running, run.line._line, run.line._turn) == (0, 0, {}, {})
+
+
+def test_a_project_that_has_all_requests_in_flight_leaves_the_others_their_own() -> None:
+    line = Line("tiny", most=16, places=4)
+    for number in range(16 + 2):  # with the reserve for addresses that have none
+        line.enter(Caller(f"10.0.0.{number}", project="loud"))
+    for project in ("quiet", "third"):
+        for _ in range(2):
+            line.enter(Caller("10.9.9.9", project=project))
+        with pytest.raises(TooManyRequests):
+            line.enter(Caller("10.9.9.9", project=project))
+    for number in range(50, 60):
+        with pytest.raises(TooManyRequests):
+            line.enter(Caller(f"10.0.0.{number}", project="loud"))
+    line.leave(Caller("10.9.9.9", project="quiet"))
+    line.enter(Caller("10.9.9.9", project="quiet"))
+
+
 async def test_through_the_gateway_a_second_caller_waits_for_one_request(
     store: Store, socket: Path, engine: Engine
 ) -> None:
@@ -303,11 +341,11 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
     async with engine_at(socket, handler):
         batch = [ask("batch", "10.0.0.1") for _ in range(40)]
         line = await until(lambda: gateway.router._lines.get(engine.name))
-        await until(lambda: len(order) == 2 and len(line._line.get("10.0.0.1", {}).get("", ())) == 38)
+        await until(lambda: len(order) == 2 and line.waiting == 38)
         await ask("chat", "10.0.0.2", "/tokenize")
         assert order == ["batch"] * 2, "what generates nothing does not wait"
         chat = ask("chat", "10.0.0.2")
-        await until(lambda: "10.0.0.2" in line._line)
+        await until(lambda: line.waiting == 39)
         for _ in range(2):
             go_on.release()
         await until(lambda: len(order) == 4)

@@ -13,7 +13,7 @@ from tunewright.api.gateway.grammars import Grammars
 from tunewright.api.gateway.ledger import Ledger, Payer
 from tunewright.api.gateway.reply import Rename
 from tunewright.api.gateway.routing import Router, Target
-from tunewright.api.gateway.turns import NOBODY, Caller, sequences
+from tunewright.api.gateway.turns import Caller, sequences
 from tunewright.api.gateway.upstream import upstream_body
 from tunewright.api.gateway.usage import usage_of
 from tunewright.api.http.threads import Threads
@@ -53,12 +53,13 @@ class OwnRequests:
         """Send a request that is not streamed, and return the answer's status and bytes. `payer`: whose use it is;
         `content`: what the model must be (`Target.content`); `project`: whose model it must be, where that was not seen
         to already. Raises TunewrightError."""
+        caller = Caller("", project=payer.project)
         with ExitStack() as held:
-            target = await self._found(model, content, held, project)
+            target = await self._found(model, content, held, caller, project)
             data = await self.bodies.run(
                 upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
-            await take_turn(path, body, target, NOBODY, held)
+            await take_turn(path, body, target, caller, held)
             compilation = held.enter_context(self.grammars.compile(target, body))
             try:
                 with engine_span(target) as span:
@@ -83,13 +84,13 @@ class OwnRequests:
     ) -> tuple[int, bytes]:
         """As `ask`, of a streamed answer that has its usage, which `write` gets as the engine sends it, with the
         engine's own name of the model. Returns the status, and the text where that is an error."""
-        end = b""
+        end, caller = b"", Caller("", project=payer.project)
         with ExitStack() as held:
-            target = await self._found(model, content, held)
+            target = await self._found(model, content, held, caller)
             data = await self.bodies.run(
                 upstream_body, path, body, target, self.max_generated_tokens, in_parts=True
             )
-            await take_turn(path, body, target, NOBODY, held)
+            await take_turn(path, body, target, caller, held)
             try:
                 async with self.engine(target.socket).post(path, data) as upstream:
                     if upstream.status != 200:
@@ -103,10 +104,10 @@ class OwnRequests:
             return 200, b""
 
     async def _found(
-        self, model: str, content: str | None, held: ExitStack, project: str | None = None
+        self, model: str, content: str | None, held: ExitStack, caller: Caller, project: str | None = None
     ) -> Target:
         """The model, which must have the weights `content`."""
-        target = await self.router.find(model, held, project=project)
+        target = await self.router.find(model, held, caller, project=project)
         if content is not None and target.content != content:
             raise InvalidRequest(
                 f"{model} is another model now than it was.", param="model", code="model_changed"

@@ -187,7 +187,7 @@ class Relay(Response):
                     self._gateway.shadow.copy(alias, model, self._path, self._body)
                 if self._path in _STREAMS and self._body.get("stream") is True:
                     reply.keep_open(functools.partial(answer_headers, model, alias))
-                await self._ask(model, alias, caller_of(scope, self._body), reply)
+                await self._ask(model, alias, caller_of(scope, self._body, self._project), reply)
         except TimeoutError:
             error = RequestTimeout(
                 f"The generation took longer than {limit:g} s (--request-timeout) and was ended: ask for fewer tokens."

@@ -3,8 +3,8 @@
 vLLM answers requests in the order in which they came. So an engine is sent no more than it runs at once, and the others
 wait here. Where none waits, a request goes on without delay.
 
-A caller is an address; within it a `user`, which clients choose as they like: a name can only divide the share of its
-own address (docs/decisions/0023).
+Projects take turns, within a project its addresses, and within an address the values of `user`, which clients choose as
+they like: a name can only divide the share of its own address (docs/decisions/0023, 0059).
 """
 
 from __future__ import annotations
@@ -26,31 +26,40 @@ _PREFIX = 64
 _MOST_REMEMBERED = 10_000
 """Callers of which it is known what they have had, as long as any wait."""
 _EXTRA = 8
-"""One in so many places above the limit is for callers that have no generation in flight."""
+"""One in so many places above the limit is for callers that have no generation in flight, and a project has one in so
+many places whatever others have, as long as these are not twice the limit."""
 
 
 @dataclass(frozen=True)
 class Caller:
     address: str
     user: str = ""
+    project: str = ""
+    """"" for what the service asks itself, for nobody."""
+
+    @property
+    def levels(self) -> tuple[str, str, str]:
+        """Who takes turns with others of the same level."""
+        return self.project, self.address, self.user
 
 
 NOBODY = Caller("")
 """Who asks for what the service asks itself: copies of requests for shadows."""
 BATCHES = Caller("batches")
 """Who asks for the requests of batches, all together: no client has this address."""
+_BATCHES_KEY = (BATCHES.project, BATCHES.address)
 IDLE_SHARE, BUSY_SHARE = 3 / 4, 1 / 4
 """The parts of an engine's sequences that batches have at most: while they are alone, and beside others. The rest is
 free for who comes next."""
 
 
-def caller_of(scope: Scope, body: dict[str, Any]) -> Caller:
-    """Who sent the request. Behind a proxy on this machine, the address is that of its `X-Forwarded-For`."""
+def caller_of(scope: Scope, body: dict[str, Any], project: str = "") -> Caller:
+    """Who sent the request, which is one of the project. Behind a proxy on this machine, the address is that of its
+    `X-Forwarded-For`."""
     client = scope.get("client")
     user = body.get("safety_identifier") or body.get("user")
-    return Caller(
-        _network(client[0]) if client else "", cut(user, _LONGEST_NAME) if isinstance(user, str) else ""
-    )
+    name = cut(user, _LONGEST_NAME) if isinstance(user, str) else ""
+    return Caller(_network(client[0]) if client else "", name, project)
 
 
 def _network(address: str) -> str:
@@ -75,15 +84,19 @@ class _Waiting:
 
 
 _Key = tuple[str, ...]
-"""() for all, (address,) for an address, (address, user) for one of its users."""
+"""() for all, (project,) for a project, (project, address) for one of its addresses, and so on."""
+NO_KEY: _Key = ()
+_Tree = dict[Any, Any]
+"""The next level by name; that of users has the waiting requests of each, in the order in which they came."""
 
 
 class Line:
     """The generations in flight of one engine. Used from one event loop only.
 
-    At most `most` are in flight, and one in eight more for callers that have none. `places` is the number of sequences
-    that the engine runs at once; what does not fit waits, and goes in turns: those of addresses, and within an address
-    those of its users, in start-time fair queueing (Goyal, Vin, Cheng 1996) with the sequences as lengths.
+    At most `most` are in flight, one in eight more for callers that have none, and for each project one in eight
+    whatever others have. `places` is the number of sequences that the engine runs at once; what does not fit waits, and
+    goes in turns: those of projects, within a project those of its addresses, and within an address those of its users,
+    in start-time fair queueing (Goyal, Vin, Cheng 1996) with the sequences as lengths.
 
     Requests of batches go on only where no other waits, and have no more than a part of the places.
     """
@@ -93,15 +106,17 @@ class Line:
         self._most = most
         self.places = places
         self.in_flight = 0
-        self._by_address: Counter[str] = Counter()
+        self._by_caller: Counter[_Key] = Counter()
+        """Of those in flight, by project, and by project and address."""
         self._running = 0
         """Sequences that have a place."""
-        self._line: dict[str, dict[str, dict[_Waiting, None]]] = {}
-        """The waiting requests, by address and user, in the order in which they came."""
+        self._line: _Tree = {}
+        """The waiting requests."""
+        self._number = 0
         self._turn: dict[_Key, int] = {}
         """The time at which the next request of a caller has its turn. Time is counted in sequences."""
         self._now: dict[_Key, int] = {}
-        """The time among all addresses, and among the users of each."""
+        """The time among all projects, among the addresses of each, and so on."""
         self._below = 0
         """Those of the running sequences that are of batches."""
         self._below_line: dict[_Waiting, None] = {}
@@ -115,7 +130,7 @@ class Line:
     @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
-        return sum(len(one) for users in self._line.values() for one in users.values())
+        return self._number
 
     @property
     def waiting_below(self) -> int:
@@ -124,21 +139,27 @@ class Line:
 
     def enter(self, caller: Caller) -> None:
         """Count a request as in flight. Raises TooManyRequests."""
-        reserve = 0 if self._by_address[caller.address] else max(1, self._most // _EXTRA)
-        others = self.in_flight - self._by_address[BATCHES.address]
+        mine, here = (caller.project,), (caller.project, caller.address)
+        extra = max(1, self._most // _EXTRA)
+        reserve = 0 if self._by_caller[here] else extra
+        if caller.project and self._by_caller[mine] < extra:
+            reserve = self._most
+        others = self.in_flight - self._by_caller[_BATCHES_KEY]
         if caller != BATCHES and others >= self._most + reserve:
             raise TooManyRequests(
                 f"{self._name} has {self._most} requests in flight, which is the limit (--max-requests): try again "
                 "when some have ended."
             )
         self.in_flight += 1
-        self._by_address[caller.address] += 1
+        self._by_caller[mine] += 1
+        self._by_caller[here] += 1
 
     def leave(self, caller: Caller) -> None:
         self.in_flight -= 1
-        self._by_address[caller.address] -= 1
-        if not self._by_address[caller.address]:
-            del self._by_address[caller.address]
+        for key in ((caller.project,), (caller.project, caller.address)):
+            self._by_caller[key] -= 1
+            if not self._by_caller[key]:
+                del self._by_caller[key]
 
     async def take(self, caller: Caller, size: int) -> int:
         """Wait for places for `size` sequences, all of them at most, and return the number that was taken."""
@@ -218,20 +239,23 @@ class Line:
             waiting.may_go.set_result(None)
 
     def _next(self) -> _Waiting:
-        address = min(self._line, key=lambda address: self._turn[address,])
-        users = self._line[address]
-        user = min(users, key=lambda user: self._turn[address, user])
-        return next(iter(users[user]))
+        level, key = self._line, NO_KEY
+        for _ in Caller("").levels:
+            name = min(level, key=lambda name: self._turn[*key, name])
+            level, key = level[name], (*key, name)
+        waiting: _Waiting = next(iter(level))
+        return waiting
 
     def _add(self, waiting: _Waiting) -> None:
-        address, user = waiting.caller.address, waiting.caller.user
-        if address not in self._line:
-            self._line[address] = {}
-            self._begin((address,))
-        if user not in self._line[address]:
-            self._line[address][user] = {}
-            self._begin((address, user))
-        self._line[address][user][waiting] = None
+        level, key = self._line, NO_KEY
+        for name in waiting.caller.levels:
+            key = (*key, name)
+            if name not in level:
+                level[name] = {}
+                self._begin(key)
+            level = level[name]
+        level[waiting] = None
+        self._number += 1
 
     def _begin(self, key: _Key) -> None:
         """A caller comes that had nothing waiting: at the present time, or after what it has had."""
@@ -241,24 +265,33 @@ class Line:
             self._now = {key: now for key, now in self._now.items() if not key or self._waits(key)}
 
     def _waits(self, key: _Key) -> bool:
-        return key[0] in self._line and (len(key) == 1 or key[1] in self._line[key[0]])
+        level = self._line
+        for name in key:
+            if name not in level:
+                return False
+            level = level[name]
+        return True
 
     def _charge(self, waiting: _Waiting) -> None:
-        address, user = waiting.caller.address, waiting.caller.user
-        for key in ((address,), (address, user)):
+        levels = waiting.caller.levels
+        for depth in range(1, len(levels) + 1):
+            key = levels[:depth]
             self._now[key[:-1]] = self._turn[key]
             self._turn[key] += waiting.size
 
     def _remove(self, waiting: _Waiting) -> None:
-        address, user = waiting.caller.address, waiting.caller.user
-        users = self._line.get(address, {})
-        if waiting not in users.get(user, {}):
+        levels: list[_Tree] = [self._line]
+        for name in waiting.caller.levels:
+            if name not in levels[-1]:
+                return
+            levels.append(levels[-1][name])
+        if waiting not in levels[-1]:
             return
-        del users[user][waiting]
-        if not users[user]:
-            del users[user]
-        if not users:
-            del self._line[address]
+        del levels[-1][waiting]
+        self._number -= 1
+        for level, name in zip(reversed(levels[:-1]), reversed(waiting.caller.levels), strict=True):
+            if not level[name]:
+                del level[name]
         if not self._line:
             self._turn.clear()
             self._now.clear()
