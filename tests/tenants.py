@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from sqlalchemy import insert
 
 from rows import PRODUCT, create_export, create_job, engine_info
 from tunewright.engine.command import EngineOptions
@@ -20,7 +23,8 @@ from tunewright.store.keys import Scope
 from tunewright.store.records import JobInput, NewJob
 from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
-from tunewright.store.tables import metadata
+from tunewright.store.tables import job_devices, metadata
+from tunewright.store.usage import UsageKey, UsageKind, UsageSource, Used, hour_of
 
 BASE = "tunewright-tiny"
 
@@ -102,6 +106,14 @@ def make_tenant(store: Store, mark: str) -> Tenant:
     # as the scheduler does it
     store.jobs.fail(export.id, JobError(code="x", message="why"))
     (delivery,), _ = mine.webhooks.deliveries()
+    used = UsageKey(
+        hour_of(time.time()), project, record.id, adapter, UsageKind.COMPLETIONS, UsageSource.LIVE
+    )
+    store.usage.add({used: Used(1, 7, 3)})
+    with store.database.begin() as connection:
+        gpu = {"device": f"cuda:{mark}", "job_id": cleaning.id, "since": time.time() - 60}
+        connection.execute(insert(job_devices).values(**gpu))
+    store.jobs.release(cleaning.id)
     unfinished = create_job(mine, base="missing", training_file=file.id, fingerprint="other")
     return Tenant(
         project,

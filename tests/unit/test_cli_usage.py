@@ -29,3 +29,21 @@ def test_usage(run: Run, service: FakeService) -> None:
     cost = {"amount": {"value": 1.5, "currency": "eur"}, "quantity": 7, "quantity_unit": "tokens"}
     service.replies["GET", COSTS] = (200, page(line_item="tiny, input_tokens", **cost))
     assert "tiny, input_tokens\t7 tokens\t1.5000 EUR" in run("usage", "costs")[1]
+
+
+def test_limits(run: Run, service: FakeService) -> None:
+    project, key = "/v1/organization/projects/proj-1", "/v1/organization/projects/proj-1/api_keys/key-1"
+    shown = {"id": "proj-1", "limits": {"requests_per_minute": 60, "adapters": None}}
+    service.replies["POST", project] = service.replies["GET", project] = (200, shown)
+    code, out, _ = run(
+        "projects", "limit", "proj-1", "requests_per_minute=60", "stored_bytes=1KB", "adapters=none"
+    )
+    assert (code, out) == (0, "id\tproj-1\nrequests_per_minute\t60\n")
+    limits = {"requests_per_minute": 60, "stored_bytes": 1000, "adapters": None}
+    assert service.body("POST", project) == {"limits": limits}
+    assert run("projects", "limit", "proj-1")[1] == out
+    service.replies["POST", key] = (200, {"id": "key-1", "limits": {}})
+    code, _, err = run("keys", "limit", "key-1", "--project", "proj-1", "tokens_per_minute=none")
+    assert (code, "no limits" in err) == (0, True)
+    for wrong in ("gpus=1", "adapters=many", "adapters"):
+        assert run("projects", "limit", "proj-1", wrong)[0] == 2

@@ -89,6 +89,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "otlp_endpoint": (["--otlp-endpoint", "http://c:4318"], "http://c:4318", "http://c:4318"),
     "wandb_base_url": (["--wandb-base-url", "https://w.example"], "https://w.example", "https://w.example"),
     "price_per_hour": (["--price-per-hour", "2.5"], "2.5", 2.5),
+    "price": (["--price", "m=0.5/1", "--price", "ft:*=1/2"], "m=0.5/1, ft:*=1/2", ["m=0.5/1", "ft:*=1/2"]),
     "currency": (["--currency", "EUR"], "EUR", "EUR"),
     "device_watts": (["--device-watts", "350"], "350", 350.0),
     "request_timeout": (["--request-timeout", "60.5"], "60.5", 60.5),

@@ -79,6 +79,9 @@ ITEM_BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/webhook_endpoints/{endpoint_id}"): {"name": "mine"},
     ("POST", "/v1/webhook_endpoints/{endpoint_id}/test"): {"event_type": "export.failed"},
     ("POST", "/v1/organization/projects/{project_id}/api_keys"): {"name": "mine"},
+    ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}"): {
+        "limits": {"requests_per_minute": 1}
+    },
 }
 _MODELS = ("adapter", "checkpoint", "full", "alias")
 _TEXT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -153,6 +156,15 @@ QUERIES = {
     "/v1/evaluations": ["after=<evaluation>"],
     "/v1/cleanings": ["after=<cleaning>"],
     "/v1/batches": ["after=<batch>"],
+    "/v1/organization/usage/completions": [
+        "project_ids=<project>&group_by=project_id",
+        "api_key_ids[]=<key>",
+        "models=<adapter>",
+        "start_time=0&limit=31",
+    ],
+    "/v1/organization/usage/embeddings": ["project_ids=<project>", "api_key_ids=<key>"],
+    "/v1/organization/usage/gpu_seconds": ["project_ids=<project>&group_by=project_id"],
+    "/v1/organization/costs": ["project_ids=<project>&group_by=line_item", "api_key_ids=<key>"],
     "/v1/webhook_endpoints": ["after=<webhook>"],
     "/v1/webhook_deliveries": ["after=<delivery>", "webhook_endpoint_id=<webhook>"],
 }
@@ -391,6 +403,19 @@ def test_a_database_of_all_projects_would_fail_these_tests(world: World) -> None
     with world.store.database.read() as connection:
         everything = str(connection.exec_driver_sql("SELECT id FROM files").all())
     assert world.theirs.told_in(everything) == ["file"]
+
+
+def test_what_a_project_has_used_is_told_to_it_alone(world: World) -> None:
+    for path, told_by in (
+        ("usage/completions", "model"),
+        ("usage/gpu_seconds", "model"),
+        ("costs", "line_item"),
+    ):
+        asked = f"/v1/organization/{path}?group_by={told_by}&group_by=project_id"
+        for one, other in ((world.mine, world.theirs), (world.theirs, world.mine)):
+            answer = world.api.get(asked, headers=one.headers)
+            assert one.has["project"] in answer.text, path
+            assert other.told_in(answer.text) == [], path
 
 
 def test_an_event_is_told_to_its_project_alone(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tunewright.cli.limiting import limits_argument, show_limits
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import page_size, when
 from tunewright_client import AdminApiKey, ApiKey, NewAdminApiKey, NewApiKey
@@ -78,6 +79,20 @@ def list_keys(remote: Remote, project: str, admin: bool, limit: int) -> None:
         remote.out.listing(remote.client.admin_api_keys.list(limit=size), limit, columns, _row)
     else:
         remote.out.listing(remote.client.api_keys.list(project, limit=size), limit, columns, _row)
+
+
+@keys.command(epilog=examples(f"tunewright keys limit {_ID} --project {_PROJECT} requests_per_minute=60"))
+@click.argument("key", metavar="ID")
+@project_option
+@limits_argument
+@on_service
+def limit(remote: Remote, key: str, project: str, limits: dict[str, int | None]) -> None:
+    """Set rates of a key, beside those of its project; none takes one away, and without any they are shown.
+
+    Limits: requests_per_minute, tokens_per_minute, concurrent_requests.
+    """
+    client = remote.client.api_keys
+    show_limits(remote, client.limit(project, key, limits) if limits else client.retrieve(project, key))
 
 
 @keys.command(epilog=examples(f"tunewright keys rotate {_ID} --overlap 3600"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tunewright.cli.limiting import limits_argument, show_limits
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import page_size, when
 from tunewright_client import Project
@@ -48,6 +49,25 @@ def list_projects(remote: Remote, archived: bool, limit: int) -> None:
 def rename(remote: Remote, project: str, name: str) -> None:
     """Give a project another name. Its id stays."""
     _show(remote, remote.client.projects.rename(project, name))
+
+
+@projects.command(
+    epilog=examples(
+        f"tunewright projects limit {_ID} requests_per_minute=600 running_jobs=2",
+        f"tunewright projects limit {_ID} stored_bytes=100GB adapters=none",
+    )
+)
+@click.argument("project", metavar="ID")
+@limits_argument
+@on_service
+def limit(remote: Remote, project: str, limits: dict[str, int | None]) -> None:
+    """Set what a project may have at most; none takes a limit away, and without any the limits are shown.
+
+    Limits: requests_per_minute, tokens_per_minute, concurrent_requests, queued_jobs, running_jobs, stored_bytes and
+    adapters.
+    """
+    client = remote.client.projects
+    show_limits(remote, client.limit(project, limits) if limits else client.retrieve(project))
 
 
 @projects.command(epilog=examples(f"tunewright projects archive {_ID}"))
