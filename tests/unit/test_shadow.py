@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from rows import PRODUCT
+from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.shadow import LONGEST, Shadow
 from tunewright.errors import NotFound, StorageFull
 from tunewright.registry.aliases import Alias, AliasShadow, AliasTarget
 from tunewright.store.shadow_answers import ShadowAnswer
 from tunewright.store.store import Store
+from tunewright.store.usage import UsageSource
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +37,10 @@ class Engine:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def __call__(self, model: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    async def __call__(
+        self, model: str, path: str, body: dict[str, Any], *, payer: Payer
+    ) -> tuple[int, bytes]:
+        assert payer == Payer("default", source=UsageSource.SHADOW)
         self.asked.append((model, path, body))
         await self.may_answer.wait()
         if isinstance(self.answer, Exception):
