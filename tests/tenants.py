@@ -24,7 +24,7 @@ from tunewright.store.records import JobInput, NewJob
 from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import job_devices, metadata
-from tunewright.store.usage import UsageKey, UsageKind, UsageSource, Used, hour_of
+from tunewright.store.usage import UsageKey, Used, hour_of
 
 BASE = "tunewright-tiny"
 
@@ -106,9 +106,7 @@ def make_tenant(store: Store, mark: str) -> Tenant:
     # as the scheduler does it
     store.jobs.fail(export.id, JobError(code="x", message="why"))
     (delivery,), _ = mine.webhooks.deliveries()
-    used = UsageKey(
-        hour_of(time.time()), project, record.id, adapter, UsageKind.COMPLETIONS, UsageSource.LIVE
-    )
+    used = UsageKey(hour_of(time.time()), project, record.id, adapter, "completions", "live")
     store.usage.add({used: Used(1, 7, 3)})
     with store.database.begin() as connection:
         gpu = {"device": f"cuda:{mark}", "job_id": cleaning.id, "since": time.time() - 60}

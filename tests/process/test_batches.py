@@ -59,6 +59,12 @@ def test_the_stock_client_has_requests_answered(service: Service, client: Tunewr
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(f"ok {major}."), done.stdout
 
+    def answered() -> int:
+        buckets = client.usage.completions(group_by=["batch"])
+        return sum(one.num_model_requests for bucket in buckets for one in bucket.results if one.batch)
+
+    wait_until(lambda: answered() >= 2, 60, "what the batch has used")
+
 
 def requests(folder: Path, count: int) -> Path:
     path = folder / "requests.jsonl"

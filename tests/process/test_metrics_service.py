@@ -14,6 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.conftest import Service, wait_until
 from tests.without_vllm import BASE, fill, start_without_vllm, wait_engine
 
+from tunewright.store.store import Store
+from tunewright.store.usage import DAY, Asked
+
 KEY, OWN_KEY = "k" * 16, "m" * 16
 TUNED = f"ft:{BASE}:s:1"
 
@@ -96,3 +99,14 @@ def test_a_flood_of_scrapes_is_answered_by_few_readings(service: Service) -> Non
     assert min(found) > 50
     assert time.monotonic() - began < 60
     assert requests.get(f"{service.url}/health", timeout=5).status_code == 200
+
+
+def test_stopped_it_has_written_what_was_used_until_then(service: Service) -> None:
+    assert ask(service, model=TUNED, stream=True, ignore_eos=True, max_tokens=7).status_code == 200
+    service.stop()
+    store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
+    used = store.usage.tokens(Asked(0, 2**34, DAY, ("project", "api_key_id", "model")))
+    store.close()
+    (mine,) = [one for one in used if one.group["model"] == TUNED]
+    assert dict(mine.group) == {"project": "default", "api_key_id": "TUNEWRIGHT_API_KEY", "model": TUNED}
+    assert mine.used.output_tokens == 5 + 7, "with those of the first test"

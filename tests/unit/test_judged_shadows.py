@@ -17,7 +17,6 @@ from tunewright.metrics.verdicts import Verdict
 from tunewright.metrics.win_rates import Outcome, win_rate
 from tunewright.registry.aliases import Alias, AliasGuard, AliasJudge, AliasShadow, AliasTarget
 from tunewright.store.store import Store
-from tunewright.store.usage import UsageSource
 
 BOT, PATH = "support-bot", "/v1/chat/completions"
 LIMITS = AliasJudge("judge", min_win_rate=0.45, min_samples=8)
@@ -33,7 +32,7 @@ class Engines:
     async def __call__(
         self, model: str, path: str, body: dict[str, Any], *, payer: Payer
     ) -> tuple[int, bytes]:
-        assert payer.source is UsageSource.SHADOW
+        assert payer.source == "shadow"
         self.asked.append(model)
         said = f"I am {model}"
         if model == "judge":

@@ -18,7 +18,6 @@ from tunewright.errors import NotFound, StorageFull
 from tunewright.registry.aliases import Alias, AliasShadow, AliasTarget
 from tunewright.store.shadow_answers import ShadowAnswer
 from tunewright.store.store import Store
-from tunewright.store.usage import UsageSource
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +39,7 @@ class Engine:
     async def __call__(
         self, model: str, path: str, body: dict[str, Any], *, payer: Payer
     ) -> tuple[int, bytes]:
-        assert payer == Payer("default", source=UsageSource.SHADOW)
+        assert payer == Payer("default", source="shadow")
         self.asked.append((model, path, body))
         await self.may_answer.wait()
         if isinstance(self.answer, Exception):

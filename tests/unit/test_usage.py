@@ -32,7 +32,7 @@ from tunewright.store.records import Engine, Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import job_devices
-from tunewright.store.usage import DAY, HOUR, Asked, UsageKey, UsageKind, UsageSource, Used, hour_of
+from tunewright.store.usage import DAY, HOUR, Asked, UsageKey, Used, hour_of
 
 ROOT = Path(__file__).parents[2]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -89,7 +89,7 @@ async def test_every_generation_is_counted_for_who_has_asked(
         await ask(gateway, model="nothing")
         body = json.dumps({"model": "tiny", "messages": []}).encode()
         await BelowLive(gateway).ask(CHAT, body, None, "proj-b")
-        evaluation = Payer("proj-b", source=UsageSource.EVALUATION)
+        evaluation = Payer("proj-b", source="evaluation")
         await gateway.ask("tiny", CHAT, json.loads(body), payer=evaluation)
         await gateway.ask_by_name(json.loads(body), "proj-c")
 
@@ -108,7 +108,7 @@ async def test_every_generation_is_counted_for_who_has_asked(
         ("proj-b", "", "tiny", False): Used(2, 14, 6),
         ("proj-c", "", "tiny", False): Used(1, 7, 3),
     }
-    assert [one.used for one in store.usage.tokens(EVER, UsageKind.EMBEDDINGS)] == [Used(1, 7, 3)]
+    assert [one.used for one in store.usage.tokens(EVER, "embeddings")] == [Used(1, 7, 3)]
 
 
 def slowly(go_on: asyncio.Event) -> Handler:
@@ -198,7 +198,7 @@ async def test_what_cannot_be_written_is_kept_and_written_later(
 
 
 def put(store: Store, project: str, model: str, hour: int, key: str = "", **more: Any) -> None:
-    kind = UsageKey(hour, project, key, model, UsageKind.COMPLETIONS, UsageSource.LIVE)
+    kind = UsageKey(hour, project, key, model, "completions", "live")
     store.usage.add({kind._replace(**more): Used(2, 1_000_000, 500_000)})
 
 
@@ -207,7 +207,7 @@ def test_sums_are_added_to_and_read_by_bucket_and_group(store: Store) -> None:
     day = 20_000 * DAY
     for hour in (day, day, day + HOUR, day + DAY):
         put(store, "proj-a", "m1", hour, "key-a")
-    put(store, "proj-b", "m2", day + DAY - HOUR, source=UsageSource.BATCH)
+    put(store, "proj-b", "m2", day + DAY - HOUR, source="batch")
     whole = Asked(day, day + 2 * DAY, DAY)
     assert [(one.bucket, one.used.requests) for one in store.usage.tokens(whole)] == [
         (day, 8),
@@ -357,7 +357,7 @@ def test_the_openai_package_reads_usage_and_costs(
     api: TestClient, store: Store, packages: str | None
 ) -> None:
     put(store, "proj-a", "m1", DAY_ONE, "key-a")
-    put(store, "proj-a", "m1", DAY_ONE, "key-a", kind=UsageKind.EMBEDDINGS)
+    put(store, "proj-a", "m1", DAY_ONE, "key-a", kind="embeddings")
     at = f"start_time={DAY_ONE}"
     queries = [
         f"/v1{USAGE[3:]}/completions?{at}&bucket_width=1d&group_by[]=project_id&group_by[]=model&limit=2&models[]=m1",

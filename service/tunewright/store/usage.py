@@ -9,8 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Table, func, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -23,22 +22,11 @@ _GPU = "cuda:"
 """How the names of GPUs begin; other devices that jobs hold are not counted."""
 
 
-class UsageKind(StrEnum):
-    COMPLETIONS = "completions"
-    """Chats, completions and responses."""
-    EMBEDDINGS = "embeddings"
-
-
-class UsageSource(StrEnum):
-    """Who has asked."""
-
-    LIVE = "live"
-    """A client."""
-    BATCH = "batch"
-    EVALUATION = "evaluation"
-    GRADER = "grader"
-    SHADOW = "shadow"
-    """A copy of a request for an alias's shadow."""
+UsageKind = Literal["completions", "embeddings"]
+"""Completions are chats and responses too."""
+UsageSource = Literal["live", "batch", "evaluation", "grader", "shadow"]
+"""Who has asked: a client, or the service for one of these; shadow is a copy of a request for an alias's shadow. Plain
+texts, since keys are hashed for each request."""
 
 
 class UsageKey(NamedTuple):
@@ -58,7 +46,18 @@ class Used(NamedTuple):
     output_tokens: int = 0
 
     def plus(self, other: Used) -> Used:
-        return Used(*(mine + more for mine, more in zip(self, other, strict=True)))
+        return Used(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+    def minus(self, other: Used) -> Used:
+        return Used(
+            self.requests - other.requests,
+            self.input_tokens - other.input_tokens,
+            self.output_tokens - other.output_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class UsageStore:
 
     def tokens(self, asked: Asked, kind: UsageKind | None = None) -> Sequence[Sums]:
         """The sums of one kind of generations, or of all, by bucket."""
-        is_batch = (usage.c.source == UsageSource.BATCH).label("batch")
+        is_batch = (usage.c.source == "batch").label("batch")
         columns = [is_batch if name == "batch" else usage.c[name] for name in asked.by]
         bucket = (usage.c.hour - usage.c.hour % asked.width).label("bucket")
         sums = [func.sum(usage.c[name]) for name in Used._fields]
@@ -118,7 +117,7 @@ class UsageStore:
         if asked.api_keys is not None:
             where.append(usage.c.api_key_id.in_(asked.api_keys))
         if asked.is_batch is not None:
-            where.append((usage.c.source == UsageSource.BATCH) == asked.is_batch)
+            where.append((usage.c.source == "batch") == asked.is_batch)
         # in a subquery, since PostgreSQL takes two equal expressions with parameters for different ones
         found = select(bucket, *columns, *(usage.c[name] for name in Used._fields)).where(*where).subquery()
         groups = [found.c.bucket, *(found.c[name] for name in asked.by)]

@@ -23,7 +23,6 @@ from tunewright.api.gateway.upstream import upstream_body
 from tunewright.api.gateway.usage import usage_of
 from tunewright.engine.http import EngineBusy
 from tunewright.errors import EngineUnavailable, Internal, InvalidRequest, RequestTimeout
-from tunewright.store.usage import UsageSource
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 
@@ -58,7 +57,7 @@ class BelowLive:
                     with ExitStack() as held:
                         target = await self._gateway.router.find(model, held, BATCHES, project=project)
                         if target.line is line:  # else another engine has it by now
-                            payer = Payer(project, source=UsageSource.BATCH)
+                            payer = Payer(project, source="batch")
                             return await self._ask(target, path, body, len(raw), held, payer)
             except TimeoutError as error:
                 raise RequestTimeout("The generation took longer than --request-timeout.") from error

@@ -30,7 +30,6 @@ from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
 from tunewright.evaluator.folder import EXTERNAL
 from tunewright.jobs.gateway import PROJECT_HEADER
 from tunewright.store.tables import DEFAULT_PROJECT
-from tunewright.store.usage import UsageSource
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
@@ -150,7 +149,7 @@ class InnerGateway:
 
 
 def _payer(request: web.Request) -> Payer:
-    return Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source=UsageSource.EVALUATION)
+    return Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source="evaluation")
 
 
 def _check_path(path: str) -> None:

@@ -23,11 +23,11 @@ log = logging.getLogger("tunewright.api")
 FLUSH_SECONDS = 5.0
 _MOST_SUMS = 100_000
 """Sums that are kept while the database cannot be written."""
-_KINDS = {
-    "/v1/chat/completions": UsageKind.COMPLETIONS,
-    "/v1/completions": UsageKind.COMPLETIONS,
-    "/v1/responses": UsageKind.COMPLETIONS,
-    "/v1/embeddings": UsageKind.EMBEDDINGS,
+_KINDS: dict[str, UsageKind] = {
+    "/v1/chat/completions": "completions",
+    "/v1/completions": "completions",
+    "/v1/responses": "completions",
+    "/v1/embeddings": "embeddings",
 }
 """The routes whose requests are counted."""
 
@@ -39,7 +39,7 @@ class Payer:
     project: str
     key: str | None = None
     """The id of the key, where a client has sent one."""
-    source: UsageSource = UsageSource.LIVE
+    source: UsageSource = "live"
 
 
 class Entry:
@@ -61,7 +61,7 @@ class Entry:
         counted = self._counted
         if counted.usage is not None:
             self._is(Used(1, *counted.usage))
-        elif counted.tokens > 0:
+        elif counted.tokens > 0 or counted.is_whole:
             self._is(Used(1, 0, counted.tokens))
 
     def end(self) -> Used | None:
@@ -79,7 +79,7 @@ class Entry:
         if seen is None:
             self._ledger.add(self._key, used)
         elif seen != used:
-            self._ledger.add(self._key, Used(*(new - old for new, old in zip(used, seen, strict=True))))
+            self._ledger.add(self._key, used.minus(seen))
         self._seen = used
 
 

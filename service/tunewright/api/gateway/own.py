@@ -19,7 +19,6 @@ from tunewright.api.gateway.usage import usage_of
 from tunewright.api.http.threads import Threads
 from tunewright.engine.http import EngineBusy, EngineHTTP
 from tunewright.errors import EngineUnavailable, InvalidRequest
-from tunewright.store.usage import UsageSource
 from tunewright.tracing import Span
 
 _GENERATES_NOTHING = frozenset({"/tokenize", "/detokenize"})
@@ -118,7 +117,7 @@ class OwnRequests:
         """`ask` for a chat completion of the project's model or alias that the body names."""
         async with asyncio.timeout(self.request_timeout):
             model, _ = await self.router.choose(body["model"], None, project)
-            payer = Payer(project, source=UsageSource.GRADER)
+            payer = Payer(project, source="grader")
             return await self.ask(model, "/v1/chat/completions", body, payer=payer, project=project)
 
 

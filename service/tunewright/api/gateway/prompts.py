@@ -1,5 +1,5 @@
-"""Counts the tokens of the prompts of streams that ended before their usage, since the client left or the engine broke
-off: the engine is asked to tokenize them, in the background.
+"""Counts the tokens of the prompts of streams whose client left before their usage was told: the engine is asked to
+tokenize them, in the background.
 
 Without that, whoever leaves after the first token would use the engine for nothing.
 """

@@ -164,7 +164,7 @@ class Relay(Response):
         finally:
             watching.cancel()
             self._counted.end(LEFT if has_left else FAILED)  # if it has not been ended
-            self._pay()
+            self._pay(has_left)
         if has_left and answering.uncancel():
             raise asyncio.CancelledError  # it stops at the same moment
 
@@ -205,14 +205,14 @@ class Relay(Response):
         if error is not None:
             await reply.fail(error, is_response=self._path == "/v1/responses")
 
-    def _pay(self) -> None:
+    def _pay(self, has_left: bool) -> None:
         """The request has ended, in whatever way: count what was used."""
         if self._entry is None:
             return
         used = self._entry.end()
         if used is not None and self._admitted is not None:
             self._admitted.used(used.input_tokens + used.output_tokens)
-        if used is not None and self._counted.usage is None and self._asked is not None:
+        if used is not None and has_left and self._counted.usage is None and self._asked is not None:
             self._gateway.prompts.count(self._asked, self._path, self._body, self._add_prompt)
 
     def _add_prompt(self, tokens: int) -> None:

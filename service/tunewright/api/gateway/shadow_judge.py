@@ -27,7 +27,6 @@ from tunewright.metrics.win_rates import Outcome, win_rate
 from tunewright.registry.aliases import Alias, AliasJudge
 from tunewright.store.alias_judgements import MOST
 from tunewright.store.store import Store
-from tunewright.store.usage import UsageSource
 
 log = logging.getLogger("tunewright.api")
 
@@ -169,7 +168,7 @@ class ShadowJudge:
 
 def payer_of(alias: Alias) -> Payer:
     """Whose use the requests to an alias's shadow and to its judge are."""
-    return Payer(alias.project, source=UsageSource.SHADOW)
+    return Payer(alias.project, source="shadow")
 
 
 def _said(path: str, status: int, answer: bytes) -> str | None:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import Scope
 
 from tunewright.api.gateway.limits import prompts, whole
 from tunewright.errors import TooManyRequests, cut
 
+_K = TypeVar("_K", bound=Hashable)
 _LONGEST_NAME = 64
 _PREFIX = 64
 """Bits of an IPv6 address that are the network's; its hosts choose the rest as they like."""
@@ -47,7 +48,6 @@ NOBODY = Caller("")
 """Who asks for what the service asks itself: copies of requests for shadows."""
 BATCHES = Caller("batches")
 """Who asks for the requests of batches, all together: no client has this address."""
-_BATCHES_KEY = (BATCHES.project, BATCHES.address)
 IDLE_SHARE, BUSY_SHARE = 3 / 4, 1 / 4
 """The parts of an engine's sequences that batches have at most: while they are alone, and beside others. The rest is
 free for who comes next."""
@@ -106,8 +106,11 @@ class Line:
         self._most = most
         self.places = places
         self.in_flight = 0
-        self._by_caller: Counter[_Key] = Counter()
-        """Of those in flight, by project, and by project and address."""
+        self._by_project: dict[str, int] = {}
+        self._by_address: dict[tuple[str, str], int] = {}
+        """Requests in flight; an address is that of a project."""
+        self._batches = 0
+        """Those of batches."""
         self._running = 0
         """Sequences that have a place."""
         self._line: _Tree = {}
@@ -139,27 +142,27 @@ class Line:
 
     def enter(self, caller: Caller) -> None:
         """Count a request as in flight. Raises TooManyRequests."""
-        mine, here = (caller.project,), (caller.project, caller.address)
+        project, here = caller.project, (caller.project, caller.address)
+        of_project, of_address = self._by_project.get(project, 0), self._by_address.get(here, 0)
         extra = max(1, self._most // _EXTRA)
-        reserve = 0 if self._by_caller[here] else extra
-        if caller.project and self._by_caller[mine] < extra:
+        reserve = 0 if of_address else extra
+        if project and of_project < extra:
             reserve = self._most
-        others = self.in_flight - self._by_caller[_BATCHES_KEY]
-        if caller != BATCHES and others >= self._most + reserve:
+        if caller is not BATCHES and self.in_flight - self._batches >= self._most + reserve:
             raise TooManyRequests(
                 f"{self._name} has {self._most} requests in flight, which is the limit (--max-requests): try again "
                 "when some have ended."
             )
         self.in_flight += 1
-        self._by_caller[mine] += 1
-        self._by_caller[here] += 1
+        self._batches += caller is BATCHES
+        self._by_project[project] = of_project + 1
+        self._by_address[here] = of_address + 1
 
     def leave(self, caller: Caller) -> None:
         self.in_flight -= 1
-        for key in ((caller.project,), (caller.project, caller.address)):
-            self._by_caller[key] -= 1
-            if not self._by_caller[key]:
-                del self._by_caller[key]
+        self._batches -= caller is BATCHES
+        _count_down(self._by_project, caller.project)
+        _count_down(self._by_address, (caller.project, caller.address))
 
     async def take(self, caller: Caller, size: int) -> int:
         """Wait for places for `size` sequences, all of them at most, and return the number that was taken."""
@@ -295,3 +298,11 @@ class Line:
         if not self._line:
             self._turn.clear()
             self._now.clear()
+
+
+def _count_down(counts: dict[_K, int], key: _K) -> None:
+    number = counts[key] - 1
+    if number:
+        counts[key] = number
+    else:
+        del counts[key]

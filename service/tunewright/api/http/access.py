@@ -196,8 +196,9 @@ async def _acting(known: Principal, headers: Headers, keyring: Keyring | None) -
     """The principal in the project that it asks for with OpenAI's header."""
     asked = headers.get(PROJECT_HEADER)
     if not asked or asked == known.project:
-        is_known = not known.is_operator or keyring is None
-        return known if is_known else await _in_project(known, known.project, keyring)
+        if not known.is_operator or keyring is None:
+            return known
+        return await _in_project(known, known.project, keyring)
     if not known.is_operator:
         raise AuthenticationFailed(
             f"The key is not one of the project that `OpenAI-Project` names: leave the header out, or send "

@@ -25,7 +25,7 @@ from tunewright.api.organization.usage_schemas import (
     GpuUsage,
 )
 from tunewright.errors import InvalidRequest, quoted
-from tunewright.store.usage import DAY, HOUR, Asked, UsageKind, UsageStore
+from tunewright.store.usage import DAY, HOUR, Asked, UsageStore
 from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/organization", tags=["Organization"])
@@ -74,7 +74,7 @@ class Span:
 
     def page(self, results: dict[int, list[R]]) -> dict[str, Any]:
         """The fields of `Buckets`; `results` by the beginning of their bucket."""
-        data = [
+        data: list[Bucket[Any]] = [
             Bucket(start_time=start, end_time=start + self.width, results=results.get(start, []))
             for start in self.starts
         ]
@@ -163,7 +163,7 @@ def completions(
     by = given.group_by("project_id", "api_key_id", "model", "batch")
     span = _span(start_time, end_time, _WIDTHS[bucket_width], limit, page, _BUCKETS[bucket_width])
     found: dict[int, list[CompletionsUsage]] = defaultdict(list)
-    for sums in _usage(context, sender).tokens(_asked(span, given, by, batch), UsageKind.COMPLETIONS):
+    for sums in _usage(context, sender).tokens(_asked(span, given, by, batch), "completions"):
         used = sums.used
         result = CompletionsUsage(
             input_tokens=used.input_tokens,
@@ -196,7 +196,7 @@ def embeddings(
     by = given.group_by("project_id", "api_key_id", "model")
     span = _span(start_time, end_time, _WIDTHS[bucket_width], limit, page, _BUCKETS[bucket_width])
     found: dict[int, list[EmbeddingsUsage]] = defaultdict(list)
-    for sums in _usage(context, sender).tokens(_asked(span, given, by), UsageKind.EMBEDDINGS):
+    for sums in _usage(context, sender).tokens(_asked(span, given, by), "embeddings"):
         result = EmbeddingsUsage(
             input_tokens=sums.used.input_tokens,
             num_model_requests=sums.used.requests,

@@ -124,7 +124,7 @@ class Generation:
 
     __slots__ = (
         "_began", "_between", "_counts", "_ended", "_held", "_last", "_route", "_series", "_tokens", "_usage",
-        "hides_usage",
+        "hides_usage", "is_whole",
     )  # fmt: skip
 
     def __init__(self, counts: Counts, route: str) -> None:
@@ -141,6 +141,8 @@ class Generation:
         self._ended = False
         self._held = b""
         """The end of a choice, until the next event has come."""
+        self.is_whole = False
+        """The answer has come in one piece."""
         self.hides_usage = False
         """The usage was asked for by the gateway, not by the client, who does not get it."""
 
@@ -223,6 +225,7 @@ class Generation:
     def whole(self, answer: bytes) -> None:
         """Count an answer that is not streamed."""
         self._usage = usage_of(answer)
+        self.is_whole = True
 
     def end(self, status: int) -> None:
         """The request has ended. What was told first stays."""
