@@ -43,6 +43,7 @@ class Gateway:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.asked: list[dict[str, Any]] = []
+        self.projects: set[str | None] = set()
         self.most_at_once = self._now = 0
         self.answer: Callable[[str, dict[str, Any]], Any] = lambda model, body: "yes"
         self.free_answers = 10**9
@@ -71,6 +72,7 @@ class Gateway:
 
     async def _ask(self, request: web.Request) -> web.Response:
         asked = await request.json()
+        self.projects.add(request.headers.get("X-Tunewright-Project"))
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
@@ -169,8 +171,9 @@ def question(asked: dict[str, Any]) -> tuple[str, str]:
 
 def test_the_figures_are_those_of_the_answers(gateway: Gateway, make: Make) -> None:
     gateway.answer = sometimes_right
-    run = make()
+    run = make(project="proj-1")
     report = run.report()
+    assert gateway.projects == {"proj-1"}, "whose use it is"
     said = [sometimes_right("new", {"messages": [{"content": f"Is {n} even?"}]}) for n in range(ROWS)]
     right = [("no", "yes")[n % 2 == 0] == said[n].lower().strip(".") for n in range(ROWS)]
     [accuracy, macro, _] = report.models[0].figures

@@ -308,8 +308,9 @@ def test_a_project_that_has_all_requests_in_flight_leaves_the_others_their_own()
     line.enter(Caller("10.9.9.9", project="quiet"))
 
 
+@pytest.mark.parametrize(("second", "project"), [("10.0.0.2", "default"), ("10.0.0.1", "another")])
 async def test_through_the_gateway_a_second_caller_waits_for_one_request(
-    store: Store, socket: Path, engine: Engine
+    store: Store, socket: Path, engine: Engine, second: str, project: str
 ) -> None:
     """The engine gets no more than it runs at once, tokens are counted without a turn, and turns are taken."""
     assert engine.info is not None
@@ -331,9 +332,9 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
 
     gateway = gateway_for(store)
 
-    def ask(name: str, address: str, path: str = CHAT) -> asyncio.Task[None]:
+    def ask(name: str, address: str, path: str = CHAT, project: str = "default") -> asyncio.Task[None]:
         client = Client()
-        relay = Relay(gateway, path, {"model": engine.name, "name": name}, project="default")
+        relay = Relay(gateway, path, {"model": engine.name, "name": name}, project=project)
         return asyncio.create_task(
             relay({"type": "http", "client": (address, 1)}, client.receive, client.send)  # type: ignore[arg-type]
         )
@@ -344,7 +345,7 @@ async def test_through_the_gateway_a_second_caller_waits_for_one_request(
         await until(lambda: len(order) == 2 and line.waiting == 38)
         await ask("chat", "10.0.0.2", "/tokenize")
         assert order == ["batch"] * 2, "what generates nothing does not wait"
-        chat = ask("chat", "10.0.0.2")
+        chat = ask("chat", second, project=project)
         await until(lambda: line.waiting == 39)
         for _ in range(2):
             go_on.release()

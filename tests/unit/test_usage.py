@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import aiohttp
 import pytest
 from aiohttp import web
 from sqlalchemy import update
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 from fake_engine import Client, Handler, engine_at, gateway_for, stream
 from rows import create_job
 from tunewright.api.gateway.below import BelowLive
+from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.gateway.ledger import Ledger, Payer
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.http.app import build
@@ -27,6 +29,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.config.prices import price_for, price_of
 from tunewright.ids import new_id
+from tunewright.jobs.gateway import PROJECT_HEADER
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, Job
 from tunewright.store.states import JobState
@@ -76,6 +79,23 @@ def used(store: Store) -> dict[tuple[Any, ...], Used]:
     return {tuple(sums.group.values()): sums.used for sums in store.usage.tokens(EVER)}
 
 
+async def from_evaluation(
+    gateway: Gateway, inner_socket: Path, engine: Engine, body: dict[str, Any], project: str
+) -> None:
+    """As the process of an evaluation asks."""
+    inner = InnerGateway(gateway, inner_socket)
+    await inner.start()
+    assert engine.info is not None
+    asked = {"model": engine.name, "content": engine.info.fingerprint, "path": CHAT, "body": body}
+    connector = aiohttp.UnixConnector(path=str(inner_socket))
+    async with (
+        aiohttp.ClientSession(connector=connector, headers={PROJECT_HEADER: project}) as session,
+        session.post("http://gateway/ask", json=asked) as answered,
+    ):
+        assert answered.status == 200
+    await inner.stop()
+
+
 @pytest.mark.anyio
 async def test_every_generation_is_counted_for_who_has_asked(
     store: Store, socket: Path, engine: Engine
@@ -90,7 +110,7 @@ async def test_every_generation_is_counted_for_who_has_asked(
         body = json.dumps({"model": "tiny", "messages": []}).encode()
         await BelowLive(gateway).ask(CHAT, body, None, "proj-b")
         evaluation = Payer("proj-b", source="evaluation")
-        await gateway.ask("tiny", CHAT, json.loads(body), payer=evaluation)
+        await from_evaluation(gateway, socket.parent / "inner", engine, json.loads(body), "proj-b")
         await gateway.ask_by_name(json.loads(body), "proj-c")
 
         async def keep(_: bytes) -> None:

@@ -20,8 +20,8 @@ _EXPIRES = Field(
 
 
 _MOST = 10**15
-Rate = Annotated[int, Field(ge=1, le=_MOST)] | None
-Quota = Annotated[int, Field(ge=0, le=_MOST)] | None
+Rate = Annotated[int, Field(strict=True, ge=1, le=_MOST)] | None
+Quota = Annotated[int, Field(strict=True, ge=0, le=_MOST)] | None
 
 
 class KeyLimits(Body):
