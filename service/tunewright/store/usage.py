@@ -104,8 +104,7 @@ class UsageStore:
     def add(self, rows: Mapping[UsageKey, Used]) -> None:
         """Add to the sums, in one transaction."""
         with self._database.begin() as connection:
-            for key, used in rows.items():
-                _add(connection, usage, {**key._asdict(), **used._asdict()}, used._asdict())
+            _add(connection, usage, [{**key._asdict(), **used._asdict()} for key, used in rows.items()])
 
     def tokens(self, asked: Asked, kind: UsageKind | None = None) -> Sequence[Sums]:
         """The sums of one kind of generations, or of all, by bucket."""
@@ -161,10 +160,16 @@ def settle_devices(connection: Connection, job_id: str, until: float, *, go_on_f
         job = connection.execute(
             select(jobs.c.project, jobs.c.base, jobs.c.kind).where(jobs.c.id == job_id)
         ).one()
-        for begin in since:
-            for hour, seconds in _by_hour(begin, until):
-                key = {"hour": hour, "project": job.project, "model": job.base, "kind": job.kind}
-                _add(connection, device_usage, {**key, "seconds": seconds}, {"seconds": seconds})
+        key = {"project": job.project, "model": job.base, "kind": job.kind}
+        _add(
+            connection,
+            device_usage,
+            [
+                {**key, "hour": hour, "seconds": seconds}
+                for begin in since
+                for hour, seconds in _by_hour(begin, until)
+            ],
+        )
     if go_on_from is not None:
         connection.execute(update(job_devices).where(job_devices.c.job_id == job_id).values(since=go_on_from))
 
@@ -206,13 +211,16 @@ def _within(table: Table, asked: Asked) -> list[ColumnElement[bool]]:
     return where
 
 
-def _add(connection: Connection, table: Table, row: Mapping[str, Any], sums: Mapping[str, Any]) -> None:
-    """Insert a row, or add its sums to those that are there."""
+def _add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, or add their sums to those that are there."""
+    if not rows:
+        return
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    added = insert(table).values(**row)
+    added = insert(table)
+    keys = list(table.primary_key.columns)
+    sums = {
+        column.name: column + added.excluded[column.name] for column in table.c if column not in set(keys)
+    }
     connection.execute(
-        added.on_conflict_do_update(
-            index_elements=list(table.primary_key.columns),
-            set_={name: table.c[name] + added.excluded[name] for name in sums},
-        )
+        added.on_conflict_do_update(index_elements=keys, set_=sums), [dict(row) for row in rows]
     )
