@@ -183,7 +183,13 @@ def test_limits_are_set_changed_and_taken_away(api: TestClient) -> None:
         **dict.fromkeys(made["limits"]), "adapters": 0
     }  # fmt: skip
     assert api.post(path, json={"name": "other"}).json()["limits"]["adapters"] == 0
-    for wrong in ({"requests_per_minute": 0}, {"tokens_per_minute": -1}, {"adapters": "many"}, {"adapters": False}, {"gpus": 1}):
+    for wrong in (
+        {"requests_per_minute": 0},
+        {"tokens_per_minute": -1},
+        {"adapters": "many"},
+        {"adapters": False},
+        {"gpus": 1},
+    ):
         assert api.post(path, json={"limits": wrong}).status_code == 400, wrong
     key = api.post(f"{path}/api_keys", json={"name": "k", "limits": {"tokens_per_minute": 9}}).json()
     limited = api.post(f"{path}/api_keys/{key['id']}", json={"limits": {"concurrent_requests": 2}}).json()
