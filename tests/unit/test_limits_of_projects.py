@@ -260,6 +260,9 @@ def test_no_more_bytes_are_stored_than_a_project_may_have(api: TestClient, team:
     assert "has 90" in error["message"]
     announced = {"filename": "f", "purpose": "batch", "bytes": 20, "mime_type": "application/jsonl"}
     assert api.post("/v1/uploads", json=announced, headers=headers).status_code == 429
+    fits = api.post("/v1/uploads", json={**announced, "bytes": 5}, headers=headers).json()["id"]
+    part = api.post(f"/v1/uploads/{fits}/parts", files={"data": ("part", b"x" * 20)}, headers=headers)
+    assert (part.status_code, part.json()["error"]["code"]) == (429, "insufficient_quota")
     assert upload(api, team()[1], 200).status_code == 200, "another project has its own"
     assert api.delete(f"/v1/files/{kept['id']}", headers=headers).status_code == 200
     assert upload(api, headers, 20).status_code == 200

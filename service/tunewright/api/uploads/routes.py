@@ -81,6 +81,7 @@ def _add(context: ServiceContext, id: str, data: UploadFile) -> PartRecord:
         raise InvalidRequest(
             f"Upload {upload.id} has ended ({upload.state.value}): create another.", code="upload_not_pending"
         )
+    check_bytes(context, data.size or 0)
     return keep_part(context, upload, data.file)
 
 
