@@ -36,7 +36,7 @@ RUN python3 -m venv /opt/tunewright
 COPY . .
 # One command, so that the service's dependency on the SDK resolves to the one in client/.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/tunewright/bin/pip install --constraint requirements/gpu.txt ./client '.[gpu,postgres]'
+    /opt/tunewright/bin/pip install --constraint requirements/gpu.txt ./client '.[gpu,postgres,s3]'
 
 FROM base-cpu AS build-cpu
 WORKDIR /src

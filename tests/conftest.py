@@ -13,7 +13,7 @@ import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -29,6 +29,9 @@ from tunewright.store.database import Database
 from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
+
+if TYPE_CHECKING:
+    from s3 import S3
 
 _IN_MEMORY = Path("/dev/shm")
 _MUCH = 12 * 2**30
@@ -111,6 +114,24 @@ def postgres() -> Iterator[postgres_server.Server]:
     """A PostgreSQL of this process, which the first test on it starts."""
     with postgres_server.server() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """A server with S3's interface, in a thread of this process."""
+    from s3 import S3  # a second of processor time, for those who ask for it
+
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The same, with its keys in the environment."""
+    for name, value in s3_server.keys.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ TunewrightError
 │   └── QuotaExceeded      429  the project has as much as it may have; no retry helps
 ├── EngineUnavailable      503  no engine can answer the generation now; retry after `retry_after` seconds
 ├── Busy                   503  the database's write lock was not available in time
+├── DatabaseUnavailable    503  the database's server cannot be reached
+├── ArtifactsUnavailable   503  the bucket of artifacts does not answer, or refuses; what is cached is still served
 ├── RequestTimeout         504  a generation took too long; clients must not retry automatically
 ├── StorageFull            507  the disk is full: nothing was stored; reads still work
 └── Internal               500
@@ -165,6 +167,21 @@ class DatabaseUnavailable(TunewrightError):
     type = "server_error"
     code = "database_unavailable"
     retry_after = 2.0
+
+
+class ArtifactsUnavailable(TunewrightError):
+    """The bucket of artifacts cannot be used now."""
+
+    status = 503
+    type = "server_error"
+    code = "artifacts_unavailable"
+    retry_after = 5.0
+
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        """`is_refusal`: the service has answered, and refuses (its credentials, its bucket), or there are no
+        credentials; trying again changes nothing."""
+        super().__init__(message)
+        self.is_refusal = is_refusal
 
 
 class RequestTimeout(TunewrightError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -20,16 +22,20 @@ from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_p
 from tunewright.config import ServerOptions, Settings, child_environment, settings_from_command_line
 from tunewright.engine.devices import find_devices
 from tunewright.engine.placement import options_of_bases
-from tunewright.errors import InvalidRequest, TunewrightError
+from tunewright.errors import ArtifactsUnavailable, InvalidRequest, TunewrightError
 from tunewright.kinds.fine_tuning.reporting import why_no_mlflow, why_no_tensorboard
 from tunewright.log_files import keep_small
 from tunewright.logs import configure_logging
+from tunewright.registry.bucket import why_no_s3
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
+from tunewright.store.service_lock import ServiceLock
 from tunewright.store.sqlite_file import DatabaseUnusable
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import HeartbeatWatch
 from tunewright.supervisor.supervisor import Reload, Service, Supervisor
+
+log = logging.getLogger("tunewright.serve")
 
 _API_GRACE, _SCHEDULER_GRACE = 4.0, 13.5
 
@@ -52,6 +58,9 @@ def main(argv: list[str]) -> int:
             reason = why.partition(": ")[2].partition(". All else")[0]
             print(f"tunewright serve: --report-to {wanted}: {reason}", file=sys.stderr)
             return 1
+    if settings.storage.artifacts is not None and (missing := why_no_s3()) is not None:
+        print(f"tunewright serve: --artifacts: {missing}", file=sys.stderr)
+        return 1
     log_file = settings.telemetry.log_file
     try:
         keep_log = _log_to(log_file) if log_file is not None else lambda: None
@@ -64,7 +73,7 @@ def main(argv: list[str]) -> int:
     except (RuntimeError, InvalidRequest) as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
-    workspace = Workspace(settings.storage.data_dir)
+    workspace = Workspace.of(settings.storage)
     try:
         lock = hold(service_lock(workspace))
     except OSError as error:
@@ -85,13 +94,22 @@ def main(argv: list[str]) -> int:
         )
         return 1
     settings = settings.with_options(data_dir=workspace.path)
+    database_lock: ServiceLock | None = None
     try:
+        database_lock = ServiceLock.take(settings.storage.resolved_database_url, workspace.path)
         _prepare(settings, workspace)
-        return _run(settings, workspace, listener, keep_log)
+        if database_lock is not None:
+            database_lock.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        code = _run(settings, workspace, listener, keep_log)
+        if database_lock is not None and database_lock.lost is not None:
+            raise DatabaseUnusable(database_lock.lost)
+        return code
     except (BackupError, DatabaseUnusable, TunewrightError) as error:
         print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
     finally:
+        if database_lock is not None:
+            database_lock.close()
         os.close(lock)
 
 
@@ -114,12 +132,26 @@ def _prepare(settings: Settings, workspace: Workspace) -> None:
         store.close()
         workspace.create()
         workspace.clear_unfinished()
+        _require_bucket(workspace)
         with held(archive_lock(workspace)) as ours:
             if ours:
                 clear_abandoned(workspace)
         ServiceRecord(known_revisions()[0], str(database)).write(workspace)
     except OSError as error:
         raise BackupError(f"the data folder {workspace.path} cannot be used: {error}") from error
+
+
+def _require_bucket(workspace: Workspace) -> None:
+    """Raises ArtifactsUnavailable where the bucket of artifacts refuses. Where it does not answer, the service starts
+    with what is cached."""
+    workspace.bucket_state.unlink(missing_ok=True)
+    if workspace.remote is not None:
+        try:
+            workspace.remote.bucket.check()
+        except ArtifactsUnavailable as error:
+            if error.is_refusal:
+                raise
+            log.error("%s The service starts with what is cached.", error.message)
 
 
 def _log_to(path: Path) -> Callable[[], object]:

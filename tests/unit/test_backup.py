@@ -40,10 +40,11 @@ from tunewright.backup import create, restore, swap
 from tunewright.backup.archive import DATABASE, FOLDERS, open_archive
 from tunewright.backup.create import Backup, make_backup
 from tunewright.backup.errors import BackupError
-from tunewright.backup.locks import ServiceRecord, archive_lock, held, scratch_folder, service_lock
+from tunewright.backup.locks import ServiceRecord, archive_lock, held, service_lock
 from tunewright.backup.restore import Restored, restore_archive
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
 from tunewright.cli.main import main
+from tunewright.registry.scratch import scratch_folder
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.records import Job

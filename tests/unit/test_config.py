@@ -37,6 +37,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "port": (["--port", "9000"], "9000", 9000),
     "data_dir": (["--data-dir", "/srv/t"], "/srv/t", Path("/srv/t")),
     "database_url": (["--database-url", "postgresql://x/y"], "postgresql://x/y", "postgresql://x/y"),
+    "artifacts": (["--artifacts", "s3://b-1/p/q"], "s3://b-1/p/q", "s3://b-1/p/q"),
+    "artifacts_endpoint": (["--artifacts-endpoint", "http://m:9000"], "http://m:9000", "http://m:9000"),
     "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
     "deployable": (["--deployable", "a=/x", "--deployable", "b=org/b"], "a=/x, b=org/b", ["a=/x", "b=org/b"]),
     "api_key": (["--api-key", KEY], KEY, KEY),
@@ -101,6 +103,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_checkpoints_size": (["--max-checkpoints-size", "2GiB"], "2GiB", 2**31),
     "keep_unused_artifacts_days": (["--keep-unused-artifacts-days", "7"], "7", 7.0),
     "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", 2**20),
+    "max_artifact_cache_size": (["--max-artifact-cache-size", "1TiB"], "1TiB", 2**40),
     "max_token_cache_size": (["--max-token-cache-size", "1MiB"], "1MiB", 2**20),
     "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),
     "keep_events_days": (["--keep-events-days", "30"], "30", 30.0),
@@ -208,6 +211,25 @@ def test_what_is_not_the_name_of_a_host_is_refused(host: str) -> None:
     for option in ("allowed_host", "media_domain"):
         with pytest.raises(ValidationError, match="not the name of a host"):
             Settings(**{option: [host]})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("artifacts", "/srv/artifacts"), ("artifacts", "s3://b"), ("artifacts", "s3://bucket/../x"),
+        ("artifacts", "s3://key:secret@bucket/x"), ("artifacts", "s3://bucket/a b"),
+        ("artifacts_endpoint", "http://key:secret@s3.example"), ("artifacts_endpoint", "s3.example:9000"),
+    ],
+)  # fmt: skip
+def test_what_is_no_place_of_artifacts_is_refused(option: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=option):
+        Settings(**{option: value})
+
+
+def test_an_empty_place_of_artifacts_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_ARTIFACTS", "")
+    monkeypatch.setenv("TUNEWRIGHT_ARTIFACTS_ENDPOINT", "")
+    assert Settings().storage.artifacts is None
 
 
 @pytest.mark.parametrize(
@@ -379,7 +401,7 @@ def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) ->
 def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret-indeed")
     monkeypatch.setenv(HANDOVER_VARIABLE, json.dumps({"api_key": "very-secret"}))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "very-secret-too")
     monkeypatch.setenv("HOME", "/home/x")
     environment = child_environment({"CUDA_VISIBLE_DEVICES": "1"})
@@ -389,8 +411,9 @@ def test_children_that_run_models_get_no_secrets(monkeypatch: pytest.MonkeyPatch
 
 
 def test_service_processes_get_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "for the hub")
-    assert child_environment(with_settings=Settings())["HF_TOKEN"] == "for the hub"
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "for the hub or the bucket")
+        assert child_environment(with_settings=Settings())[name] == "for the hub or the bucket"
     monkeypatch.setenv("TUNEWRIGHT_API_KEY", "very-secret-indeed")
     environment = child_environment(with_settings=Settings())
     assert [name for name in environment if name.startswith("TUNEWRIGHT_")] == [HANDOVER_VARIABLE]

@@ -21,10 +21,11 @@ from tunewright import __version__
 from tunewright.atomic import sync_folder
 from tunewright.backup.archive import DATABASE, ArchiveWriter, Manifest, Opened
 from tunewright.backup.errors import BackupError
-from tunewright.backup.locks import archive_lock, held, require_its_user, scratch_folder
+from tunewright.backup.locks import archive_lock, held, require_its_user
 from tunewright.backup.swap import is_restore_pending
 from tunewright.ids import utc_stamp
 from tunewright.jobs.folder import JobFolder
+from tunewright.registry.scratch import scratch_folder
 from tunewright.registry.workspace import Workspace
 from tunewright.store.copies import snapshot
 from tunewright.store.database import Database
@@ -59,7 +60,8 @@ def default_name() -> str:
 def make_backup(workspace: Workspace, database_url: str, archive: Path, on_progress: OnProgress) -> Backup:
     """Write `archive`, which must not exist, and appears only when it is complete and synced to disk.
 
-    Raises BackupError, DatabaseUnusable and OSError; then nothing is left of it.
+    What is in a bucket is fetched, and is in the archive too. Raises BackupError, DatabaseUnusable, OSError,
+    ArtifactsUnavailable and StorageFull; then nothing is left of it.
     """
     database = sqlite_path(database_url)
     if database is not None and not database.is_file():
@@ -169,7 +171,7 @@ class _Gatherer:
         for file in refers_to.files:
             _take(self._workspace.file(file.id), self._folder / "files" / file.id)
         for sha256 in refers_to.artifacts:
-            _take_folder(self._workspace.artifacts.local(sha256), self._folder / "artifacts" / sha256)
+            self._take_artifact(sha256)
 
     def gather(self, refers_to: References) -> None:
         """Gather everything, beginning with what may be removed soonest. Raises _Gone."""
@@ -181,10 +183,12 @@ class _Gatherer:
                     f"the file {file.id} is listed, but {self._workspace.file(file.id)} does not exist"
                 )
         for sha256 in refers_to.artifacts:
-            if not _take_folder(self._workspace.artifacts.local(sha256), self._folder / "artifacts" / sha256):
-                raise _Gone(
-                    f"a model is listed, but its weights {self._workspace.artifacts.local(sha256)} do not exist"
+            if not self._take_artifact(sha256):
+                where = self._workspace.artifacts.local(sha256)
+                bucket = (
+                    "" if self._workspace.remote else ", and no bucket is named that has them (--artifacts)"
                 )
+                raise _Gone(f"a model is listed, but its weights {where} do not exist{bucket}")
         for (
             id
         ) in refers_to.finished:  # their folders may be removed: what the service needs is in the database
@@ -194,6 +198,24 @@ class _Gatherer:
         self.counts["files"] = len(refers_to.files)
         self.counts["artifacts"] = len(refers_to.artifacts)
         self.counts["jobs"] = len(refers_to.unfinished) + len(refers_to.finished)
+
+    def _take_artifact(self, sha256: str) -> bool:
+        """Take an artifact, from the bucket where it is not on this machine. False where it does not exist. Raises
+        ArtifactsUnavailable and StorageFull."""
+        target = self._folder / "artifacts" / sha256
+        if _take_folder(self._workspace.artifacts.local(sha256), target):
+            return True
+        if self._workspace.remote is None:
+            return False
+        target.mkdir(parents=True)
+        try:
+            self._workspace.remote.copy(sha256, target)
+        except BaseException as error:
+            shutil.rmtree(target, ignore_errors=True)
+            if isinstance(error, FileNotFoundError):
+                return False
+            raise
+        return True
 
     def _unfinished_job(self, id: str) -> None:
         """Gather the folder of an unfinished job. Its process may write to it, and the scheduler empties it when the

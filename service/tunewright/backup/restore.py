@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tunewright.backup.swap import (
 from tunewright.ids import utc_stamp
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
+from tunewright.store.service_lock import ServiceLock
 from tunewright.store.sqlite_file import settle, sqlite_path
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
@@ -145,13 +147,16 @@ def _replace_data(workspace: Workspace, url: str, plan: Plan, replace: bool, on_
         if not replace:
             _refuse_data(workspace, url)
         if ours:
-            try:
-                ask(workspace, plan)
-                finish_restore(workspace, url)
-            except KeyboardInterrupt:
-                if not is_restore_pending(workspace):
-                    raise
-                finish_restore(workspace, url)  # it is quick, and the next restore would have to do it first
+            with _database_held(workspace, url):
+                try:
+                    ask(workspace, plan)
+                    finish_restore(workspace, url)
+                except KeyboardInterrupt:
+                    if not is_restore_pending(workspace):
+                        raise
+                    finish_restore(
+                        workspace, url
+                    )  # it is quick, and the next restore would have to do it first
             return False
     _require_same_version(workspace, url)
     try:
@@ -173,7 +178,8 @@ def _complete_pending(workspace: Workspace, url: str, on_progress: OnProgress) -
         on_progress("waiting for the service to change over", 0, 0)
         with held(service_lock(workspace)) as ours:
             if ours:
-                finish_restore(workspace, url)
+                with _database_held(workspace, url):
+                    finish_restore(workspace, url)
                 return False
         if time.monotonic() > deadline:
             raise _withdrawn(
@@ -182,6 +188,17 @@ def _complete_pending(workspace: Workspace, url: str, on_progress: OnProgress) -
             )
         time.sleep(0.1)
     return True
+
+
+@contextmanager
+def _database_held(workspace: Workspace, url: str) -> Iterator[None]:
+    """Keep services with other data folders from the database. Raises DatabaseUnusable where one uses it."""
+    lock = ServiceLock.take(url, workspace.path)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def _withdrawn(workspace: Workspace, why: str) -> BackupError:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from tunewright.atomic import is_disk_full
 from tunewright.cli.demo_service import Interrupts
 from tunewright.cli.options import examples
 from tunewright.cli.output import Output, size
-from tunewright.config import data_defaults, database_url_in
+from tunewright.config import StorageOptions, artifacts_defaults, data_defaults, database_url_in
 
 LINE_SECONDS = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -49,13 +50,27 @@ def on_data_folder(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 )
 @click.argument("archive", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--artifacts-endpoint",
+    metavar="URL",
+    help="The one of the service.  [env: TUNEWRIGHT_ARTIFACTS_ENDPOINT]",
+)
+@click.option("--artifacts", metavar="URL", help="The one of the service.  [env: TUNEWRIGHT_ARTIFACTS]")
 @on_data_folder
-def backup(archive: Path | None, data_dir: Path | None, database_url: str | None, as_json: bool) -> None:
+def backup(
+    archive: Path | None,
+    data_dir: Path | None,
+    database_url: str | None,
+    artifacts: str | None,
+    artifacts_endpoint: str | None,
+    as_json: bool,
+) -> None:
     """Archive a service's data, also while it serves and trains.
 
     ARCHIVE is a file that does not exist yet, or a folder to put one in; by default it is
     tunewright-backup-<UTC time>.tar in this folder. It holds the database, files, tuned models and jobs with their
-    checkpoints, and hashes of it all. Bases and logs of engines are not in it.
+    checkpoints, and hashes of it all; models that are in a bucket (--artifacts) are fetched. Bases and logs of engines
+    are not in it.
     """
     # Imported here, since it loads the service's libraries, which other commands do not need.
     from tunewright.backup.create import default_name, make_backup
@@ -67,7 +82,8 @@ def backup(archive: Path | None, data_dir: Path | None, database_url: str | None
     if target.is_dir():
         target /= default_name()
     with _failures(), Interrupts(), _progress(out) as on_progress:
-        made = make_backup(Workspace(folder), url, target.absolute(), on_progress)
+        workspace = Workspace.of(_storage(folder, artifacts, artifacts_endpoint))
+        made = make_backup(workspace, url, target.absolute(), on_progress)
     for what in made.left_out:
         out.note(f"left out, since it was removed or incomplete: checkpoint {what}")
     for id in made.changed:
@@ -136,6 +152,18 @@ def _where(data_dir: Path | None, database_url: str | None) -> tuple[Path, str]:
     default_dir, default_url = data_defaults()
     folder = data_dir or default_dir
     return folder, database_url or default_url or database_url_in(folder)
+
+
+def _storage(folder: Path, artifacts: str | None, endpoint: str | None) -> StorageOptions:
+    default, default_endpoint = artifacts_defaults()
+    try:
+        return StorageOptions(
+            data_dir=folder, artifacts=artifacts or default, artifacts_endpoint=endpoint or default_endpoint
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = "--" + str((*fault["loc"], "artifacts")[0]).replace("_", "-")
+        raise click.ClickException(f"{option}: {str(fault['msg']).removeprefix('Value error, ')}") from error
 
 
 @contextmanager

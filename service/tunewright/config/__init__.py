@@ -11,8 +11,6 @@ from tunewright.config.options import (
     ProcessOptions,
     RetentionOptions,
     ServingOptions,
-    StorageOptions,
-    database_url_in,
     embedded_base_path,
 )
 from tunewright.config.server import ServerOptions
@@ -20,6 +18,7 @@ from tunewright.config.settings import (
     HANDOVER_VARIABLE,
     Options,
     Settings,
+    artifacts_defaults,
     child_environment,
     client_defaults,
     data_defaults,
@@ -29,6 +28,7 @@ from tunewright.config.settings import (
     settings_in_child,
     visible_gpus,
 )
+from tunewright.config.storage import StorageOptions, database_url_in
 from tunewright.config.telemetry import ReportOptions, TelemetryOptions
 from tunewright.config.webhooks import WebhookOptions
 
@@ -51,6 +51,7 @@ __all__ = [
     "StorageOptions",
     "TelemetryOptions",
     "WebhookOptions",
+    "artifacts_defaults",
     "child_environment",
     "client_defaults",
     "data_defaults",

@@ -41,26 +41,6 @@ class Base:
         return path.resolve() if path.exists() else None
 
 
-def database_url_in(data_dir: Path) -> str:
-    """The URL of the database that lies in a data folder."""
-    return f"sqlite:///{data_dir / 'tunewright.db'}"
-
-
-class StorageOptions(Group):
-    """Where the data lies."""
-
-    data_dir: Path = Field(
-        Path("tunewright-data"), description="Folder of the database, files, jobs and adapters."
-    )
-    database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the database. Default: SQLite in the data folder."
-    )
-
-    @property
-    def resolved_database_url(self) -> str:
-        return self.database_url or database_url_in(self.data_dir)
-
-
 class ModelOptions(Group):
     """The models that may be served and trained, and the adapters that may be registered."""
 

@@ -31,16 +31,17 @@ from tunewright.config.options import (
     ProcessOptions,
     RetentionOptions,
     ServingOptions,
-    StorageOptions,
 )
 from tunewright.config.server import ServerOptions
+from tunewright.config.storage import StorageOptions
 from tunewright.config.telemetry import ReportOptions, TelemetryOptions
 from tunewright.config.webhooks import WebhookOptions
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
-    "host", "port", "data_dir", "database_url", "base", "deployable", "api_key", "allowed_host",
-    "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model", "judge_api_key", "device",
+    "host", "port", "data_dir", "database_url", "artifacts", "artifacts_endpoint", "base", "deployable",
+    "api_key", "allowed_host", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
+    "judge_api_key", "device",
     "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tensor_parallel_size", "tool_call_parser", "trust_remote_code", "vllm_arg",
     "media_domain", "engine_start_timeout", "step_timeout", "hang_timeout", "fork_server_idle", "cpu_processes",
@@ -52,7 +53,7 @@ HELP_ORDER = [
     "price_per_hour", "price", "currency", "device_watts",
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
-    "max_unused_artifacts_size", "max_token_cache_size",
+    "max_unused_artifacts_size", "max_artifact_cache_size", "max_token_cache_size",
     "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "keep_deliveries_days",
     "webhook_host", "webhook_timeout", "webhook_attempts", "webhook_retry_delay", "log_level",
     "log_format", "log_file", "otlp_endpoint",
@@ -70,6 +71,10 @@ _WANDB_KEY = "WANDB_API_KEY"
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 """They may have the key of a receiver of traces."""
+_AWS_KEYS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)  # fmt: skip
 
 _G = TypeVar("_G", bound=Group)
 
@@ -213,14 +218,14 @@ def child_environment(
 ) -> dict[str, str]:
     """The environment for a child: this one without the service's secrets, plus `extra`. Only processes of the service
     itself, which get its settings, keep the tokens of other services: the hub's, since no other fetches from it, those
-    of Weights & Biases and MLflow, and of receivers of traces. Python imports nothing of the working directory, in the
-    child and in what it starts. Unless the operator says otherwise, threads of OpenMP sleep while they wait: those that
-    spin keep the cores from other processes (docs/decisions/0031)."""
+    of Weights & Biases and MLflow, of receivers of traces, and of the bucket of artifacts. Python imports nothing of
+    the working directory, in the child and in what it starts. Unless the operator says otherwise, threads of OpenMP
+    sleep while they wait: those that spin keep the cores from other processes (docs/decisions/0031)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNEWRIGHT_")}
     if with_settings is not None:
         environment |= with_settings.handover()
     else:
-        for name in (*_HUB_TOKENS, _WANDB_KEY, *_MLFLOW_KEYS, *_OTLP_HEADERS):
+        for name in (*_HUB_TOKENS, _WANDB_KEY, *_MLFLOW_KEYS, *_OTLP_HEADERS, *_AWS_KEYS):
             environment.pop(name, None)
     return {"OMP_WAIT_POLICY": "PASSIVE"} | environment | {"PYTHONSAFEPATH": "1"} | (extra or {})
 
@@ -269,6 +274,13 @@ def data_defaults() -> tuple[Path, str | None]:
         Path(os.environ.get("TUNEWRIGHT_DATA_DIR") or StorageOptions.model_fields["data_dir"].default),
         _secret("database_url"),
     )
+
+
+def artifacts_defaults() -> tuple[str | None, str | None]:
+    """Where `serve` would store artifacts without options, and the address of that service."""
+    return os.environ.get("TUNEWRIGHT_ARTIFACTS") or None, os.environ.get(
+        "TUNEWRIGHT_ARTIFACTS_ENDPOINT"
+    ) or None
 
 
 def client_defaults() -> tuple[str, str | None]:

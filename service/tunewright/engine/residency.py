@@ -16,6 +16,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tunewright.engine.client import EngineClient
 from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
 from tunewright.engine.tally import Change, Tally
+from tunewright.errors import ArtifactsUnavailable, StorageFull
 from tunewright.registry.artifacts import ArtifactStore
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
@@ -145,10 +147,16 @@ class ResidencyManager:
             try:
                 if _info(engine).fingerprint != model.base_fingerprint:
                     raise EngineError(f"it was trained on another model, which was named {model.base} then")
-                folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
-                async with self._memory[engine.name]:
-                    await self._make_room(engine)
-                    number = await self._client(engine).load(model.sha256, folder)
+                async with self._kept(model.sha256):
+                    folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
+                    async with self._memory[engine.name]:
+                        await self._make_room(engine)
+                        number = await self._client(engine).load(model.sha256, folder)
+            except (ArtifactsUnavailable, StorageFull) as error:  # no fault of the adapter
+                self._failed_at[(engine.name, engine.run, model.sha256)] = asyncio.get_running_loop().time()
+                await self._note(engine, model.sha256, None)
+                log.error("engine %s could not load %s: %s", engine.name, model.name, error)
+                raise EngineError(error.message) from error
             except EngineError as error:
                 self._failed_at[(engine.name, engine.run, model.sha256)] = asyncio.get_running_loop().time()
                 await self._note(engine, model.sha256, Residency.FAILED, error=str(error))
@@ -159,6 +167,16 @@ class ResidencyManager:
             await self._note(engine, model.sha256, Residency.LOADED, number=number)
             await self._tally.add(engine.name, Change.LOADED, time.monotonic() - began)
             log.info("engine %s loaded %s", engine.name, model.name)
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, sha256: str) -> AsyncIterator[None]:
+        """Keep the adapter's files where they are, once they are on this machine."""
+        held = self._artifacts.keeping(sha256)
+        await asyncio.to_thread(held.__enter__)
+        try:
+            yield
+        finally:
+            held.__exit__(None, None, None)
 
     async def _make_room(self, engine: Engine) -> None:
         """Evict the least recently used adapter that is neither pinned nor in use, where the engine's slots are
@@ -267,9 +285,9 @@ def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:
 
 def _checked(artifacts: ArtifactStore, sha256: str) -> Path:
     """The adapter's folder, after its hash was compared: an incomplete or changed adapter is never loaded into vLLM.
-    Raises EngineError."""
-    folder = artifacts.local(sha256)
+    Raises EngineError, ArtifactsUnavailable and StorageFull."""
     try:
+        folder = artifacts.fetch(sha256)
         found = adapter_sha256(folder)
     except (OSError, ValueError) as error:
         raise EngineError(f"the adapter's files cannot be read: {error}") from error

@@ -55,7 +55,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
         configure_logging(settings.processes.log_level, settings.telemetry.log_format)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
         self._store = Store.open(settings.storage.resolved_database_url)
-        workspace = Workspace(settings.storage.data_dir)
+        workspace = Workspace.of(settings.storage)
         self._heartbeat = workspace.heartbeat("worker")
         self._manager = ResidencyManager(self._store, workspace)
         self._answers: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()

@@ -61,6 +61,17 @@ class Validated:
     """(code, text) of what the events should warn of."""
 
 
+def fetch_weights(service: Service, job: Job, role: str) -> None:
+    """Bring the job's input weights of this role to this machine, where they stay until the job has ended. Raises
+    JobRefused, ArtifactsUnavailable and StorageFull."""
+    for sha256 in job.weights(role):
+        try:
+            service.workspace.artifacts.fetch(sha256)
+        except FileNotFoundError as error:
+            text = "the files of the model that it starts from do not exist any more"
+            raise JobRefused("model_not_found", text, "model") from error
+
+
 class Kind(JobKind, ABC):
     """A kind of job. The scheduler treats jobs of every kind alike; everything that differs is here.
 
@@ -88,7 +99,7 @@ class Kind(JobKind, ABC):
 
     @abstractmethod
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
-        """Check the job's inputs. Raises JobRefused and StorageFull."""
+        """Check the job's inputs, and fetch its weights. Raises JobRefused, ArtifactsUnavailable and StorageFull."""
 
     @abstractmethod
     def spec(self, service: Service, job: Job, base: BaseInfo) -> BaseModel:

@@ -1,6 +1,7 @@
 """The artifact store: adapters and whole models, immutable, each named by the hash of its content.
 
-`ArtifactStore` is the interface for the rest of the service; `LocalArtifacts` implements it on the local disk.
+`ArtifactStore` is the interface for the rest of the service; `LocalArtifacts` implements it on the local disk, and
+`registry/remote_artifacts.py` in a bucket, with a cache on the local disk.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class StoredArtifact:
 class ArtifactStore(Protocol):
     """Stores artifacts. Several processes use a store at the same time.
 
-    Any method may block (it reads, copies or waits), so none may be called in an event loop.
+    Any method but `local` may block (it reads, copies, waits, or asks a server), so none may be called in an event
+    loop; and may raise ArtifactsUnavailable where the artifacts are on a server.
     """
 
     def create(self) -> None:
@@ -47,10 +49,17 @@ class ArtifactStore(Protocol):
         """
 
     def local(self, sha256: str) -> Path:
-        """A folder on this machine with the artifact's files, which must not be changed.
+        """The folder on this machine with the artifact's files, once it was fetched. They must not be changed.
 
         The path is always the same, also for an artifact that does not exist or was removed; opening its files then
         raises FileNotFoundError. Files that are open at a removal can be read to their end.
+        """
+
+    def fetch(self, sha256: str) -> Path:
+        """Bring the artifact to this machine, unless it is there; returns its folder (`local`), which is whole.
+
+        It stays there while `keeping` is held, while an unfinished job starts from it, and while an engine has it; and
+        otherwise as long as there is room. Raises FileNotFoundError where it does not exist.
         """
 
     def keeping(self, sha256: str) -> AbstractContextManager[None]:
@@ -87,13 +96,16 @@ class LocalArtifacts:
         sha256 = artifact_sha256(folder)
         if kept is not None:
             kept.enter_context(self.keeping(sha256))
-        final = self.local(sha256)
-        if not final.exists():
-            self._publish(folder, final)
+        publish_artifact(folder, self.local(sha256), self._tmp)
         return sha256
 
     def local(self, sha256: str) -> Path:
         return self._root / path_name(sha256)
+
+    def fetch(self, sha256: str) -> Path:
+        folder = self.local(sha256)
+        folder.stat()
+        return folder
 
     def keeping(self, sha256: str) -> AbstractContextManager[None]:
         return self._removals.keeping(sha256)
@@ -109,17 +121,26 @@ class LocalArtifacts:
         since = folder.stat().st_mtime  # first, since a missing folder has a size of 0
         return StoredArtifact(folder_size(folder), since)
 
-    def _publish(self, folder: Path, final: Path) -> None:
-        temporary = Path(tempfile.mkdtemp(prefix="artifact-", dir=self._tmp))
-        try:
-            for file in artifact_files(folder):
-                try:  # immutable on both sides: no second copy of the bytes
-                    os.link(file, temporary / file.name)
-                except OSError:
-                    shutil.copy2(file, temporary / file.name)
-            publish_folder(temporary, final)
-        except OSError:
-            if not final.exists():  # else another process published the same meanwhile
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+def publish_artifact(source: Path, final: Path, tmp: Path) -> None:
+    """Make the artifact in `source` appear in the folder `final`, as a whole; does nothing where it is there. `tmp` is
+    on the same file system."""
+    if final.exists():
+        return
+    temporary = Path(tempfile.mkdtemp(prefix="artifact-", dir=tmp))
+    try:
+        for file in artifact_files(source):
+            _link(file, temporary / file.name)
+        publish_folder(temporary, final)
+    except OSError:
+        if not final.exists():  # else another process published the same meanwhile
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(file: Path, target: Path) -> None:
+    try:  # immutable on both sides: no second copy of the bytes
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)

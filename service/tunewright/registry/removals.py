@@ -8,7 +8,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _REMOVED = "removed-"
@@ -30,18 +30,35 @@ class Removals:
         with self._locked(name, fcntl.LOCK_SH):
             yield
 
+    @contextmanager
+    def alone(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Keep a path of this name to the block, which may remove it: nothing holds it by `keeping` then. The block
+        gets False where it is held and this does not `wait`."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._locked(name, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)))
+                is_ours = True
+            except BlockingIOError:
+                is_ours = False
+            yield is_ours
+
     def remove(self, path: Path, is_used: Callable[[], object]) -> bool:
         """Remove it unless `is_used()`, which is called under the lock. Returns whether it was removed.
 
         It is first moved away, then deleted, so that no reader finds a part of it.
         """
-        with self._locked(path.name, fcntl.LOCK_EX):
+        with self.alone(path.name):
             if not path.exists() or is_used():
                 return False
-            doomed = self._tmp / f"{_REMOVED}{path.name}-{secrets.token_hex(4)}"
-            os.replace(path, doomed)
+            doomed = self.move_away(path)
         destroy(doomed)
         return True
+
+    def move_away(self, path: Path) -> Path:
+        """Rename what is to be deleted, so that no reader finds a part of it. Returns its new place, for `destroy`."""
+        doomed = self._tmp / f"{_REMOVED}{path.name}-{secrets.token_hex(4)}"
+        os.replace(path, doomed)
+        return doomed
 
     def finish(self) -> None:
         """Delete what was moved away before a crash."""

@@ -4,7 +4,7 @@ tunewright.db                the store
 files/<id>                   uploads
 uploads/<id>/                the parts of uploads that are not complete
 jobs/<id>/                   job folders
-artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`
+artifacts/<sha256>/          adapters and full models; see `registry/artifacts.py`; with a bucket those used last
 engines/<model>/             logs and process records of the engines
 hub/                         the cache of adapters from a hub; see `registry/hub_cache.py`
 token-cache/                 tokenized files; see `rows/cache.py`
@@ -21,17 +21,22 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 from tunewright.atomic import sync_folder
+from tunewright.config import StorageOptions
 from tunewright.ids import path_name
 from tunewright.registry.artifacts import ArtifactStore, LocalArtifacts
+from tunewright.registry.bucket import Bucket
+from tunewright.registry.remote_artifacts import RemoteArtifacts
 from tunewright.registry.removals import Removals, destroy
 from tunewright.rows.cache import TokenCache
 
 
 class Workspace:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bucket: Bucket | None = None) -> None:
+        """`bucket` has the artifacts; None: they are in the data folder alone."""
         self.path = path.resolve()
         self.files = self.path / "files"
         self.uploads = self.path / "uploads"
@@ -47,7 +52,18 @@ class Workspace:
         self.suite_answers = self.path / "suite-answers"
         self.tmp = self.path / "tmp"
         self._removals = Removals(self.run, self.tmp)
-        self.artifacts: ArtifactStore = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)
+        local = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)
+        self.remote = RemoteArtifacts(bucket, local, self.tmp, self._removals) if bucket is not None else None
+        self.artifacts: ArtifactStore = self.remote or local
+        self.bucket_state = self.run / "bucket.json"
+        """What the scheduler last found of the bucket; see `registry/bucket_state.py`."""
+
+    @classmethod
+    def of(cls, storage: StorageOptions) -> Self:
+        """The workspace of a service that has these options."""
+        if storage.artifacts is None:
+            return cls(storage.data_dir)
+        return cls(storage.data_dir, Bucket(storage.artifacts, storage.artifacts_endpoint))
 
     def create(self) -> None:
         """Make the folders, readable by their owner alone. Raises OSError."""

@@ -14,6 +14,7 @@ from tunewright.config import settings_in_child
 from tunewright.engine.devices import find_devices
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
+from tunewright.scheduler.bucket import BucketKeeper
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.fork_server import ForkServer
@@ -49,7 +50,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     store = Store.open(settings.storage.resolved_database_url)
-    workspace = Workspace(settings.storage.data_dir)
+    workspace = Workspace.of(settings.storage)
     devices = Devices(find_devices(settings.processes), store)
     lifeline = inherited_lifeline()
     engines = EngineKeeper(settings, store, workspace, lifeline, devices)
@@ -59,6 +60,7 @@ def main() -> int:
     traces = JobTraces(store, workspace)
     jobs = JobRunner(settings, store, workspace, engines, lifeline, devices, forks, traces)
     retention = Retention(settings.retention, store, workspace)
+    bucket = BucketKeeper(settings.storage, store, workspace)
     webhooks = WebhookKeeper(settings, store, workspace, lifeline)
     heartbeat = workspace.heartbeat("scheduler")
     changes = store.database.changes()
@@ -70,7 +72,7 @@ def main() -> int:
 
     while not stopping:
         version = changes.version() if changes is not None else None
-        for part in (engines, jobs, parity, forks, retention, webhooks, traces):
+        for part in (engines, jobs, parity, forks, retention, bucket, webhooks, traces):
             try:
                 part.tick()
             except Exception:  # one bad row or a full disk must not end the scheduler

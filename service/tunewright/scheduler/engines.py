@@ -29,7 +29,7 @@ from tunewright.engine.placement import options_of_bases, place, still_fits
 from tunewright.engine.slots import read_cost
 from tunewright.engine.trust import trusts_code
 from tunewright.engine.versions import unsuited_vllm
-from tunewright.errors import InvalidRequest
+from tunewright.errors import ArtifactsUnavailable, InvalidRequest, StorageFull
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
@@ -212,8 +212,10 @@ class EngineKeeper:
         inspection, served.inspection = served.inspection, None
         try:
             served.info = inspection.result()
-        except (BaseUnavailable, OSError) as error:
-            self._back_off(served, str(error))
+        except (BaseUnavailable, OSError, ArtifactsUnavailable, StorageFull) as error:
+            self._back_off(
+                served, str(error), counts=not isinstance(error, ArtifactsUnavailable | StorageFull)
+            )
 
     def _find(self, served: Served) -> BaseInfo:
         if served.source is None:
@@ -344,9 +346,9 @@ class EngineKeeper:
         served.process = None
         leftovers.remove(self._workspace.engine(served.name))
 
-    def _back_off(self, served: Served, why: str) -> None:
+    def _back_off(self, served: Served, why: str, *, counts: bool = True) -> None:
         deployment = served.deployment
-        if deployment is not None and not self._was_ready(deployment):
+        if counts and deployment is not None and not self._was_ready(deployment):
             failures = self._store.deployments.count_failure(deployment.id)
             if failures >= MAX_STARTS:
                 self._give_up(served, deployment, why)

@@ -11,7 +11,7 @@ from functools import partial
 from sqlalchemy.exc import DatabaseError
 
 from tunewright.config import Settings, child_environment
-from tunewright.errors import InvalidAdapter, StorageFull
+from tunewright.errors import ArtifactsUnavailable, InvalidAdapter, StorageFull
 from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 from tunewright.jobs.kinds import NO_BASE, JobError, registered_kinds
 from tunewright.kinds import kind_of
@@ -190,7 +190,7 @@ class JobRunner:
             self._background.forget(job.id)
             return
         log.error("validating %s: %r", job.id, error)
-        if isinstance(error, StorageFull):  # no fault of the job
+        if isinstance(error, StorageFull | ArtifactsUnavailable):  # no fault of the job
             self._background.postpone(job.id, _VALIDATE_AGAIN_AFTER)
             return
         text = f"validation failed unexpectedly: {error!r}"
@@ -346,7 +346,9 @@ class JobRunner:
         if error is None:
             return
         log.error("publishing %s: %r", job.id, error)
-        if isinstance(error, OSError | DatabaseError | StorageFull):  # a full disk, say: the product is kept
+        if isinstance(
+            error, OSError | DatabaseError | StorageFull | ArtifactsUnavailable
+        ):  # the product is kept
             if self._background.postpone(job.id, _PUBLISH_AGAIN_AFTER):
                 self._warn(job, f"Its product could not be published yet: {error}; trying again")
             return

@@ -168,7 +168,8 @@ class ParityChecker:
             self._count_refusal(one, check, engine, held)
             return False
         if not self._references.is_measured(model.id):
-            return True
+            # the worker fetches it from the bucket, if there is one, to load it
+            return self._workspace.remote is None or self._workspace.artifacts.local(model.sha256).is_dir()
         if residency is not None and residency.state is Residency.LOADED:
             check.run = engine.run
             check.judging = self._threads.submit(self._judge, engine, model)

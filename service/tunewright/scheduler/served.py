@@ -159,11 +159,12 @@ def socket_name(name: str, deployment: Deployment | None) -> str:
 
 
 def source_of(models: ModelOptions, store: Store, artifacts: ArtifactStore, model: str) -> Source:
-    """Where a deployed model's files are. Raises BaseUnavailable where the model no longer exists."""
+    """Where a deployed model's files are; fetches those of a tuned one. Raises BaseUnavailable where the model no
+    longer exists, FileNotFoundError where its files do not, ArtifactsUnavailable and StorageFull."""
     trusted = trusts_code(models, store, model)
     tuned = full_model(store, model)
     if tuned is not None:
-        return Source(Base(model, str(artifacts.local(tuned.sha256))), trusted, tuned.sha256)
+        return Source(Base(model, str(artifacts.fetch(tuned.sha256))), trusted, tuned.sha256)
     for base in models.deployables:
         if base.name == model:
             return Source(base, trusted)

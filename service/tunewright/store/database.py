@@ -59,6 +59,7 @@ class Database:
         sqlite_path(url)
         self._url = _with_driver(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self.is_postgresql = self._url.get_backend_name() == "postgresql"
         self._reads: dict[str, Any] = {"read_only": True} if self.is_sqlite else _ONE_STATE
         if self.is_sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +72,11 @@ class Database:
         event.listen(self._engine, "before_execute", confine_statement, retval=True)
         self.project: str | None = None
         """The project to which its statements are confined; None: to none."""
+
+    @property
+    def driver_url(self) -> URL:
+        """The URL with the name of the driver."""
+        return self._url
 
     def of(self, project: str) -> Self:
         """The same database and pool of connections, with all statements confined to a project (`store.confined`)."""

@@ -199,6 +199,30 @@ class ModelStore:
         with self._database.read() as connection:
             return set(connection.scalars(everywhere(union(listed, started_from))))
 
+    def weights_at_work(self) -> set[str]:
+        """Hashes of the artifacts whose files are read now, or may be at any time, of any project: unfinished jobs
+        start from them, engines or checks have them."""
+        unfinished_bases = select(jobs.c.base).where(UNFINISHED)
+        queries = (
+            select(job_inputs.c.sha256)
+            .join(jobs, jobs.c.id == job_inputs.c.job_id)
+            .where(job_inputs.c.sha256.is_not(None), UNFINISHED),
+            select(models.c.sha256).where(
+                models.c.kind == ModelKind.FULL,
+                models.c.name.in_(select(engines.c.name))
+                | models.c.name.in_(select(deployments.c.model))
+                | models.c.name.in_(unfinished_bases),
+            ),
+            select(models.c.sha256).where(
+                models.c.state == ModelState.CHECKING, models.c.desired == Desired.LOADED
+            ),
+            select(residency.c.sha256).join(
+                engines, (engines.c.name == residency.c.engine) & (engines.c.run == residency.c.run)
+            ),
+        )
+        with self._database.read() as connection:
+            return set(connection.scalars(everywhere(union(*queries))))
+
     def wanted_adapters(self, base: str) -> dict[str, TunedModel]:
         """Adapters of `base` that should be loaded, by hash (two names may share one). Adapters that wait for their
         check are among them, since the engine has to score them."""

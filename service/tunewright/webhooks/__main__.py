@@ -22,7 +22,7 @@ def main() -> int:
     setproctitle("tunewright: webhooks")
     configure_logging(settings.processes.log_level)
     store = Store.open(settings.storage.resolved_database_url)
-    workspace = Workspace(settings.storage.data_dir)
+    workspace = Workspace.of(settings.storage)
     heartbeat = workspace.heartbeat("webhooks")
 
     async def deliver() -> None:

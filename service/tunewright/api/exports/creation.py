@@ -173,7 +173,13 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
     if whole.method is ModelMethod.AWQ:
         raise InvalidRequest(f"{name} is quantized already.", param="model", code="already_quantized")
     _refuse_unusable(whole, _engine(context, whole.base), "model")
-    return _Source(whole.base, context.workspace.artifacts.local(whole.sha256), [], whole)
+    try:
+        path = context.workspace.artifacts.fetch(whole.sha256)
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"No such model: {name!r}. It was deleted.", param="model", code="model_not_found"
+        ) from error
+    return _Source(whole.base, path, [], whole)
 
 
 def _is_adapter(model: TunedModel | None) -> bool:
@@ -243,8 +249,8 @@ def _check_adapters(context: ServiceContext, body: CreateExport, source: _Source
             param="combine.rank",
         )
     for adapter, _ in source.adapters:
-        folder = context.workspace.artifacts.local(adapter.sha256)
         try:
+            folder = context.workspace.artifacts.fetch(adapter.sha256)
             config = adapter_config(folder)
             check_mergeable(source.path, folder)
         except FileNotFoundError as error:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from tunewright import __version__
 from tunewright.api.health.schemas import Component, Health, Ready
 from tunewright.api.http.context import Context, ServiceContext
+from tunewright.registry.bucket_state import BucketState
 from tunewright.store.states import EngineState
 
 router = APIRouter(tags=["Health"])
@@ -27,10 +28,12 @@ async def health() -> Health:
     responses={503: {"model": Ready, "description": "Something is not ready; its component says what."}},
 )
 def ready(context: Context, request: Request, response: Response) -> Ready:
-    """200 when all required components are ready; deployments are not required. Reasons are shown only with the API
-    key."""
+    """200 when all required components are ready; deployments and the bucket of artifacts are not required.
+    Reasons are shown only with the API key."""
     components = {"api": Component(ready=True, state="ready"), "scheduler": _process(context, "scheduler")}
     components["worker"] = _process(context, "worker").model_copy(update={"required": False})
+    if context.workspace.remote is not None:
+        components["artifacts"] = _bucket(context)
     deployed = {deployment.model for deployment, _ in context.store.deployments.all()}
     for engine in context.store.engines.list():
         components[f"engine:{engine.name}"] = Component(
@@ -47,6 +50,15 @@ def ready(context: Context, request: Request, response: Response) -> Ready:
         response.status_code = 503
         response.headers["Retry-After"] = "2"
     return Ready(ready=everything, components=components)
+
+
+def _bucket(context: ServiceContext) -> Component:
+    """What the scheduler last found of the bucket of artifacts. What is cached is served without it."""
+    state = BucketState.read(context.workspace.bucket_state)
+    if state is None:
+        return Component(ready=False, required=False, state="starting")
+    named = "ready" if state.is_available else "unavailable"
+    return Component(ready=state.is_available, required=False, state=named, reason=state.reason)
 
 
 def _process(context: ServiceContext, name: str) -> Component:

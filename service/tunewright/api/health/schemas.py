@@ -16,7 +16,10 @@ class Health(Wire):
 
 class Component(Wire):
     ready: bool
-    required: bool = Field(True, description="False for deployments: the service is ready without them.")
+    required: bool = Field(
+        True,
+        description="False for deployments and the bucket of artifacts: the service is ready without them.",
+    )
     state: str
     reason: str | None = None
     model: str | None = None

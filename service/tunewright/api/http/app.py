@@ -120,7 +120,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     serve_docs(app)
     _shorten_generations(app)
     guard_routes(app, open_paths)
-    workspace = Workspace(settings.storage.data_dir)
+    workspace = Workspace.of(settings.storage)
     read_only = Store.open(store.database.url)  # with connections of its own
     names = Router(
         read_only,

@@ -63,7 +63,7 @@ def main() -> int:
     tempfile.tempdir = str(short_temporary_folder())  # for multiprocessing's socket
     manager = _start_workers(server)
     tracing.start(settings.telemetry.otlp_endpoint, "api")
-    workspace = Workspace(settings.storage.data_dir)
+    workspace = Workspace.of(settings.storage)
     assert spec.gateway is not None, "`build` has made it"
     inner = InnerGateway(
         spec.gateway,

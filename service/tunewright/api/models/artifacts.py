@@ -27,9 +27,12 @@ TAR: dict[int | str, dict[str, Any]] = {
 
 
 def tar_of(context: ServiceContext, model: TunedModel) -> StreamingResponse:
-    """The model's folder as a tar. Raises FileNotFoundError where it was removed meanwhile."""
-    folder = context.workspace.artifacts.local(model.sha256)
-    return tar_of_folder(folder, model.name.replace(":", "-").replace("/", "-"))
+    """The model's folder as a tar. Raises FileNotFoundError where it was removed meanwhile, ArtifactsUnavailable and
+    StorageFull."""
+    artifacts = context.workspace.artifacts
+    with artifacts.keeping(model.sha256):  # until the files are open
+        folder = artifacts.fetch(model.sha256)
+        return tar_of_folder(folder, model.name.replace(":", "-").replace("/", "-"))
 
 
 def tar_of_folder(folder: Path, name: str) -> StreamingResponse:

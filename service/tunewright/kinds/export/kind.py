@@ -20,7 +20,7 @@ from tunewright.kinds.export.models import (
     ExportReport,
     ExportRequest,
 )
-from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
+from tunewright.kinds.kind import JobRefused, Kind, Service, Validated, fetch_weights
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
 from tunewright.kinds.rows import shares_of, sources_of
 from tunewright.registry.bases import BaseInfo
@@ -47,6 +47,7 @@ class Export(Kind):
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         request = request_of(job)
+        fetch_weights(service, job, SOURCE)
         fingerprints = {
             model.base_fingerprint
             for sha256 in job.weights(SOURCE)

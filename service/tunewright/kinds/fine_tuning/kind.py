@@ -33,7 +33,7 @@ from tunewright.kinds.fine_tuning.reporting import (
     reported,
     why_not_all,
 )
-from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
+from tunewright.kinds.kind import JobRefused, Kind, Service, Validated, fetch_weights
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
 from tunewright.plan.methods import METHODS
@@ -59,6 +59,7 @@ class FineTuning(Kind):
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         request = request_of(job)
+        fetch_weights(service, job, PARENT)
         parents = job.weights(PARENT)
         parent = service.store.of(job.project).models.by_sha256(parents[0]) if parents else None
         if parent is not None and parent.base_fingerprint != base.fingerprint:

@@ -13,8 +13,9 @@ from tunewright.store.states import ModelKind
 
 
 def options_of(artifacts: ArtifactStore, parent: TunedModel) -> dict[str, Any]:
-    """Rank, alpha, modules and the like of an adapter. Raises FileNotFoundError where it was deleted."""
-    config = adapter_config(artifacts.local(parent.sha256))
+    """Rank, alpha, modules and the like of an adapter. Raises FileNotFoundError where it was deleted,
+    ArtifactsUnavailable and StorageFull."""
+    config = adapter_config(artifacts.fetch(parent.sha256))
     return {
         "rank": parent.rank,
         "alpha": parent.alpha,
