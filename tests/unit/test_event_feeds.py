@@ -19,7 +19,7 @@ from tunewright.store.records import Job
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_database]
 
 
 class Jobs:

@@ -24,6 +24,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, ModelState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 BASE = "tunewright-tiny"
 FINGERPRINT = "f" * 64
 PIRATE = "ft:tunewright-tiny:pirate:11111111"

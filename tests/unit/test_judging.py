@@ -15,6 +15,8 @@ from tunewright.scheduler.judging import judge
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 TOKENS = [5, 7, 9]
 PROMPT = [3, 4, 5]
 PLAIN, ADAPTED = [{7: -1.0, 8: -2.0}, {9: -3.0, 8: -1.0}], [{7: -0.5, 8: -2.5}, {9: -2.0, 8: -1.5}]
