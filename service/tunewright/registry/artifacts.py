@@ -59,7 +59,8 @@ class ArtifactStore(Protocol):
         """Bring the artifact to this machine, unless it is there; returns its folder (`local`), which is whole.
 
         It stays there while `keeping` is held, while an unfinished job starts from it, and while an engine has it; and
-        otherwise as long as there is room. Raises FileNotFoundError where it does not exist.
+        otherwise as long as there is room. Where it does not exist, this raises FileNotFoundError, or opening its files
+        does.
         """
 
     def keeping(self, sha256: str) -> AbstractContextManager[None]:
@@ -103,9 +104,7 @@ class LocalArtifacts:
         return self._root / path_name(sha256)
 
     def fetch(self, sha256: str) -> Path:
-        folder = self.local(sha256)
-        folder.stat()
-        return folder
+        return self.local(sha256)
 
     def keeping(self, sha256: str) -> AbstractContextManager[None]:
         return self._removals.keeping(sha256)

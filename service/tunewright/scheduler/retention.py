@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tunewright.config import RetentionOptions
 from tunewright.engine.leases import prune
-from tunewright.errors import InvalidRequest
+from tunewright.errors import ArtifactsUnavailable, InvalidRequest
 from tunewright.jobs.kinds import registered_kinds
 from tunewright.registry.content import folder_size
 from tunewright.registry.workspace import Workspace
@@ -93,6 +93,8 @@ class Retention:
                 return
             try:
                 part()
+            except ArtifactsUnavailable as error:
+                log.warning("%s: %s", part.__name__.strip("_"), error)
             except Exception:  # the other parts may still make room
                 log.exception(
                     "%s failed; trying again in %.0f minutes", part.__name__.strip("_"), _EVERY / 60

@@ -96,7 +96,7 @@ def list_adapters(
     "/{adapter:path}/download",
     summary="Download an adapter",
     response_class=StreamingResponse,
-    responses={**TAR, **responses(404)},
+    responses={**TAR, **responses(404, 503, 507)},
 )
 def download(context: Context, adapter: str) -> StreamingResponse:
     """`tar xf` it, and `peft.PeftModel.from_pretrained` loads the folder as it is."""

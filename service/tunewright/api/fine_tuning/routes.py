@@ -32,7 +32,7 @@ TAR_OF_TENSORBOARD: dict[int | str, dict[str, Any]] = {
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-@router.post("", summary="Create a fine-tuning job", responses=responses(400, 404, 429, 507))
+@router.post("", summary="Create a fine-tuning job", responses=responses(400, 404, 429, 503, 507))
 def create(
     context: Context,
     body: CreateJob,

@@ -41,7 +41,7 @@ def list_models(context: Context) -> Page[ModelObject]:
     "/{model:path}/download",
     summary="Download a tuned model",
     response_class=StreamingResponse,
-    responses={**TAR, **responses(400, 404)},
+    responses={**TAR, **responses(400, 404, 503, 507)},
 )
 def download(context: Context, model: str) -> StreamingResponse:
     """`tar xf` it, and `peft.PeftModel.from_pretrained` or `transformers` load the folder as it is."""
