@@ -91,6 +91,7 @@ def make_backup(workspace: Workspace, database_url: str, archive: Path, on_progr
                     raise BackupError(
                         f"{gone}, in {ATTEMPTS} attempts. If it was not deleted just now, it is lost: put it back "
                         "from an earlier backup, or delete its entry (tunewright files delete, or models delete)"
+                        + ("" if workspace.remote else ". Weights that are in a bucket need --artifacts")
                     ) from gone
         if archive.exists():
             raise BackupError(f"{archive} was made by another process meanwhile: give another name")
@@ -185,10 +186,7 @@ class _Gatherer:
         for sha256 in refers_to.artifacts:
             if not self._take_artifact(sha256):
                 where = self._workspace.artifacts.local(sha256)
-                bucket = (
-                    "" if self._workspace.remote else ", and no bucket is named that has them (--artifacts)"
-                )
-                raise _Gone(f"a model is listed, but its weights {where} do not exist{bucket}")
+                raise _Gone(f"a model is listed, but its weights {where} do not exist")
         for (
             id
         ) in refers_to.finished:  # their folders may be removed: what the service needs is in the database
