@@ -30,6 +30,8 @@ from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState, JobState, Residency
 from tunewright.store.store import Store
 
+pytestmark = pytest.mark.each_database
+
 BASE = "tunewright-tiny"
 FINGERPRINT = "f" * 64
 Make = Callable[..., TestClient]
