@@ -123,7 +123,7 @@ class Fuzzer:
         begun = 0
         failures: list[BaseException] = []
 
-        class Journeys(api().as_state_machine()):  # type: ignore[misc]
+        class Journeys(api(limits=False).as_state_machine()):  # type: ignore[misc]
             def setup(self) -> None:
                 nonlocal begun
                 begun += 1

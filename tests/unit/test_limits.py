@@ -36,7 +36,7 @@ from tunewright.api.http.app import build
 from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.http.process import web_server
 from tunewright.config import Settings
-from tunewright.errors import InvalidRequest, TooLarge, TunewrightError
+from tunewright.errors import InvalidRequest, QuotaExceeded, TooLarge, TunewrightError
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState, JobState, Residency
@@ -632,7 +632,8 @@ def test_every_error_that_asks_for_patience_says_for_how_long() -> None:
             yield from tree(child)
 
     for kind in tree(TunewrightError):
-        assert (kind("x").retry_after is not None) == (kind.status in (429, 503)), kind
+        waiting_helps = kind.status in (429, 503) and kind is not QuotaExceeded
+        assert (kind("x").retry_after is not None) == waiting_helps, kind
 
 
 # the process: memory, readers that do not read, senders that do not send

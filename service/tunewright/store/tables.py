@@ -11,7 +11,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     String,
     Table,
     Text,
@@ -19,21 +18,16 @@ from sqlalchemy import (
     false,
 )
 
-metadata = MetaData()
-_Serial = BigInteger().with_variant(Integer, "sqlite")
-DEFAULT_PROJECT = "default"
-"""The project of all data from before there were projects, and of requests without a key of a project."""
-
-
-def _project() -> Column[str]:
-    """The id of the project to which a row belongs. `store.confined` knows the tables that have it by its name."""
-    return Column("project", String(64), nullable=False, server_default=DEFAULT_PROJECT)
-
+from tunewright.store.columns import DEFAULT_PROJECT as DEFAULT_PROJECT
+from tunewright.store.columns import Serial, project_id
+from tunewright.store.columns import metadata as metadata
+from tunewright.store.usage_tables import device_usage as device_usage
+from tunewright.store.usage_tables import usage as usage
 
 projects = Table(
     "projects",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("name", Text, nullable=False),
     Column("created_at", Float, nullable=False),
@@ -44,7 +38,7 @@ projects = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("project", String(64), index=True),  # null: an admin's key
     Column("name", Text, nullable=False),
@@ -61,7 +55,7 @@ api_keys = Table(
 files = Table(
     "files",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("filename", Text, nullable=False),
     Column("purpose", String(64), nullable=False),
@@ -72,14 +66,14 @@ files = Table(
     Column("status", String(16), nullable=False, server_default="processed"),
     Column("report", JSON),  # of the check of its rows (`rows.formats.FileReport`)
     Column("lineage", JSON),  # of what a cleaning has made (`store.records.FileLineage`)
-    _project(),
+    project_id(),
     Index("ix_files_project", "project", "seq"),
 )
 
 uploads = Table(
     "uploads",  # files that come in parts; the parts' bytes are in the workspace
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("project", Text, nullable=False, server_default="default"),
     Column("filename", Text, nullable=False),
@@ -96,7 +90,7 @@ uploads = Table(
 upload_parts = Table(
     "upload_parts",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("project", Text, nullable=False, server_default="default"),
     Column("upload_id", String(64), ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
@@ -107,7 +101,7 @@ upload_parts = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("kind", String(16), nullable=False, server_default="fine_tuning"),
     Column("state", String(32), nullable=False, index=True),
@@ -134,7 +128,7 @@ jobs = Table(
     Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl that were stored
     Column("last_step", Integer, nullable=False, default=0),  # the newest step in the events
     Column("claimed_at", Float),  # the last time
-    _project(),
+    project_id(),
     Index("ix_jobs_project", "project", "seq"),
 )
 
@@ -167,7 +161,7 @@ job_ends = Table(
 job_events = Table(
     "job_events",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Float, nullable=False),
@@ -181,7 +175,7 @@ job_events = Table(
 checkpoints = Table(
     "checkpoints",
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("step", Integer, nullable=False),
@@ -194,7 +188,7 @@ checkpoints = Table(
 models = Table(
     "models",  # adapters, and full models: made by jobs, or registered
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("name", Text, nullable=False, unique=True),
     Column("kind", String(16), nullable=False),  # adapter | full
@@ -217,7 +211,7 @@ models = Table(
     Column("parity", JSON),
     Column("pinned", Boolean, nullable=False, server_default=false()),
     Column("last_used_at", Float),
-    _project(),
+    project_id(),
     Index("ix_models_project", "project", "seq"),
 )
 
@@ -238,7 +232,7 @@ engines = Table(
 deployments = Table(
     "deployments",  # models that are served beside the bases; each has a row of `engines`, under the model's name
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("model", Text, nullable=False, unique=True),
     Column("asked", JSON, nullable=False),  # `engine` as requested
@@ -248,7 +242,7 @@ deployments = Table(
     Column("drain_until", Float),  # when it is ended even if requests run
     Column("failures", Integer, nullable=False),  # starts in a row without ever being ready
     Column("was_ready", Boolean, nullable=False, server_default=false()),
-    _project(),
+    project_id(),
 )
 
 residency = Table(
@@ -280,7 +274,7 @@ aliases = Table(
 alias_versions = Table(
     "alias_versions",  # their history: content, who changed them and why
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("alias", Text, nullable=False),
     Column("version", Integer, nullable=False),
     Column("targets", JSON, nullable=False),
@@ -292,14 +286,14 @@ alias_versions = Table(
     Column("who", Text),
     Column("why", Text, nullable=False),
     Column("rolled_back_to", Integer),  # the version that it restored
-    _project(),
+    project_id(),
     UniqueConstraint("project", "alias", "version", name="uq_alias_versions"),
 )
 
 shadow_answers = Table(
     "shadow_answers",  # answers of shadows to copies of requests
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("alias", Text, nullable=False),
     Column("model", Text, nullable=False),
@@ -310,21 +304,21 @@ shadow_answers = Table(
     Column("status", Integer, nullable=False),
     Column("request", JSON, nullable=False),
     Column("answer", JSON),
-    _project(),
+    project_id(),
     Index("ix_shadow_answers_alias", "project", "alias", "seq"),
 )
 
 alias_judgements = Table(
     "alias_judgements",  # what the judge of a guard has made of answers of targets and of the shadow, of one version
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("alias", Text, nullable=False),
     Column("version", Integer, nullable=False),
     Column("model", Text, nullable=False),  # the target
     Column("against", Text, nullable=False),  # the shadow
     Column("outcome", String(8), nullable=False),  # of the target: win | tie | loss
     Column("at", Float, nullable=False),
-    _project(),
+    project_id(),
     Index("ix_alias_judgements_alias", "project", "alias", "seq"),
 )
 
@@ -342,7 +336,7 @@ ratings = Table(
 webhook_endpoints = Table(
     "webhook_endpoints",  # addresses that are told of events
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("project", Text, nullable=False, server_default="default"),
     Column("name", Text, nullable=False),
@@ -360,7 +354,7 @@ webhook_endpoints = Table(
 webhook_events = Table(
     "webhook_events",  # written in the transaction of what they tell, where an endpoint wants them
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),  # the header `webhook-id`
     Column("project", Text, nullable=False, server_default="default"),
     Column("type", String(64), nullable=False),
@@ -371,7 +365,7 @@ webhook_events = Table(
 webhook_deliveries = Table(
     "webhook_deliveries",  # one for each event and endpoint
     metadata,
-    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("seq", Serial, primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("project", Text, nullable=False, server_default="default"),
     Column("endpoint_id", ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False, index=True),
@@ -385,27 +379,3 @@ webhook_deliveries = Table(
     Column("attempts", JSON, nullable=False),  # the newest that have ended (`store.webhook_records.Attempt`)
     Index("ix_webhook_deliveries_due", "state", "due_at"),
 )  # fmt: skip
-
-usage = Table(
-    "usage",  # generations that were answered, summed up
-    metadata,
-    Column("hour", BigInteger, primary_key=True),  # its beginning, Unix seconds
-    Column("project", String(64), primary_key=True),
-    Column("api_key_id", String(64), primary_key=True),  # "" without a key
-    Column("model", Text, primary_key=True),  # the one that answered; no alias
-    Column("kind", String(16), primary_key=True),  # completions | embeddings
-    Column("source", String(16), primary_key=True),  # live | batch | evaluation | grader | shadow
-    Column("requests", BigInteger, nullable=False),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-)
-
-device_usage = Table(
-    "device_usage",  # the time for which jobs had GPUs
-    metadata,
-    Column("hour", BigInteger, primary_key=True),
-    Column("project", String(64), primary_key=True),
-    Column("model", Text, primary_key=True),  # the base
-    Column("kind", String(16), primary_key=True),  # of the jobs
-    Column("seconds", Float, nullable=False),
-)
