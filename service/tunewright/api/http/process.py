@@ -80,6 +80,7 @@ def main() -> int:
     watch = HeartbeatWatch(workspace.heartbeat("worker"), settings.processes.hang_timeout)
     threading.Thread(target=watch_worker, args=(server.inference_workers, watch), daemon=True).start()
     gc.freeze()  # what is there stays there, and need not be looked at each time that a large body is parsed
+    gc.enable()
     try:
         web.run(sockets=[socket.socket(fileno=descriptor)])
     finally:
