@@ -12,6 +12,7 @@ import psutil
 from forked import Process
 from preferences import as_openai, text_rows, write
 from tunewright.config import embedded_base_path
+from tunewright.engine.gpus import NoDriver, gpu_count
 from tunewright.jobs.folder import JobFolder
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -28,6 +29,14 @@ TUNING: dict[str, dict[str, Any]] = {
 
 
 ROWS = 24
+
+
+def gpus() -> int:
+    """The number of GPUs of this machine."""
+    try:
+        return gpu_count()
+    except NoDriver:
+        return 0
 
 
 def folder_of(

@@ -8,27 +8,19 @@ import time
 from collections.abc import Iterator
 
 import psutil
-import pynvml
 import pytest
 
+from several import gpus
 from tests.engine.conftest import Service, start_service, wait_ready
 from tests.swaps import Swapper, learn_answers, table, train
 from tunewright.config import EMBEDDED_BASE
-
-
-def _gpus() -> int:
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
-
+from tunewright.engine.gpus import gpu_states
 
 # TUNEWRIGHT_TEST_DEVICE=cpu runs it with one engine that is not split, to try the test itself.
 ON_CPU = os.environ.get("TUNEWRIGHT_TEST_DEVICE") == "cpu"
 pytestmark = [
     pytest.mark.gpu, pytest.mark.timeout(900),
-    pytest.mark.skipif(_gpus() < 2 and not ON_CPU, reason="there are not two GPUs"),
+    pytest.mark.skipif(gpus() < 2 and not ON_CPU, reason="there are not two GPUs"),
 ]  # fmt: skip
 SPLIT = [] if ON_CPU else ["--device", "cuda", "--tensor-parallel-size", "2"]
 
@@ -63,9 +55,8 @@ def test_the_engine_has_a_worker_on_each_gpu(service: Service) -> None:
     if ON_CPU:
         pytest.skip("it is not split")
     assert len(_of_vllm(service, "Worker")) == 2
-    for index in range(2):
-        used = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-        assert used.used > 0.3 * used.total, "each has the share of the engine"
+    for gpu in gpu_states()[:2]:
+        assert gpu.memory_used > 0.3 * gpu.memory_total, "each has the share of the engine"
 
 
 def test_jobs_run_at_once_on_both_gpus_beside_the_engine(service: Service, models: list[str]) -> None:

@@ -11,11 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import psutil
-import pynvml
 import pytest
 
 from forked import start_trainer
-from several import difference, folder_of, losses, ranks_of, steps, until, with_gpus
+from several import difference, folder_of, gpus, losses, ranks_of, steps, until, with_gpus
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.trainer.spec import TrainingResult
 
@@ -24,16 +23,8 @@ BOUND = 2e-2
 """Relative: products of bfloat16 numbers are summed in another order."""
 
 
-def _gpus() -> int:
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
-
-
 pytestmark = [
-    pytest.mark.gpu, pytest.mark.timeout(900), pytest.mark.skipif(_gpus() < 2, reason="there are not two GPUs"),
+    pytest.mark.gpu, pytest.mark.timeout(900), pytest.mark.skipif(gpus() < 2, reason="there are not two GPUs"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from .._core import usage
 from .._core.call import Call
 from ..types import CostBucket, UsageBucket
-from ..types.usage import CostPage, UsagePage
+from ..types.usage import B, BucketPage
 from .http import AsyncResource
 
 
@@ -47,7 +47,7 @@ class AsyncUsage(AsyncResource):
             "models": models,
             "batch": _flag(batch),
         }
-        return await self._usage(usage.completions, params)
+        return await self._all(usage.completions, params)
 
     async def embeddings(
         self,
@@ -70,7 +70,7 @@ class AsyncUsage(AsyncResource):
             "api_key_ids": api_key_ids,
             "models": models,
         }
-        return await self._usage(usage.embeddings, params)
+        return await self._all(usage.embeddings, params)
 
     async def gpu_seconds(
         self,
@@ -91,7 +91,7 @@ class AsyncUsage(AsyncResource):
             "project_ids": project_ids,
             "models": models,
         }
-        return await self._usage(usage.gpu_seconds, params)
+        return await self._all(usage.gpu_seconds, params)
 
     async def costs(
         self,
@@ -112,23 +112,12 @@ class AsyncUsage(AsyncResource):
             "api_key_ids": api_key_ids,
             "line_items": line_items,
         }
-        return await self._costs(usage.costs, params)
+        return await self._all(usage.costs, params)
 
-    async def _usage(
-        self, call: Callable[[Mapping[str, Any]], Call[UsagePage]], params: dict[str, Any]
-    ) -> list[UsageBucket]:
-        found: list[UsageBucket] = []
-        while True:
-            page = await self._http.fetch(call(_given(params)))
-            found += page.data
-            if page.next_page is None:
-                return found
-            params["page"] = page.next_page
-
-    async def _costs(
-        self, call: Callable[[Mapping[str, Any]], Call[CostPage]], params: dict[str, Any]
-    ) -> list[CostBucket]:
-        found: list[CostBucket] = []
+    async def _all(
+        self, call: Callable[[Mapping[str, Any]], Call[BucketPage[B]]], params: dict[str, Any]
+    ) -> list[B]:
+        found: list[B] = []
         while True:
             page = await self._http.fetch(call(_given(params)))
             found += page.data

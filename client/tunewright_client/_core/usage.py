@@ -6,27 +6,27 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ..types.usage import CostPage, UsagePage
+from ..types.usage import BucketPage, CostBucket, UsageBucket
 from .call import Call, Params
 
 P = TypeVar("P", bound=BaseModel)
 _USAGE = "/organization/usage/"
 
 
-def completions(params: Params) -> Call[UsagePage]:
-    return _call(f"{_USAGE}completions", UsagePage, params)
+def completions(params: Params) -> Call[BucketPage[UsageBucket]]:
+    return _call(f"{_USAGE}completions", BucketPage[UsageBucket], params)
 
 
-def embeddings(params: Params) -> Call[UsagePage]:
-    return _call(f"{_USAGE}embeddings", UsagePage, params)
+def embeddings(params: Params) -> Call[BucketPage[UsageBucket]]:
+    return _call(f"{_USAGE}embeddings", BucketPage[UsageBucket], params)
 
 
-def gpu_seconds(params: Params) -> Call[UsagePage]:
-    return _call(f"{_USAGE}gpu_seconds", UsagePage, params)
+def gpu_seconds(params: Params) -> Call[BucketPage[UsageBucket]]:
+    return _call(f"{_USAGE}gpu_seconds", BucketPage[UsageBucket], params)
 
 
-def costs(params: Params) -> Call[CostPage]:
-    return _call("/organization/costs", CostPage, params)
+def costs(params: Params) -> Call[BucketPage[CostBucket]]:
+    return _call("/organization/costs", BucketPage[CostBucket], params)
 
 
 def _call(path: str, page: type[P], params: Params) -> Call[P]:

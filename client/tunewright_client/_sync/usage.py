@@ -9,7 +9,7 @@ from typing import Any
 from .._core import usage
 from .._core.call import Call
 from ..types import CostBucket, UsageBucket
-from ..types.usage import CostPage, UsagePage
+from ..types.usage import B, BucketPage
 from .http import Resource
 
 
@@ -48,7 +48,7 @@ class Usage(Resource):
             "models": models,
             "batch": _flag(batch),
         }
-        return self._usage(usage.completions, params)
+        return self._all(usage.completions, params)
 
     def embeddings(
         self,
@@ -71,7 +71,7 @@ class Usage(Resource):
             "api_key_ids": api_key_ids,
             "models": models,
         }
-        return self._usage(usage.embeddings, params)
+        return self._all(usage.embeddings, params)
 
     def gpu_seconds(
         self,
@@ -92,7 +92,7 @@ class Usage(Resource):
             "project_ids": project_ids,
             "models": models,
         }
-        return self._usage(usage.gpu_seconds, params)
+        return self._all(usage.gpu_seconds, params)
 
     def costs(
         self,
@@ -113,23 +113,12 @@ class Usage(Resource):
             "api_key_ids": api_key_ids,
             "line_items": line_items,
         }
-        return self._costs(usage.costs, params)
+        return self._all(usage.costs, params)
 
-    def _usage(
-        self, call: Callable[[Mapping[str, Any]], Call[UsagePage]], params: dict[str, Any]
-    ) -> list[UsageBucket]:
-        found: list[UsageBucket] = []
-        while True:
-            page = self._http.fetch(call(_given(params)))
-            found += page.data
-            if page.next_page is None:
-                return found
-            params["page"] = page.next_page
-
-    def _costs(
-        self, call: Callable[[Mapping[str, Any]], Call[CostPage]], params: dict[str, Any]
-    ) -> list[CostBucket]:
-        found: list[CostBucket] = []
+    def _all(
+        self, call: Callable[[Mapping[str, Any]], Call[BucketPage[B]]], params: dict[str, Any]
+    ) -> list[B]:
+        found: list[B] = []
         while True:
             page = self._http.fetch(call(_given(params)))
             found += page.data

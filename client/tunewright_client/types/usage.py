@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 from .base import Wire
 
 
@@ -31,12 +33,6 @@ class UsageBucket(Wire):
     start_time: int
     end_time: int
     results: tuple[UsageResult, ...] = ()
-
-
-class UsagePage(Wire):
-    data: tuple[UsageBucket, ...] = ()
-    has_more: bool = False
-    next_page: str | None = None
 
 
 class CostAmount(Wire):
@@ -69,7 +65,10 @@ class CostBucket(Wire):
     results: tuple[CostResult, ...] = ()
 
 
-class CostPage(Wire):
-    data: tuple[CostBucket, ...] = ()
+B = TypeVar("B", bound=Wire)
+
+
+class BucketPage(Wire, Generic[B]):
+    data: tuple[B, ...] = ()
     has_more: bool = False
     next_page: str | None = None

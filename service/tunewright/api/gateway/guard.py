@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tunewright.api.gateway.tasks import Tasks
 from tunewright.errors import TunewrightError
 from tunewright.registry.aliases import Alias, AliasGuard
 from tunewright.store.store import Store
@@ -48,7 +49,7 @@ class Guard:
         self._clock = clock
         self._watched: dict[tuple[str, str], _Watched] = {}
         """By project and name."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def observe(self, alias: Alias, model: str, *, ok: bool, seconds: float) -> None:
         """Count a generation through `alias` that `model` answered and that has ended.
@@ -75,13 +76,11 @@ class Guard:
         why = _exceeded_limit(model, seen, limits)
         if why is not None:
             seen.exceeded = True
-            task = asyncio.get_running_loop().create_task(self._try_rollback(alias, model, why, seen))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._try_rollback(alias, model, why, seen))
 
     async def settle(self) -> None:
         """Wait until all rollbacks in progress have ended."""
-        await asyncio.gather(*self._tasks)
+        await self._tasks.settle()
 
     async def roll_back(self, alias: Alias, model: str, why: str) -> bool:
         """Roll back the version that has brought the model. False where it is to be tried again."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunewright.api.gateway.routing import Target
+from tunewright.api.gateway.tasks import Tasks
 from tunewright.engine.http import EngineHTTP
 
 log = logging.getLogger("tunewright.api")
@@ -29,24 +30,20 @@ class Prompts:
 
     def __init__(self, engine: Callable[[str], EngineHTTP]) -> None:
         self._engine = engine
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def count(self, target: Target, path: str, body: dict[str, Any], tell: Callable[[int], None]) -> None:
         """Call `tell` with the number of tokens of the prompt once it is known; never where that fails."""
         if path not in _PATHS or len(self._tasks) >= _AT_ONCE:
             return
-        task = asyncio.get_running_loop().create_task(self._count(target, body, tell))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._count(target, body, tell))
 
     async def settle(self) -> None:
         """Wait until all are counted."""
-        await asyncio.gather(*self._tasks)
+        await self._tasks.settle()
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _count(self, target: Target, body: dict[str, Any], tell: Callable[[int], None]) -> None:
         try:

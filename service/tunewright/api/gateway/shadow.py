@@ -18,6 +18,7 @@ from typing import Any
 from tunewright import tracing
 from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.shadow_judge import Ask, ShadowJudge, payer_of
+from tunewright.api.gateway.tasks import Tasks
 from tunewright.errors import Internal, RequestTimeout, TunewrightError
 from tunewright.registry.aliases import Alias
 from tunewright.store.store import Store
@@ -53,7 +54,7 @@ class Shadow:
         self._timeout = timeout
         self._chance = chance
         self._judge = judge
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._logged_at = -_LOG_INTERVAL
         self.dropped: Counter[str] = Counter()
         """Number of copies that were not sent because too many were in flight, by alias."""
@@ -70,21 +71,15 @@ class Shadow:
             self._drop(alias.name)
             return
         request = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
-        task = asyncio.get_running_loop().create_task(
-            self._send(alias, alias.shadow.model, answered_by, path, request)
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._send(alias, alias.shadow.model, answered_by, path, request))
 
     async def settle(self) -> None:
         """Wait until all copies in flight have ended."""
-        await asyncio.gather(*self._tasks)
+        await self._tasks.settle()
 
     async def close(self) -> None:
         """Cancel all copies in flight."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def _drop(self, alias: str) -> None:
         self.dropped[alias] += 1

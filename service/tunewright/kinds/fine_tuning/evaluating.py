@@ -51,6 +51,10 @@ class _Wanted:
     def step(self) -> int | None:
         return self.model.checkpoint_step if self.model is not None else None
 
+    def name(self, base: str) -> str:
+        """The name of the model."""
+        return self.model.name if self.model is not None else base
+
     @property
     def key(self) -> str:
         if self.model is None:
@@ -71,7 +75,7 @@ def evaluate(store: Store, job: Job) -> None:
         if _recorded(report, one, job) is not None:
             continue
         try:
-            point = _found(store, job, one, report)
+            point = _found(store, job, one, report, products)
         except TunewrightError as error:  # an input is gone
             point = _without_figures(job, one, None, "failed", str(error))
         if point is None:
@@ -94,18 +98,16 @@ def _wanted(request: EvaluateRequest, products: Sequence[TunedModel]) -> Iterato
 
 
 def _recorded(report: TrainingReport, one: _Wanted, job: Job) -> PointEvaluation | None:
-    name = one.model.name if one.model is not None else job.base
-    for point in report.points:
-        if (point.at, point.measure, point.model) == (one.at, one.measure.name, name):
-            return point
-    return None
+    wanted = (one.at, one.measure.name, one.name(job.base))
+    return next((point for point in report.points if (point.at, point.measure, point.model) == wanted), None)
 
 
-def _found(store: Store, job: Job, one: _Wanted, report: TrainingReport) -> PointEvaluation | None:
+def _found(
+    store: Store, job: Job, one: _Wanted, report: TrainingReport, products: Sequence[TunedModel]
+) -> PointEvaluation | None:
     """What the evaluation has found; None while it has not ended."""
-    if one.at == "end" and (known := _of_same_weights(store, job, one, report)) is not None:
-        assert one.model is not None, "the end has a model"
-        return known.model_copy(update={"at": "end", "step": None, "model": one.model.name})
+    if one.at == "end" and (known := _of_same_weights(one, report, products)) is not None:
+        return known.model_copy(update={"at": "end", "step": None, "model": one.name(job.base)})
     made = store.evaluated.find(job.id, one.key)
     if made is None:
         engine = store.engines.get(job.base)
@@ -125,10 +127,11 @@ def _found(store: Store, job: Job, one: _Wanted, report: TrainingReport) -> Poin
     return _with_figures(job, one, made.id, made.report)
 
 
-def _of_same_weights(store: Store, job: Job, one: _Wanted, report: TrainingReport) -> PointEvaluation | None:
+def _of_same_weights(
+    one: _Wanted, report: TrainingReport, products: Sequence[TunedModel]
+) -> PointEvaluation | None:
     """What was found of a checkpoint that is the last state of the training."""
-    assert one.model is not None, "the end has a model"
-    alike = _alike(store.evaluated.products(job.id))
+    alike = _alike(products)
     of_measure = (point for point in report.points if point.measure == one.measure.name)
     return next((point for point in of_measure if point.at == "checkpoint" and point.model in alike), None)
 
@@ -225,7 +228,7 @@ def _without_figures(
     return PointEvaluation(
         at=one.at,
         step=one.step,
-        model=one.model.name if one.model is not None else job.base,
+        model=one.name(job.base),
         measure=one.measure.name,
         evaluation=id,
         status=status,
@@ -251,7 +254,7 @@ def _with_figures(job: Job, one: _Wanted, id: str, report: EvaluationReport) -> 
     return PointEvaluation(
         at=one.at,
         step=one.step,
-        model=one.model.name if one.model is not None else job.base,
+        model=one.name(job.base),
         measure=one.measure.name,
         evaluation=id,
         status="succeeded",
