@@ -24,6 +24,7 @@ from tunewright_client import Job, Tunewright
 
 ROLES = {
     "api": r"^tunewright: api",
+    "standby": r"^tunewright: standby of the api",
     "engine worker": r"^tunewright: engine worker",
     "queues": r"multiprocessing|^tunewright: api",  # LitServe's: its parent distinguishes it from the api
     "scheduler": r"^tunewright: scheduler",
@@ -311,6 +312,7 @@ class Recoveries:
 
 UNTIL = {
     "api": "a new one answers GET /health",
+    "standby": "another one waits",
     "engine worker": "an adapter is loaded by hand",
     "queues": "an adapter is loaded by hand",
     "scheduler": "a new one has taken over",
@@ -338,7 +340,7 @@ def recovered(service: Service, role: str, before: list[int], adapter: Question,
                 bool(set(find(service, role)) - set(before))
                 and httpx.post(path, timeout=60, verify=False).status_code == 200
             )
-        if role in ("scheduler", "lifeline"):
+        if role in ("scheduler", "lifeline", "standby"):
             return bool(set(find(service, role)) - set(before))
         if role in ("trainer", "fork server"):
             url = f"{service.url}/v1/fine_tuning/jobs"

@@ -183,6 +183,7 @@ def _run(
             grace=_API_GRACE,
             descriptors=(listener.fileno(),),
             heartbeat=HeartbeatWatch(workspace.heartbeat("api"), settings.processes.hang_timeout),
+            has_standby=settings.server.api_standby,
         ),
         Service(
             "scheduler",

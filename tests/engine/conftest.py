@@ -72,7 +72,8 @@ def start_service(
             [*command, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            # A standby takes seconds of processor time, which only tests of kills need.
+            env={"TUNEWRIGHT_API_STANDBY": "false", **os.environ, **(environment or {})},
             cwd=cwd,
         )
     return Service(f"http://127.0.0.1:{port}", data_dir, process, log, list(arguments), environment)

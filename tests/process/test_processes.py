@@ -381,6 +381,68 @@ def test_a_service_that_keeps_dying_is_tried_less_and_less_often(tmp_path: Path)
     assert waits[:2] == ["0.2 s", "0.4 s"]
 
 
+STANDBYS = """
+import logging, os, pathlib, sys
+from tunewright.supervisor import supervisor
+folder = pathlib.Path({folder!r})
+supervisor._STANDBY_AFTER = 0
+logging.basicConfig(level="INFO")
+program = '''
+import os, pathlib, sys, time
+from tunewright.supervisor.standby import wait_until_needed
+folder = pathlib.Path(sys.argv[1])
+if len(sys.argv) > 2:
+    (folder / "waits").write_text(str(os.getpid()))
+    if not wait_until_needed(int(sys.argv[3])):
+        sys.exit()
+(folder / "serves").write_text(str(os.getpid()))
+time.sleep(60)
+'''
+service = supervisor.Service("one", [sys.executable, "-c", program, str(folder)], grace=1, has_standby=True)
+sys.exit(supervisor.Supervisor([service], os.environ, folder / "run").run())
+"""
+
+
+def test_a_standby_takes_over_where_a_service_was_killed_and_another_one_waits_then(tmp_path: Path) -> None:
+    serves, waits, run = tmp_path / "serves", tmp_path / "waits", tmp_path / "run"
+    program = STANDBYS.format(folder=str(tmp_path))
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", program], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(2):  # the second time, what was the standby before is killed
+            killed, standby = written(serves), written(waits)
+            waits.unlink()
+            os.kill(killed, signal.SIGKILL)
+            assert until(lambda standby=standby: serves.read_text() == str(standby))
+            record = GroupRecord.read(run / "one.json")
+            assert record is not None
+            assert record.command is not None
+            assert record.command.pid == standby
+        idle = ProcessId.of(written(waits))
+        os.kill(idle.pid, signal.SIGKILL)
+        assert until(lambda: is_dead(idle) and not (run / "one-standby.json").exists())
+        assert ProcessId.of(standby).is_alive(), "the end of its standby does not touch the service"
+        os.kill(standby, signal.SIGKILL)
+        assert until(lambda: serves.read_text() not in ("", str(standby)))
+    finally:
+        code, log, _ = ended(supervisor)
+    assert code == 0
+    assert log.count("one ended with code -9; its standby takes over") == 2
+    assert log.count("one ended with code -9; starting it again in 0.2 s") == 1
+    assert "the standby of one has ended" in log
+    assert list(run.iterdir()) == []
+
+
+def test_a_standby_ends_with_its_supervisor(tmp_path: Path) -> None:
+    program = STANDBYS.format(folder=str(tmp_path))
+    supervisor = subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    processes = [ProcessId.of(written(tmp_path / name)) for name in ("serves", "waits")]
+    supervisor.kill()
+    supervisor.wait()
+    assert until(lambda: all(map(is_dead, processes)), 3)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_stops_within_the_grace_whatever_its_services_do(tmp_path: Path, number: int) -> None:
     pids = tmp_path / "pids"

@@ -43,8 +43,8 @@ KILLS = 70
 HANG_TIMEOUT = "15"
 TUNING = {**FAST, "n_epochs": 6}
 ROLES = (
-    "api", "engine worker", "queues", "scheduler", "trainer", "fork server", "lifeline", "vLLM server", "EngineCore",
-    "supervisor", "everything", *STOPPED,
+    "api", "engine worker", "queues", "scheduler", "trainer", "fork server", "standby", "lifeline", "vLLM server",
+    "EngineCore", "supervisor", "everything", *STOPPED,
 )  # fmt: skip
 RARER = {"vLLM server": 0.4, "EngineCore": 0.4, "supervisor": 0.4, "everything": 0.6}
 RARER |= dict.fromkeys(STOPPED, 0.4)
@@ -159,7 +159,9 @@ PHASES: dict[str, Callable[[Soak], None]] = {
 @pytest.mark.timeout(5400)
 def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
     random.seed(int(os.environ.get("PYTEST_SEED", "20261122")))
-    service = start_service(tmp_path / "data", "--hang-timeout", HANG_TIMEOUT)
+    service = start_service(
+        tmp_path / "data", "--hang-timeout", HANG_TIMEOUT, environment={"TUNEWRIGHT_API_STANDBY": "true"}
+    )
     try:
         wait_ready(service)
         with service.client(timeout=120) as client:

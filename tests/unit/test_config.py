@@ -65,6 +65,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "media_domain": (["--media-domain", "A.example", "--media-domain", "b"], "a.example, b", ["a.example", "b"]),
     "engine_start_timeout": (["--engine-start-timeout", "5"], "5", 5.0),
     "step_timeout": (["--step-timeout", "60"], "60", 60.0),
+    "api_standby": (["--api-standby", "false"], "false", False),
     "fork_server_idle": (["--fork-server-idle", "0"], "0", 0.0),
     "cpu_processes": (["--cpu-processes", "2"], "2", 2),
     "hang_timeout": (["--hang-timeout", "30"], "30", 30.0),

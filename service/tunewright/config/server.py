@@ -61,6 +61,11 @@ class ServerOptions(Group):
         description="A name of this service, beside loopback, that requests may have in Host and Origin where there is"
         " no API key; repeat for more (comma-separated in the variable). Default: none.",
     )
+    api_standby: bool = Field(
+        True,
+        description="Whether a second process of the api is kept ready, which takes over when the api ends or hangs:"
+        " within half a second instead of 3. It takes about 100 MB.",
+    )
     max_upload: Size = Field(
         "512MiB", validate_default=True, description="Largest file that can be uploaded."
     )

@@ -243,6 +243,13 @@ class ProcessGroup:
         group = cls(record, record_path)
         return group if record.watcher.is_alive() or group.is_alive() else None
 
+    def move_record(self, path: Path) -> None:
+        """Keep the record at another path from now on. Raises OSError."""
+        self.record.write(path)
+        with suppress(OSError):  # it is written over when the next one is recorded there
+            self._record_path.unlink()
+        self._record_path = path
+
     @property
     def pid(self) -> int | None:
         """The id of the command's process."""

@@ -20,11 +20,14 @@ from pathlib import Path
 
 from tunewright.supervisor.heartbeat import HeartbeatWatch
 from tunewright.supervisor.process import ProcessGroup
+from tunewright.supervisor.standby import Standby
 
 log = logging.getLogger("tunewright.supervisor")
 
 _PR_SET_CHILD_SUBREAPER = 36
 _BACKOFF_FIRST, _BACKOFF_LAST, _STABLE_AFTER = 0.2, 30.0, 30.0
+_STANDBY_AFTER = 5.0
+"""Seconds that a service has run when its standby is started, so that their starts do not slow each other."""
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at what tells nobody when it changes: heartbeats, the lifelines' watchers, `Reload`."""
 
@@ -45,6 +48,11 @@ class Service:
     """File descriptors that it inherits beside the lifeline: a listening socket, say."""
     heartbeat: HeartbeatWatch | None = None
     """Watches its heartbeat: a service that hangs is killed and started again."""
+    has_standby: bool = False
+    """Whether a standby is kept. The command must then take `--standby DESCRIPTOR` (see `standby`)."""
+    standby: Standby | None = None
+    standby_at: float = 0.0
+    """When another standby may be started: one that ends at once is not tried all the time."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,9 @@ class Supervisor:
                     continue
                 for service in self._services:
                     self._keep(service)
-                _reap_adopted({s.group.pid for s in self._services if s.group})
+                _reap_adopted(
+                    {process.pid for s in self._services for process in (s.group, s.standby) if process}
+                )
                 self._each_round()
                 self._wait()
         finally:
@@ -127,11 +137,16 @@ class Supervisor:
                     service.group.keep_watched(self._lifeline, _title(service))
                 if now - service.started_at > _STABLE_AFTER:
                     service.backoff = _BACKOFF_FIRST
+                if service.has_standby and now - service.started_at > _STANDBY_AFTER:
+                    self._keep_standby(service)
                 return
-            log.warning("%s %s; starting it again in %.1f s", service.name, wrong, service.backoff)
+            standby = service.standby is not None and service.standby.is_alive()
+            what = "its standby takes over" if standby else f"starting it again in {service.backoff:.1f} s"
+            log.warning("%s %s; %s", service.name, wrong, what)
             service.group.end()  # with SIGKILL, which reaches stopped processes too
             service.group = None
-            self._back_off(service)
+            if not standby:
+                self._back_off(service)
         if now >= service.start_at:
             try:
                 self._start(service)
@@ -142,17 +157,46 @@ class Supervisor:
                 self._back_off(service)
 
     def _start(self, service: Service) -> None:
-        service.group = ProcessGroup.start(
-            service.command,
-            record_path=self._run_dir / f"{service.name}.json",
-            environment=self._environment,
-            lifeline=self._lifeline,
-            descriptors=service.descriptors,
-            title=_title(service),
-        )
+        record_path = self._run_dir / f"{service.name}.json"
+        standby, service.standby = service.standby, None
+        if standby is not None and standby.is_alive():
+            service.group, service.standby_at = standby.take_over(record_path), 0.0
+        else:
+            if standby is not None:
+                standby.end()
+            service.group = ProcessGroup.start(
+                service.command,
+                record_path=record_path,
+                environment=self._environment,
+                lifeline=self._lifeline,
+                descriptors=service.descriptors,
+                title=_title(service),
+            )
         service.started_at = time.monotonic()
         if service.heartbeat is not None:
             service.heartbeat.begin()
+
+    def _keep_standby(self, service: Service) -> None:
+        if service.standby is not None:
+            if service.standby.is_alive():
+                return
+            log.warning("the standby of %s has ended", service.name)
+            service.standby.end()
+            service.standby = None
+        if time.monotonic() < service.standby_at:
+            return
+        service.standby_at = time.monotonic() + _BACKOFF_LAST
+        try:
+            service.standby = Standby.start(
+                service.command,
+                record_path=self._run_dir / f"{service.name}-standby.json",
+                environment=self._environment,
+                lifeline=self._lifeline,
+                descriptors=service.descriptors,
+                title=_title(service),
+            )
+        except OSError as error:
+            log.warning("no standby of %s can be started: %s", service.name, error)
 
     def _back_off(self, service: Service) -> None:
         service.start_at = time.monotonic() + service.backoff
@@ -164,6 +208,10 @@ class Supervisor:
 
     def _stop_services(self) -> None:
         groups = [(s, s.group) for s in self._services if s.group is not None]
+        for service in self._services:
+            if service.standby is not None:
+                service.standby.end()
+                service.standby = None
         for _, group in groups:
             group.terminate()
         asked = time.monotonic()

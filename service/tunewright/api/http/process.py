@@ -38,6 +38,7 @@ from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import PERIOD, HeartbeatWatch
+from tunewright.supervisor.standby import wait_until_needed
 
 log = logging.getLogger("tunewright.api")
 
@@ -53,7 +54,12 @@ _GRACE = 3
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="a listening socket's descriptor")
-    descriptor = parser.parse_args().fd
+    parser.add_argument("--standby", type=int, help="a descriptor: wait until a byte can be read from it")
+    arguments = parser.parse_args()
+    if arguments.standby is not None:
+        setproctitle("tunewright: standby of the api")
+        if not wait_until_needed(arguments.standby):
+            return 0
     settings = settings_in_child()
     setproctitle("tunewright: api")
     configure_logging(settings.processes.log_level, settings.telemetry.log_format)
@@ -82,7 +88,7 @@ def main() -> int:
     gc.freeze()  # what is there stays there, and need not be looked at each time that a large body is parsed
     gc.enable()
     try:
-        web.run(sockets=[socket.socket(fileno=descriptor)])
+        web.run(sockets=[socket.socket(fileno=arguments.fd)])
     finally:
         with contextlib.suppress(OSError, EOFError):  # raised where the manager was killed
             server._shutdown_event.set()
