@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from inspect import signature
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import xgrammar
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
@@ -25,6 +27,7 @@ from tunewright.engine.vllm_plugin import (
     render_tools_as_learnt,
     request_amx,
     score_prompts_with_their_adapter,
+    wait_without_spinning,
     without_adapterless_tokens,
 )
 
@@ -67,6 +70,27 @@ def test_tokens_without_an_adapter_are_left_out(
 def test_it_is_mended_once() -> None:
     once = without_adapterless_tokens(lora_ops.bgmv_shrink)
     assert without_adapterless_tokens(once) is once
+
+
+def test_waiting_for_a_message_takes_no_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)
+    wait_without_spinning()
+    condition = SpinCondition.__new__(SpinCondition)
+    condition.is_reader, condition.busy_loop_s = True, 1.0
+    began, used = time.monotonic(), time.process_time()
+    condition.last_read, looks = began, 0
+    while time.monotonic() - began < 0.5:
+        condition.wait()
+        looks += 1
+    assert 100 < looks < 2000, "it looks again soon at first, and then less and less often"
+    assert time.process_time() - used < 0.25
+
+    condition.last_read -= 2
+    polled: list[int] = []
+    condition.poller = SimpleNamespace(poll=lambda timeout: polled.append(timeout) or [])
+    condition.read_cancel_socket = condition.local_notify_socket = None
+    condition.wait(7)
+    assert polled == [7], "after the time for which vLLM spins it waits as vLLM does"
 
 
 def test_vllm_finds_it() -> None:

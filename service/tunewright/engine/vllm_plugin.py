@@ -16,6 +16,9 @@ asked by chance before.
 
 vLLM's grammars of JSON allow any white space between the parts of a value, and small models write it until their tokens
 are used up. xgrammar has a limit for that, which vLLM does not set.
+
+On the CPU, vLLM's server, scheduler and worker are processes that share the cores with their computation, and wait for
+each other's messages without sleeping.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from multiprocessing import shared_memory
+from time import monotonic, sleep
 from typing import Any
 
 from tunewright.engine.leftovers import tag_shared_memory
@@ -37,6 +41,8 @@ _MOST_WHITE_SPACE = 2
 _MOST_WHITE_SPACE_OF_ANSWERS = 32
 """The same where the answer is JSON, which people read, and models indent: a new line, and seven levels of four. It
 takes xgrammar no longer to compile than 2 does."""
+_SHORTEST_SLEEP, _LONGEST_SLEEP = 5e-5, 2e-3
+"""Seconds between two looks for a message: a step of a small model takes 5 ms."""
 _OPERATORS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 
 
@@ -58,6 +64,7 @@ def register() -> None:
     request_amx(torch.cpu)
     if current_platform.is_cpu():
         fork_processes()
+        wait_without_spinning()
     score_prompts_with_their_adapter(CPUModelRunner)
     bound_white_space()
     bound_white_space_of_answers()
@@ -68,6 +75,27 @@ def request_amx(cpu: Any) -> None:
     """Ask the system for AMX tiles; where it refuses them, vLLM must not find them in `cpu`, the module torch.cpu."""
     if cpu._is_amx_tile_supported() and not cpu._init_amx():
         cpu._is_amx_tile_supported = lambda: False
+
+
+def wait_without_spinning() -> None:
+    """Let vLLM's processes sleep while they wait for each other's messages.
+
+    For a second after each message they look for the next one without a pause, and so take the cores from the
+    computation that they wait for. Here they sleep between two looks, for a twentieth of the time that they have waited
+    already. They cannot wait for the notification instead: ZeroMQ drops those that follow each other within a millisecond.
+    """
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    waits = SpinCondition.wait
+
+    def corrected(self: Any, timeout_ms: int | None = None) -> None:
+        waited = monotonic() - self.last_read
+        if waited <= self.busy_loop_s:
+            sleep(min(max(waited / 20, _SHORTEST_SLEEP), _LONGEST_SLEEP))
+        else:
+            waits(self, timeout_ms)
+
+    SpinCondition.wait = corrected
 
 
 def bound_white_space() -> None:
