@@ -82,7 +82,7 @@ def wait_without_spinning() -> None:
 
     For a second after each message they look for the next one without a pause, and so take the cores from the
     computation that they wait for. Here they sleep between two looks, for a twentieth of the time that they have waited
-    already. They cannot wait for the notification instead: ZeroMQ drops those that follow each other within a millisecond.
+    already. They cannot wait for the notification instead: ZeroMQ drops one that follows another within a millisecond.
     """
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
