@@ -35,7 +35,7 @@ async def gateway(socket: Path, answer: Answer) -> AsyncIterator[None]:
 
     app = web.Application()
     app.router.add_post("/batch", handle)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, str(socket)).start()
     try:
