@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tunewright.evaluator import asking
 from tunewright.evaluator.asking import AnswersFile, Kept
 from tunewright.evaluator.folder import (
     Asked,
@@ -31,6 +30,7 @@ from tunewright.evaluator.folder import (
 )
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.evaluator.run import evaluate
+from tunewright.jobs import asking
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.metrics.figures import Scores
 

@@ -19,9 +19,9 @@ import pytest
 from suites import write_lines
 from tests.engine.conftest import Service, start_service, wait_ready
 from tunewright.config import EMBEDDED_BASE, embedded_base_path
-from tunewright.evaluator.questions import drawn
 from tunewright.evaluator.suites import SUITES, SuiteQuestion, last_number
 from tunewright.metrics.names import SuiteName
+from tunewright.rows.drawing import drawn
 from tunewright_client import Evaluation
 
 CLIENTS = os.environ.get("TUNEWRIGHT_CLIENTS")

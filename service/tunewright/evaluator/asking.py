@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,29 +18,15 @@ from tunewright.evaluator.folder import Asked, EvaluationSpec
 from tunewright.evaluator.programs import NotRun, Programs
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.suites import SuiteQuestion
+from tunewright.jobs.asking import Patience, ask_gateway, each, gateway_session
 from tunewright.jobs.failure import TrainingFailed
-from tunewright.jobs.gateway import PROJECT_HEADER, Refused, Unanswered, not_answered
+from tunewright.jobs.gateway import Refused
 from tunewright.jobs.lines import AppendedLines
 from tunewright.metrics.figures import Scores
 
 Task = Literal["answer", "score", "choice", "program"]
 Key = tuple[int, int, Task]
 """Number of the model, number of the question, and what it is asked for."""
-
-PATIENCE = 1800.0
-"""Seconds without any answer of a model after which the evaluation fails."""
-_MOST_FAULTS = 5
-"""Faults at one request after which the row counts as unanswered."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
-_OF_THE_MODEL = frozenset({
-    "model_not_found", "model_not_served", "model_quarantined", "model_merge_only", "model_not_loaded", "model_changed",
-    "deployment_failed", "no_chat_template", "unsupported", "judge_refused",
-})  # fmt: skip
-"""Codes of errors that every other row would have too."""
-
-
-class Stopped(Exception):
-    """The process was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +73,6 @@ class AnswersFile:
         self._lines.close()
 
 
-async def ask_gateway(
-    session: aiohttp.ClientSession, model: Asked, path: str, body: dict[str, Any]
-) -> dict[str, Any]:
-    """The gateway's answer to a request to the model. Raises Unanswered and Refused."""
-    try:
-        async with session.post("http://gateway/ask", json=asked_of(model, path, body)) as response:
-            text = await response.read()
-    except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-        raise Unanswered(f"{type(error).__name__} {error}") from error
-    if response.status != 200:
-        raise not_answered(response.status, text)
-    return dict(json.loads(text))
-
-
-def asked_of(model: Asked, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What the gateway is sent for a request to the model."""
-    return {
-        "model": model.name,
-        "content": model.content,
-        "path": path,
-        "body": {**body, "model": model.name},
-    }
-
-
 class Asking:
     """Asks all models for what is missing in the file of answers."""
 
@@ -128,7 +89,6 @@ class Asking:
         self._tasks = tasks
         self._answers = answers
         self._on_answer = on_answer
-        self._last_answer = time.monotonic()
         self._ask_for: dict[Task, Callable[[aiohttp.ClientSession, Asked, Question], Awaitable[Kept]]] = {
             "answer": self._answer,
             "score": self._score,
@@ -145,12 +105,9 @@ class Asking:
             self._programs.close()
 
     async def _run(self, stopped: asyncio.Event) -> None:
-        timeout = aiohttp.ClientTimeout(total=self._spec.request_timeout + 60)
-        connector = aiohttp.UnixConnector(path=self._spec.socket, limit=0)
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers={PROJECT_HEADER: self._spec.project}
-        ) as session:
-            for number, model in enumerate(self._spec.models):
+        spec = self._spec
+        async with gateway_session(spec.socket, spec.project, spec.request_timeout) as session:
+            for number, model in enumerate(spec.models):
                 keys = [
                     key
                     for row in range(len(self._rows))
@@ -162,55 +119,18 @@ class Asking:
     async def _ask_model(
         self, session: aiohttp.ClientSession, model: Asked, keys: list[Key], stopped: asyncio.Event
     ) -> None:
-        waiting = iter(keys)
-        self._last_answer = time.monotonic()
+        patience = Patience(model.name)
 
-        async def work() -> None:
-            for key in waiting:
-                kept = await self._asked(session, model, self._rows[key[1]], key[2])
-                self._answers.keep(key, kept)
-                self._on_answer()
-
-        workers = [asyncio.create_task(work()) for _ in range(min(model.at_once, len(keys)))]
-        stop = asyncio.create_task(stopped.wait())
-        try:
-            pending = set(workers)
-            while pending:
-                done, _ = await asyncio.wait({*pending, stop}, return_when=asyncio.FIRST_COMPLETED)
-                if stop in done:
-                    raise Stopped
-                for worker in done:
-                    worker.result()
-                pending -= done
-        finally:
-            for task in (*workers, stop):
-                task.cancel()
-            await asyncio.gather(*workers, stop, return_exceptions=True)
-
-    async def _asked(self, session: aiohttp.ClientSession, model: Asked, row: Question, task: Task) -> Kept:
-        """One answer, waited for as long as the model answers anything. Raises TrainingFailed."""
-        wait, faults = _FIRST_WAIT, 0
-        while True:
+        async def work(key: Key) -> None:
+            row, task = self._rows[key[1]], key[2]
             try:
-                kept = await self._ask_for[task](session, model, row)
-                self._last_answer = time.monotonic()
-                return kept
+                kept = await patience.answer(lambda: self._ask_for[task](session, model, row))
             except Refused as refusal:
-                if refusal.code in _OF_THE_MODEL:
-                    raise TrainingFailed(refusal.code, f"{model.name}: {refusal}") from refusal
-                self._last_answer = time.monotonic()
-                return Kept(error=str(refusal)[:500])
-            except Unanswered as error:
-                if time.monotonic() - self._last_answer > PATIENCE:
-                    raise TrainingFailed(
-                        "engine_unavailable",
-                        f"{model.name} has answered nothing for {PATIENCE / 60:.0f} minutes, last: {error}",
-                    ) from error
-                faults += error.is_fault
-                if faults >= _MOST_FAULTS:
-                    return Kept(error=str(error)[:500])
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+                kept = Kept(error=str(refusal)[:500])
+            self._answers.keep(key, kept)
+            self._on_answer()
+
+        await each(keys, min(model.at_once, len(keys)), work, stopped)
 
     async def _answer(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
         answer = await self._generated(session, model, row)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.graders.models import Grader
 from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import JobFolder, Outcome
+from tunewright.jobs.gateway import AskedModel
 from tunewright.metrics.names import Extract, MetricName, SuiteName
 from tunewright.metrics.verdicts import Limit
 from tunewright.rows.reading import Reading
@@ -20,18 +21,9 @@ EXTERNAL = "external"
 """The content of a judge elsewhere, for whose weights nobody answers."""
 
 
-class Asked(BaseModel):
-    """A model that is asked, as it was when the evaluation was created."""
+class Asked(AskedModel):
+    """A model that is asked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """Never an alias."""
-    content: str
-    """The hash of an adapter's or a full model's weights, the fingerprint of a base: the gateway refuses to answer with
-    others."""
-    at_once: int
-    """Requests in flight at a time."""
     cache: str | None = None
     """A file of answers that other evaluations have had, or will find."""
 

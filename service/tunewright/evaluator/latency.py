@@ -17,10 +17,10 @@ from typing import Any
 
 import aiohttp
 
-from tunewright.evaluator.asking import Stopped, ask_gateway
 from tunewright.evaluator.folder import Asked, EvaluationSpec, Loads, complete_lines
 from tunewright.evaluator.load import Loaded, Timed, load, timed
 from tunewright.evaluator.report import EvaluationReport, LoadFigures, Percentiles
+from tunewright.jobs.asking import Stopped, ask_gateway
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.gateway import PROJECT_HEADER, Refused, Unanswered

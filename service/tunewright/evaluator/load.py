@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from tunewright.evaluator.asking import asked_of
 from tunewright.evaluator.folder import Asked
+from tunewright.jobs.asking import asked_of
 from tunewright.jobs.gateway import Unanswered, not_answered
 
 

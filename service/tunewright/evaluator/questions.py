@@ -54,15 +54,6 @@ class Question:
         return self.prompt or "" if self.messages is None else _text(self.messages[-1].get("content"))
 
 
-def drawn(rows: int, wanted: int | None, seed: int) -> frozenset[int]:
-    """The numbers (from 0) of the rows of a file that are drawn: all where so many are wanted, or more."""
-    if wanted is None or wanted >= rows:
-        return frozenset(range(rows))
-    import numpy as np  # the service, which imports this module, starts without it
-
-    return frozenset(np.random.default_rng(seed).permutation(rows)[:wanted].tolist())
-
-
 def questions(file: Path, reading: Reading, numbers: frozenset[int]) -> Iterator[Question | None]:
     """The rows with these numbers in the order of the file; None for a row without an answer in words, such as one of
     tool calls. Raises InvalidData."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tunewright.apart import limit_memory
 from tunewright.atomic import write_atomically
-from tunewright.evaluator.asking import AnswersFile, Asking, Kept, Stopped, Task
+from tunewright.evaluator.asking import AnswersFile, Asking, Kept, Task
 from tunewright.evaluator.cached import keep_cached, take_cached
 from tunewright.evaluator.folder import (
     AskedJudge,
@@ -33,13 +33,15 @@ from tunewright.evaluator.judging import Judgements, Judging, labelled_pairs
 from tunewright.evaluator.latency import Loading
 from tunewright.evaluator.measuring import Answered, Plan, measure, plan
 from tunewright.evaluator.pairs import Pair
-from tunewright.evaluator.questions import Question, drawn, questions
+from tunewright.evaluator.questions import Question, questions
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.evaluator.suites import SUITES
+from tunewright.jobs.asking import Stopped
 from tunewright.jobs.failure import TrainingFailed, explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
 from tunewright.logs import limit_records
+from tunewright.rows.drawing import drawn
 from tunewright.rows.faults import InvalidData
 
 log = logging.getLogger("tunewright.evaluator")

@@ -6,8 +6,26 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 PROJECT_HEADER = "X-Tunewright-Project"
 """Names the project of the job to the service's own gateway."""
+SOURCE_HEADER = "X-Tunewright-Source"
+"""Says to it what for the project uses the model; without it for an evaluation."""
+
+
+class AskedModel(BaseModel):
+    """A model that is asked, as it was when the job was created."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Never an alias."""
+    content: str
+    """The hash of an adapter's or a full model's weights, the fingerprint of a base: the gateway refuses to answer with
+    others."""
+    at_once: int
+    """Requests in flight at a time."""
 
 
 class Unanswered(Exception):

@@ -24,7 +24,7 @@ _GPU = "cuda:"
 
 UsageKind = Literal["completions", "embeddings"]
 """Completions are chats and responses too."""
-UsageSource = Literal["live", "batch", "evaluation", "grader", "shadow"]
+UsageSource = Literal["live", "batch", "evaluation", "grader", "shadow", "synthesis"]
 """Who has asked: a client, or the service for one of these; shadow is a copy of a request for an alias's shadow. Plain
 texts, since keys are hashed for each request."""
 

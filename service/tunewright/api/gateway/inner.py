@@ -4,8 +4,8 @@ as the engines' sockets are, so that no key is needed and none is handed on.
 It takes `POST /ask` with `{"model", "content", "path", "body"}` and sends `body` to `path` (of `PATHS`) of the engine
 that has the model, as a use of the project that the header `X-Tunewright-Project` names; `POST /stream` does the same
 with an answer that is streamed. Leases, loading on demand, turns, limits and plain control tokens are those of every
-generation. It knows no aliases, and answers only while the model has the weights `content`: what an evaluation measures
-stays one thing, whatever is flipped, deleted or deployed meanwhile.
+generation. It knows no aliases, and answers only while the model has the weights `content`: an evaluated model or a
+teacher stays one thing, whatever is flipped, deleted or deployed meanwhile.
 
 `POST /batch?path=PATH&sticky=KEY&project=PROJECT` takes the body of a generation and answers it as the public route
 does, with the models and aliases of the project, below all live traffic (`below.py`).
@@ -28,8 +28,9 @@ from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
 from tunewright.evaluator.folder import EXTERNAL
-from tunewright.jobs.gateway import PROJECT_HEADER
+from tunewright.jobs.gateway import PROJECT_HEADER, SOURCE_HEADER
 from tunewright.store.tables import DEFAULT_PROJECT
+from tunewright.store.usage import UsageSource
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
@@ -149,7 +150,8 @@ class InnerGateway:
 
 
 def _payer(request: web.Request) -> Payer:
-    return Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source="evaluation")
+    source: UsageSource = "synthesis" if request.headers.get(SOURCE_HEADER) == "synthesis" else "evaluation"
+    return Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source=source)
 
 
 def _check_path(path: str) -> None:
