@@ -10,14 +10,16 @@ from tunewright.kinds.evaluation.kind import Evaluation
 from tunewright.kinds.export.kind import Export
 from tunewright.kinds.fine_tuning.kind import FineTuning
 from tunewright.kinds.kind import Kind
+from tunewright.kinds.synthesis.kind import Synthesis
 
 FINE_TUNING = FineTuning()
 EXPORT = Export()
 CLEANING = Cleaning()
 EVALUATION = Evaluation()
 BATCH = Batch()
+SYNTHESIS = Synthesis()
 
-for _kind in (FINE_TUNING, EXPORT, CLEANING, EVALUATION, BATCH):
+for _kind in (FINE_TUNING, EXPORT, CLEANING, EVALUATION, BATCH, SYNTHESIS):
     register(_kind)
 
 

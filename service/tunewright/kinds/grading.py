@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +17,17 @@ _SECONDS, _BYTES_PER_SECOND = 60, 2**19
 """As `kinds.data`."""
 
 
-def missing_item(path: Path, reading: Reading, grader: AnyGrader, most_rows: int | None = None) -> str | None:
+def missing_item(
+    path: Path,
+    reading: Reading,
+    grader: AnyGrader,
+    most_rows: int | None = None,
+    *,
+    known: Collection[str] = (),
+) -> str | None:
     """The first row, of `most_rows` or of all, that lacks what the grader refers to, in words; None where none does.
-    Raises OSError."""
-    references = list(dict.fromkeys(item_references(grader)))
+    `known`: what the job adds to each row. Raises OSError."""
+    references = [one for one in dict.fromkeys(item_references(grader)) if one.keys[0] not in known]
     if not references:
         return None
     seconds = _SECONDS + path.stat().st_size // _BYTES_PER_SECOND

@@ -24,6 +24,7 @@ _JOBS = {
     "export": ("export", _ENDS),
     "evaluation": ("evaluation", _ENDS),
     "cleaning": ("cleaning", _ENDS),
+    "synthesis": ("synthesis", _ENDS),
 }
 """What is told of the ends of jobs, by their kinds: the prefix, and the words of `JobResult.end` and `JobState`."""
 ADAPTER_QUARANTINED = "adapter.quarantined"

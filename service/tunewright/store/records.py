@@ -44,6 +44,30 @@ class FileLineage:
 
 
 @dataclass(frozen=True)
+class SynthesisLineage:
+    """The origin of a file that was made by a synthesis. It stays true when the synthesis, its source and its teacher
+    are gone."""
+
+    synthesis: str
+    """Id of the job."""
+    file: str
+    """Id of the source."""
+    filename: str
+    sha256: str
+    task: dict[str, Any]
+    """The task with its options, as the synthesis has it."""
+    teacher: str
+    """Its name."""
+    teacher_content: str
+    """The hash of its weights, or the fingerprint of a base."""
+    prompts_version: int
+    """The version of the texts by which it was asked."""
+    seed: int
+    rows_before: int
+    rows_after: int
+
+
+@dataclass(frozen=True)
 class FileRecord:
     seq: int
     id: str
@@ -57,14 +81,15 @@ class FileRecord:
     status: FileStatus = FileStatus.PROCESSED
     report: dict[str, Any] | None = None
     """What the check of its rows has found (`rows.formats.FileReport.as_json`); None before, and for results."""
-    lineage: FileLineage | None = None
+    lineage: FileLineage | SynthesisLineage | None = None
     """None for uploads and results."""
     project: str = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", FileStatus(self.status))
         if isinstance(self.lineage, dict):
-            object.__setattr__(self, "lineage", FileLineage(**self.lineage))
+            lineage = SynthesisLineage if "synthesis" in self.lineage else FileLineage
+            object.__setattr__(self, "lineage", lineage(**self.lineage))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunewright.rows.report.models import DataReport
 from tunewright.store.records import FileRecord
+from tunewright.store.records import SynthesisLineage as MadeLineage
 from tunewright.store.states import FileStatus
 from tunewright.wire import Wire
 
@@ -52,8 +53,24 @@ class FileLineage(Wire):
     rows_after: int
 
 
+class SynthesisLineage(Wire):
+    """What a synthesis has made a file of."""
+
+    synthesis: str = Field(description="Id of the synthesis, which may be removed after a while.")
+    file: str = Field(description="Id of the source, which may be deleted by now.")
+    filename: str
+    sha256: str
+    task: dict[str, Any] = Field(description="The task with its options.")
+    teacher: str = Field(description="The model that was asked.")
+    teacher_content: str = Field(description="The hash of its weights, or the fingerprint of a base.")
+    prompts_version: int = Field(description="The version of the texts by which it was asked.")
+    seed: int
+    rows_before: int
+    rows_after: int
+
+
 class FileObject(Wire):
-    """An uploaded file, a cleaned one, or the metrics of a finished job."""
+    """An uploaded file, a cleaned one, one that a teacher has made, or the results of a job."""
 
     id: str
     object: Literal["file"] = "file"
@@ -64,9 +81,10 @@ class FileObject(Wire):
     )
     filename: str
     purpose: str = Field(
-        description="`fine-tune` or `batch` for uploads, `fine-tune` for cleaned files, `fine-tune-results` for the "
-        "metrics of a job (CSV), `evaluation-results` for the answers of an evaluation (JSONL), `batch_output` for "
-        "those of a batch (JSONL)."
+        description="`fine-tune` or `batch` for uploads, `fine-tune` for cleaned files and made rows, "
+        "`fine-tune-results` for the metrics of a job (CSV), `evaluation-results` for the answers of an evaluation "
+        "(JSONL), `batch_output` for those of a batch (JSONL), `synthesis-dropped` for what a synthesis has dropped "
+        "(JSONL)."
     )
     status: FileStatus = Field(
         description="uploaded: its rows are being checked. error: it cannot be used as it is, only with `data.columns` "
@@ -77,7 +95,9 @@ class FileObject(Wire):
         description="null until it was checked, for results, and for requests of a batch."
     )
     sha256: str
-    lineage: FileLineage | None = Field(description="Of a cleaned file; null for others.")
+    lineage: FileLineage | SynthesisLineage | None = Field(
+        description="Of a cleaned file, or one that a synthesis has made; null for others."
+    )
 
     @classmethod
     def of(cls, record: FileRecord) -> FileObject:
@@ -94,8 +114,15 @@ class FileObject(Wire):
             if record.report
             else None,
             sha256=record.sha256,
-            lineage=FileLineage(**asdict(record.lineage)) if record.lineage else None,
+            lineage=_lineage(record),
         )
+
+
+def _lineage(record: FileRecord) -> FileLineage | SynthesisLineage | None:
+    if record.lineage is None:
+        return None
+    is_made = isinstance(record.lineage, MadeLineage)
+    return (SynthesisLineage if is_made else FileLineage)(**asdict(record.lineage))
 
 
 class ReportObject(Wire, DataReport):

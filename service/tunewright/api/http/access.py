@@ -45,6 +45,7 @@ _JOBS = (
     "evaluations/{evaluation_id}",
     "exports/{export_id}",
     "fine_tuning/jobs/{job_id}",
+    "syntheses/{synthesis_id}",
 )
 _PROJECT = "/v1/organization/projects/{project_id}"
 _KEY, _ADMIN_KEYS = f"{_PROJECT}/api_keys/{{key_id}}", "/v1/organization/admin_api_keys"

@@ -42,6 +42,7 @@ from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.models import routes as models
 from tunewright.api.organization import routes as organization
 from tunewright.api.organization import usage
+from tunewright.api.syntheses import routes as syntheses
 from tunewright.api.telemetry import routes as telemetry
 from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.api.telemetry.exporter import Exporter
@@ -89,7 +90,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
         health, organization, usage, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations,
-        models, adapters, aliases, deployments, graders, batches, uploads, webhooks, telemetry,
+        models, adapters, aliases, deployments, graders, batches, syntheses, uploads, webhooks, telemetry,
     ):  # fmt: skip
         app.include_router(routes.router)
     app.include_router(uploads.forms)

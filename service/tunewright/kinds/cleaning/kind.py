@@ -103,13 +103,13 @@ def reading_of(job: Job) -> Reading:
     return request_of(job).data.reading(True)
 
 
-def cleaned_name(filename: str) -> str:
-    """The name of the cleaned file: `train.csv.gz` becomes `train-cleaned.jsonl`."""
+def cleaned_name(filename: str, what: str = "cleaned") -> str:
+    """The name of a file that is made of another one: `train.csv.gz` becomes `train-cleaned.jsonl`."""
     stem = filename
     for ending in _ENDINGS:
         if len(stem) > len(ending):
             stem = stem.removesuffix(ending)
-    end = "-cleaned.jsonl"
+    end = f"-{what}.jsonl"
     return stem[: _LONGEST_NAME - len(end)] + end
 
 

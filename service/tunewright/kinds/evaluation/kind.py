@@ -30,15 +30,12 @@ from tunewright.kinds.evaluation.models import (
 from tunewright.kinds.evaluation.suites import asked_suite, at_once, cache_file, fitting, validated_suite
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
 from tunewright.kinds.products import place_file
+from tunewright.kinds.shares import places_at
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.canonical import RowKind
 from tunewright.store.records import Engine, Job
 from tunewright.store.states import FileStatus
 
-SHARE = 4
-"""An evaluation has one in so many of the sequences that an engine runs at once; one evaluation runs at a time."""
-MOST_AT_ONCE = 64
-"""Requests in flight, however many an engine runs: more would not make it faster."""
 MOST_ROWS = 20_000
 """Rows that are drawn where the request does not say how many."""
 PURPOSE = "evaluation-results"
@@ -46,8 +43,6 @@ USABLE = (RowKind.CHAT, RowKind.PROMPT_COMPLETION, RowKind.PREFERENCE)
 MEMORY = 2 * 2**30
 _MAX_TOKENS = 256
 _EXTERNAL_AT_ONCE = 8
-_SEQUENCES = 256
-"""Those of an engine that an earlier version of the service has started."""
 
 
 class Evaluation(Kind):
@@ -94,7 +89,7 @@ class Evaluation(Kind):
     def spec(self, service: Service, job: Job, base: BaseInfo) -> EvaluationSpec:
         request, plan = request_of(job), job.resolved
         assert isinstance(plan, EvaluationPlan), f"{job.id} was not validated"
-        places = {engine.name: _places(engine) for engine in _engines(service, request)}
+        places = {engine.name: places_at(engine) for engine in _engines(service, request)}
         data, suite = file_of(job), request.suite
         return EvaluationSpec(
             job_id=job.id,
@@ -193,9 +188,3 @@ def _judge(service: Service, judge: JudgeRequest | None, places: dict[str, int])
 def _engines(service: Service, request: EvaluationRequest) -> list[Engine]:
     found = [service.store.engines.get(name) for name in {model.engine for model in _asked(request)}]
     return [engine for engine in found if engine is not None]
-
-
-def _places(engine: Engine) -> int:
-    """How many requests an evaluation may have at this engine at a time."""
-    sequences = (engine.info.max_num_seqs if engine.info else None) or _SEQUENCES
-    return max(1, min(MOST_AT_ONCE, sequences // SHARE))

@@ -26,7 +26,7 @@ from tunewright.kinds.fine_tuning.models import FineTuningRequest, FineTuningRes
 from tunewright.plan.defaults import Resolved
 from tunewright.plan.forgetting import Forgetting
 from tunewright.rows.report.picture import picture
-from tunewright.store.records import TunedModel
+from tunewright.store.records import FileLineage, SynthesisLineage, TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
 
 _KINDS = {ModelKind.ADAPTER: "A LoRA adapter", ModelKind.FULL: "A full model"}
@@ -206,14 +206,7 @@ def _data(facts: Facts) -> Section | None:
         parts.append(Table(("file", "sha256", "weight"), rows))
     record = facts.training_file
     if record is not None and record.lineage is not None:
-        cleaned = record.lineage
-        parts.append(
-            Text(
-                f"Cleaned by {cleaned.cleaning} from {cleaned.filename} (sha256 {cleaned.sha256}): "
-                f"{cleaned.rows_before:,} rows became {cleaned.rows_after:,}, by "
-                f"{', '.join(str(step.get('type')) for step in cleaned.steps)}."
-            )
-        )
+        parts.append(Text(_made_of(record.lineage)))
     report = facts.data
     if report is None:
         parts.append(Text(f"There is no report on its rows: {facts.no_data or 'it was not made'}."))
@@ -330,3 +323,18 @@ def _lineage(facts: Facts) -> Section | None:
 def _ancestor(model: TunedModel) -> tuple[str, ...]:
     file = model.lineage.training_file if model.lineage is not None else None
     return model.name, model.method.value, file or "-", model.sha256, when(model.created_at)
+
+
+def _made_of(lineage: FileLineage | SynthesisLineage) -> str:
+    """Where a training file comes from that was made here."""
+    source = f"{lineage.filename} (sha256 {lineage.sha256})"
+    if isinstance(lineage, SynthesisLineage):
+        return (
+            f"{lineage.rows_after:,} rows ({lineage.task['type']}) made from {source} in {lineage.synthesis}, by the "
+            f"teacher {lineage.teacher} ({lineage.teacher_content})."
+        )
+    steps = ", ".join(str(step.get("type")) for step in lineage.steps)
+    return (
+        f"Cleaned by {lineage.cleaning} from {source}: {lineage.rows_before:,} rows became {lineage.rows_after:,}, by "
+        f"{steps}."
+    )

@@ -1,0 +1,98 @@
+"""Asks the teacher, and keeps each answer: what was answered is in a file, and is not asked again by a process that is
+started again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tunewright.jobs.asking import Patience, ask_gateway, each, gateway_session
+from tunewright.jobs.gateway import AskedModel, Refused
+from tunewright.jobs.lines import AppendedLines
+from tunewright.synthesizer.folder import SynthesisSpec
+from tunewright.synthesizer.questions import COMPLETIONS, Asker, Dropped, Kept
+
+_LONGEST_MESSAGE = 500
+
+
+class AnswersFile:
+    """The answers so far, a line each, by the numbers of their requests."""
+
+    def __init__(self, path: Path) -> None:
+        self.kept: dict[int, Kept] = {}
+        self._lines = AppendedLines(path, self._read)
+
+    def _read(self, line: bytes) -> None:
+        number, found = json.loads(line)
+        self.kept[number] = Kept(**found)
+
+    def keep(self, number: int, kept: Kept) -> None:
+        """Raises OSError where the disk is full: then nothing of the line is left."""
+        self._lines.append(json.dumps([number, kept.as_json()]).encode())
+        self.kept[number] = kept
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+async def ask(
+    spec: SynthesisSpec,
+    asker: Asker,
+    numbers: Sequence[int],
+    answers: AnswersFile,
+    on_answer: Callable[[], None],
+    stopped: asyncio.Event,
+) -> None:
+    """Ask what has no answer yet of these numbers. Raises Stopped, and TrainingFailed where the teacher cannot answer
+    at all."""
+    missing = [number for number in numbers if number not in answers.kept]
+    patience = Patience(spec.teacher.name)
+
+    async def work(number: int) -> None:
+        try:
+            forms = list(asker.forms(number))
+        except Dropped:
+            return  # there is nothing to ask
+        path, sampling = asker.path(number), asker.sampling(number)
+        try:
+            kept = await patience.answer(
+                lambda: _answer(session, spec.teacher, path, [{**form, **sampling} for form in forms])
+            )
+        except Refused as refusal:
+            kept = Kept(error=refusal.code or "request_refused", message=str(refusal)[:_LONGEST_MESSAGE])
+        answers.keep(number, kept)
+        on_answer()
+
+    async with gateway_session(spec.socket, spec.project, spec.request_timeout, "synthesis") as session:
+        await each(missing, min(spec.teacher.at_once, len(missing)), work, stopped)
+
+
+async def _answer(
+    session: aiohttp.ClientSession, teacher: AskedModel, path: str, forms: Sequence[dict[str, Any]]
+) -> Kept:
+    """The answer to the first form for which the context has room. Raises Unanswered and Refused."""
+    for form in forms[:-1]:
+        try:
+            return _kept(path, await ask_gateway(session, teacher, path, form))
+        except Refused as refusal:
+            if refusal.code != "context_length_exceeded":
+                raise
+    return _kept(path, await ask_gateway(session, teacher, path, forms[-1]))
+
+
+def _kept(path: str, answer: dict[str, Any]) -> Kept:
+    choice, usage = answer["choices"][0], answer.get("usage") or {}
+    message: dict[str, Any] = choice.get("message") or {}
+    return Kept(
+        text=choice.get("text") if path == COMPLETIONS else message.get("content"),
+        tool_calls=message.get("tool_calls") or None,
+        refusal=message.get("refusal"),
+        finish=choice.get("finish_reason"),
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        completion_tokens=usage.get("completion_tokens") or 0,
+    )
