@@ -29,6 +29,7 @@ RESOURCES = (
     "exports",
     "cleanings",
     "evaluations",
+    "syntheses",
     "adapters",
     "models",
     "aliases",
@@ -143,6 +144,7 @@ def test_the_two_clients_have_the_same_methods_and_parameters() -> None:
         (tunewright_client.Export, tunewright_client.AsyncExport),
         (tunewright_client.Cleaning, tunewright_client.AsyncCleaning),
         (tunewright_client.Evaluation, tunewright_client.AsyncEvaluation),
+        (tunewright_client.Synthesis, tunewright_client.AsyncSynthesis),
         (tunewright_client.Deployment, tunewright_client.AsyncDeployment),
     ]
     blocking, other = Tunewright(), AsyncTunewright()

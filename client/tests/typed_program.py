@@ -79,6 +79,17 @@ def clean(client: Tunewright) -> str | None:
     return cleaning.cleaned_file
 
 
+def make_rows(client: Tunewright) -> str | None:
+    synthesis: tw.Synthesis = client.syntheses.create(
+        "teacher", Path("train.jsonl"), {"type": "answers", "n": 4}, temperature=0.9
+    ).wait()
+    report: tw.SynthesisReport | None = synthesis.report
+    if report is not None:
+        dropped: dict[str, int] = {reason: one.rows for reason, one in report.dropped.items()}
+        print(report.rows_made, dropped, synthesis.teacher.content if synthesis.teacher else None)
+    return synthesis.made_file
+
+
 def manage(client: Tunewright) -> None:
     page: tw.Page[tw.File] = client.files.list(limit=10)
     while (following := page.next_page()) is not None:

@@ -1,9 +1,9 @@
 """Python SDK of Tunewright: fine-tune language models on your own machines and use the results.
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
-`cleanings`, `evaluations`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`, `deployments`, `webhooks`,
-`projects`, `api_keys`, `admin_api_keys`, `chat` and `completions`. The types of the server's answers are in
-`tunewright_client.types`; the common ones are also here.
+`cleanings`, `evaluations`, `syntheses`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`,
+`deployments`, `webhooks`, `projects`, `api_keys`, `admin_api_keys`, `chat` and `completions`. The types of the server's
+answers are in `tunewright_client.types`; the common ones are also here.
 """
 
 from ._async.batches import AsyncBatch
@@ -16,6 +16,7 @@ from ._async.jobs import AsyncJob
 from ._async.pager import AsyncPager
 from ._async.pages import AsyncPage
 from ._async.streams import AsyncStream
+from ._async.syntheses import AsyncSynthesis
 from ._errors import (
     APIConnectionError,
     APIStatusError,
@@ -48,6 +49,7 @@ from ._sync.exports import Export
 from ._sync.jobs import Job
 from ._sync.pages import Page
 from ._sync.streams import Stream
+from ._sync.syntheses import Synthesis
 from ._version import __version__
 from .types import (
     Adapter,
@@ -111,6 +113,7 @@ from .types import (
     Ready,
     RequiredEvaluation,
     ShadowAnswer,
+    SynthesisReport,
     TargetVerdict,
     Tuning,
     Upload,
@@ -151,6 +154,7 @@ __all__ = [
     "AsyncPage",
     "AsyncPager",
     "AsyncStream",
+    "AsyncSynthesis",
     "AsyncTunewright",
     "AuthenticationError",
     "BadRequestError",
@@ -225,6 +229,8 @@ __all__ = [
     "ShadowAnswer",
     "Stream",
     "StreamInterruptedError",
+    "Synthesis",
+    "SynthesisReport",
     "TargetVerdict",
     "Tunewright",
     "TunewrightError",

@@ -24,6 +24,7 @@ from .http import AsyncHTTP
 from .jobs import AsyncJobs
 from .organization import AsyncAdminApiKeys, AsyncApiKeys, AsyncProjects
 from .resources import AsyncAdapters, AsyncChat, AsyncCompletions, AsyncFiles, AsyncModels
+from .syntheses import AsyncSyntheses
 from .usage import AsyncUsage
 from .webhooks import AsyncWebhooks
 
@@ -75,6 +76,7 @@ class AsyncTunewright:
         self.exports = AsyncExports(http)
         self.cleanings = AsyncCleanings(http)
         self.evaluations = AsyncEvaluations(http)
+        self.syntheses = AsyncSyntheses(http)
         self.batches = AsyncBatches(http)
         self.uploads = AsyncUploads(http)
         self.adapters = AsyncAdapters(http)

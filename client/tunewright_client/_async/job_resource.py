@@ -1,5 +1,5 @@
 """What jobs of all kinds share: the methods of `client.jobs`, `client.exports`, `client.cleanings`,
-`client.evaluations` and `client.batches`, and of their records."""
+`client.evaluations`, `client.syntheses` and `client.batches`, and of their records."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ J = TypeVar("J", bound=AsyncBoundJob)
 
 
 class AsyncWorkResource(AsyncResource, Generic[W]):
-    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export, a cleaning, an evaluation or a
-    batch."""
+    """The methods that jobs of all kinds share. `job_id` is the id of a job, an export, a cleaning, an evaluation, a
+    synthesis or a batch."""
 
     _path: ClassVar[str]
     _record: type[W]

@@ -44,6 +44,7 @@ JOBS = "/fine_tuning/jobs"
 EXPORTS = "/exports"
 CLEANINGS = "/cleanings"
 EVALUATIONS = "/evaluations"
+SYNTHESES = "/syntheses"
 GRADERS = "/fine_tuning/alpha/graders"
 EVENT_STREAM = {"accept": "text/event-stream", "cache-control": "no-store"}
 

@@ -25,6 +25,7 @@ from .http import HTTP
 from .jobs import Jobs
 from .organization import AdminApiKeys, ApiKeys, Projects
 from .resources import Adapters, Chat, Completions, Files, Models
+from .syntheses import Syntheses
 from .usage import Usage
 from .webhooks import Webhooks
 
@@ -65,6 +66,7 @@ class Tunewright:
         self.exports = Exports(http)
         self.cleanings = Cleanings(http)
         self.evaluations = Evaluations(http)
+        self.syntheses = Syntheses(http)
         self.batches = Batches(http)
         self.uploads = Uploads(http)
         self.adapters = Adapters(http)

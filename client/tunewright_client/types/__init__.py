@@ -100,6 +100,7 @@ from .resources import (
     Parity,
     Ready,
 )
+from .syntheses import DroppedRows, ScoreSummary, SynthesisRecord, SynthesisReport, Teacher
 from .usage import CostAmount, CostBucket, CostResult, UsageBucket, UsageResult
 from .verdicts import (
     AliasGate,
@@ -165,6 +166,7 @@ __all__ = [
     "DataReport",
     "Deleted",
     "DeploymentRecord",
+    "DroppedRows",
     "EvaluatedFigures",
     "EvaluatedModel",
     "EvaluationComparison",
@@ -236,8 +238,12 @@ __all__ = [
     "ReportTokens",
     "ReportTurns",
     "RequiredEvaluation",
+    "ScoreSummary",
     "ShadowAnswer",
+    "SynthesisRecord",
+    "SynthesisReport",
     "TargetVerdict",
+    "Teacher",
     "Tuning",
     "Upload",
     "UploadPart",

@@ -38,16 +38,23 @@ class FileReport(Wire):
 
 
 class FileLineage(Wire):
-    """What a cleaning has made a file of: the file by its id, name and hash, and the steps with their options.
+    """What a cleaning, or a synthesis, has made a file of: the file by its id, name and hash; of a cleaning the steps
+    with their options; of a synthesis the task, and the teacher by its name and the hash of its weights.
 
-    The cleaning and the file that it was made of may be gone by now.
+    The job, the teacher and the file that it was made of may be gone by now.
     """
 
-    cleaning: str
+    cleaning: str | None = None
+    synthesis: str | None = None
     file: str
     filename: str = ""
     sha256: str = ""
     steps: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    task: dict[str, Any] | None = None
+    teacher: str | None = None
+    teacher_content: str | None = None
+    prompts_version: int | None = None
+    seed: int | None = None
     rows_before: int = 0
     rows_after: int = 0
 
@@ -58,7 +65,7 @@ class File(Wire):
     - bytes: its size; expires_at: None where it does not expire
     - status: uploaded while its rows are being checked, then processed or error; status_details: what is wrong
     - report: what was found; None before, for results, and from older servers
-    - lineage: what it was made of, where a cleaning has made it
+    - lineage: what it was made of, where a cleaning or a synthesis has made it
     """
 
     id: str

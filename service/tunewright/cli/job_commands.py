@@ -11,7 +11,7 @@ import click
 
 from tunewright.cli.options import Remote, examples, limit_option, on_service
 from tunewright.cli.output import for_terminal, page_size, when
-from tunewright_client import Batch, Cleaning, Evaluation, Export, Job, JobEvent, Tunewright
+from tunewright_client import Batch, Cleaning, Evaluation, Export, Job, JobEvent, Synthesis, Tunewright
 
 FOLLOW_SECONDS = 1.0
 
@@ -68,7 +68,17 @@ BATCHES = JobKind(
 )
 
 
-def steps(record: Job | Export | Cleaning | Evaluation | Batch) -> str | None:
+SYNTHESES = JobKind(
+    "syntheses",
+    "synthesis",
+    "synth-Zk3mP0aYc7vTqLw9XnB2sR8d",
+    lambda client: client.syntheses,
+    "the id of the file with the made rows",
+    "FILE",
+)
+
+
+def steps(record: Job | Export | Cleaning | Evaluation | Batch | Synthesis) -> str | None:
     """The step and the number of steps, such as 12/48; None where unknown."""
     now = record.progress
     return f"{now.step}/{now.total_steps}" if now and now.step is not None and now.total_steps else None

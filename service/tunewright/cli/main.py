@@ -36,6 +36,7 @@ from tunewright.cli.output import plain
 from tunewright.cli.plan import plan
 from tunewright.cli.projects import projects
 from tunewright.cli.status import status
+from tunewright.cli.syntheses import syntheses
 from tunewright.cli.usage import usage
 from tunewright.cli.webhooks import webhooks
 from tunewright_client import (
@@ -80,8 +81,8 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 for command in (
-    demo, status, plan, jobs, exports, files, data, cleanings, evals, batches, bench, graders, adapters, models,
-    aliases, deployments, webhooks, projects, keys, usage, chat, backup, restore,
+    demo, status, plan, jobs, exports, files, data, cleanings, syntheses, evals, batches, bench, graders, adapters,
+    models, aliases, deployments, webhooks, projects, keys, usage, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

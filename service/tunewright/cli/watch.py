@@ -7,7 +7,7 @@ import click
 from tunewright.cli.job_commands import JobKind
 from tunewright.cli.options import INTERRUPTED, Remote, examples, on_service
 from tunewright.cli.progress import view_for, watch_job
-from tunewright_client import Batch, Cleaning, Evaluation, Export, Job, JobError
+from tunewright_client import Batch, Cleaning, Evaluation, Export, Job, JobError, Synthesis
 
 
 def watch_command(kind: JobKind, then: str) -> click.Command:
@@ -29,7 +29,7 @@ def watch_command(kind: JobKind, then: str) -> click.Command:
 
 
 def print_created(
-    remote: Remote, kind: JobKind, job: Job | Export | Cleaning | Evaluation | Batch, watch: bool
+    remote: Remote, kind: JobKind, job: Job | Export | Cleaning | Evaluation | Batch | Synthesis, watch: bool
 ) -> int:
     """Print the id of a created job, and watch it where `watch` is set. Returns the exit code."""
     if remote.out.as_json:
