@@ -18,6 +18,7 @@ from tunewright.kinds.batch.models import BatchRequest
 from tunewright.kinds.cleaning.models import CleaningRequest
 from tunewright.kinds.evaluation.models import EvaluatedModel, EvaluationRequest
 from tunewright.kinds.fine_tuning.models import FineTuningResult
+from tunewright.kinds.synthesis.models import SynthesisRequest
 from tunewright.registry.aliases import AliasTarget
 from tunewright.store.keys import Scope
 from tunewright.store.records import JobInput, NewJob
@@ -25,6 +26,7 @@ from tunewright.store.states import EngineState, JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import job_devices, metadata
 from tunewright.store.usage import UsageKey, Used, hour_of
+from tunewright.synthesizer.tasks import AnswersTask
 
 BASE = "tunewright-tiny"
 
@@ -90,6 +92,10 @@ def make_tenant(store: Store, mark: str) -> Tenant:
         NewJob("cleaning", "", CleaningRequest(filename=file.filename, sha256="0", steps=[]), 1,
                (JobInput("file", file_id=file.id),))
     )  # fmt: skip
+    synthesis = mine.jobs.create(
+        NewJob("synthesis", "", SynthesisRequest(teacher=evaluated, filename=file.filename, sha256="0",
+                                                 task=AnswersTask()), 1, (JobInput("file", file_id=file.id),))
+    )  # fmt: skip
     batch = mine.jobs.create(
         NewJob("batch", "", BatchRequest(endpoint="/v1/completions", completion_window="24h", expires_at=2e9), 0,
                (JobInput(INPUT_FILE, file_id=file.id),))
@@ -137,6 +143,7 @@ def make_tenant(store: Store, mark: str) -> Tenant:
             "delivery": delivery.id,
             "evaluation": evaluation.id,
             "cleaning": cleaning.id,
+            "synthesis": synthesis.id,
         },
     )
 

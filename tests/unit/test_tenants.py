@@ -42,6 +42,7 @@ MISSING = {
     "export": "export-" + "x" * 24,
     "evaluation": "eval-" + "x" * 24,
     "cleaning": "clean-" + "x" * 24,
+    "synthesis": "synth-" + "x" * 24,
     "batch": "batch-" + "x" * 24,
     "upload": "upload-" + "x" * 24,
     "webhook": "webhook-" + "x" * 24,
@@ -56,6 +57,7 @@ NAMED_BY = {
     "name": ["alias"],
     "deployment": ["deployment", "full"],
     "cleaning_id": ["cleaning"],
+    "synthesis_id": ["synthesis"],
     "evaluation_id": ["evaluation"],
     "export_id": ["export"],
     "project_id": ["project"],
@@ -125,6 +127,10 @@ BODIES: dict[tuple[str, str], list[Any]] = {
     ("POST", "/v1/batches"): [
         {"endpoint": "/v1/completions", "completion_window": "24h", "input_file_id": "<file>"}
     ],
+    ("POST", "/v1/syntheses"): [
+        *_each({"file": "<<file>>", "task": {"type": "answers"}}, *_MODELS),
+        *_each({"model": BASE, "task": {"type": "answers"}}, "file", at="file"),
+    ],
     ("POST", "/v1/cleanings"): [{"file": "<file>", "steps": [{"type": "html"}]}],
     ("POST", "/v1/deployments"): _each({}, *_MODELS),
     ("POST", "/v1/adapters"): [{"path": "/nowhere", "base": "<full>"}],
@@ -155,6 +161,7 @@ QUERIES = {
     "/v1/exports": ["after=<export>"],
     "/v1/evaluations": ["after=<evaluation>"],
     "/v1/cleanings": ["after=<cleaning>"],
+    "/v1/syntheses": ["after=<synthesis>"],
     "/v1/batches": ["after=<batch>"],
     "/v1/organization/usage/completions": [
         "project_ids=<project>&group_by=project_id",

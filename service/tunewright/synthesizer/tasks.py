@@ -75,6 +75,9 @@ class RowsTask(Body):
 Task = Annotated[AnswersTask | ParaphrasesTask | RowsTask, Field(discriminator="type")]
 
 
+TASKS = ("answers", "paraphrases", "rows")
+
+
 class Deduplication(Body):
     """How rows that are there already are removed."""
 

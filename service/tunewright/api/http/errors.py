@@ -29,6 +29,7 @@ from tunewright.graders.models import BY_NAME as GRADERS_BY_NAME
 from tunewright.graders.models import ONE as ONE_GRADER
 from tunewright.graders.models import TYPES as GRADERS
 from tunewright.rows.cleaning.options import BY_NAME as STEPS
+from tunewright.synthesizer.tasks import TASKS
 
 log = logging.getLogger("tunewright.api")
 
@@ -194,6 +195,7 @@ def _param(location: tuple[Any, ...]) -> str:
         for before, part in pairwise(["", *parts])
         if not _is_union_tag(part)
         and not (before.isdigit() and part in STEPS)
+        and not (before == "task" and part in TASKS)
         and not (part in GRADERS and before != GRADERS_BY_NAME)
     ]
     return cut(".".join(kept), 200) or "body"
