@@ -65,7 +65,7 @@ files = Table(
     Column("expires_at", Float, nullable=True),
     Column("status", String(16), nullable=False, server_default="processed"),
     Column("report", JSON),  # of the check of its rows (`rows.formats.FileReport`)
-    Column("lineage", JSON),  # of what a cleaning or a synthesis has made (`store.records`)
+    Column("lineage", JSON),  # of what a cleaning or a synthesis has made (`store.file_lineages`)
     project_id(),
     Index("ix_files_project", "project", "seq"),
 )

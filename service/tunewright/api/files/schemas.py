@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tunewright.rows.report.models import DataReport
+from tunewright.store.file_lineages import SynthesisLineage as MadeLineage
 from tunewright.store.records import FileRecord
-from tunewright.store.records import SynthesisLineage as MadeLineage
 from tunewright.store.states import FileStatus
 from tunewright.wire import Wire
 

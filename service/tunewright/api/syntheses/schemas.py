@@ -35,7 +35,8 @@ class CreateSynthesis(Body):
         None,
         ge=1,
         le=MOST_REQUESTS,
-        description="How many rows of the file are drawn; for the task rows those that are shown. Default: all.",
+        description="How many rows of the file are drawn; for the task rows those that are shown. Default: "
+        "all, for the task rows up to 20,000.",
     )
     temperature: float = Field(0.7, ge=0, le=2, description="0: the likeliest token each time.")
     top_p: float = Field(1.0, gt=0, le=1)

@@ -20,7 +20,8 @@ from tunewright.kinds.products import place_file
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.cleaning.counts import CleaningReport
 from tunewright.rows.reading import Reading
-from tunewright.store.records import FileLineage, Job
+from tunewright.store.file_lineages import FileLineage
+from tunewright.store.records import Job
 from tunewright.store.states import FileStatus
 
 MEMORY = 2 * 2**30

@@ -32,15 +32,18 @@ from tunewright.registry.bases import BaseInfo
 from tunewright.rows.canonical import RowKind
 from tunewright.rows.formats import FileReport
 from tunewright.rows.reading import Reading
-from tunewright.store.records import Job, SynthesisLineage
+from tunewright.store.file_lineages import SynthesisLineage
+from tunewright.store.records import Job
 from tunewright.store.states import FileStatus
 from tunewright.synthesizer.folder import Product, SynthesisSpec, Synthesized, dropped_file, made_file
 from tunewright.synthesizer.product import ITEM
 from tunewright.synthesizer.report import SynthesisReport
-from tunewright.synthesizer.tasks import MOST_REQUESTS, AnswersTask, requests_of, why_unusable
+from tunewright.synthesizer.tasks import MOST_REQUESTS, AnswersTask, RowsTask, requests_of, why_unusable
 
 MEMORY = 2 * 2**30
 """Bytes that the process may take: most for the answers, which it has in memory."""
+MOST_SHOWN = 20_000
+"""Rows that are drawn for the task rows where the request does not say how many."""
 _MAX_TOKENS = 1024
 
 
@@ -98,7 +101,7 @@ class Synthesis(Kind):
             file=str(service.workspace.file(source_of(job))),
             reading=reading_of(job),
             rows_in_file=plan.rows_in_file,
-            rows=request.rows,
+            rows=request.rows or (MOST_SHOWN if isinstance(request.task, RowsTask) else None),
             task=request.task,
             deduplicate=request.deduplicate,
             seed=job.seed,

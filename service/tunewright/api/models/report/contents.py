@@ -26,7 +26,8 @@ from tunewright.kinds.fine_tuning.models import FineTuningRequest, FineTuningRes
 from tunewright.plan.defaults import Resolved
 from tunewright.plan.forgetting import Forgetting
 from tunewright.rows.report.picture import picture
-from tunewright.store.records import FileLineage, SynthesisLineage, TunedModel
+from tunewright.store.file_lineages import FileLineage, SynthesisLineage
+from tunewright.store.records import TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
 
 _KINDS = {ModelKind.ADAPTER: "A LoRA adapter", ModelKind.FULL: "A full model"}
