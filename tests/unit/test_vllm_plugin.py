@@ -27,6 +27,7 @@ from tunewright.engine.vllm_plugin import (
     render_tools_as_learnt,
     request_amx,
     score_prompts_with_their_adapter,
+    set_seeds_back,
     wait_without_spinning,
     without_adapterless_tokens,
 )
@@ -298,3 +299,35 @@ async def test_templates_get_functions_without_strict(
     assert found == ("r", "m", plain, True)
     assert tools[0]["function"]["strict"] is True, "the request itself is not changed"  # type: ignore[index]
     assert await renderer.preprocess_chat("r", "m") == ("r", "m", None, False)
+
+
+def test_what_is_sampled_before_the_end_of_a_prompt_costs_its_seed_nothing() -> None:
+    class Runner:
+        """Two requests with seeds, the first of which has read a part of its prompt."""
+
+        def __init__(self) -> None:
+            generators = {place: torch.Generator().manual_seed(place) for place in (0, 1)}
+            self.input_batch = SimpleNamespace(generators=generators, num_reqs=2)
+            self.discard_request_mask = SimpleNamespace(np=[True, False, True])
+
+        def _sample(self) -> list[float]:
+            generators = self.input_batch.generators.values()
+            return [torch.rand(1, generator=one).item() for one in generators]
+
+        def _bookkeeping_sync(self) -> None:  # as vLLM's
+            if (generator := self.input_batch.generators.get(0)) is not None:
+                generator.get_offset()
+
+    runner: Any = Runner
+    with pytest.raises(RuntimeError, match="does not use offset"):  # without that fault the plugin can go
+        Runner()._bookkeeping_sync()
+    for _ in range(2):
+        set_seeds_back(runner)
+    made = Runner()
+    first = made._sample()
+    made._bookkeeping_sync()
+    assert list(made.input_batch.generators) == [1, 0]
+    made.discard_request_mask.np[0] = False
+    second, again = made._sample(), torch.rand(2, generator=torch.Generator().manual_seed(1))
+    assert second[1] == first[0], "it is where it was"
+    assert [first[1], second[0]] == again.tolist(), "that of the other one goes on"

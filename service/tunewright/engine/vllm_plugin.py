@@ -14,6 +14,11 @@ vLLM's attention uses AMX tiles where the processor has them, but does not ask t
 each process (arch_prctl, ARCH_REQ_XCOMP_PERM): the first request then ends the worker with SIGILL, unless oneDNN has
 asked by chance before.
 
+A prompt that is read in several steps is sampled from in each, and what was sampled before its end is thrown away. For
+a request with a seed, vLLM then sets its generator back, in a way that only those of GPUs have: on the CPU (0.32), the
+exception ends the engine. Here the generator gets the state that it had, so that the answer does not depend on the
+steps.
+
 vLLM's grammars of JSON allow any white space between the parts of a value, and small models write it until their tokens
 are used up. xgrammar has a limit for that, which vLLM does not set.
 
@@ -66,6 +71,7 @@ def register() -> None:
         fork_processes()
         wait_without_spinning()
     score_prompts_with_their_adapter(CPUModelRunner)
+    set_seeds_back(CPUModelRunner)
     bound_white_space()
     bound_white_space_of_answers()
     render_tools_as_learnt()
@@ -194,6 +200,38 @@ def score_prompts_with_their_adapter(runner: Any) -> None:
 
     corrected.corrected = True  # type: ignore[attr-defined]
     runner._get_prompt_logprobs_dict = corrected
+
+
+def set_seeds_back(runner: Any) -> None:
+    """Correct `runner`, vLLM's class CPUModelRunner, so that what is sampled before the end of a prompt costs its
+    request's generator nothing."""
+    sample, bookkeeping = runner._sample, runner._bookkeeping_sync
+    if hasattr(sample, "corrected"):
+        return
+
+    def unread(self: Any) -> list[int]:
+        """The places in the batch of requests with a seed whose prompts are not at their end."""
+        discarded, generators = self.discard_request_mask.np, self.input_batch.generators
+        return [place for place in generators if place < self.input_batch.num_reqs and discarded[place]]
+
+    def corrected(self: Any, *args: Any, **options: Any) -> Any:
+        generators = self.input_batch.generators
+        states = [(generators[place], generators[place].get_state()) for place in unread(self)]
+        sampled = sample(self, *args, **options)
+        for generator, state in states:
+            generator.set_state(state)
+        return sampled
+
+    def without_offsets(self: Any, *args: Any, **options: Any) -> Any:
+        generators = self.input_batch.generators
+        kept = {place: generators.pop(place) for place in unread(self)}
+        try:
+            return bookkeeping(self, *args, **options)
+        finally:
+            generators.update(kept)
+
+    corrected.corrected = True  # type: ignore[attr-defined]
+    runner._sample, runner._bookkeeping_sync = corrected, without_offsets
 
 
 @contextmanager

@@ -106,6 +106,21 @@ async def test_all_together_are_answered_and_scores_do_not_depend_on_the_batch(
     assert engine_runs(service) == runs
 
 
+@pytest.mark.anyio
+async def test_long_prompts_with_seeds_do_not_end_the_engine(service: Service) -> None:
+    """They are read in several steps, as soon as there are several of them."""
+    runs = engine_runs(service)
+    prompts = [f"{number} is a number. " + TEXT * 25 for number in range(12)]
+    async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
+        bodies = [
+            {"model": EMBEDDED_BASE, "prompt": prompt, "max_tokens": 4, "temperature": 1, "seed": 5}
+            for prompt in prompts
+        ]
+        answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+    assert [answer.status_code for answer in answers] == [200] * len(prompts), answers[0].text
+    assert engine_runs(service) == runs
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.anyio
