@@ -95,14 +95,14 @@ Make = Callable[..., Run]
 def make(tmp_path: Path, gateway: Gateway) -> Make:
     count = 0
 
-    def made(task: dict[str, Any], rows: Sequence[dict[str, Any]] = MANY, **fields: Any) -> Run:
+    def made(task: dict[str, Any], source: Sequence[dict[str, Any]] = MANY, **fields: Any) -> Run:
         nonlocal count
         count += 1
         data = tmp_path / f"data{count}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data.write_text("".join(json.dumps(row) + "\n" for row in source))
         spec = {
             "job_id": "synth-1", "socket": str(gateway.socket), "request_timeout": 60, "teacher": TEACHER,
-            "file": str(data), "rows_in_file": len(rows), "task": task, "seed": 5, "max_tokens": 9,
+            "file": str(data), "rows_in_file": len(source), "task": task, "seed": 5, "max_tokens": 9,
             "memory_bytes": 2**31,
         }  # fmt: skip
         return Run(tmp_path / f"job{count}", SynthesisSpec.model_validate({**spec, **fields}))
@@ -149,6 +149,18 @@ def test_a_teacher_answers_in_the_place_of_the_last_answer(gateway: Gateway, mak
     assert gateway.most_at_once == 4, "no more than its share"
     answers = Counter((row["messages"][-2]["content"], row["messages"][-1]["content"]) for row in run.rows())
     assert set(answers.values()) == {1}
+
+
+def test_answers_that_the_file_has_are_dropped_on_request(gateway: Gateway, make: Make) -> None:
+    gateway.answer = lambda *_: "3"
+    run = make({**ANSWERS, "n": 2}, deduplicate={"source": True})
+    report = run.report()
+    assert {name: one.rows for name, one in report.dropped.items()} == {"in_source": 2, "duplicate": ROWS - 1}
+    assert report.dropped["in_source"].places == [4, 4]
+    only = make(ANSWERS, rows=5).report()
+    assert (only.rows_drawn, only.rows_made, only.dropped) == (5, 5, {}), (
+        "the same answer to each is none too many"
+    )
 
 
 def test_killed_and_stopped_it_asks_for_what_is_missing_and_makes_the_same_file(

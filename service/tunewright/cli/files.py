@@ -84,7 +84,8 @@ def _problems(file: File) -> list[str]:
 )
 @click.option(
     "--purpose",
-    help="Only files of this purpose: fine-tune, fine-tune-results, evaluation-results, batch or batch_output.",
+    help="Only files of this purpose: fine-tune, fine-tune-results, evaluation-results, batch, batch_output or "
+    "synthesis-dropped.",
 )
 @limit_option(50)
 @on_service

@@ -26,6 +26,8 @@ from tunewright.synthesizer.tasks import RowsTask
 
 _AGAIN = 3
 """So many requests for each row that is wanted, at most: the others are for those that are dropped."""
+_MOST_TURNS = 16
+"""Of a new conversation: a grammar that counts to many more takes long to compile."""
 _STRING = {"type": "string"}
 
 
@@ -43,7 +45,7 @@ class NewRows(Asker):
             )
         form = "turns" in examples[0][0]
         self._examples = [one for one in examples if ("turns" in one[0]) == form]
-        self._most_turns = max(len(one.get("turns", ())) for one, _ in self._examples)
+        self._most_turns = min(_MOST_TURNS, max(len(one.get("turns", ())) for one, _ in self._examples))
 
     @property
     def wanted(self) -> int:
