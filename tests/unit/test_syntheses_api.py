@@ -164,6 +164,12 @@ def test_the_rest_is_found_when_it_is_validated(api: TestClient, store: Store, s
     plan = SYNTHESIS.validate(service, job, WITHOUT_BASE).resolved
     assert isinstance(plan, SynthesisPlan)
     assert not plan.has_template, "it continues texts"
+    service.workspace.file(FILE["id"]).write_text('{"question": "2+2?"}\n{"question": "3+3?"}\n')
+    assert error(create(api, data={"columns": {"prompt": "question"}}))["code"] == "invalid_file"
+    job = made(api, store, data={"columns": {"text": "question"}})
+    plan = SYNTHESIS.validate(service, job, WITHOUT_BASE).resolved
+    assert isinstance(plan, SynthesisPlan)
+    assert plan.rows_in_file == 2, "prompts alone"
 
 
 def test_both_files_are_listed_once_and_none_of_a_cancelled_one(

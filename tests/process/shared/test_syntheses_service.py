@@ -33,7 +33,7 @@ def running(service: Service, synthesis: Synthesis) -> int:
 
 
 def test_killed_in_the_middle_it_makes_the_same_file(service: Service, client: Tunewright) -> None:
-    file = client.files.upload(prompts(400), filename="prompts.jsonl").id
+    file = client.files.upload(prompts(200), filename="prompts.jsonl").id
     undisturbed = client.syntheses.create(BASE, file, "answers").wait(timeout=240)
     disturbed = client.syntheses.create(BASE, file, "answers", metadata={"n": "2"})
     os.kill(running(service, disturbed), signal.SIGKILL)
@@ -43,7 +43,7 @@ def test_killed_in_the_middle_it_makes_the_same_file(service: Service, client: T
     assert client.files.content(second.id) == content
     assert disturbed.report == undisturbed.report
     assert undisturbed.report is not None
-    assert (undisturbed.report.rows_made, undisturbed.dropped_file) == (400, None)
+    assert (undisturbed.report.rows_made, undisturbed.dropped_file) == (200, None)
     told = [event.message for event in client.syntheses.events(disturbed.id)]
     assert "The synthesizer ended with signal 9; starting it again from its last answer" in told
     assert second.lineage is not None
@@ -54,7 +54,7 @@ def test_killed_in_the_middle_it_makes_the_same_file(service: Service, client: T
 def test_paused_it_keeps_its_answers_and_cancelled_it_leaves_no_file(
     service: Service, client: Tunewright
 ) -> None:
-    file = client.files.upload(prompts(1_500, "x"), filename="prompts.jsonl").id
+    file = client.files.upload(prompts(1_000, "x"), filename="prompts.jsonl").id
     before = {one.id for one in client.files.list()}
     synthesis = client.syntheses.create(BASE, file, "answers")
     running(service, synthesis)
