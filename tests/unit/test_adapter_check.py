@@ -176,7 +176,9 @@ def test_a_config_that_cannot_be_served_names_its_field(
     assert message in error.message
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"revision": {"a": ["\\ud800"]}}']
+)
 def test_a_config_that_is_no_object(base: BaseModules, text: bytes) -> None:
     with pytest.raises(InvalidAdapter, match=r"adapter_config\.json"):
         check_adapter(text, io.BytesIO(safetensors(lora_tensors())), base, 64)
@@ -285,6 +287,14 @@ def test_a_header_may_have_the_length_of_a_pickles_beginning(base: BaseModules) 
         (lambda c: struct.pack("<Q", 4) + b"[[]]", "not a JSON object"),
         (lambda c: struct.pack("<Q", 13) + b'{"a":1,"a":2}', "twice"),
         (lambda c: struct.pack("<Q", 9) + b'{"a": 1}\n', "wrongly"),
+        *(
+            (lambda c, tensor=tensor: struct.pack("<Q", len(tensor)) + tensor + b"1234", "wrongly")
+            for tensor in (
+                b'{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}',
+                b'{"a":{"dtype":{},"shape":[1],"data_offsets":[0,4]}}',
+                b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            )
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(base: BaseModules, damage: Any, message: str) -> None:

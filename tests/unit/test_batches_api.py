@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from rows import FILE
 from tunewright.api.batches.schemas import seconds_of
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
+from tunewright.batcher.asking import Asking
 from tunewright.batcher.folder import Batched, BatchSpec, Ending, end_file, errors_file, output_file
-from tunewright.batcher.requests import MOST_FAULTS, check_requests, requests_of
+from tunewright.batcher.requests import MOST_FAULTS, Request, check_requests, requests_of
 from tunewright.batcher.results import Results
 from tunewright.config import Settings, embedded_base_path
 from tunewright.jobs.folder import JobFolder
@@ -153,6 +156,9 @@ def test_every_fault_has_its_line() -> None:
         line("a", body={"model": "tiny", "background": True}),
         line("a"),
         line("a"),
+        written(line("deep", body={"model": "tiny", "x": "DEEP"})).replace(
+            b'"DEEP"', b"[" * 970 + b"]" * 970
+        ),
     ) == [
         *((number, "invalid_json_line", None) for number in (1, 2, 3, 4)),
         (5, "missing_required_parameter", "method"),
@@ -164,8 +170,24 @@ def test_every_fault_has_its_line() -> None:
         (13, "unsupported_parameter", "body.stream"),
         (14, "unsupported_parameter", "body.background"),
         (16, "duplicate_custom_id", "custom_id"),
+        (17, "invalid_json_line", None),
     ]
     assert len(faults(*[b"{"] * 1000)) == MOST_FAULTS
+    (fault,) = check_requests(io.BytesIO(json.dumps(line()).encode("utf-16")), URL).faults
+    assert fault.code == "invalid_json_line", "where a line ends is only known in UTF-8"
+
+
+def test_what_stops_the_process_is_not_hidden_in_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group's text and type say nothing: the batch would have failed with a line of it as its error."""
+
+    async def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Asking, "_answer", fail)
+    spec: Any = SimpleNamespace(socket="/nowhere", at_once=2)
+    asking = Asking(spec, [Request("a", "tiny", 0, 1), Request("b", "tiny", 0, 1)], io.BytesIO(), Any, int)
+    with pytest.raises(MemoryError):
+        asyncio.run(asking.run())
 
 
 def test_a_file_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

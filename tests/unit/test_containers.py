@@ -119,7 +119,7 @@ BROKEN_ARRAYS = {
     f"[{GOOD}, {{]": (2, "not valid JSON"),
     f"[{GOOD}\n {GOOD}]": (1, '"{" where a comma was expected in line 2'),
     f'[{GOOD}, {{"prompt": NaN, "completion": "x"}}]': (2, "NaN is not valid JSON"),
-    f'[{GOOD}, {{"prompt": {"1" * 5000}}}]': (2, "not valid JSON"),
+    f'[{GOOD}, {{"prompt": {"1" * 5000}}}]': (2, "a number of more than 4300 digits"),
     f'[{GOOD}, {{"prompt": "\\ud800", "completion": "x"}}]': (2, "half of a surrogate pair"),
     f"[{GOOD}, {'[' * 200_000}]": (2, "nested too deeply"),
     f"[{GOOD}, 5]": (2, "a row must be a JSON object, not a number"),
@@ -141,6 +141,11 @@ def test_rows_behind_a_faulty_one_of_an_array_are_checked_too(written: Any) -> N
     report = inspect(io.BytesIO(content))
     assert [fault.place for fault in report.faults] == [1, 3]
     assert report.rows == 3
+
+
+def test_line_ends_of_old_macs_are_told_as_such() -> None:
+    report = inspect(io.BytesIO(b"prompt,completion\ra,b\rc,d\r"))
+    assert "lines end with CR alone" in str(report.faults[0])
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -197,7 +202,7 @@ def test_a_parquet_value_without_a_place_in_json_is_a_fault_of_its_row() -> None
     target.seek(0)
     report = inspect(target)
     assert [fault.place for fault in report.faults] == [1, 2]
-    assert "type bytes" in report.faults[0].message
+    assert "a value of type binary (ff) has no place" in report.faults[0].message
 
 
 def test_a_parquet_file_without_a_known_column_says_which_it_has() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def test_a_measure_that_is_not_had_is_refused_by_name(metric: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("a + 2 * b", 0.9), ("2 * a ^ 2", 0.5), ("-a ^ 2", -0.25), ("(a + b) / 2", 0.35), ("min(a, b, 0.1)", 0.1),
-     ("max(a, b)", 0.5), ("abs(-a)", 0.5), ("floor(a) + ceil(b)", 1.0), ("exp(0) + log(1)", 1.0), ("sqrt(a * a)", 0.5)],
+     ("max(a, b)", 0.5), ("abs(-a)", 0.5), ("floor(a) + ceil(b)", 1.0), ("exp(0) + log(1)", 1.0), ("sqrt(a * a)", 0.5),
+     ("min(a) + max(b)", 0.7)],
 )  # fmt: skip
 def test_a_formula_is_computed(text: str, expected: float) -> None:
     formula.check(text, {"a": 0, "b": 0})
@@ -242,6 +244,8 @@ def test_what_the_schemas_library_fails_on_is_an_error_of_the_grader() -> None:
     [
         (parsed("regex", pattern="(a"), "grader.pattern"),
         (parsed("json_schema", json_schema={"type": "thing"}), "grader.json_schema"),
+        (parsed("json_schema", json_schema={"minimum": True}), "grader.json_schema"),
+        (parsed("regex", pattern="(" * 1000 + ")" * 1000), "grader.pattern"),
         (parsed("json_schema", json_schema={"$ref": "http://example.com/x"}), "grader.json_schema"),
         (parsed("python", source="def grade(sample, item): return 1"), "grader"),
         (
@@ -258,6 +262,7 @@ def test_a_grader_that_cannot_work_is_refused_with_the_place(grader: AnyGrader, 
     with pytest.raises(InvalidRequest) as refused:
         check_grader(grader, "grader", "off")
     assert refused.value.param == param
+    assert not re.search(r"True|Python|recursion", refused.value.message), "no text of Python's"
 
 
 # models

@@ -57,13 +57,16 @@ class Asking:
         each = max(
             1, self._spec.at_once // len(self._by_model)
         )  # a model that does not answer holds up no other
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            asyncio.TaskGroup() as group,
-        ):
-            for waiting in self._by_model.values():
-                for _ in range(min(each, len(waiting))):
-                    group.create_task(self._work(session, waiting))
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                asyncio.TaskGroup() as group,
+            ):
+                for waiting in self._by_model.values():
+                    for _ in range(min(each, len(waiting))):
+                        group.create_task(self._work(session, waiting))
+        except ExceptionGroup as several:  # whose text and type say nothing
+            raise several.exceptions[0] from None
 
     async def _work(self, session: aiohttp.ClientSession, waiting: deque[Request]) -> None:
         while waiting:

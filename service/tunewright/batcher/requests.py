@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from tunewright.rows.faults import MOST_LEVELS, RowFault, check_levels
+
 MOST_REQUESTS = 50_000
 LONGEST_LINE = 32 * 2**20
 """Bytes: the largest body of a generation."""
@@ -107,9 +109,13 @@ def _parsed(line: bytes, number: int) -> dict[str, Any] | Fault:
     if len(line) > LONGEST_LINE:
         return Fault("line_too_long", f"The line has more than {LONGEST_LINE} bytes.", number)
     try:
-        request = json.loads(line)
+        request = json.loads(line.decode())
+        if line.count(b"[") + line.count(b"{") > MOST_LEVELS:
+            check_levels(request)
     except (ValueError, RecursionError):
         request = None
+    except RowFault as fault:  # it could not be written again by the process that asks
+        return Fault("invalid_json_line", f"The line is {fault}.", number)
     if not isinstance(request, dict):
         return Fault("invalid_json_line", "The line is not a JSON object.", number)
     return request

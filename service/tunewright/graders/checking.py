@@ -34,8 +34,10 @@ def _check_one(grader: SingleGrader, param: str, mode: Mode) -> None:
             try:
                 with warnings.catch_warnings(action="ignore"):
                     re.compile(grader.pattern)
-            except (re.error, RecursionError, OverflowError) as error:
+            except (re.error, OverflowError) as error:
                 raise _wrong(f"{param}.pattern", f"it is no regular expression: {error}") from None
+            except RecursionError:
+                raise _wrong(f"{param}.pattern", "it is nested too deeply") from None
         case JsonSchemaGrader():
             try:
                 check_schema(grader.json_schema)
@@ -55,7 +57,9 @@ def _check_source(source: str, param: str) -> None:
             code = compile(source, "grader.py", "exec", dont_inherit=True)
     except SyntaxError as error:
         raise _wrong(param, f"line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+    except (RecursionError, MemoryError):
+        raise _wrong(param, "it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
         raise _wrong(param, f"it cannot be compiled: {error}") from None
     if "grade" not in code.co_names:
         raise _wrong(param, "it defines no function grade(sample, item)")

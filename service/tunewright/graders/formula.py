@@ -20,7 +20,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[float, float], float]] = {
 }  # fmt: skip
 _SIGNS: dict[type[ast.AST], Callable[[float], float]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 _FUNCTIONS: dict[str, tuple[int, int, Callable[..., float]]] = {
-    "min": (1, 100, min), "max": (1, 100, max), "abs": (1, 1, abs), "floor": (1, 1, math.floor),
+    "min": (1, 100, lambda *values: min(values)), "max": (1, 100, lambda *values: max(values)),
+    "abs": (1, 1, abs), "floor": (1, 1, math.floor),
     "ceil": (1, 1, math.ceil), "exp": (1, 1, math.exp), "sqrt": (1, 1, math.sqrt), "log": (1, 1, math.log),
 }  # fmt: skip
 """Least and most arguments, and the function; `log` is the natural one."""

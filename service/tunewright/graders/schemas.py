@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,10 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     try:
         Draft202012Validator.check_schema(dict(schema))
     except SchemaError as error:
-        raise ValueError(f"at {error.json_path}: {error.message[:200]}") from None
+        given, wanted = (json.dumps(part)[:80] for part in (error.instance, error.validator_value))
+        raise ValueError(
+            f"at {error.json_path}: {given} is not what {error.validator} {wanted} allows"
+        ) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

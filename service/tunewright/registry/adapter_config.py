@@ -148,6 +148,14 @@ def read_config(text: bytes) -> dict[str, Any]:
         raise InvalidAdapter(f"adapter_config.json is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
         raise InvalidAdapter("adapter_config.json is not a JSON object.")
+    try:
+        json.dumps(config, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidAdapter(
+            "adapter_config.json has half of a surrogate pair (\\ud800 to \\udfff), which is no text."
+        ) from None
+    except RecursionError:
+        raise InvalidAdapter("adapter_config.json is nested too deeply.") from None
     return config
 
 

@@ -250,13 +250,19 @@ def _changed(file: BinaryIO, tensor: ChangedTensor) -> bytes:
 def _tensor(name: str, entry: Any, start: int) -> Tensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = len(shape) <= _MOST_DIMENSIONS and all(
-            type(number) is int and 0 <= number < _LARGEST_NUMBER for number in (*shape, begin, end)
+        whole = (
+            isinstance(dtype, str)
+            and len(shape) <= _MOST_DIMENSIONS
+            and all(type(number) is int and 0 <= number < _LARGEST_NUMBER for number in (*shape, begin, end))
         )
+        name.encode()  # half of a surrogate pair is no text
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole or len(name) > _LONGEST_NAME:
-        raise BadTensors(f"its header describes {name[:200]} wrongly: {str(entry)[:200]}")
+        raise BadTensors(
+            f"its header describes {name[:200]!a} wrongly: `dtype` is a text, `shape` a list of sizes, and "
+            "`data_offsets` has where the tensor begins and ends"
+        )
     if dtype not in FLOATS:
         raise BadTensors(f"{name} has numbers of type {str(dtype)[:20]}: save it as F32, BF16 or F16")
     if end - begin != math.prod(shape) * FLOATS[dtype]:

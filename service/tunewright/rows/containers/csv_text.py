@@ -14,6 +14,7 @@ from tunewright.rows.faults import LONGEST_ROW, RowFault, listed
 
 _DELIMITERS = (",", ";", "\t")
 _LONGEST_NAME = 64
+_OLD_LINE_ENDS = "lines end with CR alone, or one is outside quotes: end them with LF or CRLF"
 _SINGLE = {"text", "messages", "conversations"}
 """Headers of one column."""
 
@@ -77,7 +78,8 @@ def csv_rows(file: BinaryIO, delimiter: str) -> Iterator[Raw]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Raw(place, lines.size, RowFault(f"not valid CSV ({error})"))
+            why = _OLD_LINE_ENDS if "new-line character" in str(error) else str(error)
+            yield Raw(place, lines.size, RowFault(f"not valid CSV ({why})"))
             if names is None:
                 return
             continue

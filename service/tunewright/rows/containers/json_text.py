@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from tunewright.rows.containers.raw import Raw
-from tunewright.rows.faults import LONGEST_ROW, NotJson, RowFault, check_encodable, parse_json
+from tunewright.rows.faults import LONG_NUMBER, LONGEST_ROW, NotJson, RowFault, check_encodable, parse_json
 
 _CHUNK = 2**18
 _BOM = b"\xef\xbb\xbf"
@@ -146,8 +146,8 @@ class _Array:
                     ) from None
             except RecursionError:
                 raise RowFault("nested too deeply; the rows from here on were not read") from None
-            except ValueError as error:  # an integer with more digits than Python parses
-                raise RowFault(f"not valid JSON ({error}); the rows from here on were not read") from None
+            except ValueError:
+                raise RowFault(f"{LONG_NUMBER}; the rows from here on were not read") from None
 
     def _peek(self) -> str:
         """The next character that is no white space; empty at the end of the file."""

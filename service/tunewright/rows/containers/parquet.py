@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Set
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 from tunewright.rows.containers.raw import Raw
@@ -13,6 +14,8 @@ _BATCH, _MOST_ROWS = 4 * 2**20, 256
 """Bytes, about, and rows that are decoded at a time."""
 _BUFFER = 2**20
 _DEEPEST = 100
+_TYPES = {bytes: "binary", float: "number", Decimal: "decimal"}
+"""What messages call the types that JSON does not have; all others that Parquet has are of dates and times."""
 
 
 def parquet_rows(file: BinaryIO, columns: Set[str] | None) -> Iterator[Raw]:
@@ -91,4 +94,7 @@ def _plain(value: object, depth: int = 0) -> object:
         return [_plain(part, depth + 1) for part in value]
     if isinstance(value, float) and math.isfinite(value):
         return value
-    raise RowFault(f"a value of type {type(value).__name__} ({str(value)[:40]}) has no place in JSON")
+    shown = value[:20].hex(" ") if isinstance(value, bytes) else str(value)[:40]
+    raise RowFault(
+        f"a value of type {_TYPES.get(type(value), 'date or time')} ({shown}) has no place in JSON"
+    )
