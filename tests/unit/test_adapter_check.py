@@ -177,7 +177,16 @@ def test_a_config_that_cannot_be_served_names_its_field(
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"revision": {"a": ["\\ud800"]}}']
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps({**CONFIG, "revision": ["\ud800"]}).encode(),
+    ],
 )
 def test_a_config_that_is_no_object(base: BaseModules, text: bytes) -> None:
     with pytest.raises(InvalidAdapter, match=r"adapter_config\.json"):

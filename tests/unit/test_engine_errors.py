@@ -108,6 +108,15 @@ REFUSALS: dict[str, tuple[str, str | None, dict[str, Any], str, str, str | None]
         "top_p must be in (0, 1], got 5.0. (parameter=top_p, value=5.0)", "top_p", {"top_p": 5},
         "top_p must be in (0, 1], got 5.0.", "invalid_value", "top_p",
     ),
+    "a message that names a part of its parameter at the end": (
+        "`None` is none! (parameter=tool_choice.function)", "tool_choice.function", {"tool_choice": {}},
+        "`None` is none!", "invalid_value", "tool_choice.function",
+    ),
+    "a message with a dict of Python's": (
+        "You must use one kind of structured outputs constraint but none are specified: {'json': None, 'regex': None}",
+        None, {"response_format": {}},
+        "You must use one kind of structured outputs constraint but none are specified", "invalid_value", None,
+    ),
     "a message that names its parameter only in words": (
         "frequency_penalty must be in [-2, 2], got 9.0.", None, {"frequency_penalty": 9},
         "frequency_penalty must be in [-2, 2], got 9.0.", "invalid_value", "frequency_penalty",

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from tunewright.api.gateway.limits import check_limits
+from tunewright.api.gateway.routing import Target
 from tunewright.api.gateway.turns import sequences
+from tunewright.api.gateway.upstream import upstream_body
 from tunewright.errors import InvalidRequest
 
 CONTEXT = 1024
+TARGET = Target("", "base-1", "tiny", None)
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -20,6 +23,44 @@ def refusal(body: dict[str, Any], most_tokens: int | None = None) -> InvalidRequ
         check_limits(body, CONTEXT, most_tokens)
     assert len(str(refused.value)) < 400
     return refused.value
+
+
+CHAT, TEXT, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+
+
+@pytest.mark.parametrize(
+    ("path", "param", "value"),
+    [
+        (CHAT, "functions", [{"name": "f"}]),
+        (CHAT, "function_call", {"name": "f"}),
+        (CHAT, "tool_choice", {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
+        (CHAT, "modalities", ["text", "audio"]),
+        (CHAT, "audio", {"voice": "alloy", "format": "wav"}),
+        (CHAT, "web_search_options", {}),
+        (CHAT, "guided_json", {"type": "object"}),
+        (CHAT, "best_of", 5),
+        (TEXT, "best_of", 5),
+        (TEXT, "guided_choice", ["a"]),
+        (RESPONSE, "conversation", "conv_1"),
+        (RESPONSE, "tools.1.type", [{"type": "function"}, {"type": "web_search"}]),
+    ],
+)
+def test_what_the_engine_would_leave_out_without_a_word_is_refused(path: str, param: str, value: Any) -> None:
+    """Seen with vLLM 0.32: each was answered as if it had not been sent."""
+    with pytest.raises(InvalidRequest) as refused:
+        upstream_body(path, {"model": "m", param.partition(".")[0]: value}, TARGET, None)
+    assert (refused.value.code, refused.value.param) == ("unsupported", param)
+
+
+def test_what_asks_for_nothing_is_sent_on() -> None:
+    """Clients write null where nothing was asked for, and hints are no promises."""
+    nothing = {
+        "functions": None, "function_call": None, "modalities": ["text"], "audio": None, "web_search_options": None,
+        "guided_json": None, "best_of": 2, "n": 2, "store": True, "metadata": {"a": "b"}, "service_tier": "flex",
+        "tool_choice": {"type": "function", "function": {"name": "f"}}, "moderation": None, "conversation": None,
+    }  # fmt: skip
+    for path in (CHAT, TEXT, RESPONSE):
+        upstream_body(path, {"model": "m", **nothing}, TARGET, None)
 
 
 LONG = "x" * (CONTEXT * 32 + 1)

@@ -30,7 +30,7 @@ _INPUTS = {
 }
 """The parameter that has a route's text. vLLM's own names for it (`input_text`, `input_tokens`) are in no request."""
 
-_PARAMETER = re.compile(r" ?\(parameter=\w++(, value=)?")
+_PARAMETER = re.compile(r" ?\(parameter=[\w.]++(, value=)?")
 _TOO_LONG = re.compile(r"maximum context length|longer than the maximum model length")
 _UNSUPPORTED = re.compile(
     r"\b(not|only) (yet |currently )?supported\b|\bunsupported\b|not support|is not a multimodal"
@@ -91,6 +91,7 @@ def _refusal(message: str, param: str | None, path: str, asked: dict[str, Any]) 
     text = "messages" if "messages" in asked else _INPUTS.get(path, "input")
     if (fault := _to_tell(_faults(message))) is not None:
         return _invalid(fault, text)
+    message = message.partition(": {'")[0]  # a dict of Python's
     if message.startswith(_NO_GRAMMAR) and asked.get("tools"):
         return InvalidRequest(
             "The engine cannot make a grammar of the `parameters` of a function in `tools`, which the arguments of a "
