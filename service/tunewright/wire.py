@@ -4,11 +4,25 @@ they import the examples alone."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, field_validator
+from pydantic_core import core_schema
 
 from tunewright.examples import add_examples
+
+
+def _hold_to_kinds(schema: Any) -> None:
+    """Numbers and booleans must be such in the JSON: pydantic would take "1", 1 and true for each other."""
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, dict):
+            if part.get("type") in ("int", "float", "bool"):
+                part.setdefault("strict", True)
+            rest += part.values()
+        elif isinstance(part, list | tuple):
+            rest += part
 
 
 class Wire(BaseModel):
@@ -21,6 +35,14 @@ class Body(BaseModel):
     """A request body. Unknown fields are refused, so that a typo is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=add_examples)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[BaseModel], handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        schema = handler(source)
+        _hold_to_kinds(schema)
+        return schema
 
     @field_validator("*")
     @classmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, create_model
 
 from tunewright.api.http import app  # noqa: F401  (imports all wire models)
 from tunewright.wire import Body, Wire
@@ -36,6 +37,23 @@ def test_every_example_is_valid(model: type[BaseModel], example: dict[str, Any])
     parsed = model.model_validate_json(json.dumps(example))
 
     assert parsed.model_dump(mode="json", exclude_unset=True) == example
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if issubclass(model, Body)])
+def test_a_field_takes_no_text_for_a_number_and_no_number_for_a_boolean(model: type[Body]) -> None:
+    for name, field in model.model_fields.items():
+        with suppress(ValidationError):
+            alone = create_model("Alone", __base__=Body, value=(field.annotation, field))
+            for given in ("1", "3600", "true", True, False, 1, 0):
+                with suppress(ValidationError):
+                    read = alone(value=given).value  # type: ignore[attr-defined]
+                    assert not isinstance(read, bool | int | float) or type(read) is type(given) or (
+                        type(given) is int and type(read) is float
+                    ) or name in _SIZES, f"{model.__name__}.{name} takes {given!r} for {read!r}"  # fmt: skip
+
+
+_SIZES = {"kv_cache_memory"}
+"""They are also written with a unit, as texts."""
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("examples.json")), ids=lambda file: file.parent.name)

@@ -480,6 +480,8 @@ def test_a_seed_is_chosen_and_shown(api: TestClient) -> None:
         ({"tuning": {"rank": 0}}, "tuning.rank", "invalid_value"),
         ({"tuning": {"rank": 128}}, "tuning.rank", "invalid_value"),
         ({"tuning": {"rank": True}}, "tuning.rank", "invalid_value"),
+        ({"tuning": {"force": 1}}, "tuning.force", "invalid_value"),
+        ({"tuning": {"lr_scheduler_kwargs": {"power": {}}}}, "tuning.lr_scheduler_kwargs.power", "invalid_value"),
         ({"tuning": {"type": "dora"}}, "tuning.type", "invalid_value"),
         ({"tuning": {"learning_rate": 2}}, "tuning.learning_rate", "invalid_value"),
         ({"tuning": {"dropout": 1}}, "tuning.dropout", "invalid_value"),
@@ -512,6 +514,27 @@ def test_a_refusal_names_the_parameter(
     refused = error(answer, 400)
     assert (refused["param"], refused["code"], refused["type"]) == (param, code, "invalid_request_error")
     assert api.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_a_parameter_that_a_url_does_not_have_is_never_ignored(api: TestClient) -> None:
+    """A list with a misspelt filter would be a list of everything."""
+    for url, param in (
+        ("/v1/files?purposes=batch", "purposes"),
+        ("/v1/files?purpose[]=batch&purpose=fine-tune", None),
+        ("/v1/fine_tuning/jobs?metadata[a]=b&limit=5", None),
+        ("/v1/files?metadata[a]=b", "metadata[a]"),
+        ("/v1/fine_tuning/jobs?metadata=b", "metadata"),
+        ("/v1/organization/usage/completions?project_ids[]=a", None),
+        ("/v1/organization/usage/completions?user_ids[]=a", "user_ids[]"),
+        (f"/v1/adapters?{'x' * 5000}=1", "x" * 64 + "..."),
+        ("/health?probe=1", None),
+    ):
+        answer = api.get(url)
+        if param is None:
+            assert answer.status_code == 200, answer.text
+        else:
+            refused = error(answer, 400)
+            assert (refused["param"], refused["code"]) == (param, "unknown_parameter")
 
 
 @pytest.mark.parametrize(

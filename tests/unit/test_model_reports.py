@@ -16,7 +16,9 @@ from tests.unit.test_api import BASE, Make, api, built, error, make, upload, wor
 
 from judged import add_evaluation, report_of
 from rows import FILE, Publish, create_job, engine_info
+from tunewright.api.models.report.card import card_of
 from tunewright.api.models.report.curves import curves
+from tunewright.api.models.report.document import Document, Result, Section, Text
 from tunewright.evaluator.report import LoadFigures
 from tunewright.evaluator.verdict import judge
 from tunewright.metrics.verdicts import Limit, Reason, TargetVerdict, Verdict, overall
@@ -156,6 +158,23 @@ def test_a_card_has_front_matter_that_hubs_read_and_escapes_the_rest(
     for table in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
+
+
+def test_no_name_of_a_users_is_more_than_a_text_in_a_card() -> None:
+    """What GitHub and the hubs make links, marks or entities of; and characters beyond JSON's sixteen bits, whose
+    escapes YAML does not have."""
+    import yaml
+
+    name = "\U0001f600 \\ud83d\\ude00 \u2028\x7f &lt; ~~a~~ www.a.example https://a.example a@a.example ![a](b) \u202e\x1b"
+    results = (Result(name, "5" * 64, name, 0.5),)
+    card = card_of(Document(name, name, (Section(name, (Text(name),)),), base=name, results=results), name)
+    _, front, body = card.split("---\n", 2)
+    read = yaml.safe_load(front)
+    assert read["base_model"] == read["model-index"][0]["name"] == name
+    assert read["model-index"][0]["results"][0]["dataset"]["name"] == name
+    told = r"\&lt; \~\~a\~\~ www\.a.example https\://a.example a\@a.example !\[a\](b)"
+    assert body.count(told) == 4
+    assert body.replace("\n", "").isprintable()
 
 
 def test_latency_and_suites_are_told_too(api: TestClient, store: Store, model: str) -> None:  # noqa: F811

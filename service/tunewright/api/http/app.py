@@ -39,6 +39,7 @@ from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import OPEN_PATHS, PARTS, AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
+from tunewright.api.http.queries import hold_to_queries
 from tunewright.api.models import routes as models
 from tunewright.api.organization import routes as organization
 from tunewright.api.organization import usage
@@ -120,6 +121,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     openapi.describe(app)
     serve_docs(app)
     _shorten_generations(app)
+    hold_to_queries(app)
     guard_routes(app, open_paths)
     workspace = Workspace.of(settings.storage)
     read_only = Store.open(store.database.url)  # with connections of its own

@@ -202,7 +202,7 @@ def _param(location: tuple[Any, ...]) -> str:
 
 
 def _is_union_tag(part: str) -> bool:
-    return part in _UNION_TAGS or part.startswith(("literal[", "constrained-", "function-", "list["))
+    return part in _UNION_TAGS or part.startswith(("literal[", "constrained-", "function-", "list[", "dict["))
 
 
 def _sentence(fault: Any) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from tunewright.api.models.report.document import Document, Heading, Pairs, Part, Picture, Table
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~@]|(?<=www)\.|:(?=//))")
+"""What Markdown reads as more than itself: marks, HTML, entities, and the addresses that it makes links of."""
+_PAIR = re.compile(r"(\\\\)|\\u(d[89ab]..)\\u(d[c-f]..)")
 
 
 def card_of(document: Document, footer: str) -> str:
@@ -26,23 +29,23 @@ def _front_matter(document: Document) -> list[str]:
     """YAML, whose values are written as JSON."""
     lines = ["---"]
     if document.base is not None:
-        lines.append(f"base_model: {json.dumps(document.base)}")
+        lines.append(f"base_model: {_yaml(document.base)}")
     lines += [
         f"library_name: {document.library}",
         "pipeline_tag: text-generation",
-        f"tags: {json.dumps(['tunewright', *document.tags])}",
+        f"tags: {_yaml(['tunewright', *document.tags])}",
     ]
     if document.results:
         lines += [
             "model-index:",
-            f"- name: {json.dumps(document.title)}",
+            f"- name: {_yaml(document.title)}",
             "  results:",
         ]
     for one in document.results:
         lines += [
             "  - task: {type: text-generation}",
-            f"    dataset: {json.dumps({'name': one.data, 'type': 'custom', 'revision': one.sha256})}",
-            f"    metrics: {json.dumps([{'type': one.metric, 'value': one.value}])}",
+            f"    dataset: {_yaml({'name': one.data, 'type': 'custom', 'revision': one.sha256})}",
+            f"    metrics: {_yaml([{'type': one.metric, 'value': one.value}])}",
         ]
     return [*lines, "---"]
 
@@ -67,6 +70,18 @@ def _part(part: Part) -> list[str]:
     return [_plain(part.text), ""]
 
 
+def _yaml(value: Any) -> str:
+    """The value as JSON that is YAML too: its escapes are the same, but for characters that JSON writes as two."""
+
+    def joined(found: re.Match[str]) -> str:
+        if found[1]:
+            return found[0]
+        return bytes.fromhex(found[2] + found[3]).decode("utf-16-be")
+
+    return _PAIR.sub(joined, json.dumps(value))
+
+
 def _plain(text: str) -> str:
-    """A text in one line that Markdown shows as it is."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """A text in one line that Markdown shows as it is, without characters that cannot be seen."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return _SPECIAL.sub(r"\\\1", " ".join(shown.split()))
