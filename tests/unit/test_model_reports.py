@@ -165,7 +165,10 @@ def test_no_name_of_a_users_is_more_than_a_text_in_a_card() -> None:
     escapes YAML does not have."""
     import yaml
 
-    name = "\U0001f600 \\ud83d\\ude00 \u2028\x7f &lt; ~~a~~ www.a.example https://a.example a@a.example ![a](b) \u202e\x1b"
+    name = (
+        "\U0001f600 \\ud83d\\ude00 \u2028\x7f &lt; ~~a~~ www.a.example https://a.example a@a.example ![a](b) "
+        "\u202e\x1b"
+    )
     results = (Result(name, "5" * 64, name, 0.5),)
     card = card_of(Document(name, name, (Section(name, (Text(name),)),), base=name, results=results), name)
     _, front, body = card.split("---\n", 2)
@@ -173,7 +176,7 @@ def test_no_name_of_a_users_is_more_than_a_text_in_a_card() -> None:
     assert read["base_model"] == read["model-index"][0]["name"] == name
     assert read["model-index"][0]["results"][0]["dataset"]["name"] == name
     told = r"\&lt; \~\~a\~\~ www\.a.example https\://a.example a\@a.example !\[a\](b)"
-    assert body.count(told) == 4
+    assert body.count(told) == 5
     assert body.replace("\n", "").isprintable()
 
 
