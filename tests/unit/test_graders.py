@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,34 @@ def test_a_program_reaches_nothing_outside(body: str) -> None:
     outcome = sandbox.run(program(body).source, Sample(""), {}, "sandboxed")  # type: ignore[union-attr]
     assert outcome.errors.names == ["python_grader_runtime_error"], outcome
     assert not os.path.exists("/tmp/tunewright-grader")
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "body",
+    [
+        "os.chmod(path, 0)", "os.chown(path, os.getuid(), -1)", "os.utime(path, (1, 1))",
+        "os.setxattr(path, 'user.a', b'')", "os.removexattr(path, 'user.b')", "os.fchmod(0, 0o600)",
+        "import fcntl; fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
+        "import ctypes; os.close(ctypes.CDLL(None).inotify_init1(0))",
+    ],
+)  # fmt: skip
+def test_a_program_changes_nothing_about_files_and_watches_none(tmp_path: Path, body: str) -> None:
+    """Landlock controls what is in files, and not their modes, owners, times and attributes."""
+    file = tmp_path / "file"
+    file.write_text("x")
+    with suppress(OSError):
+        os.setxattr(file, "user.b", b"")
+    before = os.stat(file)
+    source = f"import os\n\n\ndef grade(sample, item):\n    path = {str(file)!r}\n    {body}\n    return 1\n"
+    outcome = sandbox.run(source, Sample(""), {}, "sandboxed")
+    assert outcome.errors.names == ["python_grader_runtime_error"], outcome
+    after = os.stat(file)
+    assert (after.st_mode, after.st_mtime, after.st_ctime) == (
+        before.st_mode,
+        before.st_mtime,
+        before.st_ctime,
+    )
 
 
 @needs_sandbox

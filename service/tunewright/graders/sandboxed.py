@@ -38,7 +38,14 @@ _CALLS: dict[str, dict[str, int]] = {
         "setns": 308, "mount": 165, "umount2": 166, "keyctl": 250, "add_key": 248, "request_key": 249,
         "prlimit64": 302, "setpriority": 141, "sched_setaffinity": 203, "sched_setscheduler": 144,
         "shmget": 29, "shmat": 30, "msgget": 68, "semget": 64, "mq_open": 240, "open_by_handle_at": 304,
-        "clone": 56, "clone3": 435,
+        "tgkill": 234, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "sched_setattr": 314, "sched_setparam": 142,
+        "ioprio_set": 251, "migrate_pages": 256, "move_pages": 279, "process_madvise": 440, "process_mrelease": 448,
+        "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93, "lchown": 94,
+        "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "setxattr": 188,
+        "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463, "removexattr": 197, "lremovexattr": 198,
+        "fremovexattr": 199, "removexattrat": 466, "file_setattr": 469, "inotify_init": 253, "inotify_init1": 294,
+        "fanotify_init": 300, "kcmp": 312, "chroot": 161, "pivot_root": 155,
+        "clone": 56, "clone3": 435, "fcntl": 72,
     },
     "aarch64": {
         "socket": 198, "socketpair": 199, "connect": 203, "bind": 200, "execve": 221, "execveat": 281,
@@ -47,11 +54,21 @@ _CALLS: dict[str, dict[str, int]] = {
         "perf_event_open": 241, "userfaultfd": 282, "unshare": 97, "setns": 268, "mount": 40, "umount2": 39,
         "keyctl": 219, "add_key": 217, "request_key": 218, "prlimit64": 261, "setpriority": 140,
         "sched_setaffinity": 122, "sched_setscheduler": 119, "shmget": 194, "shmat": 196, "msgget": 186,
-        "semget": 190, "mq_open": 180, "open_by_handle_at": 265, "clone": 220, "clone3": 435,
+        "semget": 190, "mq_open": 180, "open_by_handle_at": 265,
+        "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "sched_setattr": 274, "sched_setparam": 118,
+        "ioprio_set": 30, "migrate_pages": 238, "move_pages": 239, "process_madvise": 440, "process_mrelease": 448,
+        "fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "fchownat": 54, "fchown": 55, "utimensat": 88, "setxattr": 5,
+        "lsetxattr": 6, "fsetxattr": 7, "setxattrat": 463, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
+        "removexattrat": 466, "file_setattr": 469, "inotify_init1": 26, "fanotify_init": 262, "kcmp": 272,
+        "chroot": 51, "pivot_root": 41,
+        "clone": 220, "clone3": 435, "fcntl": 25,
     },
 }  # fmt: skip
 """The calls that are refused. `clone` still makes threads; `clone3` is said to be absent, so that the C library uses
-`clone`, whose flags can be seen."""
+`clone`, whose flags can be seen. `fcntl` does all but have others told of a file by a signal. Landlock controls neither
+the modes, owners, times and attributes of files nor the watching of folders, and signals only since Linux 6.12."""
+_SIGNALLING = (8, 10, 15, 1026)
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY of `fcntl`."""
 
 
 class _Missing(Exception):
@@ -177,8 +194,14 @@ def _filter_calls(libc: ctypes.CDLL, machine: str) -> None:
         (answer, 0, 0, _ALLOW),
         (answer, 0, 0, _REFUSE),
     ]
+    program += [(equal, 0, 3 + len(_SIGNALLING), calls["fcntl"]), (load, 0, 0, 24)]
+    left = len(_SIGNALLING)
+    for command in _SIGNALLING:
+        program.append((equal, left, 0, command))  # to the refusal behind the last of them
+        left -= 1
+    program += [(answer, 0, 0, _ALLOW), (answer, 0, 0, _REFUSE)]
     for name, number in calls.items():
-        if name not in ("clone", "clone3", "prlimit64"):
+        if name not in ("clone", "clone3", "prlimit64", "fcntl"):
             program += [(equal, 0, 1, number), (answer, 0, 0, _REFUSE)]
     program.append((answer, 0, 0, _ALLOW))
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in program))
