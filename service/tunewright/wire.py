@@ -31,10 +31,8 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra=add_examples)
 
 
-class Body(BaseModel):
-    """A request body. Unknown fields are refused, so that a typo is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=add_examples)
+class Exact(BaseModel):
+    """What is a part of a request body: a text is no number, and a number no boolean."""
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -43,6 +41,12 @@ class Body(BaseModel):
         schema = handler(source)
         _hold_to_kinds(schema)
         return schema
+
+
+class Body(Exact):
+    """A request body. Unknown fields are refused, so that a typo is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=add_examples)
 
     @field_validator("*")
     @classmethod

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
@@ -11,6 +14,8 @@ from tunewright.cli.output import Output
 from tunewright_client import CleaningReport
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from tunewright.rows.cleaning.step import Options
 
 P = ParamSpec("P")
@@ -84,7 +89,7 @@ def _options(name: str, given: dict[str, list[str]]) -> Options:
         is_list = "list" in str(fields[option].annotation)
         if len(texts) > 1 and not is_list:
             raise click.UsageError(f"--step {name}: {option} is there twice")
-        values[option] = texts if is_list else None if texts[0] == "none" else texts[0]
+        values[option] = texts if is_list else _value(fields[option], texts[0])
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -93,6 +98,16 @@ def _options(name: str, given: dict[str, list[str]]) -> Options:
         raise click.UsageError(
             f"--step {name}: {where}{first['msg'].removeprefix('Value error, ')}"
         ) from None
+
+
+def _value(field: FieldInfo, text: str) -> Any:
+    """What a text means as the value of a field. What is none is left as it is."""
+    if text == "none":
+        return None
+    if re.search(r"\b(int|float)\b", str(field.annotation)):
+        with suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 def counts(out: Output, report: CleaningReport) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tunewright.metrics.names import KINDS, MetricName
+from tunewright.wire import Exact
 
 FEWEST_ROWS = 30
 """With fewer, percentiles of a bootstrap are too narrow to be called 95 %: nothing is judged."""
@@ -37,7 +38,7 @@ class Verdict(StrEnum):
     """None is seen to be missed, and not all are seen to be met: more rows would tell."""
 
 
-class Limit(BaseModel):
+class Limit(Exact):
     """The limits of one metric."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

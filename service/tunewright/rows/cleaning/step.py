@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from tunewright.rows.canonical import Row, RowKind
 from tunewright.rows.faults import InvalidData
+from tunewright.wire import Exact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ class InvalidSteps(InvalidData):
     """A step cannot be used as it was asked for; the message says which."""
 
 
-class Options(BaseModel):
+class Options(Exact):
     """The parameters of a step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
