@@ -19,6 +19,7 @@ from tunewright.errors import InvalidRequest, quoted
 
 LONGEST_URL = 2048
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.IGNORECASE)
 _ODD_NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
 """The last part of a host that some read as an address of IPv4, such as 2130706433 or 0x7f.1 for 127.0.0.1."""
 _OPTION = "The operator can allow the host with --webhook-host"
@@ -37,13 +38,13 @@ class AllowedHosts:
         self._names = {name.strip("[]").lower() for name in names}
 
     def __contains__(self, host: str) -> bool:
-        return host.lower() in self._names
+        return host.lower().rstrip(".") in self._names  # the dot of a name that is whole
 
 
 def check_url(url: str, allowed: AllowedHosts) -> None:
     """Raises InvalidRequest where events cannot be sent to this URL, or may not. No name is resolved."""
     parts = _split(url)
-    host = parts.hostname or ""
+    host = (parts.hostname or "").rstrip(".")
     if host in allowed:
         return
     if parts.scheme != "https":
@@ -90,8 +91,12 @@ def _split(url: str) -> SplitResult:
         raise _refused(f"{wrong}: {error}.") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
         raise _refused(f"{wrong}.")
-    if _literal(parts.hostname) is None and _ODD_NUMBER.fullmatch(parts.hostname.rpartition(".")[2]):
-        raise _refused(f"{wrong}: write its address with four numbers.")
+    host = parts.hostname.rstrip(".")
+    if _literal(host) is None:
+        if "[" in parts.netloc or not _NAME.fullmatch(host):
+            raise _refused(f"{wrong}: a host has letters, digits, hyphens and dots.")
+        if _ODD_NUMBER.fullmatch(host.rpartition(".")[2]):
+            raise _refused(f"{wrong}: write its address with four numbers.")
     if "@" in parts.netloc or parts.fragment:
         raise _refused(f"{wrong}: a user, a password and a fragment cannot be part of it.")
     return parts
