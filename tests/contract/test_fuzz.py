@@ -189,6 +189,7 @@ def test_a_wrong_method_is_told_the_right_ones(url: str, target: str, methods: s
         (b"\xff\xfe", "ÿþ"),
         (b"/", "upload.jsonl"),
         (b"\x01", "upload.jsonl"),
+        (b"..", "upload.jsonl"),
         (b"a%0d%0aSet-Cookie: x=y", "a%0d%0aSet-Cookie: x=y"),
         (b"x" * 300, "x" * 255),
     ],

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from rows import FILE, PRODUCT, create_job
 from suites import write_suites
 from tests.conftest import Publish
+from tunewright.api.evaluations import creation
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
@@ -105,6 +106,20 @@ def test_what_it_needs_is_kept_until_it_has_ended(api: TestClient) -> None:
     assert api.delete(f"/v1/models/{FT}").status_code == 200
 
 
+DEEP: dict[str, Any] = {}
+for _ in range(900):
+    DEEP = {"not": DEEP}
+
+
+def test_a_schema_is_checked_in_a_process_with_limits(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 kB took 5 s of the process that answers everybody."""
+    monkeypatch.setattr(creation, "_SCHEMA_SECONDS", 1)
+    refused = error(create(api, json_schema={"anyOf": [{}] * 15_000}), 400)
+    assert (refused["param"], "takes too long" in refused["message"]) == ("json_schema", True)
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "words"),
     [
@@ -118,6 +133,8 @@ def test_what_it_needs_is_kept_until_it_has_ended(api: TestClient) -> None:
         ({"metrics": ["accuracy", "accuracy"]}, 400, "metrics", "at most once"),
         ({"metrics": ["schema_valid"]}, 400, "json_schema", "needs a `json_schema`"),
         ({"json_schema": {"type": "thing"}}, 400, "json_schema", "is no JSON schema: type"),
+        ({"json_schema": DEEP}, 400, "json_schema", "nested more than"),
+        ({"json_schema": {"a": [{"const": "\0"}]}}, 400, "json_schema", "U+0000"),
         ({"metrics": ["judge"], "against": ["tiny"]}, 400, "judge", "needs a `judge`"),
         ({"judge": {"model": "tiny"}}, 400, "against", "name them in `against`"),
         ({"judge": {}, "against": ["tiny"]}, 400, "judge", "give `model`"),

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from tunewright.wire import storable
 
+LONGEST_SCHEMA = 64_000
+"""Characters."""
 _DEEPEST = 64
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """The character in JSON; a backslash and "u0000" in a text, as programs and patterns have them, are none."""
+
+
+def _checked(schema: dict[str, Any]) -> dict[str, Any]:
+    check_json(schema, LONGEST_SCHEMA)
+    return schema
+
+
+Schema = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""A schema in a body. Whether it is one takes time to tell (`schemas.py`)."""
 
 
 def check_json(value: object, most: int) -> None:

@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tunewright.graders import formula
-from tunewright.graders.json_values import check_json
+from tunewright.graders.json_values import LONGEST_SCHEMA, check_json
 from tunewright.graders.similarity import METRICS
 from tunewright.graders.templates import Reference, references
 from tunewright.wire import Body
 
 MOST_GRADERS, MOST_INPUTS = 16, 32
 ONE, BY_NAME = "one grader", "graders by name"
-_LONGEST_SCHEMA = 64_000
 _METRICS = ("fuzzy_match", "bleu", "gleu", *(f"rouge_{n}" for n in range(1, 6)), "rouge_l")
 assert set(_METRICS) == METRICS.keys()
 
@@ -163,7 +162,7 @@ class JsonSchemaGrader(Body):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        check_json(self.json_schema, _LONGEST_SCHEMA)
+        check_json(self.json_schema, LONGEST_SCHEMA)
         return self
 
 

@@ -44,10 +44,20 @@ def validator_of(schema: dict[str, Any]) -> Validator:
         kind.check_schema(schema)
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "the schema"
-        raise InvalidSchema(f"{where}: {error.message[:200]}") from error
+        given, wanted = (json.dumps(part)[:80] for part in (error.instance, error.validator_value))
+        raise InvalidSchema(f"{where}: {given} is not what {error.validator} {wanted} allows") from error
     except RecursionError as error:
         raise InvalidSchema("it is nested too deeply") from error
     return kind(schema, registry=Registry(retrieve=_nothing))
+
+
+def fault_of(schema: dict[str, Any]) -> str | None:
+    """Why it is no JSON schema; None where it is one. A large one takes seconds."""
+    try:
+        validator_of(schema)
+    except InvalidSchema as error:
+        return str(error)
+    return None
 
 
 def _nothing(uri: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from tunewright.api.fine_tuning.data import FileReading
+from tunewright.graders.json_values import Schema
 from tunewright.metrics.names import Extract, MetricName
 from tunewright.metrics.verdicts import Gate, Limit, Verdict
 from tunewright.registry.aliases import (
@@ -108,7 +109,7 @@ class RequiredEvaluationBody(Body):
     metric: MetricName
     reading: FileReading | None = None
     extract: Extract = "whole"
-    json_schema: dict[str, Any] | None = Field(None, description="That of schema_valid.")
+    json_schema: Schema | None = Field(None, description="That of schema_valid.")
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
 
 

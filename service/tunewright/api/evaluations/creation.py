@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.api.evaluations.schemas import CreateEvaluation, LoadBody
 from tunewright.api.evaluations.suites import check_suite
 from tunewright.api.gateway.routing import not_deployed, refuse_unservable
@@ -30,10 +31,13 @@ from tunewright.kinds.evaluation.models import (
     SuiteRequest,
 )
 from tunewright.metrics.names import OF_PROGRAMS, MetricName
-from tunewright.metrics.structured import InvalidSchema, validator_of
+from tunewright.metrics.structured import fault_of
 from tunewright.rows.canonical import RowKind
 from tunewright.store.records import Engine, EngineInfo, FileRecord, Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import ModelKind
+
+_SCHEMA_SECONDS = 5
+"""Processor time of the check of a schema."""
 
 
 def create_evaluation(context: ServiceContext, body: CreateEvaluation, idempotency_key: str | None) -> Job:
@@ -232,9 +236,11 @@ def _base_of(
 def _check_metrics(body: CreateEvaluation) -> None:
     if body.json_schema is not None:
         try:
-            validator_of(body.json_schema)
-        except InvalidSchema as error:
-            raise InvalidRequest(f"`json_schema` is no JSON schema: {error}.", param="json_schema") from error
+            fault = call_apart(fault_of, [], body.json_schema, seconds=_SCHEMA_SECONDS)
+        except (CutOff, OutOfMemory):
+            fault = "checking it takes too long"
+        if fault is not None:
+            raise InvalidRequest(f"`json_schema` is no JSON schema: {fault}.", param="json_schema")
     elif "schema_valid" in body.metrics:
         raise InvalidRequest(
             "The metric schema_valid needs a `json_schema`.", param="json_schema", code="missing_parameter"

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tunewright.api.fine_tuning.data import FileReading
 from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
 from tunewright.evaluator.report import EvaluationReport
+from tunewright.graders.json_values import Schema
 from tunewright.graders.models import Grader
 from tunewright.kinds.evaluation.kind import file_of, request_of
 from tunewright.kinds.evaluation.models import (
@@ -24,7 +25,6 @@ from tunewright.store.states import JobState
 from tunewright.wire import Body, Text, Wire
 
 _Metric = MetricName | Literal["latency"]
-_LARGEST_SCHEMA = 65_536
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -126,7 +126,7 @@ class CreateEvaluation(Body):
         description="The part of each answer, and of the expected one, that is compared; metrics of JSON and of tokens "
         "take the whole.",
     )
-    json_schema: dict[str, Any] | None = Field(None, description="The schema for schema_valid.")
+    json_schema: Schema | None = Field(None, description="The schema for schema_valid.")
     grader: Grader | None = Field(
         None,
         description="A grader as of fine-tuning, but none that asks a model; the metric grader is its mean reward. It "
@@ -160,13 +160,6 @@ class CreateEvaluation(Body):
     def _check_metrics(cls, value: Any) -> Any:
         if isinstance(value, list) and len(set(value)) < len(value):
             raise ValueError("each metric at most once")
-        return value
-
-    @field_validator("json_schema")
-    @classmethod
-    def _check_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and len(str(value)) > _LARGEST_SCHEMA:
-            raise ValueError(f"at most {_LARGEST_SCHEMA} characters")
         return value
 
     @field_validator("metadata")

@@ -36,7 +36,8 @@ def first_status(purpose: str) -> FileStatus:
 def file_name(given: str | None) -> str:
     """The last part of the given path, without unprintable characters, which could corrupt a header or a terminal."""
     name = (given or "").replace("\\", "/").rpartition("/")[2]
-    return "".join(character for character in name if character.isprintable())[:255] or "upload.jsonl"
+    shown = "".join(character for character in name if character.isprintable())[:255]
+    return shown if shown.strip(". ") else "upload.jsonl"  # `..` is a folder to who writes it to a disk
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tunewright.api.evaluations.schemas import JudgeBody, SuiteBody
 from tunewright.api.fine_tuning.data import FileReading
+from tunewright.graders.json_values import Schema
 from tunewright.graders.models import Grader
 from tunewright.kinds.fine_tuning.evaluated import Point, Select
 from tunewright.metrics.names import Extract, MetricName
@@ -45,7 +46,7 @@ class Evaluate(Body):
     )
     extract: Extract = "whole"
     reading: FileReading | None = Field(None, description="How the file is read.")
-    json_schema: dict[str, Any] | None = Field(None, description="The schema for schema_valid.")
+    json_schema: Schema | None = Field(None, description="The schema for schema_valid.")
     grader: Grader | None = None
     judge: JudgeBody | None = Field(None, description="Compares the answers with those of the base.")
     require: Annotated[list[Limit], Field(min_length=1, max_length=15)] | None = Field(

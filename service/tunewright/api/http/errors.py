@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -192,11 +191,12 @@ def _param(location: tuple[Any, ...]) -> str:
     parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
     kept = [
         part
-        for before, part in pairwise(["", *parts])
+        for first, before, part in zip(["", "", *parts], ["", *parts], parts, strict=False)
         if not _is_union_tag(part)
         and not (before.isdigit() and part in STEPS)
         and not (before == "task" and part in TASKS)
-        and not (part in GRADERS and before != GRADERS_BY_NAME)
+        # the type of a grader, and no field or grader of that name
+        and not (part in GRADERS and (before in ("grader", ONE_GRADER) or first == GRADERS_BY_NAME))
     ]
     return cut(".".join(kept), 200) or "body"
 
