@@ -263,6 +263,13 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     assert "encrypted" in refused(bytes(content), tmp_path / "a")
 
 
+def test_a_zip_whose_parts_differ_is_told_without_bytes_of_pythons(tmp_path: Path) -> None:
+    content = bytearray(zipped(FILES))
+    content[40] ^= 0xFF  # in the name before the content, and not in that of the table
+    message = refused(bytes(content), tmp_path / "into")
+    assert "broken: its parts do not fit together. Pack" in message
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_ways_to_pack_are_refused(tmp_path: Path, method: int) -> None:
     """Their libraries unpack a kilobyte into a gigabyte in one call."""

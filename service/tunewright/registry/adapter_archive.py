@@ -67,8 +67,11 @@ def unpack(archive: BinaryIO, into: Path, largest: int, folder: str | None = Non
             )
         _take(members, into, largest, folder)
     except _BROKEN as error:
+        why = str(error).rstrip(".")
+        if not why or "b'" in why:  # bytes as Python writes them
+            why = "its parts do not fit together"
         raise InvalidAdapter(
-            f"The archive is broken: {error or type(error).__name__}. Pack it anew, and send all of it.",
+            f"The archive is broken: {why}. Pack it anew, and send all of it.",
             code="archive_refused",
         ) from error
 
