@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from tunewright.rows.faults import MOST_LEVELS, RowFault, check_levels
-
 MOST_REQUESTS = 50_000
 LONGEST_LINE = 32 * 2**20
 """Bytes: the largest body of a generation."""
 LONGEST_ID = 512
 MOST_FAULTS = 100
 """Faults that are told of one file."""
+_MOST_LEVELS = 128
+"""As in the body of a request: the process that asks writes it again, which takes more of the stack than to read it."""
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -110,15 +110,26 @@ def _parsed(line: bytes, number: int) -> dict[str, Any] | Fault:
         return Fault("line_too_long", f"The line has more than {LONGEST_LINE} bytes.", number)
     try:
         request = json.loads(line.decode())
-        if line.count(b"[") + line.count(b"{") > MOST_LEVELS:
-            check_levels(request)
     except (ValueError, RecursionError):
         request = None
-    except RowFault as fault:  # it could not be written again by the process that asks
-        return Fault("invalid_json_line", f"The line is {fault}.", number)
+    if line.count(b"[") + line.count(b"{") > _MOST_LEVELS and _is_deep(request):
+        text = f"The line is nested too deeply: objects and lists may have up to {_MOST_LEVELS} levels."
+        return Fault("invalid_json_line", text, number)
     if not isinstance(request, dict):
         return Fault("invalid_json_line", "The line is not a JSON object.", number)
     return request
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS + 1):
+        level = [
+            part
+            for one in level
+            if isinstance(one, dict | list)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def _fault(request: dict[str, Any], number: int, endpoint: str, seen: dict[str, int]) -> Fault | None:

@@ -14,7 +14,6 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tunewright.metrics.names import KINDS, MetricName
-from tunewright.wire import Exact
 
 FEWEST_ROWS = 30
 """With fewer, percentiles of a bootstrap are too narrow to be called 95 %: nothing is judged."""
@@ -38,21 +37,28 @@ class Verdict(StrEnum):
     """None is seen to be missed, and not all are seen to be met: more rows would tell."""
 
 
-class Limit(Exact):
+class Limit(BaseModel):
     """The limits of one metric."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: MetricName
     min: float | None = Field(
-        None, allow_inf_nan=False, description="The smallest figure, of a metric of which more is better."
+        None,
+        strict=True,
+        allow_inf_nan=False,
+        description="The smallest figure, of a metric of which more is better.",
     )
     max: float | None = Field(
-        None, allow_inf_nan=False, description="The largest figure, of perplexity, of which less is better."
+        None,
+        strict=True,
+        allow_inf_nan=False,
+        description="The largest figure, of perplexity, of which less is better.",
     )
     max_drop: float | None = Field(
         None,
         ge=0,
+        strict=True,
         allow_inf_nan=False,
         description="By how much, in the metric's own units, it may be worse than each model that it is compared with. "
         "With 0 it must be seen to be no worse, which nearly takes a better one.",
