@@ -14,6 +14,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, Make, api, built, error, make, upload, worker  # noqa: F401
 
+from counted import count_here
 from judged import add_evaluation, report_of
 from rows import FILE, Publish, create_job, engine_info
 from tunewright.api.models.report.card import card_of
@@ -103,7 +104,13 @@ def evaluate(store: Store) -> str:
     return add_evaluation(store, {FT: "2" * 64, BASE: "f" * 64}, report, filename="test|<i>.jsonl")
 
 
-def test_a_report_has_what_a_reviewer_asks_for(api: TestClient, store: Store, model: str) -> None:  # noqa: F811
+def test_a_report_has_what_a_reviewer_asks_for(
+    api: TestClient,  # noqa: F811
+    store: Store,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count_here(monkeypatch)
     id = evaluate(store)
     verdict = TargetVerdict(
         model=FT, evaluation=id, verdict=Verdict.FAIL,

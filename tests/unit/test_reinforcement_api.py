@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from tests.unit.test_api import BASE, api, built, error, make, worker  # noqa: F401
 from tests.unit.test_file_checks import upload
 
+from counted import count_here
 from preferences import COLOURS
 from rows import create_job
 from tunewright.api.fine_tuning.schemas import JobObject
@@ -147,7 +148,11 @@ def test_rows_that_the_method_cannot_learn_from_are_refused(api: TestClient) -> 
     assert "reinforcement could" in refused["message"]
 
 
-def test_a_plan_counts_the_memory_of_making_answers_and_says_that_time_is_not_known(api: TestClient) -> None:  # noqa: F811
+def test_a_plan_counts_the_memory_of_making_answers_and_says_that_time_is_not_known(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count_here(monkeypatch)
     file = upload(api, content(ROWS))["id"]
     tuning = {"max_completion_length": 32, "num_generations": 4, "batch_size": 2}
     body = {"model": BASE, "training_file": file, "method": method(), "machine": "H100", "tuning": tuning}

@@ -101,7 +101,9 @@ def test_a_label_that_is_rare_is_told_with_the_step_that_balances(api: TestClien
 
 def test_rows_that_would_not_be_asked_for_as_they_are_trained_are_told_by_line(
     api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    count_here(monkeypatch)
     template = (
         "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] != 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -132,7 +134,11 @@ def test_a_file_with_faults_has_them_by_line_with_what_to_do(api: TestClient) ->
     assert made["tokens"] is None
 
 
-def test_the_report_of_plain_texts_has_their_tokens(api: TestClient) -> None:  # noqa: F811
+def test_the_report_of_plain_texts_has_their_tokens(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count_here(monkeypatch)
     made = get(api, upload(api, b'{"text": "a"}\n'), model=BASE).json()
     assert made["kind"] == "text"
     assert made["tokens"] is not None
