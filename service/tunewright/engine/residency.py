@@ -7,6 +7,9 @@ old one (vllm #42125).
 
 An adapter is unloaded only after its last request (`engine.leases`). Then both the names in vLLM's server and the
 weights in its workers are checked, since unloading in vLLM removes only the name.
+
+The policies of running jobs (`store.policies`) are loaded as adapters are, from the folders of their jobs. Each new one
+of a job takes the place of the one before.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
 from tunewright.engine.tally import Change, Tally
 from tunewright.errors import ArtifactsUnavailable, StorageFull
-from tunewright.registry.artifacts import ArtifactStore
+from tunewright.jobs.folder import JobFolder
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
+from tunewright.store.policies import Policy
 from tunewright.store.records import Engine, EngineInfo, TunedModel
 from tunewright.store.states import Desired, EngineState, Residency
 from tunewright.store.store import Store
@@ -36,6 +40,8 @@ log = logging.getLogger("tunewright.engine")
 
 _RETRY_FAILED_AFTER = 30.0
 """Seconds until a failed load is tried again."""
+_REPLACED_WITHIN = 5.0
+"""Seconds that a policy waits for the one before to leave its place; then another one is taken."""
 _DRAIN_SLICE = 0.25
 """Seconds after which a drain checks whether the adapter should be loaded again."""
 
@@ -46,6 +52,7 @@ class ResidencyManager:
 
     def __init__(self, store: Store, workspace: Workspace) -> None:
         self._store = store
+        self._workspace = workspace
         self._artifacts = workspace.artifacts
         self._drain = Drain(workspace.leases)
         self._tally = Tally(workspace.tally)
@@ -55,6 +62,8 @@ class ResidencyManager:
         self._failed_at: dict[tuple[str, int, str], float] = {}
         self._swept: set[tuple[str, int]] = set()
         self._unloading: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._policies: dict[tuple[str, str], str] = {}
+        """The hash of the policy that was loaded last, by engine and job."""
 
     async def close(self) -> None:
         """Close the connections to the engines."""
@@ -64,7 +73,8 @@ class ResidencyManager:
 
     async def load(self, model: TunedModel) -> dict[str, Any]:
         """Record that the adapter should be loaded, and load it now. Raises EngineError with vLLM's reason."""
-        await asyncio.to_thread(self._store.models.want, model.name, Desired.LOADED)
+        if not isinstance(model, Policy):
+            await asyncio.to_thread(self._store.models.want, model.name, Desired.LOADED)
         engine = await self._ready_engine(model.base)
         self._failed_at.pop((engine.name, engine.run, model.sha256), None)
         await self._ensure_loaded(engine, model)
@@ -80,7 +90,7 @@ class ResidencyManager:
         await asyncio.to_thread(self._store.models.want, model.name, Desired.UNLOADED)
         engine = await asyncio.to_thread(self._store.engines.get, model.base)
         if engine is not None and engine.state is EngineState.READY:
-            wanted = await asyncio.to_thread(self._store.models.wanted_adapters, model.base)
+            wanted = await self._wanted(model.base)
             if model.sha256 not in wanted:
                 unloading = self._start_unload(engine, model.sha256)
                 done, _ = await asyncio.wait({unloading}, timeout=wait)
@@ -105,7 +115,7 @@ class ResidencyManager:
     async def _reconcile_engine(self, engine: Engine) -> None:
         if (engine.name, engine.run) not in self._swept:
             await self._sweep(engine)
-        wanted = await asyncio.to_thread(self._store.models.wanted_adapters, engine.name)
+        wanted = await self._wanted(engine.name)
         noted = await asyncio.to_thread(self._store.engines.residents, engine)
         now = asyncio.get_running_loop().time()
         for sha256, model in wanted.items():
@@ -147,8 +157,10 @@ class ResidencyManager:
             try:
                 if _info(engine).fingerprint != model.base_fingerprint:
                     raise EngineError(f"it was trained on another model, which was named {model.base} then")
+                if isinstance(model, Policy):
+                    await self._leave_place(engine, model)
                 async with self._kept(model.sha256):
-                    folder = await asyncio.to_thread(_checked, self._artifacts, model.sha256)
+                    folder = await asyncio.to_thread(self._checked, model)
                     async with self._memory[engine.name]:
                         await self._make_room(engine)
                         number = await self._client(engine).load(model.sha256, folder)
@@ -178,6 +190,30 @@ class ResidencyManager:
         finally:
             held.__exit__(None, None, None)
 
+    def _checked(self, model: TunedModel) -> Path:
+        """The adapter's folder, after its hash was compared: an incomplete or changed adapter is never loaded into
+        vLLM. Raises EngineError, ArtifactsUnavailable and StorageFull."""
+        try:
+            if isinstance(model, Policy):
+                folder = JobFolder(self._workspace.job(model.id)).policy(model.sha256)
+            else:
+                folder = self._artifacts.fetch(model.sha256)
+            found = adapter_sha256(folder)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"the adapter's files cannot be read: {error}") from error
+        if found != model.sha256:
+            raise EngineError(f"the adapter's files have changed: their hash is {found}")
+        return folder
+
+    async def _leave_place(self, engine: Engine, policy: Policy) -> None:
+        """Have the engine unload the job's policy before this one, so that a job has one place at a time."""
+        assert policy.job_id is not None, "a policy is a job's"
+        key = (engine.name, policy.job_id)
+        before = self._policies.get(key)
+        self._policies[key] = policy.sha256
+        if before not in (None, policy.sha256) and not await self._is_wanted(engine, before):
+            await asyncio.wait({self._start_unload(engine, before)}, timeout=_REPLACED_WITHIN)
+
     async def _make_room(self, engine: Engine) -> None:
         """Evict the least recently used adapter that is neither pinned nor in use, where the engine's slots are
         full."""
@@ -197,6 +233,7 @@ class ResidencyManager:
                     continue
                 with unused:
                     await asyncio.to_thread(self._store.models.want_weights, sha256, Desired.UNLOADED)
+                    await asyncio.to_thread(self._store.policies.drop, sha256)
                     await self._note(engine, sha256, None)
                     await self._client(engine).unload(sha256, noted[sha256].number)
             await self._tally.add(engine.name, Change.EVICTED)
@@ -241,7 +278,12 @@ class ResidencyManager:
             log.info("engine %s unloaded %s", engine.name, sha256)
 
     async def _is_wanted(self, engine: Engine, sha256: str) -> bool:
-        return sha256 in await asyncio.to_thread(self._store.models.wanted_adapters, engine.name)
+        return sha256 in await self._wanted(engine.name)
+
+    async def _wanted(self, base: str) -> Mapping[str, TunedModel]:
+        """The adapters and policies that the engine of the base should hold, by hash."""
+        policies = await asyncio.to_thread(self._store.policies.wanted, base)
+        return {**policies, **await asyncio.to_thread(self._store.models.wanted_adapters, base)}
 
     async def _ready_engine(self, name: str) -> Engine:
         engine = await asyncio.to_thread(self._store.engines.get, name)
@@ -281,16 +323,3 @@ def _info(engine: Engine) -> EngineInfo:
 def _log_failure(task: asyncio.Task[None], engine: str, sha256: str) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("engine %s could not unload %s: %s", engine, sha256, error)
-
-
-def _checked(artifacts: ArtifactStore, sha256: str) -> Path:
-    """The adapter's folder, after its hash was compared: an incomplete or changed adapter is never loaded into vLLM.
-    Raises EngineError, ArtifactsUnavailable and StorageFull."""
-    try:
-        folder = artifacts.fetch(sha256)
-        found = adapter_sha256(folder)
-    except (OSError, ValueError) as error:
-        raise EngineError(f"the adapter's files cannot be read: {error}") from error
-    if found != sha256:
-        raise EngineError(f"the adapter's files have changed: their hash is {found}")
-    return folder

@@ -22,6 +22,7 @@ from tunewright.config import settings_in_child
 from tunewright.errors import StorageFull
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
+from tunewright.store.records import TunedModel
 from tunewright.store.store import Store
 from tunewright.supervisor.heartbeat import PERIOD, beat
 
@@ -106,12 +107,17 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
     async def _carry_out(self, operation: dict[str, Any]) -> dict[str, Any]:
         from tunewright.engine.http import EngineError
 
-        model = await asyncio.to_thread(self._store.models.get, operation["model"])
+        name = operation["model"]
+        model = await asyncio.to_thread(self._named, name)
         if model is None:
-            return {"error": f"no model {operation['model']}"}
+            return {"error": f"no model {name}"}
         try:
             if operation["op"] == "load":
                 return await self._manager.load(model)
             return await self._manager.unload(model, operation.get("wait", 0.0))
         except (EngineError, StorageFull) as error:
             return {"error": str(error)}
+
+    def _named(self, name: str) -> TunedModel | None:
+        """The job's policy or the model that the service has under this name."""
+        return self._store.policies.get(name) or self._store.models.get(name)

@@ -56,6 +56,7 @@ class JobFolder:
         self.token_cache = path / "token-cache"
         self.reference = path / "reference"
         self.initial = path / "initial"
+        self.policies = path / "policies"
         self.trace_file = path / "trace.json"
         self.tensorboard = path / "tensorboard"
         self.mlflow_file = path / "mlflow.json"
@@ -153,6 +154,10 @@ class JobFolder:
         """The path of a product until it is complete."""
         return self.path / f".{product.name}.tmp"
 
+    def policy(self, sha256: str) -> Path:
+        """The PEFT folder of the weights with which the job samples from the engine."""
+        return self.policies / sha256
+
     def converted(self, step: int) -> Path:
         """The adapter of a checkpoint as it is published, where that is not the checkpoint itself."""
         return self.path / f"converted-{step}"
@@ -163,7 +168,8 @@ class JobFolder:
             shutil.rmtree(self.unfinished(product), ignore_errors=True)
             shutil.rmtree(product, ignore_errors=True)
         for folder in (
-            self.work, self.checkpoints, self.token_cache, self.reference, self.initial, self.path / "wandb",
+            self.work, self.checkpoints, self.token_cache, self.reference, self.initial, self.policies,
+            self.path / "wandb",
             *self.path.glob("converted-*"),
         ):  # fmt: skip
             shutil.rmtree(folder, ignore_errors=True)

@@ -25,6 +25,7 @@ from tunewright.plan.methods import (
     PROMPTS,
 )
 from tunewright.plan.options import Auto, HyperparameterOptions, TuningOptions
+from tunewright.plan.sampling import Sampling, why_not_engine
 from tunewright.plan.schedulers import SCHEDULER
 from tunewright.plan.stopping import METRICS, EarlyStopping
 
@@ -108,6 +109,8 @@ class Resolved(BaseModel):
     max_completion_length: int | None = None
     """Tokens of an answer; a prompt has at most `max_length` less these."""
     temperature: float | None = None
+    sampling: Sampling | None = None
+    """Where the answers are made (`plan.sampling`)."""
     eval_samples: int | None = None
     """Answers to a held-out prompt in an evaluation."""
     eval_interval: int | None = None
@@ -174,7 +177,7 @@ def resolve(
     init = _given(tuning.init, None) if adapter else None
     largest = max_rank // served_rank(1, init)
     rank = _given(tuning.rank, rank_for(rows, largest)) if adapter else None
-    return Resolved(
+    resolved = Resolved(
         type=type,
         method=method,
         learning_rate=_given(tuning.learning_rate, of_method.learning_rates[type] * multiplier),
@@ -211,6 +214,22 @@ def resolve(
         **(_of_dpo(tuning) if method == "dpo" else {}),
         **(_of_kto(tuning) if method == "kto" else {}),
         **(_of_reinforcement(tuning, hyperparameters, context) if method == "reinforcement" else {}),
+    )
+    if method != "reinforcement":
+        return resolved
+    by_trainer = tuning.sampling == "trainer" or why_not_engine_of(resolved)
+    return resolved.model_copy(update={"sampling": "trainer" if by_trainer else "engine"})
+
+
+def why_not_engine_of(resolved: Resolved) -> str | None:
+    """Why the answers of a run cannot come from the engine, whichever it is; None where they can."""
+    return why_not_engine(
+        type=resolved.type,
+        algorithm=resolved.algorithm,
+        temperature=resolved.temperature,
+        use_dora=resolved.use_dora,
+        init=resolved.init,
+        gpus=resolved.gpus,
     )
 
 

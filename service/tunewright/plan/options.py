@@ -15,7 +15,7 @@ OF_METHOD = {
     "supervised": ("neftune_alpha", "packing"),
     "dpo": ("loss_type", "label_smoothing"),
     "kto": ("desirable_weight", "undesirable_weight"),
-    "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature"),
+    "reinforcement": ("algorithm", "num_generations", "max_completion_length", "temperature", "sampling"),
 }
 """The options of `TuningOptions` that a method alone has."""
 WITH_BETA = ("dpo", "kto", "orpo", "reinforcement")
@@ -85,6 +85,7 @@ class TuningOptions(_Options):
     num_generations: int | Auto = "auto"
     max_completion_length: int | Auto = "auto"
     temperature: float | Auto = "auto"
+    sampling: str = "auto"
     eval_interval: int | Auto = "auto"
     early_stopping: EarlyStoppingOptions | Auto = "auto"
     best_checkpoint: str = "auto"

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 from tunewright.registry.aliases import Alias
 from tunewright.store.alias_rows import parse_alias
 from tunewright.store.database import Database
+from tunewright.store.policies import policies_named
 from tunewright.store.records import Engine, ResidencyRow, TunedModel
 from tunewright.store.states import ModelKind
 from tunewright.store.tables import aliases, engines, models, residency
@@ -30,8 +31,9 @@ class NameStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def read(self, names: Collection[str]) -> dict[str, Named]:
-        """What each of the names stands for, in one consistent view."""
+    def read(self, names: Collection[str], *, of_jobs: bool = False) -> dict[str, Named]:
+        """What each of the names stands for, in one consistent view. `of_jobs`: also the policies of running jobs,
+        which only the service itself asks."""
         with self._database.read() as connection:
             by_alias = {
                 row.name: parse_alias(row)
@@ -41,6 +43,8 @@ class NameStore:
                 row.name: TunedModel(**row._mapping)
                 for row in connection.execute(select(models).where(models.c.name.in_(names)))
             }
+            if of_jobs:
+                by_model |= policies_named(connection, names)
             served_by = {name: engine_of(by_model[name]) if name in by_model else name for name in names}
             by_engine = {
                 row.name: Engine(**row._mapping)

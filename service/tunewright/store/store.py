@@ -22,6 +22,7 @@ from tunewright.store.latest import Latest
 from tunewright.store.listings import Listings
 from tunewright.store.models import ModelStore
 from tunewright.store.names import NameStore
+from tunewright.store.policies import PolicyStore
 from tunewright.store.projects import ProjectStore
 from tunewright.store.ratings import RatingStore
 from tunewright.store.shadow_answers import ShadowAnswerStore
@@ -58,6 +59,7 @@ class Store:
     keys: KeyStore
     usage: UsageStore
     holdings: HoldingStore
+    policies: PolicyStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -91,6 +93,7 @@ class Store:
             KeyStore(database),
             UsageStore(database),
             HoldingStore(database),
+            PolicyStore(database),
         )
 
     def of(self, project: str) -> Self:

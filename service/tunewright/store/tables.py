@@ -322,6 +322,15 @@ alias_judgements = Table(
     Index("ix_alias_judgements_alias", "project", "alias", "seq"),
 )
 
+policies = Table(
+    "policies",  # the weights with which a running job samples from the engine of its base (`store.policies`)
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("base_fingerprint", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+)
+
 ratings = Table(
     "ratings",  # what people have chosen of the pairs of an evaluation's answers
     metadata,

@@ -24,9 +24,9 @@ _GPU = "cuda:"
 
 UsageKind = Literal["completions", "embeddings"]
 """Completions are chats and responses too."""
-UsageSource = Literal["live", "batch", "evaluation", "grader", "shadow", "synthesis"]
-"""Who has asked: a client, or the service for one of these; shadow is a copy of a request for an alias's shadow. Plain
-texts, since keys are hashed for each request."""
+UsageSource = Literal["live", "batch", "evaluation", "grader", "shadow", "synthesis", "training"]
+"""Who has asked: a client, or the service for one of these; shadow is a copy of a request for an alias's shadow, and
+training are the answers from which a job learns. Plain texts, since keys are hashed for each request."""
 
 
 class UsageKey(NamedTuple):

@@ -23,6 +23,8 @@ _NAMES = {
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "completions_clipped",
     "grader_errors": "grader_errors",
+    "sampling/sampling_logp_difference/mean": "sampling_difference",
+    "sampling/sampling_logp_difference/max": "sampling_difference_max",
     "nll_loss": "nll_loss",
     "log_odds_chosen": "log_odds",
 }

@@ -57,6 +57,22 @@ class MlflowRun(BaseModel):
     """Of the operator's server."""
 
 
+class EngineSampling(BaseModel):
+    """How the answers of reinforcement are made by the engine that serves the base (`trainer.sampling`)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    socket: str
+    """Where the gateway listens for the service's own processes."""
+    project: str
+    """The job's."""
+    base_fingerprint: str
+    is_required: bool = False
+    """Whether the job fails where the engine makes no answers; else the trainer makes them then."""
+    patience: float = 60.0
+    """Seconds without an answer after which that is so."""
+
+
 class TrainingSpec(BaseModel):
     """`spec.json`: the input of the trainer."""
 
@@ -96,6 +112,8 @@ class TrainingSpec(BaseModel):
     """Of reinforcement: what grades the answers."""
     python_graders: Mode = "off"
     """Whether graders may be programs, as the operator says."""
+    sampling: EngineSampling | None = None
+    """Of reinforcement; None: the trainer makes the answers."""
     wandb: WandbProject | None = None
     """Where the run is reported; the key is in the environment."""
     tensorboard: bool = False

@@ -10,6 +10,7 @@ from tunewright.graders.calling import check_grader
 from tunewright.graders.models import AnyGrader, ScoreModelGrader, singles
 from tunewright.kinds.data import DataOptions
 from tunewright.kinds.grading import missing_item
+from tunewright.plan.sampling import why_not_engine
 
 _GRADER = "method.reinforcement.grader"
 _FIRST_ROWS = 10_000
@@ -31,6 +32,7 @@ def check_grading(
     _check_models(grader)
     check_grader(grader, _GRADER, context.settings.jobs.python_graders)
     _check_options(data, method, tuning)
+    _check_sampling(tuning)
     for id in (*data.weights(training_file), validation_file):
         if id is None:
             continue
@@ -46,6 +48,24 @@ def _check_models(grader: AnyGrader) -> None:
                 f"The grader {one.name!r} asks a model, which jobs cannot do yet: use one that compares or computes.",
                 param=_GRADER,
             )
+
+
+def _check_sampling(tuning: Tuning) -> None:
+    """With what is given; what is left to the service is checked with the job's inputs."""
+    if tuning.sampling != "engine":
+        return
+    why = why_not_engine(
+        type="lora" if tuning.type == "auto" else tuning.type,
+        algorithm="grpo" if tuning.algorithm == "auto" else tuning.algorithm,
+        temperature=1.0 if tuning.temperature == "auto" else tuning.temperature,
+        use_dora=tuning.use_dora,
+        init=tuning.init,
+        gpus=1 if tuning.gpus == "auto" else tuning.gpus,
+    )
+    if why is not None:
+        raise InvalidRequest(
+            f"tuning.sampling engine is not possible here: {why}. Leave it out.", param="tuning.sampling"
+        )
 
 
 def _check_options(data: DataOptions, method: Method, tuning: Tuning) -> None:

@@ -178,6 +178,13 @@ class Tuning(Body):
     temperature: Auto | Annotated[float, Field(strict=True, gt=0, le=2)] = Field(
         "auto", description="Of reinforcement: of the answers in training; 1 by default."
     )
+    sampling: Literal["auto", "engine", "trainer"] = Field(
+        "auto",
+        description="Of reinforcement: what makes the answers in training. engine: the one that serves the base, below "
+        "live traffic, for lora with grpo at temperature 1; the job fails where it makes none for 30 minutes. trainer: "
+        "the job's own process. auto: the engine where that is possible, else the trainer, which also makes them while "
+        "the engine cannot.",
+    )
     desirable_weight: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = Field(
         "auto", description="Of kto: the weight of the losses of good answers; 1 by default."
     )

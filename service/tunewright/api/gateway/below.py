@@ -1,5 +1,5 @@
-"""Generations below live traffic: those of batches. They are what a client could send, with a model or an alias, and go
-to an engine only where no other request waits for it (`turns.py`).
+"""Generations below live traffic: those of batches, and those from which jobs learn. They go to an engine only where no
+other request waits for it (`turns.py`). Those of batches are what a client could send, with a model or an alias.
 
 A request that waits holds neither an adapter nor a deployment: it may wait for hours.
 """
@@ -47,22 +47,45 @@ class BelowLive:
             )
         check_media(body, self._media_domains)
         model, _ = await self._gateway.router.choose(body["model"], sticky, project)
+        return await self.send(
+            model, path, body, len(raw), payer=Payer(project, source="batch"), project=project
+        )
+
+    async def send(
+        self,
+        model: str,
+        path: str,
+        body: dict[str, Any],
+        size: int,
+        *,
+        payer: Payer,
+        project: str | None,
+        content: str | None = None,
+        patience: float | None = None,
+    ) -> bytes:
+        """The model's answer. `project`: whose model it must be; `content`: the weights that it must have; `patience`:
+        seconds that it may wait for its turn. Raises TunewrightError."""
         while True:
             with ExitStack() as held:
                 line = (await self._gateway.router.find(model, held, BATCHES, project=project)).line
             assert line is not None, "the router gives each target its line"
-            size = await line.take_below(sequences(body))
+            try:
+                async with asyncio.timeout(patience):
+                    taken = await line.take_below(sequences(body))
+            except TimeoutError as error:
+                raise EngineUnavailable("The engine has no place below live traffic: try again.") from error
             try:
                 async with asyncio.timeout(self._gateway.request_timeout):
                     with ExitStack() as held:
                         target = await self._gateway.router.find(model, held, BATCHES, project=project)
                         if target.line is line:  # else another engine has it by now
-                            payer = Payer(project, source="batch")
-                            return await self._ask(target, path, body, len(raw), held, payer)
+                            if content is not None and target.content != content:
+                                raise EngineUnavailable("The engine has other weights now: try again.")
+                            return await self._ask(target, path, body, size, held, payer)
             except TimeoutError as error:
                 raise RequestTimeout("The generation took longer than --request-timeout.") from error
             finally:
-                line.give_back_below(size)
+                line.give_back_below(taken)
 
     async def _ask(
         self, target: Target, path: str, body: dict[str, Any], size: int, held: ExitStack, payer: Payer

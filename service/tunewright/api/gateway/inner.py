@@ -9,11 +9,14 @@ teacher stays one thing, whatever is flipped, deleted or deployed meanwhile.
 
 `POST /batch?path=PATH&sticky=KEY&project=PROJECT` takes the body of a generation and answers it as the public route
 does, with the models and aliases of the project, below all live traffic (`below.py`).
+
+`POST /sample` is for the processes of jobs that learn from what their own model answers (`policies.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Collection
 from contextlib import suppress
@@ -25,10 +28,12 @@ from aiohttp import web
 from tunewright.api.gateway.below import BelowLive
 from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.ledger import Payer
+from tunewright.api.gateway.policies import Policies
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
 from tunewright.evaluator.folder import EXTERNAL
 from tunewright.jobs.gateway import PROJECT_HEADER, SOURCE_HEADER
+from tunewright.store.policies import PolicyStore
 from tunewright.store.tables import DEFAULT_PROJECT
 from tunewright.store.usage import UsageSource
 
@@ -47,9 +52,11 @@ class InnerGateway:
         socket: Path,
         judge: ExternalJudge | None = None,
         media_domains: Collection[str] = (),
+        policies: PolicyStore | None = None,
     ) -> None:
         self._gateway = gateway
         self._below = BelowLive(gateway, media_domains)
+        self._policies = Policies(self._below, policies) if policies is not None else None
         self._socket = socket
         self._judge = judge
         self._runner: web.AppRunner | None = None
@@ -60,6 +67,8 @@ class InnerGateway:
         app.router.add_post("/ask", self._ask)
         app.router.add_post("/stream", self._stream)
         app.router.add_post("/batch", self._batch)
+        if self._policies is not None:
+            app.router.add_post("/sample", self._sample)
         # a process that is killed takes its requests back
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
         await self._runner.setup()
@@ -93,6 +102,18 @@ class InnerGateway:
             )
         except TunewrightError as error:
             return web.json_response(error.body(), status=error.status)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def _sample(self, request: web.Request) -> web.Response:
+        assert self._policies is not None, "the route is there only with them"
+        try:
+            raw = await request.read()
+            payer = Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source="training")
+            answer = await self._policies.sample(json.loads(raw), len(raw), payer)
+        except TunewrightError as error:
+            return web.json_response(error.body(), status=error.status)
+        except (ValueError, LookupError):
+            return web.json_response(InvalidRequest("The body is no such request.").body(), status=400)
         return web.Response(body=answer, content_type="application/json")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:

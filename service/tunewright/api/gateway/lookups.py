@@ -35,7 +35,7 @@ def names_of(store: Store) -> Callable[[Sequence[InProject]], dict[InProject, Na
         found: dict[InProject, Named] = {}
         for project in {project for project, _ in asked}:
             seen = store if project is None else store.of(project)
-            named = seen.names.read([name for of, name in asked if of == project])
+            named = seen.names.read([name for of, name in asked if of == project], of_jobs=project is None)
             found |= {(project, name): what for name, what in named.items()}
         return found
 

@@ -17,6 +17,7 @@ from tunewright.api.gateway.turns import NOBODY, Caller, Line
 from tunewright.engine.leases import ENGINE, Leases
 from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
 from tunewright.registry.aliases import Alias, pick
+from tunewright.store.policies import Policy
 from tunewright.store.records import Engine, TunedModel
 from tunewright.store.states import Desired, EngineState, ModelKind, ModelState, Residency
 from tunewright.store.store import Store
@@ -40,7 +41,8 @@ class Target:
     socket: str
     internal_name: str
     public_name: str
-    """The model that answers: a base, a deployed model, or one version of an adapter; never an alias."""
+    """The model that answers: a base, a deployed model, or one version of an adapter; never an alias. Of a job's policy
+    its base."""
     chat_template: str | None
     """The adapter's own."""
     base_has_template: bool = True
@@ -281,7 +283,7 @@ def _target(engine: Engine, model: TunedModel | None, line: Line) -> Target:
     return Target(
         engine.socket,
         adapter.sha256 if adapter else engine.info.internal_name,
-        adapter.name if adapter else engine.name,
+        adapter.name if adapter and not isinstance(adapter, Policy) else engine.name,
         adapter.chat_template if adapter else None,
         engine.info.has_chat_template,
         engine.info.vocab_size,

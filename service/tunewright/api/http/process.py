@@ -76,6 +76,7 @@ def main() -> int:
         inner_socket(workspace.path),
         ExternalJudge.of(settings.server),
         settings.serving.media_domain,
+        store.policies,
     )  # before `tempdir` is another one
     tempfile.tempdir = str(workspace.tmp)  # uploads are spooled on the file system on which they are stored
     heartbeat = ApiHeartbeat(workspace.heartbeat("api"), server._shutdown_event.is_set)

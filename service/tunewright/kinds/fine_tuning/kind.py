@@ -33,6 +33,7 @@ from tunewright.kinds.fine_tuning.reporting import (
     reported,
     why_not_all,
 )
+from tunewright.kinds.fine_tuning.sampling import engine_sampling, with_sampling
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated, fetch_weights
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
@@ -88,7 +89,8 @@ class FineTuning(Kind):
             method=request.method,
         )
         _check_generation(resolved, files.rows)
-        summary = f"Files validated ({files.summary})"
+        resolved, where = with_sampling(service.store, job.base, resolved, request.tuning.sampling)
+        summary = f"Files validated ({files.summary}){where}"
         if service.on_gpu and request.tuning.gradient_checkpointing == "auto":
             machine = machine_beside_engines(service.settings, service.store, service.devices)
             resolved, why = decided_checkpointing(base, resolved, machine)
@@ -140,6 +142,7 @@ class FineTuning(Kind):
             tuning=resolved,
             grader=request.grader,
             python_graders=service.settings.jobs.python_graders,
+            sampling=engine_sampling(service.workspace, job, resolved, base),
             wandb=reported(service.settings, job),
             tensorboard=has_tensorboard(service.settings, job),
             mlflow=mlflow_run(service.settings, job),

@@ -2,7 +2,8 @@
 TRL's GRPOTrainer, or its RLOOTrainer.
 
 The prompts are the tokens of a request (`rows.chat`), and answers end at the tokens at which the engine stops. They are
-made in this process, by transformers' generation. Where `beta` is not 0, the reference is as in `methods.dpo`.
+made by the engine that serves the base (`trainer.sampling`), or in this process, by transformers' generation. Where
+`beta` is not 0, the reference is as in `methods.dpo`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from trl.trainer.utils import RepeatSampler
 
 from tunewright.jobs.folder import EventLog
 from tunewright.jobs.process import rank
+from tunewright.plan.sampling import LARGEST_DIFFERENCE
 from tunewright.rows.mixture import Mixture
 from tunewright.rows.renderer import stop_tokens
 from tunewright.trainer.held_out import summed, tell
@@ -30,12 +32,14 @@ from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.loop import HeartbeatCallback
 from tunewright.trainer.metrics import is_measured
 from tunewright.trainer.rewards import Rewards
-from tunewright.trainer.training import Parts
+from tunewright.trainer.sampling import EngineSampler
+from tunewright.trainer.training import Parts, Stopped
 
 _REFERENCE_ADAPTER = "ref"
 """TRL's name for it."""
-_OF_GROUPS = ("reward_std", "frac_reward_zero_std")
-"""Of the answers to a prompt, of which there may be one in an evaluation."""
+_DIFFERENCE = "sampling/sampling_logp_difference/mean"
+_OF_TRAINING = ("reward_std", "frac_reward_zero_std", _DIFFERENCE, "sampling/sampling_logp_difference/max")
+"""Those of the answers to a prompt, of which there may be one in an evaluation, and of the engine's answers."""
 
 
 class GradedTrainer(OrderedRows):
@@ -119,7 +123,7 @@ class GradedTrainer(OrderedRows):
         found |= {
             name: values[-1]
             for name, values in self._metrics["eval"].items()
-            if is_measured(name) and name not in _OF_GROUPS
+            if is_measured(name) and name not in _OF_TRAINING
         }
         self._metrics["eval"].clear()
         return {"answers": answers, **{name: mean * answers for name, mean in found.items()}}
@@ -131,9 +135,60 @@ class GradedTrainer(OrderedRows):
 
 
 class GroupTrainer(GradedTrainer, GRPOTrainer):  # type: ignore[misc]
-    """An answer is compared with the mean of all answers to its prompt."""
+    """An answer is compared with the mean of all answers to its prompt.
+
+    TRL's `use_vllm` says whether the answers at hand are the engine's. Then it weighs each by how likely it is in the
+    trainer against the engine, and leaves out those for which this is above `vllm_importance_sampling_clip_max`.
+    """
 
     config = GRPOConfig
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        sampling = parts.spec.sampling
+        self._sampler: EngineSampler | None = None
+        if sampling is not None:
+            self._sampler = EngineSampler(
+                sampling,
+                parts.spec.job_id,
+                parts.spec.seed,
+                parts.folder,
+                EventLog(parts.folder, rank()),
+                _request_of(parts),
+                parts.go_on,
+                Stopped,
+            )
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any) -> Any:
+        self.use_vllm = False
+        if self._sampler is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            mode = "train" if self.model.training else "eval"
+            made = self._sampler.sample(model, self.state.global_step, mode, prompt_ids)
+            if made is not None:
+                self.use_vllm = True
+                return made.completion_ids, made.logprobs
+        return super()._generate_single_turn(prompt_ids, *others)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        before, tokens = (
+            {name: len(values) for name, values in metrics.items()},
+            self.state.num_input_tokens_seen,
+        )
+        made = super()._generate_and_score_completions(inputs)
+        if not self.use_vllm or metrics[_DIFFERENCE][-1] <= LARGEST_DIFFERENCE:
+            return made
+        assert self._sampler is not None, "these are the engine's answers"
+        self._sampler.turn_off(
+            "sampling_mismatch",
+            f"tokens of the engine's answers differ by {metrics[_DIFFERENCE][-1]:.3g} in their log-probability from "
+            f"the trainer's, on average, and {LARGEST_DIFFERENCE} is the limit",
+        )
+        for name, values in metrics.items():  # nothing of these answers is counted
+            del values[before.get(name, 0) :]
+        self.state.num_input_tokens_seen = tokens
+        return super()._generate_and_score_completions(inputs)
 
 
 class LeaveOneOutTrainer(GradedTrainer, RLOOTrainer):  # type: ignore[misc]
@@ -144,6 +199,24 @@ class LeaveOneOutTrainer(GradedTrainer, RLOOTrainer):  # type: ignore[misc]
 
 def make_trainer(parts: Parts) -> GradedTrainer:
     return LeaveOneOutTrainer(parts) if parts.spec.tuning.algorithm == "rloo" else GroupTrainer(parts)
+
+
+def _request_of(parts: Parts) -> dict[str, Any]:
+    """The parameters of a completion that samples as TRL does, whatever the base's own defaults are."""
+    tuning = parts.spec.tuning
+    return {
+        "max_tokens": tuning.max_completion_length,
+        "temperature": tuning.temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": sorted(stop_tokens(parts.tokenizer)),
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
 
 
 class EpochPrompts(RepeatSampler):  # type: ignore[misc]
