@@ -135,7 +135,9 @@ class EngineSampler:
             return self._saved[1]
         unfinished = self._folder.unfinished(self._folder.policies)
         shutil.rmtree(unfinished, ignore_errors=True)
-        model.save_pretrained(unfinished, safe_serialization=True, selected_adapters=["default"])
+        model.save_pretrained(
+            unfinished, safe_serialization=True, selected_adapters=["default"], save_embedding_layers=False
+        )
         sha256 = adapter_sha256(unfinished)
         before = list(self._folder.policies.glob("*"))
         final = self._folder.policy(sha256)

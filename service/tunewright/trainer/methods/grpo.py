@@ -185,8 +185,10 @@ class GroupTrainer(GradedTrainer, GRPOTrainer):  # type: ignore[misc]
             f"tokens of the engine's answers differ by {metrics[_DIFFERENCE][-1]:.3g} in their log-probability from "
             f"the trainer's, on average, and {LARGEST_DIFFERENCE} is the limit",
         )
-        for name, values in metrics.items():  # nothing of these answers is counted
-            del values[before.get(name, 0) :]
+        for name in list(metrics):  # nothing of these answers is counted
+            del metrics[name][before.get(name, 0) :]
+            if not metrics[name]:
+                del metrics[name]
         self.state.num_input_tokens_seen = tokens
         return super()._generate_and_score_completions(inputs)
 

@@ -3,7 +3,7 @@
 A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
 request with `chunks` gets that many, one every 50 ms, and one with `ignore_eos` as many tokens as it asks for. An
 answer takes `STAND_IN_SECONDS` of the environment. With `STAND_IN_CORE` it has an EngineCore, whose end it does not
-notice, as vLLM does not for up to 10 s.
+notice, as vLLM does not for up to 10 s. One that asks for its tokens gets some, by its seed, without log-probabilities.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,10 @@ class Server:
         answer["choices"] = [{"index": 0, "text": said, "message": {"role": "assistant", "content": said}}]
         if request.path == "/tokenize" and isinstance(body.get("prompt"), str):
             answer["tokens"] = [ord(letter) for letter in body["prompt"]]
+        if body.get("return_token_ids"):
+            tokens = random.Random(body["seed"]).choices(range(100, 1000), k=body["max_tokens"] - 1)
+            tokens.append(body["stop_token_ids"][0])
+            answer["choices"][0] |= {"token_ids": tokens, "logprobs": {"token_logprobs": [None] * len(tokens)}}
         if body.get("stream") is not True or answer["object"] is None:
             return web.json_response(answer, dumps=_compact)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
