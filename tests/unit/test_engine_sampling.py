@@ -23,7 +23,10 @@ from tunewright.trainer import sampling as trainer_sampling
 from tunewright.trainer.spec import TrainingSpec
 
 STORIES = [
-    {"messages": [{"role": "user", "content": f"Tell me a story about a {animal}."}], "answer": f"A {animal}."}
+    {
+        "messages": [{"role": "user", "content": f"Tell me a story about a {animal}."}],
+        "answer": f"A {animal}.",
+    }
     for animal in ("cat", "dog", "wolf", "frog", "bear", "king")
 ]
 """To which the base has several answers."""
@@ -94,7 +97,9 @@ def gateway(socket: Path) -> Iterator[Gateway]:
 
 def sampled(path: Path, gateway: Gateway | None, **sampling: Any) -> JobFolder:
     """A job of three steps, of which the first changes nothing, since its learning rate is 0."""
-    of_engine = {"socket": str(gateway.socket), "project": "mine", "base_fingerprint": "f" * 64} if gateway else None
+    of_engine = (
+        {"socket": str(gateway.socket), "project": "mine", "base_fingerprint": "f" * 64} if gateway else None
+    )
     return graded_folder(
         path / "job",
         STORIES,
@@ -112,7 +117,9 @@ def trained(folder: JobFolder) -> list[dict[str, float]]:
     measures = ("loss", "reward", "grad_norm", "num_tokens", "completions/mean_length")
     differs = "sampling/sampling_logp_difference/mean"
     logs = [step for step in trainer.state.log_history if "loss" in step]
-    return [{name: step[name] for name in (*measures, *([differs] if differs in step else []))} for step in logs]
+    return [
+        {name: step[name] for name in (*measures, *([differs] if differs in step else []))} for step in logs
+    ]
 
 
 def codes(folder: JobFolder) -> list[str]:
@@ -140,9 +147,16 @@ def test_the_engine_makes_the_answers_of_each_step_with_the_weights_of_that_step
     assert gateway.found == set(versions), "each is the adapter that its hash names"
     assert [path.name for path in folder.policies.iterdir()] == versions[-1:], "the ones before are removed"
     body = asked[0]["body"]
-    assert (body["temperature"], body["top_p"], body["top_k"], body["repetition_penalty"]) == (1.0, 1.0, -1, 1.0)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["repetition_penalty"]) == (
+        1.0,
+        1.0,
+        -1,
+        1.0,
+    )
     assert body["max_tokens"] == 8
-    assert len({(one["sha256"], one["body"]["seed"]) for one in asked}) == len(asked), "each has a seed of its own"
+    assert len({(one["sha256"], one["body"]["seed"]) for one in asked}) == len(asked), (
+        "each has a seed of its own"
+    )
 
     again = sampled(tmp_path / "again", gateway)
     gateway.policies = None
@@ -192,7 +206,9 @@ def test_a_job_that_wants_the_engine_alone_fails_without_it(tmp_path: Path, gate
 def test_answers_of_another_model_are_made_again_by_the_trainer(tmp_path: Path, gateway: Gateway) -> None:
     gateway.answer = lambda asked: tokens_by_seed(asked, -40.0)
     folder = sampled(tmp_path / "wrong", gateway)
-    assert trained(folder) == trained(sampled(tmp_path / "plain", None)), "nothing was learnt from them, or counted"
+    assert trained(folder) == trained(sampled(tmp_path / "plain", None)), (
+        "nothing was learnt from them, or counted"
+    )
     assert codes(folder) == ["sampling_mismatch"]
     assert len(gateway.asked) == 4, "it is not asked again"
 

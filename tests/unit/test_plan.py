@@ -203,6 +203,7 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "num_generations",
         "max_completion_length",
         "temperature",
+        "sampling",
         "eval_samples",
         "eval_interval",
     }

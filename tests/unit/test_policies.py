@@ -98,7 +98,12 @@ class Sampling:
         return sha256
 
     async def sample(self, job: Job, sha256: str, **changes: Any) -> Any:
-        asked = {"job": job.id, "sha256": sha256, "base_fingerprint": FINGERPRINT, "body": {**BODY, **changes}}
+        asked = {
+            "job": job.id,
+            "sha256": sha256,
+            "base_fingerprint": FINGERPRINT,
+            "body": {**BODY, **changes},
+        }
         return json.loads(await self.policies.sample(asked, 100, Payer("default", source="training")))
 
     async def by_a_client(self, model: str) -> int:
@@ -110,7 +115,9 @@ class Sampling:
 
 
 @asynccontextmanager
-async def sampling_from(store: Store, data: Workspace, publish: Publish, socket: Path) -> AsyncIterator[Sampling]:
+async def sampling_from(
+    store: Store, data: Workspace, publish: Publish, socket: Path
+) -> AsyncIterator[Sampling]:
     setting = Setting(store, data, publish, socket)
     asked: list[dict[str, Any]] = []
     answer = setting.server.answer
@@ -223,7 +230,9 @@ async def test_where_no_place_is_free_the_job_is_told_to_try_again(sampling: Sam
     assert await sampling.sample(job, version)
 
 
-async def test_weights_that_are_not_those_that_were_named_are_not_loaded(sampling: Sampling, store: Store) -> None:
+async def test_weights_that_are_not_those_that_were_named_are_not_loaded(
+    sampling: Sampling, store: Store
+) -> None:
     job = running(store)
     version = sampling.version(job, "first")
     folder = JobFolder(sampling.setting.data.job(job.id)).policy(version)
@@ -233,7 +242,9 @@ async def test_weights_that_are_not_those_that_were_named_are_not_loaded(samplin
     assert sampling.asked == []
 
 
-async def test_an_engine_that_was_started_again_loads_the_policy_again(sampling: Sampling, store: Store) -> None:
+async def test_an_engine_that_was_started_again_loads_the_policy_again(
+    sampling: Sampling, store: Store
+) -> None:
     setting, job = sampling.setting, running(store)
     version = sampling.version(job, "first")
     await sampling.sample(job, version)
@@ -250,7 +261,7 @@ async def test_an_engine_that_was_started_again_loads_the_policy_again(sampling:
 async def test_answers_for_jobs_have_a_part_of_the_engine_and_wait_for_live_requests(
     sampling: Sampling, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting, job = sampling.setting, running(store)
+    job = running(store)
     info = engine_info(internal_name=INTERNAL, fingerprint=FINGERPRINT, max_adapters=3, max_num_seqs=4)
     store.engines.set_state(BASE, EngineState.READY, info=info)
     version = sampling.version(job, "first")
@@ -275,5 +286,3 @@ async def test_answers_for_jobs_have_a_part_of_the_engine_and_wait_for_live_requ
         await sampling.sample(job, version)
     line._running -= 4
     assert await sampling.sample(job, version)
-
-

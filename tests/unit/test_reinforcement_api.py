@@ -14,9 +14,11 @@ from tests.unit.test_file_checks import upload
 
 from counted import count_here
 from preferences import COLOURS
-from rows import create_job
+from rows import create_job, engine_info
 from tunewright.api.fine_tuning.schemas import JobObject
+from tunewright.kinds.fine_tuning.sampling import with_sampling
 from tunewright.kinds.grading import missing_item
+from tunewright.kinds.kind import JobRefused
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.rows.formats import DataFormat, InvalidData, RowKind, check_file, read_rows
@@ -80,13 +82,51 @@ def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
         "num_generations",
         "max_completion_length",
         "temperature",
+        "sampling",
         "per_device_batch_size",
         "learning_rate",
     )
-    assert [made["tuning"][name] for name in options] == [4, 256, 1.0, 1, 1e-5]
+    assert [made["tuning"][name] for name in options] == [4, 256, 1.0, "trainer", 1, 1e-5]
     assert resolved.steps(65) == 24, "a row that fills no step is left out"
     supervised = JobObject.of(create_job(store)).model_dump(mode="json")
     assert not {"num_generations", "eval_samples"} & supervised["tuning"].keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "engine", "expected"),
+    [
+        ("auto", "cuda", {}, "engine"),
+        ("auto", "cpu", {}, "trainer"),
+        ("engine", "cpu", {}, "engine"),
+        ("trainer", "cuda", {}, "trainer"),
+        ("auto", "cuda", {"max_adapters": 1}, "trainer"),
+        ("auto", "cuda", {"max_lora_rank": 4}, "trainer"),
+        ("auto", "cuda", {"enable_lora": False}, "trainer"),
+        ("engine", "cuda", {"max_adapters": 1}, "refused"),
+        ("auto", "cuda", None, "trainer"),
+        ("engine", "cuda", None, "refused"),
+    ],
+)
+def test_what_makes_the_answers_depends_on_device_and_engine(
+    store: Store, asked: str, device: str, engine: dict[str, Any] | None, expected: str
+) -> None:
+    resolved = resolve(
+        tuning=TuningOptions(sampling=asked, rank=8), hyperparameters=HyperparameterOptions(), rows=64, context=1024,
+        max_rank=64, device=device, method="reinforcement",
+    )  # fmt: skip
+    if engine is not None:
+        store.engines.declare([BASE])
+        store.engines.starting(
+            BASE, "/none", engine_info(**{"max_adapters": 4, "max_lora_rank": 16, **engine})
+        )
+    if expected == "refused":
+        with pytest.raises(JobRefused) as refused:
+            with_sampling(store, BASE, resolved, asked)
+        assert refused.value.param == "tuning.sampling"
+    else:
+        made, text = with_sampling(store, BASE, resolved, asked)
+        assert made.sampling == expected
+        assert expected in text
 
 
 PROGRAM = {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}
@@ -115,6 +155,11 @@ JUDGE = {"type": "score_model", "name": "j", "model": BASE, "input": [{"role": "
         ({"method": {**method(), "type": "supervised"}}, "method.reinforcement", "invalid_value"),
         ({"tuning": {"group_by_length": True}}, "tuning.group_by_length", "unsupported"),
         ({"tuning": {"torch_compile": True}}, "tuning.torch_compile", "unsupported"),
+        ({"tuning": {"sampling": "engine", "temperature": 0.5}}, "tuning.sampling", "invalid_value"),
+        ({"tuning": {"sampling": "engine", "type": "qlora"}}, "tuning.sampling", "invalid_value"),
+        ({"tuning": {"sampling": "engine", "algorithm": "rloo"}}, "tuning.sampling", "invalid_value"),
+        ({"tuning": {"sampling": "engine", "use_dora": True}}, "tuning.sampling", "invalid_value"),
+        ({"tuning": {"sampling": "nobody"}}, "tuning.sampling", "invalid_value"),
         ({"tuning": {"dropout": 0.1}}, "tuning.dropout", "invalid_value"),
         ({"tuning": {"loss_type": "ipo"}}, "tuning.loss_type", "invalid_value"),
         ({"method": None, "tuning": {"num_generations": 4}}, "training_file", "invalid_training_file"),

@@ -59,8 +59,8 @@ class Tuning(Wire):
     - best_checkpoint: the metric by which the best checkpoint is the model
     - gpus: how many train together
     - sharding: whether they share the weights: none or fsdp
-    - algorithm, num_generations, max_completion_length, temperature: of the method reinforcement: grpo or rloo, answers
-      to each prompt, their largest length in tokens, and how they are sampled
+    - algorithm, num_generations, max_completion_length, temperature, sampling: of the method reinforcement: grpo or
+      rloo, answers to each prompt, their largest length in tokens, how they are sampled, and by what: engine or trainer
     - desirable_weight, undesirable_weight: of the method kto: the weights of good and of bad answers
 
     Other settings may be given by their names too.
@@ -100,6 +100,7 @@ class Tuning(Wire):
     num_generations: int | Auto | None = None
     max_completion_length: int | Auto | None = None
     temperature: float | Auto | None = None
+    sampling: str | None = None
     desirable_weight: float | Auto | None = None
     undesirable_weight: float | Auto | None = None
     optimizer: str | None = None

@@ -217,7 +217,8 @@ def resolve(
     )
     if method != "reinforcement":
         return resolved
-    by_trainer = tuning.sampling == "trainer" or why_not_engine_of(resolved)
+    by_trainer = tuning.sampling == "trainer" or (tuning.sampling == "auto" and device == "cpu")
+    by_trainer = by_trainer or why_not_engine_of(resolved) is not None
     return resolved.model_copy(update={"sampling": "trainer" if by_trainer else "engine"})
 
 

@@ -81,6 +81,10 @@ OF_METHOD = {
         "num_generations": ("8 answers to a prompt are compared with each other", "TRL's GRPOConfig"),
         "max_completion_length": ("256 tokens, at most half of max_length", "TRL's GRPOConfig"),
         "temperature": ("as the model samples by itself", "TRL's GRPOConfig"),
+        "sampling": (
+            "the engine where it can and the job is on a GPU; on the CPU the trainer is faster",
+            _HERE,
+        ),
     },
 }
 """The same of what a method has of its own, or has for other reasons."""

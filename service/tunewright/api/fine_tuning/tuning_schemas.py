@@ -182,8 +182,8 @@ class Tuning(Body):
         "auto",
         description="Of reinforcement: what makes the answers in training. engine: the one that serves the base, below "
         "live traffic, for lora with grpo at temperature 1; the job fails where it makes none for 30 minutes. trainer: "
-        "the job's own process. auto: the engine where that is possible, else the trainer, which also makes them while "
-        "the engine cannot.",
+        "the job's own process. auto: the engine where that is possible and the job is on a GPU, else the trainer, "
+        "which also makes them while the engine cannot.",
     )
     desirable_weight: Auto | Annotated[float, Field(strict=True, gt=0, le=1000)] = Field(
         "auto", description="Of kto: the weight of the losses of good answers; 1 by default."

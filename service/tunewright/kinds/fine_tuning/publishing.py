@@ -111,8 +111,6 @@ _OF_GRADED = (
     "completion_length",
     "completions_clipped",
     "grader_errors",
-    "sampling_difference",
-    "sampling_difference_max",
 )
 _COLUMNS_OF = {
     "dpo": ("reward_accuracy", *_REWARDS),

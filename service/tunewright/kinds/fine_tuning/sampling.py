@@ -26,6 +26,8 @@ def with_sampling(store: Store, base: str, resolved: Resolved, asked: str) -> tu
     if asked == "trainer":
         return resolved, ". The trainer makes the answers, as was asked"
     why = why_not_engine_of(resolved) or _why_not_here(store, base, resolved)
+    if why is None and resolved.sampling == "trainer":
+        why = "it is faster than the engine on the CPU"
     if why is None:
         return resolved, ". The engine makes the answers"
     if asked == "engine":

@@ -108,7 +108,10 @@ class Server:
         if body.get("return_token_ids"):
             tokens = random.Random(body["seed"]).choices(range(100, 1000), k=body["max_tokens"] - 1)
             tokens.append(body["stop_token_ids"][0])
-            answer["choices"][0] |= {"token_ids": tokens, "logprobs": {"token_logprobs": [None] * len(tokens)}}
+            answer["choices"][0] |= {
+                "token_ids": tokens,
+                "logprobs": {"token_logprobs": [None] * len(tokens)},
+            }
         if body.get("stream") is not True or answer["object"] is None:
             return web.json_response(answer, dumps=_compact)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
