@@ -14,13 +14,18 @@ import pytest
 pytest.importorskip("trl")
 
 from aiohttp import web
+from test_policies import BODY, FINGERPRINT, Sampling, running, sampling  # noqa: F401
 
 from graded import SEED, graded_folder, graded_trainer
+from tunewright.api.gateway.inner import InnerGateway
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.gateway import Refused
 from tunewright.registry.content import adapter_sha256
+from tunewright.store.states import JobPhase
+from tunewright.store.store import Store
 from tunewright.trainer import sampling as trainer_sampling
-from tunewright.trainer.spec import TrainingSpec
+from tunewright.trainer.spec import EngineSampling, TrainingSpec
 
 STORIES = [
     {
@@ -95,7 +100,7 @@ def gateway(socket: Path) -> Iterator[Gateway]:
         yield running
 
 
-def sampled(path: Path, gateway: Gateway | None, **sampling: Any) -> JobFolder:
+def sampled(path: Path, gateway: Gateway | None, **changes: Any) -> JobFolder:
     """A job of three steps, of which the first changes nothing, since its learning rate is 0."""
     of_engine = (
         {"socket": str(gateway.socket), "project": "mine", "base_fingerprint": "f" * 64} if gateway else None
@@ -107,7 +112,7 @@ def sampled(path: Path, gateway: Gateway | None, **sampling: Any) -> JobFolder:
         batch_size=2,
         num_generations=2,
         temperature=1.0,
-        spec={"sampling": {**of_engine, "patience": 0.2, **sampling} if of_engine else None},
+        spec={"sampling": {**of_engine, "patience": 0.2, **changes} if of_engine else None},
     )
 
 
@@ -230,3 +235,29 @@ def test_a_job_that_is_to_stop_does_not_wait_for_the_engine(
     sampler = trainer._sampler
     sampler._go_on, sampler._stopped = stop, Asked
     assert sampler.sample(trainer.accelerator.unwrap_model(trainer.model), 0, "train", [[1, 2]]) is None
+
+
+@pytest.mark.anyio
+async def test_a_trainer_asks_through_the_services_own_socket(
+    sampling: Sampling,  # noqa: F811
+    store: Store,
+    socket: Path,
+) -> None:
+    job = running(store)
+    version = sampling.version(job, "first")
+    inner = InnerGateway(sampling.gateway, socket.with_name("inner"), policies=store.policies)
+    await inner.start()
+    try:
+        how = EngineSampling(
+            socket=str(socket.with_name("inner")), project="default", base_fingerprint=FINGERPRINT
+        )
+        found = await trainer_sampling._Asking(how, job.id, version, 30).run(
+            [{**BODY, "seed": seed} for seed in range(5)]
+        )
+        assert [len(ids) for ids in found.completion_ids] == [len(told) for told in found.logprobs] == [3] * 5
+        assert {(asked["model"], tuple(asked["prompt"])) for asked in sampling.asked} == {(version, (1, 2))}
+        store.jobs.set_phase(job.id, JobPhase.PUBLISH)
+        with pytest.raises(Refused, match="does not run"):
+            await trainer_sampling._Asking(how, job.id, "c" * 64, 30).run([BODY])
+    finally:
+        await inner.stop()

@@ -9,6 +9,7 @@ import signal
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from tests.engine.conftest import Service, wait_until
 from tests.without_vllm import BASE
 
@@ -28,6 +29,7 @@ TUNING = {
 STEPS = 8
 
 
+@pytest.mark.soak
 def test_no_step_is_doubled_or_lost_where_trainer_and_engine_are_killed(
     service: Service, tmp_path: Path
 ) -> None:
