@@ -242,6 +242,21 @@ async def test_weights_that_are_not_those_that_were_named_are_not_loaded(
     assert sampling.asked == []
 
 
+async def test_no_answer_comes_from_other_weights_than_were_named(
+    sampling: Sampling, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = running(store)
+    await sampling.sample(job, sampling.version(job, "first"))
+
+    async def too_early(*_: object) -> None:
+        """As where another request changes the policy in between."""
+
+    monkeypatch.setattr(sampling.policies, "_ensure", too_early)
+    with pytest.raises(EngineUnavailable, match="other weights"):
+        await sampling.sample(job, "c" * 64)
+    assert len(sampling.asked) == 1
+
+
 async def test_an_engine_that_was_started_again_loads_the_policy_again(
     sampling: Sampling, store: Store
 ) -> None:
