@@ -97,13 +97,9 @@ class Sampling:
         made.rename(final)
         return sha256
 
-    async def sample(self, job: Job, sha256: str, **changes: Any) -> Any:
-        asked = {
-            "job": job.id,
-            "sha256": sha256,
-            "base_fingerprint": FINGERPRINT,
-            "body": {**BODY, **changes},
-        }
+    async def sample(self, job: Job, sha256: str, turn_within: float = 30.0, **changes: Any) -> Any:
+        asked: dict[str, Any] = {"job": job.id, "sha256": sha256, "base_fingerprint": FINGERPRINT}
+        asked |= {"turn_within": turn_within, "body": {**BODY, **changes}}
         return json.loads(await self.policies.sample(asked, 100, Payer("default", source="training")))
 
     async def by_a_client(self, model: str) -> int:
@@ -295,9 +291,8 @@ async def test_answers_for_jobs_have_a_part_of_the_engine_and_wait_for_live_requ
     await asyncio.gather(*(sampling.sample(job, version, seed=seed) for seed in range(12)))
     assert most == 3, "three quarters of its sequences, while nobody else is there"
 
-    monkeypatch.setattr("tunewright.api.gateway.policies._TURN_WITHIN", 0.05)
     line._running += 4  # live requests
     with pytest.raises(EngineUnavailable, match="below live traffic"):
-        await sampling.sample(job, version)
+        await sampling.sample(job, version, turn_within=0.05)
     line._running -= 4
     assert await sampling.sample(job, version)

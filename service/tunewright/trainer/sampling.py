@@ -29,6 +29,8 @@ AT_ONCE = 64
 """Requests in flight. The gateway decides how many of them the engine gets."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0
 _BEAT = 1.0
+_LEAST_TURN = 2.0
+"""Seconds that requests wait for their turn where the engine was not there for the step before."""
 _STOPS_AFTER = 10.0
 """Seconds without an answer after which a job that is to stop makes them itself, to save its checkpoint."""
 
@@ -176,7 +178,12 @@ class _Asking:
 
     def __init__(self, sampling: EngineSampling, job: str, sha256: str, patience: float) -> None:
         self._sampling = sampling
-        self._asked = {"job": job, "sha256": sha256, "base_fingerprint": sampling.base_fingerprint}
+        self._asked = {
+            "job": job,
+            "sha256": sha256,
+            "base_fingerprint": sampling.base_fingerprint,
+            "turn_within": max(patience, _LEAST_TURN),
+        }
         self._patience = patience
         self._answered_at = time.monotonic()
 

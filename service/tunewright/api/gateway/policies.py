@@ -17,7 +17,7 @@ from tunewright.store.policies import PolicyStore, policy_name
 
 _PATH = "/v1/completions"
 _TURN_WITHIN = 30.0
-"""Seconds after which a request that has no turn is answered with 503, so that who asks can do something else."""
+"""Most seconds after which a request that has no turn is answered with 503, so that who asks can do something else."""
 
 
 class Policies:
@@ -30,15 +30,16 @@ class Policies:
         """Of jobs: the requests of a step come at once, and the first one changes the policy."""
 
     async def sample(self, asked: dict[str, Any], size: int, payer: Payer) -> bytes:
-        """The answer to `{"job", "sha256", "base_fingerprint", "body"}`, which has so many bytes: to `body`, a
-        completion's, by these weights on this base. Raises TunewrightError and LookupError."""
+        """The answer to `{"job", "sha256", "base_fingerprint", "turn_within", "body"}`, which has so many bytes: to
+        `body`, a completion's, by these weights on this base. Raises TunewrightError, LookupError and ValueError."""
         job, sha256 = str(asked["job"]), str(asked["sha256"])
         name = policy_name(job)
         await self._ensure(name, job, sha256, str(asked["base_fingerprint"]))
         body = {**asked["body"], "model": name}
+        patience = min(float(asked["turn_within"]), _TURN_WITHIN)
         try:
             return await self._below.send(
-                name, _PATH, body, size, payer=payer, project=None, content=sha256, patience=_TURN_WITHIN
+                name, _PATH, body, size, payer=payer, project=None, content=sha256, patience=patience
             )
         except NotFound as error:  # another adapter took its place meanwhile
             raise EngineUnavailable("The engine had to make room for others: try again.") from error
