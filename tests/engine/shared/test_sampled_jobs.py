@@ -16,7 +16,7 @@ from tunewright_client import Tunewright
 
 ANIMALS = (
     *("cat", "dog", "fox", "wolf", "bird", "king", "robot", "frog", "duck", "horse", "mouse", "crow", "cow"),
-    *("bear", "lion", "goat", "bee", "ant", "pig", "hen", "sheep", "fish", "owl", "tiger"),
+    *("bear", "lion", "goat"),
 )
 GRADER = {
     "type": "text_similarity", "name": "near", "evaluation_metric": "fuzzy_match",
@@ -53,7 +53,7 @@ def test_rewards_rise_in_the_same_way(service: Service, client: Tunewright, tmp_
             for event in client.jobs.stream_events(job.id)
             if event.type == "metrics" and event.data
         ]
-        assert [one["step"] for one in metrics] == list(range(1, 7))
+        assert [one["step"] for one in metrics] == list(range(1, 5))
         rewards[sampling] = [one["train_reward"] for one in metrics]
         differences = [one.get("train_sampling_difference") for one in metrics]
         if sampling == "trainer":
