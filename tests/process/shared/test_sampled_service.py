@@ -26,7 +26,7 @@ TUNING = {
     "num_generations": 2,
     "sampling": "engine",
 }
-STEPS = 8
+STEPS = 16
 
 
 @pytest.mark.soak
@@ -34,7 +34,7 @@ def test_no_step_is_doubled_or_lost_where_trainer_and_engine_are_killed(
     service: Service, tmp_path: Path
 ) -> None:
     client = Tunewright(service.url)
-    hyperparameters = {"batch_size": 4, "n_epochs": 4}
+    hyperparameters = {"batch_size": 4, "n_epochs": 8}
     job = client.jobs.create(
         BASE,
         write(tmp_path / "prompts.jsonl", prompts(8)),
@@ -63,6 +63,12 @@ def test_no_step_is_doubled_or_lost_where_trainer_and_engine_are_killed(
         pid for pid, (_, line) in tree(service.process.pid).items() if re.search(ROLES["vLLM server"], line)
     ]
     os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: step() >= 7, 300, "the next engine")
+    client.jobs.pause(job.id)
+    wait_until(lambda: client.jobs.retrieve(job.id).status == "paused", 300, "the pause")
+    store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
+    assert store.policies.wanted(BASE) == {}
+    client.jobs.resume(job.id)
     done = job.wait(timeout=300)
 
     assert done.status == "succeeded"
@@ -76,7 +82,6 @@ def test_no_step_is_doubled_or_lost_where_trainer_and_engine_are_killed(
     )
     assert not (folder / "policies").exists()
     assert {model.id for model in client.models.list() if job.id[6:12] in model.id} == {done.fine_tuned_model}
-    store = Store.open(f"sqlite:///{service.data_dir / 'tunewright.db'}")
     try:
         running = store.engines.get(BASE)
         assert running is not None
