@@ -55,6 +55,15 @@ def test_arguments_override_the_environment_and_the_environment_the_defaults(
     assert Tunewright(api_key="")._http.settings.api_key is None
 
 
+def test_a_function_is_asked_for_a_key_before_each_request(server: FakeServer) -> None:
+    tokens = iter(["first", "second"])
+    server.on("GET", "/health", ok({"status": "ok"}))
+    with Tunewright(server.url, api_key=lambda: next(tokens)) as client:
+        for _ in range(2):
+            client.health()
+    assert [one.headers["authorization"] for one in server.requests] == ["Bearer first", "Bearer second"]
+
+
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_base_url_may_end_with_v1(url: str) -> None:
     assert Tunewright(url).base_url == "http://h:1"

@@ -16,6 +16,7 @@ TunewrightError
 ├── Busy                   503  the database's write lock was not available in time
 ├── DatabaseUnavailable    503  the database's server cannot be reached
 ├── ArtifactsUnavailable   503  the bucket of artifacts does not answer, or refuses; what is cached is still served
+├── IssuerUnavailable      503  the issuer of tokens does not answer, and its keys are not known
 ├── RequestTimeout         504  a generation took too long; clients must not retry automatically
 ├── StorageFull            507  the disk is full: nothing was stored; reads still work
 └── Internal               500
@@ -182,6 +183,15 @@ class ArtifactsUnavailable(TunewrightError):
         credentials; trying again changes nothing."""
         super().__init__(message)
         self.is_refusal = is_refusal
+
+
+class IssuerUnavailable(TunewrightError):
+    """Tokens cannot be checked now. Those of keys that are known still are."""
+
+    status = 503
+    type = "server_error"
+    code = "issuer_unavailable"
+    retry_after = 5.0
 
 
 class RequestTimeout(TunewrightError):

@@ -42,6 +42,13 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
     "deployable": (["--deployable", "a=/x", "--deployable", "b=org/b"], "a=/x, b=org/b", ["a=/x", "b=org/b"]),
     "api_key": (["--api-key", KEY], KEY, KEY),
+    "oidc_issuer": (["--oidc-issuer", "https://i.example/a"], "https://i.example/a", "https://i.example/a"),
+    "oidc_audience": (["--oidc-audience", "t", "--oidc-audience", "u"], "t, u", ["t", "u"]),
+    "oidc_grant": (["--oidc-grant", "a=p:read+infer", "--oidc-grant", "b=operator"],
+        "a=p:read+infer, b=operator", ["a=p:read+infer", "b=operator"]),
+    "oidc_groups_claim": (["--oidc-groups-claim", "realm.roles"], "realm.roles", "realm.roles"),
+    "oidc_keys_url": (["--oidc-keys-url", "https://i.example/k?p=1"], "https://i.example/k?p=1",
+        "https://i.example/k?p=1"),
     "metrics": (["--metrics", "off"], "off", "off"),
     "metrics_key": (["--metrics-key", KEY], KEY, KEY),
     "metrics_names": (["--metrics-names", "7"], "7", 7),
@@ -117,6 +124,11 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "webhook_retry_delay": (["--webhook-retry-delay", "0.5"], "0.5", 0.5),
     "log_level": (["--log-level", "debug"], "debug", "debug"),
 }  # fmt: skip
+OIDC = {
+    "TUNEWRIGHT_API_KEY": KEY, "TUNEWRIGHT_OIDC_ISSUER": "https://i.example", "TUNEWRIGHT_OIDC_AUDIENCE": "a",
+    "TUNEWRIGHT_OIDC_GRANT": "g=operator",
+}  # fmt: skip
+"""Options that are refused without each other."""
 SECRET_KEYS = ("metrics_key", "api_key", "judge_api_key", "wandb_api_key")
 
 
@@ -161,6 +173,9 @@ def test_settings_with_other_options_keep_the_rest(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_and_its_variable_mean_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, variable, value = OPTIONS[name]
+    if name.startswith("oidc_"):
+        for other, given in OIDC.items():
+            monkeypatch.setenv(other, given)
     assert plain(settings_from_command_line(arguments), name) == value
     assert plain(settings_from_command_line([]), name) != value
     monkeypatch.setenv(f"TUNEWRIGHT_{name.upper()}", variable)
@@ -268,6 +283,34 @@ def test_the_key_is_not_printed() -> None:
     settings = Settings(api_key="very-secret-indeed")
     assert "very-secret" not in repr(settings)
     assert "very-secret" not in str(settings.model_dump(mode="json"))
+
+
+# tokens
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"api_key": None}, "needs an API key too"),
+        ({"oidc_issuer": None}, "without an issuer"),
+        ({"oidc_audience": []}, "needs --oidc-audience"),
+        ({"oidc_grant": []}, "needs --oidc-audience"),
+        *[({"oidc_grant": [grant]}, "is no grant") for grant in (
+          "a", "a=", "=p:read", "a=p", "a=p:write", "a=p:", "a=b c:read")],
+        *[({"oidc_issuer": url}, "oidc_issuer") for url in ("http://i.example", "http://localhost.example", "https://a@b",
+          "https://i.example?x", "file:///keys")],
+        ({"oidc_keys_url": "http://i.example/keys"}, "oidc_keys_url"),
+    ],
+)  # fmt: skip
+def test_an_issuer_that_would_be_unsafe_or_of_no_use_is_refused(changed: dict[str, Any], told: str) -> None:
+    whole = {
+        "api_key": KEY, "oidc_issuer": "https://i.example", "oidc_audience": ["a"],
+        "oidc_grant": ["a=b=c=p-1:read+infer"],
+    }  # fmt: skip
+    (grant,) = Settings(**whole).oidc.grants
+    assert (grant.group, grant.project, grant.scopes) == ("a=b=c", "p-1", {"read", "infer"})
+    with pytest.raises(ValidationError, match=told):
+        Settings(**{**whole, **changed})
 
 
 # values

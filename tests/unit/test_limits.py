@@ -32,6 +32,7 @@ from tunewright.api.gateway import bodies
 from tunewright.api.gateway.bodies import check_tokens, parse_body, write_body
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.http import connection, middleware
+from tunewright.api.http.access import Gate
 from tunewright.api.http.app import build
 from tunewright.api.http.middleware import AccessMiddleware
 from tunewright.api.http.process import web_server
@@ -321,7 +322,7 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.anyio
 async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.2)
-    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    access = AccessMiddleware(reads_all, Gate(None), {None: 2**20}, 8)
     client = await post(access, CHAT, b"{", b'"model"')
     assert (client.status, client.error["code"], client.headers["connection"]) == (
         408,
@@ -345,7 +346,7 @@ async def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -
     async def ended() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    access = AccessMiddleware(app, None, {None: 2**20}, 8)
+    access = AccessMiddleware(app, Gate(None), {None: 2**20}, 8)
     client = await post(access, CHAT, *[b"x"] * 6, pause=0.15)
     assert (client.status, got) == (200, b"x" * 6)
 
@@ -355,7 +356,7 @@ async def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.Monk
     """Else a byte now and then would hold a place for an upload for ever."""
     monkeypatch.setattr(middleware, "_GRACE", 0.2)
     monkeypatch.setattr(middleware, "_SLOWEST", 100)
-    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    access = AccessMiddleware(reads_all, Gate(None), {None: 2**20}, 8)
     slow = await post(access, "/v1/files", *[b"x"] * 100, pause=0.05)
     assert (slow.status, slow.error["code"], slow.headers["connection"]) == (408, "body_stalled", "close")
     assert "too slowly" in slow.error["message"]
@@ -368,7 +369,7 @@ async def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.Monk
 async def test_the_bodies_of_all_requests_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_ALL_BODIES", 10)
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
-    access = AccessMiddleware(reads_all, None, {None: 2**20}, 8)
+    access = AccessMiddleware(reads_all, Gate(None), {None: 2**20}, 8)
     running = asyncio.create_task(post(access, CHAT, b"12345678"))
     await asyncio.sleep(0.1)
     refused = await post(access, CHAT, b"123")
@@ -400,7 +401,7 @@ async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch:
         return next(messages, None) or await client.receive()
 
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-    await AccessMiddleware(app, None, {None: 2**20}, 8)(scope, receive, client.send)
+    await AccessMiddleware(app, Gate(None), {None: 2**20}, 8)(scope, receive, client.send)
     assert client.status == 200
 
 
@@ -408,7 +409,7 @@ async def test_after_a_body_its_client_may_wait_as_long_as_it_likes(monkeypatch:
 async def test_uploads_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_STALLED", 0.3)
 
-    access = AccessMiddleware(reads_all, None, {None: 2**20}, 2)
+    access = AccessMiddleware(reads_all, Gate(None), {None: 2**20}, 2)
     paths = ("/v1/files", "/v1/adapters/upload")
     running = [asyncio.create_task(post(access, path, b"x")) for path in paths]
     await asyncio.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,7 +46,8 @@ class AsyncTunewright:
     # sync-only:
     # sync-only: - base_url: the server's address, with or without /v1; by default TUNEWRIGHT_BASE_URL, else
     # sync-only:   http://127.0.0.1:8000
-    # sync-only: - api_key: by default TUNEWRIGHT_API_KEY; without either, no key is sent
+    # sync-only: - api_key: a key, a token, or a function that returns one and is called before each request; by
+    # sync-only:   default TUNEWRIGHT_API_KEY; without either, no key is sent
     # sync-only: - timeout: seconds for each part of a request (connecting, writing, reading the next bytes), or an
     # sync-only:   httpx2.Timeout. By default 5 to connect, 60 for control requests, 660 for generations and files
     # sync-only: - max_retries: how many times a request is retried after a connection error, 408, 429 or 5xx
@@ -57,7 +59,7 @@ class AsyncTunewright:
     def __init__(
         self,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Callable[[], str] | None = None,
         timeout: float | httpx2.Timeout | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
         http_client: httpx2.AsyncClient | None = None,

@@ -39,11 +39,12 @@ class Settings:
     """The settings of a client.
 
     - root: the server's address without /v1
+    - api_key: the key or token that is sent, or what is called for one before each attempt of a request
     - timeout: the caller's own timeout; None selects the default of each request
     """
 
     root: str
-    api_key: str | None = dataclasses.field(default=None, repr=False)
+    api_key: str | Callable[[], str] | None = dataclasses.field(default=None, repr=False)
     timeout: httpx2.Timeout | None = None
     max_retries: int = DEFAULT_MAX_RETRIES
 
@@ -51,7 +52,7 @@ class Settings:
     def build(
         cls,
         base_url: str | None,
-        api_key: str | None,
+        api_key: str | Callable[[], str] | None,
         timeout: float | httpx2.Timeout | None,
         max_retries: int,
     ) -> Settings:
@@ -67,7 +68,9 @@ class Settings:
         if max_retries < 0:
             raise ValueError("max_retries must not be negative")
         key = api_key if api_key is not None else os.environ.get("TUNEWRIGHT_API_KEY")
-        return cls(root, (key or "").strip() or None, _timeout(timeout), max_retries)
+        if not callable(key):
+            key = (key or "").strip() or None
+        return cls(root, key, _timeout(timeout), max_retries)
 
     def certificates(self) -> ssl.SSLContext | bool:
         """What says whom to trust: the system's certificates, or nobody where the server is on this machine and asked
@@ -150,8 +153,9 @@ class Call(Generic[T]):
     ) -> Generator[dict[str, Any], None, None]:
         """The arguments of httpx2's `build_request` for one attempt. Files to upload are open inside the block."""
         headers = {"user-agent": USER_AGENT, "accept": "application/json", **self.headers}
-        if settings.api_key:
-            headers["authorization"] = f"Bearer {settings.api_key}"
+        key = settings.api_key() if callable(settings.api_key) else settings.api_key
+        if key:
+            headers["authorization"] = f"Bearer {key}"
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
         arguments: dict[str, Any] = {

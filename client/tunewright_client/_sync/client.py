@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,7 +36,8 @@ class Tunewright:
 
     - base_url: the server's address, with or without /v1; by default TUNEWRIGHT_BASE_URL, else
       http://127.0.0.1:8000
-    - api_key: by default TUNEWRIGHT_API_KEY; without either, no key is sent
+    - api_key: a key, a token, or a function that returns one and is called before each request; by
+      default TUNEWRIGHT_API_KEY; without either, no key is sent
     - timeout: seconds for each part of a request (connecting, writing, reading the next bytes), or an
       httpx2.Timeout. By default 5 to connect, 60 for control requests, 660 for generations and files
     - max_retries: how many times a request is retried after a connection error, 408, 429 or 5xx
@@ -47,7 +49,7 @@ class Tunewright:
     def __init__(
         self,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Callable[[], str] | None = None,
         timeout: float | httpx2.Timeout | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
         http_client: httpx2.Client | None = None,

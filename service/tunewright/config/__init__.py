@@ -1,5 +1,6 @@
 """The settings of the service, and all that it reads from the environment."""
 
+from tunewright.config.oidc import OidcOptions
 from tunewright.config.options import (
     EMBEDDED_BASE,
     RANKS,
@@ -40,6 +41,7 @@ __all__ = [
     "ExportOptions",
     "JobOptions",
     "ModelOptions",
+    "OidcOptions",
     "Options",
     "ParityOptions",
     "ProcessOptions",

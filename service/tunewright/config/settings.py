@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from tunewright.config.group import Group
+from tunewright.config.oidc import OidcOptions
 from tunewright.config.options import (
     ExportOptions,
     JobOptions,
@@ -40,7 +41,8 @@ from tunewright.config.webhooks import WebhookOptions
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
     "host", "port", "data_dir", "database_url", "artifacts", "artifacts_endpoint", "base", "deployable",
-    "api_key", "allowed_host", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
+    "api_key", "oidc_issuer", "oidc_audience", "oidc_grant", "oidc_groups_claim", "oidc_keys_url",
+    "allowed_host", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
     "judge_api_key", "device",
     "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tensor_parallel_size", "tool_call_parser", "trust_remote_code", "vllm_arg",
@@ -94,6 +96,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 class Options(
     ServerOptions,
+    OidcOptions,
     StorageOptions,
     ModelOptions,
     ServingOptions,
@@ -124,6 +127,14 @@ class Options(
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _SecretFiles(settings_cls)
 
+    @model_validator(mode="after")
+    def _check_key_beside_tokens(self) -> Self:
+        if self.oidc_issuer is not None and self.api_key is None:
+            raise ValueError(
+                "an OIDC issuer needs an API key too, for when it does not answer: set TUNEWRIGHT_API_KEY"
+            )
+        return self
+
 
 for _name in HELP_ORDER:
     Options.model_fields[_name] = Options.model_fields.pop(_name)
@@ -135,6 +146,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     server: ServerOptions = ServerOptions()
+    oidc: OidcOptions = OidcOptions()
     storage: StorageOptions = StorageOptions()
     models: ModelOptions = ModelOptions()
     serving: ServingOptions = ServingOptions()
@@ -152,6 +164,7 @@ class Settings(BaseModel):
         flat = Options(**options)
         super().__init__(
             server=_part(ServerOptions, flat),
+            oidc=_part(OidcOptions, flat),
             storage=_part(StorageOptions, flat),
             models=_part(ModelOptions, flat),
             serving=_part(ServingOptions, flat),

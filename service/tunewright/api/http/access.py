@@ -1,4 +1,4 @@
-"""Who sends a request, and what that allows: here alone a key becomes a `Principal`, and a route has its scope.
+"""Who sends a request, and what that allows: here alone a key or token becomes a `Principal`, and a route has a scope.
 
 A route that is not in `SCOPES` keeps the service from starting. Whose rows a request sees is decided by the connection
 to the database (`store.confined`), which `Context` takes from the principal.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -20,10 +21,14 @@ from starlette.types import Scope as Request
 
 from tunewright.api.gateway.rates import Limited
 from tunewright.api.http.keyring import Keyring
+from tunewright.config.oidc import Grant
 from tunewright.errors import AuthenticationFailed, Forbidden, NotFound, quoted
-from tunewright.store.keys import Scope
+from tunewright.store.keys import Scope, hash_of
 from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.tables import DEFAULT_PROJECT
+
+if TYPE_CHECKING:
+    from tunewright.api.http.tokens import Identity, Tokens
 
 PROJECT_HEADER = "openai-project"
 
@@ -126,11 +131,13 @@ class Principal:
     project: str
     """Whose rows it sees; "" is no project."""
     key: str | None = None
-    """The key's id; None without one."""
+    """The key's id, or one that is made of the subject of a token; None without either."""
     scopes: frozenset[Scope] = frozenset()
     limits: Limits = NO_LIMITS
     """Of the project."""
     key_limits: Limits = NO_LIMITS
+    subject: str | None = None
+    """Whom its token is for, as the issuer names them; None without a token."""
     is_operator: bool = False
     """Has every scope in every project, and what is of none."""
 
@@ -148,16 +155,24 @@ ANYBODY = Principal(DEFAULT_PROJECT, is_operator=True)
 NOBODY = Principal("")
 """Who sends a request without a key to a service that has some."""
 _OPERATOR_KEY, _OWN_KEY = "TUNEWRIGHT_API_KEY", "own"
+_LENGTH_OF_ID = 24
 
 
 class Gate:
     """Turns the headers of a request into its principal.
 
     `api_key`: the operator's, from the environment. `own_keys`: paths that another key opens too, and nothing without a
-    key.
+    key. `tokens`: checks the tokens of an issuer, whose groups may do what `grants` say.
     """
 
-    def __init__(self, api_key: str | None, own_keys: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        api_key: str | None,
+        own_keys: dict[str, str] | None = None,
+        tokens: Tokens | None = None,
+        grants: Sequence[Grant] = (),
+    ) -> None:
+        self._tokens, self._grants = tokens, grants
         self._api_key = api_key.encode() if api_key else None
         self._own_keys = {path: key.encode() for path, key in (own_keys or {}).items()}
 
@@ -173,6 +188,8 @@ class Gate:
             return await _acting(
                 Principal(DEFAULT_PROJECT, _OPERATOR_KEY, is_operator=True), headers, keyring
             )
+        if self._tokens is not None and self._tokens.is_token(given):
+            return await self._of_token(await self._tokens.identify(given), headers, keyring)
         if given and keyring is not None:
             found = await keyring.find(given)
             if found is not None and found.is_valid(time.time()):
@@ -191,6 +208,34 @@ class Gate:
         if self._api_key is None and own is None and not (keyring is not None and await keyring.is_needed()):
             return ANYBODY if keyring is None else await _in_project(ANYBODY, DEFAULT_PROJECT, keyring)
         return None
+
+    async def _of_token(self, found: Identity, headers: Headers, keyring: Keyring | None) -> Principal:
+        """Who has a token of this identity. Raises Forbidden where its groups may do nothing."""
+        grants = [grant for grant in self._grants if grant.group in found.groups]
+        key = f"oidc-{hash_of(found.subject)[:_LENGTH_OF_ID]}"
+        known = Principal(DEFAULT_PROJECT, key, subject=found.subject)
+        if any(grant.project is None for grant in grants):
+            return await _acting(replace(known, is_operator=True), headers, keyring)
+        projects = [grant.project for grant in grants if grant.project is not None]
+        if not projects:
+            raise Forbidden(
+                "The token is valid, but none of its groups may do anything here: the operator says which may "
+                "(--oidc-grant).",
+                code="insufficient_permissions",
+            )
+        asked = headers.get(PROJECT_HEADER)
+        project = asked if asked in projects else projects[0]
+        scopes = {Scope(scope) for grant in grants if grant.project == project for scope in grant.scopes}
+        known = replace(known, project=project, scopes=frozenset(scopes))
+        if keyring is not None:
+            if not await keyring.has_project(project):
+                raise Forbidden(
+                    f"The project {project}, which the token's groups may use, is archived or does not exist: the "
+                    "operator says which (--oidc-grant).",
+                    code="insufficient_permissions",
+                )
+            known = await _in_project(known, project, keyring)
+        return await _acting(known, headers, keyring)
 
 
 async def _acting(known: Principal, headers: Headers, keyring: Keyring | None) -> Principal:

@@ -32,7 +32,7 @@ from tunewright.api.gateway.routing import Router
 from tunewright.api.graders import routes as graders
 from tunewright.api.health import routes as health
 from tunewright.api.http import errors, openapi
-from tunewright.api.http.access import guard_routes
+from tunewright.api.http.access import Gate, guard_routes
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.http.docs_page import serve_docs
 from tunewright.api.http.keyring import Keyring
@@ -96,13 +96,13 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         app.include_router(routes.router)
     app.include_router(uploads.forms)
     upload = settings.server.max_upload + _FORM_OVERHEAD
-    own_key, http = settings.server.metrics_key, HttpCounts()
+    http = HttpCounts()
     open_paths = OPEN_PATHS | ({_METRICS} if settings.server.metrics == "open" else set())
     if settings.server.api_key is None:
         app.add_middleware(LocalMiddleware, allowed=settings.server.allowed_host, open_paths=open_paths)
     app.add_middleware(  # the one around all others, since it gives the request its id
         AccessMiddleware,
-        api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else None,
+        gate=_gate(settings),
         limits={
             None: _BODY_LIMIT,
             **dict.fromkeys(ROUTES, _GENERATION_LIMIT),
@@ -113,7 +113,6 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         max_uploads=settings.server.max_uploads,
         unchanging=ROUTES,
         open_paths=open_paths,
-        own_keys={_METRICS: own_key.get_secret_value()} if own_key else None,
         counts=http,
     )
     app.add_middleware(SingleSlashes)  # the last one added is the first to see a request
@@ -154,6 +153,21 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         ),
     )
     return server, spec
+
+
+def _gate(settings: Settings) -> Gate:
+    key, own_key = settings.server.api_key, settings.server.metrics_key
+    tokens = None
+    if settings.oidc.oidc_issuer is not None:
+        from tunewright.api.http.tokens import Tokens  # PyJWT takes long to import
+
+        tokens = Tokens(settings.oidc)
+    return Gate(
+        key.get_secret_value() if key else None,
+        {_METRICS: own_key.get_secret_value()} if own_key else None,
+        tokens,
+        settings.oidc.grants,
+    )
 
 
 class _Answer:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from secrets import token_hex
 
@@ -89,28 +89,26 @@ class AccessMiddleware:
     """Checks the API key, limits bodies and concurrent uploads, gives every request an id, and records changes and
     refusals.
 
-    Without an `api_key`, all requests are allowed as long as there has been no key in the database. `limits` has
+    `gate` says who sends a request. `limits` has
     the largest body in bytes by path, and under `None` the one of all other paths. `max_uploads` is the number of
     concurrent uploads. `unchanging`: paths of which a POST changes nothing. `open_paths`: those that are answered
-    without the key. `own_keys`: paths that another key opens too, and nothing without a key. `counts`: where each
-    request is counted.
+    without the key. `counts`: where each request is counted.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        api_key: str | None,
+        gate: Gate,
         limits: dict[str | None, int],
         max_uploads: int,
         unchanging: Collection[str] = (),
         *,
         open_paths: Collection[str] = OPEN_PATHS,
-        own_keys: Mapping[str, str] | None = None,
         counts: HttpCounts | None = None,
     ) -> None:
         self._app = app
         self._open_paths = frozenset(open_paths)
-        self._gate = Gate(api_key, dict(own_keys or {}))
+        self._gate = gate
         self._counts = counts or HttpCounts()
         self._unchanging = frozenset(unchanging)
         self._limits = limits
@@ -170,6 +168,7 @@ class AccessMiddleware:
             route=scope["path"][:_LONGEST_PATH],
             status=status,
             **({"project": principal.project, "key": principal.key} if principal.key else {}),
+            **({"subject": principal.subject} if principal.subject else {}),
         )
 
     async def _identify(self, scope: Scope, headers: Headers) -> TunewrightError | None:
