@@ -34,6 +34,12 @@ def test_projects_are_made_listed_renamed_and_archived(server: FakeServer, clien
     server.on("POST", f"{PROJECTS}/proj-1", ok(PROJECT))
     client.projects.rename("proj-1", "search")
     assert server.requests[-1].json == {"name": "search"}
+    client.projects.create("team", bases=["a"])
+    assert server.requests[-1].json == {"name": "team", "bases": ["a"]}
+    server.on("POST", f"{PROJECTS}/proj-1", ok({**PROJECT, "bases": ["a"]}))
+    for bases in (["a"], None):
+        assert client.projects.limit_bases("proj-1", bases).bases == ("a",)
+        assert server.requests[-1].json == {"bases": bases}
     server.on("POST", f"{PROJECTS}/proj-1/archive", ok({**PROJECT, "status": "archived"}))
     assert client.projects.archive("proj-1").status == "archived"
 

@@ -31,6 +31,15 @@ def test_projects(run: Run, service: FakeService) -> None:
     assert (code, "proj-1" in out, "team" in out) == (0, True, True)
     service.replies["POST", f"{PROJECTS}/proj-1"] = (200, {**PROJECT, "name": "search"})
     assert run("projects", "rename", "proj-1", "search")[:2] == (0, "proj-1 search: active\n")
+    assert run("projects", "create", "team", "--base", "a")[0] == 0
+    assert service.body("POST", PROJECTS) == {"name": "team", "bases": ["a"]}
+    service.replies["POST", f"{PROJECTS}/proj-1"] = (200, {**PROJECT, "bases": ["a", "b"]})
+    assert run("projects", "bases", "proj-1", "a", "b")[:2] == (0, "a\nb\n")
+    assert service.body("POST", f"{PROJECTS}/proj-1") == {"bases": ["a", "b"]}
+    service.replies["POST", f"{PROJECTS}/proj-1"] = (200, PROJECT)
+    assert run("projects", "bases", "proj-1", "--all")[:2] == (0, "all\n")
+    assert service.body("POST", f"{PROJECTS}/proj-1") == {"bases": None}
+    assert run("projects", "bases", "proj-1", "a", "--all")[0] == 2
     service.replies["POST", f"{PROJECTS}/proj-1/archive"] = (200, {**PROJECT, "status": "archived"})
     assert run("projects", "archive", "proj-1")[:2] == (0, "proj-1 team: archived\n")
 

@@ -21,12 +21,14 @@ from tenants import BASE, Tenant, make_tenant, rows_of
 from tunewright.api.http.access import SCOPES
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
-from tunewright.config import Settings
+from tunewright.config import Settings, embedded_base_path
 from tunewright.registry.workspace import Workspace
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
 
 OPERATOR = "the-operators-key-0123"
+OTHER_BASE = "base-of-others"
+"""Which one of the two projects may not use."""
 MISSING = {
     "project": "proj-" + "x" * 24,
     "key": "key-" + "x" * 24,
@@ -39,6 +41,7 @@ MISSING = {
     "full": f"ft:{BASE}:x:missing2",
     "deployment": "deploy-" + "x" * 24,
     "alias": "bot-x",
+    "base": "base-that-is-missing",
     "export": "export-" + "x" * 24,
     "evaluation": "eval-" + "x" * 24,
     "cleaning": "clean-" + "x" * 24,
@@ -52,10 +55,10 @@ NAMED_BY = {
     "file_id": ["file"],
     "job_id": ["job", "unfinished"],
     "id": ["job"],
-    "adapter": ["adapter", "adapter's id", "checkpoint"],
-    "model": ["adapter", "checkpoint", "full", "alias", "deployment"],
+    "adapter": ["adapter", "adapter's id", "checkpoint", "base"],
+    "model": ["adapter", "checkpoint", "full", "alias", "deployment", "base"],
     "name": ["alias"],
-    "deployment": ["deployment", "full"],
+    "deployment": ["deployment", "full", "base"],
     "cleaning_id": ["cleaning"],
     "synthesis_id": ["synthesis"],
     "evaluation_id": ["evaluation"],
@@ -85,7 +88,7 @@ ITEM_BODIES: dict[tuple[str, str], Any] = {
         "limits": {"requests_per_minute": 1}
     },
 }
-_MODELS = ("adapter", "checkpoint", "full", "alias")
+_MODELS = ("adapter", "checkpoint", "full", "alias", "base")
 _TEXT = {"messages": [{"role": "user", "content": "Hi"}]}
 _GRADER = {"type": "score_model", "name": "g", "input": _TEXT["messages"], "range": [0, 1]}
 
@@ -102,7 +105,7 @@ BODIES: dict[tuple[str, str], list[Any]] = {
     ("POST", "/v1/tokenize"): _each({"prompt": "Hi"}, *_MODELS),
     ("POST", "/v1/detokenize"): _each({"tokens": [1]}, *_MODELS),
     ("POST", "/v1/fine_tuning/alpha/graders/run"): [
-        {"grader": {**_GRADER, "model": f"<{what}>"}, "model_sample": "x"} for what in ("adapter", "alias")
+        {"grader": {**_GRADER, "model": f"<{what}>"}, "model_sample": "x"} for what in ("adapter", "alias", "base")
     ],
     ("POST", "/v1/fine_tuning/jobs"): [
         *_each({"training_file": "<<file>>"}, *_MODELS),
@@ -112,12 +115,13 @@ BODIES: dict[tuple[str, str], list[Any]] = {
     ],
     ("POST", "/v1/fine_tuning/plan"): [
         *_each({"model": BASE}, "file", at="training_file"),
-        *_each({"training_file": "<<file>>"}, "full"),
+        *_each({"training_file": "<<file>>"}, "full", "base"),
     ],
     ("POST", "/v1/exports"): [
         *_each({"format": "merged"}, *_MODELS),
         {"format": "adapter", "models": [{"model": "<<adapter>>"}, {"model": "<adapter>"}]},
         {"format": "awq", "model": BASE, "calibration_file": "<file>"},
+        {"format": "awq", "model": "<base>", "calibration_file": "<<file>>"},
     ],
     ("POST", "/v1/evaluations"): [
         *_each({"data": "<<file>>"}, *_MODELS),
@@ -133,7 +137,7 @@ BODIES: dict[tuple[str, str], list[Any]] = {
     ],
     ("POST", "/v1/cleanings"): [{"file": "<file>", "steps": [{"type": "html"}]}],
     ("POST", "/v1/deployments"): _each({}, *_MODELS),
-    ("POST", "/v1/adapters"): [{"path": "/nowhere", "base": "<full>"}],
+    ("POST", "/v1/adapters"): [{"path": "/nowhere", "base": f"<{what}>"} for what in ("full", "base")],
     ("PUT", "/v1/aliases/{name}"): [
         *[{"targets": [{"model": f"<{what}>"}]} for what in _MODELS],
         {"targets": [{"model": "<<adapter>>"}], "shadow": {"model": "<adapter>"}},
@@ -155,7 +159,7 @@ FORMS: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
 """The name of the file, and the fields."""
 QUERIES = {
     "/v1/files": ["after=<file>"],
-    "/v1/adapters": ["after=<adapter's id>", "job=<job>", "base=<full>"],
+    "/v1/adapters": ["after=<adapter's id>", "job=<job>", "base=<full>", "base=<base>"],
     "/v1/deployments": ["after=<deployment>"],
     "/v1/fine_tuning/jobs": ["after=<job>"],
     "/v1/exports": ["after=<export>"],
@@ -185,6 +189,8 @@ class World:
     def __init__(self, api: TestClient, store: Store, data: Workspace, asked: list[Any]) -> None:
         self.api, self.store, self.asked = api, store, asked
         self.theirs, self.mine = make_tenant(store, "a"), make_tenant(store, "b")
+        self.theirs.has["base"] = OTHER_BASE
+        store.projects.limit_bases(self.mine.project, [BASE])
         for tenant in (self.theirs, self.mine):
             data.file(tenant.has["file"]).write_text('{"prompt": "a", "completion": "b"}')
 
@@ -234,10 +240,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> 
     path = data.path / "tunewright.db"
     path.write_bytes(migrated_database.read_bytes())
     store = Store.open(f"sqlite:///{path}")
-    settings = Settings(data_dir=data.path, api_key=OPERATOR)
-    store.engines.declare([BASE])
-    store.engines.starting(BASE, str(data.path / "nobody"), engine_info(path=data.path))
-    store.engines.set_state(BASE, EngineState.READY)
+    settings = Settings(
+        data_dir=data.path,
+        api_key=OPERATOR,
+        base=[f"{BASE}={embedded_base_path()}", f"{OTHER_BASE}=/nowhere"],
+    )
+    store.engines.declare([BASE, OTHER_BASE])
+    for base in (BASE, OTHER_BASE):
+        store.engines.starting(base, str(data.path / "nobody"), engine_info(path=data.path))
+        store.engines.set_state(base, EngineState.READY)
     server, spec = build(settings, store)
     spec.gateway = gateway_for(store)
 
@@ -395,7 +406,45 @@ def test_weights_that_another_project_has_too_stay_on_the_disk(world: World) -> 
 def test_who_has_no_key_is_not_told_what_is_deployed(world: World) -> None:
     ready = world.api.get("/ready")
     assert f"engine:{BASE}" in ready.text
-    assert world.theirs.told_in(ready.text) == world.mine.told_in(ready.text) == []
+    assert world.theirs.told_in(ready.text) == ["base"], "engines of bases are named to everybody"
+    assert world.mine.told_in(ready.text) == []
+
+
+def test_a_base_that_is_taken_from_a_project_answers_nothing_of_it_any_more(world: World) -> None:
+    """What the project has made of it stays its own."""
+    project, store = world.theirs.project, world.store
+    adapter, alias = world.theirs.has["adapter"], world.theirs.has["alias"]
+
+    def told(method: str, path: str, body: Any = None) -> tuple[int, str]:
+        answer = world.api.request(method, path, json=body, headers=world.theirs.headers)
+        return answer.status_code, answer.text
+
+    operator = {"Authorization": f"Bearer {OPERATOR}"}
+    path = f"/v1/organization/projects/{project}"
+    limited = world.api.post(path, json={"bases": [OTHER_BASE]}, headers=operator).json()
+    assert limited["bases"] == [OTHER_BASE]
+    for name in (BASE, adapter, alias):
+        status, text = told("POST", "/v1/chat/completions", {"model": name, **_TEXT})
+        assert status in (400, 404), text
+        assert told("POST", "/v1/evaluations", {"model": name, "data": world.theirs.has["file"]})[0] in (
+            400,
+            404,
+        )
+    assert told("POST", f"/v1/adapters/{adapter}/load")[0] == 400
+    assert BASE not in [one["id"] for one in json.loads(told("GET", "/v1/models")[1])["data"]]
+    assert told("GET", f"/v1/adapters/{adapter}")[0] == 200
+    assert adapter in told("GET", "/v1/adapters")[1]
+    assert (
+        told("POST", "/v1/fine_tuning/jobs", {"model": adapter, "training_file": world.theirs.has["file"]})[0]
+        == 400
+    )
+    unknown = world.api.post(path, json={"bases": ["nothing"]}, headers=operator)
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "bases")
+    assert world.api.post(path, json={"bases": []}, headers=operator).status_code == 400
+    assert world.api.post(path, json={"name": "same"}, headers=operator).json()["bases"] == [OTHER_BASE]
+    assert world.api.post(path, json={"bases": None}, headers=operator).json()["bases"] is None
+    assert store.of(project).bases.allowed() is None
+    assert BASE in told("GET", "/v1/models")[1]
 
 
 def test_a_project_is_told_by_its_own_key(world: World) -> None:

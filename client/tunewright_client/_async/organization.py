@@ -14,9 +14,10 @@ class AsyncProjects(AsyncResource):
     """`client.projects`: the tenants of the service. For admins; a project's own key with the scope admin can retrieve
     its project."""
 
-    async def create(self, name: str) -> Project:
-        """A project with nothing in it."""
-        return await self._http.fetch(organization.create_project(name))
+    async def create(self, name: str, *, bases: Collection[str] | None = None) -> Project:
+        """A project with nothing in it. `bases`: the bases and deployables that it may use; None: all. Raises
+        BadRequestError for a name that is none of them."""
+        return await self._http.fetch(organization.create_project(name, bases))
 
     def list(
         self, *, archived: bool = False, after: str | None = None, limit: int | None = None
@@ -36,6 +37,11 @@ class AsyncProjects(AsyncResource):
         """Set limits, such as {"requests_per_minute": 60}; None takes one away, and those that are not named stay (see
         `Limits`). Raises NotFoundError."""
         return await self._http.fetch(organization.limit_project(project, limits))
+
+    async def limit_bases(self, project: str, bases: Collection[str] | None) -> Project:
+        """Set the bases and deployables that the project may use, from the next request on; None: all. Raises
+        NotFoundError, and BadRequestError for a name that is none of them."""
+        return await self._http.fetch(organization.limit_bases(project, bases))
 
     async def archive(self, project: str) -> Project:
         """Refuse the project's keys from now on; what belongs to it stays. Raises NotFoundError, and BadRequestError

@@ -16,13 +16,18 @@ T = TypeVar("T", bound=BaseModel)
 ADMIN_KEYS = ("organization", "admin_api_keys")
 
 
-def create_project(name: str) -> Call[Project]:
-    return _call("POST", ("organization", "projects"), Project, {"name": name})
+def create_project(name: str, bases: Collection[str] | None) -> Call[Project]:
+    body = {"name": name, **({"bases": list(bases)} if bases is not None else {})}
+    return _call("POST", ("organization", "projects"), Project, body)
 
 
 def list_projects(archived: bool, after: str | None, limit: int | None) -> Call[PageData[Project]]:
     params = {"include_archived": "true" if archived else None, "after": after, "limit": limit}
     return list_call("/organization/projects", Project.model_validate, params)
+
+
+def limit_bases(project: str, bases: Collection[str] | None) -> Call[Project]:
+    return _call("POST", _project(project), Project, {"bases": list(bases) if bases is not None else None})
 
 
 def retrieve_project(project: str) -> Call[Project]:

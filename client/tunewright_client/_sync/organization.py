@@ -15,9 +15,10 @@ class Projects(Resource):
     """`client.projects`: the tenants of the service. For admins; a project's own key with the scope admin can retrieve
     its project."""
 
-    def create(self, name: str) -> Project:
-        """A project with nothing in it."""
-        return self._http.fetch(organization.create_project(name))
+    def create(self, name: str, *, bases: Collection[str] | None = None) -> Project:
+        """A project with nothing in it. `bases`: the bases and deployables that it may use; None: all. Raises
+        BadRequestError for a name that is none of them."""
+        return self._http.fetch(organization.create_project(name, bases))
 
     def list(
         self, *, archived: bool = False, after: str | None = None, limit: int | None = None
@@ -37,6 +38,11 @@ class Projects(Resource):
         """Set limits, such as {"requests_per_minute": 60}; None takes one away, and those that are not named stay (see
         `Limits`). Raises NotFoundError."""
         return self._http.fetch(organization.limit_project(project, limits))
+
+    def limit_bases(self, project: str, bases: Collection[str] | None) -> Project:
+        """Set the bases and deployables that the project may use, from the next request on; None: all. Raises
+        NotFoundError, and BadRequestError for a name that is none of them."""
+        return self._http.fetch(organization.limit_bases(project, bases))
 
     def archive(self, project: str) -> Project:
         """Refuse the project's keys from now on; what belongs to it stays. Raises NotFoundError, and BadRequestError

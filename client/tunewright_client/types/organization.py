@@ -24,6 +24,7 @@ class Project(Wire):
     """A tenant. What belongs to it is not found by the keys of other projects.
 
     - status: active, or archived: then its keys are refused
+    - bases: the bases and deployables that it may use; None: all
     """
 
     id: str
@@ -33,6 +34,7 @@ class Project(Wire):
     archived_at: int | None = None
     status: str = ""
     limits: Limits = Limits()
+    bases: tuple[str, ...] | None = None
 
 
 class ApiKey(Wire):

@@ -20,12 +20,19 @@ def projects() -> None:
     """
 
 
-@projects.command(epilog=examples("tunewright projects create 'search team'"))
+@projects.command(
+    epilog=examples(
+        "tunewright projects create 'search team'", "tunewright projects create trial --base small-base"
+    )
+)
 @click.argument("name")
+@click.option(
+    "--base", "bases", multiple=True, help="A base or deployable that it may use; repeat for more. [all]"
+)
 @on_service
-def create(remote: Remote, name: str) -> None:
+def create(remote: Remote, name: str, bases: tuple[str, ...]) -> None:
     """Make a project with nothing in it. Make keys for it with `tunewright keys create --project ID`."""
-    _show(remote, remote.client.projects.create(name))
+    _show(remote, remote.client.projects.create(name, bases=bases or None))
 
 
 @projects.command(name="list", epilog=examples("tunewright projects list"))
@@ -68,6 +75,29 @@ def limit(remote: Remote, project: str, limits: dict[str, int | None]) -> None:
     """
     client = remote.client.projects
     show_limits(remote, client.limit(project, limits) if limits else client.retrieve(project))
+
+
+@projects.command(
+    epilog=examples(f"tunewright projects bases {_ID} small-base", f"tunewright projects bases {_ID} --all")
+)
+@click.argument("project", metavar="ID")
+@click.argument("names", metavar="[BASE]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Let it use all again.")
+@on_service
+def bases(remote: Remote, project: str, names: tuple[str, ...], everything: bool) -> None:
+    """Set the bases and deployables that a project may use; without any, show them.
+
+    It finds no other from the next request on. Jobs and deployments that were created go on.
+    """
+    if names and everything:
+        raise click.UsageError("Name bases, or give --all.")
+    client = remote.client.projects
+    changes = names or everything
+    found = client.limit_bases(project, names or None) if changes else client.retrieve(project)
+    if remote.out.as_json:
+        remote.out.json(found)
+    else:
+        remote.out.line("all" if found.bases is None else "\n".join(found.bases))
 
 
 @projects.command(epilog=examples(f"tunewright projects archive {_ID}"))

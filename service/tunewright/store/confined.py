@@ -21,13 +21,15 @@ from sqlalchemy import (
     Select,
     Table,
     Update,
+    and_,
     exists,
     or_,
+    select,
 )
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.selectable import Alias, Join
 
-from tunewright.store.tables import engines, jobs
+from tunewright.store.tables import engines, jobs, project_bases
 
 PROJECT = "project"
 _EVERYWHERE = "everywhere"
@@ -60,7 +62,7 @@ def confined(statement: Any, project: str) -> Any:
 
     def confine_query(query: Select[Any]) -> None:
         for table, is_outer in _sources(query).items():
-            criterion = _criterion(table, project)
+            criterion = _criterion(table, project, is_outer=is_outer)
             if criterion is not None:
                 if is_outer:
                     criterion = or_(criterion, _key(table).is_(None))
@@ -100,15 +102,26 @@ def _add(found: dict[FromClause, bool], source: FromClause, *, is_outer: bool) -
         found.setdefault(source, is_outer)
 
 
-def _criterion(table: FromClause, project: str, *, is_change: bool = False) -> ColumnElement[bool] | None:
-    """What a row of the project has; None where the table's rows are of no project."""
+def _criterion(
+    table: FromClause, project: str, *, is_change: bool = False, is_outer: bool = False
+) -> ColumnElement[bool] | None:
+    """What a row of the project has; None where the table's rows are of no project. `is_outer`: what is joined to it
+    stays without it, so that an adapter is listed although its base was taken from the project."""
     if PROJECT in table.c:
         mine: ColumnElement[bool] = table.c[PROJECT] == project
-        is_shared = _original(table) is engines and not is_change  # a base is everybody's
-        return or_(mine, table.c[PROJECT].is_(None)) if is_shared else mine
+        if _original(table) is engines and not is_change:
+            is_base = table.c[PROJECT].is_(None)
+            return or_(mine, is_base if is_outer else and_(is_base, _may_use(table.c["name"], project)))
+        return mine
     if "job_id" in table.c and any(key.references(jobs) for key in _original(table).c["job_id"].foreign_keys):
         return exists().where(_job.c.id == table.c["job_id"], _job.c[PROJECT] == project)
     return None
+
+
+def _may_use(base: ColumnElement[str], project: str) -> ColumnElement[bool]:
+    """A base is everybody's but of the projects that are limited to others (`store.bases`)."""
+    named = select(project_bases.c.base).where(project_bases.c[PROJECT] == project)
+    return or_(~named.exists(), base.in_(named))
 
 
 def _original(table: FromClause) -> Table:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import Row, insert, null, select, update
+from sqlalchemy import Connection, Row, insert, null, select, update
 
 from tunewright.errors import InvalidRequest
 from tunewright.ids import new_id
+from tunewright.store.bases import bases_of, set_bases
 from tunewright.store.database import Database
 from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.paging import page
@@ -28,10 +29,13 @@ class Project:
     archived_at: float | None
     """Since then its keys are refused."""
     limits: Limits
+    bases: tuple[str, ...] | None = None
+    """The bases and deployables that it may use; None: all."""
 
     @classmethod
-    def of(cls, row: Row[Any]) -> Self:
-        return cls(**{**row._mapping, "limits": Limits.of(row.limits)})
+    def of(cls, row: Row[Any], bases: Collection[str] | None) -> Self:
+        limits = Limits.of(row.limits)
+        return cls(**{**row._mapping, "limits": limits, "bases": tuple(bases) if bases else None})
 
 
 class ProjectStore:
@@ -40,18 +44,19 @@ class ProjectStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, name: str, limits: Limits = NO_LIMITS) -> Project:
+    def create(self, name: str, limits: Limits = NO_LIMITS, bases: Collection[str] | None = None) -> Project:
         values = {
             "id": new_id("proj"), "name": name, "created_at": time.time(), "limits": limits.stored() or null(),
         }  # fmt: skip
         with self._database.begin() as connection:
             row = connection.execute(insert(projects).values(**values).returning(projects)).one()
-        return Project.of(row)
+            set_bases(connection, row.id, bases)
+            return _read(connection, row)
 
     def get(self, id: str) -> Project | None:
         with self._database.read() as connection:
             row = connection.execute(select(projects).where(projects.c.id == id)).one_or_none()
-        return Project.of(row) if row else None
+            return _read(connection, row) if row else None
 
     def list(
         self, *, archived: bool = False, after: str | None = None, limit: int = 10**6
@@ -61,7 +66,14 @@ class ProjectStore:
         if not archived:
             query = query.where(projects.c.archived_at.is_(None))
         rows, more = page(self._database, query, projects, after=after, limit=limit)
-        return [Project.of(row) for row in rows], more
+        with self._database.read() as connection:
+            bases = bases_of(connection, [row.id for row in rows])
+        return [Project.of(row, bases.get(row.id)) for row in rows], more
+
+    def limit_bases(self, id: str, bases: Collection[str] | None) -> None:
+        """Let it use these bases and deployables alone; None: all. What it has made of others stays."""
+        with self._database.begin() as connection:
+            set_bases(connection, id, bases)
 
     def modify(self, id: str, *, name: str | None = None, limits: Limits | None = None) -> Project | None:
         """Give it another name, or other limits in the place of all that it has; None leaves them."""
@@ -86,4 +98,8 @@ class ProjectStore:
         changed = update(projects).where(projects.c.id == id).values(**values).returning(projects)
         with self._database.begin() as connection:
             row = connection.execute(changed).one_or_none()
-        return Project.of(row) if row else None
+            return _read(connection, row) if row else None
+
+
+def _read(connection: Connection, row: Row[Any]) -> Project:
+    return Project.of(row, bases_of(connection, [row.id]).get(row.id))

@@ -7,6 +7,7 @@ from typing import Self
 
 from tunewright.store.alias_judgements import AliasJudgementStore
 from tunewright.store.aliases import AliasStore
+from tunewright.store.bases import BaseStore
 from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
 from tunewright.store.deployments import DeploymentStore
@@ -60,6 +61,7 @@ class Store:
     usage: UsageStore
     holdings: HoldingStore
     policies: PolicyStore
+    bases: BaseStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -94,6 +96,7 @@ class Store:
             UsageStore(database),
             HoldingStore(database),
             PolicyStore(database),
+            BaseStore(database),
         )
 
     def of(self, project: str) -> Self:

@@ -35,6 +35,13 @@ projects = Table(
     Column("limits", JSON),  # `store.limits.Limits`, those that are set
 )
 
+project_bases = Table(
+    "project_bases",  # the bases and deployables that a project may use; all where it has no row
+    metadata,
+    Column("project", String(64), primary_key=True),
+    Column("base", Text, primary_key=True),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

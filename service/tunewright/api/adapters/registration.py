@@ -194,11 +194,8 @@ def _list(
 def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> Engine:
     """The engine of the adapter's base. Raises InvalidRequest, and EngineUnavailable while the base is fetched."""
     deployed = trainable_deployments(context)
-    sources = {
-        base.name: base.source
-        for base in (*context.settings.models.bases, *context.settings.models.deployables)
-    }
-    own = [base.name for base in context.settings.models.bases]
+    sources = {base.name: base.source for base in (*context.bases(), *context.deployables())}
+    own = [base.name for base in context.bases()]
     bases = [*own, *deployed]
     if asked is None:
         hint = _checked(base_hint, [], files.config)

@@ -22,7 +22,7 @@ from tunewright.api.http.forms import FormFault, FormRoute
 from tunewright.api.http.wire import After, Deleted, Force, Page, User, page_of
 from tunewright.api.models.artifacts import TAR, remove, tar_of
 from tunewright.api.models.schemas import AdapterObject, AdapterState
-from tunewright.errors import EngineUnavailable, NotFound, quoted
+from tunewright.errors import EngineUnavailable, InvalidRequest, NotFound, quoted
 from tunewright.store.listings import AdapterFilter
 from tunewright.store.records import ModelWithEngine, TunedModel
 from tunewright.store.states import ModelKind, ModelState
@@ -177,6 +177,7 @@ async def _control(context: ServiceContext, adapter: str, operation: str) -> Ada
     model = await asyncio.to_thread(_get, context, adapter)
     if operation == "load":
         refuse_unservable(model)
+        await asyncio.to_thread(_check_base, context, model)
     wait = context.settings.serving.drain_timeout
     answer = await context.control({"op": operation, "model": model.name, "wait": wait})
     if "error" in answer:
@@ -186,6 +187,16 @@ async def _control(context: ServiceContext, adapter: str, operation: str) -> Ada
             retry_after=5,
         )
     return await asyncio.to_thread(_show, context, model.name)
+
+
+def _check_base(context: ServiceContext, model: TunedModel) -> None:
+    """Raises InvalidRequest where the project may not use the base any more."""
+    if context.store.bases.allowed() is not None and context.store.engines.get(model.base) is None:
+        raise InvalidRequest(
+            f"The base of {model.name} is not among those served here.",
+            param="adapter",
+            code="base_not_served",
+        )
 
 
 def _show(context: ServiceContext, name: str) -> AdapterObject:

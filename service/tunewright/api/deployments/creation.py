@@ -25,7 +25,7 @@ def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Depl
     EngineUnavailable.
     """
     settings = context.settings
-    if name in [base.name for base in settings.models.bases]:
+    if name in [base.name for base in context.bases()]:
         raise already_served(name)
     tuned = context.store.models.get(name)
     if tuned is not None:
@@ -81,12 +81,13 @@ def _refuse_undeployable(model: TunedModel) -> None:
 
 def _size_of_deployable(context: ServiceContext, name: str) -> int | None:
     """The size of the model's files in bytes; None where they are not fetched from the hub yet."""
-    for base in context.settings.models.deployables:
+    deployables = context.deployables()
+    for base in deployables:
         if base.name == name:
             return folder_size(base.path) if base.path is not None and base.path.is_dir() else None
     if context.store.aliases.get(name) is not None:
         raise InvalidRequest(f"{name} is an alias: name a model.", param="model")
-    known = ", ".join(base.name for base in context.settings.models.deployables)
+    known = ", ".join(base.name for base in deployables)
     also = f", and {known} (--deployable)" if known else ""
     raise NotFound(
         f"No such model: {quoted(name)}. Full models that GET /v1/models lists can be deployed{also}.",

@@ -111,7 +111,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
 
 def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, TunedModel | None]:
     """The base, and the model whose training is continued, if any. An adapter on a deployed model has it as base."""
-    bases = [base.name for base in context.settings.models.bases]
+    bases = [base.name for base in context.bases()]
     if name in bases:
         return name, None
     parent = context.store.models.get(name)

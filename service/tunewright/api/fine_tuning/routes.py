@@ -45,7 +45,7 @@ def create(
 
 
 def _may_resume(context: ServiceContext, job: Job) -> None:
-    bases = [base.name for base in context.settings.models.bases]
+    bases = [base.name for base in context.bases()]
     if job.base not in bases and job.base not in trainable_deployments(context):
         raise InvalidRequest(
             f"{job.base}, the base of {job.id}, is neither among the bases here nor deployed: the job would never run.",

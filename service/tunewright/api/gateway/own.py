@@ -71,6 +71,12 @@ class OwnRequests:
                 self.ledger.note(payer, path, target.public_name, usage_of(answer))
             return upstream.status, Rename(target)(answer)
 
+    async def ask_for(
+        self, model: str, path: str, body: dict[str, Any], *, payer: Payer
+    ) -> tuple[int, bytes]:
+        """`ask` for a model that the payer's project may use."""
+        return await self.ask(model, path, body, payer=payer, project=payer.project)
+
     async def stream(
         self,
         model: str,

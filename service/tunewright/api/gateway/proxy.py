@@ -71,7 +71,7 @@ class Gateway(OwnRequests):
         self.rates = Rates()
         self.prompts = Prompts(self.engine)
         self.shadow = Shadow(
-            store, self.ask, timeout=request_timeout, judge=ShadowJudge(store, self.ask, self.guard)
+            store, self.ask_for, timeout=request_timeout, judge=ShadowJudge(store, self.ask_for, self.guard)
         )
         self.grammars = Grammars(self.engine)
         self.request_timeout = request_timeout

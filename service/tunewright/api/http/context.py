@@ -16,7 +16,7 @@ from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.threads import Threads
 from tunewright.api.jobs.feeds import Feeds
 from tunewright.api.telemetry.exporter import Exporter
-from tunewright.config import Settings
+from tunewright.config import Base, Settings
 from tunewright.errors import EngineUnavailable, NotFound
 from tunewright.registry.workspace import Workspace
 from tunewright.store.keys import Scope
@@ -95,6 +95,18 @@ class ServiceContext:
             while len(self._within) > _MOST_PROJECTS:
                 del self._within[next(iter(self._within))]
         return found
+
+    def bases(self) -> list[Base]:
+        """Those that the project may use. Reads the database."""
+        return self._usable(self.settings.models.bases)
+
+    def deployables(self) -> list[Base]:
+        """Those that the project may use. Reads the database."""
+        return self._usable(self.settings.models.deployables)
+
+    def _usable(self, bases: Sequence[Base]) -> list[Base]:
+        allowed = self.store.bases.allowed()
+        return [base for base in bases if allowed is None or base.name in allowed]
 
     async def ask(self, body: dict[str, Any]) -> tuple[int, bytes]:
         """Send a chat completion to the model or alias of the project that it names: the status and bytes of the

@@ -9,7 +9,7 @@ from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 
 def named_base(context: ServiceContext, name: str) -> BaseInfo:
     """The base of this name. Raises NotFound, and InvalidRequest where its files cannot be used."""
-    bases = {base.name: base for base in context.settings.models.bases}
+    bases = {base.name: base for base in context.bases()}
     if name not in bases:
         raise NotFound(
             f"No such base: {quoted(name)}. Bases here: {', '.join(bases)}.",

@@ -57,7 +57,8 @@ def list_projects(
 def create_project(context: WholeContext, body: CreateProject) -> ProjectObject:
     """A tenant of its own, with nothing in it. Make a key for it then."""
     limits = body.limits.on(NO_LIMITS) if body.limits else NO_LIMITS
-    return ProjectObject.of(context.store.projects.create(body.name, limits))
+    _check_bases(context, body.bases)
+    return ProjectObject.of(context.store.projects.create(body.name, limits, body.bases))
 
 
 @router.get("/projects/{project_id}", summary="Retrieve a project", responses=responses(404))
@@ -67,8 +68,12 @@ def retrieve_project(context: OrganizationContext, sender: SentBy, project_id: s
 
 @router.post("/projects/{project_id}", summary="Modify a project", responses=responses(400, 404, 507))
 def modify_project(context: WholeContext, project_id: str, body: ModifyProject) -> ProjectObject:
-    """Rename it, or set its limits, which hold from the next request on."""
+    """Rename it, or set its limits or its bases, which hold from the next request on. Jobs and deployments that were
+    created go on."""
     project = _known(context.store.projects.get(project_id), project_id)
+    _check_bases(context, body.bases)
+    if "bases" in body.model_fields_set:
+        context.store.projects.limit_bases(project_id, body.bases)
     limits = body.limits.on(project.limits) if body.limits else None
     changed = context.store.projects.modify(project_id, name=body.name, limits=limits)
     return ProjectObject.of(_known(changed, project_id))
@@ -206,6 +211,18 @@ def _project(context: ServiceContext, sender: Principal, id: str) -> Project:
     if not sender.is_operator and id != sender.project:
         raise _no_project(id)
     return _known(context.store.projects.get(id), id)
+
+
+def _check_bases(context: ServiceContext, bases: Collection[str] | None) -> None:
+    """Raises InvalidRequest for a name that is none of the operator's models."""
+    known = [base.name for base in (*context.bases(), *context.deployables())]
+    for name in bases or ():
+        if name not in known:
+            raise InvalidRequest(
+                f"No such base: {quoted(name)}. Here are {', '.join(known)}.",
+                param="bases",
+                code="model_not_found",
+            )
 
 
 def _keys(context: ServiceContext, sender: Principal, project_id: str) -> KeyStore:

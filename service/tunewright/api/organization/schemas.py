@@ -59,14 +59,20 @@ class LimitsObject(Wire):
         return cls(**asdict(limits))
 
 
+Bases = Annotated[list[str], Field(min_length=1, max_length=1000)] | None
+_BASES = "The bases and deployables that the project may use, list and name; null: all."
+
+
 class CreateProject(Body):
     name: Name
     limits: ProjectLimits | None = None
+    bases: Bases = Field(None, description=_BASES)
 
 
 class ModifyProject(Body):
     name: Name | None = None
     limits: ProjectLimits | None = None
+    bases: Bases = Field(None, description=_BASES + " They stay where this is left out.")
 
 
 class ProjectObject(Wire):
@@ -79,6 +85,7 @@ class ProjectObject(Wire):
     archived_at: int | None = Field(description="Since then its keys are refused.")
     status: Literal["active", "archived"]
     limits: LimitsObject
+    bases: list[str] | None = Field(description=_BASES)
 
     @classmethod
     def of(cls, project: Project) -> ProjectObject:
@@ -90,6 +97,7 @@ class ProjectObject(Wire):
             archived_at=int(archived_at) if archived_at is not None else None,
             status="active" if archived_at is None else "archived",
             limits=LimitsObject.of(project.limits),
+            bases=list(project.bases) if project.bases is not None else None,
         )
 
 

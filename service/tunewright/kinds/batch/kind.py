@@ -51,7 +51,7 @@ class Batch(Kind):
 
     def validate(self, service: Service, job: Job, base: BaseInfo) -> Validated:
         found = _checked(service, job)
-        faults = found.faults or list(_unknown(service, found.models))
+        faults = found.faults or list(_unknown(service, job, found.models))
         if faults:
             text = _told(faults)
             report = BatchReport.model_validate({"faults": [asdict(fault) for fault in faults]})
@@ -135,9 +135,9 @@ def _checked(service: Service, job: Job) -> Checked:
         raise JobRefused("invalid_file", f"the file cannot be checked: {error}", INPUT_FILE) from error
 
 
-def _unknown(service: Service, models: dict[str, int]) -> Iterator[Fault]:
-    """Models that are asked and do not exist."""
-    named = service.store.names.read(models.keys()) if models else {}
+def _unknown(service: Service, job: Job, models: dict[str, int]) -> Iterator[Fault]:
+    """Models that are asked and that the project does not have."""
+    named = service.store.of(job.project).names.read(models.keys()) if models else {}
     for name, line in models.items():
         found = named[name]
         if found.alias is None and found.model is None and found.engine is None:

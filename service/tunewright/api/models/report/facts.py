@@ -143,7 +143,7 @@ def _data(
     record = context.store.files.get(id) if id is not None else None
     if record is None or id is None:
         return None, None, "the file is no longer here"
-    known = {base.name for base in context.settings.models.bases}
+    known = {base.name for base in context.bases()}
     in_tokens = job.base in known
     options = Options(
         model=job.base if in_tokens else None,
