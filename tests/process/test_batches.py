@@ -155,3 +155,19 @@ def test_the_commands_of_the_shell(service: Service, tmp_path: Path) -> None:
     assert json.loads(run("watch", id, "--json").splitlines()[-1])["status"] == "completed"
     assert sorted(line.partition("  ")[0] for line in run("results", id).splitlines()) == ["r0", "r1"]
     assert "2/2" in run("list", "--limit", "1")
+
+
+def test_what_it_asks_is_used_by_the_key_that_has_created_it(service: Service, tmp_path: Path) -> None:
+    """The last one here: without a key nothing is answered any more."""
+    with service.client() as open_to_all:
+        admin = open_to_all.admin_api_keys.create("admin").value
+    with Tunewright(service.url, api_key=admin) as operator:
+        key = operator.api_keys.create("default", "team")
+        with Tunewright(service.url, api_key=key.value) as client:
+            client.batches.create(requests(tmp_path, 3), ENDPOINT).wait(timeout=300)
+
+        def answered() -> int:
+            buckets = operator.usage.completions(api_key_ids=[key.id], batch=True)
+            return sum(one.num_model_requests for bucket in buckets for one in bucket.results)
+
+        wait_until(lambda: answered() == 3, 60, "what the key has used")

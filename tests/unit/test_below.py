@@ -13,6 +13,7 @@ from aiohttp import web
 from fake_engine import Client, engine_at, gateway_for, say_hello
 from rows import engine_info
 from tunewright.api.gateway.below import BelowLive
+from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.proxy import Relay
 from tunewright.errors import NotFound, TunewrightError
 from tunewright.registry.aliases import AliasTarget
@@ -23,6 +24,7 @@ from tunewright.store.store import Store
 pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
+BATCH = Payer("default", source="batch")
 SAID: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -36,7 +38,7 @@ async def test_each_endpoint_answers_under_the_public_name(
 ) -> None:
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello) as fake:
-        answer = await BelowLive(gateway).ask(path, body("tiny"), "key", "default")
+        answer = await BelowLive(gateway).ask(path, body("tiny"), "key", BATCH)
         await gateway.close()
     assert json.loads(answer) == {"model": "tiny", "content": "hello"}
     assert [seen[0] for seen in fake.seen] == [path]
@@ -70,7 +72,7 @@ async def test_what_no_client_may_ask_is_refused(
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello) as fake:
         with pytest.raises(TunewrightError) as raised:
-            await BelowLive(gateway).ask(path, body(**{"model": "tiny", **fields}), None, "default")
+            await BelowLive(gateway).ask(path, body(**{"model": "tiny", **fields}), None, BATCH)
         await gateway.close()
     assert (raised.value.status, raised.value.code, fake.seen) == (status, code, [])
 
@@ -91,11 +93,11 @@ async def test_what_the_engine_fails_at_is_a_fault_of_the_request(
     below = BelowLive(gateway)
     async with engine_at(socket, fail):
         with pytest.raises(TunewrightError) as raised:
-            await below.ask(CHAT, body("tiny"), None, "default")
+            await below.ask(CHAT, body("tiny"), None, BATCH)
     assert (raised.value.status, raised.value.code) == expected
     store.engines.set_state("tiny", EngineState.STARTING)
     with pytest.raises(TunewrightError) as raised:
-        await below.ask(CHAT, body("tiny"), None, "default")
+        await below.ask(CHAT, body("tiny"), None, BATCH)
     assert (raised.value.status, raised.value.code) == (503, "engine_unavailable")
     assert gateway.router.lines["tiny"].running == 0
     await gateway.close()
@@ -132,7 +134,7 @@ async def test_it_waits_for_live_requests_without_holding_anything(
         tasks: list[asyncio.Task[Any]] = [live("first")]
         await until(1)
         tasks.append(
-            asyncio.create_task(BelowLive(gateway).ask(CHAT, body("tiny", name="batch"), None, "default"))
+            asyncio.create_task(BelowLive(gateway).ask(CHAT, body("tiny", name="batch"), None, BATCH))
         )
         async with asyncio.timeout(60):
             while gateway.router.in_flight["tiny"] != 1 or not gateway.router.lines["tiny"].waiting_below:
@@ -156,7 +158,7 @@ async def test_an_alias_answers_with_one_target_for_each_key(
     store.aliases.put("stable", (AliasTarget("tiny"),))
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello):
-        answer = await BelowLive(gateway).ask(CHAT, body("stable"), "key", "default")
+        answer = await BelowLive(gateway).ask(CHAT, body("stable"), "key", BATCH)
         await gateway.close()
     assert json.loads(answer)["model"] == "tiny"
 
@@ -168,8 +170,10 @@ async def test_the_models_and_aliases_of_another_project_do_not_exist(
     mine.aliases.put("stable", [AliasTarget("tiny")])
     gateway = gateway_for(store)
     async with engine_at(socket, say_hello):
-        answer = await BelowLive(gateway).ask(CHAT, body("stable"), None, mine.database.project or "")
+        answer = await BelowLive(gateway).ask(
+            CHAT, body("stable"), None, Payer(mine.database.project or "", source="batch")
+        )
         with pytest.raises(NotFound):
-            await BelowLive(gateway).ask(CHAT, body("stable"), None, "default")
+            await BelowLive(gateway).ask(CHAT, body("stable"), None, BATCH)
         await gateway.close()
     assert json.loads(answer)["model"] == "tiny"

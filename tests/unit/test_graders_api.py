@@ -106,7 +106,7 @@ def asking(api: TestClient, answer: Any) -> list[dict[str, Any]]:  # noqa: F811
     """Make the gateway answer so, or raise that; what it is asked is in the list."""
     asked = []
 
-    async def ask(body: dict[str, Any], project: str) -> tuple[int, bytes]:
+    async def ask(body: dict[str, Any], project: str, key: str | None) -> tuple[int, bytes]:
         assert project == "default"
         asked.append(body)
         if isinstance(answer, Exception):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from sqlalchemy import insert, update
 from starlette.testclient import TestClient
 
 from fake_engine import Client, engine_at, gateway_for, stream
@@ -17,6 +20,7 @@ from tunewright.api.gateway.proxy import Relay
 from tunewright.api.gateway.rates import Rates
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.organization import quotas
 from tunewright.config import Settings
 from tunewright.errors import TooManyRequests
 from tunewright.ids import new_id
@@ -26,6 +30,8 @@ from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.records import Engine
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
+from tunewright.store.tables import job_devices
+from tunewright.store.usage import HOUR, hour_of
 
 CHAT, PROJECTS = "/v1/chat/completions", "/v1/organization/projects"
 OPERATOR = "the-operators-key-0123"
@@ -275,6 +281,56 @@ def test_no_more_jobs_wait_than_a_project_may_have(api: TestClient, team: Team) 
     assert api.post("/v1/batches", json=asked, headers=headers).status_code == 200
     refused = api.post("/v1/batches", json={**asked, "endpoint": CHAT}, headers=headers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+def test_no_more_jobs_are_created_than_there_are_hours_of_gpus(
+    api: TestClient, team: Team, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = datetime.fromtimestamp(hour_of(time.time()) - 10 * HOUR, UTC)
+    monkeypatch.setattr(quotas, "_month", lambda: month)
+    base = "tunewright-tiny"
+    store.engines.declare([base])
+
+    def create(headers: dict[str, str], file: str, seed: int) -> Any:
+        asked = {"model": base, "training_file": file, "seed": seed}
+        return api.post("/v1/fine_tuning/jobs", json=asked, headers=headers)
+
+    def with_file(limits: dict[str, int], of_key: dict[str, int] | None = None) -> Any:
+        project, headers = team(of_key, **limits)
+        rows = {"file": ("rows.jsonl", b'{"prompt": "a", "completion": "b"}')}
+        file = api.post("/v1/files", files=rows, data={"purpose": "fine-tune"}, headers=headers)
+        return project, headers, file.json()["id"]
+
+    for limits, of_key, whose in (
+        ({"gpu_hours_per_month": 2}, None, "project"),
+        ({"gpu_hours_per_month": 9}, {"gpu_hours_per_month": 2}, "key"),
+    ):
+        project, headers, file = with_file(limits, of_key)
+        first = create(headers, file, 1).json()["id"]
+        with store.database.begin() as connection:
+            row = {"device": f"cuda:{project}", "job_id": first, "since": time.time() - 1.5 * HOUR}
+            connection.execute(insert(job_devices).values(row))
+        assert create(headers, file, 2).status_code == 200
+        with store.database.begin() as connection:
+            connection.execute(
+                update(job_devices)
+                .where(job_devices.c.job_id == first)
+                .values(since=time.time() - 2.5 * HOUR)
+            )
+        refused = create(headers, file, 3)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert f"of the {whose} " in refused.json()["error"]["message"]
+        assert "2.50" in refused.json()["error"]["message"]
+        job = store.jobs.get(first)
+        assert job is not None
+        assert job.devices, "what runs goes on"
+        batch = {
+            "endpoint": "/v1/completions",
+            "completion_window": "24h",
+            "input_file_id": upload(api, headers, 5).json()["id"],
+        }
+        assert api.post("/v1/batches", json=batch, headers=headers).status_code == 200, "it needs no device"
+    assert create(*with_file({"gpu_hours_per_month": 0})[1:], 1).status_code == 429
 
 
 def queued(store: Store, project: str, number: int, state: JobState = JobState.QUEUED) -> list[str]:

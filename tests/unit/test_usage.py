@@ -29,7 +29,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.config.prices import price_for, price_of
 from tunewright.ids import new_id
-from tunewright.jobs.gateway import PROJECT_HEADER
+from tunewright.jobs.gateway import payer_headers
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, Job
 from tunewright.store.states import JobState
@@ -89,7 +89,7 @@ async def from_evaluation(
     asked = {"model": engine.name, "content": engine.info.fingerprint, "path": CHAT, "body": body}
     connector = aiohttp.UnixConnector(path=str(inner_socket))
     async with (
-        aiohttp.ClientSession(connector=connector, headers={PROJECT_HEADER: project}) as session,
+        aiohttp.ClientSession(connector=connector, headers=payer_headers(project, "key-b")) as session,
         session.post("http://gateway/ask", json=asked) as answered,
     ):
         assert answered.status == 200
@@ -108,10 +108,10 @@ async def test_every_generation_is_counted_for_who_has_asked(
         await ask(gateway, path="/tokenize", prompt="x")
         await ask(gateway, model="nothing")
         body = json.dumps({"model": "tiny", "messages": []}).encode()
-        await BelowLive(gateway).ask(CHAT, body, None, "proj-b")
-        evaluation = Payer("proj-b", source="evaluation")
+        await BelowLive(gateway).ask(CHAT, body, None, Payer("proj-b", "key-b", source="batch"))
+        evaluation = Payer("proj-b", "key-b", source="evaluation")
         await from_evaluation(gateway, socket.parent / "inner", engine, json.loads(body), "proj-b")
-        await gateway.ask_by_name(json.loads(body), "proj-c")
+        await gateway.ask_by_name(json.loads(body), "proj-c", "key-c")
 
         async def keep(_: bytes) -> None:
             pass
@@ -124,9 +124,9 @@ async def test_every_generation_is_counted_for_who_has_asked(
     assert b"usage" not in streamed.body, "its client did not ask for it"
     assert used(store) == {
         ("proj-a", "key-a", "tiny", False): Used(3, 21, 9),
-        ("proj-b", "", "tiny", True): Used(1, 7, 3),
-        ("proj-b", "", "tiny", False): Used(2, 14, 6),
-        ("proj-c", "", "tiny", False): Used(1, 7, 3),
+        ("proj-b", "key-b", "tiny", True): Used(1, 7, 3),
+        ("proj-b", "key-b", "tiny", False): Used(2, 14, 6),
+        ("proj-c", "key-c", "tiny", False): Used(1, 7, 3),
     }
     assert [one.used for one in store.usage.tokens(EVER, "embeddings")] == [Used(1, 7, 3)]
 
@@ -271,6 +271,32 @@ def test_a_jobs_gpus_are_counted_until_they_are_released_and_not_while_nothing_r
         store.jobs.release(one.id)
         store.jobs.release(one.id)
     assert sum(one.seconds for one in store.usage.gpu_seconds(by)) < 2700 + 600
+
+
+@pytest.mark.each_database
+def test_gpus_are_counted_for_the_key_that_has_created_the_job(store: Store) -> None:
+    hour = hour_of(time.time()) - HOUR
+    mine = store.of(store.projects.create("team").id)
+    for key, seconds in ((None, 100), ("key-a", 1000), ("key-b", 3600)):
+        file = new_id("file")
+        mine.files.add(id=file, filename="f", purpose="fine-tune", size=1, sha256="0" * 64, created_at=1.0)
+        job = create_job(
+            mine, base="tiny", training_file=file, state=JobState.QUEUED, fingerprint=file, api_key_id=key
+        )
+        assert store.jobs.claim([f"cuda:{seconds}"], ["tiny"]) is not None
+        with store.database.begin() as connection:
+            held = update(job_devices).where(job_devices.c.job_id == job.id)
+            connection.execute(held.values(since=hour - seconds))
+        store.jobs.restart_clock(job.id, until=hour)
+        if key != "key-b":  # it runs
+            store.jobs.release(job.id)
+    asked = Asked(hour - DAY, hour, DAY * 100, ("api_key_id",))
+    assert {one.group["api_key_id"]: round(one.seconds, -2) for one in mine.usage.gpu_seconds(asked)} == {
+        "": 100, "key-a": 1000, "key-b": 3600
+    }  # fmt: skip
+    assert 1.0 <= mine.usage.gpu_hours(hour - DAY, key="key-b") < 1.2
+    assert 1.3 <= mine.usage.gpu_hours(hour - DAY) < 1.5
+    assert store.of("proj-x").usage.gpu_hours(hour - DAY) == 0
 
 
 @pytest.fixture(scope="module")

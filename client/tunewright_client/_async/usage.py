@@ -80,15 +80,17 @@ class AsyncUsage(AsyncResource):
         bucket_width: str = "1d",
         group_by: Sequence[str] = (),
         project_ids: Sequence[str] = (),
+        api_key_ids: Sequence[str] = (),
         models: Sequence[str] = (),
     ) -> list[UsageBucket]:
-        """The time for which jobs had GPUs, by project and base."""
+        """The time for which jobs had GPUs, by project, the key that created the job, and base."""
         params = {
             "start_time": start,
             "end_time": end,
             "bucket_width": bucket_width,
             "group_by": group_by,
             "project_ids": project_ids,
+            "api_key_ids": api_key_ids,
             "models": models,
         }
         return await self._all(usage.gpu_seconds, params)

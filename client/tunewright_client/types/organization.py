@@ -8,12 +8,14 @@ class Limits(Wire):
 
     - tokens_per_minute: of prompts and answers together
     - concurrent_requests: generations in flight, streamed or not
+    - gpu_hours_per_month: for which jobs have GPUs, in a calendar month (UTC)
     - queued_jobs, running_jobs, stored_bytes, adapters: of projects alone
     """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    gpu_hours_per_month: int | None = None
     queued_jobs: int | None = None
     running_jobs: int | None = None
     stored_bytes: int | None = None

@@ -12,7 +12,7 @@ class UsageResult(Wire):
 
     - num_model_requests: requests that were answered
     - gpu_seconds: of `usage.gpu_seconds` alone
-    - api_key_id: none for requests without a key, and those of jobs
+    - api_key_id: for requests of jobs the key that has created the job; none without a key, and for shadows
     """
 
     object: str = ""

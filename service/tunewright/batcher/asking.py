@@ -97,7 +97,9 @@ class Asking:
     async def _ask(self, session: aiohttp.ClientSession, request: Request, body: bytes) -> Any:
         """The gateway's answer. Raises Unanswered and Refused."""
         spec = self._spec
-        params = {"path": spec.endpoint, "sticky": request.custom_id, "project": spec.project}
+        params = {
+            "path": spec.endpoint, "sticky": request.custom_id, "project": spec.project, "key": spec.key or "",
+        }  # fmt: skip
         headers = {"Content-Type": "application/json"}
         try:
             async with session.post(

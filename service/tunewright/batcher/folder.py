@@ -33,6 +33,8 @@ class BatchSpec(BaseModel):
     endpoint: str
     project: str
     """Whose models and aliases the requests may name."""
+    key: str | None = None
+    """The id of the key that has created the job."""
     socket: str
     """That of the gateway for processes of the service."""
     request_timeout: float

@@ -89,7 +89,7 @@ def list_keys(remote: Remote, project: str, admin: bool, limit: int) -> None:
 def limit(remote: Remote, key: str, project: str, limits: dict[str, int | None]) -> None:
     """Set rates of a key, beside those of its project; none takes one away, and without any they are shown.
 
-    Limits: requests_per_minute, tokens_per_minute, concurrent_requests.
+    Limits: requests_per_minute, tokens_per_minute, concurrent_requests, gpu_hours_per_month.
     """
     client = remote.client.api_keys
     show_limits(remote, client.limit(project, key, limits) if limits else client.retrieve(project, key))

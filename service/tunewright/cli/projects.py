@@ -70,8 +70,8 @@ def rename(remote: Remote, project: str, name: str) -> None:
 def limit(remote: Remote, project: str, limits: dict[str, int | None]) -> None:
     """Set what a project may have at most; none takes a limit away, and without any the limits are shown.
 
-    Limits: requests_per_minute, tokens_per_minute, concurrent_requests, queued_jobs, running_jobs, stored_bytes and
-    adapters.
+    Limits: requests_per_minute, tokens_per_minute, concurrent_requests, gpu_hours_per_month, queued_jobs, running_jobs,
+    stored_bytes and adapters.
     """
     client = remote.client.projects
     show_limits(remote, client.limit(project, limits) if limits else client.retrieve(project))
@@ -97,7 +97,8 @@ def bases(remote: Remote, project: str, names: tuple[str, ...], everything: bool
     if remote.out.as_json:
         remote.out.json(found)
     else:
-        remote.out.line("all" if found.bases is None else "\n".join(found.bases))
+        for base in found.bases or ["all"]:
+            remote.out.line(base)
 
 
 @projects.command(epilog=examples(f"tunewright projects archive {_ID}"))

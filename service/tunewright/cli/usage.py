@@ -96,10 +96,11 @@ def tokens(
 
 
 @usage.command(epilog=examples("tunewright usage gpus --by project", "tunewright usage gpus --days 30"))
-@_by("model", "project", "model")
+@_by("model", "project", "key", "model")
 @_days
 @_hours
 @_projects
+@_keys
 @_models
 @on_service
 def gpus(
@@ -108,6 +109,7 @@ def gpus(
     days: int,
     hours: int | None,
     projects: tuple[str, ...],
+    keys: tuple[str, ...],
     models: tuple[str, ...],
 ) -> None:
     """Show the hours for which jobs had GPUs, by the base of the jobs."""
@@ -116,6 +118,7 @@ def gpus(
         bucket_width="1h" if hours else "1d",
         group_by=[_FIELDS[name] for name in by],
         project_ids=projects,
+        api_key_ids=keys,
         models=models,
     )
     _show(remote, found, by, ["GPU HOURS"], lambda one: (f"{(one.gpu_seconds or 0.0) / _HOUR:.3f}",))

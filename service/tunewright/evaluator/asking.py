@@ -106,7 +106,7 @@ class Asking:
 
     async def _run(self, stopped: asyncio.Event) -> None:
         spec = self._spec
-        async with gateway_session(spec.socket, spec.project, spec.request_timeout) as session:
+        async with gateway_session(spec.socket, spec.project, spec.request_timeout, key=spec.key) as session:
             for number, model in enumerate(spec.models):
                 keys = [
                     key

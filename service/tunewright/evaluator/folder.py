@@ -90,6 +90,8 @@ class EvaluationSpec(BaseModel):
     """That of the service's own gateway (`api.gateway.inner`)."""
     project: str = "default"
     """Whose use the answers are."""
+    key: str | None = None
+    """The id of the key that has created the job."""
     request_timeout: float
     """Seconds that an answer may take."""
     models: list[Asked]

@@ -23,7 +23,7 @@ from tunewright.evaluator.report import EvaluationReport, LoadFigures, Percentil
 from tunewright.jobs.asking import Stopped, ask_gateway
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
-from tunewright.jobs.gateway import PROJECT_HEADER, Refused, Unanswered
+from tunewright.jobs.gateway import Refused, Unanswered, payer_headers
 from tunewright.metrics.latency import percentile, rate
 from tunewright.plan.forgetting import passages
 
@@ -72,7 +72,7 @@ class Loading:
         connector = aiohttp.UnixConnector(path=self._spec.socket, limit=0)
         timeout = aiohttp.ClientTimeout(total=self._spec.request_timeout + 60)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers={PROJECT_HEADER: self._spec.project}
+            connector=connector, timeout=timeout, headers=payer_headers(self._spec.project, self._spec.key)
         ) as session:
             for at_once in self._loads.at_once:
                 for number, model in enumerate(self._spec.models):

@@ -13,12 +13,12 @@ import aiohttp
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.gateway import (
-    PROJECT_HEADER,
     SOURCE_HEADER,
     AskedModel,
     Refused,
     Unanswered,
     not_answered,
+    payer_headers,
 )
 
 Key = TypeVar("Key")
@@ -41,13 +41,14 @@ class Stopped(Exception):
 
 
 def gateway_session(
-    socket: str, project: str, request_timeout: float, source: str = "evaluation"
+    socket: str, project: str, request_timeout: float, source: str = "evaluation", *, key: str | None
 ) -> aiohttp.ClientSession:
-    """Connections to the gateway on this socket. What is asked counts as this source's use of the project."""
+    """Connections to the gateway on this socket. What is asked counts as this source's use of the project and of the
+    key that has created the job."""
     return aiohttp.ClientSession(
         connector=aiohttp.UnixConnector(path=socket, limit=0),
         timeout=aiohttp.ClientTimeout(total=request_timeout + 60),
-        headers={PROJECT_HEADER: project, SOURCE_HEADER: source},
+        headers={**payer_headers(project, key), SOURCE_HEADER: source},
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-PROJECT_HEADER = "X-Tunewright-Project"
-"""Names the project of the job to the service's own gateway."""
+PROJECT_HEADER, KEY_HEADER = "X-Tunewright-Project", "X-Tunewright-Key"
+"""Name the project of the job, and the id of the key that has created it, to the service's own gateway."""
 SOURCE_HEADER = "X-Tunewright-Source"
 """Says to it what for the project uses the model; without it for an evaluation."""
 
@@ -26,6 +26,10 @@ class AskedModel(BaseModel):
     others."""
     at_once: int
     """Requests in flight at a time."""
+
+
+def payer_headers(project: str, key: str | None) -> dict[str, str]:
+    return {PROJECT_HEADER: project, KEY_HEADER: key or ""}
 
 
 class Unanswered(Exception):

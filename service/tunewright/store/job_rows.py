@@ -73,6 +73,7 @@ def create(connection: Connection, new: NewJob, **columns: Any) -> Job:
         "request": as_json(new.request),
         "idempotency_key": new.idempotency_key,
         "fingerprint": new.fingerprint,
+        "api_key_id": new.api_key_id,
         **columns,
     }
     row = connection.execute(insert(jobs).values(**values).returning(jobs)).one()

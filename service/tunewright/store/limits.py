@@ -9,13 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """Rates and quotas. Those behind `concurrent_requests` are a project's alone."""
+    """Rates and quotas. Those behind `gpu_hours_per_month` are a project's alone."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     """Of prompts and answers together."""
     concurrent_requests: int | None = None
     """Generations in flight, streamed or not."""
+    gpu_hours_per_month: int | None = None
+    """For which jobs have GPUs, times their number, in a calendar month (UTC)."""
     queued_jobs: int | None = None
     """Jobs of every kind that wait."""
     running_jobs: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ class Job:
     """The id of the first job, where several follow each other."""
     after: str | None
     """The id of the job that this one follows."""
+    api_key_id: str | None
+    """Of the key that has created it, or has created the job that it belongs to."""
     project: str
     inputs: tuple[JobInput, ...]
     devices: tuple[str, ...]
@@ -131,11 +133,17 @@ class NewJob:
     metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    api_key_id: str | None = None
     then: tuple[NewJob, ...] = ()
     """Jobs that follow it, one after another, each from the product of the one before."""
     first: tuple[NewJob, ...] = ()
     """Evaluations that are inserted before it, unless there are like ones already (`job_rows.ensure`). Behind the job's
     id, their keys are unique; their request has the id as its `job`."""
+
+    def by_key(self, id: str | None) -> NewJob:
+        """The same, and all that is created with it, as created by a key."""
+        then, first = (tuple(one.by_key(id) for one in jobs) for jobs in (self.then, self.first))
+        return replace(self, api_key_id=id, then=then, first=first)
 
     def position_of(self, one: JobInput) -> int:
         """The position of an input among those with its role, from 0."""

@@ -130,6 +130,7 @@ jobs = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("pipeline", String(64), index=True),  # the id of the first of several jobs that follow each other
     Column("after", String(64)),  # the id of the job that this one follows
+    Column("api_key_id", String(64)),  # of the key that has created it
     # the scheduler's own columns
     Column("attempt", Integer, nullable=False, default=0),
     Column("events_offset", BigInteger, nullable=False, default=0),  # bytes of events.jsonl that were stored

@@ -131,20 +131,31 @@ class UsageStore:
         ]
 
     def gpu_seconds(self, asked: Asked) -> Sequence[Seconds]:
-        """The time for which jobs had GPUs, with that of the present ones until now, by bucket. `by` may have project
-        and model."""
+        """The time for which jobs had GPUs, with that of the present ones until now, by bucket. `by` may have project,
+        api_key_id and model."""
         where = _within(device_usage, asked)
+        if asked.api_keys is not None:
+            where.append(device_usage.c.api_key_id.in_(asked.api_keys))
         found: dict[tuple[int, ...], float] = defaultdict(float)
         with self._database.read() as connection:
-            rows = [tuple(row) for row in connection.execute(select(device_usage).where(*where))]
+            rows: list[Mapping[Any, Any]] = [
+                row._mapping for row in connection.execute(select(device_usage).where(*where))
+            ]
             rows += _running(connection, asked)
-        for hour, project, model, _, seconds in rows:
-            group = {"project": project, "model": model}
-            found[hour // asked.width * asked.width, *(group[name] for name in asked.by)] += seconds
+        for row in rows:
+            bucket = row["hour"] // asked.width * asked.width
+            found[bucket, *(row[name] for name in asked.by)] += row["seconds"]
         return [
             Seconds(key[0], dict(zip(asked.by, key[1:], strict=True)), seconds)
             for key, seconds in sorted(found.items())
         ]
+
+    def gpu_hours(self, since: int, *, key: str | None = None) -> float:
+        """The hours for which jobs have had GPUs since then (Unix seconds, a whole hour), with those of running jobs;
+        `key`: of the jobs that it has created alone."""
+        until = hour_of(time.time()) + HOUR
+        asked = Asked(since, until, HOUR, api_keys=None if key is None else [key])
+        return sum(one.seconds for one in self.gpu_seconds(asked)) / HOUR
 
 
 def settle_devices(connection: Connection, job_id: str, until: float, *, go_on_from: float | None) -> None:
@@ -158,9 +169,11 @@ def settle_devices(connection: Connection, job_id: str, until: float, *, go_on_f
     since = connection.scalars(held).all()
     if since:
         job = connection.execute(
-            select(jobs.c.project, jobs.c.base, jobs.c.kind).where(jobs.c.id == job_id)
+            select(jobs.c.project, jobs.c.api_key_id, jobs.c.base, jobs.c.kind).where(jobs.c.id == job_id)
         ).one()
-        key = {"project": job.project, "model": job.base, "kind": job.kind}
+        key = {
+            "project": job.project, "api_key_id": job.api_key_id or "", "model": job.base, "kind": job.kind,
+        }  # fmt: skip
         _add(
             connection,
             device_usage,
@@ -174,10 +187,11 @@ def settle_devices(connection: Connection, job_id: str, until: float, *, go_on_f
         connection.execute(update(job_devices).where(job_devices.c.job_id == job_id).values(since=go_on_from))
 
 
-def _running(connection: Connection, asked: Asked) -> list[tuple[int, str, str, str, float]]:
+def _running(connection: Connection, asked: Asked) -> list[Mapping[Any, Any]]:
     """The same columns for the time that is not in the table yet."""
+    key = func.coalesce(jobs.c.api_key_id, "").label("api_key_id")
     query = (
-        select(jobs.c.project, jobs.c.base, jobs.c.kind, job_devices.c.since)
+        select(jobs.c.project, key, jobs.c.base.label("model"), job_devices.c.since)
         .join(job_devices, job_devices.c.job_id == jobs.c.id)
         .where(job_devices.c.since.is_not(None), job_devices.c.device.startswith(_GPU))
     )
@@ -185,8 +199,10 @@ def _running(connection: Connection, asked: Asked) -> list[tuple[int, str, str, 
         query = query.where(jobs.c.project.in_(asked.projects))
     if asked.models is not None:
         query = query.where(jobs.c.base.in_(asked.models))
+    if asked.api_keys is not None:
+        query = query.where(func.coalesce(jobs.c.api_key_id, "").in_(asked.api_keys))
     return [
-        (hour, row.project, row.base, row.kind, seconds)
+        {**row._mapping, "hour": hour, "seconds": seconds}
         for row in connection.execute(query)
         for hour, seconds in _by_hour(row.since, time.time())
         if asked.start <= hour < asked.end

@@ -25,6 +25,7 @@ device_usage = Table(
     metadata,
     Column("hour", BigInteger, primary_key=True),
     Column("project", String(64), primary_key=True),
+    Column("api_key_id", String(64), primary_key=True),  # that created the jobs; "" without a key
     Column("model", Text, primary_key=True),  # the base
     Column("kind", String(16), primary_key=True),  # of the jobs
     Column("seconds", Float, nullable=False),

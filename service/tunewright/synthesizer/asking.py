@@ -68,7 +68,9 @@ async def ask(
         answers.keep(number, kept)
         on_answer()
 
-    async with gateway_session(spec.socket, spec.project, spec.request_timeout, "synthesis") as session:
+    async with gateway_session(
+        spec.socket, spec.project, spec.request_timeout, "synthesis", key=spec.key
+    ) as session:
         await each(missing, min(spec.teacher.at_once, len(missing)), work, stopped)
 
 

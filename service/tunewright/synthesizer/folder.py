@@ -25,6 +25,8 @@ class SynthesisSpec(BaseModel):
     """That of the service's own gateway (`api.gateway.inner`)."""
     project: str = "default"
     """Whose use the answers are."""
+    key: str | None = None
+    """The id of the key that has created the job."""
     request_timeout: float
     """Seconds that an answer may take."""
     teacher: AskedModel

@@ -34,8 +34,8 @@ class BelowLive:
         self._gateway = gateway
         self._media_domains = frozenset(media_domains)
 
-    async def ask(self, path: str, raw: bytes, sticky: str | None, project: str) -> bytes:
-        """The answer to a body of the project. It waits for its turn without a limit, and then for as long as a
+    async def ask(self, path: str, raw: bytes, sticky: str | None, payer: Payer) -> bytes:
+        """The answer to a body of the payer's project. It waits for its turn without a limit, and then for as long as a
         generation may take. Raises TunewrightError."""
         if path not in PATHS:
             raise InvalidRequest(f"{path[:100]} is not answered here.", param="path")
@@ -46,10 +46,9 @@ class BelowLive:
                 "A request of a batch is neither streamed nor answered later.", param="stream"
             )
         check_media(body, self._media_domains)
+        project = payer.project
         model, _ = await self._gateway.router.choose(body["model"], sticky, project)
-        return await self.send(
-            model, path, body, len(raw), payer=Payer(project, source="batch"), project=project
-        )
+        return await self.send(model, path, body, len(raw), payer=payer, project=project)
 
     async def send(
         self,

@@ -2,13 +2,13 @@
 as the engines' sockets are, so that no key is needed and none is handed on.
 
 It takes `POST /ask` with `{"model", "content", "path", "body"}` and sends `body` to `path` (of `PATHS`) of the engine
-that has the model, as a use of the project that the header `X-Tunewright-Project` names; `POST /stream` does the same
-with an answer that is streamed. Leases, loading on demand, turns, limits and plain control tokens are those of every
+that has the model, as a use of the project and the key that the headers of `jobs.gateway` name; `POST /stream` does the
+same with an answer that is streamed. Leases, loading on demand, turns, limits and plain control tokens are as for every
 generation. It knows no aliases, and answers only while the model has the weights `content`: an evaluated model or a
 teacher stays one thing, whatever is flipped, deleted or deployed meanwhile.
 
-`POST /batch?path=PATH&sticky=KEY&project=PROJECT` takes the body of a generation and answers it as the public route
-does, with the models and aliases of the project, below all live traffic (`below.py`).
+`POST /batch?path=PATH&sticky=TEXT&project=PROJECT&key=KEY` takes the body of a generation and answers it as the public
+route does, with the models and aliases of the project, below all live traffic (`below.py`).
 
 `POST /sample` is for the processes of jobs that learn from what their own model answers (`policies.py`).
 """
@@ -32,7 +32,7 @@ from tunewright.api.gateway.policies import Policies
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
 from tunewright.evaluator.folder import EXTERNAL
-from tunewright.jobs.gateway import PROJECT_HEADER, SOURCE_HEADER
+from tunewright.jobs.gateway import KEY_HEADER, PROJECT_HEADER, SOURCE_HEADER
 from tunewright.store.policies import PolicyStore
 from tunewright.store.tables import DEFAULT_PROJECT
 from tunewright.store.usage import UsageSource
@@ -97,9 +97,8 @@ class InnerGateway:
         try:
             raw = await request.read()
             query = request.query
-            answer = await self._below.ask(
-                query.get("path", ""), raw, query.get("sticky"), query.get("project", "")
-            )
+            payer = Payer(query.get("project", ""), query.get("key") or None, source="batch")
+            answer = await self._below.ask(query.get("path", ""), raw, query.get("sticky"), payer)
         except TunewrightError as error:
             return web.json_response(error.body(), status=error.status)
         return web.Response(body=answer, content_type="application/json")
@@ -171,8 +170,10 @@ class InnerGateway:
 
 
 def _payer(request: web.Request) -> Payer:
-    source: UsageSource = "synthesis" if request.headers.get(SOURCE_HEADER) == "synthesis" else "evaluation"
-    return Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source=source)
+    headers = request.headers
+    source: UsageSource = "synthesis" if headers.get(SOURCE_HEADER) == "synthesis" else "evaluation"
+    project, key = headers.get(PROJECT_HEADER, DEFAULT_PROJECT), headers.get(KEY_HEADER) or None
+    return Payer(project, key, source=source)
 
 
 def _check_path(path: str) -> None:

@@ -119,11 +119,13 @@ class OwnRequests:
             )
         return target
 
-    async def ask_by_name(self, body: dict[str, Any], project: str) -> tuple[int, bytes]:
-        """`ask` for a chat completion of the project's model or alias that the body names."""
+    async def ask_by_name(
+        self, body: dict[str, Any], project: str, key: str | None = None
+    ) -> tuple[int, bytes]:
+        """`ask` for a chat completion of the project's model or alias that the body names, as a use of the key."""
         async with asyncio.timeout(self.request_timeout):
             model, _ = await self.router.choose(body["model"], None, project)
-            payer = Payer(project, source="grader")
+            payer = Payer(project, key, source="grader")
             return await self.ask(model, "/v1/chat/completions", body, payer=payer, project=project)
 
 

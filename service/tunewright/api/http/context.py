@@ -26,13 +26,13 @@ from tunewright.webhooks.sending import Sender
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Makes the engine worker carry out `{"op": "load" | "unload", "model": name}`."""
 
-AskByName = Callable[[dict[str, Any], str], Awaitable[tuple[int, bytes]]]
-"""Sends a chat completion to the model or alias of a project that it names: the status and bytes of the answer. Raises
-TunewrightError."""
-_MOST_PROJECTS = 1000
+AskByName = Callable[[dict[str, Any], str, str | None], Awaitable[tuple[int, bytes]]]
+"""Sends a chat completion to the model or alias of a project that it names, as a use of a key: the status and bytes of
+the answer. Raises TunewrightError."""
+_MOST_CONTEXTS = 1000
 
 
-async def _ask_nobody(_: dict[str, Any], __: str) -> tuple[int, bytes]:
+async def _ask_nobody(_: dict[str, Any], __: str, ___: str | None) -> tuple[int, bytes]:
     raise EngineUnavailable("No engine can be asked here.")
 
 
@@ -73,8 +73,10 @@ class ServiceContext:
     """Tests that run at the same time."""
     keyring: Keyring | None = None
     """The keys that requests come with; made of the store where it is not given."""
-    _within: dict[str, Self] = field(default_factory=dict, init=False)
-    """The contexts of the projects that have sent requests lately."""
+    key: str | None = None
+    """The id of the key that the request came with."""
+    _within: dict[tuple[str, str | None], Self] = field(default_factory=dict, init=False)
+    """The contexts of the projects and keys that have sent requests lately."""
 
     def __post_init__(self) -> None:
         if self.keyring is None:
@@ -86,13 +88,13 @@ class ServiceContext:
         assert self.store.database.project is not None, "routes have the context of a project"
         return self.store.database.project
 
-    def within(self, project: str) -> Self:
-        """The same for the requests of a project."""
-        found = self._within.get(project)
+    def within(self, project: str, key: str | None = None) -> Self:
+        """The same for the requests of a project and a key."""
+        found = self._within.get((project, key))
         if found is None:
-            found = replace(self, store=self.store.of(project))
-            self._within[project] = found
-            while len(self._within) > _MOST_PROJECTS:
+            found = replace(self, store=self.store.of(project), key=key)
+            self._within[project, key] = found
+            while len(self._within) > _MOST_CONTEXTS:
                 del self._within[next(iter(self._within))]
         return found
 
@@ -111,14 +113,15 @@ class ServiceContext:
     async def ask(self, body: dict[str, Any]) -> tuple[int, bytes]:
         """Send a chat completion to the model or alias of the project that it names: the status and bytes of the
         answer."""
-        return await self.ask_by_name(body, self.project)
+        return await self.ask_by_name(body, self.project, self.key)
 
 
 async def _context(request: Request) -> ServiceContext:
     if "\0" in request.scope["path"]:  # PostgreSQL refuses it, even in a comparison
         raise NotFound("Nothing here has the character U+0000 in its name.")
     context: ServiceContext = request.app.state.context
-    return context.within(request.state.principal.project)
+    principal: Principal = request.state.principal
+    return context.within(principal.project, principal.key)
 
 
 async def _whole_context(request: Request) -> ServiceContext:

@@ -44,7 +44,7 @@ def create_once(
         new = check()
         _check_queue(context)
         check_job(context, new)
-        new = replace(new, idempotency_key=idempotency_key, fingerprint=fingerprint)
+        new = replace(new.by_key(context.key), idempotency_key=idempotency_key, fingerprint=fingerprint)
         job = jobs.create(new, repeat_seconds=_REPEAT_SECONDS)
         _trace(context, job)
     if job.fingerprint != fingerprint:

@@ -10,7 +10,7 @@ from tunewright.config.prices import Price, price_for
 from tunewright.store.usage import HOUR, Seconds, Sums
 
 NO_KEY = "none"
-"""Stands for requests that came without a key, or from a job: no key's id is so short."""
+"""Stands for requests and jobs without a key: no key's id is so short."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class LineItem:
 def line_items(
     tokens: Sequence[Sums], gpus: Sequence[Seconds], prices: Sequence[Price], gpu_hour: float | None
 ) -> list[tuple[int, LineItem]]:
-    """The items with the beginning of their bucket. `tokens` are grouped by project, key and model, `gpus` by project
-    and model."""
+    """The items with the beginning of their bucket. `tokens` are grouped by project, key and model, and so are
+    `gpus`."""
     return [*_of_tokens(tokens, prices), *_of_gpus(gpus, gpu_hour)]
 
 
@@ -49,5 +49,5 @@ def _of_gpus(gpus: Sequence[Seconds], gpu_hour: float | None) -> Iterator[tuple[
     for bucket, group, seconds in gpus:
         hours = seconds / HOUR
         amount = None if gpu_hour is None else hours * gpu_hour
-        name = f"{group['model']}, gpu_hours"
-        yield bucket, LineItem(name, group["project"], NO_KEY, hours, "duration_hours", amount)
+        name, key = f"{group['model']}, gpu_hours", group["api_key_id"] or NO_KEY
+        yield bucket, LineItem(name, group["project"], key, hours, "duration_hours", amount)

@@ -3,8 +3,12 @@ in the making already, a job's adapter say, is kept in any case."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import QuotaExceeded
+from tunewright.jobs.kinds import kind_named
+from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.records import NewJob
 
 _MAKES_ADAPTERS = frozenset({"fine_tuning"})
@@ -44,7 +48,35 @@ def check_job(context: ServiceContext, new: NewJob) -> None:
                 f"{waiting} jobs of the project {context.project} wait, which may have {limits.queued_jobs}: create "
                 "more when some have run, or cancel some."
             )
+    if kind_named(new.kind).needs_base:  # others get no device
+        _check_gpu_hours(context, limits)
     if limits.stored_bytes is not None:
         check_bytes(context, 1)
     if limits.adapters is not None and new.kind in _MAKES_ADAPTERS:
         check_adapter(context)
+
+
+def _check_gpu_hours(context: ServiceContext, limits: Limits) -> None:
+    """Raises QuotaExceeded where the jobs of the project, or those of the request's key, have had GPUs for as long in
+    this month as they may. What runs already goes on."""
+    key = context.store.keys.get(context.key) if context.key is not None else None
+    of_key = key.limits if key is not None else NO_LIMITS
+    month = _month()
+    for whose, most, id in (
+        (f"project {context.project}", limits.gpu_hours_per_month, None),
+        (f"key {context.key}", of_key.gpu_hours_per_month, context.key),
+    ):
+        if most is None:
+            continue
+        used = context.store.usage.gpu_hours(int(month.timestamp()), key=id)
+        if used >= most:
+            raise QuotaExceeded(
+                f"Jobs of the {whose} may have GPUs for {most} hours in a month, and have had them for {used:.2f} "
+                f"since {month:%Y-%m-%d} (UTC), with those that run: wait for the next month, or ask the operator for "
+                "more (limits.gpu_hours_per_month)."
+            )
+
+
+def _month() -> datetime:
+    """When the present month began."""
+    return datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)

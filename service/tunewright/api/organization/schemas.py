@@ -30,6 +30,11 @@ class KeyLimits(Body):
     requests_per_minute: Rate = Field(None, description="Generations and tokenizations.")
     tokens_per_minute: Rate = Field(None, description="Of prompts and answers together.")
     concurrent_requests: Rate = Field(None, description="Generations in flight, streamed or not.")
+    gpu_hours_per_month: Quota = Field(
+        None,
+        description="For which jobs have GPUs, in a calendar month (UTC). Once they are used, no more jobs are "
+        "created; those that were go on.",
+    )
 
     def on(self, before: Limits) -> Limits:
         """What holds from now on."""
@@ -44,11 +49,12 @@ class ProjectLimits(KeyLimits):
 
 
 class LimitsObject(Wire):
-    """What a project or a key may have at most; null: any number. Keys have rates alone."""
+    """What a project or a key may have at most; null: any number. Keys have the first four alone."""
 
     requests_per_minute: int | None
     tokens_per_minute: int | None
     concurrent_requests: int | None
+    gpu_hours_per_month: int | None
     queued_jobs: int | None = None
     running_jobs: int | None = None
     stored_bytes: int | None = None

@@ -214,14 +214,17 @@ def gpu_seconds(
     start_time: StartTime = None,
     end_time: EndTime = None,
     bucket_width: Width = "1d",
-    group_by: Annotated[list[Literal["project_id", "model"]] | None, Query(max_length=2)] = None,
+    group_by: Annotated[
+        list[Literal["project_id", "api_key_id", "model"]] | None, Query(max_length=3)
+    ] = None,
     project_ids: Names = None,
+    api_key_ids: Names = None,
     models: Names = None,
     limit: Annotated[int | None, Query(ge=1, le=168)] = None,
     page: Cursor = None,
 ) -> Buckets[GpuUsage]:
     """The time for which jobs had GPUs, times their number, by the base of the jobs. OpenAI's API has no such route."""
-    by = given.group_by("project_id", "model")
+    by = given.group_by("project_id", "api_key_id", "model")
     span = _span(start_time, end_time, _WIDTHS[bucket_width], limit, page, _BUCKETS[bucket_width])
     found: dict[int, list[GpuUsage]] = defaultdict(list)
     for sums in _usage(context, sender).gpu_seconds(_asked(span, given, by)):
@@ -294,8 +297,9 @@ def _items(
     usage = _usage(context, sender)
     asked = _asked(span, given, ["project_id", "api_key_id", "model"])
     tokens = usage.tokens(asked)
-    gpus = usage.gpu_seconds(_asked(span, given, ["project_id", "model"])) if asked.api_keys is None else []
-    return line_items(tokens, gpus, context.settings.server.prices, context.settings.jobs.price_per_hour)
+    return line_items(
+        tokens, usage.gpu_seconds(asked), context.settings.server.prices, context.settings.jobs.price_per_hour
+    )
 
 
 def _cost(group: dict[str, str | None], items: Sequence[LineItem], currency: str) -> Costs:

@@ -40,7 +40,10 @@ class CompletionsUsage(Wire):
     num_model_requests: int = Field(description="Requests that a model has answered, or some of them.")
     project_id: str | None = None
     user_id: None = None
-    api_key_id: str | None = Field(None, description="`none` for requests without a key, and those of jobs.")
+    api_key_id: str | None = Field(
+        None,
+        description="For requests of jobs the key that has created the job; `none` without a key, and for shadows.",
+    )
     model: str | None = Field(None, description="The model that answered; never an alias.")
     batch: bool | None = None
 
@@ -61,6 +64,7 @@ class GpuUsage(Wire):
     object: Literal["organization.usage.gpu_seconds.result"] = "organization.usage.gpu_seconds.result"
     gpu_seconds: float
     project_id: str | None = None
+    api_key_id: str | None = Field(None, description="Of the key that has created the jobs.")
     model: str | None = Field(None, description="The base of the jobs.")
 
 

@@ -68,6 +68,7 @@ class Batch(Kind):
             file=str(service.workspace.file(file_of(job))),
             endpoint=request.endpoint,
             project=job.project,
+            key=job.api_key_id,
             socket=str(inner_socket(service.workspace.path)),
             request_timeout=service.settings.server.request_timeout,
             expires_at=request.expires_at,

@@ -95,6 +95,7 @@ class Evaluation(Kind):
             job_id=job.id,
             socket=str(inner_socket(service.workspace.path)),
             project=job.project,
+            key=job.api_key_id,
             request_timeout=service.settings.server.request_timeout,
             models=[
                 Asked(

@@ -116,7 +116,9 @@ def _found(
             return _without_figures(job, one, None, "failed", why)
         if engine is None or engine.info is None or not _is_checked(store, one):
             return None
-        made = store.evaluated.ensure(evaluation_of(job, one.measure, engine, one.model, one.key), job.id)
+        made = store.evaluated.ensure(
+            evaluation_of(job, one.measure, engine, one.model, one.key).by_key(job.api_key_id), job.id
+        )
     if not made.state.is_final:
         return None
     if made.state is JobState.CANCELLED:

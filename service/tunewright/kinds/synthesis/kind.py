@@ -91,6 +91,7 @@ class Synthesis(Kind):
             job_id=job.id,
             socket=str(inner_socket(service.workspace.path)),
             project=job.project,
+            key=job.api_key_id,
             request_timeout=service.settings.server.request_timeout,
             teacher=AskedModel(
                 name=request.teacher.name,
