@@ -20,6 +20,7 @@ from tunewright.kinds.evaluation.models import EvaluatedModel, EvaluationRequest
 from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.kinds.synthesis.models import SynthesisRequest
 from tunewright.registry.aliases import AliasTarget
+from tunewright.store.audit import Audited, AuditFilter
 from tunewright.store.keys import Scope
 from tunewright.store.records import JobInput, NewJob
 from tunewright.store.states import EngineState, JobState
@@ -112,6 +113,10 @@ def make_tenant(store: Store, mark: str) -> Tenant:
     # as the scheduler does it
     store.jobs.fail(export.id, JobError(code="x", message="why"))
     (delivery,), _ = mine.webhooks.deliveries()
+    store.audit.add(
+        [Audited("resource.created", project, record.id, path="/v1/files", method="POST", resource=file.id)]
+    )
+    (logged,), _ = mine.audit.list(AuditFilter())
     used = UsageKey(hour_of(time.time()), project, record.id, adapter, "completions", "live")
     store.usage.add({used: Used(1, 7, 3)})
     with store.database.begin() as connection:
@@ -144,6 +149,7 @@ def make_tenant(store: Store, mark: str) -> Tenant:
             "evaluation": evaluation.id,
             "cleaning": cleaning.id,
             "synthesis": synthesis.id,
+            "audit log": logged.id,
         },
     )
 

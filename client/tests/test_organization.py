@@ -22,6 +22,16 @@ KEY = {
 DELETED = {"id": "key-1", "object": "organization.project.api_key.deleted", "deleted": True}
 
 
+def test_the_audit_log_is_listed_page_by_page(server: FakeServer, client: Tunewright) -> None:
+    logs = [{"id": f"audit_log-{n}", "type": "project.created", "effective_at": n} for n in range(2)]
+    first = {**page([logs[0]]), "has_more": True, "last_id": "audit_log-0"}
+    server.on("GET", "/v1/organization/audit_logs", ok(first), ok(page([logs[1]])))
+    found = client.audit_logs.list(since=5, actor_ids=["key-1"], oldest_first=True, limit=1)
+    assert [one.effective_at for one in found] == [0, 1]
+    asked = {"effective_at[gte]": "5", "actor_ids": "key-1", "order": "asc", "limit": "1"}
+    assert [one.query for one in server.requests] == [asked, {**asked, "after": "audit_log-0"}]
+
+
 def test_projects_are_made_listed_renamed_and_archived(server: FakeServer, client: Tunewright) -> None:
     server.on("POST", PROJECTS, ok(PROJECT))
     assert client.projects.create("team").id == "proj-1"

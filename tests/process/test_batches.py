@@ -171,3 +171,8 @@ def test_what_it_asks_is_used_by_the_key_that_has_created_it(service: Service, t
             return sum(one.num_model_requests for bucket in buckets for one in bucket.results)
 
         wait_until(lambda: answered() == 3, 60, "what the key has used")
+        logs = list(operator.audit_logs.list(actor_ids=[key.id], oldest_first=True))
+        done = [(one.type, one.request.path if one.request else None) for one in logs]
+        assert done == [
+            ("resource.created", "/v1/files"), ("resource.created", "/v1/batches"), ("job.started", None)
+        ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import test_cli
 from test_cli import FakeService, Run
@@ -62,6 +63,27 @@ def test_the_keys_of_a_project(run: Run, service: FakeService) -> None:
     assert service.body("POST", f"{KEYS}/key-1/rotate") == {"overlap_seconds": 60}
     service.replies["DELETE", f"{KEYS}/key-1"] = (200, {"id": "key-1", "object": "x", "deleted": True})
     assert run("keys", "revoke", "key-1", "--project", "proj-1")[:2] == (0, "key-1 revoked\n")
+
+
+def test_the_audit_log(run: Run, service: FakeService, tmp_path: Path) -> None:
+    log = {
+        "id": "audit_log-1", "type": "api_key.created", "effective_at": 1767225600,
+        "project": {"id": "proj-1", "name": "team"},
+        "actor": {"type": "api_key", "api_key": {"id": "key-1", "type": "service_account"}, "session": None},
+        "request": {"id": "r", "method": "POST", "path": KEYS, "status": 200, "ip_address": "10.0.0.7"},
+    }  # fmt: skip
+    service.replies["GET", "/v1/organization/audit_logs"] = (200, page(log))
+    code, out, _ = run("audit", "list", "--type", "api_key.created")
+    assert (code, "key-1" in out, "proj-1" in out, f"POST {KEYS}" in out) == (0, True, True, True)
+    target = tmp_path / "log.jsonl"
+    dates = ("--since", "2026-01-01", "--until", "2026-01-02T00:00:00+01:00")
+    assert run("audit", "export", *dates, "-o", str(target))[0] == 0
+    (line,) = target.read_text().splitlines()
+    assert json.loads(line)["request"]["path"] == KEYS
+    code, out, _ = run("audit", "export")
+    assert (code, out.strip()) == (0, line)
+    assert run("audit", "export", "--since", "yesterday")[0] == 2
+    assert run("audit", "export", "-o", str(tmp_path / "no" / "x"))[0] == 1
 
 
 def test_the_keys_of_admins(run: Run, service: FakeService) -> None:

@@ -117,6 +117,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "keep_events_days": (["--keep-events-days", "30"], "30", 30.0),
     "keep_jobs_days": (["--keep-jobs-days", "365"], "365", 365.0),
     "keep_deliveries_days": (["--keep-deliveries-days", "3"], "3", 3.0),
+    "keep_audit_days": (["--keep-audit-days", "365"], "365", 365.0),
     "webhook_host": (["--webhook-host", "a.example", "--webhook-host", "127.0.0.1"],
         "a.example, 127.0.0.1", ["a.example", "127.0.0.1"]),
     "webhook_timeout": (["--webhook-timeout", "2.5"], "2.5", 2.5),

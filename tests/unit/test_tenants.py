@@ -50,6 +50,7 @@ MISSING = {
     "upload": "upload-" + "x" * 24,
     "webhook": "webhook-" + "x" * 24,
     "delivery": "delivery-" + "x" * 24,
+    "audit log": "audit_log-" + "x" * 24,
 }
 NAMED_BY = {
     "file_id": ["file"],
@@ -176,6 +177,13 @@ QUERIES = {
     "/v1/organization/usage/embeddings": ["project_ids=<project>", "api_key_ids=<key>"],
     "/v1/organization/usage/gpu_seconds": ["project_ids=<project>&group_by=project_id"],
     "/v1/organization/costs": ["project_ids=<project>&group_by=line_item", "api_key_ids=<key>"],
+    "/v1/organization/audit_logs": [
+        "project_ids=<project>",
+        "actor_ids=<key>",
+        "resource_ids[]=<file>",
+        "after=<audit log>",
+        "before=<audit log>",
+    ],
     "/v1/webhook_endpoints": ["after=<webhook>"],
     "/v1/webhook_deliveries": ["after=<delivery>", "webhook_endpoint_id=<webhook>"],
 }

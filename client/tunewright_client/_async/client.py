@@ -15,6 +15,7 @@ from .._core.waiting import Wait
 from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
 from .aliases import AsyncAliases
+from .audit import AsyncAuditLogs
 from .batches import AsyncBatches, AsyncUploads
 from .cleanings import AsyncCleanings
 from .deployments import AsyncDeployments
@@ -91,6 +92,7 @@ class AsyncTunewright:
         self.api_keys = AsyncApiKeys(http)
         self.admin_api_keys = AsyncAdminApiKeys(http)
         self.usage = AsyncUsage(http)
+        self.audit_logs = AsyncAuditLogs(http)
         self.chat = AsyncChat(http)
         self.completions = AsyncCompletions(http)
 

@@ -16,6 +16,7 @@ from .._core.waiting import Wait
 from .._errors import TunewrightError, WaitTimeoutError
 from ..types import Ready
 from .aliases import Aliases
+from .audit import AuditLogs
 from .batches import Batches, Uploads
 from .cleanings import Cleanings
 from .deployments import Deployments
@@ -81,6 +82,7 @@ class Tunewright:
         self.api_keys = ApiKeys(http)
         self.admin_api_keys = AdminApiKeys(http)
         self.usage = Usage(http)
+        self.audit_logs = AuditLogs(http)
         self.chat = Chat(http)
         self.completions = Completions(http)
 

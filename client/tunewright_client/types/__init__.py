@@ -10,6 +10,16 @@ from .aliases import (
     JudgedTarget,
     ShadowAnswer,
 )
+from .audit import (
+    AuditActor,
+    AuditApiKey,
+    AuditLog,
+    AuditProject,
+    AuditRequest,
+    AuditResource,
+    AuditSession,
+    AuditUser,
+)
 from .batches import BatchCounts, BatchFault, BatchRecord, BatchResponse, BatchResult, Upload, UploadPart
 from .cleanings import CleaningFound, CleaningGroup, CleaningRecord, CleaningReport, CleaningStepCounts
 from .deployments import DeploymentRecord, HeldAdapter
@@ -134,6 +144,14 @@ __all__ = [
     "AliasTarget",
     "AliasVersion",
     "ApiKey",
+    "AuditActor",
+    "AuditApiKey",
+    "AuditLog",
+    "AuditProject",
+    "AuditRequest",
+    "AuditResource",
+    "AuditSession",
+    "AuditUser",
     "BatchCounts",
     "BatchFault",
     "BatchRecord",

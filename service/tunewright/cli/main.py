@@ -16,6 +16,7 @@ import click
 from tunewright import __version__
 from tunewright.cli.adapters import adapters
 from tunewright.cli.aliases import aliases
+from tunewright.cli.audit import audit
 from tunewright.cli.backup import backup, restore
 from tunewright.cli.batches import batches
 from tunewright.cli.bench import bench
@@ -82,7 +83,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 for command in (
     demo, status, plan, jobs, exports, files, data, cleanings, syntheses, evals, batches, bench, graders, adapters,
-    models, aliases, deployments, webhooks, projects, keys, usage, chat, backup, restore,
+    models, aliases, deployments, webhooks, projects, keys, usage, audit, chat, backup, restore,
 ):  # fmt: skip
     commands.add_command(command)
 

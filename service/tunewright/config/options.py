@@ -361,6 +361,12 @@ class RetentionOptions(Group):
         gt=0,
         description="Days after its end in which the delivery of a webhook is kept, dead letters too.",
     )
+    keep_audit_days: float | None = Field(
+        None,
+        ge=1,
+        description="Delete what the audit log tells (GET /v1/organization/audit_logs) so many days later. Default:"
+        " never.",
+    )
 
 
 class ProcessOptions(Group):

@@ -57,7 +57,7 @@ HELP_ORDER = [
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
     "max_unused_artifacts_size", "max_artifact_cache_size", "max_token_cache_size",
-    "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "keep_deliveries_days",
+    "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "keep_deliveries_days", "keep_audit_days",
     "webhook_host", "webhook_timeout", "webhook_attempts", "webhook_retry_delay", "log_level",
     "log_format", "log_file", "otlp_endpoint",
 ]  # fmt: skip

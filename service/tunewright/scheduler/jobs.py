@@ -27,6 +27,7 @@ from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.job_traces import JobTraces
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
 from tunewright.scheduler.steps import advance, waits
+from tunewright.store.audit import Audited
 from tunewright.store.records import Job
 from tunewright.store.states import JobPhase, JobState
 from tunewright.store.store import Store
@@ -233,6 +234,12 @@ class JobRunner:
         self._traces.started(job, process.pid)
         log.info("job %s runs on %s (pid %s)", job.id, devices, process.pid)
         audit("job_started", job=job.id, kind=job.kind, device=devices, pid=process.pid)
+        done = {"kind": job.kind, "device": devices}
+        try:
+            started = Audited("job.started", job.project, job.api_key_id or "", resource=job.id, details=done)
+            self._store.audit.add([started])
+        except Exception as error:  # for example a full disk; the line of the log is there
+            log.warning("the start of job %s is missing in the audit log: %s", job.id, error)
 
     def _run(self, job: Job) -> None:
         """Store the events that the job's process wrote, and see whether it has ended or hangs."""

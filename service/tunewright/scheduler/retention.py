@@ -87,7 +87,7 @@ class Retention:
         for part in (
             self._workspace.finish_removals, self._files, self._checkpoints, self._unused_artifacts,
             self._unlisted_files, self._uploads, self._token_cache, self._job_folders, self._events, self._jobs,
-            self._leases, self._deliveries,
+            self._leases, self._deliveries, self._audit,
         ):  # fmt: skip
             if self._stopping.is_set():
                 return
@@ -260,6 +260,11 @@ class Retention:
         """Remove the locks of adapters and engines that are gone, an hour after their last use."""
         names = {engine.name for engine in self._store.engines.list()}
         prune(self._workspace.leases, names, self._store.models.weights_in_use(), self._clock() - _NEW)
+
+    def _audit(self) -> None:
+        days = self._options.keep_audit_days
+        if days is not None and (gone := self._store.audit.prune(self._clock() - days * _DAY)):
+            log.info("deleted %d rows of the audit log that were older than %g days", gone, days)
 
     def _deliveries(self) -> None:
         days = self._options.keep_deliveries_days

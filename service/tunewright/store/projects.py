@@ -70,6 +70,12 @@ class ProjectStore:
             bases = bases_of(connection, [row.id for row in rows])
         return [Project.of(row, bases.get(row.id)) for row in rows], more
 
+    def names(self, ids: Collection[str]) -> dict[str, str]:
+        """The names of these projects, by their ids."""
+        query = select(projects.c.id, projects.c.name).where(projects.c.id.in_(ids))
+        with self._database.read() as connection:
+            return {row.id: row.name for row in connection.execute(query)}
+
     def limit_bases(self, id: str, bases: Collection[str] | None) -> None:
         """Let it use these bases and deployables alone; None: all. What it has made of others stays."""
         with self._database.begin() as connection:

@@ -7,6 +7,7 @@ from typing import Self
 
 from tunewright.store.alias_judgements import AliasJudgementStore
 from tunewright.store.aliases import AliasStore
+from tunewright.store.audit import AuditStore
 from tunewright.store.bases import BaseStore
 from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
@@ -62,6 +63,7 @@ class Store:
     holdings: HoldingStore
     policies: PolicyStore
     bases: BaseStore
+    audit: AuditStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -97,6 +99,7 @@ class Store:
             HoldingStore(database),
             PolicyStore(database),
             BaseStore(database),
+            AuditStore(database),
         )
 
     def of(self, project: str) -> Self:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     false,
 )
 
+from tunewright.store.audit_tables import audit_logs as audit_logs
 from tunewright.store.columns import DEFAULT_PROJECT as DEFAULT_PROJECT
 from tunewright.store.columns import Serial, project_id
 from tunewright.store.columns import metadata as metadata

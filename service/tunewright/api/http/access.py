@@ -114,7 +114,8 @@ _needs(
 )  # fmt: skip
 _needs(
     _ADMIN,
-    "GET /v1/organization/costs", "GET /v1/organization/usage/completions", "GET /v1/organization/usage/embeddings",
+    "GET /v1/organization/audit_logs", "GET /v1/organization/costs",
+    "GET /v1/organization/usage/completions", "GET /v1/organization/usage/embeddings",
     "GET /v1/organization/usage/gpu_seconds",
     f"GET {_PROJECT}", f"GET {_PROJECT}/api_keys", f"POST {_PROJECT}/api_keys", f"GET {_KEY}", f"DELETE {_KEY}",
     f"POST {_KEY}", f"POST {_KEY}/rotate",

@@ -40,9 +40,10 @@ from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import OPEN_PATHS, PARTS, AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
 from tunewright.api.http.queries import hold_to_queries
+from tunewright.api.http.trail import AuditTrail
 from tunewright.api.models import routes as models
+from tunewright.api.organization import audit, usage
 from tunewright.api.organization import routes as organization
-from tunewright.api.organization import usage
 from tunewright.api.syntheses import routes as syntheses
 from tunewright.api.telemetry import routes as telemetry
 from tunewright.api.telemetry.counts import HttpCounts
@@ -90,8 +91,9 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     app.router.redirect_slashes = False  # the redirect would go to the Host that the request claims
     app.user_middleware.clear()  # LitServe's gzip would buffer streams
     for routes in (
-        health, organization, usage, files, report, cleanings, fine_tuning, pipelines, plan, exports, evaluations,
-        models, adapters, aliases, deployments, graders, batches, syntheses, uploads, webhooks, telemetry,
+        health, organization, usage, audit, files, report, cleanings, fine_tuning, pipelines, plan, exports,
+        evaluations, models, adapters, aliases, deployments, graders, batches, syntheses, uploads, webhooks,
+        telemetry,
     ):  # fmt: skip
         app.include_router(routes.router)
     app.include_router(uploads.forms)
@@ -147,6 +149,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         functools.cache(lambda: find_devices(settings.processes)),
         ask_by_name=spec.gateway.ask_by_name,
         keyring=Keyring(read_only),
+        trail=AuditTrail(store),
         exporter=exporter if settings.server.metrics != "off" else None,
         webhook_sender=functools.cache(
             lambda: Sender(settings.webhooks.webhook_host, settings.webhooks.webhook_timeout)

@@ -14,6 +14,7 @@ from tunewright.api.files.kept import KeptReports
 from tunewright.api.http.access import Need, Principal, require
 from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.threads import Threads
+from tunewright.api.http.trail import AuditTrail
 from tunewright.api.jobs.feeds import Feeds
 from tunewright.api.telemetry.exporter import Exporter
 from tunewright.config import Base, Settings
@@ -73,6 +74,8 @@ class ServiceContext:
     """Tests that run at the same time."""
     keyring: Keyring | None = None
     """The keys that requests come with; made of the store where it is not given."""
+    trail: AuditTrail | None = None
+    """Writes the audit log; None: nothing is written."""
     key: str | None = None
     """The id of the key that the request came with."""
     _within: dict[tuple[str, str | None], Self] = field(default_factory=dict, init=False)

@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import tracing
-from tunewright.api.http.access import NOBODY, Gate
+from tunewright.api.http.access import NOBODY, Gate, Principal
 from tunewright.api.http.errors import error_response
+from tunewright.api.http.trail import type_of
 from tunewright.api.telemetry.counts import HttpCounts
 from tunewright.errors import (
     AuthenticationFailed,
@@ -29,6 +30,7 @@ from tunewright.errors import (
     UnsupportedFeature,
 )
 from tunewright.logs import audit, logged_with
+from tunewright.store.audit import Audited
 from tunewright.tracing import NO_SPAN, Span
 
 log = logging.getLogger("tunewright.api")
@@ -39,7 +41,7 @@ _UNTRACED = frozenset({"/health", "/ready", "/metrics"})
 """Asked every few seconds, by machines."""
 _NO_TRACE: AbstractContextManager[Span] = nullcontext(NO_SPAN)
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_LONGEST_PATH, _LONGEST_PEER = 200, 64
+_LONGEST_PATH, _LONGEST_PEER, _LONGEST_METHOD = 200, 64, 16
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 _BODY_STALLED = 30.0
@@ -83,6 +85,27 @@ def _tell(span: Span, method: str, route: str, status: int) -> None:
     span.set({"http.route": route or None, "http.response.status_code": status})
     if status >= 500:
         span.fail(str(status))
+
+
+def _audited(scope: Scope, principal: Principal, status: int) -> Audited:
+    """A request as the audit log has it."""
+    client, method = scope.get("client"), scope["method"]
+    route = str(getattr(scope.get("route"), "path_format", scope["path"]))
+    params = scope.get("path_params", {})
+    named, managed = next(reversed(params.values()), None), params.get("project_id")
+    project = managed if managed is not None and principal.is_operator and status < 400 else principal.project
+    return Audited(
+        type=type_of(method, route, status),
+        project=project,
+        actor=principal.key or "",
+        subject=principal.subject,
+        peer=client[0][:_LONGEST_PEER] if client else None,
+        request_id=scope["state"]["request_id"],
+        method=method[:_LONGEST_METHOD],
+        path=scope["path"][:_LONGEST_PATH].replace("\0", ""),
+        status=status,
+        resource=str(named)[:_LONGEST_PATH].replace("\0", "") if named is not None else None,
+    )
 
 
 class AccessMiddleware:
@@ -170,6 +193,9 @@ class AccessMiddleware:
             **({"project": principal.project, "key": principal.key} if principal.key else {}),
             **({"subject": principal.subject} if principal.subject else {}),
         )
+        trail = scope["app"].state.context.trail if "app" in scope else None
+        if trail is not None:
+            trail.note(_audited(scope, principal, status))
 
     async def _identify(self, scope: Scope, headers: Headers) -> TunewrightError | None:
         """Note who sent the request, in its state; why it is refused."""

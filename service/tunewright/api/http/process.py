@@ -133,6 +133,9 @@ class _WatchedServer(uvicorn.Server):
         await super().shutdown(sockets)
         if self._gateway is not None:
             await self._gateway.ledger.close()  # what was used since it was written last
+        context = getattr(self.config.app.state, "context", None)  # type: ignore[union-attr]
+        if context is not None and context.trail is not None:
+            await context.trail.close()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % int(PERIOD / _TICK) == 0:

@@ -30,7 +30,7 @@ from tunewright.wire import Text
 
 router = APIRouter(prefix="/v1/organization", tags=["Organization"])
 
-_LATEST = 32_503_680_000
+LATEST = 32_503_680_000
 """Unix seconds: the year 3000."""
 _MOST_VALUES, _LONGEST_VALUE = 100, 500
 _WIDTHS = {"1d": DAY, "1h": HOUR}
@@ -41,14 +41,14 @@ _COLUMNS = {"project_id": "project", "api_key_id": "api_key_id", "model": "model
 """The columns of what can be grouped by."""
 
 R = TypeVar("R")
-Time = Annotated[int | None, Query(ge=0, le=_LATEST)]
+Time = Annotated[int | None, Query(ge=0, le=LATEST)]
 StartTime = Annotated[
     int | None,
     Query(
-        ge=0, le=_LATEST, description="Unix seconds; by default so that the last bucket is the present one."
+        ge=0, le=LATEST, description="Unix seconds; by default so that the last bucket is the present one."
     ),
 ]
-EndTime = Annotated[int | None, Query(ge=0, le=_LATEST, description="Until before then; by default now.")]
+EndTime = Annotated[int | None, Query(ge=0, le=LATEST, description="Until before then; by default now.")]
 Width = Annotated[Literal["1d", "1h"], Query(description="Of a bucket: a day or an hour, UTC.")]
 Cursor = Annotated[Text | None, Query(alias="page", description="`next_page` of the answer before.")]
 Names = Annotated[
