@@ -85,7 +85,7 @@ EXPOSE 8000
 
 # http.client, unlike urllib, ignores proxy variables.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ['TUNEWRIGHT_PORT']), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python3", "-c", "import http.client as h, os, ssl, sys; at = ('127.0.0.1', int(os.environ['TUNEWRIGHT_PORT'])); c = h.HTTPSConnection(*at, timeout=4, context=ssl._create_unverified_context()) if os.environ.get('TUNEWRIGHT_TLS_CERT') else h.HTTPConnection(*at, timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 
 # The supervisor is process 1: it reaps orphans itself, and stops everything within 15 s of SIGTERM.
 STOPSIGNAL SIGTERM

@@ -16,6 +16,7 @@ from pydantic_settings import SettingsError
 from setproctitle import setproctitle
 
 from tunewright import tracing
+from tunewright.api.http.certificates import Certificate, CertificateUnusable
 from tunewright.backup.errors import BackupError
 from tunewright.backup.locks import ServiceRecord, archive_lock, held, hold, service_lock
 from tunewright.backup.swap import clear_abandoned, finish_restore, is_restore_pending
@@ -60,6 +61,11 @@ def main(argv: list[str]) -> int:
             return 1
     if settings.storage.artifacts is not None and (missing := why_no_s3()) is not None:
         print(f"tunewright serve: --artifacts: {missing}", file=sys.stderr)
+        return 1
+    try:
+        Certificate.of(settings.server)
+    except CertificateUnusable as error:
+        print(f"tunewright serve: {error}", file=sys.stderr)
         return 1
     log_file = settings.telemetry.log_file
     try:
@@ -194,7 +200,7 @@ def _run(
     ]
     host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
     print(
-        f"Tunewright on http://{host}:{listener.getsockname()[1]}/v1 (data in {workspace.path}); "
+        f"Tunewright on {settings.server.scheme}://{host}:{listener.getsockname()[1]}/v1 (data in {workspace.path}); "
         "GET /ready says when the engine is up, which takes 20 to 60 s",
         file=sys.stderr,
         flush=True,

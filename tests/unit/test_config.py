@@ -42,6 +42,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "base": (["--base", "a=/x", "--base", "org/b"], "a=/x, org/b", ["a=/x", "org/b"]),
     "deployable": (["--deployable", "a=/x", "--deployable", "b=org/b"], "a=/x, b=org/b", ["a=/x", "b=org/b"]),
     "api_key": (["--api-key", KEY], KEY, KEY),
+    "tls_cert": (["--tls-cert", "/c.pem"], "/c.pem", Path("/c.pem")),
+    "tls_key": (["--tls-key", "/k.pem"], "/k.pem", Path("/k.pem")),
     "oidc_issuer": (["--oidc-issuer", "https://i.example/a"], "https://i.example/a", "https://i.example/a"),
     "oidc_audience": (["--oidc-audience", "t", "--oidc-audience", "u"], "t, u", ["t", "u"]),
     "oidc_grant": (["--oidc-grant", "a=p:read+infer", "--oidc-grant", "b=operator"],
@@ -174,8 +176,9 @@ def test_settings_with_other_options_keep_the_rest(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_and_its_variable_mean_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, variable, value = OPTIONS[name]
-    if name.startswith("oidc_"):
-        for other, given in OIDC.items():
+    needed = {"oidc_": OIDC, "tls_": {"TUNEWRIGHT_TLS_CERT": "/a", "TUNEWRIGHT_TLS_KEY": "/a"}}
+    for prefix, others in needed.items():
+        for other, given in others.items() if name.startswith(prefix) else ():
             monkeypatch.setenv(other, given)
     assert plain(settings_from_command_line(arguments), name) == value
     assert plain(settings_from_command_line([]), name) != value
@@ -284,6 +287,17 @@ def test_the_key_is_not_printed() -> None:
     settings = Settings(api_key="very-secret-indeed")
     assert "very-secret" not in repr(settings)
     assert "very-secret" not in str(settings.model_dump(mode="json"))
+
+
+# TLS
+
+
+def test_a_certificate_needs_its_key() -> None:
+    with pytest.raises(ValidationError, match="set --tls-key too"):
+        Settings(tls_cert="/c.pem")
+    with pytest.raises(ValidationError, match="set --tls-cert too"):
+        Settings(tls_key="/k.pem")
+    assert Settings(tls_cert="/c.pem", tls_key="/k.pem").server.scheme == "https"
 
 
 # tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +54,8 @@ class AsyncTunewright:
     # sync-only:   httpx2.Timeout. By default 5 to connect, 60 for control requests, 660 for generations and files
     # sync-only: - max_retries: how many times a request is retried after a connection error, 408, 429 or 5xx
     # sync-only: - http_client: your own httpx2.Client (proxies, certificates); it is not closed with this client
+    # sync-only: - ca_file: a PEM file with those whose certificates are trusted, instead of the system's; by default
+    # sync-only:   TUNEWRIGHT_CA_FILE
     # sync-only:
     # sync-only: Threads may share a client. Raises ValueError for an address without http:// or https://.
     # sync-only: """
@@ -64,9 +67,10 @@ class AsyncTunewright:
         timeout: float | httpx2.Timeout | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
         http_client: httpx2.AsyncClient | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
         check_http_client(http_client, httpx2.AsyncClient)
-        settings = Settings.build(base_url, api_key, timeout, max_retries)
+        settings = Settings.build(base_url, api_key, timeout, max_retries, ca_file)
         self._owns_connections = http_client is None
         if http_client is None:
             http_client = httpx2.AsyncClient(mounts=dict.fromkeys(LOOPBACK), verify=settings.certificates())

@@ -40,6 +40,7 @@ class Settings:
 
     - root: the server's address without /v1
     - api_key: the key or token that is sent, or what is called for one before each attempt of a request
+    - ca_file: a PEM file with the certificates of those who may vouch for the server; None: the system's
     - timeout: the caller's own timeout; None selects the default of each request
     """
 
@@ -47,6 +48,7 @@ class Settings:
     api_key: str | Callable[[], str] | None = dataclasses.field(default=None, repr=False)
     timeout: httpx2.Timeout | None = None
     max_retries: int = DEFAULT_MAX_RETRIES
+    ca_file: str | None = None
 
     @classmethod
     def build(
@@ -55,8 +57,10 @@ class Settings:
         api_key: str | Callable[[], str] | None,
         timeout: float | httpx2.Timeout | None,
         max_retries: int,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> Settings:
-        """Settings from the arguments, else from TUNEWRIGHT_BASE_URL and TUNEWRIGHT_API_KEY, else the defaults.
+        """Settings from the arguments, else from TUNEWRIGHT_BASE_URL, TUNEWRIGHT_API_KEY and TUNEWRIGHT_CA_FILE, else
+        the defaults.
 
         Raises ValueError for an address without http:// or https:// and for a negative max_retries, TypeError for a
         timeout of another type.
@@ -70,11 +74,19 @@ class Settings:
         key = api_key if api_key is not None else os.environ.get("TUNEWRIGHT_API_KEY")
         if not callable(key):
             key = (key or "").strip() or None
-        return cls(root, key, _timeout(timeout), max_retries)
+        trusted = os.fspath(ca_file) if ca_file is not None else os.environ.get("TUNEWRIGHT_CA_FILE") or None
+        return cls(root, key, _timeout(timeout), max_retries, trusted)
 
     def certificates(self) -> ssl.SSLContext | bool:
         """What says whom to trust: the system's certificates, or nobody where the server is on this machine and asked
-        without TLS. Reading them would take longer than all else that a client does when it is made."""
+        without TLS. Reading them would take longer than all else that a client does when it is made. With `ca_file`
+        these alone. Raises ValueError where that cannot be read."""
+        if self.ca_file is not None:
+            try:
+                return ssl.create_default_context(cafile=self.ca_file)
+            except OSError as error:  # ssl.SSLError is one
+                why = "it has no certificates in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+                raise ValueError(f"ca_file {self.ca_file} cannot be used: {why}") from error
         address = httpx2.URL(self.root)
         host = f"[{address.host}]" if ":" in address.host else address.host
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if f"{address.scheme}://{host}" in _PLAIN else True

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,8 @@ class Tunewright:
       httpx2.Timeout. By default 5 to connect, 60 for control requests, 660 for generations and files
     - max_retries: how many times a request is retried after a connection error, 408, 429 or 5xx
     - http_client: your own httpx2.Client (proxies, certificates); it is not closed with this client
+    - ca_file: a PEM file with those whose certificates are trusted, instead of the system's; by default
+      TUNEWRIGHT_CA_FILE
 
     Threads may share a client. Raises ValueError for an address without http:// or https://.
     """
@@ -54,9 +57,10 @@ class Tunewright:
         timeout: float | httpx2.Timeout | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
         http_client: httpx2.Client | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
         check_http_client(http_client, httpx2.Client)
-        settings = Settings.build(base_url, api_key, timeout, max_retries)
+        settings = Settings.build(base_url, api_key, timeout, max_retries, ca_file)
         self._owns_connections = http_client is None
         if http_client is None:
             http_client = httpx2.Client(mounts=dict.fromkeys(LOOPBACK), verify=settings.certificates())

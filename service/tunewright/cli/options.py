@@ -90,24 +90,34 @@ def _reader_may_end() -> Iterator[None]:
 
 
 def on_service(function: Callable[Concatenate[Remote, P], R]) -> Callable[P, R]:
-    """Add --url, --api-key and --json to a command, and pass it a `Remote` made from them as its first argument."""
+    """Add --url, --api-key, --ca-file and --json to a command, and pass it a `Remote` made from them, as its first
+    argument."""
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
-        url, api_key = kwargs.pop("url"), kwargs.pop("api_key")
+        url, api_key, ca_file = kwargs.pop("url"), kwargs.pop("api_key"), kwargs.pop("ca_file")
         as_json = bool(kwargs.pop("as_json"))
         default_url, default_key = client_defaults()
         try:
             client = Tunewright(
-                str(url or default_url), str(api_key) if api_key is not None else default_key or ""
+                str(url or default_url),
+                str(api_key) if api_key is not None else default_key or "",
+                ca_file=str(ca_file) if ca_file is not None else None,
             )
         except ValueError as error:
-            raise click.UsageError(str(error).replace("base_url", "--url")) from error
+            raise click.UsageError(
+                str(error).replace("base_url", "--url").replace("ca_file", "--ca-file")
+            ) from error
         with client:
             return function(Remote(client, Output(as_json)), *args, **kwargs)
 
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+        click.option(
+            "--ca-file",
+            metavar="PATH",
+            help="PEM file with whom to trust over https, instead of the system's.  [env: TUNEWRIGHT_CA_FILE]",
+        ),
         click.option(
             "--api-key", metavar="KEY", help="Key of the service.  [env: TUNEWRIGHT_API_KEY, which is safer]"
         ),

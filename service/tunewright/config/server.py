@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -23,6 +24,12 @@ class ServerOptions(Group):
     api_key: SecretStr | None = Field(
         None, description="Bearer token that every request must carry. Better set as TUNEWRIGHT_API_KEY."
     )
+    tls_cert: Path | None = Field(
+        None,
+        description="PEM file with the certificate of this service and those in between, for TLS. It is read again when"
+        " it changes. Needs --tls-key. Default: no TLS.",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's key, not encrypted.")
     judge_url: str | None = Field(
         None,
         pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
@@ -101,6 +108,17 @@ class ServerOptions(Group):
                 )
             _check_length(self.metrics_key.get_secret_value(), "metrics key", "TUNEWRIGHT_METRICS_KEY")
         return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "--tls-key" if self.tls_key is None else "--tls-cert"
+            raise ValueError(f"TLS needs a certificate and its key: set {missing} too")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
 
     _split_lists = field_validator("allowed_host", "price", mode="before")(split_commas)
 

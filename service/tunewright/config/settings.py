@@ -42,7 +42,7 @@ HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
     "host", "port", "data_dir", "database_url", "artifacts", "artifacts_endpoint", "base", "deployable",
     "api_key", "oidc_issuer", "oidc_audience", "oidc_grant", "oidc_groups_claim", "oidc_keys_url",
-    "allowed_host", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
+    "allowed_host", "tls_cert", "tls_key", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
     "judge_api_key", "device",
     "max_lora_rank", "max_loras", "max_cpu_loras", "load_on_demand", "drain_timeout", "kv_cache_memory",
     "gpu_memory_utilization", "tensor_parallel_size", "tool_call_parser", "trust_remote_code", "vllm_arg",

@@ -6,6 +6,7 @@ The socket outlives this process: while the api restarts, connections wait in it
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import functools
 import gc
@@ -29,6 +30,7 @@ from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.http.app import build
+from tunewright.api.http.certificates import LOOKED_EVERY, Certificate
 from tunewright.api.http.connection import Connection
 from tunewright.api.http.liveness import ApiHeartbeat, watch_worker
 from tunewright.api.http.stalls import StallWatch
@@ -112,11 +114,20 @@ class _WatchedServer(uvicorn.Server):
         beat: Callable[[], None],
         inner: InnerGateway | None = None,
         gateway: Gateway | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         super().__init__(config)
+        self._certificate = certificate
+        self._renewing: asyncio.Task[None] | None = None
         self._beat = beat
         self._inner = inner
         self._gateway = gateway
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is not None:
+            assert self.config.ssl is not None, "it has the files of the certificate"
+            self._certificate.serve_with(self.config.ssl)
+        await super().startup(sockets)
 
     async def main_loop(self) -> None:
         stalls = StallWatch()
@@ -140,6 +151,8 @@ class _WatchedServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % int(PERIOD / _TICK) == 0:
             self._beat()
+        if self._certificate is not None and counter % int(LOOKED_EVERY / _TICK) == 0:
+            self._renewing = asyncio.create_task(self._certificate.renew())
         return await super().on_tick(counter)
 
 
@@ -150,6 +163,7 @@ def web_server(
     inner: InnerGateway | None = None,
     gateway: Gateway | None = None,
 ) -> uvicorn.Server:
+    certificate = Certificate.of(options)
     return _WatchedServer(
         uvicorn.Config(
             app,
@@ -163,10 +177,13 @@ def web_server(
             loop="uvloop",
             ws="none",
             server_header=False,
+            ssl_certfile=options.tls_cert,
+            ssl_keyfile=options.tls_key,
         ),
         beat,
         inner,
         gateway,
+        certificate,
     )
 
 
