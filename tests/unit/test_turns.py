@@ -53,7 +53,7 @@ class Run:
         try:
             await end.wait()
         finally:
-            self.line.give_back(taken)
+            self.line.give_back(taken, caller)
 
     async def end(self, number: int = 1) -> None:
         """End those that run the longest, one after the other."""
@@ -140,31 +140,82 @@ async def test_a_request_with_more_sequences_than_places_has_its_turn() -> None:
     assert await run.line.take(BATCH, 4) == 4, "all places are free"
 
 
-async def test_no_place_is_lost_whoever_leaves_and_whenever() -> None:
+@pytest.mark.parametrize("places", [5, 17])
+async def test_no_place_is_lost_whoever_leaves_and_whenever(places: int) -> None:
     chance = random.Random(3)
-    line, peak, at_once = Line("tiny", 1000, 5), 0, 0
+    line, peak, at_once = Line("tiny", 1000, places), 0, 0
 
     async def once(n: int) -> None:
         nonlocal peak, at_once
-        size = await line.take(Caller(f"10.0.0.{n % 7}", f"user {n % 3}"), chance.choice((1, 1, 2, 9)))
+        caller = Caller(f"10.0.0.{n % 7}", f"user {n % 3}", f"project {n % 5 % 3}")
+        size = await line.take(caller, chance.choice((1, 1, 2, 2 * places)))
         at_once += size
         peak = max(peak, at_once)
         try:
             await asyncio.sleep(chance.random() * 0.002)
         finally:
             at_once -= size
-            line.give_back(size)
+            line.give_back(size, caller)
 
     tasks = [asyncio.create_task(once(n)) for n in range(600)]
     while not all(task.done() for task in tasks):
         chance.choice(tasks).cancel()
         await asyncio.sleep(0.0005)
     assert sum(task.cancelled() for task in tasks) > 50
-    assert (peak, at_once) == (5, 0)
+    assert (peak, at_once) == (places, 0)
+    assert not line._running_of
+    line._clock = lambda: time.monotonic() + 61  # when no places are kept any more
     async with asyncio.timeout(1):
-        assert [await line.take(BATCH, 1) for _ in range(5)] == [1] * 5
+        assert [await line.take(BATCH, 1) for _ in range(places)] == [1] * places
     assert not line._line
     assert not line._turn
+
+
+FLOOD, QUIET = Caller("10.0.0.1", project="flood"), Caller("10.0.0.2", project="quiet")
+
+
+async def test_a_project_that_floods_leaves_places_for_one_that_has_asked_lately() -> None:
+    now = 1000.0
+    run = Run(places=32)
+    run.line._clock = lambda: now
+    await run.ask(FLOOD, 100)
+    assert len(run.began) == 32, "nobody else asks"
+    await run.ask(QUIET)
+    assert QUIET not in run.began
+    await run.end()
+    assert run.began[-1] == QUIET, "the next place is its"
+    await run.end(7)
+    assert run.line.running == 28, "four places are kept by now"
+    await run.ask(QUIET, 3)
+    await asyncio.sleep(0)
+    assert run.began[-3:] == [QUIET] * 3, "none of them waits"
+    await run.ask(QUIET)
+    assert run.line.running == 31, "it has four, and is one of many now"
+    await run.ask(Caller("10.0.0.3", project="third"))
+    await asyncio.sleep(0)
+    assert run.began[-1].project == "third"
+    assert run.line.running == 32
+    await run.end_all()
+    await run.ask(FLOOD, 100)
+    now += 61
+    await run.ask(FLOOD)
+    await run.end()
+    assert run.line.running == 32, "the others have not asked for a minute"
+    await run.end_all()
+
+
+async def test_what_needs_many_places_is_not_kept_waiting_for_ever_by_those_that_need_few() -> None:
+    run = Run(places=16)
+    await run.ask(FLOOD, 14)
+    await run.ask(QUIET, 2)
+    await run.ask(FLOOD, 1, size=16)
+    for _ in range(40):
+        await run.ask(QUIET)
+        await run.end()
+        if run.line._running_of == {"flood": 16}:
+            break
+    assert run.line._running_of == {"flood": 16}
+    await run.end_all()
 
 
 async def test_two_that_leave_at_the_moment_of_their_turn_lose_no_place() -> None:
@@ -201,7 +252,7 @@ async def test_what_does_not_wait_costs_microseconds() -> None:
     began = time.process_time()
     for _ in range(rounds):
         line.enter(BATCH)
-        line.give_back(await line.take(BATCH, 1))
+        line.give_back(await line.take(BATCH, 1), BATCH)
         line.leave(BATCH)
     assert (time.process_time() - began) / rounds < 50e-6  # 3 us where nothing else runs
 

@@ -134,7 +134,7 @@ async def take_turn(path: str, body: dict[str, Any], target: Target, caller: Cal
     if target.line is not None and path not in _GENERATES_NOTHING:
         with tracing.span("admission", {"tunewright.waiting": target.line.waiting}):
             size = await target.line.take(caller, sequences(body))
-        held.callback(target.line.give_back, size)
+        held.callback(target.line.give_back, size, caller)
 
 
 def engine_span(target: Target) -> AbstractContextManager[Span]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,6 +30,12 @@ _MOST_REMEMBERED = 10_000
 _EXTRA = 8
 """One in so many places above the limit is for callers that have no generation in flight, and a project has one in so
 many places whatever others have, as long as these are not twice the limit."""
+
+_KEPT = 8
+"""One in so many places is kept for projects that have fewer sequences running than these are, while several ask: where
+one has all places, a request of another waits until an answer ends."""
+_LATELY = 60.0
+"""Seconds in which a project has to have asked for that."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,17 @@ class Line:
     At most `most` are in flight, one in eight more for callers that have none, and for each project one in eight
     whatever others have. `places` is the number of sequences that the engine runs at once; what does not fit waits, and
     goes in turns: those of projects, within a project those of its addresses, and within an address those of its users,
-    in start-time fair queueing (Goyal, Vin, Cheng 1996) with the sequences as lengths.
+    in start-time fair queueing (Goyal, Vin, Cheng 1996) with the sequences as lengths. While several projects ask, one
+    place in eight is for those that have few. `clock`: monotonic seconds.
 
     Requests of batches go on only where no other waits, and have no more than a part of the places.
     """
 
-    def __init__(self, name: str, most: int, places: int) -> None:
+    def __init__(
+        self, name: str, most: int, places: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._name = name
+        self._clock = clock
         self._most = most
         self.places = places
         self.in_flight = 0
@@ -113,6 +124,10 @@ class Line:
         """Those of batches."""
         self._running = 0
         """Sequences that have a place."""
+        self._running_of: dict[str, int] = {}
+        """The same by project, without those of batches."""
+        self._last, self._before = ("", -_LATELY), ("", -_LATELY)
+        """The projects that have asked last, two different ones, and when."""
         self._line: _Tree = {}
         """The waiting requests."""
         self._number = 0
@@ -167,11 +182,13 @@ class Line:
     async def take(self, caller: Caller, size: int) -> int:
         """Wait for places for `size` sequences, all of them at most, and return the number that was taken."""
         size = min(size, self.places)
-        if not self._line and self._running + size <= self.places:
-            self._running += size
+        self._note(caller.project)
+        if not self._line and self._fits(size, caller.project):
+            self._grant(size, caller)
             return size
         waiting = _Waiting(caller, size)
         self._add(waiting)
+        self._admit_in_turns()  # there may be room for it, and for nobody else
         try:
             await waiting.may_go
         except asyncio.CancelledError:
@@ -179,13 +196,39 @@ class Line:
                 self._remove(waiting)
                 self._admit()
             else:
-                self.give_back(size)
+                self.give_back(size, caller)
             raise
         return size
 
-    def give_back(self, size: int) -> None:
+    def _grant(self, size: int, caller: Caller) -> None:
+        self._running += size
+        self._running_of[caller.project] = self._running_of.get(caller.project, 0) + size
+
+    def give_back(self, size: int, caller: Caller) -> None:
+        """Of a request that has taken them."""
         self._running -= size
+        _count_down(self._running_of, caller.project, size)
         self._admit()
+
+    def _note(self, project: str) -> None:
+        if project:
+            if project != self._last[0]:
+                self._before = self._last
+            self._last = (project, self._clock())
+
+    def _has_few(self, project: str) -> bool:
+        return self._running_of.get(project, 0) < self.places // _KEPT
+
+    def _room(self, project: str) -> int:
+        """Places that may be taken in all when the project takes some."""
+        if self._has_few(project):
+            return self.places
+        other = self._before if self._last[0] == project else self._last
+        is_shared = self._clock() - other[1] < _LATELY
+        return self.places - self.places // _KEPT if is_shared else self.places
+
+    def _fits(self, size: int, project: str) -> bool:
+        return self._running == 0 or self._running + size <= self._room(project)
 
     async def take_below(self, size: int) -> int:
         """As `take`, for a request of a batch: wait until there is room below everybody else."""
@@ -205,7 +248,8 @@ class Line:
 
     def give_back_below(self, size: int) -> None:
         self._below -= size
-        self.give_back(size)
+        self._running -= size
+        self._admit()
 
     def _admit_below(self) -> None:
         """Let requests of batches go on, as long as there is room for them."""
@@ -229,20 +273,32 @@ class Line:
         self._admit_below()
 
     def _admit_in_turns(self) -> None:
+        of_few = False
         while self._line:
-            waiting = self._next()
+            waiting = self._next(of_few)
+            if waiting is None:
+                return
             if waiting.may_go.cancelled():  # its task has not run since
                 self._remove(waiting)
                 continue
-            if self._running and self._running + waiting.size > self.places:
-                return
+            project = waiting.caller.project
+            if not self._fits(waiting.size, project):
+                if of_few or self._has_few(project):
+                    return
+                of_few = True  # the places that are left are not for a project that has many
+                continue
             self._charge(waiting)
             self._remove(waiting)
-            self._running += waiting.size
+            self._grant(waiting.size, waiting.caller)
             waiting.may_go.set_result(None)
 
-    def _next(self) -> _Waiting:
+    def _next(self, of_few: bool) -> _Waiting | None:
+        """The request that has the next turn; `of_few`: among the projects that have few sequences running."""
         level, key = self._line, NO_KEY
+        if of_few:
+            level = {project: line for project, line in level.items() if self._has_few(project)}
+            if not level:
+                return None
         for _ in Caller("").levels:
             name = min(level, key=lambda name: self._turn[*key, name])
             level, key = level[name], (*key, name)
@@ -300,8 +356,8 @@ class Line:
             self._now.clear()
 
 
-def _count_down(counts: dict[_K, int], key: _K) -> None:
-    number = counts[key] - 1
+def _count_down(counts: dict[_K, int], key: _K, by: int = 1) -> None:
+    number = counts[key] - by
     if number:
         counts[key] = number
     else:
