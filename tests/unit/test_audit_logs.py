@@ -58,6 +58,10 @@ def test_rows_are_added_listed_and_never_changed(store: Store) -> None:
     with pytest.raises(DatabaseError, match="cannot be changed"), store.database.begin() as connection:
         connection.execute(text("UPDATE audit_logs SET actor = 'somebody else'"))
     assert types(store, AuditFilter(actors=["somebody else"])) == []
+    store.audit.add([Audited("t6", subject="a\0b\ud800", path="/v1/models/\udcff")])
+    assert store.audit.list(EVERYTHING, limit=1)[0][0].subject == "ab?", (
+        "no name keeps others from being written"
+    )
 
 
 def test_old_rows_are_deleted_where_the_operator_says_so(store: Store, data: Workspace) -> None:

@@ -85,7 +85,7 @@ class AuditStore:
         """Add them in one transaction, in their order."""
         rows = [
             {
-                **asdict(one),
+                **{name: _storable(value) for name, value in asdict(one).items()},
                 "id": new_id("audit_log"),
                 "details": dict(one.details) if one.details else null(),
             }
@@ -128,3 +128,8 @@ class AuditStore:
         """Delete what was done before this time (Unix seconds). Returns how many rows there were."""
         with self._database.begin() as connection:
             return connection.execute(delete(audit_logs).where(audit_logs.c.effective_at < before)).rowcount
+
+
+def _storable(value: Any) -> Any:
+    """A text as every database takes it: the names of tokens and paths may have anything."""
+    return value.replace("\0", "").encode(errors="replace").decode() if isinstance(value, str) else value

@@ -102,9 +102,9 @@ def _audited(scope: Scope, principal: Principal, status: int) -> Audited:
         peer=client[0][:_LONGEST_PEER] if client else None,
         request_id=scope["state"]["request_id"],
         method=method[:_LONGEST_METHOD],
-        path=scope["path"][:_LONGEST_PATH].replace("\0", ""),
+        path=scope["path"][:_LONGEST_PATH],
         status=status,
-        resource=str(named)[:_LONGEST_PATH].replace("\0", "") if named is not None else None,
+        resource=str(named)[:_LONGEST_PATH] if named is not None else None,
     )
 
 

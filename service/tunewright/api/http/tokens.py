@@ -125,7 +125,7 @@ class Keys:
                 self._raw = raw
                 self.version += 1
             self._fetched_at = self._clock()
-        except (aiohttp.ClientError, jwt.PyJWTError, TimeoutError, ValueError, OSError) as error:
+        except (aiohttp.ClientError, jwt.PyJWTError, ValueError, RecursionError, OSError) as error:
             log.warning(
                 "the keys of %s could not be fetched: %s", self._issuer, error or type(error).__name__
             )
@@ -187,7 +187,7 @@ class Tokens:
         self._claim = options.oidc_groups_claim
         self._clock = clock
         self._keys = keys or Keys(options.oidc_issuer, options.oidc_keys_url)
-        self._threads = Threads("checks of tokens", 2, most=256, code="too_many_tokens")
+        self._threads = Threads("checks of tokens", 2, most=256, code="too_many_checks")
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self._version = 0
 
