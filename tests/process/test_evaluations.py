@@ -16,26 +16,44 @@ import pytest
 from tests.engine.conftest import Service, wait_until
 from tests.without_vllm import BASE, fill, start_without_vllm
 
+from issuers import AUDIENCE, Issuer
 from kills import tree
 from tunewright.engine.command import inner_socket
 from tunewright.registry.workspace import Workspace
-from tunewright_client import ConflictError, Evaluation, JobFailedError, Tunewright, TunewrightError
+from tunewright_client import (
+    ConflictError,
+    Evaluation,
+    JobFailedError,
+    PermissionDeniedError,
+    Tunewright,
+    TunewrightError,
+)
 
 FIRST, SECOND = f"ft:{BASE}:s:1", f"ft:{BASE}:s:2"
 KEY = "a-key-that-no-process-of-a-job-has"
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
+def issuer() -> Iterator[Issuer]:
+    with Issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(issuer: Issuer) -> Iterator[Service]:
     with (
         tempfile.TemporaryDirectory() as folder
     ):  # of a short name, as operators' may be: sockets may lie in it
-        yield from started(Path(folder) / "data")
+        yield from started(Path(folder) / "data", issuer)
 
 
-def started(folder: Path) -> Iterator[Service]:
+def started(folder: Path, issuer: Issuer) -> Iterator[Service]:
     fill(folder)
-    running = start_without_vllm(folder, environment={"TUNEWRIGHT_API_KEY": KEY, "STAND_IN_SECONDS": "0.2"})
+    environment = {
+        "TUNEWRIGHT_API_KEY": KEY, "STAND_IN_SECONDS": "0.2", "TUNEWRIGHT_OIDC_ISSUER": issuer.url,
+        "TUNEWRIGHT_OIDC_AUDIENCE": AUDIENCE, "TUNEWRIGHT_OIDC_GRANT": "team=default:read+infer",
+    }  # fmt: skip
+    running = start_without_vllm(folder, environment=environment)
     try:
         wait_until(lambda: _is_ready(running), 120, "the engine")
         yield running
@@ -211,3 +229,25 @@ def test_the_inner_gateway_is_private_and_knows_no_aliases(service: Service, cli
     assert asyncio.run(ask("stream", model="flips")) == (404, "model_not_found")
     assert asyncio.run(ask(content=content, path="/v1/load_lora_adapter")) == (400, "invalid_value")
     assert asyncio.run(ask("stream", content=content, path="/v1/load_lora_adapter")) == (400, "invalid_value")
+
+
+def test_whom_a_token_is_for_generates_and_is_told_in_the_usage(
+    service: Service, client: Tunewright, issuer: Issuer
+) -> None:
+    """All processes of a service that takes tokens run, as the tests above show."""
+    token = issuer.token("team")
+    with service.client(api_key=lambda: token) as member:
+        assert member.completions.create(BASE, "hi").choices
+        with pytest.raises(PermissionDeniedError):
+            member.files.upload(b"{}", filename="a.jsonl")
+
+    def used() -> list[str | None]:
+        buckets = client.usage.completions(group_by=["api_key_id"])
+        return [one.api_key_id for bucket in buckets for one in bucket.results]
+
+    wait_until(lambda: any((key or "").startswith("oidc-") for key in used()), 60, "what the token has used")
+    (refused,) = client.audit_logs.list(event_types=["request.refused"])
+    assert refused.actor is not None
+    assert refused.actor.session is not None
+    assert refused.actor.session.user.email == "alice@corp.example"
+    assert token.split(".")[1] not in service.log.read_text()

@@ -328,6 +328,15 @@ def test_an_issuer_that_would_be_unsafe_or_of_no_use_is_refused(changed: dict[st
         Settings(**{**whole, **changed})
 
 
+def test_settings_without_keys_are_whole() -> None:
+    settings = Settings(
+        host="0.0.0.0", api_key=KEY, metrics_key=KEY, port=9000, oidc_issuer="https://i.example",
+        oidc_audience=["a"], oidc_grant=["g=operator"], oidc_groups_claim="roles",
+    )  # fmt: skip
+    assert settings.without_keys() == Settings(port=9000)
+    assert KEY not in str(settings.without_keys().handover())
+
+
 # values
 
 

@@ -183,6 +183,15 @@ class Settings(BaseModel):
         options = {option: value for _, group in self for option, value in group}
         return type(self)(**options | changes)
 
+    def without_keys(self) -> Self:
+        """These settings without keys, and without what needs one, for a process that serves nobody."""
+        keys = dict.fromkeys(("api_key", "metrics_key", "judge_api_key", "wandb_api_key"))
+        tokens = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in OidcOptions.model_fields.items()
+        }
+        return self.with_options(host="127.0.0.1", **keys, **tokens)
+
     def handover(self) -> dict[str, str]:
         """The variable by which a child process gets exactly these settings."""
         groups = self.model_dump(mode="json").values()
