@@ -2,8 +2,8 @@
 
 `Tunewright` is the blocking client, `AsyncTunewright` the one for asyncio. Both have `files`, `jobs`, `exports`,
 `cleanings`, `evaluations`, `syntheses`, `graders`, `batches`, `uploads`, `adapters`, `models`, `aliases`,
-`deployments`, `webhooks`, `projects`, `api_keys`, `admin_api_keys`, `usage`, `audit_logs`, `chat` and `completions`. The
-types of the server's answers are in `tunewright_client.types`; the common ones are also here.
+`deployments`, `webhooks`, `projects`, `api_keys`, `admin_api_keys`, `usage`, `audit_logs`, `chat` and `completions`.
+The types of the server's answers are in `tunewright_client.types`; the common ones are also here.
 """
 
 from ._async.batches import AsyncBatch
