@@ -520,7 +520,10 @@ def test_a_parameter_that_a_url_does_not_have_is_never_ignored(api: TestClient) 
     """A list with a misspelt filter would be a list of everything."""
     for url, param in (
         ("/v1/files?purposes=batch", "purposes"),
-        ("/v1/files?purpose[]=batch&purpose=fine-tune", None),
+        ("/v1/files?purpose=fine-tune", None),
+        ("/v1/files?purpose[]=batch", "purpose[]"),
+        ("/v1/files?limit[]=5", "limit[]"),
+        ("/v1/syntheses?metadata[a]=b&limit=5", None),
         ("/v1/fine_tuning/jobs?metadata[a]=b&limit=5", None),
         ("/v1/files?metadata[a]=b", "metadata[a]"),
         ("/v1/fine_tuning/jobs?metadata=b", "metadata"),

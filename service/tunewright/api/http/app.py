@@ -39,7 +39,7 @@ from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.local import LocalMiddleware
 from tunewright.api.http.middleware import OPEN_PATHS, PARTS, AccessMiddleware
 from tunewright.api.http.paths import SingleSlashes
-from tunewright.api.http.queries import hold_to_queries
+from tunewright.api.http.queries import refuse_unknown_parameters
 from tunewright.api.http.trail import AuditTrail
 from tunewright.api.models import routes as models
 from tunewright.api.organization import audit, usage
@@ -122,7 +122,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
     openapi.describe(app)
     serve_docs(app)
     _shorten_generations(app)
-    hold_to_queries(app)
+    refuse_unknown_parameters(app)
     guard_routes(app, open_paths)
     workspace = Workspace.of(settings.storage)
     read_only = Store.open(store.database.url)  # with connections of its own
