@@ -385,7 +385,7 @@ STANDBYS = """
 import logging, os, pathlib, sys
 from tunewright.supervisor import supervisor
 folder = pathlib.Path({folder!r})
-supervisor._STANDBY_AFTER = 0
+supervisor._STANDBY_AFTER, supervisor._BACKOFF_LAST = 0, 3600
 logging.basicConfig(level="INFO")
 program = '''
 import os, pathlib, sys, time
@@ -413,18 +413,27 @@ def test_a_standby_takes_over_where_a_service_was_killed_and_another_one_waits_t
         for _ in range(2):  # the second time, what was the standby before is killed
             killed, standby = written(serves), written(waits)
             waits.unlink()
+            (run / "one.tmp").mkdir(exist_ok=True)  # as on a full disk: no record can be written
             os.kill(killed, signal.SIGKILL)
             assert until(lambda standby=standby: serves.read_text() == str(standby))
             record = GroupRecord.read(run / "one.json")
             assert record is not None
             assert record.command is not None
             assert record.command.pid == standby
+            (run / "one.tmp").rmdir()
         idle = ProcessId.of(written(waits))
-        os.kill(idle.pid, signal.SIGKILL)
-        assert until(lambda: is_dead(idle) and not (run / "one-standby.json").exists())
-        assert ProcessId.of(standby).is_alive(), "the end of its standby does not touch the service"
+        waits.unlink()
+        os.kill(idle.pid, signal.SIGSTOP)
+        assert until(idle.is_stopped)
         os.kill(standby, signal.SIGKILL)
         assert until(lambda: serves.read_text() not in ("", str(standby)))
+        assert written(serves) != idle.pid, "one that is stopped does not take over"
+        assert until(lambda: is_dead(idle))
+        last = ProcessId.of(written(serves))
+        waiting = ProcessId.of(written(waits))
+        os.kill(waiting.pid, signal.SIGKILL)
+        assert until(lambda: is_dead(waiting) and not (run / "one-standby.json").exists())
+        assert last.is_alive(), "the end of its standby does not touch the service"
     finally:
         code, log, _ = ended(supervisor)
     assert code == 0
@@ -438,9 +447,13 @@ def test_a_standby_ends_with_its_supervisor(tmp_path: Path) -> None:
     program = STANDBYS.format(folder=str(tmp_path))
     supervisor = subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     processes = [ProcessId.of(written(tmp_path / name)) for name in ("serves", "waits")]
+    record = GroupRecord.read(tmp_path / "run" / "one-standby.json")
+    assert record is not None
+    supervisor.send_signal(signal.SIGSTOP)  # so that it starts no other watcher
+    os.kill(record.watcher.pid, signal.SIGKILL)
     supervisor.kill()
     supervisor.wait()
-    assert until(lambda: all(map(is_dead, processes)), 3)
+    assert until(lambda: all(map(is_dead, processes))), "by the end of its pipe, without a watcher too"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

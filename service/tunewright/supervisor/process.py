@@ -57,6 +57,11 @@ class ProcessId:
         stat = _stat(self.pid)
         return stat is not None and int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
+    def is_stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped it."""
+        stat = _stat(self.pid)
+        return stat is not None and int(stat[19]) == self.started and stat[0] in ("T", "t")
+
     def holds_its_id(self) -> bool:
         """Whether the process is alive or a zombie, so that the id cannot be another process's."""
         stat = _stat(self.pid)
@@ -244,10 +249,11 @@ class ProcessGroup:
         return group if record.watcher.is_alive() or group.is_alive() else None
 
     def move_record(self, path: Path) -> None:
-        """Keep the record at another path from now on. Raises OSError."""
-        self.record.write(path)
-        with suppress(OSError):  # it is written over when the next one is recorded there
-            self._record_path.unlink()
+        """Keep the record at another path from now on, which needs no space. Raises OSError."""
+        try:
+            os.replace(self._record_path, path)
+        except FileNotFoundError:  # somebody has removed it
+            self.record.write(path)
         self._record_path = path
 
     @property

@@ -59,6 +59,11 @@ class Standby:
     def is_alive(self) -> bool:
         return self._group.is_alive()
 
+    def can_take_over(self) -> bool:
+        """Whether it runs, and was not stopped by a signal."""
+        command = self._group.record.command
+        return self.is_alive() and command is not None and not command.is_stopped()
+
     def take_over(self, record_path: Path) -> ProcessGroup:
         """Let it go on as the service, with its record at `record_path`. Raises OSError; then it was ended."""
         try:

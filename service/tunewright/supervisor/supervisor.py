@@ -140,7 +140,7 @@ class Supervisor:
                 if service.has_standby and now - service.started_at > _STANDBY_AFTER:
                     self._keep_standby(service)
                 return
-            standby = service.standby is not None and service.standby.is_alive()
+            standby = service.standby is not None and service.standby.can_take_over()
             what = "its standby takes over" if standby else f"starting it again in {service.backoff:.1f} s"
             log.warning("%s %s; %s", service.name, wrong, what)
             service.group.end()  # with SIGKILL, which reaches stopped processes too
@@ -159,8 +159,8 @@ class Supervisor:
     def _start(self, service: Service) -> None:
         record_path = self._run_dir / f"{service.name}.json"
         standby, service.standby = service.standby, None
-        if standby is not None and standby.is_alive():
-            service.group, service.standby_at = standby.take_over(record_path), 0.0
+        if standby is not None and standby.can_take_over():
+            service.group = standby.take_over(record_path)
         else:
             if standby is not None:
                 standby.end()
@@ -172,7 +172,7 @@ class Supervisor:
                 descriptors=service.descriptors,
                 title=_title(service),
             )
-        service.started_at = time.monotonic()
+        service.started_at, service.standby_at = time.monotonic(), 0.0
         if service.heartbeat is not None:
             service.heartbeat.begin()
 
