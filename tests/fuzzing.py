@@ -81,9 +81,12 @@ def examples(number: int) -> settings:
 
 
 def _is_text_after_all(case: Case) -> bool:
-    """Whether a form has null, a number or a boolean, which is invalid by the schema and is sent as text."""
+    """Whether a form has null, a number or a boolean, which is invalid by the schema and is sent as text, or what is
+    sent as if it were not given: an empty list or text."""
     is_form = case.media_type == "multipart/form-data" and isinstance(case.body, dict)
-    return is_form and any(isinstance(value, int | float | None) for value in case.body.values())
+    return is_form and any(
+        isinstance(value, int | float | None) or value in ("", []) for value in case.body.values()
+    )
 
 
 class Fuzzer:

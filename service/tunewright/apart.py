@@ -30,6 +30,7 @@ T = TypeVar("T")
 _MODULES = (
     "numpy",
     "tunewright.graders.calling",
+    "tunewright.metrics.structured",
     "tunewright.registry.adapter_archive",
     "tunewright.registry.adapter_intake",
     "tunewright.rows.templates",

@@ -12,7 +12,7 @@ from pydantic_core import core_schema
 from tunewright.examples import add_examples
 
 
-def _hold_to_kinds(schema: Any) -> None:
+def _make_strict(schema: Any) -> None:
     """Numbers and booleans must be such in the JSON: pydantic would take "1", 1 and true for each other."""
     rest = [schema]
     while rest:
@@ -32,14 +32,15 @@ class Wire(BaseModel):
 
 
 class Exact(BaseModel):
-    """What is a part of a request body: a text is no number, and a number no boolean."""
+    """What is a part of a request body: a text is no number, and a number no boolean. Models in its
+    fields have to be Exact themselves."""
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: type[BaseModel], handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         schema = handler(source)
-        _hold_to_kinds(schema)
+        _make_strict(schema)
         return schema
 
 

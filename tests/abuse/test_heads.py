@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 
 import pytest
@@ -71,9 +72,10 @@ def test_what_comes_with_bodies_is_bounded(service: Service, parts: list[object]
         b"GET http://[::1 HTTP/1.1\r\n\r\n",
         b"GET //health?%zz#x HTTP/1.1\r\nHost: a\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /v1/files/a/report?model=" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /health HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
     ],
-    ids=range(18),
+    ids=range(19),
 )  # fmt: skip
 def test_what_is_no_request_is_refused(service: Service, raw: bytes) -> None:
     with connect(service, timeout=3) as connection:
@@ -84,6 +86,9 @@ def test_what_is_no_request_is_refused(service: Service, raw: bytes) -> None:
         except ConnectionError:
             answer = b""
     assert answer == b"" or answer.split()[1][:1] in (b"2", b"4"), answer
+    if answer.split()[1:2] == [b"400"]:
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+        assert b"\r\nx-request-id: req_" in answer
     assert generate(service) < 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from inspect import signature
@@ -21,6 +20,7 @@ from vllm.tool_parsers import structural_tag_registry
 from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
+from tunewright.engine import vllm_plugin
 from tunewright.engine.vllm_plugin import (
     bound_white_space,
     bound_white_space_of_answers,
@@ -78,13 +78,15 @@ def test_waiting_for_a_message_takes_no_processor_time(monkeypatch: pytest.Monke
     wait_without_spinning()
     condition = SpinCondition.__new__(SpinCondition)
     condition.is_reader, condition.busy_loop_s = True, 1.0
-    began, used = time.monotonic(), time.process_time()
-    condition.last_read, looks = began, 0
-    while time.monotonic() - began < 0.5:
+    slept: list[float] = []
+    monkeypatch.setattr(vllm_plugin, "monotonic", lambda: 100 + sum(slept))
+    monkeypatch.setattr(vllm_plugin, "sleep", slept.append)
+    condition.last_read = 100.0
+    while sum(slept) < 1:
         condition.wait()
-        looks += 1
-    assert 100 < looks < 2000, "it looks again soon at first, and then less and less often"
-    assert time.process_time() - used < 0.25
+    assert slept == sorted(slept), "it looks again soon at first, and then less and less often"
+    assert (slept[0], slept[-1]) == (5e-5, 2e-3)
+    assert len(slept) < 1000
 
     condition.last_read -= 2
     polled: list[int] = []

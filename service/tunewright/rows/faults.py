@@ -9,12 +9,10 @@ from dataclasses import dataclass
 LONGEST_ROW = 32 * 2**20
 """Bytes (of text, characters) of a row; longer ones are refused, so that no reader needs more memory."""
 
-
 MOST_LEVELS = 128
 """Of objects and lists in each other, as in the body of a request."""
 
-
-LONG_NUMBER = "has a number of more than 4300 digits, which no reader takes"
+LONG_NUMBER = "has a number of more than 4300 digits, which is too long"
 """Python's bound, whose own message names a function of Python's."""
 
 

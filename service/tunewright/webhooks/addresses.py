@@ -35,16 +35,16 @@ class AllowedHosts:
     """The hosts of --webhook-host: any address, and also http."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._names = {name.strip("[]").lower() for name in names}
+        self._names = {name.strip("[]").lower().removesuffix(".") for name in names}
 
     def __contains__(self, host: str) -> bool:
-        return host.lower().rstrip(".") in self._names  # the dot of a name that is whole
+        return host.lower().removesuffix(".") in self._names  # the dot of a name that is whole
 
 
 def check_url(url: str, allowed: AllowedHosts) -> None:
     """Raises InvalidRequest where events cannot be sent to this URL, or may not. No name is resolved."""
     parts = _split(url)
-    host = (parts.hostname or "").rstrip(".")
+    host = (parts.hostname or "").removesuffix(".")
     if host in allowed:
         return
     if parts.scheme != "https":
@@ -91,7 +91,7 @@ def _split(url: str) -> SplitResult:
         raise _refused(f"{wrong}: {error}.") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
         raise _refused(f"{wrong}.")
-    host = parts.hostname.rstrip(".")
+    host = parts.hostname.removesuffix(".")
     if _literal(host) is None:
         if "[" in parts.netloc or not _NAME.fullmatch(host):
             raise _refused(f"{wrong}: a host has letters, digits, hyphens and dots.")

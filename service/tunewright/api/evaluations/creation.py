@@ -237,8 +237,10 @@ def _check_metrics(body: CreateEvaluation) -> None:
     if body.json_schema is not None:
         try:
             fault = call_apart(fault_of, [], body.json_schema, seconds=_SCHEMA_SECONDS)
-        except (CutOff, OutOfMemory):
-            fault = "checking it takes too long"
+        except (CutOff, OutOfMemory) as error:
+            raise InvalidRequest(
+                f"`json_schema` could not be checked: {error}.", param="json_schema"
+            ) from error
         if fault is not None:
             raise InvalidRequest(f"`json_schema` is no JSON schema: {fault}.", param="json_schema")
     elif "schema_valid" in body.metrics:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import logging
 import sys
 import termios
 from contextlib import suppress
+from secrets import token_hex
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tunewright.errors import InvalidRequest
 
 log = logging.getLogger("tunewright.api")
 
@@ -22,6 +26,8 @@ _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 256 * 2**10
 """Largest request line and headers together, and most bytes of what is neither head nor body: empty lines, trailers,
 the frames of chunks. Neither uvicorn nor httptools has limits, and uvicorn keeps trailers."""
+_LONGEST_URL = 65_535
+"""httptools refuses longer ones."""
 _FRAMES = 2
 """Bytes of frames that are allowed for each byte of a body that comes in chunks."""
 _LAST_CALL = 1.0
@@ -66,6 +72,19 @@ class Connection(HttpToolsProtocol):
             self._end("sent too much that is no body")
         elif self._head_timer is None and (self._in_head or (is_idle and not self._body_bytes)):
             self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._end, "sent half a head")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, in the form of all other errors; uvicorn's own answer is plain text."""
+        refused = InvalidRequest(
+            f"This is no HTTP request, or its URL is longer than {_LONGEST_URL} bytes.", param=None
+        )
+        body = json.dumps(refused.body()).encode()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: req_{token_hex(16)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         self._in_head = True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Set
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, BinaryIO
+from uuid import UUID
 
 from tunewright.rows.containers.raw import Raw
 from tunewright.rows.faults import InvalidData, RowFault, listed
@@ -14,8 +16,8 @@ _BATCH, _MOST_ROWS = 4 * 2**20, 256
 """Bytes, about, and rows that are decoded at a time."""
 _BUFFER = 2**20
 _DEEPEST = 100
-_TYPES = {bytes: "binary", float: "number", Decimal: "decimal"}
-"""What messages call the types that JSON does not have; all others that Parquet has are of dates and times."""
+_TYPES = {bytes: "binary", float: "number", Decimal: "decimal", UUID: "UUID"}
+"""What messages call the types that JSON does not have, beside dates and times."""
 
 
 def parquet_rows(file: BinaryIO, columns: Set[str] | None) -> Iterator[Raw]:
@@ -95,6 +97,6 @@ def _plain(value: object, depth: int = 0) -> object:
     if isinstance(value, float) and math.isfinite(value):
         return value
     shown = value[:20].hex(" ") if isinstance(value, bytes) else str(value)[:40]
-    raise RowFault(
-        f"a value of type {_TYPES.get(type(value), 'date or time')} ({shown}) has no place in JSON"
-    )
+    is_time = isinstance(value, date | time | timedelta)
+    name = "date or time" if is_time else _TYPES.get(type(value), type(value).__name__)
+    raise RowFault(f"a value of type {name} ({shown}) has no place in JSON")
