@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "not utf-8": (b'{"prompt": "\xff", "completion": "x"}', "not UTF-8 text"),
     "NaN": (b'{"prompt": "x", "completion": NaN}', "NaN is not valid JSON"),
     "Infinity": (b'{"prompt": -Infinity}', "-Infinity is not valid JSON"),
-    "a number too long for Python": (b'{"prompt": ' + b"1" * 5000 + b"}", "not valid JSON"),
+    "a number too long for Python": (b'{"prompt": ' + b"1" * 5000 + b"}", "a number of more than 4300 digits"),
     "nested too deeply": (b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     "a list": ([1], "a row must be a JSON object, not a list"),
     "a string": ("a text", "a row must be a JSON object, not a string"),
