@@ -28,6 +28,8 @@ from tunewright.synthesizer.folder import (
     dropped_file,
     made_file,
 )
+from tunewright.synthesizer.product import Made, Maker
+from tunewright.synthesizer.questions import Kept
 from tunewright.synthesizer.report import SynthesisReport
 from tunewright.synthesizer.run import synthesize
 
@@ -338,6 +340,31 @@ def test_new_rows_are_asked_for_until_there_are_enough(gateway: Gateway, make: M
     texts = make({"type": "rows", "count": 1}, [{"prompt": "2+2=", "completion": "4"}])
     texts.report()
     assert texts.rows() == [{"prompt": "3+3=", "completion": "6"}]
+
+
+def test_a_teacher_that_only_copies_is_asked_in_few_rounds(
+    gateway: Gateway, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+    make_rows = Maker.make
+
+    def counted(maker: Maker, kept: dict[int, Kept], requests: int) -> Made:
+        rounds.append(requests)
+        return make_rows(maker, kept, requests)
+
+    monkeypatch.setattr(Maker, "make", counted)
+    answered = 0
+
+    def answer(_: str, body: dict[str, Any]) -> str:
+        nonlocal answered
+        answered += 1
+        number = min(answered, 19)
+        return json.dumps({"turns": [{"user": f"Why {number}00?", "assistant": f"Because of {number}00."}]})
+
+    gateway.answer = answer
+    report = make({"type": "rows", "count": 20}).report()
+    assert rounds == list(range(20, 32)), "each round asks for the row that is missing"
+    assert (report.rows_made, report.dropped["duplicate"].rows) == (19, 12)
 
 
 def test_a_teacher_without_a_chat_template_continues_texts(gateway: Gateway, make: Make) -> None:

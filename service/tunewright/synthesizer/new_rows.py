@@ -22,10 +22,11 @@ from tunewright.synthesizer.questions import (
     content_text,
     text_of,
 )
-from tunewright.synthesizer.tasks import RowsTask
+from tunewright.synthesizer.tasks import MOST_REQUESTS, RowsTask
 
 _AGAIN = 3
-"""So many requests for each row that is wanted, at most: the others are for those that are dropped."""
+"""So many requests for each row that is wanted, at most: the others are for those that are dropped. Never more than
+`MOST_REQUESTS`."""
 _MOST_TURNS = 16
 """Of a new conversation: a grammar that counts to many more takes long to compile."""
 _STRING = {"type": "string"}
@@ -53,7 +54,7 @@ class NewRows(Asker):
 
     @property
     def most(self) -> int:
-        return _AGAIN * self.task.count
+        return min(_AGAIN * self.task.count, MOST_REQUESTS)
 
     def place(self, number: int) -> int:
         return number + 1

@@ -48,6 +48,8 @@ _NICENESS = 10
 _INTERVAL = 1.0
 """Seconds between two events about the progress."""
 _BEAT = 5.0
+_MOST_ROUNDS = 12
+"""How often it is asked for, at most: after each round all rows are made again, from the first request on."""
 _FIRST_ROWS = 100
 """Rows of the product that are looked at: each was checked when it was made."""
 _ADVICE = "Draw fewer rows, with `rows`."
@@ -114,15 +116,15 @@ class _Synthesis:
         maker = Maker(self._spec, asker, self._go_on)
         progress = _Progress(self._folder, self._events, answers)
         requests, before = asker.wanted, 0
-        while True:
+        for round in range(1, _MOST_ROUNDS + 1):
             progress.total = requests
             await ask(self._spec, asker, range(before, requests), answers, progress.tell, self._stopped)
             progress.tell(is_last=True)
             made = await asyncio.to_thread(maker.make, answers.kept, requests)
             missing = asker.wanted - len(made.rows)
-            before, requests = requests, min(asker.most, requests + missing)
-            if requests == before:
+            if round == _MOST_ROUNDS or missing == 0 or requests == asker.most:
                 break
+            before, requests = requests, min(asker.most, requests + missing)
             self._tell(f"{missing} rows are missing, and are asked for again")
         report = maker.report(made, answers.kept, requests, len(asker.rows))
         for line in report.told():

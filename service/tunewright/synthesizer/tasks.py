@@ -11,7 +11,7 @@ from tunewright.rows.canonical import RowKind
 from tunewright.wire import Body, Text
 
 MOST_REQUESTS = 50_000
-"""Of a synthesis; as many as of a batch."""
+"""Of a synthesis, those of new rows that are asked for again included; as many as of a batch."""
 _Instructions = Annotated[Text, Field(min_length=1, max_length=8_192)]
 
 
