@@ -35,6 +35,7 @@ from tunewright.synthesizer.run import synthesize
 
 ROWS = 40
 ANSWERS = {"type": "answers"}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 TEACHER = AskedModel(name="teacher", content="1", at_once=4)
 
 
@@ -240,6 +241,10 @@ def test_what_the_teacher_does_not_answer_is_counted_by_row(
     failed = make(ANSWERS, [chat("long", None), chat("none", None)]).end()
     assert (failed.error_code, failed.status) == ("nothing_made", "failed")
     assert "1 context_too_long (the first: because of context_length_exceeded)" in str(failed.error_message)
+    gateway.answer = lambda _, body: (400, "unsupported") if "tools" in body else "yes"
+    rows = [{**MANY[0], "tools": TOOLS}, *MANY[1:10]]
+    report = make(ANSWERS, rows).report()
+    assert (report.rows_made, report.dropped["request_refused"].places) == (9, [1]), "the others have no tools"
     gateway.answer = lambda *_: (404, "model_changed")
     assert make(ANSWERS).end().error_code == "model_changed", "every other row has it too"
 

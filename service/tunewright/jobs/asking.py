@@ -31,7 +31,7 @@ _MOST_FAULTS = 5
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
 _OF_THE_MODEL = frozenset({
     "model_not_found", "model_not_served", "model_quarantined", "model_merge_only", "model_not_loaded", "model_changed",
-    "deployment_failed", "no_chat_template", "unsupported", "judge_refused",
+    "deployment_failed", "no_chat_template", "judge_refused",
 })  # fmt: skip
 """Codes of errors that every other request would have too."""
 
