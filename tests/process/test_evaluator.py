@@ -414,6 +414,8 @@ def test_answers_are_kept_as_they_are(tmp_path: Path) -> None:
     for key, one in kept.items():
         file.keep(key, one)  # type: ignore[arg-type]
     file.close()
+    with (tmp_path / "answers.jsonl").open("ab") as damaged:
+        damaged.write(b"5\n[0, 2, 3, null]\n")  # as power loss may leave them
     again = AnswersFile(tmp_path / "answers.jsonl")
     assert again.kept == kept
     again.close()

@@ -61,8 +61,11 @@ class AnswersFile:
         self._lines = AppendedLines(path, self._read)
 
     def _read(self, line: bytes) -> None:
-        model, row, task, found = json.loads(line)
-        self.kept[model, row, task] = Kept.of(found)
+        try:
+            model, row, task, found = json.loads(line)
+            self.kept[model, row, task] = Kept.of(found)
+        except (TypeError, AttributeError) as error:  # JSON of another form
+            raise ValueError("the line is no answer") from error
 
     def keep(self, key: Key, kept: Kept) -> None:
         """Raises OSError where the disk is full: then nothing of the line is left."""

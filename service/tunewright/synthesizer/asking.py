@@ -28,8 +28,11 @@ class AnswersFile:
         self._lines = AppendedLines(path, self._read)
 
     def _read(self, line: bytes) -> None:
-        number, found = json.loads(line)
-        self.kept[number] = Kept(**found)
+        try:
+            number, found = json.loads(line)
+            self.kept[number] = Kept(**found)
+        except TypeError as error:  # JSON of another form
+            raise ValueError("the line is no answer") from error
 
     def keep(self, number: int, kept: Kept) -> None:
         """Raises OSError where the disk is full: then nothing of the line is left."""
