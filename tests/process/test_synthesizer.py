@@ -208,6 +208,9 @@ def test_what_the_teacher_does_not_answer_is_counted_by_row(
         "asked": completion("I'm sorry, but I can't help with that."),
         "filtered": completion(None, refusal="no"),
         "good": completion("Sorry, I cannot find a parcel with this number."),
+        "noticed": completion("I can't help but notice that the invoice has two dates."),
+        "dated": completion("Sorry, I can't provide a date, but your parcel is on its way."),
+        "partly": completion("I can't help with that, but I can help with something else."),
         "called": completion(None, "tool_calls", tool_calls=[
             {"id": "random-1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]),
     }  # fmt: skip
@@ -227,13 +230,13 @@ def test_what_the_teacher_does_not_answer_is_counted_by_row(
         "not_answered": (1, [3]),
         "cut_off": (1, [4]),
         "empty": (1, [5]),
-        "refusal": (2, [6, 7]),
-        "no_prompt": (1, [10]),
+        "refusal": (3, [6, 7, 11]),
+        "no_prompt": (1, [13]),
     }
     assert report.dropped["request_refused"].first == "because of invalid_value"
-    assert (tried["broken"], tried["odd"], report.prompt_tokens, report.completion_tokens) == (5, 1, 42, 18)
-    assert [one["row"] for one in run.dropped()] == [1, 2, 3, 4, 5, 6, 7, 10]
-    good, called = (row["messages"][-1] for row in run.rows())
+    assert (tried["broken"], tried["odd"], report.prompt_tokens, report.completion_tokens) == (5, 1, 63, 27)
+    assert [one["row"] for one in run.dropped()] == [1, 2, 3, 4, 5, 6, 7, 11, 13]
+    good, *_, called = (row["messages"][-1] for row in run.rows())
     assert good["content"].startswith("Sorry, I cannot find")
     assert called["tool_calls"][0]["id"] == "call_0", "the same each time"
     kept = make({**ANSWERS, "keep_refusals": True}, [chat("asked", None)])

@@ -19,10 +19,12 @@ _REFUSAL = re.compile(
     r"\s*(?:as an ai (?:language )?model\b"
     r"|(?:(?:i[’']?m|i am) (?:very |really )?sorry|sorry|i apologi[sz]e|unfortunately)?,? ?(?:but )?"
     r"i (?:can(?:no|[’'])t|can not|won[’']t|will not|[’']?m (?:un|not )able to|am (?:un|not )able to) "
-    r"(?:help|assist|comply|fulfil|provide|answer|engage|do that|discuss|create|write|share|support|continue)\b)",
+    r"(?:help|assist|comply|fulfil|provide|answer|engage|do that|discuss|create|write|share|support|continue)\b"
+    r"(?![^.!?\n]*\bbut (?!(?:i|if|feel|please|let)\b)))",
     re.IGNORECASE,
 )
-"""The beginnings of answers in which chat models decline, in English."""
+"""The beginnings of answers in which chat models decline, in English. A sentence that goes on with "but" and something
+else than an offer answers after all, as does "I can't help but notice"."""
 _SHOWN = 200
 
 
