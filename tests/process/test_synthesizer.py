@@ -164,6 +164,10 @@ def test_answers_that_the_file_has_are_dropped_on_request(gateway: Gateway, make
     assert (only.rows_drawn, only.rows_made, only.dropped) == (5, 5, {}), (
         "the same answer to each is none too many"
     )
+    other = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "name": "g"}}]
+    rows = [{**chat("What?", "3"), "tools": TOOLS}, {**chat("What?", "4"), "tools": other}]
+    assert make(ANSWERS, rows).report().rows_made == 2, "the question has other tools"
+    assert make(ANSWERS, rows, deduplicate={"source": True}).report().dropped["in_source"].places == [1]
 
 
 def test_killed_and_stopped_it_asks_for_what_is_missing_and_makes_the_same_file(

@@ -47,7 +47,7 @@ class Prompt:
 
 def prompt_of(row: Row) -> Prompt:
     """What a canonical row of any kind asks."""
-    tools = {name: row[name] for name in ("tools", "parallel_tool_calls") if row.get(name) is not None}
+    tools = _tools_of(row)
     if "text" in row:
         return Prompt(None, row["text"])
     if "item" in row:
@@ -62,6 +62,10 @@ def prompt_of(row: Row) -> Prompt:
     if isinstance(row["prompt"], str):
         return Prompt(None, row["prompt"], expected=expected)
     return Prompt(row["prompt"], tools=tools, expected=expected)
+
+
+def _tools_of(row: Row) -> Row:
+    return {name: row[name] for name in ("tools", "parallel_tool_calls") if row.get(name) is not None}
 
 
 def _is_learnt(message: Row) -> bool:
@@ -111,11 +115,12 @@ class Answers(Asker):
         return {"messages": [*unlearnt(self._messages(prompt)), answer], **(prompt.tools or {})}
 
     def compared(self, number: int, row: Row) -> Compared:
-        """Answers to the same prompt are compared with each other: the same answer to another one is none too many."""
+        """Answers to the same prompt with the same tools are compared with each other: the same answer to another one
+        is none too many."""
         if "messages" not in row:
             return Compared({"completion": row["completion"]}, key_of({"prompt": row["prompt"]}))
         *before, answer = row["messages"]
-        return Compared({"messages": [answer]}, key_of({"messages": before}))
+        return Compared({"messages": [answer]}, key_of({"messages": before, **_tools_of(row)}))
 
     def source(self, row: Row) -> Compared | None:
         prompt = prompt_of(row)
@@ -124,7 +129,8 @@ class Answers(Asker):
         if self._is_continued(prompt):
             return Compared({"completion": prompt.expected}, key_of({"prompt": prompt.text}))
         answer = {"role": "assistant", "content": prompt.expected}
-        return Compared({"messages": [answer]}, key_of({"messages": unlearnt(self._messages(prompt))}))
+        before = unlearnt(self._messages(prompt))
+        return Compared({"messages": [answer]}, key_of({"messages": before, **(prompt.tools or {})}))
 
     def _is_continued(self, prompt: Prompt) -> bool:
         return prompt.messages is None and not self.spec.has_template
