@@ -17,6 +17,7 @@ from tunewright.config import Settings, embedded_base_path
 from tunewright.jobs.folder import JobFolder
 from tunewright.kinds import SYNTHESIS
 from tunewright.kinds.kind import WITHOUT_BASE, JobRefused, Service
+from tunewright.kinds.synthesis.kind import reading_of
 from tunewright.kinds.synthesis.models import SynthesisPlan
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
@@ -164,6 +165,16 @@ def test_the_rest_is_found_when_it_is_validated(api: TestClient, store: Store, s
     plan = SYNTHESIS.validate(service, job, WITHOUT_BASE).resolved
     assert isinstance(plan, SynthesisPlan)
     assert not plan.has_template, "it continues texts"
+    source = service.workspace.file(FILE["id"])
+    source.write_text('{"instruction": "Add.", "input": "2+2", "output": "4"}\n')
+    job = made(api, store)
+    plan = SYNTHESIS.validate(service, job, WITHOUT_BASE).resolved
+    assert isinstance(plan, SynthesisPlan)
+    assert reading_of(job, plan.has_template).alpaca == "template", "its rows are texts"
+    source.write_text('{"messages": [{"role": "user", "content": "2+2?"}], "id": 1}\n')
+    with pytest.raises(JobRefused, match="the file has messages") as refused:
+        SYNTHESIS.validate(service, made(api, store), WITHOUT_BASE)
+    assert (refused.value.code, refused.value.param) == ("no_chat_template", "file")
     service.workspace.file(FILE["id"]).write_text('{"question": "2+2?"}\n{"question": "3+3?"}\n')
     assert error(create(api, data={"columns": {"prompt": "question"}}))["code"] == "invalid_file"
     job = made(api, store, data={"columns": {"text": "question"}})

@@ -71,7 +71,7 @@ class Synthesis(Kind):
         if not has_template and not isinstance(request.task, AnswersTask):
             text = f"{request.teacher.name} has no chat template, so that it cannot be told what to write"
             raise JobRefused("no_chat_template", text, "model")
-        found = _checked(service, job)
+        found = _checked(service, job, has_template)
         asked = requests_of(request.task, min(request.rows or found.rows, found.rows))
         if asked > MOST_REQUESTS:
             text = f"the teacher would be asked {asked} times, and may be {MOST_REQUESTS} times: draw fewer `rows`"
@@ -100,7 +100,7 @@ class Synthesis(Kind):
             ),
             has_template=plan.has_template,
             file=str(service.workspace.file(source_of(job))),
-            reading=reading_of(job),
+            reading=reading_of(job, plan.has_template),
             rows_in_file=plan.rows_in_file,
             rows=request.rows or (MOST_SHOWN if isinstance(request.task, RowsTask) else None),
             task=request.task,
@@ -153,14 +153,15 @@ def source_of(job: Job) -> str:
     return id
 
 
-def reading_of(job: Job) -> Reading:
-    """How the source is read."""
-    return request_of(job).data.reading(True)
+def reading_of(job: Job, has_template: bool) -> Reading:
+    """How the source is read for a teacher with a chat template, or without one."""
+    return request_of(job).data.reading(has_template)
 
 
-def _checked(service: Service, job: Job) -> FileReport:
-    """What is in the source. Raises JobRefused where the task cannot work on it."""
-    request, path, reading = request_of(job), service.workspace.file(source_of(job)), reading_of(job)
+def _checked(service: Service, job: Job, has_template: bool) -> FileReport:
+    """What is in the source. Raises JobRefused where the task, or the teacher, cannot work on it."""
+    request, path = request_of(job), service.workspace.file(source_of(job))
+    reading = reading_of(job, has_template)
     try:
         with path.open("rb") as file:
             found = inspect_apart(file, reading)
@@ -169,6 +170,9 @@ def _checked(service: Service, job: Job) -> FileReport:
     problem = found.problem or why_unusable(request.task, str(found.format), str(found.kind))
     if problem is not None:
         raise JobRefused("invalid_file", problem, SOURCE_FILE)
+    if found.has_messages and not has_template:
+        text = f"{request.teacher.name} has no chat template: it continues texts, and the file has messages"
+        raise JobRefused("no_chat_template", text, SOURCE_FILE)
     task = request.task
     if isinstance(task, AnswersTask) and task.grader is not None:
         missing = unknown_item(task.grader, str(found.kind))
