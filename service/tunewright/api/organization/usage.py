@@ -158,8 +158,8 @@ def completions(
     ] = None,
     page: Cursor = None,
 ) -> Buckets[CompletionsUsage]:
-    """Requests and tokens of chats, completions and responses, also of batches, evaluations, graders and shadows. What
-    was used a few seconds ago may be missing."""
+    """Requests and tokens of chats, completions and responses, also of batches, evaluations, syntheses, graders and
+    shadows. What was used a few seconds ago may be missing."""
     by = given.group_by("project_id", "api_key_id", "model", "batch")
     span = _span(start_time, end_time, _WIDTHS[bucket_width], limit, page, _BUCKETS[bucket_width])
     found: dict[int, list[CompletionsUsage]] = defaultdict(list)
