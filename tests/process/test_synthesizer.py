@@ -21,6 +21,8 @@ from tunewright.jobs import asking
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.jobs.gateway import AskedModel
 from tunewright.rows.formats import check_file
+from tunewright.synthesizer import product
+from tunewright.synthesizer.answers import Answers
 from tunewright.synthesizer.folder import (
     SynthesisSpec,
     Synthesized,
@@ -28,10 +30,12 @@ from tunewright.synthesizer.folder import (
     dropped_file,
     made_file,
 )
+from tunewright.synthesizer.new_rows import NewRows
 from tunewright.synthesizer.product import Made, Maker
-from tunewright.synthesizer.questions import Kept
+from tunewright.synthesizer.questions import Kept, SourceRow
 from tunewright.synthesizer.report import SynthesisReport
 from tunewright.synthesizer.run import synthesize
+from tunewright.synthesizer.tasks import MOST_REQUESTS, AnswersTask, RowsTask
 
 ROWS = 40
 ANSWERS = {"type": "answers"}
@@ -377,6 +381,18 @@ def test_a_teacher_that_only_copies_is_asked_in_few_rounds(
     report = make({"type": "rows", "count": 20}).report()
     assert rounds == list(range(20, 32)), "each round asks for the row that is missing"
     assert (report.rows_made, report.dropped["duplicate"].rows) == (19, 12)
+
+
+def test_long_work_has_parts_and_requests_have_a_limit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_PART", 10)
+    run = make(ANSWERS)
+    spec = run.folder.read_spec(SynthesisSpec)
+    rows = [SourceRow(place, row) for place, row in enumerate(MANY, 1)]
+    parts: list[int] = []
+    maker = Maker(spec, Answers(spec, rows, AnswersTask()), lambda: parts.append(0))
+    assert len(maker.make({number: Kept(text="yes") for number in range(ROWS)}, ROWS).rows) == ROWS
+    assert len(parts) == 2 * ROWS // 10, "while the rows are made, and while they are compared"
+    assert NewRows(spec, rows, RowsTask(count=MOST_REQUESTS)).most == MOST_REQUESTS
 
 
 def test_a_teacher_without_a_chat_template_continues_texts(gateway: Gateway, make: Make) -> None:

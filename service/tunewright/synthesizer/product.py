@@ -29,6 +29,8 @@ from tunewright.synthesizer.tasks import AnswersTask
 ITEM = ("asked", "expected")
 """What a grader may refer to of a row: the last message or the prompt, and the answer that the row had."""
 _AS_IT_IS = Reading()
+_PART = 1000
+"""Rows after which `on_part` is called."""
 
 
 @dataclass
@@ -61,6 +63,8 @@ class Maker:
         """Raises TrainingFailed where the grader fails on all answers, and InvalidData."""
         made = Made()
         for number in range(requests):
+            if number % _PART == 0:
+                self._on_part()
             try:
                 made.rows[number] = self._row(number, kept)
             except Dropped as why:
@@ -111,8 +115,8 @@ class Maker:
         options = self._spec.deduplicate
         seen = Seen(options.similarity)
         source = self._seen_source() if self._leaves_out_source() else None
-        for number, row in list(made.rows.items()):
-            if number % 1000 == 0:
+        for count, (number, row) in enumerate(list(made.rows.items())):
+            if count % _PART == 0:
                 self._on_part()
             compared = self._asker.compared(number, row)
             if source is not None and (how := source.has(compared)) is not None:
@@ -128,7 +132,7 @@ class Maker:
         if self._source is None:
             self._source = Seen(self._spec.deduplicate.similarity)
             for number, (_, row) in enumerate(read_rows(Path(self._spec.file), self._spec.reading)):
-                if number % 1000 == 0:
+                if number % _PART == 0:
                     self._on_part()
                 compared = self._asker.source(row)
                 if compared is not None:

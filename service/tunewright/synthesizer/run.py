@@ -95,6 +95,8 @@ class _Synthesis:
         self._folder = folder
         self._spec = spec
         self._events = EventLog(folder)
+        self._is_making = False
+        """Whether the thread that makes rows is at work."""
 
     async def run(self) -> Synthesized:
         self._stopped = asyncio.Event()
@@ -120,7 +122,9 @@ class _Synthesis:
             progress.total = requests
             await ask(self._spec, asker, range(before, requests), answers, progress.tell, self._stopped)
             progress.tell(is_last=True)
+            self._is_making = True
             made = await asyncio.to_thread(maker.make, answers.kept, requests)
+            self._is_making = False
             missing = asker.wanted - len(made.rows)
             if round == _MOST_ROUNDS or missing == 0 or requests == asker.most:
                 break
@@ -159,9 +163,14 @@ class _Synthesis:
             raise Stopped
 
     async def _beat(self) -> None:
-        """An answer may take as long as a generation may: longer than a step of a job."""
+        """An answer may take as long as a generation may: longer than a step of a job. While rows are made, `_go_on`
+        beats alone, so that it is seen if that hangs."""
         while True:
-            self._folder.beat()
+            if not self._is_making:
+                try:
+                    self._folder.beat()
+                except OSError:
+                    log.exception("the heartbeat could not be written")
             await asyncio.sleep(_BEAT)
 
     def _tell(self, text: str) -> None:
