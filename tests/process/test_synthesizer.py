@@ -242,6 +242,8 @@ def test_what_the_teacher_does_not_answer_is_counted_by_row(
         "no_prompt": (1, [13]),
     }
     assert report.dropped["request_refused"].first == "because of invalid_value"
+    told, _ = run.folder.read_events(0)
+    assert any(event["message"] == "answers 13/13" for event in told), "also of what asks nothing"
     assert (tried["broken"], tried["odd"], report.prompt_tokens, report.completion_tokens) == (5, 1, 63, 27)
     assert [one["row"] for one in run.dropped()] == [1, 2, 3, 4, 5, 6, 7, 11, 13]
     good, *_, called = (row["messages"][-1] for row in run.rows())

@@ -25,6 +25,8 @@ class AnswersFile:
 
     def __init__(self, path: Path) -> None:
         self.kept: dict[int, Kept] = {}
+        self.not_asked = 0
+        """Requests in which there is nothing to ask: they have no line, and are found again at each start."""
         self._lines = AppendedLines(path, self._read)
 
     def _read(self, line: bytes) -> None:
@@ -60,7 +62,9 @@ async def ask(
         try:
             forms = list(asker.forms(number))
         except Dropped:
-            return  # there is nothing to ask
+            answers.not_asked += 1
+            on_answer()
+            return
         path, sampling = asker.path(number), asker.sampling(number)
         try:
             kept = await patience.answer(

@@ -201,7 +201,7 @@ def _product(path: Path) -> Product:
 
 
 class _Progress:
-    """Writes the number of answers as events."""
+    """Writes the number of answers as events, with the requests in which there is nothing to ask."""
 
     def __init__(self, folder: JobFolder, events: EventLog, answers: AnswersFile) -> None:
         self._folder, self._events, self._answers = folder, events, answers
@@ -218,7 +218,7 @@ class _Progress:
         if now - self._told_at < _INTERVAL and not is_last:
             return
         self._told_at = now
-        done = len(self._answers.kept)
+        done = len(self._answers.kept) + self._answers.not_asked
         each = (now - self._began) / max(1, done - self._before)
         self._folder.beat()
         self._events.metrics(
