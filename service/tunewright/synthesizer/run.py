@@ -52,7 +52,7 @@ _MOST_ROUNDS = 12
 """How often it is asked for, at most: after each round all rows are made again, from the first request on."""
 _FIRST_ROWS = 100
 """Rows of the product that are looked at: each was checked when it was made."""
-_ADVICE = "Draw fewer rows, with `rows`."
+_ADVICE = "Draw fewer rows with `rows`, or ask for fewer with `count`."
 
 
 def run_synthesis(folder: JobFolder, spec: SynthesisSpec) -> int:

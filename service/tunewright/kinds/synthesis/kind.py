@@ -57,7 +57,7 @@ class Synthesis(Kind):
     path = "/v1/syntheses"
     module, process = "tunewright.synthesizer", "synthesizer"
     saves = "its last answer"
-    on_kill = "draw fewer rows, with `rows`"
+    on_kill = "draw fewer rows with `rows`, or ask for fewer with `count`"
 
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
         assert isinstance(request, SynthesisRequest)
