@@ -188,7 +188,7 @@ def test_killed_and_stopped_it_asks_for_what_is_missing_and_makes_the_same_file(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with answers_file(run.folder).open("ab") as file:
-        file.write(b'5\n[1, null]\n[3, {"te')  # power loss leaves other lines, a kill within a write half a line
+        file.write(b'5\n[1, null]\n[3, {"te')  # what power loss, and a kill within a write, may leave
     gateway.free_answers = 20
     process = run.start()
     run.until_answered(50)
@@ -257,7 +257,9 @@ def test_what_the_teacher_does_not_answer_is_counted_by_row(
     gateway.answer = lambda _, body: (400, "unsupported") if "tools" in body else "yes"
     rows = [{**MANY[0], "tools": TOOLS}, *MANY[1:10]]
     report = make(ANSWERS, rows).report()
-    assert (report.rows_made, report.dropped["request_refused"].places) == (9, [1]), "the others have no tools"
+    assert (report.rows_made, report.dropped["request_refused"].places) == (9, [1]), (
+        "the others have no tools"
+    )
     gateway.answer = lambda *_: (404, "model_changed")
     assert make(ANSWERS).end().error_code == "model_changed", "every other row has it too"
 
