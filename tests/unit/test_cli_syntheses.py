@@ -80,18 +80,24 @@ def test_a_synthesis_is_created_with_what_was_given(run: Run, syntheses: FakeSer
         "syntheses", "create", "-m", "bot", "-f", "file-1", "--task", "answers", "--n", "2", "--best", "--keep-alike",
         "--grader", f"@{tmp_path / 'g.json'}", "--min-score", "0.5", "--rows", "9", "--temperature", "1",
         "--top-p", "0.9", "--max-tokens", "64", "--seed", "3", "--column", "text=question", "--metadata", "a=b",
+        "--drop-source",
     )  # fmt: skip
     assert (code, out, err) == (0, "synth-1\n", "")
     assert syntheses.body("POST", SYNTHESES) == {
         "model": "bot", "file": "file-1", "rows": 9, "temperature": 1.0, "top_p": 0.9, "max_tokens": 64, "seed": 3,
         "task": {"type": "answers", "n": 2, "grader": GRADER, "min_score": 0.5, "keep": "best"},
-        "deduplicate": {"similarity": None}, "data": {"columns": {"text": "question"}}, "metadata": {"a": "b"},
+        "deduplicate": {"similarity": None, "source": True}, "data": {"columns": {"text": "question"}},
+        "metadata": {"a": "b"},
     }  # fmt: skip
     run(
-        "syntheses", "create", "-m", "bot", "-f", "file-1", "--task", "rows", "--count", "5", "--topic", "a b"
-    )
+        "syntheses", "create", "-m", "bot", "-f", "file-1", "--task", "rows", "--count", "5", "--topic", "a b",
+        "--keep-source",
+    )  # fmt: skip
     sent = syntheses.body("POST", SYNTHESES)
-    assert sent == {"model": "bot", "file": "file-1", "task": {"type": "rows", "count": 5, "topics": ["a b"]}}
+    assert sent == {
+        "model": "bot", "file": "file-1", "task": {"type": "rows", "count": 5, "topics": ["a b"]},
+        "deduplicate": {"source": False},
+    }  # fmt: skip
 
 
 def test_what_was_made_and_dropped_is_shown(run: Run, syntheses: FakeService) -> None:

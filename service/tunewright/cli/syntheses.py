@@ -86,6 +86,10 @@ def syntheses() -> None:
     "--similarity", type=click.FloatRange(0.5, 0.99), help="From which on rows count as alike.  [default: 0.85]"
 )  # fmt: skip
 @click.option("--keep-alike", is_flag=True, help="Drop only rows that are the same as others.")
+@click.option(
+    "--drop-source/--keep-source", "drop_source", default=None,
+    help="Whether rows are dropped too that the file has. Default: of paraphrases and rows, not of answers.",
+)  # fmt: skip
 @column_option
 @tag_option
 @alpaca_option()
@@ -117,6 +121,7 @@ def create(
     seed: int | None,
     similarity: float | None,
     keep_alike: bool,
+    drop_source: bool | None,
     columns: dict[str, str] | None,
     tags: dict[str, str] | None,
     alpaca: Literal["chat", "template"],
@@ -135,6 +140,11 @@ def create(
         "keep_refusals": keep_refusals or None, "per_row": per_row, "count": count, "examples": shown,
         "topics": list(topics) or None, "instructions": instructions,
     }  # fmt: skip
+    deduplicate: dict[str, Any] = {}
+    if keep_alike or similarity is not None:
+        deduplicate["similarity"] = similarity
+    if drop_source is not None:
+        deduplicate["source"] = drop_source
     synthesis = remote.client.syntheses.create(
         model,
         file,
@@ -144,7 +154,7 @@ def create(
         top_p=top_p,
         max_tokens=max_tokens,
         seed=seed,
-        deduplicate={"similarity": similarity} if keep_alike or similarity is not None else None,
+        deduplicate=deduplicate or None,
         data=reading_of(columns, tags, alpaca),
         metadata=dict(metadata) or None,
     )
