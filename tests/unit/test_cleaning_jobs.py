@@ -19,9 +19,9 @@ from tunewright.config import Settings
 from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.kinds import NO_BASE
-from tunewright.kinds.cleaning.kind import cleaned_name
 from tunewright.kinds.cleaning.models import AGAINST, SOURCE_FILE, CleaningRequest, CleaningResult
 from tunewright.kinds.data import DataOptions
+from tunewright.kinds.products import name_of_made_file
 from tunewright.registry.workspace import Workspace
 from tunewright.rows.cleaning.counts import CleaningReport
 from tunewright.rows.formats import read_rows
@@ -365,7 +365,7 @@ def test_one_runs_at_a_time(world: World) -> None:
     ],
 )
 def test_its_name_is_that_of_its_source(name: str, cleaned: str) -> None:
-    assert cleaned_name(name) == cleaned
+    assert name_of_made_file(name, "cleaned") == cleaned
     assert len(cleaned) <= 255
 
 

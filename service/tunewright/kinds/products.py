@@ -18,6 +18,9 @@ from tunewright.store.records import Lineage
 from tunewright.store.states import Desired, ModelKind, ModelState
 from tunewright.store.store import Store
 
+_LONGEST_NAME = 255
+_ENDINGS = (".gz", ".jsonl", ".json", ".csv", ".parquet")
+
 
 def state_of_new_adapter(parity: ParityOptions) -> ModelState:
     """New adapters wait for the parity check where it is on."""
@@ -86,3 +89,13 @@ def place_file(workspace: Workspace, made: Path, id: str) -> None:
     with suppress(FileExistsError):
         os.link(made, workspace.file(id))
     sync_folder(workspace.files)
+
+
+def name_of_made_file(filename: str, what: str) -> str:
+    """The name of a file that is made of another one: with `cleaned`, `train.csv.gz` becomes `train-cleaned.jsonl`."""
+    stem = filename
+    for ending in _ENDINGS:
+        if len(stem) > len(ending):
+            stem = stem.removesuffix(ending)
+    end = f"-{what}.jsonl"
+    return stem[: _LONGEST_NAME - len(end)] + end

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tunewright.rows.report.models import DataReport
-from tunewright.store.file_lineages import SynthesisLineage as MadeLineage
+from tunewright.store import file_lineages
 from tunewright.store.records import FileRecord
 from tunewright.store.states import FileStatus
 from tunewright.wire import Wire
@@ -121,7 +121,7 @@ class FileObject(Wire):
 def _lineage(record: FileRecord) -> FileLineage | SynthesisLineage | None:
     if record.lineage is None:
         return None
-    is_made = isinstance(record.lineage, MadeLineage)
+    is_made = isinstance(record.lineage, file_lineages.SynthesisLineage)
     return (SynthesisLineage if is_made else FileLineage)(**asdict(record.lineage))
 
 

@@ -16,7 +16,7 @@ from tunewright.kinds.cleaning.models import (
 )
 from tunewright.kinds.data import inspect_apart
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
-from tunewright.kinds.products import place_file
+from tunewright.kinds.products import name_of_made_file, place_file
 from tunewright.registry.bases import BaseInfo
 from tunewright.rows.cleaning.counts import CleaningReport
 from tunewright.rows.reading import Reading
@@ -26,8 +26,6 @@ from tunewright.store.states import FileStatus
 
 MEMORY = 2 * 2**30
 """Bytes that the process may take. near_duplicates takes some 64 for each row, duplicates and balance some 10."""
-_LONGEST_NAME = 255
-_ENDINGS = (".gz", ".jsonl", ".json", ".csv", ".parquet")
 
 
 class Cleaning(Kind):
@@ -80,7 +78,7 @@ class Cleaning(Kind):
                 files=[
                     {
                         "id": id,
-                        "filename": cleaned_name(request_of(job).filename),
+                        "filename": name_of_made_file(request_of(job).filename, "cleaned"),
                         "purpose": "fine-tune",
                         "bytes": outcome.bytes,
                         "sha256": outcome.sha256,
@@ -102,16 +100,6 @@ def request_of(job: Job) -> CleaningRequest:
 def reading_of(job: Job) -> Reading:
     """How both files of a cleaning are read."""
     return request_of(job).data.reading(True)
-
-
-def cleaned_name(filename: str, what: str = "cleaned") -> str:
-    """The name of a file that is made of another one: `train.csv.gz` becomes `train-cleaned.jsonl`."""
-    stem = filename
-    for ending in _ENDINGS:
-        if len(stem) > len(ending):
-            stem = stem.removesuffix(ending)
-    end = f"-{what}.jsonl"
-    return stem[: _LONGEST_NAME - len(end)] + end
 
 
 def _rows_of(service: Service, id: str, role: str, reading: Reading) -> int:

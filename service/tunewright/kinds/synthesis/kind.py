@@ -14,12 +14,11 @@ from tunewright.graders.models import AnyGrader, item_references
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.gateway import AskedModel
-from tunewright.kinds.cleaning.kind import cleaned_name
 from tunewright.kinds.data import inspect_apart
 from tunewright.kinds.evaluation.suites import fitting
 from tunewright.kinds.grading import missing_item
 from tunewright.kinds.kind import JobRefused, Kind, Service, Validated
-from tunewright.kinds.products import place_file
+from tunewright.kinds.products import name_of_made_file, place_file
 from tunewright.kinds.shares import places_at
 from tunewright.kinds.synthesis.models import (
     DROPPED_PURPOSE,
@@ -122,7 +121,9 @@ class Synthesis(Kind):
         made = id_for_key("file", f"{job.id} made")
         rows = [
             {
-                **_row(made, cleaned_name(request.filename, request.task.type), "fine-tune", outcome.made),
+                **_row(
+                    made, name_of_made_file(request.filename, request.task.type), "fine-tune", outcome.made
+                ),
                 "report": outcome.made.check,
                 "lineage": asdict(_lineage(job, report)),
             }
