@@ -25,10 +25,17 @@ def prompts(count: int, mark: str = "") -> bytes:
 
 def running(service: Service, synthesis: Synthesis) -> int:
     """The process of a synthesis, once it has answers."""
+    title = f"tunewright: synthesis {synthesis.id}"
+    found: list[int] = []
+
+    def has_started() -> bool:  # seen before it has answers: with all of them it soon ends
+        found[:] = [pid for pid, (_, line) in tree(service.process.pid).items() if line.startswith(title)]
+        return bool(found)
+
+    wait_until(has_started, 60, "its process")
     answers = service.data_dir / "jobs" / synthesis.id / "work" / "answers.jsonl"
     wait_until(lambda: answers.exists() and answers.stat().st_size > 0, 60, "answers")
-    title = f"tunewright: synthesis {synthesis.id}"
-    (pid,) = (pid for pid, (_, line) in tree(service.process.pid).items() if line.startswith(title))
+    (pid,) = found
     return pid
 
 
@@ -56,7 +63,9 @@ def test_paused_it_keeps_its_answers_and_cancelled_it_leaves_no_file(
 ) -> None:
     file = client.files.upload(prompts(1_000, "x"), filename="prompts.jsonl").id
     before = {one.id for one in client.files.list()}
-    synthesis = client.syntheses.create(BASE, file, "answers")
+    synthesis = client.syntheses.create(
+        BASE, file, {"type": "answers", "n": 40}
+    )  # more than it gets in the test
     running(service, synthesis)
     synthesis.pause()
     wait_until(lambda: synthesis.refresh().status == "paused", 60, "paused")
