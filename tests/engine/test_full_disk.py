@@ -54,6 +54,7 @@ def works(client: Tunewright, rows: str) -> None:
     assert job.status == "succeeded", job.error
 
 
+@pytest.mark.soak
 def test_a_checkpoint_that_does_not_fit_fails_its_job_alone(
     service: Service, client: Tunewright, rows: str
 ) -> None:

@@ -384,6 +384,7 @@ def take_down(service: Service, model: str) -> None:
         pass  # the service is killed meanwhile
 
 
+@pytest.mark.soak
 def test_a_deployable_that_is_no_longer_named_says_so(alone: Callable[[], Service]) -> None:
     first = alone()
     with first.client(timeout=60) as client:

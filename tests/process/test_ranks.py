@@ -119,6 +119,7 @@ def test_a_killed_job_goes_on_with_any_number_of_processes(
     assert difference(losses(one), losses(folder)) < BOUND
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_stop_is_at_the_same_step_of_all_ranks(tmp_path: Path, alone: Alone) -> None:
     folder = folder_of(tmp_path / "job", "lora", 2)

@@ -170,6 +170,7 @@ def test_another_chat_template_is_caught(client: Tunewright, base: Path, honest:
     assert "chat template" in str(adapter.parity.reason)
 
 
+@pytest.mark.soak
 def test_a_job_ends_when_its_adapter_is_checked_whatever_is_killed_meanwhile(service: Service) -> None:
     """Through OpenAI's client."""
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:

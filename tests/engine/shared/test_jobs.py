@@ -205,6 +205,7 @@ def test_jobs_queue_and_are_cancelled_in_every_state(
     assert not (folder / "checkpoints").exists(), "a cancelled job keeps no checkpoints"
 
 
+@pytest.mark.soak
 def test_a_paused_job_frees_its_device_and_goes_on_where_it_stopped(
     client: Tunewright, small_file: str
 ) -> None:
