@@ -177,6 +177,7 @@ def test_a_running_service_changes_over(changed: Changed, tmp_path: Path) -> Non
     assert backups.missing(Workspace(tmp_path / "elsewhere")) == []
 
 
+@pytest.mark.soak
 def test_two_restores_do_not_mix(changed: Changed, tmp_path: Path) -> None:
     data, service, after = changed
     commands = [restoring(data, tmp_path / "a.tar") for _ in range(2)]
@@ -190,6 +191,7 @@ def test_two_restores_do_not_mix(changed: Changed, tmp_path: Path) -> None:
     assert not list(data.path.glob("restore-*"))
 
 
+@pytest.mark.soak
 def test_a_command_killed_once_it_has_asked_is_not_needed(changed: Changed, tmp_path: Path) -> None:
     data, service, after = changed
     restore = restoring(data, tmp_path / "a.tar")

@@ -60,6 +60,7 @@ def failed(folder: JobFolder, preexec: Callable[[], None] | None = None) -> tupl
     return result.error_code, result.error_message or ""
 
 
+@pytest.mark.soak
 def test_an_absurd_learning_rate_ends_as_a_loss_that_is_no_number(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "job", learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
     code, message = failed(folder)

@@ -26,6 +26,7 @@ def context(tmp_path: Any) -> Any:
     serving = SimpleNamespace(max_lora_rank=64)
     return SimpleNamespace(
         settings=SimpleNamespace(models=models, serving=serving),
+        bases=lambda: models.bases,
         devices=lambda: ["cuda:0"],
         store=SimpleNamespace(files=SimpleNamespace(get=lambda id: SimpleNamespace(report=REPORT))),
         workspace=SimpleNamespace(file=lambda id: tmp_path / id),

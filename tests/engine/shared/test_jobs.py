@@ -109,6 +109,7 @@ def test_full_fine_tuning_is_listed_downloaded_and_trained_on(
     assert more.wait(timeout=120).status == "succeeded"
 
 
+@pytest.mark.soak
 def test_training_goes_on_from_a_finished_adapter(
     client: Tunewright, pirate: Job, demo_files: tuple[str, str]
 ) -> None:
@@ -129,6 +130,7 @@ def test_training_goes_on_from_a_finished_adapter(
         )
 
 
+@pytest.mark.soak
 def test_a_base_without_a_template(
     client: Tunewright, small_file: str, tmp_path: Path, ask: Callable[[str, str], str]
 ) -> None:

@@ -58,6 +58,7 @@ def test_killed_in_the_middle_it_makes_the_same_file(service: Service, client: T
     assert second.lineage.teacher_content == (disturbed.teacher and disturbed.teacher.content)
 
 
+@pytest.mark.soak
 def test_paused_it_keeps_its_answers_and_cancelled_it_leaves_no_file(
     service: Service, client: Tunewright
 ) -> None:
