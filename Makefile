@@ -38,10 +38,10 @@ demo: setup ## Train, serve and compare an adapter, all on this machine
 serve: setup ## Serve the embedded base on 127.0.0.1:8000
 	@$(BIN)/tunewright serve
 
-# One worker more than two cores, since each waits now and then (docs/decisions/0041). All tests of a file, and of files that share a
-# service, run in one of them, in order. The files of tests/unit are the last since none of them takes long, so that no
-# worker waits for the other at the end.
-WORKERS ?= 3
+# Two workers more than two cores, since tests wait for other processes (docs/decisions/0041). All tests of a file, and of
+# files that share a service, run in one of them, in order; tests that wait and tests that compute alternate
+# (tests/scheduling.py).
+WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/contract tests/abuse tests/unit
 

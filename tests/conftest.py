@@ -21,7 +21,7 @@ from psutil import virtual_memory
 
 import postgres as postgres_server
 from rows import BACKENDS, FILE, PRODUCT, Publish, create_job
-from scheduling import ByService
+from scheduling import ByService, mixed
 from tunewright.ids import result_file_id
 from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.workspace import Workspace
@@ -63,6 +63,12 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByService:
     return ByService(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items[:] = mixed(items)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,22 +1,47 @@
-"""Which worker runs which tests."""
+"""Which worker runs which tests, and in which order."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 FOLDERS = {"shared", "checked", "abuse"}
 """Folders whose `conftest.py` has a service for all of its tests."""
 
 
+_WAITING = ("engine", "process")
+"""Folders whose tests wait for other processes more than they compute."""
+_WAITING_UNTIL = 0.8
+"""The part of the run in which these begin: they take long, and no worker should wait for another at the end."""
+
+
+def scope_of(nodeid: str) -> str:
+    """What runs in one worker, in order: the tests of a file, or of a folder whose tests share a service."""
+    path = Path(nodeid.split("::")[0])
+    return str(path.parent if path.parent.name in FOLDERS else path)
+
+
+def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests in an order in which those that wait and those that compute alternate, so that the processors are used
+    by the ones while the others wait."""
+    scopes: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        scopes.setdefault(scope_of(item.nodeid), []).append(item)
+    waiting = [scope for scope in scopes if set(_WAITING) & set(Path(scope).parts)]
+    computing = [scope for scope in scopes if scope not in waiting]
+    place = {scope: _WAITING_UNTIL * n / len(waiting) for n, scope in enumerate(waiting)}
+    place |= {scope: (n + 1) / len(computing) for n, scope in enumerate(computing)}
+    return [item for scope in sorted(scopes, key=lambda scope: place[scope]) for item in scopes[scope]]
+
+
 class ByService(LoadScopeScheduling):  # type: ignore[misc]
-    """Runs the tests of a file in one worker, in order, and so those of a folder whose tests share a service."""
+    """Runs what `scope_of` names in one worker, in order."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = Path(nodeid.split("::")[0])
-        return str(path.parent if path.parent.name in FOLDERS else path)
+        return scope_of(nodeid)
 
     def remove_node(self, node: Any) -> str | None:
         """xdist (3.8) gives also the files that a crashed worker had completed to others, which then wait for ever for
