@@ -28,8 +28,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         running.stop()
 
 
-@pytest.mark.parametrize("major", ["3", "2"])
-@pytest.mark.parametrize("script", ["openai_strict.py", "openai_resources.py"])
+@pytest.mark.parametrize(
+    ("script", "major"),
+    [
+        ("openai_strict.py", "3"), ("openai_strict.py", "2"), ("openai_resources.py", "3"),
+        pytest.param("openai_resources.py", "2", marks=pytest.mark.soak),
+    ],
+)  # fmt: skip
 def test_every_answer_is_one_that_the_stock_client_knows(service: Service, major: str, script: str) -> None:
     environment = dict(os.environ)
     if major == "2":

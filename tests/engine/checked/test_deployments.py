@@ -115,6 +115,7 @@ def test_one_that_vllm_refuses_tells_its_reason_and_leaves_the_others(client: Tu
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_adapters_on_it_are_trained_checked_and_served(
     client: Tunewright, full: str, rows: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_adapters_on_it_are_trained_checked_and_served(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_an_alias_goes_from_an_adapter_to_the_deployment_under_load(
     service: Service, client: Tunewright, jobs: tuple[Job, Job], full: str
 ) -> None:

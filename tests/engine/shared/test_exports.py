@@ -130,6 +130,7 @@ async def test_transformers_and_vllm_agree_on_each_product(
         assert noise < bounds[name] < 1 < other
 
 
+@pytest.mark.soak
 def test_an_alias_goes_from_the_adapter_to_awq_under_load(
     service: Service, pirate: Job, deployed: dict[str, str]
 ) -> None:
