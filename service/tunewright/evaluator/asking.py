@@ -18,7 +18,7 @@ from tunewright.evaluator.folder import Asked, EvaluationSpec
 from tunewright.evaluator.programs import NotRun, Programs
 from tunewright.evaluator.questions import Question
 from tunewright.evaluator.suites import SuiteQuestion
-from tunewright.jobs.asking import Patience, ask_gateway, each, gateway_session
+from tunewright.jobs.asking import Patience, ask_gateway, each, first_that_fits, gateway_session
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.gateway import Refused
 from tunewright.jobs.lines import AppendedLines
@@ -153,22 +153,10 @@ class Asking:
         }
         if isinstance(row, SuiteQuestion):
             body["stop"] = list(row.stop)
-        return await self._fitting(
-            row, lambda asked: ask_gateway(session, model, row.path, {**asked, **body, **further})
+        return await first_that_fits(
+            list(row.forms()),
+            lambda asked: ask_gateway(session, model, row.path, {**asked, **body, **further}),
         )
-
-    async def _fitting(
-        self, row: Question, ask: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-    ) -> dict[str, Any]:
-        """The answer to the first form of the question for which the context has room."""
-        forms = list(row.forms())
-        for form in forms[:-1]:
-            try:
-                return await ask(form)
-            except Refused as refusal:
-                if refusal.code != "context_length_exceeded":
-                    raise
-        return await ask(forms[-1])
 
     async def _choose(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:
         """The choice that is the likeliest behind the question, as lm-evaluation-harness finds it: by the sum of the
@@ -196,7 +184,7 @@ class Asking:
                 ]
             }
 
-        sums = (await self._fitting(row, chosen))["sums"]
+        sums = (await first_that_fits(list(row.forms()), chosen))["sums"]
         return Kept(row.choices[sums.index(max(sums))])
 
     async def _program(self, session: aiohttp.ClientSession, model: Asked, row: Question) -> Kept:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +39,7 @@ from tunewright.jobs.asking import Stopped
 from tunewright.jobs.failure import TrainingFailed, explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
+from tunewright.jobs.progress import AnswersProgress
 from tunewright.logs import limit_records
 from tunewright.rows.drawing import drawn
 from tunewright.rows.faults import InvalidData
@@ -48,8 +48,6 @@ log = logging.getLogger("tunewright.evaluator")
 
 _NICENESS = 10
 """The processes that answer, serve and train come first."""
-_INTERVAL = 1.0
-"""Seconds between two events about the progress."""
 _BEAT = 5.0
 _ADVICE = "Evaluate on fewer rows, with `rows`."
 
@@ -107,7 +105,7 @@ async def _evaluated(folder: JobFolder, spec: EvaluationSpec) -> Evaluated:
             names = " against ".join([spec.models[0].name, *(["others"] if len(spec.models) > 1 else [])])
             _tell(events, f"Evaluating {names} on {len(rows)} rows: {', '.join(what.metrics)} ({what.why})")
             total = len(rows) * len(what.tasks) * len(spec.models)
-            progress = _Progress(folder, events, total, lambda: len(answers.kept))
+            progress = _progress(folder, events, total, lambda: len(answers.kept))
             await Asking(spec, rows, what.tasks, answers, progress.tell).run(stopped)
             keep_cached(spec, rows, what.tasks, answers)
             progress.tell(is_last=True)
@@ -150,7 +148,7 @@ async def _judged(
         count = sum(map(len, pairs)) + len(labelled)
         _tell(events, f"{judge.name} judges {count} pairs of answers, those that differ in both orders")
         total = len(answers.kept) + len(judging.questions)
-        progress = _Progress(
+        progress = _progress(
             folder, events, total, lambda: len(answers.kept) + len(found.kept), phase="judge"
         )
         await judging.ask(found, progress.tell, stopped)
@@ -178,7 +176,7 @@ async def _of_loads(
 
     loading = Loading(folder, spec, on_answer)
     before = len(loading.measured) * loads.requests
-    progress = _Progress(folder, events, loading.total, lambda: before + answered)
+    progress = _progress(folder, events, loading.total, lambda: before + answered)
     await loading.run(stopped)
     progress.tell(is_last=True)
     return _product(folder, await asyncio.to_thread(loading.report), loading.lines(), events)
@@ -292,33 +290,10 @@ def _tell(events: EventLog, text: str) -> None:
     events.message(text)
 
 
-class _Progress:
-    """Writes the number of answers as events."""
-
-    def __init__(
-        self, folder: JobFolder, events: EventLog, total: int, done: Callable[[], int], phase: str = "answers"
-    ) -> None:
-        self._folder, self._events, self._total, self._done = folder, events, total, done
-        self._phase = phase
-        self._before = done()
-        self._began = self._told_at = time.monotonic()
-        if self._before:
-            _tell(events, f"{self._before} of {total} answers are there already")
-
-    def tell(self, *, is_last: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._told_at < _INTERVAL and not is_last:
-            return
-        self._told_at = now
-        done = self._done()
-        each = (now - self._began) / max(1, done - self._before)
-        self._folder.beat()
-        self._events.metrics(
-            f"{self._phase} {done}/{self._total}",
-            {
-                "step": done,
-                "total_steps": self._total,
-                "phase": self._phase,
-                "eta_seconds": round(each * (self._total - done), 1),
-            },
-        )
+def _progress(
+    folder: JobFolder, events: EventLog, total: int, done: Callable[[], int], phase: str = "answers"
+) -> AnswersProgress:
+    progress = AnswersProgress(folder, events, done, total, phase)
+    if progress.before:
+        _tell(events, f"{progress.before} of {total} answers are there already")
+    return progress

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -64,6 +64,19 @@ async def ask_gateway(
     if response.status != 200:
         raise not_answered(response.status, text)
     return dict(json.loads(text))
+
+
+async def first_that_fits(
+    forms: Sequence[dict[str, Any]], ask: Callable[[dict[str, Any]], Awaitable[Answer]]
+) -> Answer:
+    """The answer to the first form of a question for which the context has room."""
+    for form in forms[:-1]:
+        try:
+            return await ask(form)
+        except Refused as refusal:
+            if refusal.code != "context_length_exceeded":
+                raise
+    return await ask(forms[-1])
 
 
 def asked_of(model: AskedModel, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from tunewright.jobs.asking import Patience, ask_gateway, each, gateway_session
-from tunewright.jobs.gateway import AskedModel, Refused
+from tunewright.jobs.asking import Patience, ask_gateway, each, first_that_fits, gateway_session
+from tunewright.jobs.gateway import Refused
 from tunewright.jobs.lines import AppendedLines
 from tunewright.synthesizer.folder import SynthesisSpec
 from tunewright.synthesizer.questions import COMPLETIONS, Asker, Dropped, Kept
@@ -67,9 +65,13 @@ async def ask(
             return
         path, sampling = asker.path(number), asker.sampling(number)
         try:
-            kept = await patience.answer(
-                lambda: _answer(session, spec.teacher, path, [{**form, **sampling} for form in forms])
+            answer = await patience.answer(
+                lambda: first_that_fits(
+                    forms,
+                    lambda form: ask_gateway(session, spec.teacher, path, {**form, **sampling}),
+                )
             )
+            kept = _kept(path, answer)
         except Refused as refusal:
             kept = Kept(error=refusal.code or "request_refused", message=str(refusal)[:_LONGEST_MESSAGE])
         answers.keep(number, kept)
@@ -79,19 +81,6 @@ async def ask(
         spec.socket, spec.project, spec.request_timeout, "synthesis", key=spec.key
     ) as session:
         await each(missing, min(spec.teacher.at_once, len(missing)), work, stopped)
-
-
-async def _answer(
-    session: aiohttp.ClientSession, teacher: AskedModel, path: str, forms: Sequence[dict[str, Any]]
-) -> Kept:
-    """The answer to the first form for which the context has room. Raises Unanswered and Refused."""
-    for form in forms[:-1]:
-        try:
-            return _kept(path, await ask_gateway(session, teacher, path, form))
-        except Refused as refusal:
-            if refusal.code != "context_length_exceeded":
-                raise
-    return _kept(path, await ask_gateway(session, teacher, path, forms[-1]))
 
 
 def _kept(path: str, answer: dict[str, Any]) -> Kept:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tunewright.jobs.asking import Stopped
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
+from tunewright.jobs.progress import AnswersProgress
 from tunewright.logs import limit_records
 from tunewright.rows.drawing import drawn
 from tunewright.rows.faults import InvalidData
@@ -45,8 +45,6 @@ log = logging.getLogger("tunewright.synthesizer")
 
 _NICENESS = 10
 """The processes that answer, serve and train come first."""
-_INTERVAL = 1.0
-"""Seconds between two events about the progress."""
 _BEAT = 5.0
 _MOST_ROUNDS = 12
 """How often it is asked for, at most: after each round all rows are made again, from the first request on."""
@@ -116,7 +114,10 @@ class _Synthesis:
 
     async def _made(self, asker: Asker, answers: AnswersFile) -> Synthesized:
         maker = Maker(self._spec, asker, self._go_on)
-        progress = _Progress(self._folder, self._events, answers)
+        # with the requests in which there is nothing to ask
+        progress = AnswersProgress(self._folder, self._events, lambda: len(answers.kept) + answers.not_asked)
+        if progress.before:
+            self._tell(f"{progress.before} answers are there already")
         requests, before = asker.wanted, 0
         for round in range(1, _MOST_ROUNDS + 1):
             progress.total = requests
@@ -198,35 +199,3 @@ def _asker(spec: SynthesisSpec) -> Asker:
 def _product(path: Path) -> Product:
     with path.open("rb") as file:
         return Product(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-
-
-class _Progress:
-    """Writes the number of answers as events, with the requests in which there is nothing to ask."""
-
-    def __init__(self, folder: JobFolder, events: EventLog, answers: AnswersFile) -> None:
-        self._folder, self._events, self._answers = folder, events, answers
-        self.total = 0
-        self._before = len(answers.kept)
-        self._began = self._told_at = time.monotonic()
-        if self._before:
-            text = f"{self._before} answers are there already"
-            log.info("%s", text)
-            events.message(text)
-
-    def tell(self, *, is_last: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._told_at < _INTERVAL and not is_last:
-            return
-        self._told_at = now
-        done = len(self._answers.kept) + self._answers.not_asked
-        each = (now - self._began) / max(1, done - self._before)
-        self._folder.beat()
-        self._events.metrics(
-            f"answers {done}/{self.total}",
-            {
-                "step": done,
-                "total_steps": self.total,
-                "phase": "answers",
-                "eta_seconds": round(each * max(0, self.total - done), 1),
-            },
-        )
