@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import APIRouter, Header, Path
 
 from tunewright.api.batches.creation import create_batch
 from tunewright.api.batches.schemas import BatchEventObject, BatchObject, CreateBatch
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.events import wanted_metadata
+from tunewright.api.jobs.events import Metadata, wanted_metadata
 from tunewright.api.jobs.routes import Limit, add_output_routes, find_job
 from tunewright.kinds import BATCH
 from tunewright.store.records import Job
@@ -40,11 +40,11 @@ def create(
 
 @router.get("", summary="List batches", responses=responses(400))
 def list_batches(
-    context: Context, request: Request, after: After = None, limit: Limit = 20
+    context: Context, metadata: Metadata, after: After = None, limit: Limit = 20
 ) -> Page[BatchObject]:
     """Newest first. `metadata[key]=value` keeps those that match."""
     found, more = context.store.jobs.list(
-        kind=BATCH.name, after=after, limit=limit, metadata=wanted_metadata(request)
+        kind=BATCH.name, after=after, limit=limit, metadata=wanted_metadata(metadata)
     )
     asked_at = context.store.ends.all_asked_at([job.id for job in found])
     return Page(**page_of([BatchObject.of(job, asked_at.get(job.id)) for job in found], more))

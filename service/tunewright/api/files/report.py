@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from pydantic import ValidationError
 
@@ -14,6 +14,7 @@ from tunewright.api.files.schemas import ReportObject
 from tunewright.api.fine_tuning.data import Data, check_chat_template, data_options
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
+from tunewright.api.http.queries import Pairs
 from tunewright.api.models.bases import named_base
 from tunewright.engine.trust import trusts_code
 from tunewright.errors import InvalidRequest
@@ -39,7 +40,8 @@ class Options:
 
 
 def _options(
-    request: Request,
+    columns: Annotated[dict[str, str], Depends(Pairs("columns"))],
+    tags: Annotated[dict[str, str], Depends(Pairs("tags"))],
     model: Annotated[
         Text | None, Query(max_length=512, description="A named base, for what is in tokens.")
     ] = None,
@@ -59,7 +61,7 @@ def _options(
         raise InvalidRequest(
             "chat_template is for a model: give model too, or leave it out.", param="chat_template"
         )
-    given = {"columns": _pairs(request, "columns"), "tags": _pairs(request, "tags"), "alpaca": alpaca}
+    given = {"columns": columns or None, "tags": tags or None, "alpaca": alpaca}
     try:
         data = Data.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -69,17 +71,6 @@ def _options(
             f"{param}: {fault['msg'].removeprefix('Value error, ')}.", param=param
         ) from error
     return Options(model, max_length, chat_template, data_options(data, None))
-
-
-def _pairs(request: Request, name: str) -> dict[str, str] | None:
-    """`name[key]=value` in the query."""
-    begin = f"{name}["
-    pairs = {
-        key.removeprefix(begin).removesuffix("]"): value
-        for key, value in request.query_params.items()
-        if key.startswith(begin) and key.endswith("]")
-    }
-    return pairs or None
 
 
 Asking = Annotated[Options, Depends(_options)]

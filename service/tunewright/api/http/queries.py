@@ -3,26 +3,32 @@ FastAPI ignores them, and a list with a misspelt filter would be a list of every
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 from urllib.parse import parse_qsl
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunewright.errors import InvalidRequest, cut
 
-_METADATA, _READING = frozenset({"metadata"}), frozenset({"columns", "tags"})
-_LISTS_OF_JOBS = (
-    "/v1/batches", "/v1/cleanings", "/v1/evaluations", "/v1/exports", "/v1/fine_tuning/jobs", "/v1/syntheses",
-)  # fmt: skip
-_PAIRS = {
-    **dict.fromkeys(_LISTS_OF_JOBS, _METADATA),
-    "/v1/files/{file_id}/report": _READING,
-    "/v1/files/{file_id}/report.svg": _READING,
-}
-"""What routes read themselves, as `name[key]=value`."""
+
+class Pairs:
+    """A dependency: what a query has as `name[key]=value`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, request: Request) -> dict[str, str]:
+        begin = f"{self.name}["
+        return {
+            key.removeprefix(begin).removesuffix("]"): value
+            for key, value in request.query_params.items()
+            if key.startswith(begin) and key.endswith("]")
+        }
 
 
 def refuse_unknown_parameters(app: FastAPI) -> None:
@@ -34,7 +40,14 @@ def refuse_unknown_parameters(app: FastAPI) -> None:
         if fields:
             lists = {f"{field.alias}[]" for field in fields if _is_list(field.field_info.annotation)}
             names = frozenset(lists.union(field.alias for field in fields))
-            route.app = _Refusing(route.app, names, _PAIRS.get(route.path_format, frozenset()))
+            route.app = _Refusing(route.app, names, frozenset(_pairs_of(route.dependant)))
+
+
+def _pairs_of(dependant: Dependant) -> Iterator[str]:
+    if isinstance(dependant.call, Pairs):
+        yield dependant.call.name
+    for part in dependant.dependencies:
+        yield from _pairs_of(part)
 
 
 def _is_list(annotation: Any) -> bool:

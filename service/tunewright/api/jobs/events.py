@@ -8,14 +8,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from tunewright.api.http.context import ServiceContext
+from tunewright.api.http.queries import Pairs
 from tunewright.api.http.wire import page_of
 from tunewright.api.jobs.feeds import Feed
 from tunewright.api.jobs.schemas import MOST_METADATA
@@ -53,13 +54,12 @@ LOGS: dict[int | str, dict[str, Any]] = {
 """The `responses` of the routes that return logs."""
 
 
-def wanted_metadata(request: Request) -> dict[str, str]:
-    """The pairs `metadata[key]=value` in the query of a list. Raises InvalidRequest."""
-    wanted = {
-        key[len("metadata[") : -1]: value
-        for key, value in request.query_params.items()
-        if key.startswith("metadata[") and key.endswith("]")
-    }
+Metadata = Annotated[dict[str, str], Depends(Pairs("metadata"))]
+"""The pairs `metadata[key]=value` in the query of a list."""
+
+
+def wanted_metadata(wanted: dict[str, str]) -> dict[str, str]:
+    """Raises InvalidRequest for pairs that no job can have."""
     if len(wanted) > MOST_METADATA:
         raise InvalidRequest(f"A job has at most {MOST_METADATA} pairs of metadata.", param="metadata")
     if any("\0" in text for pair in wanted.items() for text in pair):

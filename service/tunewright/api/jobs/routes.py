@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import PlainTextResponse, Response
 
 from tunewright.api.http.context import Context, ServiceContext
@@ -16,6 +16,7 @@ from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
 from tunewright.api.jobs.events import (
     LOGS,
+    Metadata,
     events_page,
     events_responses,
     events_stream,
@@ -93,9 +94,10 @@ def add_job_routes(
         "", summary=f"List {texts.many}", response_model=job_page, responses=responses(400),
         name=f"list_{texts.many}", description="Newest first. `metadata[key]=value` keeps those that match.",
     )  # fmt: skip
-    def list_(context: Context, request: Request, after: After = None, limit: Limit = 20) -> Any:
-        wanted = wanted_metadata(request)
-        found, more = context.store.jobs.list(kind=kind.name, after=after, limit=limit, metadata=wanted)
+    def list_(context: Context, metadata: Metadata, after: After = None, limit: Limit = 20) -> Any:
+        found, more = context.store.jobs.list(
+            kind=kind.name, after=after, limit=limit, metadata=wanted_metadata(metadata)
+        )
         return page_of([schemas.show(job) for job in found], more) | {"object": "list"}
 
     item = f"/{{{param}}}"
