@@ -140,12 +140,15 @@ class Supervisor:
                 if service.has_standby and now - service.started_at > _STANDBY_AFTER:
                     self._keep_standby(service)
                 return
-            standby = service.standby is not None and service.standby.can_take_over()
-            what = "its standby takes over" if standby else f"starting it again in {service.backoff:.1f} s"
+            if service.standby is not None and not service.standby.can_take_over():
+                service.standby.end()
+                service.standby = None
+            takes_over = service.standby is not None
+            what = "its standby takes over" if takes_over else f"starting it again in {service.backoff:.1f} s"
             log.warning("%s %s; %s", service.name, wrong, what)
             service.group.end()  # with SIGKILL, which reaches stopped processes too
             service.group = None
-            if not standby:
+            if not takes_over:
                 self._back_off(service)
         if now >= service.start_at:
             try:
@@ -159,11 +162,9 @@ class Supervisor:
     def _start(self, service: Service) -> None:
         record_path = self._run_dir / f"{service.name}.json"
         standby, service.standby = service.standby, None
-        if standby is not None and standby.can_take_over():
+        if standby is not None:
             service.group = standby.take_over(record_path)
         else:
-            if standby is not None:
-                standby.end()
             service.group = ProcessGroup.start(
                 service.command,
                 record_path=record_path,
