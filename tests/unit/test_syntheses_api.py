@@ -15,6 +15,7 @@ from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, embedded_base_path
 from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.products import Product
 from tunewright.kinds import SYNTHESIS
 from tunewright.kinds.kind import WITHOUT_BASE, JobRefused, Service
 from tunewright.kinds.synthesis.kind import reading_of
@@ -25,7 +26,7 @@ from tunewright.rows.formats import FileReport
 from tunewright.store.records import EngineInfo, Job
 from tunewright.store.states import EngineState, FileStatus, ModelState
 from tunewright.store.store import Store
-from tunewright.synthesizer.folder import Product, Synthesized, dropped_file, made_file
+from tunewright.synthesizer.folder import MadeRows, Synthesized, dropped_file, made_file
 from tunewright.synthesizer.report import SynthesisReport
 
 pytestmark = pytest.mark.each_database
@@ -199,7 +200,7 @@ def test_both_files_are_listed_once_and_none_of_a_cancelled_one(
         report = SynthesisReport(rows_in_file=9, rows_drawn=9, requests=3, rows_made=1)
         folder.write_result(
             Synthesized(
-                status="succeeded", made=Product(bytes=3, sha256="1" * 64, check=check),
+                status="succeeded", made=MadeRows(bytes=3, sha256="1" * 64, check=check),
                 dropped=Product(bytes=6, sha256="2" * 64), report=report.model_dump(mode="json"),
             )
         )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.jobs.folder import JobFolder, Outcome
+from tunewright.jobs.products import Product
 
 
 class Ending(StrEnum):
@@ -45,15 +46,6 @@ class BatchSpec(BaseModel):
     """Requests in flight at a time."""
     memory_bytes: int
     """Address space that the process may take beside what it has when it starts."""
-
-
-class Product(BaseModel):
-    """A file of results."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    sha256: str
 
 
 class Batched(Outcome):

@@ -3,16 +3,16 @@ them. A request that has a line is not asked again by a process that is started 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from tunewright.batcher.folder import Product, errors_file, output_file
+from tunewright.batcher.folder import errors_file, output_file
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.lines import AppendedLines
+from tunewright.jobs.products import Product, product_at
 
 
 class Results:
@@ -73,7 +73,4 @@ def _response(status: int, body: Any) -> dict[str, Any]:
 
 
 def _product(path: Path) -> Product | None:
-    if not path.stat().st_size:
-        return None
-    with path.open("rb") as file:
-        return Product(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return product_at(path) if path.stat().st_size else None

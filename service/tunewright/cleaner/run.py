@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import logging
 import os
 import resource
@@ -18,6 +17,7 @@ from tunewright.cleaner.folder import Cleaned, CleaningSpec, cleaned_file
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
+from tunewright.jobs.products import product_at
 from tunewright.logs import limit_records
 from tunewright.rows.cleaning.clean import NothingLeft, clean_file
 from tunewright.rows.cleaning.counts import CleaningReport
@@ -89,14 +89,11 @@ def _cleaned(folder: JobFolder, spec: CleaningSpec, stop: threading.Event) -> Cl
     )
     _tell(events, _told(report))
     with target.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
         check = inspect(file, most_rows=_FIRST_ROWS)
     check.rows = report.rows_after
     return Cleaned(
         status="succeeded",
-        bytes=target.stat().st_size,
-        sha256=sha256,
+        **dict(product_at(target)),
         check=check.as_json(),
         report=report.model_dump(mode="json"),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import hashlib
 import json
 import logging
 import os
@@ -39,6 +38,7 @@ from tunewright.jobs.asking import Stopped
 from tunewright.jobs.failure import TrainingFailed, explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
+from tunewright.jobs.products import product_at
 from tunewright.jobs.progress import AnswersProgress
 from tunewright.logs import limit_records
 from tunewright.rows.drawing import drawn
@@ -244,14 +244,7 @@ def _product(
     write_atomically(target, "".join(lines))
     for line in report.told():
         _tell(events, line)
-    with target.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Evaluated(
-        status="succeeded",
-        bytes=target.stat().st_size,
-        sha256=sha256,
-        report=report.model_dump(mode="json"),
-    )
+    return Evaluated(status="succeeded", **dict(product_at(target)), report=report.model_dump(mode="json"))
 
 
 def _of_model(number: int, rows: Sequence[Question], tasks: Sequence[Task], answers: AnswersFile) -> Answered:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.jobs.gateway import AskedModel
+from tunewright.jobs.products import Product
 from tunewright.rows.reading import Reading
 from tunewright.synthesizer.tasks import Deduplication, Task
 
@@ -50,21 +51,17 @@ class SynthesisSpec(BaseModel):
     """Address space that the process may take beside what it has when it starts."""
 
 
-class Product(BaseModel):
-    """A file that was made."""
+class MadeRows(Product):
+    """The file of made rows."""
 
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    sha256: str
     check: dict[str, Any] | None = None
-    """The check of made rows, as of uploads (`rows.formats.FileReport.as_json`)."""
+    """As of uploads (`rows.formats.FileReport.as_json`)."""
 
 
 class Synthesized(Outcome):
     """`result.json`."""
 
-    made: Product | None = None
+    made: MadeRows | None = None
     dropped: Product | None = None
     """What came of the requests of which no row was made; None where there are none."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from tunewright.jobs.asking import Stopped
 from tunewright.jobs.failure import explain
 from tunewright.jobs.folder import STOPPED_RESUMABLE, EventLog, JobFolder
 from tunewright.jobs.process import leave
+from tunewright.jobs.products import product_at
 from tunewright.jobs.progress import AnswersProgress
 from tunewright.logs import limit_records
 from tunewright.rows.drawing import drawn
@@ -27,7 +27,7 @@ from tunewright.rows.formats import inspect, read_rows
 from tunewright.synthesizer.answers import Answers
 from tunewright.synthesizer.asking import AnswersFile, ask
 from tunewright.synthesizer.folder import (
-    Product,
+    MadeRows,
     SynthesisSpec,
     Synthesized,
     answers_file,
@@ -152,8 +152,8 @@ class _Synthesis:
             write_atomically(others, "".join(dropped))
         return Synthesized(
             status="succeeded",
-            made=_product(target).model_copy(update={"check": check.as_json()}),
-            dropped=_product(others) if dropped else None,
+            made=MadeRows(**dict(product_at(target)), check=check.as_json()),
+            dropped=product_at(others) if dropped else None,
             report=report.model_dump(mode="json"),
         )
 
@@ -194,8 +194,3 @@ def _asker(spec: SynthesisSpec) -> Asker:
     if isinstance(task, ParaphrasesTask):
         return Paraphrases(spec, rows, task)
     return NewRows(spec, rows, task)
-
-
-def _product(path: Path) -> Product:
-    with path.open("rb") as file:
-        return Product(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())

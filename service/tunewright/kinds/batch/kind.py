@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
-from tunewright.batcher.folder import Batched, BatchSpec, Product, end_file, errors_file, output_file
+from tunewright.batcher.folder import Batched, BatchSpec, end_file, errors_file, output_file
 from tunewright.batcher.requests import Checked, Fault, check_requests
 from tunewright.engine.command import inner_socket
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
+from tunewright.jobs.products import Product
 from tunewright.kinds.batch.models import (
     INPUT_FILE,
     OUTPUT_PURPOSE,

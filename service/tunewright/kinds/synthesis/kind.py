@@ -14,6 +14,7 @@ from tunewright.graders.models import AnyGrader, item_references
 from tunewright.ids import id_for_key
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.gateway import AskedModel
+from tunewright.jobs.products import Product
 from tunewright.kinds.data import inspect_apart
 from tunewright.kinds.evaluation.suites import fitting
 from tunewright.kinds.grading import missing_item
@@ -34,7 +35,7 @@ from tunewright.rows.reading import Reading
 from tunewright.store.file_lineages import SynthesisLineage
 from tunewright.store.records import Job
 from tunewright.store.states import FileStatus
-from tunewright.synthesizer.folder import Product, SynthesisSpec, Synthesized, dropped_file, made_file
+from tunewright.synthesizer.folder import SynthesisSpec, Synthesized, dropped_file, made_file
 from tunewright.synthesizer.product import ITEM
 from tunewright.synthesizer.report import SynthesisReport
 from tunewright.synthesizer.tasks import MOST_REQUESTS, AnswersTask, RowsTask, requests_of, why_unusable
