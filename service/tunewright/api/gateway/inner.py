@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class InnerGateway:
         assert self._policies is not None, "the route is there only with them"
         try:
             raw = await request.read()
-            payer = Payer(request.headers.get(PROJECT_HEADER, DEFAULT_PROJECT), source="training")
+            payer = replace(_payer(request), source="training")
             answer = await self._policies.sample(json.loads(raw), len(raw), payer)
         except TunewrightError as error:
             return web.json_response(error.body(), status=error.status)
