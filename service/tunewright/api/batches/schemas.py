@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.api.jobs.schemas import JobEventBody, check_metadata
+from tunewright.api.jobs.schemas import JobEventBody, Metadata
 from tunewright.kinds.batch.kind import file_of, request_of
 from tunewright.kinds.batch.models import BatchFault, BatchPlan, BatchReport, BatchResult
 from tunewright.store.records import Job
@@ -47,13 +47,8 @@ class CreateBatch(Body):
     completion_window: Text = Field(
         description="How long it may take, such as `24h` or `7d`: what is not answered then is in the error file."
     )
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the batch.")
+    metadata: Metadata = Field(None, description="Up to 16 pairs, kept with the batch.")
     output_expires_after: OutputExpiresAfter | None = None
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        return check_metadata(value)
 
     @field_validator("completion_window")
     @classmethod

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tunewright.api.fine_tuning.data import FileReading
-from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, Metadata, estimated_finish
 from tunewright.kinds.cleaning.kind import request_of
 from tunewright.kinds.cleaning.models import SOURCE_FILE, CleaningResult, CleaningStep
 from tunewright.rows.cleaning.counts import CleaningReport
@@ -27,12 +27,7 @@ class CreateCleaning(Body):
         "injection, control_tokens, length, language, repetition, duplicates, near_duplicates, leaks, balance.",
     )
     data: FileReading | None = Field(None, description="How the file is read, and the one of leaks.")
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the cleaning.")
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        return check_metadata(value)
+    metadata: Metadata = Field(None, description="Up to 16 pairs, kept with the cleaning.")
 
 
 class CleaningProgress(Wire):

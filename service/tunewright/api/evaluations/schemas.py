@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tunewright.api.fine_tuning.data import FileReading
-from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, Metadata, estimated_finish
 from tunewright.evaluator.report import EvaluationReport
 from tunewright.graders.json_values import Schema
 from tunewright.graders.models import Grader
@@ -153,7 +153,7 @@ class CreateEvaluation(Body):
     seed: int = Field(
         0, ge=0, le=2**31 - 1, description="Of the rows that are drawn, and of all that is random."
     )
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the evaluation.")
+    metadata: Metadata = Field(None, description="Up to 16 pairs, kept with the evaluation.")
 
     @field_validator("metrics")
     @classmethod
@@ -161,11 +161,6 @@ class CreateEvaluation(Body):
         if isinstance(value, list) and len(set(value)) < len(value):
             raise ValueError("each metric at most once")
         return value
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        return check_metadata(value)
 
 
 class EvaluatedModelObject(Wire):

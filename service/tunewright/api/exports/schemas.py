@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tunewright.api.adapters.schemas import Suffix
-from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, Metadata, estimated_finish
 from tunewright.export.folder import CombineMethod, Format
 from tunewright.kinds.export.kind import request_of
 from tunewright.kinds.export.models import CALIBRATION_FILE, VALIDATION_FILE, ExportReport
@@ -83,12 +83,7 @@ class CreateExport(Body):
     force: bool = Field(
         False, strict=True, description="Publish it even if it does not pass the gate, and record that."
     )
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the export.")
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        return check_metadata(value)
+    metadata: Metadata = Field(None, description="Up to 16 pairs, kept with the export.")
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:

@@ -12,7 +12,7 @@ from tunewright.api.fine_tuning.integrations import Integration, Integrations, i
 from tunewright.api.fine_tuning.measured import BestObject, ForgettingObject, MeasuredObject, PlannedObject
 from tunewright.api.fine_tuning.method_schemas import Hyperparameters, Method
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
-from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, Metadata, estimated_finish
 from tunewright.ids import is_suffix, result_file_id
 from tunewright.kinds.fine_tuning.evaluated import TrainingReport
 from tunewright.kinds.fine_tuning.kind import request_of, resolved_of
@@ -59,7 +59,7 @@ class CreateJob(Body):
         None, description="Goes into the model's name: letters, digits, . _ -, up to 64."
     )
     seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the job.")
+    metadata: Metadata = Field(None, description="Up to 16 pairs, kept with the job.")
     integrations: Integrations | None = Field(
         None,
         description="Where the job is reported: Weights & Biases, TensorBoard, MLflow, each once, where the operator"
@@ -82,11 +82,6 @@ class CreateJob(Body):
         if value is not None and not is_suffix(value):
             raise ValueError("a suffix has 1 to 64 letters, digits, dots, dashes or underscores")
         return value
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        return check_metadata(value)
 
 
 OpenAIStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]

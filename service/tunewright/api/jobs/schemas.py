@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator
 
 from tunewright.jobs import kinds
 from tunewright.store.records import Job, JobEvent
@@ -13,12 +15,15 @@ from tunewright.wire import Wire
 MOST_METADATA = 16
 
 
-def check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
-    """Return the metadata. Raises ValueError where it has too many pairs, or keys or values that are too long."""
+def _check_metadata(value: dict[str, str] | None) -> dict[str, str] | None:
     pairs = (value or {}).items()
     if len(pairs) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in pairs):
         raise ValueError("at most 16 pairs, keys up to 64 and values up to 512 characters")
     return value
+
+
+Metadata = Annotated[dict[str, str] | None, AfterValidator(_check_metadata)]
+"""Pairs of texts that are kept with a job."""
 
 
 class JobError(Wire):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
 from tunewright.api.fine_tuning.data import FileReading
-from tunewright.api.jobs.schemas import JobError, JobEventBody, check_metadata, estimated_finish
+from tunewright.api.jobs.schemas import JobError, JobEventBody, Metadata, estimated_finish
 from tunewright.kinds.synthesis.kind import request_of, source_of
 from tunewright.kinds.synthesis.models import SynthesisPlan, SynthesisResult
 from tunewright.store.records import Job
@@ -57,12 +57,7 @@ class CreateSynthesis(Body):
         description='How the file is read. `{"columns": {"text": "question"}}` takes a column of prompts alone, for '
         "the task answers.",
     )
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, kept with the synthesis.")
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        return check_metadata(value)
+    metadata: Metadata = Field(None, description="Up to 16 pairs, kept with the synthesis.")
 
 
 class TeacherObject(Wire):
