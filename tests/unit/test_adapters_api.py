@@ -375,6 +375,15 @@ def test_the_base_is_told_or_asked_for(make: Make) -> None:
     assert error(upload(api, base="c"))["param"] == "base"
 
 
+@pytest.mark.parametrize("named", [None, "elsewhere"])
+def test_a_deployed_model_without_a_source_is_not_taken_for_the_base(
+    make: Make, store: Store, named: str | None
+) -> None:
+    api = make(base=[f"a={embedded_base_path()}"])
+    store.deployments.create("ft:a:full:1", {}, lambda _: {"device": "cpu"})
+    assert register(api, files=adapter_files({"base_model_name_or_path": named}))["base"] == "a"
+
+
 def test_a_base_that_is_not_here_yet_is_waited_for(make: Make) -> None:
     answer = upload(make(ready=False))
     assert error(answer, 503)["code"] == "engine_unavailable"

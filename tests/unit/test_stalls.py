@@ -14,6 +14,7 @@ import pytest
 import requests
 from fastapi import FastAPI
 
+from tunewright.api.http import stalls
 from tunewright.api.http.process import web_server
 from tunewright.api.http.stalls import StallWatch
 from tunewright.config import ServerOptions
@@ -52,6 +53,15 @@ async def test_a_block_is_logged_with_its_stack_and_its_length(caplog: pytest.Lo
 
 async def test_a_short_block_and_an_idle_loop_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     await watched(0.6, lambda: time.sleep(0.15))
+    assert caplog.records == []
+
+
+async def test_a_block_in_which_the_other_threads_had_no_processor_is_not_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them may have held the interpreter meanwhile."""
+    monkeypatch.setattr(stalls, "_starved_threads", lambda: {"1": time.monotonic()})
+    await watched(0.2, sleeps_on_the_loop)
     assert caplog.records == []
 
 

@@ -199,7 +199,7 @@ def _engine(context: ServiceContext, files: AdapterFiles, asked: str | None) -> 
     bases = [*own, *deployed]
     if asked is None:
         hint = _checked(base_hint, [], files.config)
-        named = [name for name in bases if hint in (name, sources.get(name))]
+        named = [name for name in bases if hint and hint in (name, sources.get(name))]
         asked = named[0] if len(named) == 1 else own[0] if len(own) == 1 else None
     if asked is None:
         raise InvalidRequest(
