@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from tunewright.jobs.folder import JobFolder
 from tunewright.scheduler.fork_server import ForkServer
@@ -56,9 +57,11 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def start_trainer(folder: JobFolder) -> Process:
-    """The trainer of a job, with its output in the job's log."""
-    return Process("tunewright.trainer", str(folder.path), log=folder.log_file)
+def start_trainer(folder: JobFolder, environment: Mapping[str, str] = MappingProxyType({})) -> Process:
+    """The trainer of a job, with its output in the job's log. `environment`: variables beside those of the tests."""
+    return Process(
+        "tunewright.trainer", str(folder.path), log=folder.log_file, environment={**os.environ, **environment}
+    )
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from forked import Process
+from forked import Process, start_trainer
 from preferences import as_openai, text_rows, write
 from tunewright.config import embedded_base_path
 from tunewright.engine.gpus import NoDriver, gpu_count
@@ -17,6 +17,7 @@ from tunewright.jobs.folder import JobFolder
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.rows.cache import file_sha256
+from tunewright.scheduler.devices import visible_to
 from tunewright.trainer.spec import TrainingSpec
 
 DEMO = Path(embedded_base_path()).parent / "demo"
@@ -80,6 +81,13 @@ def resolved(kind: str, gpus: int, method: str, device: str) -> Resolved:
         device=device,
         method=method,
     )
+
+
+def started(folder: JobFolder) -> Process:
+    """The trainer of the job, which sees as many GPUs as it uses, as the scheduler has it."""
+    spec = folder.read_spec(TrainingSpec)
+    devices = [f"cuda:{n}" for n in range(spec.tuning.gpus)] if spec.device == "cuda" else ["cpu"]
+    return start_trainer(folder, visible_to(*devices))
 
 
 def with_gpus(folder: JobFolder, kind: str, gpus: int) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from forked import start_trainer
-from several import difference, folder_of, gpus, losses, ranks_of, steps, until, with_gpus
+from several import difference, folder_of, gpus, losses, ranks_of, started, steps, until, with_gpus
 from tunewright.jobs.folder import STOPPED_RESUMABLE, JobFolder
 from tunewright.trainer.spec import TrainingResult
 
@@ -41,7 +40,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
 
 
 def finished(folder: JobFolder) -> JobFolder:
-    assert start_trainer(folder).wait(300) == 0, folder.log_file.read_text()[-3000:]
+    assert started(folder).wait(300) == 0, folder.log_file.read_text()[-3000:]
     result = folder.read_result(TrainingResult)
     assert result is not None
     assert result.status == "succeeded", result
@@ -65,7 +64,7 @@ def test_a_killed_job_goes_on_with_two_gpus_or_with_one(
     tmp_path: Path, alone: Alone, kind: str, first: int, then: int
 ) -> None:
     folder = folder_of(tmp_path / "job", kind, first, device="cuda")
-    process = start_trainer(folder)
+    process = started(folder)
     until(process, lambda: 3 in losses(folder))
     ranks = ranks_of(process) if first > 1 else []
     (ranks[-1] if ranks else psutil.Process(process.pid)).kill()
@@ -82,7 +81,7 @@ def test_a_killed_job_goes_on_with_two_gpus_or_with_one(
 
 def test_a_stop_is_at_the_same_step_of_both(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "job", "lora", 2, device="cuda")
-    process = start_trainer(folder)
+    process = started(folder)
     until(process, lambda: 1 in losses(folder))
     process.terminate()
     assert process.wait(120) == STOPPED_RESUMABLE

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from tunewright.trainer.spec import TrainingSpec
 
+REFERENCE: dict[str, Any] = {"device_map": None}
+"""How TRL is to load the reference of a model that is sharded: whole, to be sharded as well. TRL 1.16 divides it among
+the GPUs instead (`auto`), unless the ranks are those of DDP or DeepSpeed."""
 _LOADED_BY_RANK_0 = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
@@ -53,5 +57,22 @@ def shard(trainer: Trainer) -> None:
         state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         trainer.is_fsdp_enabled = True
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    have_head_run(trainer.model)
     # The model to train is loaded. TRL's reference is sharded without a word between the ranks: each needs its weights.
     os.environ[_LOADED_BY_RANK_0] = "false"
+
+
+def have_head_run(model: PreTrainedModel) -> None:
+    """Have the head run, on nothing, after a forward pass of TRL's fused head, which reads the head's weights alone.
+
+    accelerate shards the head together with the last norm, and with tied embeddings. torch before 2.13 gathers such a
+    group again only when each of its modules has run since the last time.
+    """
+
+    def run(_: PreTrainedModel, __: tuple[Any, ...], options: dict[str, Any], ___: Any) -> None:
+        if options.get("fused_lm_head"):
+            head = model.get_output_embeddings()
+            with torch.no_grad():
+                head(head.weight.new_empty(0, head.weight.shape[-1]))
+
+    model.register_forward_hook(run, with_kwargs=True)

@@ -25,6 +25,7 @@ from tunewright.rows.examples import IGNORED
 from tunewright.trainer.held_out import summed, tell
 from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.reference import Batches, BesideReference, reference_logps
+from tunewright.trainer.sharding import REFERENCE
 from tunewright.trainer.speed import leave_out_mask
 from tunewright.trainer.training import Parts
 
@@ -50,6 +51,7 @@ class PreferenceTrainer(OrderedRows, BesideReference, DPOTrainer):  # type: igno
                 loss_type=[tuning.loss_type],
                 label_smoothing=tuning.label_smoothing or 0.0,
                 precompute_ref_log_probs=not is_adapter,
+                model_init_kwargs=REFERENCE if parts.spec.is_sharded else None,
             ),
             train_dataset=parts.training.dataset(),
             eval_dataset=parts.held_out.dataset() if parts.held_out else None,

@@ -31,6 +31,7 @@ from tunewright.rows.mixture import EpochOrder, Indices
 from tunewright.trainer.held_out import summed, tell
 from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.reference import Batches, BesideReference, Numbers, reference_logps
+from tunewright.trainer.sharding import REFERENCE
 from tunewright.trainer.speed import leave_out_mask
 from tunewright.trainer.training import Parts
 
@@ -69,6 +70,7 @@ class LabelledTrainer(OrderedRows, BesideReference, KTOTrainer):  # type: ignore
                 desirable_weight=tuning.desirable_weight,
                 undesirable_weight=tuning.undesirable_weight,
                 precompute_ref_log_probs=not is_adapter,
+                model_init_kwargs=REFERENCE if parts.spec.is_sharded else None,
             ),
             train_dataset=parts.training.dataset(),
             eval_dataset=parts.held_out.dataset() if parts.held_out else None,
