@@ -11,9 +11,14 @@ from typing import Any
 
 from aiohttp import web
 
+from tunewright.api.gateway.parameters import PARAMETERS
 from tunewright.api.gateway.proxy import Gateway
 from tunewright.api.gateway.routing import Load, Router
 from tunewright.store.store import Store
+
+_OF_TESTS = frozenset({"name", "what", "wait", "gone"})
+"""What handlers of tests take from a body."""
+PARAMETERS.update({path: names | _OF_TESTS for path, names in PARAMETERS.items()})
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 

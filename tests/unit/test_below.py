@@ -7,15 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from fake_engine import Client, engine_at, gateway_for, say_hello
 from rows import engine_info
 from tunewright.api.gateway.below import BelowLive
+from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.proxy import Relay
-from tunewright.errors import NotFound, TunewrightError
+from tunewright.api.gateway.turns import Caller
+from tunewright.errors import InvalidRequest, NotFound, TunewrightError
 from tunewright.registry.aliases import AliasTarget
 from tunewright.store.records import Engine
 from tunewright.store.states import EngineState
@@ -37,8 +40,11 @@ async def test_each_endpoint_answers_under_the_public_name(
     store: Store, socket: Path, engine: Engine, path: str
 ) -> None:
     gateway = gateway_for(store)
+    asked = {CHAT: SAID, "/v1/completions": {"prompt": "hi"}}.get(path, {"input": "hi"})
     async with engine_at(socket, say_hello) as fake:
-        answer = await BelowLive(gateway).ask(path, body("tiny"), "key", BATCH)
+        answer = await BelowLive(gateway).ask(
+            path, json.dumps({"model": "tiny", **asked}).encode(), "key", BATCH
+        )
         await gateway.close()
     assert json.loads(answer) == {"model": "tiny", "content": "hello"}
     assert [seen[0] for seen in fake.seen] == [path]
@@ -150,6 +156,54 @@ async def test_it_waits_for_live_requests_without_holding_anything(
         await asyncio.gather(*tasks)
         await gateway.close()
     assert order == ["first", "second", "third", "batch"]
+
+
+async def test_what_is_refused_does_not_wait(store: Store, socket: Path, engine: Engine) -> None:
+    gateway = gateway_for(store)
+    async with engine_at(socket, say_hello), asyncio.timeout(20):
+        await BelowLive(gateway).ask(CHAT, body("tiny"), None, BATCH)
+        line = gateway.router.lines["tiny"]
+        places = await line.take(Caller("10.0.0.1"), line.places)
+        with pytest.raises(InvalidRequest, match="max_token"):
+            await BelowLive(gateway).ask(CHAT, body("tiny", max_token=5), None, BATCH)
+        line.give_back(places, Caller("10.0.0.1"))
+        await gateway.close()
+
+
+async def test_requests_of_batches_take_a_bounded_memory(
+    store: Store, socket: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.api.gateway.inner._ALL_OF_BATCHES", 300)
+    gateway, go_on = gateway_for(store), asyncio.Event()
+
+    async def waits(request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        await go_on.wait()
+        return await say_hello(request, asked)
+
+    inner = InnerGateway(gateway, tmp_path / "inner")
+    await inner.start()
+    connector = aiohttp.UnixConnector(str(tmp_path / "inner"))
+    async with (
+        engine_at(socket, waits) as fake,
+        asyncio.timeout(20),
+        aiohttp.ClientSession(connector=connector) as http,
+    ):
+
+        async def ask(size: int) -> int:
+            query = {"path": CHAT, "project": "default"}
+            async with http.post(
+                "http://inner/batch", params=query, data=body("tiny", user="x" * size)
+            ) as answer:
+                return answer.status
+
+        first = asyncio.create_task(ask(200))
+        while not fake.seen:
+            await asyncio.sleep(0.005)
+        assert await ask(200) == 503
+        go_on.set()
+        assert (await first, await ask(400)) == (200, 200), "one is always taken"
+        await inner.stop()
+        await gateway.close()
 
 
 async def test_an_alias_answers_with_one_target_for_each_key(

@@ -6,12 +6,17 @@ import json
 from typing import Any
 
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 
 from tunewright.api.gateway.limits import check_limits
+from tunewright.api.gateway.parameters import PARAMETERS
 from tunewright.api.gateway.routing import Target
 from tunewright.api.gateway.turns import sequences
 from tunewright.api.gateway.upstream import upstream_body
 from tunewright.errors import InvalidRequest
+from tunewright.imports import without_compiler
 
 CONTEXT = 1024
 TARGET = Target("", "base-1", "tiny", None)
@@ -42,6 +47,7 @@ CHAT, TEXT, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses
         (TEXT, "best_of", 5),
         (TEXT, "guided_choice", ["a"]),
         (RESPONSE, "conversation", "conv_1"),
+        ("/v1/embeddings", "encoding_format", "bytes"),
         (RESPONSE, "tools.1.type", [{"type": "function"}, {"type": "web_search"}]),
     ],
 )
@@ -60,7 +66,56 @@ def test_what_asks_for_nothing_is_sent_on() -> None:
         "tool_choice": {"type": "function", "function": {"name": "f"}}, "moderation": None, "conversation": None,
     }  # fmt: skip
     for path in (CHAT, TEXT, RESPONSE):
-        upstream_body(path, {"model": "m", **nothing}, TARGET, None)
+        known = {name: value for name, value in nothing.items() if value is None or name in PARAMETERS[path]}
+        upstream_body(path, {"model": "m", **known}, TARGET, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "like"),
+    [
+        (CHAT, "max_token", "max_tokens"),
+        (TEXT, "messages", ""),
+        (RESPONSE, "max_tokens", "max_output_tokens"),
+    ],
+)
+def test_a_parameter_that_nobody_knows_is_refused_with_what_is_like_it(
+    path: str, name: str, like: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        upstream_body(path, {"model": "m", name: 5}, TARGET, None)
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", name)
+    assert str(refused.value).endswith(f"Did you mean {like}?" if like else "'.")
+    upstream_body(path, {"model": "m", name: None}, TARGET, None)
+
+
+def test_what_vllm_and_the_openai_package_know_is_known() -> None:
+    """Of the installed ones."""
+    with without_compiler():
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    for path, engine, client in (
+        (CHAT, ChatCompletionRequest, chat_params.CompletionCreateParamsBase),
+        (TEXT, CompletionRequest, text_params.CompletionCreateParamsBase),
+        (RESPONSE, ResponsesRequest, response_params.ResponseCreateParamsBase),
+    ):
+        names = {*engine.model_fields, *client.__annotations__, "stream"}
+        assert {name for name in names if not name.startswith("_")} <= PARAMETERS[path]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stream": "true"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream": True, "stream_options": {"include_usage": "no"}}, "stream_options.include_usage"),
+    ],
+)
+def test_what_vllm_takes_for_a_boolean_is_refused(body: dict[str, Any], param: str) -> None:
+    """The usage of such a stream would not be told."""
+    with pytest.raises(InvalidRequest) as refused:
+        upstream_body(CHAT, {"model": "m", **body}, TARGET, None)
+    assert refused.value.param == param
 
 
 LONG = "x" * (CONTEXT * 32 + 1)

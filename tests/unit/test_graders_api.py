@@ -9,7 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.test_api import Make, api, built, error, make, worker  # noqa: F401
 
+from tunewright.api.http.access import Principal
 from tunewright.errors import EngineUnavailable, NotFound
+from tunewright.store.limits import Limits
 
 RUN, VALIDATE = "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate"
 ANSWER = "{{ sample.output_text }}"
@@ -128,6 +130,18 @@ def test_a_model_grades_through_the_gateway(api: TestClient) -> None:  # noqa: F
     assert found["model_grader_token_usage_per_model"] == {"m": 7}
     assert (found["metadata"]["token_usage"], found["metadata"]["sampled_model_name"]) == (7, "m")
     assert [body["messages"][0]["content"] for body in asked] == ["x or x?"]
+
+
+def test_a_run_with_models_is_a_generation_of_its_project(
+    api: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited = (("project p", Limits(tokens_per_minute=5)),)
+    monkeypatch.setattr(Principal, "limited", property(lambda _: limited))
+    asking(api, (200, b'{"choices":[],"usage":{"prompt_tokens":30,"completion_tokens":4}}'))
+    assert run(api, JUDGE, "x", item={"a": "x"}).status_code == 200
+    assert error(run(api, JUDGE, "x", item={"a": "x"}), 429)["code"] == "rate_limit_exceeded"
+    assert run(api, EXACT).status_code == 200
 
 
 def test_a_model_that_cannot_be_asked_is_told(api: TestClient) -> None:  # noqa: F811

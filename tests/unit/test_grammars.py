@@ -125,7 +125,8 @@ async def test_a_stream_that_was_left_counts_only_before_the_model_wrote(
 
     gateway, client = gateway_for(store), Client()
     async with engine_at(socket, handler):
-        asked = asyncio.create_task(ask(gateway, client, path, stream=True, **GUIDED))
+        guided = GUIDED if path == CHAT else {"text": {"format": {"type": "json_schema", "schema": {}}}}
+        asked = asyncio.create_task(ask(gateway, client, path, stream=True, **guided))
         await asyncio.wait_for(client.got_something.wait(), 5)
         client.leaves.set()
         await asked

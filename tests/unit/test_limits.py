@@ -49,7 +49,8 @@ EVENT = b'data: {"text":"hello"}\n\n'
 
 def relay(gateway: Gateway, client: Client, **body: Any) -> asyncio.Task[None]:
     """A request of `client`, under way."""
-    answer = Relay(gateway, CHAT, {"model": BASE, **body}, project="default")(
+    path = "/v1/completions" if "prompt" in body else CHAT
+    answer = Relay(gateway, path, {"model": BASE, **body}, project="default")(
         {"type": "http"}, client.receive, client.send
     )
     return asyncio.create_task(answer)  # type: ignore[arg-type]
@@ -699,7 +700,7 @@ class Torrent:
         self.ended = threading.Event()
 
     async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        size = body["size"]
+        size = body["seed"]
         if not body.get("stream"):
             return web.Response(body=b"x" * size, content_type="application/json")
         block = (b'data: {"text":"' + b"x" * 1000 + b'"}\n\n') * 64
@@ -765,10 +766,10 @@ def test_readers_that_take_nothing_cost_little_and_are_cut_off(served: tuple[Ser
     """One asked for a gibibyte of events, one for a whole answer of 24 MiB. Others are answered meanwhile."""
     server, torrent = served
     before = peak = server.memory
-    readers = [server.ask(size=2**30, stream=True), server.ask(size=24 * 2**20)]
+    readers = [server.ask(seed=2**30, stream=True), server.ask(seed=24 * 2**20)]
     began = time.monotonic()
     while time.monotonic() < began + 0.8:
-        answer = httpx.post(f"{server.url}{CHAT}", json={"model": BASE, "size": 5}, timeout=5)
+        answer = httpx.post(f"{server.url}{CHAT}", json={"model": BASE, "seed": 5}, timeout=5)
         assert answer.content == b"xxxxx"
         peak = max(peak, server.memory)
     assert 0 < torrent.written < 2**25, "the engine waits, too"
@@ -787,7 +788,7 @@ def test_readers_that_take_nothing_cost_little_and_are_cut_off(served: tuple[Ser
 
 
 def test_a_slow_reader_that_reads_is_served_to_the_end(served: tuple[Server, Torrent]) -> None:
-    reader = served[0].ask(size=12 * 2**20, stream=True)
+    reader = served[0].ask(seed=12 * 2**20, stream=True)
     got = b""
     for _ in range(8):  # for longer than the limit, and far from its end
         time.sleep(0.4)

@@ -478,6 +478,17 @@ async def test_a_large_request_of_a_batch_is_not_left_out() -> None:
     await small.end(2)
 
 
+async def test_a_request_that_has_no_room_beside_others_holds_up_nobody() -> None:
+    run = Batches(places=8)
+    await run.ask(CHAT_USER, 1)
+    await run.below(1, size=8)
+    await run.below(2)
+    assert run.began == [CHAT_USER, BATCHES, BATCHES]
+    await run.end(3)
+    assert (run.began[3:], run.line.running) == ([BATCHES], 8), "once no others run"
+    await run.end(1)
+
+
 async def test_batches_do_not_count_for_the_limit_of_requests() -> None:
     line = Line("tiny", 2, 16)
     for _ in range(50):

@@ -24,6 +24,7 @@ from tunewright.api.gateway.below import BelowLive
 from tunewright.api.gateway.inner import InnerGateway
 from tunewright.api.gateway.ledger import Ledger, Payer
 from tunewright.api.gateway.proxy import Gateway, Relay
+from tunewright.api.gateway.usage import usage_of
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
@@ -68,7 +69,7 @@ async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
 
 async def ask(gateway: Gateway, client: Client | None = None, path: str = CHAT, **body: Any) -> Client:
     client = client or Client()
-    asked = {"model": "tiny", "messages": [], **body}
+    asked = {"model": "tiny", **({"messages": []} if path == CHAT and "prompt" not in body else {}), **body}
     await Relay(gateway, path, asked, project="proj-a", key="key-a")(
         {"type": "http"}, client.receive, client.send
     )
@@ -188,6 +189,50 @@ async def test_who_leaves_pays_for_what_was_generated_and_for_the_prompt(
         assert fake.aborted.is_set()
     generated = 1 if path == CHAT else 2  # the first event of a chat has the role
     assert list(used(store).values()) == [Used(1, prompt, generated)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("ends", "expected"), [(True, Used(1, 7, 3)), (False, Used(1, 5, 2))])
+async def test_a_tool_with_a_property_named_usage_is_no_usage(
+    store: Store, socket: Path, engine: Engine, ends: bool, expected: Used
+) -> None:
+    """vLLM repeats the tools in the first event and in the last."""
+    tools = [{"type": "function", "parameters": {"properties": {"usage": {"prompt_tokens": 0}}}}]
+
+    def told_by(type: str, **fields: Any) -> bytes:
+        body = {"type": type, "response": {"tools": tools, **fields}}
+        return f"event: {type}\ndata: ".encode() + event(**body).removeprefix(b"data: ")
+
+    delta = b"event: response.output_text.delta\n" + event(type="response.output_text.delta", delta="a")
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if request.path == "/tokenize":
+            return await answer(request, body)
+        response = await stream(request, told_by("response.created"), delta, delta)
+        if not ends:
+            await asyncio.Event().wait()
+        await response.write(told_by("response.completed", usage={"input_tokens": 7, "output_tokens": 3}))
+        return response
+
+    gateway, client = gateway_for(store), Client()
+    async with engine_at(socket, handler), asyncio.timeout(20):
+        asked = asyncio.create_task(ask(gateway, client, "/v1/responses", stream=True, input="x"))
+        while sum(message.get("body", b"").count(b".delta\n") for message in client.messages) < 2:
+            await asyncio.sleep(0.01)
+        if not ends:
+            client.leaves.set()
+        await asked
+        await gateway.prompts.settle()
+        await gateway.close()
+    found = next(iter(used(store).values()))
+    assert (found.requests, found.output_tokens) == (expected.requests, expected.output_tokens)
+    assert not ends or found == expected
+
+
+def test_the_usage_of_a_response_is_not_that_of_its_tools() -> None:
+    tools = [{"properties": {"usage": {"input_tokens": 1}}}]
+    body = {"tools": tools, "usage": {"input_tokens": 7, "output_tokens": 3}, "messages": tools}
+    assert usage_of(json.dumps(body, separators=(",", ":")).encode()) == (7, 3)
 
 
 @pytest.mark.anyio

@@ -66,8 +66,10 @@ class BelowLive:
         seconds that it may wait for its turn. Raises TunewrightError."""
         while True:
             with ExitStack() as held:
-                line = (await self._gateway.router.find(model, held, BATCHES, project=project)).line
+                target = await self._gateway.router.find(model, held, BATCHES, project=project)
+            line = target.line
             assert line is not None, "the router gives each target its line"
+            await self._body(target, path, body, size)  # what is refused does not wait
             try:
                 async with asyncio.timeout(patience):
                     taken = await line.take_below(sequences(body))
@@ -90,8 +92,7 @@ class BelowLive:
         self, target: Target, path: str, body: dict[str, Any], size: int, held: ExitStack, payer: Payer
     ) -> bytes:
         gateway = self._gateway
-        most = gateway.max_generated_tokens
-        data = await gateway.bodies.run(upstream_body, path, body, target, most, size=size, in_parts=True)
+        data = await self._body(target, path, body, size)
         compilation = held.enter_context(gateway.grammars.compile(target, body))
         try:
             async with gateway.engine(target.socket).post(path, data) as upstream:
@@ -106,3 +107,9 @@ class BelowLive:
             raise EngineUnavailable(f"The engine does not know {target.public_name} now: try again.")
         told = engine_error(upstream.status, answer, target, path, body)
         raise Internal(told.message, code="engine_failed") if isinstance(told, EngineUnavailable) else told
+
+    async def _body(self, target: Target, path: str, body: dict[str, Any], size: int) -> bytes:
+        """Raises InvalidRequest."""
+        gateway = self._gateway
+        most = gateway.max_generated_tokens
+        return await gateway.bodies.run(upstream_body, path, body, target, most, size=size, in_parts=True)

@@ -31,7 +31,7 @@ from tunewright.api.gateway.external_judge import ExternalJudge
 from tunewright.api.gateway.ledger import Payer
 from tunewright.api.gateway.policies import Policies
 from tunewright.api.gateway.proxy import Gateway
-from tunewright.errors import InvalidRequest, RequestTimeout, TunewrightError
+from tunewright.errors import EngineUnavailable, InvalidRequest, RequestTimeout, TunewrightError
 from tunewright.evaluator.folder import EXTERNAL
 from tunewright.jobs.gateway import KEY_HEADER, PROJECT_HEADER, SOURCE_HEADER
 from tunewright.store.policies import PolicyStore
@@ -40,6 +40,9 @@ from tunewright.store.usage import UsageSource
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
+_ALL_OF_BATCHES = 4 * _LARGEST
+"""Bytes of the requests of batches that are here: each waits for hours where live traffic does not end, and takes twice
+its bytes."""
 _TOO_LONG = "The generation took longer than --request-timeout."
 
 
@@ -60,6 +63,8 @@ class InnerGateway:
         self._policies = Policies(self._below, policies) if policies is not None else None
         self._socket = socket
         self._judge = judge
+        self._of_batches = 0
+        """Bytes of the bodies of requests of batches that are here."""
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -95,6 +100,11 @@ class InnerGateway:
         return web.Response(body=answer, status=status, content_type="application/json")
 
     async def _batch(self, request: web.Request) -> web.Response:
+        size = request.content_length or 0
+        if self._of_batches and self._of_batches + size > _ALL_OF_BATCHES:
+            busy = EngineUnavailable("Other requests of batches wait, which take much memory: try again.")
+            return web.json_response(busy.body(), status=busy.status)
+        self._of_batches += size
         try:
             raw = await request.read()
             query = request.query
@@ -102,6 +112,8 @@ class InnerGateway:
             answer = await self._below.ask(query.get("path", ""), raw, query.get("sticky"), payer)
         except TunewrightError as error:
             return web.json_response(error.body(), status=error.status)
+        finally:
+            self._of_batches -= size
         return web.Response(body=answer, content_type="application/json")
 
     async def _sample(self, request: web.Request) -> web.Response:

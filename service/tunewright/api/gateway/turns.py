@@ -252,15 +252,19 @@ class Line:
         self._admit()
 
     def _admit_below(self) -> None:
-        """Let requests of batches go on, as long as there is room for them."""
-        while self._below_line and not self._line:
-            waiting = next(iter(self._below_line))
+        """Let requests of batches go on, as long as there is room for them. One that has more sequences than batches
+        may have beside others goes once no others run, and nobody waits behind it meanwhile."""
+        for waiting in list(self._below_line):
+            if self._line:
+                return
             if not waiting.may_go.cancelled():  # else its task has not run since
-                share = BUSY_SHARE if self._running > self._below else IDLE_SHARE
-                room = max(1, int(self.places * share))
-                if self._running and self._running + waiting.size > self.places:
-                    return
-                if self._below and self._below + waiting.size > room:
+                are_others = self._running > self._below
+                room = max(1, int(self.places * (BUSY_SHARE if are_others else IDLE_SHARE)))
+                if (self._running and self._running + waiting.size > self.places) or (
+                    self._below and self._below + waiting.size > room
+                ):
+                    if are_others and waiting.size > room:
+                        continue
                     return
                 self._below += waiting.size
                 self._running += waiting.size

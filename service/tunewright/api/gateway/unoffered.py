@@ -33,6 +33,10 @@ def _is_more(value: Any, body: dict[str, Any]) -> bool:
     return whole(value, 1) > whole(body.get("n"), 1)
 
 
+def _is_binary(value: Any, _: dict[str, Any]) -> bool:
+    return value not in (None, "float", "base64")
+
+
 def _is_another_choice(value: Any, _: dict[str, Any]) -> bool:
     return isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "function"
 
@@ -54,10 +58,14 @@ _OF_ALL: dict[str, tuple[_Asks, str]] = {
 _OF_RESPONSES: dict[str, tuple[_Asks, str]] = {
     "conversation": (_is_there, "nothing is stored: send the whole conversation in input"),
 }
+_OF_EMBEDDINGS: dict[str, tuple[_Asks, str]] = {
+    "encoding_format": (_is_binary, "an answer without JSON tells no tokens: ask for float or base64"),
+}
 _UNOFFERED = {
     "/v1/chat/completions": _OF_ALL | _OF_CHATS,
     "/v1/completions": _OF_ALL,
     "/v1/responses": _OF_ALL | _OF_RESPONSES,
+    "/v1/embeddings": _OF_EMBEDDINGS,
 }
 _TOOLS_OF_RESPONSES = frozenset({"function", "namespace"})
 """Of others, which the server would carry out, vLLM tells only gpt-oss, and only where it has a tool server."""

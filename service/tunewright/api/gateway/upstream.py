@@ -7,10 +7,12 @@ from typing import Any
 
 from tunewright.api.gateway.bodies import check_tokens, write_body
 from tunewright.api.gateway.limits import check_limits
+from tunewright.api.gateway.parameters import check_known
 from tunewright.api.gateway.routing import Target
 from tunewright.api.gateway.sampling import with_greedy_choices
 from tunewright.api.gateway.tools import with_strict_tools
 from tunewright.api.gateway.unoffered import check_offered
+from tunewright.api.gateway.usage import check_stream
 from tunewright.errors import InvalidRequest
 from tunewright.rows.control_tokens import control_tokens
 
@@ -32,6 +34,8 @@ def upstream_body(
 ) -> bytes:
     """Check the request and encode it for vLLM. Raises InvalidRequest and UnsupportedFeature."""
     check_offered(path, body)
+    check_known(path, body)
+    check_stream(body)
     check_limits(body, target.context, most_tokens, size)
     body = {**body, **_plain_conversation(path, body, target), "model": target.internal_name}
     if target.chat_template is not None:

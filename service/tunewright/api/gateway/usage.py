@@ -3,8 +3,11 @@ and keeps from the client what the client did not ask for (docs/decisions/0050).
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
+
+from tunewright.errors import InvalidRequest
 
 USAGE = b'"usage":{'
 """How the object with the tokens begins. In a text the quotes would be escaped."""
@@ -16,6 +19,17 @@ FINISHED = b'"finish_reason":"'
 """What the last event of each choice has."""
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"]*"')
 _TELLS_AT_THE_END = frozenset({"/v1/chat/completions", "/v1/completions"})
+_ENDS_OF_RESPONSES = (b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
+
+
+def check_stream(body: dict[str, Any]) -> None:
+    """vLLM takes texts and numbers for booleans as well, and would stream what is not counted as a stream. Raises
+    InvalidRequest."""
+    options = body.get("stream_options")
+    usage = options.get("include_usage") if isinstance(options, dict) else None
+    for name, value in (("stream", body.get("stream")), ("stream_options.include_usage", usage)):
+        if value is not None and not isinstance(value, bool):
+            raise InvalidRequest(f"Invalid {name}: true or false is wanted.", param=name)
 
 
 def with_usage(path: str, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -33,11 +47,23 @@ def with_usage(path: str, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return {**body, "stream_options": {**others, "include_usage": True}}, True
 
 
+def usage_of_end(events: bytes) -> tuple[int, int] | None:
+    """`usage_of` the event that ends a response, where it is among these: the others repeat the client's tools, which
+    may have a property of that name."""
+    for event in events.split(b"\n\n"):
+        if event.startswith(_ENDS_OF_RESPONSES):
+            return usage_of(event.partition(b"data:")[2])
+    return None
+
+
 def usage_of(answer: bytes) -> tuple[int, int] | None:
-    """The tokens of the prompt and of the answer, as the last `usage` in it says; None where it has none."""
+    """The tokens of the prompt and of the answer, as its `usage` says; None where it has none."""
     at = answer.rfind(USAGE)
     if at < 0:
         return None
+    if answer.find(USAGE) != at:  # a response repeats the client's tools
+        told = _told(answer)
+        answer, at = (told, 0) if told else (answer, at)
     prompt = generated = 0
     for name, number in _NUMBER.findall(answer, at, at + _LENGTH):
         if name in (b"prompt_tokens", b"input_tokens"):
@@ -45,6 +71,16 @@ def usage_of(answer: bytes) -> tuple[int, int] | None:
         else:
             generated = int(number)
     return prompt, generated
+
+
+def _told(answer: bytes) -> bytes:
+    """The `usage` of an answer, or of the response in an event; empty where it is no JSON, as several events."""
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        return b""
+    of = found.get("response", found) if isinstance(found, dict) else None
+    return json.dumps(of.get("usage")).encode() if isinstance(of, dict) else b""
 
 
 def without_usage(events: bytes) -> tuple[bytes, int]:

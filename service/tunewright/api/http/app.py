@@ -148,6 +148,7 @@ def build(settings: Settings, store: Store) -> tuple[ls.LitServer, GenerationSpe
         spec.control,
         functools.cache(lambda: find_devices(settings.processes)),
         ask_by_name=spec.gateway.ask_by_name,
+        rates=spec.gateway.rates,
         keyring=Keyring(read_only),
         trail=AuditTrail(store),
         exporter=exporter if settings.server.metrics != "off" else None,

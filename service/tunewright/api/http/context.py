@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from tunewright.api.files.checks import FileChecks
 from tunewright.api.files.kept import KeptReports
+from tunewright.api.gateway.rates import Rates
 from tunewright.api.http.access import Need, Principal, require
 from tunewright.api.http.keyring import Keyring
 from tunewright.api.http.threads import Threads
@@ -62,6 +63,8 @@ class ServiceContext:
     checks: FileChecks = field(default_factory=FileChecks)
     """The rows of uploaded files are checked."""
     ask_by_name: AskByName = _ask_nobody
+    rates: Rates = field(default_factory=Rates)
+    """Those of generations."""
     exporter: Exporter | None = None
     """None where metrics are off."""
     grading: Threads = field(

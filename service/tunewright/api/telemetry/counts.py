@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from time import monotonic
 
-from tunewright.api.gateway.usage import FINISHED, USAGE, unfinished, usage_of, without_usage
+from tunewright.api.gateway.usage import FINISHED, USAGE, unfinished, usage_of, usage_of_end, without_usage
 
 OTHER = "_other"
 """Stands for the names beyond the limit. No model and no alias can be named so: names begin with a letter or digit."""
@@ -193,7 +193,9 @@ class Generation:
             tokens = events.count(b".delta\n")  # the line of an event's type, as response.output_text.delta
         if self.hides_usage:
             events, self._held = self._held + events, b""
-        if USAGE in events:
+        if USAGE in events and self._route not in _ENDED_BY_DONE:
+            self._usage = usage_of_end(events) or self._usage
+        elif USAGE in events:
             self._usage = usage_of(events)
             without, found = without_usage(events)
             tokens -= found
