@@ -23,6 +23,7 @@ from tunewright.kinds.fine_tuning.evaluated import (
 from tunewright.kinds.fine_tuning.evaluating import evaluate
 from tunewright.kinds.fine_tuning.selecting import selected
 from tunewright.metrics.verdicts import Limit, Reason, Verdict, overall
+from tunewright.store.job_rows import message_event
 from tunewright.store.records import Job
 from tunewright.store.states import Desired, EngineState, JobPhase, JobState, ModelState
 from tunewright.store.store import Store
@@ -302,3 +303,50 @@ def test_limits_and_what_was_forgotten_are_taken_from_the_report(
 
 assert PRODUCT["base"] == BASE
 assert FILE["sha256"] == ROWS.sha256
+
+
+def test_what_was_found_before_the_check_of_the_model_is_told_once(
+    store: Store, ready: None, publish_model: Publish
+) -> None:
+    """An adapter that is checked goes through a phase of its own, which must not take away what is known of the base."""
+    job = job_with(store, wanted("before", "end"))
+    [base] = go_on(store, job)
+    end_evaluation(store, base.id, report_of(BASE, (0.4, 0.3, 0.5)))
+    go_on(store, job)
+    publish(publish_model, job, state="checking")
+    assert at(store, job).phase is JobPhase.CHECK
+    assert [point.at for point in report(store, job).points] == ["before"]
+
+    model = store.models.get(LAST)
+    assert model is not None
+    store.checks.record(model.id, {}, failure=None, event=message_event("checked"))
+    [last] = go_on(store, job)
+    end_evaluation(store, last.id, report_of(LAST, against={BASE: (0.5, 0.4, 0.6)}))
+    go_on(store, job)
+    assert [point.at for point in report(store, job).points] == ["before", "end"]
+    assert sum("before training" in text for text in messages(store, job)) == 1
+
+
+@pytest.mark.each_database
+def test_a_cancelled_job_leaves_the_evaluation_of_the_base_to_others_alone(store: Store, ready: None) -> None:
+    first, second = (job_with(store, wanted("before"), fingerprint=of) for of in "ab")
+    [base] = go_on(store, first)
+    store.jobs.cancel(first.id)
+    assert go_on(store, second) == [base], "the other job uses it"
+    store.jobs.cancel(second.id)
+
+    third = job_with(store, wanted("before", measures=[MMLU]), fingerprint="c")
+    made = next(one for one in go_on(store, third) if one != base)
+    store.jobs.cancel(third.id)
+    assert at(store, made).state is JobState.CANCELLED, "no job is left that could use it"
+
+
+def test_a_job_that_is_cancelled_just_now_gets_no_further_evaluation(
+    store: Store, ready: None, publish_model: Publish
+) -> None:
+    job = job_with(store, wanted("end"))
+    publish(publish_model, job)
+    seen = at(store, job)  # by the scheduler, before the user cancels
+    store.jobs.cancel(job.id)
+    evaluate(store, seen)
+    assert go_on(store, seen) == []

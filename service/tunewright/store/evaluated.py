@@ -29,9 +29,13 @@ class EvaluatedStore:
             ).one_or_none()
             return job_rows.read_one(connection, row) if row else None
 
-    def ensure(self, new: NewJob, job_id: str) -> Job:
-        """`job_rows.ensure`. Raises InvalidRequest or NotFound where one of the inputs does not exist."""
+    def ensure(self, new: NewJob, job_id: str) -> Job | None:
+        """`job_rows.ensure`; None where the job has ended meanwhile. Raises InvalidRequest or NotFound where one of the
+        inputs does not exist."""
         with self._database.begin(alone=INPUTS) as connection:
+            job = job_rows.get(connection, job_id, lock=True)
+            if job is None or job.state.is_final:
+                return None
             require_inputs(connection, new)
             return job_rows.ensure(connection, new, job_id)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +26,8 @@ Event = dict[str, Any]
 """The columns level, type, message and data, and created_at where it is not the current time."""
 UNFINISHED = tuple(state for state in JobState if not state.is_final)
 ON_A_DEVICE = (JobState.RUNNING, JobState.PAUSING)
-OF_PRODUCTS = "product:"
-"""How the keys of evaluations of a job's products begin, behind its id (`ensure`)."""
+OF_PRODUCTS, OF_BASE = "product:", "before:"
+"""How the keys of evaluations of a job's products and of its base begin, behind its id (`ensure`)."""
 
 
 @dataclass(frozen=True)
@@ -258,12 +258,14 @@ def await_check(
     connection: Connection, id: str, *, result: dict[str, Any], report: dict[str, Any] | None = None
 ) -> bool:
     """Move the job to the phase `check`, before its products are listed; the check then ends the job (`succeed`,
-    `fail`). False where it was cancelled before, or has products already."""
+    `fail`). False where it was cancelled before, or has products already. Where `report` is not given, what was stored
+    before is kept."""
+    measured = {} if report is None else {"report": report}
     row = connection.execute(
         update(jobs)
         .where(jobs.c.id == id, jobs.c.state.in_(ON_A_DEVICE))
         .where(~exists().where(models.c.job_id == id))
-        .values(phase=JobPhase.CHECK, result=result, report=report)
+        .values(phase=JobPhase.CHECK, result=result, **measured)
         .returning(jobs)
     ).one_or_none()
     if row is None:
@@ -323,16 +325,27 @@ def made(
     return True
 
 
-def cancel(connection: Connection, id: str) -> tuple[Job | None, bool]:
-    """Cancel an unfinished job, with the evaluations of its products. Products that were not checked yet are no longer
-    listed. Returns the job as it is then, and whether it was moved."""
+def cancel(connection: Connection, id: str, *, beside: Collection[str] = ()) -> tuple[Job | None, bool]:
+    """Cancel an unfinished job, with the evaluations of its products, and of its base where no other job may use them:
+    none but those `beside` it, which are cancelled too. Products that were not checked yet are no longer listed. Returns
+    the job as it is then, and whether it was moved."""
     job, moved = move(connection, id, CANCELLED, finished_at=time.time())
-    if moved:
+    if moved and job is not None:
         unlist_unchecked(connection, id)
-        of_products = jobs.c.idempotency_key.startswith(f"{id}:{OF_PRODUCTS}", autoescape=True)
-        for one in connection.scalars(select(jobs.c.id).where(of_products)).all():
-            move(connection, one, CANCELLED, finished_at=time.time())
+        needless = [OF_PRODUCTS, *(() if _others_evaluate(connection, job, beside) else (OF_BASE,))]
+        for key in needless:
+            of_job = jobs.c.idempotency_key.startswith(f"{id}:{key}", autoescape=True)
+            for one in connection.scalars(select(jobs.c.id).where(of_job)).all():
+                move(connection, one, CANCELLED, finished_at=time.time())
     return job, moved
+
+
+def _others_evaluate(connection: Connection, job: Job, without: Collection[str]) -> bool:
+    """Whether another unfinished job on the same base asks for evaluations, and so may use those of the base."""
+    alike = (jobs.c.kind == job.kind, jobs.c.base == job.base, jobs.c.state.in_(UNFINISHED))
+    others = select(jobs).where(*alike, jobs.c.id.not_in([job.id, *without]))
+    found = read(connection, connection.execute(others).all())
+    return any(kind_named(one.kind).is_evaluated(one.request) for one in found)
 
 
 def fail(

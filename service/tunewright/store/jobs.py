@@ -83,8 +83,9 @@ class JobStore:
     def cancel_pipeline(self, id: str) -> Sequence[Job]:
         """Cancel all of them that have not ended, as `cancel` does, at once: none is failed by the end of another."""
         with self._database.begin(alone=INPUTS) as connection:
-            for job_id in connection.scalars(select(jobs.c.id).where(jobs.c.pipeline == id)).all():
-                job_rows.cancel(connection, job_id)
+            ids = connection.scalars(select(jobs.c.id).where(jobs.c.pipeline == id)).all()
+            for job_id in ids:
+                job_rows.cancel(connection, job_id, beside=ids)
         return self.of_pipeline(id)
 
     def succeeded_on(self, base: str, kind: str, limit: int) -> Sequence[Job]:

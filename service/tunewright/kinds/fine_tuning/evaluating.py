@@ -29,7 +29,7 @@ from tunewright.kinds.fine_tuning.evaluated import (
 from tunewright.kinds.fine_tuning.models import FineTuningRequest
 from tunewright.kinds.fine_tuning.selecting import selected
 from tunewright.metrics.verdicts import Verdict, words
-from tunewright.store.job_rows import OF_PRODUCTS, Event, message_event
+from tunewright.store.job_rows import OF_BASE, OF_PRODUCTS, Event, message_event
 from tunewright.store.records import Engine, Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import Desired, JobPhase, JobState, ModelState
 from tunewright.store.store import Store
@@ -58,7 +58,7 @@ class _Wanted:
     @property
     def key(self) -> str:
         if self.model is None:
-            return f"before:{self.measure.name}"
+            return f"{OF_BASE}{self.measure.name}"
         return f"{OF_PRODUCTS}{self.measure.name}:{self.step or 'end'}"
 
 
@@ -119,7 +119,7 @@ def _found(
         made = store.evaluated.ensure(
             evaluation_of(job, one.measure, engine, one.model, one.key).by_key(job.api_key_id), job.id
         )
-    if not made.state.is_final:
+    if made is None or not made.state.is_final:
         return None
     if made.state is JobState.CANCELLED:
         return _without_figures(job, one, made.id, "cancelled", "it was cancelled")
