@@ -46,7 +46,8 @@ _WALL = 3
 _NICENESS = 10
 """The processes that answer everybody come first."""
 _LENGTH = 8
-_MOST_FILES = 4
+_MOST_FILES = 64
+"""More than a job has: 33 to train on, and those that it is measured on."""
 
 _START_SECONDS = 30.0
 """In which the helper has imported everything and forked."""

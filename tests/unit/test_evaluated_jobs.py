@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +23,9 @@ from tunewright.kinds.fine_tuning.evaluated import (
 from tunewright.kinds.fine_tuning.evaluating import evaluate
 from tunewright.kinds.fine_tuning.selecting import selected
 from tunewright.metrics.verdicts import Limit, Reason, Verdict, overall
+from tunewright.store.evaluated import EvaluatedStore
 from tunewright.store.job_rows import message_event
+from tunewright.store.models import ModelStore
 from tunewright.store.records import Job
 from tunewright.store.states import Desired, EngineState, JobPhase, JobState, ModelState
 from tunewright.store.store import Store
@@ -308,7 +310,7 @@ assert FILE["sha256"] == ROWS.sha256
 def test_what_was_found_before_the_check_of_the_model_is_told_once(
     store: Store, ready: None, publish_model: Publish
 ) -> None:
-    """An adapter that is checked goes through a phase of its own, which must not take away what is known of the base."""
+    """The phase of the check must not take away what is known of the base."""
     job = job_with(store, wanted("before", "end"))
     [base] = go_on(store, job)
     end_evaluation(store, base.id, report_of(BASE, (0.4, 0.3, 0.5)))
@@ -350,3 +352,83 @@ def test_a_job_that_is_cancelled_just_now_gets_no_further_evaluation(
     store.jobs.cancel(job.id)
     evaluate(store, seen)
     assert go_on(store, seen) == []
+
+
+class Killed(BaseException):
+    """The scheduler's process is gone."""
+
+
+def test_a_scheduler_that_dies_at_any_of_its_writes_doubles_and_loses_nothing(
+    store: Store, ready: None, publish_model: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dies before and after each write of a whole job, one job for each; another scheduler goes on."""
+    writes = [*((EvaluatedStore, name) for name in ("ensure", "record", "end")), (ModelStore, "want")]
+    left = 0
+
+    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            found = write(*arguments, **named)
+            left -= 1
+            if left == 0:
+                raise Killed
+            return found
+
+        return counted
+
+    for owner, called in writes:
+        monkeypatch.setattr(owner, called, dying(getattr(owner, called)))
+
+    def run(number: int) -> bool:
+        """A job whose scheduler dies at the place `number`; whether there was such a place."""
+        nonlocal left
+        left, died = number, False
+        rows = ROWS.model_copy(update={"sha256": f"{number:064x}"})
+        asked = wanted("before", "checkpoints", "end", measures=[rows], select="best")
+        job = job_with(store, asked, fingerprint=str(number))
+        last = f"ft:tiny::{number}"
+        for _ in range(12):
+            now = at(store, job)
+            if now.state.is_final:
+                break
+            try:
+                evaluate(store, now)
+            except Killed:
+                died = True
+                continue
+            unfinished = store.jobs.in_states(JobState.VALIDATING_FILES)
+            for one in (one for one in unfinished if one.kind == "evaluation"):
+                assert isinstance(one.request, EvaluationRequest)
+                end_evaluation(store, one.id, report_of(one.request.models[0].name))
+            if not unfinished and now.phase is JobPhase.PREPARE:
+                names = [last, f"{last}:ckpt-step-4"]
+                made = [
+                    {"name": name, "sha256": f"{number:032x}{step:032x}"} for step, name in enumerate(names)
+                ]
+                assert publish_model(
+                    made[0], made[1] | {"checkpoint_step": 4, "desired": "unloaded"}, job=job
+                )
+        assert (at(store, job).state, at(store, job).model) == (JobState.SUCCEEDED, f"{last}:ckpt-step-4")
+        points = report(store, job).points
+        assert [one.at for one in points] == ["before", "checkpoint", "end"]
+        every = store.jobs.list(kind="evaluation", after=None, limit=999)[0]
+        of_job = [one.id for one in every if asked_by(one) == job.id]
+        assert sorted(of_job) == sorted(str(one.evaluation) for one in points), "each once"
+        told = messages(store, job)
+        assert sum(text.startswith("Evaluated on") for text in told) == 3
+        assert sum(text.startswith("The model of the job is") for text in told) == 1
+        return died
+
+    places = 0
+    while run(places + 1):
+        places += 1
+    assert places == 2 * (3 + 3 + 2), "an evaluation and what it found; loading a checkpoint, and the end"
+
+
+def asked_by(evaluation: Job) -> str | None:
+    """The job that has asked for it."""
+    assert isinstance(evaluation.request, EvaluationRequest)
+    return evaluation.request.job

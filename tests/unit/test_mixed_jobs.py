@@ -158,6 +158,27 @@ def test_rows_that_files_share_are_told(api: TestClient, store: Store, data: Wor
     }
 
 
+def test_rows_of_evaluations_that_are_trained_on_are_told(
+    api: TestClient, store: Store, data: Workspace
+) -> None:
+    """Of any number of training files."""
+    first, *others = (upload(api, lines(text_rows(9, name))) for name in "abcdef")
+    rows = upload(api, lines([*text_rows(2, "f"), *text_rows(4, "new")]))
+    wanted = {"evaluate": {"data": rows, "at": ["end"]}}
+    job = created(api, store, first, [{"file": id} for id in others], validation_file=rows, **wanted)
+    warnings = [text for code, text in validated(store, data, job).warnings if code == "leaked_rows"]
+    assert [text.split(" are in ")[0] for text in warnings] == [
+        "2 rows of the validation file", "2 rows of evaluate.data",
+    ]  # fmt: skip
+    assert all(f"are in {others[-1]} too" in text for text in warnings)
+    alone = api.post(
+        JOBS, json={"model": BASE, "training_file": rows, "evaluate": {"data": rows, "at": ["end"]}}
+    )
+    job = store.jobs.get(alone.json()["id"])
+    assert job is not None
+    assert "6 rows of evaluate.data" in dict(validated(store, data, job).warnings)["leaked_rows"]
+
+
 def test_held_out_rows_are_of_all_files_and_never_copies_of_training_rows(
     api: TestClient,
     store: Store,

@@ -1,4 +1,4 @@
-"""Rows that several files share: copies between the files of a job, and rows of its validation file that it trains on.
+"""Rows that several files share: copies between the files of a job, and rows that it is measured and trained on.
 
 What is kept of a row is a hash of 8 bytes, as in reports (`rows.report.survey`).
 """

@@ -327,8 +327,8 @@ def made(
 
 def cancel(connection: Connection, id: str, *, beside: Collection[str] = ()) -> tuple[Job | None, bool]:
     """Cancel an unfinished job, with the evaluations of its products, and of its base where no other job may use them:
-    none but those `beside` it, which are cancelled too. Products that were not checked yet are no longer listed. Returns
-    the job as it is then, and whether it was moved."""
+    none but those `beside` it, which are cancelled too. Products that were not checked yet are no longer listed.
+    Returns the job as it is then, and whether it was moved."""
     job, moved = move(connection, id, CANCELLED, finished_at=time.time())
     if moved and job is not None:
         unlist_unchecked(connection, id)

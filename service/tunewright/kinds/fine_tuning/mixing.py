@@ -1,13 +1,16 @@
-"""The training files of a job, with their weights: checked when the job is validated, and as its trainer gets them."""
+"""The training files of a job, with their weights: checked when the job is validated, beside the files that it is
+measured on, and as its trainer gets them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.kinds.data import check_data, check_held_out, describe
+from tunewright.kinds.fine_tuning.evaluated import EVALUATED_FILE, OF_DATA
 from tunewright.kinds.fine_tuning.models import TRAINING_FILE, VALIDATION_FILE, FineTuningRequest
 from tunewright.kinds.grading import missing_item
 from tunewright.kinds.kind import JobRefused, Service
@@ -15,6 +18,7 @@ from tunewright.plan.mixing import distinct
 from tunewright.registry.workspace import Workspace
 from tunewright.rows.formats import FileReport
 from tunewright.rows.overlap import shared_rows
+from tunewright.rows.reading import Reading
 from tunewright.store.records import Job
 from tunewright.store.store import Store
 
@@ -44,7 +48,8 @@ def weights_of(job: Job, request: FineTuningRequest) -> dict[str, float]:
 def check_files(
     service: Service, job: Job, request: FineTuningRequest, template: str | None, base: str
 ) -> CheckedFiles:
-    """Check the training files and the validation file. Raises JobRefused."""
+    """Check the training files and the validation file, and compare them with the rows of evaluations. Raises
+    JobRefused."""
     weights = weights_of(job, request)
     first, *others = weights
     files = service.workspace
@@ -64,10 +69,16 @@ def check_files(
         check_held_out(report, request.data.validation_share)
         _refuse_without_training_rows(reports)
     rows = sum(distinct(weights[id], one.rows - one.held_out) for id, one in reports.items())
+    evaluated = job.file(EVALUATED_FILE)
+    warnings = (
+        _shared(files, [*weights], validation, evaluated, request, bool(template))
+        if others or evaluated
+        else ()
+    )
     if not others:
-        return CheckedFiles(rows, describe(report))
+        return CheckedFiles(rows, describe(report), warnings)
     summary = "; ".join(f"{id} (weight {weights[id]:g}): {describe(one)}" for id, one in reports.items())
-    return CheckedFiles(rows, summary, _shared(files, [*weights], validation, request, bool(template)))
+    return CheckedFiles(rows, summary, warnings)
 
 
 def _check_items(
@@ -97,33 +108,54 @@ def _shared(
     workspace: Workspace,
     training: list[str],
     validation: str | None,
+    evaluated: str | None,
     request: FineTuningRequest,
     has_template: bool,
 ) -> tuple[tuple[str, str], ...]:
     """Warnings of rows that are in several of the files. What is held out of them is never trained on: a copy of a row
     is in the same part as the row."""
-    ids = [*training, *([validation] if validation else [])]
-    paths = [workspace.file(id) for id in ids]
     reading = request.data.reading(has_template).model_copy(update={"part": "all", "held_out_share": 0.0})
-    seconds = _SECONDS + sum(path.stat().st_size for path in paths) // _BYTES_PER_SECOND
+    measured = [(validation, "validation", reading)] if validation else []
+    if evaluated:
+        measured.append((evaluated, "evaluate.data", _reading_of_evaluations(request, has_template)))
+    files = [*((id, "training", reading) for id in training), *measured]
+    try:
+        found = _rows_in_several([(workspace.file(id), reading) for id, _, reading in files])
+    except (CutOff, OutOfMemory):
+        return (("not_compared", "Whether the files share rows is not known: comparing them took too long."),)
+    warnings = []
+    for one, other, count in found:
+        (id, role, _), (other_id, other_role, _) = files[one], files[other]
+        if role == other_role:
+            warnings.append(_copied(id, other_id, count))
+        elif role == "training":
+            warnings.append(_leaked(other_role, id, count))
+    return tuple(warnings)
+
+
+def _rows_in_several(files: Sequence[tuple[Path, Reading]]) -> list[tuple[int, int, int]]:
+    """`shared_rows`. Raises CutOff and OutOfMemory."""
+    seconds = _SECONDS + sum(path.stat().st_size for path, _ in files) // _BYTES_PER_SECOND
     with ExitStack() as opened:
-        files = [opened.enter_context(path.open("rb")) for path in paths]
-        try:
-            found = call_apart(shared_rows, files, [reading] * len(files), seconds=seconds)
-        except (CutOff, OutOfMemory):
-            return (
-                ("not_compared", "Whether the files share rows is not known: comparing them took too long."),
-            )
-    return tuple(
-        _leaked(ids[one], count) if ids[other] == validation else _copied(ids[one], ids[other], count)
-        for one, other, count in found
-    )
+        streams = [opened.enter_context(path.open("rb")) for path, _ in files]
+        return call_apart(shared_rows, streams, [reading for _, reading in files], seconds=seconds)
 
 
-def _leaked(training: str, count: int) -> tuple[str, str]:
+def _reading_of_evaluations(request: FineTuningRequest, has_template: bool) -> Reading:
+    """How the rows are read on which the job has asked for evaluations."""
+    assert request.evaluate is not None, "it has a file for them"
+    measure = next(one for one in request.evaluate.measures if one.name == OF_DATA)
+    return measure.request.reading.reading(has_template)
+
+
+def _leaked(role: str, training: str, count: int) -> tuple[str, str]:
+    what, shown = {
+        "validation": ("the validation file", "its loss looks better than it is"),
+        "evaluate.data": ("evaluate.data", "its figures look better than they are"),
+    }[role]
     return (
         "leaked_rows",
-        f"{count} rows of the validation file are in {training} too, so that its loss looks better than it is: "
+        f"{count} rows of {what} are in {training} too, so that {shown}: "
         "remove them from either, for example with the step leaks of POST /v1/cleanings.",
     )
 
