@@ -117,3 +117,15 @@ def test_a_step_that_follows_has_its_own_evaluations(api: TestClient) -> None:
     steps[0]["evaluate"]["data"] = "file-none"
     refused = error(api.post(JOBS, json={"model": BASE, "training_file": file, "steps": steps}), 400)
     assert refused["param"] == "steps.0.evaluate.data"
+
+
+def test_steps_that_are_cancelled_together_leave_no_evaluation(api: TestClient) -> None:
+    """Neither may use that of the base, since both end."""
+    rows, others = upload(api), upload(api, b'{"prompt": "x", "completion": "y"}\n', "test.jsonl")
+    first, second = (
+        {"training_file": rows, "evaluate": {"data": id, "at": ["before"]}} for id in (rows, others)
+    )
+    made = api.post(JOBS, json={"model": BASE, **first, "steps": [second]}).json()
+    assert len(api.get("/v1/evaluations").json()["data"]) == 2
+    assert api.post(f"/v1/fine_tuning/pipelines/{made['id']}/cancel").status_code == 200
+    assert {one["status"] for one in api.get("/v1/evaluations").json()["data"]} == {"cancelled"}
