@@ -1131,6 +1131,12 @@ def test_a_job_asks_for_its_evaluations_and_shows_what_they_have_found(
     assert "checkpoint\t4\tmmlu\tforgotten\t0.100 (0.050 to 0.150)" in shown
     assert "end\t-\tdata\t" in shown
     assert "m (not enough data to tell): It is the best" in shown
+    metrics = {"train_loss": 0.5, "eval_accuracy": 0.75, "eval_accuracy_gain": 0.25, "eval_mmlu": 0.5}
+    checkpoint = {"id": "ftckpt-1", "fine_tuned_model_checkpoint": "m", "step_number": 4}
+    checkpoint["metrics"] = {**metrics, "eval_mmlu_forgotten": 0.1}
+    service.replies["GET", f"{JOB}/checkpoints"] = 200, {"data": [checkpoint], "has_more": False}
+    listed = run("jobs", "checkpoints", "ftjob-1")[1]
+    assert "m\t4\t0.5000\t-\taccuracy 0.750 (+0.250), mmlu 0.500 (forgotten 10.0%)\t" in listed
 
 
 def test_a_plan_for_a_method_that_cannot_learn_from_the_rows_is_refused_with_the_one_that_can(

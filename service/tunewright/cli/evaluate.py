@@ -12,10 +12,12 @@ from tunewright.cli.limits import limits_of, numbers, verdict_words
 from tunewright.cli.options import KeyValue
 from tunewright.cli.output import Output
 from tunewright.metrics.names import METRICS, SuiteName
-from tunewright_client import JobEvaluation, JobEvaluationPoint
+from tunewright_client import JobEvaluation, JobEvaluationPoint, Metrics
 
 _POINTS = ("before", "checkpoints", "end")
 _SELECT = ("last", "best")
+_EVALUATED, _GAIN, _FORGOTTEN = "eval_", "_gain", "_forgotten"
+"""How names of a checkpoint's metrics begin and end that its evaluations have found."""
 
 
 def evaluate_options(file: click.ParamType[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -106,6 +108,22 @@ def show_evaluation(out: Output, evaluation: JobEvaluation) -> None:
     if evaluation.why:
         verdict = f" ({verdict_words(evaluation.verdict)})" if evaluation.verdict else ""
         out.line(f"{evaluation.model}{verdict}: {evaluation.why}")
+
+
+def evaluated_text(metrics: Metrics) -> str:
+    """What the evaluations of a job have found of a checkpoint, from its metrics: empty where it has none."""
+    found = {
+        name: value for name, value in (metrics.model_extra or {}).items() if name.startswith(_EVALUATED)
+    }
+    texts = []
+    for name, value in found.items():
+        if name.endswith((_GAIN, _FORGOTTEN)):
+            continue
+        gain, lost = found.get(f"{name}{_GAIN}"), found.get(f"{name}{_FORGOTTEN}")
+        text = f"{name.removeprefix(_EVALUATED)} {value:.3f}"
+        text += f" ({gain:+.3f})" if gain is not None else ""
+        texts.append(text + (f" (forgotten {lost:.1%})" if lost is not None else ""))
+    return ", ".join(texts)
 
 
 def _rows(point: JobEvaluationPoint) -> list[tuple[object, ...]]:

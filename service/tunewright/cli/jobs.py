@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tunewright.cli.create import create
-from tunewright.cli.evaluate import show_evaluation
+from tunewright.cli.evaluate import evaluated_text, show_evaluation
 from tunewright.cli.job_commands import JOBS, action_command, events_command, logs_command, pairs, steps
 from tunewright.cli.options import Commands, Remote, examples, limit_option, on_service
 from tunewright.cli.output import duration, number, page_size, size, when
@@ -183,12 +183,13 @@ def checkpoints(remote: Remote, job_id: str, limit: int) -> None:
     remote.out.listing(
         remote.client.jobs.checkpoints(job_id, limit=page_size(limit)),
         limit,
-        ["MODEL", "STEP", "LOSS", "VALID LOSS", "CREATED"],
+        ["MODEL", "STEP", "LOSS", "VALID LOSS", "EVALUATED", "CREATED"],
         lambda checkpoint: (
             checkpoint.fine_tuned_model_checkpoint,
             checkpoint.step_number,
             number(checkpoint.metrics.train_loss),
             number(checkpoint.metrics.valid_loss),
+            evaluated_text(checkpoint.metrics),
             when(checkpoint.created_at),
         ),
     )
