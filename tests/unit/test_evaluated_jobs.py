@@ -25,11 +25,12 @@ from tunewright.kinds.fine_tuning.selecting import selected
 from tunewright.metrics.verdicts import Limit, Reason, Verdict, overall
 from tunewright.store.evaluated import EvaluatedStore
 from tunewright.store.job_rows import message_event
+from tunewright.store.limits import Limits
 from tunewright.store.models import ModelStore
 from tunewright.store.records import Job
 from tunewright.store.states import Desired, EngineState, JobPhase, JobState, ModelState
 from tunewright.store.store import Store
-from tunewright.store.tables import models
+from tunewright.store.tables import jobs, models
 
 BASE, LAST = "tiny", "ft:tiny::last"
 ROWS = Measure(name="data", request=EvaluationRequest(models=[], sha256="0" * 64), sha256="0" * 64)
@@ -352,6 +353,28 @@ def test_a_job_that_is_cancelled_just_now_gets_no_further_evaluation(
     store.jobs.cancel(job.id)
     evaluate(store, seen)
     assert go_on(store, seen) == []
+
+
+@pytest.mark.each_database
+def test_evaluations_that_a_job_waits_for_come_first_and_its_own_place_is_theirs(
+    store: Store, ready: None, publish_model: Publish
+) -> None:
+    """Also in a project in which one job may run at a time: the one that waits would wait for ever."""
+    store.projects.modify("default", limits=Limits(running_jobs=1))
+    job = job_with(store, wanted("end"))
+    publish(publish_model, job)
+    later = create_job(store, state=JobState.QUEUED, fingerprint="later")
+    [one] = go_on(store, job)
+    with store.database.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == one.id).values(state=JobState.QUEUED))
+    claimed = store.jobs.claim("cpu", [BASE, NO_BASE])
+    assert claimed is not None
+    assert claimed.id == one.id, "before the job that was queued earlier"
+    assert store.jobs.claim("cuda:0", [BASE, NO_BASE]) is None, "one runs"
+    store.jobs.cancel(job.id)
+    store.jobs.release(one.id)
+    assert (found := store.jobs.claim("cpu", [BASE, NO_BASE])) is not None
+    assert found.id == later.id
 
 
 class Killed(BaseException):
