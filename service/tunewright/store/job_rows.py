@@ -341,9 +341,10 @@ def cancel(connection: Connection, id: str, *, beside: Collection[str] = ()) -> 
 
 
 def _others_evaluate(connection: Connection, job: Job, without: Collection[str]) -> bool:
-    """Whether another unfinished job on the same base asks for evaluations, and so may use those of the base."""
-    alike = (jobs.c.kind == job.kind, jobs.c.base == job.base, jobs.c.state.in_(UNFINISHED))
-    others = select(jobs).where(*alike, jobs.c.id.not_in([job.id, *without]))
+    """Whether another unfinished job of the project on the same base asks for evaluations, and so may use those of the
+    base."""
+    alike = (jobs.c.kind == job.kind, jobs.c.base == job.base, jobs.c.project == job.project)
+    others = select(jobs).where(*alike, jobs.c.state.in_(UNFINISHED), jobs.c.id.not_in([job.id, *without]))
     found = read(connection, connection.execute(others).all())
     return any(kind_named(one.kind).is_evaluated(one.request) for one in found)
 

@@ -122,7 +122,9 @@ def _shared(
     try:
         found = _rows_in_several([(workspace.file(id), reading) for id, _, reading in files])
     except (CutOff, OutOfMemory):
-        return (("not_compared", "Whether the files share rows is not known: comparing them took too long."),)
+        return (_not_compared("comparing them took too long"),)
+    except OSError as error:
+        return (_not_compared(f"one cannot be read ({error.strerror})"),)
     warnings = []
     for one, other, count in found:
         (id, role, _), (other_id, other_role, _) = files[one], files[other]
@@ -146,6 +148,10 @@ def _reading_of_evaluations(request: FineTuningRequest, has_template: bool) -> R
     assert request.evaluate is not None, "it has a file for them"
     measure = next(one for one in request.evaluate.measures if one.name == OF_DATA)
     return measure.request.reading.reading(has_template)
+
+
+def _not_compared(why: str) -> tuple[str, str]:
+    return "not_compared", f"Whether the files share rows is not known: {why}."
 
 
 def _leaked(role: str, training: str, count: int) -> tuple[str, str]:
