@@ -30,9 +30,9 @@ _OF_CHATS = """
 _OF_COMPLETIONS = "prompt prompt_embeds suffix best_of"
 _OF_RESPONSES = """
     input instructions tools tool_choice parallel_tool_calls max_output_tokens max_tool_calls reasoning
-    include_reasoning text top_logprobs include truncation conversation previous_response_id
-    previous_input_messages prompt image background background_options context_management access_programs chat_template_kwargs enable_response_messages
-    media_io_kwargs mm_processor_kwargs
+    include_reasoning text top_logprobs include truncation conversation previous_response_id previous_input_messages
+    prompt image background background_options context_management access_programs chat_template_kwargs
+    enable_response_messages media_io_kwargs mm_processor_kwargs
 """
 PARAMETERS = {
     "/v1/chat/completions": frozenset(f"{_OF_ALL} {_OF_CHATS_AND_COMPLETIONS} {_OF_CHATS}".split()),
