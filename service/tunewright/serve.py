@@ -24,7 +24,6 @@ from tunewright.config import ServerOptions, Settings, child_environment, settin
 from tunewright.engine.devices import find_devices
 from tunewright.engine.placement import options_of_bases
 from tunewright.errors import ArtifactsUnavailable, InvalidRequest, TunewrightError
-from tunewright.kinds.fine_tuning.reporting import why_no_mlflow, why_no_tensorboard
 from tunewright.log_files import keep_small
 from tunewright.logs import configure_logging
 from tunewright.registry.bucket import why_no_s3
@@ -54,11 +53,9 @@ def main(argv: list[str]) -> int:
         text = f"--otlp-endpoint needs packages of OpenTelemetry, of which {missing} is missing"
         print(f"tunewright serve: {text}: pip install tunewright[otlp]", file=sys.stderr)
         return 1
-    for wanted, why in (("tensorboard", why_no_tensorboard()), ("mlflow", why_no_mlflow(settings))):
-        if why is not None and wanted in settings.reports.report_to:
-            reason = why.partition(": ")[2].partition(". All else")[0]
-            print(f"tunewright serve: --report-to {wanted}: {reason}", file=sys.stderr)
-            return 1
+    if settings.reports.report_to and (unreported := _why_unreported(settings)) is not None:
+        print(f"tunewright serve: {unreported}", file=sys.stderr)
+        return 1
     if settings.storage.artifacts is not None and (missing := why_no_s3()) is not None:
         print(f"tunewright serve: --artifacts: {missing}", file=sys.stderr)
         return 1
@@ -117,6 +114,17 @@ def main(argv: list[str]) -> int:
         if database_lock is not None:
             database_lock.close()
         os.close(lock)
+
+
+def _why_unreported(settings: Settings) -> str | None:
+    """Why jobs cannot be reported to what `--report-to` names."""
+    # This loads the kinds of jobs, half a second of processor time. Nothing else in this process needs them.
+    from tunewright.kinds.fine_tuning.reporting import why_no_mlflow, why_no_tensorboard
+
+    for wanted, why in (("tensorboard", why_no_tensorboard()), ("mlflow", why_no_mlflow(settings))):
+        if why is not None and wanted in settings.reports.report_to:
+            return f"--report-to {wanted}: {why.partition(': ')[2].partition('. All else')[0]}"
+    return None
 
 
 def _prepare(settings: Settings, workspace: Workspace) -> None:

@@ -24,7 +24,7 @@ from fake_engine import Client, engine_at, gateway_for
 from tunewright.api.gateway.proxy import Relay
 from tunewright.engine import http
 from tunewright.engine.client import probe
-from tunewright.engine.command import engine_environment
+from tunewright.engine.command import SERVER_KEEPS, engine_environment
 from tunewright.engine.http import (
     EngineBusy,
     EngineError,
@@ -236,7 +236,7 @@ async def test_the_gateway_gives_the_answer_where_the_engine_closed_an_idle_conn
 def test_engines_keep_idle_connections_much_longer_than_the_gateway() -> None:
     """So that the gateway closes first; vLLM's own 5 s would be less than its 15 s."""
     asked = float(engine_environment("cpu")["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])
-    assert asked == http.SERVER_KEEPS
+    assert asked == SERVER_KEEPS
     assert asked >= 2 * http._POOL_KEEPS
 
 

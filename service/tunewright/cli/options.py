@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from tunewright.cli.groups import INTERRUPTED as INTERRUPTED
+from tunewright.cli.groups import Commands as Commands
+from tunewright.cli.groups import examples as examples
 from tunewright.cli.output import Output
 from tunewright.config import client_defaults
 from tunewright.rows.reading import COLUMNS_SAY, NAMES, TAGS
 from tunewright_client import Tunewright
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,33 +59,6 @@ class Weighted(click.ParamType[tuple[str, float]]):
             return model, float(number)
         except ValueError:
             self.fail(f"{value!r}: the part after = must be a number", param, ctx)
-
-
-class Commands(click.Group):
-    """A group whose help lists its commands in the order in which they were added.
-
-    Where the reader of the output has ended, such as `head`, it has all that it wants: that is a success, while click
-    would exit with 1.
-    """
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _reader_may_end():  # --help writes
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _reader_may_end():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _reader_may_end() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise click.exceptions.Exit(0) from None
 
 
 def on_service(function: Callable[Concatenate[Remote, P], R]) -> Callable[P, R]:
@@ -225,8 +197,3 @@ def force_option(function: Callable[P, R]) -> Callable[P, R]:
         is_flag=True,
         help="Also if aliases have it: remove it from them; an alias that has no other target is deleted.",
     )(function)
-
-
-def examples(*lines: str) -> str:
-    """An epilog with examples, which click shows without rewrapping."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

