@@ -63,7 +63,7 @@ def passes(*command: str) -> None:
 @pytest.mark.parametrize(
     ("modules", "allowed"),
     [
-        (("scheduler.__main__", "serve", "cli.main", "jobs.folder"), set()),
+        (("scheduler.main", "serve", "cli.main", "jobs.folder"), set()),
         (("cleaner.run", "cleaner.folder"), set()),
         (("batcher.run", "batcher.folder"), set()),
         (("api.http.app", "api.http.process", "engine.worker"), {"numpy"}),  # litserve's

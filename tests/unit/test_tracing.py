@@ -159,7 +159,7 @@ async def test_without_tracing_the_engine_gets_no_header(
 def test_off_nothing_of_the_package_is_imported() -> None:
     program = (
         "import sys; from tunewright import serve, tracing; import tunewright.api.http.process;"
-        "import tunewright.scheduler.__main__; tracing.start(None, 'api');"
+        "import tunewright.scheduler.main; tracing.start(None, 'api');"
         "assert not tracing.span('x').__enter__() and not tracing.current() and tracing.job('ftjob-1') is None;"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
