@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Before torch is loaded: two workers, and the processes that they start, share the cores (docs/decisions/0031).
+# Before torch is loaded: the workers, and the processes that they start, share the cores (docs/decisions/0031). Where
+# all of them are busy, a second thread of a training costs a third more processor time (docs/decisions/0041).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import shutil
