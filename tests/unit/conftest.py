@@ -30,3 +30,13 @@ def engine(store: Store, socket: Path) -> Engine:
     started = store.engines.starting("tiny", str(socket), engine_info(internal_name=INTERNAL))
     store.engines.set_state("tiny", EngineState.READY)
     return started
+
+
+@pytest.fixture
+def few_passages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings measure what they change on the first passages of the general text alone, before and after: a second of
+    processor time less for each. `test_general_text.py` has all of them."""
+    from tunewright.trainer import general_text
+
+    first = general_text.passages()[:4]
+    monkeypatch.setattr(general_text, "passages", lambda: first)

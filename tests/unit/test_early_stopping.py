@@ -40,6 +40,8 @@ from tunewright.trainer.run import METHODS
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import train
 
+pytestmark = pytest.mark.usefixtures("few_passages")
+
 EPOCHS, PER_EPOCH = 8, 4
 
 

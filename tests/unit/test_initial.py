@@ -34,6 +34,8 @@ from tunewright.trainer.run import METHODS
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import train
 
+pytestmark = pytest.mark.usefixtures("few_passages")
+
 CHANGING = ["pissa", "pissa_niter_4", "olora"]
 EACH = [
     init if init in ("pissa", "gaussian") else pytest.param(init, marks=pytest.mark.soak)

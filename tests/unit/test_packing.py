@@ -29,6 +29,8 @@ from tunewright.trainer.run import METHODS
 from tunewright.trainer.spec import TrainingSpec
 from tunewright.trainer.training import train
 
+pytestmark = pytest.mark.usefixtures("few_passages")
+
 IGNORED = -100
 
 

@@ -34,6 +34,8 @@ from tunewright.store.store import Store
 from tunewright.trainer.spec import MlflowRun, TrainingSpec
 from tunewright.trainer.trackers import Tracker, trackers
 
+pytestmark = pytest.mark.usefixtures("few_passages")
+
 ROWS = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in text_rows(8)]
 with_mlflow = pytest.mark.skipif(
     importlib.util.find_spec("mlflow") is None,

@@ -29,6 +29,8 @@ from tunewright.store.store import Store
 from tunewright.trainer.reporting import WandbReport
 from tunewright.trainer.spec import TrainingSpec, WandbProject
 
+pytestmark = pytest.mark.usefixtures("few_passages")
+
 ROWS = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in text_rows(8)]
 ASKED = {
     "type": "wandb",
