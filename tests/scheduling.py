@@ -11,6 +11,13 @@ from xdist.scheduler import LoadScopeScheduling
 FOLDERS = {"shared", "checked", "abuse"}
 """Folders whose `conftest.py` has a service for all of its tests."""
 
+FORKED = {
+    "tests/engine/test_resume.py", "tests/engine/test_trainer_failures.py", "tests/process/test_dpo_kills.py",
+    "tests/process/test_grpo_kills.py", "tests/process/test_parity_reference.py", "tests/process/test_ranks.py",
+    "tests/unit/test_general_text.py",
+}  # fmt: skip
+"""Files whose tests run trainers by hand: forks of a process that imports for 8 s of processor time (`forked.py`). There is
+one of it in each worker that has such tests."""
 
 _WAITING = ("engine", "process")
 """Folders whose tests wait for other processes more than they compute."""
@@ -19,8 +26,11 @@ _WAITING_UNTIL = 0.8
 
 
 def scope_of(nodeid: str) -> str:
-    """What runs in one worker, in order: the tests of a file, or of a folder whose tests share a service."""
+    """What runs in one worker, in order: the tests of a file, of a folder whose tests share a service, or of the files
+    whose tests share the process that trainers are forks of."""
     path = Path(nodeid.split("::")[0])
+    if str(path) in FORKED:
+        return "tests/process/forked"
     return str(path.parent if path.parent.name in FOLDERS else path)
 
 

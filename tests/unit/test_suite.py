@@ -1,4 +1,4 @@
-"""The suite itself ends also where a worker crashes."""
+"""The suite itself ends also where a worker crashes; tests that share a process run in one worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from scheduling import FOLDERS, FORKED, scope_of
 
 ROOT = Path(__file__).parents[1]
 HOOK = """
@@ -55,3 +57,12 @@ def test_a_crashed_worker_is_told_and_its_other_tests_run(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "crashed while running" in done.stdout
     assert "1 failed, 13 passed" in done.stdout, done.stdout
+
+
+def test_files_that_run_trainers_by_hand_share_their_fork_server() -> None:
+    files = [path for name in ("engine", "process", "unit") for path in (ROOT / name).rglob("test_*.py")]
+    running = {path for path in files if "\nfrom forked import " in path.read_text()}
+    found = {str(path.relative_to(ROOT.parent)) for path in running if path.parent.name not in FOLDERS}
+
+    assert found == FORKED
+    assert len({scope_of(f"{name}::test_it") for name in FORKED}) == 1
