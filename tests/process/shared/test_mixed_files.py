@@ -24,7 +24,7 @@ from tunewright_client import BadRequestError, Tunewright
 
 ROWS = (DEMO / "train.jsonl").read_text().splitlines(keepends=True)
 EPOCHS, STEPS = 3, 9
-"""12 rows once, half of 24, and 6 twice: 36 examples an epoch, in 3 steps. All rows once would be 4."""
+"""4 rows once, half of 8, and 2 twice: 12 examples an epoch, in 3 steps. All rows once would be 4."""
 
 
 def write(path: Path, rows: list[str]) -> Path:
@@ -36,10 +36,10 @@ def job_folder(path: Path) -> JobFolder:
     path.mkdir()
     once, half, twice = (
         write(path / f"{name}.jsonl", rows)
-        for name, rows in (("once", ROWS[:12]), ("half", ROWS[12:36]), ("twice", ROWS[36:42]))
+        for name, rows in (("once", ROWS[:4]), ("half", ROWS[4:12]), ("twice", ROWS[12:14]))
     )
     folder = JobFolder(path)
-    tuning = {"type": "lora", "n_epochs": EPOCHS, "batch_size": 12, "learning_rate": 3e-3, "dropout": 0.1}
+    tuning = {"type": "lora", "n_epochs": EPOCHS, "batch_size": 4, "learning_rate": 3e-3, "dropout": 0.1}
     folder.write_spec(
         TrainingSpec(
             job_id="ftjob-mixed",
@@ -57,7 +57,7 @@ def job_folder(path: Path) -> JobFolder:
             tuning=resolve(
                 tuning=TuningOptions(**tuning),
                 hyperparameters=HyperparameterOptions(),
-                rows=36,
+                rows=12,
                 context=1024,
                 max_rank=64,
                 device="cpu",
@@ -98,9 +98,9 @@ def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(
     assert result is not None
     told = {e["data"]["file"]: e["data"] for e in whole.read_events(0)[0] if "file" in (e.get("data") or {})}
     assert {name: one["examples"] for name, one in told.items()} == {
-        "once.jsonl": 12,
-        "half.jsonl": 12,
-        "twice.jsonl": 12,
+        "once.jsonl": 4,
+        "half.jsonl": 4,
+        "twice.jsonl": 4,
     }
     assert sum(one["tokens"] for one in told.values()) == result.trained_tokens
 
@@ -108,8 +108,8 @@ def test_a_killed_trainer_goes_on_with_the_rows_that_would_have_come(
 def test_a_job_on_local_files_with_weights_survives_a_kill(
     service: Service, client: Tunewright, tmp_path: Path
 ) -> None:
-    first, second = write(tmp_path / "first.jsonl", ROWS[:64]), write(tmp_path / "second.jsonl", ROWS[64:96])
-    tuning = {**FAST, "n_epochs": 3}
+    first, second = write(tmp_path / "first.jsonl", ROWS[:32]), write(tmp_path / "second.jsonl", ROWS[32:48])
+    tuning = {**FAST, "n_epochs": 3, "batch_size": 8}
     job = client.jobs.create(
         BASE,
         first,
