@@ -188,7 +188,8 @@ def test_a_backup_has_one_state_of_the_database(
     assert len(rows_in(service.url)["jobs"]) > len(before["jobs"])
 
 
-@pytest.mark.parametrize("after", [False, True])
+# Ends after a rename are part of `make soak-suite`; test_backup.py has them with SQLite.
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_restore_that_is_killed_is_made_or_not(
     archived: Archived, postgres: Server, tmp_path: Path, after: bool
 ) -> None:
