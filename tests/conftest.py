@@ -74,8 +74,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `each_database` on SQLite, and on PostgreSQL where it is there."""
-    if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker("each_database"):
+    """Run what is marked `each_database` on SQLite, and on PostgreSQL where it is there; of a file that is marked, all
+    but what is marked `one_database`: refusals, which ask the database nothing that other tests do not."""
+    marked = metafunc.definition.get_closest_marker
+    if "backend" in metafunc.fixturenames and marked("each_database") and not marked("one_database"):
         metafunc.parametrize("backend", BACKENDS)
 
 

@@ -16,8 +16,8 @@ FORKED = {
     "tests/process/test_grpo_kills.py", "tests/process/test_parity_reference.py", "tests/process/test_ranks.py",
     "tests/unit/test_general_text.py",
 }  # fmt: skip
-"""Files whose tests run trainers by hand: forks of a process that imports for 8 s of processor time (`forked.py`). There is
-one of it in each worker that has such tests."""
+"""Files whose tests run trainers by hand: forks of a process that imports for 8 s of processor time (`forked.py`). Each
+worker that has such tests has one of it."""
 
 _WAITING = ("engine", "process")
 """Folders whose tests wait for other processes more than they compute."""

@@ -119,6 +119,7 @@ def nothing_left(data: Workspace, store: Store) -> bool:
 # uploads
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("form", "param", "code"),
     [
@@ -281,6 +282,7 @@ def test_the_same_at_the_same_time_is_listed_once_for_each(api: TestClient, data
     assert len(data.artifacts.hashes()) == 1
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("files", "code", "message"),
     [
@@ -436,6 +438,7 @@ def test_without_a_root_no_folder_is_taken(api: TestClient, root: Path) -> None:
     assert refused["param"] == "path"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "path",
     [
@@ -590,6 +593,7 @@ def test_a_repository_with_pickled_weights_only_is_refused(
     assert "no adapter_model.safetensors" in refused["message"]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "hub_id",
     ["lora", "a/b/c", "../x", "org/..", "https://x/y", "org/lo ra", "", "a--b/c", "a/b.git", "a/-b", "a/b\n"],
@@ -599,6 +603,7 @@ def test_a_hub_id_is_checked_here(api: TestClient, monkeypatch: pytest.MonkeyPat
     assert error(api.post("/v1/adapters", json={"hub_id": hub_id}))["param"] == "hub_id"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "revision",
     [
@@ -632,6 +637,7 @@ def test_a_revision_is_no_path_on_the_server(
     )
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "revision", ["main", "v1.0", "refs/pr/3", "a-b_c/d+e", "3f2b1c0d9e8f7a6b5c4d3e2f1a0b9c8d7e6f5a4b", None]
 )
@@ -657,6 +663,7 @@ def test_hanging_downloads_are_limited_until_their_threads_end(
     assert error(answers[-1], 429)["code"] == "too_many_registrations"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "body",
     [

@@ -278,6 +278,7 @@ def _failed(model: str) -> Any:
     return TargetVerdict(model=model, evaluation=None, verdict=Verdict.FAIL, reasons=[reason])
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("require", "status", "param", "words"),
     [

@@ -308,6 +308,7 @@ def test_shadows_that_are_refused(each: Store, shadow: AliasShadow, message: str
     assert refused.value.param == "shadow"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("name", ["tiny", "m1", "ft:tiny::x", "x/history", ""])
 def test_names_that_are_not_an_aliass(each: Store, name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
@@ -722,6 +723,7 @@ def test_a_wrong_flip_loads_nothing(api: TestClient, worker: Worker) -> None:
     assert worker.asked == []
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -123,6 +123,7 @@ def test_the_options_of_steps_are_shown_with_their_defaults(api: TestClient) -> 
     ]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [

@@ -120,6 +120,7 @@ def test_a_schema_is_checked_in_a_process_with_limits(
     assert (refused["param"], "took more than 1 s" in refused["message"]) == ("json_schema", True)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "status", "param", "words"),
     [
@@ -311,6 +312,7 @@ def test_a_base_is_compared_with_nothing(with_questions: TestClient) -> None:
     assert ask_suite(with_questions, model="tiny").json()["against"] == []
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("name", "fields", "param", "code"),
     [
@@ -397,6 +399,7 @@ def test_more_tokens_than_the_context_are_refused(
     assert refused.value.code == "context_length_exceeded"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

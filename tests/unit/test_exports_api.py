@@ -209,6 +209,7 @@ def test_awq_needs_text(api: TestClient, pirate: str) -> None:
     assert error(api.post("/v1/exports", json=missing))["param"] == "calibration_file"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -275,6 +275,7 @@ def test_a_job_may_say_what_the_columns_of_a_faulty_file_are(api: TestClient) ->
     assert 'has none of the columns "a", "q" of data.columns; has "answer", "question"' in error["message"]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("options", "param"),
     [

@@ -181,6 +181,7 @@ def test_all_weights_are_followed_by_all_weights(api: TestClient) -> None:  # no
     assert [job["tuning"]["type"] for job in shown["jobs"]] == ["full", "full"]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("step", "param", "why"),
     [

@@ -112,6 +112,7 @@ def test_the_teacher_is_looked_up_once_and_kept(api: TestClient, store: Store) -
     assert api.post(f"{SYNTHESES}/{synthesis['id']}/cancel").json()["status"] == "cancelled"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "status", "param", "words"),
     [
