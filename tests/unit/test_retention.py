@@ -784,7 +784,9 @@ def fewer_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NEW", -600.0)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.soak) for n in range(6, 12))]
+)
 @pytest.mark.usefixtures("fewer_hours")
 def test_in_any_world_limits_are_kept_and_what_is_in_use_stays(world: World, seed: int) -> None:
     chance = random.Random(seed)
