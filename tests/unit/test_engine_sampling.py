@@ -51,12 +51,17 @@ def refusal(status: int) -> Answer:
 
 
 class Gateway:
-    """Answers `/sample`, in a thread. `asked` has what was asked, and the weights in its folder at that moment."""
+    """Answers `/sample`, and `/ask` by `model`, in a thread. `asked` has what was asked, and the weights in its folder
+    at that moment."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.answer: Answer = tokens_by_seed
+        self.model: Answer = refusal(400)
         self.asked: list[dict[str, Any]] = []
+        self.asked_of_models: list[dict[str, Any]] = []
+        """With the headers, and how many requests were there at once."""
+        self._at_once = 0
         self.policies: Path | None = None
         self.found: set[str] = set()
         """The hashes of the adapters that were in the folder."""
@@ -74,9 +79,19 @@ class Gateway:
         self.asked.append({**asked, "project": request.headers["X-Tunewright-Project"]})
         return web.json_response(answer, status=status)
 
+    async def _ask(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self._at_once += 1
+        self.asked_of_models.append({**asked, "headers": dict(request.headers), "at_once": self._at_once})
+        await asyncio.sleep(0.001)  # others come meanwhile
+        status, answer = self.model(asked)
+        self._at_once -= 1
+        return web.json_response(answer, status=status)
+
     async def _start(self) -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/sample", self._sample)
+        app.router.add_post("/ask", self._ask)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(self.socket)).start()

@@ -14,16 +14,22 @@ from tests.unit.test_file_checks import upload
 
 from counted import count_here
 from preferences import COLOURS
-from rows import create_job, engine_info
+from rows import PRODUCT, create_job, engine_info
+from tests.conftest import Publish
 from tunewright.api.fine_tuning.schemas import JobObject
+from tunewright.config import Settings
+from tunewright.kinds.fine_tuning.grading_models import models_that_grade, told_of_models
+from tunewright.kinds.fine_tuning.models import GRADING_MODEL, FineTuningRequest
 from tunewright.kinds.fine_tuning.sampling import with_sampling
 from tunewright.kinds.grading import missing_item
-from tunewright.kinds.kind import JobRefused
+from tunewright.kinds.kind import JobRefused, Service
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
+from tunewright.registry.aliases import AliasTarget
+from tunewright.registry.workspace import Workspace
 from tunewright.rows.formats import DataFormat, InvalidData, RowKind, check_file, read_rows
 from tunewright.rows.reading import Reading
-from tunewright.store.states import JobState
+from tunewright.store.states import EngineState, JobState, ModelState
 from tunewright.store.store import Store
 
 EXACT = {
@@ -143,7 +149,6 @@ JUDGE = {"type": "score_model", "name": "j", "model": BASE, "input": [{"role": "
         ({"method": method({"type": "regex", "name": "r", "pattern": "("})}, "method.reinforcement.grader.pattern",
          "invalid_value"),
         ({"method": method(PROGRAM)}, "method.reinforcement.grader", "unsupported"),
-        ({"method": method(JUDGE)}, "method.reinforcement.grader", "unsupported"),
         ({"method": method(reasoning_effort="high")}, "method.reinforcement.hyperparameters.reasoning_effort",
          "invalid_value"),
         ({"method": method(compute_multiplier=0)}, "method.reinforcement.hyperparameters.compute_multiplier",
@@ -173,6 +178,87 @@ def test_what_cannot_be_meant_is_refused_by_its_name(
 ) -> None:
     refused = error(asked(api, **change), 400)
     assert (refused["param"], refused["code"]) == (param, code), refused
+
+
+def serve(store: Store, publish_model: Publish, **changes: Any) -> None:
+    """The base, which the engine serves, and an adapter on it."""
+    store.engines.declare([BASE])
+    store.engines.starting(BASE, "/tmp/s", engine_info(max_num_seqs=20, **changes))
+    store.engines.set_state(BASE, EngineState.READY)
+    publish_model({**PRODUCT, "name": ADAPTER, "base": BASE, "sha256": "a" * 64, "state": ModelState.READY})
+
+
+ADAPTER = f"ft:{BASE}:judge:1"
+
+
+@pytest.mark.each_database
+def test_models_that_grade_are_looked_up_once_and_kept(
+    api: TestClient,  # noqa: F811
+    store: Store,
+    publish_model: Publish,
+    data: Workspace,
+) -> None:
+    serve(store, publish_model)
+    store.aliases.put("judge", (AliasTarget(ADAPTER),), None, None)
+    grader = {
+        "type": "multi", "name": "both", "calculate_output": "exact + first + second + base",
+        "graders": {
+            "exact": EXACT, "first": {**JUDGE, "model": "judge"}, "second": {**JUDGE, "model": ADAPTER}, "base": JUDGE,
+        },
+    }  # fmt: skip
+    answer = asked(api, method=method(grader))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["method"]["reinforcement"]["grader"]["graders"]["first"]["model"] == "judge"
+    job = store.jobs.get(answer.json()["id"])
+    assert job is not None
+    assert isinstance(job.request, FineTuningRequest)
+    store.aliases.put("judge", (AliasTarget(BASE),), None, None)
+    assert job.weights(GRADING_MODEL) == ["a" * 64]
+    refused = error(api.delete(f"/v1/models/{ADAPTER}"), 400)
+    assert refused["code"] == "model_in_use"
+    service = Service(Settings(data_dir=data.path, base=[], request_timeout=7), store, data, False)
+    models = models_that_grade(service, job, job.request)
+    assert models is not None
+    assert (models.project, models.key, models.request_timeout) == (job.project, job.api_key_id, 7)
+    fingerprint = PRODUCT["base_fingerprint"]
+    assert {name: (one.name, one.content, one.at_once) for name, one in models.by_grader.items()} == {
+        "first": (ADAPTER, "a" * 64, 5), "second": (ADAPTER, "a" * 64, 5), "base": (BASE, fingerprint, 5),
+    }  # fmt: skip
+    assert f"graded by {ADAPTER}, {BASE}" in told_of_models(job.request)
+
+
+def test_a_model_that_cannot_grade_is_refused_by_its_name(
+    api: TestClient,  # noqa: F811
+    store: Store,
+    publish_model: Publish,
+) -> None:
+    serve(store, publish_model)
+    grader = {
+        "type": "multi",
+        "name": "m",
+        "calculate_output": "a",
+        "graders": {"a": {**JUDGE, "model": "none"}},
+    }
+    refused = error(asked(api, method=method(grader)), 404)
+    assert (refused["param"], refused["code"]) == (
+        "method.reinforcement.grader.graders.a.model",
+        "model_not_found",
+    )
+    store.of("proj-other").aliases.put("theirs", (AliasTarget(BASE),), None, None)
+    refused = error(asked(api, method=method({**JUDGE, "model": "theirs"})), 404)
+    assert refused["code"] == "model_not_found"
+    for state, code in (
+        (ModelState.QUARANTINED, "model_quarantined"),
+        (ModelState.MERGE_ONLY, "model_merge_only"),
+    ):
+        name = f"{ADAPTER}{state.value}"
+        publish_model({**PRODUCT, "name": name, "base": BASE, "sha256": code.ljust(64, "b"), "state": state})
+        refused = error(asked(api, method=method({**JUDGE, "model": name})), 400)
+        assert (refused["param"], refused["code"]) == ("method.reinforcement.grader.model", code)
+    store.engines.starting(BASE, "/tmp/s", engine_info(has_chat_template=False))
+    store.engines.set_state(BASE, EngineState.READY)
+    refused = error(asked(api, method=method(JUDGE)), 400)
+    assert (refused["param"], refused["code"]) == ("method.reinforcement.grader.model", "no_chat_template")
 
 
 def test_a_grader_that_refers_to_what_a_row_lacks_is_refused_with_the_line(api: TestClient) -> None:  # noqa: F811

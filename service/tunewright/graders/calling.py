@@ -8,7 +8,7 @@ from typing import Any
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.errors import InvalidRequest
 from tunewright.graders.checking import check
-from tunewright.graders.grading import Answered, Item, grade, grade_all, requests
+from tunewright.graders.grading import Answered, Item, grade, grade_all, requests, requests_for_all
 from tunewright.graders.models import AnyGrader, ScoreModelGrader, singles
 from tunewright.graders.outcome import Outcome, failed
 from tunewright.graders.sandbox import Mode
@@ -46,27 +46,67 @@ def grade_apart(grader: AnyGrader, sample: Sample, item: Item, answered: Answere
         return failed("other_error", f"the grader was ended: {error}")
 
 
+def requests_of_batch(
+    grader: AnyGrader,
+    samples: Sequence[Sample],
+    items: Sequence[Item],
+    on_part: Callable[[], None] = lambda: None,
+) -> list[dict[str, dict[str, Any] | Outcome]]:
+    """`requests_to_models` for several answers. An answer whose requests take too long or too much memory has the
+    outcome of that instead. `on_part` is called as the work goes on."""
+    made: list[dict[str, dict[str, Any] | Outcome]] = []
+    for begin in range(0, len(samples), _AT_A_TIME):
+        on_part()
+        part = slice(begin, begin + _AT_A_TIME)
+        try:
+            made += call_apart(
+                requests_for_all, [], grader, samples[part], items[part],
+                seconds=_CHECK_SECONDS * len(samples[part]),
+            )  # fmt: skip
+        except (CutOff, OutOfMemory):
+            made += [
+                _requests_or_failures(grader, sample, item)
+                for sample, item in zip(samples[part], items[part], strict=True)
+            ]
+    return made
+
+
+def _requests_or_failures(
+    grader: AnyGrader, sample: Sample, item: Item
+) -> dict[str, dict[str, Any] | Outcome]:
+    try:
+        return requests_to_models(grader, sample, item)
+    except (CutOff, OutOfMemory) as error:
+        outcome = failed("other_error", f"the request to the model could not be made: {error}")
+        asking = {name for name, one in singles(grader).items() if isinstance(one, ScoreModelGrader)}
+        return dict.fromkeys(asking, outcome)
+
+
 def grade_batch(
     grader: AnyGrader,
     samples: Sequence[Sample],
     items: Sequence[Item],
     mode: Mode,
     on_part: Callable[[], None] = lambda: None,
+    *,
+    answered: Sequence[Answered] | None = None,
 ) -> list[Outcome]:
-    """The rewards of several answers, by a grader that asks no model. Where a process is ended, each of its answers is
-    graded in one of its own. `on_part` is called as the work goes on."""
+    """The rewards of several answers; what models have answered about each is in `answered`. Where a process is ended,
+    each of its answers is graded in one of its own. `on_part` is called as the work goes on."""
     outcomes: list[Outcome] = []
+    if answered is None:
+        answered = [{}] * len(samples)
     for begin in range(0, len(samples), _AT_A_TIME):
         on_part()
         part = slice(begin, begin + _AT_A_TIME)
         try:
             outcomes += call_apart(
-                grade_all, [], grader, samples[part], items[part], mode,
+                grade_all, [], grader, samples[part], items[part], answered[part], mode,
                 seconds=_GRADE_SECONDS * len(samples[part]),
             )  # fmt: skip
         except (CutOff, OutOfMemory):
             outcomes += [
-                grade_apart(grader, sample, item, {}, mode)
-                for sample, item in zip(samples[part], items[part], strict=True)
+                grade_apart(grader, *one, mode)
+                for one in zip(samples[part], items[part], answered[part], strict=True)
             ]
     return outcomes

@@ -24,8 +24,14 @@ def check(grader: AnyGrader, param: str, mode: Mode) -> None:
         _check_one(grader, param, mode)
         return
     for name, one in grader.by_name.items():
-        place = f"{param}.graders.{name}" if isinstance(grader.graders, dict) else f"{param}.graders"
-        _check_one(one, place, mode)
+        _check_one(one, place_of(grader, name, param), mode)
+
+
+def place_of(grader: AnyGrader, name: str, param: str) -> str:
+    """The parameter of one of the grader's `singles`."""
+    if not isinstance(grader, MultiGrader):
+        return param
+    return f"{param}.graders.{name}" if isinstance(grader.graders, dict) else f"{param}.graders"
 
 
 def _check_one(grader: SingleGrader, param: str, mode: Mode) -> None:

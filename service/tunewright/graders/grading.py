@@ -69,10 +69,21 @@ def requests(grader: AnyGrader, sample: Sample, item: Item) -> dict[str, dict[st
 
 
 def grade_all(
-    grader: AnyGrader, samples: Sequence[Sample], items: Sequence[Item], mode: sandbox.Mode
+    grader: AnyGrader,
+    samples: Sequence[Sample],
+    items: Sequence[Item],
+    answered: Sequence[Answered],
+    mode: sandbox.Mode,
 ) -> list[Outcome]:
-    """The rewards of several answers, by a grader that asks no model."""
-    return [grade(grader, sample, item, {}, mode) for sample, item in zip(samples, items, strict=True)]
+    """The rewards of several answers."""
+    return [grade(grader, *one, mode) for one in zip(samples, items, answered, strict=True)]
+
+
+def requests_for_all(
+    grader: AnyGrader, samples: Sequence[Sample], items: Sequence[Item]
+) -> list[dict[str, dict[str, Any] | Outcome]]:
+    """The `requests` for several answers."""
+    return [requests(grader, sample, item) for sample, item in zip(samples, items, strict=True)]
 
 
 def _grade_one(

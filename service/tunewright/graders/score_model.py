@@ -13,6 +13,7 @@ from tunewright.graders.templates import Sample, filled
 
 _MOST_TOKENS = 256
 _KEY = "result"
+_NO_COMPLETION = "the engine's answer is no chat completion"
 
 
 def request(grader: ScoreModelGrader, item: Mapping[str, Any], sample: Sample) -> dict[str, Any]:
@@ -45,14 +46,21 @@ def request(grader: ScoreModelGrader, item: Mapping[str, Any], sample: Sample) -
 def outcome(grader: ScoreModelGrader, answer: bytes) -> Outcome:
     """The score in the answer of a chat completion."""
     try:
-        body = json.loads(answer)
+        return outcome_of(grader, json.loads(answer))
+    except ValueError:
+        return failed("model_grader_server_error", _NO_COMPLETION)
+
+
+def outcome_of(grader: ScoreModelGrader, body: Any) -> Outcome:
+    """The score in a chat completion."""
+    try:
         message = body["choices"][0]["message"]
         used = body.get("usage") or {}
         tokens = {grader.model: int(used.get("total_tokens") or 0)}
         if message.get("refusal"):
             return _with_tokens(failed("model_grader_refusal_error", str(message["refusal"])), tokens)
     except (ValueError, LookupError, TypeError, AttributeError):
-        return failed("model_grader_server_error", "the engine's answer is no chat completion")
+        return failed("model_grader_server_error", _NO_COMPLETION)
     content = message.get("content")
     try:
         score = json.loads(content)[_KEY]

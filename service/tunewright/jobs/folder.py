@@ -57,6 +57,7 @@ class JobFolder:
         self.reference = path / "reference"
         self.initial = path / "initial"
         self.policies = path / "policies"
+        self.scores = path / "scores"
         self.trace_file = path / "trace.json"
         self.tensorboard = path / "tensorboard"
         self.mlflow_file = path / "mlflow.json"
@@ -169,6 +170,7 @@ class JobFolder:
             shutil.rmtree(product, ignore_errors=True)
         for folder in (
             self.work, self.checkpoints, self.token_cache, self.reference, self.initial, self.policies,
+            self.scores,
             self.path / "wandb",
             *self.path.glob("converted-*"),
         ):  # fmt: skip

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 PROJECT_HEADER, KEY_HEADER = "X-Tunewright-Project", "X-Tunewright-Key"
 """Name the project of the job, and the id of the key that has created it, to the service's own gateway."""
 SOURCE_HEADER = "X-Tunewright-Source"
-"""What the request counts as in the project's usage: `evaluation` (the default) or `synthesis`."""
+"""What the request counts as in the project's usage: `evaluation` (the default), `synthesis`
+or `grader`."""
 
 
 class AskedModel(BaseModel):

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunewright.graders.models import Grader
 from tunewright.graders.sandbox import Mode
 from tunewright.jobs.folder import Outcome
+from tunewright.jobs.gateway import AskedModel
 from tunewright.plan.cost import Cost, Rates
 from tunewright.plan.defaults import Resolved
 from tunewright.plan.forgetting import Forgetting
@@ -73,6 +74,23 @@ class EngineSampling(BaseModel):
     """Seconds without an answer after which that is so."""
 
 
+class GradingModels(BaseModel):
+    """How the models are asked that grade answers of reinforcement (`trainer.scores`)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    socket: str
+    """Where the gateway listens for the service's own processes."""
+    project: str
+    """The job's."""
+    key: str | None = None
+    """The id of the key that has created the job."""
+    request_timeout: float
+    """Seconds that an answer may take."""
+    by_grader: dict[str, AskedModel]
+    """The models, by the names of the graders."""
+
+
 class TrainingSpec(BaseModel):
     """`spec.json`: the input of the trainer."""
 
@@ -112,6 +130,8 @@ class TrainingSpec(BaseModel):
     """Of reinforcement: what grades the answers."""
     python_graders: Mode = "off"
     """Whether graders may be programs, as the operator says."""
+    grading_models: GradingModels | None = None
+    """Of reinforcement; None: the grader asks no model."""
     sampling: EngineSampling | None = None
     """Of reinforcement; None: the trainer makes the answers."""
     wandb: WandbProject | None = None

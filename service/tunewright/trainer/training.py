@@ -54,8 +54,7 @@ class Parts:
     held_out: Mixture | None
     callbacks: list[TrainerCallback]
     go_on: Callable[[], None]
-    """To be called within what takes long before the first step: renews the heartbeat, and raises Stopped where the run
-    was asked to stop."""
+    """To be called within what takes long: renews the heartbeat, and raises Stopped where the run was asked to stop."""
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the Trainer that are the same for all methods."""
@@ -83,7 +82,8 @@ def tell_first_evaluation(events: EventLog, metrics: dict[str, float]) -> None:
 
 
 class Stopped(Exception):
-    """The run was asked to stop before its first step."""
+    """The run was asked to stop where no checkpoint can be saved: before its first step, or while a step waits for what
+    does not come."""
 
 
 MakeTrainer = Callable[[Parts], OrderedRows]
@@ -106,6 +106,10 @@ def train(
         result = _train(folder, spec, events, make_trainer, reports)
         failed = False
         return result
+    except Stopped:
+        failed = False
+        events.message("Stopped; what was done since the last checkpoint is done again", "warn")
+        return None
     finally:
         for one in reports:
             one.end(failed=failed)
@@ -165,11 +169,7 @@ def _train(
         if checkpoints.is_asked_to_stop:
             raise Stopped
 
-    try:
-        trainer = make_trainer(Parts(folder, spec, tokenizer, model, training, validation, callbacks, go_on))
-    except Stopped:
-        events.message("Stopped before the first step", "warn")
-        return None
+    trainer = make_trainer(Parts(folder, spec, tokenizer, model, training, validation, callbacks, go_on))
     trainer.on_wait = loading.wait
     trainer.loraplus_lr_ratio = tuning.loraplus_lr_ratio
     if trainer.order is None:

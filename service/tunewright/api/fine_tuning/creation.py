@@ -76,7 +76,9 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     tuning = without_dropout(method, tuning)
     cpu_processes = context.settings.jobs.cpu_processes
     check_gpus(method.type, tuning, batch_size_of(body, tuning), context.devices(), cpu_processes)
-    check_grading(context, body.training_file, validation_file, data, method, tuning)
+    grading_models, models_needed = check_grading(
+        context, body.training_file, validation_file, data, method, tuning
+    )
     _check_rank(context, base, tuning)
     tuning = tuning.model_copy(update={"type": fitting_type(context, body, base, tuning)})
     check_rows_at_a_time(method, tuning, hyperparameters_of(body), data)
@@ -93,6 +95,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         chat_template=body.chat_template or (parent.chat_template if parent else None),
         method=method.type,
         grader=method.reinforcement.grader if method.reinforcement else None,
+        grading_models=grading_models,
         hyperparameters=HyperparameterOptions(**hyperparameters_of(body).model_dump()),
         tuning=TuningOptions(**tuning.model_dump()),
         evaluate=evaluate,
@@ -103,7 +106,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
         base=base,
         request=request.model_copy(update={"unreported": why_not_all(context.settings, request)}),
         seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
-        inputs=(*inputs, *needed),
+        inputs=(*inputs, *models_needed, *needed),
         metadata=body.metadata,
     )
     return replace(new, first=evaluations_before(new, context.store.engines.get(base)))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from tunewright.api.evaluations.creation import resolved_model
 from tunewright.api.fine_tuning.method_schemas import Method
 from tunewright.api.fine_tuning.tuning_schemas import Tuning
 from tunewright.api.http.context import ServiceContext
 from tunewright.errors import InvalidRequest, UnsupportedFeature
 from tunewright.graders.calling import check_grader
+from tunewright.graders.checking import place_of
 from tunewright.graders.models import AnyGrader, ScoreModelGrader, singles
 from tunewright.kinds.data import DataOptions
+from tunewright.kinds.evaluation.models import EvaluatedModel
+from tunewright.kinds.fine_tuning.models import GRADING_MODEL
 from tunewright.kinds.grading import missing_item
 from tunewright.plan.sampling import why_not_engine
+from tunewright.store.records import JobInput
 
 _GRADER = "method.reinforcement.grader"
 _FIRST_ROWS = 10_000
@@ -24,12 +29,13 @@ def check_grading(
     data: DataOptions,
     method: Method,
     tuning: Tuning,
-) -> None:
-    """Raises InvalidRequest; nothing is checked for other methods."""
+) -> tuple[dict[str, EvaluatedModel], list[JobInput]]:
+    """The models that grade, by the names of their graders, and the inputs that they are. Raises InvalidRequest,
+    NotFound and EngineUnavailable; nothing is checked for other methods."""
     if method.reinforcement is None:
-        return
+        return {}, []
     grader = method.reinforcement.grader
-    _check_models(grader)
+    models, inputs = _models(context, grader)
     check_grader(grader, _GRADER, context.settings.jobs.python_graders)
     _check_options(data, method, tuning)
     _check_sampling(tuning)
@@ -39,15 +45,29 @@ def check_grading(
         missing = missing_item(context.workspace.file(id), data.reading(True), grader, _FIRST_ROWS)
         if missing is not None:
             raise InvalidRequest(f"File {id}, {missing}.", param=_GRADER, code="invalid_grader")
+    return models, inputs
 
 
-def _check_models(grader: AnyGrader) -> None:
-    for one in singles(grader).values():
-        if isinstance(one, ScoreModelGrader):
-            raise UnsupportedFeature(
-                f"The grader {one.name!r} asks a model, which jobs cannot do yet: use one that compares or computes.",
-                param=_GRADER,
+def _models(context: ServiceContext, grader: AnyGrader) -> tuple[dict[str, EvaluatedModel], list[JobInput]]:
+    """What the names of models that grade stand for now: that is asked, whatever they stand for later."""
+    models: dict[str, EvaluatedModel] = {}
+    weights: dict[str, None] = {}
+    for name, one in singles(grader).items():
+        if not isinstance(one, ScoreModelGrader):
+            continue
+        param = f"{place_of(grader, name, _GRADER)}.model"
+        model, tuned = resolved_model(context, one.model, param)
+        engine = context.store.engines.get(model.engine)
+        if engine is not None and engine.info is not None and not engine.info.has_chat_template:
+            raise InvalidRequest(
+                f"{model.name} has no chat template, so that it cannot be told what to grade: name another model.",
+                param=param,
+                code="no_chat_template",
             )
+        models[name] = model
+        if tuned is not None:
+            weights[tuned.sha256] = None
+    return models, [JobInput(GRADING_MODEL, sha256=sha256) for sha256 in weights]
 
 
 def _check_sampling(tuning: Tuning) -> None:

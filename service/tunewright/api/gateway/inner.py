@@ -43,6 +43,7 @@ _LARGEST = 32 * 2**20
 _ALL_OF_BATCHES = 4 * _LARGEST
 """Bytes of the requests of batches that are here: each waits for hours where live traffic does not end, and takes twice
 its bytes."""
+_SOURCES: dict[str, UsageSource] = {"synthesis": "synthesis", "grader": "grader"}
 _TOO_LONG = "The generation took longer than --request-timeout."
 
 
@@ -184,7 +185,7 @@ class InnerGateway:
 
 def _payer(request: web.Request) -> Payer:
     headers = request.headers
-    source: UsageSource = "synthesis" if headers.get(SOURCE_HEADER) == "synthesis" else "evaluation"
+    source = _SOURCES.get(headers.get(SOURCE_HEADER, ""), "evaluation")
     project, key = headers.get(PROJECT_HEADER, DEFAULT_PROJECT), headers.get(KEY_HEADER) or None
     return Payer(project, key, source=source)
 

@@ -9,8 +9,14 @@ from tunewright.errors import InvalidRequest
 from tunewright.jobs.folder import JobFolder, Outcome
 from tunewright.kinds.fine_tuning.evaluated import JUDGE, TrainingReport
 from tunewright.kinds.fine_tuning.evaluating import evaluate
+from tunewright.kinds.fine_tuning.grading_models import (
+    models_that_grade,
+    told_of_models,
+    weights_that_grade,
+)
 from tunewright.kinds.fine_tuning.mixing import check_files, weights_of
 from tunewright.kinds.fine_tuning.models import (
+    GRADING_MODEL,
     PARENT,
     VALIDATION_FILE,
     FineTuningRequest,
@@ -90,7 +96,7 @@ class FineTuning(Kind):
         )
         _check_generation(resolved, files.rows)
         resolved, where = with_sampling(service.store, job.base, resolved, request.tuning.sampling)
-        summary = f"Files validated ({files.summary}){where}"
+        summary = f"Files validated ({files.summary}){where}{told_of_models(request)}"
         if service.on_gpu and request.tuning.gradient_checkpointing == "auto":
             machine = machine_beside_engines(service.settings, service.store, service.devices)
             resolved, why = decided_checkpointing(base, resolved, machine)
@@ -142,6 +148,7 @@ class FineTuning(Kind):
             tuning=resolved,
             grader=request.grader,
             python_graders=service.settings.jobs.python_graders,
+            grading_models=models_that_grade(service, job, request),
             sampling=engine_sampling(service.workspace, job, resolved, base),
             wandb=reported(service.settings, job),
             tensorboard=has_tensorboard(service.settings, job),
@@ -160,6 +167,8 @@ class FineTuning(Kind):
         evaluate(service.store.of(job.project), job)
 
     def name_of_input(self, request: BaseModel, role: str, position: int) -> str:
+        if role == GRADING_MODEL and isinstance(request, FineTuningRequest):
+            return weights_that_grade(request)[position].name
         if role != JUDGE or not isinstance(request, FineTuningRequest) or request.evaluate is None:
             return super().name_of_input(request, role, position)
         judges = [one.request.judge for one in request.evaluate.measures if one.request.judge is not None]

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.graders.models import Grader
 from tunewright.jobs.kinds import JobResult
 from tunewright.kinds.data import DataOptions
+from tunewright.kinds.evaluation.models import EvaluatedModel
 from tunewright.kinds.fine_tuning.evaluated import EvaluateRequest
 from tunewright.plan.cost import Cost
 from tunewright.plan.forgetting import Forgetting
@@ -20,6 +21,8 @@ from tunewright.trainer.spec import MlflowRun, WandbProject
 TRAINING_FILE, VALIDATION_FILE, PARENT = "training_file", "validation_file", "parent"
 """Roles of a job's inputs: the training files, that of the request first; a file of held-out rows; and the weights of
 the model from which training continues."""
+GRADING_MODEL = "grader.model"
+"""The role of the weights of models that grade."""
 
 
 class FineTuningRequest(BaseModel):
@@ -36,6 +39,8 @@ class FineTuningRequest(BaseModel):
     """OpenAI's method."""
     grader: Grader | None = None
     """Of reinforcement: what grades the answers."""
+    grading_models: dict[str, EvaluatedModel] = {}
+    """What the models that grade were when the job was created, by the names of their graders."""
     hyperparameters: HyperparameterOptions = HyperparameterOptions()
     tuning: TuningOptions = TuningOptions()
     wandb: WandbProject | None = None

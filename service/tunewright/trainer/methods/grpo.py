@@ -33,6 +33,7 @@ from tunewright.trainer.loop import HeartbeatCallback
 from tunewright.trainer.metrics import is_measured
 from tunewright.trainer.rewards import Rewards
 from tunewright.trainer.sampling import EngineSampler
+from tunewright.trainer.scores import ModelScores
 from tunewright.trainer.training import Parts, Stopped
 
 _REFERENCE_ADAPTER = "ref"
@@ -65,9 +66,14 @@ class GradedTrainer(OrderedRows):
         def tell_error(text: str) -> None:
             events.message(text, level="warn", data={"code": "grader_errors"})
 
+        scores = None
+        if spec.grading_models is not None:
+            scores = ModelScores(
+                spec.grader, spec.grading_models, spec.seed, parts.folder, parts.go_on, Stopped
+            )
         super().__init__(
             model=parts.model,
-            reward_funcs=[Rewards(spec.grader, spec.python_graders, tell_error, beat)],
+            reward_funcs=[Rewards(spec.grader, spec.python_graders, tell_error, beat, scores)],
             args=self.config(
                 **arguments
                 | {
