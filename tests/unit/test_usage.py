@@ -15,13 +15,14 @@ from urllib.parse import unquote
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from fake_engine import Client, Handler, engine_at, gateway_for, stream
 from rows import create_job
 from tunewright.api.gateway.below import BelowLive
-from tunewright.api.gateway.inner import InnerGateway
+from tunewright.api.gateway.inner import InnerGateway, _payer
 from tunewright.api.gateway.ledger import Ledger, Payer
 from tunewright.api.gateway.proxy import Gateway, Relay
 from tunewright.api.gateway.usage import usage_of
@@ -30,7 +31,7 @@ from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings
 from tunewright.config.prices import price_for, price_of
 from tunewright.ids import new_id
-from tunewright.jobs.gateway import payer_headers
+from tunewright.jobs.gateway import SOURCE_HEADER, payer_headers
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Engine, Job
 from tunewright.store.states import JobState
@@ -130,6 +131,17 @@ async def test_every_generation_is_counted_for_who_has_asked(
         ("proj-c", "key-c", "tiny", False): Used(1, 7, 3),
     }
     assert [one.used for one in store.usage.tokens(EVER, "embeddings")] == [Used(1, 7, 3)]
+
+
+@pytest.mark.parametrize(
+    ("said", "source"),
+    [("grader", "grader"), ("synthesis", "synthesis"), ("live", "evaluation"), (None, "evaluation")],
+)
+def test_the_process_of_a_job_says_what_it_asks_for(said: str | None, source: str) -> None:
+    headers = {**payer_headers("proj-b", "key-b"), **({SOURCE_HEADER: said} if said else {})}
+    assert _payer(make_mocked_request("POST", "/ask", headers=headers)) == Payer(
+        "proj-b", "key-b", source=source
+    )
 
 
 def slowly(go_on: asyncio.Event) -> Handler:

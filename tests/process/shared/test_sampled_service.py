@@ -1,4 +1,4 @@
-"""A job that samples from the engine, while its trainer and the engine are killed."""
+"""A job that samples from the engine and is graded by it, while its trainer and the engine are killed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +27,18 @@ TUNING = {
     "num_generations": 2,
     "sampling": "engine",
 }
+GRADER = {
+    "type": "multi",
+    "name": "both",
+    "calculate_output": "near + judge",
+    "graders": {
+        "near": NEAR,
+        "judge": {
+            "type": "score_model", "name": "judge", "model": BASE,
+            "input": [{"role": "user", "content": "How good is {{ sample.output_text }}?"}],
+        },
+    },
+}  # fmt: skip
 STEPS = 16
 
 
@@ -40,7 +53,7 @@ def test_no_step_is_doubled_or_lost_where_trainer_and_engine_are_killed(
         write(tmp_path / "prompts.jsonl", prompts(8)),
         method={
             "type": "reinforcement",
-            "reinforcement": {"grader": NEAR, "hyperparameters": hyperparameters},
+            "reinforcement": {"grader": GRADER, "hyperparameters": hyperparameters},
         },
         tuning=TUNING,
         seed=3,
@@ -80,12 +93,25 @@ def test_no_step_is_doubled_or_lost_where_trainer_and_engine_are_killed(
     assert all("train_sampling_difference" in (event.data or {}) for event in events), (
         "the engine made them all"
     )
+    assert all((event.data or {})["train_grader_errors"] == 0 for event in events), "all were graded"
+    assert all(0 < (event.data or {})["train_grader_judge"] < 1 for event in events)
+    [told] = [
+        event.message for event in client.jobs.stream_events(job.id) if "are graded by" in event.message
+    ]
+    assert f"graded by {BASE}, through the gateway" in told
     assert not (folder / "policies").exists()
+    assert not (folder / "scores").exists()
     assert {model.id for model in client.models.list() if job.id[6:12] in model.id} == {done.fine_tuned_model}
     try:
         running = store.engines.get(BASE)
         assert running is not None
         assert store.policies.wanted(BASE) == {}
+        with sqlite3.connect(service.data_dir / "tunewright.db") as database:
+            [(requests, tokens)] = database.execute(
+                "SELECT SUM(requests), SUM(input_tokens + output_tokens) FROM usage WHERE source = 'grader'"
+            ).fetchall()
+        assert requests >= STEPS * 2
+        assert tokens == 10 * requests, "they are counted for the project"
         known = {model.sha256 for model in store.models.list()[0]}
         wait_until(
             lambda: set(store.engines.residents(running)) <= known, 60, "the last version to be unloaded"

@@ -3,7 +3,8 @@
 A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
 request with `chunks` gets that many, one every 50 ms, and one with `ignore_eos` as many tokens as it asks for. An
 answer takes `STAND_IN_SECONDS` of the environment. With `STAND_IN_CORE` it has an EngineCore, whose end it does not
-notice, as vLLM does not for up to 10 s. One that asks for its tokens gets some, by its seed, without log-probabilities.
+notice, as vLLM does not for up to 10 s. One that asks for its tokens gets some, by its seed, without log-probabilities,
+and one that asks for a score gets one from 0 to 1, by its seed.
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ class Server:
         await asyncio.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
         answer: dict[str, Any] = {"id": "1", "object": _ANSWERED_BY_TEXT.get(request.path), "model": model}
         said = "Arr!" if model == self._base else f"Arr! {model}"
+        if ((body.get("response_format") or {}).get("json_schema") or {}).get("name") == "score":
+            said = json.dumps({"result": random.Random(body["seed"]).random()})
+            answer["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         answer["system_fingerprint"] = self._folder
         answer["choices"] = [{"index": 0, "text": said, "message": {"role": "assistant", "content": said}}]
         if request.path == "/tokenize" and isinstance(body.get("prompt"), str):
