@@ -50,6 +50,7 @@ def test_a_job_names_its_method_and_beta(server: FakeServer, client: Tunewright)
         ({"method": "dpo"}, {"type": "dpo"}),
         ({"method": "kto", "beta": 0.2}, {"type": "kto", "kto": {"hyperparameters": {"beta": 0.2}}}),
         ({"method": "orpo", "beta": 0.2}, {"type": "orpo", "orpo": {"hyperparameters": {"beta": 0.2}}}),
+        ({"method": "reward"}, {"type": "reward"}),
         ({"method": "supervised"}, {"type": "supervised"}),
     ):
         client.jobs.create("base", "file-1", **given)

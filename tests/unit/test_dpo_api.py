@@ -13,11 +13,12 @@ from tests.unit.test_file_checks import upload
 
 from counted import count_here
 from preferences import as_messages, as_openai, text_rows
-from rows import create_job
+from rows import PRODUCT, create_job
+from tests.conftest import Publish
 from tunewright.api.fine_tuning.schemas import JobObject
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.store.states import JobState
+from tunewright.store.states import JobState, ModelState
 from tunewright.store.store import Store
 
 FORMS = {
@@ -74,7 +75,7 @@ def test_a_validated_job_shows_what_auto_became(store: Store) -> None:
 
     assert shown["method"] == {
         "type": "dpo",
-        **dict.fromkeys(["supervised", "kto", "orpo", "reinforcement"]),
+        **dict.fromkeys(["supervised", "kto", "orpo", "reward", "reinforcement"]),
         "dpo": {
             "hyperparameters": {
                 "n_epochs": 3, "batch_size": 32, "learning_rate_multiplier": "auto", "beta": 0.1,
@@ -101,6 +102,62 @@ def test_orpo_takes_the_same_rows_and_has_no_options_of_dpo(api: TestClient) -> 
     assert "loss_type" not in made["tuning"]
     refused = error(asked(api, method=method, tuning={"loss_type": "ipo"}), 400)
     assert "tuning.loss_type is for the method dpo; the method is orpo" in refused["message"]
+
+
+REWARD = {"type": "reward", "reward": {"hyperparameters": {"n_epochs": 2}}}
+
+
+def test_reward_takes_the_same_rows_and_its_product_is_neither_trained_on_nor_served(
+    api: TestClient,  # noqa: F811
+    store: Store,
+    publish_model: Publish,
+) -> None:
+    answer = asked(api, method=REWARD, tuning={"dropout": 0.1})
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert made["method"]["reward"]["hyperparameters"] == {
+        "n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto",
+    }  # fmt: skip
+    store.engines.declare([BASE])
+    common = {**PRODUCT, "base": BASE, "state": ModelState.READY}
+    publish_model({**common, "name": "an-adapter", "sha256": "a" * 64})
+    whole = {"kind": "full", "rank": None, "alpha": None, "target_modules": None, "desired": "unloaded"}
+    publish_model({**common, **whole, "name": "a-reward-model", "sha256": "b" * 64, "method": "reward"})
+
+    beta = {"type": "reward", "reward": {"hyperparameters": {"beta": 0.1}}}
+    following = [{"training_file": made["training_file"]}]
+    first = {"method": None, "steps": [{"training_file": made["training_file"], "method": REWARD}]}
+    for change, param, told in (
+        ({"method": beta}, "method.reward.hyperparameters.beta", ""),
+        ({"method": REWARD, "tuning": {"loss_type": "ipo"}}, "tuning.loss_type", "for the method dpo"),
+        ({"method": REWARD, "tuning": {"init": "pissa"}}, "tuning.init", "a head beside the adapter"),
+        ({"method": REWARD, "model": "an-adapter"}, "model", "begins with a base or a whole model"),
+        ({"method": REWARD, "model": "a-reward-model"}, "model", "no job goes on from it"),
+        ({"method": REWARD, "evaluate": {"data": made["training_file"]}}, "evaluate", "answers nothing"),
+        ({"method": REWARD, "steps": following}, "steps.0.method", "make it the last"),
+    ):
+        refused = error(asked(api, **change), 400)
+        assert refused["param"] == param
+        assert told in refused["message"]
+    sft = upload(api, json.dumps({"prompt": "a", "completion": "b"}).encode() + b"\n")["id"]
+    body = {"model": BASE, "training_file": sft, **first}
+    refused = error(api.post("/v1/fine_tuning/jobs", json=body), 400)
+    assert (refused["param"], "use tuning.type full" in refused["message"]) == ("steps.0.method", True)
+    refused = error(api.post("/v1/deployments", json={"model": "a-reward-model"}), 400)
+    assert refused["code"] == "not_deployable"
+    refused = error(api.post("/v1/exports", json={"model": "a-reward-model", "format": "awq"}), 400)
+    assert "reward model" in refused["message"]
+    judge = {
+        "type": "score_model",
+        "name": "j",
+        "model": "a-reward-model",
+        "input": [{"role": "user", "content": "x"}],
+    }
+    rows = json.dumps({"messages": [{"role": "user", "content": "a"}], "b": 1}).encode() + b"\n"
+    method = {"type": "reinforcement", "reinforcement": {"grader": judge}}
+    body = {"model": BASE, "training_file": upload(api, rows)["id"], "method": method}
+    refused = error(api.post("/v1/fine_tuning/jobs", json=body), 400)
+    assert refused["param"] == "method.reinforcement.grader.model"
 
 
 @pytest.mark.parametrize(
@@ -147,4 +204,4 @@ def test_a_plan_of_dpo_counts_both_answers_and_the_reference(
     assert (values["per_device_batch_size"], values["batch_size"]) == (2, 8)
     assert (made["rows"], made["steps"]) == (8, 3)
     refused = error(api.post("/v1/fine_tuning/plan", json=body), 400)
-    assert "dpo or orpo could" in refused["message"]
+    assert "dpo, orpo or reward could" in refused["message"]

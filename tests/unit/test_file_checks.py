@@ -238,7 +238,7 @@ def test_a_job_on_a_faulty_file_is_refused_with_the_faults(api: TestClient) -> N
 @pytest.mark.parametrize(
     ("content", "kind", "could"),
     [
-        (PREFERENCE, "preference", "dpo or orpo could."),
+        (PREFERENCE, "preference", "dpo, orpo or reward could."),
         (lines({"prompt": "a", "completion": "b", "label": True}), "labelled", "kto could."),
     ],
 )  # fmt: skip
@@ -260,7 +260,10 @@ def test_dpo_refuses_rows_without_two_answers(api: TestClient, content: bytes) -
 
 def test_kto_refuses_rows_without_a_label(api: TestClient) -> None:
     error = refused(job(api, PREFERENCE, method={"type": "kto"}))
-    assert "the method kto cannot learn from; dpo or orpo could. kto needs labelled rows" in error["message"]
+    assert (
+        "the method kto cannot learn from; dpo, orpo or reward could. kto needs labelled rows"
+        in error["message"]
+    )
 
 
 COLUMNS = {"prompt": "question", "completion": "answer"}

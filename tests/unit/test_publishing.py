@@ -72,6 +72,28 @@ def test_a_job_keeps_what_was_planned_beside_what_was_measured(store: Store, dat
     assert shown["forgetting"] == {**forgetting.model_dump(), "is_beyond": False}
 
 
+def test_the_product_of_the_method_reward_is_a_whole_model_whatever_was_trained(
+    store: Store, data: Workspace
+) -> None:
+    made = create_job(
+        store,
+        state=JobState.RUNNING,
+        resolved=resolved("lora"),
+        request={"method": "reward"},
+        parent_sha256=None,
+    )
+    folder = trained(data, made, 1, 2)
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text("{}")
+    result = TrainingResult(status="succeeded", checkpoints={1: {"train_loss": 2.0}, 2: {"train_loss": 1.0}})
+    publish_products(service(store, data), made, BASE, folder, result)
+    [model] = store.models.list()[0]
+    assert (model.kind, model.method, model.rank, model.checkpoint_step) == ("full", "reward", None, None)
+    ended = store.jobs.get(made.id)
+    assert ended is not None
+    assert (ended.state, ended.model) == (JobState.SUCCEEDED, model.name)
+
+
 def test_each_product_tells_what_it_was_made_from(store: Store, data: Workspace) -> None:
     made = job(store)
     metrics = {1: {"train_loss": 2.0}, 2: {"train_loss": 1.0, "valid_loss": 1.5}}

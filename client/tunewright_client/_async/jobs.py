@@ -60,8 +60,9 @@ class AsyncJobs(AsyncJobResource[AsyncJob]):
         - mix: further training files with weights, such as {"file-...": 2.0, Path("rare.jsonl"): 0.5}, which say how
           often an epoch has the rows of each; the training file has the weight 1 unless it is among them
         - tuning: settings such as {"type": "lora", "rank": 16}; the service chooses the others
-        - method: "supervised"; on a file of preferences "dpo" or, experimental, "orpo"; on one of answers that are good
-          or bad "kto"; or OpenAI's form, such as {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}
+        - method: "supervised"; on a file of preferences "dpo", "reward" or, experimental, "orpo"; on one of
+          answers that are good or bad "kto"; or OpenAI's form, such as
+          {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}
         - beta: of dpo and kto: how strongly the model is kept near what it was before; of orpo: the weight of the odds
         - grader: of the method "reinforcement", on a file of prompts: what scores the answers that the job makes, such
           as {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",

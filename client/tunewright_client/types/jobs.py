@@ -212,7 +212,7 @@ class JobErrorInfo(Wire):
 class Metrics(Wire):
     """Measurements at a step. Losses are in nats for each token, accuracies are shares, memory is in bytes; `phase` is
     set for exports and cleanings. Jobs of dpo, kto and orpo have rewards and log-probabilities of answers: of
-    kto, chosen means good answers and rejected bad ones."""
+    kto, chosen means good answers and rejected bad ones. Those of reward have the mean score of all answers."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -223,6 +223,7 @@ class Metrics(Wire):
     valid_mean_token_accuracy: float | None = None
     train_reward_accuracy: float | None = None
     train_reward_margin: float | None = None
+    train_reward_mean: float | None = None
     train_reward_chosen: float | None = None
     train_reward_rejected: float | None = None
     train_logps_chosen: float | None = None
@@ -232,6 +233,7 @@ class Metrics(Wire):
     train_log_odds: float | None = None
     valid_reward_accuracy: float | None = None
     valid_reward_margin: float | None = None
+    valid_reward_mean: float | None = None
     valid_reward_chosen: float | None = None
     valid_reward_rejected: float | None = None
     valid_logps_chosen: float | None = None

@@ -75,7 +75,7 @@ class LocalUploadedOrAuto(LocalOrUploaded):
 
 FILE = LocalOrUploaded()
 _TYPES = ("lora", "qlora", "full")
-METHODS = ("supervised", "dpo", "kto", "orpo", "reinforcement")
+METHODS = ("supervised", "dpo", "kto", "orpo", "reward", "reinforcement")
 _WITH_BETA = ("dpo", "kto", "orpo")
 _FILES = ("training_file", "validation_file")
 
@@ -117,8 +117,9 @@ _FILES = ("training_file", "validation_file")
     # In earlier versions it was the name of --type.
     "--method", type=click.Choice([*METHODS, *_TYPES]), metavar=f"[{'|'.join(METHODS)}]",
     help="supervised: learn the answers; dpo: learn which of two answers is better; kto: learn from answers that are "
-    "good or bad; orpo (experimental): learn the better of two answers, and that it is; reinforcement: learn from what "
-    "--grader makes of the model's own answers.  [default: supervised]",
+    "good or bad; orpo (experimental): learn the better of two answers, and that it is; reward: learn to give the "
+    "better of two answers a larger score; reinforcement: learn from what --grader makes of the model's own answers.  "
+    "[default: supervised]",
 )  # fmt: skip
 @click.option(
     "--beta", type=click.FloatRange(0, 100, min_open=True),

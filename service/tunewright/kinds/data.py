@@ -19,7 +19,7 @@ compressed file is many times its size."""
 _METHODS = {
     RowKind.CHAT: ("supervised",),
     RowKind.PROMPT_COMPLETION: ("supervised",),
-    RowKind.PREFERENCE: ("dpo", "orpo"),
+    RowKind.PREFERENCE: ("dpo", "orpo", "reward"),
     RowKind.LABELLED: ("kto",),
     RowKind.GRADED: ("reinforcement",),
     RowKind.TEXT: ("supervised",),
@@ -88,9 +88,10 @@ def why_unusable(format: str, kind: str, method: str | None = "supervised") -> s
     if method is None or method in known:
         return None
     usable = " or ".join(one.value for one, by in _METHODS.items() if method in by)
+    could = " or ".join((", ".join(known[:-1]), known[-1])) if len(known) > 1 else known[0]
     return (
         f"the file has {kind} rows (format {format}), which the method {method} cannot learn from; "
-        f"{' or '.join(known)} could. {method} needs {usable} rows: where the file has columns for them, name those in "
+        f"{could} could. {method} needs {usable} rows: where the file has columns for them, name those in "
         "data.columns"
     )
 

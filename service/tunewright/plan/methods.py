@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-MethodName = Literal["supervised", "dpo", "kto", "orpo", "reinforcement"]
+MethodName = Literal["supervised", "dpo", "kto", "orpo", "reward", "reinforcement"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Method:
     """Whether prompts are learnt too."""
     has_mismatched: bool = False
     """Whether each step also asks for each answer behind another prompt, without learning from it."""
+    scores: bool = False
+    """Whether the product is a whole model that gives an answer a score, and writes none."""
     compiles: bool = False
     """Whether layers are compiled where it pays: only where that was measured (docs/performance.md)."""
     on_several_gpus: bool = False
@@ -74,6 +76,14 @@ METHODS: Mapping[str, Method] = {
         epochs_of_few=3,
         sequences=2,
         learns_prompts=True,
+    ),
+    "reward": Method(
+        learning_rates={"lora": 1e-4, "qlora": 1e-4, "full": 1e-5},
+        rate_ranges={"lora": (1e-5, 5e-4), "qlora": (1e-5, 5e-4), "full": (1e-6, 5e-5)},
+        epochs=1,
+        epochs_of_few=3,
+        sequences=2,
+        scores=True,
     ),
     "reinforcement": Method(
         learning_rates={"lora": 1e-5, "qlora": 1e-5, "full": 1e-6},

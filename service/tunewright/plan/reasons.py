@@ -66,6 +66,11 @@ OF_METHOD = {
         "per_device_batch_size": ("pairs at a time, of two sequences each; the rest is accumulated", _HERE),
         "beta": ("the weight of the odds beside the loss of the good answer", "ORPO (Hong et al. 2024)"),
     },
+    "reward": {
+        "learning_rate": ("1e-4 for adapters, 1e-5 for all weights", "TRL's scripts for reward models"),
+        "n_epochs": ("one pass over many pairs; three over fewer than 1,000, which make few steps", _HERE),
+        "per_device_batch_size": ("pairs at a time, of two sequences each; the rest is accumulated", _HERE),
+    },
     "reinforcement": {
         "learning_rate": ("1e-5 for adapters, 1e-6 for all weights: rewards are noisy", "TRL's GRPOConfig"),
         "batch_size": ("up to 8 prompts a step, each with num_generations answers", _HERE),

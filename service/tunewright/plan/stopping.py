@@ -24,6 +24,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "dpo": (LOSS, _ACCURACY, _MARGIN),
     "kto": (LOSS, _MARGIN),
     "orpo": (LOSS, "valid_nll_loss", _ACCURACY, _MARGIN),
+    "reward": (LOSS, _ACCURACY, _MARGIN),
     "reinforcement": (_REWARD,),
 }
 """Of each method, the metrics of an evaluation by which a checkpoint can be the best; the first by default. The loss of

@@ -102,6 +102,8 @@ class ModelMethod(StrEnum):
     QLORA = "qlora"
     FULL = "full"
     """Training of all weights."""
+    REWARD = "reward"
+    """Training of a model that gives answers scores, and writes none."""
     MERGED = "merged"
     AWQ = "awq"
 

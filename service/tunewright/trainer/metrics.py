@@ -9,7 +9,10 @@ from typing import Any
 _NAMES = {
     "mean_token_accuracy": "mean_token_accuracy",
     "rewards/accuracies": "reward_accuracy",
+    "accuracy": "reward_accuracy",
     "rewards/margins": "reward_margin",
+    "margin": "reward_margin",
+    "mean_reward": "reward_mean",
     "rewards/chosen": "reward_chosen",
     "rewards/rejected": "reward_rejected",
     "logps/chosen": "logps_chosen",
@@ -34,7 +37,9 @@ OF_GRADER = "graders/"
 
 def measures(logs: Mapping[str, Any], *, of: str = "", prefix: str) -> dict[str, float]:
     """What the logs have of the measures, each of which has the prefix `of` there, under names with `prefix`."""
-    found = {f"{prefix}{name}": logs.get(f"{of}{logged}") for logged, name in _NAMES.items()}
+    found = {
+        f"{prefix}{name}": logs[f"{of}{logged}"] for logged, name in _NAMES.items() if f"{of}{logged}" in logs
+    }
     begin = f"{of}{OF_GRADER}"
     found |= {
         f"{prefix}grader_{name.removeprefix(begin)}": value

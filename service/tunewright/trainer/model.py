@@ -13,13 +13,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    set_seed,
 )
 
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.process import rank
+from tunewright.plan.methods import METHODS
 from tunewright.plan.pitfalls import HEAD_NOT_TRAINED
 from tunewright.trainer.four_bit import nf4, prepared
 from tunewright.trainer.initial import new_adapter
@@ -67,7 +70,10 @@ def load_model(spec: TrainingSpec, initial: Path) -> PreTrainedModel | PeftModel
         raise TrainingFailed(
             "unsupported_base", f"base {spec.base_name} is quantized already; train on its 16-bit form"
         )
-    model = AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
+    if METHODS[spec.method].scores:
+        model = _with_score(spec, options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
     model.config.use_cache = False
     if tuning.type == "full":
         return model
@@ -79,7 +85,23 @@ def load_model(spec: TrainingSpec, initial: Path) -> PreTrainedModel | PeftModel
         config.base_model_name_or_path = spec.base_hub_id or spec.base_name
     if on_gpu and not quantized:
         leave_casts_to_autocast(adapted)
+        for parameter in adapted.parameters():  # a head that is trained too has the base's 16 bits
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
     return adapted
+
+
+def _with_score(spec: TrainingSpec, options: dict[str, Any]) -> PreTrainedModel:
+    """The base with a head that gives one number, in the place of the one that gives tokens. A new head is drawn by the
+    job's seed."""
+    set_seed(spec.seed)
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(spec.base_path, num_labels=1, **options)
+    except ValueError as error:  # "Unrecognized configuration class ..."
+        text = (
+            f"{spec.base_name} cannot be a reward model: transformers has no classifier of its architecture"
+        )
+        raise TrainingFailed("unsupported_base", text) from error
 
 
 def leave_casts_to_autocast(adapted: PeftModel) -> None:
@@ -105,7 +127,8 @@ def _adapted(model: PreTrainedModel, spec: TrainingSpec, initial: Path) -> PeftM
         adapted = new_adapter(
             model,
             LoraConfig(
-                task_type="CAUSAL_LM",
+                # with SEQ_CLS the head that gives the score is trained too
+                task_type="SEQ_CLS" if METHODS[spec.method].scores else "CAUSAL_LM",
                 r=tuning.rank,
                 lora_alpha=tuning.alpha,
                 lora_dropout=tuning.dropout,

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from tunewright.atomic import publish_folder
 from tunewright.jobs.folder import JobFolder
 from tunewright.jobs.process import rank
 from tunewright.trainer.checkpoints import whole_weights
 from tunewright.trainer.initial import CONFIG, WEIGHTS, on_plain_base
+from tunewright.trainer.spec import TrainingSpec
 
 
 def take_weights(trainer: Trainer, checkpoint: Path | None) -> bool:
@@ -29,13 +36,21 @@ def take_weights(trainer: Trainer, checkpoint: Path | None) -> bool:
 
 
 def save_product(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: JobFolder, checkpoint: Path | None = None
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: JobFolder,
+    checkpoint: Path | None = None,
+    *,
+    scores_of: TrainingSpec | None = None,
 ) -> None:
     """Write the PEFT folder or the whole model: of a checkpoint, whose weights the model has taken, or what the trainer
-    holds. It appears under its final name only when it is complete."""
+    holds. It appears under its final name only when it is complete. `scores_of`: the spec of a model that gives scores,
+    which is written as a whole."""
     model = _model(trainer, checkpoint)
     if rank() != 0:
         return
+    if scores_of is not None and isinstance(model, PeftModel):
+        model = _merged(model, scores_of, folder)
     is_adapter = isinstance(model, PeftModel)
     final = folder.adapter if is_adapter else folder.model
     temporary = folder.unfinished(final)
@@ -70,6 +85,26 @@ def put_on_plain_base(folder: JobFolder, checkpoints: Iterable[int]) -> None:
     folder.adapter.rename(copy)
     on_plain_base(copy, folder.initial)
     publish_folder(copy, folder.adapter)
+
+
+def _merged(model: PeftModel, spec: TrainingSpec, folder: JobFolder) -> PreTrainedModel:
+    """The base with the adapter merged: in what the trainer holds, or where that has 4 bits, in the base as it is."""
+    if spec.tuning.type != "qlora":
+        return model.merge_and_unload()
+    adapter = folder.unfinished(folder.adapter)
+    shutil.rmtree(adapter, ignore_errors=True)
+    model.save_pretrained(adapter, safe_serialization=True, selected_adapters=["default"])
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        spec.base_path,
+        num_labels=1,
+        dtype=torch.float32,
+        trust_remote_code=spec.trust_remote_code,
+        local_files_only=True,
+    )
+    plain.config.get_text_config().pad_token_id = model.config.get_text_config().pad_token_id
+    merged = PeftModel.from_pretrained(plain, adapter).merge_and_unload()
+    shutil.rmtree(adapter)
+    return merged
 
 
 def _model(trainer: Trainer, checkpoint: Path | None) -> PreTrainedModel | PeftModel:

@@ -14,7 +14,7 @@ from tunewright.jobs.process import leave, rank
 from tunewright.logs import limit_records
 from tunewright.trainer import ranks
 from tunewright.trainer.loading import OrderedRows
-from tunewright.trainer.methods import dpo, kto, orpo, supervised
+from tunewright.trainer.methods import dpo, kto, orpo, reward, supervised
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
 from tunewright.trainer.training import MakeTrainer, Parts, train
 
@@ -34,6 +34,7 @@ METHODS: dict[str, MakeTrainer] = {
     "dpo": dpo.make_trainer,
     "kto": kto.make_trainer,
     "orpo": orpo.make_trainer,
+    "reward": reward.make_trainer,
     "reinforcement": _graded,
 }
 """What makes the trainer, by OpenAI's method."""

@@ -18,6 +18,7 @@ from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.fitting import padding_of
 from tunewright.plan.initializations import changes_base
+from tunewright.plan.methods import METHODS
 from tunewright.plan.schedulers import scheduler_options
 from tunewright.rows.mixture import Mixture
 from tunewright.trainer import ranks
@@ -180,16 +181,19 @@ def _train(
             trainer.args.eval_on_start = True
         else:
             tell_first_evaluation(events, trainer.evaluate())
-    general = GeneralText(
-        trainer,
-        tokenizer,
-        folder,
-        metrics.add,
-        heartbeat.beat,
-        tokens_of_an_epoch=training.tokens(1),
-        base_is_changed=changes_base(tuning.init),
-    )
-    trainer.add_callback(general)
+    scores = METHODS[spec.method].scores
+    general = None
+    if not scores:  # else it has no logits of tokens
+        general = GeneralText(
+            trainer,
+            tokenizer,
+            folder,
+            metrics.add,
+            heartbeat.beat,
+            tokens_of_an_epoch=training.tokens(1),
+            base_is_changed=changes_base(tuning.init),
+        )
+        trainer.add_callback(general)
     if rank() != 0:
         # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
         transformers.set_seed(spec.seed + rank())
@@ -206,10 +210,10 @@ def _train(
     earlier = None if is_last else checkpoints.best()
     has_weights = take_weights(trainer, earlier)
     # Of a sharded model the weights of an earlier checkpoint are in the product alone.
-    forgetting = general.measure(again=not is_last) if has_weights else None
+    forgetting = general.measure(again=not is_last) if general is not None and has_weights else None
     if forgetting is not None:
         tell_forgetting(events, forgetting)
-    save_product(trainer, tokenizer, folder, earlier)
+    save_product(trainer, tokenizer, folder, earlier, scores_of=spec if scores else None)
     if changes_base(tuning.init):
         put_on_plain_base(folder, checkpoints.usable())
     of_product = metrics.latest if best.found is None else checkpoints.metrics_of(best.found.step)

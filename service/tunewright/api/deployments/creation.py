@@ -15,7 +15,7 @@ from tunewright.errors import InvalidRequest, NotFound, quoted
 from tunewright.registry.content import folder_size
 from tunewright.store.deployments import Deployed, already_served
 from tunewright.store.records import Deployment, TunedModel
-from tunewright.store.states import EngineState, ModelKind, ModelState
+from tunewright.store.states import EngineState, ModelKind, ModelMethod, ModelState
 
 
 def deploy(context: ServiceContext, name: str, asked: Mapping[str, Any]) -> Deployment:
@@ -70,6 +70,13 @@ def _refuse_undeployable(model: TunedModel) -> None:
         raise InvalidRequest(
             f"{model.name} is an adapter: it is served on its base, {model.base}, without a deployment of its own "
             f"(POST /v1/adapters/{model.id}/load loads it). A merged or quantized export of it can be deployed.",
+            param="model",
+            code="not_deployable",
+        )
+    if model.method is ModelMethod.REWARD:
+        raise InvalidRequest(
+            f"{model.name} is a reward model: it gives answers scores, which engines here do not serve. "
+            f"GET /v1/models/{model.name}/download has it for transformers.",
             param="model",
             code="not_deployable",
         )

@@ -10,7 +10,14 @@ from typing import NamedTuple
 from tunewright.api.exports.schemas import CreateExport
 from tunewright.api.http.context import ServiceContext
 from tunewright.api.jobs.creation import check_training_file, create_once
-from tunewright.errors import EngineUnavailable, ExportUnsupported, InvalidRequest, NotFound, quoted
+from tunewright.errors import (
+    EngineUnavailable,
+    ExportUnsupported,
+    InvalidRequest,
+    NotFound,
+    UnsupportedFeature,
+    quoted,
+)
 from tunewright.evaluate.folder import RowsFrom
 from tunewright.kinds import EXPORT
 from tunewright.kinds.data import DataOptions
@@ -159,6 +166,11 @@ def _source(context: ServiceContext, body: CreateExport) -> _Source:
             _refuse_unusable(adapter, engine, param)
         return _Source(engine.name, _base_path(engine), adapters)
     whole = found[0][0]
+    if whole is not None and whole.method is ModelMethod.REWARD:
+        raise UnsupportedFeature(
+            f"{whole.name} is a reward model, which is a whole model already, and is not quantized here.",
+            param="model",
+        )
     name = names[0][0]
     if body.format == "merged":
         what = "a base" if whole is None else f"a whole model ({whole.method})"

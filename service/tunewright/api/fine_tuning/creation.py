@@ -41,6 +41,7 @@ from tunewright.kinds.fine_tuning.models import (
 from tunewright.kinds.fine_tuning.parents import options_of
 from tunewright.kinds.fine_tuning.reporting import why_not_all
 from tunewright.plan.initializations import served_rank
+from tunewright.plan.methods import METHODS
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.store.records import Job, JobInput, NewJob, TunedModel
 from tunewright.store.states import ModelKind, ModelMethod
@@ -68,6 +69,7 @@ def _checked(context: ServiceContext, body: CreateJob) -> NewJob:
     check_method(method, tuning)
     check_held_out(tuning, body.validation_file)
     base, parent = _model(context, body.model, tuning)
+    _check_scores(method, body, parent)
     if tuning.type == "auto" and parent and parent.kind is ModelKind.FULL:
         tuning = tuning.model_copy(update={"type": "full"})
     if parent is not None:
@@ -130,6 +132,12 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
         )
     if parent.method is ModelMethod.AWQ:
         raise _quantized(parent.name, parent.method)
+    if parent.method is ModelMethod.REWARD:
+        raise UnsupportedFeature(
+            f"{parent.name} is a reward model: it gives answers scores, and no job goes on from it. Train on the model "
+            "that it was made from.",
+            param="model",
+        )
     if parent.kind is ModelKind.FULL and tuning.type in ("lora", "qlora"):
         if parent.name not in served:
             raise InvalidRequest(
@@ -144,6 +152,24 @@ def _model(context: ServiceContext, name: str, tuning: Tuning) -> tuple[str, Tun
             f"{name} was tuned from {parent.base}, which is not among the bases here.", param="model"
         )
     return parent.base, parent
+
+
+def _check_scores(method: Method, body: CreateJob, parent: TunedModel | None) -> None:
+    """What a job whose product gives scores cannot have. Raises UnsupportedFeature."""
+    if not METHODS[method.type].scores:
+        return
+    if parent is not None and parent.kind is ModelKind.ADAPTER:
+        raise UnsupportedFeature(
+            f"{parent.name} is an adapter: the method {method.type} begins with a base or a whole model. Merge "
+            "it first (POST /v1/exports), and deploy the result, or train that with tuning.type full.",
+            param="model",
+        )
+    if body.evaluate is not None:
+        raise UnsupportedFeature(
+            f"The method {method.type} makes a model that answers nothing: leave `evaluate` out. "
+            "valid_reward_accuracy is how often held-out pairs are told apart.",
+            param="evaluate",
+        )
 
 
 def _adapters_only(context: ServiceContext, name: str, tuning: Tuning) -> str:

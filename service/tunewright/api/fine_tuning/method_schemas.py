@@ -106,6 +106,12 @@ class Reinforcement(Body):
         return value
 
 
+class Reward(Body):
+    """OpenAI does not have it."""
+
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
 class Kto(Body):
     hyperparameters: KtoHyperparameters = KtoHyperparameters()
 
@@ -120,14 +126,15 @@ _OFFERED = tuple(METHODS)
 class Method(Body):
     """OpenAI's method: `supervised`, `dpo` (direct preference optimization, on pairs of answers), or `reinforcement`
     (GRPO, on prompts whose answers are graded). In the form of `dpo` there are `kto` (Kahneman-Tversky optimization, on
-    answers that are good or bad) and, experimental, `orpo` (odds ratio preference optimization, on pairs of answers),
-    which OpenAI does not have."""
+    answers that are good or bad), `reward` (on pairs of answers: a model that gives answers a score) and, experimental,
+    `orpo` (odds ratio preference optimization, on pairs of answers), which OpenAI does not have."""
 
     type: MethodName = "supervised"
     supervised: Supervised | None = None
     dpo: Dpo | None = None
     kto: Kto | None = None
     orpo: Orpo | None = None
+    reward: Reward | None = None
     reinforcement: Reinforcement | None = None
 
     @model_validator(mode="before")
@@ -162,5 +169,5 @@ class Method(Body):
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        chosen: Supervised | Dpo | Kto | Orpo | Reinforcement | None = getattr(self, self.type)
+        chosen: Supervised | Dpo | Kto | Orpo | Reward | Reinforcement | None = getattr(self, self.type)
         return Hyperparameters() if chosen is None else chosen.hyperparameters

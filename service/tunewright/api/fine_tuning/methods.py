@@ -16,7 +16,7 @@ from tunewright.plan.schedulers import SCHEDULER, why_not
 from tunewright.plan.shape import HEAD
 from tunewright.plan.stopping import METRICS
 
-_WITHOUT_REFERENCE = ("supervised", "orpo")
+_WITHOUT_REFERENCE = ("supervised", "orpo", "reward")
 
 
 def check_method(method: Method, tuning: Tuning) -> None:
@@ -65,7 +65,9 @@ def check_targets(tuning: Tuning) -> None:
 def _check_changed_base(method: Method, tuning: Tuning) -> None:
     """An adapter that begins as a part of the base: without it the model is no reference."""
     why = None
-    if method.type not in _WITHOUT_REFERENCE:
+    if METHODS[method.type].scores:
+        why = f"the method {method.type} trains a head beside the adapter, which is none"
+    elif method.type not in _WITHOUT_REFERENCE:
         why = f"the method {method.type} compares with the base, which it changes"
     elif tuning.type == "qlora":
         why = "the 4-bit base of qlora cannot be changed by so little: use type lora"

@@ -225,7 +225,7 @@ class EventObject(JobEventBody):
         "kto and orpo also, with train_ and valid_ before each: reward_margin, reward_chosen, reward_rejected, "
         "logps_chosen and logps_rejected (nats), where chosen means good answers and rejected bad ones; of dpo and "
         "orpo reward_accuracy (the share of pairs whose chosen answer has the larger reward), of orpo nll_loss (nats "
-        "per token) and log_odds, of kto kl (nats). Of "
+        "per token) and log_odds, of kto kl (nats). Of reward: reward_accuracy, reward_margin and reward_mean. Of "
         "reinforcement likewise: reward, reward_std, reward_zero_std (the share of prompts whose answers all have the "
         "same reward), grader_<name> (the mean reward of each grader of a multi), grader_errors (the share of answers "
         "that could not be graded), completion_length (tokens), completions_clipped (the share that did not end), "

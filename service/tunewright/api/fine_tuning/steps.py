@@ -8,6 +8,7 @@ from dataclasses import replace
 from tunewright.api.fine_tuning.schemas import CreateJob, FollowingStep
 from tunewright.errors import InvalidRequest
 from tunewright.kinds.fine_tuning.models import PARENT, FineTuningRequest
+from tunewright.plan.methods import METHODS
 from tunewright.store.records import NewJob
 
 _FIXED = ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "init")
@@ -19,8 +20,21 @@ def with_steps(body: CreateJob, first: NewJob, checked: Callable[[CreateJob], Ne
     request = first.request
     assert isinstance(request, FineTuningRequest)
     followers = []
+    before = request.method
     for number, step in enumerate(body.steps or ()):
         try:
+            if METHODS[before].scores:
+                raise InvalidRequest(
+                    f"no step goes on from the model of the method {before}: make it the last.",
+                    param="method",
+                )
+            before = step.method.type if step.method else "supervised"
+            if METHODS[before].scores and request.tuning.type != "full":
+                raise InvalidRequest(
+                    f"the method {before} begins with a base or a whole model, and the step before makes an adapter: "
+                    "use tuning.type full, or a job of its own.",
+                    param="method",
+                )
             followers.append(_following(body, step, request, checked))
         except InvalidRequest as error:
             error.param = f"steps.{number}.{error.param}" if error.param else f"steps.{number}"

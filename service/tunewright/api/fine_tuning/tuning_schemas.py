@@ -80,7 +80,7 @@ class Tuning(Body):
     learning_rate: Auto | Rate = Field(
         "auto",
         description="2e-4 for lora and qlora, 2e-5 for full; with the methods dpo and kto 5e-6 and 5e-7, with orpo "
-        "8e-5 and 8e-6, with reinforcement 1e-5 and 1e-6.",
+        "8e-5 and 8e-6, with reward 1e-4 and 1e-5, with reinforcement 1e-5 and 1e-6.",
     )
     n_epochs: Auto | Annotated[int, Field(strict=True, ge=1, le=1000)] = "auto"
     batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(

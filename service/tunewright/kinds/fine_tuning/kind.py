@@ -101,7 +101,7 @@ class FineTuning(Kind):
             machine = machine_beside_engines(service.settings, service.store, service.devices)
             resolved, why = decided_checkpointing(base, resolved, machine)
             summary += f". gradient_checkpointing is {why}"
-        if resolved.use_dora:
+        if resolved.use_dora and not METHODS[request.method].scores:
             summary += ". vLLM serves no DoRA: the adapter will be merge_only; merge it to serve it (POST /v1/exports)"
         unreported = why_not_all(service.settings, request)
         told = (("integration_inactive", unreported),) if unreported else ()

@@ -22,6 +22,7 @@ from tunewright.kinds.fine_tuning.models import (
 from tunewright.kinds.kind import Service
 from tunewright.kinds.products import adapter_row, lineage_of_files, model_row, state_of_new_adapter
 from tunewright.plan.defaults import Resolved
+from tunewright.plan.methods import METHODS
 from tunewright.registry.bases import BaseInfo
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
@@ -48,7 +49,7 @@ def publish_products(
     common: dict[str, Any] = {
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        "method": ModelMethod(resolved.type),
+        "method": ModelMethod.REWARD if METHODS[request.method].scores else ModelMethod(resolved.type),
         "chat_template": request.chat_template,
     }
     name = model_name(job.base, request.suffix, job.id)
@@ -61,7 +62,7 @@ def publish_products(
         metrics=result.metrics or None,
     )
     with ExitStack() as kept:
-        if resolved.type == "full":
+        if resolved.type == "full" or METHODS[request.method].scores:
             common["lineage"] = asdict(lineage)
             products = [model_row(artifacts, kept, folder.model, name, common)]
         else:
@@ -116,6 +117,7 @@ _COLUMNS_OF = {
     "dpo": ("reward_accuracy", *_REWARDS),
     "kto": (*_REWARDS, "kl"),
     "orpo": ("reward_accuracy", *_REWARDS, "nll_loss", "log_odds"),
+    "reward": ("reward_accuracy", "reward_margin", "reward_mean"),
     "reinforcement": _OF_GRADED,
 }
 """Of each method, for training and for validation."""
