@@ -227,6 +227,10 @@ def connection_error(cause: httpx2.RequestError) -> APIConnectionError:
     detail = str(cause) or type(cause).__name__
     try:
         where = f" ({cause.request.method} {cause.request.url.copy_with(username=None, password=None)})"
+        if isinstance(cause, httpx2.RemoteProtocolError) and cause.request.url.scheme == "http":
+            detail += (
+                f"{'' if detail.endswith('.') else '.'} Where the service has TLS, its address is https://..."
+            )
     except RuntimeError:
         # The error has no request.
         where = ""

@@ -41,9 +41,11 @@ class Service:
     arguments: list[str]
     environment: dict[str, str] | None = None
     """What it was given beside the environment of the tests."""
+    ca_file: Path | None = None
+    """Whom its clients trust, where it has TLS."""
 
     def client(self, **options: Any) -> Tunewright:
-        return Tunewright(base_url=self.url, **options)
+        return Tunewright(base_url=self.url, ca_file=self.ca_file, **options)
 
     def stop(self) -> float:
         """Send SIGTERM; returns the seconds until the process had ended."""
