@@ -27,6 +27,7 @@ from tunewright.errors import ArtifactsUnavailable, InvalidRequest, TunewrightEr
 from tunewright.log_files import keep_small
 from tunewright.logs import configure_logging
 from tunewright.registry.bucket import why_no_s3
+from tunewright.registry.bucket_owner import Ownership
 from tunewright.registry.workspace import Workspace
 from tunewright.store.database import Database, known_revisions
 from tunewright.store.service_lock import ServiceLock
@@ -141,12 +142,14 @@ def _prepare(settings: Settings, workspace: Workspace) -> None:
             database.upgrade(workspace.path / "backups")
         finally:
             database.close()
-        store = Store.open(settings.storage.resolved_database_url)
-        store.deployments.start_anew()
-        store.close()
         workspace.create()
         workspace.clear_unfinished()
-        _require_bucket(workspace)
+        store = Store.open(settings.storage.resolved_database_url)
+        try:
+            store.deployments.start_anew()
+            _require_bucket(workspace, store, settings.storage.take_over_artifacts)
+        finally:
+            store.close()
         with held(archive_lock(workspace)) as ours:
             if ours:
                 clear_abandoned(workspace)
@@ -155,13 +158,17 @@ def _prepare(settings: Settings, workspace: Workspace) -> None:
         raise BackupError(f"the data folder {workspace.path} cannot be used: {error}") from error
 
 
-def _require_bucket(workspace: Workspace) -> None:
-    """Raises ArtifactsUnavailable where the bucket of artifacts refuses. Where it does not answer, the service starts
-    with what is cached."""
+def _require_bucket(workspace: Workspace, store: Store, take_over: str | None) -> None:
+    """Raises ArtifactsUnavailable where the bucket of artifacts refuses or is another service's. Where it does not
+    answer, the service starts with what is cached."""
     workspace.bucket_state.unlink(missing_ok=True)
-    if workspace.remote is not None:
+    remote = workspace.remote
+    if remote is not None:
+        owner = Ownership(remote.bucket, store.bucket_owners, workspace.path, workspace.bucket_note)
+        owner.note()
         try:
-            workspace.remote.bucket.check()
+            remote.bucket.check()
+            owner.claim(take_over, remote.stored, store.models.weights_in_use)
         except ArtifactsUnavailable as error:
             if error.is_refusal:
                 raise

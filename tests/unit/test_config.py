@@ -113,6 +113,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "max_checkpoints_size": (["--max-checkpoints-size", "2GiB"], "2GiB", 2**31),
     "keep_unused_artifacts_days": (["--keep-unused-artifacts-days", "7"], "7", 7.0),
     "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", 2**20),
+    "take_over_artifacts": (["--take-over-artifacts", "unmarked"], "unmarked", "unmarked"),
     "max_artifact_cache_size": (["--max-artifact-cache-size", "1TiB"], "1TiB", 2**40),
     "max_token_cache_size": (["--max-token-cache-size", "1MiB"], "1MiB", 2**20),
     "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),

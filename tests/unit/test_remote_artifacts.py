@@ -295,9 +295,9 @@ def test_what_was_stored_before_there_was_a_bucket_is_uploaded(
 
 
 def test_a_bucket_that_does_not_answer(tmp_path: Path, here: Machine, s3: S3, store: Store) -> None:
-    cached = here.artifacts.put(adapter(tmp_path / "made"))
     keeper = BucketKeeper(here.options, store, here.data)
     keeper.round(here.artifacts)
+    cached = here.artifacts.put(adapter(tmp_path / "made"))
     assert BucketState.read(here.data.bucket_state) == BucketState(True)
     s3.stop()
     try:

@@ -126,6 +126,7 @@ def _prepare(path: Path) -> None:
         store.database.upgrade()
         store.engines.forget()
         store.uploads.forget()
+        store.bucket_owners.forget()
         for job in store.jobs.on_devices():
             if job.state is JobState.RUNNING:
                 store.jobs.requeue(

@@ -22,9 +22,10 @@ from tunewright.atomic import sync_folder, write_atomically
 from tunewright.backup.archive import DATABASE, FOLDERS
 from tunewright.backup.errors import BackupError
 from tunewright.registry.workspace import Workspace
+from tunewright.store.bucket_owners import carry_over
 from tunewright.store.copies import has_rows, replace_rows, snapshot
 from tunewright.store.database import Database
-from tunewright.store.sqlite_file import sqlite_path
+from tunewright.store.sqlite_file import settle, sqlite_path
 from tunewright.supervisor.process import ProcessGroup
 
 log = logging.getLogger("tunewright.backup")
@@ -121,6 +122,9 @@ def _swap(workspace: Workspace, plan: Plan, url: str) -> None:
     replaced yet."""
     staging, replaced = workspace.path / plan.staging, workspace.path / plan.replaced
     if (staging / DATABASE).exists() and plan.database is None:
+        if (workspace.path / DATABASE).is_file():
+            carry_over(workspace.path / DATABASE, staging / DATABASE)
+            settle(staging / DATABASE)
         for name in _LOGS:
             _move(workspace.path / name, replaced / name)
     for name in FOLDERS if plan.database else (*FOLDERS, DATABASE):

@@ -40,7 +40,8 @@ from tunewright.config.webhooks import WebhookOptions
 
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
-    "host", "port", "data_dir", "database_url", "artifacts", "artifacts_endpoint", "base", "deployable",
+    "host", "port", "data_dir", "database_url", "artifacts", "artifacts_endpoint", "take_over_artifacts",
+    "base", "deployable",
     "api_key", "oidc_issuer", "oidc_audience", "oidc_grant", "oidc_groups_claim", "oidc_keys_url",
     "allowed_host", "tls_cert", "tls_key", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
     "judge_api_key", "device",

@@ -44,7 +44,14 @@ class StorageOptions(Group):
         " removed from there that nothing uses.",
     )
 
-    @field_validator("artifacts", "artifacts_endpoint", mode="before")
+    take_over_artifacts: str | None = Field(
+        None,
+        pattern=r"^([0-9a-f]{32}|unmarked)$",
+        description="With --artifacts: the service whose artifacts this one takes over, as its refusal to start names"
+        " it. It stays harmless in later starts.",
+    )
+
+    @field_validator("artifacts", "artifacts_endpoint", "take_over_artifacts", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         """Compose files pass on variables that are not set as empty ones."""

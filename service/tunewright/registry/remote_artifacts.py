@@ -1,5 +1,6 @@
 """The artifact store in a bucket, with a cache in the data folder.
 
+    owner.json                               whose all of this is; see `registry/bucket_owner.py`
     manifests/<sha256>.json                  which files the artifact has, and where
     objects/<sha256>/<upload>/<name>         the files
 
@@ -28,6 +29,7 @@ from tunewright.errors import ArtifactsUnavailable, StorageFull
 from tunewright.ids import path_name
 from tunewright.registry.artifacts import LocalArtifacts, StoredArtifact, publish_artifact
 from tunewright.registry.bucket import Bucket
+from tunewright.registry.bucket_owner import Note, check_note
 from tunewright.registry.content import artifact_files, artifact_sha256, folder_size
 from tunewright.registry.removals import Removals, destroy
 from tunewright.registry.scratch import scratch_folder
@@ -63,8 +65,12 @@ class RemoteArtifacts:
     """An `ArtifactStore`. `cache` has the artifacts that this machine has fetched or made; the time of a folder there
     is that of its last use."""
 
-    def __init__(self, bucket: Bucket, cache: LocalArtifacts, tmp: Path, removals: Removals) -> None:
+    def __init__(
+        self, bucket: Bucket, cache: LocalArtifacts, tmp: Path, removals: Removals, note: Path
+    ) -> None:
+        """`note`: the file that says as whom this service owns the bucket's prefix, where it has noted that."""
         self.bucket = bucket
+        self._note = note
         self._cache = cache
         self._tmp = tmp
         self._removals = removals
@@ -78,6 +84,7 @@ class RemoteArtifacts:
         if kept is not None:
             kept.enter_context(self.keeping(sha256))
         with self.keeping(sha256):
+            check_note(self.bucket, self._note)
             cached = self.local(sha256)
             if self._manifest(sha256) is None:
                 self._upload(cached if cached.is_dir() else folder, sha256)
@@ -136,6 +143,7 @@ class RemoteArtifacts:
             if is_used():
                 return False
             try:
+                check_note(self.bucket, self._note)
                 was_there = self._remove_objects(sha256)
             except ArtifactsUnavailable as error:
                 log.warning("the artifact %s is removed later: %s", sha256, error)
@@ -147,13 +155,23 @@ class RemoteArtifacts:
         return was_there or doomed is not None
 
     def hashes(self) -> set[str]:
-        return self._stored() | self._cache.hashes()
+        return self.stored() | self._cache.hashes()
+
+    def stored(self) -> set[str]:
+        """The hashes of those in the bucket."""
+        names = (Path(name).stem for name in self.bucket.find(_MANIFESTS))
+        return {name for name in names if len(name) == 64 and set(name) <= set("0123456789abcdef")}
 
     def stat(self, sha256: str) -> StoredArtifact:
         manifest = self._manifest(sha256)
         if manifest is None:  # it is uploaded later
             return self._cache.stat(sha256)
-        return StoredArtifact(manifest.bytes, manifest.stored_at)
+        note = Note.read(
+            self._note
+        )  # what came to this database by a claim or a restore has a day from then on, too
+        return StoredArtifact(
+            manifest.bytes, max(manifest.stored_at, note.since if note is not None else 0.0)
+        )
 
     # what the scheduler does now and then
 
@@ -180,8 +198,9 @@ class RemoteArtifacts:
 
     def upload_missing(self, used: Collection[str]) -> int:
         """Upload what was stored before there was a bucket, or restored from an archive. Returns how many."""
+        check_note(self.bucket, self._note)
         count = 0
-        for sha256 in (self._cache.hashes() & set(used)) - self._stored():
+        for sha256 in (self._cache.hashes() & set(used)) - self.stored():
             with self.keeping(sha256):
                 folder = self.local(sha256)
                 if folder.is_dir() and self._manifest(sha256) is None:
@@ -192,12 +211,13 @@ class RemoteArtifacts:
     def remove_leftovers(self, now: float) -> int:
         """Remove from the bucket what uploads have left that were killed more than a day ago. Returns the number of
         objects."""
+        check_note(self.bucket, self._note)
         uploads: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for name, stored in self.bucket.find(_OBJECTS).items():
             sha256, _, rest = name.removeprefix(_OBJECTS).partition("/")
             if now - stored.modified > _LEFT:
                 uploads[sha256][rest.partition("/")[0]].append(name)
-        count, whole = 0, self._stored()
+        count, whole = 0, self.stored()
         for sha256, found in uploads.items():
             if sha256 in whole and len(found) == 1:
                 continue  # those of its manifest
@@ -228,10 +248,6 @@ class RemoteArtifacts:
 
     # the bucket
 
-    def _stored(self) -> set[str]:
-        names = (Path(name).stem for name in self.bucket.find(_MANIFESTS))
-        return {name for name in names if len(name) == 64 and set(name) <= set("0123456789abcdef")}
-
     def _manifest(self, sha256: str) -> _Manifest | None:
         try:
             text = self.bucket.read(f"{_MANIFESTS}{path_name(sha256)}.json")
@@ -251,6 +267,7 @@ class RemoteArtifacts:
         for file in artifact_files(folder):
             self.bucket.upload(file, f"{_OBJECTS}{sha256}/{upload}/{file.name}")
             files[file.name] = file.stat().st_size
+        check_note(self.bucket, self._note)  # the files may have taken an hour
         manifest = _Manifest(format=1, upload=upload, stored_at=time.time(), files=files)
         self.bucket.write(f"{_MANIFESTS}{sha256}.json", manifest.model_dump_json().encode())
 

@@ -53,7 +53,13 @@ class Workspace:
         self.tmp = self.path / "tmp"
         self._removals = Removals(self.run, self.tmp)
         local = LocalArtifacts(self.path / "artifacts", self.tmp, self._removals)
-        self.remote = RemoteArtifacts(bucket, local, self.tmp, self._removals) if bucket is not None else None
+        self.bucket_note = self.run / "bucket-owner.json"
+        """As whom this service owns the bucket's prefix; see `registry/bucket_owner.py`."""
+        self.remote = (
+            RemoteArtifacts(bucket, local, self.tmp, self._removals, self.bucket_note)
+            if bucket is not None
+            else None
+        )
         self.artifacts: ArtifactStore = self.remote or local
         self.bucket_state = self.run / "bucket.json"
         """What the scheduler last found of the bucket; see `registry/bucket_state.py`."""

@@ -1,5 +1,5 @@
-"""Keeps the bucket of artifacts and its cache in order: says whether the bucket is available, keeps the cache within
-its size, uploads what is in the cache alone, and removes what killed uploads have left."""
+"""Keeps the bucket of artifacts and its cache in order: says whether the bucket is available and this service's, keeps
+the cache within its size, uploads what is in the cache alone, and removes what killed uploads have left."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 
 from tunewright.config import StorageOptions
 from tunewright.errors import ArtifactsUnavailable
+from tunewright.registry.bucket_owner import Ownership
 from tunewright.registry.bucket_state import BucketState
 from tunewright.registry.remote_artifacts import RemoteArtifacts
 from tunewright.registry.workspace import Workspace
@@ -52,13 +53,23 @@ class BucketKeeper:
         """Look at the bucket and the cache once."""
         try:
             remote.bucket.check()
+            is_due = time.monotonic() >= self._tidy_due
+            self._keep(remote, is_due)
             self._found(BucketState(True))
             self._shrink(remote)
-            if time.monotonic() >= self._tidy_due:
+            if is_due:
                 self._tidy(remote)
                 self._tidy_due = time.monotonic() + _TIDY_EVERY
         except ArtifactsUnavailable as error:
             self._found(BucketState(False, error.message))
+
+    def _keep(self, remote: RemoteArtifacts, next_turn: bool) -> None:
+        """Keep the prefix, or claim it where the bucket did not answer at the start."""
+        owner = Ownership(
+            remote.bucket, self._store.bucket_owners, self._workspace.path, self._workspace.bucket_note
+        )
+        if not owner.keep(next_turn=next_turn):
+            owner.claim(self._options.take_over_artifacts, remote.stored, self._store.models.weights_in_use)
 
     def _found(self, state: BucketState) -> None:
         if state == self._state:

@@ -6,7 +6,7 @@ Rows are copied as they are stored: JSON as its text, so that a missing value an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.exc import SQLAlchemyError
 
 from tunewright.store import sqlite_file
+from tunewright.store.bucket_owners import restored_now
 from tunewright.store.database import Database, first_line, known_revisions
 from tunewright.store.sqlite_file import DatabaseUnusable, reading, settle, sqlite_path
-from tunewright.store.tables import files, jobs, metadata, models
+from tunewright.store.tables import bucket_owners, files, jobs, metadata, models
 
 _BATCH = 500
 """Rows; an event or a report has up to some ten kilobytes."""
@@ -61,11 +62,13 @@ def snapshot(url: str, target: Path) -> None:
 
 
 def replace_rows(source: Path, database: Database) -> None:
-    """Replace all rows of a database, which is not SQLite, by those of the SQLite file `source`: in one transaction.
-    Both are at the newest revision. Safe to repeat. Raises DatabaseUnusable; then nothing was changed."""
+    """Replace all rows of a database, which is not SQLite, by those of the SQLite file `source`, but for what it owns
+    outside itself: in one transaction. Both are at the newest revision. Safe to repeat. Raises DatabaseUnusable; then
+    nothing was changed."""
     try:
         with reading(source) as rows, database.begin() as sink:
-            _replace(rows, sink)
+            _replace(rows, sink, kept=(bucket_owners,))
+            restored_now(sink)
     except SQLAlchemyError as error:
         raise DatabaseUnusable(f"the rows could not be put into {database}: {first_line(error)}") from error
 
@@ -108,10 +111,11 @@ def reading_database(url: str) -> Iterator[Connection]:
         database.close()
 
 
-def _replace(source: Connection, sink: Connection) -> None:
-    for table in reversed(metadata.sorted_tables):
+def _replace(source: Connection, sink: Connection, kept: Collection[Table] = ()) -> None:
+    tables = [table for table in metadata.sorted_tables if table not in kept]
+    for table in reversed(tables):
         sink.execute(delete(table))
-    for table in metadata.sorted_tables:
+    for table in tables:
         _copy(source, sink, table)
         if sink.dialect.name == "postgresql":
             _count_on(sink, table)

@@ -9,6 +9,7 @@ from tunewright.store.alias_judgements import AliasJudgementStore
 from tunewright.store.aliases import AliasStore
 from tunewright.store.audit import AuditStore
 from tunewright.store.bases import BaseStore
+from tunewright.store.bucket_owners import BucketOwnerStore
 from tunewright.store.checks import CheckStore
 from tunewright.store.database import Database
 from tunewright.store.deployments import DeploymentStore
@@ -64,6 +65,7 @@ class Store:
     policies: PolicyStore
     bases: BaseStore
     audit: AuditStore
+    bucket_owners: BucketOwnerStore
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -100,6 +102,7 @@ class Store:
             PolicyStore(database),
             BaseStore(database),
             AuditStore(database),
+            BucketOwnerStore(database),
         )
 
     def of(self, project: str) -> Self:

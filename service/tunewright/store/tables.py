@@ -22,6 +22,7 @@ from tunewright.store.audit_tables import audit_logs as audit_logs
 from tunewright.store.columns import DEFAULT_PROJECT as DEFAULT_PROJECT
 from tunewright.store.columns import Serial, project_id
 from tunewright.store.columns import metadata as metadata
+from tunewright.store.owner_tables import bucket_owners as bucket_owners
 from tunewright.store.usage_tables import device_usage as device_usage
 from tunewright.store.usage_tables import usage as usage
 

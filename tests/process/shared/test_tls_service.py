@@ -1,5 +1,5 @@
-"""TLS of the whole service: batches and the shell through it, a certificate that is replaced under a stream, and clients
-that know nothing of it. The other tests of this folder are made through TLS too: jobs, syntheses, webhooks."""
+"""TLS of the whole service: batches and the shell through it, a certificate that is replaced under a stream, and
+clients that know nothing of it. The other tests of this folder are made through TLS too: jobs, syntheses, webhooks."""
 
 from __future__ import annotations
 
