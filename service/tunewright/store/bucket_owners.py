@@ -60,7 +60,7 @@ class BucketOwnerStore:
 
 
 def carry_over(replaced: Path, restored: Path) -> None:
-    """Let a database that replaces another one, both SQLite files that no other process has open, own what that one owns,
+    """Let a database that replaces another one, both SQLite files that nothing else has open, own what that one owns,
     from now on. Safe to repeat. Raises DatabaseUnusable."""
     with reading(replaced, alone=True) as source:
         try:
@@ -70,7 +70,7 @@ def carry_over(replaced: Path, restored: Path) -> None:
     database = Database(f"sqlite:///{restored}")
     try:
         with database.begin() as sink:
-            # Once: after a kill, the log of the replaced one may have been moved away already, and with it the last turn.
+            # once: after a kill, the log of the replaced one may be moved away already, and with it the last turn
             if rows and not sink.scalar(select(bucket_owners.c.place).limit(1)):
                 sink.execute(insert(bucket_owners), [{**row, "since": time.time()} for row in rows])
     finally:
