@@ -40,6 +40,7 @@ def environment(postgres: Server, s3: S3) -> Iterator[dict[str, str]]:
             "TUNEWRIGHT_DATABASE_URL": url,
             "TUNEWRIGHT_ARTIFACTS": s3.bucket(),
             "TUNEWRIGHT_ARTIFACTS_ENDPOINT": s3.endpoint,
+            "TUNEWRIGHT_FILES_IN_BUCKET": "true",
         }
 
 
@@ -65,6 +66,9 @@ def test_a_service_on_postgresql_and_a_bucket_works_and_keeps_what_it_has(
             adapter = client.adapters.register(written(tmp_path / "adapter"), base=BASE, suffix="a").model
             wait_until(lambda: is_loaded(client, adapter), 60, "the adapter")
             wait_until(lambda: bucket(client).ready, 60, "the bucket")
+            lose_files(service)
+            assert client.files.content(file) == rows(4000)
+            assert client.cleanings.create(file, ["html"]).wait(timeout=120).cleaned_file is not None
             before = seen(client)
         with service.client(max_retries=0) as client:
             with postgres.refusing(url), pytest.raises(ServiceUnavailableError) as refused:
@@ -104,6 +108,7 @@ def test_a_service_on_postgresql_and_a_bucket_works_and_keeps_what_it_has(
         service.stop()
 
     shutil.rmtree(service.data_dir / "artifacts")
+    lose_files(service)
     archive = tmp_path / "a.tar"
     made = run("backup", archive, "--data-dir", service.data_dir, environment=environment)
     assert made.returncode == 0, made.stderr
@@ -112,6 +117,7 @@ def test_a_service_on_postgresql_and_a_bucket_works_and_keeps_what_it_has(
     (folder,) = (tmp_path / "archive" / "artifacts").iterdir()
     assert artifact_sha256(folder) == folder.name
     assert (tmp_path / "archive" / "tunewright.db").exists()
+    assert (tmp_path / "archive" / "files" / file).read_bytes() == rows(4000)
     storage = StorageOptions(
         data_dir=tmp_path / "elsewhere",
         artifacts=environment["TUNEWRIGHT_ARTIFACTS"],
@@ -119,6 +125,12 @@ def test_a_service_on_postgresql_and_a_bucket_works_and_keeps_what_it_has(
     )
     assert Workspace.of(storage).artifacts.hashes() == {folder.name}
     assert not (service.data_dir / "tunewright.db").exists()
+
+
+def lose_files(service: Service) -> None:
+    """Remove what the data folder has of the bucket's files."""
+    for path in (service.data_dir / "files").iterdir():
+        path.unlink()
 
 
 def written(folder: Path) -> Path:

@@ -114,6 +114,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "keep_unused_artifacts_days": (["--keep-unused-artifacts-days", "7"], "7", 7.0),
     "max_unused_artifacts_size": (["--max-unused-artifacts-size", "1MiB"], "1MiB", 2**20),
     "take_over_artifacts": (["--take-over-artifacts", "unmarked"], "unmarked", "unmarked"),
+    "files_in_bucket": (["--files-in-bucket", "true"], "true", True),
+    "max_file_cache_size": (["--max-file-cache-size", "1TiB"], "1TiB", 2**40),
     "max_artifact_cache_size": (["--max-artifact-cache-size", "1TiB"], "1TiB", 2**40),
     "max_token_cache_size": (["--max-token-cache-size", "1MiB"], "1MiB", 2**20),
     "keep_job_folders_days": (["--keep-job-folders-days", "90"], "90", 90.0),
@@ -177,7 +179,10 @@ def test_settings_with_other_options_keep_the_rest(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_and_its_variable_mean_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, variable, value = OPTIONS[name]
-    needed = {"oidc_": OIDC, "tls_": {"TUNEWRIGHT_TLS_CERT": "/a", "TUNEWRIGHT_TLS_KEY": "/a"}}
+    needed = {
+        "files_in_bucket": {"TUNEWRIGHT_ARTIFACTS": "s3://b-1"},
+        "oidc_": OIDC, "tls_": {"TUNEWRIGHT_TLS_CERT": "/a", "TUNEWRIGHT_TLS_KEY": "/a"},
+    }  # fmt: skip
     for prefix, others in needed.items():
         for other, given in others.items() if name.startswith(prefix) else ():
             monkeypatch.setenv(other, given)

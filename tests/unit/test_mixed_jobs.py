@@ -269,7 +269,7 @@ def test_rows_of_a_job_are_of_all_its_files_in_their_shares(
     given = upload(api, lines(text_rows(3, "v")))
     assert rows_of_job(created(api, store, a, mix, validation_file=given), lineage).held_out == {given: 1.0}
     reading = Reading(part="training", held_out_share=0.05)
-    found = sources_of({a: 50, "file-gone": 1.0, b: 80}, data, reading)
+    found = sources_of({a: 50, "file-gone": 1.0, b: 80}, data, reading, lambda _: True)
     assert [(one.id, one.share, one.reading) for one in found] == [(a, 50, reading), (b, 80, reading)]
 
 

@@ -170,7 +170,7 @@ class _Gatherer:
     def gather_ahead(self, refers_to: References) -> None:
         """Gather files and artifacts, which do not change. Some may be deleted before the snapshot is taken."""
         for file in refers_to.files:
-            _take(self._workspace.file(file.id), self._folder / "files" / file.id)
+            self._take_file(file.id)
         for sha256 in refers_to.artifacts:
             self._take_artifact(sha256)
 
@@ -179,7 +179,7 @@ class _Gatherer:
         for id in refers_to.unfinished:
             self._unfinished_job(id)
         for file in refers_to.files:
-            if not _take(self._workspace.file(file.id), self._folder / "files" / file.id):
+            if not self._take_file(file.id):
                 raise _Gone(
                     f"the file {file.id} is listed, but {self._workspace.file(file.id)} does not exist"
                 )
@@ -196,6 +196,22 @@ class _Gatherer:
         self.counts["files"] = len(refers_to.files)
         self.counts["artifacts"] = len(refers_to.artifacts)
         self.counts["jobs"] = len(refers_to.unfinished) + len(refers_to.finished)
+
+    def _take_file(self, id: str) -> bool:
+        """As `_take_artifact`."""
+        target = self._folder / "files" / id
+        if _take(self._workspace.file(id), target):
+            return True
+        if self._workspace.remote_files is None:
+            return False
+        try:
+            self._workspace.remote_files.copy(id, target)
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                return False
+            raise
+        return True
 
     def _take_artifact(self, sha256: str) -> bool:
         """Take an artifact, from the bucket where it is not on this machine. False where it does not exist. Raises

@@ -156,9 +156,13 @@ def _where(data_dir: Path | None, database_url: str | None) -> tuple[Path, str]:
 
 def _storage(folder: Path, artifacts: str | None, endpoint: str | None) -> StorageOptions:
     default, default_endpoint = artifacts_defaults()
+    url = artifacts or default
     try:
         return StorageOptions(
-            data_dir=folder, artifacts=artifacts or default, artifacts_endpoint=endpoint or default_endpoint
+            data_dir=folder,
+            artifacts=url,
+            artifacts_endpoint=endpoint or default_endpoint,
+            files_in_bucket=url is not None,  # what is not there is looked for in the data folder alone
         )
     except ValidationError as error:
         fault = error.errors()[0]

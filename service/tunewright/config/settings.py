@@ -41,7 +41,7 @@ from tunewright.config.webhooks import WebhookOptions
 HANDOVER_VARIABLE = "TUNEWRIGHT_RESOLVED_SETTINGS"
 HELP_ORDER = [
     "host", "port", "data_dir", "database_url", "artifacts", "artifacts_endpoint", "take_over_artifacts",
-    "base", "deployable",
+    "files_in_bucket", "base", "deployable",
     "api_key", "oidc_issuer", "oidc_audience", "oidc_grant", "oidc_groups_claim", "oidc_keys_url",
     "allowed_host", "tls_cert", "tls_key", "metrics", "metrics_key", "metrics_names", "judge_url", "judge_model",
     "judge_api_key", "device",
@@ -57,7 +57,7 @@ HELP_ORDER = [
     "price_per_hour", "price", "currency", "device_watts",
     "request_timeout", "max_generated_tokens", "slow_reader_timeout", "keep_files_days",
     "max_files_size", "keep_checkpoints_days", "max_checkpoints_size", "keep_unused_artifacts_days",
-    "max_unused_artifacts_size", "max_artifact_cache_size", "max_token_cache_size",
+    "max_unused_artifacts_size", "max_artifact_cache_size", "max_file_cache_size", "max_token_cache_size",
     "keep_job_folders_days", "keep_events_days", "keep_jobs_days", "keep_deliveries_days", "keep_audit_days",
     "webhook_host", "webhook_timeout", "webhook_attempts", "webhook_retry_delay", "log_level",
     "log_format", "log_file", "otlp_endpoint",

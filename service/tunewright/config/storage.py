@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.config.group import Group
 from tunewright.sizes import Size
@@ -36,6 +37,17 @@ class StorageOptions(Group):
     artifacts_endpoint: str | None = Field(
         None,
         description="Address of the S3 service of --artifacts where it is not Amazon's: https://s3.example:9000, say.",
+    )
+    files_in_bucket: bool = Field(
+        False,
+        description="With --artifacts: whether uploaded files and results are stored there too; the data folder keeps"
+        " those used last.",
+    )
+    max_file_cache_size: Size = Field(
+        "64GiB",
+        validate_default=True,
+        description="With --files-in-bucket: size of the files in the data folder above which those used longest ago"
+        " are removed from there that nothing uses.",
     )
     max_artifact_cache_size: Size = Field(
         "64GiB",
@@ -70,6 +82,12 @@ class StorageOptions(Group):
         if value is not None and not _ENDPOINT.fullmatch(value):
             raise ValueError("write it as https://HOST or https://HOST:PORT, without a path and credentials")
         return value
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if self.files_in_bucket and self.artifacts is None:
+            raise ValueError("--files-in-bucket needs a bucket: set --artifacts too")
+        return self
 
     @property
     def resolved_database_url(self) -> str:

@@ -85,7 +85,9 @@ def adapter_row(
 
 def place_file(workspace: Workspace, made: Path, id: str) -> None:
     """Give the file that a job has made a second name among the files. The job folder keeps its own until the job has
-    ended: after a crash in between, this is repeated."""
+    ended: after a crash in between, this is repeated. Raises ArtifactsUnavailable."""
+    if workspace.remote_files is not None:
+        workspace.remote_files.upload(made, id)
     with suppress(FileExistsError):
         os.link(made, workspace.file(id))
     sync_folder(workspace.files)

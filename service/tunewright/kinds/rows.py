@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tunewright.kinds.data import DataOptions
@@ -49,10 +49,12 @@ def shares_of(files: list[str], known: Mapping[str, float]) -> dict[str, float]:
     return {id: known.get(id, 1.0) for id in files}
 
 
-def sources_of(shares: Mapping[str, float], workspace: Workspace, reading: Reading) -> tuple[Source, ...]:
-    """Those of the files that still exist."""
+def sources_of(
+    shares: Mapping[str, float], workspace: Workspace, reading: Reading, listed: Callable[[str], object]
+) -> tuple[Source, ...]:
+    """Those of the files that still exist: on this machine, or, where files are in a bucket too, that are `listed`."""
     return tuple(
         Source(file=str(path), reading=reading, share=share)
         for id, share in shares.items()
-        if (path := workspace.file(id)).is_file()
+        if (path := workspace.file(id)).is_file() or (workspace.remote_files is not None and listed(id))
     )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -30,13 +30,14 @@ from tunewright.ids import path_name
 from tunewright.registry.artifacts import ArtifactStore, LocalArtifacts
 from tunewright.registry.bucket import Bucket
 from tunewright.registry.remote_artifacts import RemoteArtifacts
+from tunewright.registry.remote_files import RemoteFiles
 from tunewright.registry.removals import Removals, destroy
 from tunewright.rows.cache import TokenCache
 
 
 class Workspace:
-    def __init__(self, path: Path, bucket: Bucket | None = None) -> None:
-        """`bucket` has the artifacts; None: they are in the data folder alone."""
+    def __init__(self, path: Path, bucket: Bucket | None = None, *, files_in_bucket: bool = False) -> None:
+        """`bucket` has the artifacts, and with `files_in_bucket` the files; None: they are in the data folder alone."""
         self.path = path.resolve()
         self.files = self.path / "files"
         self.uploads = self.path / "uploads"
@@ -61,6 +62,11 @@ class Workspace:
             else None
         )
         self.artifacts: ArtifactStore = self.remote or local
+        self.remote_files = (
+            RemoteFiles(bucket, self.files, self.tmp, self._removals, self.bucket_note)
+            if bucket is not None and files_in_bucket
+            else None
+        )
         self.bucket_state = self.run / "bucket.json"
         """What the scheduler last found of the bucket; see `registry/bucket_state.py`."""
 
@@ -69,7 +75,8 @@ class Workspace:
         """The workspace of a service that has these options."""
         if storage.artifacts is None:
             return cls(storage.data_dir)
-        return cls(storage.data_dir, Bucket(storage.artifacts, storage.artifacts_endpoint))
+        bucket = Bucket(storage.artifacts, storage.artifacts_endpoint)
+        return cls(storage.data_dir, bucket, files_in_bucket=storage.files_in_bucket)
 
     def create(self) -> None:
         """Make the folders, readable by their owner alone. Raises OSError."""
@@ -88,7 +95,17 @@ class Workspace:
         self._removals.finish()
 
     def file(self, id: str) -> Path:
+        """Where the file is, once it is on this machine (`fetch_file`)."""
         return self.files / path_name(id)
+
+    def fetch_file(self, id: str) -> Path:
+        """Bring the file to this machine, unless it is there; returns its path. It stays there while an unfinished job
+        reads it, and otherwise as long as there is room. May block; raises ArtifactsUnavailable and StorageFull. Where
+        it does not exist, opening it raises FileNotFoundError."""
+        if self.remote_files is not None:
+            with suppress(FileNotFoundError):
+                self.remote_files.fetch(id)
+        return self.file(id)
 
     def upload(self, id: str) -> Path:
         return self.uploads / path_name(id)
@@ -113,12 +130,17 @@ class Workspace:
         return self._removals.keeping(id)
 
     def keep_file(self, temporary: Path, id: str) -> None:
-        """Move an upload, written and synced under `tmp/`, to its place. List it while `keeping(id)`."""
+        """Move an upload, written and synced under `tmp/`, to its place, and store it in the bucket before, if there is
+        one. List it while `keeping(id)`. Raises ArtifactsUnavailable."""
+        if self.remote_files is not None:
+            self.remote_files.upload(temporary, id)
         os.replace(temporary, self.file(id))
         sync_folder(self.files)
 
     def remove_file(self, id: str, is_used: Callable[[], object]) -> bool:
         """Remove the file unless `is_used()`. Returns whether it was removed."""
+        if self.remote_files is not None:
+            return self.remote_files.remove(id, is_used)
         return self._removals.remove(self.file(id), is_used)
 
     def remove_upload(self, id: str) -> bool:

@@ -91,11 +91,18 @@ class BucketKeeper:
                 left,
             )
         self._is_over = left > most
+        if self._workspace.remote_files is not None:
+            self._workspace.remote_files.shrink_cache(
+                self._options.max_file_cache_size, self._store.files.at_work
+            )
 
     def _tidy(self, remote: RemoteArtifacts) -> None:
         uploaded = remote.upload_missing(self._store.models.weights_in_use())
         if uploaded:
             log.info("uploaded %d artifacts that were in the data folder alone", uploaded)
+        files = self._workspace.remote_files
+        if files is not None and (uploaded := files.upload_missing(self._store.files.ids())):
+            log.info("uploaded %d files that were in the data folder alone", uploaded)
         removed = remote.remove_leftovers(time.time())
         if removed:
             log.info("removed %d objects that unfinished uploads have left in the bucket", removed)

@@ -24,6 +24,7 @@ from tunewright.scheduler.devices import CPU, Devices, visible_to
 from tunewright.scheduler.engines import EngineKeeper
 from tunewright.scheduler.events import take_in_events
 from tunewright.scheduler.fork_server import ForkServer
+from tunewright.scheduler.inputs import InputFiles, fetch_inputs
 from tunewright.scheduler.job_traces import JobTraces
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
 from tunewright.scheduler.steps import advance, waits
@@ -63,7 +64,7 @@ class JobRunner:
         self._forks = forks
         self._traces = traces or JobTraces(store, workspace)
         self._service = Service(settings, store, workspace, on_gpu=devices.on_gpu, devices=devices.names)
-        self._background = Background(2, "jobs")
+        self._background, self._inputs = Background(2, "jobs"), InputFiles(self._workspace)
         self.processes: dict[str, ChildProcess] = {}
         self.is_at_rest = False
         """Whether the last round found no job that runs or waits."""
@@ -175,6 +176,7 @@ class JobRunner:
             self._background.start(job.id, partial(self._validate, job, base))
 
     def _validate(self, job: Job, base: BaseInfo) -> None:
+        fetch_inputs(self._workspace, job)
         try:
             found = kind_of(job.kind).validate(self._service, job, base)
         except JobRefused as refusal:
@@ -200,8 +202,8 @@ class JobRunner:
     # run
 
     def _can_start(self, job: Job) -> bool:
-        """Whether the process can be started now; False while the fork server imports what it needs."""
-        return not kind_of(job.kind).imports_torch or self._forks.prepare()
+        """Whether the process can be started now; False while its files are fetched, or the fork server imports."""
+        return self._inputs.of(job) and (not kind_of(job.kind).imports_torch or self._forks.prepare())
 
     def _launch(self, job: Job) -> None:
         """Start the process of a claimed job, in a folder that may hold the checkpoints of an earlier run."""

@@ -26,6 +26,7 @@ from tunewright.registry.workspace import Workspace
 from tunewright.rows.sources import Source
 from tunewright.scheduler.devices import Devices
 from tunewright.scheduler.fork_server import ForkServer
+from tunewright.scheduler.inputs import InputFiles
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
 from tunewright.scheduler.verdicts import Outcome, content_of_check
@@ -84,6 +85,7 @@ class ParityChecker:
         self._references = References(settings.jobs, workspace, lifeline, devices, forks)
         self._forks = forks
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parity")
+        self._inputs = InputFiles(workspace)
         self._checks: dict[str, _Check] = {id: _Check() for id in self._references.ids()}
         self._alike: dict[str, list[PendingCheck]] = {}
         """The pending checks that measure the same, oldest first, by content."""
@@ -168,8 +170,11 @@ class ParityChecker:
             self._count_refusal(one, check, engine, held)
             return False
         if not self._references.is_measured(model.id):
-            # the worker fetches it from the bucket, if there is one, to load it
-            return self._workspace.remote is None or self._workspace.artifacts.local(model.sha256).is_dir()
+            if self._workspace.remote is None:
+                return True
+            # the worker fetches it from the bucket to load it
+            has_weights = self._workspace.artifacts.local(model.sha256).is_dir()
+            return has_weights and (one.job is None or self._inputs.of(one.job))
         if residency is not None and residency.state is Residency.LOADED:
             check.run = engine.run
             check.judging = self._threads.submit(self._judge, engine, model)
@@ -227,12 +232,12 @@ class ParityChecker:
         """The held-out rows of the adapter's job, else those that it was trained on, of the files that still exist;
         none for the built-in probes."""
         if one.job is not None:
-            rows = rows_of_job(one.job, one.model.lineage)
+            rows, listed = rows_of_job(one.job, one.model.lineage), self._store.files.get
             held_out = rows.data.reading(has_template, "held_out")
-            if files := sources_of(rows.held_out, self._workspace, held_out):
+            if files := sources_of(rows.held_out, self._workspace, held_out, listed):
                 return "validation_file", files
             training = rows.data.reading(has_template, "training")
-            if files := sources_of(rows.training, self._workspace, training):
+            if files := sources_of(rows.training, self._workspace, training, listed):
                 return "training_file", files
         return "probes", ()
 

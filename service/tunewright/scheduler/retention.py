@@ -190,6 +190,13 @@ class Retention:
                 age = self._clock() - status.st_mtime
                 if age > _NEW and self._workspace.remove_file(id, partial(self._store.files.get, id)):
                     _log_removal(f"file {id}", status.st_size, age, "it is not listed")
+        if self._workspace.remote_files is None:
+            return
+        stored = self._workspace.remote_files.stored()  # before the rows, as in `_names`
+        for id in stored.keys() - self._store.files.ids():
+            age = self._clock() - stored[id]
+            if age > _DAY and self._workspace.remove_file(id, partial(self._store.files.get, id)):
+                _log_removal(f"file {id}", 0, age, "it is not listed")
 
     def _uploads(self) -> None:
         """Remove the parts of uploads that have ended or expired, and a day later their rows."""

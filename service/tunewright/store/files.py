@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy import case, delete, func, insert, or_, select, union, update
 
+from tunewright.store.confined import everywhere
 from tunewright.store.database import Database
 from tunewright.store.inputs import INPUTS, UNFINISHED, refuse_needed_file
 from tunewright.store.paging import page
 from tunewright.store.records import FileRecord
-from tunewright.store.states import FileStatus
-from tunewright.store.tables import files, job_inputs, jobs
+from tunewright.store.states import FileStatus, ModelState
+from tunewright.store.tables import files, job_inputs, jobs, models
 
 
 class FileStore:
@@ -82,6 +83,24 @@ class FileStore:
         with self._database.begin(alone=INPUTS) as connection:
             refuse_needed_file(connection, id)
             return bool(connection.execute(delete(files).where(files.c.id == id)).rowcount)
+
+    def ids(self) -> set[str]:
+        """The ids of all files."""
+        with self._database.read() as connection:
+            return set(connection.scalars(everywhere(select(files.c.id))))
+
+    def at_work(self) -> set[str]:
+        """The ids of the files that are being checked, that unfinished jobs read, and from which adapters are measured
+        that are being checked."""
+        checking = select(models.c.job_id).where(models.c.state == ModelState.CHECKING)
+        read = (
+            select(job_inputs.c.file_id)
+            .join(jobs, jobs.c.id == job_inputs.c.job_id)
+            .where(job_inputs.c.file_id.is_not(None), or_(UNFINISHED, jobs.c.id.in_(checking)))
+        )
+        unchecked = select(files.c.id).where(files.c.status == FileStatus.UPLOADED)
+        with self._database.read() as connection:
+            return set(connection.scalars(everywhere(union(unchecked, read))))
 
     def last_used(self) -> Sequence[tuple[FileRecord, float | None]]:
         """Every file, and when it was last used: when it was created, or the end of the last job that read it; None

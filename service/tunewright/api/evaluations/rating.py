@@ -82,7 +82,7 @@ def pairs_of(context: ServiceContext, job: Job, against: str | None = None) -> l
     key = f"{job.id}\0{record.sha256}".encode()
     found: list[RatedPair] = []
     try:
-        with context.workspace.file(record.id).open(encoding="utf-8") as lines:
+        with context.workspace.fetch_file(record.id).open(encoding="utf-8") as lines:
             for line in lines:
                 found += _pairs_of_row(key, json.loads(line), others, against)
     except FileNotFoundError:

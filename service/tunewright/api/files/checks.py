@@ -88,7 +88,7 @@ class FileChecks:
 def _check(store: Store, workspace: Workspace, record: FileRecord) -> FileRecord:
     """Raises EngineUnavailable, StorageFull, Busy and OSError where it has to be tried again."""
     try:
-        with workspace.file(record.id).open("rb") as file:
+        with workspace.fetch_file(record.id).open("rb") as file:
             report = inspect_apart(file, Reading())
     except FileNotFoundError:
         if store.files.get(record.id) is None:

@@ -135,7 +135,7 @@ def report_on(context: ServiceContext, file_id: str, options: Options) -> tuple[
     if made is not None:
         return record, made
     asked = Asked(
-        context.workspace.file(record.id),
+        context.workspace.fetch_file(record.id),
         source=record.sha256,
         base=base,
         data=options.data,

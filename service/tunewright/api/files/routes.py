@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=FormRoute)
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
-@router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 507))
+@router.post("", summary="Upload a file", responses=responses(400, 408, 413, 429, 500, 503, 507))
 async def upload(
     context: Context,
     fault: FormFault,
@@ -128,12 +128,12 @@ def retrieve(context: Context, file_id: str) -> FileObject:
             "description": "Its bytes, as they were uploaded.",
             "content": {"application/octet-stream": {"example": '{"prompt": "2+2=", "completion": " 4"}\n'}},
         },
-        **responses(404),
+        **responses(404, 503, 507),
     },
 )
 def content(context: Context, file_id: str) -> FileResponse:
     record = find_file(context, file_id)
-    path = context.workspace.file(record.id)
+    path = context.workspace.fetch_file(record.id)
     if not path.is_file():  # it was deleted meanwhile
         raise not_found(file_id)
     return FileResponse(path, filename=record.filename, media_type="application/octet-stream")

@@ -42,7 +42,7 @@ def check_grading(
     for id in (*data.weights(training_file), validation_file):
         if id is None:
             continue
-        missing = missing_item(context.workspace.file(id), data.reading(True), grader, _FIRST_ROWS)
+        missing = missing_item(context.workspace.fetch_file(id), data.reading(True), grader, _FIRST_ROWS)
         if missing is not None:
             raise InvalidRequest(f"File {id}, {missing}.", param=_GRADER, code="invalid_grader")
     return models, inputs

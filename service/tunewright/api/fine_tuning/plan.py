@@ -105,7 +105,7 @@ class PlanObject(Wire):
         return cls(model=body.model, training_file=body.training_file, **plan.model_dump())
 
 
-@router.post("", summary="Plan a fine-tuning job", responses=responses(400, 404, 429))
+@router.post("", summary="Plan a fine-tuning job", responses=responses(400, 404, 429, 503, 507))
 async def create(context: Context, body: CreatePlan) -> PlanObject:
     """What a job would need and what is advised, without loading weights. The file is tokenized; nothing is stored."""
     return PlanObject.of(body, await context.measuring.run(_plan, context, body))
@@ -145,7 +145,9 @@ def _plan(context: ServiceContext, body: CreatePlan) -> Plan:
     return plan_job(
         base,
         [
-            PlannedFile(context.workspace.file(id), id, weight, records[id].sha256, _rows_of(records[id]))
+            PlannedFile(
+                context.workspace.fetch_file(id), id, weight, records[id].sha256, _rows_of(records[id])
+            )
             for id, weight in data.weights(body.training_file).items()
         ],
         machine,
@@ -212,7 +214,7 @@ def _whose_rows_are_lines(context: ServiceContext, body: CreateJob) -> Path | No
     report = record.report if record is not None else None
     if report is None or report["container"] != "jsonl" or report["ignored_fields"]:
         return None
-    return context.workspace.file(body.training_file) if body.data is None else None
+    return context.workspace.fetch_file(body.training_file) if body.data is None else None
 
 
 def _unfit(plan: Plan, type: str) -> str:

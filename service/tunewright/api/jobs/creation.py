@@ -132,7 +132,7 @@ def check_data_file(
 def _first_rows(context: ServiceContext, id: str, data: DataOptions) -> dict[str, Any] | None:
     """The report of the first rows of a file; None where it was deleted."""
     try:
-        with context.workspace.file(id).open("rb") as file:
+        with context.workspace.fetch_file(id).open("rb") as file:
             return inspect_apart(file, data.reading(True), _FIRST_ROWS).as_json()
     except FileNotFoundError:
         return None

@@ -86,7 +86,7 @@ def _add(context: ServiceContext, id: str, data: UploadFile) -> PartRecord:
 
 
 @router.post(
-    "/{upload_id}/complete", summary="Complete an upload", responses=responses(400, 404, 429, 500, 507)
+    "/{upload_id}/complete", summary="Complete an upload", responses=responses(400, 404, 429, 500, 503, 507)
 )
 async def complete(context: Context, upload_id: UploadId, body: CompleteUpload) -> UploadObject:
     """Make the file of its parts. It is a file like any other then, and its rows are checked where it is for

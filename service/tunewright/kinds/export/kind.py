@@ -105,7 +105,10 @@ class Export(Kind):
             device=job.device.split(":")[0],
             calibration=Calibration(
                 files=sources_of(
-                    calibration, files, request.calibration_data.reading(has_template, "training")
+                    calibration,
+                    files,
+                    request.calibration_data.reading(has_template, "training"),
+                    service.store.files.get,
                 ),
                 rows=request.calibration_rows or 0,
                 group_size=request.group_size or 0,
@@ -114,7 +117,10 @@ class Export(Kind):
             else None,
             rows=Rows(
                 files=sources_of(
-                    validation, files, request.validation_data.reading(has_template, "held_out")
+                    validation,
+                    files,
+                    request.validation_data.reading(has_template, "held_out"),
+                    service.store.files.get,
                 ),
                 rows_from=request.rows_from,
                 count=request.rows,
