@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-engine soak soak-suite soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data bench-first-step bench-swap bench-encoding bench-mixed bench-exports bench-tenants lint format sync-client openapi lock base-model clean
+.PHONY: help setup demo serve test test-fast test-engine soak soak-suite soak-gsm8k soak-kill soak-swap soak-fuzz soak-upload soak-bursts soak-clients soak-slots soak-data bench-first-step bench-swap bench-encoding bench-mixed bench-exports bench-tenants bench-keys lint format sync-client openapi lock base-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ bench-mixed: setup ## Tokens/s with eight adapters in use, against one and again
 
 bench-tenants: setup ## What a project that floods costs another one that sends a request now and then
 	@$(BIN)/python -m benchmarks.tenants
+
+bench-keys: setup ## Times of requests to a service with one API key and to one with 10,000, in turn
+	@$(BIN)/python -m benchmarks.keys
 
 bench-exports: setup ## Sizes, memory and tokens/s of a merged model in bfloat16 against AWQ
 	@$(BIN)/python -m benchmarks.exports

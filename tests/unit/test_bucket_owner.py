@@ -70,6 +70,13 @@ class OnBucket:
         return sha256
 
 
+@pytest.fixture(autouse=True)
+def _one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is stopped is not asked again and again."""
+    monkeypatch.setattr("tunewright.registry.bucket._ATTEMPTS", 1)
+    monkeypatch.setattr("tunewright.registry.bucket._ATTEMPTS_OF_A_STREAM", 1)
+
+
 @pytest.fixture
 def make(tmp_path: Path, s3: S3) -> Iterator[Callable[[str], OnBucket]]:
     """Makes a service of one bucket and prefix, or finds the one that has its data there."""

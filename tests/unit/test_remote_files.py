@@ -35,6 +35,13 @@ from tunewright.store.store import Store
 DAY = 86_400.0
 
 
+@pytest.fixture(autouse=True)
+def _one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is stopped is not asked again and again."""
+    monkeypatch.setattr("tunewright.registry.bucket._ATTEMPTS", 1)
+    monkeypatch.setattr("tunewright.registry.bucket._ATTEMPTS_OF_A_STREAM", 1)
+
+
 @pytest.fixture
 def options(tmp_path: Path, s3: S3) -> StorageOptions:
     return StorageOptions(
