@@ -169,7 +169,7 @@ def slow_stream(service: Service, model: str, chunks: int, outcome: dict[str, An
         body = {
             "model": model,
             "stream": True,
-            "chunks": chunks,
+            "vllm_xargs": {"chunks": chunks},
             "messages": [{"role": "user", "content": "Hi"}],
         }
         lines = []
@@ -262,7 +262,7 @@ def test_nobody_is_failed_by_a_deletion_under_load(service: Service, client: Tun
                 body = {
                     "model": "bot",
                     "stream": number % 2 == 0,
-                    "chunks": 3,
+                    "vllm_xargs": {"chunks": 3},
                     "messages": [{"role": "user"}],
                 }
                 answer = http.post(f"{service.url}/v1/chat/completions", json=body)

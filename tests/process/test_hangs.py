@@ -146,7 +146,7 @@ def answer(service: Service, chunks: int = 0) -> httpx.Response:
     body = {
         "model": BASE,
         "messages": [{"role": "user", "content": "Hi"}],
-        "chunks": chunks,
+        "vllm_xargs": {"chunks": chunks},
         "stream": chunks > 0,
     }
     return httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=60)

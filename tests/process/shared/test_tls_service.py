@@ -73,7 +73,7 @@ def test_a_certificate_is_replaced_under_a_stream_and_loses_nothing_of_it(
             model=BASE,
             messages=[{"role": "user", "content": "x"}],
             stream=True,
-            extra_body={"chunks": CHUNKS},
+            extra_body={"vllm_xargs": {"chunks": CHUNKS}},
         )
         next(stream)
         os.replace(folder / "next.key", folder / "key.pem")

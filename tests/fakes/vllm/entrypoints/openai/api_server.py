@@ -1,10 +1,10 @@
 """A stand-in for vLLM's server: health, names, adapters, and the same short answer to everything.
 
 A model folder with a file `cannot-start` makes it exit like vLLM with a model that it cannot load. A streamed
-request with `chunks` gets that many, one every 50 ms, and one with `ignore_eos` as many tokens as it asks for. An
-answer takes `STAND_IN_SECONDS` of the environment. With `STAND_IN_CORE` it has an EngineCore, whose end it does not
-notice, as vLLM does not for up to 10 s. One that asks for its tokens gets some, by its seed, without log-probabilities,
-and one that asks for a score gets one from 0 to 1, by its seed.
+request with `chunks` in `vllm_xargs` gets that many, one every 50 ms, and one with `ignore_eos` as many tokens as it
+asks for. An answer takes `STAND_IN_SECONDS` of the environment. With `STAND_IN_CORE` it has an EngineCore, whose end it
+does not notice, as vLLM does not for up to 10 s. One that asks for its tokens gets some, by its seed, without
+log-probabilities, and one that asks for a score gets one from 0 to 1, by its seed.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Server:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         answer["choices"][0]["delta"] = {}
-        chunks, seconds = body.get("chunks", 0), 0.05
+        chunks, seconds = (body.get("vllm_xargs") or {}).get("chunks", 0), 0.05
         if body.get("ignore_eos"):
             chunks, seconds = body["max_tokens"] - 1, 0.002
         for _ in range(chunks):
