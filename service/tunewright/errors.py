@@ -13,12 +13,13 @@ TunewrightError
 ├── TooManyRequests        429  a limit of the service is reached; retry after `retry_after` seconds
 │   └── QuotaExceeded      429  the project has as much as it may have; no retry helps
 ├── EngineUnavailable      503  no engine can answer the generation now; retry after `retry_after` seconds
-├── Busy                   503  the database's write lock was not available in time
-├── DatabaseUnavailable    503  the database's server cannot be reached
-├── ArtifactsUnavailable   503  the bucket of artifacts does not answer, or refuses; what is cached is still served
+├── StorageUnavailable          what the service stores in cannot be used now: the same works later
+│   ├── Busy               503  the database's write lock was not available in time
+│   ├── DatabaseUnavailable 503 the database's server cannot be reached
+│   ├── ArtifactsUnavailable 503 the bucket of artifacts does not answer, or refuses; what is cached is still served
+│   └── StorageFull        507  the disk is full: nothing was stored; reads still work
 ├── IssuerUnavailable      503  the issuer of tokens does not answer, and its keys are not known
 ├── RequestTimeout         504  a generation took too long; clients must not retry automatically
-├── StorageFull            507  the disk is full: nothing was stored; reads still work
 └── Internal               500
 
 A permanent conflict (cancelling a finished job, say) is an InvalidRequest: OpenAI's client retries 409 automatically.
@@ -154,14 +155,21 @@ class EngineUnavailable(TunewrightError):
     retry_after = 5.0
 
 
-class Busy(TunewrightError):
+class StorageUnavailable(TunewrightError):
+    """The database, the disk or the bucket of artifacts cannot be used now, which is no fault of what was asked. The
+    same works later (`scheduler.temporary` has the errors of libraries that mean it too)."""
+
+    status = 503
+
+
+class Busy(StorageUnavailable):
     status = 503
     type = "server_error"
     code = "database_busy"
     retry_after = 2.0
 
 
-class DatabaseUnavailable(TunewrightError):
+class DatabaseUnavailable(StorageUnavailable):
     """A database that is not SQLite cannot be reached now."""
 
     status = 503
@@ -170,7 +178,7 @@ class DatabaseUnavailable(TunewrightError):
     retry_after = 2.0
 
 
-class ArtifactsUnavailable(TunewrightError):
+class ArtifactsUnavailable(StorageUnavailable):
     """The bucket of artifacts cannot be used now."""
 
     status = 503
@@ -200,7 +208,7 @@ class RequestTimeout(TunewrightError):
     code = "request_timeout"
 
 
-class StorageFull(TunewrightError):
+class StorageFull(StorageUnavailable):
     status = 507
     type = "server_error"
     code = "storage_full"

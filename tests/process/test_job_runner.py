@@ -14,7 +14,7 @@ import pytest
 
 from rows import create_job, resolved
 from tunewright.config import Settings, embedded_base_path
-from tunewright.errors import StorageFull
+from tunewright.errors import Busy, DatabaseUnavailable, StorageFull
 from tunewright.jobs.folder import DISK_FULL, JobFolder
 from tunewright.jobs.kinds import JobError
 from tunewright.kinds.fine_tuning import kind as fine_tuning
@@ -299,12 +299,22 @@ def test_pausing_frees_the_device_and_resuming_goes_on(
     assert scheduler.steps(job.id) == [1, 2]
 
 
-def test_what_was_trained_waits_for_a_full_disk(
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        Busy("The database was busy"),
+        DatabaseUnavailable("It is gone"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_was_trained_waits_for_a_full_disk_and_for_the_database(
     scheduler: Scheduler,
     job: Job,
     trainer: Callable[[str], None],
     published: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     trainer(SUCCEED)
     publish, calls = fine_tuning.publish_products, []
@@ -312,14 +322,14 @@ def test_what_was_trained_waits_for_a_full_disk(
     def full_at_first(*arguments: Any, **options: Any) -> None:
         calls.append(1)
         if len(calls) == 1:
-            raise OSError(28, "No space left on device")
+            raise error
         publish(*arguments, **options)
 
     monkeypatch.setattr(fine_tuning, "publish_products", full_at_first)
     monkeypatch.setattr(scheduler_jobs, "_PUBLISH_AGAIN_AFTER", 0.3)
     scheduler.until(lambda: scheduler.job(job.id).state is JobState.SUCCEEDED)
     assert len(calls) == 2
-    assert any("No space left on device" in text for text in scheduler.messages(job.id))
+    assert any(str(error) in text for text in scheduler.messages(job.id))
 
 
 def test_a_trainer_without_room_for_its_result_fails_its_job_with_that_reason(
@@ -354,10 +364,11 @@ def test_a_job_is_not_lost_for_want_of_room(
     published: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither while it is validated, nor when its trainer is to start, nor when the trainer's events are read."""
+    """Or because the database is busy: neither while it is validated, nor when its trainer is to start, nor when the
+    trainer's events are read."""
     trainer(f"{step(1)}; {SUCCEED}")
     monkeypatch.setattr(scheduler_jobs, "_VALIDATE_AGAIN_AFTER", 0.1)
-    full_once(monkeypatch, scheduler.store.jobs, "mark_valid", StorageFull("full"))
+    full_once(monkeypatch, scheduler.store.jobs, "mark_valid", Busy("busy"))
     full_once(monkeypatch, scheduler.store.jobs, "take_in", StorageFull("full"))
     full_once(monkeypatch, JobFolder, "write_spec", OSError(28, "No space left on device"))
     new = create_job(scheduler.store, base=BASE, model=BASE, training_file="file-1", seed=2)
@@ -373,6 +384,27 @@ def test_a_job_is_not_lost_for_want_of_room(
     assert sorted(raised) == ["[Errno 28] No space left on device", "full"]
     assert scheduler.steps(job.id) == scheduler.steps(new.id) == [1]
     assert runs(scheduler, job) == runs(scheduler, new) == 1
+
+
+def test_a_job_that_cannot_be_stored_now_holds_up_no_other(
+    scheduler: Scheduler, job: Job, trainer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(f"{step(1)}; sleep 60")
+    scheduler.until(lambda: scheduler.steps(job.id) == [1])
+    new = create_job(scheduler.store, base=BASE, model=BASE, training_file="file-1", seed=2)
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise Busy("The database was busy")
+
+    monkeypatch.setattr(scheduler_jobs, "take_in_events", busy)
+    deadline = time.monotonic() + 20
+    while scheduler.job(new.id).state is not JobState.QUEUED:
+        assert time.monotonic() < deadline
+        with pytest.raises(Busy):
+            scheduler.runner.tick()
+        time.sleep(0.02)
+    scheduler.runner.stop(5.0)
+    assert not scheduler.runner.processes, "its process has ended, although that could not be stored"
 
 
 def full_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception) -> None:

@@ -16,6 +16,7 @@ import pytest
 from rows import FILE, PRODUCT, Publish, create_job, engine_info
 from tunewright.config import Settings
 from tunewright.engine.http import EngineBusy, EngineError
+from tunewright.errors import DatabaseUnavailable
 from tunewright.evaluate.folder import NO_ROOM, ParityFolder, ParitySpec
 from tunewright.kinds.fine_tuning.models import FineTuningResult
 from tunewright.registry.workspace import Workspace
@@ -326,8 +327,14 @@ def test_an_engine_that_breaks_down_over_it_again_and_again_quarantines(
     assert checker.starts() == 1, "the reference is asked once"
 
 
-def test_a_busy_engine_is_asked_again_however_often(checker: Checker, verdict: Callable[[Any], None]) -> None:
-    verdict(EngineBusy("the engine does not answer"))
+@pytest.mark.parametrize(
+    "error", [EngineBusy("the engine does not answer"), DatabaseUnavailable("it cannot be reached")]
+)
+def test_a_busy_engine_is_asked_again_however_often(
+    checker: Checker, verdict: Callable[[Any], None], error: Exception
+) -> None:
+    """And so is one whose state cannot be read now."""
+    verdict(error)
     for _ in range(20 * MAX_FAILURES):
         checker.parity.tick()
         time.sleep(0.02)

@@ -27,7 +27,7 @@ from tunewright.engine.client import EngineClient
 from tunewright.engine.http import EngineError
 from tunewright.engine.leases import Drain
 from tunewright.engine.tally import Change, Tally
-from tunewright.errors import ArtifactsUnavailable, StorageFull
+from tunewright.errors import StorageUnavailable
 from tunewright.jobs.folder import JobFolder
 from tunewright.registry.content import adapter_sha256
 from tunewright.registry.workspace import Workspace
@@ -164,7 +164,7 @@ class ResidencyManager:
                     async with self._memory[engine.name]:
                         await self._make_room(engine)
                         number = await self._client(engine).load(model.sha256, folder)
-            except (ArtifactsUnavailable, StorageFull) as error:  # no fault of the adapter
+            except StorageUnavailable as error:  # no fault of the adapter
                 self._failed_at[(engine.name, engine.run, model.sha256)] = asyncio.get_running_loop().time()
                 await self._note(engine, model.sha256, None)
                 log.error("engine %s could not load %s: %s", engine.name, model.name, error)
@@ -192,7 +192,7 @@ class ResidencyManager:
 
     def _checked(self, model: TunedModel) -> Path:
         """The adapter's folder, after its hash was compared: an incomplete or changed adapter is never loaded into
-        vLLM. Raises EngineError, ArtifactsUnavailable and StorageFull."""
+        vLLM. Raises EngineError and StorageUnavailable."""
         try:
             if isinstance(model, Policy):
                 folder = JobFolder(self._workspace.job(model.id)).policy(model.sha256)

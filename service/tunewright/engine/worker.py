@@ -19,7 +19,7 @@ import litserve as ls
 from setproctitle import setproctitle
 
 from tunewright.config import settings_in_child
-from tunewright.errors import StorageFull
+from tunewright.errors import StorageUnavailable
 from tunewright.logs import configure_logging
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import TunedModel
@@ -115,7 +115,7 @@ class EngineAPI(ls.LitAPI):  # type: ignore[misc]
             if operation["op"] == "load":
                 return await self._manager.load(model)
             return await self._manager.unload(model, operation.get("wait", 0.0))
-        except (EngineError, StorageFull) as error:
+        except (EngineError, StorageUnavailable) as error:
             return {"error": str(error)}
 
     def _named(self, name: str) -> TunedModel | None:

@@ -60,5 +60,5 @@ def not_answered(status: int, text: bytes) -> Unanswered | Refused:
     except (ValueError, KeyError, TypeError, AttributeError):
         message, code = text.decode(errors="replace")[:500], None
     if status >= 500 or status in (408, 429):
-        return Unanswered(message, is_fault=status not in (429, 503))
+        return Unanswered(message, is_fault=status not in (429, 503, 507))
     return Refused(message, code if isinstance(code, str) else None, status, told)

@@ -29,7 +29,7 @@ from tunewright.engine.placement import options_of_bases, place, still_fits
 from tunewright.engine.slots import read_cost
 from tunewright.engine.trust import trusts_code
 from tunewright.engine.versions import unsuited_vllm
-from tunewright.errors import ArtifactsUnavailable, InvalidRequest, StorageFull
+from tunewright.errors import InvalidRequest, StorageUnavailable
 from tunewright.registry.bases import BaseInfo, BaseUnavailable, inspect_base
 from tunewright.registry.workspace import Workspace
 from tunewright.scheduler.devices import Devices
@@ -38,6 +38,7 @@ from tunewright.scheduler.fork_server import fork_server_of_engines
 from tunewright.scheduler.processes import ChildProcess, stop_all
 from tunewright.scheduler.served import Served, Source, context_of, parts_of, row_of, socket_name, source_of
 from tunewright.scheduler.slots import options_to_start
+from tunewright.scheduler.temporary import is_temporary
 from tunewright.store.records import Deployment
 from tunewright.store.states import EngineState
 from tunewright.store.store import Store
@@ -212,10 +213,8 @@ class EngineKeeper:
         inspection, served.inspection = served.inspection, None
         try:
             served.info = inspection.result()
-        except (BaseUnavailable, OSError, ArtifactsUnavailable, StorageFull) as error:
-            self._back_off(
-                served, str(error), counts=not isinstance(error, ArtifactsUnavailable | StorageFull)
-            )
+        except (BaseUnavailable, OSError, StorageUnavailable) as error:
+            self._back_off(served, str(error), counts=not is_temporary(error))
 
     def _find(self, served: Served) -> BaseInfo:
         if served.source is None:

@@ -11,7 +11,7 @@ from functools import partial
 from sqlalchemy.exc import DatabaseError
 
 from tunewright.config import Settings, child_environment
-from tunewright.errors import ArtifactsUnavailable, InvalidAdapter, StorageFull
+from tunewright.errors import InvalidAdapter
 from tunewright.jobs.folder import DISK_FULL, STOPPED_RESUMABLE, JobFolder
 from tunewright.jobs.kinds import NO_BASE, JobError, registered_kinds
 from tunewright.kinds import kind_of
@@ -28,6 +28,7 @@ from tunewright.scheduler.inputs import InputFiles, fetch_inputs
 from tunewright.scheduler.job_traces import JobTraces
 from tunewright.scheduler.processes import ChildProcess, Exit, last_line, out_of_memory_hint, stop_all
 from tunewright.scheduler.steps import advance, waits
+from tunewright.scheduler.temporary import is_temporary
 from tunewright.store.audit import Audited
 from tunewright.store.records import Job
 from tunewright.store.states import JobPhase, JobState
@@ -72,10 +73,8 @@ class JobRunner:
             JobPhase.PREPARE: self._prepare,
             JobPhase.RUN: self._run,
             JobPhase.PUBLISH: self._publish,
-            # the verdict ends the job (`scheduler.parity`)
-            JobPhase.CHECK: self._release,
-            # the evaluations end it (`Kind.evaluate`)
-            JobPhase.EVALUATE: self._release,
+            JobPhase.CHECK: self._release,  # the verdict ends the job (`scheduler.parity`)
+            JobPhase.EVALUATE: self._release,  # the evaluations end it (`Kind.evaluate`)
         }
         self._fail_without_base()
         for job in store.jobs.on_devices():
@@ -91,8 +90,8 @@ class JobRunner:
                 self._store.jobs.fail(job.id, JobError(code="base_not_served", message=text))
 
     def tick(self) -> None:
-        """One round over all jobs. Raises OSError and StorageFull where a disk is full, after all other jobs were
-        handled: the next round tries again."""
+        """One round over all jobs. What handling one of them raises, where the database cannot be used or a disk is
+        full, is raised after all others were handled: the next round tries again."""
         failed: Exception | None = None
         self.is_at_rest = False
         active = self._store.latest(self._store.jobs.active)
@@ -103,10 +102,8 @@ class JobRunner:
                 with logged_with(job_id=job.id):
                     handle(job)
                     self._evaluate(job)
-            except (OSError, StorageFull) as error:
-                failed = error
-        if failed is not None:
-            raise failed
+            except Exception as error:  # it is no reason to leave the other jobs
+                failed = failed or error
         queued = [job for job in self._store.latest(self._store.jobs.queued) if self._is_possible(job)]
         self.is_at_rest = not active and not queued
         if queued and all(map(self._can_start, queued)):
@@ -114,6 +111,8 @@ class JobRunner:
                 while (claimed := self._store.jobs.claim(devices, bases, kinds)) is not None:
                     with logged_with(job_id=claimed.id):
                         self._launch(claimed)
+        if failed is not None:
+            raise failed
 
     def _is_possible(self, job: Job) -> bool:
         """Whether the machine has as many GPUs as the job needs; where it has lost some, the job fails, since it would
@@ -147,19 +146,25 @@ class JobRunner:
     def stop(self, grace: float) -> None:
         """Have processes save their progress and end; their jobs stay in the store and continue at the next start."""
         stop_all(list(self.processes.values()), grace)
-        for job in self._store.jobs.on_devices():
-            process = self.processes.pop(job.id, None)
-            if process is not None:
-                process.end()
-            folder = self._folder(job)
-            take_in_events(self._store, job, folder)
-            if folder.read_outcome() is not None:
-                continue
-            if job.state is JobState.PAUSING:
-                self._store.jobs.paused(job.id)
-            elif job.state is JobState.RUNNING:
-                self._store.jobs.requeue(job.id, "The service stops; the job continues when it starts again")
         self._background.stop()
+        for process in self.processes.values():
+            process.end()
+        self.processes.clear()
+        try:
+            for job in self._store.jobs.on_devices():
+                self._stopped(job)
+        except Exception as error:  # the engines are to be stopped too; the next start finds the ends
+            log.warning("the jobs were stopped, which could not be stored: %s", error)
+
+    def _stopped(self, job: Job) -> None:
+        folder = self._folder(job)
+        take_in_events(self._store, job, folder)
+        if folder.read_outcome() is not None:
+            return
+        if job.state is JobState.PAUSING:
+            self._store.jobs.paused(job.id)
+        elif job.state is JobState.RUNNING:
+            self._store.jobs.requeue(job.id, "The service stops; the job continues when it starts again")
 
     # prepare
 
@@ -193,7 +198,7 @@ class JobRunner:
             self._background.forget(job.id)
             return
         log.error("validating %s: %r", job.id, error)
-        if isinstance(error, StorageFull | ArtifactsUnavailable):  # no fault of the job
+        if is_temporary(error):
             self._background.postpone(job.id, _VALIDATE_AGAIN_AFTER)
             return
         text = f"validation failed unexpectedly: {error!r}"
@@ -355,9 +360,7 @@ class JobRunner:
         if error is None:
             return
         log.error("publishing %s: %r", job.id, error)
-        if isinstance(
-            error, OSError | DatabaseError | StorageFull | ArtifactsUnavailable
-        ):  # the product is kept
+        if is_temporary(error) or isinstance(error, OSError | DatabaseError):  # the product is kept
             if self._background.postpone(job.id, _PUBLISH_AGAIN_AFTER):
                 self._warn(job, f"Its product could not be published yet: {error}; trying again")
             return

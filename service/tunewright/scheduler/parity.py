@@ -19,7 +19,6 @@ from typing import Any
 from tunewright.config import Settings
 from tunewright.engine.http import EngineBusy
 from tunewright.engine.leases import Leases
-from tunewright.errors import StorageFull
 from tunewright.evaluate.folder import BaseSpec, ParitySpec, RowsFrom
 from tunewright.kinds.rows import rows_of_job, sources_of
 from tunewright.registry.workspace import Workspace
@@ -29,6 +28,7 @@ from tunewright.scheduler.fork_server import ForkServer
 from tunewright.scheduler.inputs import InputFiles
 from tunewright.scheduler.judging import judge
 from tunewright.scheduler.references import References
+from tunewright.scheduler.temporary import is_temporary
 from tunewright.scheduler.verdicts import Outcome, content_of_check
 from tunewright.store.checks import PendingCheck
 from tunewright.store.records import Engine, EngineInfo, ResidencyRow, TunedModel
@@ -103,7 +103,9 @@ class ParityChecker:
                     self._record(one, off)
                 elif time.monotonic() >= check.not_before and self._advance(one, check):
                     unmeasured.append(one)
-            except StorageFull as error:
+            except Exception as error:
+                if not is_temporary(error):
+                    raise
                 log.warning("checking %s: %s; trying again", one.model.name, error)
                 check.not_before = time.monotonic() + _WAIT
         if unmeasured and not self._references.is_running and self._forks.prepare():
@@ -284,7 +286,9 @@ class ParityChecker:
             if len(check.lost_runs) >= MAX_FAILURES:
                 self._give_up(one, f"{error}, in {len(check.lost_runs)} of its runs.")
             return
-        except Exception as error:  # an engine whose answers have an unknown form
+        except Exception as error:  # an engine whose answers have an unknown form, say
+            if is_temporary(error):
+                raise
             log.exception("checking %s", one.model.name)
             self._failed(one, check, f"{type(error).__name__}: {error}.")
             return
