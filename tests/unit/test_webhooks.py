@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from rows import PRODUCT, create_job, engine_info
 from tunewright.api.http.app import build
 from tunewright.api.http.context import ServiceContext
 from tunewright.config import Settings, WebhookOptions
-from tunewright.errors import InvalidRequest
+from tunewright.errors import DatabaseUnavailable, InvalidRequest, StorageFull
 from tunewright.jobs.kinds import JobError
 from tunewright.kinds.batch.models import INPUT_FILE, BatchRequest, BatchResult, Ending
 from tunewright.registry.aliases import AliasTarget
@@ -38,6 +39,7 @@ from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import jobs, webhook_events
 from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint, WebhookEvent
+from tunewright.webhooks import deliverer
 from tunewright.webhooks.addresses import AddressRefused, AllowedHosts, check_url, is_public, open_socket
 from tunewright.webhooks.deliverer import Deliverer, backoff
 from tunewright.webhooks.sending import Sender, body_of
@@ -604,14 +606,14 @@ def deliver(store: Store, key: SigningKey, until: Callable[[], bool], **options:
     )
 
     async def run() -> None:
-        deliverer = Deliverer(chosen, store, lambda: key, lambda: None)
-        running = asyncio.create_task(deliverer.run())
+        process = Deliverer(chosen, store, lambda: key, lambda: None)
+        running = asyncio.create_task(process.run())
         deadline = time.monotonic() + 240
         while not until():
             assert time.monotonic() < deadline
             assert not running.done()
             await asyncio.sleep(0.01)
-        deliverer.stopping.set()
+        process.stopping.set()
         await running
 
     asyncio.run(run())
@@ -695,6 +697,52 @@ def test_an_endpoint_that_hangs_holds_up_no_other_and_loses_nothing(store: Store
     assert store.webhooks.recover(most_tries=15) == 4
     claimed = store.webhooks.claim(99)
     assert ({endpoint.id for _, endpoint in claimed}, len(claimed)) == ({"webhook-slow"}, 20)
+
+
+def test_what_a_full_disk_keeps_from_being_recorded_is_recorded_later(
+    store: Store, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a claim that is written, of which the connection is lost before its answer, is no attempt under way."""
+    ended, claim, calls = store.webhooks.ended, store.webhooks.claim, Counter[str]()
+
+    def full_at_first(*arguments: Any) -> None:
+        calls["ended"] += 1
+        if calls["ended"] <= 2:
+            raise StorageFull("The disk of the database is full.")
+        ended(*arguments)
+
+    def lost_at_first(*arguments: Any) -> Any:
+        claimed = claim(*arguments)
+        calls["claim"] += bool(claimed)
+        if calls["claim"] == 1 and claimed:
+            raise DatabaseUnavailable("The database cannot be reached.")
+        return claimed
+
+    monkeypatch.setattr(deliverer, "_STORE_AGAIN_AFTER", 0.01)
+    monkeypatch.setattr(store.webhooks, "ended", full_at_first)
+    monkeypatch.setattr(store.webhooks, "claim", lost_at_first)
+    with Receiver() as receiver:
+        add(store, receiver.url, key)
+        tell(store)
+        deliver(store, key, lambda: has_ended(store))
+        assert len(receiver.received) == 1, "what was taken is not sent again"
+    assert only(store).state is DeliveryState.DELIVERED
+    assert [one.status for one in only(store).attempts] == [None, 200]
+    assert store.webhooks.next_due() is None
+
+
+def test_an_attempt_with_a_fault_of_ours_ends(
+    store: Store, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(Sender, "send", broken)
+    add(store, key=key)
+    tell(store)
+    deliver(store, key, lambda: has_ended(store), webhook_attempts=2)
+    assert only(store).state is DeliveryState.DEAD_LETTER
+    assert [one.error for one in only(store).attempts] == ["RuntimeError: a fault"] * 2
 
 
 def test_without_its_key_nothing_is_sent_and_the_delivery_says_so(

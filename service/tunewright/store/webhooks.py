@@ -162,10 +162,14 @@ class WebhookStore:
             first = connection.scalar(select(func.min(webhook_deliveries.c.due_at)).where(_waits))
         return None if first is None else float(first)
 
-    def recover(self, most_tries: int) -> int:
-        """End the attempts that a killed process has begun, when no process sends any more; they are made again at
-        once, unless they were the last ones. Returns how many there were."""
-        begun = select(webhook_deliveries).where(_pending, webhook_deliveries.c.sent_at.is_not(None))
+    def recover(self, most_tries: int, without: Collection[str] = ()) -> int:
+        """End the attempts that a killed process has begun, when no process makes others than those of the deliveries
+        in `without`; they are made again at once, unless they were the last ones. Returns how many there were."""
+        begun = (
+            select(webhook_deliveries)
+            .where(_pending, webhook_deliveries.c.sent_at.is_not(None))
+            .where(webhook_deliveries.c.id.not_in(without))
+        )
         with self._database.begin() as connection:
             rows = connection.execute(begun).all()
             for row in rows:
