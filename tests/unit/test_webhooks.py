@@ -39,6 +39,7 @@ from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import jobs, webhook_events
 from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint, WebhookEvent
+from tunewright.store.webhooks import PLACES, PLACES_AT_ENDPOINT, PLACES_OF_LONE_PROJECT
 from tunewright.webhooks import deliverer
 from tunewright.webhooks.addresses import AddressRefused, AllowedHosts, check_url, is_public, open_socket
 from tunewright.webhooks.deliverer import Deliverer, backoff
@@ -70,9 +71,9 @@ def add(store: Store, url: str = "https://a.example", key: SigningKey | None = N
     return store.webhooks.create_endpoint({**row, **values}).id
 
 
-def tell(store: Store, id: str = "ftjob-1", type: str = DONE) -> None:
+def tell(store: Store, id: str = "ftjob-1", type: str = DONE, project: str = "default") -> None:
     with store.database.begin() as connection:
-        outbox.tell(connection, type, id, "default")
+        outbox.tell(connection, type, id, project)
 
 
 def told(store: Store) -> list[tuple[str, dict[str, Any]]]:
@@ -220,13 +221,13 @@ def test_a_claim_counts_and_a_kill_in_the_middle_is_made_good(store: Store) -> N
     add(store)
     tell(store)
     assert store.webhooks.next_due() is not None
-    ((claimed, _),) = store.webhooks.claim(9)
+    ((claimed, _),) = store.webhooks.claim()
     assert claimed.tries == 1
-    assert store.webhooks.claim(9) == [], "one attempt at a time"
+    assert store.webhooks.claim() == [], "one attempt at a time"
     assert store.webhooks.next_due() == 0.0
     assert store.webhooks.replay(claimed.id) == claimed, "it is being sent"
     assert store.webhooks.recover(most_tries=2) == 1
-    ((again, _),) = store.webhooks.claim(9)
+    ((again, _),) = store.webhooks.claim()
     assert (again.tries, again.event) == (2, claimed.event)
     assert [one.error for one in again.attempts] == ["The service was stopped or killed before the answer."]
     store.webhooks.recover(most_tries=2)
@@ -238,14 +239,14 @@ def test_a_claim_counts_and_a_kill_in_the_middle_is_made_good(store: Store) -> N
 def test_a_replay_begins_anew_with_the_same_event(store: Store) -> None:
     add(store)
     tell(store)
-    ((claimed, _),) = store.webhooks.claim(1)
+    ((claimed, _),) = store.webhooks.claim()
     store.webhooks.ended(claimed, Attempt(1.0, 0.5, 500, "no"), None)
     dead, _ = store.webhooks.deliveries(state=DeliveryState.DEAD_LETTER)
     assert [one.id for one in dead] == [claimed.id]
     replayed = store.webhooks.replay(claimed.id)
     assert replayed is not None
     assert (replayed.state, replayed.tries, replayed.ended_at) == (DeliveryState.PENDING, 0, None)
-    ((again, _),) = store.webhooks.claim(1)
+    ((again, _),) = store.webhooks.claim()
     assert again.event == claimed.event
     assert len(again.attempts) == 1, "what was tried before stays to be seen"
     assert store.webhooks.replay("delivery-x") is None
@@ -254,18 +255,40 @@ def test_a_replay_begins_anew_with_the_same_event(store: Store) -> None:
 @pytest.mark.each_database
 def test_an_endpoint_that_is_full_lets_others_pass(store: Store) -> None:
     add(store, name="slow"), add(store, name="quick")
+    slow = store.webhooks.endpoint("webhook-slow")
+    assert slow is not None
     tell(store)
-    ((claimed, endpoint),) = store.webhooks.claim(9, without=["webhook-slow"])
+    ((_, endpoint),) = store.webhooks.claim([slow] * PLACES_AT_ENDPOINT)
     assert endpoint.id == "webhook-quick"
-    store.webhooks.unclaim(claimed)
-    assert {one.tries for one in store.webhooks.deliveries()[0]} == {0}
+
+
+@pytest.mark.each_database
+def test_a_project_with_many_endpoints_leaves_places_for_the_others(store: Store) -> None:
+    for number in range(10):
+        add(store, name=str(number), project="many")
+    add(store)
+    for number in range(PLACES_AT_ENDPOINT + 1):
+        tell(store, f"ftjob-{number}", project="many")
+    tell(store)
+    claimed = [endpoint for _, endpoint in store.webhooks.claim()]
+    assert Counter(one.project for one in claimed) == {"many": PLACES_OF_LONE_PROJECT, "default": 1}
+    assert max(Counter(one.id for one in claimed).values()) <= PLACES_AT_ENDPOINT
+    for number in range(3):
+        tell(store, f"ftjob-late-{number}")
+    assert [one.project for _, one in store.webhooks.claim(claimed)] == ["default"] * 3
+    assert len(claimed) + 3 < PLACES, "there are others for the next one"
+    # as soon as a place is free, it is for who has the fewest
+    assert store.webhooks.claim(claimed) == []
+    tell(store, "ftjob-last")
+    full = [*claimed, *claimed[: PLACES - len(claimed) - 1]]
+    assert [one.project for _, one in store.webhooks.claim(full)] == ["default"]
 
 
 @pytest.mark.each_database
 def test_deleting_an_endpoint_in_the_middle_of_an_attempt_is_no_error(store: Store) -> None:
     add(store)
     tell(store)
-    ((claimed, endpoint),) = store.webhooks.claim(1)
+    ((claimed, endpoint),) = store.webhooks.claim()
     assert store.webhooks.delete_endpoint(endpoint.id)
     store.webhooks.ended(claimed, Attempt(1.0, 0.5, 200, None), None)
     assert store.webhooks.deliveries()[0] == []
@@ -275,7 +298,7 @@ def test_deleting_an_endpoint_in_the_middle_of_an_attempt_is_no_error(store: Sto
 def test_old_deliveries_are_pruned_and_pending_ones_are_not(store: Store) -> None:
     add(store)
     tell(store, "old"), tell(store, "pending")
-    claimed = next(one for one, _ in store.webhooks.claim(9) if one.event.data["id"] == "old")
+    claimed = next(one for one, _ in store.webhooks.claim() if one.event.data["id"] == "old")
     store.webhooks.ended(claimed, Attempt(100.0, 0.0, 500, "no"), None)
     assert store.webhooks.prune(99.0) == 0
     assert store.webhooks.prune(101.0) == 1
@@ -695,8 +718,9 @@ def test_an_endpoint_that_hangs_holds_up_no_other_and_loses_nothing(store: Store
         assert len(slow.received) <= 4
         release.set()
     assert store.webhooks.recover(most_tries=15) == 4
-    claimed = store.webhooks.claim(99)
-    assert ({endpoint.id for _, endpoint in claimed}, len(claimed)) == ({"webhook-slow"}, 20)
+    claimed = store.webhooks.claim()
+    assert ({endpoint.id for _, endpoint in claimed}, len(claimed)) == ({"webhook-slow"}, 4)
+    assert len(store.webhooks.deliveries(state=DeliveryState.PENDING)[0]) == 20
 
 
 def test_what_a_full_disk_keeps_from_being_recorded_is_recorded_later(
@@ -917,10 +941,22 @@ def test_a_test_sends_a_signed_event_at_once(api: TestClient, store: Store) -> N
     assert "event_type" in str(error(api.post(url, json={"event_type": "x"}))["param"])
 
 
+def test_tests_of_one_project_hold_up_no_other(api: TestClient, built: dict[str, Any]) -> None:
+    with Receiver() as receiver:
+        url = f"{ENDPOINTS}/{create(api, url=receiver.url)['id']}/test"
+        running = built["server"].app.state.context.webhook_tests
+        running["other"] = 2
+        assert api.post(url, json={"event_type": DONE}).status_code == 200
+        running["default"] = 2
+        assert error(api.post(url, json={"event_type": DONE}), 429)["code"] == "too_many_webhook_tests"
+        assert dict(running) == {"other": 2, "default": 2}, "a test that has ended leaves its place"
+
+
 def test_deliveries_are_listed_and_replayed(api: TestClient, store: Store) -> None:
     made = create(api, event_types=[DONE, "export.failed"])
-    tell(store), tell(store, "export-1", "export.failed")
-    ((claimed, _),) = store.webhooks.claim(1)
+    tell(store)
+    ((claimed, _),) = store.webhooks.claim()
+    tell(store, "export-1", "export.failed")
     store.webhooks.ended(claimed, Attempt(7.5, 0.5, 500, "It answered with 500."), None)
 
     def ids(**params: Any) -> list[str]:

@@ -7,6 +7,7 @@ process was sending is found by `recover`, and is sent again with the same id of
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint,
 
 MOST_ENDPOINTS = 100
 """Endpoints of a project: an event is written for each in the transaction of what it tells."""
+PLACES, PLACES_AT_ENDPOINT, PLACES_OF_PROJECT, PLACES_OF_LONE_PROJECT = 32, 4, 8, 24
+"""Attempts under way: in all, to one endpoint, of one project while others wait, and of one in any case, so that there
+are some for the next one."""
 _MOST_ATTEMPTS = 50
 """Attempts of a delivery that are kept, the newest ones."""
 _CUT_OFF = "The service was stopped or killed before the answer."
@@ -179,17 +183,13 @@ class WebhookStore:
                 _end_attempt(connection, row, attempt, None if is_last else now)
         return len(rows)
 
-    def claim(self, limit: int, without: Collection[str] = ()) -> Sequence[tuple[Delivery, WebhookEndpoint]]:
-        """Begin attempts that are due, those first that are due longest, to other endpoints than those in `without`."""
-        due = (
-            select(webhook_deliveries.c.id)
-            .where(_waits, webhook_deliveries.c.due_at <= time.time())
-            .where(webhook_deliveries.c.endpoint_id.not_in(without))
-            .order_by(webhook_deliveries.c.due_at, webhook_deliveries.c.seq)
-            .limit(limit)
-        )
+    def claim(
+        self, under_way: Collection[WebhookEndpoint] = ()
+    ) -> Sequence[tuple[Delivery, WebhookEndpoint]]:
+        """Begin attempts that are due, those first that are due longest, in the places that are left. `under_way`: the
+        endpoint of each attempt that has not ended."""
         with self._database.read() as connection:  # most of the time there is nothing to write
-            ids = connection.scalars(due).all()
+            ids = _next_due(connection, under_way)
         if not ids:
             return []
         claimed = (webhook_deliveries.c.id.in_(ids), _waits)
@@ -202,13 +202,6 @@ class WebhookStore:
             found = [(_delivery(row), _endpoint(connection, row.endpoint_id)) for row in rows]
         return [(delivery, endpoint) for delivery, endpoint in found if endpoint is not None]
 
-    def unclaim(self, delivery: Delivery) -> None:
-        """Give back an attempt that was not made; it does not count."""
-        ours = (webhook_deliveries.c.id == delivery.id, webhook_deliveries.c.sent_at.is_not(None))
-        values = {"sent_at": None, "tries": webhook_deliveries.c.tries - 1}
-        with self._database.begin() as connection:
-            connection.execute(update(webhook_deliveries).where(*ours).values(**values))
-
     def ended(self, delivery: Delivery, attempt: Attempt, retry_at: float | None) -> None:
         """End an attempt. Where it has failed, the next is due at `retry_at`; None: there is none."""
         query = select(webhook_deliveries).where(webhook_deliveries.c.id == delivery.id)
@@ -216,6 +209,38 @@ class WebhookStore:
             row = connection.execute(query.with_for_update()).one_or_none()
             if row is not None:  # else its endpoint was deleted meanwhile
                 _end_attempt(connection, row, attempt, retry_at)
+
+
+def _next_due(connection: Connection, under_way: Collection[WebhookEndpoint]) -> Sequence[str]:
+    """The deliveries that get the places which are left."""
+    table, now, chosen = webhook_deliveries.c, time.time(), list[str]()
+    at_endpoint = Counter(endpoint.id for endpoint in under_way)
+    of_project = Counter(endpoint.project for endpoint in under_way)
+    for most in (PLACES_OF_PROJECT, PLACES_OF_LONE_PROJECT):
+        while (left := PLACES - len(under_way) - len(chosen)) > 0:
+            due = (
+                select(table.id, table.endpoint_id, table.project)
+                .where(_waits, table.due_at <= now, table.id.not_in(chosen))
+                .where(table.endpoint_id.not_in(_full(at_endpoint, PLACES_AT_ENDPOINT)))
+                .where(table.project.not_in(_full(of_project, most)))
+                .order_by(table.due_at, table.seq)
+                .limit(left)
+            )
+            rows = connection.execute(due).all()
+            for row in rows:  # of which the first has a place
+                if at_endpoint[row.endpoint_id] < PLACES_AT_ENDPOINT and of_project[row.project] < most:
+                    chosen.append(row.id)
+                    at_endpoint[row.endpoint_id] += 1
+                    of_project[row.project] += 1
+            if len(rows) < left:
+                break
+        if not _full(of_project, most):  # no project was left out
+            break
+    return chosen
+
+
+def _full(places: Mapping[str, int], most: int) -> Sequence[str]:
+    return [name for name, number in places.items() if number >= most]
 
 
 def _end_attempt(connection: Connection, row: Row[Any], attempt: Attempt, retry_at: float | None) -> None:

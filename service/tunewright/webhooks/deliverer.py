@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,13 +16,12 @@ from tunewright.config import WebhookOptions
 from tunewright.errors import StorageUnavailable
 from tunewright.store.store import Store
 from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint
+from tunewright.store.webhooks import PLACES
 from tunewright.webhooks.sending import Sender, Sent
 from tunewright.webhooks.signing import KeyLost, SigningKey
 
 log = logging.getLogger("tunewright.webhooks")
 
-_MOST, _MOST_AT_ONE = 32, 4
-"""Attempts under way: in all, and to one endpoint."""
 _THREADS = 64
 """For the store, and for names that DNS is slow to answer: each attempt may leave one that still waits."""
 _LOOK = 0.25
@@ -129,17 +128,11 @@ class Deliverer:
 
     async def _begin(self) -> bool:
         """Begin the attempts that are due and for which there is a place. Returns whether there was one."""
-        places = _MOST - len(self._running)
-        if places <= 0:
+        if len(self._running) >= PLACES:
             return False
-        at_once = Counter(endpoint.id for _, endpoint in self._running.values())
-        full = [id for id, number in at_once.items() if number >= _MOST_AT_ONE]
-        claimed = await asyncio.to_thread(self._store.claim, places, full)
+        under_way = [endpoint for _, endpoint in self._running.values()]
+        claimed = await asyncio.to_thread(self._store.claim, under_way)
         for delivery, endpoint in claimed:
-            if at_once[endpoint.id] >= _MOST_AT_ONE:
-                await asyncio.to_thread(self._store.unclaim, delivery)
-                continue
-            at_once[endpoint.id] += 1
             task = asyncio.create_task(self._deliver(delivery, endpoint))
             self._running[task] = delivery, endpoint
             task.add_done_callback(self._running.pop)

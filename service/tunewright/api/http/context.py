@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
@@ -73,8 +73,8 @@ class ServiceContext:
     """For graders, which take half of the processes in which strangers' data is read."""
     webhook_sender: Callable[[], Sender] = lambda: Sender((), 1.0)
     """Sends tests to endpoints of webhooks; the first call blocks, since it reads certificates."""
-    webhook_tests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
-    """Tests that run at the same time."""
+    webhook_tests: Counter[str] = field(default_factory=Counter)
+    """How many tests of endpoints of webhooks run, by their projects."""
     keyring: Keyring | None = None
     """The keys that requests come with; made of the store where it is not given."""
     trail: AuditTrail | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -37,6 +39,8 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"])
 _REPEAT_SECONDS = 5.0
 """An equal request within this time is a repeat: OpenAI's client retries by itself."""
 _OLD_SECRET_SECONDS = 24 * 3600.0
+_TESTS, _TESTS_OF_PROJECT = 8, 2
+"""Most tests that run at the same time."""
 Limit = Annotated[int, Query(ge=1, le=1000)]
 EndpointId = Annotated[str, Path(alias="endpoint_id")]
 DeliveryId = Annotated[str, Path(alias="delivery_id")]
@@ -126,11 +130,7 @@ def rotate_secret(
 async def test(context: Context, id: EndpointId, body: SendWebhookTest) -> WebhookEndpointTest:
     """Send it an event once, now, about an object `test`; it is not among the deliveries."""
     endpoint = await asyncio.to_thread(_endpoint, context, id)
-    if context.webhook_tests.locked():
-        raise TooManyRequests(
-            "Several webhook endpoints are being tested: try again soon.", code="too_many_webhook_tests"
-        )
-    async with context.webhook_tests:
+    with _place_for_test(context):
         sender = await asyncio.to_thread(context.webhook_sender)
         try:
             secrets = (await asyncio.to_thread(_key, context)).secrets_of(endpoint, time.time())
@@ -185,6 +185,24 @@ def replay(context: Context, id: DeliveryId) -> WebhookDeliveryObject:
     if found is None:
         raise _no_delivery(id)
     return WebhookDeliveryObject.of(found)
+
+
+@contextmanager
+def _place_for_test(context: ServiceContext) -> Iterator[None]:
+    """Raises TooManyRequests where the project, or all together, test as many endpoints as they may. Used in the event
+    loop alone."""
+    running, project = context.webhook_tests, context.project
+    if running[project] >= _TESTS_OF_PROJECT or running.total() >= _TESTS:
+        raise TooManyRequests(
+            "Several webhook endpoints are being tested: try again soon.", code="too_many_webhook_tests"
+        )
+    running[project] += 1
+    try:
+        yield
+    finally:
+        running[project] -= 1
+        if not running[project]:
+            del running[project]
 
 
 def _check(context: ServiceContext, url: str) -> None:
