@@ -30,7 +30,7 @@ from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.records import Engine
 from tunewright.store.states import JobState
 from tunewright.store.store import Store
-from tunewright.store.tables import job_devices
+from tunewright.store.tables import job_devices, uploads
 from tunewright.store.usage import HOUR, hour_of
 
 CHAT, PROJECTS = "/v1/chat/completions", "/v1/organization/projects"
@@ -272,6 +272,19 @@ def test_no_more_bytes_are_stored_than_a_project_may_have(api: TestClient, team:
     assert upload(api, team()[1], 200).status_code == 200, "another project has its own"
     assert api.delete(f"/v1/files/{kept['id']}", headers=headers).status_code == 200
     assert upload(api, headers, 20).status_code == 200
+
+
+def test_the_parts_of_an_upload_count_until_it_expires(store: Store) -> None:
+    mine = store.of(store.projects.create("p").id)
+    made = mine.uploads.create(
+        id="upload-1", filename="f", purpose="batch", bytes=9, created_at=1.0, expires_at=time.time() + 600,
+        file_seconds=None,
+    )  # fmt: skip
+    mine.uploads.add_part(made, "part-1", 9, 9)
+    assert mine.holdings.stored_bytes() == 9
+    with store.database.begin() as connection:
+        connection.execute(update(uploads).values(expires_at=time.time()))
+    assert mine.holdings.stored_bytes() == 0
 
 
 def test_no_more_jobs_wait_than_a_project_may_have(api: TestClient, team: Team) -> None:

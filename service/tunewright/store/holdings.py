@@ -10,7 +10,7 @@ from tunewright.store.database import Database
 from tunewright.store.limits import NO_LIMITS, Limits
 from tunewright.store.states import ModelKind
 from tunewright.store.tables import files, models, projects, upload_parts, uploads
-from tunewright.store.uploads import UploadState
+from tunewright.store.uploads import is_pending
 
 
 class HoldingStore:
@@ -26,12 +26,12 @@ class HoldingStore:
         return Limits.of(row.limits) if row else NO_LIMITS
 
     def stored_bytes(self) -> int:
-        """Of its files, of the weights of its models, each once, and of parts of uploads that are not completed."""
+        """Of its files, of the weights of its models, each once, and of parts of uploads that can be completed."""
         weights = select(models.c.sha256, func.max(models.c.bytes).label("bytes")).group_by(models.c.sha256)
         parts = (
             select(func.sum(upload_parts.c.bytes))
             .join(uploads, uploads.c.id == upload_parts.c.upload_id)
-            .where(uploads.c.state == UploadState.PENDING)
+            .where(is_pending())
         )
         return sum(
             self._number(query)

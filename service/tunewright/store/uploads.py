@@ -80,7 +80,7 @@ class UploadStore:
         return UploadRecord(**row._mapping) if row else None
 
     def count_pending(self) -> int:
-        query = select(func.count()).where(_is_pending())
+        query = select(func.count()).where(is_pending())
         with self._database.read() as connection:
             return connection.scalar(query) or 0
 
@@ -135,7 +135,7 @@ class UploadStore:
     def pending(self) -> set[str]:
         """The ids of those that take parts: their bytes are needed."""
         with self._database.read() as connection:
-            return set(connection.scalars(select(uploads.c.id).where(_is_pending())))
+            return set(connection.scalars(select(uploads.c.id).where(is_pending())))
 
     def forget(self) -> None:
         """Cancel those that take parts: of a database that was restored, their bytes are gone."""
@@ -145,12 +145,13 @@ class UploadStore:
 
     def delete_ended(self, before: float) -> int:
         """Delete the rows of those that have ended and would have expired before this time (Unix seconds)."""
-        ended = (uploads.c.expires_at < before, or_(uploads.c.state != UploadState.PENDING, ~_is_pending()))
+        ended = (uploads.c.expires_at < before, or_(uploads.c.state != UploadState.PENDING, ~is_pending()))
         with self._database.begin() as connection:
             return connection.execute(delete(uploads).where(*ended)).rowcount
 
 
-def _is_pending() -> ColumnElement[bool]:
+def is_pending() -> ColumnElement[bool]:
+    """Whether the upload takes parts: the state in its row stays where it expires."""
     return (uploads.c.state == UploadState.PENDING) & (uploads.c.expires_at > time.time())
 
 
