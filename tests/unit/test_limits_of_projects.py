@@ -15,6 +15,7 @@ from sqlalchemy import insert, update
 from starlette.testclient import TestClient
 
 from fake_engine import Client, engine_at, gateway_for, stream
+from races import at_once
 from rows import PRODUCT, create_job
 from tunewright.api.gateway.proxy import Relay
 from tunewright.api.gateway.rates import Rates
@@ -25,10 +26,11 @@ from tunewright.config import Settings
 from tunewright.errors import TooManyRequests
 from tunewright.ids import new_id
 from tunewright.jobs.kinds import JobError
+from tunewright.kinds.batch.models import INPUT_FILE, BatchRequest
 from tunewright.registry.workspace import Workspace
 from tunewright.store.limits import NO_LIMITS, Limits
-from tunewright.store.records import Engine
-from tunewright.store.states import JobState
+from tunewright.store.records import Engine, JobInput, NewJob
+from tunewright.store.states import FileStatus, JobState
 from tunewright.store.store import Store
 from tunewright.store.tables import job_devices, uploads
 from tunewright.store.usage import HOUR, hour_of
@@ -294,6 +296,40 @@ def test_no_more_jobs_wait_than_a_project_may_have(api: TestClient, team: Team) 
     assert api.post("/v1/batches", json=asked, headers=headers).status_code == 200
     refused = api.post("/v1/batches", json={**asked, "endpoint": CHAT}, headers=headers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+def test_nor_do_they_where_many_are_created_at_once(api: TestClient, team: Team) -> None:
+    headers = team(queued_jobs=1)[1]
+    file = upload(api, headers, 5).json()["id"]
+    asked = {"endpoint": "/v1/completions", "completion_window": "24h", "input_file_id": file}
+
+    def create(number: int) -> int:
+        other = {**asked, "metadata": {"number": str(number)}}
+        return api.post("/v1/batches", json=other, headers=headers).status_code
+
+    assert sorted(at_once(12, create)) == [200] + [429] * 11
+
+
+@pytest.mark.each_database
+def test_what_is_counted_for_a_limit_is_counted_with_what_is_added(store: Store) -> None:
+    mine = store.of(store.projects.create("team").id)
+    waiting, adapters = list[int](), list[int]()
+    request = BatchRequest(endpoint=CHAT, completion_window="24h", expires_at=2e9)
+    file = mine.files.add(
+        id="file-mine", filename="f", purpose="batch", size=1, sha256="e" * 64, created_at=1.0,
+        status=FileStatus.PROCESSED,
+    )  # fmt: skip
+
+    def add(number: int) -> None:
+        new = NewJob(
+            "batch", "", request, 0, (JobInput(INPUT_FILE, file_id=file.id),), fingerprint=f"{number}"
+        )
+        mine.jobs.create(new, admit=waiting.append)
+        named = {"id": f"adapter-{number}", "name": f"ft:tiny::{number}", "base": "tiny"}
+        mine.models.register({**PRODUCT, **named}, admit=adapters.append)
+
+    at_once(6, add)
+    assert (sorted(waiting), sorted(adapters)) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
 
 
 def test_no_more_jobs_are_created_than_there_are_hours_of_gpus(

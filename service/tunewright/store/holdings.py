@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from tunewright.store.database import Database
 from tunewright.store.limits import NO_LIMITS, Limits
@@ -42,9 +42,15 @@ class HoldingStore:
 
     def adapters(self) -> int:
         """Adapters that are listed, without checkpoints."""
-        listed = (models.c.kind == ModelKind.ADAPTER, models.c.checkpoint_step.is_(None))
-        return self._number(select(func.count()).select_from(models).where(*listed))
+        with self._database.read() as connection:
+            return count_adapters(connection)
 
     def _number(self, query: Select[Any]) -> int:
         with self._database.read() as connection:
             return int(connection.scalar(query) or 0)
+
+
+def count_adapters(connection: Connection) -> int:
+    """Adapters that are listed, without checkpoints."""
+    listed = (models.c.kind == ModelKind.ADAPTER, models.c.checkpoint_step.is_(None))
+    return connection.scalar(select(func.count()).select_from(models).where(*listed)) or 0

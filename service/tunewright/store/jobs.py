@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tunewright.errors import InvalidRequest
@@ -31,17 +31,26 @@ class JobStore:
 
     # for the API
 
-    def create(self, new: NewJob, *, repeat_seconds: float = 0.0, **columns: Any) -> Job:
+    def create(
+        self,
+        new: NewJob,
+        *,
+        repeat_seconds: float = 0.0,
+        admit: Callable[[int], None] = lambda _: None,
+        **columns: Any,
+    ) -> Job:
         """Insert a job in `validating_files`, or return the one that an earlier try of the same request created.
 
         The jobs that follow it are inserted with it. Lookup and insertion are one transaction, so that simultaneous
-        repeats create one job too. `columns` are further columns of the row. Raises InvalidRequest or NotFound where
-        one of the inputs does not exist.
+        repeats create one job too. So is `admit`, which is given the number of jobs that wait (`count_waiting`) and
+        raises where there may not be more: no simultaneous request adds to them. `columns` are further columns of the
+        row. Raises InvalidRequest or NotFound where one of the inputs does not exist, and what `admit` raises.
         """
         with self._database.begin(alone=INPUTS) as connection:
             earlier = job_rows.earlier(connection, new.idempotency_key, new.fingerprint, repeat_seconds)
             if earlier is not None:
                 return earlier
+            admit(_count_waiting(connection))
             for one in (new, *new.then):
                 require_inputs(connection, one)
             return job_rows.create_all(connection, new, **columns)
@@ -54,9 +63,8 @@ class JobStore:
 
     def count_waiting(self) -> int:
         """Number of jobs that have not ended and are not on a device."""
-        waiting = (JobState.VALIDATING_FILES, JobState.QUEUED, JobState.PAUSED)
         with self._database.read() as connection:
-            return connection.scalar(select(func.count()).where(jobs.c.state.in_(waiting))) or 0
+            return _count_waiting(connection)
 
     def get(self, id: str, kind: str | None = None) -> Job | None:
         """The job, if it is of this kind; None means any kind."""
@@ -371,6 +379,11 @@ class JobStore:
     def _move(self, id: str, how: job_rows.Move, *details: str, **values: Any) -> tuple[Job | None, bool]:
         with self._database.begin() as connection:
             return job_rows.move(connection, id, how, *details, **values)
+
+
+def _count_waiting(connection: Connection) -> int:
+    waiting = (JobState.VALIDATING_FILES, JobState.QUEUED, JobState.PAUSED)
+    return connection.scalar(select(func.count()).where(jobs.c.state.in_(waiting))) or 0
 
 
 def _is_over() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, insert, select, union, update
@@ -13,6 +13,7 @@ from tunewright.jobs.kinds import JobResult
 from tunewright.store.alias_rows import needed_by_aliases, refuse_aliased, take_out
 from tunewright.store.confined import everywhere
 from tunewright.store.database import Database
+from tunewright.store.holdings import count_adapters
 from tunewright.store.inputs import (
     INPUTS,
     UNFINISHED,
@@ -94,11 +95,15 @@ class ModelStore:
                 )
         return True
 
-    def register(self, values: dict[str, Any]) -> TunedModel:
-        """List an adapter that was not trained here, or return the existing one with its `id`."""
+    def register(
+        self, values: dict[str, Any], *, admit: Callable[[int], None] = lambda _: None
+    ) -> TunedModel:
+        """List an adapter that was not trained here, or return the existing one with its `id`. `admit` is given the
+        number of adapters, in the transaction, and raises where there may not be more."""
         with self._database.begin(alone="register an adapter") as connection:
             row = connection.execute(select(models).where(models.c.id == values["id"])).one_or_none()
             if row is None:
+                admit(count_adapters(connection))
                 values = {"created_at": time.time(), **values}
                 row = connection.execute(insert(models).values(**values).returning(models)).one()
         return TunedModel(**row._mapping)

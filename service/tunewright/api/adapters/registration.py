@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, TypeVar
@@ -14,7 +15,7 @@ from fastapi import UploadFile
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.api.deployments.creation import trainable_deployments
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.organization.quotas import check_adapter, check_bytes
+from tunewright.api.organization.quotas import check_adapters, check_bytes
 from tunewright.errors import EngineUnavailable, InvalidAdapter, InvalidRequest, TooLarge, quoted
 from tunewright.ids import id_for_key, key_in_project, model_name, new_id
 from tunewright.kinds.products import state_of_new_adapter
@@ -159,8 +160,8 @@ def _list(
     id = id_for_key("adapter", key) if key else new_id("adapter")
     name = model_name(engine.name, asked.suffix, id)
     size = context.workspace.artifacts.stat(sha256).bytes
+    limits = context.store.holdings.limits()
     if context.store.models.get(id) is None:  # else the request is repeated
-        check_adapter(context)
         check_bytes(context, size)
     listed = context.store.models.register(
         {
@@ -181,7 +182,8 @@ def _list(
             "state": ModelState.MERGE_ONLY
             if taken.is_merge_only
             else state_of_new_adapter(context.settings.parity),
-        }
+        },
+        admit=partial(check_adapters, context, limits),
     )
     if (listed.name, listed.sha256) != (name, sha256):
         raise InvalidRequest(

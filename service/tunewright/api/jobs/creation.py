@@ -10,7 +10,7 @@ from typing import Any
 
 from tunewright import tracing
 from tunewright.api.http.context import ServiceContext
-from tunewright.api.organization.quotas import check_job
+from tunewright.api.organization.quotas import check_job, check_waiting
 from tunewright.errors import InvalidRequest, TooManyRequests, quoted
 from tunewright.ids import key_in_project
 from tunewright.jobs.folder import JobFolder
@@ -41,11 +41,16 @@ def create_once(
     idempotency_key = key_in_project(idempotency_key, context.project)
     job = jobs.earlier(idempotency_key, fingerprint, _REPEAT_SECONDS)
     if job is None:
-        new = check()
-        _check_queue(context)
-        check_job(context, new)
+        new, limits = check(), context.store.holdings.limits()
         new = replace(new.by_key(context.key), idempotency_key=idempotency_key, fingerprint=fingerprint)
-        job = jobs.create(new, repeat_seconds=_REPEAT_SECONDS)
+
+        def admit(waiting: int) -> None:
+            _check_queue(context, waiting)
+            check_waiting(context, limits, new, waiting)
+
+        admit(jobs.count_waiting())  # most are refused here, without a transaction that writes
+        check_job(context, limits, new)
+        job = jobs.create(new, repeat_seconds=_REPEAT_SECONDS, admit=admit)
         _trace(context, job)
     if job.fingerprint != fingerprint:
         raise InvalidRequest(
@@ -67,9 +72,9 @@ def _trace(context: ServiceContext, job: Job) -> None:
         log.warning("the trace of %s is not linked to its request: %s", job.id, error)
 
 
-def _check_queue(context: ServiceContext) -> None:
+def _check_queue(context: ServiceContext, waiting: int) -> None:
     most = context.settings.jobs.max_queued_jobs
-    if context.store.jobs.count_waiting() >= most:
+    if waiting >= most:
         raise TooManyRequests(
             f"{most} jobs are waiting, which is the limit (--max-queued-jobs): create more when some of them have run, "
             "or cancel some.",

@@ -28,32 +28,32 @@ def check_bytes(context: ServiceContext, more: int) -> None:
         )
 
 
-def check_adapter(context: ServiceContext) -> None:
-    """Raises QuotaExceeded where the project may not have another adapter."""
-    most = context.store.holdings.limits().adapters
-    if most is not None and context.store.holdings.adapters() >= most:
+def check_adapters(context: ServiceContext, limits: Limits, adapters: int) -> None:
+    """Raises QuotaExceeded where a project with so many adapters may not have another."""
+    if limits.adapters is not None and adapters >= limits.adapters:
         raise QuotaExceeded(
-            f"The project {context.project} may have {most} adapters, and has them: delete one, or ask the operator "
-            "for more (limits.adapters)."
+            f"The project {context.project} may have {limits.adapters} adapters, and has {adapters}: delete one, or "
+            "ask the operator for more (limits.adapters)."
         )
 
 
-def check_job(context: ServiceContext, new: NewJob) -> None:
-    """Raises QuotaExceeded where the project may not have another job wait, or nothing more of its product."""
-    limits = context.store.holdings.limits()
-    if limits.queued_jobs is not None:
-        waiting = context.store.jobs.count_waiting()
-        if waiting + 1 + len(new.then) > limits.queued_jobs:
-            raise QuotaExceeded(
-                f"{waiting} jobs of the project {context.project} wait, which may have {limits.queued_jobs}: create "
-                "more when some have run, or cancel some."
-            )
+def check_waiting(context: ServiceContext, limits: Limits, new: NewJob, waiting: int) -> None:
+    """Raises QuotaExceeded where a project of which so many jobs wait may not have another wait."""
+    if limits.queued_jobs is not None and waiting + 1 + len(new.then) > limits.queued_jobs:
+        raise QuotaExceeded(
+            f"{waiting} jobs of the project {context.project} wait, which may have {limits.queued_jobs}: create "
+            "more when some have run, or cancel some."
+        )
+
+
+def check_job(context: ServiceContext, limits: Limits, new: NewJob) -> None:
+    """Raises QuotaExceeded where the project may have nothing more of what the job takes or makes."""
     if kind_named(new.kind).needs_base:  # others get no device
         _check_gpu_hours(context, limits)
     if limits.stored_bytes is not None:
         check_bytes(context, 1)
     if limits.adapters is not None and new.kind in _MAKES_ADAPTERS:
-        check_adapter(context)
+        check_adapters(context, limits, context.store.holdings.adapters())
 
 
 def _check_gpu_hours(context: ServiceContext, limits: Limits) -> None:
