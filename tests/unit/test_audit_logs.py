@@ -123,6 +123,42 @@ def test_what_cannot_be_written_is_kept_and_written_later_in_its_order(
     assert len([one for one in caplog.records if "kept in memory" in one.message]) == 1
 
 
+def test_closed_it_writes_all_that_can_be_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In several pieces, where the disk was full until then; and does not wait for one that is full."""
+    monkeypatch.setattr(trail, "_AGAIN_AFTER", 600.0)
+    monkeypatch.setattr(trail, "_MOST_AT_ONCE", 2)
+    add, tries, is_full = store.audit.add, 0, True
+
+    def may_be_full(done: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if is_full:
+            raise OSError("the disk is full")
+        add(done)
+
+    monkeypatch.setattr(store.audit, "add", may_be_full)
+
+    async def run() -> None:
+        nonlocal is_full
+        kept = AuditTrail(store)
+        for number in range(5):
+            kept.note(Audited(f"t{number}"))
+        while not tries:
+            await asyncio.sleep(0.002)
+        is_full = False
+        await kept.close()
+        assert types(store) == ["t4", "t3", "t2", "t1", "t0"]
+        is_full = True
+        other = AuditTrail(store)
+        other.note(Audited("t5"))
+        await asyncio.wait_for(other.close(), 240)
+
+    asyncio.run(run())
+    assert "1 rows are missing in the audit log" in caplog.text
+
+
 def test_refusals_are_written_at_a_bounded_rate_and_the_others_counted(store: Store) -> None:
     now = 60.0
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from tunewright.api.http.threads import Threads
@@ -66,6 +67,7 @@ class AuditTrail:
         self._threads = Threads("audit", 1)
         self._waiting: deque[Audited] = deque(maxlen=_MOST_WAITING)
         self._writing: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
         self._warned = False
         self._minute, self._refusals, self._left_out = 0, 0, 0
 
@@ -82,12 +84,16 @@ class AuditTrail:
             self._writing = asyncio.create_task(self._write())
 
     async def close(self) -> None:
-        """Write what is left, if that can be written."""
-        if self._writing is not None and not self._warned:
+        """Write what is left, until all is written or it cannot be."""
+        self._closing.set()
+        if self._writing is not None:
             await self._writing
-        elif self._writing is not None:
-            self._writing.cancel()
-        await self._write_some()
+        while self._waiting and await self._write_some():
+            pass
+        if self._waiting:
+            log.error(
+                "%d rows are missing in the audit log, since it could not be written", len(self._waiting)
+            )
 
     def _has_room(self) -> bool:
         minute = int(self._clock() // 60)
@@ -98,9 +104,10 @@ class AuditTrail:
 
     async def _write(self) -> None:
         try:
-            while self._waiting:
+            while self._waiting and not self._closing.is_set():
                 if not await self._write_some():
-                    await asyncio.sleep(_AGAIN_AFTER)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), _AGAIN_AFTER)
         finally:
             self._writing = None
 
