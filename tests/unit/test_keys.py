@@ -161,6 +161,27 @@ def test_a_rotated_key_ends_at_once_or_after_its_overlap(
     assert (status(api, second["value"]), status(api, third["value"])) == (401, 200)
 
 
+@pytest.mark.each_database
+@pytest.mark.parametrize("life", [None, 5 * 3600.0])
+def test_a_key_that_is_rotated_again_passes_on_its_whole_life(store: Store, life: float | None) -> None:
+    """A client that has lost the answer asks again."""
+    keys = store.of("default").keys
+    old, _ = keys.create("k", [Scope.READ], expires_at=time.time() + life if life is not None else None)
+    for overlap in (3600.0, 7200.0):
+        rotated = keys.rotate(old.id, overlap=overlap)
+        assert rotated is not None
+        new, _ = rotated
+        if life is None:
+            assert new.ends_at is None
+        else:
+            assert new.ends_at == pytest.approx(new.created_at + life, abs=10)
+    ending = keys.get(old.id)
+    assert ending is not None
+    assert ending.ends_at is not None
+    assert 0 < ending.ends_at - time.time() <= 3600, "to rotate it again makes it live no longer"
+    assert not ending.is_valid(ending.ends_at)
+
+
 def test_a_key_passes_on_no_more_than_it_has(api: TestClient) -> None:
     manager = made(api, scopes=["admin", "read"])["value"]
     assert made(api, key=manager, scopes=["read"])["scopes"] == ["read"]

@@ -48,6 +48,8 @@ class ApiKey:
     scopes: tuple[Scope, ...]
     created_at: float
     expires_at: float | None
+    replaced_until: float | None
+    """Until when it is taken beside the key that has replaced it."""
     revoked_at: float | None
     last_used_at: float | None
     limits: Limits = NO_LIMITS
@@ -60,8 +62,13 @@ class ApiKey:
         values |= {name: Limits.of(values[name]) for name in ("limits", "project_limits") if name in values}
         return cls(**{**values, "scopes": tuple(Scope(scope) for scope in row.scopes)})
 
+    @property
+    def ends_at(self) -> float | None:
+        """When it is not taken any more, if it is not revoked before."""
+        return min((at for at in (self.expires_at, self.replaced_until) if at is not None), default=None)
+
     def is_valid(self, now: float) -> bool:
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+        return self.revoked_at is None and (self.ends_at is None or now < self.ends_at)
 
 
 NewKey = tuple[ApiKey, str]
@@ -116,7 +123,9 @@ class KeyStore:
 
     def rotate(self, id: str, *, overlap: float = 0.0) -> NewKey | None:
         """A new key in the place of this one: with its name and scopes, valid for as long as it was from its creation.
-        The old one is refused after `overlap` seconds. None where there is no such key."""
+        The old one is refused after `overlap` seconds. None where there is no such key.
+
+        Within its overlap it can be rotated again, by who has lost the answer, say: no later end comes of that."""
         now = time.time()
         with self._database.begin() as connection:
             row = connection.execute(
@@ -128,7 +137,8 @@ class KeyStore:
             expires_at = now + (old.expires_at - old.created_at) if old.expires_at is not None else None
             ends: dict[str, float] = {"revoked_at": now}
             if overlap > 0:
-                ends = {"expires_at": min(old.expires_at or now + overlap, now + overlap)}
+                until = now + overlap
+                ends = {"replaced_until": min(until, old.replaced_until or until)}
             connection.execute(update(api_keys).where(api_keys.c.id == id).values(**ends))
             return _insert(connection, old.name, old.scopes, expires_at, old.limits)
 

@@ -56,6 +56,7 @@ api_keys = Table(
     Column("scopes", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
+    Column("replaced_until", Float),  # since it was rotated: until when it is still taken
     Column("revoked_at", Float),
     Column("last_used_at", Float),
     Column("limits", JSON),

@@ -213,6 +213,6 @@ def _common(key: ApiKey) -> dict[str, Any]:
         "name": key.name,
         "redacted_value": key.redacted,
         "created_at": int(key.created_at),
-        "expires_at": int(key.expires_at) if key.expires_at is not None else None,
+        "expires_at": int(key.ends_at) if key.ends_at is not None else None,
         "last_used_at": int(key.last_used_at) if key.last_used_at is not None else None,
     }
