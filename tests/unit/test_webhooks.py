@@ -20,7 +20,7 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 from starlette.testclient import TestClient
 
 from receivers import Receiver
@@ -34,10 +34,11 @@ from tunewright.kinds.batch.models import INPUT_FILE, BatchRequest, BatchResult,
 from tunewright.registry.aliases import AliasTarget
 from tunewright.registry.workspace import Workspace
 from tunewright.store import job_rows, outbox
+from tunewright.store import webhooks as webhook_store
 from tunewright.store.records import JobInput, NewJob
 from tunewright.store.states import DeliveryState, JobState
 from tunewright.store.store import Store
-from tunewright.store.tables import jobs, webhook_events
+from tunewright.store.tables import jobs, webhook_endpoints, webhook_events
 from tunewright.store.webhook_records import Attempt, Delivery, WebhookEndpoint, WebhookEvent
 from tunewright.store.webhooks import PLACES, PLACES_AT_ENDPOINT, PLACES_OF_LONE_PROJECT
 from tunewright.webhooks import deliverer
@@ -918,6 +919,22 @@ def test_what_does_not_exist_is_not_found(api: TestClient) -> None:
         body = {"event_type": DONE} if path.endswith("/test") else {}
         answer = api.request(method, path, json=body if method == "POST" else None)
         assert error(answer, 404)["code"].startswith("webhook_"), (method, path)
+
+
+@pytest.mark.parametrize(("path", "body"), [("", {"name": "other"}), ("/rotate_secret", {})])
+def test_what_is_deleted_while_it_is_changed_is_not_found(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    """On PostgreSQL another transaction may delete it between the two statements of the change."""
+    url, read = f"{ENDPOINTS}/{create(api)['id']}{path}", webhook_store._endpoint
+
+    def deleted_then(connection: Connection, id: str) -> WebhookEndpoint | None:
+        found = read(connection, id)
+        connection.execute(delete(webhook_endpoints))
+        return found
+
+    monkeypatch.setattr(webhook_store, "_endpoint", deleted_then)
+    assert error(api.post(url, json=body), 404)["code"] == "webhook_endpoint_not_found"
 
 
 def test_a_test_sends_a_signed_event_at_once(api: TestClient, store: Store) -> None:

@@ -261,14 +261,15 @@ def _endpoint(connection: Connection, id: str) -> WebhookEndpoint | None:
     return WebhookEndpoint(**row._mapping) if row else None
 
 
-def _change(connection: Connection, id: str, values: Mapping[str, Any]) -> WebhookEndpoint:
+def _change(connection: Connection, id: str, values: Mapping[str, Any]) -> WebhookEndpoint | None:
+    """None where it was deleted meanwhile, which is possible on PostgreSQL."""
     row = connection.execute(
         update(webhook_endpoints)
         .where(webhook_endpoints.c.id == id)
         .values(updated_at=time.time(), **values)
         .returning(webhook_endpoints)
-    ).one()
-    return WebhookEndpoint(**row._mapping)
+    ).one_or_none()
+    return WebhookEndpoint(**row._mapping) if row else None
 
 
 def _deliveries() -> Select[Any]:
