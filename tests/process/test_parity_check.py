@@ -327,6 +327,23 @@ def test_an_engine_that_breaks_down_over_it_again_and_again_quarantines(
     assert checker.starts() == 1, "the reference is asked once"
 
 
+def test_a_gpu_that_was_lent_is_given_back_where_the_database_is_lost(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = checker.parity._devices = Devices(["cuda:0"], checker.store)
+    spec = checker.parity._spec
+
+    def lost(one: Any, engine: Any, device: str) -> ParitySpec:
+        if device:
+            raise DatabaseUnavailable("it cannot be reached")
+        return spec(one, engine, device)
+
+    monkeypatch.setattr(checker.parity, "_spec", lost)
+    with pytest.raises(DatabaseUnavailable):
+        checker.until(lambda: False)
+    assert devices.for_jobs() == ["cuda:0"]
+
+
 @pytest.mark.parametrize(
     "error", [EngineBusy("the engine does not answer"), DatabaseUnavailable("it cannot be reached")]
 )

@@ -199,7 +199,12 @@ class ParityChecker:
         assert engine is not None and engine.info is not None, "it was ready"
         device = self._devices.lend_for_check(gpu=not has_failed)
         try:
-            self._references.start([self._spec(one, engine.info, device) for one in batch])
+            specs = [self._spec(one, engine.info, device) for one in batch]
+        except Exception:  # else no job gets it any more
+            self._devices.give_back(device)
+            raise
+        try:
+            self._references.start(specs)
         except OSError as error:  # a full disk, say
             log.warning("checking %s: %s; trying again", first.model.name, error)
             self._checks[first.model.id].not_before = time.monotonic() + _WAIT
