@@ -274,10 +274,8 @@ class JobRunner:
         """The job's process, which an earlier scheduler may have started."""
         process = self.processes.get(job.id)
         if process is None:
-            name = _process_name(job)
-            process = ChildProcess.adopt(
-                folder.process_file, log_file=folder.log_file, lifeline=self._lifeline, name=name
-            )
+            at, name = folder.log_file, _process_name(job)
+            process = ChildProcess.adopt(folder.process_file, log_file=at, lifeline=self._lifeline, name=name)
             if process is not None:
                 self.processes[job.id] = process
         return process
@@ -360,7 +358,7 @@ class JobRunner:
         if error is None:
             return
         log.error("publishing %s: %r", job.id, error)
-        if is_temporary(error) or isinstance(error, OSError | DatabaseError):  # the product is kept
+        if isinstance(error, OSError | DatabaseError) or is_temporary(error):  # the product is kept
             if self._background.postpone(job.id, _PUBLISH_AGAIN_AFTER):
                 self._warn(job, f"Its product could not be published yet: {error}; trying again")
             return
