@@ -234,9 +234,21 @@ def test_a_larger_accuracy_is_better_and_the_last_step_is_evaluated(tmp_path: Pa
     assert result.best.step == next(step for step, value in values.items() if value == result.best.value)
 
 
-def test_a_run_that_was_killed_before_it_could_publish_does_no_further_step(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "job", early_stopping={"patience": 2})
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"early_stopping": {"patience": 2}},
+        # Better, but by too little: the last checkpoint is the best.
+        {"early_stopping": {"patience": 1, "min_delta": 50.0}, "rate": 1e-3},
+    ],
+)
+def test_a_run_that_was_killed_before_it_could_publish_does_no_further_step(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    folder = folder_of(tmp_path / "job", **options)
     result = run(folder)
+    assert result.best is not None
+    assert (result.best.step == result.best.last_step) == ("rate" in options)
     product = load_file(folder.adapter / "adapter_model.safetensors")
     steps = len(evaluated(folder))
     shutil.rmtree(folder.adapter)

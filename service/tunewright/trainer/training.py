@@ -197,8 +197,9 @@ def _train(
     if rank() != 0:
         # Other dropout than that of rank 0. The rows are drawn by a seed of their own.
         transformers.set_seed(spec.seed + rank())
-    if resume_from is not None and best.is_over:
-        trainer.state = TrainerState.load_from_json(str(resume_from / TRAINER_STATE_NAME))
+    over_at = resume_from if best.is_over else None
+    if over_at is not None:
+        trainer.state = TrainerState.load_from_json(str(over_at / TRAINER_STATE_NAME))
     else:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     metrics.flush()
@@ -207,7 +208,8 @@ def _train(
         return None
     best.tell(events, trainer.state)
     is_last = best.found is None or best.found.step == trainer.state.global_step
-    earlier = None if is_last else checkpoints.best()
+    # Where no step was left, the model has the weights of no checkpoint.
+    earlier = None if is_last and over_at is None else checkpoints.best()
     has_weights = take_weights(trainer, earlier)
     # Of a sharded model the weights of an earlier checkpoint are in the product alone.
     forgetting = general.measure(again=not is_last) if general is not None and has_weights else None
