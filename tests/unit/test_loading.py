@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
@@ -22,7 +25,7 @@ from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
-from tunewright.rows.mixture import Mixture, Part
+from tunewright.rows.mixture import EpochOrder, Mixture, Part
 from tunewright.rows.totals import Totals
 from tunewright.trainer.data import epoch_order, tell_data
 from tunewright.trainer.loading import LoadingCallback
@@ -49,6 +52,16 @@ def train(
     base: Path, folder: JobFolder, *, seconds: float = 0.0, workers: int = 0
 ) -> tuple[LoadingCallback, Any]:
     """Some steps on rows of which each batch takes so many seconds to read."""
+    loading = LoadingCallback(EventLog(folder, 0), workers)
+    trainer = trainer_of(base, folder, loading, seconds=seconds, workers=workers)
+    trainer.on_wait = loading.wait
+    trainer.train()
+    return loading, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trainer_of(
+    base: Path, folder: JobFolder, *callbacks: Any, seconds: float = 0.0, workers: int = 0
+) -> HeldOutTrainer:
     rows = token_rows(2 * STEPS, 8).tolist()
 
     def slowly(batch: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +69,8 @@ def train(
         read = [rows[n] for n in batch["number"]]
         return {"input_ids": read, "labels": read}
 
-    loading = LoadingCallback(EventLog(folder, 0), workers)
     torch.manual_seed(0)
-    trainer = HeldOutTrainer(
+    return HeldOutTrainer(
         model=AutoModelForCausalLM.from_pretrained(base),
         args=SFTConfig(
             output_dir=str(folder.path / "out"), use_cpu=True, bf16=False, max_steps=STEPS, logging_steps=1, seed=0,
@@ -69,11 +81,8 @@ def train(
         train_dataset=Dataset.from_list([{"number": n} for n in range(len(rows))]).with_transform(slowly),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
         processing_class=AutoTokenizer.from_pretrained(str(embedded_base_path())),
-        callbacks=[loading],
+        callbacks=[*callbacks],
     )  # fmt: skip
-    trainer.on_wait = loading.wait
-    trainer.train()
-    return loading, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def warnings(folder: JobFolder) -> list[str]:
@@ -88,6 +97,30 @@ def test_steps_that_wait_for_their_rows_are_measured_and_told_once(base: Path, f
 
 def test_processes_that_read_rows_change_no_loss(base: Path, folder: JobFolder) -> None:
     assert train(base, folder)[1] == train(base, folder, workers=2)[1]
+
+
+def test_each_of_two_ranks_goes_on_within_a_later_epoch_where_it_was(
+    base: Path, folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance: Any = SimpleNamespace(
+        examples=2 * STEPS, epoch=lambda number, _: np.random.default_rng(number).permutation(2 * STEPS)
+    )
+    trainer = trainer_of(base, folder)
+    trainer.data_collator = lambda rows: [row["input_ids"] for row in rows]
+
+    def batches(rank: int, skipped: int) -> list[Any]:
+        prepared = partial(prepare_data_loader, num_processes=2, process_index=rank, put_on_device=False)
+        monkeypatch.setattr(trainer.accelerator, "prepare", prepared)
+        trainer.order = EpochOrder(chance)
+        loader = trainer.get_train_dataloader()
+        if skipped:
+            loader = skip_first_batches(loader, skipped)
+        loader.set_epoch(2)  # as the Trainer does
+        return list(loader)
+
+    whole = [batches(rank, 0) for rank in (0, 1)]
+    assert len(whole[0]) == len(whole[1]) == STEPS // 2
+    assert [batches(rank, 5) for rank in (0, 1)] == [one[5:] for one in whole]
 
 
 def test_processes_that_read_rows_end_with_a_killed_trainer(base: Path, folder: JobFolder) -> None:

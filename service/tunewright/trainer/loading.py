@@ -56,6 +56,10 @@ class OrderedRows(PortableCheckpoints):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, whose processes end with this one, also where it is killed."""
         loader: DataLoader[Any] = super().get_train_dataloader()
+        if self.order is not None:
+            # Of several ranks each has a part of another sampler's batches, and where the first of them are skipped,
+            # accelerate tells the number of the epoch to the outer one alone.
+            loader.set_sampler(self.order)
         readers = getattr(loader, "base_dataloader", loader)  # accelerate's loader iterates over another one
         readers.worker_init_fn = partial(_begin, os.getpid(), readers.worker_init_fn)
         return loader
