@@ -240,6 +240,29 @@ def test_a_process_of_vllm_that_ended_beside_its_server_ends_the_engine(
     assert (told[0], str(told[1]).split(" 600 ")[0]) == (EngineState.BACKOFF, "its process VLLM::EngineCore")
 
 
+def test_an_error_of_the_database_while_an_engine_is_given_up_leaves_none_that_runs_and_is_forgotten(
+    store: Store, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    deployed(store, 0.3, {})
+    served = (keeper := keep(["cuda:0", "cuda:1"]))._served[FULL]
+    monkeypatch.setattr(engines, "MAX_STARTS", 1)
+    served.process = process = Running()
+    with monkeypatch.context() as broken:
+        broken.setattr(store.deployments, "fail", fails)
+        with pytest.raises(OSError, match="full"):
+            keeper._died(served, "ValueError: no")
+    assert process.ended
+    assert served.process is None
+    assert served.state is not EngineState.FAILED, "it is tried again, and then given up in the database too"
+
+    served.process = Running()
+    keeper._died(served, "ValueError: no")
+    assert (served.state, now(store)[1].state) == (EngineState.FAILED, EngineState.FAILED)
+
+
 def tagged(data: Workspace) -> list[Path]:
     """The folder of sockets and the shared memory of the engine's last start; the memory is made here."""
     folder = Path((data.engine("tiny") / "leftovers").read_text())

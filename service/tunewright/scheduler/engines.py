@@ -229,8 +229,7 @@ class EngineKeeper:
 
     def _start(self, served: Served, info: BaseInfo) -> None:
         assert served.source is not None, "its model was found"
-        unsuited = unsuited_vllm()
-        if unsuited is not None:
+        if (unsuited := unsuited_vllm()) is not None:
             self._back_off(served, unsuited)
             return
         name, vllm_args = served.name, self._settings.serving.vllm_args
@@ -335,8 +334,10 @@ class EngineKeeper:
 
     def _died(self, served: Served, why: str) -> None:
         served.probe = served.search = None
-        self._back_off(served, why)  # first: the end of a process that has much memory takes seconds
-        self._end(served)
+        try:
+            self._back_off(served, why)  # first: the end of a process that has much memory takes seconds
+        finally:
+            self._end(served)
 
     def _end(self, served: Served) -> None:
         """Kill what is left of the engine, and remove what it leaves."""
@@ -348,14 +349,13 @@ class EngineKeeper:
     def _back_off(self, served: Served, why: str, *, counts: bool = True) -> None:
         deployment = served.deployment
         if counts and deployment is not None and not self._was_ready(deployment):
-            failures = self._store.deployments.count_failure(deployment.id)
-            if failures >= MAX_STARTS:
+            if self._store.deployments.count_failure(deployment.id) >= MAX_STARTS:
                 self._give_up(served, deployment, why)
                 return
         wait = served.back_off()
         log.error("engine %s: %s; trying again in %.0f s", served.name, why, wait)
-        served.state = EngineState.BACKOFF
         self._store.engines.set_state(served.name, EngineState.BACKOFF, reason=why)
+        served.state = EngineState.BACKOFF
 
     def _was_ready(self, deployment: Deployment) -> bool:
         now = self._store.deployments.get(deployment.id)
@@ -363,8 +363,8 @@ class EngineKeeper:
 
     def _give_up(self, served: Served, deployment: Deployment, why: str) -> None:
         log.error("engine %s: %s; it is not started again until a user asks for it", served.name, why)
-        served.state = EngineState.FAILED
         self._store.deployments.fail(deployment.id, served.name, why)
+        served.state = EngineState.FAILED
 
     def _drain(self, served: Served, deployment: Deployment) -> None:
         """End the engine after its last request, or at the deadline of the drain; then forget the deployment."""
