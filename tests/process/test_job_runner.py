@@ -163,6 +163,7 @@ def test_a_job_that_runs_out_of_memory_goes_on_with_less(
     assert done.resolved == RESOLVED.model_copy(
         update={
             "gradient_checkpointing": True, "per_device_batch_size": 2, "gradient_accumulation_steps": 16,
+            "order_batch_size": 8,
         }
     )  # fmt: skip
     spec = JobFolder(scheduler.data.job(job.id)).read_spec(TrainingSpec)

@@ -33,6 +33,7 @@ from tiny import tiny_adapter
 from tunewright.config import embedded_base_path
 from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import JobFolder
+from tunewright.plan.fitting import with_less_memory
 from tunewright.trainer.methods.kto import FixedBatches, LabelledTrainer
 from tunewright.trainer.spec import TrainingSpec
 from tunewright.trainer.training import Stopped
@@ -243,6 +244,22 @@ def test_batches_of_all_weights_are_the_same_in_each_epoch_and_come_by_chance() 
     for batch in epochs[0]:
         assert {int(partners[row]) for row in batch} == batch
         assert all(partners[row] != row for row in batch)
+
+
+def test_with_less_memory_batches_are_pieces_of_those_before_and_nothing_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = labelled_rows(11)
+    folder = job_folder(tmp_path / "job", rows, method="kto", type="full", per_device_batch_size=4)
+    before, spec = trainer_of(folder), folder.read_spec(TrainingSpec)
+    less = with_less_memory(spec.tuning.model_copy(update={"gradient_checkpointing": True}))
+    assert less is not None
+    assert less.per_device_batch_size == 2
+    folder.write_spec(spec.model_copy(update={"tuning": less}))
+    monkeypatch.setattr(LabelledTrainer, "compute_ref_log_probs", None)
+    after = trainer_of(folder)
+    assert list(after.order) == list(before.order)
+    assert [after.train_dataset[n] for n in range(11)] == [before.train_dataset[n] for n in range(11)]
 
 
 @pytest.mark.parametrize("batch", [2, 3])

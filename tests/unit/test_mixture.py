@@ -15,6 +15,7 @@ from rows import resolved
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import JobFolder
 from tunewright.plan.data_shape import data_shape
+from tunewright.plan.fitting import with_less_memory
 from tunewright.plan.mixing import drawn, mixed_shape
 from tunewright.rows.cache import TokenCache
 from tunewright.rows.mixture import EpochOrder, Mixture, Part
@@ -148,6 +149,21 @@ def test_a_job_that_groups_by_length_has_grouped_batches(part: Any) -> None:
     assert order is not None
     order.set_epoch(1)
     assert list(order) == mixture.epoch(1, 4).tolist() != mixture.epoch(1).tolist()
+
+
+def test_a_job_that_goes_on_in_less_memory_has_the_order_with_which_it_began(part: Any) -> None:
+    mixture = Mixture([part("a", np.random.default_rng(0).integers(1, 200, 60).tolist(), 1.0)], seed=3)
+    update = {
+        "group_by_length": True, "gradient_checkpointing": True, "batch_size": 8, "per_device_batch_size": 4,
+    }  # fmt: skip
+    before = resolved().model_copy(update=update)
+    less = with_less_memory(before)
+    assert less is not None
+    least = with_less_memory(less)
+    assert least is not None
+    assert (less.per_device_batch_size, least.per_device_batch_size) == (2, 1)
+    orders = [epoch_order(mixture, tuning) for tuning in (before, less, least)]
+    assert list(orders[0] or ()) == list(orders[1] or ()) == list(orders[2] or ())
 
 
 def test_a_file_of_which_no_row_is_held_out_is_trained_on_alone(tmp_path: Path, tokenizer: Any) -> None:

@@ -184,6 +184,7 @@ def test_every_option_has_a_value_a_reason_and_a_source() -> None:
         "method",
         "truncation",
         "group_by_length",
+        "order_batch_size",
         "packing",
         "init",
         "lr_scheduler_kwargs",

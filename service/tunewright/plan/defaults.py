@@ -58,6 +58,9 @@ class Resolved(BaseModel):
     batch_size: int
     """Rows per optimizer step: gpus x per_device_batch_size x gradient_accumulation_steps."""
     per_device_batch_size: int
+    order_batch_size: int | None = None
+    """What `per_device_batch_size` was before memory ran out: the order of the rows stays that of batches of so many.
+    None: it is as it was."""
     gradient_accumulation_steps: int
     max_length: int
     truncation: str
@@ -123,6 +126,11 @@ class Resolved(BaseModel):
     """GPUs that train together, each in a process; on the CPU, processes. Rows of earlier versions lack it."""
     sharding: str = "none"
     """"fsdp": weights, gradients and optimizer are shared between them; "none": each has all of it."""
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that the order of an epoch has beside each other: grouped by length, or compared with each other."""
+        return self.order_batch_size or self.per_device_batch_size
 
     @property
     def device_batch_size(self) -> int:

@@ -112,8 +112,8 @@ def with_checkpointing(
 
 
 def with_less_memory(resolved: Resolved) -> Resolved | None:
-    """The options of the same training in less memory: with checkpointing first, then with half as many rows at a time.
-    None where neither is left."""
+    """The options of the same training in less memory: with checkpointing first, then with half as many rows at a time,
+    in the same order. None where neither is left."""
     if resolved.gradient_checkpointing is False:
         return resolved.model_copy(update={"gradient_checkpointing": True})
     least = METHODS[resolved.method].least_at_a_time
@@ -123,5 +123,9 @@ def with_less_memory(resolved: Resolved) -> Resolved | None:
     if at_a_time >= resolved.per_device_batch_size:
         return None
     return resolved.model_copy(
-        update={"per_device_batch_size": at_a_time, "gradient_accumulation_steps": steps}
+        update={
+            "per_device_batch_size": at_a_time,
+            "gradient_accumulation_steps": steps,
+            "order_batch_size": resolved.rows_together,
+        }
     )

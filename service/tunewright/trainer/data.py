@@ -145,4 +145,4 @@ def epoch_order(training: Mixture, tuning: Resolved) -> EpochOrder | None:
     """The order of the examples; None: the Trainer's own, each once in an epoch, by chance."""
     if training.is_plain and not tuning.group_by_length:
         return None
-    return EpochOrder(training, tuning.per_device_batch_size if tuning.group_by_length else None)
+    return EpochOrder(training, tuning.rows_together if tuning.group_by_length else None)

@@ -211,7 +211,8 @@ class JobObject(Wire):
 
 def _tuning_shown(tuning: BaseModel, method: MethodName) -> dict[str, Any]:
     """Without what is in the job's `method`, and without what only other methods have."""
-    return tuning.model_dump(exclude={"method", "beta", "eval_samples", *of_others(method)})
+    hidden = {"method", "beta", "eval_samples", "order_batch_size", *of_others(method)}
+    return tuning.model_dump(exclude=hidden)
 
 
 class EventObject(JobEventBody):

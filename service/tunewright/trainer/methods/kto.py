@@ -6,7 +6,8 @@ its order, which then is the order of training too. Here rows come by chance, as
 is paired when it is made. The reference is as for `dpo`.
 
 For full fine-tuning the reference's numbers are computed before the first step, also those of exchanged answers: rows
-that are computed at a time stay together in all epochs, and these batches come by chance (`FixedBatches`).
+that are computed at a time stay together in all epochs, and these batches come by chance (`FixedBatches`). Where memory
+runs out and fewer are computed at a time, these are pieces of the same batches, whose rows keep their partners.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ class LabelledTrainer(OrderedRows, BesideReference, KTOTrainer):  # type: ignore
                 "kto compares the answers of several rows at a time: give at least two rows",
             )
         is_adapter = isinstance(parts.model, PeftModel)
-        grouped = tuning.per_device_batch_size if tuning.group_by_length else None
+        grouped = tuning.rows_together if tuning.group_by_length else None
         self._batches: FixedBatches | None = None
         """Of training all weights."""
         if is_adapter:
             self.order = EpochOrder(parts.training, grouped)
         else:
             rows = parts.training.epoch(0, grouped)
-            self.order = self._batches = FixedBatches(rows, tuning.per_device_batch_size, parts.spec.seed)
+            self.order = self._batches = FixedBatches(rows, tuning.rows_together, parts.spec.seed)
         leave_out_mask(parts.model)
         super().__init__(
             model=parts.model,
@@ -97,7 +98,7 @@ class LabelledTrainer(OrderedRows, BesideReference, KTOTrainer):  # type: ignore
         began = time.monotonic()
         numbers = reference_logps(
             self._parts.folder,
-            [*rows.keys, f"kto, {batch_size} at a time"],
+            [*rows.keys, f"kto, {self._parts.spec.tuning.rows_together} at a time"],
             len(order),
             partial(self._reference_batches, dataset, order, batch_size),
             _REFERENCE,
