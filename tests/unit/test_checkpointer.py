@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tunewright.jobs.folder import EventLog, JobFolder
-from tunewright.trainer.loop import CheckpointCallback, MetricsCallback
+from tunewright.trainer.loop import CheckpointCallback, MetricsCallback, latest_checkpoint
 
 ARGS = TrainingArguments(output_dir="unused", report_to="none")
 
@@ -96,3 +96,28 @@ def test_asked_to_stop_in_the_last_step_it_ends(folder: JobFolder) -> None:
     control = epoch_end(saver, state(8))
     assert (control.should_save, control.should_training_stop) == (True, False)
     assert not saver.stopped
+
+
+def save(saver: CheckpointCallback, folder: JobFolder, at: TrainerState) -> Path:
+    """As the Trainer does; returns the folder that it has written."""
+    written = folder.work / f"checkpoint-{at.global_step}"
+    written.mkdir(parents=True)
+    (written / "weights").write_text(f"those of step {at.global_step}")
+    saver.on_save(ARGS, at, TrainerControl())
+    return written
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from_and_is_saved_anew(folder: JobFolder) -> None:
+    saver = checkpointer(folder, 0)
+    for step in (4, 8):
+        save(saver, folder, state(step))
+    older, newer = folder.checkpoints / "step-4", folder.checkpoints / "step-8"
+    (newer / "weights").write_text("something else")
+
+    assert latest_checkpoint(folder) == older
+    again = checkpointer(folder, 0)
+    assert list(again.usable()) == [4], "it is not offered for use"
+    save(again, folder, state(8))
+    assert (newer / "weights").read_text() == "those of step 8"
+    assert latest_checkpoint(folder) == newer
+    assert sorted(again.usable()) == [4, 8]

@@ -316,13 +316,16 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def latest_checkpoint(folder: JobFolder) -> Path | None:
-    """The newest checkpoint whose files all have the hashes that were saved with it; None where there is none."""
+    """The newest checkpoint whose files all have the hashes that were saved with it; None where there is none. Rank 0
+    removes newer ones, which the run saves again; other ranks ask after it."""
     for _, path in folder.complete_checkpoints():
         files = _manifest(path).get("files", {})
         if files and all(
             (path / name).is_file() and sha256_of(path / name) == digest for name, digest in files.items()
         ):
             return path
+        if rank() == 0:
+            shutil.rmtree(path, ignore_errors=True)
     return None
 
 

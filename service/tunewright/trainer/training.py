@@ -128,13 +128,13 @@ def _train(
     tokenizer = load_tokenizer(spec)
     heartbeat = HeartbeatCallback(folder)
     if rank() != 0:
-        ranks.wait_for_all()  # rank 0 tokenizes, and the others find it done
+        ranks.wait_for_all()  # rank 0 tokenizes and removes damaged checkpoints, and the others find it done
     training, validation = tokenized_files(folder, spec, tokenizer, heartbeat.beat)
+    resume_from = latest_checkpoint(folder)
     if rank() == 0:
         ranks.wait_for_all()
     trained_tokens = training.tokens(tuning.n_epochs)
     planned = planned_run(spec, training.shape(), trained_tokens, training.distinct_tokens)
-    resume_from = latest_checkpoint(folder)
     if resume_from is None:
         tell_data(events, training, tuning)
         tell_planned(events, planned)
