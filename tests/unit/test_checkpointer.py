@@ -107,6 +107,15 @@ def save(saver: CheckpointCallback, folder: JobFolder, at: TrainerState) -> Path
     return written
 
 
+def test_a_step_is_saved_once_and_nothing_is_left_of_a_second_save(folder: JobFolder) -> None:
+    saver = checkpointer(folder, 0)
+    save(saver, folder, state(4))  # the best so far, after an evaluation by steps
+    assert not epoch_end(saver, state(4)).should_save
+    assert not save(saver, folder, state(4)).exists()
+    assert [step for step, _ in folder.complete_checkpoints()] == [4]
+    assert epoch_end(saver, state(8)).should_save
+
+
 def test_a_damaged_checkpoint_is_not_resumed_from_and_is_saved_anew(folder: JobFolder) -> None:
     saver = checkpointer(folder, 0)
     for step in (4, 8):

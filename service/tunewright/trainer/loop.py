@@ -206,6 +206,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._best = best or BestCallback()
         self._last_save = time.monotonic()
         self._save_began = 0.0
+        self._saved_at: int | None = None
         self._stop = False
         self.stopped = False
         self.usable_steps: list[int] = [
@@ -244,7 +245,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = False
             return control
         self._save_began = time.monotonic()
-        control.should_save = True
+        control.should_save = state.global_step != self._saved_at  # it may have been the best so far
         (stop,) = ranks.said_by_first(self._stop)
         if stop and state.global_step < state.max_steps:
             control.should_training_stop = self.stopped = True
@@ -254,6 +255,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._metrics.flush()
+        self._saved_at = state.global_step
         ranks.wait_for_all()  # each has written its random states
         if rank() != 0:
             return
@@ -279,6 +281,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             publish_folder(saved, target)
             if usable:
                 self.usable_steps.append(step)
+        else:
+            shutil.rmtree(saved, ignore_errors=True)
         self._prune()
         now = time.monotonic()
         # Saving takes at most 5 % of the time.
