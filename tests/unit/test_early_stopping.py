@@ -262,6 +262,14 @@ def test_a_run_that_was_killed_before_it_could_publish_does_no_further_step(
     assert_close(load_file(folder.adapter / "adapter_model.safetensors"), product)
 
 
+def test_a_run_that_was_killed_after_its_last_step_has_the_metrics_of_that_step(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path / "job", ROWS[:4], HELD_OUT, method="supervised", n_epochs=1, rank=4)
+    metrics = run(folder).metrics
+    assert metrics.keys() >= {"train_loss", "valid_loss", "general_kl"}
+    shutil.rmtree(folder.adapter)
+    assert run(folder).metrics == pytest.approx(metrics)
+
+
 @pytest.mark.parametrize("at", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_decides_the_same(tmp_path: Path, at: int) -> None:
     """`at`: of the checkpoints that are kept, the oldest first."""

@@ -159,6 +159,8 @@ def _train(
     loading = LoadingCallback(events, tuning.dataloader_workers)
     best = BestCallback(tuning.best_checkpoint, tuning.early_stopping, resume_from)
     checkpoints = CheckpointCallback(folder, metrics, spec.checkpoint_seconds, best)
+    if resume_from is not None:
+        metrics.latest |= checkpoints.metrics_of(int(resume_from.name.removeprefix("step-")))
     signal.signal(signal.SIGTERM, lambda *_: checkpoints.ask_to_stop())
     if rank() == 0:
         shutil.rmtree(folder.work, ignore_errors=True)
