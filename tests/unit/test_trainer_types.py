@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,54 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import Linear as LoraLinear
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from rows import resolved
 from tiny import tiny_model, token_rows
+from tunewright.config import embedded_base_path
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
 from tunewright.trainer.four_bit import nf4, prepared
 from tunewright.trainer.methods.supervised import HeldOutTrainer
-from tunewright.trainer.model import leave_casts_to_autocast, load_model
+from tunewright.trainer.model import leave_casts_to_autocast, load_model, load_tokenizer
 from tunewright.trainer.spec import TrainingSpec
 
+TEXT = "The cat, the hat and the car: 123! a!!"
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {}, "rslora": {"use_rslora": True}, "dropout": {"lora_dropout": 0.3}, "dora": {"use_dora": True},
     "dora and dropout": {"use_dora": True, "lora_dropout": 0.3},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("has_special", [True, False])
+def test_a_base_whose_tokenizer_names_no_token_for_padding_gets_one(tmp_path: Path, has_special: bool) -> None:
+    base = Path(embedded_base_path())
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((base / name).read_text())
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    named = {"eos_token", "pad_token", "unk_token", "bos_token", "added_tokens_decoder", "extra_special_tokens"}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({name: value for name, value in settings.items() if name not in named})
+    )
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["added_tokens"][0]["special"] = False
+    data["added_tokens"] = data["added_tokens"] if has_special else []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    expected = AutoTokenizer.from_pretrained(tmp_path)(TEXT)["input_ids"]
+
+    tokenizer = load_tokenizer(
+        TrainingSpec(
+            job_id="one", base_name="tiny", base_path=str(tmp_path), training_file="", seed=0, device="cpu",
+            tuning=resolved(),
+        )
+    )  # fmt: skip
+
+    assert tokenizer.pad_token_id == (1 if has_special else 0)
+    assert tokenizer(TEXT)["input_ids"] == expected
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXT)["input_ids"] == expected
 
 
 def adapted(base: Path, **settings: Any) -> PeftModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,16 @@ def load_tokenizer(spec: TrainingSpec) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = spec.chat_template
     if tokenizer.pad_token_id is None:
         # Padding is masked out of attention and loss; which token it is does not matter.
-        tokenizer.pad_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.unk_token
+        named = (tokenizer.eos_token, tokenizer.unk_token, *_special(tokenizer))
+        first = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = next((token for token in named if token is not None), first)
     return tokenizer
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Tokens that are special already: an ordinary one that became special would cut words where it is in them, in a
+    tokenizer that is saved and read again."""
+    return (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def load_model(spec: TrainingSpec, initial: Path) -> PreTrainedModel | PeftModel:
