@@ -262,6 +262,22 @@ def test_with_less_memory_batches_are_pieces_of_those_before_and_nothing_is_comp
     assert [after.train_dataset[n] for n in range(11)] == [before.train_dataset[n] for n in range(11)]
 
 
+@pytest.mark.parametrize("type", ["lora", "full"])
+def test_a_row_that_is_alone_in_the_last_batch_is_compared_with_another(tmp_path: Path, type: str) -> None:
+    rows = labelled_rows(5)
+    trainer = trainer_of(
+        job_folder(tmp_path / "job", rows, method="kto", type=type, batch_size=2, per_device_batch_size=2)
+    )
+    *whole, alone = trainer.get_train_dataloader()
+    assert [len(batch["label"]) for batch in (*whole, alone)] == [2, 2, 1]
+    for batch in (*whole, alone):
+        for own, other in zip(batch["input_ids"], batch["KL_input_ids"], strict=True):
+            assert own.tolist() != other.tolist()
+    if type == "lora":  # as TRL pairs them
+        first, second = whole[0]["completion_mask"].sum(1)
+        assert whole[0]["KL_completion_mask"].sum(1).tolist() == [second, first]
+
+
 @pytest.mark.parametrize("batch", [2, 3])
 def test_the_evaluation_does_not_depend_on_the_rows_at_a_time(tmp_path: Path, batch: int) -> None:
     rows = labelled_rows(7)

@@ -82,23 +82,28 @@ class LabelledTrainer(OrderedRows, BesideReference, KTOTrainer):  # type: ignore
         if is_adapter and parts.spec.parent_adapter is None:
             self.drop_copy_of_base(parts.model)
 
-    def _prepare_dataset(self, dataset: Dataset, _: Any, __: Any, name: str) -> Dataset | Mismatched:
+    def _prepare_dataset(self, dataset: Dataset, _: Any, __: Any, name: str) -> Mismatched | MatchedAlone:
         # rows.tokenized has tokenized and masked
         if name != "train":
             return Mismatched(dataset, np.roll(np.arange(len(dataset)), 1))
-        return dataset if self._batches is None else Mismatched(dataset, self._batches.partners())
+        if self._batches is None:
+            return MatchedAlone(dataset)
+        return Mismatched(dataset, self._batches.partners())
 
     def _precompute_ref_logps(self, dataset: Mismatched, name: str, batch_size: int) -> Mismatched:
-        is_training = name == "train"
+        is_training, together = name == "train", self._parts.spec.tuning.rows_together
         rows = self._parts.training if is_training else self._parts.held_out
         assert rows is not None and self._batches is not None, (
             "there is a dataset of it, of training all weights"
         )
         order = self._batches.rows if is_training else np.arange(len(dataset))
+        pairs = f"kto, {together} at a time"
+        if is_training and len(order) % together == 1:
+            pairs += ", none alone"  # earlier versions compared the last row with itself
         began = time.monotonic()
         numbers = reference_logps(
             self._parts.folder,
-            [*rows.keys, f"kto, {self._parts.spec.tuning.rows_together} at a time"],
+            [*rows.keys, pairs],
             len(order),
             partial(self._reference_batches, dataset, order, batch_size),
             _REFERENCE,
@@ -194,11 +199,32 @@ class FixedBatches(Sampler[int]):  # type: ignore[misc]
         return map(int, np.concatenate([order.reshape(-1), self.rows[whole:]]))
 
     def partners(self) -> Indices:
-        """For each row the one before it in its batch, for the first the last."""
+        """For each row the one before it in its batch, for the first the last; for one alone that of the batch before."""
         found = np.empty_like(self.rows)
         for begin in range(0, len(self.rows), self._at_a_time):
             batch = self.rows[begin : begin + self._at_a_time]
-            found[batch] = np.roll(batch, 1)
+            found[batch] = np.roll(batch, 1) if len(batch) > 1 else self.rows[begin - 1]
+        return found
+
+
+class MatchedAlone(torch.utils.data.Dataset[Row]):  # type: ignore[misc]
+    """Rows, of which one that is alone in its batch, the last of an epoch, gets the one before it in the data set to
+    exchange answers with. The others find theirs in their batch."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return dict(self.rows[index])
+
+    def __getitems__(self, indices: list[int]) -> list[Row]:
+        """Those of a batch, for which torch asks together."""
+        found: list[Row] = self.rows.__getitems__(indices)
+        if len(found) == 1:
+            found[0][_OTHER] = self.rows[indices[0] - 1]
         return found
 
 
