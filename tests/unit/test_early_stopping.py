@@ -31,6 +31,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from preferences import SEED, as_messages, assert_close, job_folder, text_rows, trainer_of
 from tunewright.config import embedded_base_path
+from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.plan.defaults import resolve
 from tunewright.plan.options import HyperparameterOptions, TuningOptions
@@ -38,7 +39,7 @@ from tunewright.plan.stopping import METRICS, EarlyStopping, best_of
 from tunewright.trainer.general_text import GeneralText
 from tunewright.trainer.run import METHODS
 from tunewright.trainer.spec import TrainingResult, TrainingSpec
-from tunewright.trainer.training import train
+from tunewright.trainer.training import tell_first_evaluation, train
 
 pytestmark = pytest.mark.usefixtures("few_passages")
 
@@ -285,6 +286,15 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_decides_the_same(tmp_path
 
     assert run(folder).best == expected.best
     assert_close(load_file(folder.adapter / "adapter_model.safetensors"), undisturbed)
+
+
+def test_an_evaluation_without_the_metric_ends_the_run_before_its_first_step(tmp_path: Path) -> None:
+    events = EventLog(JobFolder(tmp_path), 0)
+    metrics = {"eval_loss": 0.5, "eval_rewards/chosen": 0.0}
+    with pytest.raises(TrainingFailed, match="has no valid_reward_margin") as told:
+        tell_first_evaluation(events, metrics, "valid_reward_margin")
+    assert told.value.code == "invalid_validation_file"
+    tell_first_evaluation(events, metrics, "valid_loss")
 
 
 def test_what_auto_becomes() -> None:

@@ -399,6 +399,34 @@ def test_a_share_that_holds_out_nothing_is_refused_with_one_that_would(
     assert told.value.param == "validation_file"
 
 
+@pytest.mark.parametrize("held_out", ["auto", "a file"])
+def test_held_out_answers_that_are_all_good_have_no_margin_to_find_the_best_checkpoint_by(
+    api: TestClient, store: Store, data: Workspace, held_out: str
+) -> None:
+    def rows(*labels: bool) -> bytes:
+        return lines(
+            *({"prompt": f"{n}?", "completion": "yes", "label": labels[n % len(labels)]} for n in range(200))
+        )
+
+    good, both = rows(True), rows(True, False)
+    options: dict[str, Any] = {
+        "method": {"type": "kto"},
+        "tuning": {"best_checkpoint": "valid_reward_margin"},
+    }
+    for content in (good, both):
+        if held_out == "auto":
+            given, training = "auto", content
+        else:
+            given, training = upload(api, content)["id"], both
+        if content is both:
+            assert validated(api, store, data, training, validation_file=given, **options).resolved
+            continue
+        with pytest.raises(JobRefused, match="all held-out answers are good") as told:
+            validated(api, store, data, training, validation_file=given, **options)
+        assert (told.value.code, told.value.param) == ("invalid_validation_file", "validation_file")
+        assert validated(api, store, data, training, validation_file=given, method={"type": "kto"}).resolved
+
+
 def test_equal_rows_cannot_be_parted(api: TestClient, store: Store, data: Workspace) -> None:
     with pytest.raises(JobRefused, match=r"holds out none|none is left to train on"):
         validated(api, store, data, lines(*[chat(1)] * 50), validation_file="auto")

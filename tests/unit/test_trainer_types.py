@@ -33,12 +33,21 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("has_special", [True, False])
-def test_a_base_whose_tokenizer_names_no_token_for_padding_gets_one(tmp_path: Path, has_special: bool) -> None:
+def test_a_base_whose_tokenizer_names_no_token_for_padding_gets_one(
+    tmp_path: Path, has_special: bool
+) -> None:
     base = Path(embedded_base_path())
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text((base / name).read_text())
     settings = json.loads((base / "tokenizer_config.json").read_text())
-    named = {"eos_token", "pad_token", "unk_token", "bos_token", "added_tokens_decoder", "extra_special_tokens"}
+    named = {
+        "eos_token",
+        "pad_token",
+        "unk_token",
+        "bos_token",
+        "added_tokens_decoder",
+        "extra_special_tokens",
+    }
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({name: value for name, value in settings.items() if name not in named})
     )

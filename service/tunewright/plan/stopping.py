@@ -14,17 +14,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 LOSS = "valid_loss"
-_REWARD, _ACCURACY, _MARGIN = "valid_reward", "valid_reward_accuracy", "valid_reward_margin"
+MARGIN = "valid_reward_margin"
+_REWARD, _ACCURACY = "valid_reward", "valid_reward_accuracy"
 StoppingMetric = Literal[
     "valid_loss", "valid_mean_token_accuracy", "valid_nll_loss", "valid_reward", "valid_reward_accuracy",
     "valid_reward_margin",
 ]  # fmt: skip
 METRICS: Mapping[str, tuple[str, ...]] = {
     "supervised": (LOSS, "valid_mean_token_accuracy"),
-    "dpo": (LOSS, _ACCURACY, _MARGIN),
-    "kto": (LOSS, _MARGIN),
-    "orpo": (LOSS, "valid_nll_loss", _ACCURACY, _MARGIN),
-    "reward": (LOSS, _ACCURACY, _MARGIN),
+    "dpo": (LOSS, _ACCURACY, MARGIN),
+    "kto": (LOSS, MARGIN),
+    "orpo": (LOSS, "valid_nll_loss", _ACCURACY, MARGIN),
+    "reward": (LOSS, _ACCURACY, MARGIN),
     "reinforcement": (_REWARD,),
 }
 """Of each method, the metrics of an evaluation by which a checkpoint can be the best; the first by default. The loss of

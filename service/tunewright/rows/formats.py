@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tunewright.rows.canonical import Row, RowKind
+from tunewright.rows.canonical import Row, RowKind, is_labelled
 from tunewright.rows.containers import Container, open_container
 from tunewright.rows.containers.raw import Raw
 from tunewright.rows.faults import LONGEST_ROW, Fault, InvalidData, NotJson, RowFault, check_levels
@@ -56,6 +56,8 @@ class FileReport:
     """Fields without a meaning, and how many rows have them."""
     held_out: int = 0
     """Rows that are held out, of the reading's share."""
+    labels: set[bool] = field(default_factory=set)
+    """Of labelled rows: the labels of those that are held out, or of all where the reading has no share."""
     nearest_place: float = 1.0
     """The smallest share that would hold out a row is above this."""
 
@@ -204,10 +206,14 @@ def _note(report: FileReport, converted: Converted, reading: Reading) -> None:
         )
     row = converted.row
     report.has_messages |= isinstance(row.get("messages", row.get("prompt")), list)
+    is_measured = True
     if reading.held_out_share:
         place = place_of(row)
         report.nearest_place = min(report.nearest_place, place)
-        report.held_out += place < reading.held_out_share
+        is_measured = place < reading.held_out_share
+        report.held_out += is_measured
+    if is_measured and is_labelled(row):
+        report.labels.add(row["label"])
 
 
 def _named(format: DataFormat, kind: RowKind | None) -> str:

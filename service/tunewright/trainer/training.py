@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from tunewright.jobs.failure import TrainingFailed
 from tunewright.jobs.folder import EventLog, JobFolder
 from tunewright.jobs.process import rank
 from tunewright.plan.fitting import padding_of
@@ -67,18 +68,26 @@ class Parts:
 class FirstEvaluation(TrainerCallback):  # type: ignore[misc]
     """Tells the evaluation of a model that can be evaluated only once it trains."""
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: EventLog, metric: str | None) -> None:
         self._events = events
+        self._metric = metric
 
     def on_evaluate(
         self, args: Any, state: TrainerState, *_: Any, metrics: dict[str, float], **__: Any
     ) -> None:
         if state.global_step == 0:
-            tell_first_evaluation(self._events, metrics)
+            tell_first_evaluation(self._events, metrics, self._metric)
 
 
-def tell_first_evaluation(events: EventLog, metrics: dict[str, float]) -> None:
+def tell_first_evaluation(events: EventLog, metrics: dict[str, float], metric: str | None) -> None:
+    """`metric`: by which a checkpoint is the best. Raises TrainingFailed where the evaluation has none."""
     before = held_out(metrics)
+    if metric is not None and metric not in before:
+        raise TrainingFailed(
+            "invalid_validation_file",
+            f"an evaluation of the held-out rows has no {metric}, by which the best checkpoint is found: hold out rows "
+            "that have it (of kto good answers and bad ones), or go by another metric",
+        )
     events.message(f"Validation loss before training: {told(before, 'valid_')}", data={"step": 0, **before})
 
 
@@ -179,10 +188,10 @@ def _train(
         trainer.order = epoch_order(training, tuning)
     if validation is not None and resume_from is None:
         if spec.is_sharded:  # only once it trains
-            trainer.add_callback(FirstEvaluation(events))
+            trainer.add_callback(FirstEvaluation(events, tuning.best_checkpoint))
             trainer.args.eval_on_start = True
         else:
-            tell_first_evaluation(events, trainer.evaluate())
+            tell_first_evaluation(events, trainer.evaluate(), tuning.best_checkpoint)
     scores = METHODS[spec.method].scores
     general = None
     if not scores:  # else it has no logits of tokens

@@ -44,6 +44,7 @@ from tunewright.kinds.kind import JobRefused, Kind, Service, Validated, fetch_we
 from tunewright.plan.defaults import Resolved, resolve
 from tunewright.plan.fitting import with_less_memory
 from tunewright.plan.methods import METHODS
+from tunewright.plan.stopping import MARGIN
 from tunewright.registry.bases import BaseInfo
 from tunewright.store.records import Job
 from tunewright.trainer.spec import FurtherFile, TrainingResult, TrainingSpec
@@ -95,6 +96,13 @@ class FineTuning(Kind):
             method=request.method,
         )
         _check_generation(resolved, files.rows)
+        if resolved.best_checkpoint == MARGIN and len(files.labels) == 1:
+            raise JobRefused(
+                "invalid_validation_file",
+                f"all held-out answers are {'good' if True in files.labels else 'bad'}, and {MARGIN} compares good ones "
+                "with bad ones: hold out both, or go by another metric",
+                "validation_file",
+            )
         resolved, where = with_sampling(service.store, job.base, resolved, request.tuning.sampling)
         summary = f"Files validated ({files.summary}){where}{told_of_models(request)}"
         if service.on_gpu and request.tuning.gradient_checkpointing == "auto":

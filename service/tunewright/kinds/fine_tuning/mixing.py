@@ -36,6 +36,8 @@ class CheckedFiles:
     summary: str
     warnings: tuple[tuple[str, str], ...] = ()
     """(code, text)"""
+    labels: frozenset[bool] = frozenset()
+    """Of labelled rows: those of the rows that are held out."""
 
 
 def weights_of(job: Job, request: FineTuningRequest) -> dict[str, float]:
@@ -62,8 +64,12 @@ def check_files(
             )
         except JobRefused as refusal:
             raise JobRefused(refusal.code, f"{id}: {refusal}", "data.mix") from refusal
+    measured = list(reports.values()) if request.data.validation_share else []
     if (validation := job.file(VALIDATION_FILE)) is not None:
-        check_data(files.file(validation), VALIDATION_FILE, template, base, request.data, request.method)
+        measured = [
+            check_data(files.file(validation), VALIDATION_FILE, template, base, request.data, request.method)
+        ]
+    labels = frozenset[bool]().union(*(one.labels for one in measured))
     _check_items(files, [*weights, *([validation] if validation else [])], request, bool(template))
     if request.data.validation_share:
         check_held_out(report, request.data.validation_share)
@@ -76,9 +82,9 @@ def check_files(
         else ()
     )
     if not others:
-        return CheckedFiles(rows, describe(report), warnings)
+        return CheckedFiles(rows, describe(report), warnings, labels)
     summary = "; ".join(f"{id} (weight {weights[id]:g}): {describe(one)}" for id, one in reports.items())
-    return CheckedFiles(rows, summary, warnings)
+    return CheckedFiles(rows, summary, warnings, labels)
 
 
 def _check_items(
