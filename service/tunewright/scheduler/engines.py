@@ -233,10 +233,9 @@ class EngineKeeper:
             self._back_off(served, unsuited)
             return
         name, vllm_args = served.name, self._settings.serving.vllm_args
-        is_deployment = served.deployment is not None
         options = options_to_start(served, vllm_args, self._store)
         served.socket.unlink(missing_ok=True)
-        most = most_sequences(options, vllm_args, is_deployment=is_deployment)
+        most = most_sequences(options, vllm_args, is_deployment=served.deployment is not None)
         started = row_of(served, info, options, most)
         if self._store.engines.starting(name, str(served.socket), started) is None:
             return  # the deployment was deleted just now
@@ -349,7 +348,8 @@ class EngineKeeper:
     def _back_off(self, served: Served, why: str, *, counts: bool = True) -> None:
         deployment = served.deployment
         if counts and deployment is not None and not self._was_ready(deployment):
-            if self._store.deployments.count_failure(deployment.id) >= MAX_STARTS:
+            failures = self._store.deployments.count_failure(deployment.id)
+            if failures >= MAX_STARTS:
                 self._give_up(served, deployment, why)
                 return
         wait = served.back_off()

@@ -99,8 +99,8 @@ class FineTuning(Kind):
         if resolved.best_checkpoint == MARGIN and len(files.labels) == 1:
             raise JobRefused(
                 "invalid_validation_file",
-                f"all held-out answers are {'good' if True in files.labels else 'bad'}, and {MARGIN} compares good ones "
-                "with bad ones: hold out both, or go by another metric",
+                f"all held-out answers are {'good' if True in files.labels else 'bad'}, and {MARGIN} compares good "
+                "ones with bad ones: hold out both, or go by another metric",
                 "validation_file",
             )
         resolved, where = with_sampling(service.store, job.base, resolved, request.tuning.sampling)

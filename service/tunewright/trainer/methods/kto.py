@@ -199,7 +199,7 @@ class FixedBatches(Sampler[int]):  # type: ignore[misc]
         return map(int, np.concatenate([order.reshape(-1), self.rows[whole:]]))
 
     def partners(self) -> Indices:
-        """For each row the one before it in its batch, for the first the last; for one alone that of the batch before."""
+        """For each row the one before it in its batch, for the first the last; for one alone the row before."""
         found = np.empty_like(self.rows)
         for begin in range(0, len(self.rows), self._at_a_time):
             batch = self.rows[begin : begin + self._at_a_time]
