@@ -159,8 +159,6 @@ class StorageUnavailable(TunewrightError):
     """The database, the disk or the bucket of artifacts cannot be used now, which is no fault of what was asked. The
     same works later (`scheduler.temporary` has the errors of libraries that mean it too)."""
 
-    status = 503
-
 
 class Busy(StorageUnavailable):
     status = 503

@@ -217,6 +217,7 @@ def test_what_a_fine_tuning_job_was_asked_for_and_became_is_kept(at_0005: Connec
     assert job.resolved.model_dump() == {
         **RESOLVED_OF_0005,
         "use_dora": False,
+        "order_batch_size": None,
         "gradient_checkpointing": None,
         "torch_compile": None,
         "gpus": 1,

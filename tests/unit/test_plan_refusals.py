@@ -29,7 +29,7 @@ def context(tmp_path: Any) -> Any:
         bases=lambda: models.bases,
         devices=lambda: ["cuda:0"],
         store=SimpleNamespace(files=SimpleNamespace(get=lambda id: SimpleNamespace(report=REPORT))),
-        workspace=SimpleNamespace(file=lambda id: tmp_path / id),
+        workspace=SimpleNamespace(fetch_file=lambda id: tmp_path / id),
     )
 
 

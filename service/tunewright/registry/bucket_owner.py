@@ -212,7 +212,7 @@ class Ownership:
     def _unknown(self, count: int) -> ArtifactsUnavailable:
         return ArtifactsUnavailable(
             f"{self._bucket} has {count} artifacts, of which this database lists none: they may be another service's,"
-            f" of an earlier version. {_INSTEAD}, or start it with {_OPTION} {UNMARKED} where they are nobody's else."
+            f" of an earlier version. {_INSTEAD}, or start it with {_OPTION} {UNMARKED} where they are nobody else's."
             f" {_THEN}.",
             is_refusal=True,
         )
