@@ -45,7 +45,7 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 FAST := tests/process tests/contract tests/abuse tests/unit
 
-test: setup ## The whole suite, with a real vLLM (about 25 minutes on 2 cores)
+test: setup ## The whole suite, with a real vLLM (about 23 minutes on 2 cores)
 	@$(PYTEST) -m "not soak and not gpu" tests/engine $(FAST)
 	@cd client && ../$(BIN)/python -m pytest -q
 
