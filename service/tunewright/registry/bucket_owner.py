@@ -93,6 +93,12 @@ class Note:
         except FileNotFoundError:
             return None
 
+    @classmethod
+    def since_of(cls, path: Path) -> float:
+        """Since when the prefix is this service's (Unix time), 0 where no service has noted it."""
+        note = cls.read(path)
+        return note.since if note is not None else 0.0
+
 
 def read_mark(bucket: Bucket) -> Mark | None:
     """Raises ArtifactsUnavailable, also where the mark cannot be read."""

@@ -12,7 +12,6 @@ differ in the part of an adapter's config that the hash leaves out.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
 import threading
@@ -30,14 +29,13 @@ from tunewright.ids import path_name
 from tunewright.registry.artifacts import LocalArtifacts, StoredArtifact, publish_artifact
 from tunewright.registry.bucket import Bucket
 from tunewright.registry.bucket_owner import Note, check_note
+from tunewright.registry.caching import SPARE, shrink, touch
 from tunewright.registry.content import artifact_files, artifact_sha256, folder_size
 from tunewright.registry.removals import Removals, destroy
 from tunewright.registry.scratch import scratch_folder
 
 log = logging.getLogger("tunewright.registry")
 
-_SPARE = 64 * 2**20
-"""Bytes of the disk that a download leaves free."""
 _IN_USE = 60.0
 """Seconds after its last use in which a cached artifact stays: who has fetched it is about to open it."""
 _LEFT = 86_400.0
@@ -97,10 +95,10 @@ class RemoteArtifacts:
 
     def fetch(self, sha256: str) -> Path:
         folder = self.local(sha256)
-        if _touch(folder):
+        if touch(folder):
             return folder
         with self._fetching[sha256], self.keeping(sha256):
-            if _touch(folder):  # another thread has fetched it
+            if touch(folder):  # another thread has fetched it
                 return folder
             with scratch_folder(self._tmp, "fetch-") as temporary:
                 self.copy(sha256, temporary)
@@ -118,7 +116,7 @@ class RemoteArtifacts:
         manifest = self._manifest(sha256)
         if manifest is None:
             raise FileNotFoundError(2, f"{self.bucket} has no artifact of this hash", sha256)
-        if manifest.bytes + _SPARE > shutil.disk_usage(folder).free:
+        if manifest.bytes + SPARE > shutil.disk_usage(folder).free:
             raise StorageFull(
                 f"There is no room on the disk for the artifact {sha256}: {manifest.bytes} bytes."
             )
@@ -166,12 +164,8 @@ class RemoteArtifacts:
         manifest = self._manifest(sha256)
         if manifest is None:  # it is uploaded later
             return self._cache.stat(sha256)
-        note = Note.read(
-            self._note
-        )  # what came to this database by a claim or a restore has a day from then on, too
-        return StoredArtifact(
-            manifest.bytes, max(manifest.stored_at, note.since if note is not None else 0.0)
-        )
+        # What came to this database by a claim or a restore has a day from then on, too.
+        return StoredArtifact(manifest.bytes, max(manifest.stored_at, Note.since_of(self._note)))
 
     # what the scheduler does now and then
 
@@ -187,14 +181,7 @@ class RemoteArtifacts:
             with suppress(FileNotFoundError):  # removed just now
                 folder = self.local(sha256)
                 found.append((folder.stat().st_mtime, folder_size(folder), sha256))
-        total = sum(size for _, size, _ in found)
-        for used_at, size, sha256 in sorted(found):
-            if total <= most:
-                break
-            if time.time() - used_at > _IN_USE and self._evict(sha256, in_use):
-                total -= size
-                log.info("removed artifact %s from the cache (--max-artifact-cache-size)", sha256)
-        return total
+        return shrink(found, most, _IN_USE, lambda sha256: self._evict(sha256, in_use))
 
     def upload_missing(self, used: Collection[str]) -> int:
         """Upload what was stored before there was a bucket, or restored from an archive. Returns how many."""
@@ -244,6 +231,7 @@ class RemoteArtifacts:
                 return False
             doomed = self._removals.move_away(cached)
         destroy(doomed)
+        log.info("removed artifact %s from the cache (--max-artifact-cache-size)", sha256)
         return True
 
     # the bucket
@@ -286,12 +274,3 @@ class RemoteArtifacts:
             f"The artifact {sha256} in {self.bucket} is damaged: {what}. Put its objects back from a copy.",
             is_refusal=True,
         )
-
-
-def _touch(folder: Path) -> bool:
-    """Note that the folder is used now. False where it does not exist."""
-    try:
-        os.utime(folder)
-    except FileNotFoundError:
-        return False
-    return True

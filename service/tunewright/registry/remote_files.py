@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -23,13 +22,12 @@ from tunewright.errors import ArtifactsUnavailable, StorageFull
 from tunewright.ids import path_name
 from tunewright.registry.bucket import Bucket, StoredObject
 from tunewright.registry.bucket_owner import Note, check_note
+from tunewright.registry.caching import SPARE, shrink, touch
 from tunewright.registry.removals import Removals, destroy
 from tunewright.registry.scratch import scratch_folder
 
 log = logging.getLogger("tunewright.registry")
 
-_SPARE = 64 * 2**20
-"""Bytes of the disk that a download leaves free."""
 _IN_USE = 600.0
 """Seconds after its last use in which a cached file stays: who has fetched it is about to open it."""
 _FILES = "files/"
@@ -76,7 +74,7 @@ class RemoteFiles:
         if not found:
             raise FileNotFoundError(2, f"{self._bucket} has no file of this id", id)
         name = max(found, key=lambda one: found[one].modified)
-        if found[name].bytes + _SPARE > shutil.disk_usage(target.parent).free:
+        if found[name].bytes + SPARE > shutil.disk_usage(target.parent).free:
             raise StorageFull(f"There is no room on the disk for the file {id}: {found[name].bytes} bytes.")
         self._bucket.download(name, target)
         with target.open("rb") as opened:
@@ -108,8 +106,7 @@ class RemoteFiles:
 
     def stored(self) -> dict[str, float]:
         """The ids of the files in the bucket, and since when each is there (Unix time), or may be this database's."""
-        note = Note.read(self._note)
-        since = note.since if note is not None else 0.0
+        since = Note.since_of(self._note)
         return {
             name.removeprefix(_FILES).partition("/")[0]: max(one.modified, since)
             for name, one in self._bucket.find(_FILES).items()
@@ -125,15 +122,8 @@ class RemoteFiles:
         for path in self._cache.glob("file-*"):
             with suppress(FileNotFoundError):  # removed just now
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for used_at, size, path in sorted(found):
-            if total <= most:
-                break
-            if time.time() - used_at > _IN_USE and self._evict(path, in_use):
-                total -= size
-                log.info("removed %s from the data folder (--max-file-cache-size)", path.name)
-        return total
+                found.append((status.st_mtime, status.st_size, path.name))
+        return shrink(found, most, _IN_USE, lambda id: self._evict(id, in_use))
 
     def upload_missing(self, listed: Collection[str]) -> int:
         """Upload what was stored before files were in the bucket, or restored from an archive. Returns how many."""
@@ -146,25 +136,18 @@ class RemoteFiles:
                     count += 1
         return count
 
-    def _evict(self, path: Path, in_use: Callable[[], Collection[str]]) -> bool:
-        with self._removals.alone(path.name, wait=False) as is_ours:
-            if not is_ours or not path.exists() or path.name in in_use() or not self._objects(path.name):
+    def _evict(self, id: str, in_use: Callable[[], Collection[str]]) -> bool:
+        with self._removals.alone(id, wait=False) as is_ours:
+            cached = self._cache / path_name(id)
+            if not is_ours or not cached.exists() or id in in_use() or not self._objects(id):
                 return False
-            doomed = self._removals.move_away(path)
+            doomed = self._removals.move_away(cached)
         destroy(doomed)
+        log.info("removed %s from the data folder (--max-file-cache-size)", id)
         return True
 
     def _objects(self, id: str) -> dict[str, StoredObject]:
         return self._bucket.find(_prefix(id))
-
-
-def touch(path: Path) -> bool:
-    """Note that a file or folder is used now. False where it does not exist."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _prefix(id: str) -> str:

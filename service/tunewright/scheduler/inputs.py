@@ -6,7 +6,8 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tunewright.registry.remote_files import RemoteFiles, touch
+from tunewright.registry.caching import touch
+from tunewright.registry.remote_files import RemoteFiles
 from tunewright.registry.workspace import Workspace
 from tunewright.store.records import Job
 

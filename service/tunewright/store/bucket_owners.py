@@ -22,13 +22,9 @@ class BucketOwnerStore:
 
     def of(self, place: str) -> BucketIdentity:
         """This database's identity at a prefix, which is made where there is none."""
-        with self._database.begin() as connection:
+        with self._database.read() as connection:
             found = _find(connection, place)
-            if found is None:
-                self._insert(connection, place)
-                found = _find(connection, place)
-        assert found is not None, "it was inserted"
-        return found
+        return found or self.renew(place)
 
     def begin_turn(self, place: str, current: str, following: str) -> None:
         """Note the turn that the mark has and the one that it is about to get."""

@@ -11,9 +11,7 @@ bucket_owners = Table(
     metadata,
     Column("place", Text, primary_key=True),  # s3://BUCKET/PREFIX
     Column("owner", String(32), nullable=False),
-    Column(
-        "turn", String(16), nullable=False
-    ),  # what the mark in the bucket has, or has had before `next_turn`
+    Column("turn", String(16), nullable=False),  # the mark in the bucket has it, or had it before `next_turn`
     Column("next_turn", String(16), nullable=False),
     Column(
         "since", Float, nullable=False
