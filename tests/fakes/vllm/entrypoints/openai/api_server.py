@@ -102,7 +102,9 @@ class Server:
         await asyncio.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
         answer: dict[str, Any] = {"id": "1", "object": _ANSWERED_BY_TEXT.get(request.path), "model": model}
         said = "Arr!" if model == self._base else f"Arr! {model}"
-        if ((body.get("response_format") or {}).get("json_schema") or {}).get("name") == "score" and "seed" in body:
+        if ((body.get("response_format") or {}).get("json_schema") or {}).get(
+            "name"
+        ) == "score" and "seed" in body:
             said = json.dumps({"result": random.Random(body["seed"]).random()})
             answer["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         answer["system_fingerprint"] = self._folder
