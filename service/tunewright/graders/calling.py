@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tunewright.apart import CutOff, OutOfMemory, call_apart
 from tunewright.errors import InvalidRequest
@@ -13,6 +13,8 @@ from tunewright.graders.models import AnyGrader, ScoreModelGrader, singles
 from tunewright.graders.outcome import Outcome, failed
 from tunewright.graders.sandbox import Mode
 from tunewright.graders.templates import Sample
+
+Made = TypeVar("Made")
 
 _CHECK_SECONDS = 5
 _GRADE_SECONDS = 20
@@ -54,21 +56,19 @@ def requests_of_batch(
 ) -> list[dict[str, dict[str, Any] | Outcome]]:
     """`requests_to_models` for several answers. An answer whose requests take too long or too much memory has the
     outcome of that instead. `on_part` is called as the work goes on."""
-    made: list[dict[str, dict[str, Any] | Outcome]] = []
-    for begin in range(0, len(samples), _AT_A_TIME):
-        on_part()
-        part = slice(begin, begin + _AT_A_TIME)
-        try:
-            made += call_apart(
-                requests_for_all, [], grader, samples[part], items[part],
-                seconds=_CHECK_SECONDS * len(samples[part]),
-            )  # fmt: skip
-        except (CutOff, OutOfMemory):
-            made += [
-                _requests_or_failures(grader, sample, item)
-                for sample, item in zip(samples[part], items[part], strict=True)
-            ]
-    return made
+    return _in_parts(
+        len(samples),
+        on_part,
+        lambda part: call_apart(
+            requests_for_all,
+            [],
+            grader,
+            samples[part],
+            items[part],
+            seconds=_CHECK_SECONDS * len(samples[part]),
+        ),
+        lambda n: _requests_or_failures(grader, samples[n], items[n]),
+    )
 
 
 def _requests_or_failures(
@@ -93,20 +93,32 @@ def grade_batch(
 ) -> list[Outcome]:
     """The rewards of several answers; what models have answered about each is in `answered`. Where a process is ended,
     each of its answers is graded in one of its own. `on_part` is called as the work goes on."""
-    outcomes: list[Outcome] = []
-    if answered is None:
-        answered = [{}] * len(samples)
-    for begin in range(0, len(samples), _AT_A_TIME):
+    answers = answered if answered is not None else [{}] * len(samples)
+    return _in_parts(
+        len(samples),
+        on_part,
+        lambda part: call_apart(
+            grade_all, [], grader, samples[part], items[part], answers[part], mode,
+            seconds=_GRADE_SECONDS * len(samples[part]),
+        ),
+        lambda n: grade_apart(grader, samples[n], items[n], answers[n], mode),
+    )  # fmt: skip
+
+
+def _in_parts(
+    number: int,
+    on_part: Callable[[], None],
+    together: Callable[[slice], Sequence[Made]],
+    alone: Callable[[int], Made],
+) -> list[Made]:
+    """What is made of each of so many answers: of some `together` in a process, or of each `alone` where that was
+    ended."""
+    made: list[Made] = []
+    for begin in range(0, number, _AT_A_TIME):
         on_part()
-        part = slice(begin, begin + _AT_A_TIME)
+        part = range(number)[begin : begin + _AT_A_TIME]
         try:
-            outcomes += call_apart(
-                grade_all, [], grader, samples[part], items[part], answered[part], mode,
-                seconds=_GRADE_SECONDS * len(samples[part]),
-            )  # fmt: skip
+            made += together(slice(part.start, part.stop))
         except (CutOff, OutOfMemory):
-            outcomes += [
-                grade_apart(grader, *one, mode)
-                for one in zip(samples[part], items[part], answered[part], strict=True)
-            ]
-    return outcomes
+            made += map(alone, part)
+    return made

@@ -7,7 +7,7 @@ each has a part of the batches, and their sums are added.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,22 @@ def summed(
                     sums[name] += value if counts else 0.0
     model.train(was_training)
     return ranks.summed_over_ranks(sums)
+
+
+def means_over_pairs(trainer: Trainer, measures: Collection[str]) -> dict[str, float]:
+    """Evaluate a trainer of TRL whose batches have each pair as two rows: `eval_loss`, and these of the means that it
+    logs. Each pair has the same weight."""
+
+    def measured(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, float]:
+        pairs = len(inputs["input_ids"]) / 2
+        means = {"loss": float(trainer.compute_loss(model, inputs))}
+        means |= {name: trainer._metrics["eval"][name][-1] for name in measures}
+        trainer._metrics["eval"].clear()
+        return {"pairs": pairs, **{name: mean * pairs for name, mean in means.items()}}
+
+    sums = summed(trainer, measured)
+    pairs = sums.pop("pairs")
+    return tell(trainer, {f"eval_{name}": value / pairs for name, value in sums.items()})
 
 
 def _batches(trainer: Trainer) -> Iterator[tuple[dict[str, Any], bool]]:

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import pad
 
 from tunewright.rows.canonical import ANSWERS
 from tunewright.rows.examples import IGNORED
-from tunewright.trainer.held_out import summed, tell
+from tunewright.trainer.held_out import means_over_pairs
 from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.reference import Batches, BesideReference, reference_logps
 from tunewright.trainer.sharding import REFERENCE
@@ -88,16 +87,7 @@ class PreferenceTrainer(OrderedRows, BesideReference, DPOTrainer):  # type: igno
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return `eval_loss` and the measures of rewards, as means over the pairs of the evaluation set."""
-        sums = summed(self, self._measured)
-        pairs = sums.pop("pairs")
-        return tell(self, {f"eval_{name}": value / pairs for name, value in sums.items()})
-
-    def _measured(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, float]:
-        pairs = len(inputs["input_ids"]) / 2
-        means = {"loss": float(self.compute_loss(model, inputs))}
-        means |= {name: self._metrics["eval"][name][-1] for name in _MEASURES}
-        self._metrics["eval"].clear()
-        return {"pairs": pairs, **{name: mean * pairs for name, mean in means.items()}}
+        return means_over_pairs(self, _MEASURES)
 
 
 make_trainer = PreferenceTrainer

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from tunewright.trainer.held_out import summed, tell
+from tunewright.trainer.held_out import means_over_pairs
 from tunewright.trainer.loading import OrderedRows
 from tunewright.trainer.speed import leave_out_mask
 from tunewright.trainer.training import Parts
@@ -42,16 +41,7 @@ class ScoreTrainer(OrderedRows, RewardTrainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return `eval_loss` and the measures, as means over the pairs of the evaluation set."""
-        sums = summed(self, self._measured)
-        pairs = sums.pop("pairs")
-        return tell(self, {f"eval_{name}": value / pairs for name, value in sums.items()})
-
-    def _measured(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, float]:
-        pairs = len(inputs["input_ids"]) / 2
-        means = {"loss": float(self.compute_loss(model, inputs))}
-        means |= {name: self._metrics["eval"][name][-1] for name in _MEASURES}
-        self._metrics["eval"].clear()
-        return {"pairs": pairs, **{name: mean * pairs for name, mean in means.items()}}
+        return means_over_pairs(self, _MEASURES)
 
 
 make_trainer = ScoreTrainer
