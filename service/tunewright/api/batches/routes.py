@@ -14,7 +14,7 @@ from tunewright.api.batches.schemas import BatchEventObject, BatchObject, Create
 from tunewright.api.http.context import Context, ServiceContext
 from tunewright.api.http.errors import responses
 from tunewright.api.http.wire import After, Page, page_of
-from tunewright.api.jobs.events import Metadata, wanted_metadata
+from tunewright.api.jobs.events import Metadata
 from tunewright.api.jobs.routes import Limit, add_output_routes, find_job
 from tunewright.kinds import BATCH
 from tunewright.store.records import Job
@@ -43,9 +43,7 @@ def list_batches(
     context: Context, metadata: Metadata, after: After = None, limit: Limit = 20
 ) -> Page[BatchObject]:
     """Newest first. `metadata[key]=value` keeps those that match."""
-    found, more = context.store.jobs.list(
-        kind=BATCH.name, after=after, limit=limit, metadata=wanted_metadata(metadata)
-    )
+    found, more = context.store.jobs.list(kind=BATCH.name, after=after, limit=limit, metadata=metadata)
     asked_at = context.store.ends.all_asked_at([job.id for job in found])
     return Page(**page_of([BatchObject.of(job, asked_at.get(job.id)) for job in found], more))
 

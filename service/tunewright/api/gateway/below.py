@@ -69,7 +69,7 @@ class BelowLive:
                 target = await self._gateway.router.find(model, held, BATCHES, project=project)
             line = target.line
             assert line is not None, "the router gives each target its line"
-            await self._body(target, path, body, size)  # what is refused does not wait
+            data = await self._body(target, path, body, size)  # what is refused does not wait
             try:
                 async with asyncio.timeout(patience):
                     taken = await line.take_below(sequences(body))
@@ -78,21 +78,24 @@ class BelowLive:
             try:
                 async with asyncio.timeout(self._gateway.request_timeout):
                     with ExitStack() as held:
+                        checked = target
                         target = await self._gateway.router.find(model, held, BATCHES, project=project)
                         if target.line is line:  # else another engine has it by now
                             if content is not None and target.content != content:
                                 raise EngineUnavailable("The engine has other weights now: try again.")
-                            return await self._ask(target, path, body, size, held, payer)
+                            if target != checked:
+                                data = await self._body(target, path, body, size)
+                            return await self._ask(target, path, body, data, held, payer)
             except TimeoutError as error:
                 raise RequestTimeout("The generation took longer than --request-timeout.") from error
             finally:
                 line.give_back_below(taken)
 
     async def _ask(
-        self, target: Target, path: str, body: dict[str, Any], size: int, held: ExitStack, payer: Payer
+        self, target: Target, path: str, body: dict[str, Any], data: bytes, held: ExitStack, payer: Payer
     ) -> bytes:
+        """`data`: the body for the target."""
         gateway = self._gateway
-        data = await self._body(target, path, body, size)
         compilation = held.enter_context(gateway.grammars.compile(target, body))
         try:
             async with gateway.engine(target.socket).post(path, data) as upstream:

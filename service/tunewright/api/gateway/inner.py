@@ -41,8 +41,8 @@ from tunewright.store.usage import UsageSource
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize"})
 _LARGEST = 32 * 2**20
 _ALL_OF_BATCHES = 4 * _LARGEST
-"""Bytes of the requests of batches that are here: each waits for hours where live traffic does not end, and takes twice
-its bytes."""
+"""Bytes of the requests of batches that are here: each waits for hours where live traffic does not end, and takes three
+times its bytes."""
 _SOURCES: dict[str, UsageSource] = {"synthesis": "synthesis", "grader": "grader"}
 _TOO_LONG = "The generation took longer than --request-timeout."
 

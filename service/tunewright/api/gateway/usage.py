@@ -61,9 +61,8 @@ def usage_of(answer: bytes) -> tuple[int, int] | None:
     at = answer.rfind(USAGE)
     if at < 0:
         return None
-    if answer.find(USAGE) != at:  # a response repeats the client's tools
-        told = _told(answer)
-        answer, at = (told, 0) if told else (answer, at)
+    if answer.find(USAGE) != at and (told := _told(answer)):  # a response repeats the client's tools
+        return told
     prompt = generated = 0
     for name, number in _NUMBER.findall(answer, at, at + _LENGTH):
         if name in (b"prompt_tokens", b"input_tokens"):
@@ -73,14 +72,18 @@ def usage_of(answer: bytes) -> tuple[int, int] | None:
     return prompt, generated
 
 
-def _told(answer: bytes) -> bytes:
-    """The `usage` of an answer, or of the response in an event; empty where it is no JSON, as several events."""
+def _told(answer: bytes) -> tuple[int, int] | None:
+    """As `usage_of`, of an answer or of the response in an event; None where it is no JSON, as several events."""
     try:
         found = json.loads(answer)
     except ValueError:
-        return b""
+        return None
     of = found.get("response", found) if isinstance(found, dict) else None
-    return json.dumps(of.get("usage")).encode() if isinstance(of, dict) else b""
+    if not isinstance(of, dict):
+        return None
+    usage: dict[str, int] = of["usage"] if isinstance(of.get("usage"), dict) else {}
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
+    return prompt, usage.get("completion_tokens", usage.get("output_tokens", 0))
 
 
 def without_usage(events: bytes) -> tuple[bytes, int]:

@@ -54,17 +54,17 @@ LOGS: dict[int | str, dict[str, Any]] = {
 """The `responses` of the routes that return logs."""
 
 
-Metadata = Annotated[dict[str, str], Depends(Pairs("metadata"))]
-"""The pairs `metadata[key]=value` in the query of a list."""
-
-
-def wanted_metadata(wanted: dict[str, str]) -> dict[str, str]:
+def _metadata(wanted: Annotated[dict[str, str], Depends(Pairs("metadata"))]) -> dict[str, str]:
     """Raises InvalidRequest for pairs that no job can have."""
     if len(wanted) > MOST_METADATA:
         raise InvalidRequest(f"A job has at most {MOST_METADATA} pairs of metadata.", param="metadata")
     if any("\0" in text for pair in wanted.items() for text in pair):
         raise InvalidRequest("No metadata has the character U+0000.", param="metadata")
     return wanted
+
+
+Metadata = Annotated[dict[str, str], Depends(_metadata)]
+"""The pairs `metadata[key]=value` in the query of a list."""
 
 
 async def events_page(

@@ -21,7 +21,6 @@ from tunewright.api.jobs.events import (
     events_responses,
     events_stream,
     log_of,
-    wanted_metadata,
 )
 from tunewright.errors import NotFound, quoted
 from tunewright.kinds.kind import Kind
@@ -95,9 +94,7 @@ def add_job_routes(
         name=f"list_{texts.many}", description="Newest first. `metadata[key]=value` keeps those that match.",
     )  # fmt: skip
     def list_(context: Context, metadata: Metadata, after: After = None, limit: Limit = 20) -> Any:
-        found, more = context.store.jobs.list(
-            kind=kind.name, after=after, limit=limit, metadata=wanted_metadata(metadata)
-        )
+        found, more = context.store.jobs.list(kind=kind.name, after=after, limit=limit, metadata=metadata)
         return page_of([schemas.show(job) for job in found], more) | {"object": "list"}
 
     item = f"/{{{param}}}"
