@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from peft import LoraConfig
 
 from tunewright.config import embedded_base_path
 from tunewright.jobs.folder import EventLog, JobFolder
@@ -161,3 +162,27 @@ def assert_close(ours: Mapping[str, torch.Tensor], others: Mapping[str, torch.Te
     assert ours.keys() == others.keys()
     for name, one in ours.items():
         torch.testing.assert_close(one, others[name], atol=1e-5, rtol=1e-5)
+
+
+def plain_parts(
+    folder: JobFolder, task: str = "CAUSAL_LM"
+) -> tuple[dict[str, Any], transformers.PreTrainedTokenizerBase, LoraConfig | None]:
+    """What a person would give any of TRL's trainers, with the values of the job: arguments, tokenizer, adapter."""
+    spec = folder.read_spec(TrainingSpec)
+    tuning = spec.tuning
+    transformers.set_seed(SEED)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_base_path())
+    if spec.chat_template:
+        tokenizer.chat_template = spec.chat_template
+    arguments = {
+        "output_dir": str(folder.path / "plain"), "use_cpu": True, "bf16": False, "seed": SEED, "data_seed": SEED,
+        "num_train_epochs": tuning.n_epochs, "per_device_train_batch_size": tuning.per_device_batch_size,
+        "gradient_accumulation_steps": tuning.gradient_accumulation_steps, "learning_rate": tuning.learning_rate,
+        "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "max_length": tuning.max_length, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    adapter = LoraConfig(
+        task_type=task, r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules="all-linear"
+    )
+    return arguments, tokenizer, adapter if tuning.type == "lora" else None

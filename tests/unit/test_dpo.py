@@ -10,20 +10,19 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
-import transformers
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from preferences import (
-    SEED,
     TEMPLATE,
     as_messages,
     as_openai,
     assert_close,
     job_folder,
+    plain_parts,
     text_rows,
     trained,
     trainer_of,
@@ -47,24 +46,12 @@ def steps(trainer: DPOTrainer) -> list[dict[str, float]]:
 
 def plain_script(folder: JobFolder, rows: list[Any], model: Any = None, **arguments: Any) -> DPOTrainer:
     """What a person would write with TRL alone, with the values of the job."""
-    spec = folder.read_spec(TrainingSpec)
-    tuning = spec.tuning
-    transformers.set_seed(SEED)
-    tokenizer = AutoTokenizer.from_pretrained(embedded_base_path())
-    if spec.chat_template:
-        tokenizer.chat_template = spec.chat_template
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules="all-linear"
-    )  # fmt: skip
+    tuning = folder.read_spec(TrainingSpec).tuning
+    given, tokenizer, config = plain_parts(folder)
     trainer = DPOTrainer(
         model=model or AutoModelForCausalLM.from_pretrained(embedded_base_path(), dtype=torch.float32),
         args=DPOConfig(
-            output_dir=str(folder.path / "plain"), use_cpu=True, bf16=False, seed=SEED, data_seed=SEED,
-            num_train_epochs=tuning.n_epochs, per_device_train_batch_size=tuning.per_device_batch_size,
-            gradient_accumulation_steps=tuning.gradient_accumulation_steps, learning_rate=tuning.learning_rate,
-            lr_scheduler_type="cosine", warmup_steps=1, weight_decay=0.0, max_grad_norm=1.0,
-            max_length=tuning.max_length, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
-            report_to="none", disable_tqdm=True, beta=tuning.beta, loss_type=tuning.loss_type,
+            **given, beta=tuning.beta, loss_type=tuning.loss_type,
             label_smoothing=tuning.label_smoothing,
         ),
         train_dataset=Dataset.from_list(rows),

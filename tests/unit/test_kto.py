@@ -11,21 +11,20 @@ pytest.importorskip("trl")
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl import KTOConfig, KTOTrainer
 
 from preferences import (
-    SEED,
     TEMPLATE,
     assert_close,
     job_folder,
     labelled_chat,
     labelled_messages,
     labelled_rows,
+    plain_parts,
     trained,
     trainer_of,
 )
@@ -59,24 +58,12 @@ def steps(trainer: KTOTrainer) -> list[dict[str, float]]:
 
 def plain_script(folder: JobFolder, rows: list[Any], model: Any = None, **arguments: Any) -> KTOTrainer:
     """What a person would write with TRL alone, with the values of the job, on rows in the order of their training."""
-    spec = folder.read_spec(TrainingSpec)
-    tuning = spec.tuning
-    transformers.set_seed(SEED)
-    tokenizer = AutoTokenizer.from_pretrained(embedded_base_path())
-    if spec.chat_template:
-        tokenizer.chat_template = spec.chat_template
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules="all-linear"
-    )  # fmt: skip
+    tuning = folder.read_spec(TrainingSpec).tuning
+    given, tokenizer, config = plain_parts(folder)
     trainer = KTOTrainer(
         model=model or AutoModelForCausalLM.from_pretrained(embedded_base_path(), dtype=torch.float32),
         args=KTOConfig(
-            output_dir=str(folder.path / "plain"), use_cpu=True, bf16=False, seed=SEED, data_seed=SEED,
-            num_train_epochs=1, per_device_train_batch_size=tuning.per_device_batch_size,
-            gradient_accumulation_steps=tuning.gradient_accumulation_steps, learning_rate=tuning.learning_rate,
-            lr_scheduler_type="cosine", warmup_steps=1, weight_decay=0.0, max_grad_norm=1.0,
-            max_length=tuning.max_length, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
-            report_to="none", disable_tqdm=True, beta=tuning.beta, desirable_weight=tuning.desirable_weight,
+            **(given | {"num_train_epochs": 1}), beta=tuning.beta, desirable_weight=tuning.desirable_weight,
             undesirable_weight=tuning.undesirable_weight,
         ),
         train_dataset=Dataset.from_list(rows),

@@ -11,17 +11,16 @@ pytest.importorskip("trl")
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from preferences import (
-    SEED,
     TEMPLATE,
     as_messages,
     as_openai,
     assert_close,
     job_folder,
+    plain_parts,
     text_rows,
     trained,
     trainer_of,
@@ -42,23 +41,11 @@ def steps(trainer: RewardTrainer) -> list[dict[str, float]]:
 
 def plain_script(folder: JobFolder, rows: list[Any]) -> RewardTrainer:
     """What a person would write with TRL alone, with the values of the job."""
-    spec = folder.read_spec(TrainingSpec)
-    tuning = spec.tuning
-    tokenizer = AutoTokenizer.from_pretrained(embedded_base_path())
-    if spec.chat_template:
-        tokenizer.chat_template = spec.chat_template
-    config = LoraConfig(
-        task_type="SEQ_CLS", r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules="all-linear"
-    ) if tuning.type == "lora" else None  # fmt: skip
+    given, tokenizer, config = plain_parts(folder, "SEQ_CLS")
     trainer = RewardTrainer(
         model=str(embedded_base_path()),
         args=RewardConfig(
-            output_dir=str(folder.path / "plain"), use_cpu=True, bf16=False, seed=SEED, data_seed=SEED,
-            num_train_epochs=tuning.n_epochs, per_device_train_batch_size=tuning.per_device_batch_size,
-            gradient_accumulation_steps=tuning.gradient_accumulation_steps, learning_rate=tuning.learning_rate,
-            lr_scheduler_type="cosine", warmup_steps=1, weight_decay=0.0, max_grad_norm=1.0,
-            max_length=tuning.max_length, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
-            report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": torch.float32},
+            **given, model_init_kwargs={"dtype": torch.float32},
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
